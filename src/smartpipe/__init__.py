@@ -1,0 +1,99 @@
+"""Event-driven pub/sub for Python on Amazon SNS and SQS: smart endpoints, dumb pipes.
+
+Names are imported at their first use, so that ``import smartpipe`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smartpipe.version import __version__
+
+if TYPE_CHECKING:
+    from smartpipe.delivery import Delivery
+    from smartpipe.embedded import EmbeddedBroker
+    from smartpipe.errors import (
+        ConfigError,
+        DecodeError,
+        EventTooLarge,
+        PublishError,
+        PublishFailure,
+        Reject,
+        Retry,
+        SmartpipeError,
+        TopologyError,
+        TransportError,
+        UnknownEventType,
+    )
+    from smartpipe.events import Event
+    from smartpipe.outgoing import PublishReport
+    from smartpipe.publisher import Publisher
+    from smartpipe.retry import RetryPolicy
+    from smartpipe.service import Service
+    from smartpipe.topology.model import Queue, Topic
+    from smartpipe.transport import Transport
+    from smartpipe.worker import Worker
+
+__all__ = [
+    "ConfigError",
+    "DecodeError",
+    "Delivery",
+    "EmbeddedBroker",
+    "Event",
+    "EventTooLarge",
+    "PublishError",
+    "PublishFailure",
+    "PublishReport",
+    "Publisher",
+    "Queue",
+    "Reject",
+    "Retry",
+    "RetryPolicy",
+    "Service",
+    "SmartpipeError",
+    "Topic",
+    "TopologyError",
+    "Transport",
+    "TransportError",
+    "UnknownEventType",
+    "Worker",
+    "__version__",
+]
+
+_ERRORS = {name for name in __all__ if name.endswith("Error")} | {
+    "EventTooLarge",
+    "PublishFailure",
+    "Reject",
+    "Retry",
+    "UnknownEventType",
+}
+_HOMES = {
+    "Delivery": "delivery",
+    "EmbeddedBroker": "embedded",
+    "Event": "events",
+    "PublishReport": "outgoing",
+    "Publisher": "publisher",
+    "Queue": "topology.model",
+    "RetryPolicy": "retry",
+    "Service": "service",
+    "Topic": "topology.model",
+    "Transport": "transport",
+    "Worker": "worker",
+    **dict.fromkeys(_ERRORS, "errors"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import *name* from its module, once."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        msg = f"module 'smartpipe' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = globals()[name] = getattr(import_module(f"smartpipe.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return [*globals(), *__all__]

@@ -1,0 +1,95 @@
+"""Settles messages with the queue, ten to a call: deletes those that are done, gives back the others."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from smartpipe.attempts import deliver
+from smartpipe.batcher import Batcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from smartpipe.counts import Counts
+    from smartpipe.message import Failure
+    from smartpipe.transport import Transport
+    from smartpipe.visibility import Lease
+
+log = logging.getLogger("smartpipe.acknowledger")
+
+LINGER_SECONDS = 0.05
+DEADLINE_SECONDS = 10.0
+
+
+class Acknowledger:
+    """Batches the deletes and releases of one queue.
+
+    A batch goes out when it has ten entries, or 50 ms after its first. Entries that fail for the
+    moment are sent again, alone, for 10 s. The lease is kept extended until its message is settled.
+
+    Args:
+        on_settled: Called with each lease whose entry has been sent, or given up.
+    """
+
+    def __init__(
+        self, queue: str, transport: Transport, *, on_settled: Callable[[Lease], None], counts: Counts
+    ) -> None:
+        self._queue = queue
+        self._transport = transport
+        self._on_settled = on_settled
+        self._counts = counts
+        self._deletes: Batcher[Lease] = Batcher(self._delete, linger_seconds=LINGER_SECONDS)
+        self._releases: Batcher[tuple[Lease, float]] = Batcher(self._release, linger_seconds=LINGER_SECONDS)
+
+    def delete(self, lease: Lease) -> None:
+        """Delete the message soon."""
+        self._deletes.add(lease)
+
+    def release(self, lease: Lease, seconds: float) -> None:
+        """Make the message visible again in *seconds*. Without a lease there is nothing to give back."""
+        if lease.lost:
+            self._on_settled(lease)
+        else:
+            self._releases.add((lease, seconds))
+
+    async def drain(self) -> None:
+        """Send what is gathered and wait until it is settled."""
+        await self._deletes.drain()
+        await self._releases.drain()
+
+    async def _delete(self, leases: list[Lease]) -> None:
+        async def call(entries: list[Lease]) -> list[Failure]:
+            return await self._transport.delete(self._queue, [lease.message.receipt_handle for lease in entries])
+
+        failed = await deliver(call, leases, deadline_seconds=DEADLINE_SECONDS)
+        self._settled(leases)
+        for lease, failure in failed:
+            self._counts.not_deleted += 1
+            fields = {"message_id": lease.message.message_id, "queue": self._queue}
+            log.warning(
+                "a finished message could not be deleted and will be delivered again: %s: %s",
+                failure.code,
+                failure.detail,
+                extra={"fields": fields},
+            )
+
+    async def _release(self, batch: list[tuple[Lease, float]]) -> None:
+        async def call(entries: list[tuple[Lease, float]]) -> list[Failure]:
+            asked = [(lease.message.receipt_handle, seconds) for lease, seconds in entries]
+            return await self._transport.change_visibility(self._queue, asked)
+
+        failed = await deliver(call, batch, deadline_seconds=DEADLINE_SECONDS)
+        self._settled([lease for lease, _ in batch])
+        for (lease, _), failure in failed:
+            fields = {"message_id": lease.message.message_id, "queue": self._queue}
+            log.info(
+                "a message could not be given back and returns when its lease ends: %s: %s",
+                failure.code,
+                failure.detail,
+                extra={"fields": fields},
+            )
+
+    def _settled(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._on_settled(lease)

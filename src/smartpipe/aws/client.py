@@ -1,0 +1,47 @@
+"""Clients of botocore and aiobotocore, configured the one way smartpipe wants them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.errors import ConfigError
+from smartpipe.version import __version__
+
+if TYPE_CHECKING:
+    from botocore.session import Session
+
+CONNECT_TIMEOUT_SECONDS = 5
+CALL_TIMEOUT_SECONDS = 15
+POLL_MARGIN_SECONDS = 10
+"""A poll's answer may come so long after its wait: a read timeout below the wait strands messages."""
+
+
+def region_of(session: Session) -> str:
+    """Return the region of AWS's own settings, ``AWS_REGION`` included, which botocore itself does not read.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    region: str | None = session.get_config_variable("region") or os.environ.get("AWS_REGION")
+    if not region:
+        msg = "no AWS region: set AWS_REGION (as in eu-west-1), or region in the AWS profile"
+        raise ConfigError(msg)
+    return region
+
+
+def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dict[str, Any]:
+    """Return the arguments for botocore's or aiobotocore's Config.
+
+    One attempt: smartpipe's own layer retries, with a classifier that knows all throttles and one
+    deadline. The pool has no limit, because waiting for one of its connections would have none
+    either: the number of calls is bounded where they are made, by pollers and batchers.
+    """
+    return {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "read_timeout": read_timeout_seconds,
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "tcp_keepalive": True,
+        "parameter_validation": False,
+        "user_agent_extra": f"smartpipe/{__version__}",
+    }

@@ -1,0 +1,79 @@
+"""Messages to and from the shapes of the SNS and SQS APIs. Pure; shared with the blocking publisher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.aws.faults import entry_failure
+from smartpipe.message import Attribute, Failure, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from smartpipe.message import OutgoingMessage
+
+# Ids are ours and never the user's: one bad Id fails all ten entries.
+IDS = tuple(str(index) for index in range(10))
+
+
+def publish_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
+    """Return PublishBatchRequestEntries."""
+    return [_entry(index, message, "Message") for index, message in enumerate(messages)]
+
+
+def send_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
+    """Return the Entries of SendMessageBatch."""
+    return [_entry(index, message, "MessageBody") for index, message in enumerate(messages)]
+
+
+def failures(answer: Mapping[str, Any], count: int) -> list[Failure]:
+    """Read a batch answer: what is in ``Failed``, and what is in neither list, has failed."""
+    failed = {int(entry["Id"]): entry_failure(int(entry["Id"]), entry) for entry in answer.get("Failed") or ()}
+    done = {int(entry["Id"]) for entry in answer.get("Successful") or ()}
+    if len(done) == count and not failed:
+        return []
+    silent = Failure(0, "NotAnswered", "the service's answer does not mention this entry", retryable=True)
+    return [
+        failed.get(index) or silent._replace(position=index)
+        for index in range(count)
+        if index in failed or index not in done
+    ]
+
+
+def received(fields: Mapping[str, Any], received_at: float) -> Message:
+    """Read one element of ReceiveMessage's ``Messages``."""
+    system = fields.get("Attributes") or {}
+    return Message(
+        message_id=fields["MessageId"],
+        receipt_handle=fields["ReceiptHandle"],
+        body=fields["Body"],
+        receive_count=int(system.get("ApproximateReceiveCount", 1)),
+        attributes={name: _attribute(value) for name, value in (fields.get("MessageAttributes") or {}).items()},
+        group_id=system.get("MessageGroupId"),
+        sent_at=_seconds(system.get("SentTimestamp")),
+        first_received_at=_seconds(system.get("ApproximateFirstReceiveTimestamp")),
+        received_at=received_at,
+    )
+
+
+def _entry(index: int, message: OutgoingMessage, body_field: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"Id": IDS[index], body_field: message.body}
+    if message.attributes:
+        entry["MessageAttributes"] = {
+            name: {"DataType": data_type, "BinaryValue" if isinstance(value, bytes) else "StringValue": value}
+            for name, (data_type, value) in message.attributes.items()
+        }
+    if message.group_id is not None:
+        entry["MessageGroupId"] = message.group_id
+    if message.deduplication_id is not None:
+        entry["MessageDeduplicationId"] = message.deduplication_id
+    return entry
+
+
+def _attribute(fields: Mapping[str, Any]) -> Attribute:
+    value = fields.get("StringValue")
+    return Attribute(fields["DataType"], fields["BinaryValue"] if value is None else value)
+
+
+def _seconds(milliseconds: str | None) -> float | None:
+    return None if milliseconds is None else int(milliseconds) / 1000

@@ -1,0 +1,169 @@
+"""The five verbs over aiobotocore."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+
+from smartpipe.aws.addresses import Addresses
+from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, region_of
+from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
+from smartpipe.aws.faults import MISSING, classify
+from smartpipe.errors import ConfigError, TransportError
+from smartpipe.settings import AwsSettings
+from smartpipe.topology.naming import Naming
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from aiobotocore.session import AioSession
+    from types_aiobotocore_sns import SNSClient
+    from types_aiobotocore_sqs import SQSClient
+
+    from smartpipe.message import Failure, Message, OutgoingMessage
+
+MAX_POLL_SECONDS = 20
+
+
+class AwsTransport:
+    """SNS and SQS, or whatever speaks like them at ``AWS_ENDPOINT_URL``.
+
+    It belongs to the event loop and process of its first call. Polls have a client, and so a
+    connection pool, of their own: on a shared one acks waited out the polls (4.5 s of a 5 s poll).
+
+    Raises:
+        ConfigError: No region.
+    """
+
+    def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
+        self._session = session or get_session()
+        self.region = region_of(self._session)
+        self._clients: dict[str, Any] = {}
+        self._opening = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        self._account_id = settings.account_id
+        self.addresses = Addresses(settings.prefix, find_naming=self._find_naming, find_queue_url=self._find_queue_url)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read ``SMARTPIPE_PREFIX`` and ``SMARTPIPE_ACCOUNT_ID``, and AWS's own variables."""
+        return cls(AwsSettings.load())
+
+    async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Call PublishBatch."""
+        arn = (await self.addresses.naming()).topic_arn(topic)
+        sns: SNSClient = await self.client("sns")
+        call = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))  # type: ignore[arg-type]
+        answer = await self._call(call, "sns:Publish", f"topic {arn}")
+        return failures(answer, len(messages))
+
+    async def receive(
+        self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
+    ) -> list[Message]:
+        """Call ReceiveMessage, with the lease said explicitly, so that it is known exactly."""
+        url = await self.addresses.queue_url(queue)
+        sqs: SQSClient = await self.client("sqs", "poll")
+        call = sqs.receive_message(
+            QueueUrl=url,
+            MaxNumberOfMessages=max_messages,
+            WaitTimeSeconds=int(wait_seconds),
+            VisibilityTimeout=int(visibility_timeout_seconds),
+            MessageSystemAttributeNames=["All"],
+            MessageAttributeNames=["All"],
+        )
+        answer = await self._call_queue(call, "sqs:ReceiveMessage", queue)
+        received_at = asyncio.get_running_loop().time()
+        return [received(fields, received_at) for fields in answer.get("Messages") or ()]
+
+    async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
+        """Call DeleteMessageBatch."""
+        url = await self.addresses.queue_url(queue)
+        sqs: SQSClient = await self.client("sqs")
+        entries: Any = [{"Id": id_, "ReceiptHandle": receipt} for id_, receipt in zip(IDS, receipts, strict=False)]
+        call = sqs.delete_message_batch(QueueUrl=url, Entries=entries)
+        answer = await self._call_queue(call, "sqs:DeleteMessage", queue)
+        return [
+            failure
+            for failure in failures(answer, len(receipts))
+            # Some brokers refuse to delete what is deleted already; AWS does not.
+            if failure.code != "ReceiptHandleIsInvalid"
+        ]
+
+    async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
+        """Call ChangeMessageVisibilityBatch."""
+        url = await self.addresses.queue_url(queue)
+        sqs: SQSClient = await self.client("sqs")
+        entries: Any = [
+            {"Id": id_, "ReceiptHandle": receipt, "VisibilityTimeout": round(seconds)}
+            for id_, (receipt, seconds) in zip(IDS, leases, strict=False)
+        ]
+        call = sqs.change_message_visibility_batch(QueueUrl=url, Entries=entries)
+        answer = await self._call_queue(call, "sqs:ChangeMessageVisibility", queue)
+        return failures(answer, len(leases))
+
+    async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Call SendMessageBatch."""
+        url = await self.addresses.queue_url(queue)
+        sqs: SQSClient = await self.client("sqs")
+        call = sqs.send_message_batch(QueueUrl=url, Entries=send_entries(messages))  # type: ignore[arg-type]
+        answer = await self._call_queue(call, "sqs:SendMessage", queue)
+        return failures(answer, len(messages))
+
+    async def aclose(self) -> None:
+        """Close every client. A second call does nothing."""
+        self._clients.clear()
+        await self._stack.aclose()
+
+    async def client(self, service: str, purpose: str = "call") -> Any:
+        """Return the client of *service*, made at its first use; ``purpose="poll"`` is for long polls."""
+        home = (os.getpid(), asyncio.get_running_loop())
+        if self._home is None:
+            self._home = home
+        elif self._home != home:
+            msg = (
+                "this transport (of a Publisher or Worker) was first used in another event loop or process; "
+                "open one inside of each"
+            )
+            raise ConfigError(msg)
+        key = f"{service}-{purpose}"
+        client = self._clients.get(key)
+        if client is not None:
+            return client
+        async with self._opening:
+            if key not in self._clients:
+                timeout = {"read_timeout_seconds": MAX_POLL_SECONDS + POLL_MARGIN_SECONDS} if purpose == "poll" else {}
+                config = AioConfig(max_pool_connections=0, **client_options(**timeout))
+                create: Any = self._session.create_client
+                context = create(service, region_name=self.region, config=config)
+                self._clients[key] = await self._stack.enter_async_context(context)
+        return self._clients[key]
+
+    async def _call_queue(self, call: Awaitable[Any], action: str, queue: str) -> Any:
+        try:
+            return await self._call(call, action, f"queue {self.addresses.physical(queue)!r}")
+        except TransportError as error:
+            if error.code in MISSING:
+                self.addresses.forget_queue(queue)
+            raise
+
+    @staticmethod
+    async def _call(call: Awaitable[Any], action: str, target: str) -> Any:
+        try:
+            return await call
+        except Exception as error:
+            raise classify(error, action=action, target=target) from error
+
+    async def _find_naming(self) -> Naming:
+        partition = (await self.client("sns")).meta.partition
+        account_id = self._account_id or (await (await self.client("sts")).get_caller_identity())["Account"]
+        return Naming(partition, self.region, account_id, self.addresses.physical(""))
+
+    async def _find_queue_url(self, name: str) -> str:
+        sqs: SQSClient = await self.client("sqs")
+        return (await sqs.get_queue_url(QueueName=name))["QueueUrl"]

@@ -1,0 +1,22 @@
+"""The ``smartpipe`` command. Commands import what they need when they run: ``--help`` stays quick."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 2, other failures in 1."""
+    from smartpipe.cli.app import app
+    from smartpipe.errors import ConfigError, SmartpipeError
+
+    try:
+        app()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"smartpipe: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except SmartpipeError as error:
+        for line in str(error).splitlines():
+            print(f"smartpipe: {line}", file=sys.stderr)
+        sys.exit(1)

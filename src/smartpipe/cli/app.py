@@ -1,0 +1,121 @@
+"""The commands and their options; what they do is in the module of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smartpipe.version import __version__
+
+app = typer.Typer(
+    name="smartpipe",
+    help="Event-driven pub/sub on Amazon SNS and SQS: smart endpoints, dumb pipes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+topology = typer.Typer(help="Topics, queues and subscriptions that services declare.", no_args_is_help=True)
+schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
+app.add_typer(topology, name="topology")
+app.add_typer(schema, name="schema")
+
+Target = Annotated[
+    str | None, typer.Argument(help="module:attribute of a Service; default: services in [tool.smartpipe]")
+]
+Targets = Annotated[
+    list[str] | None, typer.Argument(help="module:attribute of each Service; default: services in [tool.smartpipe]")
+]
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
+    if wanted:
+        typer.echo(f"smartpipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Event-driven pub/sub on Amazon SNS and SQS: smart endpoints, dumb pipes."""
+
+
+@app.command()
+def worker(
+    target: Target = None,
+    *,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Messages a queue at once. [SMARTPIPE_CONCURRENCY, 10]")
+    ] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(help="From SIGTERM to exit. [SMARTPIPE_DRAIN_SECONDS, 25]")
+    ] = None,
+    wait_seconds: Annotated[
+        float | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Where /livez, /readyz are served. [SMARTPIPE_HOST, 0.0.0.0]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+) -> None:
+    """Run a service's handlers until SIGTERM or SIGINT, then drain. Exit 0: nothing was cancelled."""
+    from smartpipe.cli.worker import run
+
+    flags = {
+        "concurrency": concurrency,
+        "drain_seconds": drain_seconds,
+        "wait_seconds": wait_seconds,
+        "host": host,
+        "port": port,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    raise typer.Exit(run(target, flags))
+
+
+@topology.command()
+def apply(
+    targets: Targets = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print the changes as JSON.")] = False,
+) -> None:
+    """Create what the services declare and bring into line what differs. Twice is once."""
+    from smartpipe.cli.topology import run_apply
+
+    run_apply(targets or [], as_json=json)
+
+
+@schema.command()
+def export(
+    targets: Targets = None,
+    *,
+    directory: Annotated[Path, typer.Option(help="Where to write <type>/<version>.json.")] = Path("schemas"),
+    json: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
+) -> None:
+    """Write the JSON Schema of each event: of services, of events, or of all events of a module."""
+    from smartpipe.cli.schema import run_export
+
+    run_export(targets or [], directory, as_json=json)
+
+
+@app.command()
+def local(
+    *,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65_535)] = 0,
+    backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
+    json: Annotated[bool, typer.Option("--json", help="Print the environment as JSON.")] = False,
+) -> None:
+    """Run a broker on this machine, in the foreground, until Ctrl-C: no AWS account, no Docker."""
+    from smartpipe.cli.local import run
+
+    raise typer.Exit(run(backend, port, as_json=json))

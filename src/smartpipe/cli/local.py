@@ -1,0 +1,40 @@
+"""``smartpipe local``."""
+
+from __future__ import annotations
+
+import json
+import signal
+from threading import Event
+from typing import TYPE_CHECKING
+
+import typer
+
+from smartpipe.embedded import EmbeddedBroker
+from smartpipe.errors import SmartpipeError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def run(backend: str, port: int, *, as_json: bool) -> int:
+    """Run the broker in the foreground until a signal; say where it is, in lines to paste into a shell."""
+    stopped = Event()
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
+    with EmbeddedBroker(backend, port=port) as broker:
+        if as_json:
+            typer.echo(json.dumps(broker.environment))
+        else:
+            where = f"{broker.backend} {broker.version} on {broker.endpoint_url}"
+            typer.echo(f"# {where}, in memory, until Ctrl-C. In other terminals:")
+            typer.echo("\n".join(f"export {name}={value}" for name, value in broker.environment.items()))
+        while not stopped.wait(0.2):
+            code = broker.wait(0)
+            if code is not None:
+                msg = f"the broker ended by itself with exit code {code}: {broker.last_output()}"
+                raise SmartpipeError(msg)
+    return 0

@@ -1,0 +1,25 @@
+"""``smartpipe schema``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import typer
+
+from smartpipe.cli.targets import load_events
+from smartpipe.schemas import export
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def run_export(targets: Sequence[str], directory: Path, *, as_json: bool) -> None:
+    """Write the files and say which of them changed."""
+    files = export(load_events(targets), directory)
+    if as_json:
+        typer.echo(json.dumps([{"path": path.as_posix(), "changed": changed} for path, changed in files.items()]))
+        return
+    for path, changed in files.items():
+        typer.echo(f"  {'written' if changed else 'unchanged'}  {path.as_posix()}")

@@ -1,0 +1,82 @@
+"""``smartpipe worker``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.aws.provision import verify
+from smartpipe.aws.transport import AwsTransport
+from smartpipe.cli.logs import configure
+from smartpipe.cli.targets import load_services
+from smartpipe.errors import ConfigError
+from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
+from smartpipe.signals import on_stop
+from smartpipe.worker import Worker
+
+if TYPE_CHECKING:
+    from smartpipe.service import Service
+
+log = logging.getLogger("smartpipe.worker")
+
+
+def run(target: str | None, flags: dict[str, Any]) -> int:
+    """Run the worker and return its exit code."""
+    settings, aws_settings = _settings(flags)
+    configure(settings.log_level, settings.log_format)
+    for sentence in unknown_settings():
+        log.warning("%s", sentence)
+    services = load_services([target] if target else [])
+    if len(services) > 1:
+        names = ", ".join(service.name for service in services)
+        msg = f"a worker runs one service, and pyproject.toml lists {names}: name one as TARGET"
+        raise ConfigError(msg)
+    service = services[0]
+    log.info("starting: service %s, process %d", service.name, os.getpid())
+    worker_threads_left = False
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        code, worker_threads_left = runner.run(_run(service, settings, aws_settings))
+    if worker_threads_left:  # an abandoned thread would hold up the interpreter's exit for ever
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings) -> tuple[int, bool]:
+    transport = AwsTransport(aws_settings)
+
+    async def check() -> None:
+        for drift in await verify(service, transport):
+            log.warning("differs from its declaration, `smartpipe topology apply` would: %s", drift)
+
+    worker = Worker(service, transport, settings, verify=check)
+    with on_stop(worker.stop, worker.kill):
+        code = await worker.run()
+    return code, worker.abandoned_threads > 0
+
+
+def _settings(flags: dict[str, Any]) -> tuple[WorkerSettings, AwsSettings]:
+    """Read both groups of settings, and report the faults of both together."""
+    problems: list[str] = []
+    loaded: list[Any] = []
+    for load in (lambda: WorkerSettings.load(**flags), AwsSettings.load):
+        try:
+            loaded.append(load())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return loaded[0], loaded[1]
+
+
+def _loop_factory() -> Any:
+    if find_spec("uvloop") is None:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop

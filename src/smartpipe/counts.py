@@ -1,0 +1,38 @@
+"""What became of messages, counted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Counts:
+    """Counts since the process started.
+
+    Args:
+        received: Deliveries taken from the queue.
+        handled: Deliveries whose handlers all returned.
+        ignored: Events of an unknown type that the service ignores.
+        retried: Deliveries that failed and were given back to the queue.
+        dead_lettered: Messages moved to the dead-letter queue, with a reason.
+        released: Deliveries given back unhandled because the worker was stopping.
+        cancelled: Handlers cancelled because the drain's budget was over.
+        lease_lost: Deliveries whose lease ran out while they were being handled.
+        not_deleted: Finished messages that could not be deleted, and will be delivered again.
+        abandoned_threads: Sync handlers that ran into their timeout; their threads still run.
+    """
+
+    received: int = 0
+    handled: int = 0
+    ignored: int = 0
+    retried: int = 0
+    dead_lettered: int = 0
+    released: int = 0
+    cancelled: int = 0
+    lease_lost: int = 0
+    not_deleted: int = 0
+    abandoned_threads: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts that are not zero."""
+        return {name: count for name, count in asdict(self).items() if count}

@@ -1,0 +1,93 @@
+"""The copy of a message that goes to the dead-letter queue, with the reason in one attribute. Pure."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.errors import DecodeError
+from smartpipe.message import Attribute, OutgoingMessage, size_bytes
+from smartpipe.outgoing import MAX_ATTRIBUTES
+from smartpipe.telemetry import trace_id
+from smartpipe.transport import SEND_LIMIT_BYTES
+
+if TYPE_CHECKING:
+    from smartpipe.envelope import Envelope
+    from smartpipe.message import Message
+    from smartpipe.settlement import DeadLetter
+
+REASON_ATTRIBUTE = "smartpipe_dead_letter"
+TRACEBACK_CHARACTERS = 4_000
+MESSAGE_CHARACTERS = 1_000
+_EXPENDABLE = ("traceback", "errors", "attributes", "message")
+"""What the reason does without, in this order, when the body leaves no room for it."""
+
+
+class Where(NamedTuple):
+    """Where the delivery ended."""
+
+    service: str
+    queue: str
+    handler: str | None
+    envelope: Envelope | None
+
+
+def dead_letter(
+    message: Message, outcome: DeadLetter, where: Where, *, limit_bytes: int = SEND_LIMIT_BYTES
+) -> OutgoingMessage:
+    """Return *message*'s body and attributes as they were, and the reason as JSON in ``smartpipe_dead_letter``.
+
+    The reason counts as one of SQS's ten attributes: of a message with ten, the last by name moves
+    into it. When the body leaves too little room, the reason loses its longest parts first, and is
+    left out (and only logged) in the end: the message itself always goes.
+    """
+    attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
+    reason = _reason(message, outcome, where)
+    moved = sorted(attributes)[MAX_ATTRIBUTES - 1 :]
+    if moved:
+        reason["attributes"] = {name: _plain(attributes.pop(name)) for name in moved}
+    for part in (None, *_EXPENDABLE):
+        if part is not None:
+            reason.pop(part, None)
+        full = {**attributes, REASON_ATTRIBUTE: Attribute("String", json.dumps(reason))}
+        size = size_bytes(message.body, full)
+        if size <= limit_bytes:
+            return OutgoingMessage(message.body, size, full)
+    return OutgoingMessage(message.body, size_bytes(message.body, message.attributes), message.attributes)
+
+
+def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, Any]:
+    error = outcome.error
+    reason: dict[str, Any] = {
+        "kind": outcome.kind,
+        "error_type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "message": str(error)[:MESSAGE_CHARACTERS],
+        "service": where.service,
+        "queue": where.queue,
+        "handler": where.handler,
+        "message_id": message.message_id,
+        "receive_count": message.receive_count,
+        "first_seen": _time(message.first_received_at),
+        "dead_lettered_at": _time(datetime.now(UTC).timestamp()),
+    }
+    if where.envelope is not None:
+        reason["event_id"] = where.envelope.id
+        reason["trace_id"] = trace_id(where.envelope.traceparent)
+    if isinstance(error, DecodeError) and error.errors:
+        reason["errors"] = error.errors
+    if where.handler is not None:
+        reason["traceback"] = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+    return reason
+
+
+def _plain(attribute: Attribute) -> dict[str, str]:
+    value = attribute.value
+    return {"data_type": attribute.data_type, "value": value if isinstance(value, str) else value.hex()}
+
+
+def _time(unix_seconds: float | None) -> str | None:
+    if unix_seconds is None:
+        return None
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,98 @@
+"""What a handler sees of the message it handles, besides the event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from smartpipe.telemetry import trace_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from smartpipe.envelope import Envelope
+    from smartpipe.events import Event
+    from smartpipe.message import Attribute, Message
+
+
+class Publishes(Protocol):
+    """What a delivery publishes with: a Publisher."""
+
+    async def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
+        """Publish one event and return its envelope id."""
+
+
+class Held(Protocol):
+    """What a delivery knows of its lease."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the message may be somebody else's by now."""
+
+
+class Delivery:
+    """One delivery of one message to one handler. It is of no use after the handler has returned."""
+
+    __slots__ = ("_lease", "_publisher", "envelope", "handler", "message", "queue", "service")
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        message: Message,
+        *,
+        handler: str,
+        service: str,
+        queue: str,
+        lease: Held,
+        publisher: Publishes,
+    ) -> None:
+        self.envelope = envelope
+        self.message = message
+        self.handler = handler
+        self.service = service
+        self.queue = queue
+        self._lease = lease
+        self._publisher = publisher
+
+    @property
+    def event_id(self) -> str:
+        """The envelope's id: the same in every delivery of the event, whatever the SQS message."""
+        return self.envelope.id
+
+    @property
+    def source(self) -> str:
+        """Which component published the event."""
+        return self.envelope.source
+
+    @property
+    def time(self) -> datetime | None:
+        """When it was published, by the producer's clock."""
+        return self.envelope.time
+
+    @property
+    def attributes(self) -> Mapping[str, Attribute]:
+        """The SQS message attributes."""
+        return self.message.attributes
+
+    @property
+    def receive_count(self) -> int:
+        """1 on the first delivery. More than 1 does not mean that a handler has run before."""
+        return self.message.receive_count
+
+    @property
+    def trace_id(self) -> str | None:
+        """The W3C trace id, 32 hex digits."""
+        return trace_id(self.envelope.traceparent)
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether the message may have been delivered to another worker meanwhile.
+
+        Check it before an effect that must not happen twice. It becomes true when the event loop was
+        blocked past the visibility timeout, when heartbeats failed for so long, or after 12 hours.
+        """
+        return self._lease.lost
+
+    async def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
+        """Publish *event* with this one's trace and causation, as the service; see Publisher.publish."""
+        return await self._publisher.publish(event, attributes=attributes)

@@ -1,0 +1,180 @@
+"""Starts and stops the broker's process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, NamedTuple, Self
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from smartpipe.errors import ConfigError, SmartpipeError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+HOST = "127.0.0.1"
+REGION = "us-east-1"
+START_SECONDS = 30.0
+STOP_SECONDS = 5.0
+
+
+class Backend(NamedTuple):
+    """A package that can be the broker."""
+
+    package: str
+    extra: str
+    health_path: str
+    environment: dict[str, str]
+
+
+BACKENDS = {
+    # ministack binds every interface, and opens an MQTT port, unless told otherwise.
+    "ministack": Backend(
+        "ministack",
+        "local",
+        "/_ministack/health",
+        {
+            "BIND_HOST": HOST,
+            "SERVICES": "sqs,sns,sts",
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            "LOG_LEVEL": "WARNING",
+        },
+    ),
+    "moto": Backend("moto", "moto", "/moto-api/", {}),
+}
+
+
+class EmbeddedBroker:
+    """A broker on ``127.0.0.1`` for development and tests. It keeps everything in memory.
+
+    Use it as a context manager. It ends with this process, however this process ends: the child
+    notices when the pipe between them closes.
+
+    Args:
+        backend: ``ministack`` (default: fast) or ``moto``.
+        port: 0 takes a free one.
+
+    Raises:
+        ConfigError: An unknown backend, one that is not installed, or a port that is taken.
+    """
+
+    def __init__(self, backend: str = "ministack", *, port: int = 0) -> None:
+        if backend not in BACKENDS:
+            msg = f"backend {backend!r} is none of {', '.join(BACKENDS)}"
+            raise ConfigError(msg)
+        self.backend = backend
+        self._backend = BACKENDS[backend]
+        try:
+            self.version = version(self._backend.package)
+        except PackageNotFoundError:
+            msg = f"{self._backend.package} is not installed; run pip install 'smartpipe[{self._backend.extra}]'"
+            raise ConfigError(msg) from None
+        self.port = _bindable(port)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+
+    @property
+    def endpoint_url(self) -> str:
+        """What ``AWS_ENDPOINT_URL`` has to be."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """AWS's own variables that lead every client here; the keys are made up."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": "local",
+            "AWS_SECRET_ACCESS_KEY": "local",
+        }
+
+    def __enter__(self) -> Self:
+        """Start it, and wait until it answers."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start the child and wait, at most 30 s, until it answers.
+
+        Raises:
+            SmartpipeError: It ended or did not answer; with what it said last.
+        """
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_ENDPOINT_URL", "MOTO_"))}
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "smartpipe.embedded.child", self.backend, str(self.port)],
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env={**ours, **self._backend.environment, "GATEWAY_PORT": str(self.port)},
+        )
+        opener = build_opener(ProxyHandler({}))
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                with opener.open(self.endpoint_url + self._backend.health_path, timeout=1) as answer:
+                    if answer.status == HTTPStatus.OK:
+                        return
+            except (URLError, OSError):
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    said = self.last_output()
+                    self.stop()
+                    msg = f"the embedded broker ({self.backend}) did not start on port {self.port}: {said}"
+                    raise SmartpipeError(msg) from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop the child: politely, and after 5 s for good. A second call does nothing."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
+        self._output.close()
+
+    def wait(self, timeout_seconds: float) -> int | None:
+        """Return the child's exit code, or None while it runs."""
+        if self._process is None:
+            return 0
+        try:
+            return self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def last_output(self) -> str:
+        """Return the last line that the child printed."""
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+def _bindable(port: int) -> int:
+    """Return *port*, or a free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            msg = f"port {port} of {HOST} cannot be bound: {error.strerror or error}; choose another with --port"
+            raise ConfigError(msg) from None
+        return int(probe.getsockname()[1])

@@ -1,0 +1,40 @@
+"""The broker's process: ``python -m smartpipe.embedded.child BACKEND PORT``, started by EmbeddedBroker only.
+
+It ends when standard input does, which the system closes however the parent went.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import threading
+
+GRACE_SECONDS = 3.0
+HOST = "127.0.0.1"
+
+
+def end_with_parent() -> None:
+    """Wait for the end of standard input, then stop: politely first, as the backends clean up."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(GRACE_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Run the backend in this process."""
+    backend, port = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is the parent's to handle
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if backend == "moto":
+        sys.argv = ["moto_server", "-H", HOST, "-p", port]
+        runpy.run_module("moto.server", run_name="__main__")
+    else:
+        sys.argv = ["ministack"]
+        runpy.run_module("ministack", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The envelope: CloudEvents 1.0 in structured JSON. Here it is wrapped and encoded; ``decoder`` reads it.
+
+Context attributes beyond the specification's core: ``dataversion`` (the event's major.minor),
+``partitionkey`` (CloudEvents partitioning extension), ``traceparent`` (CloudEvents distributed
+tracing extension), ``correlationid`` and ``causationid`` (CloudEvents correlation extension).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic_core import PydanticSerializationError, to_json
+
+from smartpipe.errors import PublishError, PublishFailure
+from smartpipe.events import contract_of
+from smartpipe.telemetry import child_of, current_cause, new_traceparent
+
+if TYPE_CHECKING:
+    from smartpipe.events import Event
+
+# SQS refuses these two in a body (SendMessage, "valid characters"); JSON lets us write them as escapes.
+_REFUSED_CHARACTERS = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
+
+
+class Envelope(NamedTuple):
+    """An event with its context.
+
+    Args:
+        version: The producer's major.minor of the event, not necessarily the consumer's.
+        time: When the event was published, by the producer's clock; None where it did not say.
+        causation_id: The id of the event whose handler published this one.
+        correlation_id: The id of the first event of that chain.
+    """
+
+    id: str
+    source: str
+    type: str
+    version: str
+    time: datetime | None
+    data: Event
+    key: str | None = None
+    traceparent: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+
+def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
+    """Give *event* its context: a new id and time, and trace and causation of the event being handled.
+
+    Raises:
+        ConfigError: The event's class declares no type.
+    """
+    contract = contract_of(type(event))
+    cause = current_cause.get()
+    event_id = event_id or new_event_id()
+    key = getattr(event, contract.key) if contract.key else None
+    return Envelope(
+        id=event_id,
+        source=source,
+        type=contract.type,
+        version=contract.version,
+        time=datetime.now(UTC),
+        data=event,
+        key=None if key is None else str(key),
+        traceparent=child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
+        correlation_id=cause.correlation_id if cause else event_id,
+        causation_id=cause.event_id if cause else None,
+    )
+
+
+def encode(envelope: Envelope) -> str:
+    """Write the structured JSON form; the data by Pydantic in one pass, by alias.
+
+    Raises:
+        PublishError: The data has what JSON in UTF-8 cannot say, such as a lone surrogate.
+    """
+    event = envelope.data
+    try:
+        data = type(event).__pydantic_serializer__.to_json(event, by_alias=True).decode()
+    except (PydanticSerializationError, UnicodeError) as error:
+        detail = f"the event cannot be written as JSON: {error}"
+        failure = PublishFailure(event, envelope.id, "InvalidContent", detail, retryable=False)
+        raise PublishError([failure]) from error
+    moment = f'","time":"{envelope.time.isoformat()[:-6]}Z"' if envelope.time else '"'
+    parts = [_head(envelope.type, envelope.version, envelope.source), envelope.id, moment]
+    if envelope.key is not None:
+        parts.append(f',"partitionkey":{to_json(envelope.key).decode()}')
+    if envelope.traceparent is not None:
+        parts.append(f',"traceparent":"{envelope.traceparent}"')
+    if envelope.correlation_id is not None:
+        parts.append(f',"correlationid":{to_json(envelope.correlation_id).decode()}')
+    if envelope.causation_id is not None:
+        parts.append(f',"causationid":{to_json(envelope.causation_id).decode()}')
+    parts.append(f',"data":{data}}}')
+    body = "".join(parts)
+    if "\ufffe" in body or "\uffff" in body:
+        body = body.translate(_REFUSED_CHARACTERS)
+    return body
+
+
+@lru_cache(maxsize=1024)
+def _head(type_: str, version: str, source: str) -> str:
+    """Everything of an envelope that is the same for all events of one class and source."""
+    return (
+        f'{{"specversion":"1.0","type":"{type_}","dataversion":"{version}",'
+        f'"datacontenttype":"application/json","source":{to_json(source).decode()},"id":"'
+    )
+
+
+def new_event_id() -> str:
+    """Return a UUID version 7 (RFC 9562, section 5.7): unique, and sorted by time, which indexes like."""
+    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF << 76) | (0x7 << 76)
+    value = value & ~(0x3 << 62) | (0x2 << 62)
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

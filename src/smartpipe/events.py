@@ -1,0 +1,150 @@
+"""Events: the typed facts that producers and consumers agree on."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from smartpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smartpipe.topology.model import Topic
+
+_TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.|$)){0,254}")
+_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+
+
+class Contract(NamedTuple):
+    """What an event class declares about itself."""
+
+    type: str
+    version: str
+    topic: Topic
+    key: str | None
+
+    @property
+    def major(self) -> int:
+        """The part of the version that changes when older consumers would break."""
+        return int(self.version.partition(".")[0])
+
+
+class Event(BaseModel):
+    """A fact that happened, as an immutable Pydantic model. Subclass it with what the contract needs.
+
+    ``class UserSignedUp(Event, topic=users, type="user.signed_up", version="1.0"): ...``
+
+    A subclass without any of these arguments is a base for other events and cannot be published.
+    Fields that a newer producer added are ignored, so that it does not break an older consumer.
+
+    Args:
+        topic: The topic it is published to.
+        type: CloudEvents ``type``: letters, digits, ``.``, ``_`` and ``-``.
+        version: ``major.minor``. Raise the minor for changes that old consumers survive (a new
+            optional field), the major for the others; consumers subscribe to a major version.
+        key: The field whose value orders deliveries; travels as CloudEvents ``partitionkey``.
+
+    Raises:
+        ConfigError: A faulty or incomplete declaration, or another class that claims the same type
+            and major version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    __contract__: ClassVar[Contract | None] = None
+
+    if TYPE_CHECKING:
+
+        def __init_subclass__(
+            cls,
+            *,
+            topic: Topic | None = None,
+            type: str | None = None,  # noqa: A002 - CloudEvents' own word
+            version: str | None = None,
+            key: str | None = None,
+            **kwargs: Any,
+        ) -> None: ...
+
+    else:
+
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            """Leave the arguments to __pydantic_init_subclass__, which runs when the fields are known."""
+
+    @classmethod
+    def __pydantic_init_subclass__(
+        cls,
+        *,
+        topic: Topic | None = None,
+        type: str | None = None,  # noqa: A002 - CloudEvents' own word
+        version: str | None = None,
+        key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the declaration and enter the class in the registry."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.__contract__ = None  # a contract is never inherited: two classes would share one type
+        if topic is None and type is None and version is None and key is None:
+            return
+        problems = _problems(cls, topic=topic, type_=type, version=version, key=key)
+        if problems or topic is None or type is None or version is None:
+            raise ConfigError(problems)
+        cls.__contract__ = Contract(type, version, topic, key)
+        _register(cls, cls.__contract__)
+
+
+def contract_of(event: type[Event]) -> Contract:
+    """Return what *event* declared.
+
+    Raises:
+        ConfigError: It is a base class without a declaration of its own.
+    """
+    contract = event.__contract__
+    if contract is None:
+        msg = (
+            f"{_name(event)} declares no type of its own; "
+            f'write class {event.__name__}({event.__bases__[0].__name__}, topic=..., type="...", version="1.0")'
+        )
+        raise ConfigError(msg)
+    return contract
+
+
+def event_class(type_: str, major: int) -> type[Event] | None:
+    """Return the class registered for this type and major version, if its module has been imported."""
+    return _REGISTRY.get((type_, major))
+
+
+_REGISTRY: dict[tuple[str, int], type[Event]] = {}
+
+
+def _register(cls: type[Event], contract: Contract) -> None:
+    other = _REGISTRY.get((contract.type, contract.major))
+    # The same definition run again (a reloaded module, a notebook cell) takes its own place.
+    if other is not None and _name(other) != _name(cls):
+        msg = (
+            f"{_name(cls)} and {_name(other)} both claim event type {contract.type!r}, major version "
+            f"{contract.major}; give one of them another type or another major version"
+        )
+        raise ConfigError(msg)
+    _REGISTRY[contract.type, contract.major] = cls
+
+
+def _problems(
+    cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None, key: str | None
+) -> list[str]:
+    declared = {"topic": topic, "type": type_, "version": version}
+    missing = [f"{name}=" for name, value in declared.items() if value is None]
+    problems = [f"lacks {', '.join(missing)}"] if missing else []
+    if type_ is not None and not _TYPE.fullmatch(type_):
+        problems.append(
+            f"type {type_!r} may have letters, digits, '.', '_' and '-', 255 at most, as in 'user.signed_up'"
+        )
+    if version is not None and not _VERSION.fullmatch(version):
+        problems.append(f"version {version!r} is not major.minor, as in '1.0'")
+    if key is not None and key not in cls.model_fields:
+        problems.append(f"key {key!r} is none of its fields ({', '.join(cls.model_fields) or 'it has none'})")
+    return [f"event {_name(cls)}: {problem}" for problem in problems]
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,0 +1,123 @@
+"""Handlers: functions with a checked signature, and what to do when they fail."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from smartpipe.delivery import Delivery
+from smartpipe.errors import ConfigError
+from smartpipe.events import Event, contract_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smartpipe.retry import RetryPolicy
+    from smartpipe.topology.model import Queue
+
+MAX_TIMEOUT_SECONDS = 43_200
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A registered handler.
+
+    Args:
+        parameters: ``"event"`` and ``"delivery"`` in the order in which the function takes them.
+        timeout_seconds: After so long it is cancelled, which counts as a failure. None: when the
+            lease cannot be extended any more, 12 hours after the delivery.
+    """
+
+    function: Callable[..., Any]
+    event: type[Event]
+    queue: Queue
+    retry: RetryPolicy
+    timeout_seconds: float | None
+    parameters: tuple[str, ...]
+    is_async: bool
+
+    @property
+    def name(self) -> str:
+        """The function's module and qualified name."""
+        return f"{self.function.__module__}.{getattr(self.function, '__qualname__', type(self.function).__qualname__)}"
+
+    def arguments(self, event: Event, delivery: Delivery) -> list[Any]:
+        """Return what to call the function with."""
+        return [event if parameter == "event" else delivery for parameter in self.parameters]
+
+
+def make_handler(
+    function: Callable[..., Any],
+    event: type[Event],
+    *,
+    queue: Queue,
+    retry: RetryPolicy,
+    timeout_seconds: float | None,
+) -> Handler:
+    """Check *function* and make it a handler of *event*.
+
+    Raises:
+        ConfigError: Naming the handler, and all that is wrong with it.
+    """
+    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    contract_of(event)
+    problems: list[str] = []
+    if timeout_seconds is not None and not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        problems.append(f"handler {name}: timeout_seconds={timeout_seconds} is outside of 0 to 43,200")
+    parameters, faults = _bind(function, event)
+    problems += [f"handler {name}: {fault}" for fault in faults]
+    if problems:
+        raise ConfigError(problems)
+    call = function if inspect.isroutine(function) else type(function).__call__
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(call)) or inspect.iscoroutinefunction(call)
+    return Handler(function, event, queue, retry, timeout_seconds, parameters, is_async)
+
+
+def _bind(function: Callable[..., Any], event: type[Event]) -> tuple[tuple[str, ...], list[str]]:
+    """Find out what each parameter wants: by its annotation, else by its place."""
+    if not callable(function):
+        return (), ["is not callable"]
+    hints = _hints(function)
+    bound: list[str] = []
+    faults: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if (
+            parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            or parameter.default is not parameter.empty
+        ):
+            continue
+        wanted, fault = _wanted(parameter.name, hints.get(parameter.name, Any), event, taken=bound)
+        if fault or parameter.kind is parameter.KEYWORD_ONLY:
+            faults.append(fault or f"parameter {parameter.name!r} is keyword-only; handlers are called by position")
+        elif wanted in bound:
+            faults.append(f"parameter {parameter.name!r} asks for the {wanted} a second time")
+        else:
+            bound.append(wanted)
+    if not faults and "event" not in bound:
+        faults.append(
+            f"takes no event; write (event: {event.__name__}) or (event: {event.__name__}, delivery: Delivery)"
+        )
+    return tuple(bound), faults
+
+
+def _wanted(name: str, annotation: Any, event: type[Event], *, taken: list[str]) -> tuple[str, str | None]:
+    if annotation is Delivery:
+        return "delivery", None
+    if isinstance(annotation, type) and issubclass(annotation, Event):
+        if issubclass(event, annotation):
+            return "event", None
+        return "event", f"parameter {name!r} wants {annotation.__name__}, but it is subscribed to {event.__name__}"
+    if annotation is Any or annotation is object:
+        return ("delivery" if "event" in taken else "event"), None
+    shown = getattr(annotation, "__name__", annotation)
+    return "event", f"parameter {name!r}: {shown} is neither the event nor a Delivery, which is all a handler is given"
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations, or none where their names exist for type checkers only: then the place decides."""
+    target = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        return get_type_hints(target)
+    except (NameError, TypeError):
+        return {}

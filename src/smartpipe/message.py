@@ -1,0 +1,70 @@
+"""What travels through a transport: bodies with attributes, and what went wrong with single entries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Attribute(NamedTuple):
+    """A message attribute. *data_type* is ``String``, ``Number`` or ``Binary``, with an optional ``.suffix``."""
+
+    data_type: str
+    value: str | bytes
+
+
+class Message(NamedTuple):
+    """One receipt of a message from a queue.
+
+    Args:
+        receive_count: 1 on the first delivery. It counts deliveries, not failures.
+        sent_at: Unix seconds, or None where the broker did not say.
+        received_at: The event loop's monotonic clock when the answer arrived; leases count from it.
+    """
+
+    message_id: str
+    receipt_handle: str
+    body: str
+    receive_count: int = 1
+    attributes: Mapping[str, Attribute] = {}
+    group_id: str | None = None
+    sent_at: float | None = None
+    first_received_at: float | None = None
+    received_at: float = 0.0
+
+
+class OutgoingMessage(NamedTuple):
+    """One message to publish or to send; ``size_bytes`` is what AWS will count for it."""
+
+    body: str
+    size_bytes: int
+    attributes: Mapping[str, Attribute] = {}
+    group_id: str | None = None
+    deduplication_id: str | None = None
+
+
+class Failure(NamedTuple):
+    """Entry *position*, from 0, of a batch was refused; *retryable* says whether sending it again can help."""
+
+    position: int
+    code: str
+    detail: str
+    retryable: bool
+
+
+def size_bytes(body: str, attributes: Mapping[str, Attribute]) -> int:
+    """Count as SNS and SQS do: UTF-8 bytes of the body and of each attribute's name, type and value.
+
+    Source: the SQS SendMessage and SNS Publish API references, "message size".
+    """
+    return utf8_length(body) + sum(
+        utf8_length(name) + utf8_length(data_type) + (len(value) if isinstance(value, bytes) else utf8_length(value))
+        for name, (data_type, value) in attributes.items()
+    )
+
+
+def utf8_length(text: str) -> int:
+    """Return how many bytes *text* takes in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())

@@ -1,0 +1,143 @@
+"""Long polls for free slots: none when all are busy, one when idle, more while batches come back full."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from tenacity import wait_random_exponential
+
+from smartpipe.errors import TransportError
+from smartpipe.retry import backoff_seconds
+from smartpipe.transport import BATCH_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from smartpipe.message import Message
+
+log = logging.getLogger("smartpipe.poller")
+
+MAX_POLLS = 10
+_BACKOFF = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
+
+
+class Poller:
+    """Keeps polls open for one queue and hands on what they bring.
+
+    A poll asks for as many messages as there are slots that neither a message nor another poll has
+    taken: nothing waits in a buffer of ours. A poll once open is never cancelled, because SQS may
+    have handed out its messages already, and they would be stranded until their timeout.
+
+    Args:
+        receive: Makes one poll for at most so many messages.
+        deliver: Takes each non-empty batch; it must call ``free`` for each message when done with it.
+        slots: How many messages may be out at once.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        receive: Callable[[int], Awaitable[list[Message]]],
+        deliver: Callable[[Sequence[Message]], None],
+        *,
+        slots: int,
+    ) -> None:
+        self._queue = queue
+        self._receive = receive
+        self._deliver = deliver
+        self._slots = slots
+        self._free = slots
+        self._polls: set[asyncio.Task[None]] = set()
+        self._wanted_polls = 1
+        self._stopping = asyncio.Event()
+        self._failures = 0
+        self._fault: str | None = None
+        self._last_success: float | None = None
+
+    def start(self) -> None:
+        """Open the first poll."""
+        self._open()
+
+    def free(self) -> None:
+        """Give back the slot of one message."""
+        self._free += 1
+        self._open()
+
+    def stop(self) -> None:
+        """Open no further poll."""
+        self._stopping.set()
+
+    async def closed(self) -> None:
+        """Wait, after ``stop``, until the open polls have returned."""
+        while self._polls:
+            await asyncio.wait(self._polls)
+
+    @property
+    def open_polls(self) -> int:
+        """How many polls wait for an answer."""
+        return len(self._polls)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last poll failed."""
+        return self._fault is not None
+
+    def seconds_since_success(self) -> float:
+        """Return how long ago a poll succeeded or, with no slot to poll for, 0: busy is not dead."""
+        if self._last_success is None or not self._polls:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._last_success
+
+    def _open(self) -> None:
+        while self._free > 0 and len(self._polls) < self._wanted_polls and not self._stopping.is_set():
+            asked = min(self._free, BATCH_LIMIT)
+            self._free -= asked
+            if not self._polls and self._fault is None:  # nothing was due while every slot was busy
+                self._last_success = asyncio.get_running_loop().time()
+            poll = asyncio.get_running_loop().create_task(self._poll(asked))
+            self._polls.add(poll)
+            poll.add_done_callback(self._closed_one)
+
+    def _closed_one(self, poll: asyncio.Task[None]) -> None:
+        self._polls.discard(poll)
+        self._open()
+
+    async def _poll(self, asked: int) -> None:
+        messages: Sequence[Message] = ()
+        try:
+            messages = await self._receive(asked)
+        except Exception as error:  # noqa: BLE001 - whatever happens, polling goes on
+            self._free += asked
+            await self._back_off(error)
+            return
+        self._free += asked - len(messages)
+        self._succeeded()
+        if len(messages) == asked:
+            self._wanted_polls = min(self._wanted_polls + 1, MAX_POLLS)
+        else:
+            self._wanted_polls = max(1, self._wanted_polls - 1) if messages else 1
+        if messages:
+            self._deliver(messages)
+
+    def _succeeded(self) -> None:
+        self._last_success = asyncio.get_running_loop().time()
+        if self._fault is not None:
+            log.info("queue %s can be polled again after %d failed polls", self._queue, self._failures)
+        self._fault, self._failures = None, 0
+
+    async def _back_off(self, error: Exception) -> None:
+        """Say so once per change of state, and wait, with jitter, at most 30 s; a stop ends the wait."""
+        self._failures += 1
+        self._wanted_polls = 1
+        code = error.code if isinstance(error, TransportError) else type(error).__name__
+        if code != self._fault:
+            self._fault = code
+            unexpected = None if isinstance(error, TransportError) else error
+            log.error("queue %s cannot be polled, trying on: %s", self._queue, error, exc_info=unexpected)
+        try:
+            async with asyncio.timeout(backoff_seconds(_BACKOFF, self._failures, error)):
+                await self._stopping.wait()
+        except TimeoutError:
+            return

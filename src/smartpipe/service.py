@@ -1,0 +1,154 @@
+"""A service: one 12-factor component with its handlers and, by default, one queue."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, get_args
+
+from smartpipe.errors import ConfigError
+from smartpipe.events import Event, contract_of
+from smartpipe.handlers import Handler, make_handler
+from smartpipe.retry import RetryPolicy
+from smartpipe.settlement import UnknownEvents
+from smartpipe.topology.model import Binding, Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Concatenate
+
+E = TypeVar("E", bound=Event)
+E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_TIMEOUT_SECONDS = 300.0
+
+
+class Subscribe(Protocol, Generic[E]):
+    """The decorator that ``subscribe`` returns: the function's first parameter must take the event."""
+
+    def __call__(self, function: Callable[Concatenate[E, P], R], /) -> Callable[Concatenate[E, P], R]:
+        """Register *function* and return it unchanged."""
+
+
+class Service:
+    """Handlers that run together, and the queue they share unless told otherwise.
+
+    Args:
+        name: As in ``"email-verification"``; its queue is called so too, and it is the CloudEvents
+            ``source`` of what its handlers publish.
+        queue: The queue's settings; by default ``Queue(name)``.
+        retry: For handlers that name no policy of their own.
+        timeout_seconds: Likewise; above 0, up to 43,200, or None for no timeout of its own.
+        unknown_events: What becomes of a valid event that no handler takes: ``"dead-letter"``,
+            ``"ignore"`` (deleted and counted) or ``"retry"`` (by the service's policy).
+
+    Raises:
+        ConfigError: A faulty name or choice.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        queue: Queue | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
+        unknown_events: UnknownEvents = "dead-letter",
+    ) -> None:
+        if unknown_events not in get_args(UnknownEvents):
+            msg = f"service {name!r}: unknown_events={unknown_events!r} is none of {', '.join(get_args(UnknownEvents))}"
+            raise ConfigError(msg)
+        self.name = name
+        self.queue = queue or Queue(name)
+        self.retry = retry or RetryPolicy()
+        self.timeout_seconds = timeout_seconds
+        self.unknown_events: UnknownEvents = unknown_events
+        self._handlers: list[Handler] = []
+        self._queues: dict[str, Queue] = {self.queue.name: self.queue}
+
+    def subscribe(
+        self,
+        event: type[E],
+        *,
+        queue: Queue | str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | EllipsisType | None = ...,
+    ) -> Subscribe[E]:
+        """Register the decorated function as a handler of *event*, of its major version.
+
+        It is ``async def``, or ``def``, which runs in a thread; it takes the event and, if it wants,
+        a Delivery. Returning is success. ``Retry`` and ``Reject`` say otherwise; any other exception
+        is a failure that the retry policy judges.
+
+        Several handlers of one event on one queue are one unit: they run in the order of their
+        registration, the first failure fails the delivery, and a retry runs all of them again. Give
+        a handler a queue of its own to let it succeed or fail by itself.
+
+        Args:
+            queue: Another queue than the service's, by name or with its settings.
+            timeout_seconds: By default the service's. A handler that runs longer is cancelled, if
+                async, or abandoned, in a thread; either counts as a failure.
+
+        Raises:
+            ConfigError: Naming the handler: a signature that does not fit, a value out of range, a
+                queue that is declared a second time with other settings.
+        """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            handler = make_handler(
+                function,
+                event,
+                queue=self._declared(queue),
+                retry=retry or self.retry,
+                timeout_seconds=self.timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds,
+            )
+            self._refuse_second_class(handler)
+            self._handlers.append(handler)
+            return function
+
+        return register
+
+    @property
+    def handlers(self) -> tuple[Handler, ...]:
+        """Every handler, in the order of registration."""
+        return tuple(self._handlers)
+
+    def handlers_on(self, queue: str) -> tuple[Handler, ...]:
+        """Return the handlers of the queue with this logical name."""
+        return tuple(handler for handler in self._handlers if handler.queue.name == queue)
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """The queues that have handlers, with the contracts each needs."""
+        used = dict.fromkeys(handler.queue for handler in self._handlers)
+        return tuple(
+            Binding(
+                queue,
+                tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
+                max(handler.retry.attempts for handler in self.handlers_on(queue.name)),
+            )
+            for queue in used
+        )
+
+    def _declared(self, queue: Queue | str | None) -> Queue:
+        if queue is None:
+            return self.queue
+        if isinstance(queue, str):
+            return self._queues.get(queue) or self._queues.setdefault(queue, Queue(queue))
+        if self._queues.setdefault(queue.name, queue) != queue:
+            msg = f"service {self.name!r}: queue {queue.name!r} is declared twice with different settings"
+            raise ConfigError(msg)
+        return queue
+
+    def _refuse_second_class(self, handler: Handler) -> None:
+        """One queue decodes a type and major version into one class."""
+        contract = contract_of(handler.event)
+        for other in self.handlers_on(handler.queue.name):
+            theirs = contract_of(other.event)
+            if other.event is not handler.event and (theirs.type, theirs.major) == (contract.type, contract.major):
+                msg = (
+                    f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
+                    f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
+                )
+                raise ConfigError(msg)

@@ -1,0 +1,106 @@
+"""Settings from the environment (12-factor, III): ``SMARTPIPE_*``, all faults reported together."""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from smartpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENV_PREFIX = "SMARTPIPE_"
+
+
+class _Environment(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the environment; *overrides* that are not None win over it.
+
+        Raises:
+            ConfigError: One sentence for each faulty setting.
+        """
+        try:
+            return cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigError(list(_sentences(error, overrides))) from None
+
+
+class AwsSettings(_Environment):
+    """How this environment's AWS resources are named. Region, credentials and endpoint are AWS's own variables.
+
+    Args:
+        prefix: Goes before the name of every topic and queue, as in ``staging-``.
+        account_id: The AWS account of topics and queues; by default that of the credentials.
+    """
+
+    prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
+    account_id: str | None = Field(None, pattern=r"^[0-9]{12}$")
+
+
+class WorkerSettings(_Environment):
+    """How a worker process behaves.
+
+    Args:
+        concurrency: How many messages one queue's consumer handles at once.
+        drain_seconds: The budget from SIGTERM to exit: what is not finished by then is cancelled and
+            given back. 25 fits into the 30 s that Kubernetes and ECS allow by default.
+        wait_seconds: How long a poll waits for messages, at most SQS's 20. A drain has to sit out the
+            open poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
+        liveness_seconds: After so long without a successful poll ``/livez`` fails.
+        host, port: Where ``/livez`` and ``/readyz`` are served; port 0 takes a free one.
+    """
+
+    concurrency: int = Field(10, ge=1, le=10_000)
+    drain_seconds: float = Field(25.0, ge=1, le=7_200)
+    wait_seconds: float | None = Field(None, ge=0, le=20)
+    liveness_seconds: float = Field(300.0, ge=30)
+    host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
+    port: int = Field(8080, ge=0, le=65_535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+
+    @property
+    def poll_seconds(self) -> int:
+        """The wait of a poll, in whole seconds as SQS takes it."""
+        if self.wait_seconds is not None:
+            return int(self.wait_seconds)
+        return max(0, min(20, int(self.drain_seconds - 5)))
+
+    @model_validator(mode="after")
+    def _a_drain_can_hold_an_open_poll(self) -> Self:
+        if self.poll_seconds >= self.drain_seconds:
+            msg = (
+                f"wait_seconds={self.poll_seconds} must be less than drain_seconds={self.drain_seconds:g}: "
+                "a drain has to sit out the open poll"
+            )
+            raise ValueError(msg)
+        return self
+
+
+def unknown_settings() -> Iterator[str]:
+    """Yield a sentence for each ``SMARTPIPE_*`` variable that looks like a misspelt setting."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for cls in (AwsSettings, WorkerSettings) for name in cls.model_fields}
+    for name in sorted(os.environ):
+        if name.startswith(ENV_PREFIX) and name not in known:
+            close = get_close_matches(name, known, n=1, cutoff=0.8)
+            if close:
+                yield f"{name} is no setting of smartpipe and is ignored; did you mean {close[0]}?"
+
+
+def _sentences(error: ValidationError, overrides: dict[str, Any]) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            yield message
+            continue
+        name = str(fault["loc"][0])
+        shown = f"--{name.replace('_', '-')}" if overrides.get(name) is not None else f"{ENV_PREFIX}{name.upper()}"
+        yield f"{shown}={fault['input']}: {message[0].lower()}{message[1:]}"

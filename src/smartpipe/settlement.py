@@ -1,0 +1,64 @@
+"""What becomes of a delivery. Pure: no clock, no client; the consumer carries the outcome out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from smartpipe.errors import DecodeError, Reject, Retry, UnknownEventType
+
+if TYPE_CHECKING:
+    from smartpipe.retry import RetryPolicy
+
+UnknownEvents: TypeAlias = Literal["dead-letter", "ignore", "retry"]
+
+
+class Ack(NamedTuple):
+    """Delete the message: it is done. *ignored* when no handler wanted it."""
+
+    ignored: bool = False
+
+
+class RetryAfter(NamedTuple):
+    """Make the message visible again in *seconds*."""
+
+    seconds: float
+    error: BaseException
+
+
+class DeadLetter(NamedTuple):
+    """Move the message to the dead-letter queue.
+
+    *kind* is ``rejected``, ``permanent-error`` (the policy's ``never_on``), ``retries-exhausted``,
+    ``unknown-event-type``, or a DecodeError's kind.
+    """
+
+    kind: str
+    error: BaseException
+
+
+Outcome: TypeAlias = Ack | RetryAfter | DeadLetter
+
+
+def decide(
+    error: BaseException | None, receive_count: int, policy: RetryPolicy, unknown_events: UnknownEvents = "dead-letter"
+) -> Outcome:
+    """Decide from how the delivery ended, its receive count and the failing handler's policy."""
+    if error is None:
+        return Ack()
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]  # what a TaskGroup in the handler made of its one failure
+    if isinstance(error, Reject):
+        return DeadLetter("rejected", error)
+    if isinstance(error, DecodeError):
+        return DeadLetter(error.kind, error)
+    if isinstance(error, UnknownEventType):
+        if unknown_events == "ignore":
+            return Ack(ignored=True)
+        if unknown_events == "dead-letter":
+            return DeadLetter(error.kind, error)
+    seconds = policy.seconds_until_retry(error, receive_count)
+    if seconds is None:
+        return DeadLetter("permanent-error" if isinstance(error, policy.never_on) else "retries-exhausted", error)
+    if isinstance(error, Retry) and error.after_seconds is not None:
+        seconds = error.after_seconds
+    return RetryAfter(seconds, error)

@@ -1,0 +1,48 @@
+"""Trace and causation, carried from the event being handled to those published meanwhile."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextvars import ContextVar
+from typing import NamedTuple
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+
+
+class Cause(NamedTuple):
+    """The event whose handling publishes another."""
+
+    event_id: str
+    correlation_id: str
+    traceparent: str | None
+
+
+current_cause: ContextVar[Cause | None] = ContextVar("smartpipe_current_cause", default=None)
+"""Set around each handler, in its task or thread; read by publishers."""
+
+
+def new_traceparent() -> str:
+    """Start a trace (W3C Trace Context, version 00, sampled)."""
+    random = os.urandom(24).hex()
+    return f"00-{random[:32]}-{random[32:]}-01"
+
+
+def child_of(traceparent: str) -> str:
+    """Return a new span of the same trace, with the same flags."""
+    return f"{traceparent[:36]}{os.urandom(8).hex()}{traceparent[52:]}"
+
+
+def valid_traceparent(value: object) -> str | None:
+    """Return *value* if it is a W3C traceparent of a real trace; a malformed one is ignored, as W3C asks."""
+    if not isinstance(value, str) or len(value) != 55:  # noqa: PLR2004 - the length of version 00
+        return None
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None or value.startswith("ff") or not match[1].strip("0") or not match[2].strip("0"):
+        return None
+    return value
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """Return the 32 hex digits that name the trace."""
+    return traceparent[3:35] if traceparent else None

@@ -1,0 +1,177 @@
+"""The worker: one process that runs a service's consumers from start to drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tenacity import wait_random_exponential
+
+from smartpipe.consumer import Consumer
+from smartpipe.errors import ConfigError, PublishError, TransportError
+from smartpipe.health import HealthServer
+from smartpipe.publisher import Publisher
+from smartpipe.retry import backoff_seconds
+from smartpipe.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from smartpipe.service import Service
+    from smartpipe.settings import WorkerSettings
+    from smartpipe.transport import Transport
+
+log = logging.getLogger("smartpipe.worker")
+
+_BACKOFF = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
+
+
+class Worker:
+    """Runs one service.
+
+    Args:
+        verify: Raises TopologyError when what the service needs does not exist; by default nothing
+            is checked.
+
+    Raises:
+        ConfigError: The service has no handlers.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        transport: Transport,
+        settings: WorkerSettings,
+        *,
+        verify: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        if not service.handlers:
+            msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
+            raise ConfigError(msg)
+        self._service = service
+        self._transport = transport
+        self._settings = settings
+        self._verify = verify
+        self._stopping = asyncio.Event()
+        self._hard = asyncio.Event()
+        self._verified = False
+        self.abandoned_threads = 0
+        self.consumers: list[Consumer] = []
+        self.health = HealthServer(self, settings.host, settings.port)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is verified, polls successfully and does not drain."""
+        return (
+            self._verified
+            and not self._stopping.is_set()
+            and not any(consumer.poller.failing for consumer in self.consumers)
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether every queue has been polled successfully of late, or has no slot free to poll for."""
+        limit = self._settings.liveness_seconds
+        return all(consumer.poller.seconds_since_success() < limit for consumer in self.consumers)
+
+    def stop(self, reason: str = "stop()") -> None:
+        """Begin to drain. A second call does nothing."""
+        if not self._stopping.is_set():
+            log.info("draining: %s, at most %g s", reason, self._settings.drain_seconds)
+            self._stopping.set()
+
+    def kill(self, reason: str = "kill()") -> None:
+        """Cut the drain short: cancel what runs, and give it back."""
+        log.warning("stopping hard: %s", reason)
+        self._stopping.set()
+        self._hard.set()
+
+    async def run(self) -> int:
+        """Run until drained; return 0, or 1 when handlers had to be cancelled or deletes were left.
+
+        Raises:
+            TopologyError: Something the service needs does not exist.
+        """
+        loop = asyncio.get_running_loop()
+        threads = Threads(self._settings.concurrency * len(self._service.bindings))
+        publisher = Publisher(self._service.name, transport=self._transport)
+        async with self.health:
+            try:
+                await self._wait_until_verified()
+                if not self._stopping.is_set():
+                    self._start(publisher, threads)
+                    await self._stopping.wait()
+                deadline = loop.time() + self._settings.drain_seconds
+                await asyncio.gather(*(c.drain(deadline=deadline, hard=self._hard) for c in self.consumers))
+                log.info("handlers have ended and deletes are flushed")
+            finally:
+                unpublished = await self._close(publisher, threads)
+        self.abandoned_threads = threads.abandoned
+        return self._report(unpublished)
+
+    def _start(self, publisher: Publisher, threads: Threads) -> None:
+        settings = self._settings
+        for binding in self._service.bindings:
+            consumer = Consumer(
+                self._service,
+                binding.queue,
+                self._transport,
+                publisher=publisher,
+                threads=threads,
+                concurrency=settings.concurrency,
+                poll_seconds=settings.poll_seconds,
+            )
+            self.consumers.append(consumer)
+            consumer.start()
+        self._verified = True
+        queues = ", ".join(consumer.queue.name for consumer in self.consumers)
+        log.info("ready: %s polls %s, concurrency %d a queue", self._service.name, queues, settings.concurrency)
+
+    async def _wait_until_verified(self) -> None:
+        """Check the topology; while AWS cannot be asked, try on, saying so once per change of state."""
+        failures, fault = 0, None
+        while self._verify is not None and not self._stopping.is_set():
+            try:
+                await self._verify()
+            except TransportError as error:
+                if error.code == "NoCredentials":
+                    raise ConfigError(error.detail) from None
+                if error.code == "AccessDenied":
+                    log.warning("the topology is not checked, these credentials may not read it: %s", error.detail)
+                    return
+                failures += 1
+                if error.code != fault:
+                    fault = error.code
+                    log.error("cannot check the topology, trying on: %s", error)  # noqa: TRY400
+                try:
+                    async with asyncio.timeout(backoff_seconds(_BACKOFF, failures, error)):
+                        await self._stopping.wait()
+                except TimeoutError:
+                    continue
+            else:
+                log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
+                return
+
+    async def _close(self, publisher: Publisher, threads: Threads) -> int:
+        """Flush what handlers published without waiting for it; return how many events were not taken."""
+        try:
+            await publisher.aclose()
+        except PublishError as error:
+            log.error("%s", error)  # noqa: TRY400
+            return len(error.failures)
+        finally:
+            await self._transport.aclose()
+            threads.close()
+        return 0
+
+    def _report(self, unpublished: int) -> int:
+        totals: Counter[str] = Counter()
+        for consumer in self.consumers:
+            totals.update(consumer.counts.as_dict())
+        fields = {"service": self._service.name, **totals}
+        unfinished = totals["cancelled"] + totals["not_deleted"] + self.abandoned_threads + unpublished
+        counts = ", ".join(f"{name} {count}" for name, count in totals.items()) or "nothing received"
+        log.info("stopped: %s", counts, extra={"fields": fields})
+        return 1 if unfinished else 0
