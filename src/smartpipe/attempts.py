@@ -7,13 +7,15 @@ import random
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tenacity import AsyncRetrying, Retrying, retry_if_result, stop_before_delay, wait_random_exponential
+from tenacity import AsyncRetrying, Retrying, retry_if_result, wait_random_exponential
 
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from tenacity import RetryCallState
 
 T = TypeVar("T")
 
@@ -62,6 +64,8 @@ async def deliver(
     Returns what was not taken, in no particular order. Waits have full jitter, from 0.1 to 5 s.
     """
     pending = Pending(entries)
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + deadline_seconds
 
     async def attempt() -> bool:
         try:
@@ -71,7 +75,7 @@ async def deliver(
 
     if await attempt():
         await asyncio.sleep(_first_wait(deadline_seconds))
-        await AsyncRetrying(**_schedule(deadline_seconds))(attempt)
+        await AsyncRetrying(**_schedule(clock, deadline))(attempt)
     return pending.failed()
 
 
@@ -80,6 +84,7 @@ def deliver_blocking(
 ) -> list[tuple[T, Failure]]:
     """Do what ``deliver`` does, in the calling thread."""
     pending = Pending(entries)
+    deadline = time.monotonic() + deadline_seconds
 
     def attempt() -> bool:
         try:
@@ -89,7 +94,7 @@ def deliver_blocking(
 
     if attempt():
         time.sleep(_first_wait(deadline_seconds))
-        Retrying(**_schedule(deadline_seconds))(attempt)
+        Retrying(**_schedule(time.monotonic, deadline))(attempt)
     return pending.failed()
 
 
@@ -97,10 +102,13 @@ def _first_wait(deadline_seconds: float) -> float:
     return random.uniform(0, min(FIRST_WAIT_SECONDS, deadline_seconds))  # noqa: S311 - jitter, no secret
 
 
-def _schedule(deadline_seconds: float) -> dict[str, Any]:
+def _schedule(clock: Callable[[], float], deadline: float) -> dict[str, Any]:
+    def out_of_time(state: RetryCallState) -> bool:
+        return clock() + state.upcoming_sleep > deadline
+
     return {
         "retry": retry_if_result(bool),
         "wait": wait_random_exponential(multiplier=2 * FIRST_WAIT_SECONDS, max=MAX_WAIT_SECONDS),
-        "stop": stop_before_delay(deadline_seconds),
+        "stop": out_of_time,
         "retry_error_callback": lambda _: None,
     }

@@ -1,0 +1,1 @@
+"""A signup system of five services: three answer HTTP, two handle events. See README.md."""

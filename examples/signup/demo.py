@@ -1,0 +1,194 @@
+"""Runs the whole system on this machine, in the worst of weather, and counts what arrived.
+
+500 people sign up over HTTP. One of them has a mail server that never answers, one message is no
+event at all, and in the middle a worker is stopped with SIGTERM and started again. Nothing may be
+missing at the end. Run it with ``make demo``.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import quantiles
+from typing import Any, NamedTuple
+
+import boto3
+from aiohttp import ClientSession, TCPConnector
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from signup.processes import EXAMPLES, HttpService, Worker
+from smartpipe import EmbeddedBroker
+
+SIGNUPS = 500
+AT_ONCE = 20
+TARGETS = {
+    "email-verification": "signup.email_verification:service",
+    "friend-discovery": "signup.friend_discovery:service",
+}
+console = Console()
+
+
+class System(NamedTuple):
+    environment: dict[str, str]
+    signup_url: str
+    workers: dict[str, Worker]
+
+
+@contextmanager
+def running_system() -> Iterator[System]:
+    with ExitStack() as stack:
+        broker = stack.enter_context(EmbeddedBroker())
+        environment = {**broker.environment, "SCRYPT_COST": "16"}  # the demo measures the pipe, not scrypt
+        console.print(f"broker         {broker.backend} {broker.version} on {broker.endpoint_url}")
+
+        command = [sys.executable, "-m", "smartpipe", "topology", "apply", "--json", *TARGETS.values()]
+        changes = subprocess.run(command, cwd=EXAMPLES, env={**environment}, check=True, capture_output=True)
+        console.print(f"topology       {len(json.loads(changes.stdout))} resources created")
+
+        workers = {}
+        for name, target in TARGETS.items():
+            workers[name] = Worker(target, environment)
+            stack.callback(workers[name].kill)
+        backends = {}
+        for variable, module in (("USER_METADATA_URL", "signup.user_metadata"), ("PASSWORDS_URL", "signup.passwords")):
+            backend = HttpService(module, environment)
+            stack.callback(backend.stop)
+            backends[variable] = backend
+        urls = {variable: backend.url for variable, backend in backends.items()}
+        api = HttpService("signup.api", {**environment, **urls})
+        stack.callback(api.stop)
+        for service in (*backends.values(), api):
+            service.wait_until_ready()
+        wait_until(lambda: all(worker.ready for worker in workers.values()), "the workers are ready")
+        console.print("processes      3 HTTP services, 2 workers, ready")
+        yield System(environment, api.url, workers)
+
+
+def wait_until(condition: Any, what: str, deadline_seconds: float = 30) -> None:
+    deadline = time.monotonic() + deadline_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {deadline_seconds} s")
+        time.sleep(0.05)
+
+
+def aws(service: str, environment: dict[str, str]) -> Any:
+    return boto3.client(
+        service,
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name=environment["AWS_REGION"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+async def sign_up_everybody(system: System) -> list[str]:
+    """Post the signups; half-way, restart a worker. Return the ids of the published events."""
+    event_ids: list[str] = []
+    people = iter(range(SIGNUPS))
+    columns = TextColumn("signups       "), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("signups", total=SIGNUPS)
+
+        async def sign_up(client: ClientSession) -> None:
+            for number in people:
+                domain = "unreachable.example" if number == SIGNUPS // 3 else "mail.example.com"
+                form = {"name": f"Person {number}", "email": f"person-{number}@{domain}", "password": "correct horse"}
+                async with client.post(system.signup_url + "/signup", json=form) as answer:
+                    answer.raise_for_status()
+                    event_ids.append((await answer.json())["event_id"])
+                progress.advance(bar)
+
+        async def restart_in_the_middle() -> None:
+            while len(event_ids) < SIGNUPS // 2:
+                await asyncio.sleep(0.01)
+            worker = system.workers["email-verification"]
+            await asyncio.to_thread(worker.stop)
+            progress.console.print(
+                f"SIGTERM        email-verification drained, exit code {worker.exit_codes[0]}; again up"
+            )
+            worker.start()
+
+        async with ClientSession(connector=TCPConnector(limit=AT_ONCE)) as client, asyncio.TaskGroup() as group:
+            group.create_task(restart_in_the_middle())
+            for _ in range(AT_ONCE):
+                group.create_task(sign_up(client))
+    return event_ids
+
+
+def publish_no_event(environment: dict[str, str]) -> None:
+    sns = aws("sns", environment)
+    [topic] = sns.list_topics()["Topics"]
+    attribute = {"type": {"DataType": "String", "StringValue": "user.signed_up"}}
+    sns.publish(TopicArn=topic["TopicArn"], Message="I am no event", MessageAttributes=attribute)
+
+
+def dead_letters(environment: dict[str, str], service: str) -> list[dict[str, Any]]:
+    """Take every message from the service's dead-letter queue; return their reasons."""
+    sqs = aws("sqs", environment)
+    url = sqs.get_queue_url(QueueName=f"{service}-dlq")["QueueUrl"]
+    reasons = []
+    while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]).get(
+        "Messages"
+    ):
+        reasons += [json.loads(m["MessageAttributes"]["smartpipe_dead_letter"]["StringValue"]) for m in messages]
+    return reasons
+
+
+def report(system: System, event_ids: list[str]) -> list[str]:
+    """Print the table; return the expectations that were not met."""
+    table = Table("service", title="from publish to handled", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for column in ("delivered", "handled", "retried", "dead-\nlettered", "missing", "p50", "p99"):
+        table.add_column(column, justify="right")
+    unmet: list[str] = []
+    for name, worker in system.workers.items():
+        dead = dead_letters(system.environment, name)
+        known_dead = {reason["event_id"] for reason in dead if "event_id" in reason}
+        handled = set(worker.latency_seconds)
+        missing = set(event_ids) - handled - known_dead
+        centiles = quantiles(worker.latency_seconds.values(), n=100)
+        counts = worker.counts
+        numbers = (counts["delivered"], len(handled), counts["retried"], len(dead), len(missing))
+        table.add_row(name, *map(str, numbers), f"{centiles[49]:.2f} s", f"{centiles[98]:.2f} s")
+
+        kinds = sorted(reason["kind"] for reason in dead)
+        expected = ["not-json", "retries-exhausted"] if name == "email-verification" else ["not-json"]
+        if missing:
+            unmet.append(f"{name}: {len(missing)} events are missing")
+        if kinds != expected:
+            unmet.append(f"{name}: dead letters are {kinds}, not {expected}")
+        if len(handled) != SIGNUPS - len(expected) + 1:
+            unmet.append(f"{name}: {len(handled)} events handled, not {SIGNUPS - len(expected) + 1}")
+        if any(worker.exit_codes):
+            unmet.append(f"{name}: exit codes {worker.exit_codes}, not all 0")
+    console.print(table)
+    return unmet
+
+
+def main() -> int:
+    started = time.monotonic()
+    with running_system() as system:
+        publish_no_event(system.environment)
+        event_ids = asyncio.run(sign_up_everybody(system))
+        email, friends = system.workers["email-verification"], system.workers["friend-discovery"]
+        wait_until(lambda: len(friends.latency_seconds) >= SIGNUPS, "friend-discovery has handled all")
+        wait_until(lambda: len(email.latency_seconds) >= SIGNUPS - 1, "email-verification has handled all but one")
+        wait_until(lambda: email.counts["dead-lettered"] >= 2, "email-verification has dead-lettered two")  # noqa: PLR2004
+        for worker in system.workers.values():
+            worker.stop()
+        unmet = report(system, event_ids)
+    for expectation in unmet:
+        console.print(f"[red]NOT MET[/red]  {expectation}")
+    if not unmet:
+        console.print(f"[green]every expectation held[/green], in {time.monotonic() - started:.0f} s")
+    return 1 if unmet else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

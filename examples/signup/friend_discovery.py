@@ -1,0 +1,13 @@
+"""The friend-discovery service: finds people whom a new user may know. Sync handlers run in threads."""
+
+from signup.events import UserSignedUp
+from smartpipe import Service
+
+service = Service("friend-discovery")
+by_domain: dict[str, list[str]] = {}
+
+
+@service.subscribe(UserSignedUp)
+def suggest_friends(event: UserSignedUp) -> None:
+    domain = event.email.partition("@")[2]
+    by_domain.setdefault(domain, []).append(event.name)

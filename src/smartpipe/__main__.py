@@ -1,0 +1,5 @@
+"""``python -m smartpipe`` is ``smartpipe``."""
+
+from smartpipe.cli import main
+
+main()

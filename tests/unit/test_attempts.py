@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from smartpipe.attempts import deliver, deliver_blocking
+from smartpipe.errors import TransportError
+from tests.support.fakes import UNREACHABLE, refused, throttled
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    import pytest
+
+    from smartpipe.message import Failure
+
+
+class Service:
+    """Answers one scripted list of failures, or error, a call; then takes everything."""
+
+    def __init__(self, *script: list[Failure] | TransportError) -> None:
+        self.script = list(script)
+        self.calls: list[list[str]] = []
+
+    def answer(self, entries: list[str]) -> list[Failure]:
+        self.calls.append(list(entries))
+        scripted = self.script.pop(0) if self.script else []
+        if isinstance(scripted, TransportError):
+            raise scripted
+        return scripted
+
+    async def __call__(self, entries: list[str]) -> list[Failure]:
+        return self.answer(entries)
+
+
+def test_fault_04_only_what_failed_for_the_moment_is_sent_again() -> None:
+    service = Service([throttled(1), refused(2)], [throttled(0)])
+
+    failed = run_virtually(deliver(service, ["a", "b", "c", "d"], deadline_seconds=30))
+
+    assert service.calls == [["a", "b", "c", "d"], ["b"], ["b"]]
+    assert failed == [("c", refused(2))]
+
+
+def test_a_call_that_fails_as_a_whole_is_made_again() -> None:
+    service = Service(UNREACHABLE, UNREACHABLE)
+
+    assert run_virtually(deliver(service, ["a", "b"], deadline_seconds=30)) == []
+    assert service.calls == [["a", "b"]] * 3
+
+
+def test_a_call_that_can_never_succeed_is_not_made_again() -> None:
+    service = Service(TransportError("AccessDenied", "no", retryable=False))
+
+    failed = run_virtually(deliver(service, ["a", "b"], deadline_seconds=30))
+
+    assert [(entry, failure.code) for entry, failure in failed] == [("a", "AccessDenied"), ("b", "AccessDenied")]
+    assert len(service.calls) == 1
+
+
+def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> None:
+    service = Service(*[[throttled(0)]] * 1_000)
+
+    async def timed() -> tuple[list[tuple[str, Failure]], float]:
+        import asyncio
+
+        failed = await deliver(service, ["a"], deadline_seconds=30)
+        return failed, asyncio.get_running_loop().time()
+
+    failed, seconds = run_virtually(timed())
+
+    assert failed == [("a", throttled(0))]
+    assert 20 < seconds <= 30
+    assert 5 < len(service.calls) < 100
+
+
+def test_without_a_deadline_there_is_a_first_and_a_second_try() -> None:
+    service = Service([throttled(0)], [throttled(0)], [throttled(0)])
+
+    failed = run_virtually(deliver(service, ["a"], deadline_seconds=0))
+
+    assert failed == [("a", throttled(0))]
+    assert len(service.calls) == 2
+
+
+def test_the_blocking_form_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    service = Service([throttled(1), refused(2)], UNREACHABLE, [throttled(0)])
+
+    failed = deliver_blocking(service.answer, ["a", "b", "c"], deadline_seconds=30)
+
+    assert service.calls == [["a", "b", "c"], ["b"], ["b"], ["b"]]
+    assert failed == [("c", refused(2))]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from smartpipe import DecodeError
+from smartpipe.deadletter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.envelope import encode, wrap
+from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
+from smartpipe.settlement import DeadLetter
+from tests.support.events import ADA
+
+ENVELOPE = wrap(ADA, source="s")
+WHERE = Where("mailer", "mail-queue", "app.send", ENVELOPE)
+
+
+def failure() -> DeadLetter:
+    def innermost() -> None:
+        raise ValueError("the mail server said no")
+
+    try:
+        innermost()
+    except ValueError as error:
+        return DeadLetter("retries-exhausted", error)
+    raise AssertionError
+
+
+def message(body: str = "the body", attributes: dict[str, Attribute] | None = None) -> Message:
+    return Message("m1", "r1", body, receive_count=5, attributes=attributes or {}, first_received_at=1_700_000_000.25)
+
+
+def reason_of(copy: OutgoingMessage) -> dict[str, Any]:
+    value = copy.attributes[REASON_ATTRIBUTE].value
+    assert isinstance(value, str)
+    reason: dict[str, Any] = json.loads(value)
+    return reason
+
+
+def test_the_copy_has_the_body_and_attributes_as_they_were_and_the_reason() -> None:
+    attributes = {"type": Attribute("String", "user.signed_up"), "raw": Attribute("Binary", b"\x00\x01")}
+
+    copy = dead_letter(message(encode(ENVELOPE), attributes), failure(), WHERE)
+
+    assert copy.body == encode(ENVELOPE)
+    assert {name: copy.attributes[name] for name in attributes} == attributes
+    reason = reason_of(copy)
+    assert reason["kind"] == "retries-exhausted"
+    assert reason["error_type"] == "builtins.ValueError"
+    assert reason["message"] == "the mail server said no"
+    assert (reason["service"], reason["queue"], reason["handler"]) == ("mailer", "mail-queue", "app.send")
+    assert (reason["message_id"], reason["receive_count"]) == ("m1", 5)
+    assert reason["first_seen"] == "2023-11-14T22:13:20.250+00:00"
+    assert reason["event_id"] == ENVELOPE.id
+    assert len(reason["trace_id"]) == 32
+    assert "innermost" in reason["traceback"]
+
+
+def test_data_that_does_not_fit_brings_pydantics_error_list_and_no_traceback() -> None:
+    error = DecodeError("invalid-data", "bad", [{"loc": ("data", "x"), "msg": "Field required", "type": "missing"}])
+
+    reason = reason_of(dead_letter(message(), DeadLetter("invalid-data", error), Where("s", "q", None, None)))
+
+    assert reason["errors"] == [{"loc": ["data", "x"], "msg": "Field required", "type": "missing"}]
+    assert "traceback" not in reason
+
+
+def test_of_ten_attributes_the_last_moves_into_the_reason() -> None:
+    attributes = {f"a{number}": Attribute("String", str(number)) for number in range(10)}
+
+    copy = dead_letter(message(attributes=attributes), failure(), WHERE)
+
+    assert len(copy.attributes) == 10
+    assert reason_of(copy)["attributes"] == {"a9": {"data_type": "String", "value": "9"}}
+
+
+def test_a_message_dead_lettered_again_has_only_the_newest_reason() -> None:
+    first = dead_letter(message(), failure(), WHERE)
+
+    second = dead_letter(message(attributes=dict(first.attributes)), failure(), WHERE)
+
+    assert list(second.attributes) == [REASON_ATTRIBUTE]
+
+
+def test_the_reason_loses_its_traceback_first_so_that_a_large_body_still_goes() -> None:
+    whole = dead_letter(message("x" * 10_000), failure(), WHERE).size_bytes
+
+    copy = dead_letter(message("x" * 10_000), failure(), WHERE, limit_bytes=whole - 1)
+
+    assert copy.size_bytes == size_bytes(copy.body, copy.attributes) < whole
+    assert "traceback" not in reason_of(copy)
+    assert reason_of(copy)["message"] == "the mail server said no"
+
+
+def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all() -> None:
+    copy = dead_letter(message("x" * 1_000), failure(), WHERE, limit_bytes=1_000)
+
+    assert copy.body == "x" * 1_000
+    assert copy.attributes == {}

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from smartpipe import ConfigError, DecodeError, Event, UnknownEventType
+from smartpipe.decoder import Decoder
+from smartpipe.envelope import encode, wrap
+from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp, users
+
+decoder = Decoder([UserSignedUp, UserLeft, OrderPlaced])
+
+
+def plain(**changes: Any) -> str:
+    """What a service in another language might publish."""
+    event = {
+        "specversion": "1.0",
+        "id": "77",
+        "source": "/go/service",
+        "type": "user.left",
+        "data": {"name": "Bob"},
+    } | changes
+    return json.dumps({name: value for name, value in event.items() if value is not ...})
+
+
+def sns_wrapped(body: str, **changes: str) -> str:
+    return json.dumps(
+        {"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:::users", "Message": body} | changes
+    )
+
+
+def test_raw_and_sns_wrapped_bodies_decode_alike() -> None:
+    body = encode(wrap(ADA, source="s"))
+
+    assert decoder.decode(sns_wrapped(body)) == decoder.decode(body)
+
+
+def test_a_plain_cloudevent_of_another_language_decodes() -> None:
+    envelope = decoder.decode(plain())
+
+    assert envelope.data == UserLeft(name="Bob")
+    assert (envelope.id, envelope.source, envelope.version, envelope.time) == ("77", "/go/service", "1.0", None)
+
+
+def test_the_minor_version_and_new_fields_of_a_newer_producer_are_accepted() -> None:
+    envelope = decoder.decode(plain(dataversion="1.99", data={"name": "Bob", "added_later": [1]}, newextension=5))
+
+    assert envelope.data == UserLeft(name="Bob")
+    assert envelope.version == "1.99"
+
+
+def test_two_major_versions_of_a_type_go_to_their_own_classes() -> None:
+    class UserLeft2(Event, topic=users, type="user.left", version="2.0"):
+        reason: str
+
+    both = Decoder([UserLeft, UserLeft2])
+
+    assert isinstance(both.decode(plain()).data, UserLeft)
+    assert isinstance(both.decode(plain(dataversion="2.1", data={"reason": "x"})).data, UserLeft2)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("I am no event", "not-json"),
+        ("", "not-json"),
+        ('{"specversion":', "not-json"),
+        ("[" * 100_000, "not-json"),
+        ("[]", "not-cloudevent"),
+        ("null", "not-cloudevent"),
+        (plain(specversion="0.3"), "not-cloudevent"),
+        (plain(id=...), "not-cloudevent"),
+        (plain(id=""), "not-cloudevent"),
+        (plain(id=7), "not-cloudevent"),
+        (plain(dataversion="one"), "not-cloudevent"),
+        (plain(datacontenttype="text/xml"), "not-cloudevent"),
+        (plain(time="yesterday"), "not-cloudevent"),
+        (plain(data={"name": 5}), "invalid-data"),
+        (plain(data=...), "invalid-data"),
+        (plain(data="text"), "invalid-data"),
+        (plain(data=..., data_base64="AAAA"), "invalid-data"),
+        (sns_wrapped("not JSON inside"), "not-json"),
+        (sns_wrapped('{"name": "x"}'), "not-cloudevent"),
+    ],
+)
+def test_a_bad_body_says_what_kind_of_bad_it_is(body: str, kind: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decoder.decode(body)
+
+    assert caught.value.kind == kind
+
+
+def test_fault_27_a_domain_object_with_a_type_of_its_own_is_not_unwrapped() -> None:
+    impostor = json.dumps({"Type": "Notification", "Message": encode(wrap(ADA, source="s"))})
+
+    with pytest.raises(DecodeError, match="not a CloudEvent"):
+        decoder.decode(impostor)
+
+
+def test_fault_27_a_cloudevent_that_looks_like_an_sns_envelope_too_is_a_cloudevent() -> None:
+    body = json.loads(plain()) | json.loads(sns_wrapped("inner"))
+
+    assert decoder.decode(json.dumps(body)).data == UserLeft(name="Bob")
+
+
+def test_data_that_does_not_fit_is_explained_without_repeating_it() -> None:
+    with pytest.raises(DecodeError, match=r"does not fit UserLeft: data.name") as caught:
+        decoder.decode(plain(data={"name": {"secret": "s3cr3t"}}))
+
+    [fault] = caught.value.errors
+    assert fault["loc"] == ("data", "name")
+    assert "s3cr3t" not in str(caught.value) + str(caught.value.errors)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"type": "user.deleted"}, {"dataversion": "2.0"}, {"dataversion": "0.9"}, {"type": "order.placed"}]
+)
+def test_an_unknown_type_or_major_version_names_what_is_known(changes: dict[str, str]) -> None:
+    with pytest.raises(UnknownEventType, match=r"order.placed 2.x, user.left 1.x, user.signed_up 1.x"):
+        decoder.decode(plain(**changes))
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-zz-zz-01", 5, None, "00-" + "0" * 32 + "-" + "1" * 16 + "-01"])
+def test_a_malformed_traceparent_is_ignored(traceparent: object) -> None:
+    assert decoder.decode(plain(traceparent=traceparent)).traceparent is None
+
+
+def test_a_json_media_type_with_parameters_or_suffix_is_json() -> None:
+    for media_type in ("application/json; charset=utf-8", "application/vnd.acme+json", None):
+        assert decoder.decode(plain(datacontenttype=media_type)).id == "77"
+
+
+def test_a_single_event_class_decodes_without_a_union() -> None:
+    alone = Decoder([UserLeft])
+
+    assert alone.decode(plain()).data == UserLeft(name="Bob")
+    with pytest.raises(UnknownEventType, match="'user.signed_up'"):
+        alone.decode(plain(type="user.signed_up"))
+
+
+def test_an_undeclared_event_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match="declares no type"):
+        Decoder([Event])

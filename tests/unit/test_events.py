@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from smartpipe import ConfigError, Event, Topic
+from smartpipe.events import contract_of, event_class
+from tests.support.events import ADA, UserSignedUp, users
+
+
+def test_an_event_declares_its_type_version_topic_and_key() -> None:
+    class Shipped(Event, topic=users, type="shipped", version="3.4", key="parcel"):
+        parcel: str
+
+    contract = contract_of(Shipped)
+
+    assert (contract.type, contract.version, contract.major) == ("shipped", "3.4", 3)
+    assert (contract.topic, contract.key) == (users, "parcel")
+    assert event_class("shipped", 3) is Shipped
+
+
+def test_an_event_is_immutable() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        ADA.name = "Eve"  # type: ignore[misc]
+
+
+def test_two_classes_that_claim_one_type_and_major_version_are_refused_and_both_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+
+        class Impostor(Event, topic=users, type="user.signed_up", version="1.9"):
+            pass
+
+    assert "Impostor" in str(caught.value)
+    assert "tests.support.events.UserSignedUp" in str(caught.value)
+    assert event_class("user.signed_up", 1) is UserSignedUp
+
+
+def test_another_major_version_of_a_type_is_another_event() -> None:
+    class UserSignedUpAgain(Event, topic=users, type="user.signed_up", version="7.0"):
+        pass
+
+    assert event_class("user.signed_up", 7) is UserSignedUpAgain
+    assert event_class("user.signed_up", 1) is UserSignedUp
+
+
+def test_the_same_definition_run_again_takes_its_own_place() -> None:
+    def define() -> type[Event]:
+        class Cell(Event, topic=users, type="cell", version="1.0"):
+            pass
+
+        return Cell
+
+    define()
+
+    assert define() is event_class("cell", 1)
+
+
+def test_every_fault_of_a_declaration_is_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+
+        class Faulty(Event, topic=users, type="not a type", version="1", key="nothing"):
+            field: int
+
+    assert len(caught.value.problems) == 3
+    assert all("Faulty" in problem for problem in caught.value.problems)
+
+
+def test_an_incomplete_declaration_names_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"lacks topic=, version="):
+
+        class Half(Event, type="half"):
+            pass
+
+
+def test_a_base_class_without_declaration_cannot_be_published() -> None:
+    class Base(Event):
+        at: int
+
+    class Real(Base, topic=users, type="real", version="1.0"):
+        pass
+
+    class Heir(Real):
+        pass
+
+    assert contract_of(Real).type == "real"
+    for undeclared in (Base, Heir):
+        with pytest.raises(ConfigError, match="declares no type of its own"):
+            contract_of(undeclared)
+
+
+@pytest.mark.parametrize("name", ["", "with space", "ümlaut", "x" * 257])
+def test_a_topic_name_that_aws_would_refuse_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="topic name"):
+        Topic(name)
+
+
+def test_a_fifo_topic_is_refused_because_it_is_not_built_yet() -> None:
+    with pytest.raises(ConfigError, match="no FIFO topics yet"):
+        Topic("orders", fifo=True)

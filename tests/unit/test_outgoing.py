@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+
+from smartpipe import ConfigError, Event, EventTooLarge, PublishError
+from smartpipe.message import Attribute, size_bytes
+from smartpipe.outgoing import Chunker, prepare
+from tests.support.events import ADA, Note, small
+
+
+def test_the_type_goes_along_as_an_attribute_and_counts() -> None:
+    message = prepare(ADA, source="s").message
+
+    assert message.attributes == {"type": Attribute("String", "user.signed_up")}
+    assert message.size_bytes == len(message.body) + len("type" + "String" + "user.signed_up")
+
+
+def test_sizes_count_utf8_bytes_of_the_body_and_of_names_types_and_values() -> None:
+    attributes = {"größe": Attribute("String", "ä"), "raw": Attribute("Binary", b"\xff\xff\xff")}
+
+    # 4 (emoji) + 7+6+2 (größe is 7 bytes) + 3+6+3
+    assert size_bytes("🎉", attributes) == 31
+
+
+def test_fault_39_an_event_too_large_in_bytes_though_not_in_characters_says_both_numbers() -> None:
+    with pytest.raises(EventTooLarge) as caught:
+        prepare(Note(text="é" * 900), source="s")
+
+    assert caught.value.limit_bytes == small.limit_bytes == 2_000
+    assert caught.value.size_bytes > 2_000
+    assert f"{caught.value.size_bytes:,}" in str(caught.value)
+    assert "2,000" in str(caught.value)
+
+
+def test_fault_20_an_eleventh_attribute_is_refused_before_sns_drops_the_message() -> None:
+    with pytest.raises(PublishError, match="SNS drops a message") as caught:
+        prepare(ADA, source="s", attributes={f"a{number}": "x" for number in range(10)})
+
+    assert caught.value.failures[0].event is ADA
+
+
+def test_nine_attributes_of_ones_own_are_fine() -> None:
+    attributes = {f"a{number}": "x" for number in range(9)}
+
+    assert len(prepare(ADA, source="s", attributes=attributes).message.attributes) == 10
+
+
+@pytest.mark.parametrize("name", ["", "a b", "é", ".x", "x.", "a..b", "AWS.x", "amazon.x", "type", "x" * 257])
+def test_an_attribute_name_that_sqs_refuses_is_refused_here(name: str) -> None:
+    with pytest.raises(PublishError, match="attribute name"):
+        prepare(ADA, source="s", attributes={name: "x"})
+
+
+def test_an_empty_attribute_value_is_refused_here() -> None:
+    with pytest.raises(PublishError, match="at least one character"):
+        prepare(ADA, source="s", attributes={"tenant": ""})
+
+
+def test_an_event_without_a_type_cannot_be_published() -> None:
+    with pytest.raises(ConfigError, match="declares no type"):
+        prepare(Event(), source="s")
+
+
+def test_a_chunk_has_at_most_ten_entries() -> None:
+    chunker: Chunker[int] = Chunker()
+
+    chunks = [chunk for number in range(25) if (chunk := chunker.add(number))] + [chunker.take()]
+
+    assert [len(chunk) for chunk in chunks] == [10, 10, 5]
+    assert [number for chunk in chunks for number in chunk] == list(range(25))
+
+
+def test_fault_38_a_chunk_stays_under_the_byte_limit_of_the_whole_request() -> None:
+    chunker: Chunker[int] = Chunker(limit_bytes=262_144, size_of=lambda size: size)
+
+    chunks = [chunk for _ in range(10) if (chunk := chunker.add(40_000))] + [chunker.take()]
+
+    assert [len(chunk) for chunk in chunks] == [6, 4]  # 6 · 40,000 = 240,000; a seventh would be 280,000
+
+
+def test_an_entry_as_large_as_the_limit_goes_alone() -> None:
+    chunker: Chunker[int] = Chunker(limit_bytes=100, size_of=lambda size: size)
+
+    chunks = [chunk for size in (1, 100, 1) if (chunk := chunker.add(size))] + [chunker.take()]
+
+    assert chunks == [[1], [100], [1]]

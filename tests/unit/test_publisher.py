@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError, EventTooLarge, Publisher, PublishError
+from smartpipe.errors import TransportError
+from tests.support.events import ADA, Note, OrderPlaced, UserLeft
+from tests.support.fakes import UNREACHABLE, FakeTransport, refused, throttled
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def publisher(transport: FakeTransport, *, linger_seconds: float = 0.005, deadline_seconds: float = 30) -> Publisher:
+    return Publisher("test", transport=transport, linger_seconds=linger_seconds, deadline_seconds=deadline_seconds)
+
+
+def leave(count: int) -> Iterator[UserLeft]:
+    return (UserLeft(name=str(number)) for number in range(count))
+
+
+def test_concurrent_publishes_share_requests() -> None:
+    transport = FakeTransport()
+
+    async def main() -> list[str]:
+        async with publisher(transport) as p:
+            return await asyncio.gather(*map(p.publish, leave(25)))
+
+    event_ids = run_virtually(main())
+
+    assert len(set(event_ids)) == 25
+    assert transport.batches("publish") == [10, 10, 5]
+
+
+def test_a_lone_publish_waits_no_longer_than_the_linger() -> None:
+    transport = FakeTransport()
+
+    async def main() -> float:
+        async with publisher(transport, linger_seconds=0.25) as p:
+            await p.publish(ADA)
+            return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) == pytest.approx(0.25)
+
+
+def test_without_linger_every_publish_is_a_request_at_once() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport, linger_seconds=0) as p:
+            await asyncio.gather(*map(p.publish, leave(3)))
+
+    run_virtually(main())
+
+    assert transport.batches("publish") == [1, 1, 1]
+    assert {time for _, _, _, time in transport.calls} == {0}
+
+
+def test_each_topic_has_requests_of_its_own() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await asyncio.gather(p.publish(ADA), p.publish(OrderPlaced(order_id="1")))
+
+    run_virtually(main())
+
+    assert sorted(topic for _, topic, _, _ in transport.calls) == ["orders", "users"]
+
+
+def test_single_publishes_share_a_request_only_within_its_byte_limit() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await asyncio.gather(*(p.publish(Note(text="x" * 600)) for _ in range(3)))
+
+    run_virtually(main())
+
+    assert transport.batches("publish") == [2, 1]  # about 940 bytes each, 2,000 a request
+
+
+def test_one_refused_event_fails_alone() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(1)])
+
+    async def main() -> list[str | BaseException]:
+        async with publisher(transport) as p:
+            return await asyncio.gather(*map(p.publish, leave(3)), return_exceptions=True)
+
+    outcomes = run_virtually(main())
+
+    assert [type(outcome) for outcome in outcomes] == [str, PublishError, str]
+    assert isinstance(outcomes[1], PublishError)
+    [failure] = outcomes[1].failures
+    assert (failure.event, failure.code, failure.retryable) == (UserLeft(name="1"), "InvalidMessageContents", False)
+    assert transport.batches("publish") == [3]
+
+
+def test_a_throttled_event_is_sent_again_with_the_same_id() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([throttled(0)])
+
+    async def main() -> str:
+        async with publisher(transport) as p:
+            return await p.publish(ADA)
+
+    event_id = run_virtually(main())
+
+    bodies = [message.body for message in transport.entries("publish")]
+    assert len(bodies) == 2
+    assert bodies[0] == bodies[1]
+    assert event_id in bodies[0]
+
+
+def test_publish_many_chunks_and_reports_the_ids_in_order() -> None:
+    transport = FakeTransport()
+
+    async def main() -> list[str]:
+        async with publisher(transport) as p:
+            return (await p.publish_many(leave(42))).event_ids
+
+    event_ids = run_virtually(main())
+
+    assert sorted(transport.batches("publish")) == [2, 10, 10, 10, 10]
+    assert len(event_ids) == 42
+    bodies = [json.loads(message.body) for message in transport.entries("publish")]
+    names = {body["id"]: body["data"]["name"] for body in bodies}
+    assert [names[event_id] for event_id in event_ids] == [event.name for event in leave(42)]
+
+
+def test_publish_many_tries_every_event_and_then_raises_with_those_that_failed() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(3)])
+    events = [*leave(8), Note(text="x" * 3_000), *leave(8)]
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish_many(events)
+
+    with pytest.raises(PublishError, match="2 events were not published") as caught:
+        run_virtually(main())
+
+    assert {failure.code for failure in caught.value.failures} == {"EventTooLarge", "InvalidMessageContents"}
+    assert sum(transport.batches("publish")) == 16
+
+
+def test_publish_many_reads_a_long_iterable_as_requests_leave() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([1.0] * 1_000)
+    read: list[int] = []
+
+    def endless() -> Iterator[UserLeft]:
+        for number in range(10_000):
+            read.append(number)
+            yield UserLeft(name="x")
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(2.5):
+                    await p.publish_many(endless())
+
+    run_virtually(main())
+
+    assert 300 < len(read) < 700  # 16 requests of ten at once, a second each, for 2.5 seconds
+
+
+def test_an_event_too_large_is_refused_before_any_call() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish(Note(text="x" * 3_000))
+
+    with pytest.raises(EventTooLarge):
+        run_virtually(main())
+    assert transport.calls == []
+
+
+def test_closing_flushes_what_lingers() -> None:
+    transport = FakeTransport()
+
+    async def main() -> str:
+        async with publisher(transport, linger_seconds=60) as p:
+            task = asyncio.create_task(p.publish(ADA))
+            await asyncio.sleep(0)
+        return await task
+
+    event_id = run_virtually(main())
+
+    assert event_id in transport.entries("publish")[0].body
+
+
+def test_closing_raises_with_what_could_not_be_published() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([UNREACHABLE] * 1_000)
+
+    async def main() -> None:
+        async with publisher(transport, linger_seconds=60, deadline_seconds=3) as p:
+            tasks = [asyncio.create_task(p.publish(event)) for event in leave(2)]
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    with pytest.raises(PublishError) as caught:
+        run_virtually(main())
+    assert [failure.event for failure in caught.value.failures] == list(leave(2))
+    assert all(failure.retryable for failure in caught.value.failures)
+
+
+def test_a_publish_after_closing_fails_and_loses_nothing_silently() -> None:
+    async def main() -> None:
+        p = publisher(FakeTransport())
+        await p.aclose()
+        await p.aclose()
+        await p.publish(ADA)
+
+    with pytest.raises(PublishError, match="PublisherClosed"):
+        run_virtually(main())
+
+
+def test_a_cancelled_publish_that_still_lingers_is_withdrawn() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport, linger_seconds=1) as p:
+            withdrawn = asyncio.create_task(p.publish(ADA))
+            kept = asyncio.create_task(p.publish(UserLeft(name="kept")))
+            await asyncio.sleep(0.5)
+            withdrawn.cancel()
+            await kept
+
+    run_virtually(main())
+
+    [message] = transport.entries("publish")
+    assert "kept" in message.body
+
+
+def test_a_missing_topic_is_told_with_the_mend() -> None:
+    transport = FakeTransport()
+    advice = "topic arn:x does not exist; run `smartpipe topology apply`"
+    transport.script["publish"].append(TransportError("NotFound", advice, retryable=False))
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish(ADA)
+
+    with pytest.raises(PublishError, match="smartpipe topology apply"):
+        run_virtually(main())
+
+
+def test_an_unexpected_fault_reaches_whoever_waits() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append(ZeroDivisionError("a bug"))
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish(ADA)
+
+    with pytest.raises(ZeroDivisionError):
+        run_virtually(main())
+
+
+def test_a_publisher_needs_a_source() -> None:
+    with pytest.raises(ConfigError, match="source is empty"):
+        Publisher("", transport=FakeTransport())
