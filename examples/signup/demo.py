@@ -92,6 +92,7 @@ async def sign_up_everybody(system: System) -> list[str]:
     """Post the signups; half-way, restart a worker. Return the ids of the published events."""
     event_ids: list[str] = []
     people = iter(range(SIGNUPS))
+    half_way = asyncio.Event()
     columns = TextColumn("signups       "), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("signups", total=SIGNUPS)
@@ -104,10 +105,11 @@ async def sign_up_everybody(system: System) -> list[str]:
                     answer.raise_for_status()
                     event_ids.append((await answer.json())["event_id"])
                 progress.advance(bar)
+                if len(event_ids) == SIGNUPS // 2:
+                    half_way.set()
 
         async def restart_in_the_middle() -> None:
-            while len(event_ids) < SIGNUPS // 2:
-                await asyncio.sleep(0.01)
+            await half_way.wait()
             worker = system.workers["email-verification"]
             await asyncio.to_thread(worker.stop)
             progress.console.print(

@@ -75,12 +75,13 @@ class Processor:
             publisher=self._publisher,
         )
         current_cause.set(Cause(envelope.id, envelope.correlation_id or envelope.id, envelope.traceparent))
-        limit = asyncio.timeout(handler.timeout_seconds or max(0.0, lease.ceiling - message.received_at))
+        seconds = lease.seconds_left if handler.timeout_seconds is None else handler.timeout_seconds
+        limit = asyncio.timeout(seconds)
         try:
             async with limit:
                 await self._run(handler, handler.arguments(envelope.data, delivery))
         except TimeoutError as error:
-            return HandlerTimeout(f"it ran longer than {handler.timeout_seconds:g} s") if limit.expired() else error
+            return HandlerTimeout(f"it ran longer than {seconds:g} s") if limit.expired() else error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -45,6 +45,11 @@ class Lease:
         """Whether somebody else may have the message by now; also true while the loop that renews it is blocked."""
         return self._lost or self._clock() >= self.deadline
 
+    @property
+    def seconds_left(self) -> float:
+        """For how long it can be extended in all."""
+        return max(0.0, self.ceiling - self._clock())
+
     def lose(self) -> bool:
         """Mark it lost; return whether that is news."""
         news = not self._lost
@@ -99,7 +104,8 @@ class Visibility:
             if now >= lease.deadline:
                 self._lost(lease, "its visibility timeout ran out before it could be extended")
             elif (
-                not lease.extending
+                not lease.lost
+                and not lease.extending
                 and lease.deadline - now <= self._timeout_seconds * EXTEND_BELOW
                 and self._extension(lease, now) > lease.deadline - now
             ):

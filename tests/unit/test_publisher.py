@@ -202,11 +202,13 @@ def test_closing_raises_with_what_could_not_be_published() -> None:
     transport.script["publish"].extend([UNREACHABLE] * 1_000)
 
     async def main() -> None:
-        async with publisher(transport, linger_seconds=60, deadline_seconds=3) as p:
-            tasks = [asyncio.create_task(p.publish(event)) for event in leave(2)]
-            await asyncio.sleep(0)
-            assert not any(task.done() for task in tasks)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        p = publisher(transport, linger_seconds=60, deadline_seconds=3)
+        publishes = asyncio.gather(*map(p.publish, leave(2)), return_exceptions=True)
+        await asyncio.sleep(0)
+        try:
+            await p.aclose()
+        finally:
+            assert [type(outcome) for outcome in await publishes] == [PublishError, PublishError]
 
     with pytest.raises(PublishError) as caught:
         run_virtually(main())

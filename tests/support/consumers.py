@@ -1,0 +1,61 @@
+"""A consumer on a fake transport."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from smartpipe import Publisher, Queue, RetryPolicy, Service
+from smartpipe.consumer import Consumer
+from smartpipe.threads import Threads
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from smartpipe.settlement import UnknownEvents
+    from tests.support.fakes import FakeTransport
+
+VISIBILITY_SECONDS = 30
+POLL_SECONDS = 20
+
+
+def make_service(
+    *,
+    retry: RetryPolicy | None = None,
+    timeout_seconds: float | None = 300,
+    unknown_events: UnknownEvents = "dead-letter",
+) -> Service:
+    return Service(
+        "mailer",
+        queue=Queue("mailer", visibility_timeout_seconds=VISIBILITY_SECONDS),
+        retry=retry,
+        timeout_seconds=timeout_seconds,
+        unknown_events=unknown_events,
+    )
+
+
+def make_consumer(service: Service, transport: FakeTransport, *, concurrency: int = 10) -> Consumer:
+    return Consumer(
+        service,
+        service.queue,
+        transport,
+        publisher=Publisher(service.name, transport=transport),
+        threads=Threads(concurrency),
+        concurrency=concurrency,
+        poll_seconds=POLL_SECONDS,
+    )
+
+
+@asynccontextmanager
+async def consuming(service: Service, transport: FakeTransport, *, concurrency: int = 10) -> AsyncIterator[Consumer]:
+    """A started consumer, drained at the end without a deadline."""
+    consumer = make_consumer(service, transport, concurrency=concurrency)
+    consumer.start()
+    yield consumer
+    await drain(consumer)
+
+
+async def drain(consumer: Consumer, *, budget_seconds: float = 100_000, hard: asyncio.Event | None = None) -> None:
+    deadline = asyncio.get_running_loop().time() + budget_seconds
+    await consumer.drain(deadline=deadline, hard=hard or asyncio.Event())

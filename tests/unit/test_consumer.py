@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from tenacity import wait_fixed
+
+from smartpipe import Delivery, Reject, Retry, RetryPolicy
+from smartpipe.deadletter import REASON_ATTRIBUTE
+from tests.support.consumers import consuming, make_service
+from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.fakes import UNREACHABLE, FakeTransport, refused, throttled
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from smartpipe import Service
+    from smartpipe.counts import Counts
+
+SEVEN = RetryPolicy(attempts=3, wait=wait_fixed(7))
+
+
+def consume(service: Service, transport: FakeTransport, *, seconds: float = 60, concurrency: int = 10) -> Counts:
+    """Let the service consume for so many (virtual) seconds, then drain it."""
+
+    async def main() -> Counts:
+        async with consuming(service, transport, concurrency=concurrency) as consumer:
+            await asyncio.sleep(seconds)
+        return consumer.counts
+
+    return run_virtually(main())
+
+
+def reasons(transport: FakeTransport) -> list[dict[str, Any]]:
+    return [json.loads(message.attributes[REASON_ATTRIBUTE].value) for message in transport.entries("send")]
+
+
+def test_a_handled_message_is_deleted() -> None:
+    service, transport = make_service(), FakeTransport()
+    seen: list[UserSignedUp] = []
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert seen == [ADA]
+    assert transport.entries("delete") == ["r1"]
+    assert counts.as_dict() == {"received": 1, "handled": 1}
+
+
+def test_deletes_are_batched() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    transport.put(*[ADA] * 25)
+    counts = consume(service, transport, concurrency=30)
+
+    assert sorted(transport.batches("delete")) == [5, 10, 10]
+    assert counts.handled == 25
+
+
+def test_the_delivery_tells_what_is_known_of_the_message() -> None:
+    service, transport = make_service(), FakeTransport()
+    seen: list[tuple[object, ...]] = []
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        seen.append((delivery.source, delivery.receive_count, delivery.queue, delivery.service, delivery.lease_lost))
+        assert delivery.handler.endswith("handle")
+        assert len(delivery.trace_id or "") == 32
+        assert delivery.time is not None
+
+    transport.put(ADA, receive_count=2)
+    consume(service, transport)
+
+    assert seen == [("test", 2, "mailer", "mailer", False)]
+
+
+def test_a_failure_is_given_back_by_the_policy_and_not_deleted() -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise ValueError("not now")
+
+    transport.put(ADA, receive_count=2)
+    counts = consume(service, transport)
+
+    assert transport.entries("change_visibility") == [("r1", 7)]
+    assert transport.entries("delete") == []
+    assert counts.as_dict() == {"received": 1, "retried": 1}
+
+
+def test_a_handler_may_ask_for_a_retry_at_its_own_time() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Retry("rate limited", after_seconds=90)
+
+    transport.put(ADA)
+    consume(service, transport)
+
+    assert transport.entries("change_visibility") == [("r1", 90)]
+
+
+@pytest.mark.parametrize(
+    ("error", "receive_count", "kind"),
+    [(Reject("no such user"), 1, "rejected"), (ValueError("still broken"), 3, "retries-exhausted")],
+)
+def test_a_dead_letter_is_copied_with_its_reason_and_only_then_deleted(
+    error: Exception, receive_count: int, kind: str
+) -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise error
+
+    transport.put(ADA, receive_count=receive_count)
+    counts = consume(service, transport)
+
+    settling = [(verb, name) for verb, name, _, _ in transport.calls if verb in ("send", "delete")]
+    assert settling == [("send", "mailer-dlq"), ("delete", "mailer")]
+    [reason] = reasons(transport)
+    assert (reason["kind"], reason["message"]) == (kind, str(error))
+    assert counts.dead_lettered == 1
+
+
+def test_fault_11_poison_goes_to_the_dead_letter_queue_at_once_while_good_messages_are_handled() -> None:
+    service, transport = make_service(), FakeTransport()
+    seen: list[UserSignedUp] = []
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    transport.put("poison", ADA, UserLeft(name="x"), '{"specversion": 1}', ADA)
+    counts = consume(service, transport)
+
+    assert seen == [ADA, ADA]
+    assert sorted(reason["kind"] for reason in reasons(transport)) == [
+        "not-cloudevent",
+        "not-json",
+        "unknown-event-type",
+    ]
+    assert len(transport.entries("delete")) == 5
+    assert counts.as_dict() == {"received": 5, "handled": 2, "dead_lettered": 3}
+
+
+def test_fault_56_an_unknown_event_is_ignored_and_counted_where_the_service_says_so() -> None:
+    service, transport = make_service(unknown_events="ignore"), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    transport.put(UserLeft(name="x"))
+    counts = consume(service, transport)
+
+    assert transport.entries("delete") == ["r1"]
+    assert transport.entries("send") == []
+    assert counts.as_dict() == {"received": 1, "ignored": 1}
+
+
+def test_fault_46_a_dead_letter_that_could_not_be_copied_is_not_deleted() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["send"].extend([UNREACHABLE] * 1_000)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Reject("x")
+
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert transport.entries("delete") == []
+    assert transport.entries("change_visibility")[-1] == ("r1", 30)
+    assert counts.as_dict() == {"received": 1, "retried": 1}
+
+
+def test_fault_46_a_dead_letter_whose_delete_fails_is_a_second_copy_and_not_a_loss() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["delete"].append([refused(0)])
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Reject("x")
+
+    [first] = transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert transport.entries("send")[0].body == first.body  # and so has the same event id as a second would
+    assert counts.as_dict() == {"received": 1, "dead_lettered": 1, "not_deleted": 1}
+
+
+def test_fault_14_of_a_delete_batch_only_what_failed_is_sent_again() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["delete"].append([throttled(1)])
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    transport.put(ADA, ADA, ADA)
+    counts = consume(service, transport)
+
+    assert transport.entries("delete") == ["r1", "r2", "r3", "r2"]
+    assert counts.as_dict() == {"received": 3, "handled": 3}
+
+
+def test_fault_14_a_delete_that_never_succeeds_is_reported_and_the_worker_goes_on() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["delete"].extend([UNREACHABLE] * 100)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert counts.as_dict() == {"received": 1, "handled": 1, "not_deleted": 1}
+
+
+def test_several_handlers_on_one_queue_are_one_unit() -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+    ran: list[str] = []
+
+    @service.subscribe(UserSignedUp)
+    async def first(_: UserSignedUp) -> None:
+        ran.append("first")
+
+    @service.subscribe(UserSignedUp)
+    async def second(_: UserSignedUp) -> None:
+        ran.append("second")
+        raise ValueError("x")
+
+    @service.subscribe(UserSignedUp)
+    async def third(_: UserSignedUp) -> None:
+        ran.append("third")
+
+    transport.put(ADA)
+    consume(service, transport)
+
+    assert ran == ["first", "second"]
+    assert transport.entries("change_visibility") == [("r1", 7)]
+
+
+def test_fault_29_a_handler_that_never_returns_is_cancelled_at_its_timeout_and_frees_its_slot() -> None:
+    service, transport = make_service(timeout_seconds=100, retry=SEVEN), FakeTransport()
+    cancelled: list[float] = []
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        try:
+            await asyncio.sleep(1_000_000)
+        except asyncio.CancelledError:
+            cancelled.append(asyncio.get_running_loop().time())
+            raise
+
+    transport.put(ADA, ADA)
+    counts = consume(service, transport, seconds=250, concurrency=1)
+
+    assert cancelled == [100, 200]
+    assert counts.retried == 2
+    extensions = [time for verb, _, _, time in transport.calls if verb == "change_visibility"]
+    assert max(extensions) <= 201  # nothing is kept after the handler's end
+
+
+def test_a_timeout_of_the_handlers_own_is_an_ordinary_failure() -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        async with asyncio.timeout(1):
+            await asyncio.sleep(5)
+
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert counts.retried == 1
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), SystemExit(3), BaseExceptionGroup("x", [ValueError()])])
+def test_fault_43_whatever_a_handler_raises_is_its_failure_and_not_a_shutdown(error: BaseException) -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp) -> None:
+        if event.name == "Ada":
+            raise error
+
+    transport.put(ADA, UserSignedUp(user_id=ADA.user_id, name="Bob"))
+    counts = consume(service, transport)
+
+    assert counts.as_dict() == {"received": 2, "handled": 1, "retried": 1}
+
+
+def test_fault_43_a_heartbeat_that_dies_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from smartpipe.visibility import Visibility
+
+    tick, faults = Visibility.tick, [ZeroDivisionError("a bug")]
+
+    def failing_once(self: Visibility) -> None:
+        if faults:
+            raise faults.pop()
+        tick(self)
+
+    monkeypatch.setattr(Visibility, "tick", failing_once)
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(100)
+
+    transport.put(ADA)
+    counts = consume(service, transport, seconds=150)
+
+    assert len(transport.entries("change_visibility")) > 3
+    assert counts.as_dict() == {"received": 1, "handled": 1}
+
+
+def test_fault_22_deliveries_that_were_no_failures_do_not_dead_letter_a_message_that_succeeds() -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    transport.put(ADA, receive_count=9)
+    counts = consume(service, transport)
+
+    assert counts.as_dict() == {"received": 1, "handled": 1}
+
+
+def test_what_a_handler_publishes_carries_the_trace_and_causation_of_what_it_handles() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        await delivery.publish(UserLeft(name="x"))
+
+    [message] = transport.put(ADA)
+    consume(service, transport)
+
+    cause, effect = json.loads(message.body), json.loads(transport.entries("publish")[0].body)
+    assert effect["source"] == "mailer"
+    assert effect["causationid"] == cause["id"]
+    assert effect["correlationid"] == cause["correlationid"]
+    assert effect["traceparent"][:36] == cause["traceparent"][:36]

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tests.support.consumers import consuming, drain, make_consumer, make_service
+from tests.support.events import ADA, UserSignedUp
+from tests.support.fakes import UNREACHABLE, FakeTransport
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from smartpipe.counts import Counts
+
+
+def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released() -> None:
+    service, transport = make_service(), FakeTransport()
+    finished: list[str] = []
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp) -> None:
+        await asyncio.sleep(15)
+        finished.append(event.name)
+
+    async def main() -> Counts:
+        consumer = make_consumer(service, transport, concurrency=10)
+        consumer.start()
+        transport.put(*[ADA] * 4)
+        await asyncio.sleep(1)
+        asyncio.get_running_loop().call_later(1, lambda: transport.put(*[ADA] * 6))  # into the open poll
+        await drain(consumer, budget_seconds=25)
+        return consumer.counts
+
+    counts = run_virtually(main())
+
+    assert finished == ["Ada"] * 4
+    assert transport.entries("change_visibility")[:6] == [(f"r{number}", 0) for number in range(5, 11)]
+    released = [at for verb, _, _, at in transport.calls if verb == "change_visibility"]
+    assert released[0] < 3  # within a second of their arrival
+    assert sorted(transport.entries("delete")) == ["r1", "r2", "r3", "r4"]
+    assert counts.as_dict() == {"received": 10, "handled": 4, "released": 6}
+
+
+def test_fault_02_messages_received_in_the_same_step_as_the_stop_are_released_too() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise AssertionError("it must not begin")
+
+    async def main() -> Counts:
+        consumer = make_consumer(service, transport)
+        consumer._accept([transport.message(ADA, received_at=0.0) for _ in range(3)])
+        await drain(consumer, budget_seconds=25)
+        return consumer.counts
+
+    counts = run_virtually(main())
+
+    assert counts.as_dict() == {"received": 3, "released": 3}
+    assert [seconds for _, seconds in transport.entries("change_visibility")] == [0, 0, 0]
+
+
+def test_fault_03_an_idle_poll_is_awaited_and_not_cancelled() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    async def main() -> tuple[float, int]:
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        await asyncio.sleep(5)
+        await drain(consumer, budget_seconds=25)
+        return asyncio.get_running_loop().time(), transport.open_receives
+
+    assert run_virtually(main()) == (20, 0)
+    assert len(transport.asked) == 1
+
+
+def test_heartbeats_go_on_while_handlers_finish() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(100)
+
+    async def main() -> Counts:
+        async with consuming(service, transport) as consumer:
+            transport.put(ADA)
+            await asyncio.sleep(1)
+        return consumer.counts
+
+    counts = run_virtually(main())
+
+    assert len(transport.entries("change_visibility")) >= 6
+    assert counts.as_dict() == {"received": 1, "handled": 1}
+
+
+def test_fault_25_at_the_deadline_handlers_are_cancelled_and_their_messages_released() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(1_000)
+
+    async def main() -> tuple[Counts, float]:
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        transport.put(ADA, ADA)
+        await asyncio.sleep(1)
+        await drain(consumer, budget_seconds=25)
+        return consumer.counts, asyncio.get_running_loop().time()
+
+    counts, ended = run_virtually(main())
+
+    assert counts.as_dict() == {"received": 2, "cancelled": 2}
+    assert sorted(transport.entries("change_visibility")[-2:]) == [("r1", 0), ("r2", 0)]
+    assert transport.entries("delete") == []
+    assert 26 <= ended < 27
+
+
+def test_fault_25_a_hard_stop_does_not_wait_for_the_deadline() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(1_000)
+
+    async def main() -> tuple[Counts, float]:
+        consumer, hard = make_consumer(service, transport, concurrency=1), asyncio.Event()
+        consumer.start()
+        transport.put(ADA)
+        await asyncio.sleep(1)
+        asyncio.get_running_loop().call_later(2, hard.set)
+        await drain(consumer, budget_seconds=1_000, hard=hard)
+        return consumer.counts, asyncio.get_running_loop().time()
+
+    counts, ended = run_virtually(main())
+
+    assert counts.cancelled == 1
+    assert 3 <= ended < 4
+
+
+def test_fault_13_deletes_are_flushed_after_the_last_handler() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(19.99)  # ends as the open poll does: its delete has no time to linger
+
+    async def main() -> None:
+        consumer = make_consumer(service, transport)
+        transport.put(ADA)
+        consumer.start()
+        await asyncio.sleep(1)
+        await drain(consumer, budget_seconds=25)
+
+    run_virtually(main())
+
+    assert transport.entries("delete") == ["r1"]
+
+
+def test_fault_13_a_flush_that_fails_is_reported_and_does_not_hang() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["delete"].extend([UNREACHABLE] * 1_000)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    async def main() -> tuple[Counts, float]:
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        transport.put(ADA)
+        await asyncio.sleep(15)
+        transport.put(ADA)
+        await asyncio.sleep(0.01)
+        await drain(consumer, budget_seconds=25)
+        return consumer.counts, asyncio.get_running_loop().time()
+
+    counts, ended = run_virtually(main())
+
+    assert counts.handled == 2
+    assert counts.not_deleted == 2
+    assert ended < 45

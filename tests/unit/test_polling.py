@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe.errors import TransportError
+from tests.support.consumers import consuming, make_service
+from tests.support.events import ADA, UserSignedUp
+from tests.support.fakes import UNREACHABLE, FakeTransport
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smartpipe import Service
+    from smartpipe.consumer import Consumer
+
+
+def observe(service: Service, transport: FakeTransport, look: Callable[[Consumer], object], **when: int) -> object:
+    """Return what *look* sees after ``seconds`` of consuming with ``concurrency``."""
+
+    async def main() -> object:
+        async with consuming(service, transport, concurrency=when["concurrency"]) as consumer:
+            await asyncio.sleep(when["seconds"])
+            return look(consumer)
+
+    return run_virtually(main())
+
+
+def service_that_takes(seconds: float) -> Service:
+    service = make_service(timeout_seconds=None)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp) -> None:
+        await asyncio.sleep(0 if event.name == "quick" else seconds)
+
+    return service
+
+
+def test_an_idle_consumer_has_one_long_poll_open() -> None:
+    transport = FakeTransport()
+
+    seen = observe(service_that_takes(1), transport, lambda c: c.poller.open_polls, seconds=610, concurrency=100)
+
+    assert seen == 1
+    assert set(transport.asked) == {10}
+    assert len(transport.asked) <= 32  # one poll in 20 s
+
+
+def test_no_more_is_asked_for_than_there_are_free_slots() -> None:
+    transport = FakeTransport()
+    transport.put(*[ADA] * 50)
+
+    seen = observe(service_that_takes(1_000), transport, lambda c: c.in_flight, seconds=10, concurrency=14)
+
+    assert seen == 14
+    assert transport.asked == [10, 4]
+
+
+def test_nothing_is_polled_while_every_slot_is_taken_and_that_counts_as_alive() -> None:
+    transport = FakeTransport()
+    transport.put(*[ADA] * 3)
+
+    def look(consumer: Consumer) -> tuple[int, float]:
+        return consumer.poller.open_polls, consumer.poller.seconds_since_success()
+
+    assert observe(service_that_takes(5_000), transport, look, seconds=2_000, concurrency=3) == (0, 0)
+
+
+def test_several_polls_are_open_while_batches_come_back_full() -> None:
+    transport = FakeTransport()
+    transport.script["receive"].extend([0.05] * 1_000)
+    transport.put(*[ADA] * 600)
+    most = 0
+
+    async def main() -> None:
+        nonlocal most
+        async with consuming(service_that_takes(0.001), transport, concurrency=100):
+            for _ in range(100):
+                await asyncio.sleep(0.01)
+                most = max(most, transport.open_receives)
+            await asyncio.sleep(60)
+            assert transport.open_receives == 1
+
+    run_virtually(main())
+
+    assert 3 <= most <= 10
+
+
+def test_fault_21_one_slow_message_does_not_hold_up_the_slots_of_the_others() -> None:
+    transport = FakeTransport()
+    quick = UserSignedUp(user_id=ADA.user_id, name="quick")
+    transport.put(ADA, *[quick] * 99)
+
+    counts = observe(service_that_takes(1_000), transport, lambda c: c.counts.handled, seconds=5, concurrency=10)
+
+    assert counts == 99
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE, ValueError("truncated JSON"), OSError("reset"), TimeoutError()])
+def test_fault_05_polling_survives_any_error_backs_off_and_recovers(error: Exception) -> None:
+    transport = FakeTransport()
+    transport.script["receive"].extend([error] * 20)
+    transport.put(ADA)
+
+    service, handled = make_service(), asyncio.Event()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        handled.set()
+
+    async def main() -> tuple[float, int]:
+        async with consuming(service, transport):
+            await handled.wait()
+            return asyncio.get_running_loop().time(), len(transport.asked)
+
+    seconds, polls = run_virtually(main())
+
+    assert polls == 21
+    assert 20 < seconds < 20 * 30
+
+
+def test_fault_05_a_change_of_state_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    transport = FakeTransport()
+    denied = TransportError("AccessDenied", "needs sqs:ReceiveMessage", retryable=False)
+    transport.script["receive"].extend([UNREACHABLE] * 5 + [denied] * 5)
+
+    with caplog.at_level(logging.INFO, "smartpipe.poller"):
+        observe(service_that_takes(0), transport, lambda _: None, seconds=600, concurrency=10)
+
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 3
+    assert "could not connect" in messages[0]
+    assert "needs sqs:ReceiveMessage" in messages[1]
+    assert "can be polled again after 10 failed polls" in messages[2]
+
+
+def test_fault_05_the_time_since_the_last_successful_poll_grows_while_polls_fail() -> None:
+    transport = FakeTransport()
+    transport.script["receive"].extend([UNREACHABLE] * 10_000)
+
+    def look(consumer: Consumer) -> tuple[bool, bool]:
+        return consumer.poller.failing, consumer.poller.seconds_since_success() > 590
+
+    assert observe(service_that_takes(0), transport, look, seconds=600, concurrency=10) == (True, True)
+
+
+def test_fault_16_a_queue_that_is_gone_is_polled_slowly_and_found_again() -> None:
+    transport = FakeTransport()
+    gone = TransportError("QueueDoesNotExist", "run `smartpipe topology apply`", retryable=False)
+    transport.script["receive"].extend([gone] * 1_000)
+
+    seen = observe(service_that_takes(0), transport, lambda c: c.poller.failing, seconds=3_600, concurrency=10)
+
+    assert seen is True
+    assert len(transport.asked) < 3_600 / 5  # waits average 15 s once at the cap

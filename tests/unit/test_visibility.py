@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from smartpipe.counts import Counts
+from smartpipe.message import Failure, Message
+from smartpipe.visibility import Visibility
+from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
+from tests.support.events import ADA, UserSignedUp
+from tests.support.fakes import UNREACHABLE, FakeTransport, throttled
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    import pytest
+
+    from smartpipe import Delivery, Service
+
+LOST = Failure(0, "MessageNotInflight", "gone", retryable=False)
+
+
+def slow_service(seconds: float, told: list[bool] | None = None) -> Service:
+    service = make_service(timeout_seconds=None)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        await asyncio.sleep(seconds)
+        if told is not None:
+            told.append(delivery.lease_lost)
+
+    return service
+
+
+def consume(service: Service, transport: FakeTransport, seconds: float) -> Counts:
+    async def main() -> Counts:
+        async with consuming(service, transport, concurrency=30) as consumer:
+            await asyncio.sleep(seconds)
+        return consumer.counts
+
+    return run_virtually(main())
+
+
+def test_fault_01_a_message_is_kept_invisible_for_as_long_as_its_handler_runs() -> None:
+    transport = FakeTransport()
+    transport.put(ADA)
+
+    counts = consume(slow_service(3 * VISIBILITY_SECONDS), transport, 200)
+
+    extended = [at for verb, _, _, at in transport.calls if verb == "change_visibility"]
+    gaps = [later - earlier for earlier, later in zip([0, *extended], extended, strict=False)]
+    assert max(gaps) <= VISIBILITY_SECONDS / 2
+    assert 6 <= len(extended) <= 9
+    assert set(transport.entries("change_visibility")) == {("r1", VISIBILITY_SECONDS)}
+    assert counts.as_dict() == {"received": 1, "handled": 1}
+    assert max(extended) <= 90
+
+
+def test_leases_are_extended_ten_to_a_call() -> None:
+    transport = FakeTransport()
+    transport.put(*[ADA] * 25)
+
+    consume(slow_service(VISIBILITY_SECONDS / 2), transport, 60)
+
+    assert sorted(transport.batches("change_visibility")) == [5, 10, 10]
+
+
+def test_fault_30_one_lost_lease_is_told_to_its_handler_and_the_others_stay_extended() -> None:
+    transport, told = FakeTransport(), list[bool]()
+    transport.script["change_visibility"].append([LOST])
+    transport.put(*[ADA] * 10)
+
+    counts = consume(slow_service(60, told), transport, 100)
+
+    assert sorted(told) == [False] * 9 + [True]
+    assert counts.lease_lost == 1
+    last_batches = transport.batches("change_visibility")[1:]
+    assert set(last_batches) == {9} or set(last_batches) == {10}  # a lost lease is let go
+
+
+def test_an_extension_that_fails_for_the_moment_is_tried_at_the_next_tick() -> None:
+    transport, told = FakeTransport(), list[bool]()
+    transport.script["change_visibility"].extend([UNREACHABLE, [throttled(0)]])
+    transport.put(ADA)
+
+    counts = consume(slow_service(60, told), transport, 100)
+
+    assert told == [False]
+    assert counts.lease_lost == 0
+
+
+def test_a_lease_that_nothing_could_extend_is_lost_when_its_time_is_over() -> None:
+    transport, told = FakeTransport(), list[bool]()
+    transport.script["change_visibility"].extend([UNREACHABLE] * 100)
+    transport.put(ADA)
+
+    counts = consume(slow_service(60, told), transport, 100)
+
+    assert told == [True]
+    assert counts.lease_lost == 1
+
+
+def test_fault_54_a_lease_is_never_asked_for_beyond_twelve_hours() -> None:
+    transport = FakeTransport()
+    transport.put(ADA)
+
+    counts = consume(slow_service(50_000), transport, 60_000)
+
+    asked = [(at, entries[0][1]) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
+    assert all(at + seconds <= 43_200 for at, seconds in asked)
+    assert max(at + seconds for at, seconds in asked) > 43_000
+    assert counts.as_dict() == {"received": 1, "retried": 1}  # cancelled while the lease could still be given back
+    assert len(asked) < 43_200 / 10
+
+
+def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    transport = FakeTransport()
+
+    async def main() -> tuple[bool, Counts]:
+        counts = Counts()
+        visibility = Visibility("q", transport, visibility_timeout_seconds=1, counts=counts)
+        ticker = asyncio.create_task(visibility.run())
+        lease = visibility.hold(Message("m", "r", "b", received_at=asyncio.get_running_loop().time()))
+        lease.handler = "app.block"
+        await asyncio.sleep(0.05)
+        time.sleep(1.2)  # noqa: ASYNC251 - the very fault
+        lost_at_once = lease.lost
+        await asyncio.sleep(0.3)
+        ticker.cancel()
+        return lost_at_once, counts
+
+    with caplog.at_level(logging.WARNING, "smartpipe.visibility"):
+        lost_at_once, counts = asyncio.run(main())
+
+    assert lost_at_once
+    assert counts.lease_lost == 1
+    assert any("event loop was blocked" in r.getMessage() and "app.block" in r.getMessage() for r in caplog.records)
