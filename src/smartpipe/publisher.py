@@ -70,7 +70,7 @@ class Publisher:
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
         self._batchers: dict[Topic, Batcher[_Waiting]] = {}
-        self._waiting: set[_Waiting] = set()
+        self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -101,12 +101,12 @@ class Publisher:
         outgoing = prepare(event, source=self.source, attributes=attributes)
         self._refuse_if_closed(outgoing)
         waiting = _Waiting(outgoing, asyncio.get_running_loop().create_future())
-        self._waiting.add(waiting)
+        self._waiting[waiting] = None
         try:
             self._batcher(outgoing.topic).add(waiting)
             failure = await waiting.future
         finally:
-            self._waiting.discard(waiting)
+            del self._waiting[waiting]
         if failure is not None:
             raise PublishError([failure])
         return outgoing.event_id

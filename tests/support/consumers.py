@@ -35,7 +35,9 @@ def make_service(
     )
 
 
-def make_consumer(service: Service, transport: FakeTransport, *, concurrency: int = 10) -> Consumer:
+def make_consumer(
+    service: Service, transport: FakeTransport, *, concurrency: int = 10, poll_seconds: int = POLL_SECONDS
+) -> Consumer:
     return Consumer(
         service,
         service.queue,
@@ -43,14 +45,16 @@ def make_consumer(service: Service, transport: FakeTransport, *, concurrency: in
         publisher=Publisher(service.name, transport=transport),
         threads=Threads(concurrency),
         concurrency=concurrency,
-        poll_seconds=POLL_SECONDS,
+        poll_seconds=poll_seconds,
     )
 
 
 @asynccontextmanager
-async def consuming(service: Service, transport: FakeTransport, *, concurrency: int = 10) -> AsyncIterator[Consumer]:
+async def consuming(
+    service: Service, transport: FakeTransport, *, concurrency: int = 10, poll_seconds: int = POLL_SECONDS
+) -> AsyncIterator[Consumer]:
     """A started consumer, drained at the end without a deadline."""
-    consumer = make_consumer(service, transport, concurrency=concurrency)
+    consumer = make_consumer(service, transport, concurrency=concurrency, poll_seconds=poll_seconds)
     consumer.start()
     yield consumer
     await drain(consumer)

@@ -76,7 +76,7 @@ class Queue:
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
-        problems = name_problems("queue", self.dead_letter_name, MAX_QUEUE_NAME_LENGTH)
+        problems = name_problems("queue", self.name, MAX_QUEUE_NAME_LENGTH - len(DEAD_LETTER_SUFFIX))
         ranges = (
             ("visibility_timeout_seconds", self.visibility_timeout_seconds, 1, 43_200),
             ("retention_seconds", self.retention_seconds, 60, 1_209_600),

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe import ConfigError, Delivery, Event, Queue, RetryPolicy, Service
+from tests.support.events import OrderPlaced, UserLeft, UserSignedUp, users
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    service = Service("s")
+    service.subscribe(UserSignedUp)(function)
+    return service.handlers[0].parameters
+
+
+async def event_only(event: UserSignedUp) -> None: ...
+async def both(event: UserSignedUp, delivery: Delivery) -> None: ...
+async def turned(delivery: Delivery, event: UserSignedUp) -> None: ...
+async def base_class(event: Event) -> None: ...
+async def with_default(event: UserSignedUp, clock: int = 0, *rest: object, **more: object) -> None: ...
+def unannotated(event, delivery): ...  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+def known_to_type_checkers_only(event: OnlyThere, delivery: AlsoThere) -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (event_only, ("event",)),
+        (both, ("event", "delivery")),
+        (turned, ("delivery", "event")),
+        (base_class, ("event",)),
+        (with_default, ("event",)),
+        (unannotated, ("event", "delivery")),
+        (known_to_type_checkers_only, ("event", "delivery")),
+    ],
+)
+def test_parameters_are_bound_by_annotation_or_else_by_place(
+    function: Callable[..., Any], parameters: tuple[str, ...]
+) -> None:
+    assert parameters_of(function) == parameters
+
+
+async def wrong_event(event: UserLeft) -> None: ...
+async def nothing() -> None: ...
+async def delivery_only(delivery: Delivery) -> None: ...
+async def stranger(event: UserSignedUp, connection: int) -> None: ...
+async def twice(event: UserSignedUp, again: UserSignedUp) -> None: ...
+async def keyword(event: UserSignedUp, *, delivery: Delivery) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "fault"),
+    [
+        (wrong_event, "parameter 'event' wants UserLeft, but it is subscribed to UserSignedUp"),
+        (nothing, "takes no event"),
+        (delivery_only, "takes no event"),
+        (stranger, "int is neither the event nor a Delivery"),
+        (twice, "a second time"),
+        (keyword, "keyword-only"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_refused_when_registered_and_the_handler_named(
+    function: Callable[..., Any], fault: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parameters_of(function)
+
+    assert fault in str(caught.value)
+    assert f"tests.unit.test_handlers.{function.__name__}" in str(caught.value)
+
+
+class Mailer:
+    async def send(self, event: UserSignedUp) -> None: ...
+
+    async def __call__(self, event: UserSignedUp, delivery: Delivery) -> None: ...
+
+
+def test_methods_and_callable_objects_can_be_handlers() -> None:
+    service = Service("s")
+    service.subscribe(UserSignedUp)(Mailer().send)
+    service.subscribe(UserSignedUp)(Mailer())
+
+    assert [handler.parameters for handler in service.handlers] == [("event",), ("event", "delivery")]
+    assert all(handler.is_async for handler in service.handlers)
+    assert service.handlers[0].name == "tests.unit.test_handlers.Mailer.send"
+
+
+def test_subscribe_returns_the_function_unchanged() -> None:
+    assert Service("s").subscribe(UserSignedUp)(event_only) is event_only
+
+
+def test_a_service_has_one_queue_of_its_name_unless_told_otherwise() -> None:
+    service = Service("mailer")
+    service.subscribe(UserSignedUp)(event_only)
+    service.subscribe(OrderPlaced, queue="mailer-orders", retry=RetryPolicy(attempts=9))(unannotated)
+    service.subscribe(OrderPlaced, queue=Queue("mailer-audit", visibility_timeout_seconds=90))(unannotated)
+
+    queues = {binding.queue.name: binding for binding in service.bindings}
+
+    assert list(queues) == ["mailer", "mailer-orders", "mailer-audit"]
+    assert queues["mailer-orders"].attempts == 9
+    assert queues["mailer-audit"].queue.visibility_timeout_seconds == 90
+
+
+def test_a_handlers_own_settings_win_over_the_services() -> None:
+    service = Service("s", retry=RetryPolicy(attempts=2), timeout_seconds=10)
+    service.subscribe(UserSignedUp)(event_only)
+    service.subscribe(UserSignedUp, retry=RetryPolicy(attempts=8), timeout_seconds=None)(both)
+
+    assert [(h.retry.attempts, h.timeout_seconds) for h in service.handlers] == [(2, 10), (8, None)]
+
+
+def test_a_queue_declared_twice_with_different_settings_is_refused() -> None:
+    service = Service("s")
+
+    with pytest.raises(ConfigError, match="declared twice with different settings"):
+        service.subscribe(UserSignedUp, queue=Queue("s", visibility_timeout_seconds=99))(event_only)
+
+
+def test_two_classes_for_one_type_on_one_queue_are_refused_and_both_handlers_named() -> None:
+    def redefined() -> type[Event]:
+        class Twin(Event, topic=users, type="twin", version="1.0"):
+            pass
+
+        return Twin
+
+    service = Service("s")
+    service.subscribe(redefined())(unannotated)
+
+    with pytest.raises(ConfigError, match="already decodes 'twin'"):
+        service.subscribe(redefined())(unannotated)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 43_201])
+def test_a_timeout_out_of_range_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="timeout_seconds"):
+        Service("s").subscribe(UserSignedUp, timeout_seconds=seconds)(event_only)
+
+
+def test_a_choice_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown_events='drop' is none of dead-letter, ignore, retry"):
+        Service("s", unknown_events="drop")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 77, "https://sqs.eu-west-1.amazonaws.com/1/q"])
+def test_fault_58_a_queue_is_a_name_that_leaves_room_for_its_dead_letter_queue_and_never_a_url(name: str) -> None:
+    with pytest.raises(ConfigError, match="queue name"):
+        Service(name)
+
+
+def test_fault_22_a_max_receive_count_of_one_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match="first delivery was lost"):
+        Queue("q", max_receive_count=1)
+
+
+def test_every_queue_setting_out_of_range_is_reported_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Queue("q", visibility_timeout_seconds=0, retention_seconds=1, max_receive_count=1_001)
+
+    assert len(caught.value.problems) == 3
