@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -79,6 +80,7 @@ class Consumer:
         self._tasks: set[_Task] = set()
         self._ticker: _Task | None = None
         self._draining = False
+        self._give_back_seconds = 0
 
     @property
     def in_flight(self) -> int:
@@ -100,6 +102,8 @@ class Consumer:
         self._draining = True
         self.poller.stop()
         await self._wait_for_handlers(deadline, hard)
+        # A poll that is open still would take what is given back now, and strand it.
+        self._give_back_seconds = math.ceil(self.poller.seconds_until_closed(self._poll_seconds))
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -164,7 +168,7 @@ class Consumer:
         except asyncio.CancelledError:
             self.counts.cancelled += 1
             log.warning("cancelled and given back", extra=self._fields(message, handler=lease.handler))
-            self._acknowledger.release(lease, 0)
+            self._acknowledger.release(lease, self._give_back_seconds)
         except Exception:
             self._visibility.drop(lease)
             log.exception("a fault in smartpipe: the message returns when its lease ends", extra=self._fields(message))

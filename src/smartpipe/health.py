@@ -63,6 +63,11 @@ class HealthServer:
         self.port = self._runner.addresses[0][1]
         return self
 
+    @property
+    def url(self) -> str:
+        """Where it is served, as seen from this machine."""
+        return f"http://{'127.0.0.1' if self._host in ('0.0.0.0', '::') else self._host}:{self.port}"  # noqa: S104
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:

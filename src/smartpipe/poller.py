@@ -49,7 +49,7 @@ class Poller:
         self._deliver = deliver
         self._slots = slots
         self._free = slots
-        self._polls: set[asyncio.Task[None]] = set()
+        self._polls: dict[asyncio.Task[None], float] = {}  # with the time at which each was opened
         self._wanted_polls = 1
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -79,6 +79,12 @@ class Poller:
         """How many polls wait for an answer."""
         return len(self._polls)
 
+    def seconds_until_closed(self, wait_seconds: float) -> float:
+        """Return for how long SQS may still hand messages to a poll of ours that nobody waits for any more."""
+        if not self._polls:
+            return 0.0
+        return max(0.0, max(self._polls.values()) + wait_seconds - asyncio.get_running_loop().time())
+
     @property
     def failing(self) -> bool:
         """Whether the last poll failed."""
@@ -97,11 +103,11 @@ class Poller:
             if not self._polls and self._fault is None:  # nothing was due while every slot was busy
                 self._last_success = asyncio.get_running_loop().time()
             poll = asyncio.get_running_loop().create_task(self._poll(asked))
-            self._polls.add(poll)
+            self._polls[poll] = asyncio.get_running_loop().time()
             poll.add_done_callback(self._closed_one)
 
     def _closed_one(self, poll: asyncio.Task[None]) -> None:
-        self._polls.discard(poll)
+        del self._polls[poll]
         self._open()
 
     async def _poll(self, asked: int) -> None:

@@ -11,7 +11,7 @@ orders = Topic("orders")
 small = Topic("small", limit_bytes=2_000)
 
 
-class UserSignedUp(Event, topic=users, type="user.signed_up", version="1.1"):
+class UserSignedUp(Event, topic=users, type="member.signed_up", version="1.1"):
     """A person finished the sign-up form."""
 
     user_id: UUID

@@ -37,7 +37,7 @@ def reason_of(copy: OutgoingMessage) -> dict[str, Any]:
 
 
 def test_the_copy_has_the_body_and_attributes_as_they_were_and_the_reason() -> None:
-    attributes = {"type": Attribute("String", "user.signed_up"), "raw": Attribute("Binary", b"\x00\x01")}
+    attributes = {"type": Attribute("String", "member.signed_up"), "raw": Attribute("Binary", b"\x00\x01")}
 
     copy = dead_letter(message(encode(ENVELOPE), attributes), failure(), WHERE)
 

@@ -19,7 +19,7 @@ def test_the_body_is_a_cloudevent_in_structured_json() -> None:
     body = json.loads(encode(envelope))
 
     assert body["specversion"] == "1.0"
-    assert body["type"] == "user.signed_up"
+    assert body["type"] == "member.signed_up"
     assert body["dataversion"] == "1.1"
     assert body["source"] == "signup-api"
     assert body["id"] == envelope.id

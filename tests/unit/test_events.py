@@ -27,20 +27,20 @@ def test_an_event_is_immutable() -> None:
 def test_two_classes_that_claim_one_type_and_major_version_are_refused_and_both_named() -> None:
     with pytest.raises(ConfigError) as caught:
 
-        class Impostor(Event, topic=users, type="user.signed_up", version="1.9"):
+        class Impostor(Event, topic=users, type="member.signed_up", version="1.9"):
             pass
 
     assert "Impostor" in str(caught.value)
     assert "tests.support.events.UserSignedUp" in str(caught.value)
-    assert event_class("user.signed_up", 1) is UserSignedUp
+    assert event_class("member.signed_up", 1) is UserSignedUp
 
 
 def test_another_major_version_of_a_type_is_another_event() -> None:
-    class UserSignedUpAgain(Event, topic=users, type="user.signed_up", version="7.0"):
+    class UserSignedUpAgain(Event, topic=users, type="member.signed_up", version="7.0"):
         pass
 
-    assert event_class("user.signed_up", 7) is UserSignedUpAgain
-    assert event_class("user.signed_up", 1) is UserSignedUp
+    assert event_class("member.signed_up", 7) is UserSignedUpAgain
+    assert event_class("member.signed_up", 1) is UserSignedUp
 
 
 def test_the_same_definition_run_again_takes_its_own_place() -> None:

@@ -11,8 +11,8 @@ from tests.support.events import ADA, Note, small
 def test_the_type_goes_along_as_an_attribute_and_counts() -> None:
     message = prepare(ADA, source="s").message
 
-    assert message.attributes == {"type": Attribute("String", "user.signed_up")}
-    assert message.size_bytes == len(message.body) + len("type" + "String" + "user.signed_up")
+    assert message.attributes == {"type": Attribute("String", "member.signed_up")}
+    assert message.size_bytes == len(message.body) + len("type" + "String" + "member.signed_up")
 
 
 def test_sizes_count_utf8_bytes_of_the_body_and_of_names_types_and_values() -> None:

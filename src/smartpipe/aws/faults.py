@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, ParamValidationError
 
-from smartpipe.errors import TransportError
+from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.message import Failure
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
     Args:
         action: The IAM action of the call, as in ``sqs:ReceiveMessage``.
         target: The topic or queue it was for.
+
+    Raises:
+        SmartpipeError: *error* itself, when it is smartpipe's own.
     """
+    if isinstance(error, SmartpipeError):
+        raise error
     if isinstance(error, ClientError):
         return _from_answer(error, action, target)
     if isinstance(error, NoCredentialsError):

@@ -1,0 +1,40 @@
+"""Services that worker processes run in these tests. What they did is in files of SMARTPIPE_TEST_DIR."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from smartpipe import Delivery, Event, Queue, RetryPolicy, Service, Topic
+
+jobs = Topic("jobs")
+DIRECTORY = Path(os.environ.get("ACCEPTANCE_DIR", "."))
+
+
+class JobPosted(Event, topic=jobs, type="job.posted", version="1.0"):
+    name: str
+    seconds: float = 0.0
+
+
+service = Service(
+    "jobs",
+    queue=Queue("jobs", visibility_timeout_seconds=int(os.environ.get("ACCEPTANCE_LEASE", "30"))),
+    retry=RetryPolicy(attempts=3, base_seconds=0),
+)
+no_handlers = Service("idle")
+
+
+def note(what: str) -> None:
+    """One line a happening, appended at once, so that a kill loses none of it."""
+    with (DIRECTORY / "happened").open("a") as file:
+        file.write(f"{what}\n")
+
+
+@service.subscribe(JobPosted)
+async def work(event: JobPosted, delivery: Delivery) -> None:
+    note(f"begun {event.name} {delivery.receive_count}")
+    if event.name.startswith("poison"):
+        raise ValueError(f"{event.name} cannot be done")
+    await asyncio.sleep(event.seconds)
+    note(f"done {event.name} {delivery.receive_count}")

@@ -1,0 +1,229 @@
+"""What people see when they use the commands, and when they misuse them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import EmbeddedBroker
+from tests.acceptance.conftest import TARGET
+from tests.support.processes import ROOT, Process, smartpipe
+from tests.support.waiting import until_blocking
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"], ["topology", "apply", "--help"]])
+def test_help_explains(arguments: list[str]) -> None:
+    result = smartpipe(*arguments)
+
+    assert result.returncode == 0
+    assert "Usage: " in result.stdout
+
+
+@pytest.mark.usefixtures("fast_broker")
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        (["worker", "nowhere:service"], {}, "there is no module 'nowhere'"),
+        (["worker", "tests.acceptance.services"], {}, "is not module:attribute"),
+        (["worker", "tests.acceptance.services:no_handlers"], {}, "service 'idle' has no handlers"),
+        (["worker", TARGET, "--concurrency", "0"], {}, "--concurrency=0: input should be greater than or equal to 1"),
+        (["worker", TARGET], {"SMARTPIPE_PORT": "high"}, "SMARTPIPE_PORT=high: input should be a valid integer"),
+        (["worker", TARGET], {"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "no AWS region: set AWS_REGION"),
+        (["worker", TARGET, "--drain-seconds", "5", "--wait-seconds", "9"], {}, "must be less than drain_seconds=5"),
+        (["topology", "apply"], {}, "no TARGET"),
+        (["topology", "apply", "nowhere:service"], {}, "there is no module 'nowhere'"),
+        (["topology", "apply", TARGET], {"SMARTPIPE_PREFIX": "a b"}, "SMARTPIPE_PREFIX=a b"),
+        (["schema", "export", "json"], {}, "json has no events"),
+        (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is none of ministack, moto"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], environment: dict[str, str], sentence: str
+) -> None:
+    result = smartpipe(*arguments, **environment)
+
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert sentence in line
+    assert line.startswith("smartpipe: ")
+
+
+@pytest.mark.usefixtures("fast_broker")
+def test_all_faulty_settings_are_reported_together() -> None:
+    result = smartpipe("worker", TARGET, "--port", "-1", SMARTPIPE_CONCURRENCY="x", SMARTPIPE_PREFIX="?")
+
+    assert result.returncode == 2
+    assert [line.split("=")[0] for line in sorted(result.stderr.splitlines())] == [
+        "smartpipe: --port",
+        "smartpipe: SMARTPIPE_CONCURRENCY",
+        "smartpipe: SMARTPIPE_PREFIX",
+    ]
+
+
+def test_no_credentials_is_one_clear_line(tmp_path: Path) -> None:
+    with EmbeddedBroker() as broker:
+        environment = {name: value for name, value in broker.environment.items() if "KEY" not in name}
+        nowhere = {name: str(tmp_path / "none") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
+        result = smartpipe("worker", TARGET, "--port", "0", **environment, **nowhere, AWS_EC2_METADATA_DISABLED="true")
+
+    assert result.returncode == 2
+    assert "no AWS credentials found" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+@pytest.mark.usefixtures("fast_broker")
+def test_a_worker_without_its_queues_says_what_is_missing() -> None:
+    result = smartpipe("worker", TARGET, "--port", "0")
+
+    assert result.returncode == 1
+    missing = [line.removeprefix("smartpipe: ") for line in result.stderr.splitlines()]
+    prefix = os.environ["SMARTPIPE_PREFIX"]
+    assert missing == [
+        f"missing: queue {prefix}jobs-dlq",
+        f"missing: queue {prefix}jobs",
+        f"missing: topic {prefix}jobs",
+        f"missing: subscription {prefix}jobs → {prefix}jobs",
+        "create what is missing with `smartpipe topology apply`",
+    ]
+
+
+@pytest.mark.usefixtures("fast_broker")
+def test_a_port_that_is_taken_is_one_clear_line() -> None:
+    smartpipe("topology", "apply", TARGET)
+    first = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--wait-seconds", "1")
+    try:
+        first.wait_until(lambda: first.logged("serving"))
+        serving = first.logged("serving")
+        assert serving is not None
+        port = serving["url"].rpartition(":")[2]
+        result = smartpipe("worker", TARGET, "--host", "127.0.0.1", "--port", port)
+    finally:
+        first.end()
+
+    assert result.returncode == 2
+    assert f"the health port 127.0.0.1:{port} cannot be bound" in result.stderr
+
+
+@pytest.mark.usefixtures("fast_broker")
+def test_apply_tells_each_change_and_then_that_nothing_is_left_to_change() -> None:
+    first, second = smartpipe("topology", "apply", TARGET), smartpipe("topology", "apply", TARGET)
+    as_json = smartpipe("topology", "apply", TARGET, "--json")
+
+    assert first.stdout.count("  create ") == 4
+    assert first.stdout.endswith("4 changes made\n")
+    assert second.stdout == "nothing to change\n"
+    assert json.loads(as_json.stdout) == []
+    assert {first.returncode, second.returncode, as_json.returncode} == {0}
+
+
+def test_schema_export_writes_files_and_says_so(tmp_path: Path) -> None:
+    result = smartpipe("schema", "export", TARGET, "--directory", str(tmp_path))
+
+    assert result.returncode == 0
+    assert (tmp_path / "job.posted" / "1.0.json").exists()
+    assert result.stdout.count("written") == 2
+
+
+@pytest.mark.parametrize("backend", ["ministack", "moto"])
+def test_local_prints_what_to_export_and_stops_its_broker_at_the_end(backend: str) -> None:
+    broker = Process("local", "--backend", backend)
+    try:
+        broker.wait_until(lambda: any(line.startswith("export AWS_SECRET") for line in broker.lines))
+        exported = dict(
+            line.removeprefix("export ").split("=", 1) for line in broker.lines if line.startswith("export")
+        )
+        applied = smartpipe("topology", "apply", TARGET, **exported)
+        children = children_of(broker.pid)
+        broker.signal(signal.SIGINT)
+        code = broker.wait()
+    finally:
+        broker.end()
+
+    assert exported["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
+    assert applied.returncode == 0
+    assert code == 0
+    assert len(children) == 1
+    until_blocking(lambda: not any(map(is_running, children)))
+
+
+def test_a_killed_parent_leaves_no_broker_behind() -> None:
+    broker = Process("local")
+    broker.wait_until(lambda: any(line.startswith("export AWS_SECRET") for line in broker.lines))
+    [child] = children_of(broker.pid)
+
+    broker.signal(signal.SIGKILL)
+    broker.wait()
+
+    until_blocking(lambda: not is_running(child))
+
+
+def test_the_broker_listens_on_loopback_only() -> None:
+    with EmbeddedBroker() as broker:
+        listening = subprocess.run(
+            [sys.executable, "-c", LISTENING, str(broker._process.pid if broker._process else 0)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+
+    assert listening == [f"127.0.0.1:{broker.port}"]
+
+
+def test_a_taken_port_is_refused_with_a_sentence() -> None:
+    with EmbeddedBroker() as broker:
+        result = smartpipe("local", "--port", str(broker.port))
+
+    assert result.returncode == 2
+    assert f"port {broker.port} of 127.0.0.1 cannot be bound" in result.stderr
+
+
+def test_the_command_is_installed_under_its_name() -> None:
+    result = subprocess.run(
+        [str(ROOT / ".venv" / "bin" / "smartpipe") if (ROOT / ".venv").exists() else "smartpipe", "--version"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.stdout.startswith("smartpipe 0.")
+
+
+def children_of(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123 - the kernel's file
+        return [int(child) for child in file.read().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - the kernel's file
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+LISTENING = """
+import os, socket, struct, sys
+pid = sys.argv[1]
+inodes = set()
+for fd in os.listdir(f"/proc/{pid}/fd"):
+    link = os.readlink(f"/proc/{pid}/fd/{fd}")
+    if link.startswith("socket:["):
+        inodes.add(link[8:-1])
+for table in ("tcp", "tcp6"):
+    for line in open(f"/proc/{pid}/net/{table}").readlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in inodes:
+            address, port = fields[1].split(":")
+            packed = bytes.fromhex(address)
+            shown = socket.inet_ntoa(packed[::-1]) if len(packed) == 4 else "[" + packed.hex() + "]"
+            print(f"{shown}:{int(port, 16)}")
+"""

@@ -1,0 +1,53 @@
+"""Brokers on free loopback ports, and an environment that leads to one of them under a prefix of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from smartpipe import EmbeddedBroker
+from smartpipe.embedded import BACKENDS
+from tests.support.queues import Queues
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker("ministack") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker("moto") as broker:
+        yield broker
+
+
+@pytest.fixture(params=list(BACKENDS))
+def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
+    """Each broker in turn, in the environment."""
+    return _lead_to(request.getfixturevalue(request.param), monkeypatch)
+
+
+@pytest.fixture
+def fast_broker(ministack: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
+    """The embedded broker's default, in the environment."""
+    return _lead_to(ministack, monkeypatch)
+
+
+def _lead_to(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
+    for name, value in broker.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SMARTPIPE_PREFIX", f"t{uuid4().hex[:8]}-")
+    return broker
+
+
+@pytest.fixture
+def queues() -> Queues:
+    """What is in the environment's queues, seen from outside."""
+    return Queues(boto3.client("sqs"))

@@ -1,0 +1,105 @@
+"""The real command line in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from tests.support.waiting import DEADLINE_SECONDS
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+
+
+def smartpipe(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "smartpipe", *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+
+class Process:
+    """A command that runs until it is told to stop; its JSON log lines are collected as they come."""
+
+    def __init__(self, *arguments: str, cwd: Path = ROOT, **environment: str) -> None:
+        self.lines: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "smartpipe", *arguments],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Its log, as far as it is JSON."""
+        return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def logged(self, start: str) -> dict[str, Any] | None:
+        """Return the first record whose message starts so."""
+        return next((record for record in self.records if record["message"].startswith(start)), None)
+
+    def wait_until(self, condition: Callable[[], object], deadline_seconds: float = DEADLINE_SECONDS) -> None:
+        deadline = time.monotonic() + deadline_seconds
+        while not condition():
+            assert self.running, "it ended by itself:\n" + "\n".join(self.lines)
+            assert time.monotonic() < deadline, "not in time:\n" + "\n".join(self.lines)
+            time.sleep(0.02)
+
+    def signal(self, signum: signal.Signals) -> None:
+        self._process.send_signal(signum)
+
+    def wait(self, deadline_seconds: float = DEADLINE_SECONDS) -> int:
+        """Return the exit code."""
+        code = self._process.wait(deadline_seconds)
+        self._reader.join()
+        return code
+
+    def end(self) -> None:
+        """Make sure that it is gone, at the end of a test."""
+        if self.running:
+            self._process.kill()
+        self.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self.lines.append(line.rstrip("\n"))
+
+
+def http_status(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return answer.status, json.loads(answer.read())
+    except HTTPError as error:
+        return error.code, json.loads(error.read())

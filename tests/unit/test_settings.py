@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
+
+
+def test_settings_come_from_the_environment_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "3")
+    monkeypatch.setenv("SMARTPIPE_PORT", "9000")
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "staging-")
+
+    settings = WorkerSettings.load(concurrency=7, port=None)
+
+    assert (settings.concurrency, settings.port) == (7, 9000)
+    assert AwsSettings.load().prefix == "staging-"
+
+
+def test_an_empty_variable_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "")
+
+    assert WorkerSettings.load().concurrency == 10
+
+
+def test_every_faulty_setting_is_reported_together_by_the_name_its_user_gave_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "none")
+    monkeypatch.setenv("SMARTPIPE_LOG_LEVEL", "loud")
+
+    with pytest.raises(ConfigError) as caught:
+        WorkerSettings.load(port=99_999)
+
+    problems = sorted(caught.value.problems)
+    assert len(problems) == 3
+    assert problems[0].startswith("--port=99999: ")
+    assert problems[1].startswith("SMARTPIPE_CONCURRENCY=none: ")
+    assert problems[2].startswith("SMARTPIPE_LOG_LEVEL=loud: ")
+
+
+@pytest.mark.parametrize("account", ["12", "12345678901x"])
+def test_an_account_id_has_twelve_digits(monkeypatch: pytest.MonkeyPatch, account: str) -> None:
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", account)
+
+    with pytest.raises(ConfigError, match="SMARTPIPE_ACCOUNT_ID"):
+        AwsSettings.load()
+
+
+@pytest.mark.parametrize(("drain", "expected"), [(25, 20), (120, 20), (24, 19), (10, 5), (3, 0)])
+def test_a_poll_fits_into_the_drain_by_default(drain: float, expected: int) -> None:
+    assert WorkerSettings.load(drain_seconds=drain).poll_seconds == expected
+
+
+def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match="wait_seconds=20 must be less than drain_seconds=15"):
+        WorkerSettings.load(drain_seconds=15, wait_seconds=20)
+
+
+def test_a_misspelt_setting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_CONCURENCY", "5")
+    monkeypatch.setenv("SMARTPIPE_SOMETHING_OF_MY_OWN", "5")
+
+    [sentence] = unknown_settings()
+
+    assert "SMARTPIPE_CONCURENCY" in sentence
+    assert "did you mean SMARTPIPE_CONCURRENCY?" in sentence
