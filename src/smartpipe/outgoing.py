@@ -9,6 +9,7 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.errors import EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import contract_of
 from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes
+from smartpipe.topology.model import TYPE_ATTRIBUTE
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_ATTRIBUTES = 10
-TYPE_ATTRIBUTE = "type"
 _ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
 
 

@@ -10,7 +10,8 @@ from smartpipe.events import Event, contract_of
 from smartpipe.handlers import Handler, make_handler
 from smartpipe.retry import RetryPolicy
 from smartpipe.settlement import UnknownEvents
-from smartpipe.topology.model import Binding, Queue
+from smartpipe.topology.derive import Binding
+from smartpipe.topology.model import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable

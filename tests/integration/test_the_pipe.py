@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -36,6 +36,11 @@ def recording(name: str, *events: type) -> tuple[Service, list[tuple[object, Del
     return service, seen
 
 
+def event_ids(seen: list[tuple[object, Delivery]]) -> set[str]:
+    """What arrived, however often: brokers may deliver twice, and moto's threads do."""
+    return {delivery.event_id for _, delivery in seen}
+
+
 async def test_an_event_reaches_every_service_that_wants_it_and_no_other(queues: Queues) -> None:
     mailer, mailed = recording("mailer", UserSignedUp)
     friends, found = recording("friends", UserSignedUp, UserLeft)
@@ -44,10 +49,9 @@ async def test_an_event_reaches_every_service_that_wants_it_and_no_other(queues:
     async with Publisher("test") as publisher:
         ids = [await publisher.publish(ADA), await publisher.publish(UserLeft(name="Bob"))]
     async with working(mailer), working(friends):
-        await until(lambda: len(mailed) == 1 and len(found) == 2)
+        await until(lambda: event_ids(mailed) == set(ids[:1]) and event_ids(found) == set(ids))
 
-    assert [event for event, _ in mailed] == [ADA]
-    assert {delivery.event_id for _, delivery in found} == set(ids)
+    assert mailed[0][0] == ADA
     assert queues.depth("mailer") == queues.depth("friends") == (0, 0)
     assert queues.depth("mailer-dlq") == (0, 0)
 
@@ -85,7 +89,7 @@ async def test_provisioning_narrows_and_widens_a_filter_with_its_handlers() -> N
     async with Publisher("test") as publisher:
         await publisher.publish(UserLeft(name="Bob"))
     async with working(after):
-        await until(lambda: len(seen) == 1)
+        await until(lambda: seen)
 
 
 async def test_publish_many_over_several_topics_arrives_whole() -> None:
@@ -96,9 +100,9 @@ async def test_publish_many_over_several_topics_arrives_whole() -> None:
     async with Publisher("test") as publisher:
         report = await publisher.publish_many(events)
     async with working(service, concurrency=40):
-        await until(lambda: len(seen) == 35)
+        await until(lambda: event_ids(seen) == set(report.event_ids))
 
-    assert sorted(delivery.event_id for _, delivery in seen) == sorted(report.event_ids)
+    assert len(report.event_ids) == 35
 
 
 def test_the_blocking_publisher_speaks_the_same_language() -> None:
@@ -111,10 +115,9 @@ def test_the_blocking_publisher_speaks_the_same_language() -> None:
 
     async def consume() -> None:
         async with working(service, concurrency=20):
-            await until(lambda: len(seen) == 13)
+            await until(lambda: event_ids(seen) == {event_id, *report.event_ids})
 
     asyncio.run(consume())
-    assert {delivery.event_id for _, delivery in seen} == {event_id, *report.event_ids}
     assert {delivery.source for _, delivery in seen} == {"flask-app"}
 
 
@@ -196,7 +199,7 @@ async def test_fault_11_every_kind_of_bad_body_is_dead_lettered_beside_good_ones
         ("data", "user_id"),
         ("data", "name"),
     }
-    assert len(seen) == 1
+    assert event_ids(seen) == {good["id"]}
     assert queues.depth("mailer") == (0, 0)
 
 
@@ -212,13 +215,13 @@ async def test_fault_28_raw_wrapped_and_direct_messages_on_one_queue_all_decode(
     await transport.aclose()
     plain = sns.create_topic(Name=naming.physical("plain"))["TopicArn"]
     sns.subscribe(TopicArn=plain, Protocol="sqs", Endpoint=naming.queue_arn("mailer"))
-    attribute = {"type": {"DataType": "String", "StringValue": "member.signed_up"}}
+    attribute: Any = {"type": {"DataType": "String", "StringValue": "member.signed_up"}}
     sns.publish(TopicArn=naming.topic_arn("users"), Message=encode(envelopes[0]), MessageAttributes=attribute)
     sns.publish(TopicArn=plain, Message=encode(envelopes[1]))
     queues.send("mailer", encode(envelopes[2]))
 
     async with working(service):
-        await until(lambda: len(seen) == 3)
+        await until(lambda: len(event_ids(seen)) == 3)
 
     found = {delivery.source: delivery.envelope for _, delivery in seen}
     assert found == {envelope.source: envelope for envelope in envelopes}

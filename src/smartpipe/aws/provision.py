@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import TopologyError
-from smartpipe.topology.derive import derive
-from smartpipe.topology.model import Attributes, Declares, Topology
+from smartpipe.topology.derive import Declares, derive
+from smartpipe.topology.model import Attributes, Topology
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.plan import Change, plan
 

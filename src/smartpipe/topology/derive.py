@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
-from smartpipe.outgoing import TYPE_ATTRIBUTE
 from smartpipe.topology.model import (
     MAX_QUEUE_NAME_LENGTH,
     MAX_TOPIC_NAME_LENGTH,
+    TYPE_ATTRIBUTE,
     Attributes,
-    Binding,
-    Declares,
     Topic,
     Topology,
     name_problems,
@@ -20,11 +18,37 @@ from smartpipe.topology.model import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from smartpipe.events import Contract
+    from smartpipe.topology.model import Queue
     from smartpipe.topology.naming import Naming
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
 DEFAULT_TOPIC_LIMIT_BYTES = 262_144
 POLICY_SID = "SmartpipeAllowSns"
+
+
+class Binding(NamedTuple):
+    """What one queue of a service is for, as far as the topology needs to know.
+
+    Args:
+        attempts: The most attempts of any retry policy on this queue.
+    """
+
+    queue: Queue
+    contracts: tuple[Contract, ...]
+    attempts: int
+
+
+class Declares(Protocol):
+    """Anything whose queues a topology can be derived from; a Service is."""
+
+    @property
+    def name(self) -> str:
+        """Who declares it."""
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """Its queues, with what each wants."""
 
 
 def derive(services: Iterable[Declares], naming: Naming) -> Topology:

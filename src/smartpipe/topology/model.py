@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from smartpipe.errors import ConfigError
 
-if TYPE_CHECKING:
-    from smartpipe.events import Contract
-
+TYPE_ATTRIBUTE = "type"
+"""The message attribute that carries an event's type, for filter policies to match."""
 DEAD_LETTER_SUFFIX = "-dlq"
 MAX_QUEUE_NAME_LENGTH = 80
 MAX_TOPIC_NAME_LENGTH = 256
@@ -110,30 +109,6 @@ def name_problems(kind: str, name: str, max_length: int) -> list[str]:
     if len(name) > max_length:
         problems.append(f"{kind} name {name!r} has {len(name)} characters; AWS takes at most {max_length}")
     return problems
-
-
-class Binding(NamedTuple):
-    """What one queue of a service is for, as far as the topology needs to know.
-
-    Args:
-        attempts: The most attempts of any retry policy on this queue.
-    """
-
-    queue: Queue
-    contracts: tuple[Contract, ...]
-    attempts: int
-
-
-class Declares(Protocol):
-    """Anything whose queues a topology can be derived from; a Service is."""
-
-    @property
-    def name(self) -> str:
-        """Who declares it."""
-
-    @property
-    def bindings(self) -> tuple[Binding, ...]:
-        """Its queues, with what each wants."""
 
 
 class Topology(NamedTuple):
