@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	cd examples && ../$(BIN)/python -m signup.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import boto3
+import botocore.loaders
 import pytest
 
 from smartpipe import EmbeddedBroker
@@ -14,6 +16,14 @@ from tests.support.queues import Queues
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _service_models_are_read_once() -> Iterator[None]:
+    """Every transport has a session of its own, and each would parse botocore's JSON files again: 0.1 s of CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.session.create_loader", cache(botocore.loaders.create_loader))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_a_service_needs_its_topics_queue_dead_letter_queue_and_filtered_raw_sub
     assert topology.subscriptions == {
         (USERS, MAILER): {
             "RawMessageDelivery": "true",
-            "FilterPolicy": {"type": ["user.left", "member.signed_up"]},
+            "FilterPolicy": {"type": ["member.signed_up", "user.left"]},
         },
         (ORDERS, MAILER): {"RawMessageDelivery": "true", "FilterPolicy": {"type": ["order.placed"]}},
     }
