@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from smartpipe import Event
     from smartpipe.message import OutgoingMessage
 
-Answer = list[Failure] | TransportError | Exception | float
+Answer = list[Failure] | Exception | float | tuple[float, list[Failure]]
 
 
 class FakeTransport:
-    """``script["delete"]`` and so on hold what the next calls answer: failures, an error, or seconds to take.
+    """``script["delete"]`` and so on hold what the next calls answer: failures, an error, seconds to take, or both.
 
     ``calls`` has every call as (verb, topic or queue, entries, time).
     """
@@ -99,6 +99,9 @@ class FakeTransport:
         answer: Answer = self.script[verb].popleft() if self.script[verb] else []
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, tuple):
+            seconds, answer = answer
+            await asyncio.sleep(seconds)
         if isinstance(answer, (int, float)):
             await asyncio.sleep(answer)
             return []

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import pytest
+
+from smartpipe import ConfigError, Delivery, Service, TopologyError, TransportError, Worker
+from smartpipe.settings import WorkerSettings
+from smartpipe.signals import on_stop
+from tests.support.consumers import make_service
+from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.fakes import UNREACHABLE, FakeTransport, refused
+from tests.support.processes import http_status
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def service_that_handles() -> Service:
+    service = make_service()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    return service
+
+
+def make_worker(
+    transport: FakeTransport, service: Service | None = None, verify: Callable[[], Awaitable[None]] | None = None
+) -> Worker:
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, drain_seconds=5)
+    return Worker(service or service_that_handles(), transport, settings, verify=verify)
+
+
+async def test_a_worker_runs_until_stopped_closes_its_transport_and_returns_0() -> None:
+    transport = FakeTransport()
+    worker = make_worker(transport)
+    transport.put(ADA)
+
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready and worker.consumers[0].counts.handled == 1)
+    worker.stop()
+    worker.stop()
+
+    assert not worker.ready
+    assert await running == 0
+    assert transport.closed == 1
+
+
+def test_a_service_without_handlers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="service 'empty' has no handlers"):
+        make_worker(FakeTransport(), Service("empty"))
+
+
+async def test_while_aws_cannot_be_asked_the_worker_lives_is_not_ready_and_tries_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers: list[TransportError | None] = [UNREACHABLE, UNREACHABLE, None]
+
+    async def verify() -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    worker = make_worker(FakeTransport(), verify=verify)
+    with caplog.at_level(logging.INFO, "smartpipe.worker"):
+        running = asyncio.create_task(worker.run())
+        await until(lambda: len(answers) == 2)
+        seen = [(await asyncio.to_thread(http_status, worker.health.url + path))[0] for path in ("/livez", "/readyz")]
+        await until(lambda: worker.ready)
+        worker.stop()
+
+    assert await running == 0
+    assert seen == [200, 503]
+    assert sum("cannot check the topology" in message for message in caplog.messages) == 1
+
+
+async def test_a_stop_while_aws_cannot_be_asked_ends_the_worker() -> None:
+    async def verify() -> None:
+        raise UNREACHABLE
+
+    worker = make_worker(FakeTransport(), verify=verify)
+    running = asyncio.create_task(worker.run())
+    await asyncio.sleep(0.05)
+    worker.stop()
+
+    assert await running == 0
+
+
+async def test_credentials_that_may_not_read_the_topology_may_still_consume() -> None:
+    async def verify() -> None:
+        raise TransportError("AccessDenied", "needs sns:ListSubscriptionsByTopic", retryable=False)
+
+    worker = make_worker(FakeTransport(), verify=verify)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready)
+    worker.stop()
+
+    assert await running == 0
+
+
+async def test_what_is_missing_ends_the_worker_with_its_names() -> None:
+    async def verify() -> None:
+        raise TopologyError(["missing: queue mailer"])
+
+    transport = FakeTransport()
+
+    with pytest.raises(TopologyError, match="missing: queue mailer"):
+        await make_worker(transport, verify=verify).run()
+    assert transport.closed == 1
+
+
+async def test_livez_fails_when_no_poll_has_succeeded_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = make_worker(FakeTransport())
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready)
+    monkeypatch.setattr(worker.consumers[0].poller, "seconds_since_success", lambda: 301.0)
+
+    status, answer = await asyncio.to_thread(http_status, worker.health.url + "/livez")
+    worker.stop()
+    await running
+
+    assert (status, answer["alive"], answer["queues"]["mailer"]["seconds_since_poll"]) == (503, False, 301.0)
+
+
+async def test_an_event_that_a_handler_published_without_waiting_is_flushed_and_its_failure_exits_1() -> None:
+    transport, service, tasks = FakeTransport(), make_service(), set[Any]()
+    transport.script["publish"].append((2.0, [refused(1)]))  # longer than the open poll: still on its way at the close
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        tasks.update(asyncio.create_task(delivery.publish(UserLeft(name=name))) for name in ("taken", "refused"))
+        worker.stop()
+
+    worker = make_worker(transport, service)
+    transport.put(ADA)
+    code = await worker.run()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert code == 1
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["PublishError", "str"]
+
+
+async def test_the_first_signal_stops_the_second_kills_and_the_third_has_its_default_effect() -> None:
+    heard: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    with on_stop(lambda name: heard.append(f"stop {name}"), lambda name: heard.append(f"kill {name}")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: heard == ["stop SIGTERM"])
+        os.kill(os.getpid(), signal.SIGINT)
+        await until(lambda: heard == ["stop SIGTERM", "kill SIGINT"])
+        third = signal.getsignal(signal.SIGTERM)
+
+    assert third == before == signal.SIG_DFL
+
+
+async def test_an_unknown_path_of_the_health_port_is_not_found() -> None:
+    worker = make_worker(FakeTransport())
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready)
+
+    with pytest.raises(OSError, match="404"):
+        await asyncio.to_thread(urlopen, worker.health.url + "/metrics")
+    worker.stop()
+    await running
