@@ -112,9 +112,7 @@ async def sign_up_everybody(system: System) -> list[str]:
             await half_way.wait()
             worker = system.workers["email-verification"]
             await asyncio.to_thread(worker.stop)
-            progress.console.print(
-                f"SIGTERM        email-verification drained, exit code {worker.exit_codes[0]}; again up"
-            )
+            progress.console.print(f"SIGTERM        email-verification drained, exit code {worker.exit_codes[0]}")
             worker.start()
 
         async with ClientSession(connector=TCPConnector(limit=AT_ONCE)) as client, asyncio.TaskGroup() as group:
@@ -145,8 +143,10 @@ def dead_letters(environment: dict[str, str], service: str) -> list[dict[str, An
 
 def report(system: System, event_ids: list[str]) -> list[str]:
     """Print the table; return the expectations that were not met."""
-    table = Table("service", title="from publish to handled", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    for column in ("delivered", "handled", "retried", "dead-\nlettered", "missing", "p50", "p99"):
+    table = Table(
+        "service", title="from publish to handled", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    for column in ("delivered", "handled", "retried", "dead-\nletters", "missing", "p50", "p99"):
         table.add_column(column, justify="right")
     unmet: list[str] = []
     for name, worker in system.workers.items():

@@ -52,15 +52,15 @@ class WorkerSettings(_Environment):
         concurrency: How many messages one queue's consumer handles at once.
         drain_seconds: The budget from SIGTERM to exit: what is not finished by then is cancelled and
             given back. 25 fits into the 30 s that Kubernetes and ECS allow by default.
-        wait_seconds: How long a poll waits for messages, at most SQS's 20. A drain has to sit out the
-            open poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
+        wait_seconds: How long a poll waits for messages: 1 to SQS's 20. A drain has to sit out the open
+            poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: After so long without a successful poll ``/livez`` fails.
         host, port: Where ``/livez`` and ``/readyz`` are served; port 0 takes a free one.
     """
 
     concurrency: int = Field(10, ge=1, le=10_000)
-    drain_seconds: float = Field(25.0, ge=1, le=7_200)
-    wait_seconds: float | None = Field(None, ge=0, le=20)
+    drain_seconds: float = Field(25.0, ge=2, le=7_200)
+    wait_seconds: int | None = Field(None, ge=1, le=20)
     liveness_seconds: float = Field(300.0, ge=30)
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
     port: int = Field(8080, ge=0, le=65_535)
@@ -71,8 +71,8 @@ class WorkerSettings(_Environment):
     def poll_seconds(self) -> int:
         """The wait of a poll, in whole seconds as SQS takes it."""
         if self.wait_seconds is not None:
-            return int(self.wait_seconds)
-        return max(0, min(20, int(self.drain_seconds - 5)))
+            return self.wait_seconds
+        return max(1, min(20, int(self.drain_seconds - 5)))
 
     @model_validator(mode="after")
     def _a_drain_can_hold_an_open_poll(self) -> Self:

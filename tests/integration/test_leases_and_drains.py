@@ -189,7 +189,7 @@ async def test_fault_16_a_queue_deleted_under_a_worker_makes_it_unready_until_it
         seen.append(event.name)
 
     await provision(service)
-    async with working(service, wait_seconds=0) as worker:
+    async with working(service) as worker:
         await until(lambda: worker.ready)
         boto3.client("sqs").delete_queue(QueueUrl=queues.url("mailer"))
         await until(lambda: not worker.ready)

@@ -47,7 +47,7 @@ def test_an_account_id_has_twelve_digits(monkeypatch: pytest.MonkeyPatch, accoun
         AwsSettings.load()
 
 
-@pytest.mark.parametrize(("drain", "expected"), [(25, 20), (120, 20), (24, 19), (10, 5), (3, 0)])
+@pytest.mark.parametrize(("drain", "expected"), [(25, 20), (120, 20), (24, 19), (10, 5), (3, 1)])
 def test_a_poll_fits_into_the_drain_by_default(drain: float, expected: int) -> None:
     assert WorkerSettings.load(drain_seconds=drain).poll_seconds == expected
 

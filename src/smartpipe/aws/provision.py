@@ -174,9 +174,12 @@ async def verify(service: Declares, transport: AwsTransport) -> list[str]:
 
 
 def _parsed(attributes: Any) -> Attributes:
-    return {
+    parsed = {
         name: json.loads(value) if name in _JSON_ATTRIBUTES and value else value for name, value in attributes.items()
     }
+    if parsed.get("RedrivePolicy"):  # the console writes the number as text
+        parsed["RedrivePolicy"]["maxReceiveCount"] = int(parsed["RedrivePolicy"]["maxReceiveCount"])
+    return parsed
 
 
 def _texts(attributes: Attributes) -> dict[str, str]:

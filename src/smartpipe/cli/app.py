@@ -57,7 +57,7 @@ def worker(
         float | None, typer.Option(help="From SIGTERM to exit. [SMARTPIPE_DRAIN_SECONDS, 25]")
     ] = None,
     wait_seconds: Annotated[
-        float | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
+        int | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Where /livez, /readyz are served. [SMARTPIPE_HOST, 0.0.0.0]")
