@@ -144,10 +144,6 @@ class Consumer:
         self.counts.received += len(messages)
         for message in messages:
             lease = self._visibility.hold(message)
-            if self._draining:
-                self.counts.released += 1
-                self._acknowledger.release(lease, 0)
-                continue
             task = asyncio.get_running_loop().create_task(self._process(message, lease))
             self._tasks.add(task)
             task.add_done_callback(self._done)
@@ -158,7 +154,7 @@ class Consumer:
 
     async def _process(self, message: Message, lease: Lease) -> None:
         try:
-            if self._draining:  # received, but not begun
+            if self._draining:  # received, but not begun: by the last polls, or just before the stop
                 self.counts.released += 1
                 self._acknowledger.release(lease, 0)
                 return

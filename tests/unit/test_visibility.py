@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 LOST = Failure(0, "MessageNotInflight", "gone", retryable=False)
 
 
-def slow_service(seconds: float, told: list[bool] | None = None) -> Service:
-    service = make_service(timeout_seconds=None)
+def slow_service(seconds: float, told: list[bool] | None = None, *, timeout_seconds: float | None = None) -> Service:
+    service = make_service(timeout_seconds=timeout_seconds)
 
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp, delivery: Delivery) -> None:
@@ -112,6 +112,18 @@ def test_fault_54_a_lease_is_never_asked_for_beyond_twelve_hours() -> None:
     assert max(at + seconds for at, seconds in asked) > 43_000
     assert counts.as_dict() == {"received": 1, "retried": 1}  # cancelled while the lease could still be given back
     assert len(asked) < 43_200 / 10
+
+
+def test_fault_54_a_handler_with_a_longer_timeout_than_that_is_told_that_its_lease_is_lost() -> None:
+    transport, told = FakeTransport(), list[bool]()
+    transport.put(ADA)
+
+    counts = consume(slow_service(43_190, told, timeout_seconds=43_200), transport, 60_000)
+
+    asked = [(at, entries[0][1]) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
+    assert max(at + seconds for at, seconds in asked) <= 43_200
+    assert told == [True]
+    assert counts.lease_lost == 1
 
 
 def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplog: pytest.LogCaptureFixture) -> None:
