@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from smartpipe.attempts import deliver
 from smartpipe.batcher import Batcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from smartpipe.counts import Counts
     from smartpipe.message import Failure
@@ -39,19 +40,29 @@ class Acknowledger:
         self._transport = transport
         self._on_settled = on_settled
         self._counts = counts
+        self._unsettled = 0
         self._deletes: Batcher[Lease] = Batcher(self._delete, linger_seconds=LINGER_SECONDS)
         self._releases: Batcher[tuple[Lease, float]] = Batcher(self._release, linger_seconds=LINGER_SECONDS)
 
+    @property
+    def unsettled(self) -> int:
+        """How many messages wait for their delete or release, or are on their way."""
+        return self._unsettled
+
     def delete(self, lease: Lease) -> None:
         """Delete the message soon."""
+        lease.leaving = True
+        self._unsettled += 1
         self._deletes.add(lease)
 
     def release(self, lease: Lease, seconds: float) -> None:
-        """Make the message visible again in *seconds*. Without a lease there is nothing to give back."""
+        """Make the message visible again in *seconds*, or as late as SQS takes; without a lease, leave it alone."""
+        self._unsettled += 1
         if lease.lost:
-            self._on_settled(lease)
-        else:
-            self._releases.add((lease, seconds))
+            self._settled([lease])
+            return
+        lease.leaving = lease.returning = True
+        self._releases.add((lease, min(seconds, int(lease.seconds_left))))
 
     async def drain(self) -> None:
         """Send what is gathered and wait until it is settled."""
@@ -62,34 +73,35 @@ class Acknowledger:
         async def call(entries: list[Lease]) -> list[Failure]:
             return await self._transport.delete(self._queue, [lease.message.receipt_handle for lease in entries])
 
-        failed = await deliver(call, leases, deadline_seconds=DEADLINE_SECONDS)
-        self._settled(leases)
+        try:
+            failed = await deliver(call, leases, deadline_seconds=DEADLINE_SECONDS)
+        finally:
+            self._settled(leases)
         for lease, failure in failed:
             self._counts.not_deleted += 1
-            fields = {"message_id": lease.message.message_id, "queue": self._queue}
-            log.warning(
-                "a finished message could not be deleted and will be delivered again: %s: %s",
-                failure.code,
-                failure.detail,
-                extra={"fields": fields},
-            )
+            self._log(lease, failure, logging.WARNING, "a finished message could not be deleted and will come again")
 
     async def _release(self, batch: list[tuple[Lease, float]]) -> None:
         async def call(entries: list[tuple[Lease, float]]) -> list[Failure]:
             asked = [(lease.message.receipt_handle, seconds) for lease, seconds in entries]
             return await self._transport.change_visibility(self._queue, asked)
 
-        failed = await deliver(call, batch, deadline_seconds=DEADLINE_SECONDS)
-        self._settled([lease for lease, _ in batch])
+        try:
+            # An extension that is on its way would undo the release if it came after it.
+            extensions = [lease.extension for lease, _ in batch if lease.extension is not None]
+            if extensions:
+                await asyncio.wait(extensions)
+            failed = await deliver(call, batch, deadline_seconds=DEADLINE_SECONDS)
+        finally:
+            self._settled([lease for lease, _ in batch])
         for (lease, _), failure in failed:
-            fields = {"message_id": lease.message.message_id, "queue": self._queue}
-            log.info(
-                "a message could not be given back and returns when its lease ends: %s: %s",
-                failure.code,
-                failure.detail,
-                extra={"fields": fields},
-            )
+            self._log(lease, failure, logging.INFO, "a message could not be given back and returns when its lease ends")
 
-    def _settled(self, leases: Iterable[Lease]) -> None:
+    def _settled(self, leases: Sequence[Lease]) -> None:
+        self._unsettled -= len(leases)
         for lease in leases:
             self._on_settled(lease)
+
+    def _log(self, lease: Lease, failure: Failure, level: int, what: str) -> None:
+        fields = {"message_id": lease.message.message_id, "queue": self._queue}
+        log.log(level, "%s: %s: %s", what, failure.code, failure.detail, extra={"fields": fields})

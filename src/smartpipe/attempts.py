@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from itertools import count
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tenacity import AsyncRetrying, Retrying, retry_if_result, wait_random_exponential
+from tenacity import wait_random_exponential
 
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
+from smartpipe.retry import backoff_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from tenacity import RetryCallState
-
 T = TypeVar("T")
 
-FIRST_WAIT_SECONDS = 0.1
-MAX_WAIT_SECONDS = 5.0
+MIN_CALL_SECONDS = 1.0
+_WAITS = wait_random_exponential(multiplier=0.1, max=5)
+_TOO_LATE = TransportError("DeadlineExceeded", "no answer came before the deadline", retryable=True)
 
 
 class Pending(Generic[T]):
@@ -61,54 +61,40 @@ async def deliver(
 ) -> list[tuple[T, Failure]]:
     """Call with *entries*, then with those that failed for the moment, until the deadline.
 
-    Returns what was not taken, in no particular order. Waits have full jitter, from 0.1 to 5 s.
+    Returns what was not taken, in no particular order. Waits have full jitter, up to 5 s. A call that
+    hangs is cut off at the deadline, but each has a second at least.
     """
     pending = Pending(entries)
     clock = asyncio.get_running_loop().time
     deadline = clock() + deadline_seconds
-
-    async def attempt() -> bool:
+    for attempt in count(1):
         try:
-            return pending.record(await call(pending.entries))
+            async with asyncio.timeout(max(MIN_CALL_SECONDS, deadline - clock())):
+                again = pending.record(await call(pending.entries))
         except TransportError as error:
-            return pending.record_error(error)
-
-    if await attempt():
-        await asyncio.sleep(_first_wait(deadline_seconds))
-        await AsyncRetrying(**_schedule(clock, deadline))(attempt)
+            again = pending.record_error(error)
+        except TimeoutError:
+            again = pending.record_error(_TOO_LATE)
+        wait_seconds = backoff_seconds(_WAITS, attempt, _TOO_LATE) if again else 0.0
+        if not again or clock() + wait_seconds >= deadline:
+            break
+        await asyncio.sleep(wait_seconds)
     return pending.failed()
 
 
 def deliver_blocking(
     call: Callable[[list[T]], list[Failure]], entries: Sequence[T], *, deadline_seconds: float
 ) -> list[tuple[T, Failure]]:
-    """Do what ``deliver`` does, in the calling thread."""
+    """Do what ``deliver`` does, in the calling thread, where a call that hangs ends by its own timeout."""
     pending = Pending(entries)
     deadline = time.monotonic() + deadline_seconds
-
-    def attempt() -> bool:
+    for attempt in count(1):
         try:
-            return pending.record(call(pending.entries))
+            again = pending.record(call(pending.entries))
         except TransportError as error:
-            return pending.record_error(error)
-
-    if attempt():
-        time.sleep(_first_wait(deadline_seconds))
-        Retrying(**_schedule(time.monotonic, deadline))(attempt)
+            again = pending.record_error(error)
+        wait_seconds = backoff_seconds(_WAITS, attempt, _TOO_LATE) if again else 0.0
+        if not again or time.monotonic() + wait_seconds >= deadline:
+            break
+        time.sleep(wait_seconds)
     return pending.failed()
-
-
-def _first_wait(deadline_seconds: float) -> float:
-    return random.uniform(0, min(FIRST_WAIT_SECONDS, deadline_seconds))  # noqa: S311 - jitter, no secret
-
-
-def _schedule(clock: Callable[[], float], deadline: float) -> dict[str, Any]:
-    def out_of_time(state: RetryCallState) -> bool:
-        return clock() + state.upcoming_sleep > deadline
-
-    return {
-        "retry": retry_if_result(bool),
-        "wait": wait_random_exponential(multiplier=2 * FIRST_WAIT_SECONDS, max=MAX_WAIT_SECONDS),
-        "stop": out_of_time,
-        "retry_error_callback": lambda _: None,
-    }

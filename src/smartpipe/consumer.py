@@ -1,7 +1,8 @@
 """The consumer of one queue: receive for free slots → process → settle; and the drain.
 
-Only ``_process`` and ``_settle`` touch a message. What is received holds a slot and a lease until
-it is settled: deleted, given back, or copied to the dead-letter queue and then deleted.
+Only ``_process`` and ``_settle`` touch a message. What is received holds a lease until it is settled:
+deleted, given back, or copied to the dead-letter queue and then deleted. It holds its slot until its
+handlers have ended, or longer where settling cannot keep up.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from smartpipe.acknowledger import Acknowledger
 from smartpipe.attempts import deliver
 from smartpipe.counts import Counts
-from smartpipe.deadletter import Where, dead_letter
+from smartpipe.deadletter import Where, bare_copy, dead_letter
 from smartpipe.poller import Poller
 from smartpipe.processor import Processed, Processor
-from smartpipe.settlement import Ack, DeadLetter, RetryAfter
+from smartpipe.settlement import Ack, DeadLetter, RetryAfter, shown
 from smartpipe.telemetry import trace_id
 from smartpipe.visibility import Visibility
 
@@ -37,9 +38,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.consumer")
 
 DEAD_LETTER_DEADLINE_SECONDS = 10.0
-DEAD_LETTER_RETRY_SECONDS = 30.0
-FLUSH_SECONDS = 4.0
+FAULT_RETRY_SECONDS = 30.0
+CANCEL_SECONDS = 1.0
+MAX_UNSETTLED = 200
+"""With so many messages waiting to be settled, no slot becomes free: the queue keeps the rest better."""
 TICKER_RESTART_SECONDS = 1.0
+
+WITH_TRACEBACK = frozenset({"retries-exhausted", "permanent-error"})
+"""Kinds of dead letters whose cause is code, not the message: their log line has the traceback."""
 
 _Task: TypeAlias = asyncio.Task[None]
 
@@ -77,10 +83,11 @@ class Consumer:
         )
         self._acknowledger = Acknowledger(queue.name, transport, on_settled=self._visibility.drop, counts=self.counts)
         self.poller = Poller(queue.name, self._receive, self._accept, slots=concurrency)
-        self._tasks: set[_Task] = set()
+        self._tasks: dict[_Task, Lease] = {}
+        self._ended = 0
+        self._held_back: list[Lease] = []
         self._ticker: _Task | None = None
         self._draining = False
-        self._give_back_seconds = 0
 
     @property
     def in_flight(self) -> int:
@@ -92,45 +99,65 @@ class Consumer:
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
         self.poller.start()
 
-    async def drain(self, *, deadline: float, hard: asyncio.Event) -> None:
-        """Stop taking messages and settle what is here, in this order.
+    async def drain(self, *, handlers_until: float, flush_until: float, hard: asyncio.Event) -> None:
+        """Stop taking messages and settle what is here, in this order. Times are the loop's.
 
-        The open polls are awaited, and what they bring is given back at once; meanwhile handlers
-        finish, their leases extended. At *deadline* (the loop's time), or when *hard* is set, the
-        rest is cancelled and given back. Deletes are flushed last.
+        The open polls are awaited, and what they bring is given back; meanwhile handlers finish, their
+        leases extended. At *handlers_until*, or when *hard* is set, the rest is cancelled and given
+        back. Deletes are flushed last; what is not settled at *flush_until* is counted.
         """
+        loop = asyncio.get_running_loop()
         self._draining = True
         self.poller.stop()
-        await self._wait_for_handlers(deadline, hard)
-        # A poll that is open still would take what is given back now, and strand it.
-        self._give_back_seconds = math.ceil(self.poller.seconds_until_closed(self._poll_seconds))
+        await self._wait_for_handlers(handlers_until, hard)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=FLUSH_SECONDS)
+            await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
+        for lease in self._tasks.values():
+            self._cancelled(lease, "does not end though cancelled")
         if self.poller.open_polls:
             log.warning("queue %s: a poll was still open; what it brings returns after its timeout", self.queue.name)
+        self._release_held_back()
         try:
-            async with asyncio.timeout(FLUSH_SECONDS):
+            async with asyncio.timeout(max(CANCEL_SECONDS, flush_until - loop.time())):
                 await self._acknowledger.drain()
         except TimeoutError:
-            log.error("queue %s: not everything could be settled in time; it will be delivered again", self.queue.name)  # noqa: TRY400
+            self.counts.not_deleted += self._acknowledger.unsettled
+            log.error(  # noqa: TRY400 - a timeout's traceback says nothing
+                "queue %s: %d messages could not be settled in time and will be delivered again",
+                self.queue.name,
+                self._acknowledger.unsettled,
+            )
         if self._ticker is not None:
             self._ticker.cancel()
 
-    async def _wait_for_handlers(self, deadline: float, hard: asyncio.Event) -> None:
+    async def _wait_for_handlers(self, until: float, hard: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         waits = {loop.create_task(self._finished()), loop.create_task(hard.wait())}
         try:
-            await asyncio.wait(waits, timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
 
     async def _finished(self) -> None:
         await self.poller.closed()
+        self._release_held_back()
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    def _give_back(self, lease: Lease) -> None:
+        """Make it visible when no poll of ours is open that would only take it again, and strand or wear it."""
+        self._held_back.append(lease)
+        if not self.poller.open_polls:
+            self._release_held_back()
+
+    def _release_held_back(self) -> None:
+        seconds = math.ceil(self.poller.seconds_until_closed(self._poll_seconds))
+        for lease in self._held_back:
+            self._acknowledger.release(lease, seconds)
+        self._held_back.clear()
 
     async def _receive(self, max_messages: int) -> list[Message]:
         return await self._transport.receive(
@@ -145,29 +172,44 @@ class Consumer:
         for message in messages:
             lease = self._visibility.hold(message)
             task = asyncio.get_running_loop().create_task(self._process(message, lease))
-            self._tasks.add(task)
+            self._tasks[task] = lease
             task.add_done_callback(self._done)
 
     def _done(self, task: _Task) -> None:
-        self._tasks.discard(task)
-        self.poller.free()
+        del self._tasks[task]
+        self._ended += 1
+        self._free_slots()
+
+    def _settled(self, lease: Lease) -> None:
+        self._visibility.drop(lease)
+        self._free_slots()
+
+    def _free_slots(self) -> None:
+        while self._ended and self._acknowledger.unsettled < MAX_UNSETTLED:
+            self._ended -= 1
+            self.poller.free()
 
     async def _process(self, message: Message, lease: Lease) -> None:
         try:
             if self._draining:  # received, but not begun: by the last polls, or just before the stop
                 self.counts.released += 1
-                self._acknowledger.release(lease, 0)
+                self._give_back(lease)
                 return
             started = time.perf_counter()
             processed = await self._processor.process(message, lease)
             await self._settle(message, lease, processed, time.perf_counter() - started)
         except asyncio.CancelledError:
-            self.counts.cancelled += 1
-            log.warning("cancelled and given back", extra=self._fields(message, handler=lease.handler))
-            self._acknowledger.release(lease, self._give_back_seconds)
+            self._cancelled(lease, "cancelled and given back")
         except Exception:
-            self._visibility.drop(lease)
-            log.exception("a fault in smartpipe: the message returns when its lease ends", extra=self._fields(message))
+            # A fault of ours. Nothing is lost: the message is tried again, and SQS's own count bounds how often.
+            log.exception("a fault in smartpipe: the message is given back", extra=self._fields(message))
+            self.counts.retried += 1
+            self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
+
+    def _cancelled(self, lease: Lease, what: str) -> None:
+        self.counts.cancelled += 1
+        log.warning(what, extra=self._fields(lease.message, handler=lease.handler))
+        self._give_back(lease)
 
     async def _settle(self, message: Message, lease: Lease, processed: Processed, seconds: float) -> None:
         outcome = processed.outcome
@@ -183,7 +225,8 @@ class Consumer:
         elif isinstance(outcome, RetryAfter):
             self.counts.retried += 1
             fields = self._fields(message, processed, seconds=seconds, retry_after_seconds=outcome.seconds)
-            log.warning("retried in %.0f s: %r", outcome.seconds, outcome.error, extra=fields)
+            raised = outcome.error if log.isEnabledFor(logging.DEBUG) else None
+            log.warning("retried in %d s: %s", outcome.seconds, shown(outcome.error), extra=fields, exc_info=raised)
             self._acknowledger.release(lease, outcome.seconds)
         else:
             await self._dead_letter(message, lease, processed, outcome)
@@ -191,21 +234,25 @@ class Consumer:
     async def _dead_letter(self, message: Message, lease: Lease, processed: Processed, outcome: DeadLetter) -> None:
         """Copy the message to the dead-letter queue; only then delete it. A second copy is possible, a loss is not."""
         handler = processed.handler.name if processed.handler else None
-        copy = dead_letter(message, outcome, Where(self._service.name, self.queue.name, handler, processed.envelope))
+        where = Where(self._service.name, self.queue.name, handler, processed.envelope)
 
         async def call(copies: list[OutgoingMessage]) -> list[Failure]:
             return await self._transport.send(self.queue.dead_letter_name, copies)
 
-        failed = await deliver(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
+        for copy in (dead_letter(message, outcome, where), bare_copy(message)):
+            failed = await deliver(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
+            if not failed or failed[0][1].retryable:
+                break  # a copy that is refused for good, as too large for an older queue, goes without its reason
         fields = self._fields(message, processed, kind=outcome.kind)
         if failed:
             _, failure = failed[0]
             self.counts.retried += 1
             log.error("could not be dead-lettered, tried again later: %s", failure.detail, extra=fields)
-            self._acknowledger.release(lease, DEAD_LETTER_RETRY_SECONDS)
+            self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
             return
         self.counts.dead_lettered += 1
-        log.error("dead-lettered (%s): %s", outcome.kind, outcome.error, extra=fields)
+        raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
+        log.error("dead-lettered (%s): %s", outcome.kind, shown(outcome.error), extra=fields, exc_info=raised)
         self._acknowledger.delete(lease)
 
     async def _tick(self) -> None:

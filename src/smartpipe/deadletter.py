@@ -54,8 +54,14 @@ def dead_letter(
         full = {**attributes, REASON_ATTRIBUTE: Attribute("String", json.dumps(reason))}
         size = size_bytes(message.body, full)
         if size <= limit_bytes:
-            return OutgoingMessage(message.body, size, full)
-    return OutgoingMessage(message.body, size_bytes(message.body, message.attributes), message.attributes)
+            return OutgoingMessage(message.body, size, full, message.group_id)
+    return bare_copy(message)
+
+
+def bare_copy(message: Message) -> OutgoingMessage:
+    """Return *message* as it was before it was ever dead-lettered, with no reason."""
+    attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
+    return OutgoingMessage(message.body, size_bytes(message.body, attributes), attributes, message.group_id)
 
 
 def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, An
     reason: dict[str, Any] = {
         "kind": outcome.kind,
         "error_type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "message": str(error)[:MESSAGE_CHARACTERS],
+        "message": _message(error)[:MESSAGE_CHARACTERS],
         "service": where.service,
         "queue": where.queue,
         "handler": where.handler,
@@ -80,6 +86,13 @@ def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, An
     if where.handler is not None:
         reason["traceback"] = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     return reason
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a broken __str__ must not keep a message from its dead-letter queue
+        return "(its text cannot be had)"
 
 
 def _plain(attribute: Attribute) -> dict[str, str]:

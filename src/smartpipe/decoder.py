@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Union
 
 from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError, WithJsonSchema
@@ -23,7 +24,7 @@ DEFAULT_VERSION = "1.0"
 """The version of an event whose producer did not send ``dataversion``."""
 
 _Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
-_JSON_MEDIA_TYPE = r"^application/([A-Za-z0-9!#$&^_.+-]+\+)?json(\s*;.*)?$"
+_JSON_MEDIA_TYPE = r"^[Aa]pplication/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
 # Read if it is a string, and never a reason to refuse an event.
 _OptionalText = Annotated[object, WithJsonSchema({"type": "string"})]
 
@@ -34,7 +35,7 @@ _CONTEXT: dict[str, Any] = {
     "id": _Text,
     "source": _Text,
     "type": _Text,
-    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+$")]],
+    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")]],
     "datacontenttype": NotRequired[Annotated[str, StringConstraints(pattern=_JSON_MEDIA_TYPE)] | None],
     "time": NotRequired[AwareDatetime | None],
     "partitionkey": NotRequired[_OptionalText],
@@ -61,8 +62,9 @@ _notification = TypeAdapter(_Notification)
 class Decoder:
     """Decodes bodies into the given event classes.
 
-    All of their envelopes are one Pydantic validator, told apart by ``type``: a good body is parsed
-    once, without a dict in between. A bad one is looked at again to say what is wrong with it.
+    The envelopes of all types that have one class are one Pydantic validator, told apart by ``type``: a
+    good body of those is parsed once, without a dict in between. Any other body is looked at again:
+    it may be SNS-wrapped, of a type with several major versions, or bad, and then is told why.
 
     Args:
         events: At most one class for each type and major version.
@@ -70,12 +72,13 @@ class Decoder:
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
         self._classes = {(contract.type, contract.major): cls for cls in events for contract in [contract_of(cls)]}
-        by_type: dict[str, list[type[Event]]] = {}
-        for (type_, _), cls in sorted(self._classes.items()):
-            by_type.setdefault(type_, []).append(cls)
-        forms = [Union[tuple(map(envelope_form, classes))] for classes in by_type.values()]  # noqa: UP007 - built at run time
-        form: Any = Annotated[Union[tuple(forms)], Field(discriminator="type")] if len(forms) > 1 else forms[0]  # noqa: UP007
-        self._validate = TypeAdapter[dict[str, Any]](form).validator.validate_json
+        self._forms = {key: TypeAdapter[Any](envelope_form(cls)) for key, cls in self._classes.items()}
+        types = Counter(type_ for type_, _ in self._classes)
+        single = [envelope_form(cls) for (type_, _), cls in self._classes.items() if types[type_] == 1]
+        form: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
+        if len(single) > 1:
+            form = Annotated[form, Field(discriminator="type")]
+        self._validate = TypeAdapter[Any](form).validator.validate_json if single else None
 
     def decode(self, body: str) -> Envelope:
         """Return the envelope in *body*, its data validated.
@@ -85,37 +88,45 @@ class Decoder:
             UnknownEventType: None of the event classes has this type and major version.
         """
         try:
-            return _envelope(self._validate(body))
-        except ValidationError as error:
-            inner = _unwrapped(body)
-            if inner is None:
-                raise self._explain(body, error) from None
-        try:
-            return _envelope(self._validate(inner))
-        except ValidationError as error:
-            raise self._explain(inner, error) from None
+            if self._validate is not None:
+                return _envelope(self._validate(body))
+        except ValidationError:
+            pass
+        except Exception as error:
+            raise _broken_validator(error) from error
+        return self._decode_slowly(_unwrapped(body) or body)
 
-    def _explain(self, body: str, error: ValidationError) -> DecodeError | UnknownEventType:
+    def _decode_slowly(self, body: str) -> Envelope:
+        """Decode step by step, so that each has its own error."""
         try:
             value = from_json(body)
-        except ValueError as not_json:
-            return DecodeError("not-json", f"the body is not JSON: {not_json}")
+        except ValueError as error:
+            raise DecodeError("not-json", f"the body is not JSON: {error}") from None
         try:
             context = _context.validate_python(value)
-        except ValidationError as not_cloudevent:
-            faults = _faults(not_cloudevent)
-            return DecodeError("not-cloudevent", f"the body is not a CloudEvent 1.0: {_summary(faults)}", faults)
+        except ValidationError as error:
+            faults = _faults(error)
+            detail = f"the body is not a CloudEvent 1.0: {_summary(faults)}"
+            raise DecodeError("not-cloudevent", detail, faults) from None
         type_, version = context["type"], context.get("dataversion", DEFAULT_VERSION)
-        cls = self._classes.get((type_, int(version.partition(".")[0])))
-        if cls is None:
+        form = self._forms.get((type_, int(version.partition(".")[0])))
+        if form is None:
             known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._classes}))
-            return UnknownEventType(f"no handler takes {type_!r} version {version}; this queue's handlers take {known}")
+            msg = f"no handler takes {type_!r} version {version}; this queue's handlers take {known}"
+            raise UnknownEventType(msg)
         try:
-            TypeAdapter(envelope_form(cls)).validate_json(body)
-        except ValidationError as invalid:
-            error = invalid  # of this class alone, not of the whole union
-        faults = _faults(error)
-        return DecodeError("invalid-data", f"the data does not fit {cls.__name__}: {_summary(faults)}", faults)
+            return _envelope(form.validate_json(body))
+        except ValidationError as error:
+            faults = _faults(error)
+            detail = f"the data does not fit {type_} {version}: {_summary(faults)}"
+            raise DecodeError("invalid-data", detail, faults) from None
+        except Exception as error:
+            raise _broken_validator(error) from error
+
+
+def _broken_validator(error: Exception) -> DecodeError:
+    """Say that a validator of the event class raised what Pydantic does not expect of one."""
+    return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {error!r}")
 
 
 def envelope_form(cls: type[Event]) -> Any:
@@ -123,7 +134,7 @@ def envelope_form(cls: type[Event]) -> Any:
     contract = contract_of(cls)
     fields = dict(_CONTEXT)
     fields["type"] = Literal[contract.type]
-    version = Annotated[str, StringConstraints(pattern=rf"^{contract.major}\.[0-9]+$")]
+    version = Annotated[str, StringConstraints(pattern=rf"^{contract.major}\.[0-9]{{1,9}}$")]
     # Without a dataversion an event is 1.0, so any other major version has to name itself.
     fields["dataversion"] = NotRequired[version] if _is_default(contract) else version
     fields["data"] = cls

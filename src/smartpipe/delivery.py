@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from smartpipe.telemetry import trace_id
+from smartpipe.telemetry import current_cause, trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,4 +95,8 @@ class Delivery:
 
     async def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
         """Publish *event* with this one's trace and causation, as the service; see Publisher.publish."""
-        return await self._publisher.publish(event, attributes=attributes)
+        token = current_cause.set(self.envelope.cause)  # also from a task that the handler left behind
+        try:
+            return await self._publisher.publish(event, attributes=attributes)
+        finally:
+            current_cause.reset(token)

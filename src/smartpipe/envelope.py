@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of
-from smartpipe.telemetry import child_of, current_cause, new_traceparent
+from smartpipe.telemetry import Cause, child_of, current_cause, new_traceparent
 
 if TYPE_CHECKING:
     from smartpipe.events import Event
@@ -46,6 +46,11 @@ class Envelope(NamedTuple):
     traceparent: str | None = None
     correlation_id: str | None = None
     causation_id: str | None = None
+
+    @property
+    def cause(self) -> Cause:
+        """What events that this one brings about carry on."""
+        return Cause(self.id, self.correlation_id or self.id, self.traceparent)
 
 
 def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from smartpipe.errors import ConfigError
-
-if TYPE_CHECKING:
-    from smartpipe.topology.model import Topic
+from smartpipe.topology.model import Topic
 
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.|$)){0,254}")
 _VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
@@ -36,7 +34,9 @@ class Event(BaseModel):
     ``class UserSignedUp(Event, topic=users, type="user.signed_up", version="1.0"): ...``
 
     A subclass without any of these arguments is a base for other events and cannot be published.
-    Fields that a newer producer added are ignored, so that it does not break an older consumer.
+    Fields that a newer producer added are ignored, so that it does not break an older consumer; so is
+    a misspelt argument of the constructor, which a type checker with Pydantic's plugin finds. Infinity
+    and NaN are refused, as JSON has neither.
 
     Args:
         topic: The topic it is published to.
@@ -50,7 +50,7 @@ class Event(BaseModel):
             and major version.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     __contract__: ClassVar[Contract | None] = None
 
@@ -121,6 +121,12 @@ def _register(cls: type[Event], contract: Contract) -> None:
     other = _REGISTRY.get((contract.type, contract.major))
     # The same definition run again (a reloaded module, a notebook cell) takes its own place.
     if other is not None and _name(other) != _name(cls):
+        if "__main__" in (other.__module__, cls.__module__) and other.__qualname__ == cls.__qualname__:
+            msg = (
+                f"{cls.__qualname__} exists twice, because its module runs as a script and is imported too; "
+                "move its events to a module of their own"
+            )
+            raise ConfigError(msg)
         msg = (
             f"{_name(cls)} and {_name(other)} both claim event type {contract.type!r}, major version "
             f"{contract.major}; give one of them another type or another major version"
@@ -132,6 +138,13 @@ def _register(cls: type[Event], contract: Contract) -> None:
 def _problems(
     cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None, key: str | None
 ) -> list[str]:
+    wrong = [
+        f"{name}={value!r} is a {type(value).__name__}, not a {expected.__name__}"
+        for name, value, expected in (("topic", topic, Topic), ("type", type_, str), ("version", version, str))
+        if value is not None and not isinstance(value, expected)
+    ]
+    if wrong:
+        return [f"event {_name(cls)}: {problem}" for problem in wrong]
     declared = {"topic": topic, "type": type_, "version": version}
     missing = [f"{name}=" for name, value in declared.items() if value is None]
     problems = [f"lacks {', '.join(missing)}"] if missing else []

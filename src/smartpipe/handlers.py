@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from smartpipe.delivery import Delivery
@@ -40,7 +41,7 @@ class Handler:
     @property
     def name(self) -> str:
         """The function's module and qualified name."""
-        return f"{self.function.__module__}.{getattr(self.function, '__qualname__', type(self.function).__qualname__)}"
+        return _name(self.function)
 
     def arguments(self, event: Event, delivery: Delivery) -> list[Any]:
         """Return what to call the function with."""
@@ -60,7 +61,7 @@ def make_handler(
     Raises:
         ConfigError: Naming the handler, and all that is wrong with it.
     """
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+    name = _name(function)
     contract_of(event)
     problems: list[str] = []
     if timeout_seconds is not None and not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
@@ -69,15 +70,31 @@ def make_handler(
     problems += [f"handler {name}: {fault}" for fault in faults]
     if problems:
         raise ConfigError(problems)
-    call = function if inspect.isroutine(function) else type(function).__call__
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(call)) or inspect.iscoroutinefunction(call)
+    is_async = inspect.iscoroutinefunction(_innermost(function))
     return Handler(function, event, queue, retry, timeout_seconds, parameters, is_async)
+
+
+def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function behind partials and callable objects, but not behind a decorator's wrapper."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _bind(function: Callable[..., Any], event: type[Event]) -> tuple[tuple[str, ...], list[str]]:
     """Find out what each parameter wants: by its annotation, else by its place."""
     if not callable(function):
         return (), ["is not callable"]
+    inner = _innermost(function)
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        return (), ["is a generator: it would be called and never run; take the yield out"]
     hints = _hints(function)
     bound: list[str] = []
     faults: list[str] = []
@@ -116,8 +133,7 @@ def _wanted(name: str, annotation: Any, event: type[Event], *, taken: list[str])
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations, or none where their names exist for type checkers only: then the place decides."""
-    target = function if inspect.isroutine(function) else type(function).__call__
     try:
-        return get_type_hints(target)
+        return get_type_hints(_innermost(function))
     except (NameError, TypeError):
         return {}

@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from smartpipe.envelope import encode, wrap
-from smartpipe.errors import EventTooLarge, PublishError, PublishFailure
-from smartpipe.events import contract_of
+from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
+from smartpipe.events import Event, contract_of
 from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes
 from smartpipe.topology.model import TYPE_ATTRIBUTE
 from smartpipe.transport import BATCH_LIMIT
@@ -15,13 +15,14 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from smartpipe.events import Event
     from smartpipe.topology.model import Topic
 
 T = TypeVar("T")
 
 MAX_ATTRIBUTES = 10
 _ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
+# SQS SendMessage, "valid Unicode characters": the same for bodies and attribute values.
+_SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
 
 class Outgoing(NamedTuple):
@@ -56,6 +57,9 @@ def prepare(event: Event, *, source: str, attributes: Mapping[str, str] | None =
         EventTooLarge: It exceeds the topic's limit by itself.
         PublishError: Attributes that SNS or SQS would refuse or, worse, silently drop the message for.
     """
+    if not isinstance(event, Event):
+        msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
+        raise ConfigError(msg)
     topic = contract_of(type(event)).topic
     envelope = wrap(event, source=source)
     problem = _attribute_problem(attributes) if attributes else None
@@ -79,8 +83,8 @@ def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
     for name, value in attributes.items():
         if name == TYPE_ATTRIBUTE or not _ATTRIBUTE_NAME.fullmatch(name):
             return f"attribute name {name!r} is taken, or not what SQS allows (letters, digits, '_', '-', inner '.')"
-        if not isinstance(value, str) or not value:
-            return f"attribute {name!r} must be a string of at least one character, not {value!r}"
+        if not isinstance(value, str) or not _SQS_TEXT.fullmatch(value):
+            return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"
     return None
 
 

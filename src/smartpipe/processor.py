@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.decoder import Decoder
 from smartpipe.delivery import Delivery
 from smartpipe.errors import DecodeError, UnknownEventType
 from smartpipe.settlement import Ack, Outcome, decide
-from smartpipe.telemetry import Cause, current_cause
+from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
     from smartpipe.counts import Counts
@@ -74,7 +75,7 @@ class Processor:
             lease=lease,
             publisher=self._publisher,
         )
-        current_cause.set(Cause(envelope.id, envelope.correlation_id or envelope.id, envelope.traceparent))
+        current_cause.set(envelope.cause)
         seconds = lease.seconds_left if handler.timeout_seconds is None else handler.timeout_seconds
         limit = asyncio.timeout(seconds)
         try:
@@ -87,16 +88,22 @@ class Processor:
             if task is not None and task.cancelling():
                 raise
             return error  # the handler's own, not a shutdown: a failure like any other
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the retry policy judges it
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit and a Rust panic too: the retry policy judges it
             return error
         return None
 
     async def _run(self, handler: Handler, arguments: list[object]) -> None:
         if handler.is_async:
-            await handler.function(*arguments)
-            return
-        abandoned = self._threads.abandoned
-        try:
-            await self._threads.run(handler.function, *arguments)
-        finally:
-            self._counts.abandoned_threads += max(0, self._threads.abandoned - abandoned)
+            result = handler.function(*arguments)
+        else:
+            result = await self._threads.run(handler.function, arguments, self._abandoned)
+        if inspect.isawaitable(result):  # also from a lambda, a partial or a wrapper that only looks sync
+            result = await result
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            msg = f"handler {handler.name} returned a generator, which nobody iterates: nothing of it has run"
+            raise TypeError(msg)
+
+    def _abandoned(self) -> None:
+        self._counts.abandoned_threads += 1

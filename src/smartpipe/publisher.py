@@ -23,14 +23,25 @@ if TYPE_CHECKING:
 MAX_IN_FLIGHT = 16
 
 
+_CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
+
+
 class _Waiting:
-    """A single publish: the message, and who waits for its fate."""
+    """A single publish: the message, who waits for its fate, and until when it is tried."""
 
-    __slots__ = ("future", "outgoing")
+    __slots__ = ("deadline", "failure", "future", "outgoing")
 
-    def __init__(self, outgoing: Outgoing, future: asyncio.Future[PublishFailure | None]) -> None:
+    def __init__(self, outgoing: Outgoing, future: asyncio.Future[None], deadline: float) -> None:
         self.outgoing = outgoing
         self.future = future
+        self.deadline = deadline
+        self.failure: PublishFailure | None = None
+
+    def settle(self, failure: PublishFailure | None) -> None:
+        """Tell whoever waits, unless told or gone already."""
+        if not self.future.done():
+            self.failure = failure
+            self.future.set_result(None)
 
 
 class Publisher:
@@ -71,6 +82,7 @@ class Publisher:
         self._deadline_seconds = deadline_seconds
         self._batchers: dict[Topic, Batcher[_Waiting]] = {}
         self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
+        self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -100,15 +112,16 @@ class Publisher:
         """
         outgoing = prepare(event, source=self.source, attributes=attributes)
         self._refuse_if_closed(outgoing)
-        waiting = _Waiting(outgoing, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(outgoing, loop.create_future(), loop.time() + self._deadline_seconds)
         self._waiting[waiting] = None
         try:
             self._batcher(outgoing.topic).add(waiting)
-            failure = await waiting.future
+            await waiting.future
         finally:
             del self._waiting[waiting]
-        if failure is not None:
-            raise PublishError([failure])
+        if waiting.failure is not None:
+            raise PublishError([waiting.failure])
         return outgoing.event_id
 
     async def publish_many(
@@ -116,16 +129,42 @@ class Publisher:
     ) -> PublishReport:
         """Publish *events*, ten to a request, several requests at once, and report when all is done.
 
-        The iterable is read as requests leave, so it may be long. One event's failure does not stop
-        the others. Cancelled, it abandons what has not been sent.
+        The iterable is read as requests leave, so it may be long. An event that cannot be published
+        does not stop the others; an exception of the iterable itself, or a class that declares no type,
+        does, after what was read before has been sent. Cancelled, it abandons what has not been sent.
 
         Raises:
             PublishError: After every event has been tried: ``failures`` has those not published.
+            ConfigError: An event's class declares no type.
         """
-        event_ids: list[str] = []
         failures: list[PublishFailure] = []
+        requests = _Requests(lambda chunk: self._deliver(chunk, self._deadline_seconds), failures)
+        bulk = asyncio.get_running_loop().create_future()
+        self._bulk.add(bulk)
+        try:
+            event_ids = await self._read(events, attributes, requests, failures)
+            await requests.finish()
+        except Exception:
+            await requests.finish()  # what was read before the iterable, or a declaration, failed still goes out
+            raise
+        finally:
+            requests.cancel()
+            bulk.set_result(None)
+            self._bulk.discard(bulk)
+        if failures:
+            raise PublishError(failures)
+        return PublishReport(event_ids)
+
+    async def _read(
+        self,
+        events: Iterable[Event],
+        attributes: Mapping[str, str] | None,
+        requests: _Requests,
+        failures: list[PublishFailure],
+    ) -> list[str]:
+        """Prepare each event and start each full request; return the ids of those on their way."""
+        event_ids: list[str] = []
         chunkers: dict[Topic, Chunker[Outgoing]] = {}
-        requests = _Requests(self._deliver, failures)
         try:
             for event in events:
                 try:
@@ -141,34 +180,40 @@ class Publisher:
                 chunk = chunker.add(outgoing)
                 if chunk is not None:
                     await requests.start(chunk)
-            for chunker in chunkers.values():
-                await requests.start(chunker.take())
-            await requests.finish()
         finally:
-            requests.cancel()
-        if failures:
-            raise PublishError(failures)
-        return PublishReport(event_ids)
+            for chunker in chunkers.values():
+                if chunker:
+                    await requests.start(chunker.take())
+        return event_ids
 
-    async def aclose(self) -> None:
-        """Send what is being gathered, wait for it (at most the deadline), and release connections.
+    async def aclose(self, *, timeout_seconds: float | None = None) -> None:
+        """Send what is being gathered, wait for it and for ``publish_many``, and release connections.
 
         A second call does nothing; a publish after it fails.
 
+        Args:
+            timeout_seconds: For how long it waits; by default the publisher's deadline.
+
         Raises:
-            PublishError: Some of what was waiting could not be published.
+            PublishError: Some of what was waiting could not be published, or not in time.
         """
         if self._closed:
             return
         self._closed = True
         waiting = list(self._waiting)
+        drains = [asyncio.ensure_future(batcher.drain()) for batcher in self._batchers.values()]
         try:
-            await asyncio.gather(*(batcher.drain() for batcher in self._batchers.values()))
+            if drains or self._bulk:
+                seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
+                await asyncio.wait([*drains, *self._bulk], timeout=seconds)
         finally:
+            for pending in drains:
+                pending.cancel()
+            for one in waiting:
+                one.settle(one.outgoing.failed(_CLOSED_TOO_SOON))
             if self._owns_transport:
                 await self._transport.aclose()
-        left = [w.future.result() for w in waiting if w.future.done() and not w.future.cancelled()]
-        failures = [failure for failure in left if failure is not None]
+        failures = [one.failure for one in waiting if one.failure is not None]
         if failures:
             raise PublishError(failures)
 
@@ -184,27 +229,28 @@ class Publisher:
         return batcher
 
     async def _send(self, batch: list[_Waiting]) -> None:
-        wanted = [waiting for waiting in batch if not waiting.future.cancelled()]
+        wanted = [waiting for waiting in batch if not waiting.future.done()]
         if not wanted:
             return
+        seconds = max(0.0, wanted[0].deadline - asyncio.get_running_loop().time())
         try:
-            failures = {f.event_id: f for f in await self._deliver([waiting.outgoing for waiting in wanted])}
+            failures = await self._deliver([waiting.outgoing for waiting in wanted], seconds)
         except Exception as error:  # noqa: BLE001 - a bug must reach those who wait, not only a log
             for waiting in wanted:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
             return
+        by_id = {failure.event_id: failure for failure in failures}
         for waiting in wanted:
-            if not waiting.future.done():
-                waiting.future.set_result(failures.get(waiting.outgoing.event_id))
+            waiting.settle(by_id.get(waiting.outgoing.event_id))
 
-    async def _deliver(self, chunk: list[Outgoing]) -> list[PublishFailure]:
+    async def _deliver(self, chunk: list[Outgoing], deadline_seconds: float) -> list[PublishFailure]:
         topic = chunk[0].topic
 
         async def call(entries: list[Outgoing]) -> list[Failure]:
             return await self._transport.publish(topic.name, [outgoing.message for outgoing in entries])
 
-        failed = await deliver(call, chunk, deadline_seconds=self._deadline_seconds)
+        failed = await deliver(call, chunk, deadline_seconds=deadline_seconds)
         return [outgoing.failed(failure) for outgoing, failure in failed]
 
     def _refuse_if_closed(self, outgoing: Outgoing) -> None:
@@ -214,7 +260,7 @@ class Publisher:
 
 
 class _Requests:
-    """The requests of one publish_many: at most so many at once; the first fault of ours ends them."""
+    """The requests of one publish_many, at most so many at once."""
 
     def __init__(
         self,

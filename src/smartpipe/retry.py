@@ -52,6 +52,8 @@ class RetryPolicy:
             problems.append(f"RetryPolicy: base_seconds={self.base_seconds} is outside of 0 to 43,200")
         if not 0 <= self.max_seconds <= MAX_VISIBILITY_SECONDS:
             problems.append(f"RetryPolicy: max_seconds={self.max_seconds} is outside of 0 to 43,200")
+        if not (isinstance(self.never_on, tuple) and all(isinstance(one, type) for one in self.never_on)):
+            problems.append(f"RetryPolicy: never_on={self.never_on!r} is no tuple of exception classes")
         if problems:
             raise ConfigError(problems)
         if self.wait is None:

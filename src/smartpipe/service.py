@@ -38,7 +38,7 @@ class Service:
     Args:
         name: As in ``"email-verification"``; its queue is called so too, and it is the CloudEvents
             ``source`` of what its handlers publish.
-        queue: The queue's settings; by default ``Queue(name)``.
+        queue: Another name for its queue, or its settings; by default ``Queue(name)``.
         retry: For handlers that name no policy of their own.
         timeout_seconds: Likewise; above 0, up to 43,200, or None for no timeout of its own.
         unknown_events: What becomes of a valid event that no handler takes: ``"dead-letter"``,
@@ -52,7 +52,7 @@ class Service:
         self,
         name: str,
         *,
-        queue: Queue | None = None,
+        queue: Queue | str | None = None,
         retry: RetryPolicy | None = None,
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
         unknown_events: UnknownEvents = "dead-letter",
@@ -61,7 +61,7 @@ class Service:
             msg = f"service {name!r}: unknown_events={unknown_events!r} is none of {', '.join(get_args(UnknownEvents))}"
             raise ConfigError(msg)
         self.name = name
-        self.queue = queue or Queue(name)
+        self.queue = Queue(name) if queue is None else Queue(queue) if isinstance(queue, str) else queue
         self.retry = retry or RetryPolicy()
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
@@ -95,6 +95,9 @@ class Service:
             ConfigError: Naming the handler: a signature that does not fit, a value out of range, a
                 queue that is declared a second time with other settings.
         """
+        if not (isinstance(event, type) and issubclass(event, Event)):
+            msg = f"subscribe({event!r}): write @service.subscribe(UserSignedUp), with the event's class in parentheses"
+            raise ConfigError(msg)
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             handler = make_handler(
@@ -127,7 +130,7 @@ class Service:
             Binding(
                 queue,
                 tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
-                max(handler.retry.attempts for handler in self.handlers_on(queue.name)),
+                max(self.retry.attempts, *(handler.retry.attempts for handler in self.handlers_on(queue.name))),
             )
             for queue in used
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smartpipe.errors import ConfigError
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENV_PREFIX = "SMARTPIPE_"
+
+
+_AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
 class _Environment(BaseSettings):
@@ -59,13 +62,13 @@ class WorkerSettings(_Environment):
     """
 
     concurrency: int = Field(10, ge=1, le=10_000)
-    drain_seconds: float = Field(25.0, ge=2, le=7_200)
+    drain_seconds: float = Field(25.0, ge=2, le=7_200, allow_inf_nan=False)
     wait_seconds: int | None = Field(None, ge=1, le=20)
-    liveness_seconds: float = Field(300.0, ge=30)
+    liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
     port: int = Field(8080, ge=0, le=65_535)
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "text"] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _AnyCase] = "info"
+    log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"
 
     @property
     def poll_seconds(self) -> int:
@@ -74,12 +77,17 @@ class WorkerSettings(_Environment):
             return self.wait_seconds
         return max(1, min(20, int(self.drain_seconds - 5)))
 
+    @property
+    def flush_seconds(self) -> float:
+        """The last part of the drain's budget, kept for cancelling, deleting and closing: 3 s, or a fifth of less."""
+        return min(3.0, self.drain_seconds / 5)
+
     @model_validator(mode="after")
     def _a_drain_can_hold_an_open_poll(self) -> Self:
-        if self.poll_seconds >= self.drain_seconds:
+        if self.poll_seconds > self.drain_seconds - self.flush_seconds:
             msg = (
-                f"wait_seconds={self.poll_seconds} must be less than drain_seconds={self.drain_seconds:g}: "
-                "a drain has to sit out the open poll"
+                f"wait_seconds={self.poll_seconds} leaves too little of drain_seconds={self.drain_seconds:g}: a drain "
+                f"has to sit out the open poll and needs {self.flush_seconds:g} s more to delete and close"
             )
             raise ValueError(msg)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from smartpipe.errors import DecodeError, Reject, Retry, UnknownEventType
@@ -19,9 +20,9 @@ class Ack(NamedTuple):
 
 
 class RetryAfter(NamedTuple):
-    """Make the message visible again in *seconds*."""
+    """Make the message visible again in *seconds*: whole ones, as SQS knows no others."""
 
-    seconds: float
+    seconds: int
     error: BaseException
 
 
@@ -61,4 +62,14 @@ def decide(
         return DeadLetter("permanent-error" if isinstance(error, policy.never_on) else "retries-exhausted", error)
     if isinstance(error, Retry) and error.after_seconds is not None:
         seconds = error.after_seconds
-    return RetryAfter(seconds, error)
+    return RetryAfter(math.ceil(seconds), error)
+
+
+def shown(error: BaseException) -> str:
+    """Return what a log line says of *error*: its type and text, whatever its ``__str__`` does."""
+    if isinstance(error, (Reject, DecodeError, UnknownEventType)):
+        return str(error)
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a broken __str__ must not keep a message from its dead-letter queue
+        return type(error).__name__

@@ -24,7 +24,8 @@ def on_stop(stop: Callable[[str], None], kill: Callable[[str], None]) -> Iterato
     calls = [stop, kill]
 
     def received(name: str) -> None:
-        calls.pop(0)(name)
+        if calls:  # signals that came while the loop was blocked are all heard at once
+            calls.pop(0)(name)
         if not calls:
             restore()
 

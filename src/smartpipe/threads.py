@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,15 +28,16 @@ class Threads:
         """How many abandoned functions still run."""
         return len(self._abandoned)
 
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what *function* returns. Cancelled, it leaves the function running in its thread."""
+    async def run(self, function: Callable[..., Any], arguments: list[Any], on_abandoned: Callable[[], None]) -> Any:
+        """Return what *function* returns. Cancelled, it leaves the function running and says so."""
         context = contextvars.copy_context()
-        future = self._pool.submit(partial(context.run, function, *arguments))
+        future = self._pool.submit(context.run, _call, function, arguments)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if not future.done():
                 self._abandon(future)
+                on_abandoned()
             raise
 
     def close(self) -> None:
@@ -53,3 +53,11 @@ class Threads:
 
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._size, thread_name_prefix="smartpipe-handler")
+
+
+def _call(function: Callable[..., Any], arguments: list[Any]) -> Any:
+    try:
+        return function(*arguments)
+    except StopIteration as error:  # no future can carry it: whoever waited would wait for ever
+        msg = "the handler raised StopIteration"
+        raise RuntimeError(msg) from error

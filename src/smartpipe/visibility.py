@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import TransportError
@@ -24,19 +25,27 @@ EXTEND_BELOW = 2 / 3
 """Extended when less than this part of the timeout is left: at a third to a half of it, after SQS practice."""
 CEILING_MARGIN_SECONDS = 60
 LAG_SECONDS = 1.0
+MIN_CALL_SECONDS = 1.0
+MAX_CALLS = 16
 
 
 class Lease:
-    """A received message, and until when it is ours."""
+    """A received message, and until when it is ours.
 
-    __slots__ = ("_clock", "_lost", "ceiling", "deadline", "extending", "handler", "message")
+    ``leaving`` is set when the message is on its way to be deleted or given back; ``extension`` is the
+    call that extends it at the moment.
+    """
+
+    __slots__ = ("_clock", "_lost", "ceiling", "deadline", "extension", "handler", "leaving", "message", "returning")
 
     def __init__(self, message: Message, deadline: float, ceiling: float, clock: Callable[[], float]) -> None:
         self.message = message
         self.deadline = deadline
         self.ceiling = ceiling
-        self.extending = False
+        self.extension: asyncio.Task[None] | None = None
         self.handler: str | None = None
+        self.leaving = False
+        self.returning = False
         self._lost = False
         self._clock = clock
 
@@ -73,13 +82,16 @@ class Visibility:
         self._counts = counts
         self._clock = asyncio.get_running_loop().time
         self._leases: dict[str, Lease] = {}
-        self._calls: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_CALLS)
         self._failing = False
+        self._ticked_at = self._clock()
+        self._blocked = (-math.inf, -math.inf)
 
     def hold(self, message: Message) -> Lease:
         """Begin to keep *message*."""
-        ceiling = message.received_at + MAX_VISIBILITY_SECONDS - CEILING_MARGIN_SECONDS
-        lease = Lease(message, message.received_at + self._timeout_seconds, ceiling, self._clock)
+        received_at = min(message.received_at, self._unread_since(message.received_at))
+        ceiling = received_at + MAX_VISIBILITY_SECONDS - CEILING_MARGIN_SECONDS
+        lease = Lease(message, received_at + self._timeout_seconds, ceiling, self._clock)
         self._leases[message.receipt_handle] = lease
         return lease
 
@@ -89,11 +101,9 @@ class Visibility:
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        expected = self._clock()
         while True:
-            self._watch_lag(self._clock() - expected)
+            self._watch_lag()
             self.tick()
-            expected = self._clock() + self._period_seconds
             await asyncio.sleep(self._period_seconds)
 
     def tick(self) -> None:
@@ -105,44 +115,54 @@ class Visibility:
                 self._lost(lease, "its visibility timeout ran out before it could be extended")
             elif (
                 not lease.lost
-                and not lease.extending
+                and not lease.returning
+                and lease.extension is None
                 and lease.deadline - now <= self._timeout_seconds * EXTEND_BELOW
                 and self._extension(lease, now) > lease.deadline - now
             ):
                 due.append(lease)
         for start in range(0, len(due), BATCH_LIMIT):
-            call = asyncio.get_running_loop().create_task(self._extend(due[start : start + BATCH_LIMIT], now))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            leases = due[start : start + BATCH_LIMIT]
+            call = asyncio.get_running_loop().create_task(self._extend(leases))
+            for lease in leases:
+                lease.extension = call
 
     def _extension(self, lease: Lease, now: float) -> float:
         """Return for how long from *now* the lease can be asked for: SQS refuses what goes past 12 hours."""
         return min(self._timeout_seconds, int(lease.ceiling - now))
 
-    async def _extend(self, leases: Sequence[Lease], now: float) -> None:
-        asked = [(lease.message.receipt_handle, self._extension(lease, now)) for lease in leases]
-        for lease in leases:
-            lease.extending = True
+    async def _extend(self, leases: Sequence[Lease]) -> None:
         try:
-            failures = {f.position: f for f in await self._transport.change_visibility(self._queue, asked)}
-        except TransportError as error:
-            self._report(error)
-            return
+            async with self._room:
+                await self._extend_in_turn([lease for lease in leases if not lease.returning])
         finally:
             for lease in leases:
-                lease.extending = False
+                lease.extension = None
+
+    async def _extend_in_turn(self, leases: Sequence[Lease]) -> None:
+        now = self._clock()
+        asked = [(lease.message.receipt_handle, self._extension(lease, now)) for lease in leases]
+        if not asked:
+            return
+        try:
+            # A call that hangs must leave time for another one before the leases end.
+            async with asyncio.timeout(max(MIN_CALL_SECONDS, self._period_seconds)):
+                failures = {f.position: f for f in await self._transport.change_visibility(self._queue, asked)}
+        except (TransportError, TimeoutError) as error:
+            self._report(error)
+            return
         self._failing = False
-        for index, lease in enumerate(leases):
-            failure = failures.get(index)
+        for position, lease in enumerate(leases):
+            failure = failures.get(position)
             if failure is None:
-                lease.deadline = now + asked[index][1]
-            elif not failure.retryable and lease.message.receipt_handle in self._leases:
+                lease.deadline = now + asked[position][1]
+            elif not failure.retryable and not lease.leaving and lease.message.receipt_handle in self._leases:
                 self._lost(lease, f"SQS did not extend it: {failure.code}: {failure.detail}")
 
-    def _report(self, error: TransportError) -> None:
+    def _report(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
-            log.warning("leases of queue %s cannot be extended for now: %s", self._queue, error)
+            log.warning("leases of queue %s cannot be extended for now: %s", self._queue, error or "no answer")
 
     def _lost(self, lease: Lease, why: str) -> None:
         if lease.lose():
@@ -150,8 +170,12 @@ class Visibility:
             fields = {"message_id": lease.message.message_id, "queue": self._queue, "handler": lease.handler}
             log.warning("lease lost, the message may be handled twice: %s", why, extra={"fields": fields})
 
-    def _watch_lag(self, lag_seconds: float) -> None:
+    def _watch_lag(self) -> None:
+        """Notice, at a tick, that the loop was blocked since the one before."""
+        now, expected = self._clock(), self._ticked_at + self._period_seconds
+        lag_seconds = now - expected
         if lag_seconds > max(LAG_SECONDS, self._period_seconds):
+            self._blocked = (self._ticked_at, now)
             handlers = sorted({lease.handler for lease in self._leases.values() if lease.handler})
             log.warning(
                 "the event loop was blocked for %.1f s, and with it every heartbeat; use `def` handlers, which run in "
@@ -159,3 +183,11 @@ class Visibility:
                 lag_seconds,
                 ", ".join(handlers) or "no handler",
             )
+        self._ticked_at = now
+
+    def _unread_since(self, now: float) -> float:
+        """Return since when an answer that was read *now* may have waited for a blocked loop to read it."""
+        if now - self._ticked_at > 2 * self._period_seconds + LAG_SECONDS:
+            return self._ticked_at
+        since, until = self._blocked
+        return since if now - until < LAG_SECONDS else now

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("smartpipe.worker")
 
+MIN_CLOSE_SECONDS = 1.0
 _BACKOFF = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
 
 
@@ -57,6 +58,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._hard = asyncio.Event()
         self._verified = False
+        self._stopped_at = 0.0
         self.abandoned_threads = 0
         self.consumers: list[Consumer] = []
         self.health = HealthServer(self, settings.host, settings.port)
@@ -79,7 +81,13 @@ class Worker:
     def stop(self, reason: str = "stop()") -> None:
         """Begin to drain. A second call does nothing."""
         if not self._stopping.is_set():
-            log.info("draining: %s, at most %g s", reason, self._settings.drain_seconds)
+            polls = (c.poller.seconds_until_closed(self._settings.poll_seconds) for c in self.consumers)
+            log.info(
+                "draining: %s; the open poll ends within %.0f s, the whole within %g s; a second signal stops hard",
+                reason,
+                max(polls, default=0.0),
+                self._settings.drain_seconds,
+            )
             self._stopping.set()
 
     def kill(self, reason: str = "kill()") -> None:
@@ -94,8 +102,8 @@ class Worker:
         Raises:
             TopologyError: Something the service needs does not exist.
         """
-        loop = asyncio.get_running_loop()
-        threads = Threads(self._settings.concurrency * len(self._service.bindings))
+        settings = self._settings
+        threads = Threads(settings.concurrency * len(self._service.bindings))
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
             log.info("serving /livez and /readyz on %s", self.health.url, extra={"fields": {"url": self.health.url}})
@@ -104,13 +112,27 @@ class Worker:
                 if not self._stopping.is_set():
                     self._start(publisher, threads)
                     await self._stopping.wait()
-                deadline = loop.time() + self._settings.drain_seconds
-                await asyncio.gather(*(c.drain(deadline=deadline, hard=self._hard) for c in self.consumers))
-                log.info("handlers have ended and deletes are flushed")
+                self._stopped_at = asyncio.get_running_loop().time()
+                await self._drain()
             finally:
-                unpublished = await self._close(publisher, threads)
+                until = max(
+                    self._stopped_at + settings.drain_seconds, asyncio.get_running_loop().time() + MIN_CLOSE_SECONDS
+                )
+                unpublished = await self._close(publisher, threads, until)
         self.abandoned_threads = threads.abandoned
         return self._report(unpublished)
+
+    async def _drain(self) -> None:
+        settings = self._settings
+        flush_until = self._stopped_at + settings.drain_seconds
+        drains = (
+            consumer.drain(
+                handlers_until=flush_until - settings.flush_seconds, flush_until=flush_until, hard=self._hard
+            )
+            for consumer in self.consumers
+        )
+        await asyncio.gather(*drains)
+        log.info("handlers have ended, deletes are flushed")
 
     def _start(self, publisher: Publisher, threads: Threads) -> None:
         settings = self._settings
@@ -155,10 +177,10 @@ class Worker:
                 log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
                 return
 
-    async def _close(self, publisher: Publisher, threads: Threads) -> int:
+    async def _close(self, publisher: Publisher, threads: Threads, until: float) -> int:
         """Flush what handlers published without waiting for it; return how many events were not taken."""
         try:
-            await publisher.aclose()
+            await publisher.aclose(timeout_seconds=max(0.0, until - asyncio.get_running_loop().time()))
         except PublishError as error:
             log.error("%s", error)  # noqa: TRY400
             return len(error.failures)

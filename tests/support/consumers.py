@@ -62,4 +62,4 @@ async def consuming(
 
 async def drain(consumer: Consumer, *, budget_seconds: float = 100_000, hard: asyncio.Event | None = None) -> None:
     deadline = asyncio.get_running_loop().time() + budget_seconds
-    await consumer.drain(deadline=deadline, hard=hard or asyncio.Event())
+    await consumer.drain(handlers_until=deadline, flush_until=deadline + 4, hard=hard or asyncio.Event())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,6 @@ def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> 
     service = Service(*[[throttled(0)]] * 1_000)
 
     async def timed() -> tuple[list[tuple[str, Failure]], float]:
-        import asyncio
-
         failed = await deliver(service, ["a"], deadline_seconds=30)
         return failed, asyncio.get_running_loop().time()
 
@@ -73,13 +72,27 @@ def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> 
     assert 5 < len(service.calls) < 100
 
 
-def test_without_a_deadline_there_is_a_first_and_a_second_try() -> None:
+def test_without_a_deadline_there_is_one_try() -> None:
     service = Service([throttled(0)], [throttled(0)], [throttled(0)])
 
     failed = run_virtually(deliver(service, ["a"], deadline_seconds=0))
 
     assert failed == [("a", throttled(0))]
-    assert len(service.calls) == 2
+    assert len(service.calls) == 1
+
+
+def test_a_call_that_hangs_is_cut_off_at_the_deadline() -> None:
+    async def hang(_: list[str]) -> list[Failure]:
+        await asyncio.sleep(1_000)
+        return []
+
+    async def timed() -> tuple[list[tuple[str, Failure]], float]:
+        return await deliver(hang, ["a"], deadline_seconds=30), asyncio.get_running_loop().time()
+
+    failed, seconds = run_virtually(timed())
+
+    assert [failure.code for _, failure in failed] == ["DeadlineExceeded"]
+    assert seconds == 30
 
 
 def test_the_blocking_form_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_fault_27_a_cloudevent_that_looks_like_an_sns_envelope_too_is_a_cloudeve
 
 
 def test_data_that_does_not_fit_is_explained_without_repeating_it() -> None:
-    with pytest.raises(DecodeError, match=r"does not fit UserLeft: data.name") as caught:
+    with pytest.raises(DecodeError, match=r"does not fit user.left 1.0: data.name") as caught:
         decoder.decode(plain(data={"name": {"secret": "s3cr3t"}}))
 
     [fault] = caught.value.errors

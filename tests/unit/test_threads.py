@@ -15,11 +15,15 @@ from tests.support.waiting import until
 here: ContextVar[str] = ContextVar("here")
 
 
+def nobody() -> None:
+    raise AssertionError("nothing was abandoned")
+
+
 async def test_a_function_runs_in_a_thread_with_the_callers_context() -> None:
     threads = Threads(1)
     here.set("the caller's")
 
-    name, value = await threads.run(lambda: (threading.current_thread().name, here.get()))
+    name, value = await threads.run(lambda: (threading.current_thread().name, here.get()), [], nobody)
     threads.close()
 
     assert name.startswith("smartpipe-handler")
@@ -27,14 +31,15 @@ async def test_a_function_runs_in_a_thread_with_the_callers_context() -> None:
 
 
 async def test_an_abandoned_function_does_not_take_the_thread_of_the_next() -> None:
-    threads, release = Threads(1), threading.Event()
+    threads, release, told = Threads(1), threading.Event(), list[str]()
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await threads.run(release.wait, 30)
+            await threads.run(release.wait, [30], lambda: told.append("abandoned"))
 
     assert threads.abandoned == 1
-    assert await threads.run(lambda: "next") == "next"
+    assert await threads.run(lambda: "next", [], nobody) == "next"
+    assert told == ["abandoned"]
     release.set()
     threads.close()
 

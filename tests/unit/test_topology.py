@@ -72,10 +72,10 @@ def test_every_contradiction_is_reported_together() -> None:
     with pytest.raises(ConfigError) as caught:
         derive([mailer(), too_few, rival], NAMING)
 
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 4  # the rival claims the dead-letter queue too
     assert any("82 characters" in problem for problem in caught.value.problems)
     assert any("max_receive_count=2" in problem for problem in caught.value.problems)
-    assert any("'mailer' and 'rival' both claim queue 'mailer'" in problem for problem in caught.value.problems)
+    assert any("queue 'mailer' is claimed by two services" in problem for problem in caught.value.problems)
 
 
 def test_a_topic_with_a_limit_of_its_own_asks_for_it() -> None:

@@ -80,7 +80,7 @@ def worker(
         "log_level": log_level,
         "log_format": log_format,
     }
-    raise typer.Exit(run(target, flags))
+    run(target, flags)
 
 
 @topology.command()

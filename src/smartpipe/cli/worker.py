@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartpipe.aws.provision import verify
 from smartpipe.aws.transport import AwsTransport
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.worker")
 
 
-def run(target: str | None, flags: dict[str, Any]) -> int:
-    """Run the worker and return its exit code."""
+def run(target: str | None, flags: dict[str, Any]) -> NoReturn:
+    """Run the worker, and end the process with its exit code."""
     settings, aws_settings = _settings(flags)
     configure(settings.log_level, settings.log_format)
     for sentence in unknown_settings():
@@ -37,17 +38,24 @@ def run(target: str | None, flags: dict[str, Any]) -> int:
         raise ConfigError(msg)
     service = services[0]
     log.info("starting: service %s, process %d", service.name, os.getpid())
-    worker_threads_left = False
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        code, worker_threads_left = runner.run(_run(service, settings, aws_settings))
-    if worker_threads_left:  # an abandoned thread would hold up the interpreter's exit for ever
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code)
-    return code
+    runner = asyncio.Runner(loop_factory=_loop_factory())
+    code = runner.run(_run(service, settings, aws_settings))
+    _exit(code)
 
 
-async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings) -> tuple[int, bool]:
+def _exit(code: int) -> NoReturn:
+    """End the process now: the drain's budget is the promise, and threads that never end would break it.
+
+    The interpreter's own way out joins every thread, those of abandoned sync handlers and of the
+    loop's executor too. Exit handlers still run.
+    """
+    atexit._run_exitfuncs()  # noqa: SLF001 - the only way to them that does not join threads first
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings) -> int:
     transport = AwsTransport(aws_settings)
 
     async def check() -> None:
@@ -56,8 +64,7 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
 
     worker = Worker(service, transport, settings, verify=check)
     with on_stop(worker.stop, worker.kill):
-        code = await worker.run()
-    return code, worker.abandoned_threads > 0
+        return await worker.run()
 
 
 def _settings(flags: dict[str, Any]) -> tuple[WorkerSettings, AwsSettings]:

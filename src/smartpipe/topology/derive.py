@@ -61,11 +61,18 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
     topology = Topology({}, {}, {})
     problems: list[str] = []
     owners: dict[str, str] = {}
+    topics: dict[str, Topic] = {}
     for service in services:
         for binding in service.bindings:
-            owner = owners.setdefault(binding.queue.name, service.name)
-            if owner != service.name:
-                problems.append(f"services {owner!r} and {service.name!r} both claim queue {binding.queue.name!r}")
+            for name in (binding.queue.name, binding.queue.dead_letter_name):
+                claim = f"{service.name} (queue {binding.queue.name!r})"
+                if owners.setdefault(name, claim) != claim:
+                    problems.append(f"queue {name!r} is claimed by two services: {owners[name]} and {claim}")
+            problems += [
+                f"topic {topic.name!r} is declared twice with different settings"
+                for topic in (contract.topic for contract in binding.contracts)
+                if topics.setdefault(topic.name, topic) != topic
+            ]
             problems += _binding_problems(binding, naming)
             _add(topology, binding, naming)
     if problems:

@@ -69,7 +69,9 @@ def _with_foreign_statements(wanted: Attributes, present: Attributes | None) -> 
     policy = (present or {}).get("Policy")
     if "Policy" not in wanted or not isinstance(policy, dict):
         return wanted
-    statements: list[Any] = policy.get("Statement", [])
+    statements: Any = policy.get("Statement", [])
+    if isinstance(statements, dict):  # IAM lets a single statement stand without its list
+        statements = [statements]
     ours = wanted["Policy"]["Statement"]
     if not any(s.get("Sid") == POLICY_SID for s in statements):
         merged = [*statements, *ours]
