@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError
 
 from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.client import client_options, region_of
@@ -51,7 +52,10 @@ class Publisher:
         self.source = source
         self._deadline_seconds = deadline_seconds
         self._settings = AwsSettings.load()
-        self._session = session or boto3.Session()
+        try:
+            self._session = session or boto3.Session()
+        except BotoCoreError as error:  # a profile that does not exist
+            raise ConfigError(f"AWS configuration: {error}") from None
         self._config = Config(max_pool_connections=MAX_CONNECTIONS, **client_options())
         self._region = region_of(self._session._session)  # noqa: SLF001 - where boto3 keeps its configuration
         self._sns: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)

@@ -81,7 +81,7 @@ class Consumer:
             visibility_timeout_seconds=queue.visibility_timeout_seconds,
             counts=self.counts,
         )
-        self._acknowledger = Acknowledger(queue.name, transport, on_settled=self._visibility.drop, counts=self.counts)
+        self._acknowledger = Acknowledger(queue.name, transport, on_settled=self._settled, counts=self.counts)
         self.poller = Poller(queue.name, self._receive, self._accept, slots=concurrency)
         self._tasks: dict[_Task, Lease] = {}
         self._ended = 0

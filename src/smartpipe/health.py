@@ -64,6 +64,11 @@ class HealthServer:
         return self
 
     @property
+    def bound(self) -> str:
+        """The address and port that are bound."""
+        return f"{self._host}:{self.port}"
+
+    @property
     def url(self) -> str:
         """Where it is served, as seen from this machine."""
         return f"http://{'127.0.0.1' if self._host in ('0.0.0.0', '::') else self._host}:{self.port}"  # noqa: S104

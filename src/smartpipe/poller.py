@@ -135,6 +135,8 @@ class Poller:
 
     async def _back_off(self, error: Exception) -> None:
         """Say so once per change of state, and wait, with jitter, at most 30 s; a stop ends the wait."""
+        if self._stopping.is_set():
+            return
         self._failures += 1
         self._wanted_polls = 1
         code = error.code if isinstance(error, TransportError) else type(error).__name__

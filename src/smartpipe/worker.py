@@ -106,7 +106,7 @@ class Worker:
         threads = Threads(settings.concurrency * len(self._service.bindings))
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
-            log.info("serving /livez and /readyz on %s", self.health.url, extra={"fields": {"url": self.health.url}})
+            log.info("serving /livez and /readyz on %s", self.health.bound, extra={"fields": {"url": self.health.url}})
             try:
                 await self._wait_until_verified()
                 if not self._stopping.is_set():

@@ -43,6 +43,15 @@ def test_help_explains(arguments: list[str]) -> None:
         (["topology", "apply", "nowhere:service"], {}, "there is no module 'nowhere'"),
         (["topology", "apply", TARGET], {"SMARTPIPE_PREFIX": "a b"}, "SMARTPIPE_PREFIX=a b"),
         (["schema", "export", "json"], {}, "json has no events"),
+        (
+            ["worker", TARGET],
+            {"AWS_PROFILE": "nope"},
+            "AWS configuration: The config profile (nope)",
+        ),
+        (["worker", TARGET, "--port", "0"], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
+        (["topology", "apply", TARGET], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
+        (["schema", "export", TARGET, "--directory", "README.md"], {}, "File exists"),
+        (["worker", "tests.acceptance.services:service.name.nope"], {}, "has no attribute 'service.name.nope'"),
         (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is none of ministack, moto"),
     ],
 )

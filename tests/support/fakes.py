@@ -60,13 +60,13 @@ class FakeTransport:
         self.open_receives += 1
         try:
             await self._answer("receive", queue, [])
-            if not self._inbox:
-                self._arrived.clear()
-                try:
-                    async with asyncio.timeout(wait_seconds):
+            try:
+                async with asyncio.timeout(wait_seconds):
+                    while not self._inbox:  # another poll may have taken what arrived
+                        self._arrived.clear()
                         await self._arrived.wait()
-                except TimeoutError:
-                    return []
+            except TimeoutError:
+                return []
             taken = [self._inbox.popleft() for _ in range(min(max_messages, len(self._inbox)))]
         finally:
             self.open_receives -= 1

@@ -2,19 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import field_validator
 from tenacity import wait_fixed
 
-from smartpipe import Delivery, Reject, Retry, RetryPolicy
+from smartpipe import Delivery, Event, Reject, Retry, RetryPolicy
 from smartpipe.deadletter import REASON_ATTRIBUTE
+from smartpipe.envelope import encode, wrap
 from tests.support.consumers import consuming, make_service
-from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.events import ADA, UserLeft, UserSignedUp, users
 from tests.support.fakes import UNREACHABLE, FakeTransport, refused, throttled
 from tests.support.virtual_time import run_virtually
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
     from typing import Any
 
     from smartpipe import Service
@@ -353,3 +358,154 @@ def test_what_a_handler_publishes_carries_the_trace_and_causation_of_what_it_han
     assert effect["causationid"] == cause["id"]
     assert effect["correlationid"] == cause["correlationid"]
     assert effect["traceparent"][:36] == cause["traceparent"][:36]
+
+
+async def inner(_: object) -> None:
+    INNER.append("ran")
+
+
+INNER: list[str] = []
+
+
+@pytest.mark.parametrize("handler", [partial(inner), lambda event: inner(event)])
+async def test_a_handler_that_only_looks_sync_runs_to_its_end(handler: Callable[[object], Awaitable[None]]) -> None:
+    service, transport = make_service(), FakeTransport()
+    service.subscribe(UserSignedUp)(handler)
+    INNER.clear()
+
+    transport.put(ADA)
+    async with consuming(service, transport, poll_seconds=1) as consumer:
+        await until(lambda: consumer.counts.handled == 1)
+
+    assert INNER == ["ran"]
+
+
+async def test_a_handler_that_returns_a_generator_has_not_run_and_fails() -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    def numbers(_: UserSignedUp) -> Iterator[int]:
+        yield 1
+
+    service.subscribe(UserSignedUp)(lambda event: numbers(event))
+    transport.put(ADA)
+    async with consuming(service, transport, poll_seconds=1) as consumer:
+        await until(lambda: consumer.counts.retried == 1)
+
+    assert transport.entries("delete") == []
+
+
+async def test_a_sync_handler_that_raises_stop_iteration_fails_like_any_other() -> None:
+    service, transport = make_service(retry=SEVEN), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    def handle(_: UserSignedUp) -> None:
+        next(iter(()))
+
+    transport.put(ADA)
+    async with consuming(service, transport, poll_seconds=1) as consumer:
+        await until(lambda: consumer.counts.retried == 1)
+
+
+def test_a_validator_that_raises_what_pydantic_does_not_expect_is_bad_data_and_does_not_spin() -> None:
+    class Fussy(Event, topic=users, type="fussy", version="1.0"):
+        name: str
+
+        @field_validator("name")
+        @classmethod
+        def look_up(cls, name: str) -> str:
+            return {"known": name}[name]
+
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(Fussy)
+    async def handle(_: Fussy) -> None: ...
+
+    transport.put(encode(wrap(Fussy(name="known"), source="s")).replace('"known"', '"unknown"'))
+    counts = consume(service, transport)
+
+    [reason] = reasons(transport)
+    assert (reason["kind"], "KeyError" in reason["message"]) == ("invalid-data", True)
+    assert counts.dead_lettered == 1
+
+
+def test_an_error_whose_text_cannot_be_had_is_dead_lettered_all_the_same() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ZeroDivisionError
+
+    service, transport = make_service(retry=RetryPolicy(attempts=1)), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Mute
+
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert counts.as_dict() == {"received": 1, "dead_lettered": 1}
+
+
+def test_a_fault_of_smartpipe_gives_the_message_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    monkeypatch.setattr("smartpipe.processor.decide", None)
+    monkeypatch.setattr("smartpipe.processor.Ack", None)
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert transport.entries("change_visibility") == [("r1", 30)]
+    assert transport.entries("delete") == []
+    assert counts.as_dict() == {"received": 1, "retried": 1}
+
+
+def test_a_retry_as_late_as_sqs_knows_stays_within_twelve_hours_of_the_receive() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Retry(after_seconds=43_200)
+
+    transport.put(ADA)
+    consume(service, transport)
+
+    [(_, seconds)] = transport.entries("change_visibility")
+    assert 43_000 < seconds < 43_200
+
+
+def test_a_dead_letter_that_is_refused_with_its_reason_goes_without_it() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["send"].append([refused(0)])
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Reject("x")
+
+    transport.put(ADA)
+    counts = consume(service, transport)
+
+    assert [sorted(message.attributes) for message in transport.entries("send")] == [[REASON_ATTRIBUTE], []]
+    assert counts.dead_lettered == 1
+
+
+def test_fault_42_what_waits_to_be_deleted_is_bounded() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["delete"].extend([9.0] * 10_000)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    transport.put(*[ADA] * 2_000)
+
+    async def main() -> int:
+        async with consuming(service, transport) as consumer:
+            await asyncio.sleep(5)
+            received = consumer.counts.received
+            transport.script["delete"].clear()
+            await asyncio.sleep(600)
+        assert consumer.counts.handled == 2_000
+        return received
+
+    assert run_virtually(main()) <= 220

@@ -143,3 +143,24 @@ def test_a_single_event_class_decodes_without_a_union() -> None:
 def test_an_undeclared_event_class_is_refused() -> None:
     with pytest.raises(ConfigError, match="declares no type"):
         Decoder([Event])
+
+
+def test_two_major_versions_of_a_type_beside_other_types_decode() -> None:
+    class Moved(Event, topic=users, type="moved", version="1.0"):
+        to: str
+
+    class Moved2(Event, topic=users, type="moved", version="2.0"):
+        street: str
+
+    three = Decoder([Moved, Moved2, UserLeft])
+
+    assert three.decode(plain(type="moved", data={"to": "x"})).data == Moved(to="x")
+    assert three.decode(plain(type="moved", dataversion="2.7", data={"street": "x"})).data == Moved2(street="x")
+    assert three.decode(sns_wrapped(plain())).data == UserLeft(name="Bob")
+    with pytest.raises(UnknownEventType, match="moved 1.x, moved 2.x, user.left 1.x"):
+        three.decode(plain(type="moved", dataversion="3.0", data={}))
+
+
+def test_an_absurd_version_is_no_cloudevent_of_ours() -> None:
+    with pytest.raises(DecodeError, match="dataversion"):
+        decoder.decode(plain(dataversion="9" * 5_000 + ".0"))

@@ -183,3 +183,80 @@ def test_fault_13_a_flush_that_fails_is_reported_and_does_not_hang() -> None:
     assert counts.handled == 2
     assert counts.not_deleted == 2
     assert ended < 45
+
+
+def test_fault_22_a_drain_gives_a_message_back_once_and_not_to_its_own_open_polls() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(5)
+
+    async def main() -> Counts:
+        consumer = make_consumer(service, transport, concurrency=60)
+        consumer.start()
+        transport.put(*[ADA] * 20)  # two full batches: a third and a fourth poll stay open
+        await asyncio.sleep(1)
+        assert transport.open_receives > 1
+        asyncio.get_running_loop().call_later(1, lambda: transport.put(ADA))
+        await drain(consumer, budget_seconds=25)
+        return consumer.counts
+
+    counts = run_virtually(main())
+
+    calls = [(entries, at) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
+    [at] = [at for entries, at in calls if ("r21", 0) in entries]
+    assert at >= 20  # when the last open poll had ended; its lease was extended meanwhile
+    assert counts.as_dict() == {"received": 21, "handled": 20, "released": 1}
+
+
+def test_fault_25_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_end() -> None:
+    service, transport = make_service(), FakeTransport()
+    release = asyncio.Event()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    async def main() -> tuple[Counts, float]:
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        transport.put(ADA)
+        await asyncio.sleep(1)
+        await drain(consumer, budget_seconds=25)
+        ended = asyncio.get_running_loop().time()
+        release.set()
+        await asyncio.sleep(1)
+        return consumer.counts, ended
+
+    counts, ended = run_virtually(main())
+
+    assert counts.cancelled == 1
+    assert transport.entries("change_visibility")[-1] == ("r1", 0)
+    assert ended < 28
+
+
+def test_fault_13_what_could_not_be_deleted_in_time_is_counted() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["delete"].append(60.0)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    async def main() -> Counts:
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        await asyncio.sleep(19)
+        transport.put(ADA)
+        await asyncio.sleep(0.5)
+        await drain(consumer, budget_seconds=1)
+        return consumer.counts
+
+    counts = run_virtually(main())
+
+    assert counts.handled == 1
+    assert counts.not_deleted == 1

@@ -97,3 +97,21 @@ def test_a_topic_name_that_aws_would_refuse_is_refused(name: str) -> None:
 def test_a_fifo_topic_is_refused_because_it_is_not_built_yet() -> None:
     with pytest.raises(ConfigError, match="no FIFO topics yet"):
         Topic("orders", fifo=True)
+
+
+def test_a_number_that_json_does_not_have_is_refused() -> None:
+    class Measured(Event, topic=users, type="measured", version="1.0"):
+        value: float
+
+    with pytest.raises(ValidationError, match="finite"):
+        Measured(value=float("nan"))
+
+
+def test_a_declaration_of_the_wrong_types_names_each() -> None:
+    with pytest.raises(ConfigError) as caught:
+
+        class Typed(Event, topic="users", type="typed", version=1.0):
+            pass
+
+    assert len(caught.value.problems) == 2
+    assert "topic='users' is a str, not a Topic" in str(caught.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -8,7 +9,7 @@ from smartpipe import ConfigError, Delivery, Event, Queue, RetryPolicy, Service
 from tests.support.events import OrderPlaced, UserLeft, UserSignedUp, users
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -162,3 +163,32 @@ def test_every_queue_setting_out_of_range_is_reported_together() -> None:
         Queue("q", visibility_timeout_seconds=0, retention_seconds=1, max_receive_count=1_001)
 
     assert len(caught.value.problems) == 3
+
+
+async def async_generator(event: UserSignedUp) -> AsyncIterator[int]:
+    yield 1
+
+
+def generator(event: UserSignedUp) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [async_generator, generator, partial(generator)])
+def test_a_generator_which_would_never_run_is_refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="is a generator"):
+        parameters_of(function)
+
+
+def test_a_partial_of_an_async_function_is_async_and_named_for_it() -> None:
+    service = Service("s")
+    service.subscribe(UserSignedUp)(partial(both, delivery=None))  # type: ignore[arg-type]
+    [handler] = service.handlers
+
+    assert handler.is_async
+    assert handler.name == "tests.unit.test_handlers.both"
+
+
+@pytest.mark.parametrize("event", [event_only, "member.signed_up", int])
+def test_subscribing_to_something_that_is_no_event_shows_how_to_write_it(event: Any) -> None:
+    with pytest.raises(ConfigError, match="write @service.subscribe"):
+        Service("s").subscribe(event)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from smartpipe import ConfigError, Event, EventTooLarge, PublishError
@@ -84,3 +86,15 @@ def test_an_entry_as_large_as_the_limit_goes_alone() -> None:
     chunks = [chunk for size in (1, 100, 1) if (chunk := chunker.add(size))] + [chunker.take()]
 
     assert chunks == [[1], [100], [1]]
+
+
+@pytest.mark.parametrize("value", ["\x00", "\ud800", "\uffff"])
+def test_fault_40_an_attribute_value_that_sqs_refuses_is_refused_here(value: str) -> None:
+    with pytest.raises(PublishError, match="without control characters"):
+        prepare(ADA, source="s", attributes={"tenant": value})
+
+
+@pytest.mark.parametrize("thing", [None, {"name": "Ada"}, Note])
+def test_what_is_no_event_cannot_be_published(thing: Any) -> None:
+    with pytest.raises(ConfigError, match="is no Event"):
+        prepare(thing, source="s")

@@ -272,3 +272,64 @@ def test_an_unexpected_fault_reaches_whoever_waits() -> None:
 def test_a_publisher_needs_a_source() -> None:
     with pytest.raises(ConfigError, match="source is empty"):
         Publisher("", transport=FakeTransport())
+
+
+def test_closing_waits_for_publish_many() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([5.0] * 3)
+
+    async def main() -> int:
+        p = publisher(transport)
+        many = asyncio.create_task(p.publish_many(leave(25)))
+        await asyncio.sleep(1)
+        await p.aclose()
+        assert many.done()
+        return len((await many).event_ids)
+
+    assert run_virtually(main()) == 25
+
+
+def test_closing_takes_no_longer_than_it_is_given() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([1_000.0] * 100)
+
+    async def main() -> tuple[float, BaseException | str]:
+        p = publisher(transport, deadline_seconds=300)
+        publish = asyncio.gather(p.publish(ADA), return_exceptions=True)
+        await asyncio.sleep(1)
+        with pytest.raises(PublishError, match="closed before SNS answered"):
+            await p.aclose(timeout_seconds=2)
+        return asyncio.get_running_loop().time(), (await publish)[0]
+
+    seconds, outcome = run_virtually(main())
+
+    assert seconds == 3
+    assert isinstance(outcome, PublishError)
+
+
+def test_the_deadline_counts_from_the_publish_and_not_from_the_turn_of_its_request() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([UNREACHABLE] * 100_000)
+
+    async def main() -> float:
+        async with publisher(transport, deadline_seconds=30) as p:
+            await asyncio.gather(*map(p.publish, leave(1_000)), return_exceptions=True)
+            return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) < 60
+
+
+def test_when_the_iterable_of_publish_many_fails_what_was_read_before_is_published() -> None:
+    transport = FakeTransport()
+
+    def failing() -> Iterator[UserLeft]:
+        yield from leave(15)
+        raise KeyError("the database went away")
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish_many(failing())
+
+    with pytest.raises(KeyError):
+        run_virtually(main())
+    assert transport.batches("publish") == [10, 5]

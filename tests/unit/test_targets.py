@@ -55,7 +55,7 @@ def test_without_target_pyproject_lists_the_services(here: Path) -> None:
         ("nowhere:service", "there is no module 'nowhere' in "),
         ("shop.deeper:service", "there is no module 'shop.deeper'"),
         ("shop:servce", "has no attribute 'servce'; its services: empty, service"),
-        ("shop:number", "is a int, not a smartpipe.Service"),
+        ("shop:number", "is of type int, not a smartpipe.Service"),
         ("shop:empty", "service 'empty' has no handlers"),
         ("broken:service", "NameError: name 'oops' is not defined ("),
         ("syntax:service", "SyntaxError"),

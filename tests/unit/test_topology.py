@@ -155,3 +155,31 @@ def test_a_policy_with_our_statement_anywhere_in_it_is_in_place() -> None:
     )
 
     assert plan(desired, actual) == []
+
+
+def test_a_policy_with_its_one_statement_outside_of_a_list_is_understood() -> None:
+    desired = derive([mailer()], NAMING)
+    present = {"Version": "2012-10-17", "Statement": FOREIGN}
+    actual = Topology(
+        desired.topics, {**desired.queues, MAILER: {**desired.queues[MAILER], "Policy": present}}, desired.subscriptions
+    )
+
+    [change] = plan(desired, actual)
+
+    assert [s["Sid"] for s in change.attributes["Policy"]["Statement"]] == ["theirs", POLICY_SID]
+
+
+def test_a_queue_that_is_anothers_dead_letter_queue_and_a_topic_of_two_minds_are_refused() -> None:
+    class Elsewhere(Event, topic=Topic("users", limit_bytes=500_000), type="elsewhere", version="1.0"):
+        pass
+
+    first, second = Service("x"), Service("x-dlq")
+    first.subscribe(UserSignedUp)(handle)
+    second.subscribe(Elsewhere)(handle)
+
+    with pytest.raises(ConfigError) as caught:
+        derive([first, second], NAMING)
+
+    assert len(caught.value.problems) == 2
+    assert "queue 'x-dlq' is claimed by two services" in str(caught.value)
+    assert "topic 'users' is declared twice" in str(caught.value)

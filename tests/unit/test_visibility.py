@@ -5,6 +5,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from smartpipe import Retry
 from smartpipe.counts import Counts
 from smartpipe.message import Failure, Message
 from smartpipe.visibility import Visibility
@@ -148,3 +149,46 @@ def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplo
     assert lost_at_once
     assert counts.lease_lost == 1
     assert any("event loop was blocked" in r.getMessage() and "app.block" in r.getMessage() for r in caplog.records)
+
+
+def test_one_extension_that_hangs_leaves_time_for_another() -> None:
+    transport, told = FakeTransport(), list[bool]()
+    transport.script["change_visibility"].append(1_000.0)
+    transport.put(ADA)
+
+    counts = consume(slow_service(60, told), transport, 100)
+
+    assert told == [False]
+    assert counts.lease_lost == 0
+
+
+def test_an_extension_on_its_way_does_not_undo_a_release() -> None:
+    service, transport = make_service(), FakeTransport()
+    transport.script["change_visibility"].append(4.0)  # the first extension, at 10 s
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(11)
+        raise Retry(after_seconds=300)
+
+    transport.put(ADA)
+    consume(service, transport, 100)
+
+    calls = [(entries, at) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
+    assert [entries for entries, _ in calls] == [[("r1", 30)], [("r1", 300)]]
+    assert calls[1][1] >= calls[0][1] + 4
+
+
+def test_fault_09_an_answer_that_a_blocked_loop_read_late_is_no_fresh_lease() -> None:
+    transport = FakeTransport()
+
+    async def main() -> bool:
+        visibility = Visibility("q", transport, visibility_timeout_seconds=1, counts=Counts())
+        ticker = asyncio.create_task(visibility.run())
+        await asyncio.sleep(0.05)
+        time.sleep(2.5)  # noqa: ASYNC251 - meanwhile the answer lies in the socket
+        lease = visibility.hold(Message("m", "r", "b", received_at=asyncio.get_running_loop().time()))
+        ticker.cancel()
+        return lease.lost
+
+    assert asyncio.run(main())

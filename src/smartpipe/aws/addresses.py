@@ -52,7 +52,7 @@ class Addresses:
                     try:
                         self._naming = await self._find_naming()
                     except Exception as error:
-                        target = "the account of the credentials (or set SMARTPIPE_ACCOUNT_ID)"
+                        target = "the credentials' account (SMARTPIPE_ACCOUNT_ID would spare the question)"
                         raise classify(error, action="sts:GetCallerIdentity", target=target) from error
         return self._naming
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import BotoCoreError
+
 from smartpipe.errors import ConfigError
 from smartpipe.version import __version__
 
@@ -21,9 +23,12 @@ def region_of(session: Session) -> str:
     """Return the region of AWS's own settings, ``AWS_REGION`` included, which botocore itself does not read.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or the AWS configuration is faulty.
     """
-    region: str | None = session.get_config_variable("region") or os.environ.get("AWS_REGION")
+    try:
+        region: str | None = session.get_config_variable("region") or os.environ.get("AWS_REGION")
+    except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
+        raise ConfigError(f"AWS configuration: {error}") from None
     if not region:
         msg = "no AWS region: set AWS_REGION (as in eu-west-1), or region in the AWS profile"
         raise ConfigError(msg)

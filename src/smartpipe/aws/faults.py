@@ -6,7 +6,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError, ParamValidationError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+)
 
 from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.message import Failure
@@ -76,6 +83,8 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
     if isinstance(error, ParamValidationError):
         return TransportError("InvalidParameter", f"{action} on {target}: {error}", retryable=False)
     detail = f"{action} on {target}: {error or type(error).__name__}"
+    if isinstance(error, EndpointConnectionError):
+        detail += "; does AWS_ENDPOINT_URL, or the network, lead there?"
     if isinstance(error, (BotoCoreError, OSError, TimeoutError)):  # connection faults, in botocore's words or Python's
         return TransportError(type(error).__name__, detail, retryable=True)
     return TransportError(type(error).__name__, f"{detail} (an answer that could not be read)", retryable=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
 from smartpipe.aws.faults import MISSING, classify
-from smartpipe.errors import TopologyError
+from smartpipe.errors import TopologyError, TransportError
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.model import Attributes, Topology
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.plan import Change, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Container, Iterable
 
     from types_aiobotocore_sns import SNSClient
     from types_aiobotocore_sqs import SQSClient
@@ -26,6 +29,7 @@ T = TypeVar("T")
 MAX_CALLS = 8
 """Calls at once; ListSubscriptionsByTopic is throttled at 30 a second and account."""
 
+RETRY_SECONDS = 10.0
 _JSON_ATTRIBUTES = frozenset({"FilterPolicy", "Policy", "RedrivePolicy"})
 
 
@@ -54,19 +58,20 @@ class Provisioner:
         """
         for change in changes:
             act: Callable[[Change], Awaitable[None]] = getattr(self, f"_{change.action}_{change.kind}")
-            try:
-                await act(change)
-            except Exception as error:
-                target = " → ".join(map(name_in, change.arns))
-                raise classify(error, action=f"{change.action} {change.kind}", target=target) from error
+            target = " → ".join(map(name_in, change.arns))
+            await _retrying(partial(act, change), f"{change.action} {change.kind}", target)  # each can be made twice
             on_change(change)
 
     async def _read(self, desired: Topology) -> Topology:
         """Read the part of AWS that *desired* speaks of."""
+        endpoints = {queue for _, queue in desired.subscriptions}
         topics, queues, subscriptions = await asyncio.gather(
             self._each(desired.topics, self._topic),
             self._each(desired.queues, self._queue),
-            self._each(dict.fromkeys(topic for topic, _ in desired.subscriptions), self._subscriptions),
+            self._each(
+                dict.fromkeys(topic for topic, _ in desired.subscriptions),
+                lambda topic: self._subscriptions(topic, endpoints),
+            ),
         )
         wanted = desired.subscriptions
         found = {(t, q): attributes for t, by_queue in subscriptions.items() for q, attributes in by_queue.items()}
@@ -81,35 +86,49 @@ class Provisioner:
 
     async def _topic(self, arn: str) -> Attributes | None:
         sns: SNSClient = await self._transport.client("sns")
-        answer = await self._call(sns.get_topic_attributes(TopicArn=arn), "sns:GetTopicAttributes", name_in(arn))
+        answer = await self._call(
+            lambda: sns.get_topic_attributes(TopicArn=arn), "sns:GetTopicAttributes", name_in(arn)
+        )
         return None if answer is None else dict(answer["Attributes"])
 
     async def _queue(self, arn: str) -> Attributes | None:
         sqs: SQSClient = await self._transport.client("sqs")
-        url = await self._call(sqs.get_queue_url(QueueName=name_in(arn)), "sqs:GetQueueUrl", name_in(arn))
+        find = partial(sqs.get_queue_url, QueueName=name_in(arn))
+        url = await self._call(find, "sqs:GetQueueUrl", name_in(arn))
         if url is None:
             return None
-        call = sqs.get_queue_attributes(QueueUrl=url["QueueUrl"], AttributeNames=["All"])
-        answer = await self._call(call, "sqs:GetQueueAttributes", name_in(arn))
+        queue_url = url["QueueUrl"]
+        answer = await self._call(
+            lambda: sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["All"]),
+            "sqs:GetQueueAttributes",
+            name_in(arn),
+        )
         return None if answer is None else _parsed(answer["Attributes"])
 
-    async def _subscriptions(self, topic_arn: str) -> dict[str, Attributes] | None:
-        """Return the attributes of the topic's SQS subscriptions, by queue ARN."""
+    async def _subscriptions(self, topic_arn: str, endpoints: Container[str]) -> dict[str, Attributes] | None:
+        """Return the attributes of the topic's subscriptions of these queues, by queue ARN."""
         sns: SNSClient = await self._transport.client("sns")
-        found: dict[str, Attributes] = {}
+        arns: dict[str, str] = {}
         token: dict[str, Any] = {}
         while True:
-            call = sns.list_subscriptions_by_topic(TopicArn=topic_arn, **token)
-            page = await self._call(call, "sns:ListSubscriptionsByTopic", name_in(topic_arn))
+            page = await self._call(
+                partial(sns.list_subscriptions_by_topic, TopicArn=topic_arn, **token),
+                "sns:ListSubscriptionsByTopic",
+                name_in(topic_arn),
+            )
             for entry in (page or {}).get("Subscriptions", []):
-                if entry["Protocol"] == "sqs" and entry["SubscriptionArn"].startswith("arn:"):
-                    read = sns.get_subscription_attributes(SubscriptionArn=entry["SubscriptionArn"])
-                    answer = await self._call(read, "sns:GetSubscriptionAttributes", name_in(topic_arn))
-                    if answer is not None:
-                        found[entry["Endpoint"]] = _parsed(answer["Attributes"])
+                if entry["Endpoint"] in endpoints and entry["SubscriptionArn"].startswith("arn:"):
+                    arns[entry["Endpoint"]] = entry["SubscriptionArn"]
             if not (page or {}).get("NextToken"):
-                return found
+                break
             token = {"NextToken": page["NextToken"]}
+        found: dict[str, Attributes] = {}
+        for endpoint, arn in arns.items():
+            read = partial(sns.get_subscription_attributes, SubscriptionArn=arn)
+            answer = await self._call(read, "sns:GetSubscriptionAttributes", name_in(topic_arn))
+            if answer is not None:
+                found[endpoint] = _parsed(answer["Attributes"])
+        return found
 
     async def _create_queue(self, change: Change) -> None:
         sqs: SQSClient = await self._transport.client("sqs")
@@ -139,20 +158,34 @@ class Provisioner:
     async def _update_subscription(self, change: Change) -> None:
         sns: SNSClient = await self._transport.client("sns")
         topic_arn, queue_arn = change.arns
-        arn = (await self._subscriptions(topic_arn) or {})[queue_arn]["SubscriptionArn"]
+        arn = (await self._subscriptions(topic_arn, {queue_arn}) or {})[queue_arn]["SubscriptionArn"]
         for name, value in _texts(change.attributes).items():
             await sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName=name, AttributeValue=value)
 
     @staticmethod
-    async def _call(call: Awaitable[Any], action: str, target: str) -> Any:
-        """Return the answer, or None when the resource does not exist."""
+    async def _call(call: Callable[[], Awaitable[Any]], action: str, target: str) -> Any:
+        """Return the answer, or None when the resource does not exist; throttled, ask again for a while."""
         try:
-            return await call
-        except Exception as error:
-            fault = classify(error, action=action, target=target)
-            if fault.code in MISSING:
+            return await _retrying(call, action, target)
+        except TransportError as error:
+            if error.code in MISSING:
                 return None
-            raise fault from error
+            raise
+
+
+async def _retrying(call: Callable[[], Awaitable[Any]], action: str, target: str) -> Any:
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(RETRY_SECONDS),
+        reraise=True,
+    ):
+        with attempt:
+            try:
+                return await call()
+            except Exception as error:
+                raise classify(error, action=action, target=target) from error
+    return None
 
 
 async def verify(service: Declares, transport: AwsTransport) -> list[str]:

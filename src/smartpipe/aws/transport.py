@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
@@ -19,13 +19,15 @@ from smartpipe.settings import AwsSettings
 from smartpipe.topology.naming import Naming
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from aiobotocore.session import AioSession
     from types_aiobotocore_sns import SNSClient
     from types_aiobotocore_sqs import SQSClient
 
     from smartpipe.message import Failure, Message, OutgoingMessage
+
+T = TypeVar("T")
 
 MAX_POLL_SECONDS = 20
 
@@ -44,6 +46,7 @@ class AwsTransport:
         self._session = session or get_session()
         self.region = region_of(self._session)
         self._clients: dict[str, Any] = {}
+        self._closed = False
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
@@ -60,8 +63,7 @@ class AwsTransport:
         arn = (await self.addresses.naming()).topic_arn(topic)
         sns: SNSClient = await self.client("sns")
         call = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))  # type: ignore[arg-type]
-        answer = await self._call(call, "sns:Publish", f"topic {arn}")
-        return failures(answer, len(messages))
+        return await self._call(call, "sns:Publish", f"topic {arn}", lambda answer: failures(answer, len(messages)))
 
     async def receive(
         self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
@@ -77,9 +79,13 @@ class AwsTransport:
             MessageSystemAttributeNames=["All"],
             MessageAttributeNames=["All"],
         )
-        answer = await self._call_queue(call, "sqs:ReceiveMessage", queue)
-        received_at = asyncio.get_running_loop().time()
-        return [received(fields, received_at) for fields in answer.get("Messages") or ()]
+        clock = asyncio.get_running_loop().time
+
+        def read(answer: Any) -> list[Message]:
+            received_at = clock()
+            return [received(fields, received_at) for fields in answer.get("Messages") or ()]
+
+        return await self._call_queue(call, "sqs:ReceiveMessage", queue, read)
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
         """Call DeleteMessageBatch."""
@@ -87,13 +93,11 @@ class AwsTransport:
         sqs: SQSClient = await self.client("sqs")
         entries: Any = [{"Id": id_, "ReceiptHandle": receipt} for id_, receipt in zip(IDS, receipts, strict=False)]
         call = sqs.delete_message_batch(QueueUrl=url, Entries=entries)
-        answer = await self._call_queue(call, "sqs:DeleteMessage", queue)
-        return [
-            failure
-            for failure in failures(answer, len(receipts))
-            # Some brokers refuse to delete what is deleted already; AWS does not.
-            if failure.code != "ReceiptHandleIsInvalid"
-        ]
+        failed = await self._call_queue(
+            call, "sqs:DeleteMessage", queue, lambda answer: failures(answer, len(receipts))
+        )
+        # Some brokers refuse to delete what is deleted already; AWS does not.
+        return [failure for failure in failed if failure.code != "ReceiptHandleIsInvalid"]
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
         """Call ChangeMessageVisibilityBatch."""
@@ -104,24 +108,27 @@ class AwsTransport:
             for id_, (receipt, seconds) in zip(IDS, leases, strict=False)
         ]
         call = sqs.change_message_visibility_batch(QueueUrl=url, Entries=entries)
-        answer = await self._call_queue(call, "sqs:ChangeMessageVisibility", queue)
-        return failures(answer, len(leases))
+        return await self._call_queue(
+            call, "sqs:ChangeMessageVisibility", queue, lambda answer: failures(answer, len(leases))
+        )
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call SendMessageBatch."""
         url = await self.addresses.queue_url(queue)
         sqs: SQSClient = await self.client("sqs")
         call = sqs.send_message_batch(QueueUrl=url, Entries=send_entries(messages))  # type: ignore[arg-type]
-        answer = await self._call_queue(call, "sqs:SendMessage", queue)
-        return failures(answer, len(messages))
+        return await self._call_queue(call, "sqs:SendMessage", queue, lambda answer: failures(answer, len(messages)))
 
     async def aclose(self) -> None:
-        """Close every client. A second call does nothing."""
+        """Close every client. A second call does nothing; a verb after it fails."""
+        self._closed = True
         self._clients.clear()
         await self._stack.aclose()
 
     async def client(self, service: str, purpose: str = "call") -> Any:
         """Return the client of *service*, made at its first use; ``purpose="poll"`` is for long polls."""
+        if self._closed:
+            raise TransportError("TransportClosed", "this transport has been closed", retryable=False)
         home = (os.getpid(), asyncio.get_running_loop())
         if self._home is None:
             self._home = home
@@ -141,21 +148,24 @@ class AwsTransport:
                 config = AioConfig(max_pool_connections=0, **client_options(**timeout))
                 create: Any = self._session.create_client
                 context = create(service, region_name=self.region, config=config)
-                self._clients[key] = await self._stack.enter_async_context(context)
+                try:
+                    self._clients[key] = await self._stack.enter_async_context(context)
+                except ValueError as error:  # botocore: an endpoint URL without a scheme
+                    raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
         return self._clients[key]
 
-    async def _call_queue(self, call: Awaitable[Any], action: str, queue: str) -> Any:
+    async def _call_queue(self, call: Awaitable[Any], action: str, queue: str, read: Callable[[Any], T]) -> T:
         try:
-            return await self._call(call, action, f"queue {self.addresses.physical(queue)!r}")
+            return await self._call(call, action, f"queue {self.addresses.physical(queue)!r}", read)
         except TransportError as error:
             if error.code in MISSING:
                 self.addresses.forget_queue(queue)
             raise
 
     @staticmethod
-    async def _call(call: Awaitable[Any], action: str, target: str) -> Any:
+    async def _call(call: Awaitable[Any], action: str, target: str, read: Callable[[Any], T]) -> T:
         try:
-            return await call
+            return read(await call)
         except Exception as error:
             raise classify(error, action=action, target=target) from error
 

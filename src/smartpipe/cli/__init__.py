@@ -16,6 +16,9 @@ def main() -> None:
         for problem in error.problems:
             print(f"smartpipe: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"smartpipe: {error}", file=sys.stderr)
+        sys.exit(2)
     except SmartpipeError as error:
         for line in str(error).splitlines():
             print(f"smartpipe: {line}", file=sys.stderr)

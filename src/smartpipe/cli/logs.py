@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -33,26 +35,38 @@ class Text(logging.Formatter):
     """A line for people: time, level, message, then the fields that tell messages apart."""
 
     shown = ("event_type", "event_id", "handler", "receive_count")
+    shown_without_event = ("queue", "message_id", "receive_count")
+
+    def __init__(self, *, coloured: bool = True) -> None:
+        super().__init__()
+        self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and a traceback below where there is one."""
         moment = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
-        colour = COLOURS.get(record.levelno, "0")
         fields: dict[str, Any] = getattr(record, "fields", {})
-        rest = " ".join(f"{name}={fields[name]}" for name in self.shown if fields.get(name) is not None)
-        line = f"{moment} \x1b[{colour}m{record.levelname.lower():<7}\x1b[0m {record.getMessage()}"
+        names = self.shown if "event_id" in fields else self.shown_without_event
+        rest = " ".join(f"{name}={fields[name]}" for name in names if fields.get(name) is not None)
+        level = self._paint(COLOURS.get(record.levelno, "0"), f"{record.levelname.lower():<7}")
+        line = f"{moment} {level} {record.getMessage()}"
         if rest:
-            line += f" \x1b[2m{rest}\x1b[0m"
+            line += " " + self._paint("2", rest)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._coloured else text
 
 
 def configure(level: str, log_format: str) -> None:
     """Send every logger's records to standard output; ``auto`` is text on a terminal and JSON elsewhere."""
     text = log_format == "text" or (log_format == "auto" and sys.stdout.isatty())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what handlers print appears when they print it
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(Text() if text else JsonLines())
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    handler.setFormatter(Text(coloured=coloured) if text else JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in NOISY:  # their debug lines hold credentials and bodies
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -29,7 +29,7 @@ def load_services(targets: Sequence[str]) -> list[Service]:
         try:
             found = _resolve(target)
             if not isinstance(found, Service):
-                problems.append(f"{target} is a {type(found).__name__}, not a smartpipe.Service")
+                problems.append(f"{target} is of type {type(found).__name__}, not a smartpipe.Service")
             elif not found.handlers:
                 problems.append(f"{target}: service {found.name!r} has no handlers; add @service.subscribe(...)")
             else:
@@ -61,7 +61,7 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
 
 
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
-    if isinstance(found, Service):
+    if isinstance(found, Service) and found.handlers:
         return [handler.event for handler in found.handlers]
     candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else [found]
     events = [one for one in candidates if isinstance(one, type) and issubclass(one, Event) and one.__contract__]
@@ -79,7 +79,7 @@ def _resolve(target: str) -> Any:
     found: Any = _import(module_name, target)
     for name in attribute.split("."):
         if not hasattr(found, name):
-            names = sorted(key for key, value in vars(found).items() if isinstance(value, Service))
+            names = sorted(key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, Service))
             hint = f"; its services: {', '.join(names)}" if names else ""
             msg = f"TARGET {target!r}: {module_name} has no attribute {attribute!r}{hint}"
             raise ConfigError(msg)
@@ -100,18 +100,21 @@ def _import(module_name: str, target: str) -> ModuleType:
         raise ConfigError(_fault(target, error)) from error
     except SmartpipeError as error:
         raise ConfigError([f"TARGET {target!r}: {line}" for line in str(error).splitlines()]) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(_fault(target, error)) from error
 
 
-def _fault(target: str, error: Exception) -> str:
+def _fault(target: str, error: BaseException) -> str:
     """Say what went wrong inside of the user's module, and in which line."""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}:{error.lineno}"
     else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if Path(frame.filename).is_relative_to(Path.cwd())]
+        frame = (theirs or frames)[-1]
         place = f"{frame.filename}:{frame.lineno}"
-    return f"TARGET {target!r} cannot be imported: {type(error).__name__}: {error} ({place})"
+    said = error.msg if isinstance(error, SyntaxError) else error
+    return f"TARGET {target!r} cannot be imported: {type(error).__name__}: {said} ({place})"
 
 
 def _configured() -> list[str]:
@@ -121,10 +124,11 @@ def _configured() -> list[str]:
     path = Path("pyproject.toml")
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except tomllib.TOMLDecodeError as error:
-        msg = f"{path} is not TOML: {error}"
+    except (OSError, ValueError) as error:
+        msg = f"{path.absolute()} cannot be read as TOML: {error}"
         raise ConfigError(msg) from None
-    services = settings.get("tool", {}).get("smartpipe", {}).get("services", [])
+    tool = settings.get("tool", {}).get("smartpipe", {})
+    services = tool.get("services", []) if isinstance(tool, dict) else []
     if not isinstance(services, list) or not services or not all(isinstance(one, str) for one in services):
         msg = (
             "no TARGET: name one, as in signup.email_verification:service, or list them in pyproject.toml as "

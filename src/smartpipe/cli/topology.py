@@ -11,7 +11,7 @@ import typer
 from smartpipe.aws.provision import Provisioner
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.cli.targets import load_services
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, unknown_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 def run_apply(targets: Sequence[str], *, as_json: bool) -> None:
     """Apply, saying each change as it is made."""
+    for sentence in unknown_settings():
+        typer.echo(f"smartpipe: {sentence}", err=True)
     changes = asyncio.run(_apply(load_services(targets), AwsSettings.load(), quiet=as_json))
     if as_json:
         typer.echo(json.dumps([change._asdict() for change in changes], indent=2))
     elif changes:
-        typer.echo(f"{len(changes)} changes made")
+        typer.echo(f"{len(changes)} change{'s' if len(changes) > 1 else ''} made")
     else:
         typer.echo("nothing to change")
 

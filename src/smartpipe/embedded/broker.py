@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from http import HTTPStatus
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, NamedTuple, Self
-from urllib.error import URLError
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 from urllib.request import ProxyHandler, build_opener
 
 from smartpipe.errors import ConfigError, SmartpipeError
@@ -79,7 +79,7 @@ class EmbeddedBroker:
             raise ConfigError(msg) from None
         self.port = _bindable(port)
         self._process: subprocess.Popen[bytes] | None = None
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        self._output: IO[bytes] | None = None
 
     @property
     def endpoint_url(self) -> str:
@@ -115,6 +115,7 @@ class EmbeddedBroker:
             SmartpipeError: It ended or did not answer; with what it said last.
         """
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_ENDPOINT_URL", "MOTO_"))}
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "smartpipe.embedded.child", self.backend, str(self.port)],
             stdin=subprocess.PIPE,
@@ -127,15 +128,16 @@ class EmbeddedBroker:
         while True:
             try:
                 with opener.open(self.endpoint_url + self._backend.health_path, timeout=1) as answer:
-                    if answer.status == HTTPStatus.OK:
+                    if answer.status == HTTPStatus.OK and self._process.poll() is None:
                         return
-            except (URLError, OSError):
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    said = self.last_output()
-                    self.stop()
-                    msg = f"the embedded broker ({self.backend}) did not start on port {self.port}: {said}"
-                    raise SmartpipeError(msg) from None
-                time.sleep(0.02)
+            except (OSError, HTTPException):  # not up yet; URLError is an OSError
+                pass
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = self.last_output()
+                self.stop()
+                msg = f"the embedded broker ({self.backend}) did not start on port {self.port}: {said}"
+                raise SmartpipeError(msg)
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop the child: politely, and after 5 s for good. A second call does nothing."""
@@ -150,7 +152,9 @@ class EmbeddedBroker:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process = None
-        self._output.close()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
 
     def wait(self, timeout_seconds: float) -> int | None:
         """Return the child's exit code, or None while it runs."""
@@ -163,6 +167,8 @@ class EmbeddedBroker:
 
     def last_output(self) -> str:
         """Return the last line that the child printed."""
+        if self._output is None:
+            return "it is not running"
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"

@@ -5,6 +5,7 @@ It ends when standard input does, which the system closes however the parent wen
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import signal
@@ -29,6 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is the parent's to handle
     threading.Thread(target=end_with_parent, daemon=True).start()
     if backend == "moto":
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, for as long as it runs
         sys.argv = ["moto_server", "-H", HOST, "-p", port]
         runpy.run_module("moto.server", run_name="__main__")
     else:
