@@ -29,8 +29,8 @@ def test_the_producer_and_consumer_of_the_readme_work_as_pasted(
 ) -> None:
     [program] = snippets("python")
     start_broker, use = snippets("sh")[-2:]
-    assert start_broker == "smartpipe local --port 4566\n"
-    exports, apply, publish, work = use.replace("4566", str(ministack.port)).splitlines()
+    assert start_broker == ". .venv/bin/activate\nsmartpipe local --port 4566\n"
+    _, exports, apply, publish, work = use.replace("4566", str(ministack.port)).splitlines()
     (tmp_path / "hello.py").write_text(program)
     monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")  # noqa: PTH120
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -38,7 +38,7 @@ def test_the_producer_and_consumer_of_the_readme_work_as_pasted(
     script = f"set -e\n{exports}\n{apply}\n{publish}"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "4 changes made" in done.stdout
+    assert "4 changes made\npublished " in done.stdout
 
     environment = dict(pair.split("=", 1) for pair in exports.removeprefix("export ").split())
     worker = Process(*work.split()[1:], "--port", "0", "--wait-seconds", "1", PYTHONUNBUFFERED="1", **environment)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from botocore.exceptions import ConfigNotFound, ConfigParseError, ProfileNotFound
 
 from smartpipe.aws.addresses import Addresses
 from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, region_of
@@ -152,6 +153,8 @@ class AwsTransport:
                     self._clients[key] = await self._stack.enter_async_context(context)
                 except ValueError as error:  # botocore: an endpoint URL without a scheme
                     raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+                except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
+                    raise ConfigError(f"AWS configuration: {error}") from None
         return self._clients[key]
 
     async def _call_queue(self, call: Awaitable[Any], action: str, queue: str, read: Callable[[Any], T]) -> T:
