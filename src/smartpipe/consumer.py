@@ -176,7 +176,9 @@ class Consumer:
             task.add_done_callback(self._done)
 
     def _done(self, task: _Task) -> None:
-        del self._tasks[task]
+        lease = self._tasks.pop(task)
+        if task.cancelled():  # before its first step, so that it could not give back its message itself
+            self._cancelled(lease, "cancelled before it began, and given back")
         self._ended += 1
         self._free_slots()
 

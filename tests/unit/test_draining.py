@@ -260,3 +260,23 @@ def test_fault_13_what_could_not_be_deleted_in_time_is_counted() -> None:
 
     assert counts.handled == 1
     assert counts.not_deleted == 1
+
+
+def test_a_message_whose_task_is_cancelled_before_it_began_is_given_back() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    async def main() -> Counts:
+        consumer = make_consumer(service, transport)
+        consumer._accept([transport.message(ADA, received_at=0.0)])
+        for task in consumer._tasks:
+            task.cancel()
+        await drain(consumer, budget_seconds=25)
+        return consumer.counts
+
+    counts = run_virtually(main())
+
+    assert transport.entries("change_visibility") == [("r1", 0)]
+    assert counts.as_dict() == {"received": 1, "cancelled": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -16,7 +17,7 @@ from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, region_of
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.naming import Naming
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
 
     from smartpipe.message import Failure, Message, OutgoingMessage
+
+log = logging.getLogger("smartpipe.aws")
 
 T = TypeVar("T")
 
@@ -57,6 +60,8 @@ class AwsTransport:
     @classmethod
     def from_environment(cls) -> Self:
         """Read ``SMARTPIPE_PREFIX`` and ``SMARTPIPE_ACCOUNT_ID``, and AWS's own variables."""
+        for sentence in unknown_settings():
+            log.warning("%s", sentence)
         return cls(AwsSettings.load())
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
