@@ -1,0 +1,70 @@
+"""Where the account of an ARN comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import Publisher, PublishError, Service
+from smartpipe.aws.transport import AwsTransport
+from tests.support.events import ADA, UserSignedUp
+from tests.support.workers import provision
+
+if TYPE_CHECKING:
+    from smartpipe import EmbeddedBroker
+
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def service(fast_broker: EmbeddedBroker) -> Service:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    return service
+
+
+async def test_an_account_in_the_settings_spares_the_question_to_sts(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = AwsTransport.from_environment()
+    account_id = (await transport.addresses.naming()).account_id
+    await transport.aclose()
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", account_id)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
+
+    await provision(service)
+    async with Publisher("test") as publisher:
+        assert await publisher.publish(ADA)
+
+
+async def test_without_account_and_without_sts_the_error_names_the_setting(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
+
+    async with Publisher("test", deadline_seconds=0) as publisher:
+        with pytest.raises(PublishError, match="SMARTPIPE_ACCOUNT_ID"):
+            await publisher.publish(ADA)
+
+
+async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = AwsTransport.from_environment()
+    first = await transport.addresses.naming()
+    monkeypatch.setattr(transport, "_account_id", "999999999999")
+
+    assert await transport.addresses.naming() is first
+    await transport.aclose()
+
+
+async def test_a_closed_transport_refuses_to_open_again(service: Service) -> None:
+    transport = AwsTransport.from_environment()
+    await transport.aclose()
+    await transport.aclose()
+
+    async with Publisher("test", transport=transport, deadline_seconds=0) as publisher:
+        with pytest.raises(PublishError, match="has been closed"):
+            await publisher.publish(ADA)
