@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"events", "settings"},
     {"envelope", "settlement"},
     {"decoder", "outgoing", "attempts", "delivery"},
-    {"deadletter", "handlers", "batcher", "visibility", "poller", "threads", "topology.derive"},
+    {"deadletter", "handlers", "batcher", "bulk", "visibility", "poller", "threads", "topology.derive"},
     {"topology.plan", "service", "acknowledger", "publisher"},
     {"processor", "schemas"},
     {"consumer"},

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Self
+import logging
+from typing import TYPE_CHECKING, Self
 
 from smartpipe.attempts import deliver
 from smartpipe.batcher import Batcher
-from smartpipe.errors import ConfigError, PublishError, PublishFailure
+from smartpipe.bulk import Requests
+from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.outgoing import Chunker, Outgoing, PublishReport, prepare
 from smartpipe.transport import open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from smartpipe.events import Event
     from smartpipe.topology.model import Topic
     from smartpipe.transport import Transport
+
+log = logging.getLogger("smartpipe.publisher")
 
 MAX_IN_FLIGHT = 16
 
@@ -84,6 +88,7 @@ class Publisher:
         self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
         self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
+        self._fault: str | None = None
 
     async def __aenter__(self) -> Self:
         """Return itself; connections open with the first publish."""
@@ -138,7 +143,7 @@ class Publisher:
             ConfigError: An event's class declares no type.
         """
         failures: list[PublishFailure] = []
-        requests = _Requests(lambda chunk: self._deliver(chunk, self._deadline_seconds), failures)
+        requests = Requests(lambda chunk: self._deliver(chunk, self._deadline_seconds), failures, MAX_IN_FLIGHT)
         bulk = asyncio.get_running_loop().create_future()
         self._bulk.add(bulk)
         try:
@@ -159,7 +164,7 @@ class Publisher:
         self,
         events: Iterable[Event],
         attributes: Mapping[str, str] | None,
-        requests: _Requests,
+        requests: Requests,
         failures: list[PublishFailure],
     ) -> list[str]:
         """Prepare each event and start each full request; return the ids of those on their way."""
@@ -248,43 +253,27 @@ class Publisher:
         topic = chunk[0].topic
 
         async def call(entries: list[Outgoing]) -> list[Failure]:
-            return await self._transport.publish(topic.name, [outgoing.message for outgoing in entries])
+            try:
+                failed = await self._transport.publish(topic.name, [outgoing.message for outgoing in entries])
+            except TransportError as error:
+                self._note(error)
+                raise
+            self._note(None)
+            return failed
 
         failed = await deliver(call, chunk, deadline_seconds=deadline_seconds)
         return [outgoing.failed(failure) for outgoing, failure in failed]
+
+    def _note(self, error: TransportError | None) -> None:
+        """Say once that events wait, and once that they go out again: a publish may take its whole deadline."""
+        code = error.code if error is not None and error.retryable else None
+        if code is not None and self._fault is None:
+            log.warning("events cannot be published for now, trying for %g s: %s", self._deadline_seconds, error)
+        elif error is None and self._fault is not None:
+            log.info("events can be published again")
+        self._fault = code
 
     def _refuse_if_closed(self, outgoing: Outgoing) -> None:
         if self._closed:
             detail = "the publisher is closed; publish inside of its `async with` block"
             raise PublishError([outgoing.failed(Failure(0, "PublisherClosed", detail, retryable=False))])
-
-
-class _Requests:
-    """The requests of one publish_many, at most so many at once."""
-
-    def __init__(
-        self,
-        deliver_chunk: Callable[[list[Outgoing]], Coroutine[Any, Any, list[PublishFailure]]],
-        failures: list[PublishFailure],
-    ) -> None:
-        self._deliver = deliver_chunk
-        self._failures = failures
-        self._tasks: set[asyncio.Task[list[PublishFailure]]] = set()
-
-    async def start(self, chunk: list[Outgoing]) -> None:
-        while len(self._tasks) >= MAX_IN_FLIGHT:
-            await self._collect(asyncio.FIRST_COMPLETED)
-        self._tasks.add(asyncio.get_running_loop().create_task(self._deliver(chunk)))
-
-    async def finish(self) -> None:
-        if self._tasks:
-            await self._collect(asyncio.ALL_COMPLETED)
-
-    def cancel(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-
-    async def _collect(self, when: str) -> None:
-        done, self._tasks = await asyncio.wait(self._tasks, return_when=when)
-        for task in done:
-            self._failures.extend(task.result())

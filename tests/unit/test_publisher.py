@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -333,3 +334,20 @@ def test_when_the_iterable_of_publish_many_fails_what_was_read_before_is_publish
     with pytest.raises(KeyError):
         run_virtually(main())
     assert transport.batches("publish") == [10, 5]
+
+
+def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([UNREACHABLE] * 5)
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish_many(leave(30))
+
+    with caplog.at_level(logging.INFO, "smartpipe.publisher"):
+        run_virtually(main())
+
+    assert [message.split(",")[0] for message in caplog.messages] == [
+        "events cannot be published for now",
+        "events can be published again",
+    ]
