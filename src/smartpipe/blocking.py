@@ -15,7 +15,7 @@ from smartpipe.aws.entries import failures, publish_entries
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
-from smartpipe.outgoing import Chunker, Outgoing, PublishReport, prepare
+from smartpipe.outgoing import Outgoing, PublishReport, TopicChunks, prepare
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.naming import Naming
 
@@ -94,7 +94,7 @@ class Publisher:
         """
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
-        chunkers: dict[Topic, Chunker[Outgoing]] = {}
+        chunks = TopicChunks()
         for event in events:
             try:
                 outgoing = prepare(event, source=self.source, attributes=attributes)
@@ -102,14 +102,11 @@ class Publisher:
                 failed.extend(error.failures)
                 continue
             event_ids.append(outgoing.event_id)
-            chunker = chunkers.get(outgoing.topic)
-            if chunker is None:
-                chunker = chunkers[outgoing.topic] = Outgoing.chunker(outgoing.topic)
-            chunk = chunker.add(outgoing)
+            chunk = chunks.add(outgoing)
             if chunk is not None:
                 failed.extend(self._deliver(chunk))
-        for chunker in chunkers.values():
-            failed.extend(self._deliver(chunker.take()))
+        for chunk in chunks.take():
+            failed.extend(self._deliver(chunk))
         if failed:
             raise PublishError(failed)
         return PublishReport(event_ids)

@@ -71,10 +71,12 @@ class Decoder:
     """
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
-        self._classes = {(contract.type, contract.major): cls for cls in events for contract in [contract_of(cls)]}
-        self._forms = {key: TypeAdapter[Any](envelope_form(cls)) for key, cls in self._classes.items()}
-        types = Counter(type_ for type_, _ in self._classes)
-        single = [envelope_form(cls) for (type_, _), cls in self._classes.items() if types[type_] == 1]
+        forms = {
+            (contract.type, contract.major): envelope_form(cls) for cls in events for contract in [contract_of(cls)]
+        }
+        self._forms = {key: TypeAdapter[Any](form) for key, form in forms.items()}
+        types = Counter(type_ for type_, _ in forms)
+        single = [form for (type_, _), form in forms.items() if types[type_] == 1]
         form: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
         if len(single) > 1:
             form = Annotated[form, Field(discriminator="type")]
@@ -91,7 +93,7 @@ class Decoder:
             if self._validate is not None:
                 return _envelope(self._validate(body))
         except ValidationError:
-            pass
+            pass  # looked at step by step below, which says why
         except Exception as error:
             raise _broken_validator(error) from error
         return self._decode_slowly(_unwrapped(body) or body)
@@ -111,7 +113,7 @@ class Decoder:
         type_, version = context["type"], context.get("dataversion", DEFAULT_VERSION)
         form = self._forms.get((type_, int(version.partition(".")[0])))
         if form is None:
-            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._classes}))
+            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._forms}))
             msg = f"no handler takes {type_!r} version {version}; this queue's handlers take {known}"
             raise UnknownEventType(msg)
         try:

@@ -25,11 +25,13 @@ class Handler:
     """A registered handler.
 
     Args:
+        name: The function's module and qualified name.
         parameters: ``"event"`` and ``"delivery"`` in the order in which the function takes them.
         timeout_seconds: After so long it is cancelled, which counts as a failure. None: when the
             lease cannot be extended any more, 12 hours after the delivery.
     """
 
+    name: str
     function: Callable[..., Any]
     event: type[Event]
     queue: Queue
@@ -37,11 +39,6 @@ class Handler:
     timeout_seconds: float | None
     parameters: tuple[str, ...]
     is_async: bool
-
-    @property
-    def name(self) -> str:
-        """The function's module and qualified name."""
-        return _name(self.function)
 
     def arguments(self, event: Event, delivery: Delivery) -> list[Any]:
         """Return what to call the function with."""
@@ -71,19 +68,23 @@ def make_handler(
     if problems:
         raise ConfigError(problems)
     is_async = inspect.iscoroutinefunction(_innermost(function))
-    return Handler(function, event, queue, retry, timeout_seconds, parameters, is_async)
+    return Handler(name, function, event, queue, retry, timeout_seconds, parameters, is_async)
 
 
 def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function behind partials and callable objects, but not behind a decorator's wrapper."""
-    while isinstance(function, partial):
-        function = function.func
+    function = _without_partials(function)
     return function if inspect.isroutine(function) else type(function).__call__
 
 
-def _name(function: Callable[..., Any]) -> str:
+def _without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(function, partial):
         function = function.func
+    return function
+
+
+def _name(function: Callable[..., Any]) -> str:
+    function = _without_partials(function)
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 

@@ -37,11 +37,6 @@ class Outgoing(NamedTuple):
         """Say of this event what the service said of its entry."""
         return PublishFailure(self.event, self.event_id, failure.code, failure.detail, failure.retryable)
 
-    @staticmethod
-    def chunker(topic: Topic) -> Chunker[Outgoing]:
-        """Return an empty chunker for requests to *topic*."""
-        return Chunker(topic.limit_bytes, lambda outgoing: outgoing.message.size_bytes)
-
 
 class PublishReport(NamedTuple):
     """Every event was published: their envelope ids, in the order in which the events came."""
@@ -133,3 +128,25 @@ class Chunker(Generic[T]):
         """Return what waits, and start anew."""
         items, self._items, self._bytes = self._items, [], 0
         return items
+
+
+class TopicChunks:
+    """Fills requests topic by topic, each within its topic's limits."""
+
+    def __init__(self) -> None:
+        self._chunkers: dict[Topic, Chunker[Outgoing]] = {}
+
+    def add(self, outgoing: Outgoing) -> list[Outgoing] | None:
+        """Take *outgoing*; return its topic's chunk that had no room for it, if there was one."""
+        chunker = self._chunkers.get(outgoing.topic)
+        if chunker is None:
+            chunker = self._chunkers[outgoing.topic] = Chunker(outgoing.topic.limit_bytes, _size_of)
+        return chunker.add(outgoing)
+
+    def take(self) -> list[list[Outgoing]]:
+        """Return what waits of each topic."""
+        return [chunker.take() for chunker in self._chunkers.values() if chunker]
+
+
+def _size_of(outgoing: Outgoing) -> int:
+    return outgoing.message.size_bytes

@@ -6,10 +6,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from tenacity import wait_random_exponential
-
 from smartpipe.errors import TransportError
-from smartpipe.retry import backoff_seconds
+from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.poller")
 
 MAX_POLLS = 10
-_BACKOFF = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
 
 
 class Poller:
@@ -145,7 +142,7 @@ class Poller:
             unexpected = None if isinstance(error, TransportError) else error
             log.error("queue %s cannot be polled, trying on: %s", self._queue, error, exc_info=unexpected)
         try:
-            async with asyncio.timeout(backoff_seconds(_BACKOFF, self._failures, error)):
+            async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, self._failures, error)):
                 await self._stopping.wait()
         except TimeoutError:
             return

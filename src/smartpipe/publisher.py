@@ -11,7 +11,7 @@ from smartpipe.batcher import Batcher
 from smartpipe.bulk import Requests
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
-from smartpipe.outgoing import Chunker, Outgoing, PublishReport, prepare
+from smartpipe.outgoing import Chunker, Outgoing, PublishReport, TopicChunks, prepare
 from smartpipe.transport import open_transport
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Publisher:
     ) -> list[str]:
         """Prepare each event and start each full request; return the ids of those on their way."""
         event_ids: list[str] = []
-        chunkers: dict[Topic, Chunker[Outgoing]] = {}
+        chunks = TopicChunks()
         try:
             for event in events:
                 try:
@@ -179,16 +179,12 @@ class Publisher:
                     failures.extend(error.failures)
                     continue
                 event_ids.append(outgoing.event_id)
-                chunker = chunkers.get(outgoing.topic)
-                if chunker is None:
-                    chunker = chunkers[outgoing.topic] = Outgoing.chunker(outgoing.topic)
-                chunk = chunker.add(outgoing)
+                chunk = chunks.add(outgoing)
                 if chunk is not None:
                     await requests.start(chunk)
         finally:
-            for chunker in chunkers.values():
-                if chunker:
-                    await requests.start(chunker.take())
+            for chunk in chunks.take():
+                await requests.start(chunk)
         return event_ids
 
     async def aclose(self, *, timeout_seconds: float | None = None) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
 MAX_VISIBILITY_SECONDS = 43_200
+OUTAGE_WAITS = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
+"""Between tries to reach AWS, for as long as it takes; never none, so that no loop runs hot."""
 
 
 @dataclass(frozen=True, kw_only=True)

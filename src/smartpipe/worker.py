@@ -7,13 +7,11 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tenacity import wait_random_exponential
-
 from smartpipe.consumer import Consumer
 from smartpipe.errors import ConfigError, PublishError, TransportError
 from smartpipe.health import HealthServer
 from smartpipe.publisher import Publisher
-from smartpipe.retry import backoff_seconds
+from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.threads import Threads
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.worker")
 
 MIN_CLOSE_SECONDS = 1.0
-_BACKOFF = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
 
 
 class Worker:
@@ -169,7 +166,7 @@ class Worker:
                     fault = error.code
                     log.error("cannot check the topology, trying on: %s", error)  # noqa: TRY400
                 try:
-                    async with asyncio.timeout(backoff_seconds(_BACKOFF, failures, error)):
+                    async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, failures, error)):
                         await self._stopping.wait()
                 except TimeoutError:
                     continue

@@ -86,9 +86,8 @@ class Provisioner:
 
     async def _topic(self, arn: str) -> Attributes | None:
         sns: SNSClient = await self._transport.client("sns")
-        answer = await self._call(
-            lambda: sns.get_topic_attributes(TopicArn=arn), "sns:GetTopicAttributes", name_in(arn)
-        )
+        read = partial(sns.get_topic_attributes, TopicArn=arn)
+        answer = await self._call(read, "sns:GetTopicAttributes", name_in(arn))
         return None if answer is None else dict(answer["Attributes"])
 
     async def _queue(self, arn: str) -> Attributes | None:
@@ -97,12 +96,8 @@ class Provisioner:
         url = await self._call(find, "sqs:GetQueueUrl", name_in(arn))
         if url is None:
             return None
-        queue_url = url["QueueUrl"]
-        answer = await self._call(
-            lambda: sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["All"]),
-            "sqs:GetQueueAttributes",
-            name_in(arn),
-        )
+        read = partial(sqs.get_queue_attributes, QueueUrl=url["QueueUrl"], AttributeNames=["All"])
+        answer = await self._call(read, "sqs:GetQueueAttributes", name_in(arn))
         return None if answer is None else _parsed(answer["Attributes"])
 
     async def _subscriptions(self, topic_arn: str, endpoints: Container[str]) -> dict[str, Attributes] | None:
