@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from smartpipe.outgoing import Chunker
+from smartpipe.chunks import Chunker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
 
 T = TypeVar("T")
 
@@ -16,8 +16,8 @@ T = TypeVar("T")
 class Batcher(Generic[T]):
     """Hands each batch to *send* when it is full, or *linger_seconds* after its first item.
 
-    A batch in flight never holds up the next. *send* must not raise: what it cannot do with its
-    items, it says to whoever waits for them.
+    A batch in flight never holds up the next, unless they share a group of the chunker's. *send* must
+    not raise: what it cannot do with its items, it says to whoever waits for them.
 
     Args:
         linger_seconds: 0 sends each item by itself, at once.
@@ -38,6 +38,7 @@ class Batcher(Generic[T]):
         self._room = asyncio.Semaphore(max_in_flight)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last: dict[Hashable, asyncio.Task[None]] = {}
 
     def add(self, item: T) -> None:
         """Take *item* into the batch that is being gathered."""
@@ -64,10 +65,23 @@ class Batcher(Generic[T]):
             await asyncio.wait(self._tasks)
 
     def _start(self, batch: list[T]) -> None:
-        task = asyncio.get_running_loop().create_task(self._send_in_turn(batch))
+        groups = {self._chunker.group_of(item) for item in batch} - {None}
+        before = {self._last[group] for group in groups if group in self._last}
+        task = asyncio.get_running_loop().create_task(self._send_in_turn(batch, before))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        for group in groups:
+            self._last[group] = task
+        if groups:
+            task.add_done_callback(lambda ended: self._forget(groups, ended))
 
-    async def _send_in_turn(self, batch: list[T]) -> None:
+    def _forget(self, groups: set[Hashable], ended: asyncio.Task[None]) -> None:
+        for group in groups:
+            if self._last.get(group) is ended:
+                del self._last[group]
+
+    async def _send_in_turn(self, batch: list[T], before: set[asyncio.Task[None]]) -> None:
+        if before:  # outside of the room: those before it may have to wait for it themselves
+            await asyncio.wait(before)
         async with self._room:
             await self._send(batch)

@@ -11,22 +11,27 @@ from botocore.exceptions import BotoCoreError
 
 from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.client import client_options, region_of
-from smartpipe.aws.entries import failures, publish_entries
-from smartpipe.aws.faults import classify
+from smartpipe.aws.entries import failures, publish_entries, send_entries
+from smartpipe.aws.faults import MISSING, classify
+from smartpipe.bulk import Groups
+from smartpipe.chunks import Chunks
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
-from smartpipe.outgoing import Outgoing, PublishReport, TopicChunks, prepare
+from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.settings import AwsSettings
+from smartpipe.topology.model import Topic
 from smartpipe.topology.naming import Naming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from types_boto3_sns import SNSClient
+    from types_boto3_sqs import SQSClient
 
     from smartpipe.events import Event
-    from smartpipe.topology.model import Topic
+    from smartpipe.message import OutgoingMessage
+    from smartpipe.topology.model import Queue
 
 MAX_CONNECTIONS = 50
 
@@ -59,6 +64,8 @@ class Publisher:
         self._config = Config(max_pool_connections=MAX_CONNECTIONS, **client_options())
         self._region = region_of(self._session._session)  # noqa: SLF001 - where boto3 keeps its configuration
         self._sns: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
+        self._sqs: SQSClient | None = None
+        self._queue_urls: dict[str, str] = {}
         self._naming: Naming | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -73,40 +80,71 @@ class Publisher:
         """Close."""
         self.close()
 
-    def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
+    def publish(
+        self,
+        event: Event,
+        *,
+        queue: Queue | str | None = None,
+        delay_seconds: float | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> str:
         """Publish *event* and return its envelope id; as the asyncio publisher's, in one request of its own.
+
+        On a FIFO topic, publish the events of one key from one thread: order is that of the calls.
 
         Raises:
             EventTooLarge: Before any I/O.
             PublishError: SNS refused it, or could not be reached until the deadline.
         """
-        outgoing = prepare(event, source=self.source, attributes=attributes)
+        publication = Publication(event, attributes, queue_named(queue) if queue else None, delay_seconds)
+        outgoing = prepare(publication, source=self.source)
         failed = self._deliver([outgoing])
         if failed:
-            raise PublishError(failed)
+            raise PublishError([failure for _, failure in failed])
         return outgoing.event_id
 
-    def publish_many(self, events: Iterable[Event], *, attributes: Mapping[str, str] | None = None) -> PublishReport:
+    def publish_many(
+        self,
+        events: Iterable[Event],
+        *,
+        queue: Queue | str | None = None,
+        delay_seconds: float | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
+
+        An event that cannot be published does not stop the others, but for those of its key on a FIFO topic.
 
         Raises:
             PublishError: After every event has been tried: ``failures`` has those not published.
         """
+        target = queue_named(queue) if queue else None
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
-        chunks = TopicChunks()
-        for event in events:
-            try:
-                outgoing = prepare(event, source=self.source, attributes=attributes)
-            except PublishError as error:
-                failed.extend(error.failures)
-                continue
-            event_ids.append(outgoing.event_id)
-            chunk = chunks.add(outgoing)
-            if chunk is not None:
-                failed.extend(self._deliver(chunk))
-        for chunk in chunks.take():
-            failed.extend(self._deliver(chunk))
+        chunks, groups = Chunks(), Groups()
+
+        def deliver(chunk: list[Outgoing]) -> None:
+            going, stopped = groups.part(chunk)
+            for outgoing, failure in [*(self._deliver(going) if going else []), *stopped]:
+                failed.append(failure)
+                groups.stop(outgoing)
+
+        try:
+            for event in events:
+                publication = Publication(event, attributes, target, delay_seconds)
+                try:
+                    outgoing = prepare(publication, source=self.source)
+                except PublishError as error:
+                    failed.extend(error.failures)
+                    groups.stop(publication)
+                    continue
+                event_ids.append(outgoing.event_id)
+                chunk = chunks.add(outgoing)
+                if chunk is not None:
+                    deliver(chunk)
+        finally:
+            for chunk in chunks.take():
+                deliver(chunk)
         if failed:
             raise PublishError(failed)
         return PublishReport(event_ids)
@@ -115,30 +153,53 @@ class Publisher:
         """Close the connections. Nothing waits to be flushed; a publish after it fails."""
         self._closed = True
         self._sns.close()
+        if self._sqs is not None:
+            self._sqs.close()
 
-    def _deliver(self, chunk: list[Outgoing]) -> list[PublishFailure]:
+    def _deliver(self, chunk: list[Outgoing]) -> list[tuple[Outgoing, PublishFailure]]:
         if self._closed:
             closed = Failure(0, "PublisherClosed", "the publisher is closed", retryable=False)
-            return [outgoing.failed(closed) for outgoing in chunk]
+            return [(outgoing, outgoing.failed(closed)) for outgoing in chunk]
+        destination = chunk[0].destination
 
         def call(entries: list[Outgoing]) -> list[Failure]:
-            return self._publish(chunk[0].topic, entries)
+            messages = [outgoing.message for outgoing in entries]
+            if isinstance(destination, Topic):
+                return self._publish(destination.name, messages)
+            return self._send(destination.name, messages)
 
         failed = deliver_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
-        return [outgoing.failed(failure) for outgoing, failure in failed]
+        return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
-    def _publish(self, topic: Topic, entries: list[Outgoing]) -> list[Failure]:
-        target = f"topic {topic.name!r}"
+    def _publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        target = f"topic {topic!r}"
         try:
             arn = self._topic_arn(topic)
             target = f"topic {arn}"
-            messages: Any = publish_entries([outgoing.message for outgoing in entries])
-            answer = self._sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=messages)
+            entries: Any = publish_entries(messages)
+            answer = self._sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=entries)
         except Exception as error:
             raise classify(error, action="sns:Publish", target=target) from error
-        return failures(answer, len(entries))
+        return failures(answer, len(messages))
 
-    def _topic_arn(self, topic: Topic) -> str:
+    def _send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        name = self._settings.prefix + queue
+        try:
+            with self._lock:
+                if self._sqs is None:
+                    self._sqs = self._session.client("sqs", region_name=self._region, config=self._config)
+                if queue not in self._queue_urls:
+                    self._queue_urls[queue] = self._sqs.get_queue_url(QueueName=name)["QueueUrl"]
+            entries: Any = send_entries(messages)
+            answer = self._sqs.send_message_batch(QueueUrl=self._queue_urls[queue], Entries=entries)
+        except Exception as error:
+            fault = classify(error, action="sqs:SendMessage", target=f"queue {name!r}")
+            if fault.code in MISSING:
+                self._queue_urls.pop(queue, None)
+            raise fault from error
+        return failures(answer, len(messages))
+
+    def _topic_arn(self, topic: str) -> str:
         with self._lock:
             if self._naming is None:
                 account_id = self._settings.account_id
@@ -146,4 +207,4 @@ class Publisher:
                     sts = self._session.client("sts", region_name=self._region, config=self._config)
                     account_id = sts.get_caller_identity()["Account"]
                 self._naming = Naming(self._sns.meta.partition, self._region, account_id, self._settings.prefix)
-        return self._naming.topic_arn(topic.name)
+        return self._naming.topic_arn(topic)

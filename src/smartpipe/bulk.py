@@ -1,52 +1,181 @@
-"""The requests of one ``publish_many``: so many at once and no more, and what failed of them."""
+"""The requests of one ``publish_many``: so many at once and no more, groups in order, and what failed."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
+
+from smartpipe.chunks import Chunks
+from smartpipe.errors import PublishError
+from smartpipe.message import Failure
+from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+    from types import TracebackType
 
     from smartpipe.errors import PublishFailure
-    from smartpipe.outgoing import Outgoing
+    from smartpipe.outgoing import Outgoing, Publication
+
+MAX_IN_FLIGHT = 16
+"""Requests at once, of one ``publish_many`` or to one destination."""
 
 
-class Requests:
-    """Starts a request for each chunk, at most *max_in_flight* at once.
+class Ordered(Protocol):
+    """What is requested: a Publication, or an event on its way."""
+
+    @property
+    def ordered_group(self) -> Hashable:
+        """What it must stay in order with, or None."""
+
+    def failed(self, failure: Failure) -> PublishFailure:
+        """Say of it what the service said of its entry."""
+
+
+T = TypeVar("T", bound=Ordered)
+Deliver: TypeAlias = "Callable[[list[T]], Coroutine[Any, Any, list[tuple[T, PublishFailure]]]]"
+
+STOPPED = Failure(
+    0,
+    "GroupStopped",
+    "an event with the same key before it was not published, and this one would have overtaken it",
+    retryable=True,
+)
+
+
+class Groups:
+    """Which FIFO groups go on: one is stopped by its first event that is not published."""
+
+    def __init__(self) -> None:
+        self._stopped: set[Hashable] = set()
+
+    def stop(self, item: Ordered) -> None:
+        """Let nothing more of its group be published."""
+        if item.ordered_group is not None:
+            self._stopped.add(item.ordered_group)
+
+    def part(self, chunk: list[T]) -> tuple[list[T], list[tuple[T, PublishFailure]]]:
+        """Return what may be published, and what may not be any more."""
+        if not self._stopped:
+            return chunk, []
+        going = [item for item in chunk if item.ordered_group not in self._stopped]
+        return going, [(item, item.failed(STOPPED)) for item in chunk if item.ordered_group in self._stopped]
+
+
+class Requests(Generic[T]):
+    """Starts a request for each chunk, at most *max_in_flight* at once, and no two that share a group.
+
+    An async context manager: its end waits for all of them, also when the block failed; cancelled, it
+    abandons those that are open.
 
     Args:
         failures: Where the failures of finished requests are added.
     """
 
-    def __init__(
-        self,
-        deliver_chunk: Callable[[list[Outgoing]], Coroutine[Any, Any, list[PublishFailure]]],
-        failures: list[PublishFailure],
-        max_in_flight: int,
-    ) -> None:
-        self._deliver = deliver_chunk
+    def __init__(self, deliver: Deliver[T], failures: list[PublishFailure], max_in_flight: int) -> None:
+        self.groups = Groups()
+        self._deliver = deliver
         self._failures = failures
         self._max_in_flight = max_in_flight
-        self._tasks: set[asyncio.Task[list[PublishFailure]]] = set()
+        self._tasks: dict[asyncio.Task[list[tuple[T, PublishFailure]]], set[Hashable]] = {}
 
-    async def start(self, chunk: list[Outgoing]) -> None:
-        """Start a request, after waiting for room."""
-        while len(self._tasks) >= self._max_in_flight:
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for what was started, unless cancelled."""
+        try:
+            if self._tasks and (error is None or isinstance(error, Exception)):
+                await self._collect(asyncio.ALL_COMPLETED)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    async def start(self, chunk: list[T]) -> None:
+        """Start a request, after waiting for room, and for the requests with the same groups."""
+        groups = {item.ordered_group for item in chunk} - {None}
+        while len(self._tasks) >= self._max_in_flight or (
+            groups and any(groups & busy for busy in self._tasks.values())
+        ):
             await self._collect(asyncio.FIRST_COMPLETED)
-        self._tasks.add(asyncio.get_running_loop().create_task(self._deliver(chunk)))
-
-    async def finish(self) -> None:
-        """Wait for all of them."""
-        if self._tasks:
-            await self._collect(asyncio.ALL_COMPLETED)
-
-    def cancel(self) -> None:
-        """Abandon those that are open."""
-        for task in self._tasks:
-            task.cancel()
+        going, stopped = self.groups.part(chunk)
+        self._failures.extend(failure for _, failure in stopped)
+        if going:
+            self._tasks[asyncio.get_running_loop().create_task(self._deliver(going))] = groups
 
     async def _collect(self, when: str) -> None:
-        done, self._tasks = await asyncio.wait(self._tasks, return_when=when)
+        done, _ = await asyncio.wait(self._tasks, return_when=when)
         for task in done:
-            self._failures.extend(task.result())
+            del self._tasks[task]
+            for item, failure in task.result():
+                self._failures.append(failure)
+                self.groups.stop(item)
+
+
+async def publish_in_chunks(
+    publications: Iterable[Publication],
+    prepare: Callable[[Publication], Outgoing],
+    deliver: Deliver[Outgoing],
+    failures: list[PublishFailure],
+) -> list[str]:
+    """Prepare each event and start each full request; return the ids of those that were tried."""
+    event_ids: list[str] = []
+    chunks = Chunks()
+    async with Requests(deliver, failures, MAX_IN_FLIGHT) as requests:
+        try:
+            for publication in publications:
+                try:
+                    outgoing = prepare(publication)
+                except PublishError as error:
+                    failures.extend(error.failures)
+                    requests.groups.stop(publication)
+                    continue
+                event_ids.append(outgoing.event_id)
+                chunk = chunks.add(outgoing)
+                if chunk is not None:
+                    await requests.start(chunk)
+        finally:
+            for chunk in chunks.take():
+                await requests.start(chunk)
+    return event_ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    publication: Publication
+    number: int
+
+    @property
+    def ordered_group(self) -> Hashable:
+        return self.publication.ordered_group
+
+    def failed(self, failure: Failure) -> PublishFailure:
+        return self.publication.failed(failure)
+
+
+async def publish_each(
+    publications: Iterable[Publication],
+    publish: Callable[[Publication], Awaitable[str]],
+    failures: list[PublishFailure],
+) -> list[str]:
+    """Publish event by event, for middleware to see each; return the ids of those published, in order."""
+    event_ids: dict[int, str] = {}
+
+    async def deliver(chunk: list[_Numbered]) -> list[tuple[_Numbered, PublishFailure]]:
+        [one] = chunk
+        try:
+            event_ids[one.number] = await publish(one.publication)
+        except PublishError as error:
+            return [(one, failure) for failure in error.failures]
+        except Exception as error:  # noqa: BLE001 - a middleware's own: of this event, not of the others
+            return [(one, one.failed(Failure(0, type(error).__name__, str(error), retryable=False)))]
+        return []
+
+    async with Requests(deliver, failures, MAX_IN_FLIGHT * BATCH_LIMIT) as requests:
+        for number, publication in enumerate(publications):
+            await requests.start([_Numbered(publication, number)])
+    return [event_ids[number] for number in sorted(event_ids)]

@@ -11,7 +11,7 @@ from smartpipe.errors import DecodeError
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.outgoing import MAX_ATTRIBUTES
 from smartpipe.telemetry import trace_id
-from smartpipe.transport import SEND_LIMIT_BYTES
+from smartpipe.topology.model import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from smartpipe.envelope import Envelope
@@ -35,7 +35,7 @@ class Where(NamedTuple):
 
 
 def dead_letter(
-    message: Message, outcome: DeadLetter, where: Where, *, limit_bytes: int = SEND_LIMIT_BYTES
+    message: Message, outcome: DeadLetter, where: Where, *, limit_bytes: int = QUEUE_LIMIT_BYTES
 ) -> OutgoingMessage:
     """Return *message*'s body and attributes as they were, and the reason as JSON in ``smartpipe_dead_letter``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from smartpipe.telemetry import current_cause, trace_id
 
@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from smartpipe.envelope import Envelope
     from smartpipe.events import Event
     from smartpipe.message import Attribute, Message
+    from smartpipe.topology.model import Queue
 
 
 class Publishes(Protocol):
     """What a delivery publishes with: a Publisher."""
 
-    async def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
+    async def publish(
+        self,
+        event: Event,
+        *,
+        queue: Queue | str | None = None,
+        delay_seconds: float | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> str:
         """Publish one event and return its envelope id."""
 
 
@@ -31,9 +39,12 @@ class Held(Protocol):
 
 
 class Delivery:
-    """One delivery of one message to one handler. It is of no use after the handler has returned."""
+    """One delivery of one message to one handler. It is of no use after the handler has returned.
 
-    __slots__ = ("_lease", "_publisher", "envelope", "handler", "message", "queue", "service")
+    ``state`` is what the service's ``lifespan`` yielded, None without one.
+    """
+
+    __slots__ = ("_lease", "_publisher", "envelope", "handler", "message", "queue", "service", "state")
 
     def __init__(
         self,
@@ -45,14 +56,21 @@ class Delivery:
         queue: str,
         lease: Held,
         publisher: Publishes,
+        state: Any = None,
     ) -> None:
         self.envelope = envelope
         self.message = message
         self.handler = handler
         self.service = service
         self.queue = queue
+        self.state = state
         self._lease = lease
         self._publisher = publisher
+
+    @property
+    def event(self) -> Event:
+        """The event itself."""
+        return self.envelope.data
 
     @property
     def event_id(self) -> str:
@@ -93,10 +111,34 @@ class Delivery:
         """
         return self._lease.lost
 
-    async def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
+    @property
+    def done(self) -> str:
+        """What a log says of it once it has been handled."""
+        return f"handled by {self.handler}"
+
+    @property
+    def log_fields(self) -> dict[str, str | int]:
+        """What tells it apart in a log."""
+        return {
+            "service": self.service,
+            "queue": self.queue,
+            "handler": self.handler,
+            "event_id": self.event_id,
+            "message_id": self.message.message_id,
+            "receive_count": self.receive_count,
+        }
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        queue: Queue | str | None = None,
+        delay_seconds: float | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> str:
         """Publish *event* with this one's trace and causation, as the service; see Publisher.publish."""
         token = current_cause.set(self.envelope.cause)  # also from a task that the handler left behind
         try:
-            return await self._publisher.publish(event, attributes=attributes)
+            return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
         finally:
             current_cause.reset(token)

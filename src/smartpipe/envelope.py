@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic_core import PydanticSerializationError, to_json
 
 from smartpipe.errors import PublishError, PublishFailure
-from smartpipe.events import contract_of
+from smartpipe.events import contract_of, text_of
 from smartpipe.telemetry import Cause, child_of, current_cause, new_traceparent
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
     contract = contract_of(type(event))
     cause = current_cause.get()
     event_id = event_id or new_event_id()
-    key = getattr(event, contract.key) if contract.key else None
     return Envelope(
         id=event_id,
         source=source,
@@ -70,7 +69,7 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
         version=contract.version,
         time=datetime.now(UTC),
         data=event,
-        key=None if key is None else str(key),
+        key=text_of(event, contract.key),
         traceparent=child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
         correlation_id=cause.correlation_id if cause else event_id,
         causation_id=cause.event_id if cause else None,

@@ -70,7 +70,7 @@ class EventTooLarge(PublishError):
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
         detail = (
-            f"the encoded event is {size_bytes:,} bytes and its topic takes {limit_bytes:,}; "
+            f"the encoded event is {size_bytes:,} bytes and its topic or queue takes {limit_bytes:,}; "
             "shrink the event, or raise the topic's limit_bytes (at most 1,048,576)"
         )
         super().__init__([PublishFailure(event, event_id, "EventTooLarge", detail, retryable=False)])

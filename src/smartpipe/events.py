@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +22,7 @@ class Contract(NamedTuple):
     version: str
     topic: Topic
     key: str | None
+    tenant: str | None = None
 
     @property
     def major(self) -> int:
@@ -43,7 +45,10 @@ class Event(BaseModel):
         type: CloudEvents ``type``: letters, digits, ``.``, ``_`` and ``-``.
         version: ``major.minor``. Raise the minor for changes that old consumers survive (a new
             optional field), the major for the others; consumers subscribe to a major version.
-        key: The field whose value orders deliveries; travels as CloudEvents ``partitionkey``.
+        key: The field whose value orders deliveries: on a FIFO topic, which needs one, it is the
+            MessageGroupId. Travels as CloudEvents ``partitionkey``.
+        tenant: The field that names whose event it is, on a standard topic: SQS's fair queues keep a
+            tenant with many messages from delaying those of the others. It gives no order.
 
     Raises:
         ConfigError: A faulty or incomplete declaration, or another class that claims the same type
@@ -63,6 +68,7 @@ class Event(BaseModel):
             type: str | None = None,  # noqa: A002 - CloudEvents' own word
             version: str | None = None,
             key: str | None = None,
+            tenant: str | None = None,
             **kwargs: Any,
         ) -> None: ...
 
@@ -79,17 +85,19 @@ class Event(BaseModel):
         type: str | None = None,  # noqa: A002 - CloudEvents' own word
         version: str | None = None,
         key: str | None = None,
+        tenant: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Check the declaration and enter the class in the registry."""
         super().__pydantic_init_subclass__(**kwargs)
         cls.__contract__ = None  # a contract is never inherited: two classes would share one type
-        if topic is None and type is None and version is None and key is None:
+        if (topic, type, version, key, tenant) == (None, None, None, None, None):
             return
-        problems = _problems(cls, topic=topic, type_=type, version=version, key=key)
+        problems = _problems(cls, topic=topic, type_=type, version=version)
+        problems += _field_problems(cls, topic=topic, key=key, tenant=tenant)
         if problems or topic is None or type is None or version is None:
             raise ConfigError(problems)
-        cls.__contract__ = Contract(type, version, topic, key)
+        cls.__contract__ = Contract(type, version, topic, key, tenant)
         _register(cls, cls.__contract__)
 
 
@@ -107,6 +115,14 @@ def contract_of(event: type[Event]) -> Contract:
         )
         raise ConfigError(msg)
     return contract
+
+
+def text_of(event: Event, field: str | None) -> str | None:
+    """Return the value of a key or tenant *field* as text, an enumeration's by its value; None where there is none."""
+    value = getattr(event, field) if field else None
+    if value is None:
+        return None
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def event_class(type_: str, major: int) -> type[Event] | None:
@@ -135,9 +151,7 @@ def _register(cls: type[Event], contract: Contract) -> None:
     _REGISTRY[contract.type, contract.major] = cls
 
 
-def _problems(
-    cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None, key: str | None
-) -> list[str]:
+def _problems(cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None) -> list[str]:
     wrong = [
         f"{name}={value!r} is a {type(value).__name__}, not a {expected.__name__}"
         for name, value, expected in (("topic", topic, Topic), ("type", type_, str), ("version", version, str))
@@ -154,8 +168,23 @@ def _problems(
         )
     if version is not None and not _VERSION.fullmatch(version):
         problems.append(f"version {version!r} is not major.minor, as in '1.0'")
-    if key is not None and key not in cls.model_fields:
-        problems.append(f"key {key!r} is none of its fields ({', '.join(cls.model_fields) or 'it has none'})")
+    return [f"event {_name(cls)}: {problem}" for problem in problems]
+
+
+def _field_problems(cls: type[Event], *, topic: Topic | None, key: str | None, tenant: str | None) -> list[str]:
+    problems = [
+        f"{label} {field!r} is none of its fields ({', '.join(cls.model_fields) or 'it has none'})"
+        for label, field in (("key", key), ("tenant", tenant))
+        if field is not None and field not in cls.model_fields
+    ]
+    if isinstance(topic, Topic) and topic.fifo:
+        if key is None:
+            problems.append(
+                f'topic {topic.name!r} is FIFO and needs to know whose order to keep: add key="a_field", or publish '
+                "to a standard topic"
+            )
+        if tenant is not None:
+            problems.append(f"tenant is for standard topics; on the FIFO topic {topic.name!r} the key is the group")
     return [f"event {_name(cls)}: {problem}" for problem in problems]
 
 

@@ -36,13 +36,19 @@ class Message(NamedTuple):
 
 
 class OutgoingMessage(NamedTuple):
-    """One message to publish or to send; ``size_bytes`` is what AWS will count for it."""
+    """One message to publish or to send; ``size_bytes`` is what AWS will count for it.
+
+    Args:
+        deduplication_id: On FIFO topics and queues, which need one, and only there.
+        delay_seconds: How long the queue hides it; not for topics, nor for FIFO queues.
+    """
 
     body: str
     size_bytes: int
     attributes: Mapping[str, Attribute] = {}
     group_id: str | None = None
     deduplication_id: str | None = None
+    delay_seconds: int = 0
 
 
 class Failure(NamedTuple):

@@ -1,23 +1,23 @@
-"""From an event to the message that is published, and messages into requests. Pure; both publishers use it."""
+"""From an event to the message that is published. Pure; both publishers use it."""
 
 from __future__ import annotations
 
+import math
 import re
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from functools import lru_cache
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.envelope import encode, wrap
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
-from smartpipe.events import Event, contract_of
+from smartpipe.events import Event, contract_of, text_of
 from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes
-from smartpipe.topology.model import TYPE_ATTRIBUTE
-from smartpipe.transport import BATCH_LIMIT
+from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, TYPE_ATTRIBUTE, Queue, Topic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from smartpipe.topology.model import Topic
-
-T = TypeVar("T")
+Destination: TypeAlias = Topic | Queue
 
 MAX_ATTRIBUTES = 10
 _ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
@@ -25,13 +25,62 @@ _ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-
 _SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
 
+# SQS SendMessage, MessageGroupId: alphanumerics and ASCII punctuation, 128 at most.
+_GROUP_ID = re.compile("[!-~]{1,128}")
+
+
+class Publication(NamedTuple):
+    """What is to be published, and where to.
+
+    Args:
+        attributes: Further message attributes.
+        queue: The queue it is sent to, past its topic; None: to its topic.
+        delay_seconds: How long that queue hides it.
+    """
+
+    event: Event
+    attributes: Mapping[str, str] | None = None
+    queue: Queue | None = None
+    delay_seconds: float | None = None
+
+    @property
+    def destination(self) -> Destination:
+        """The topic of its class, or the queue."""
+        return self.queue or contract_of(type(self.event)).topic
+
+    @property
+    def ordered_group(self) -> tuple[Destination, str] | None:
+        """What must stay in order with others of the same: destination and group; None on standard ones."""
+        group = group_id_of(self.event, fifo=True) if self.destination.fifo else None
+        return None if group is None else (self.destination, group)
+
+    @property
+    def done(self) -> str:
+        """What a log says of it once it is published."""
+        return f"published to {self.destination.name}"
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """What tells it apart in a log; its id is known only to those who publish."""
+        return {"destination": self.destination.name}
+
+    def failed(self, failure: Failure) -> PublishFailure:
+        """Say of this event, which has no id yet, why it is not published."""
+        return PublishFailure(self.event, "", failure.code, failure.detail, failure.retryable)
+
+
 class Outgoing(NamedTuple):
-    """An event on its way to its topic."""
+    """An event on its way."""
 
     event: Event
     event_id: str
-    topic: Topic
+    destination: Destination
     message: OutgoingMessage
+
+    @property
+    def ordered_group(self) -> tuple[Destination, str | None] | None:
+        """What must stay in order with others of the same: destination and group; None on standard ones."""
+        return (self.destination, self.message.group_id) if self.destination.fifo else None
 
     def failed(self, failure: Failure) -> PublishFailure:
         """Say of this event what the service said of its entry."""
@@ -44,29 +93,92 @@ class PublishReport(NamedTuple):
     event_ids: list[str]
 
 
-def prepare(event: Event, *, source: str, attributes: Mapping[str, str] | None = None) -> Outgoing:
-    """Wrap and encode *event*; its type goes along as a message attribute, which filter policies match.
+def prepare(publication: Publication, *, source: str) -> Outgoing:
+    """Wrap and encode the event; its type goes along as a message attribute, which filter policies match.
 
     Raises:
         ConfigError: The event's class declares no type.
-        EventTooLarge: It exceeds the topic's limit by itself.
-        PublishError: Attributes that SNS or SQS would refuse or, worse, silently drop the message for.
+        EventTooLarge: It exceeds the destination's limit by itself.
+        PublishError: Something that SNS or SQS would refuse or, worse, silently drop the message for.
     """
+    event, attributes, _, _ = publication
     if not isinstance(event, Event):
         msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
         raise ConfigError(msg)
-    topic = contract_of(type(event)).topic
+    destination = publication.destination
     envelope = wrap(event, source=source)
-    problem = _attribute_problem(attributes) if attributes else None
-    if problem is not None:
-        raise PublishError([PublishFailure(event, envelope.id, "InvalidAttribute", problem, retryable=False)])
+    group_id = group_id_of(event, fifo=destination.fifo)
+    for code, problem in (
+        ("InvalidAttribute", _attribute_problem(attributes) if attributes else None),
+        ("InvalidDelay", _delay_problem(publication) if publication.delay_seconds is not None else None),
+        ("MissingKey", _missing_key(event, destination) if destination.fifo and group_id is None else None),
+    ):
+        if problem is not None:
+            raise PublishError([PublishFailure(event, envelope.id, code, problem, retryable=False)])
     all_attributes = {TYPE_ATTRIBUTE: Attribute("String", envelope.type)}
     all_attributes.update((name, Attribute("String", value)) for name, value in (attributes or {}).items())
     body = encode(envelope)
     size = size_bytes(body, all_attributes)
-    if size > topic.limit_bytes:
-        raise EventTooLarge(event, envelope.id, size_bytes=size, limit_bytes=topic.limit_bytes)
-    return Outgoing(event, envelope.id, topic, OutgoingMessage(body, size, all_attributes))
+    if size > destination.limit_bytes:
+        raise EventTooLarge(event, envelope.id, size_bytes=size, limit_bytes=destination.limit_bytes)
+    message = OutgoingMessage(
+        body,
+        size,
+        all_attributes,
+        group_id,
+        envelope.id if destination.fifo else None,
+        math.ceil(publication.delay_seconds or 0),
+    )
+    return Outgoing(event, envelope.id, destination, message)
+
+
+def group_id_of(event: Event, *, fifo: bool) -> str | None:
+    """Return the MessageGroupId: of the event's key on FIFO, of its tenant on standard topics and queues.
+
+    A value that SQS would refuse, as it takes 128 characters of ASCII without spaces, goes as its SHA-256.
+    """
+    contract = contract_of(type(event))
+    value = text_of(event, contract.key if fifo else contract.tenant)
+    if not value:
+        return None
+    return value if _GROUP_ID.fullmatch(value) else sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def queue_named(queue: Queue | str) -> Queue:
+    """Return the queue that a caller names, or hands over."""
+    return queue if isinstance(queue, Queue) else Queue(queue, fifo=queue.endswith(FIFO_SUFFIX))
+
+
+def _missing_key(event: Event, destination: Destination) -> str:
+    key = contract_of(type(event)).key
+    what = f"its key, {key!r}, is empty" if key else "its class declares no key="
+    return (
+        f"{destination.name!r} is FIFO and needs to know whose order to keep, but {what}; give it a value, or publish "
+        "to a standard topic or queue"
+    )
+
+
+def _delay_problem(publication: Publication) -> str | None:
+    seconds, queue = publication.delay_seconds, publication.queue
+    if seconds is None:
+        return None
+    if queue is None:
+        return (
+            "SNS has no delays: name the queue that shall wait, publish(event, queue=..., delay_seconds=...), or have "
+            "EventBridge Scheduler publish it later"
+        )
+    if queue.fifo:
+        return (
+            f"SQS has no delay for single messages of a FIFO queue such as {queue.name!r}: declare "
+            "Queue(..., fifo=True, delay_seconds=...) to delay them all, or send to a standard queue"
+        )
+    if not 0 <= seconds <= MAX_DELAY_SECONDS:
+        return (
+            f"delay_seconds={seconds} is outside of 0 to {MAX_DELAY_SECONDS}, SQS's longest delay; for later than "
+            "that, have EventBridge Scheduler send it"
+        )
+    return None
 
 
 def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
@@ -81,72 +193,3 @@ def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
         if not isinstance(value, str) or not _SQS_TEXT.fullmatch(value):
             return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"
     return None
-
-
-class Chunker(Generic[T]):
-    """Fills one request after another: at most 10 entries, whose bytes together stay under the limit.
-
-    The byte limit of PublishBatch and SendMessageBatch is over the whole request, attributes counted.
-    """
-
-    def __init__(
-        self,
-        limit_bytes: int | None = None,
-        size_of: Callable[[T], int] = lambda _: 0,
-        limit_entries: int = BATCH_LIMIT,
-    ) -> None:
-        self._limit_entries = limit_entries
-        self._limit_bytes = limit_bytes
-        self._size_of = size_of
-        self._items: list[T] = []
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        """Return how many items wait."""
-        return len(self._items)
-
-    @property
-    def full(self) -> bool:
-        """Whether no further item can fit."""
-        return len(self._items) >= self._limit_entries
-
-    def add(self, item: T) -> list[T] | None:
-        """Take *item*; return the chunk that had no room for it, if there was one."""
-        done = None
-        size = 0
-        if self._limit_bytes is not None:
-            size = self._size_of(item)
-            if self._items and self._bytes + size > self._limit_bytes:
-                done = self.take()
-        if self.full:
-            done = self.take()
-        self._items.append(item)
-        self._bytes += size
-        return done
-
-    def take(self) -> list[T]:
-        """Return what waits, and start anew."""
-        items, self._items, self._bytes = self._items, [], 0
-        return items
-
-
-class TopicChunks:
-    """Fills requests topic by topic, each within its topic's limits."""
-
-    def __init__(self) -> None:
-        self._chunkers: dict[Topic, Chunker[Outgoing]] = {}
-
-    def add(self, outgoing: Outgoing) -> list[Outgoing] | None:
-        """Take *outgoing*; return its topic's chunk that had no room for it, if there was one."""
-        chunker = self._chunkers.get(outgoing.topic)
-        if chunker is None:
-            chunker = self._chunkers[outgoing.topic] = Chunker(outgoing.topic.limit_bytes, _size_of)
-        return chunker.add(outgoing)
-
-    def take(self) -> list[list[Outgoing]]:
-        """Return what waits of each topic."""
-        return [chunker.take() for chunker in self._chunkers.values() if chunker]
-
-
-def _size_of(outgoing: Outgoing) -> int:
-    return outgoing.message.size_bytes

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Self
 
 from smartpipe.attempts import deliver
 from smartpipe.batcher import Batcher
-from smartpipe.bulk import Requests
+from smartpipe.bulk import MAX_IN_FLIGHT, publish_each, publish_in_chunks
+from smartpipe.chunks import Chunker
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
-from smartpipe.outgoing import Chunker, Outgoing, PublishReport, TopicChunks, prepare
+from smartpipe.middleware import Middleware, compose
+from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.topology.model import Topic
 from smartpipe.transport import open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from smartpipe.events import Event
-    from smartpipe.topology.model import Topic
+    from smartpipe.outgoing import Destination
+    from smartpipe.topology.model import Queue
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")
-
-MAX_IN_FLIGHT = 16
 
 
 _CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
@@ -61,6 +63,8 @@ class Publisher:
             coalescing off.
         deadline_seconds: For how long what SNS refuses for the moment (throttling, 5xx, a lost
             connection) is tried again, with full jitter.
+        middleware: Wrapped around each event's publication, the first outermost; see
+            ``smartpipe.middleware``. With any, ``publish_many`` publishes event by event.
 
     Raises:
         ConfigError: An empty source, a negative time, or faulty settings in the environment.
@@ -73,6 +77,7 @@ class Publisher:
         transport: Transport | None = None,
         linger_seconds: float = 0.005,
         deadline_seconds: float = 30.0,
+        middleware: Sequence[Middleware[Publication, str]] = (),
     ) -> None:
         problems = [] if source else ["Publisher: source is empty; name the component, as in 'signup-api'"]
         if linger_seconds < 0 or deadline_seconds < 0:
@@ -84,7 +89,9 @@ class Publisher:
         self._transport = open_transport() if transport is None else transport
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
-        self._batchers: dict[Topic, Batcher[_Waiting]] = {}
+        self._publish = compose(middleware, self._publish_one)
+        self._middleware = bool(middleware)
+        self._batchers: dict[Destination, Batcher[_Waiting]] = {}
         self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
         self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
@@ -100,28 +107,42 @@ class Publisher:
         """Flush and close, also when the block failed."""
         await self.aclose()
 
-    async def publish(self, event: Event, *, attributes: Mapping[str, str] | None = None) -> str:
+    async def publish(
+        self,
+        event: Event,
+        *,
+        queue: Queue | str | None = None,
+        delay_seconds: float | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> str:
         """Publish *event* to its topic and return its envelope id.
 
         Returns once SNS has taken it; the delivery to queues is SNS's. Publishing the same object
         again publishes a second event with a new id. Cancelled, it is withdrawn if its request has
         not started; otherwise it may or may not be published.
 
+        On a FIFO topic the events of one key leave one after the other, in the order of the calls; if
+        one fails, those after it are published all the same, so await each where that matters.
+
         Args:
+            queue: Send it to this queue instead, and to nobody else.
+            delay_seconds: For how long that queue hides it: 0 to 900, in whole seconds. SNS has no delay.
             attributes: Further message attributes, up to nine, for other subscribers' filter policies.
 
         Raises:
             EventTooLarge: Before any I/O: it exceeds its topic's ``limit_bytes``.
-            PublishError: SNS refused it, or could not be reached until the deadline.
-            ConfigError: Its class declares no type.
+            PublishError: It cannot be published so, SNS refused it, or could not be reached until the deadline.
+            ConfigError: Its class declares no type, or the queue's name is faulty.
         """
-        outgoing = prepare(event, source=self.source, attributes=attributes)
-        self._refuse_if_closed(outgoing)
+        return await self._publish(Publication(event, attributes, queue_named(queue) if queue else None, delay_seconds))
+
+    async def _publish_one(self, publication: Publication) -> str:
+        outgoing = self._prepare(publication)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(outgoing, loop.create_future(), loop.time() + self._deadline_seconds)
         self._waiting[waiting] = None
         try:
-            self._batcher(outgoing.topic).add(waiting)
+            self._batcher(outgoing.destination).add(waiting)
             await waiting.future
         finally:
             del self._waiting[waiting]
@@ -130,62 +151,47 @@ class Publisher:
         return outgoing.event_id
 
     async def publish_many(
-        self, events: Iterable[Event], *, attributes: Mapping[str, str] | None = None
+        self,
+        events: Iterable[Event],
+        *,
+        queue: Queue | str | None = None,
+        delay_seconds: float | None = None,
+        attributes: Mapping[str, str] | None = None,
     ) -> PublishReport:
         """Publish *events*, ten to a request, several requests at once, and report when all is done.
 
         The iterable is read as requests leave, so it may be long. An event that cannot be published
-        does not stop the others; an exception of the iterable itself, or a class that declares no type,
-        does, after what was read before has been sent. Cancelled, it abandons what has not been sent.
+        does not stop the others, but for those of its key on a FIFO topic (``GroupStopped``); an
+        exception of the iterable itself, or a class that declares no type, does, after what was read
+        before has been sent. Cancelled, it abandons what has not been sent. Arguments are ``publish``'s.
 
         Raises:
             PublishError: After every event has been tried: ``failures`` has those not published.
             ConfigError: An event's class declares no type.
         """
+        target = queue_named(queue) if queue else None
+        publications = (Publication(event, attributes, target, delay_seconds) for event in events)
         failures: list[PublishFailure] = []
-        requests = Requests(lambda chunk: self._deliver(chunk, self._deadline_seconds), failures, MAX_IN_FLIGHT)
         bulk = asyncio.get_running_loop().create_future()
         self._bulk.add(bulk)
         try:
-            event_ids = await self._read(events, attributes, requests, failures)
-            await requests.finish()
-        except Exception:
-            await requests.finish()  # what was read before the iterable, or a declaration, failed still goes out
-            raise
+            if self._middleware:
+                event_ids = await publish_each(publications, self._publish, failures)
+            else:
+                event_ids = await publish_in_chunks(publications, self._prepare, self._deliver, failures)
         finally:
-            requests.cancel()
             bulk.set_result(None)
             self._bulk.discard(bulk)
         if failures:
             raise PublishError(failures)
         return PublishReport(event_ids)
 
-    async def _read(
-        self,
-        events: Iterable[Event],
-        attributes: Mapping[str, str] | None,
-        requests: Requests,
-        failures: list[PublishFailure],
-    ) -> list[str]:
-        """Prepare each event and start each full request; return the ids of those on their way."""
-        event_ids: list[str] = []
-        chunks = TopicChunks()
-        try:
-            for event in events:
-                try:
-                    outgoing = prepare(event, source=self.source, attributes=attributes)
-                    self._refuse_if_closed(outgoing)
-                except PublishError as error:
-                    failures.extend(error.failures)
-                    continue
-                event_ids.append(outgoing.event_id)
-                chunk = chunks.add(outgoing)
-                if chunk is not None:
-                    await requests.start(chunk)
-        finally:
-            for chunk in chunks.take():
-                await requests.start(chunk)
-        return event_ids
+    def _prepare(self, publication: Publication) -> Outgoing:
+        outgoing = prepare(publication, source=self.source)
+        if self._closed:
+            detail = "the publisher is closed; publish inside of its `async with` block"
+            raise PublishError([outgoing.failed(Failure(0, "PublisherClosed", detail, retryable=False))])
+        return outgoing
 
     async def aclose(self, *, timeout_seconds: float | None = None) -> None:
         """Send what is being gathered, wait for it and for ``publish_many``, and release connections.
@@ -218,13 +224,17 @@ class Publisher:
         if failures:
             raise PublishError(failures)
 
-    def _batcher(self, topic: Topic) -> Batcher[_Waiting]:
-        batcher = self._batchers.get(topic)
+    def _batcher(self, destination: Destination) -> Batcher[_Waiting]:
+        batcher = self._batchers.get(destination)
         if batcher is None:
-            batcher = self._batchers[topic] = Batcher(
+            batcher = self._batchers[destination] = Batcher(
                 self._send,
                 linger_seconds=self._linger_seconds,
-                chunker=Chunker(topic.limit_bytes, lambda waiting: waiting.outgoing.message.size_bytes),
+                chunker=Chunker(
+                    destination.limit_bytes,
+                    lambda waiting: waiting.outgoing.message.size_bytes,
+                    lambda waiting: waiting.outgoing.ordered_group,
+                ),
                 max_in_flight=MAX_IN_FLIGHT,
             )
         return batcher
@@ -241,24 +251,28 @@ class Publisher:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
             return
-        by_id = {failure.event_id: failure for failure in failures}
+        by_id = {outgoing.event_id: failure for outgoing, failure in failures}
         for waiting in wanted:
             waiting.settle(by_id.get(waiting.outgoing.event_id))
 
-    async def _deliver(self, chunk: list[Outgoing], deadline_seconds: float) -> list[PublishFailure]:
-        topic = chunk[0].topic
+    async def _deliver(
+        self, chunk: list[Outgoing], deadline_seconds: float | None = None
+    ) -> list[tuple[Outgoing, PublishFailure]]:
+        destination = chunk[0].destination
+        send = self._transport.publish if isinstance(destination, Topic) else self._transport.send
 
         async def call(entries: list[Outgoing]) -> list[Failure]:
             try:
-                failed = await self._transport.publish(topic.name, [outgoing.message for outgoing in entries])
+                failed = await send(destination.name, [outgoing.message for outgoing in entries])
             except TransportError as error:
                 self._note(error)
                 raise
             self._note(None)
             return failed
 
-        failed = await deliver(call, chunk, deadline_seconds=deadline_seconds)
-        return [outgoing.failed(failure) for outgoing, failure in failed]
+        seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
+        failed = await deliver(call, chunk, deadline_seconds=seconds)
+        return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
     def _note(self, error: TransportError | None) -> None:
         """Say once that events wait, and once that they go out again: a publish may take its whole deadline."""
@@ -268,8 +282,3 @@ class Publisher:
         elif error is None and self._fault is not None:
             log.info("events can be published again")
         self._fault = code
-
-    def _refuse_if_closed(self, outgoing: Outgoing) -> None:
-        if self._closed:
-            detail = "the publisher is closed; publish inside of its `async with` block"
-            raise PublishError([outgoing.failed(Failure(0, "PublisherClosed", detail, retryable=False))])

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from smartpipe.message import Failure, Message, OutgoingMessage
 
 BATCH_LIMIT = 10
-SEND_LIMIT_BYTES = 1_048_576
 
 
 class Transport(Protocol):
@@ -44,7 +43,7 @@ class Transport(Protocol):
         """For each (receipt handle, seconds): hide that message for so long from now, 0 to release it."""
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """Send *messages* to *queue* directly, all in one request of at most ``SEND_LIMIT_BYTES``."""
+        """Send *messages* to *queue* directly, all in one request of at most 1,048,576 bytes."""
 
     async def aclose(self) -> None:
         """Release connections. Calls in flight may fail."""

@@ -8,6 +8,7 @@ from smartpipe import Event, Topic
 
 users = Topic("users")
 orders = Topic("orders")
+ledger = Topic("ledger", fifo=True)
 small = Topic("small", limit_bytes=2_000)
 
 
@@ -25,6 +26,16 @@ class UserLeft(Event, topic=users, type="user.left", version="1.0"):
 class OrderPlaced(Event, topic=orders, type="order.placed", version="2.3", key="order_id"):
     order_id: str
     cents: int = 0
+
+
+class Paid(Event, topic=ledger, type="invoice.paid", version="1.0", key="account"):
+    account: str | None
+    number: int = 0
+
+
+class Clicked(Event, topic=users, type="clicked", version="1.0", tenant="shop"):
+    shop: str | None
+    number: int = 0
 
 
 class Note(Event, topic=small, type="note", version="1.0"):

@@ -94,9 +94,30 @@ def test_a_topic_name_that_aws_would_refuse_is_refused(name: str) -> None:
         Topic(name)
 
 
-def test_a_fifo_topic_is_refused_because_it_is_not_built_yet() -> None:
-    with pytest.raises(ConfigError, match="no FIFO topics yet"):
-        Topic("orders", fifo=True)
+def test_a_fifo_topic_is_called_by_its_aws_name_however_it_is_written() -> None:
+    assert Topic("orders", fifo=True) == Topic("orders.fifo", fifo=True)
+    assert Topic("orders", fifo=True).name == "orders.fifo"
+
+
+def test_a_fifo_name_without_the_flag_is_refused() -> None:
+    with pytest.raises(ConfigError, match="add fifo=True"):
+        Topic("orders.fifo")
+
+
+def test_an_event_on_a_fifo_topic_has_to_name_its_key() -> None:
+    with pytest.raises(ConfigError, match='needs to know whose order to keep: add key="a_field"'):
+
+        class Keyless(Event, topic=Topic("orders", fifo=True), type="keyless", version="1.0"):
+            order_id: str
+
+
+def test_a_tenant_is_a_field_and_for_standard_topics_only() -> None:
+    with pytest.raises(ConfigError) as caught:
+
+        class Wrong(Event, topic=Topic("orders", fifo=True), type="wrong", version="1.0", key="order_id", tenant="x"):
+            order_id: str
+
+    assert len(caught.value.problems) == 2
 
 
 def test_a_number_that_json_does_not_have_is_refused() -> None:

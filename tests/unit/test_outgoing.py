@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, EventTooLarge, PublishError
+from smartpipe.chunks import Chunker
 from smartpipe.message import Attribute, size_bytes
-from smartpipe.outgoing import Chunker, prepare
+from smartpipe.outgoing import Publication, prepare
 from tests.support.events import ADA, Note, small
 
 
 def test_the_type_goes_along_as_an_attribute_and_counts() -> None:
-    message = prepare(ADA, source="s").message
+    message = prepare(Publication(ADA), source="s").message
 
     assert message.attributes == {"type": Attribute("String", "member.signed_up")}
     assert message.size_bytes == len(message.body) + len("type" + "String" + "member.signed_up")
@@ -26,7 +27,7 @@ def test_sizes_count_utf8_bytes_of_the_body_and_of_names_types_and_values() -> N
 
 def test_fault_39_an_event_too_large_in_bytes_though_not_in_characters_says_both_numbers() -> None:
     with pytest.raises(EventTooLarge) as caught:
-        prepare(Note(text="é" * 900), source="s")
+        prepare(Publication(Note(text="é" * 900)), source="s")
 
     assert caught.value.limit_bytes == small.limit_bytes == 2_000
     assert caught.value.size_bytes > 2_000
@@ -36,7 +37,7 @@ def test_fault_39_an_event_too_large_in_bytes_though_not_in_characters_says_both
 
 def test_fault_20_an_eleventh_attribute_is_refused_before_sns_drops_the_message() -> None:
     with pytest.raises(PublishError, match="SNS drops a message") as caught:
-        prepare(ADA, source="s", attributes={f"a{number}": "x" for number in range(10)})
+        prepare(Publication(ADA, {f"a{number}": "x" for number in range(10)}), source="s")
 
     assert caught.value.failures[0].event is ADA
 
@@ -44,23 +45,23 @@ def test_fault_20_an_eleventh_attribute_is_refused_before_sns_drops_the_message(
 def test_nine_attributes_of_ones_own_are_fine() -> None:
     attributes = {f"a{number}": "x" for number in range(9)}
 
-    assert len(prepare(ADA, source="s", attributes=attributes).message.attributes) == 10
+    assert len(prepare(Publication(ADA, attributes), source="s").message.attributes) == 10
 
 
 @pytest.mark.parametrize("name", ["", "a b", "é", ".x", "x.", "a..b", "AWS.x", "amazon.x", "type", "x" * 257])
 def test_an_attribute_name_that_sqs_refuses_is_refused_here(name: str) -> None:
     with pytest.raises(PublishError, match="attribute name"):
-        prepare(ADA, source="s", attributes={name: "x"})
+        prepare(Publication(ADA, {name: "x"}), source="s")
 
 
 def test_an_empty_attribute_value_is_refused_here() -> None:
     with pytest.raises(PublishError, match="at least one character"):
-        prepare(ADA, source="s", attributes={"tenant": ""})
+        prepare(Publication(ADA, {"tenant": ""}), source="s")
 
 
 def test_an_event_without_a_type_cannot_be_published() -> None:
     with pytest.raises(ConfigError, match="declares no type"):
-        prepare(Event(), source="s")
+        prepare(Publication(Event()), source="s")
 
 
 def test_a_chunk_has_at_most_ten_entries() -> None:
@@ -91,10 +92,10 @@ def test_an_entry_as_large_as_the_limit_goes_alone() -> None:
 @pytest.mark.parametrize("value", ["\x00", "\ud800", "\uffff"])
 def test_fault_40_an_attribute_value_that_sqs_refuses_is_refused_here(value: str) -> None:
     with pytest.raises(PublishError, match="without control characters"):
-        prepare(ADA, source="s", attributes={"tenant": value})
+        prepare(Publication(ADA, {"tenant": value}), source="s")
 
 
 @pytest.mark.parametrize("thing", [None, {"name": "Ada"}, Note])
 def test_what_is_no_event_cannot_be_published(thing: Any) -> None:
     with pytest.raises(ConfigError, match="is no Event"):
-        prepare(thing, source="s")
+        prepare(Publication(thing), source="s")

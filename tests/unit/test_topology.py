@@ -116,7 +116,7 @@ def test_a_difference_is_shown_as_old_and_new_and_nothing_else_is_touched() -> N
     desired = derive([mailer()], NAMING)
     actual = Topology(
         desired.topics,
-        {**desired.queues, MAILER: {**desired.queues[MAILER], "VisibilityTimeout": "5", "DelaySeconds": "7"}},
+        {**desired.queues, MAILER: {**desired.queues[MAILER], "VisibilityTimeout": "5", "KmsMasterKeyId": "k"}},
         desired.subscriptions,
     )
 

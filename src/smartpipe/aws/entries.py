@@ -67,6 +67,8 @@ def _entry(index: int, message: OutgoingMessage, body_field: str) -> dict[str, A
         entry["MessageGroupId"] = message.group_id
     if message.deduplication_id is not None:
         entry["MessageDeduplicationId"] = message.deduplication_id
+    if message.delay_seconds:
+        entry["DelaySeconds"] = message.delay_seconds
     return entry
 
 

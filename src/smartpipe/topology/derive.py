@@ -82,7 +82,8 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
 
 def redrive_count(binding: Binding) -> int:
     """Return the queue's maxReceiveCount: well above the attempts, for deliveries that were no failures."""
-    return binding.queue.max_receive_count or min(1_000, max(10, 3 * binding.attempts))
+    deliveries_per_attempt = 12 if binding.queue.fifo else 3
+    return binding.queue.max_receive_count or min(1_000, max(10, deliveries_per_attempt * binding.attempts))
 
 
 def statement(queue_arn: str, topic_arns: Iterable[str], account_id: str) -> dict[str, Any]:
@@ -112,10 +113,13 @@ def _add(topology: Topology, binding: Binding, naming: Naming) -> None:
         topic_arn = naming.topic_arn(contract.topic.name)
         topology.topics[topic_arn] = _topic_attributes(contract.topic)
         types.setdefault(topic_arn, set()).add(contract.type)
-    topology.queues[dead_letter_arn] = {"MessageRetentionPeriod": str(DEAD_LETTER_RETENTION_SECONDS)}
+    fifo = {"FifoQueue": "true"} if queue.fifo else {}
+    topology.queues[dead_letter_arn] = {**fifo, "MessageRetentionPeriod": str(DEAD_LETTER_RETENTION_SECONDS)}
     topology.queues[queue_arn] = {
+        **fifo,
         "VisibilityTimeout": str(queue.visibility_timeout_seconds),
         "MessageRetentionPeriod": str(queue.retention_seconds),
+        "DelaySeconds": str(queue.delay_seconds),
         "RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": redrive_count(binding)},
         "Policy": {"Version": "2012-10-17", "Statement": [statement(queue_arn, types, naming.account_id)]},
     }
@@ -128,14 +132,20 @@ def _add(topology: Topology, binding: Binding, naming: Naming) -> None:
 
 def _topic_attributes(topic: Topic) -> Attributes:
     # GetTopicAttributes leaves the limit out unless it was set, so the default is not asked for.
-    return {} if topic.limit_bytes == DEFAULT_TOPIC_LIMIT_BYTES else {"MaximumMessageSize": str(topic.limit_bytes)}
+    limit = {} if topic.limit_bytes == DEFAULT_TOPIC_LIMIT_BYTES else {"MaximumMessageSize": str(topic.limit_bytes)}
+    return {"FifoTopic": "true", **limit} if topic.fifo else limit
 
 
 def _binding_problems(binding: Binding, naming: Naming) -> list[str]:
     queue = binding.queue
-    problems = name_problems("queue", naming.physical(queue.dead_letter_name), MAX_QUEUE_NAME_LENGTH)
-    for topic in {contract.topic for contract in binding.contracts}:
-        problems += name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH)
+    problems = name_problems("queue", naming.physical(queue.dead_letter_name), MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
+    for topic in dict.fromkeys(contract.topic for contract in binding.contracts):
+        problems += name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
+        if queue.fifo and not topic.fifo:
+            problems.append(
+                f"queue {queue.name!r} is FIFO and topic {topic.name!r} is not, which SNS refuses to connect: make the "
+                "topic FIFO, or handle its events on a standard queue"
+            )
     if redrive_count(binding) < binding.attempts:
         problems.append(
             f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would dead-letter messages without a "

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError, Publisher, PublishError
+from smartpipe.middleware import Logging, Middleware, Next, Timeout, compose
+from tests.support.events import ADA, Paid, UserLeft
+from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from smartpipe.outgoing import Publication
+
+
+def test_the_first_middleware_is_the_outermost() -> None:
+    order: list[str] = []
+
+    def named(name: str) -> Middleware[int, int]:
+        async def middleware(x: int, call_next: Next[int, int]) -> int:
+            order.append(f"{name} in")
+            result = await call_next(x + 1)
+            order.append(f"{name} out")
+            return result * 10
+
+        return middleware
+
+    async def innermost(x: int) -> int:
+        order.append("innermost")
+        return x
+
+    result = asyncio.run(compose([named("a"), named("b")], innermost)(1))
+
+    assert order == ["a in", "b in", "innermost", "b out", "a out"]
+    assert result == 300
+
+
+async def stamp(publication: Publication, call_next: Next[Publication, str]) -> str:
+    return await call_next(publication._replace(attributes={"tenant": "acme"}))
+
+
+def test_a_publishers_middleware_sees_each_event_and_may_add_to_it() -> None:
+    transport = FakeTransport()
+
+    async def main() -> tuple[str, list[str]]:
+        async with Publisher("test", transport=transport, middleware=[stamp]) as publisher:
+            one = await publisher.publish(ADA)
+            return one, (await publisher.publish_many([UserLeft(name=str(n)) for n in range(25)])).event_ids
+
+    one, many = run_virtually(main())
+
+    assert {entry.attributes["tenant"].value for entry in transport.entries("publish")} == {"acme"}
+    assert transport.batches("publish") == [1, 10, 10, 5]
+    bodies = [entry.body for entry in transport.entries("publish")]
+    assert all(event_id in body for event_id, body in zip([one, *many], bodies, strict=True))
+
+
+def test_a_publishers_middleware_may_refuse_an_event() -> None:
+    async def refuse(publication: Publication, call_next: Next[Publication, str]) -> str:
+        if publication.event == ADA:
+            raise PermissionError
+        return await call_next(publication)
+
+    async def main() -> None:
+        async with Publisher("test", transport=FakeTransport(), middleware=[refuse]) as publisher:
+            with pytest.raises(PermissionError):
+                await publisher.publish(ADA)
+            with pytest.raises(PublishError) as caught:
+                await publisher.publish_many([ADA, UserLeft(name="Bob")])
+            assert [(failure.code, failure.event) for failure in caught.value.failures] == [("PermissionError", ADA)]
+
+    run_virtually(main())
+
+
+def test_middleware_on_publish_keeps_the_order_of_a_group() -> None:
+    transport = FakeTransport()
+
+    async def dawdle(publication: Publication, call_next: Next[Publication, str]) -> str:
+        await asyncio.sleep(10 - publication.event.number)  # type: ignore[attr-defined]
+        return await call_next(publication)
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport, middleware=[dawdle]) as publisher:
+            await publisher.publish_many([Paid(account="a", number=n) for n in range(3)])
+
+    run_virtually(main())
+
+    numbers = [entry.body.rpartition('"number":')[2] for entry in transport.entries("publish")]
+    assert numbers == ["0}}", "1}}", "2}}"]
+
+
+def test_logging_says_what_was_published_and_what_failed(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with Publisher("test", transport=FakeTransport(), middleware=[Logging()]) as publisher:
+            await publisher.publish(ADA)
+            with pytest.raises(PublishError):
+                await publisher.publish(ADA, delay_seconds=5)
+
+    with caplog.at_level(logging.INFO, "smartpipe.middleware"):
+        run_virtually(main())
+
+    assert [record.message for record in caplog.records] == ["published to users", "failed: PublishError"]
+    assert caplog.records[0].fields["event_type"] == "member.signed_up"  # type: ignore[attr-defined]
+
+
+def test_a_timeout_bounds_what_is_further_in() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append(1_000.0)
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport, middleware=[Timeout(3)]) as publisher:
+            with pytest.raises(TimeoutError, match="longer than the 3 s"):
+                await publisher.publish(ADA)
+            assert asyncio.get_running_loop().time() == pytest.approx(3)
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_timeout_of_no_time_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="must be above 0"):
+        Timeout(seconds)

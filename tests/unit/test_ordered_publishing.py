@@ -1,0 +1,187 @@
+"""FIFO topics: one group's events leave one after the other. Tenants, delays and direct sends."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe import Event, Publisher, PublishError, Queue
+from smartpipe.aws.entries import send_entries
+from smartpipe.outgoing import Publication, prepare, queue_named
+from tests.support.events import ADA, Clicked, OrderPlaced, Paid, ledger
+from tests.support.fakes import FakeTransport, refused, throttled
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from smartpipe.message import OutgoingMessage
+
+
+def message_of(event: Event, **where: Any) -> OutgoingMessage:
+    return prepare(Publication(event, **where), source="s").message
+
+
+def sent(transport: FakeTransport, verb: str = "publish") -> list[list[tuple[str | None, int]]]:
+    """Each request's messages, as group and number."""
+    return [
+        [(entry.group_id, int(entry.body.rpartition('"number":')[2].rstrip("}"))) for entry in entries]
+        for name, _, entries, _ in transport.calls
+        if name == verb
+    ]
+
+
+def test_fault_57_the_event_id_is_always_the_deduplication_id_on_fifo() -> None:
+    twins = [prepare(Publication(Paid(account="a")), source="s") for _ in range(2)]
+
+    assert [twin.message.deduplication_id for twin in twins] == [twin.event_id for twin in twins]
+    assert twins[0].event_id != twins[1].event_id
+
+
+def test_the_key_is_the_group_on_fifo_and_no_group_elsewhere() -> None:
+    assert message_of(Paid(account="a-1")).group_id == "a-1"
+    assert message_of(OrderPlaced(order_id="7")).group_id is None
+    assert message_of(OrderPlaced(order_id="7")).deduplication_id is None
+
+
+@pytest.mark.parametrize("value", ["Ada Lovelace", "zoë", "x" * 129])
+def test_a_group_that_sqs_would_refuse_goes_as_its_digest(value: str) -> None:
+    assert message_of(Paid(account=value)).group_id == sha256(value.encode()).hexdigest()
+
+
+def test_an_enumeration_is_grouped_by_its_value() -> None:
+    class Plan(str, Enum):
+        FREE = "free"
+
+    class Upgraded(Event, topic=ledger, type="upgraded", version="1.0", key="plan"):
+        plan: Plan
+
+    assert message_of(Upgraded(plan=Plan.FREE)).group_id == "free"
+
+
+def test_a_tenant_is_the_group_on_standard_topics_without_any_deduplication() -> None:
+    message = message_of(Clicked(shop="shop-1"))
+
+    assert (message.group_id, message.deduplication_id) == ("shop-1", None)
+    assert message_of(Clicked(shop=None)).group_id is None
+
+
+def test_an_empty_key_is_an_error_that_names_the_alternative() -> None:
+    with pytest.raises(PublishError, match=r"key, 'account', is empty; give it a value, or publish to a standard"):
+        message_of(Paid(account=None))
+
+
+def test_an_event_without_key_cannot_go_to_a_fifo_queue() -> None:
+    with pytest.raises(PublishError, match="its class declares no key="):
+        message_of(ADA, queue=queue_named("mailer.fifo"))
+
+
+def test_fault_34_concurrent_publishes_of_one_key_leave_one_after_the_other_and_others_are_not_held_up() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append((1.0, []))  # the first request takes a second
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport) as publisher:
+            events = [Paid(account=account, number=number) for number in range(3) for account in "ab"]
+            await asyncio.gather(*map(publisher.publish, events))
+
+    run_virtually(main())
+
+    assert sent(transport) == [[("a", 0), ("b", 0)], [("a", 1), ("b", 1)], [("a", 2), ("b", 2)]]
+    times = [time for _, _, _, time in transport.calls]
+    assert times[1] >= times[0] + 1.0
+
+
+def test_fault_34_an_entry_that_fails_for_the_moment_is_not_overtaken_by_its_group() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([throttled(0)])
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport) as publisher:
+            await publisher.publish_many([Paid(account=a, number=n) for n in range(3) for a in "ab"])
+
+    run_virtually(main())
+
+    for account in "ab":
+        numbers = [number for request in sent(transport) for group, number in request if group == account]
+        assert numbers == sorted(numbers)
+        assert set(numbers) == {0, 1, 2}
+    assert all(len({group for group, _ in request}) == len(request) for request in sent(transport))
+
+
+def test_groups_share_requests_so_that_order_costs_only_those_who_want_it() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport) as publisher:
+            await publisher.publish_many([Paid(account=str(number)) for number in range(30)])
+
+    run_virtually(main())
+
+    assert transport.batches("publish") == [10, 10, 10]
+
+
+def test_publish_many_stops_a_group_at_its_first_failure_and_no_other() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(0)])
+
+    async def main() -> PublishError:
+        async with Publisher("test", transport=transport) as publisher:
+            with pytest.raises(PublishError) as caught:
+                await publisher.publish_many([Paid(account=a, number=n) for n in range(3) for a in "ab"])
+            return caught.value
+
+    error = run_virtually(main())
+
+    assert [failure.code for failure in error.failures] == ["InvalidMessageContents", "GroupStopped", "GroupStopped"]
+    assert {failure.event.account for failure in error.failures if isinstance(failure.event, Paid)} == {"a"}
+    assert sent(transport) == [[("a", 0), ("b", 0)], [("b", 1)], [("b", 2)]]
+
+
+def test_an_event_that_cannot_even_be_encoded_stops_its_group_too() -> None:
+    transport = FakeTransport()
+
+    class Huge(Event, topic=ledger, type="huge.payment", version="1.0", key="account"):
+        account: str
+        text: str = ""
+
+    async def main() -> PublishError:
+        async with Publisher("test", transport=transport) as publisher:
+            with pytest.raises(PublishError) as caught:
+                await publisher.publish_many([Huge(account="a", text="x" * 300_000), Huge(account="a")])
+            return caught.value
+
+    assert [failure.code for failure in run_virtually(main()).failures] == ["EventTooLarge", "GroupStopped"]
+    assert transport.calls == []
+
+
+def test_an_event_sent_to_a_queue_goes_past_its_topic_with_its_delay() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport) as publisher:
+            await publisher.publish(ADA, queue="mailer", delay_seconds=0.4)
+            await publisher.publish_many([ADA], queue=Queue("mailer"))
+
+    run_virtually(main())
+
+    assert [(verb, name) for verb, name, _, _ in transport.calls] == [("send", "mailer"), ("send", "mailer")]
+    assert [entry.delay_seconds for entry in transport.entries("send")] == [1, 0]
+    assert send_entries(transport.entries("send"))[0]["DelaySeconds"] == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "mend"),
+    [
+        ({"delay_seconds": 5}, "SNS has no delays: name the queue"),
+        ({"queue": Queue("mailer"), "delay_seconds": 901}, "EventBridge Scheduler"),
+        ({"queue": Queue("mailer"), "delay_seconds": -1}, "outside of 0 to 900"),
+        ({"queue": Queue("mailer"), "delay_seconds": float("nan")}, "outside of 0 to 900"),
+        ({"queue": Queue("m", fifo=True), "delay_seconds": 5}, r"Queue\(..., fifo=True, delay_seconds=...\)"),
+    ],
+)
+def test_a_delay_that_aws_does_not_have_is_an_error_that_names_the_way(where: dict[str, Any], mend: str) -> None:
+    with pytest.raises(PublishError, match=mend):
+        message_of(Paid(account="a"), **where)
