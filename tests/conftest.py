@@ -15,7 +15,7 @@ from smartpipe.embedded import BACKENDS
 from tests.support.queues import Queues
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,20 +41,23 @@ def moto() -> Iterator[EmbeddedBroker]:
 @pytest.fixture(params=list(BACKENDS))
 def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
     """Each broker in turn, in the environment."""
-    return _lead_to(request.getfixturevalue(request.param), monkeypatch)
+    found: EmbeddedBroker = request.getfixturevalue(request.param)
+    lead_to(found.environment, monkeypatch)
+    return found
 
 
 @pytest.fixture
 def fast_broker(ministack: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
     """The embedded broker's default, in the environment."""
-    return _lead_to(ministack, monkeypatch)
+    lead_to(ministack.environment, monkeypatch)
+    return ministack
 
 
-def _lead_to(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
-    for name, value in broker.environment.items():
+def lead_to(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment, and a prefix that nobody else has."""
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SMARTPIPE_PREFIX", f"t{uuid4().hex[:8]}-")
-    return broker
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"decoder", "outgoing", "attempts", "delivery"},
     {"chunks", "deadletter", "handlers", "middleware", "visibility", "poller", "threads", "topology.derive"},
     {"batcher", "bulk"},
-    {"topology.plan", "service", "acknowledger", "publisher"},
+    {"topology.plan", "service", "acknowledger", "publisher", "memory"},
     {"processor", "schemas"},
     {"consumer"},
     {"health", "signals", "embedded"},

@@ -32,7 +32,10 @@ def test_the_first_middleware_is_the_outermost() -> None:
         order.append("innermost")
         return x
 
-    result = asyncio.run(compose([named("a"), named("b")], innermost)(1))
+    async def main() -> int:
+        return await compose([named("a"), named("b")], innermost)(1)
+
+    result = asyncio.run(main())
 
     assert order == ["a in", "b in", "innermost", "b out", "a out"]
     assert result == 300

@@ -52,7 +52,7 @@ def test_a_group_that_sqs_would_refuse_goes_as_its_digest(value: str) -> None:
 
 
 def test_an_enumeration_is_grouped_by_its_value() -> None:
-    class Plan(str, Enum):
+    class Plan(str, Enum):  # noqa: UP042 - its str() is not its value, which is the point
         FREE = "free"
 
     class Upgraded(Event, topic=ledger, type="upgraded", version="1.0", key="plan"):
