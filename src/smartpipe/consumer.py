@@ -1,8 +1,9 @@
 """The consumer of one queue: receive for free slots → process → settle; and the drain.
 
-Only ``_process`` and ``_settle`` touch a message. What is received holds a lease until it is settled:
+Only ``_process`` and the settler touch a message. What is received holds a lease until it is settled:
 deleted, given back, or copied to the dead-letter queue and then deleted. It holds its slot until its
-handlers have ended, or longer where settling cannot keep up.
+handlers have ended, or longer where settling cannot keep up. Of a FIFO queue each group has one task,
+which takes its messages one after the other; of a standard queue each message has one.
 """
 
 from __future__ import annotations
@@ -11,24 +12,22 @@ import asyncio
 import logging
 import math
 import time
-from datetime import UTC, datetime
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smartpipe.acknowledger import Acknowledger
-from smartpipe.attempts import deliver
 from smartpipe.counts import Counts
-from smartpipe.deadletter import Where, bare_copy, dead_letter
+from smartpipe.handlers import slots_for
 from smartpipe.poller import Poller
-from smartpipe.processor import Processed, Processor
-from smartpipe.settlement import Ack, DeadLetter, RetryAfter, shown
-from smartpipe.telemetry import trace_id
+from smartpipe.processor import Processor
+from smartpipe.settler import Settler
 from smartpipe.visibility import Visibility
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.delivery import Publishes
-    from smartpipe.message import Failure, Message, OutgoingMessage
+    from smartpipe.message import Message
     from smartpipe.service import Service
     from smartpipe.threads import Threads
     from smartpipe.topology.model import Queue
@@ -37,15 +36,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("smartpipe.consumer")
 
-DEAD_LETTER_DEADLINE_SECONDS = 10.0
-FAULT_RETRY_SECONDS = 30.0
 CANCEL_SECONDS = 1.0
 MAX_UNSETTLED = 200
 """With so many messages waiting to be settled, no slot becomes free: the queue keeps the rest better."""
 TICKER_RESTART_SECONDS = 1.0
-
-WITH_TRACEBACK = frozenset({"retries-exhausted", "permanent-error"})
-"""Kinds of dead letters whose cause is code, not the message: their log line has the traceback."""
+MAX_UNBEGUN = 10_000
 
 _Task: TypeAlias = asyncio.Task[None]
 
@@ -54,8 +49,9 @@ class Consumer:
     """Handles the messages of one queue of a service.
 
     Args:
-        concurrency: How many messages are out at once.
+        concurrency: How many messages are out at once, where the handlers ask for nothing else.
         poll_seconds: How long a poll waits, in whole seconds up to 20.
+        state: What the service's lifespan yielded.
     """
 
     def __init__(
@@ -68,13 +64,16 @@ class Consumer:
         threads: Threads,
         concurrency: int,
         poll_seconds: int,
+        state: Any = None,
     ) -> None:
         self.queue = queue
         self.counts = Counts()
         self._service = service
         self._transport = transport
         self._poll_seconds = poll_seconds
-        self._processor = Processor(service, queue.name, publisher=publisher, threads=threads, counts=self.counts)
+        self._processor = Processor(
+            service, queue.name, publisher=publisher, threads=threads, counts=self.counts, state=state
+        )
         self._visibility = Visibility(
             queue.name,
             transport,
@@ -82,17 +81,28 @@ class Consumer:
             counts=self.counts,
         )
         self._acknowledger = Acknowledger(queue.name, transport, on_settled=self._settled, counts=self.counts)
-        self.poller = Poller(queue.name, self._receive, self._accept, slots=concurrency)
-        self._tasks: dict[_Task, Lease] = {}
+        self._settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counts=self.counts)
+        self.poller = Poller(
+            queue.name,
+            self._receive,
+            self._accept,
+            slots=slots_for(service.handlers_on(queue.name), concurrency),
+            gates=self._processor.gates,
+        )
+        for circuit in self._processor.circuits:
+            circuit.on_change = self.poller.wake
+        self._tasks: dict[_Task, deque[Lease]] = {}
+        self._groups: dict[str, deque[Lease]] = {}
+        self._unbegun = _Unbegun()
         self._ended = 0
-        self._held_back: list[Lease] = []
+        self._held_back: list[tuple[Lease, float]] = []
         self._ticker: _Task | None = None
         self._draining = False
 
     @property
     def in_flight(self) -> int:
-        """How many messages are being handled."""
-        return len(self._tasks)
+        """How many messages are here: being handled, or waiting for their group."""
+        return sum(map(len, self._tasks.values()))
 
     def start(self) -> None:
         """Begin to keep leases and to poll."""
@@ -109,12 +119,13 @@ class Consumer:
         loop = asyncio.get_running_loop()
         self._draining = True
         self.poller.stop()
+        self._processor.flush()
         await self._wait_for_handlers(handlers_until, hard)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
-        for lease in self._tasks.values():
+        for lease in [lease for leases in self._tasks.values() for lease in leases]:
             self._cancelled(lease, "does not end though cancelled")
         if self.poller.open_polls:
             log.warning("queue %s: a poll was still open; what it brings returns after its timeout", self.queue.name)
@@ -129,6 +140,7 @@ class Consumer:
                 self.queue.name,
                 self._acknowledger.unsettled,
             )
+        self._processor.close()
         if self._ticker is not None:
             self._ticker.cancel()
 
@@ -147,16 +159,16 @@ class Consumer:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _give_back(self, lease: Lease) -> None:
-        """Make it visible when no poll of ours is open that would only take it again, and strand or wear it."""
-        self._held_back.append(lease)
-        if not self.poller.open_polls:
+    def _give_back(self, lease: Lease, seconds: float = 0) -> None:
+        """Make it visible in *seconds*; in a drain when no poll of ours would only take it again, and strand it."""
+        self._held_back.append((lease, seconds))
+        if not self._draining or not self.poller.open_polls:
             self._release_held_back()
 
     def _release_held_back(self) -> None:
-        seconds = math.ceil(self.poller.seconds_until_closed(self._poll_seconds))
-        for lease in self._held_back:
-            self._acknowledger.release(lease, seconds)
+        closed_in = math.ceil(self.poller.seconds_until_closed(self._poll_seconds)) if self._draining else 0
+        for lease, seconds in self._held_back:
+            self._acknowledger.release(lease, max(seconds, closed_in))
         self._held_back.clear()
 
     async def _receive(self, max_messages: int) -> list[Message]:
@@ -171,14 +183,33 @@ class Consumer:
         self.counts.received += len(messages)
         for message in messages:
             lease = self._visibility.hold(message)
-            task = asyncio.get_running_loop().create_task(self._process(message, lease))
-            self._tasks[task] = lease
-            task.add_done_callback(self._done)
+            group = message.group_id if self.queue.fifo else None
+            if group is None:
+                self._start(deque([lease]))
+            elif group in self._groups:  # SQS hands out no more of it, but where our leases were lost
+                self._groups[group].append(lease)
+                lease.unbegun = self._unbegun[message.message_id]
+            else:
+                lease.unbegun = self._unbegun[message.message_id]
+                self._groups[group] = self._start(deque([lease]))
+
+    def _start(self, leases: deque[Lease]) -> deque[Lease]:
+        task = asyncio.get_running_loop().create_task(self._process_in_order(leases))
+        self._tasks[task] = leases
+        task.add_done_callback(self._done)
+        return leases
 
     def _done(self, task: _Task) -> None:
-        lease = self._tasks.pop(task)
-        if task.cancelled():  # before its first step, so that it could not give back its message itself
-            self._cancelled(lease, "cancelled before it began, and given back")
+        leases = self._tasks.pop(task)
+        while leases:  # cancelled before its first step, so that it could not give back its messages itself
+            self._cancelled(leases[0], "cancelled before it began, and given back")
+            self._ended_one(leases)
+
+    def _ended_one(self, leases: deque[Lease]) -> None:
+        """Take note that the first of *leases* has been dealt with."""
+        message = leases.popleft().message
+        if not leases and self.queue.fifo and message.group_id is not None:
+            self._groups.pop(message.group_id, None)
         self._ended += 1
         self._free_slots()
 
@@ -191,71 +222,43 @@ class Consumer:
             self._ended -= 1
             self.poller.free()
 
-    async def _process(self, message: Message, lease: Lease) -> None:
+    async def _process_in_order(self, leases: deque[Lease]) -> None:
+        """Process one message, or one group's messages one after the other, until one has to come again."""
+        again_seconds: float | None = None
+        while leases and not (self.queue.fifo and leases[0].lost):
+            lease = leases[0]
+            again_seconds = await self._process(lease)
+            self._unbegun.pop(lease.message.message_id, None)
+            lost = lease.lost
+            self._ended_one(leases)
+            if again_seconds is not None or lost:
+                break
+        while leases:  # those behind it must not overtake it, and come back together with it
+            self.counts.released += 1
+            self._unbegun[leases[0].message.message_id] = leases[0].unbegun + 1
+            self._give_back(leases[0], again_seconds or 0)
+            self._ended_one(leases)
+
+    async def _process(self, lease: Lease) -> float | None:
+        """Process and settle; return in how many seconds the message comes again, or None when it is done with."""
         try:
             if self._draining:  # received, but not begun: by the last polls, or just before the stop
                 self.counts.released += 1
                 self._give_back(lease)
-                return
+                return 0
             started = time.perf_counter()
-            processed = await self._processor.process(message, lease)
-            await self._settle(message, lease, processed, time.perf_counter() - started)
+            processed = await self._processor.process(lease.message, lease)
+            return await self._settler.settle(lease, processed, time.perf_counter() - started)
         except asyncio.CancelledError:
             self._cancelled(lease, "cancelled and given back")
-        except Exception:
-            # A fault of ours. Nothing is lost: the message is tried again, and SQS's own count bounds how often.
-            log.exception("a fault in smartpipe: the message is given back", extra=self._fields(message))
-            self.counts.retried += 1
-            self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
+            return 0
+        except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
+            return self._settler.fault(lease, error)
 
     def _cancelled(self, lease: Lease, what: str) -> None:
         self.counts.cancelled += 1
-        log.warning(what, extra=self._fields(lease.message, handler=lease.handler))
+        log.warning(what, extra=self._settler.fields(lease.message, handler=lease.handler))
         self._give_back(lease)
-
-    async def _settle(self, message: Message, lease: Lease, processed: Processed, seconds: float) -> None:
-        outcome = processed.outcome
-        if isinstance(outcome, Ack):
-            self._acknowledger.delete(lease)
-            if outcome.ignored:
-                self.counts.ignored += 1
-            else:
-                self.counts.handled += 1
-            if log.isEnabledFor(logging.DEBUG):
-                word = "ignored" if outcome.ignored else "handled"
-                log.debug(word, extra=self._fields(message, processed, seconds=seconds))
-        elif isinstance(outcome, RetryAfter):
-            self.counts.retried += 1
-            fields = self._fields(message, processed, seconds=seconds, retry_after_seconds=outcome.seconds)
-            raised = outcome.error if log.isEnabledFor(logging.DEBUG) else None
-            log.warning("retried in %d s: %s", outcome.seconds, shown(outcome.error), extra=fields, exc_info=raised)
-            self._acknowledger.release(lease, outcome.seconds)
-        else:
-            await self._dead_letter(message, lease, processed, outcome)
-
-    async def _dead_letter(self, message: Message, lease: Lease, processed: Processed, outcome: DeadLetter) -> None:
-        """Copy the message to the dead-letter queue; only then delete it. A second copy is possible, a loss is not."""
-        handler = processed.handler.name if processed.handler else None
-        where = Where(self._service.name, self.queue.name, handler, processed.envelope)
-
-        async def call(copies: list[OutgoingMessage]) -> list[Failure]:
-            return await self._transport.send(self.queue.dead_letter_name, copies)
-
-        for copy in (dead_letter(message, outcome, where), bare_copy(message)):
-            failed = await deliver(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
-            if not failed or failed[0][1].retryable:
-                break  # a copy that is refused for good, as too large for an older queue, goes without its reason
-        fields = self._fields(message, processed, kind=outcome.kind)
-        if failed:
-            _, failure = failed[0]
-            self.counts.retried += 1
-            log.error("could not be dead-lettered, tried again later: %s", failure.detail, extra=fields)
-            self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
-            return
-        self.counts.dead_lettered += 1
-        raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
-        log.error("dead-lettered (%s): %s", outcome.kind, shown(outcome.error), extra=fields, exc_info=raised)
-        self._acknowledger.delete(lease)
 
     async def _tick(self) -> None:
         """Keep the ticker going: without heartbeats every long handler would run twice."""
@@ -266,18 +269,15 @@ class Consumer:
                 log.exception("queue %s: the heartbeat failed and starts again", self.queue.name)
                 await asyncio.sleep(TICKER_RESTART_SECONDS)
 
-    def _fields(self, message: Message, processed: Processed | None = None, **more: Any) -> dict[str, Any]:
-        fields: dict[str, Any] = {
-            "service": self._service.name,
-            "queue": self.queue.name,
-            "message_id": message.message_id,
-            "receive_count": message.receive_count,
-        }
-        if processed is not None and processed.envelope is not None:
-            envelope = processed.envelope
-            fields |= {"event_id": envelope.id, "event_type": envelope.type, "trace_id": trace_id(envelope.traceparent)}
-            if envelope.time is not None:
-                fields["age_seconds"] = round((datetime.now(UTC) - envelope.time).total_seconds(), 6)
-        if processed is not None and processed.handler is not None:
-            fields["handler"] = processed.handler.name
-        return {"fields": {**fields, **more}}
+
+class _Unbegun(Counter[str]):
+    """How often messages of FIFO queues were received here and given back without having begun.
+
+    SQS counts these deliveries too, and a group behind a message that is tried again has many. Only
+    this process's own are known, and of so many messages: what else is counted is taken for attempts.
+    """
+
+    def __setitem__(self, message_id: str, times: int) -> None:
+        super().__setitem__(message_id, times)
+        if len(self) > MAX_UNBEGUN:
+            del self[next(iter(self))]

@@ -14,8 +14,10 @@ class Counts:
         handled: Deliveries whose handlers all returned.
         ignored: Events of an unknown type that the service ignores.
         retried: Deliveries that failed and were given back to the queue.
+        halted: Deliveries that stop their FIFO group, as its retry policy asks.
         dead_lettered: Messages moved to the dead-letter queue, with a reason.
-        released: Deliveries given back unhandled because the worker was stopping.
+        released: Deliveries given back unhandled, because the worker was stopping or because a message
+            before them in their FIFO group has to be tried again first.
         cancelled: Handlers cancelled because the drain's budget was over.
         lease_lost: Deliveries whose lease ran out while they were being handled.
         not_deleted: Finished messages that could not be deleted, and will be delivered again.
@@ -26,6 +28,7 @@ class Counts:
     handled: int = 0
     ignored: int = 0
     retried: int = 0
+    halted: int = 0
     dead_lettered: int = 0
     released: int = 0
     cancelled: int = 0

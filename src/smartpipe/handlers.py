@@ -1,140 +1,145 @@
-"""Handlers: functions with a checked signature, and what to do when they fail."""
+"""Handlers: functions with a checked signature, and how they are called, paced and retried."""
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, get_type_hints
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from smartpipe.delivery import Delivery
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
+from smartpipe.signature import Parameter, name_of, provided, read_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from smartpipe.batch import Batch
+    from smartpipe.breaker import CircuitBreaker
     from smartpipe.retry import RetryPolicy
     from smartpipe.topology.model import Queue
 
 MAX_TIMEOUT_SECONDS = 43_200
+MAX_CONCURRENCY = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerOptions:
+    """How a handler is called.
+
+    Args:
+        timeout_seconds: After so long it is cancelled, which counts as a failure. None: when the
+            lease cannot be extended any more, 12 hours after the delivery.
+        batch: It takes lists of events.
+        concurrency: It runs at most so often at once; None: as often as there are slots.
+        rate_per_second: Its queue is received from no faster than this.
+        breaker: What its failures one after the other do to its queue.
+    """
+
+    queue: Queue
+    retry: RetryPolicy
+    timeout_seconds: float | None = None
+    batch: Batch | None = None
+    concurrency: int | None = None
+    rate_per_second: float | None = None
+    breaker: CircuitBreaker | None = None
+
+    def problems(self) -> list[str]:
+        """Say what is out of its range or does not fit together."""
+        problems = []
+        if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            problems.append(f"timeout_seconds={self.timeout_seconds} is outside of 0 to 43,200")
+        if self.concurrency is not None and not 1 <= self.concurrency <= MAX_CONCURRENCY:
+            problems.append(f"concurrency={self.concurrency} is outside of 1 to {MAX_CONCURRENCY:,}")
+        if self.rate_per_second is not None and not 0 < self.rate_per_second < float("inf"):
+            problems.append(f"rate_per_second={self.rate_per_second} must be above 0")
+        if self.retry.on_exhausted == "halt" and not self.queue.fifo:
+            problems.append(
+                f'on_exhausted="halt" stops a message group, and {self.queue.name!r} is a standard queue, which has '
+                "none: declare it Queue(..., fifo=True)"
+            )
+        return problems
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Handler:
     """A registered handler.
 
     Args:
         name: The function's module and qualified name.
-        parameters: ``"event"`` and ``"delivery"`` in the order in which the function takes them.
-        timeout_seconds: After so long it is cancelled, which counts as a failure. None: when the
-            lease cannot be extended any more, 12 hours after the delivery.
+        state: What the lifespan provides for each of its parameters that asks for it, by name.
     """
 
     name: str
     function: Callable[..., Any]
     event: type[Event]
-    queue: Queue
-    retry: RetryPolicy
-    timeout_seconds: float | None
-    parameters: tuple[str, ...]
+    options: HandlerOptions
+    parameters: tuple[Parameter, ...]
     is_async: bool
+    state: dict[str, Any] = field(default_factory=dict)
 
-    def arguments(self, event: Event, delivery: Delivery) -> list[Any]:
-        """Return what to call the function with."""
-        return [event if parameter == "event" else delivery for parameter in self.parameters]
+    @property
+    def queue(self) -> Queue:
+        """The queue it is subscribed on."""
+        return self.options.queue
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """When its failures are tried again."""
+        return self.options.retry
+
+    def arguments(self, event: object, delivery: object) -> list[Any]:
+        """Return what to call the function with: an event or a list of them, and the delivery or deliveries."""
+        given = {"event": event, "delivery": delivery}
+        return [
+            self.state[parameter.name] if parameter.wants == "state" else given[parameter.wants]
+            for parameter in self.parameters
+        ]
+
+    def bind(self, state: Any) -> list[str]:
+        """Find what the lifespan provides for its parameters; return what it does not."""
+        faults = []
+        for parameter in self.parameters:
+            if parameter.wants == "state":
+                self.state[parameter.name], fault = provided(state, parameter)
+                if fault:
+                    faults.append(f"handler {self.name}: {fault}")
+        return faults
+
+
+def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
+    """Return how many messages a queue's consumer holds at once, *concurrency* being the worker's.
+
+    As many as the handlers ask for, if each kind of event has one that does; never fewer than fill a batch.
+    """
+    asked: dict[type[Event], int] = {}
+    for handler in handlers:
+        options = handler.options
+        size = options.batch.size if options.batch else 1
+        if options.concurrency is not None or options.batch is not None:
+            asked[handler.event] = max(asked.get(handler.event, 0), size * (options.concurrency or 1))
+    events = {handler.event for handler in handlers}
+    if all(handler.options.concurrency is not None for handler in handlers) and len(asked) == len(events):
+        return sum(asked.values())
+    return max(concurrency, sum(asked.values()))
 
 
 def make_handler(
-    function: Callable[..., Any],
-    event: type[Event],
-    *,
-    queue: Queue,
-    retry: RetryPolicy,
-    timeout_seconds: float | None,
+    function: Callable[..., Any], event: type[Event], options: HandlerOptions, *, provides_state: bool = False
 ) -> Handler:
     """Check *function* and make it a handler of *event*.
 
     Raises:
         ConfigError: Naming the handler, and all that is wrong with it.
     """
-    name = _name(function)
-    contract_of(event)
-    problems: list[str] = []
-    if timeout_seconds is not None and not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
-        problems.append(f"handler {name}: timeout_seconds={timeout_seconds} is outside of 0 to 43,200")
-    parameters, faults = _bind(function, event)
-    problems += [f"handler {name}: {fault}" for fault in faults]
-    if problems:
-        raise ConfigError(problems)
-    is_async = inspect.iscoroutinefunction(_innermost(function))
-    return Handler(name, function, event, queue, retry, timeout_seconds, parameters, is_async)
-
-
-def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function behind partials and callable objects, but not behind a decorator's wrapper."""
-    function = _without_partials(function)
-    return function if inspect.isroutine(function) else type(function).__call__
-
-
-def _without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, partial):
-        function = function.func
-    return function
-
-
-def _name(function: Callable[..., Any]) -> str:
-    function = _without_partials(function)
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _bind(function: Callable[..., Any], event: type[Event]) -> tuple[tuple[str, ...], list[str]]:
-    """Find out what each parameter wants: by its annotation, else by its place."""
-    if not callable(function):
-        return (), ["is not callable"]
-    inner = _innermost(function)
-    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
-        return (), ["is a generator: it would be called and never run; take the yield out"]
-    hints = _hints(function)
-    bound: list[str] = []
-    faults: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if (
-            parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            or parameter.default is not parameter.empty
-        ):
-            continue
-        wanted, fault = _wanted(parameter.name, hints.get(parameter.name, Any), event, taken=bound)
-        if fault or parameter.kind is parameter.KEYWORD_ONLY:
-            faults.append(fault or f"parameter {parameter.name!r} is keyword-only; handlers are called by position")
-        elif wanted in bound:
-            faults.append(f"parameter {parameter.name!r} asks for the {wanted} a second time")
-        else:
-            bound.append(wanted)
-    if not faults and "event" not in bound:
-        faults.append(
-            f"takes no event; write (event: {event.__name__}) or (event: {event.__name__}, delivery: Delivery)"
+    name = name_of(function)
+    topic = contract_of(event).topic
+    problems = options.problems()
+    if options.queue.fifo and not topic.fifo:
+        problems.append(
+            f"queue {options.queue.name!r} is FIFO and topic {topic.name!r} is not, which SNS refuses to connect; make "
+            "the topic FIFO, or handle its events on a standard queue"
         )
-    return tuple(bound), faults
-
-
-def _wanted(name: str, annotation: Any, event: type[Event], *, taken: list[str]) -> tuple[str, str | None]:
-    if annotation is Delivery:
-        return "delivery", None
-    if isinstance(annotation, type) and issubclass(annotation, Event):
-        if issubclass(event, annotation):
-            return "event", None
-        return "event", f"parameter {name!r} wants {annotation.__name__}, but it is subscribed to {event.__name__}"
-    if annotation is Any or annotation is object:
-        return ("delivery" if "event" in taken else "event"), None
-    shown = getattr(annotation, "__name__", annotation)
-    return "event", f"parameter {name!r}: {shown} is neither the event nor a Delivery, which is all a handler is given"
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations, or none where their names exist for type checkers only: then the place decides."""
-    try:
-        return get_type_hints(_innermost(function))
-    except (NameError, TypeError):
-        return {}
+    signature = read_signature(function, event, batch=options.batch is not None, state=provides_state)
+    problems += signature.faults
+    if problems:
+        raise ConfigError([f"handler {name}: {problem}" for problem in problems])
+    return Handler(name, function, event, options, signature.parameters, signature.is_async)

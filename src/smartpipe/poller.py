@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.message import Message
+    from smartpipe.pace import Gate
 
 log = logging.getLogger("smartpipe.poller")
 
@@ -31,6 +32,7 @@ class Poller:
         receive: Makes one poll for at most so many messages.
         deliver: Takes each non-empty batch; it must call ``free`` for each message when done with it.
         slots: How many messages may be out at once.
+        gates: Each is asked before a poll how many messages it admits.
     """
 
     def __init__(
@@ -40,12 +42,16 @@ class Poller:
         deliver: Callable[[Sequence[Message]], None],
         *,
         slots: int,
+        gates: Sequence[Gate] = (),
     ) -> None:
         self._queue = queue
         self._receive = receive
         self._deliver = deliver
         self._slots = slots
         self._free = slots
+        self._gates = gates
+        self._wake_up: asyncio.TimerHandle | None = None
+        self.paused = False
         self._polls: dict[asyncio.Task[None], float] = {}  # with the time at which each was opened
         self._wanted_polls = 1
         self._stopping = asyncio.Event()
@@ -60,11 +66,28 @@ class Poller:
     def free(self) -> None:
         """Give back the slot of one message."""
         self._free += 1
+        for gate in self._gates:
+            gate.ended(1)
+        self._open()
+
+    def pause(self) -> None:
+        """Open no poll until ``resume``; the open ones still bring what they bring. Twice is once."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Poll again."""
+        self.paused = False
+        self._open()
+
+    def wake(self) -> None:
+        """Look again whether a poll may be opened: a gate has changed its mind."""
         self._open()
 
     def stop(self) -> None:
         """Open no further poll."""
         self._stopping.set()
+        if self._wake_up is not None:
+            self._wake_up.cancel()
 
     async def closed(self) -> None:
         """Wait, after ``stop``, until the open polls have returned."""
@@ -95,13 +118,39 @@ class Poller:
 
     def _open(self) -> None:
         while self._free > 0 and len(self._polls) < self._wanted_polls and not self._stopping.is_set():
-            asked = min(self._free, BATCH_LIMIT)
+            asked = 0 if self.paused else self._admitted(min(self._free, BATCH_LIMIT))
+            if not asked:
+                return
             self._free -= asked
             if not self._polls and self._fault is None:  # nothing was due while every slot was busy
                 self._last_success = asyncio.get_running_loop().time()
             poll = asyncio.get_running_loop().create_task(self._poll(asked))
             self._polls[poll] = asyncio.get_running_loop().time()
             poll.add_done_callback(self._closed_one)
+
+    def _admitted(self, wanted: int) -> int:
+        """Ask every gate; when one says none, look again when it says so."""
+        for index, gate in enumerate(self._gates):
+            admitted = gate.admit(wanted)
+            for earlier in self._gates[:index]:
+                earlier.give_back(wanted - admitted)
+            wanted = admitted
+            if not wanted:
+                seconds = gate.seconds_until_open()
+                if seconds is not None:
+                    self._look_again(seconds)
+                break
+        return wanted
+
+    def _look_again(self, seconds: float) -> None:
+        if self._wake_up is not None:
+            self._wake_up.cancel()
+        self._wake_up = asyncio.get_running_loop().call_later(seconds, self._open)
+
+    def _unused(self, count: int) -> None:
+        self._free += count
+        for gate in self._gates:
+            gate.give_back(count)
 
     def _closed_one(self, poll: asyncio.Task[None]) -> None:
         del self._polls[poll]
@@ -112,10 +161,10 @@ class Poller:
         try:
             messages = await self._receive(asked)
         except Exception as error:  # noqa: BLE001 - whatever happens, polling goes on
-            self._free += asked
+            self._unused(asked)
             await self._back_off(error)
             return
-        self._free += asked - len(messages)
+        self._unused(asked - len(messages))
         self._succeeded()
         if len(messages) == asked:
             self._wanted_polls = min(self._wanted_polls + 1, MAX_POLLS)

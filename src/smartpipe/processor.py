@@ -1,18 +1,26 @@
-"""From one message to one outcome: decode, call the handlers, decide."""
+"""From one message to one outcome: decode, call the handlers through the middleware, decide."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.breaker import Circuit
 from smartpipe.decoder import Decoder
 from smartpipe.delivery import Delivery
-from smartpipe.errors import DecodeError, UnknownEventType
-from smartpipe.settlement import Ack, Outcome, decide
+from smartpipe.errors import DecodeError, Reject, Retry, UnknownEventType
+from smartpipe.gatherer import Gatherer
+from smartpipe.invocation import Invocation, outcome_of
+from smartpipe.middleware import Next, compose
+from smartpipe.pace import Gate, TokenBucket
+from smartpipe.settlement import Ack, DeadLetter, Halt, Outcome, RetryAfter, decide
 from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from smartpipe.counts import Counts
     from smartpipe.delivery import Publishes
     from smartpipe.envelope import Envelope
@@ -24,10 +32,6 @@ if TYPE_CHECKING:
     from smartpipe.visibility import Lease
 
 
-class HandlerTimeout(Exception):
-    """A handler ran longer than its ``timeout_seconds``."""
-
-
 class Processed(NamedTuple):
     """What became of a message, and whose doing it was."""
 
@@ -36,35 +40,95 @@ class Processed(NamedTuple):
     handler: Handler | None = None
 
 
-class Processor:
-    """Runs the handlers of one queue; its messages' leases and slots are the consumer's."""
+class _Route(NamedTuple):
+    """How a delivery gets to one handler: through the middleware, when there is room, and under its circuit."""
 
-    def __init__(self, service: Service, queue: str, *, publisher: Publishes, threads: Threads, counts: Counts) -> None:
+    handler: Handler
+    call: Next[Delivery, None]
+    room: AbstractAsyncContextManager[Any]
+    circuit: Circuit | None
+
+
+class Processor:
+    """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
+
+    ``gates`` hold back the polling of its queue, as its handlers ask.
+
+    Args:
+        state: What the service's lifespan yielded.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        queue: str,
+        *,
+        publisher: Publishes,
+        threads: Threads,
+        counts: Counts,
+        state: Any = None,
+    ) -> None:
         self._service = service
         self._queue = queue
         self._publisher = publisher
-        self._threads = threads
-        self._counts = counts
-        self._handlers: dict[type[Event], list[Handler]] = {}
+        self._state = state
+        self._invocation = Invocation(threads, counts)
+        self._gatherers: list[Gatherer] = []
+        self.gates: list[Gate] = []
+        self.circuits: list[Circuit] = []
+        self._routes: dict[type[Event], list[_Route]] = {}
         for handler in service.handlers_on(queue):
-            self._handlers.setdefault(handler.event, []).append(handler)
-        self._decoder = Decoder(self._handlers)
+            self._routes.setdefault(handler.event, []).append(self._route(handler))
+        self._decoder = Decoder(self._routes)
 
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return what to do with *message*. Raises nothing but the CancelledError of its own task."""
+        attempt = message.receive_count - lease.unbegun
         try:
             envelope = self._decoder.decode(message.body)
         except (DecodeError, UnknownEventType) as error:
             service = self._service
-            return Processed(decide(error, message.receive_count, service.retry, service.unknown_events))
-        for handler in self._handlers[type(envelope.data)]:
-            failure = await self._call(handler, envelope, message, lease)
+            return Processed(decide(error, attempt, service.retry, service.unknown_events))
+        for route in self._routes[type(envelope.data)]:
+            failure = await self._call(route, envelope, message, lease)
             if failure is not None:
-                return Processed(decide(failure, message.receive_count, handler.retry), envelope, handler)
-        return Processed(Ack(), envelope, handler)
+                outcome = decide(failure, attempt, route.handler.retry)
+                return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
+        return Processed(Ack(), envelope, route.handler)
 
-    async def _call(self, handler: Handler, envelope: Envelope, message: Message, lease: Lease) -> BaseException | None:
+    def flush(self) -> None:
+        """Let batches go out though they are not full: no more messages will come."""
+        for gatherer in self._gatherers:
+            gatherer.flush()
+
+    def close(self) -> None:
+        """Forget what was to happen later."""
+        for circuit in self.circuits:
+            circuit.close()
+
+    def _route(self, handler: Handler) -> _Route:
+        options = handler.options
+        loop = asyncio.get_running_loop()
+        circuit = None
+        if options.breaker is not None:
+            circuit = Circuit(handler.name, options.breaker, call_later=loop.call_later)
+            self.circuits.append(circuit)
+            self.gates.append(circuit)
+        if options.rate_per_second is not None:
+            self.gates.append(TokenBucket(options.rate_per_second, loop.time))
+        innermost: Next[Delivery, None]
+        room: AbstractAsyncContextManager[Any] = nullcontext()
+        if options.batch is not None:
+            innermost = Gatherer(handler, options.batch, self._invocation, self._publisher)
+            self._gatherers.append(innermost)
+        else:
+            innermost = partial(_call_one, self._invocation, handler)
+            room = asyncio.Semaphore(options.concurrency) if options.concurrency else room
+        return _Route(handler, compose(self._service.middleware, innermost), room, circuit)
+
+    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> BaseException | None:
         """Run one handler; return what it raised, or None."""
+        handler = route.handler
         lease.handler = handler.name
         delivery = Delivery(
             envelope,
@@ -74,36 +138,32 @@ class Processor:
             queue=self._queue,
             lease=lease,
             publisher=self._publisher,
+            state=self._state,
         )
         current_cause.set(envelope.cause)
-        seconds = lease.seconds_left if handler.timeout_seconds is None else handler.timeout_seconds
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                await self._run(handler, handler.arguments(envelope.data, delivery))
-        except TimeoutError as error:
-            return HandlerTimeout(f"it ran longer than {seconds:g} s") if limit.expired() else error
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return error  # the handler's own, not a shutdown: a failure like any other
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit and a Rust panic too: the retry policy judges it
-            return error
-        return None
+        seconds = handler.options.timeout_seconds
+        async with route.room:
+            # A batch has a time of its own, and its items wait for it.
+            limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
+            failure = await outcome_of(partial(route.call, delivery), limit)
+        if route.circuit is not None:
+            _tell(route.circuit, failure, handler)
+        return failure
 
-    async def _run(self, handler: Handler, arguments: list[object]) -> None:
-        if handler.is_async:
-            result = handler.function(*arguments)
-        else:
-            result = await self._threads.run(handler.function, arguments, self._abandoned)
-        if inspect.isawaitable(result):  # also from a lambda, a partial or a wrapper that only looks sync
-            result = await result
-        if inspect.isgenerator(result) or inspect.isasyncgen(result):
-            msg = f"handler {handler.name} returned a generator, which nobody iterates: nothing of it has run"
-            raise TypeError(msg)
 
-    def _abandoned(self) -> None:
-        self._counts.abandoned_threads += 1
+async def _call_one(invocation: Invocation, handler: Handler, delivery: Delivery) -> None:
+    await invocation.call(handler, delivery.event, delivery)
+
+
+def _tell(circuit: Circuit, failure: BaseException | None, handler: Handler) -> None:
+    if failure is None:
+        circuit.succeeded()
+    elif not isinstance(failure, (Retry, Reject, *handler.retry.never_on)):
+        circuit.failed()
+
+
+def _unless_open(circuit: Circuit | None, outcome: Outcome) -> Outcome:
+    """Give back what an outage would push into the dead-letter queue."""
+    if circuit is None or circuit.closed or not isinstance(outcome, (DeadLetter, Halt)):
+        return outcome
+    return RetryAfter(round(circuit.reset_seconds), outcome.error) if outcome.kind == "retries-exhausted" else outcome

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from tenacity import wait_random_exponential
 
@@ -35,6 +35,9 @@ class RetryPolicy:
         max_seconds: The longest wait of all, at most 43,200, which is as far as SQS goes.
         wait: Any tenacity wait strategy, in place of the two above.
         never_on: Exceptions that no retry can help: dead-lettered at the first.
+        on_exhausted: What becomes of a message whose attempts are over. ``"dead-letter"``; or, on FIFO
+            queues only, ``"halt"``: its group stops there, tried again every *max_seconds* and reported
+            as an error each time, until it succeeds, or retention or 1,000 deliveries end it.
 
     Raises:
         ConfigError: A value outside its range.
@@ -45,6 +48,7 @@ class RetryPolicy:
     max_seconds: float = 300.0
     wait: wait_base | None = None
     never_on: tuple[type[Exception], ...] = ()
+    on_exhausted: Literal["dead-letter", "halt"] = "dead-letter"
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
@@ -57,6 +61,8 @@ class RetryPolicy:
             problems.append(f"RetryPolicy: max_seconds={self.max_seconds} is outside of 0 to 43,200")
         if not (isinstance(self.never_on, tuple) and all(isinstance(one, type) for one in self.never_on)):
             problems.append(f"RetryPolicy: never_on={self.never_on!r} is no tuple of exception classes")
+        if self.on_exhausted not in ("dead-letter", "halt"):
+            problems.append(f'RetryPolicy: on_exhausted={self.on_exhausted!r} is neither "dead-letter" nor "halt"')
         if problems:
             raise ConfigError(problems)
         if self.wait is None:

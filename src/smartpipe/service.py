@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import asynccontextmanager
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
-from smartpipe.handlers import Handler, make_handler
+from smartpipe.handlers import Handler, HandlerOptions, make_handler
 from smartpipe.retry import RetryPolicy
 from smartpipe.settlement import UnknownEvents
 from smartpipe.topology.derive import Binding
 from smartpipe.topology.model import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from typing import Concatenate
+
+    from smartpipe.batch import Batch
+    from smartpipe.breaker import CircuitBreaker
+    from smartpipe.delivery import Delivery
+    from smartpipe.middleware import Middleware
+
+    Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
 E = TypeVar("E", bound=Event)
 E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
@@ -23,12 +33,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+MAX_RECEIVES = 1_000
+"""SQS: the highest maxReceiveCount."""
 
 
 class Subscribe(Protocol, Generic[E]):
     """The decorator that ``subscribe`` returns: the function's first parameter must take the event."""
 
     def __call__(self, function: Callable[Concatenate[E, P], R], /) -> Callable[Concatenate[E, P], R]:
+        """Register *function* and return it unchanged."""
+
+
+class SubscribeBatch(Protocol, Generic[E]):
+    """The decorator that ``subscribe`` returns with ``batch``: the first parameter must take the list of events."""
+
+    def __call__(self, function: Callable[Concatenate[list[E], P], R], /) -> Callable[Concatenate[list[E], P], R]:
         """Register *function* and return it unchanged."""
 
 
@@ -43,6 +62,13 @@ class Service:
         timeout_seconds: Likewise; above 0, up to 43,200, or None for no timeout of its own.
         unknown_events: What becomes of a valid event that no handler takes: ``"dead-letter"``,
             ``"ignore"`` (deleted and counted) or ``"retry"`` (by the service's policy).
+        lifespan: An async context manager, or an async generator function, without parameters: opens
+            once per process what handlers need, yields it, and closes it when all have ended. Handlers
+            find it in ``delivery.state``, or in a parameter annotated with its type, or with the type
+            of one of its fields, items or attributes.
+        middleware: Wrapped around every call of a handler, the first outermost; see
+            ``smartpipe.middleware``. Each delivery passes by itself, that of a batch handler too. It is
+            inside of the handler's timeout.
 
     Raises:
         ConfigError: A faulty name or choice.
@@ -56,6 +82,8 @@ class Service:
         retry: RetryPolicy | None = None,
         timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
         unknown_events: UnknownEvents = "dead-letter",
+        lifespan: Lifespan | None = None,
+        middleware: Sequence[Middleware[Delivery, None]] = (),
     ) -> None:
         if unknown_events not in get_args(UnknownEvents):
             msg = f"service {name!r}: unknown_events={unknown_events!r} is none of {', '.join(get_args(UnknownEvents))}"
@@ -65,9 +93,13 @@ class Service:
         self.retry = retry or RetryPolicy()
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
+        self.middleware = tuple(middleware)
+        made: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
+        self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = made
         self._handlers: list[Handler] = []
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
+    @overload
     def subscribe(
         self,
         event: type[E],
@@ -75,12 +107,43 @@ class Service:
         queue: Queue | str | None = None,
         retry: RetryPolicy | None = None,
         timeout_seconds: float | EllipsisType | None = ...,
-    ) -> Subscribe[E]:
+        batch: None = None,
+        concurrency: int | None = None,
+        rate_per_second: float | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> Subscribe[E]: ...
+
+    @overload
+    def subscribe(
+        self,
+        event: type[E],
+        *,
+        queue: Queue | str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | EllipsisType | None = ...,
+        batch: Batch,
+        concurrency: int | None = None,
+        rate_per_second: float | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> SubscribeBatch[E]: ...
+
+    def subscribe(
+        self,
+        event: type[Any],
+        *,
+        queue: Queue | str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | EllipsisType | None = ...,
+        batch: Batch | None = None,
+        concurrency: int | None = None,
+        rate_per_second: float | None = None,
+        breaker: CircuitBreaker | None = None,
+    ) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
         It is ``async def``, or ``def``, which runs in a thread; it takes the event and, if it wants,
-        a Delivery. Returning is success. ``Retry`` and ``Reject`` say otherwise; any other exception
-        is a failure that the retry policy judges.
+        a Delivery and what the service's lifespan provides. Returning is success. ``Retry`` and
+        ``Reject`` say otherwise; any other exception is a failure that the retry policy judges.
 
         Several handlers of one event on one queue are one unit: they run in the order of their
         registration, the first failure fails the delivery, and a retry runs all of them again. Give
@@ -90,6 +153,13 @@ class Service:
             queue: Another queue than the service's, by name or with its settings.
             timeout_seconds: By default the service's. A handler that runs longer is cancelled, if
                 async, or abandoned, in a thread; either counts as a failure.
+            batch: The function takes a list of events and, if it wants, a BatchDelivery. The timeout is
+                that of a whole batch. On a FIFO queue a batch has one event of each group.
+            concurrency: It runs at most so often at once: 1 to 10,000. If every kind of event on its
+                queue has such a bound, these take the place of the worker's concurrency.
+            rate_per_second: Its queue is received from no faster than this, whoever else handles it;
+                nothing is held back here. Each worker process has a rate of its own.
+            breaker: Stops the polling of its queue while this handler does nothing but fail.
 
         Raises:
             ConfigError: Naming the handler: a signature that does not fit, a value out of range, a
@@ -100,18 +170,37 @@ class Service:
             raise ConfigError(msg)
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            handler = make_handler(
-                function,
-                event,
+            options = HandlerOptions(
                 queue=self._declared(queue),
                 retry=retry or self.retry,
                 timeout_seconds=self.timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds,
+                batch=batch,
+                concurrency=concurrency,
+                rate_per_second=rate_per_second,
+                breaker=breaker,
             )
+            handler = make_handler(function, event, options, provides_state=self._lifespan is not None)
             self._refuse_second_class(handler)
             self._handlers.append(handler)
             return function
 
         return register
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Any]:
+        """Run the lifespan, and give handlers what they ask of it; yields the state, None without a lifespan.
+
+        Raises:
+            ConfigError: A handler's parameter asks for what the lifespan does not provide.
+        """
+        if self._lifespan is None:
+            yield None
+            return
+        async with self._lifespan() as state:
+            faults = [fault for handler in self._handlers for fault in handler.bind(state)]
+            if faults:
+                raise ConfigError(faults)
+            yield state
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -130,7 +219,8 @@ class Service:
             Binding(
                 queue,
                 tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
-                max(self.retry.attempts, *(handler.retry.attempts for handler in self.handlers_on(queue.name))),
+                max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
+                any(handler.options.breaker for handler in self.handlers_on(queue.name)),
             )
             for queue in used
         )
@@ -156,3 +246,8 @@ class Service:
                     f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
                 )
                 raise ConfigError(msg)
+
+
+def _attempts(policy: RetryPolicy) -> int:
+    """Return how many deliveries the policy needs: a halted group is tried for as long as SQS allows."""
+    return MAX_RECEIVES if policy.on_exhausted == "halt" else policy.attempts

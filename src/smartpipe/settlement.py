@@ -37,13 +37,30 @@ class DeadLetter(NamedTuple):
     error: BaseException
 
 
-Outcome: TypeAlias = Ack | RetryAfter | DeadLetter
+class Halt(NamedTuple):
+    """Keep the message and its FIFO group where they are: visible again in *seconds*, and an alarm each time."""
+
+    seconds: int
+    kind: str
+    error: BaseException
+
+
+Outcome: TypeAlias = Ack | RetryAfter | DeadLetter | Halt
 
 
 def decide(
     error: BaseException | None, receive_count: int, policy: RetryPolicy, unknown_events: UnknownEvents = "dead-letter"
 ) -> Outcome:
     """Decide from how the delivery ended, its receive count and the failing handler's policy."""
+    outcome = _decide(error, receive_count, policy, unknown_events)
+    if policy.on_exhausted == "halt" and isinstance(outcome, DeadLetter) and outcome.kind != "rejected":
+        return Halt(max(1, math.ceil(policy.max_seconds)), outcome.kind, outcome.error)
+    return outcome
+
+
+def _decide(
+    error: BaseException | None, receive_count: int, policy: RetryPolicy, unknown_events: UnknownEvents
+) -> Outcome:
     if error is None:
         return Ack()
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:

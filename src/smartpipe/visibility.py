@@ -33,10 +33,22 @@ class Lease:
     """A received message, and until when it is ours.
 
     ``leaving`` is set when the message is on its way to be deleted or given back; ``extension`` is the
-    call that extends it at the moment.
+    call that extends it at the moment. ``unbegun`` is how many deliveries of it, before this one, were
+    given back without a handler having seen them.
     """
 
-    __slots__ = ("_clock", "_lost", "ceiling", "deadline", "extension", "handler", "leaving", "message", "returning")
+    __slots__ = (
+        "_clock",
+        "_lost",
+        "ceiling",
+        "deadline",
+        "extension",
+        "handler",
+        "leaving",
+        "message",
+        "returning",
+        "unbegun",
+    )
 
     def __init__(self, message: Message, deadline: float, ceiling: float, clock: Callable[[], float]) -> None:
         self.message = message
@@ -44,6 +56,7 @@ class Lease:
         self.ceiling = ceiling
         self.extension: asyncio.Task[None] | None = None
         self.handler: str | None = None
+        self.unbegun = 0
         self.leaving = False
         self.returning = False
         self._lost = False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smartpipe.consumer import Consumer
 from smartpipe.errors import ConfigError, PublishError, TransportError
+from smartpipe.handlers import slots_for
 from smartpipe.health import HealthServer
 from smartpipe.publisher import Publisher
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
@@ -87,6 +88,34 @@ class Worker:
             )
             self._stopping.set()
 
+    def pause(self, queue: str | None = None) -> None:
+        """Stop polling this queue, or all; what has been received is handled. Twice is once.
+
+        Raises:
+            ConfigError: The worker does not run, or has no such queue.
+        """
+        for consumer in self._consumers_of(queue):
+            consumer.poller.pause()
+            log.info("queue %s is paused", consumer.queue.name)
+
+    def resume(self, queue: str | None = None) -> None:
+        """Poll this queue, or all, again.
+
+        Raises:
+            ConfigError: The worker does not run, or has no such queue.
+        """
+        for consumer in self._consumers_of(queue):
+            consumer.poller.resume()
+            log.info("queue %s is polled again", consumer.queue.name)
+
+    def _consumers_of(self, queue: str | None) -> list[Consumer]:
+        found = [consumer for consumer in self.consumers if queue in (None, consumer.queue.name)]
+        if not found:
+            names = ", ".join(consumer.queue.name for consumer in self.consumers) or "none, it does not run"
+            msg = f"queue {queue!r} is none of those that the worker polls: {names}"
+            raise ConfigError(msg)
+        return found
+
     def kill(self, reason: str = "kill()") -> None:
         """Cut the drain short: cancel what runs, and give it back."""
         log.warning("stopping hard: %s", reason)
@@ -100,17 +129,22 @@ class Worker:
             TopologyError: Something the service needs does not exist.
         """
         settings = self._settings
-        threads = Threads(settings.concurrency * len(self._service.bindings))
+        threads = Threads(
+            sum(
+                slots_for(self._service.handlers_on(b.queue.name), settings.concurrency) for b in self._service.bindings
+            )
+        )
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
             log.info("serving /livez and /readyz on %s", self.health.bound, extra={"fields": {"url": self.health.url}})
             try:
                 await self._wait_until_verified()
                 if not self._stopping.is_set():
-                    self._start(publisher, threads)
-                    await self._stopping.wait()
-                self._stopped_at = asyncio.get_running_loop().time()
-                await self._drain()
+                    async with self._service.open() as state:
+                        self._start(publisher, threads, state)
+                        await self._stopping.wait()
+                        self._stopped_at = asyncio.get_running_loop().time()
+                        await self._drain()
             finally:
                 until = max(
                     self._stopped_at + settings.drain_seconds, asyncio.get_running_loop().time() + MIN_CLOSE_SECONDS
@@ -131,7 +165,7 @@ class Worker:
         await asyncio.gather(*drains)
         log.info("handlers have ended, deletes are flushed")
 
-    def _start(self, publisher: Publisher, threads: Threads) -> None:
+    def _start(self, publisher: Publisher, threads: Threads, state: Any) -> None:
         settings = self._settings
         for binding in self._service.bindings:
             consumer = Consumer(
@@ -142,6 +176,7 @@ class Worker:
                 threads=threads,
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,
+                state=state,
             )
             self.consumers.append(consumer)
             consumer.start()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
     service = Service("s")
     service.subscribe(UserSignedUp)(function)
-    return service.handlers[0].parameters
+    return tuple(parameter.wants for parameter in service.handlers[0].parameters)
 
 
 async def event_only(event: UserSignedUp) -> None: ...
@@ -85,7 +85,8 @@ def test_methods_and_callable_objects_can_be_handlers() -> None:
     service.subscribe(UserSignedUp)(Mailer().send)
     service.subscribe(UserSignedUp)(Mailer())
 
-    assert [handler.parameters for handler in service.handlers] == [("event",), ("event", "delivery")]
+    wants = [[parameter.wants for parameter in handler.parameters] for handler in service.handlers]
+    assert wants == [["event"], ["event", "delivery"]]
     assert all(handler.is_async for handler in service.handlers)
     assert service.handlers[0].name == "tests.unit.test_handlers.Mailer.send"
 
@@ -112,7 +113,7 @@ def test_a_handlers_own_settings_win_over_the_services() -> None:
     service.subscribe(UserSignedUp)(event_only)
     service.subscribe(UserSignedUp, retry=RetryPolicy(attempts=8), timeout_seconds=None)(both)
 
-    assert [(h.retry.attempts, h.timeout_seconds) for h in service.handlers] == [(2, 10), (8, None)]
+    assert [(h.retry.attempts, h.options.timeout_seconds) for h in service.handlers] == [(2, 10), (8, None)]
 
 
 def test_a_queue_declared_twice_with_different_settings_is_refused() -> None:

@@ -32,11 +32,13 @@ class Binding(NamedTuple):
 
     Args:
         attempts: The most attempts of any retry policy on this queue.
+        breaks: Whether a circuit breaker probes it while its handler's dependencies are down.
     """
 
     queue: Queue
     contracts: tuple[Contract, ...]
     attempts: int
+    breaks: bool = False
 
 
 class Declares(Protocol):
@@ -83,7 +85,8 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
 def redrive_count(binding: Binding) -> int:
     """Return the queue's maxReceiveCount: well above the attempts, for deliveries that were no failures."""
     deliveries_per_attempt = 12 if binding.queue.fifo else 3
-    return binding.queue.max_receive_count or min(1_000, max(10, deliveries_per_attempt * binding.attempts))
+    least = 100 if binding.breaks else 10
+    return binding.queue.max_receive_count or min(1_000, max(least, deliveries_per_attempt * binding.attempts))
 
 
 def statement(queue_arn: str, topic_arns: Iterable[str], account_id: str) -> dict[str, Any]:
@@ -141,11 +144,6 @@ def _binding_problems(binding: Binding, naming: Naming) -> list[str]:
     problems = name_problems("queue", naming.physical(queue.dead_letter_name), MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
     for topic in dict.fromkeys(contract.topic for contract in binding.contracts):
         problems += name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
-        if queue.fifo and not topic.fifo:
-            problems.append(
-                f"queue {queue.name!r} is FIFO and topic {topic.name!r} is not, which SNS refuses to connect: make the "
-                "topic FIFO, or handle its events on a standard queue"
-            )
     if redrive_count(binding) < binding.attempts:
         problems.append(
             f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would dead-letter messages without a "

@@ -1,0 +1,69 @@
+"""How fast a queue is received from: a token bucket that holds polls back, never messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from smartpipe.transport import BATCH_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+GATHER_SECONDS = 0.2
+"""For so long tokens are gathered, that a poll may bring more than one message; each poll is a request."""
+EARLY = 1e-6
+"""A timer may be early by the resolution of the clock."""
+
+
+class Gate(Protocol):
+    """What a poller asks before it polls."""
+
+    def admit(self, wanted: int) -> int:
+        """Return how many of *wanted* messages may be received now; they count as received."""
+
+    def give_back(self, count: int) -> None:
+        """Take back what was admitted and not received."""
+
+    def ended(self, count: int) -> None:
+        """Take note that so many messages have been dealt with."""
+
+    def seconds_until_open(self) -> float | None:
+        """Return when asking again is worth it, or None: the gate itself says when."""
+
+
+class TokenBucket:
+    """Admits *rate_per_second* messages on average, and a second's worth at once after a rest.
+
+    Source: the token bucket of ITU-T I.371 and RFC 2697.
+    """
+
+    def __init__(self, rate_per_second: float, clock: Callable[[], float]) -> None:
+        self._rate = rate_per_second
+        self._capacity = max(1.0, rate_per_second)
+        self._least = max(1.0, min(BATCH_LIMIT, rate_per_second * GATHER_SECONDS))
+        self._tokens = self._capacity
+        self._clock = clock
+        self._filled_at = clock()
+
+    def admit(self, wanted: int) -> int:
+        """Return how many of *wanted* messages there are tokens for, and take these."""
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        if self._tokens + EARLY < self._least:
+            return 0
+        admitted = min(wanted, int(self._tokens + EARLY))
+        self._tokens -= admitted
+        return admitted
+
+    def give_back(self, count: int) -> None:
+        """Take back tokens that no message came for."""
+        self._tokens = min(self._capacity, self._tokens + count)
+
+    def ended(self, count: int) -> None:
+        """Do nothing: a rate is of receives."""
+
+    def seconds_until_open(self) -> float:
+        """Return when there are tokens enough for a poll."""
+        return max(0.0, (self._least - self._tokens) / self._rate)
