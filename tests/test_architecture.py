@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"events", "settings"},
     {"envelope", "settlement"},
     {"decoder", "outgoing", "attempts", "delivery", "breaker", "pace"},
-    {"chunks", "deadletter", "middleware", "visibility", "poller", "threads", "batch", "topology.derive"},
+    {"chunks", "deadletter", "middleware", "visibility", "poller", "threads", "batch", "groups", "topology.derive"},
     {"batcher", "bulk", "signature", "memory"},
     {"handlers", "topology.plan"},
     {"service", "acknowledger", "publisher", "invocation"},
@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"consumer"},
     {"health", "signals", "embedded"},
     {"worker", "aws"},
-    {"blocking"},
+    {"blocking", "testing"},
     {"cli"},
     {"__main__"},
 ]

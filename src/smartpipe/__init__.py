@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
+    from smartpipe.batch import Batch, BatchDelivery
+    from smartpipe.breaker import CircuitBreaker
     from smartpipe.delivery import Delivery
     from smartpipe.embedded import EmbeddedBroker
     from smartpipe.errors import (
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from smartpipe.worker import Worker
 
 __all__ = [
+    "Batch",
+    "BatchDelivery",
+    "CircuitBreaker",
     "ConfigError",
     "DecodeError",
     "Delivery",
@@ -68,6 +73,9 @@ _ERRORS = {name for name in __all__ if name.endswith("Error")} | {
     "UnknownEventType",
 }
 _HOMES = {
+    "Batch": "batch",
+    "BatchDelivery": "batch",
+    "CircuitBreaker": "breaker",
     "Delivery": "delivery",
     "EmbeddedBroker": "embedded",
     "Event": "events",

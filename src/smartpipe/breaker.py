@@ -123,12 +123,15 @@ class Circuit:
         self._probing = True
         return 1
 
-    def give_back(self, count: int) -> None:
-        """Take back what was admitted and not received, or has been dealt with."""
-        if count:
+    def polled(self, admitted: int, received: int) -> None:
+        """Take note that a probe brought nothing: another may be tried."""
+        if admitted and not received:
             self._probing = False
 
-    ended = give_back
+    def ended(self, count: int) -> None:
+        """Take note that a message has been dealt with, whoever handled it: another probe may be tried."""
+        if count:
+            self._probing = False
 
     def seconds_until_open(self) -> None:
         """Return nothing: ``on_change`` tells."""

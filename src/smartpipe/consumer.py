@@ -12,24 +12,23 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.acknowledger import Acknowledger
 from smartpipe.counts import Counts
+from smartpipe.groups import Groups
 from smartpipe.handlers import slots_for
 from smartpipe.poller import Poller
-from smartpipe.processor import Processor
+from smartpipe.processor import Processed, Processor, Resources
 from smartpipe.settler import Settler
 from smartpipe.visibility import Visibility
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from smartpipe.delivery import Publishes
+    from smartpipe.groups import Chain
     from smartpipe.message import Message
     from smartpipe.service import Service
-    from smartpipe.threads import Threads
     from smartpipe.topology.model import Queue
     from smartpipe.transport import Transport
     from smartpipe.visibility import Lease
@@ -40,9 +39,21 @@ CANCEL_SECONDS = 1.0
 MAX_UNSETTLED = 200
 """With so many messages waiting to be settled, no slot becomes free: the queue keeps the rest better."""
 TICKER_RESTART_SECONDS = 1.0
-MAX_UNBEGUN = 10_000
 
 _Task: TypeAlias = asyncio.Task[None]
+
+
+class Settled(NamedTuple):
+    """How a delivery ended: what an observer of a consumer is told.
+
+    Args:
+        again_seconds: In how many seconds the message comes again; None when it is done with.
+    """
+
+    queue: str
+    message: Message
+    processed: Processed
+    again_seconds: float | None
 
 
 class Consumer:
@@ -51,7 +62,7 @@ class Consumer:
     Args:
         concurrency: How many messages are out at once, where the handlers ask for nothing else.
         poll_seconds: How long a poll waits, in whole seconds up to 20.
-        state: What the service's lifespan yielded.
+        observer: Told of each delivery that has been settled.
     """
 
     def __init__(
@@ -60,20 +71,18 @@ class Consumer:
         queue: Queue,
         transport: Transport,
         *,
-        publisher: Publishes,
-        threads: Threads,
+        resources: Resources,
         concurrency: int,
         poll_seconds: int,
-        state: Any = None,
+        observer: Callable[[Settled], None] | None = None,
     ) -> None:
         self.queue = queue
         self.counts = Counts()
         self._service = service
         self._transport = transport
         self._poll_seconds = poll_seconds
-        self._processor = Processor(
-            service, queue.name, publisher=publisher, threads=threads, counts=self.counts, state=state
-        )
+        self._observer = observer
+        self._processor = Processor(service, queue.name, resources, self.counts)
         self._visibility = Visibility(
             queue.name,
             transport,
@@ -91,9 +100,8 @@ class Consumer:
         )
         for circuit in self._processor.circuits:
             circuit.on_change = self.poller.wake
-        self._tasks: dict[_Task, deque[Lease]] = {}
-        self._groups: dict[str, deque[Lease]] = {}
-        self._unbegun = _Unbegun()
+        self._groups = Groups(fifo=queue.fifo)
+        self._tasks: dict[_Task, Chain] = {}
         self._ended = 0
         self._held_back: list[tuple[Lease, float]] = []
         self._ticker: _Task | None = None
@@ -182,34 +190,20 @@ class Consumer:
     def _accept(self, messages: Sequence[Message]) -> None:
         self.counts.received += len(messages)
         for message in messages:
-            lease = self._visibility.hold(message)
-            group = message.group_id if self.queue.fifo else None
-            if group is None:
-                self._start(deque([lease]))
-            elif group in self._groups:  # SQS hands out no more of it, but where our leases were lost
-                self._groups[group].append(lease)
-                lease.unbegun = self._unbegun[message.message_id]
-            else:
-                lease.unbegun = self._unbegun[message.message_id]
-                self._groups[group] = self._start(deque([lease]))
-
-    def _start(self, leases: deque[Lease]) -> deque[Lease]:
-        task = asyncio.get_running_loop().create_task(self._process_in_order(leases))
-        self._tasks[task] = leases
-        task.add_done_callback(self._done)
-        return leases
+            chain = self._groups.chain_for(self._visibility.hold(message))
+            if chain is not None:
+                task = asyncio.get_running_loop().create_task(self._process_in_order(chain))
+                self._tasks[task] = chain
+                task.add_done_callback(self._done)
 
     def _done(self, task: _Task) -> None:
-        leases = self._tasks.pop(task)
-        while leases:  # cancelled before its first step, so that it could not give back its messages itself
-            self._cancelled(leases[0], "cancelled before it began, and given back")
-            self._ended_one(leases)
+        chain = self._tasks.pop(task)
+        while chain:  # cancelled before its first step, so that it could not give back its messages itself
+            self._cancelled(chain[0], "cancelled before it began, and given back")
+            self._ended_one(chain)
 
-    def _ended_one(self, leases: deque[Lease]) -> None:
-        """Take note that the first of *leases* has been dealt with."""
-        message = leases.popleft().message
-        if not leases and self.queue.fifo and message.group_id is not None:
-            self._groups.pop(message.group_id, None)
+    def _ended_one(self, chain: Chain) -> None:
+        self._groups.ended(chain)
         self._ended += 1
         self._free_slots()
 
@@ -222,22 +216,20 @@ class Consumer:
             self._ended -= 1
             self.poller.free()
 
-    async def _process_in_order(self, leases: deque[Lease]) -> None:
+    async def _process_in_order(self, chain: Chain) -> None:
         """Process one message, or one group's messages one after the other, until one has to come again."""
         again_seconds: float | None = None
-        while leases and not (self.queue.fifo and leases[0].lost):
-            lease = leases[0]
+        while chain and again_seconds is None and not self._groups.stops_at(chain[0]):
+            lease = chain[0]
             again_seconds = await self._process(lease)
-            self._unbegun.pop(lease.message.message_id, None)
-            lost = lease.lost
-            self._ended_one(leases)
-            if again_seconds is not None or lost:
-                break
-        while leases:  # those behind it must not overtake it, and come back together with it
+            if again_seconds is None:
+                self._groups.done_with(lease)
+            self._ended_one(chain)
+        while chain:  # those behind it must not overtake it, and come back together with it
             self.counts.released += 1
-            self._unbegun[leases[0].message.message_id] = leases[0].unbegun + 1
-            self._give_back(leases[0], again_seconds or 0)
-            self._ended_one(leases)
+            self._groups.not_begun(chain[0])
+            self._give_back(chain[0], again_seconds or 0)
+            self._ended_one(chain)
 
     async def _process(self, lease: Lease) -> float | None:
         """Process and settle; return in how many seconds the message comes again, or None when it is done with."""
@@ -248,12 +240,15 @@ class Consumer:
                 return 0
             started = time.perf_counter()
             processed = await self._processor.process(lease.message, lease)
-            return await self._settler.settle(lease, processed, time.perf_counter() - started)
+            again_seconds = await self._settler.settle(lease, processed, time.perf_counter() - started)
+            if self._observer is not None:
+                self._observer(Settled(self.queue.name, lease.message, processed, again_seconds))
         except asyncio.CancelledError:
             self._cancelled(lease, "cancelled and given back")
             return 0
         except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
             return self._settler.fault(lease, error)
+        return again_seconds
 
     def _cancelled(self, lease: Lease, what: str) -> None:
         self.counts.cancelled += 1
@@ -268,16 +263,3 @@ class Consumer:
             except Exception:
                 log.exception("queue %s: the heartbeat failed and starts again", self.queue.name)
                 await asyncio.sleep(TICKER_RESTART_SECONDS)
-
-
-class _Unbegun(Counter[str]):
-    """How often messages of FIFO queues were received here and given back without having begun.
-
-    SQS counts these deliveries too, and a group behind a message that is tried again has many. Only
-    this process's own are known, and of so many messages: what else is counted is taken for attempts.
-    """
-
-    def __setitem__(self, message_id: str, times: int) -> None:
-        super().__setitem__(message_id, times)
-        if len(self) > MAX_UNBEGUN:
-            del self[next(iter(self))]

@@ -20,10 +20,10 @@ class Gate(Protocol):
     """What a poller asks before it polls."""
 
     def admit(self, wanted: int) -> int:
-        """Return how many of *wanted* messages may be received now; they count as received."""
+        """Return how many of *wanted* messages a poll may ask for."""
 
-    def give_back(self, count: int) -> None:
-        """Take back what was admitted and not received."""
+    def polled(self, admitted: int, received: int) -> None:
+        """Take note that a poll for so many messages has ended and brought so many."""
 
     def ended(self, count: int) -> None:
         """Take note that so many messages have been dealt with."""
@@ -43,23 +43,25 @@ class TokenBucket:
         self._capacity = max(1.0, rate_per_second)
         self._least = max(1.0, min(BATCH_LIMIT, rate_per_second * GATHER_SECONDS))
         self._tokens = self._capacity
+        self._asked = 0
         self._clock = clock
         self._filled_at = clock()
 
     def admit(self, wanted: int) -> int:
-        """Return how many of *wanted* messages there are tokens for, and take these."""
-        now = self._clock()
-        self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._rate)
-        self._filled_at = now
+        """Return how many of *wanted* messages there are tokens for, and set these aside."""
+        self._fill()
         if self._tokens + EARLY < self._least:
             return 0
         admitted = min(wanted, int(self._tokens + EARLY))
         self._tokens -= admitted
+        self._asked += admitted
         return admitted
 
-    def give_back(self, count: int) -> None:
-        """Take back tokens that no message came for."""
-        self._tokens = min(self._capacity, self._tokens + count)
+    def polled(self, admitted: int, received: int) -> None:
+        """Take back the tokens that no message came for."""
+        self._fill()
+        self._asked -= admitted
+        self._tokens += admitted - received
 
     def ended(self, count: int) -> None:
         """Do nothing: a rate is of receives."""
@@ -67,3 +69,10 @@ class TokenBucket:
     def seconds_until_open(self) -> float:
         """Return when there are tokens enough for a poll."""
         return max(0.0, (self._least - self._tokens) / self._rate)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        # What open polls may still bring counts, lest they and a full bucket come together.
+        room = max(0.0, self._capacity - self._asked - self._tokens)
+        self._tokens += min(room, (now - self._filled_at) * self._rate)
+        self._filled_at = now

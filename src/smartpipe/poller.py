@@ -133,7 +133,7 @@ class Poller:
         for index, gate in enumerate(self._gates):
             admitted = gate.admit(wanted)
             for earlier in self._gates[:index]:
-                earlier.give_back(wanted - admitted)
+                earlier.polled(wanted - admitted, 0)
             wanted = admitted
             if not wanted:
                 seconds = gate.seconds_until_open()
@@ -147,10 +147,10 @@ class Poller:
             self._wake_up.cancel()
         self._wake_up = asyncio.get_running_loop().call_later(seconds, self._open)
 
-    def _unused(self, count: int) -> None:
-        self._free += count
+    def _polled(self, asked: int, received: int) -> None:
+        self._free += asked - received
         for gate in self._gates:
-            gate.give_back(count)
+            gate.polled(asked, received)
 
     def _closed_one(self, poll: asyncio.Task[None]) -> None:
         del self._polls[poll]
@@ -161,10 +161,10 @@ class Poller:
         try:
             messages = await self._receive(asked)
         except Exception as error:  # noqa: BLE001 - whatever happens, polling goes on
-            self._unused(asked)
+            self._polled(asked, 0)
             await self._back_off(error)
             return
-        self._unused(asked - len(messages))
+        self._polled(asked, len(messages))
         self._succeeded()
         if len(messages) == asked:
             self._wanted_polls = min(self._wanted_polls + 1, MAX_POLLS)

@@ -40,6 +40,18 @@ class Processed(NamedTuple):
     handler: Handler | None = None
 
 
+class Resources(NamedTuple):
+    """What a process has one of, for all handlers.
+
+    Args:
+        state: What the service's lifespan yielded.
+    """
+
+    publisher: Publishes
+    threads: Threads
+    state: Any = None
+
+
 class _Route(NamedTuple):
     """How a delivery gets to one handler: through the middleware, when there is room, and under its circuit."""
 
@@ -53,26 +65,13 @@ class Processor:
     """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
 
     ``gates`` hold back the polling of its queue, as its handlers ask.
-
-    Args:
-        state: What the service's lifespan yielded.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        queue: str,
-        *,
-        publisher: Publishes,
-        threads: Threads,
-        counts: Counts,
-        state: Any = None,
-    ) -> None:
+    def __init__(self, service: Service, queue: str, resources: Resources, counts: Counts) -> None:
         self._service = service
         self._queue = queue
-        self._publisher = publisher
-        self._state = state
-        self._invocation = Invocation(threads, counts)
+        self._resources = resources
+        self._invocation = Invocation(resources.threads, counts)
         self._gatherers: list[Gatherer] = []
         self.gates: list[Gate] = []
         self.circuits: list[Circuit] = []
@@ -119,7 +118,7 @@ class Processor:
         innermost: Next[Delivery, None]
         room: AbstractAsyncContextManager[Any] = nullcontext()
         if options.batch is not None:
-            innermost = Gatherer(handler, options.batch, self._invocation, self._publisher)
+            innermost = Gatherer(handler, options.batch, self._invocation, self._resources.publisher)
             self._gatherers.append(innermost)
         else:
             innermost = partial(_call_one, self._invocation, handler)
@@ -137,8 +136,8 @@ class Processor:
             service=self._service.name,
             queue=self._queue,
             lease=lease,
-            publisher=self._publisher,
-            state=self._state,
+            publisher=self._resources.publisher,
+            state=self._resources.state,
         )
         current_cause.set(envelope.cause)
         seconds = handler.options.timeout_seconds

@@ -133,12 +133,12 @@ def _wanted(
         return Parameter(name, "event"), fault
     if get_origin(annotation) in _LISTS or annotation in _LISTS:
         mend = f"write list[{event.__name__}]" if batch else "subscribe it with batch=Batch(...)"
-        return Parameter(name, "event"), f"parameter {name!r}: a list of events is for a handler of batches; {mend}"
+        return Parameter(name, "event"), f"parameter {name!r}: lists of events are for batch handlers; {mend}"
     if state:
         return Parameter(name, "state", _plain(annotation)), None
     fault = (
-        f"parameter {name!r}: {shown} is neither the event nor a {deliveries.__name__}, which is all a handler is given "
-        "by a service without a lifespan that provides more"
+        f"parameter {name!r}: {shown} is neither the event nor a {deliveries.__name__}, which is all that a handler is "
+        "given by a service without a lifespan that provides more"
     )
     return Parameter(name, "event"), fault
 

@@ -22,16 +22,23 @@ class Threads:
         self._size = size
         self._pool = self._new_pool()
         self._abandoned: set[Future[Any]] = set()
+        self._running: set[Future[Any]] = set()
 
     @property
     def abandoned(self) -> int:
         """How many abandoned functions still run."""
         return len(self._abandoned)
 
+    @property
+    def running(self) -> bool:
+        """Whether a function runs that somebody waits for."""
+        return bool(self._running)
+
     async def run(self, function: Callable[..., Any], arguments: list[Any], on_abandoned: Callable[[], None]) -> Any:
         """Return what *function* returns. Cancelled, it leaves the function running and says so."""
         context = contextvars.copy_context()
         future = self._pool.submit(context.run, _call, function, arguments)
+        self._running.add(future)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -39,6 +46,8 @@ class Threads:
                 self._abandon(future)
                 on_abandoned()
             raise
+        finally:
+            self._running.discard(future)
 
     def close(self) -> None:
         """Take no more functions; those that run are not waited for."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from smartpipe.message import Failure, Message, OutgoingMessage
 
@@ -49,6 +50,19 @@ class Transport(Protocol):
         """Release connections. Calls in flight may fail."""
 
 
+_instead: list[Transport] = []
+
+
+@contextmanager
+def opening(transport: Transport) -> Iterator[None]:
+    """Let ``open_transport`` return *transport* inside of the block, in this whole process: for tests."""
+    _instead.append(transport)
+    try:
+        yield
+    finally:
+        _instead.remove(transport)
+
+
 def open_transport() -> Transport:
     """Return the transport that the environment asks for: AWS, or what ``AWS_ENDPOINT_URL`` names.
 
@@ -57,4 +71,6 @@ def open_transport() -> Transport:
     Raises:
         ConfigError: The environment's settings are faulty.
     """
+    if _instead:
+        return _instead[-1]
     return cast("Transport", import_module("smartpipe.aws.transport").AwsTransport.from_environment())

@@ -11,6 +11,7 @@ from smartpipe.consumer import Consumer
 from smartpipe.errors import ConfigError, PublishError, TransportError
 from smartpipe.handlers import slots_for
 from smartpipe.health import HealthServer
+from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.threads import Threads
@@ -172,11 +173,9 @@ class Worker:
                 self._service,
                 binding.queue,
                 self._transport,
-                publisher=publisher,
-                threads=threads,
+                resources=Resources(publisher, threads, state),
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,
-                state=state,
             )
             self.consumers.append(consumer)
             consumer.start()

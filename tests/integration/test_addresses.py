@@ -8,8 +8,8 @@ import pytest
 
 from smartpipe import Publisher, PublishError, Service
 from smartpipe.aws.transport import AwsTransport
+from smartpipe.testing import provision
 from tests.support.events import ADA, UserSignedUp
-from tests.support.workers import provision
 
 if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker

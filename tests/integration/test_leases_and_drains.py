@@ -11,9 +11,9 @@ import pytest
 from smartpipe import ConfigError, Delivery, Publisher, Queue, Service, TransportError
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.envelope import encode, wrap
+from smartpipe.testing import provision, working
 from tests.support.events import ADA, UserSignedUp
 from tests.support.waiting import until
-from tests.support.workers import provision, working
 
 if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker

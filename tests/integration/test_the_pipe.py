@@ -14,9 +14,9 @@ from smartpipe.aws.transport import AwsTransport
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import OutgoingMessage
+from smartpipe.testing import provision, working
 from tests.support.events import ADA, Note, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.waiting import until
-from tests.support.workers import provision, working
 
 if TYPE_CHECKING:
     from tests.support.queues import Queues

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe import Publisher, Queue, RetryPolicy, Service
 from smartpipe.consumer import Consumer
+from smartpipe.processor import Resources
 from smartpipe.threads import Threads
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ def make_consumer(
         service,
         service.queue,
         transport,
-        publisher=Publisher(service.name, transport=transport),
-        threads=Threads(concurrency),
+        resources=Resources(Publisher(service.name, transport=transport), Threads(concurrency)),
         concurrency=concurrency,
         poll_seconds=poll_seconds,
     )

@@ -65,6 +65,10 @@ class MemoryTransport:
             {(name_in(topic), name_in(queue)): found for (topic, queue), found in topology.subscriptions.items()}
         )
 
+    async def changed(self) -> None:
+        """Wait until something has been done to a topic or queue."""
+        await self._changed.wait()
+
     def has_topic(self, name: str) -> bool:
         """Return whether the topic exists."""
         return name in self._topics

@@ -1,4 +1,4 @@
-"""A worker inside of the test's process, on a real broker."""
+"""Services on a real broker, inside of the test's process: what ``topology apply`` and ``worker`` do."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from smartpipe import Service, Worker
-from smartpipe.aws.provision import Provisioner, verify
-from smartpipe.aws.transport import AwsTransport
 from smartpipe.settings import WorkerSettings
+from smartpipe.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from smartpipe.service import Service
+
 
 async def provision(*services: Service) -> list[str]:
-    """Apply the services' topology; return what was changed."""
+    """Create on the environment's broker what *services* declare; return what was changed, a line each."""
+    from smartpipe.aws.provision import Provisioner
+    from smartpipe.aws.transport import AwsTransport
+
     transport = AwsTransport.from_environment()
     try:
         provisioner = Provisioner(transport)
@@ -29,7 +32,18 @@ async def provision(*services: Service) -> list[str]:
 
 @asynccontextmanager
 async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
-    """A running worker with short polls, drained at the end; it must end with exit code 0."""
+    """Run a worker of *service* on the environment's broker, with polls of a second; drain it at the end.
+
+    Args:
+        settings: As in WorkerSettings: ``concurrency``, ``drain_seconds`` and so on.
+
+    Raises:
+        TopologyError: Something the service needs does not exist: ``provision`` it.
+        AssertionError: The drain had to cancel a handler, or could not delete a message.
+    """
+    from smartpipe.aws.provision import verify
+    from smartpipe.aws.transport import AwsTransport
+
     transport = AwsTransport.from_environment()
 
     async def check() -> None:
@@ -43,4 +57,5 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     finally:
         worker.stop("the test is over")
         code = await running
-    assert code == 0
+    if code:
+        raise AssertionError("the worker's drain was not clean; its log says why")

@@ -1,0 +1,86 @@
+"""Virtual time: the event loop's clock jumps to the next timer whenever nothing is left to do now."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+GRACE_SECONDS = 0.02
+"""So long, for real, open sockets are listened to before the clock jumps."""
+THREAD_SECONDS = 0.05
+
+
+def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
+    """Make the running event loop's time virtual inside of the block: hours of waiting take milliseconds.
+
+    It stands still while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers), and
+    jumps only after open sockets have been silent for a moment. ``time.time()`` stays as it is.
+
+    Args:
+        busy: While one of them is true, something that the loop does not know of is being waited for.
+
+    Raises:
+        ConfigError: The loop is not one of asyncio's own, such as uvloop's.
+    """
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        msg = f"virtual time needs asyncio's own event loop, not {type(loop).__module__}.{type(loop).__qualname__}"
+        raise ConfigError(msg)
+    return _patched(loop, busy)
+
+
+@contextmanager
+def _patched(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
+    jumping = _JumpingSelector(loop._selector, loop.time(), busy)  # noqa: SLF001 - there is no public way in
+    original_executor = loop.run_in_executor
+
+    def run_in_executor(*arguments: Any) -> Any:
+        future = original_executor(*arguments)
+        jumping.threads.add(future)
+        future.add_done_callback(jumping.threads.discard)
+        return future
+
+    loop._selector, loop.time, loop.run_in_executor = jumping, lambda: jumping.now, run_in_executor  # noqa: SLF001
+    try:
+        yield
+    finally:
+        loop._selector = jumping.inner  # noqa: SLF001
+        del loop.time, loop.run_in_executor
+
+
+class _JumpingSelector:
+    """Stands before the loop's selector: where that would sleep, it moves the clock."""
+
+    def __init__(self, inner: Any, now: float, busy: tuple[Callable[[], bool], ...]) -> None:
+        self.inner = inner
+        self.now = now
+        self.threads: set[Any] = set()
+        self._busy = busy
+        self._sockets_of_the_loop = len(inner.get_map())
+
+    def select(self, timeout: float | None = None) -> Any:
+        """Return what is ready; with nothing ready, let *timeout* pass at once."""
+        ready = self.inner.select(0)
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if self.threads or any(busy() for busy in self._busy):
+            return self.inner.select(THREAD_SECONDS)
+        if len(self.inner.get_map()) > self._sockets_of_the_loop:
+            ready = self.inner.select(GRACE_SECONDS)
+            if ready:
+                return ready
+        if timeout is None:  # no timer at all: only a signal can help, as on any loop
+            return self.inner.select(None)
+        self.now += timeout
+        return []
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the loop's own selector in everything else."""
+        return getattr(self.inner, name)

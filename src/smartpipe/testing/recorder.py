@@ -1,0 +1,105 @@
+"""A transport that remembers what was published, and turns settled deliveries into records."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from pydantic_core import from_json
+
+from smartpipe.decoder import Decoder
+from smartpipe.errors import DecodeError, UnknownEventType
+from smartpipe.events import event_class
+from smartpipe.memory.transport import MemoryTransport
+from smartpipe.settlement import Ack, DeadLetter
+from smartpipe.testing.records import DeadLettered, Handled, Published, Record, Retried
+from smartpipe.topology.model import Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smartpipe.consumer import Settled
+    from smartpipe.envelope import Envelope
+    from smartpipe.message import Failure, OutgoingMessage
+
+
+class Recorder(MemoryTransport):
+    """SNS and SQS in memory, with a list of all that happened.
+
+    A topic that no service subscribes to exists as soon as something is published to it.
+    """
+
+    def __init__(self, *, duplicate_share: float, shuffle: bool, seed: int) -> None:
+        super().__init__(duplicate_share=duplicate_share, shuffle=shuffle, seed=seed)
+        self.records: list[Record] = []
+        self.dead_letter_names: set[str] = set()
+        self._started_at = asyncio.get_running_loop().time()
+
+    async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Publish, and remember what was taken."""
+        if not self.has_topic(topic):
+            self.apply(Topology({f":{topic}": {}}, {}, {}))
+        failures = await super().publish(topic, messages)
+        self._published(topic, messages, failures)
+        return failures
+
+    async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Send, and remember what was taken, but for dead letters."""
+        failures = await super().send(queue, messages)
+        if queue not in self.dead_letter_names:
+            self._published(queue, messages, failures)
+        return failures
+
+    def settled(self, settled: Settled) -> None:
+        """Remember how a delivery ended."""
+        message, processed = settled.message, settled.processed
+        envelope, outcome = processed.envelope or _decoded(message.body), processed.outcome
+        common = {
+            "event": envelope and envelope.data,
+            "event_id": envelope and envelope.id,
+            "at_seconds": self._now(),
+            "body": message.body,
+            "queue": settled.queue,
+            "handler": processed.handler and processed.handler.name,
+            "receive_count": message.receive_count,
+        }
+        if isinstance(outcome, Ack):
+            self.records.append(Handled(**common))  # type: ignore[arg-type]
+        elif isinstance(outcome, DeadLetter) and settled.again_seconds is None:
+            self.records.append(DeadLettered(**common, kind=outcome.kind, error=outcome.error))  # type: ignore[arg-type]
+        else:
+            after_seconds = settled.again_seconds or 0
+            self.records.append(Retried(**common, after_seconds=after_seconds, error=outcome.error))  # type: ignore[arg-type]
+
+    def _published(self, destination: str, messages: Sequence[OutgoingMessage], failures: Sequence[Failure]) -> None:
+        failed = {failure.position for failure in failures}
+        for position, message in enumerate(messages):
+            if position in failed:
+                continue
+            envelope = _decoded(message.body)
+            texts = {name: value for name, (_, value) in message.attributes.items() if isinstance(value, str)}
+            self.records.append(
+                Published(
+                    event=envelope and envelope.data,
+                    event_id=envelope and envelope.id,
+                    at_seconds=self._now(),
+                    body=message.body,
+                    destination=destination,
+                    attributes=texts,
+                    group_id=message.group_id,
+                    delay_seconds=message.delay_seconds,
+                )
+            )
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time() - self._started_at
+
+
+def _decoded(body: str) -> Envelope | None:
+    """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
+    try:
+        fields = from_json(body)
+        cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
+        return Decoder([cls]).decode(body) if cls else None
+    except (ValueError, TypeError, KeyError, AttributeError, DecodeError, UnknownEventType):
+        return None

@@ -1,0 +1,310 @@
+"""FIFO queues: groups in parallel, each in order, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tenacity import wait_fixed
+
+from smartpipe import ConfigError, Event, Queue, Reject, RetryPolicy, Service
+from smartpipe.groups import MAX_UNBEGUN, Groups
+from smartpipe.testing import MemoryBroker
+from smartpipe.visibility import Lease
+from tests.support.consumers import consuming
+from tests.support.events import ADA, Clicked, Paid, UserSignedUp
+from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LEDGER = Queue("ledger", fifo=True)
+FIVE = RetryPolicy(attempts=3, wait=wait_fixed(5))
+
+
+def payments(accounts: str, count: int) -> list[Paid]:
+    return [Paid(account=account, number=number) for number in range(count) for account in accounts]
+
+
+def ledger(handle: Callable[[Paid], Any], retry: RetryPolicy = FIVE) -> Service:
+    service = Service("ledger", queue=LEDGER, retry=retry)
+
+    @service.subscribe(Paid)
+    async def book(event: Paid) -> None:
+        await handle(event)
+
+    return service
+
+
+async def test_each_group_is_handled_in_order_and_groups_run_in_parallel() -> None:
+    done: defaultdict[str | None, list[int]] = defaultdict(list)
+    running: set[str | None] = set()
+    most = 0
+
+    async def handle(event: Paid) -> None:
+        nonlocal most
+        assert event.account not in running, "two of one group at once"
+        running.add(event.account)
+        most = max(most, len(running))
+        await asyncio.sleep(1)
+        running.discard(event.account)
+        done[event.account].append(event.number)
+
+    async with MemoryBroker(ledger(handle), concurrency=30) as broker:
+        await broker.transport.publish("ledger.fifo", [])
+        for payment in payments("abc", 7):
+            await broker.publish(payment)
+        await broker.drain()
+
+    assert done == {account: list(range(7)) for account in "abc"}
+    assert most == 3
+
+
+async def test_fault_06_what_is_behind_a_failure_is_released_together_with_it_and_never_overtakes() -> None:
+    transport = FakeTransport()
+    ran: list[int] = []
+
+    async def handle(event: Paid) -> None:
+        ran.append(event.number)
+        if event.number == 2:
+            raise OSError("down")
+
+    async def main() -> None:
+        async with consuming(ledger(handle), transport):
+            transport.put(*payments("a", 4)[1:], group_id="a")
+            await asyncio.sleep(3)
+
+    await asyncio.to_thread(run_virtually, main())
+
+    assert ran == [1, 2]
+    assert transport.entries("delete") == ["r1"]
+    released = [entries for verb, _, entries, _ in transport.calls if verb == "change_visibility"]
+    assert released == [[("r2", 5), ("r3", 5)]]
+
+
+async def test_a_group_goes_on_where_it_stopped_and_other_groups_are_not_held_up() -> None:
+    ran: list[tuple[str | None, int, float]] = []
+    failures = iter([True, True, False])
+
+    async def handle(event: Paid) -> None:
+        ran.append((event.account, event.number, asyncio.get_running_loop().time()))
+        if event == Paid(account="a", number=1) and next(failures):
+            raise OSError("down")
+
+    async with MemoryBroker(ledger(handle)) as broker:
+        for payment in payments("ab", 3):
+            await broker.publish(payment)
+        await broker.drain()
+
+        assert [number for account, number, _ in ran if account == "a"] == [0, 1, 1, 1, 2]
+        assert [number for account, number, _ in ran if account == "b"] == [0, 1, 2]
+        assert [retried.after_seconds for retried in broker.retried(Paid)] == [5, 5]
+        b_done = max(moment for account, _, moment in ran if account == "b")
+        a_again = min(moment for account, number, moment in ran if (account, number) == ("a", 1)) + 5
+        assert b_done < a_again
+
+
+async def test_fault_24_poison_is_dead_lettered_and_its_group_goes_on() -> None:
+    ran: list[int] = []
+
+    async def handle(event: Paid) -> None:
+        ran.append(event.number)
+        if event.number == 1:
+            raise OSError("poison")
+
+    async with MemoryBroker(ledger(handle)) as broker:
+        for payment in payments("a", 3):
+            await broker.publish(payment)
+        await broker.drain()
+
+        assert ran == [0, 1, 1, 1, 2]
+        assert broker.assert_dead_lettered(Paid, number=1).kind == "retries-exhausted"
+        [dead] = broker.transport.queue("ledger-dlq.fifo").contents()
+        assert dead.content.group_id == "a"
+
+
+async def test_those_behind_poison_keep_their_own_attempts() -> None:
+    attempts: defaultdict[int, int] = defaultdict(int)
+
+    async def handle(event: Paid) -> None:
+        attempts[event.number] += 1
+        raise OSError("all of them")
+
+    async with MemoryBroker(ledger(handle)) as broker:
+        for payment in payments("a", 10):
+            await broker.publish(payment)
+        await broker.drain()
+
+        assert attempts == dict.fromkeys(range(10), 3)
+        assert [dead.kind for dead in broker.dead_lettered(Paid)] == ["retries-exhausted"] * 10
+
+
+async def test_fault_24_a_halted_group_waits_and_alarms_until_it_can_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    ran: list[tuple[str | None, int]] = []
+    broken = True
+    halting = RetryPolicy(attempts=2, wait=wait_fixed(1), max_seconds=60, on_exhausted="halt")
+
+    async def handle(event: Paid) -> None:
+        ran.append((event.account, event.number))
+        if broken and event == Paid(account="a", number=0):
+            raise OSError("poison")
+
+    async with MemoryBroker(ledger(handle, halting)) as broker:
+        for payment in payments("ab", 2):
+            await broker.publish(payment)
+        with pytest.raises(AssertionError, match=r"after 3600 s there is still work left: ledger.fifo has"):
+            await broker.drain(limit_seconds=3_600)
+
+        assert ("a", 1) not in ran
+        assert ("b", 1) in ran
+        assert 55 <= ran.count(("a", 0)) <= 65
+        assert broker.dead_lettered() == []
+        assert "group a halted (retries-exhausted), tried again in 60 s: OSError: poison" in caplog.messages
+        broken = False
+        await broker.drain()
+
+    assert ran[-1] == ("a", 1)
+
+
+async def test_a_rejected_message_does_not_halt_its_group() -> None:
+    async def handle(event: Paid) -> None:
+        if event.number == 0:
+            raise Reject("not ours")
+
+    async with MemoryBroker(ledger(handle, RetryPolicy(on_exhausted="halt"))) as broker:
+        for payment in payments("a", 2):
+            await broker.publish(payment)
+        await broker.drain()
+
+        broker.assert_dead_lettered(Paid, number=0, kind="rejected")
+        broker.assert_handled(Paid, number=1)
+
+
+async def test_the_whole_fetched_group_is_kept_while_its_head_is_handled() -> None:
+    """Three messages of a group, each handled for longer than the visibility timeout."""
+    ran: list[int] = []
+
+    async def handle(event: Paid) -> None:
+        await asyncio.sleep(50)
+        ran.append(event.number)
+
+    async with MemoryBroker(ledger(handle)) as broker:
+        for payment in payments("a", 3):
+            await broker.publish(payment)
+        await broker.drain()
+
+        assert ran == [0, 1, 2]
+        assert [record.receive_count for record in broker.transport.records if hasattr(record, "receive_count")] == [
+            1,
+            1,
+            1,
+        ]
+
+
+async def test_fault_41_tenants_of_a_standard_queue_are_handled_in_parallel() -> None:
+    service = Service("clicks")
+    running = most = 0
+
+    @service.subscribe(Clicked)
+    async def count(event: Clicked) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(1)
+        running -= 1
+
+    async with MemoryBroker(service) as broker:
+        await asyncio.gather(*(broker.publish(Clicked(shop="loud", number=number)) for number in range(10)))
+        await broker.drain()
+
+    assert most == 10
+
+
+async def test_a_drain_gives_back_what_is_behind_the_running_one_in_order() -> None:
+    transport = FakeTransport()
+    ran: list[int] = []
+
+    async def handle(event: Paid) -> None:
+        ran.append(event.number)
+        await asyncio.sleep(30)
+
+    async def main() -> dict[str, int]:
+        async with consuming(ledger(handle), transport, poll_seconds=1) as consumer:
+            transport.put(*payments("a", 3), group_id="a")
+            await asyncio.sleep(5)
+        return consumer.counts.as_dict()
+
+    counts = await asyncio.to_thread(run_virtually, main())
+
+    assert ran == [0]
+    assert counts == {"received": 3, "handled": 1, "released": 2}
+    last = [entries for verb, _, entries, _ in transport.calls if verb == "change_visibility"][-1]
+    assert last == [("r2", 0), ("r3", 0)]
+
+
+async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
+    transport = FakeTransport()
+    ran: list[int] = []
+
+    async def handle(event: Paid) -> None:
+        ran.append(event.number)
+        for lease in leases:
+            lease.lose()
+
+    async def main() -> None:
+        async with consuming(ledger(handle), transport) as consumer:
+            leases.clear()
+            consumer._visibility.hold = keep(consumer._visibility.hold)  # type: ignore[method-assign]
+            transport.put(*payments("a", 3), group_id="a")
+            await asyncio.sleep(5)
+
+    leases: list[Lease] = []
+
+    def keep(hold: Callable[..., Lease]) -> Callable[..., Lease]:
+        def holding(message: Any) -> Lease:
+            lease = hold(message)
+            leases.append(lease)
+            return lease
+
+        return holding
+
+    await asyncio.to_thread(run_virtually, main())
+
+    assert ran == [0]
+
+
+def test_the_memory_of_unbegun_messages_is_bounded() -> None:
+    groups, transport = Groups(fifo=True), FakeTransport()
+    first = Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0)
+
+    groups.not_begun(first)
+    for _ in range(MAX_UNBEGUN):
+        groups.not_begun(Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0))
+
+    assert len(groups._unbegun) == MAX_UNBEGUN
+    assert first.message.message_id not in groups._unbegun
+
+
+def test_a_fifo_queue_and_a_standard_topic_cannot_be_connected() -> None:
+    service = Service("ledger", queue=LEDGER)
+
+    with pytest.raises(ConfigError, match=r"queue 'ledger.fifo' is FIFO and topic 'users' is not"):
+        service.subscribe(UserSignedUp)(accept)
+
+
+def test_halting_is_for_fifo_queues() -> None:
+    with pytest.raises(ConfigError, match="'mailer' is a standard queue, which has none"):
+        Service("mailer", retry=RetryPolicy(on_exhausted="halt")).subscribe(UserSignedUp)(accept)
+
+
+async def accept(_: Event) -> None: ...
+
+
+def test_a_queue_that_halts_is_redriven_as_late_as_sqs_can() -> None:
+    service = ledger(accept, RetryPolicy(on_exhausted="halt"))
+
+    assert service.bindings[0].attempts == 1_000
+    assert ADA

@@ -1,0 +1,210 @@
+"""What a service opens once per process, and how its handlers and middleware get it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from smartpipe import ConfigError, Delivery, RetryPolicy, Service
+from smartpipe.middleware import Logging, Next, Timeout
+from smartpipe.testing import MemoryBroker
+from tests.support.events import ADA, UserSignedUp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class Pool: ...
+
+
+class Mailer: ...
+
+
+@dataclass
+class Clients:
+    reader: Pool
+    writer: Pool
+    mailer: Mailer
+
+
+CLIENTS = Clients(Pool(), Pool(), Mailer())
+
+
+async def clients() -> AsyncIterator[Clients]:
+    yield CLIENTS
+
+
+async def run(service: Service) -> MemoryBroker:
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+    return broker
+
+
+async def test_a_handler_gets_by_annotation_what_the_lifespan_provides() -> None:
+    service = Service("mailer", lifespan=clients)
+    got: list[object] = []
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, mailer: Mailer, delivery: Delivery, all_of_it: Clients) -> None:
+        got.extend((event, mailer, delivery.state, all_of_it))
+
+    await run(service)
+
+    assert got == [ADA, CLIENTS.mailer, CLIENTS, CLIENTS]
+
+
+async def test_of_two_values_of_a_type_the_one_of_the_parameters_name_is_meant() -> None:
+    service = Service("mailer", lifespan=clients)
+    got: list[Pool] = []
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, writer: Pool, reader: Pool) -> None:
+        got.extend((reader, writer))
+
+    await run(service)
+
+    assert got == [CLIENTS.reader, CLIENTS.writer]
+
+
+class Pair(NamedTuple):
+    pool: Pool
+    mailer: Mailer
+
+
+@pytest.mark.parametrize(
+    "state", [Pair(Pool(), Mailer()), {"pool": Pool(), "m": Mailer()}, (Pool(), Mailer()), Mailer()]
+)
+async def test_a_lifespan_may_yield_what_it_likes(state: object) -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[object]:
+        yield state
+
+    service = Service("mailer", lifespan=lifespan)
+    got: list[Mailer] = []
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, mailer: Mailer) -> None:
+        got.append(mailer)
+
+    await run(service)
+
+    assert isinstance(got[0], Mailer)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "fault"),
+    [
+        (
+            "pool",
+            Pool,
+            r"wants a Pool; of what the lifespan yields \(reader: Pool, .*\) 2 of them are, and none is called",
+        ),
+        ("number", int, r"parameter 'number' wants a int; .* none is"),
+    ],
+)
+async def test_what_the_lifespan_does_not_provide_is_told_at_the_start(name: str, wanted: type, fault: str) -> None:
+    service = Service("mailer", lifespan=clients)
+
+    async def send(event, pool) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001
+
+    async def count(event, number) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001
+
+    handler = {"pool": send, "number": count}[name]
+    handler.__annotations__ = {"event": UserSignedUp, name: wanted}
+    service.subscribe(UserSignedUp)(handler)
+
+    with pytest.raises(ConfigError, match=fault):
+        await run(service)
+
+
+async def test_the_lifespan_closes_after_the_last_handler() -> None:
+    order: list[str] = []
+
+    async def lifespan() -> AsyncIterator[None]:
+        order.append("open")
+        yield
+        order.append("close")
+
+    service = Service("mailer", lifespan=lifespan)
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        await asyncio.sleep(10)
+        order.append("handled")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await asyncio.sleep(1)
+
+    assert order == ["open", "handled", "close"]
+
+
+async def test_a_services_middleware_is_around_every_handler_the_first_outermost() -> None:
+    order: list[str] = []
+
+    async def outer(delivery: Delivery, call_next: Next[Delivery, None]) -> None:
+        order.append(f"outer {delivery.handler.rpartition('.')[2]} {delivery.event_id is not None}")
+        await call_next(delivery)
+
+    async def inner(delivery: Delivery, call_next: Next[Delivery, None]) -> None:
+        order.append("inner")
+        await call_next(delivery)
+
+    service = Service("mailer", middleware=[outer, inner])
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        order.append("handler")
+
+    await run(service)
+
+    assert order == ["outer send True", "inner", "handler"]
+
+
+async def test_middleware_may_fail_a_delivery_or_save_it() -> None:
+    async def forgiving(delivery: Delivery, call_next: Next[Delivery, None]) -> None:
+        try:
+            await call_next(delivery)
+        except KeyError:
+            return
+
+    service = Service("mailer", middleware=[forgiving], retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        raise KeyError(event.name)
+
+    broker = await run(service)
+
+    broker.assert_handled(UserSignedUp, times=1)
+
+
+async def test_the_timeout_middleware_fails_the_delivery() -> None:
+    service = Service("mailer", middleware=[Timeout(3)], retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        await asyncio.sleep(10)
+
+    broker = await run(service)
+
+    assert broker.assert_dead_lettered(UserSignedUp).reason == "it ran longer than the 3 s of its Timeout"
+
+
+async def test_the_logging_middleware_tells_of_every_delivery(caplog: pytest.LogCaptureFixture) -> None:
+    service = Service("mailer", middleware=[Logging()])
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None: ...
+
+    with caplog.at_level("INFO", "smartpipe.middleware"):
+        await run(service)
+
+    [record] = [record for record in caplog.records if record.name == "smartpipe.middleware"]
+    assert record.message.startswith("handled by tests.unit.test_lifespan")
+    assert record.fields["receive_count"] == 1  # type: ignore[attr-defined]

@@ -1,0 +1,251 @@
+"""The testing kit, as its users use it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from tenacity import wait_exponential
+
+from smartpipe import ConfigError, Delivery, Event, Publisher, Reject, Retry, RetryPolicy, Service
+from smartpipe.testing import MemoryBroker, virtual_time
+from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TWENTY_MINUTES = RetryPolicy(attempts=5, wait=wait_exponential(multiplier=80, max=1_000))
+
+
+def failing_service(retry: RetryPolicy = TWENTY_MINUTES) -> Service:
+    service = Service("mailer", retry=retry)
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        raise ConnectionError("the mail server is down")
+
+    return service
+
+
+async def test_five_attempts_with_backoff_over_twenty_minutes_take_milliseconds() -> None:
+    started = time.monotonic()
+
+    async with MemoryBroker(failing_service()) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+        assert [retried.after_seconds for retried in broker.retried(UserSignedUp)] == [80, 160, 320, 640]
+        dead = broker.assert_dead_lettered(UserSignedUp, kind="retries-exhausted", name="Ada")
+        assert dead.reason == "the mail server is down"
+        assert dead.at_seconds == pytest.approx(1_200, abs=5)
+        assert broker.transport.queue("mailer-dlq").depth.visible == 1
+    assert time.monotonic() - started < 20  # of a machine however busy, and a hundredth of it in truth
+
+
+async def test_what_handlers_publish_goes_on_to_other_services_with_its_cause() -> None:
+    mailer, audit = Service("mailer"), Service("audit")
+    causes: list[str | None] = []
+
+    @mailer.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, delivery: Delivery) -> None:
+        await delivery.publish(UserLeft(name=event.name))
+
+    @audit.subscribe(UserLeft)
+    async def note(event: UserLeft, delivery: Delivery) -> None:
+        causes.append(delivery.envelope.causation_id)
+
+    async with MemoryBroker(mailer, audit) as broker:
+        event_id = await broker.publish(ADA)
+        await broker.drain()
+
+        assert broker.published(UserLeft) == [UserLeft(name="Ada")]
+        assert broker.handled(UserLeft, by=note) == [UserLeft(name="Ada")]
+        assert causes == [event_id]
+        broker.assert_nothing_dead_lettered()
+
+
+async def test_a_publisher_of_the_code_under_test_publishes_here_without_being_told() -> None:
+    async def sign_up(name: str) -> None:
+        async with Publisher("signup-api") as publisher:
+            await publisher.publish(UserLeft(name=name))
+
+    async with MemoryBroker() as broker:
+        await sign_up("Ada")
+        await sign_up("Bob")
+
+        assert broker.assert_published(UserLeft, times=2) == [UserLeft(name="Ada"), UserLeft(name="Bob")]
+        assert broker.published(UserLeft, name="Bob") == [UserLeft(name="Bob")]
+
+
+async def test_bad_messages_are_dead_lettered_with_their_reason() -> None:
+    async with MemoryBroker(failing_service()) as broker:
+        await broker.send("mailer", "no event")
+        await broker.drain()
+
+        [dead] = broker.dead_lettered()
+        assert (dead.kind, dead.event, dead.body) == ("not-json", None, "no event")
+
+
+async def test_a_failed_assertion_tells_what_happened() -> None:
+    async with MemoryBroker(failing_service(RetryPolicy(attempts=2, base_seconds=0))) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+        with pytest.raises(AssertionError) as caught:
+            broker.assert_handled(UserSignedUp, name="Ada")
+
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "UserSignedUp(name='Ada') was not handled. What happened:"
+    assert ["published" in lines[1], "retried" in lines[2], "dead-lettered" in lines[3]] == [True] * 3
+    assert "again after 0 s: ConnectionError: the mail server is down" in lines[2]
+
+
+async def test_the_number_of_times_is_asserted_too() -> None:
+    async with MemoryBroker() as broker:
+        await broker.publish(ADA)
+
+        with pytest.raises(AssertionError, match="was not published 2 times, but 1"):
+            broker.assert_published(UserSignedUp, times=2)
+
+
+async def test_retries_that_a_handler_asks_for_are_kept_apart_from_rejects() -> None:
+    service = Service("mailer")
+    answers = iter([Retry("not yet", after_seconds=3_600), Reject("never")])
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        raise next(answers)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+        [retried] = broker.retried()
+        assert (retried.after_seconds, str(retried.error)) == (3_600, "not yet")
+        assert broker.assert_dead_lettered(UserSignedUp).at_seconds == pytest.approx(3_600, abs=5)
+
+
+async def test_sync_handlers_run_in_real_time_while_the_clock_stands_still() -> None:
+    service = Service("mailer", timeout_seconds=10)
+
+    @service.subscribe(UserSignedUp)
+    def send(event: UserSignedUp) -> None:
+        time.sleep(0.2)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+        broker.assert_handled(UserSignedUp, by=send, times=1)
+        assert broker.retried() == []
+
+
+async def test_the_clock_stands_still_while_to_thread_runs() -> None:
+    with virtual_time():
+        started = asyncio.get_running_loop().time()
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(time.sleep, 0.2)
+        assert asyncio.get_running_loop().time() - started < 10
+
+
+async def test_real_sockets_are_listened_to_before_the_clock_jumps() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await writer.drain()
+        writer.close()
+
+    with virtual_time():
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server, asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+            writer.write(b"hello\n")
+            assert await reader.readline() == b"hello\n"
+            writer.close()
+
+
+async def test_the_clock_is_real_again_afterwards() -> None:
+    with virtual_time():
+        await asyncio.sleep(1_000_000)
+    loop = asyncio.get_running_loop()
+
+    assert abs(loop.time() - time.monotonic()) < 60
+
+
+async def test_duplicates_and_disorder_on_demand_are_the_same_for_the_same_seed() -> None:
+    async def run(seed: int) -> list[str]:
+        service, seen = Service("orders"), list[str]()
+
+        @service.subscribe(OrderPlaced)
+        async def place(event: OrderPlaced) -> None:
+            seen.append(event.order_id)
+
+        async with MemoryBroker(service, duplicate_share=0.3, shuffle=True, seed=seed, concurrency=1) as broker:
+            await asyncio.gather(*(broker.publish(OrderPlaced(order_id=f"{number:02}")) for number in range(40)))
+            await broker.drain()
+        return seen
+
+    once, again, other = await run(7), await run(7), await run(8)
+
+    assert once == again != other
+    assert len(once) > 40
+    assert sorted(set(once)) == [f"{number:02}" for number in range(40)]
+    assert list(dict.fromkeys(once)) != sorted(set(once))
+
+
+async def test_what_a_lifespan_opens_is_closed_when_the_broker_is_left() -> None:
+    opened: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[str]:
+        opened.append("open")
+        yield "pool"
+        opened.append("closed")
+
+    service = Service("mailer", lifespan=lifespan)
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, pool: str) -> None:
+        opened.append(pool)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert opened == ["open", "pool", "closed"]
+
+
+async def test_a_paused_queue_keeps_its_messages_until_it_is_resumed() -> None:
+    service, seen = Service("mailer"), list[Event]()
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    async with MemoryBroker(service) as broker:
+        broker.pause("mailer")
+        await asyncio.sleep(25)  # the open poll ends
+        await broker.publish(ADA)
+        await asyncio.sleep(3_600)
+        assert seen == []
+
+        broker.resume("mailer")
+        await broker.drain()
+
+    assert seen == [ADA]
+
+
+async def test_two_services_that_claim_one_queue_are_refused() -> None:
+    one, two = failing_service(), failing_service()
+    two.name = "rival"
+
+    with pytest.raises(ConfigError, match="claimed by two services"):
+        async with MemoryBroker(one, two):
+            pass
+
+
+async def test_it_says_so_when_it_is_used_outside_of_its_block() -> None:
+    with pytest.raises(RuntimeError, match="async with MemoryBroker"):
+        await MemoryBroker().drain()

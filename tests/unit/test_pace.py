@@ -1,0 +1,270 @@
+"""How fast, how many at once, and when not at all: rates, concurrency, pauses and circuits."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from tenacity import wait_fixed
+
+from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
+from smartpipe.handlers import slots_for
+from smartpipe.memory.transport import NAMING
+from smartpipe.pace import TokenBucket
+from smartpipe.testing import MemoryBroker
+from smartpipe.topology.derive import derive
+from tests.support.consumers import consuming
+from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
+from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from smartpipe import Event
+
+
+def leavers(count: int) -> list[UserLeft]:
+    return [UserLeft(name=str(number)) for number in range(count)]
+
+
+async def handle(_: Event) -> None: ...
+
+
+async def test_a_rate_spreads_receives_and_holds_no_message() -> None:
+    service, moments = Service("mailer"), list[float]()
+
+    @service.subscribe(UserLeft, rate_per_second=5)
+    async def send(event: UserLeft) -> None:
+        moments.append(asyncio.get_running_loop().time())
+
+    async with MemoryBroker(service) as broker:
+        started = asyncio.get_running_loop().time()
+        await asyncio.gather(*map(broker.publish, leavers(50)))
+        most_in_flight = 0
+        while len(moments) < 50:
+            await asyncio.sleep(0.05)
+            most_in_flight = max(most_in_flight, broker.transport.queue("mailer").depth.in_flight)
+
+    assert 8.5 <= moments[-1] - started <= 11  # 50 at 5 a second, the first five at once
+    for start in range(45):
+        assert moments[start + 5] - moments[start] >= 0.75
+    assert most_in_flight <= 5
+
+
+def test_an_idle_queue_with_a_rate_is_polled_no_more_than_any_other() -> None:
+    service, transport = Service("mailer"), FakeTransport()
+    service.subscribe(UserLeft, rate_per_second=0.5)(handle)
+
+    async def main() -> None:
+        async with consuming(service, transport):
+            await asyncio.sleep(600)
+
+    run_virtually(main())
+
+    assert len(transport.asked) <= 31
+
+
+def test_tokens_that_no_message_came_for_are_given_back() -> None:
+    now = 0.0
+    bucket = TokenBucket(10, lambda: now)
+
+    assert bucket.admit(10) == 10
+    assert bucket.admit(1) == 0
+    bucket.polled(10, 6)
+    assert bucket.admit(10) == 4
+    assert bucket.seconds_until_open() == pytest.approx(0.2)
+    now = 0.2
+    assert bucket.admit(10) == 2
+
+
+async def test_a_handlers_concurrency_bounds_it_and_not_its_neighbours() -> None:
+    service = Service("mailer")
+    running = {"slow": 0, "free": 0}
+    most = {"slow": 0, "free": 0}
+
+    async def run(name: str) -> None:
+        running[name] += 1
+        most[name] = max(most[name], running[name])
+        await asyncio.sleep(1)
+        running[name] -= 1
+
+    @service.subscribe(UserLeft, concurrency=2)
+    async def slow(event: UserLeft) -> None:
+        await run("slow")
+
+    @service.subscribe(OrderPlaced)
+    async def free(event: OrderPlaced) -> None:
+        await run("free")
+
+    async with MemoryBroker(service, concurrency=20) as broker:
+        orders = [OrderPlaced(order_id=str(number)) for number in range(20)]
+        await asyncio.gather(*map(broker.publish, [*leavers(6), *orders]))
+        await broker.drain()
+
+    assert most["slow"] == 2
+    assert most["free"] > 2
+
+
+def test_the_slots_of_a_queue_are_what_its_handlers_ask_for() -> None:
+    service = Service("mailer")
+    service.subscribe(UserLeft, concurrency=3)(handle)
+
+    assert slots_for(service.handlers, 10) == 3
+    service.subscribe(OrderPlaced, concurrency=40)(handle)
+    assert slots_for(service.handlers, 10) == 43
+    service.subscribe(UserSignedUp)(handle)
+    assert slots_for(service.handlers, 10) == 43
+    assert slots_for(service.handlers, 100) == 100
+
+
+def test_fault_42_what_is_received_and_waits_never_exceeds_the_slots() -> None:
+    """An hour of backlog and slow handlers."""
+    service, transport = Service("mailer"), FakeTransport()
+
+    @service.subscribe(UserLeft, concurrency=4)
+    async def slow(event: UserLeft) -> None:
+        await asyncio.sleep(20)
+
+    most = 0
+
+    async def main() -> int:
+        nonlocal most
+        async with consuming(service, transport, concurrency=7) as consumer:
+            for _ in range(3_600):
+                while len(transport._inbox) < 50:
+                    transport.put(ADA if len(transport._inbox) % 2 else UserLeft(name="x"))
+                await asyncio.sleep(1)
+                most = max(most, consumer.in_flight, len(consumer._visibility._leases))
+            transport._inbox.clear()
+        return consumer.counts.received
+
+    assert run_virtually(main()) > 500
+    assert most == 4
+
+
+def outage_service(breaker: CircuitBreaker, *, attempts: int = 3) -> tuple[Service, dict[str, bool], list[float]]:
+    service = Service("mailer", retry=RetryPolicy(attempts=attempts, wait=wait_fixed(2)))
+    world, calls = {"down": True}, list[float]()
+
+    @service.subscribe(UserLeft, breaker=breaker)
+    async def send(event: UserLeft) -> None:
+        calls.append(asyncio.get_running_loop().time())
+        if world["down"]:
+            raise ConnectionError("down")
+
+    return service, world, calls
+
+
+async def test_an_outage_does_not_push_the_queue_into_the_dead_letter_queue() -> None:
+    service, world, calls = outage_service(CircuitBreaker(failures=5, reset_seconds=30))
+
+    async with MemoryBroker(service, concurrency=3) as broker:
+        await asyncio.gather(*map(broker.publish, leavers(40)))
+        await asyncio.sleep(7_200)
+        assert broker.dead_lettered() == []
+        in_the_outage = len(calls)
+        world["down"] = False
+        await broker.drain()
+
+        assert len(broker.handled(UserLeft)) == 40
+        broker.assert_nothing_dead_lettered()
+    assert in_the_outage < 40  # a probe now and then, of two hours
+
+
+async def test_a_queue_with_one_message_survives_an_outage_of_hours_too() -> None:
+    service, world, calls = outage_service(CircuitBreaker(failures=2, reset_seconds=30))
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(UserLeft(name="only"))
+        await asyncio.sleep(4 * 3_600)
+        world["down"] = False
+        await broker.drain()
+
+        assert broker.handled(UserLeft) == [UserLeft(name="only")]
+    gaps = [later - earlier for earlier, later in pairwise(calls)]
+    assert max(gaps[:-1]) < 325  # the longest reset, and a poll
+
+
+async def test_a_circuit_opens_probes_and_closes_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    service, world, calls = outage_service(CircuitBreaker(failures=3, reset_seconds=10))
+
+    with caplog.at_level("INFO", "smartpipe.breaker"):
+        async with MemoryBroker(service, concurrency=1) as broker:
+            await asyncio.gather(*map(broker.publish, leavers(5)))
+            await asyncio.sleep(15)
+            assert len(calls) == 4  # three failures, one probe
+            world["down"] = False
+            await broker.drain()
+
+    told = [message.partition(": ")[2] for message in caplog.messages if "opened" in message]
+    assert told == [
+        "3 failures one after the other; its queue is not polled for 10 s",
+        "its probe failed; its queue is not polled for 20 s",
+    ]
+    assert caplog.messages[-1].endswith("closed: its probe succeeded, its queue is polled again")
+
+
+async def test_rejects_and_wanted_retries_do_not_open_a_circuit() -> None:
+    service = Service("mailer", retry=RetryPolicy(attempts=3, wait=wait_fixed(1), never_on=(KeyError,)))
+    errors = [Reject("bad"), Retry("not yet"), KeyError("never")]
+
+    @service.subscribe(UserLeft, breaker=CircuitBreaker(failures=1))
+    async def send(event: UserLeft) -> None:
+        raise errors[int(event.name) % 3]
+
+    async with MemoryBroker(service) as broker:
+        await asyncio.gather(*map(broker.publish, leavers(12)))
+        await broker.drain(limit_seconds=60)
+
+        assert len(broker.dead_lettered()) == 12
+
+
+async def test_bad_messages_do_not_keep_a_circuit_from_probing() -> None:
+    service, world, _ = outage_service(CircuitBreaker(failures=1, reset_seconds=10))
+
+    async with MemoryBroker(service, concurrency=1) as broker:
+        await broker.publish(UserLeft(name="good"))
+        await asyncio.sleep(1)
+        for _ in range(3):
+            await broker.send("mailer", "no event")
+        world["down"] = False
+        await broker.drain(limit_seconds=120)
+
+        assert [dead.kind for dead in broker.dead_lettered()] == ["not-json"] * 3
+        assert broker.handled(UserLeft) == [UserLeft(name="good")]
+
+
+def test_a_queue_with_a_breaker_is_redriven_later() -> None:
+    service, _, _ = outage_service(CircuitBreaker())
+
+    [_, queue] = derive([service], NAMING).queues.values()
+
+    assert queue["RedrivePolicy"]["maxReceiveCount"] == 100
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"failures": 0},
+        {"reset_seconds": 0},
+        {"reset_seconds": 60, "max_reset_seconds": 30},
+        {"max_reset_seconds": 43_201},
+    ],
+)
+def test_a_breaker_out_of_range_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="CircuitBreaker"):
+        CircuitBreaker(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"concurrency": 0}, "concurrency=0 is outside of 1 to 10,000"),
+        ({"rate_per_second": 0}, "rate_per_second=0 must be above 0"),
+        ({"rate_per_second": float("nan")}, "rate_per_second=nan must be above 0"),
+    ],
+)
+def test_a_pace_out_of_range_is_refused_and_the_handler_named(options: dict[str, float], fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"handler tests.unit.test_pace.handle: {fault}"):
+        Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)  # type: ignore[call-overload]
