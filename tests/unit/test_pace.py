@@ -47,8 +47,8 @@ async def test_a_rate_spreads_receives_and_holds_no_message() -> None:
             most_in_flight = max(most_in_flight, broker.transport.queue("mailer").depth.in_flight)
 
     assert 8.5 <= moments[-1] - started <= 11  # 50 at 5 a second, the first five at once
-    for start in range(45):
-        assert moments[start + 5] - moments[start] >= 0.75
+    for start in range(40):  # no second has more than a full bucket and what flows in meanwhile
+        assert moments[start + 10] - moments[start] >= 0.99
     assert most_in_flight <= 5
 
 
