@@ -58,7 +58,7 @@ class WorkerSettings(_Environment):
         wait_seconds: How long a poll waits for messages: 1 to SQS's 20. A drain has to sit out the open
             poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: After so long without a successful poll ``/livez`` fails.
-        host, port: Where ``/livez`` and ``/readyz`` are served; port 0 takes a free one.
+        host, port: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; port 0 takes a free one.
     """
 
     concurrency: int = Field(10, ge=1, le=10_000)

@@ -60,7 +60,7 @@ def worker(
         int | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Where /livez, /readyz are served. [SMARTPIPE_HOST, 0.0.0.0]")
+        str | None, typer.Option(help="Where /livez, /readyz, /metrics are served. [SMARTPIPE_HOST, 0.0.0.0]")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
     log_level: Annotated[
