@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"processor", "schemas"},
     {"consumer"},
     {"health", "signals", "embedded"},
-    {"worker", "aws"},
+    {"worker", "aws", "processes"},
     {"blocking"},
     {"cli"},
     {"__main__"},

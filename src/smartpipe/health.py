@@ -131,6 +131,11 @@ class HealthServer:
         return self
 
     @property
+    def private(self) -> bool:
+        """Whether only a supervisor is served."""
+        return self._socket is not None
+
+    @property
     def bound(self) -> str:
         """The address and port, or the socket, that are bound."""
         return str(self._socket or f"{self._host}:{self.port}")

@@ -111,11 +111,9 @@ class Worker:
         threads = Threads(settings.concurrency * len(self._service.bindings))
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
-            log.info(
-                "serving /livez, /readyz and /metrics on %s",
-                self.health.bound,
-                extra={"fields": {"url": self.health.url}},
-            )
+            level = logging.DEBUG if self.health.private else logging.INFO
+            fields = {"url": self.health.url}
+            log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
             try:
                 await self._wait_until_verified()
                 if not self._stopping.is_set():

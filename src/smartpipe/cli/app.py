@@ -47,9 +47,12 @@ def options(
 
 
 @app.command()
-def worker(
+def worker(  # noqa: PLR0913 - typer makes an option of each
     target: Target = None,
     *,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes under one supervisor. [SMARTPIPE_PROCESSES, 1]")
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Messages a queue at once. [SMARTPIPE_CONCURRENCY, 10]")
     ] = None,
@@ -67,11 +70,12 @@ def worker(
         str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    process: Annotated[int | None, typer.Option(hidden=True)] = None,
+    supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a service's handlers until SIGTERM or SIGINT, then drain. Exit 0: nothing was cancelled."""
-    from smartpipe.cli.worker import run
-
     flags = {
+        "processes": processes,
         "concurrency": concurrency,
         "drain_seconds": drain_seconds,
         "wait_seconds": wait_seconds,
@@ -80,7 +84,13 @@ def worker(
         "log_level": log_level,
         "log_format": log_format,
     }
-    run(target, flags)
+    if supervised is not None:
+        from smartpipe.cli.worker import run
+
+        run(target, flags, process=process, socket=supervised)
+    from smartpipe.cli.supervise import run_worker
+
+    run_worker(target, flags)
 
 
 @topology.command()

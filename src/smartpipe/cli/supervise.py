@@ -1,0 +1,63 @@
+"""``smartpipe worker`` as one process or, under a supervisor, as many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from smartpipe.cli.logs import configure
+from smartpipe.cli.targets import configured
+from smartpipe.cli.worker import exit_now, load_service, load_settings, run
+from smartpipe.settings import unknown_settings
+from smartpipe.signals import on_stop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smartpipe.processes import Supervisor
+    from smartpipe.settings import WorkerSettings
+
+log = logging.getLogger("smartpipe.supervisor")
+
+
+def run_worker(target: str | None, flags: Mapping[str, Any]) -> NoReturn:
+    """Run one process as it is, or a supervisor; end this process with the exit code."""
+    settings, _ = load_settings(flags)
+    if settings.processes == 1:
+        run(target, flags)
+    configure(settings.log_level, settings.log_format)
+    for sentence in unknown_settings():
+        log.warning("%s", sentence)
+    service = load_service(target)
+    name = target or configured()[0]
+    log.info("starting: service %s, %d processes, supervisor %d", service.name, settings.processes, os.getpid())
+    exit_now(asyncio.run(_supervise(name, flags, settings)))
+
+
+async def _supervise(target: str, flags: Mapping[str, Any], settings: WorkerSettings) -> int:
+    from smartpipe.processes import Address, Command, Supervisor
+
+    arguments = worker_arguments(target, flags)
+    supervisor = Supervisor(
+        [Command(f"{n}", (*arguments, "--process", f"{n}")) for n in range(1, settings.processes + 1)],
+        drain_seconds=settings.drain_seconds,
+        liveness_seconds=settings.liveness_seconds,
+        address=Address(settings.host, settings.port),
+        alike=True,
+    )
+    return await supervised(supervisor)
+
+
+async def supervised(supervisor: Supervisor) -> int:
+    """Run it with this process's signals: the first drains, the second stops hard, the third kills."""
+    with on_stop(supervisor.stop, supervisor.stop_hard, supervisor.kill):
+        return await supervisor.run()
+
+
+def worker_arguments(target: str, flags: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the command of one child with the same flags; the address is the supervisor's own."""
+    own = {**flags, "processes": 1, "host": None, "port": None}
+    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items() if value is not None)
+    return ("worker", target, *(word for pair in given for word in pair))
