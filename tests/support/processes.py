@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def smartpipe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "smartpipe", *arguments],
-        cwd=ROOT,
+        cwd=directory,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -38,11 +38,11 @@ def smartpipe(*arguments: str, **environment: str) -> subprocess.CompletedProces
 class Process:
     """A command that runs until it is told to stop; its JSON log lines are collected as they come."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, directory: str = str(ROOT), **environment: str) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "smartpipe", *arguments],
-            cwd=ROOT,
+            cwd=directory,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

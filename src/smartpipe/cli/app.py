@@ -70,6 +70,9 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: drain and start anew whenever sources change.")
+    ] = False,
     process: Annotated[int | None, typer.Option(hidden=True)] = None,
     supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -90,7 +93,7 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         run(target, flags, process=process, socket=supervised)
     from smartpipe.cli.supervise import run_worker
 
-    run_worker(target, flags)
+    run_worker(target, flags, reload=reload)
 
 
 @topology.command()

@@ -2,5 +2,6 @@
 
 from smartpipe.processes.child import Command
 from smartpipe.processes.supervisor import Address, Supervisor
+from smartpipe.processes.watch import Changes
 
-__all__ = ["Address", "Command", "Supervisor"]
+__all__ = ["Address", "Changes", "Command", "Supervisor"]

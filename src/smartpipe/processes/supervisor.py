@@ -179,7 +179,8 @@ class Supervisor:
     async def _tell_when_ready(self) -> None:
         for child in self.children:
             await child.ready.wait()
-        log.info("ready: all %d processes", len(self.children))
+        if len(self.children) > 1:
+            log.info("ready: all %d processes", len(self.children))
 
     def _was_any_ready(self) -> bool:
         self._any_was_ready = self._any_was_ready or any(child.ready.is_set() for child in self.children)
