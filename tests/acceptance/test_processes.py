@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.acceptance.conftest import TARGET
-from tests.support.processes import Process, http_status, smartpipe
+from tests.support.processes import Process, http_status, is_running, smartpipe
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
@@ -51,20 +51,12 @@ def kill_later() -> Iterator[list[int]]:
     pids: list[int] = []
     yield pids
     for pid in pids:
-        if exists(pid):
+        if is_running(pid):
             os.kill(pid, signal.SIGKILL)
 
 
 def start_group(jobs: Jobs, count: int, *flags: str) -> Group:
     return Group(jobs.start_worker("--processes", str(count), *flags))
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_processes_share_the_work_and_one_port_answers_for_all(jobs: Jobs) -> None:
@@ -155,7 +147,7 @@ def test_a_third_signal_kills(jobs: Jobs, kill_later: list[int]) -> None:
         until_blocking(partial(group.process.logged, message))
 
     assert group.process.wait() == 1
-    assert not any(map(exists, kill_later))
+    assert not any(map(is_running, kill_later))
 
 
 def test_a_process_that_does_not_drain_in_time_is_killed(jobs: Jobs, kill_later: list[int]) -> None:
@@ -167,7 +159,7 @@ def test_a_process_that_does_not_drain_in_time_is_killed(jobs: Jobs, kill_later:
 
     assert group.process.wait() == 1
     assert group.process.logged("killing all processes: 1 did not drain within 7 s") is not None
-    assert not exists(stuck)
+    assert not is_running(stuck)
 
 
 def test_a_process_that_does_not_answer_is_not_alive(jobs: Jobs, kill_later: list[int]) -> None:
@@ -193,7 +185,7 @@ def test_processes_drain_by_themselves_when_their_supervisor_is_killed(jobs: Job
     group.process.signal(signal.SIGKILL)
     group.process.wait()
 
-    until_blocking(lambda: not any(map(exists, kill_later)))
+    until_blocking(lambda: not any(map(is_running, kill_later)))
     assert jobs.count("done long") == 1
     assert group.process.logged("draining: the supervisor is gone") is not None
 

@@ -31,5 +31,8 @@ def test_each_line_gets_its_prefix_wherever_reads_cut_it(chunks: list[bytes], wr
 
 
 def test_prefixes_have_one_width_and_a_colour_each_where_colours_may_be() -> None:
-    assert prefixes(["a", "long"], coloured=False) == ["a    │ ", "long │ "]
-    assert prefixes(["a", "long"], coloured=True) == ["\x1b[36ma    │ \x1b[0m", "\x1b[35mlong │ \x1b[0m"]
+    assert prefixes("me", ["a", "long"], coloured=False) == ("me   │ ", ["a    │ ", "long │ "])
+    assert prefixes("me", ["a", "long"], coloured=True) == (
+        "\x1b[2mme   │ \x1b[0m",
+        ["\x1b[36ma    │ \x1b[0m", "\x1b[35mlong │ \x1b[0m"],
+    )

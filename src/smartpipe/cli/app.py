@@ -132,3 +132,22 @@ def local(
     from smartpipe.cli.local import run
 
     raise typer.Exit(run(backend, port, as_json=json))
+
+
+@app.command()
+def dev(
+    targets: Targets = None,
+    *,
+    port: Annotated[int, typer.Option(help="The broker's on 127.0.0.1; 0 takes a free one.", min=0, max=65_535)] = 0,
+    backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
+    reload: Annotated[
+        bool | None, typer.Option(help="Start anew whenever sources change; by default, if watchfiles is there.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+    ] = None,
+) -> None:
+    """Run a broker, the services' topology and a worker for each service, in this terminal, until Ctrl-C."""
+    from smartpipe.cli.dev import run
+
+    run(targets or [], backend, port, reload=reload, log_level=log_level)

@@ -17,7 +17,6 @@ from smartpipe.signals import on_stop
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.processes import Supervisor
     from smartpipe.settings import WorkerSettings
 
 log = logging.getLogger("smartpipe.supervisor")
@@ -61,11 +60,6 @@ async def _supervise(target: str, flags: Mapping[str, Any], settings: WorkerSett
         alike=True,
         changes=Changes(Path.cwd()) if reload else None,
     )
-    return await supervised(supervisor)
-
-
-async def supervised(supervisor: Supervisor) -> int:
-    """Run it with this process's signals: the first drains, the second stops hard, the third kills."""
     with on_stop(supervisor.stop, supervisor.stop_hard, supervisor.kill):
         return await supervisor.run()
 

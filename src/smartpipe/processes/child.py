@@ -39,7 +39,12 @@ class Command(NamedTuple):
     prefix: str | None = None
 
 
-async def spawn(command: Command, *more: str) -> asyncio.subprocess.Process:
+async def run_to_end(command: Command) -> int:
+    """Run a command that ends by itself; return its exit code. A cancel sends SIGTERM, and waits."""
+    return await _finished(await _spawn(command), command.prefix)
+
+
+async def _spawn(command: Command, *more: str) -> asyncio.subprocess.Process:
     """Start it in a session of its own: a Ctrl-C in the terminal reaches this process only, which passes it on.
 
     Its standard input is a pipe that ends with this process, however that ends.
@@ -55,8 +60,7 @@ async def spawn(command: Command, *more: str) -> asyncio.subprocess.Process:
     )
 
 
-async def finished(process: asyncio.subprocess.Process, prefix: str | None) -> int:
-    """Pass on what it prints until it ends; return its exit code. A cancel sends SIGTERM, and waits."""
+async def _finished(process: asyncio.subprocess.Process, prefix: str | None) -> int:
     printing = asyncio.create_task(_pass_on(process.stdout, prefix or ""))
     try:
         code = await process.wait()
@@ -142,12 +146,12 @@ class Child:
         self.ready.clear()
         self.socket.unlink(missing_ok=True)
         self._started_at = asyncio.get_running_loop().time()
-        process = self._process = await spawn(self._command, "--supervised", str(self.socket))
+        process = self._process = await _spawn(self._command, "--supervised", str(self.socket))
         if self._ending.is_set():
             self.signal(signal.SIGTERM)
         watching = asyncio.create_task(self._watch_until_ready())
         try:
-            code = await finished(process, self._command.prefix)
+            code = await _finished(process, self._command.prefix)
         finally:
             watching.cancel()
             self._process = None

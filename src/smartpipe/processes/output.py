@@ -31,15 +31,12 @@ class PrefixedLines:
             self.feed(b"\n")
 
 
-def prefixes(names: Sequence[str], *, coloured: bool) -> list[str]:
-    """Return a prefix for each name: of one width, and where colours may be, each of its own."""
-    width = max(map(len, names), default=0)
-    return [
-        paint(f"{name:<{width}} │ ", COLOURS[number % len(COLOURS)], coloured=coloured)
-        for number, name in enumerate(names)
-    ]
+def prefixes(owner: str, names: Sequence[str], *, coloured: bool) -> tuple[str, list[str]]:
+    """Return a prefix for *owner*, and one for each of *names*: of one width and, where colours may be, of its own."""
+    width = max(map(len, (owner, *names)))
 
+    def made(name: str, colour: str) -> str:
+        text = f"{name:<{width}} │ "
+        return f"\x1b[{colour}m{text}\x1b[0m" if coloured else text
 
-def paint(text: str, colour: str, *, coloured: bool) -> str:
-    """Return *text* in an ANSI colour."""
-    return f"\x1b[{colour}m{text}\x1b[0m" if coloured else text
+    return made(owner, QUIET), [made(name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)]

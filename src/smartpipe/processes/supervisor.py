@@ -120,6 +120,7 @@ class Supervisor:
             self._exit_code = code
             self._stopping.set()
         elif code:
+            log.error("nothing is started, and waits for a change of the sources")
             await self._until_stop_or_change([])
         elif not self._stopping.is_set():
             self.children = [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.supervisor")
 
 
-def is_installed() -> bool:
+def can_watch() -> bool:
     """Return whether changes can be noticed at all."""
     return find_spec("watchfiles") is not None
 
@@ -31,7 +31,7 @@ class Changes:
     """
 
     def __init__(self, directory: Path) -> None:
-        if not is_installed():
+        if not can_watch():
             msg = "--reload needs watchfiles; run pip install 'smartpipe[local]'"
             raise ConfigError(msg)
         self.happened = asyncio.Event()
@@ -44,6 +44,7 @@ class Changes:
         """Begin to watch."""
         self._watching = asyncio.create_task(self._watch())
         await asyncio.sleep(0)  # its first step asks the system
+        log.info("watching sources below %s", self._directory)
         return self
 
     async def __aexit__(
