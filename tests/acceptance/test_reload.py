@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker
 
 SHOP = """
+import time
 from pathlib import Path
 from smartpipe import Event, Service, Topic
 
@@ -29,6 +30,9 @@ service = Service("shop")
 
 @service.subscribe(Ordered)
 async def ship(event: Ordered) -> None:
+    if event.name == "stuck":
+        Path("happened").write_text("stuck\\n")
+        time.sleep(300)
     with Path("happened").open("a") as file:
         file.write(f"{event.name} GREETING\\n")
 """
@@ -47,7 +51,7 @@ def shop(fast_broker: EmbeddedBroker, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def worker(shop: Path) -> Iterator[Process]:
-    arguments = ("worker", "shop:service", "--reload", "--host", "127.0.0.1", "--port", "0")
+    arguments = ("worker", "shop:service", "--reload", "--drain-seconds", "2", "--host", "127.0.0.1", "--port", "0")
     process = Process(*arguments, directory=str(shop))
     process.wait_until(lambda: process.logged("ready"))
     yield process
@@ -79,11 +83,23 @@ def test_after_a_change_the_new_code_runs(shop: Path, worker: Process) -> None:
     assert times_logged(worker, "stopped: received 1, handled 1") == 2
 
 
+def test_a_handler_that_hinders_the_drain_does_not_hinder_the_reload_for_ever(shop: Path, worker: Process) -> None:
+    order("stuck")
+    until_blocking((shop / "happened").exists)
+
+    (shop / "shop.py").write_text(SHOP.replace("GREETING", "says hello"))
+
+    worker.wait_until(lambda: times_logged(worker, "ready") >= 2)
+    assert worker.logged("killing 1: not drained within 7 s") is not None
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
 def test_a_mistake_in_a_change_is_told_and_waits_for_the_next(shop: Path, worker: Process) -> None:
     (shop / "shop.py").write_text(SHOP + "\ndef broken(:\n")
     worker.wait_until(lambda: worker.logged("process 1 ended by itself: exit code 2; waiting for a change"))
 
-    assert any("cannot be imported: SyntaxError" in line and "shop.py:15" in line for line in worker.lines)
+    assert any("cannot be imported: SyntaxError" in line and "shop.py:19" in line for line in worker.lines)
 
     (shop / "shop.py").write_text(SHOP)
     worker.wait_until(lambda: times_logged(worker, "ready") >= 2)

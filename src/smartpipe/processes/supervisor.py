@@ -83,10 +83,12 @@ class Supervisor:
 
     def stop_hard(self, reason: str = "stop_hard()") -> None:
         """Let the children cancel what runs, and give it back."""
+        self._stopping.set()
         self._signal(signal.SIGINT, f"stopping all processes hard: {reason}")
 
     def kill(self, reason: str = "kill()") -> None:
         """Kill the children; what they had comes back after its visibility timeout."""
+        self._stopping.set()
         self._signal(signal.SIGKILL, f"killing all processes: {reason}")
 
     async def run(self) -> int:
@@ -172,7 +174,7 @@ class Supervisor:
         _, late = await asyncio.wait(keeping, timeout=self._kill_after_seconds)
         if late:
             names = ", ".join(child.name for child in self.children if child.pid is not None)
-            self.kill(f"{names} did not drain within {self._kill_after_seconds:g} s")
+            self._signal(signal.SIGKILL, f"killing {names}: not drained within {self._kill_after_seconds:g} s")
             await asyncio.wait(late)
         drained = [child.drained for child in self.children if child.drained is not None]
         self._exit_code = self._exit_code or exit_code(drained)
@@ -189,7 +191,6 @@ class Supervisor:
 
     def _signal(self, signum: signal.Signals, why: str) -> None:
         log.warning("%s", why)
-        self._stopping.set()
         for child in self.children:
             child.signal(signum)
 
