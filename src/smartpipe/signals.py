@@ -49,22 +49,25 @@ def on_supervisor(stop: Callable[[str], None], kill: Callable[[str], None]) -> I
 
     SIGTERM never kills, because whoever stops a whole group of processes, as systemd does, signals
     the children besides the supervisor, which signals them too. Standard input ends with the
-    supervisor, however that ends.
+    supervisor, however that ends; whatever is started from here finds it empty.
     """
     loop = asyncio.get_running_loop()
-    stdin = sys.stdin.fileno()
+    lifeline = os.dup(sys.stdin.fileno())
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a handler's subprocess would wait for the supervisor's words
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
 
     def ended() -> None:
-        if not os.read(stdin, 1024):
-            loop.remove_reader(stdin)
+        if not os.read(lifeline, 1024):
+            loop.remove_reader(lifeline)
             stop("the supervisor is gone")
 
     loop.add_signal_handler(signal.SIGTERM, stop, "SIGTERM")
     loop.add_signal_handler(signal.SIGINT, kill, "SIGINT")
-    loop.add_reader(stdin, ended)
+    loop.add_reader(lifeline, ended)
     try:
         yield
     finally:
-        loop.remove_reader(stdin)
+        loop.remove_reader(lifeline)
+        os.close(lifeline)
         for signum in SIGNALS:
             loop.remove_signal_handler(signum)

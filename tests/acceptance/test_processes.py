@@ -123,6 +123,12 @@ def test_a_signal_to_the_whole_group_still_drains(jobs: Jobs) -> None:
     assert group.process.logged("stopping hard") is None
 
 
+def test_what_handlers_start_finds_its_standard_input_empty(jobs: Jobs) -> None:
+    group = start_group(jobs, 2)
+
+    assert {os.readlink(f"/proc/{pid}/fd/0") for pid in group.pids} == {os.devnull}  # noqa: PTH115
+
+
 def test_a_second_signal_stops_all_processes_hard(jobs: Jobs, queues: Queues) -> None:
     group = start_group(jobs, 2, "--drain-seconds", "300")
     jobs.post("long", seconds=60)
