@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from layers below its own; within a layer nothing is imported, but inside of a package.
 LAYERS: list[set[str]] = [
     {"version", "errors", "message", "telemetry", "counts"},
-    {"topology.model", "topology.naming", "retry", "transport"},
+    {"topology.model", "topology.naming", "retry", "transport", "metrics"},
     {"events", "settings"},
     {"envelope", "settlement"},
     {"decoder", "outgoing", "attempts", "delivery", "breaker", "pace"},
@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"settler"},
     {"consumer"},
     {"health", "signals", "embedded"},
-    {"worker", "aws"},
+    {"worker", "aws", "processes"},
     {"blocking", "testing"},
     {"cli"},
     {"__main__"},

@@ -58,13 +58,15 @@ class WorkerSettings(_Environment):
         wait_seconds: How long a poll waits for messages: 1 to SQS's 20. A drain has to sit out the open
             poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: After so long without a successful poll ``/livez`` fails.
-        host, port: Where ``/livez`` and ``/readyz`` are served; port 0 takes a free one.
+        processes: How many processes run the service; with more than one, under a supervisor.
+        host, port: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; port 0 takes a free one.
     """
 
     concurrency: int = Field(10, ge=1, le=10_000)
     drain_seconds: float = Field(25.0, ge=2, le=7_200, allow_inf_nan=False)
     wait_seconds: int | None = Field(None, ge=1, le=20)
     liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
+    processes: int = Field(1, ge=1, le=1_000)
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
     port: int = Field(8080, ge=0, le=65_535)
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _AnyCase] = "info"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,19 +16,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def on_stop(stop: Callable[[str], None], kill: Callable[[str], None]) -> Iterator[None]:
-    """Call *stop* at the first SIGTERM or SIGINT and *kill* at the second; a third has its default effect.
+def on_stop(*calls: Callable[[str], None]) -> Iterator[None]:
+    """Make one of *calls* at each SIGTERM or SIGINT, in their order; after the last a signal has its default effect.
 
-    The handlers are asyncio's, so both run in the loop between two steps of it, where they may set
+    The handlers are asyncio's, so all run in the loop between two steps of it, where they may set
     events and cancel tasks; a plain signal handler could interrupt the loop anywhere.
     """
     loop = asyncio.get_running_loop()
-    calls = [stop, kill]
+    left = list(calls)
 
     def received(name: str) -> None:
-        if calls:  # signals that came while the loop was blocked are all heard at once
-            calls.pop(0)(name)
-        if not calls:
+        if left:  # signals that came while the loop was blocked are all heard at once
+            left.pop(0)(name)
+        if not left:
             restore()
 
     def restore() -> None:
@@ -39,3 +41,33 @@ def on_stop(stop: Callable[[str], None], kill: Callable[[str], None]) -> Iterato
         yield
     finally:
         restore()
+
+
+@contextmanager
+def on_supervisor(stop: Callable[[str], None], kill: Callable[[str], None]) -> Iterator[None]:
+    """Hear a supervisor: SIGTERM and the end of standard input call *stop*, however often, and SIGINT calls *kill*.
+
+    SIGTERM never kills, because whoever stops a whole group of processes, as systemd does, signals
+    the children besides the supervisor, which signals them too. Standard input ends with the
+    supervisor, however that ends; whatever is started from here finds it empty.
+    """
+    loop = asyncio.get_running_loop()
+    lifeline = os.dup(sys.stdin.fileno())
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a handler's subprocess would wait for the supervisor's words
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+
+    def ended() -> None:
+        if not os.read(lifeline, 1024):
+            loop.remove_reader(lifeline)
+            stop("the supervisor is gone")
+
+    loop.add_signal_handler(signal.SIGTERM, stop, "SIGTERM")
+    loop.add_signal_handler(signal.SIGINT, kill, "SIGINT")
+    loop.add_reader(lifeline, ended)
+    try:
+        yield
+    finally:
+        loop.remove_reader(lifeline)
+        os.close(lifeline)
+        for signum in SIGNALS:
+            loop.remove_signal_handler(signum)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.consumer import Consumer
 from smartpipe.errors import ConfigError, PublishError, TransportError
 from smartpipe.handlers import slots_for
-from smartpipe.health import HealthServer
+from smartpipe.health import HealthServer, WorkerReport
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
@@ -18,6 +18,7 @@ from smartpipe.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
@@ -34,6 +35,7 @@ class Worker:
     Args:
         verify: Raises TopologyError when what the service needs does not exist; by default nothing
             is checked.
+        socket: A Unix socket to serve health on, instead of the settings' port.
 
     Raises:
         ConfigError: The service has no handlers.
@@ -46,6 +48,7 @@ class Worker:
         settings: WorkerSettings,
         *,
         verify: Callable[[], Awaitable[None]] | None = None,
+        socket: Path | None = None,
     ) -> None:
         if not service.handlers:
             msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
@@ -60,7 +63,12 @@ class Worker:
         self._stopped_at = 0.0
         self.abandoned_threads = 0
         self.consumers: list[Consumer] = []
-        self.health = HealthServer(self, settings.host, settings.port)
+        self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
+
+    @property
+    def name(self) -> str:
+        """The service's."""
+        return self._service.name
 
     @property
     def ready(self) -> bool:
@@ -137,7 +145,9 @@ class Worker:
         )
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
-            log.info("serving /livez and /readyz on %s", self.health.bound, extra={"fields": {"url": self.health.url}})
+            level = logging.DEBUG if self.health.private else logging.INFO
+            fields = {"url": self.health.url}
+            log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
             try:
                 await self._wait_until_verified()
                 if not self._stopping.is_set():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,6 +47,13 @@ class Jobs:
 
     def wait_for(self, what: str, count: int = 1) -> None:
         until_blocking(lambda: self.count(what) >= count)
+
+
+@pytest.fixture(autouse=True)
+def _what_killed_supervisors_leave_is_removed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with TemporaryDirectory(prefix="sp-", ignore_cleanup_errors=True) as directory:  # short enough for sockets
+        monkeypatch.setenv("TMPDIR", directory)
+        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from smartpipe import EmbeddedBroker
 from tests.acceptance.conftest import TARGET
-from tests.support.processes import ROOT, Process, smartpipe
+from tests.support.processes import ROOT, Process, children_of, is_running, smartpipe
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
@@ -204,19 +204,6 @@ def test_the_command_is_installed_under_its_name() -> None:
     )
 
     assert result.stdout.startswith("smartpipe 0.")
-
-
-def children_of(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:  # noqa: PTH123 - the kernel's file
-        return [int(child) for child in file.read().split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - the kernel's file
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 LISTENING = """

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-def smartpipe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "smartpipe", *arguments],
-        cwd=ROOT,
+        cwd=directory,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -38,11 +38,11 @@ def smartpipe(*arguments: str, **environment: str) -> subprocess.CompletedProces
 class Process:
     """A command that runs until it is told to stop; its JSON log lines are collected as they come."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, directory: str = str(ROOT), **environment: str) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "smartpipe", *arguments],
-            cwd=ROOT,
+            cwd=directory,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -103,3 +103,16 @@ def http_status(url: str) -> tuple[int, dict[str, Any]]:
             return answer.status, json.loads(answer.read())
     except HTTPError as error:
         return error.code, json.loads(error.read())
+
+
+def children_of(pid: int) -> list[int]:
+    """Return its processes; the kernel files them under the thread that started them."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
-from smartpipe.cli.logs import JsonLines, Text
+import pytest
+
+from smartpipe.cli.logs import JsonLines, Text, has_colours
 
 
 def record(message: str = "handled %s", *arguments: object, **fields: object) -> logging.LogRecord:
@@ -44,3 +47,33 @@ def test_text_for_people_shows_what_tells_messages_apart() -> None:
     assert "handled it" in text
     assert "event_id=77" in text
     assert "queue=" not in text
+
+
+def test_a_process_among_others_says_its_number() -> None:
+    line = json.loads(JsonLines(2).format(record()))
+
+    assert line["process"] == 2
+    assert "process" not in json.loads(JsonLines().format(record()))
+    assert "info    [2] handled it" in Text(coloured=False, process=2).format(record())
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "coloured"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+    ],
+)
+def test_colours_are_for_terminals_and_for_those_who_ask(
+    environment: dict[str, str], terminal: bool, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: terminal))
+
+    assert has_colours() == coloured

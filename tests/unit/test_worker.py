@@ -129,6 +129,26 @@ async def test_livez_fails_when_no_poll_has_succeeded_for_too_long(monkeypatch: 
     assert (status, answer["alive"], answer["queues"]["mailer"]["seconds_since_poll"]) == (503, False, 301.0)
 
 
+async def test_metrics_has_the_counts_of_each_queue_in_the_format_of_prometheus() -> None:
+    transport = FakeTransport()
+    transport.put(ADA)
+    worker = make_worker(transport)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready and worker.consumers[0].counts.handled == 1)
+
+    def scrape() -> tuple[str, str]:
+        with urlopen(worker.health.url + "/metrics", timeout=5) as answer:
+            return answer.headers["Content-Type"], answer.read().decode()
+
+    content_type, text = await asyncio.to_thread(scrape)
+    worker.stop()
+    await running
+
+    assert content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert 'smartpipe_messages_total{service="mailer",queue="mailer",outcome="handled"} 1\n' in text
+    assert 'smartpipe_messages_in_flight{service="mailer",queue="mailer"} 0\n' in text
+
+
 async def test_an_event_that_a_handler_published_without_waiting_is_flushed_and_its_failure_exits_1() -> None:
     transport, service, tasks = FakeTransport(), make_service(), set[Any]()
     transport.script["publish"].append((2.0, [refused(1)]))  # longer than the open poll: still on its way at the close
@@ -167,6 +187,6 @@ async def test_an_unknown_path_of_the_health_port_is_not_found() -> None:
     await until(lambda: worker.ready)
 
     with pytest.raises(OSError, match="404"):
-        await asyncio.to_thread(urlopen, worker.health.url + "/metrics")
+        await asyncio.to_thread(urlopen, worker.health.url + "/nowhere")
     worker.stop()
     await running

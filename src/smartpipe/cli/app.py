@@ -47,9 +47,12 @@ def options(
 
 
 @app.command()
-def worker(
+def worker(  # noqa: PLR0913 - typer makes an option of each
     target: Target = None,
     *,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes under one supervisor. [SMARTPIPE_PROCESSES, 1]")
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Messages a queue at once. [SMARTPIPE_CONCURRENCY, 10]")
     ] = None,
@@ -60,18 +63,22 @@ def worker(
         int | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Where /livez, /readyz are served. [SMARTPIPE_HOST, 0.0.0.0]")
+        str | None, typer.Option(help="Where /livez, /readyz, /metrics are served. [SMARTPIPE_HOST, 0.0.0.0]")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: drain and start anew whenever sources change.")
+    ] = False,
+    process: Annotated[int | None, typer.Option(hidden=True)] = None,
+    supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a service's handlers until SIGTERM or SIGINT, then drain. Exit 0: nothing was cancelled."""
-    from smartpipe.cli.worker import run
-
     flags = {
+        "processes": processes,
         "concurrency": concurrency,
         "drain_seconds": drain_seconds,
         "wait_seconds": wait_seconds,
@@ -80,7 +87,13 @@ def worker(
         "log_level": log_level,
         "log_format": log_format,
     }
-    run(target, flags)
+    if supervised is not None:
+        from smartpipe.cli.worker import run
+
+        run(target, flags, process=process, socket=supervised)
+    from smartpipe.cli.supervise import run_worker
+
+    run_worker(target, flags, reload=reload)
 
 
 @topology.command()
@@ -119,3 +132,22 @@ def local(
     from smartpipe.cli.local import run
 
     raise typer.Exit(run(backend, port, as_json=json))
+
+
+@app.command()
+def dev(
+    targets: Targets = None,
+    *,
+    port: Annotated[int, typer.Option(help="The broker's on 127.0.0.1; 0 takes a free one.", min=0, max=65_535)] = 0,
+    backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
+    reload: Annotated[
+        bool | None, typer.Option(help="Start anew whenever sources change; by default, if watchfiles is there.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+    ] = None,
+) -> None:
+    """Run a broker, the services' topology and a worker for each service, in this terminal, until Ctrl-C."""
+    from smartpipe.cli.dev import run
+
+    run(targets or [], backend, port, reload=reload, log_level=log_level)

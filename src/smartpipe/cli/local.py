@@ -29,12 +29,18 @@ def run(backend: str, port: int, *, as_json: bool) -> int:
         if as_json:
             typer.echo(json.dumps(broker.environment))
         else:
-            where = f"{broker.backend} {broker.version} on {broker.endpoint_url}"
-            typer.echo(f"# {where}, in memory, until Ctrl-C. In other terminals:")
-            typer.echo("\n".join(f"export {name}={value}" for name, value in broker.environment.items()))
+            typer.echo(exports(broker))
         while not stopped.wait(0.2):
             code = broker.wait(0)
             if code is not None:
                 msg = f"the broker ended by itself with exit code {code}: {broker.last_output()}"
                 raise SmartpipeError(msg)
     return 0
+
+
+def exports(broker: EmbeddedBroker) -> str:
+    """Return where it is, in lines to paste into a shell."""
+    where = (
+        f"# {broker.backend} {broker.version} on {broker.endpoint_url}, in memory, until Ctrl-C. In other terminals:"
+    )
+    return "\n".join([where, *(f"export {name}={value}" for name, value in broker.environment.items())])

@@ -25,7 +25,7 @@ def load_services(targets: Sequence[str]) -> list[Service]:
     """
     services: list[Service] = []
     problems: list[str] = []
-    for target in targets or _configured():
+    for target in targets or configured():
         try:
             found = _resolve(target)
             if not isinstance(found, Service):
@@ -49,7 +49,7 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
     """
     events: dict[type[Event], None] = {}
     problems: list[str] = []
-    for target in targets or _configured():
+    for target in targets or configured():
         try:
             found = _resolve(target) if ":" in target else _import(target, target)
             events.update(dict.fromkeys(_events_of(found, target)))
@@ -117,8 +117,12 @@ def _fault(target: str, error: BaseException) -> str:
     return f"TARGET {target!r} cannot be imported: {type(error).__name__}: {said} ({place})"
 
 
-def _configured() -> list[str]:
-    """Return ``services`` of ``[tool.smartpipe]`` in the working directory's pyproject.toml."""
+def configured() -> list[str]:
+    """Return ``services`` of ``[tool.smartpipe]`` in the working directory's pyproject.toml.
+
+    Raises:
+        ConfigError: It lists none, or cannot be read.
+    """
     import tomllib
 
     path = Path("pyproject.toml")

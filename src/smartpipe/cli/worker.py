@@ -10,40 +10,58 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from smartpipe.aws.provision import verify
-from smartpipe.aws.transport import AwsTransport
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
-from smartpipe.signals import on_stop
+from smartpipe.signals import on_stop, on_supervisor
 from smartpipe.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from smartpipe.service import Service
 
 log = logging.getLogger("smartpipe.worker")
 
 
-def run(target: str | None, flags: dict[str, Any]) -> NoReturn:
-    """Run the worker, and end the process with its exit code."""
-    settings, aws_settings = _settings(flags)
-    configure(settings.log_level, settings.log_format)
-    for sentence in unknown_settings():
-        log.warning("%s", sentence)
+def run(
+    target: str | None, flags: Mapping[str, Any], *, process: int | None = None, socket: Path | None = None
+) -> NoReturn:
+    """Run the worker, and end the process with its exit code.
+
+    Args:
+        process: Its number among those of a supervisor.
+        socket: Where the supervisor asks for its health.
+    """
+    settings, aws_settings = load_settings(flags)
+    configure(settings.log_level, settings.log_format, process=process)
+    if socket is None:
+        for sentence in unknown_settings():
+            log.warning("%s", sentence)
+    service = load_service(target)
+    log.info("starting: service %s, process %d", service.name, os.getpid())
+    runner = asyncio.Runner(loop_factory=_loop_factory())
+    code = runner.run(_run(service, settings, aws_settings, socket))
+    exit_now(code)
+
+
+def load_service(target: str | None) -> Service:
+    """Return the one service that a worker is to run.
+
+    Raises:
+        ConfigError: There is none, or more than one.
+    """
     services = load_services([target] if target else [])
     if len(services) > 1:
         names = ", ".join(service.name for service in services)
         msg = f"a worker runs one service, and pyproject.toml lists {names}: name one as TARGET"
         raise ConfigError(msg)
-    service = services[0]
-    log.info("starting: service %s, process %d", service.name, os.getpid())
-    runner = asyncio.Runner(loop_factory=_loop_factory())
-    code = runner.run(_run(service, settings, aws_settings))
-    _exit(code)
+    return services[0]
 
 
-def _exit(code: int) -> NoReturn:
+def exit_now(code: int) -> NoReturn:
     """End the process now: the drain's budget is the promise, and threads that never end would break it.
 
     The interpreter's own way out joins every thread, those of abandoned sync handlers and of the
@@ -55,19 +73,23 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings) -> int:
+async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
+    from smartpipe.aws.provision import verify  # a supervisor does without these
+    from smartpipe.aws.transport import AwsTransport
+
     transport = AwsTransport(aws_settings)
 
     async def check() -> None:
         for drift in await verify(service, transport):
             log.warning("differs from its declaration, `smartpipe topology apply` would: %s", drift)
 
-    worker = Worker(service, transport, settings, verify=check)
-    with on_stop(worker.stop, worker.kill):
+    worker = Worker(service, transport, settings, verify=check, socket=socket)
+    listen = on_stop if socket is None else on_supervisor
+    with listen(worker.stop, worker.kill):
         return await worker.run()
 
 
-def _settings(flags: dict[str, Any]) -> tuple[WorkerSettings, AwsSettings]:
+def load_settings(flags: Mapping[str, Any]) -> tuple[WorkerSettings, AwsSettings]:
     """Read both groups of settings, and report the faults of both together."""
     problems: list[str] = []
     loaded: list[Any] = []

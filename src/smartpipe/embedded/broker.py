@@ -122,6 +122,7 @@ class EmbeddedBroker:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env={**ours, **self._backend.environment, "GATEWAY_PORT": str(self.port)},
+            start_new_session=True,  # a Ctrl-C in the terminal is this process's to handle: clients may still drain
         )
         opener = build_opener(ProxyHandler({}))
         deadline = time.monotonic() + START_SECONDS

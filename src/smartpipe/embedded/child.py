@@ -18,7 +18,8 @@ HOST = "127.0.0.1"
 
 def end_with_parent() -> None:
     """Wait for the end of standard input, then stop: politely first, as the backends clean up."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1024):  # unbuffered: the interpreter's end must not wait for a buffer's lock
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_SECONDS)
     os._exit(1)
@@ -27,7 +28,6 @@ def end_with_parent() -> None:
 def main() -> None:
     """Run the backend in this process."""
     backend, port = sys.argv[1:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is the parent's to handle
     threading.Thread(target=end_with_parent, daemon=True).start()
     if backend == "moto":
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, for as long as it runs

@@ -1,0 +1,77 @@
+"""``smartpipe worker`` as one process or, under a supervisor, as many."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from smartpipe.cli.logs import configure
+from smartpipe.cli.targets import configured
+from smartpipe.cli.worker import exit_now, load_service, load_settings, run
+from smartpipe.settings import unknown_settings
+from smartpipe.signals import on_stop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smartpipe.settings import WorkerSettings
+
+log = logging.getLogger("smartpipe.supervisor")
+
+
+DEVELOPMENT_WAIT_SECONDS = 1
+
+
+def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) -> NoReturn:
+    """Run one process as it is, or a supervisor; end this process with the exit code."""
+    settings, _ = load_settings(flags)
+    if settings.processes == 1 and not reload:
+        run(target, flags)
+    configure(settings.log_level, settings.log_format)
+    for sentence in unknown_settings():
+        log.warning("%s", sentence)
+    service = load_service(target)
+    name = target or configured()[0]
+    count = settings.processes
+    log.info(
+        "starting: service %s, %d process%s, supervisor %d",
+        service.name,
+        count,
+        "" if count == 1 else "es",
+        os.getpid(),
+    )
+    exit_now(asyncio.run(_supervise(name, flags, settings, reload=reload)))
+
+
+async def _supervise(target: str, flags: Mapping[str, Any], settings: WorkerSettings, *, reload: bool) -> int:
+    from smartpipe.processes import Address, Changes, Command, Supervisor
+
+    arguments = worker_arguments(target, quick_to_drain(flags, settings) if reload else flags)
+    several = settings.processes > 1
+    numbers = [str(number) for number in range(1, settings.processes + 1)]
+    supervisor = Supervisor(
+        [Command(number, (*arguments, *(("--process", number) if several else ()))) for number in numbers],
+        drain_seconds=settings.drain_seconds,
+        liveness_seconds=settings.liveness_seconds,
+        address=Address(settings.host, settings.port),
+        alike=True,
+        changes=Changes(Path.cwd()) if reload else None,
+    )
+    with on_stop(supervisor.stop, supervisor.stop_hard, supervisor.kill):
+        return await supervisor.run()
+
+
+def quick_to_drain(flags: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+    """Return *flags* with short polls, unless somebody chose: nobody waits 20 s for a change to show."""
+    chosen = settings.wait_seconds is not None
+    return {**flags, "wait_seconds": settings.wait_seconds if chosen else DEVELOPMENT_WAIT_SECONDS}
+
+
+def worker_arguments(target: str, flags: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the command of one child with the same flags; the address is the supervisor's own."""
+    own = {**flags, "processes": 1, "host": None, "port": None}
+    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items() if value is not None)
+    return ("worker", target, *(word for pair in given for word in pair))

@@ -1,0 +1,238 @@
+"""Many processes under one supervisor: real processes, real signals, one port."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import pytest
+
+from tests.acceptance.conftest import TARGET
+from tests.support.processes import Process, http_status, is_running, smartpipe
+from tests.support.waiting import until_blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.acceptance.conftest import Jobs
+    from tests.support.queues import Queues
+
+
+class Group:
+    """A supervisor and its children, seen through its one port."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        process.wait_until(lambda: process.logged("ready: all"))
+        self.url = (process.logged("serving") or {})["url"]
+
+    def ask(self, path: str) -> tuple[int, dict[str, Any]]:
+        return http_status(self.url + path)
+
+    @property
+    def pids(self) -> list[int]:
+        return [child["pid"] for child in self.ask("/livez")[1]["processes"].values()]
+
+    def handled(self) -> dict[str, int]:
+        """How many messages each process has handled."""
+        with urlopen(self.url + "/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        found = re.findall(r'^smartpipe_messages_total{process="(\d+)",.*outcome="handled"} (\d+)$', text, re.MULTILINE)
+        return {process: int(count) for process, count in found}
+
+
+@pytest.fixture
+def kill_later() -> Iterator[list[int]]:
+    """Processes that a test may leave stopped or without their supervisor."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def start_group(jobs: Jobs, count: int, *flags: str) -> Group:
+    return Group(jobs.start_worker("--processes", str(count), *flags))
+
+
+def test_processes_share_the_work_and_one_port_answers_for_all(jobs: Jobs) -> None:
+    group = start_group(jobs, 2, "--concurrency", "1")
+    jobs.post(*[f"job{number}" for number in range(20)], seconds=0.2)
+    jobs.wait_for("done", 20)
+
+    until_blocking(lambda: sum(group.handled().values()) == 20)
+    live, ready = group.ask("/livez"), group.ask("/readyz")
+
+    assert all(group.handled().values())
+    assert (live[0], live[1]["alive"]) == (200, True)
+    assert (ready[0], ready[1]["ready"]) == (200, True)
+    assert list(ready[1]["processes"]) == ["1", "2"]
+    first = ready[1]["processes"]["1"]
+    assert (first["restarts"], first["state"], first["queues"]["jobs"]["polls_failing"]) == (0, "answering", False)
+    assert len(set(group.pids)) == 2
+    assert {record.get("process") for record in group.process.records} == {None, 1, 2}
+
+
+def test_a_killed_process_is_replaced_and_nothing_is_lost(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCEPTANCE_LEASE", "2")
+    group = start_group(jobs, 2, "--concurrency", "2")
+    names = [f"job{number}" for number in range(12)]
+    jobs.post(*names, seconds=0.5)
+    jobs.wait_for("begun", 2)
+    victim, survivor = group.pids
+
+    os.kill(victim, signal.SIGKILL)
+    group.process.wait_until(lambda: group.process.logged("process 1 ended by itself: SIGKILL; starting it again in 1"))
+
+    assert group.ask("/livez")[0] == 200
+    until_blocking(lambda: group.ask("/readyz")[0] == 200)
+    assert group.ask("/readyz")[1]["processes"]["1"]["restarts"] == 1
+    assert victim not in group.pids
+    assert survivor in group.pids
+    until_blocking(lambda: {line.split()[1] for line in jobs.happened if line.startswith("done")} == set(names))
+
+
+def test_sigterm_drains_all_processes_and_exits_0(jobs: Jobs, queues: Queues) -> None:
+    group = start_group(jobs, 2, "--concurrency", "2")
+    jobs.post(*[f"job{number}" for number in range(20)], seconds=0.5)
+    jobs.wait_for("done", 4)
+
+    group.process.signal(signal.SIGTERM)
+
+    assert group.process.wait() == 0
+    assert jobs.count("begun") == jobs.count("done") < 20
+    assert queues.depth("jobs") == (20 - jobs.count("done"), 0)
+    stopped = [r["process"] for r in group.process.records if r["message"].startswith("stopped:") and "process" in r]
+    assert sorted(stopped) == [1, 2]
+
+
+def test_a_signal_to_the_whole_group_still_drains(jobs: Jobs) -> None:
+    group = start_group(jobs, 2)
+    jobs.post("long1", "long2", seconds=3)
+    jobs.wait_for("begun", 2)
+
+    for pid in [*group.pids, group.process.pid]:  # as systemd does; each child hears it twice
+        os.kill(pid, signal.SIGTERM)
+
+    assert group.process.wait() == 0
+    assert jobs.count("done long") == 2
+    assert group.process.logged("stopping hard") is None
+
+
+def test_what_handlers_start_finds_its_standard_input_empty(jobs: Jobs) -> None:
+    group = start_group(jobs, 2)
+
+    assert {os.readlink(f"/proc/{pid}/fd/0") for pid in group.pids} == {os.devnull}  # noqa: PTH115
+
+
+def test_a_second_signal_stops_all_processes_hard(jobs: Jobs, queues: Queues) -> None:
+    group = start_group(jobs, 2, "--drain-seconds", "300")
+    jobs.post("long", seconds=60)
+    jobs.wait_for("begun")
+
+    group.process.signal(signal.SIGINT)
+    group.process.wait_until(lambda: group.process.logged("draining: SIGTERM"))
+    group.process.signal(signal.SIGINT)
+
+    assert group.process.wait() == 1
+    until_blocking(lambda: queues.depth("jobs") == (1, 0))
+
+
+def test_a_third_signal_kills(jobs: Jobs, kill_later: list[int]) -> None:
+    group = start_group(jobs, 2, "--drain-seconds", "300")
+    kill_later += group.pids
+    for pid in kill_later:
+        os.kill(pid, signal.SIGSTOP)
+
+    for message in ("draining all", "stopping all processes hard: SIGTERM", "killing all processes: SIGTERM"):
+        group.process.signal(signal.SIGTERM)
+        until_blocking(partial(group.process.logged, message))
+
+    assert group.process.wait() == 1
+    assert not any(map(is_running, kill_later))
+
+
+def test_a_process_that_does_not_drain_in_time_is_killed(jobs: Jobs, kill_later: list[int]) -> None:
+    group = start_group(jobs, 2, "--drain-seconds", "2")
+    stuck, _ = kill_later[:] = group.pids
+    os.kill(stuck, signal.SIGSTOP)
+
+    group.process.signal(signal.SIGTERM)
+
+    assert group.process.wait() == 1
+    assert group.process.logged("killing 1: not drained within 7 s") is not None
+    assert not is_running(stuck)
+
+
+def test_a_process_that_does_not_answer_is_not_alive(jobs: Jobs, kill_later: list[int]) -> None:
+    group = start_group(jobs, 2)
+    kill_later += group.pids
+
+    os.kill(kill_later[0], signal.SIGSTOP)
+    status, answer = group.ask("/livez")
+    os.kill(kill_later[0], signal.SIGCONT)
+
+    assert (status, answer["alive"]) == (503, False)
+    assert (answer["processes"]["1"]["state"], answer["processes"]["1"]["alive"]) == ("silent", False)
+    assert answer["processes"]["2"]["alive"] is True
+    until_blocking(lambda: group.ask("/livez")[0] == 200)
+
+
+def test_processes_drain_by_themselves_when_their_supervisor_is_killed(jobs: Jobs, kill_later: list[int]) -> None:
+    group = start_group(jobs, 2)
+    kill_later += group.pids
+    jobs.post("long", seconds=2)
+    jobs.wait_for("begun")
+
+    group.process.signal(signal.SIGKILL)
+    group.process.wait()
+
+    until_blocking(lambda: not any(map(is_running, kill_later)))
+    assert jobs.count("done long") == 1
+    assert group.process.logged("draining: the supervisor is gone") is not None
+
+
+@pytest.mark.usefixtures("fast_broker")
+def test_what_is_missing_is_told_once_and_ends_all_processes() -> None:
+    result = smartpipe("worker", TARGET, "--processes", "3", "--port", "0")
+
+    assert result.returncode == 1
+    assert result.stderr.count("missing: queue") == 2
+    assert "before any was ready; starting it again would not help" in result.stdout
+
+
+@pytest.mark.usefixtures("fast_broker")
+@pytest.mark.parametrize(
+    ("arguments", "environment", "sentence"),
+    [
+        (["nowhere:service", "--processes", "2"], {}, "there is no module 'nowhere'"),
+        ([TARGET, "--processes", "0"], {}, "--processes=0: input should be greater than or equal to 1"),
+        ([TARGET], {"SMARTPIPE_PROCESSES": "two"}, "SMARTPIPE_PROCESSES=two: input should be a valid integer"),
+    ],
+)
+def test_a_users_mistake_is_found_before_anything_is_started(
+    arguments: list[str], environment: dict[str, str], sentence: str
+) -> None:
+    result = smartpipe("worker", *arguments, **environment)
+
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("smartpipe: ")
+    assert sentence in line
+    assert "starting" not in result.stdout
+
+
+def test_a_port_that_is_taken_is_one_clear_line_and_starts_nothing(jobs: Jobs) -> None:
+    group = start_group(jobs, 2)
+    port = group.url.rpartition(":")[2]
+
+    result = smartpipe("worker", TARGET, "--processes", "2", "--host", "127.0.0.1", "--port", port)
+
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"smartpipe: the health port 127.0.0.1:{port} cannot be bound")
+    assert '"process": 1' not in result.stdout

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from smartpipe.counts import Counts
+from smartpipe.metrics import NOT_OUTCOMES, Family, QueueState, Sample, families_of, merged, render
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        (Family("up", "gauge", "Whether.", [Sample({}, 1)]), "# HELP up Whether.\n# TYPE up gauge\nup 1\n"),
+        (Family("up", "gauge", "Whether.", []), "# HELP up Whether.\n# TYPE up gauge\n"),
+        (
+            Family("seen_total", "counter", "Seen.", [Sample({"a": "1", "b": "2"}, 3), Sample({"a": "4"}, 0.5)]),
+            '# HELP seen_total Seen.\n# TYPE seen_total counter\nseen_total{a="1",b="2"} 3\nseen_total{a="4"} 0.5\n',
+        ),
+        (
+            Family("odd", "gauge", 'A "\\\n', [Sample({"path": 'C:\\"x"\n'}, 1)]),
+            '# HELP odd A "\\\\\\n\n# TYPE odd gauge\nodd{path="C:\\\\\\"x\\"\\n"} 1\n',
+        ),
+    ],
+    ids=["without labels", "without samples", "with labels", "escaped"],
+)
+def test_a_family_is_written_as_prometheus_reads_it(family: Family, text: str) -> None:
+    assert render([family]) == text
+
+
+def test_every_count_is_shown_even_when_it_is_0() -> None:
+    text = render(families_of([QueueState("mailer", "mailer-audit", Counts(handled=2), 3, 0.5)]))
+
+    for name in {field.name for field in fields(Counts)} - set(NOT_OUTCOMES):
+        value = 2 if name == "handled" else 0
+        assert f'smartpipe_messages_total{{service="mailer",queue="mailer-audit",outcome="{name}"}} {value}\n' in text
+    for name, _ in NOT_OUTCOMES.values():
+        assert f'{name}{{service="mailer",queue="mailer-audit"}} 0\n' in text
+    assert 'smartpipe_messages_in_flight{service="mailer",queue="mailer-audit"} 3\n' in text
+    assert 'smartpipe_poll_age_seconds{service="mailer",queue="mailer-audit"} 0.5\n' in text
+
+
+def test_what_several_processes_answer_becomes_one_text_with_each_family_once() -> None:
+    first = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="x{y"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n'
+    second = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="z"} 3\n# HELP b B.\n# TYPE b gauge\n'
+
+    assert merged({"1": first, 'two"': second}, "process") == (
+        "# HELP a_total A.\n"
+        "# TYPE a_total counter\n"
+        'a_total{process="1",q="x{y"} 1\n'
+        'a_total{process="two\\"",q="z"} 3\n'
+        "# HELP b B.\n"
+        "# TYPE b gauge\n"
+        'b{process="1"} 2\n'
+    )
+
+
+def test_no_answers_are_no_text() -> None:
+    assert merged({}, "process") == ""

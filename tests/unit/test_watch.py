@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.processes import Changes
+from smartpipe.processes.supervisor import shown
+from tests.support.waiting import DEADLINE_SECONDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_changed_sources_are_told_and_other_files_are_not(tmp_path: Path) -> None:
+    for name in (".venv", "app", "__pycache__"):
+        (tmp_path / name).mkdir()
+    found = set[str]()
+
+    async with Changes(tmp_path) as changes:
+        for name in (".venv/lib.py", "__pycache__/a.py", "notes.txt", "app/handlers.py", "pyproject.toml"):
+            (tmp_path / name).write_text("x")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while found != {"app/handlers.py", "pyproject.toml"}:
+                await changes.happened.wait()
+                found |= set(changes.take())
+                assert not changes.happened.is_set()
+
+
+async def test_without_watchfiles_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.processes.watch.find_spec", lambda _: None)
+
+    with pytest.raises(ConfigError, match=r"--reload needs watchfiles; run pip install 'smartpipe\[local\]'"):
+        Changes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "sentence"),
+    [(["a.py"], "a.py"), (["a.py", "b.py", "c.py"], "a.py, b.py, c.py"), (list("abcde"), "a, b, c and 2 more")],
+)
+def test_of_many_changed_files_a_few_are_named(paths: list[str], sentence: str) -> None:
+    assert shown(paths) == sentence
