@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"settler"},
     {"consumer"},
     {"health", "signals", "embedded"},
-    {"worker", "aws", "processes"},
+    {"worker", "lambda_handler", "aws", "processes"},
     {"blocking", "testing"},
     {"cli"},
     {"__main__"},

@@ -127,7 +127,7 @@ class Consumer:
         loop = asyncio.get_running_loop()
         self._draining = True
         self.poller.stop()
-        self._processor.flush()
+        self._processor.stop_gathering()
         await self._wait_for_handlers(handlers_until, hard)
         for task in self._tasks:
             task.cancel()
@@ -192,7 +192,9 @@ class Consumer:
         for message in messages:
             chain = self._groups.chain_for(self._visibility.hold(message))
             if chain is not None:
-                task = asyncio.get_running_loop().create_task(self._process_in_order(chain))
+                task = asyncio.get_running_loop().create_task(
+                    self._groups.run(chain, self._process, self._give_back_unbegun, self._ended_one)
+                )
                 self._tasks[task] = chain
                 task.add_done_callback(self._done)
 
@@ -216,20 +218,9 @@ class Consumer:
             self._ended -= 1
             self.poller.free()
 
-    async def _process_in_order(self, chain: Chain) -> None:
-        """Process one message, or one group's messages one after the other, until one has to come again."""
-        again_seconds: float | None = None
-        while chain and again_seconds is None and not self._groups.stops_at(chain[0]):
-            lease = chain[0]
-            again_seconds = await self._process(lease)
-            if again_seconds is None:
-                self._groups.done_with(lease)
-            self._ended_one(chain)
-        while chain:  # those behind it must not overtake it, and come back together with it
-            self.counts.released += 1
-            self._groups.not_begun(chain[0])
-            self._give_back(chain[0], again_seconds or 0)
-            self._ended_one(chain)
+    def _give_back_unbegun(self, lease: Lease, seconds: float) -> None:
+        self.counts.released += 1
+        self._give_back(lease, seconds)
 
     async def _process(self, lease: Lease) -> float | None:
         """Process and settle; return in how many seconds the message comes again, or None when it is done with."""

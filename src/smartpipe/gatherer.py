@@ -32,7 +32,7 @@ class _Items:
 class Gatherer:
     """The batches of one handler. Calling it with a delivery returns, or raises, what became of that one.
 
-    A batch goes out when it is full, or ``linger_seconds`` after its first item, or at ``flush``.
+    A batch goes out when it is full, or ``linger_seconds`` after its first item, or at ``flush`` or ``close``.
     """
 
     def __init__(self, handler: Handler, batch: Batch, invocation: Invocation, publisher: Publishes) -> None:
@@ -64,7 +64,16 @@ class Gatherer:
         if error is not None:
             raise error
 
+    @property
+    def gathered(self) -> int:
+        """How many items wait for others."""
+        return len(self._items.live())
+
     def flush(self) -> None:
+        """Let what is gathered go out."""
+        self._start()
+
+    def close(self) -> None:
         """Let no item wait for others any more, now or later: no more messages will come."""
         self._lingering = False
         self._start()

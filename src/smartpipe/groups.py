@@ -6,6 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from smartpipe.visibility import Lease
 
 MAX_UNBEGUN = 10_000
@@ -50,16 +52,35 @@ class Groups:
             self._chains.pop(lease.message.group_id, None)
         return lease
 
-    def stops_at(self, lease: Lease) -> bool:
-        """Return whether *lease* must not begin: somebody else may have it, and its group, by now."""
-        return self._fifo and lease.lost
+    async def run(
+        self,
+        chain: Chain,
+        process: Callable[[Lease], Awaitable[float | None]],
+        give_back: Callable[[Lease, float], None],
+        ended: Callable[[Chain], object],
+    ) -> None:
+        """Process a chain's messages one after the other, until one has to come again.
 
-    def done_with(self, lease: Lease) -> None:
-        """Forget it."""
-        self._unbegun.pop(lease.message.message_id, None)
+        Those behind it must not overtake it: they are given back to come again together with it. Nor does
+        one begin whose lease is lost: somebody else may have it, and its group, by now.
 
-    def not_begun(self, lease: Lease) -> None:
-        """Take note that this delivery is given back without a handler having seen it."""
+        Args:
+            process: Returns in how many seconds the message comes again, or None when it is done with.
+            ended: Called when the first message has been dealt with; it calls ``ended`` here.
+        """
+        again_seconds: float | None = None
+        while chain and again_seconds is None and not (self._fifo and chain[0].lost):
+            lease = chain[0]
+            again_seconds = await process(lease)
+            if again_seconds is None:
+                self._unbegun.pop(lease.message.message_id, None)
+            ended(chain)
+        while chain:
+            self._not_begun(chain[0])
+            give_back(chain[0], again_seconds or 0)
+            ended(chain)
+
+    def _not_begun(self, lease: Lease) -> None:
         self._unbegun[lease.message.message_id] = lease.unbegun + 1
         if len(self._unbegun) > MAX_UNBEGUN:
             del self._unbegun[next(iter(self._unbegun))]

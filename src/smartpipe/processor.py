@@ -95,10 +95,25 @@ class Processor:
                 return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
         return Processed(Ack(), envelope, route.handler)
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it has handlers of batches."""
+        return bool(self._gatherers)
+
+    @property
+    def gathered(self) -> int:
+        """How many messages wait for their batch to fill."""
+        return sum(gatherer.gathered for gatherer in self._gatherers)
+
     def flush(self) -> None:
-        """Let batches go out though they are not full: no more messages will come."""
+        """Let batches go out though they are not full."""
         for gatherer in self._gatherers:
             gatherer.flush()
+
+    def stop_gathering(self) -> None:
+        """Let batches go out, now and from now on: no more messages will come."""
+        for gatherer in self._gatherers:
+            gatherer.close()
 
     def close(self) -> None:
         """Forget what was to happen later."""

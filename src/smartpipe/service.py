@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import asynccontextmanager
+from importlib import import_module
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from smartpipe.batch import Batch
     from smartpipe.breaker import CircuitBreaker
     from smartpipe.delivery import Delivery
+    from smartpipe.lambda_handler import LambdaHandler
     from smartpipe.middleware import Middleware
 
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
@@ -201,6 +203,23 @@ class Service:
             if faults:
                 raise ConfigError(faults)
             yield state
+
+    def lambda_handler(self) -> LambdaHandler:
+        """Return this service as an AWS Lambda function: ``handler = service.lambda_handler()``.
+
+        Map the service's queues to it as event sources with ``ReportBatchItemFailures``: what succeeded, or
+        was dead-lettered, Lambda deletes; the rest comes back by the retry policy where the function may
+        call ``sqs:ChangeMessageVisibility``, else after the queue's visibility timeout. A FIFO group stops at
+        its first failure. The lifespan is opened at the first invocation and lasts as long as the process.
+        Up to ``SMARTPIPE_CONCURRENCY`` messages of an invocation run at once; whatever still runs a second
+        before Lambda's timeout is cancelled and given back. Lambda does the polling, so ``rate_per_second``
+        and the pauses of a circuit breaker are its event source mapping's to set.
+
+        Raises:
+            ConfigError: The service has no handlers.
+        """
+        handler: LambdaHandler = import_module("smartpipe.lambda_handler").LambdaHandler(self)
+        return handler
 
     @property
     def handlers(self) -> tuple[Handler, ...]:

@@ -280,9 +280,9 @@ def test_the_memory_of_unbegun_messages_is_bounded() -> None:
     groups, transport = Groups(fifo=True), FakeTransport()
     first = Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0)
 
-    groups.not_begun(first)
+    groups._not_begun(first)
     for _ in range(MAX_UNBEGUN):
-        groups.not_begun(Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0))
+        groups._not_begun(Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0))
 
     assert len(groups._unbegun) == MAX_UNBEGUN
     assert first.message.message_id not in groups._unbegun

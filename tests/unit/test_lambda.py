@@ -1,0 +1,254 @@
+"""A service as a Lambda function, with the event shapes of the Lambda developer guide ("Using Lambda with SQS")."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tenacity import wait_fixed
+
+from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service, TransportError
+from smartpipe.deadletter import REASON_ATTRIBUTE
+from smartpipe.envelope import encode, wrap
+from smartpipe.testing import virtual_time
+from smartpipe.transport import opening
+from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
+from tests.support.fakes import FakeTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from smartpipe import Event
+
+ARN = "arn:aws:sqs:us-east-2:123456789012:"
+
+
+def record(event: Event | str, number: int = 1, *, queue: str = "mailer", group: str | None = None) -> dict[str, Any]:
+    fifo = {"SequenceNumber": "18849496460467696128", "MessageGroupId": group, "MessageDeduplicationId": str(number)}
+    return {
+        "messageId": f"id-{number}",
+        "receiptHandle": f"receipt-{number}",
+        "body": event if isinstance(event, str) else encode(wrap(event, source="test")),
+        "attributes": {
+            "ApproximateReceiveCount": "1",
+            "SentTimestamp": "1545082649183",
+            "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+            "ApproximateFirstReceiveTimestamp": "1545082649185",
+            **(fifo if group else {}),
+        },
+        "messageAttributes": {
+            "type": {"stringValue": "x", "stringListValues": [], "binaryListValues": [], "dataType": "String"},
+            "raw": {"binaryValue": "AP8=", "stringListValues": [], "binaryListValues": [], "dataType": "Binary"},
+        },
+        "md5OfBody": "e4e68fb7bd0e697a0ae8f1bb342846b3",
+        "eventSource": "aws:sqs",
+        "eventSourceARN": ARN + queue,
+        "awsRegion": "us-east-2",
+    }
+
+
+def failed(response: dict[str, Any]) -> list[str]:
+    assert list(response) == ["batchItemFailures"]
+    return [failure["itemIdentifier"] for failure in response["batchItemFailures"]]
+
+
+class Context:
+    """What Lambda hands over beside the event."""
+
+    def __init__(self, milliseconds: int) -> None:
+        self._milliseconds = milliseconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return self._milliseconds
+
+
+@pytest.fixture
+def transport() -> Iterator[FakeTransport]:
+    transport = FakeTransport()
+    with opening(transport):
+        yield transport
+
+
+async def handled(service: Service, *records: dict[str, Any], milliseconds: int = 60_000) -> list[str]:
+    handler = service.lambda_handler()
+    with virtual_time():
+        response = await handler.handle({"Records": list(records)}, Context(milliseconds))
+        await handler.aclose()
+    return failed(response)
+
+
+async def test_what_succeeds_is_deleted_by_lambda_and_what_fails_is_reported(transport: FakeTransport) -> None:
+    service = Service("mailer", retry=RetryPolicy(wait=wait_fixed(7)))
+    seen: list[Delivery] = []
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft, delivery: Delivery) -> None:
+        seen.append(delivery)
+        if event.name == "bad":
+            raise OSError("down")
+
+    failures = await handled(service, record(UserLeft(name="good")), record(UserLeft(name="bad"), 2))
+
+    assert failures == ["id-2"]
+    assert transport.entries("change_visibility") == [("receipt-2", 7)]
+    assert seen[0].message.sent_at == 1545082649.183
+    assert seen[0].attributes["raw"].value == b"\x00\xff"
+
+
+async def test_a_dead_letter_is_copied_and_then_done_with(transport: FakeTransport) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        raise Reject("never")
+
+    assert await handled(service, record(UserLeft(name="x")), record("no event", 2)) == []
+
+    kinds = [json.loads(copy.attributes[REASON_ATTRIBUTE].value)["kind"] for copy in transport.entries("send")]
+    assert sorted(kinds) == ["not-json", "rejected"]
+
+
+async def test_a_dead_letter_that_cannot_be_copied_comes_back(transport: FakeTransport) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        raise Reject("never")
+
+    transport.script["send"].extend([TransportError("AccessDenied", "no", retryable=False)] * 2)
+
+    assert await handled(service, record(UserLeft(name="x"))) == ["id-1"]
+
+
+async def test_a_fifo_group_stops_at_its_first_failure_and_the_others_go_on(transport: FakeTransport) -> None:
+    service = Service("ledger", queue=Queue("ledger", fifo=True), retry=RetryPolicy(wait=wait_fixed(3)))
+    ran: list[tuple[str | None, int]] = []
+
+    @service.subscribe(Paid)
+    async def book(event: Paid) -> None:
+        ran.append((event.account, event.number))
+        if event == Paid(account="a", number=2):
+            raise OSError("down")
+
+    events = [Paid(account=account, number=number) for number in (1, 2, 3) for account in "ab"]
+    records = [record(event, number, queue="ledger.fifo", group=event.account) for number, event in enumerate(events)]
+
+    assert await handled(service, *records) == ["id-2", "id-4"]
+    assert [number for account, number in ran if account == "a"] == [1, 2]
+    assert [number for account, number in ran if account == "b"] == [1, 2, 3]
+    assert transport.entries("change_visibility") == [("receipt-2", 3), ("receipt-4", 3)]
+
+
+async def test_the_end_of_lambdas_time_gives_back_what_still_runs(transport: FakeTransport) -> None:
+    service, fate = Service("mailer"), list[str]()
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        try:
+            await asyncio.sleep(1_000 if event.name == "slow" else 0)
+        except asyncio.CancelledError:
+            fate.append("cancelled")
+            raise
+
+    failures = await handled(
+        service, record(UserLeft(name="slow")), record(UserLeft(name="quick"), 2), milliseconds=5_000
+    )
+
+    assert failures == ["id-1"]
+    assert fate == ["cancelled"]
+
+
+async def test_a_batch_handler_gets_the_whole_invocation_without_lingering(transport: FakeTransport) -> None:
+    service, sizes = Service("index"), list[int]()
+
+    @service.subscribe(UserLeft, batch=Batch(size=100, linger_seconds=30))
+    async def index(events: list[UserLeft]) -> None:
+        sizes.append(len(events))
+
+    records = [record(UserLeft(name=str(number)), number, queue="index") for number in range(40)]
+
+    assert await handled(service, *records, milliseconds=10_000) == []
+    assert sizes == [40]
+
+
+async def test_a_failing_message_comes_back_even_without_the_right_to_say_when(transport: FakeTransport) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        raise OSError("down")
+
+    transport.script["change_visibility"].append(TransportError("AccessDenied", "no", retryable=False))
+
+    assert await handled(service, record(UserLeft(name="x"))) == ["id-1"]
+
+
+def test_the_lifespan_and_the_loop_last_from_invocation_to_invocation(transport: FakeTransport) -> None:
+    opened: list[str] = []
+    loops: set[asyncio.AbstractEventLoop] = set()
+
+    async def lifespan() -> AsyncIterator[str]:
+        opened.append("open")
+        yield "pool"
+        opened.append("closed")
+
+    service = Service("mailer", lifespan=lifespan)
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, pool: str) -> None:
+        loops.add(asyncio.get_running_loop())
+
+    handler = service.lambda_handler()
+
+    for number in range(3):
+        assert failed(handler({"Records": [record(ADA, number)]}, Context(30_000))) == []
+    assert opened == ["open"]
+    assert len(loops) == 1
+    handler.close()
+    assert opened == ["open", "closed"]
+
+
+def test_a_message_that_failed_in_one_invocation_may_succeed_in_the_next(transport: FakeTransport) -> None:
+    service, outcomes = Service("mailer"), iter([True, False])
+
+    @service.subscribe(UserSignedUp)
+    def send(event: UserSignedUp) -> None:
+        if next(outcomes):
+            raise OSError("down")
+
+    handler = service.lambda_handler()
+
+    assert failed(handler({"Records": [record(ADA)]}, Context(30_000))) == ["id-1"]
+    assert failed(handler({"Records": [record(ADA)]}, Context(30_000))) == []
+    handler.close()
+
+
+async def test_an_event_of_another_source_or_queue_is_refused_with_the_mend(transport: FakeTransport) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None: ...
+
+    with pytest.raises(ConfigError, match="map an SQS queue to this function"):
+        await handled(service, {"eventSource": "aws:sns"})
+    with pytest.raises(ConfigError, match=r"no handlers on queue 'other' .* it has on mailer. Is SMARTPIPE_PREFIX set"):
+        await handled(service, record(ADA, queue="other"))
+
+
+async def test_the_prefix_is_taken_from_the_queues_name(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "staging-")
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp) -> None: ...
+
+    assert await handled(service, record(ADA, queue="staging-mailer")) == []
+
+
+def test_a_service_without_handlers_is_refused_when_the_function_is_made() -> None:
+    with pytest.raises(ConfigError, match="has no handlers"):
+        Service("empty").lambda_handler()
