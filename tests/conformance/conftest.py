@@ -31,6 +31,10 @@ class Bus:
         self.name = name
         self.transport = transport
 
+    def fresh(self) -> Transport:
+        """Return a transport that a worker may close."""
+        return self.transport if isinstance(self.transport, MemoryTransport) else AwsTransport.from_environment()
+
     async def provision(self, *services: Service) -> None:
         """Make what *services* declare."""
         if isinstance(self.transport, MemoryTransport):
