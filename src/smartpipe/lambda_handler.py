@@ -169,7 +169,7 @@ class LambdaHandler:
         """Ask for the retries' delays. Lambda's own is the queue's visibility timeout; that is right too, if later."""
         leases, source.unfinished.leases = source.unfinished.leases, []
         transport = self._transport
-        if transport is None:
+        if transport is None or not leases:
             return
         try:
             async with asyncio.timeout_at(until):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from smartpipe.service import Service
 
+READY_EVERY_SECONDS = 0.01
+
 
 async def provision(*services: Service) -> list[str]:
     """Create on the environment's broker what *services* declare; return what was changed, a line each."""
@@ -34,6 +36,8 @@ async def provision(*services: Service) -> list[str]:
 async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     """Run a worker of *service* on the environment's broker, with polls of a second; drain it at the end.
 
+    The block begins when the worker is ready, or has failed to become so.
+
     Args:
         settings: As in WorkerSettings: ``concurrency``, ``drain_seconds`` and so on.
 
@@ -53,6 +57,8 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     worker = Worker(service, transport, WorkerSettings.load(**options), verify=check)
     running = asyncio.create_task(worker.run())
     try:
+        while not worker.ready and not running.done():  # noqa: ASYNC110 - a worker has no event for its readiness
+            await asyncio.sleep(READY_EVERY_SECONDS)
         yield worker
     finally:
         worker.stop("the test is over")
