@@ -19,7 +19,7 @@ from smartpipe.counts import Counts
 from smartpipe.groups import Groups
 from smartpipe.handlers import slots_for
 from smartpipe.poller import Poller
-from smartpipe.processor import Processed, Processor, Resources
+from smartpipe.processor import NotBegun, Processed, Processor, Resources
 from smartpipe.settler import Settler
 from smartpipe.visibility import Visibility
 
@@ -127,7 +127,7 @@ class Consumer:
         loop = asyncio.get_running_loop()
         self._draining = True
         self.poller.stop()
-        self._processor.stop_gathering()
+        self._processor.stop()
         await self._wait_for_handlers(handlers_until, hard)
         for task in self._tasks:
             task.cancel()
@@ -225,15 +225,16 @@ class Consumer:
     async def _process(self, lease: Lease) -> float | None:
         """Process and settle; return in how many seconds the message comes again, or None when it is done with."""
         try:
-            if self._draining:  # received, but not begun: by the last polls, or just before the stop
-                self.counts.released += 1
-                self._give_back(lease)
-                return 0
+            if self._draining:  # received by the last polls, or just before the stop
+                raise NotBegun  # noqa: TRY301 - given back in the one way
             started = time.perf_counter()
             processed = await self._processor.process(lease.message, lease)
             again_seconds = await self._settler.settle(lease, processed, time.perf_counter() - started)
             if self._observer is not None:
                 self._observer(Settled(self.queue.name, lease.message, processed, again_seconds))
+        except NotBegun:
+            self._give_back_unbegun(lease, 0)
+            return 0
         except asyncio.CancelledError:
             self._cancelled(lease, "cancelled and given back")
             return 0

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from smartpipe.visibility import Lease
 
 
+class NotBegun(Exception):
+    """A message that waited for its handler's room when the worker was told to stop: no handler has seen it."""
+
+
 class Processed(NamedTuple):
     """What became of a message, and whose doing it was."""
 
@@ -72,6 +76,7 @@ class Processor:
         self._queue = queue
         self._resources = resources
         self._invocation = Invocation(resources.threads, counts)
+        self._stopping = False
         self._gatherers: list[Gatherer] = []
         self.gates: list[Gate] = []
         self.circuits: list[Circuit] = []
@@ -81,7 +86,7 @@ class Processor:
         self._decoder = Decoder(self._routes)
 
     async def process(self, message: Message, lease: Lease) -> Processed:
-        """Return what to do with *message*. Raises nothing but the CancelledError of its own task."""
+        """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
         attempt = message.receive_count - lease.unbegun
         try:
             envelope = self._decoder.decode(message.body)
@@ -110,8 +115,9 @@ class Processor:
         for gatherer in self._gatherers:
             gatherer.flush()
 
-    def stop_gathering(self) -> None:
-        """Let batches go out, now and from now on: no more messages will come."""
+    def stop(self) -> None:
+        """Let batches go out, now and from now on, and begin nothing that waits for room: the worker is draining."""
+        self._stopping = True
         for gatherer in self._gatherers:
             gatherer.close()
 
@@ -143,7 +149,6 @@ class Processor:
     async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> BaseException | None:
         """Run one handler; return what it raised, or None."""
         handler = route.handler
-        lease.handler = handler.name
         delivery = Delivery(
             envelope,
             message,
@@ -157,6 +162,9 @@ class Processor:
         current_cause.set(envelope.cause)
         seconds = handler.options.timeout_seconds
         async with route.room:
+            if self._stopping and lease.handler is None:
+                raise NotBegun
+            lease.handler = handler.name
             # A batch has a time of its own, and its items wait for it.
             limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
             failure = await outcome_of(partial(route.call, delivery), limit)

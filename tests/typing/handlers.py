@@ -5,8 +5,14 @@ mypy warns of an ignore that is not needed, so that ``make check`` fails when th
 
 from __future__ import annotations
 
-from smartpipe import Delivery, Event, Publisher, Service
+from typing import TYPE_CHECKING
+
+from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, Service
+from smartpipe.middleware import Logging, Next, Timeout
 from tests.support.events import ADA, UserLeft, UserSignedUp
+
+if TYPE_CHECKING:
+    from smartpipe.outgoing import Publication
 
 service = Service("typed")
 
@@ -34,8 +40,40 @@ async def wrong_event(event: UserLeft) -> None: ...
 async def no_event() -> None: ...
 
 
+@service.subscribe(UserSignedUp, batch=Batch(size=5))
+async def right_batch(events: list[UserSignedUp], batch: BatchDelivery) -> None:
+    batch.fail(0, ValueError())
+    batch.fail("first", ValueError())  # type: ignore[arg-type]
+
+
+@service.subscribe(UserSignedUp, batch=Batch())  # type: ignore[arg-type]
+async def wrong_batch(event: UserSignedUp) -> None: ...
+
+
+@service.subscribe(UserSignedUp)  # type: ignore[arg-type]
+async def batch_without_saying_so(events: list[UserSignedUp]) -> None: ...
+
+
+@service.subscribe(UserSignedUp, concurrency="many")  # type: ignore[call-overload, untyped-decorator]
+async def wrong_option(event: UserSignedUp) -> None: ...
+
+
+async def around_handlers(delivery: Delivery, call_next: Next[Delivery, None]) -> None:
+    await call_next(delivery)
+
+
+async def around_publishes(publication: Publication, call_next: Next[Publication, str]) -> str:
+    return await call_next(publication)
+
+
+Service("wrapped", middleware=[around_handlers, Logging(), Timeout(3)])
+Service("wrapped", middleware=[around_publishes])  # type: ignore[list-item]
+Publisher("wrapped", middleware=[around_publishes, Logging(), Timeout(3)])
+
+
 async def publishing(publisher: Publisher) -> None:
     event_id: str = await publisher.publish(ADA)
     ids: list[str] = (await publisher.publish_many([ADA, UserLeft(name=event_id)])).event_ids
     assert ids
+    await publisher.publish(ADA, queue="mailer", delay_seconds=5)
     await publisher.publish({"name": "Ada"})  # type: ignore[arg-type]

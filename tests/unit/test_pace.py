@@ -268,3 +268,24 @@ def test_a_breaker_out_of_range_is_refused(options: dict[str, float]) -> None:
 def test_a_pace_out_of_range_is_refused_and_the_handler_named(options: dict[str, float], fault: str) -> None:
     with pytest.raises(ConfigError, match=f"handler tests.unit.test_pace.handle: {fault}"):
         Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)  # type: ignore[call-overload]
+
+
+def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
+    service, transport, ran = Service("mailer"), FakeTransport(), list[str]()
+
+    @service.subscribe(UserLeft, concurrency=1)
+    async def slow(event: UserLeft) -> None:
+        ran.append(event.name)
+        await asyncio.sleep(10)
+
+    @service.subscribe(OrderPlaced)
+    async def other(event: OrderPlaced) -> None: ...
+
+    async def main() -> dict[str, int]:
+        async with consuming(service, transport, poll_seconds=1) as consumer:
+            transport.put(*leavers(3))
+            await asyncio.sleep(3)
+        return consumer.counts.as_dict()
+
+    assert run_virtually(main()) == {"received": 3, "handled": 1, "released": 2}
+    assert ran == ["0"]
