@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -151,19 +153,34 @@ async def test_the_clock_stands_still_while_to_thread_runs() -> None:
         assert asyncio.get_running_loop().time() - started < 10
 
 
-async def test_real_sockets_are_listened_to_before_the_clock_jumps() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await reader.readline())
-        await writer.drain()
-        writer.close()
+def answer_late(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        time.sleep(0.3)
+        connection.sendall(b"hello\n")
 
-    with virtual_time():
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        async with server, asyncio.timeout(60):
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
-            writer.write(b"hello\n")
+
+async def test_the_clock_hardly_moves_while_a_real_socket_is_waited_for() -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(1)
+            ticks += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=answer_late, args=[server])
+        answering.start()
+        with virtual_time():
+            ticking = asyncio.create_task(tick())
+            reader, writer = await asyncio.open_connection(*server.getsockname()[:2])
             assert await reader.readline() == b"hello\n"
             writer.close()
+            ticking.cancel()
+        answering.join()
+
+    assert ticks < 1_000  # without regard for the socket, ten times as many pass in 0.3 s
 
 
 async def test_the_clock_is_real_again_afterwards() -> None:

@@ -78,6 +78,17 @@ def test_tokens_that_no_message_came_for_are_given_back() -> None:
     assert bucket.admit(10) == 2
 
 
+def test_an_open_poll_and_a_full_bucket_do_not_come_together() -> None:
+    now = 0.0
+    bucket = TokenBucket(5, lambda: now)
+    assert bucket.admit(10) == 5
+
+    now = 20.0  # the poll waited so long for its five messages
+    bucket.polled(5, 5)
+
+    assert bucket.admit(10) == 0
+
+
 async def test_a_handlers_concurrency_bounds_it_and_not_its_neighbours() -> None:
     service = Service("mailer")
     running = {"slow": 0, "free": 0}
