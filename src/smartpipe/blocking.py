@@ -13,7 +13,7 @@ from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.client import client_options, region_of
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
-from smartpipe.bulk import Groups
+from smartpipe.bulk import STOPPED, Groups
 from smartpipe.chunks import Chunks
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
@@ -136,7 +136,10 @@ class Publisher:
                     outgoing = prepare(publication, source=self.source)
                 except PublishError as error:
                     failed.extend(error.failures)
-                    groups.stop(publication)
+                    groups.refuse(publication)
+                    continue
+                if not groups.admits(outgoing):
+                    failed.append(outgoing.failed(STOPPED))
                     continue
                 event_ids.append(outgoing.event_id)
                 chunk = chunks.add(outgoing)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.breaker")
 
 MAX_RESET_SECONDS = 43_200
+DEFAULT_MAX_RESET_SECONDS = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,14 @@ class CircuitBreaker:
     ``Reject`` and the retry policy's ``never_on`` say something of a message, not of the handler, and
     count for neither.
 
-    Each worker process has a circuit of its own.
+    The call of a batch handler is one success or, if every item fails, one failure. Each worker process has
+    a circuit of its own.
 
     Args:
         failures: 1 or more.
         reset_seconds: Above 0: from opening to the first probe.
-        max_reset_seconds: The longest time between probes, at most 43,200.
+        max_reset_seconds: The longest time between probes, at most 43,200; by default 300, or
+            *reset_seconds* if that is more.
 
     Raises:
         ConfigError: A value outside its range.
@@ -42,14 +45,16 @@ class CircuitBreaker:
 
     failures: int = 5
     reset_seconds: float = 30.0
-    max_reset_seconds: float = 300.0
+    max_reset_seconds: float | None = None
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
+        if self.max_reset_seconds is None:
+            object.__setattr__(self, "max_reset_seconds", max(DEFAULT_MAX_RESET_SECONDS, self.reset_seconds))
         problems = []
         if self.failures < 1:
             problems.append(f"CircuitBreaker: failures={self.failures} must be 1 or more")
-        if not 0 < self.reset_seconds <= self.max_reset_seconds <= MAX_RESET_SECONDS:
+        if not 0 < self.reset_seconds <= (self.max_reset_seconds or 0) <= MAX_RESET_SECONDS:
             problems.append(
                 f"CircuitBreaker: reset_seconds={self.reset_seconds} and max_reset_seconds={self.max_reset_seconds} "
                 f"must be above 0, in this order, and at most {MAX_RESET_SECONDS:,}"
@@ -87,6 +92,7 @@ class Circuit:
         self.reset_seconds = breaker.reset_seconds
         self._name = name
         self._breaker = breaker
+        self._longest = breaker.max_reset_seconds or breaker.reset_seconds
         self._call_later = call_later
         self._timer: Timer | None = None
         self._failures = 0
@@ -109,7 +115,7 @@ class Circuit:
         """Take note that the handler failed."""
         self._failures += 1
         if self.state == "half-open":
-            self.reset_seconds = min(self.reset_seconds * 2, self._breaker.max_reset_seconds)
+            self.reset_seconds = min(self.reset_seconds * 2, self._longest)
             self._open("its probe failed")
         elif self.state == "closed" and self._failures >= self._breaker.failures:
             self._open(f"{self._failures} failures one after the other")

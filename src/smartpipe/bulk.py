@@ -48,12 +48,23 @@ class Groups:
     """Which FIFO groups go on: one is stopped by its first event that is not published."""
 
     def __init__(self) -> None:
+        self._refused: set[Hashable] = set()
         self._stopped: set[Hashable] = set()
 
+    def refuse(self, item: Ordered) -> None:
+        """Let nothing of its group follow what cannot even be sent; what was read before it still goes."""
+        if item.ordered_group is not None:
+            self._refused.add(item.ordered_group)
+
     def stop(self, item: Ordered) -> None:
-        """Let nothing more of its group be published."""
+        """Let nothing more of its group be published: what was sent of it has failed."""
         if item.ordered_group is not None:
             self._stopped.add(item.ordered_group)
+
+    def admits(self, item: Ordered) -> bool:
+        """Return whether what is read now may follow what was read of its group before."""
+        group = item.ordered_group
+        return group is None or (group not in self._refused and group not in self._stopped)
 
     def part(self, chunk: list[T]) -> tuple[list[T], list[tuple[T, PublishFailure]]]:
         """Return what may be published, and what may not be any more."""
@@ -132,7 +143,10 @@ async def publish_in_chunks(
                     outgoing = prepare(publication)
                 except PublishError as error:
                     failures.extend(error.failures)
-                    requests.groups.stop(publication)
+                    requests.groups.refuse(publication)
+                    continue
+                if not requests.groups.admits(outgoing):
+                    failures.append(outgoing.failed(STOPPED))
                     continue
                 event_ids.append(outgoing.event_id)
                 chunk = chunks.add(outgoing)

@@ -12,6 +12,8 @@ from smartpipe.invocation import Invocation, outcome_of
 from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smartpipe.delivery import Delivery, Publishes
     from smartpipe.handlers import Handler
 
@@ -33,13 +35,25 @@ class Gatherer:
     """The batches of one handler. Calling it with a delivery returns, or raises, what became of that one.
 
     A batch goes out when it is full, or ``linger_seconds`` after its first item, or at ``flush`` or ``close``.
+
+    Args:
+        on_outcome: Told of each call how it ended: None, unless every item has failed.
     """
 
-    def __init__(self, handler: Handler, batch: Batch, invocation: Invocation, publisher: Publishes) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        batch: Batch,
+        invocation: Invocation,
+        publisher: Publishes,
+        *,
+        on_outcome: Callable[[BaseException | None], None] = lambda _: None,
+    ) -> None:
         self._handler = handler
         self._batch = batch
         self._invocation = invocation
         self._publisher = publisher
+        self._on_outcome = on_outcome
         concurrency = handler.options.concurrency
         self._room = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
         self._items = _Items()
@@ -94,7 +108,13 @@ class Gatherer:
                 return
             batch = BatchDelivery([delivery for delivery, _ in live], self._publisher)
             call = partial(self._invocation.call, self._handler, [delivery.event for delivery, _ in live], batch)
-            error = await outcome_of(call, self._handler.options.timeout_seconds)
-        for index, (_, fate) in enumerate(live):
+            error: BaseException | None
+            try:
+                error = await outcome_of(call, self._handler.options.timeout_seconds)
+            except asyncio.CancelledError as cancelled:  # by us, with nobody waiting; or by the handler itself
+                error = cancelled
+        failures = [batch.failure(index) if error is None else error for index in range(len(live))]
+        self._on_outcome(None if None in failures else failures[0])
+        for (_, fate), failure in zip(live, failures, strict=True):
             if not fate.done():
-                fate.set_result(error or batch.failure(index))
+                fate.set_result(failure)

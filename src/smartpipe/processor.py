@@ -139,7 +139,13 @@ class Processor:
         innermost: Next[Delivery, None]
         room: AbstractAsyncContextManager[Any] = nullcontext()
         if options.batch is not None:
-            innermost = Gatherer(handler, options.batch, self._invocation, self._resources.publisher)
+            innermost = Gatherer(
+                handler,
+                options.batch,
+                self._invocation,
+                self._resources.publisher,
+                on_outcome=partial(_tell, circuit, handler),
+            )
             self._gatherers.append(innermost)
         else:
             innermost = partial(_call_one, self._invocation, handler)
@@ -168,8 +174,8 @@ class Processor:
             # A batch has a time of its own, and its items wait for it.
             limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
             failure = await outcome_of(partial(route.call, delivery), limit)
-        if route.circuit is not None:
-            _tell(route.circuit, failure, handler)
+        if handler.options.batch is None:  # a batch is one call, whatever the number of its items
+            _tell(route.circuit, handler, failure)
         return failure
 
 
@@ -177,7 +183,9 @@ async def _call_one(invocation: Invocation, handler: Handler, delivery: Delivery
     await invocation.call(handler, delivery.event, delivery)
 
 
-def _tell(circuit: Circuit, failure: BaseException | None, handler: Handler) -> None:
+def _tell(circuit: Circuit | None, handler: Handler, failure: BaseException | None) -> None:
+    if circuit is None:
+        return
     if failure is None:
         circuit.succeeded()
     elif not isinstance(failure, (Retry, Reject, *handler.retry.never_on)):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_fixed
 
-from smartpipe import Batch, BatchDelivery, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service
+from smartpipe import Batch, BatchDelivery, CircuitBreaker, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import consuming, drain, make_consumer
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
@@ -282,3 +282,61 @@ def test_a_batch_handlers_signature_is_checked(function: Callable[..., Any], fau
 def test_a_list_without_batch_is_refused_with_the_mend() -> None:
     with pytest.raises(ConfigError, match=r"subscribe it with batch=Batch\(\.\.\.\)"):
         Service("index").subscribe(UserSignedUp)(wrong_items)  # type: ignore[arg-type]
+
+
+async def test_a_handler_that_cancels_itself_has_failed_and_its_items_are_not_forgotten() -> None:
+    service = Service("index", retry=RetryPolicy(attempts=2, base_seconds=1))
+
+    @service.subscribe(UserLeft, batch=Batch(size=2, linger_seconds=0.1))
+    async def index(events: list[UserLeft]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    async with MemoryBroker(service) as broker:
+        await publish(broker, leavers(2))
+        await broker.drain()
+
+        assert [dead.kind for dead in broker.dead_lettered(UserLeft)] == ["retries-exhausted"] * 2
+
+
+class Falsy(Exception):
+    def __len__(self) -> int:
+        return 0
+
+
+async def test_an_exception_that_is_false_is_a_failure_all_the_same() -> None:
+    service = Service("index", retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserLeft, batch=Batch(size=2, linger_seconds=0.1))
+    async def index(events: list[UserLeft]) -> None:
+        raise Falsy
+
+    async with MemoryBroker(service) as broker:
+        await publish(broker, leavers(2))
+        await broker.drain()
+
+        assert len(broker.dead_lettered(UserLeft)) == 2
+
+
+async def test_a_circuit_counts_calls_and_not_items() -> None:
+    service = Service("index", retry=RetryPolicy(attempts=2, base_seconds=1))
+    calls = 0
+
+    @service.subscribe(
+        UserLeft, batch=Batch(size=20, linger_seconds=0.1), breaker=CircuitBreaker(failures=2, reset_seconds=600)
+    )
+    async def index(events: list[UserLeft], batch: BatchDelivery) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionError("once")
+        for number in range(len(events) - 1):
+            batch.fail(number, ValueError("a bad row, or many"))
+
+    async with MemoryBroker(service) as broker:
+        await publish(broker, leavers(20))
+        await broker.drain(limit_seconds=60)  # an open circuit would take longer
+
+        assert len(broker.dead_lettered(UserLeft)) == 19

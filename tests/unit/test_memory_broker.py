@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_exponential
 
-from smartpipe import ConfigError, Delivery, Event, Publisher, Reject, Retry, RetryPolicy, Service
+from smartpipe import ConfigError, Delivery, Event, Publisher, Queue, Reject, Retry, RetryPolicy, Service
 from smartpipe.testing import MemoryBroker, virtual_time
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 
@@ -181,6 +181,104 @@ async def test_the_clock_hardly_moves_while_a_real_socket_is_waited_for() -> Non
         answering.join()
 
     assert ticks < 1_000  # without regard for the socket, ten times as many pass in 0.3 s
+
+
+async def test_threads_that_the_loop_does_not_know_are_waited_for() -> None:
+    """As those of aiosqlite and anyio, which answer by call_soon_threadsafe."""
+    service = Service("mailer", retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserSignedUp)
+    async def query(event: UserSignedUp) -> None:
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
+
+        def work() -> None:
+            time.sleep(0.1)
+            loop.call_soon_threadsafe(answer.set_result, None)
+
+        threading.Thread(target=work).start()
+        await answer
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+        broker.assert_handled(UserSignedUp)
+
+
+async def test_a_sync_handler_that_hangs_runs_into_its_timeout() -> None:
+    service, let_go = Service("mailer", timeout_seconds=0.3, retry=RetryPolicy(attempts=1)), threading.Event()
+
+    @service.subscribe(UserSignedUp)
+    def hang(event: UserSignedUp) -> None:
+        let_go.wait(30)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+        let_go.set()
+
+        assert broker.assert_dead_lettered(UserSignedUp).reason == "it ran longer than 0.3 s"
+
+
+async def test_what_sqs_itself_dead_letters_is_told_too() -> None:
+    service = Service("mailer", queue=Queue("mailer", max_receive_count=2), retry=RetryPolicy(attempts=2))
+
+    @service.subscribe(UserSignedUp)
+    async def ask_again(event: UserSignedUp, delivery: Delivery) -> None:
+        raise SystemError
+
+    async with MemoryBroker(service) as broker:
+        broker.pause("mailer")
+        await asyncio.sleep(25)
+        await broker.publish(ADA)
+        for _ in range(2):  # two workers that crash
+            await broker.transport.receive("mailer", max_messages=1, wait_seconds=0, visibility_timeout_seconds=5)
+            await asyncio.sleep(6)
+        broker.resume("mailer")
+        await broker.drain()
+
+        assert broker.assert_dead_lettered(UserSignedUp, kind="redriven").receive_count == 2
+        with pytest.raises(AssertionError, match="something was dead-lettered"):
+            broker.assert_nothing_dead_lettered()
+
+
+async def test_a_drain_ends_when_retention_has_ended_what_it_waited_for() -> None:
+    service = Service("mailer", queue=Queue("mailer", retention_seconds=60))
+
+    @service.subscribe(UserSignedUp)
+    async def later(event: UserSignedUp) -> None:
+        raise Retry(after_seconds=1_000)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain(limit_seconds=120)
+
+
+async def test_an_ignored_event_is_not_a_handled_one() -> None:
+    service = Service("mailer", unknown_events="ignore")
+    service.subscribe(UserSignedUp)(accept)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(UserLeft(name="Bob"), queue="mailer")
+        await broker.drain()
+
+        assert broker.handled(UserLeft) == []
+        assert "ignored" in broker.timeline
+
+
+async def test_without_virtual_time_it_is_left_in_a_moment_too() -> None:
+    service = failing_service(RetryPolicy(attempts=1))
+    started = time.monotonic()
+
+    async with MemoryBroker(service, virtual=False) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert time.monotonic() - started < 15  # the open poll is of a second, not of twenty
+
+
+async def accept(_: Event) -> None: ...
 
 
 async def test_the_clock_is_real_again_afterwards() -> None:

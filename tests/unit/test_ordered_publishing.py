@@ -18,6 +18,16 @@ from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
     from smartpipe.message import OutgoingMessage
+    from smartpipe.middleware import Next
+
+
+class HugePaid(Event, topic=ledger, type="huge.paid", version="1.0", key="account"):
+    account: str
+    text: str = ""
+
+
+async def pass_on(publication: Publication, call_next: Next[Publication, str]) -> str:
+    return await call_next(publication)
 
 
 def message_of(event: Event, **where: Any) -> OutgoingMessage:
@@ -143,14 +153,10 @@ def test_publish_many_stops_a_group_at_its_first_failure_and_no_other() -> None:
 def test_an_event_that_cannot_even_be_encoded_stops_its_group_too() -> None:
     transport = FakeTransport()
 
-    class Huge(Event, topic=ledger, type="huge.payment", version="1.0", key="account"):
-        account: str
-        text: str = ""
-
     async def main() -> PublishError:
         async with Publisher("test", transport=transport) as publisher:
             with pytest.raises(PublishError) as caught:
-                await publisher.publish_many([Huge(account="a", text="x" * 300_000), Huge(account="a")])
+                await publisher.publish_many([HugePaid(account="a", text="x" * 300_000), HugePaid(account="a")])
             return caught.value
 
     assert [failure.code for failure in run_virtually(main()).failures] == ["EventTooLarge", "GroupStopped"]
@@ -185,3 +191,20 @@ def test_an_event_sent_to_a_queue_goes_past_its_topic_with_its_delay() -> None:
 def test_a_delay_that_aws_does_not_have_is_an_error_that_names_the_way(where: dict[str, Any], mend: str) -> None:
     with pytest.raises(PublishError, match=mend):
         message_of(Paid(account="a"), **where)
+
+
+@pytest.mark.parametrize("middleware", [[], [pass_on]], ids=["chunks", "each"])
+def test_what_was_read_before_a_refused_event_of_its_group_is_still_published(middleware: list[Any]) -> None:
+    transport = FakeTransport()
+
+    async def main() -> PublishError:
+        async with Publisher("test", transport=transport, middleware=middleware) as publisher:
+            events = [Paid(account="a", number=1), Paid(account="", number=2), Paid(account="b", number=3)]
+            with pytest.raises(PublishError) as caught:
+                await publisher.publish_many([*events, HugePaid(account="a", text="x" * 300_000), Paid(account="a")])
+            return caught.value
+
+    error = run_virtually(main())
+
+    assert sorted(failure.code for failure in error.failures) == ["EventTooLarge", "GroupStopped", "MissingKey"]
+    assert sorted(message for request in sent(transport) for message in request) == [("a", 1), ("b", 3)]

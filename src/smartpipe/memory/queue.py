@@ -54,6 +54,7 @@ class MemoryQueue:
     Args:
         clock: Seconds; visibility, delay and retention follow it.
         find: Returns the queue with an ARN, to redrive to.
+        redriven: Called with its name and each message that it moves there.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class MemoryQueue:
         *,
         clock: Callable[[], float],
         find: Callable[[str], MemoryQueue | None],
+        redriven: Callable[[str, Stored], None],
         weather: Weather,
     ) -> None:
         self.name = name
@@ -70,6 +72,7 @@ class MemoryQueue:
         self.attributes = dict(attributes)
         self._clock = clock
         self._find = find
+        self._redriven = redriven
         self._weather = weather
         self._store: Store = FifoStore() if self.fifo else StandardStore(weather.random if weather.shuffle else None)
         self._live: dict[str, Stored] = {}
@@ -111,6 +114,7 @@ class MemoryQueue:
                 if dead_letters is not None and stored.receive_count >= int(policy["maxReceiveCount"]):
                     self._remove(stored)
                     dead_letters.adopt(stored)
+                    self._redriven(self.name, stored)
                     moved = True
                 else:
                     taken.append(self._hand_out(stored, now, visibility_timeout_seconds))

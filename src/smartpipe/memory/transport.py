@@ -59,7 +59,12 @@ class MemoryTransport:
                 self._queues[name].attributes.update(attributes)
             else:
                 self._queues[name] = MemoryQueue(
-                    name, attributes, clock=_now, find=lambda arn: self._queues.get(name_in(arn)), weather=self._weather
+                    name,
+                    attributes,
+                    clock=_now,
+                    find=lambda arn: self._queues.get(name_in(arn)),
+                    redriven=self.redriven,
+                    weather=self._weather,
                 )
         self._subscriptions.update(
             {(name_in(topic), name_in(queue)): found for (topic, queue), found in topology.subscriptions.items()}
@@ -68,6 +73,9 @@ class MemoryTransport:
     async def changed(self) -> None:
         """Wait until something has been done to a topic or queue."""
         await self._changed.wait()
+
+    def redriven(self, queue: str, stored: Stored) -> None:
+        """Called when *queue* has moved a message to its dead-letter queue by itself."""
 
     def has_topic(self, name: str) -> bool:
         """Return whether the topic exists."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from smartpipe.consumer import Consumer
@@ -31,6 +31,9 @@ E = TypeVar("E", bound="Event")
 T = TypeVar("T")
 
 POLL_SECONDS = 20
+REAL_POLL_SECONDS = 1
+LOOK_EVERY_SECONDS = 5.0
+"""Of a drain: some of what happens to a queue, such as the end of its retention, nobody does."""
 DRAIN_LIMIT_SECONDS = 86_400.0
 DAYS_OF_HANDLERS_SECONDS = 1_000_000.0
 
@@ -138,7 +141,8 @@ class MemoryBroker:
         try:
             async with asyncio.timeout(limit_seconds):
                 while self._left():
-                    await transport.changed()
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(transport.changed(), LOOK_EVERY_SECONDS)
         except TimeoutError:
             left = ", ".join(self._left())
             raise AssertionError(self._told(f"after {limit_seconds:g} s there is still work left: {left}")) from None
@@ -202,7 +206,7 @@ class MemoryBroker:
                 self.transport,
                 resources=Resources(publisher, threads, state),
                 concurrency=self._concurrency,
-                poll_seconds=POLL_SECONDS,
+                poll_seconds=POLL_SECONDS if self._virtual else REAL_POLL_SECONDS,
                 observer=self.transport.settled,
             )
             self.transport.dead_letter_names.add(binding.queue.dead_letter_name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-GRACE_SECONDS = 0.02
-"""So long, for real, open sockets are listened to before the clock jumps."""
+FASTER = 50
+"""With sockets open, or threads running that the loop does not know, time is at most so much faster."""
 THREAD_SECONDS = 0.05
+_KNOWN_THREADS = ("asyncio_", "smartpipe-handler")
 
 
 def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
     """Make the running event loop's time virtual inside of the block: hours of waiting take milliseconds.
 
-    It stands still while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers), and
-    jumps only after open sockets have been silent for a moment. ``time.time()`` stays as it is.
+    It is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While
+    sockets are open, or other threads alive, nobody can know whether they are waited for: it is 50
+    times as fast then. ``time.time()`` stays as it is.
 
     Args:
         busy: While one of them is true, something that the loop does not know of is being waited for.
@@ -64,6 +68,7 @@ class _JumpingSelector:
         self.threads: set[Any] = set()
         self._busy = busy
         self._sockets_of_the_loop = len(inner.get_map())
+        self._threads_before = set(threading.enumerate())
 
     def select(self, timeout: float | None = None) -> Any:
         """Return what is ready; with nothing ready, let *timeout* pass at once."""
@@ -71,15 +76,25 @@ class _JumpingSelector:
         if ready or (timeout is not None and timeout <= 0):
             return ready
         if self.threads or any(busy() for busy in self._busy):
-            return self.inner.select(THREAD_SECONDS)
-        if len(self.inner.get_map()) > self._sockets_of_the_loop:
-            ready = self.inner.select(GRACE_SECONDS)
+            started = time.monotonic()
+            ready = self.inner.select(THREAD_SECONDS if timeout is None else min(timeout, THREAD_SECONDS))
+            self.now += time.monotonic() - started
+            return ready
+        if timeout is not None and self._somebody_else():
+            ready = self.inner.select(timeout / FASTER)
             if ready:
                 return ready
         if timeout is None:  # no timer at all: only a signal can help, as on any loop
             return self.inner.select(None)
         self.now += timeout
         return []
+
+    def _somebody_else(self) -> bool:
+        """Return whether there are sockets or threads whose answers may be waited for."""
+        return len(self.inner.get_map()) > self._sockets_of_the_loop or any(
+            thread not in self._threads_before and not thread.name.startswith(_KNOWN_THREADS)
+            for thread in threading.enumerate()
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Be the loop's own selector in everything else."""

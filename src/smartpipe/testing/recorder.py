@@ -12,7 +12,7 @@ from smartpipe.errors import DecodeError, UnknownEventType
 from smartpipe.events import event_class
 from smartpipe.memory.transport import MemoryTransport
 from smartpipe.settlement import Ack, DeadLetter
-from smartpipe.testing.records import DeadLettered, Handled, Published, Record, Retried
+from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.model import Topology
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from smartpipe.consumer import Settled
     from smartpipe.envelope import Envelope
+    from smartpipe.memory.store import Stored
     from smartpipe.message import Failure, OutgoingMessage
 
 
@@ -64,12 +65,30 @@ class Recorder(MemoryTransport):
             "receive_count": message.receive_count,
         }
         if isinstance(outcome, Ack):
-            self.records.append(Handled(**common))  # type: ignore[arg-type]
+            self.records.append((Ignored if outcome.ignored else Handled)(**common))  # type: ignore[arg-type]
         elif isinstance(outcome, DeadLetter) and settled.again_seconds is None:
             self.records.append(DeadLettered(**common, kind=outcome.kind, error=outcome.error))  # type: ignore[arg-type]
         else:
             after_seconds = settled.again_seconds or 0
             self.records.append(Retried(**common, after_seconds=after_seconds, error=outcome.error))  # type: ignore[arg-type]
+
+    def redriven(self, queue: str, stored: Stored) -> None:
+        """Remember what SQS itself moved to a dead-letter queue."""
+        envelope = _decoded(stored.content.body)
+        error = RuntimeError("received as often as the queue's max_receive_count allows, and never settled")
+        self.records.append(
+            DeadLettered(
+                event=envelope and envelope.data,
+                event_id=envelope and envelope.id,
+                at_seconds=self._now(),
+                body=stored.content.body,
+                queue=queue,
+                handler=None,
+                receive_count=stored.receive_count,
+                kind="redriven",
+                error=error,
+            )
+        )
 
     def _published(self, destination: str, messages: Sequence[OutgoingMessage], failures: Sequence[Failure]) -> None:
         failed = {failure.position for failure in failures}

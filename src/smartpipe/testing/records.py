@@ -79,6 +79,15 @@ class Handled(Delivered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ignored(Delivered):
+    """No handler takes its type, and the service ignores such events."""
+
+    def __str__(self) -> str:
+        """Return its line of the timeline."""
+        return self._line("ignored")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(Delivered):
     """It failed and was given back, to come again after so long."""
 
@@ -95,7 +104,8 @@ class DeadLettered(Delivered):
     """It was moved to the dead-letter queue.
 
     Args:
-        kind: As in the dead letter: ``rejected``, ``retries-exhausted``, ``invalid-data``, and so on.
+        kind: As in the dead letter: ``rejected``, ``retries-exhausted``, ``invalid-data``, and so on; or
+            ``redriven``, when SQS itself moved it after its last receive.
     """
 
     kind: str
