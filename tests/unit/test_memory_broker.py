@@ -281,6 +281,23 @@ async def test_without_virtual_time_it_is_left_in_a_moment_too() -> None:
 async def accept(_: Event) -> None: ...
 
 
+async def test_a_broker_within_a_broker_shares_its_time_and_leaves_it() -> None:
+    one, two = Service("one"), Service("two")
+    one.subscribe(UserSignedUp)(accept)
+    two.subscribe(UserSignedUp)(accept)
+
+    async with MemoryBroker(one) as outer:
+        await asyncio.sleep(3_600)
+        async with MemoryBroker(two) as inner:
+            await inner.publish(ADA)
+            await inner.drain()
+        await asyncio.sleep(3_600)
+        await outer.publish(ADA)
+        await outer.drain()
+
+        assert outer.handled(UserSignedUp) == inner.handled(UserSignedUp) == [ADA]
+
+
 async def test_the_clock_is_real_again_afterwards() -> None:
     with virtual_time():
         await asyncio.sleep(1_000_000)

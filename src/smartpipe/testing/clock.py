@@ -25,7 +25,7 @@ def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
 
     It is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While
     sockets are open, or other threads alive, nobody can know whether they are waited for: it is 50
-    times as fast then. ``time.time()`` stays as it is.
+    times as fast then. ``time.time()`` stays as it is. Inside of another such block it changes nothing.
 
     Args:
         busy: While one of them is true, something that the loop does not know of is being waited for.
@@ -33,11 +33,23 @@ def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
     Raises:
         ConfigError: The loop is not one of asyncio's own, such as uvloop's.
     """
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()
+    if isinstance(getattr(loop, "_selector", None), _JumpingSelector):
+        return _joined(loop._selector, busy)  # noqa: SLF001 - virtual already: one clock for all
     if not isinstance(loop, asyncio.SelectorEventLoop):
         msg = f"virtual time needs asyncio's own event loop, not {type(loop).__module__}.{type(loop).__qualname__}"
         raise ConfigError(msg)
     return _patched(loop, busy)
+
+
+@contextmanager
+def _joined(jumping: _JumpingSelector, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
+    jumping.busy.extend(busy)
+    try:
+        yield
+    finally:
+        for one in busy:
+            jumping.busy.remove(one)
 
 
 @contextmanager
@@ -66,7 +78,7 @@ class _JumpingSelector:
         self.inner = inner
         self.now = now
         self.threads: set[Any] = set()
-        self._busy = busy
+        self.busy = list(busy)
         self._sockets_of_the_loop = len(inner.get_map())
         self._threads_before = set(threading.enumerate())
 
@@ -75,7 +87,7 @@ class _JumpingSelector:
         ready = self.inner.select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
-        if self.threads or any(busy() for busy in self._busy):
+        if self.threads or any(busy() for busy in self.busy):
             started = time.monotonic()
             ready = self.inner.select(THREAD_SECONDS if timeout is None else min(timeout, THREAD_SECONDS))
             self.now += time.monotonic() - started
