@@ -76,8 +76,11 @@ class BatchDelivery:
 
         Raises:
             IndexError: There is no such item.
-            TypeError: *error* is no exception.
+            TypeError: *index* is no number, or *error* no exception.
         """
+        if not isinstance(index, int):
+            msg = f"fail({index!r}, ...): the first argument is the item's index, 0 to {len(self.deliveries) - 1}"
+            raise TypeError(msg)
         if not 0 <= index < len(self.deliveries):
             msg = f"fail({index}, ...): the batch has items 0 to {len(self.deliveries) - 1}"
             raise IndexError(msg)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.batch import Batch
+from smartpipe.breaker import CircuitBreaker
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
+from smartpipe.retry import RetryPolicy
 from smartpipe.signature import Parameter, name_of, provided, read_signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.batch import Batch
-    from smartpipe.breaker import CircuitBreaker
-    from smartpipe.retry import RetryPolicy
     from smartpipe.topology.model import Queue
 
 MAX_TIMEOUT_SECONDS = 43_200
@@ -44,6 +44,24 @@ class HandlerOptions:
 
     def problems(self) -> list[str]:
         """Say what is out of its range or does not fit together."""
+        problems = [
+            f"{label}={value!r} is no {expected.__name__}: write {label}={expected.__name__}(...)"
+            for label, value, expected in (
+                ("retry", self.retry, RetryPolicy),
+                ("batch", self.batch, Batch),
+                ("breaker", self.breaker, CircuitBreaker),
+            )
+            if value is not None and not isinstance(value, expected)
+        ]
+        numbers = {name: getattr(self, name) for name in ("timeout_seconds", "concurrency", "rate_per_second")}
+        problems += [
+            f"{name}={value!r} is no number"
+            for name, value in numbers.items()
+            if value is not None and not isinstance(value, (int, float))
+        ]
+        return problems or self._range_problems()
+
+    def _range_problems(self) -> list[str]:
         problems = []
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             problems.append(f"timeout_seconds={self.timeout_seconds} is outside of 0 to 43,200")

@@ -35,6 +35,18 @@ def compose(middleware: Sequence[Middleware[T, R]], innermost: Next[T, R]) -> Ne
     return innermost
 
 
+def checked(middleware: Sequence[Middleware[T, R]], whose: str) -> tuple[Middleware[T, R], ...]:
+    """Return *middleware* as a tuple.
+
+    Raises:
+        ConfigError: It is no list of functions.
+    """
+    if callable(middleware) or not all(callable(one) for one in middleware):
+        msg = f"{whose}: middleware={middleware!r} must be a list of functions, async def middleware(x, call_next)"
+        raise ConfigError(msg)
+    return tuple(middleware)
+
+
 def _around(inner: Next[T, R], middleware: Middleware[T, R]) -> Next[T, R]:
     def call(x: T) -> Awaitable[R]:
         return middleware(x, inner)

@@ -12,7 +12,7 @@ from smartpipe.bulk import MAX_IN_FLIGHT, publish_each, publish_in_chunks
 from smartpipe.chunks import Chunker
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
-from smartpipe.middleware import Middleware, compose
+from smartpipe.middleware import Middleware, checked, compose
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.topology.model import Topic
 from smartpipe.transport import open_transport
@@ -89,7 +89,7 @@ class Publisher:
         self._transport = open_transport() if transport is None else transport
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
-        self._publish = compose(middleware, self._publish_one)
+        self._publish = compose(checked(middleware, f"Publisher {source!r}"), self._publish_one)
         self._middleware = bool(middleware)
         self._batchers: dict[Destination, Batcher[_Waiting]] = {}
         self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order

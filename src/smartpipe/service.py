@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, 
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.handlers import Handler, HandlerOptions, make_handler
+from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
 from smartpipe.settlement import UnknownEvents
 from smartpipe.topology.derive import Binding
@@ -95,7 +96,10 @@ class Service:
         self.retry = retry or RetryPolicy()
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
-        self.middleware = tuple(middleware)
+        self.middleware = checked(middleware, f"service {name!r}")
+        if lifespan is not None and not callable(lifespan):
+            msg = f"service {name!r}: lifespan={lifespan!r} is no function: write an async generator, and yield once"
+            raise ConfigError(msg)
         made: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
         self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = made
         self._handlers: list[Handler] = []
@@ -245,6 +249,9 @@ class Service:
         )
 
     def _declared(self, queue: Queue | str | None) -> Queue:
+        if queue is not None and not isinstance(queue, (Queue, str)):
+            msg = f"service {self.name!r}: queue={queue!r} is neither a queue's name nor a Queue"
+            raise ConfigError(msg)
         if queue is None:
             return self.queue
         if isinstance(queue, str):

@@ -249,6 +249,8 @@ def test_saying_what_failed_must_make_sense() -> None:
 
     with pytest.raises(IndexError, match="items 0 to 0"):
         batch.fail(1, ValueError())
+    with pytest.raises(TypeError, match="the first argument is the item's index, 0 to 0"):
+        batch.fail("x", ValueError())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="must be an exception"):
         batch.fail(0, "bad")  # type: ignore[arg-type]
 

@@ -193,3 +193,31 @@ def test_a_partial_of_an_async_function_is_async_and_named_for_it() -> None:
 def test_subscribing_to_something_that_is_no_event_shows_how_to_write_it(event: Any) -> None:
     with pytest.raises(ConfigError, match="write @service.subscribe"):
         Service("s").subscribe(event)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"batch": 10}, r"batch=10 is no Batch: write batch=Batch\(\.\.\.\)"),
+        ({"breaker": True}, "breaker=True is no CircuitBreaker"),
+        ({"retry": 3}, "retry=3 is no RetryPolicy"),
+        ({"queue": 5}, "queue=5 is neither a queue's name nor a Queue"),
+        ({"rate_per_second": "5"}, "rate_per_second='5' is no number"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_with_the_mend(options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        Service("s").subscribe(UserSignedUp, **options)(event_only)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"middleware": print}, "must be a list of functions"),
+        ({"middleware": [5]}, "must be a list of functions"),
+        ({"lifespan": 5}, "lifespan=5 is no function"),
+    ],
+)
+def test_a_services_option_of_the_wrong_kind_is_refused(options: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        Service("s", **options)
