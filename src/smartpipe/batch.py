@@ -25,7 +25,8 @@ class Batch:
 
     Args:
         size: At most so many events in one call: 1 to 1,000. The queue's consumer holds at least so
-            many messages at once, whatever its concurrency.
+            many messages at once, whatever its concurrency; that goes for the other handlers on the queue
+            too, unless they have a ``concurrency`` of their own.
         linger_seconds: A batch that is not full goes out so long after its first event: 0 to 300.
 
     Raises:

@@ -27,10 +27,14 @@ class Groups:
     own are known, of the latest 10,000 messages; what else is counted is taken for attempts.
     """
 
-    def __init__(self, *, fifo: bool) -> None:
+    def __init__(self, *, fifo: bool, unbegun: dict[str, int] | None = None) -> None:
         self._fifo = fifo
         self._chains: dict[str, Chain] = {}
-        self._unbegun: dict[str, int] = {}
+        self._unbegun: dict[str, int] = {} if unbegun is None else unbegun
+
+    def anew(self) -> Groups:
+        """Return groups without chains, but with the same memory."""
+        return Groups(fifo=self._fifo, unbegun=self._unbegun)
 
     def chain_for(self, lease: Lease) -> Chain | None:
         """Return the new chain that *lease* begins, or None when it has joined one that is under way."""

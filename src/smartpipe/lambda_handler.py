@@ -49,6 +49,10 @@ class _Unfinished:
         self.seconds: dict[str, float] = {}
         self.leases: list[tuple[str, float]] = []
 
+    def clear(self) -> None:
+        self.seconds.clear()
+        self.leases.clear()
+
     def delete(self, lease: Lease) -> None:
         self.seconds.pop(lease.message.message_id, None)
 
@@ -105,7 +109,10 @@ class LambdaHandler:
         sources: dict[str, _Source] = {}
         chains: list[tuple[_Source, Chain]] = []
         for record in records:
-            source = sources.setdefault(record["eventSourceARN"], await self._source(record["eventSourceARN"]))
+            arn = record["eventSourceARN"]
+            if arn not in sources:
+                sources[arn] = await self._source(arn)
+            source = sources[arn]
             chain = source.groups.chain_for(Lease(_message(record, loop.time()), until, until, loop.time))
             if chain is not None:
                 chains.append((source, chain))
@@ -117,8 +124,6 @@ class LambdaHandler:
             for record in records
             if record["messageId"] in sources[record["eventSourceARN"]].unfinished.seconds
         ]
-        for source in sources.values():
-            source.unfinished.seconds.clear()
         return {"batchItemFailures": failures}
 
     def close(self) -> None:
@@ -139,13 +144,16 @@ class LambdaHandler:
         tasks = {loop.create_task(self._run(source, chain)) for source, chain in chains}
         processors = {source.name: source.processor for source, _ in chains if source.processor.gathers}
         gathering = loop.create_task(_flush_when_all_wait(list(processors.values()), tasks))
-        _, late = await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()))
-        for task in late:
-            task.cancel()
-        if late:
-            log.warning("%d messages are given back: the function's time is over", len(late))
-            await asyncio.wait(late, timeout=CANCEL_SECONDS)
-        gathering.cancel()
+        try:
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()))
+            if late:
+                log.warning("%d messages are given back: the function's time is over", len(late))
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late, timeout=CANCEL_SECONDS)
+        finally:  # also when this invocation is cancelled
+            for task in (gathering, *tasks):
+                task.cancel()
         for source, chain in chains:  # of tasks that were cancelled before they began, or do not end
             while chain:
                 source.unfinished.release(source.groups.ended(chain), 0)
@@ -179,8 +187,11 @@ class LambdaHandler:
             log.warning("failed messages come back after the visibility timeout, not by their policy: %s", error)
 
     async def _source(self, arn: str) -> _Source:
-        if arn in self._sources:
-            return self._sources[arn]
+        """Return what the queue is handled with, without a trace of what an earlier invocation left undone."""
+        known = self._sources.get(arn)
+        if known is not None:
+            known.unfinished.clear()
+            return known._replace(groups=known.groups.anew())
         resources, transport = await self._opened()
         name = arn.rpartition(":")[2].removeprefix(AwsSettings.load().prefix)
         queues = {binding.queue.name: binding.queue for binding in self._service.bindings}
@@ -207,7 +218,7 @@ class LambdaHandler:
             async with AsyncExitStack() as stack:
                 transport = open_transport()
                 stack.push_async_callback(transport.aclose)
-                threads = Threads(WorkerSettings.load().concurrency)
+                threads = Threads(self._service.slots(WorkerSettings.load().concurrency))
                 stack.callback(threads.close)
                 publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
                 state = await stack.enter_async_context(self._service.open())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, 
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
-from smartpipe.handlers import Handler, HandlerOptions, make_handler
+from smartpipe.handlers import Handler, HandlerOptions, make_handler, slots_for
 from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
 from smartpipe.settlement import UnknownEvents
@@ -233,6 +233,10 @@ class Service:
     def handlers_on(self, queue: str) -> tuple[Handler, ...]:
         """Return the handlers of the queue with this logical name."""
         return tuple(handler for handler in self._handlers if handler.queue.name == queue)
+
+    def slots(self, concurrency: int) -> int:
+        """Return how many messages its consumers hold at once, *concurrency* being the worker's for each queue."""
+        return sum(slots_for(self.handlers_on(binding.queue.name), concurrency) for binding in self.bindings)
 
     @property
     def bindings(self) -> tuple[Binding, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from smartpipe.batch import BatchDelivery
 from smartpipe.delivery import Delivery
@@ -86,6 +87,10 @@ def provided(state: Any, parameter: Parameter) -> tuple[Any, str | None]:
     Of several values of the type, the one that has the parameter's name is meant.
     """
     wanted = parameter.type or object
+    try:
+        isinstance(state, wanted)
+    except TypeError as error:  # as of a Protocol
+        return None, f"parameter {parameter.name!r}: {error}"
     if isinstance(state, wanted):
         return state, None
     values = _values(state)
@@ -125,6 +130,8 @@ def _wanted(
         fits = issubclass(event, taken_event)
         fault = f"parameter {name!r} wants {taken_event.__name__}, but it is subscribed to {event.__name__}"
         return Parameter(name, "event"), None if fits else fault
+    if isinstance(annotation, ForwardRef) and not (state and taken):
+        annotation = Any  # its place decides
     if annotation is Any or annotation is object:
         return Parameter(name, "delivery" if "event" in taken else "event"), None
     shown = getattr(annotation, "__name__", annotation)
@@ -134,6 +141,12 @@ def _wanted(
     if get_origin(annotation) in _LISTS or annotation in _LISTS:
         mend = f"write list[{event.__name__}]" if batch else "subscribe it with batch=Batch(...)"
         return Parameter(name, "event"), f"parameter {name!r}: lists of events are for batch handlers; {mend}"
+    if isinstance(annotation, ForwardRef):
+        if annotation.__forward_arg__.rpartition(".")[2] == deliveries.__name__:
+            return Parameter(name, "delivery"), None
+        shown = annotation.__forward_arg__
+        mend = f"import {shown} at run time, not only for type checkers, so that it can be told what is wanted"
+        return Parameter(name, "state"), f"parameter {name!r}: {mend}"
     if state:
         return Parameter(name, "state", _plain(annotation)), None
     fault = (
@@ -172,8 +185,22 @@ def _without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations, or none where their names exist for type checkers only: then the place decides."""
-    try:
-        return get_type_hints(_innermost(function))
-    except (NameError, TypeError):
-        return {}
+    """Return the annotations; one whose names exist for type checkers only stays a ForwardRef."""
+    inner = _innermost(function)
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(inner, "__annotations__", {}).items():
+        alone = type("Alone", (), {"__annotations__": {name: annotation}})
+        try:
+            found[name] = _plainer(get_type_hints(alone, globalns=getattr(inner, "__globals__", {}))[name])
+        except (NameError, TypeError, AttributeError, SyntaxError):
+            found[name] = ForwardRef(annotation) if isinstance(annotation, str) else Any
+    return found
+
+
+def _plainer(annotation: Any) -> Any:
+    """Return X of ``X | None`` and of a NewType."""
+    annotation = getattr(annotation, "__supertype__", annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        others = [one for one in get_args(annotation) if one is not type(None)]
+        return others[0] if len(others) == 1 else reduce(or_, others)
+    return annotation

@@ -8,12 +8,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.consumer import Consumer
-from smartpipe.errors import ConfigError, PublishError, TransportError
-from smartpipe.handlers import slots_for
+from smartpipe.errors import ConfigError, PublishError, SmartpipeError, TransportError
 from smartpipe.health import HealthServer, WorkerReport
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
+from smartpipe.settlement import shown
 from smartpipe.threads import Threads
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class Worker:
         self._hard = asyncio.Event()
         self._verified = False
         self._stopped_at = 0.0
+        self._limit: asyncio.Timeout | None = None
+        self._failed = False
         self.abandoned_threads = 0
         self.consumers: list[Consumer] = []
         self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
@@ -96,6 +98,8 @@ class Worker:
                 self._settings.drain_seconds,
             )
             self._stopping.set()
+            self._stopped_at = asyncio.get_running_loop().time()
+            self._end_within(self._settings.drain_seconds + MIN_CLOSE_SECONDS)
 
     def pause(self, queue: str | None = None) -> None:
         """Stop polling this queue, or all; what has been received is handled. Twice is once.
@@ -130,19 +134,16 @@ class Worker:
         log.warning("stopping hard: %s", reason)
         self._stopping.set()
         self._hard.set()
+        self._end_within(self._settings.flush_seconds + MIN_CLOSE_SECONDS)
 
     async def run(self) -> int:
-        """Run until drained; return 0, or 1 when handlers had to be cancelled or deletes were left.
+        """Run until drained; return 0, or 1 when handlers were cancelled, deletes left, or the lifespan failed.
 
         Raises:
             TopologyError: Something the service needs does not exist.
         """
         settings = self._settings
-        threads = Threads(
-            sum(
-                slots_for(self._service.handlers_on(b.queue.name), settings.concurrency) for b in self._service.bindings
-            )
-        )
+        threads = Threads(self._service.slots(settings.concurrency))
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
             level = logging.DEBUG if self.health.private else logging.INFO
@@ -151,11 +152,7 @@ class Worker:
             try:
                 await self._wait_until_verified()
                 if not self._stopping.is_set():
-                    async with self._service.open() as state:
-                        self._start(publisher, threads, state)
-                        await self._stopping.wait()
-                        self._stopped_at = asyncio.get_running_loop().time()
-                        await self._drain()
+                    await self._serve(publisher, threads)
             finally:
                 until = max(
                     self._stopped_at + settings.drain_seconds, asyncio.get_running_loop().time() + MIN_CLOSE_SECONDS
@@ -163,6 +160,27 @@ class Worker:
                 unpublished = await self._close(publisher, threads, until)
         self.abandoned_threads = threads.abandoned
         return self._report(unpublished)
+
+    async def _serve(self, publisher: Publisher, threads: Threads) -> None:
+        """Run the lifespan and, inside of it, the consumers; a stop bounds how long either may take."""
+        try:
+            async with asyncio.timeout(None) as self._limit, self._service.open() as state:
+                if not self._stopping.is_set():
+                    self._start(publisher, threads, state)
+                    await self._stopping.wait()
+                    await self._drain()
+        except SmartpipeError:
+            raise
+        except Exception as error:
+            self._failed = True
+            if self._limit is not None and self._limit.expired():
+                log.error("the lifespan of %s did not end in time and was cancelled", self._service.name)  # noqa: TRY400
+            else:
+                log.error("the lifespan of %s failed: %s", self._service.name, shown(error), exc_info=error)
+
+    def _end_within(self, seconds: float) -> None:
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + seconds)
 
     async def _drain(self) -> None:
         settings = self._settings
@@ -238,4 +256,4 @@ class Worker:
         unfinished = totals["cancelled"] + totals["not_deleted"] + self.abandoned_threads + unpublished
         counts = ", ".join(f"{name} {count}" for name, count in totals.items()) or "nothing received"
         log.info("stopped: %s", counts, extra={"fields": fields})
-        return 1 if unfinished else 0
+        return 1 if unfinished or self._failed else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -252,3 +253,55 @@ async def test_the_prefix_is_taken_from_the_queues_name(
 def test_a_service_without_handlers_is_refused_when_the_function_is_made() -> None:
     with pytest.raises(ConfigError, match="has no handlers"):
         Service("empty").lambda_handler()
+
+
+def test_what_an_invocation_that_failed_left_behind_is_not_taken_for_handled(transport: FakeTransport) -> None:
+    service, ran = Service("ledger", queue=Queue("ledger", fifo=True)), list[int]()
+
+    @service.subscribe(Paid)
+    async def book(event: Paid) -> None:
+        ran.append(event.number)
+
+    good = record(Paid(account="a", number=1), 1, queue="ledger.fifo", group="a")
+    broken = {**record(Paid(account="b", number=2), 2, queue="ledger.fifo", group="b"), "attributes": {}}
+    del broken["receiptHandle"]
+    handler = service.lambda_handler()
+
+    with pytest.raises(KeyError):
+        handler({"Records": [good, broken]}, Context(30_000))
+    assert failed(handler({"Records": [good]}, Context(30_000))) == []
+    handler.close()
+
+    assert ran == [1]
+
+
+async def test_a_cancelled_invocation_leaves_nothing_running(transport: FakeTransport) -> None:
+    service, ran = Service("mailer"), list[str]()
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        await asyncio.sleep(10)
+        ran.append(event.name)
+
+    handler = service.lambda_handler()
+    with virtual_time():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(handler.handle({"Records": [record(UserLeft(name="x"))]}), 1)
+        await asyncio.sleep(60)
+        await handler.aclose()
+
+    assert ran == []
+
+
+def test_sync_handlers_have_a_thread_for_each_of_their_slots(transport: FakeTransport) -> None:
+    service, barrier = Service("mailer", timeout_seconds=20), threading.Barrier(15)
+
+    @service.subscribe(UserLeft, concurrency=15)
+    def leave(event: UserLeft) -> None:
+        barrier.wait(20)
+
+    handler = service.lambda_handler()
+    records = [record(UserLeft(name=str(number)), number) for number in range(15)]
+
+    assert failed(handler({"Records": records}, Context(60_000))) == []
+    handler.close()

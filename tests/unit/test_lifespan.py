@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
 
 import pytest
 
-from smartpipe import ConfigError, Delivery, RetryPolicy, Service
+from smartpipe import ConfigError, Delivery, RetryPolicy, Service, Worker
+from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.middleware import Logging, Next, Timeout
-from smartpipe.testing import MemoryBroker
+from smartpipe.settings import WorkerSettings
+from smartpipe.testing import MemoryBroker, virtual_time
+from smartpipe.topology.derive import derive
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:
@@ -208,3 +211,122 @@ async def test_the_logging_middleware_tells_of_every_delivery(caplog: pytest.Log
     [record] = [record for record in caplog.records if record.name == "smartpipe.middleware"]
     assert record.message.startswith("handled by tests.unit.test_lifespan")
     assert record.fields["receive_count"] == 1  # type: ignore[attr-defined]
+
+
+async def get_optional(event: UserSignedUp, mailer: Mailer | None) -> None: ...
+async def get_old_optional(event: UserSignedUp, mailer: Optional[Mailer]) -> None: ...  # noqa: UP045
+async def get_delivery(event: UserSignedUp, delivery: Delivery | None) -> None: ...
+async def typed_elsewhere(event: UserSignedUp, pool: OnlyForTypeCheckers) -> None: ...  # type: ignore[name-defined] # noqa: F821
+async def all_elsewhere(event: OnlyThere, delivery: smartpipe.Delivery) -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("function", "wants"),
+    [
+        (get_optional, ["event", "state"]),
+        (get_old_optional, ["event", "state"]),
+        (get_delivery, ["event", "delivery"]),
+        (all_elsewhere, ["event", "delivery"]),
+    ],
+)
+def test_an_annotation_is_understood_however_it_is_written(function: Any, wants: list[str]) -> None:
+    service = Service("mailer", lifespan=clients)
+    service.subscribe(UserSignedUp)(function)
+
+    assert [parameter.wants for parameter in service.handlers[0].parameters] == wants
+    assert service.handlers[0].bind(CLIENTS) == []
+
+
+def test_a_type_that_only_type_checkers_know_is_refused_with_the_mend() -> None:
+    with pytest.raises(ConfigError, match="parameter 'pool': import OnlyForTypeCheckers at run time"):
+        Service("mailer", lifespan=clients).subscribe(UserSignedUp)(typed_elsewhere)
+
+
+class Sends(Protocol):
+    def send(self) -> None: ...
+
+
+def test_a_protocol_that_cannot_be_checked_is_told_at_the_start() -> None:
+    async def send(event: UserSignedUp, sends: Sends) -> None: ...
+
+    send.__annotations__ = {"event": UserSignedUp, "sends": Sends}
+    service = Service("mailer", lifespan=clients)
+    service.subscribe(UserSignedUp)(send)
+
+    [fault] = service.handlers[0].bind(CLIENTS)
+    assert "parameter 'sends': Instance and class checks can only be used with @runtime_checkable protocols" in fault
+
+
+def worker(lifespan: Any) -> Worker:
+    service, transport = Service("mailer", lifespan=lifespan), MemoryTransport()
+    service.subscribe(UserSignedUp)(with_event)
+    transport.apply(derive([service], NAMING))
+    settings = WorkerSettings.load(port=0, host="127.0.0.1", drain_seconds=4, wait_seconds=1)
+    return Worker(service, transport, settings)
+
+
+async def with_event(event: UserSignedUp) -> None: ...
+
+
+async def hang_at_the_start() -> AsyncIterator[None]:
+    await asyncio.sleep(10_000)
+    yield
+
+
+async def hang_at_the_end() -> AsyncIterator[None]:
+    yield
+    await asyncio.sleep(10_000)
+
+
+async def fail_at_the_start() -> AsyncIterator[None]:
+    raise ConnectionError("no database")
+    yield
+
+
+async def fail_at_the_end() -> AsyncIterator[None]:
+    yield
+    raise ConnectionError("no goodbye")
+
+
+@pytest.mark.parametrize("lifespan", [hang_at_the_start, hang_at_the_end])
+async def test_a_lifespan_that_hangs_does_not_outlive_the_drain(
+    lifespan: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with virtual_time():
+        running = worker(lifespan)
+        loop = asyncio.get_running_loop()
+        loop.call_later(3, running.stop)
+        started = loop.time()
+        code = await running.run()
+        seconds = loop.time() - started
+
+    assert code == 1
+    assert seconds < 3 + 4 + 4
+    assert "the lifespan of mailer did not end in time and was cancelled" in caplog.messages
+
+
+@pytest.mark.parametrize("lifespan", [fail_at_the_start, fail_at_the_end])
+async def test_a_lifespan_that_fails_is_told_and_the_worker_ends_with_1(
+    lifespan: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with virtual_time():
+        running = worker(lifespan)
+        asyncio.get_running_loop().call_later(3, running.stop)
+
+        assert await running.run() == 1
+
+    [told] = [message for message in caplog.messages if message.startswith("the lifespan of mailer failed")]
+    assert "ConnectionError: no " in told
+
+
+async def test_a_stop_while_the_lifespan_opens_begins_no_poll() -> None:
+    async def slow() -> AsyncIterator[None]:
+        await asyncio.sleep(2)
+        yield
+
+    with virtual_time():
+        running = worker(slow)
+        asyncio.get_running_loop().call_later(1, running.stop)
+
+        assert await running.run() == 0
+    assert running.consumers == []

@@ -69,10 +69,13 @@ def _attribute_values(attribute: Attribute | None) -> list[Any]:
     if attribute is None or isinstance(attribute.value, bytes):
         return []
     kind = attribute.data_type
-    if kind == "String.Array":
-        value = json.loads(attribute.value)
-        return value if isinstance(value, list) else [value]
-    return [float(attribute.value)] if kind.startswith("Number") else [attribute.value]
+    try:
+        if kind == "String.Array":
+            value = json.loads(attribute.value)
+            return value if isinstance(value, list) else [value]
+        return [float(attribute.value)] if kind.startswith("Number") else [attribute.value]
+    except ValueError:
+        return []
 
 
 def _matches_any(rules: Iterable[Any], values: list[Any]) -> bool:
@@ -85,7 +88,7 @@ def _rule_matches(rule: Any, values: list[Any]) -> bool:
     if "exists" in rule:
         return bool(values) is bool(rule["exists"])
     if "anything-but" in rule:
-        return bool(values) and not any(_excluded(rule["anything-but"], value) for value in values)
+        return any(not _excluded(rule["anything-but"], value) for value in values)
     return any(_operator_matches(rule, value) for value in values)
 
 

@@ -79,6 +79,10 @@ class MemoryQueue:
         self._sent_at: dict[str, float] = {}  # by deduplication id, the oldest first
         self._numbers = count()
 
+    def __len__(self) -> int:
+        """Return how many messages there are, retention not looked at."""
+        return len(self._store)
+
     @property
     def depth(self) -> Depth:
         """What is in it."""

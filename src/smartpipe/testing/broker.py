@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+from collections import deque
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from smartpipe.consumer import Consumer
@@ -37,8 +38,8 @@ LOOK_EVERY_SECONDS = 5.0
 DRAIN_LIMIT_SECONDS = 86_400.0
 DAYS_OF_HANDLERS_SECONDS = 1_000_000.0
 
-entered: list[MemoryBroker] = []
-"""Those that the running test has entered, for the pytest plugin to show what happened on them."""
+entered: deque[MemoryBroker] = deque(maxlen=10)
+"""The last of those that the running test has entered, for the pytest plugin to show what happened on them."""
 
 
 class MemoryBroker:
@@ -140,9 +141,11 @@ class MemoryBroker:
         transport = self.transport
         try:
             async with asyncio.timeout(limit_seconds):
-                while self._left():
-                    with suppress(TimeoutError):
+                while self._busy():
+                    try:
                         await asyncio.wait_for(transport.changed(), LOOK_EVERY_SECONDS)
+                    except TimeoutError:
+                        self._left()
         except TimeoutError:
             left = ", ".join(self._left())
             raise AssertionError(self._told(f"after {limit_seconds:g} s there is still work left: {left}")) from None
@@ -213,6 +216,9 @@ class MemoryBroker:
             self._consumers[binding.queue.name] = consumer
             consumer.start()
             stack.push_async_callback(_stop, consumer)
+
+    def _busy(self) -> bool:
+        return any(consumer.in_flight or len(self.transport.queue(name)) for name, consumer in self._consumers.items())
 
     def _left(self) -> list[str]:
         """Say what is in the services' queues, or still in their hands."""

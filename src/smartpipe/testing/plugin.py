@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from smartpipe.embedded import EmbeddedBroker
 
 
-def _entered() -> list[Any]:
+def _entered() -> Any:
     module = sys.modules.get("smartpipe.testing.broker")
     return module.entered if module else []
 

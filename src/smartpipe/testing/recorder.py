@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from smartpipe.consumer import Settled
     from smartpipe.envelope import Envelope
+    from smartpipe.events import Event
     from smartpipe.memory.store import Stored
     from smartpipe.message import Failure, OutgoingMessage
 
@@ -114,11 +116,16 @@ class Recorder(MemoryTransport):
         return asyncio.get_running_loop().time() - self._started_at
 
 
+@lru_cache(maxsize=256)
+def _decoder_of(cls: type[Event]) -> Decoder:
+    return Decoder([cls])
+
+
 def _decoded(body: str) -> Envelope | None:
     """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
     try:
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
-        return Decoder([cls]).decode(body) if cls else None
+        return _decoder_of(cls).decode(body) if cls else None
     except (ValueError, TypeError, KeyError, AttributeError, DecodeError, UnknownEventType):
         return None
