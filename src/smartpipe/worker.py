@@ -176,7 +176,7 @@ class Worker:
             if self._limit is not None and self._limit.expired():
                 log.error("the lifespan of %s did not end in time and was cancelled", self._service.name)  # noqa: TRY400
             else:
-                log.error("the lifespan of %s failed: %s", self._service.name, shown(error), exc_info=error)
+                log.error("the lifespan of %s failed: %s", self._service.name, shown(error), exc_info=error)  # noqa: TRY400 - one way to say it
 
     def _end_within(self, seconds: float) -> None:
         if self._limit is not None and not self._limit.expired():
