@@ -19,9 +19,9 @@ LAYERS: list[set[str]] = [
     {"events", "settings"},
     {"envelope", "settlement"},
     {"decoder", "outgoing", "attempts", "delivery", "breaker", "pace"},
-    {"chunks", "deadletter", "middleware", "visibility", "poller", "threads", "batch", "groups", "topology.derive"},
+    {"chunks", "deadletter", "visibility", "poller", "threads", "batch", "groups", "topology.derive"},
     {"batcher", "bulk", "signature", "memory"},
-    {"handlers", "topology.plan"},
+    {"handlers", "middleware", "topology.plan"},
     {"service", "acknowledger", "publisher", "invocation"},
     {"gatherer", "schemas"},
     {"processor"},
@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"cli"},
     {"__main__"},
 ]
-LAZY_OR_NAMES_ONLY = {"__init__", "topology.__init__"}
+LAZY_OR_NAMES_ONLY = {"__init__", "testing.__init__", "topology.__init__"}
 
 
 def module_of(path: Path) -> str:

@@ -58,3 +58,14 @@ def test_the_version_is_the_packages() -> None:
     from importlib.metadata import version
 
     assert smartpipe.__version__ == version("smartpipe")
+
+
+def test_the_pytest_plugin_imports_nothing_of_smartpipe_but_itself() -> None:
+    code = (
+        "import sys\nimport smartpipe.testing.plugin\n"
+        "print(sorted(m for m in sys.modules if m.startswith(('smartpipe.', 'pydantic', 'aiohttp'))))"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+    assert result.stdout.strip() == "['smartpipe.testing', 'smartpipe.testing.plugin', 'smartpipe.version']"

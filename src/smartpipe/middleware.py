@@ -1,18 +1,22 @@
 """Middleware: functions around a delivery to a handler, or around the publication of an event. One shape for both.
 
 ``async def middleware(x, call_next): ...`` where *x* is a Delivery or a Publication, and ``await
-call_next(x)`` goes on inwards. What it raises is what a handler, or a publish, would have raised.
+call_next(x)`` goes on inwards. What it raises is what a handler, or a publish, would have raised. A
+delivery whose middleware returns without calling it is done with, as if its handler had returned; a
+publication's must return the event's id, which comes from further in, or raise.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
+from smartpipe.signature import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -48,8 +52,21 @@ def checked(middleware: Sequence[Middleware[T, R]], whose: str) -> tuple[Middlew
 
 
 def _around(inner: Next[T, R], middleware: Middleware[T, R]) -> Next[T, R]:
-    def call(x: T) -> Awaitable[R]:
-        return middleware(x, inner)
+    async def call(x: T) -> R:
+        begun: list[Awaitable[R]] = []
+
+        def call_next(y: T) -> Awaitable[R]:
+            begun.append(inner(y))
+            return begun[-1]
+
+        result = await middleware(x, call_next)
+        for one in begun:
+            if inspect.iscoroutine(one) and inspect.getcoroutinestate(one) == inspect.CORO_CREATED:
+                one.close()
+                raise TypeError(  # what is further in has not run, and must not count as done
+                    f"middleware {name_of(middleware)} called call_next but did not await it: write await call_next(x)"
+                )
+        return result
 
     return call
 

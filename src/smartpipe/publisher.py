@@ -134,7 +134,15 @@ class Publisher:
             PublishError: It cannot be published so, SNS refused it, or could not be reached until the deadline.
             ConfigError: Its class declares no type, or the queue's name is faulty.
         """
-        return await self._publish(Publication(event, attributes, queue_named(queue) if queue else None, delay_seconds))
+        target = queue_named(queue) if queue else None
+        return await self._publish_through(Publication(event, attributes, target, delay_seconds))
+
+    async def _publish_through(self, publication: Publication) -> str:
+        event_id = await self._publish(publication)
+        if not isinstance(event_id, str):
+            msg = "a middleware swallowed the event: write `return await call_next(publication)`, or raise to refuse it"
+            raise ConfigError(msg)
+        return event_id
 
     async def _publish_one(self, publication: Publication) -> str:
         outgoing = self._prepare(publication)
@@ -176,7 +184,7 @@ class Publisher:
         self._bulk.add(bulk)
         try:
             if self._middleware:
-                event_ids = await publish_each(publications, self._publish, failures)
+                event_ids = await publish_each(publications, self._publish_through, failures)
             else:
                 event_ids = await publish_in_chunks(publications, self._prepare, self._deliver, failures)
         finally:

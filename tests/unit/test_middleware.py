@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import ConfigError, Publisher, PublishError
+from smartpipe import ConfigError, Publisher, PublishError, RetryPolicy, Service
 from smartpipe.middleware import Logging, Middleware, Next, Timeout, compose
-from tests.support.events import ADA, Paid, UserLeft
+from smartpipe.testing import MemoryBroker
+from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
 
@@ -126,3 +127,41 @@ def test_a_timeout_bounds_what_is_further_in() -> None:
 def test_a_timeout_of_no_time_is_refused(seconds: float) -> None:
     with pytest.raises(ConfigError, match="must be above 0"):
         Timeout(seconds)
+
+
+async def forgetful(x: Any, call_next: Next[Any, Any]) -> None:
+    call_next(x)
+
+
+async def lazy(x: Any, call_next: Next[Any, Any]) -> Any:
+    return call_next(x)
+
+
+async def swallowing(x: Any, call_next: Next[Any, Any]) -> None: ...
+
+
+@pytest.mark.parametrize("middleware", [forgetful, lazy])
+async def test_a_call_that_is_not_awaited_fails_the_delivery_and_loses_nothing(middleware: Any) -> None:
+    service = Service("mailer", middleware=[middleware], retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None: ...
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(UserLeft(name="Ada"))
+        await broker.drain()
+
+        assert "did not await it: write await call_next(x)" in broker.assert_dead_lettered(UserLeft).reason
+
+
+@pytest.mark.parametrize(
+    ("middleware", "error"), [(forgetful, "did not await it"), (lazy, "did not await it"), (swallowing, "or raise")]
+)
+async def test_a_publishers_middleware_cannot_swallow_an_event_unnoticed(middleware: Any, error: str) -> None:
+    async with MemoryBroker() as broker, Publisher("test", middleware=[middleware]) as publisher:
+        with pytest.raises((TypeError, ConfigError), match=error):
+            await publisher.publish(ADA)
+        with pytest.raises(PublishError, match=error):
+            await publisher.publish_many([ADA])
+
+        assert broker.published(UserSignedUp) == []

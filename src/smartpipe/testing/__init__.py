@@ -1,13 +1,19 @@
 """For the tests of services: a broker in memory on virtual time, and a real one on a free port.
 
 The pytest plugin ``smartpipe`` loads by itself: it shows what happened on a MemoryBroker below a
-failed test, and has the fixture ``smartpipe_moto``.
+failed test, and has the fixture ``smartpipe_moto``. Names are imported at their first use, so that
+the plugin costs next to nothing where nobody uses them.
 """
 
-from smartpipe.testing.broker import MemoryBroker
-from smartpipe.testing.clock import virtual_time
-from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
-from smartpipe.testing.wire import provision, working
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smartpipe.testing.broker import MemoryBroker
+    from smartpipe.testing.clock import virtual_time
+    from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
+    from smartpipe.testing.wire import provision, working
 
 __all__ = [
     "DeadLettered",
@@ -19,3 +25,22 @@ __all__ = [
     "virtual_time",
     "working",
 ]
+
+_HOMES = {
+    "MemoryBroker": "broker",
+    "provision": "wire",
+    "virtual_time": "clock",
+    "working": "wire",
+    **dict.fromkeys(("DeadLettered", "Handled", "Published", "Retried"), "records"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import *name* from its module, once."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        msg = f"module 'smartpipe.testing' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = globals()[name] = getattr(import_module(f"smartpipe.testing.{_HOMES[name]}"), name)
+    return value

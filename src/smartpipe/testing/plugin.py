@@ -19,16 +19,15 @@ def _entered() -> Any:
     return module.entered if module else []
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+@pytest.hookimpl(hookwrapper=True)  # the old kind, which every pytest since 2016 knows
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
     """Show below a failed test what happened on its memory brokers."""
-    report = yield
+    report: pytest.TestReport = (yield).get_result()
     if report.when == "call" and report.failed:
         for broker in _entered():
             report.sections.append(("smartpipe: what happened on the memory broker", broker.timeline or "nothing"))
     if report.when == "teardown":
         _entered().clear()
-    return report
 
 
 @pytest.fixture(scope="session")
