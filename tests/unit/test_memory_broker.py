@@ -381,3 +381,18 @@ async def test_two_services_that_claim_one_queue_are_refused() -> None:
 async def test_it_says_so_when_it_is_used_outside_of_its_block() -> None:
     with pytest.raises(RuntimeError, match="async with MemoryBroker"):
         await MemoryBroker().drain()
+
+
+def test_a_broker_of_another_loop_is_refused_and_does_not_hang() -> None:
+    broker = MemoryBroker(failing_service())
+    with asyncio.Runner() as one, asyncio.Runner() as two:
+        one.run(broker.__aenter__())
+        with pytest.raises(RuntimeError, match="entered on another event loop"):
+            two.run(broker.drain())
+        one.run(broker.__aexit__(None, None, None))
+
+
+async def test_pausing_an_unknown_queue_names_those_there_are() -> None:
+    async with MemoryBroker(failing_service()) as broker:
+        with pytest.raises(ConfigError, match="queue 'zzz' is none of those that the services poll: mailer"):
+            broker.pause("zzz")

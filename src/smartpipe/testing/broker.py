@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from smartpipe.consumer import Consumer
+from smartpipe.errors import ConfigError
 from smartpipe.memory.transport import NAMING
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.processor import Resources
@@ -75,12 +76,14 @@ class MemoryBroker:
         self._virtual = virtual
         self._weather: dict[str, Any] = {"duplicate_share": duplicate_share, "shuffle": shuffle, "seed": seed}
         self._recorder: Recorder | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._consumers: dict[str, Consumer] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         """Create the topology and start the services."""
         threads = Threads(1_000)
+        self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             stack.callback(threads.close)
             if self._virtual:
@@ -107,6 +110,13 @@ class MemoryBroker:
         """The transport to it, for a Publisher or Worker of your own."""
         if self._recorder is None:
             msg = "the broker does not run: use it inside of `async with MemoryBroker(service) as broker:`"
+            raise RuntimeError(msg)
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:  # looked at afterwards
+            return self._recorder
+        if here is not self._loop and self._consumers:
+            msg = "this broker was entered on another event loop: give its fixture and its test the same one"
             raise RuntimeError(msg)
         return self._recorder
 
@@ -151,12 +161,18 @@ class MemoryBroker:
             raise AssertionError(self._told(f"after {limit_seconds:g} s there is still work left: {left}")) from None
 
     def pause(self, queue: str) -> None:
-        """Stop the service's polling of *queue*, as ``Worker.pause``."""
-        self._consumers[queue].poller.pause()
+        """Stop the service's polling of *queue*, as ``Worker.pause``.
+
+        A poll that is open, for up to 20 s, still brings what comes: let these pass first.
+
+        Raises:
+            ConfigError: No service polls it.
+        """
+        self._consumer(queue).poller.pause()
 
     def resume(self, queue: str) -> None:
         """Let the service poll *queue* again."""
-        self._consumers[queue].poller.resume()
+        self._consumer(queue).poller.resume()
 
     def published(self, event: type[E], **fields: Any) -> list[E]:
         """Return the published events of this class whose fields have these values, in order."""
@@ -216,6 +232,12 @@ class MemoryBroker:
             self._consumers[binding.queue.name] = consumer
             consumer.start()
             stack.push_async_callback(_stop, consumer)
+
+    def _consumer(self, queue: str) -> Consumer:
+        if queue not in self._consumers:
+            msg = f"queue {queue!r} is none of those that the services poll: {', '.join(self._consumers) or 'none'}"
+            raise ConfigError(msg)
+        return self._consumers[queue]
 
     def _busy(self) -> bool:
         return any(consumer.in_flight or len(self.transport.queue(name)) for name, consumer in self._consumers.items())
