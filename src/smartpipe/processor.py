@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,12 +14,11 @@ from smartpipe.gatherer import Gatherer
 from smartpipe.invocation import Invocation, outcome_of
 from smartpipe.middleware import Next, compose
 from smartpipe.pace import Gate, TokenBucket
+from smartpipe.room import Room
 from smartpipe.settlement import Ack, DeadLetter, Halt, Outcome, RetryAfter, decide
 from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
     from smartpipe.counts import Counts
     from smartpipe.delivery import Publishes
     from smartpipe.envelope import Envelope
@@ -61,7 +59,7 @@ class _Route(NamedTuple):
 
     handler: Handler
     call: Next[Delivery, None]
-    room: AbstractAsyncContextManager[Any]
+    room: Room | None
     circuit: Circuit | None
 
 
@@ -76,7 +74,6 @@ class Processor:
         self._queue = queue
         self._resources = resources
         self._invocation = Invocation(resources.threads, counts)
-        self._stopping = False
         self._gatherers: list[Gatherer] = []
         self.gates: list[Gate] = []
         self.circuits: list[Circuit] = []
@@ -117,9 +114,11 @@ class Processor:
 
     def stop(self) -> None:
         """Let batches go out, now and from now on, and begin nothing that waits for room: the worker is draining."""
-        self._stopping = True
         for gatherer in self._gatherers:
             gatherer.close()
+        for room in (route.room for routes in self._routes.values() for route in routes):
+            if room is not None:
+                room.close()
 
     def close(self) -> None:
         """Forget what was to happen later."""
@@ -137,7 +136,7 @@ class Processor:
         if options.rate_per_second is not None:
             self.gates.append(TokenBucket(options.rate_per_second, loop.time))
         innermost: Next[Delivery, None]
-        room: AbstractAsyncContextManager[Any] = nullcontext()
+        room = None
         if options.batch is not None:
             innermost = Gatherer(
                 handler,
@@ -149,7 +148,7 @@ class Processor:
             self._gatherers.append(innermost)
         else:
             innermost = partial(_call_one, self._invocation, handler)
-            room = asyncio.Semaphore(options.concurrency) if options.concurrency else room
+            room = Room(options.concurrency) if options.concurrency else None
         return _Route(handler, compose(self._service.middleware, innermost), room, circuit)
 
     async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> BaseException | None:
@@ -167,13 +166,16 @@ class Processor:
         )
         current_cause.set(envelope.cause)
         seconds = handler.options.timeout_seconds
-        async with route.room:
-            if self._stopping and lease.handler is None:
-                raise NotBegun
+        if route.room is not None and not await route.room.enter(leaves=lease.handler is None):
+            raise NotBegun
+        try:
             lease.handler = handler.name
             # A batch has a time of its own, and its items wait for it.
             limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
             failure = await outcome_of(partial(route.call, delivery), limit)
+        finally:
+            if route.room is not None:
+                route.room.leave()
         if handler.options.batch is None:  # a batch is one call, whatever the number of its items
             _tell(route.circuit, handler, failure)
         return failure

@@ -13,6 +13,7 @@ from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPo
 from smartpipe.handlers import slots_for
 from smartpipe.memory.transport import NAMING
 from smartpipe.pace import TokenBucket
+from smartpipe.room import Room
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
 from tests.support.consumers import consuming
@@ -300,3 +301,52 @@ def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
 
     assert run_virtually(main()) == {"received": 3, "handled": 1, "released": 2}
     assert ran == ["0"]
+    released = {
+        entries[0]: time for verb, _, pairs, time in transport.calls for entries in pairs if verb == "change_visibility"
+    }
+    assert released["r2"] == released["r3"] < 10  # not when the running one ended
+
+
+async def test_a_room_serves_who_came_first_and_forgets_who_gave_up() -> None:
+    room, order = Room(1), list[str]()
+
+    async def visit(name: str) -> None:
+        assert await room.enter(leaves=False)
+        order.append(name)
+        await asyncio.sleep(0)
+        room.leave()
+
+    assert await room.enter(leaves=True)
+    visits = [asyncio.create_task(visit(name)) for name in "abc"]
+    await asyncio.sleep(0)
+    visits[0].cancel()
+    room.leave()
+    await asyncio.wait(visits)
+
+    assert order == ["b", "c"]
+    assert await room.enter(leaves=True)
+
+
+async def test_a_place_that_came_too_late_goes_to_the_next() -> None:
+    room = Room(1)
+    assert await room.enter(leaves=True)
+    waiting = asyncio.create_task(room.enter(leaves=True))
+    await asyncio.sleep(0)
+    room.leave()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert await room.enter(leaves=True)
+
+
+async def test_a_closed_room_sends_away_only_those_who_may_leave() -> None:
+    room = Room(1)
+    assert await room.enter(leaves=True)
+    leaving, staying = (asyncio.create_task(room.enter(leaves=leaves)) for leaves in (True, False))
+    await asyncio.sleep(0)
+    room.close()
+
+    assert not await leaving
+    assert not await room.enter(leaves=True)
+    room.leave()
+    assert await staying
