@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import boto3
@@ -13,8 +14,7 @@ from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.client import client_options, region_of
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
-from smartpipe.bulk import STOPPED, Groups
-from smartpipe.chunks import Chunks
+from smartpipe.bulk import StoppedGroups, read_chunks
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
@@ -96,7 +96,7 @@ class Publisher:
             EventTooLarge: Before any I/O.
             PublishError: SNS refused it, or could not be reached until the deadline.
         """
-        publication = Publication(event, attributes, queue_named(queue) if queue else None, delay_seconds)
+        publication = Publication(event, attributes, queue_named(queue), delay_seconds)
         outgoing = prepare(publication, source=self.source)
         failed = self._deliver([outgoing])
         if failed:
@@ -118,36 +118,17 @@ class Publisher:
         Raises:
             PublishError: After every event has been tried: ``failures`` has those not published.
         """
-        target = queue_named(queue) if queue else None
+        target = queue_named(queue)
+        publications = (Publication(event, attributes, target, delay_seconds) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
-        chunks, groups = Chunks(), Groups()
-
-        def deliver(chunk: list[Outgoing]) -> None:
+        groups = StoppedGroups()
+        prepared = partial(prepare, source=self.source)
+        for chunk in read_chunks(publications, prepared, groups, event_ids, failed):
             going, stopped = groups.part(chunk)
             for outgoing, failure in [*(self._deliver(going) if going else []), *stopped]:
                 failed.append(failure)
                 groups.stop(outgoing)
-
-        try:
-            for event in events:
-                publication = Publication(event, attributes, target, delay_seconds)
-                try:
-                    outgoing = prepare(publication, source=self.source)
-                except PublishError as error:
-                    failed.extend(error.failures)
-                    groups.refuse(publication)
-                    continue
-                if not groups.admits(outgoing):
-                    failed.append(outgoing.failed(STOPPED))
-                    continue
-                event_ids.append(outgoing.event_id)
-                chunk = chunks.add(outgoing)
-                if chunk is not None:
-                    deliver(chunk)
-        finally:
-            for chunk in chunks.take():
-                deliver(chunk)
         if failed:
             raise PublishError(failed)
         return PublishReport(event_ids)

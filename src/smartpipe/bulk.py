@@ -12,7 +12,7 @@ from smartpipe.message import Failure
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
     from types import TracebackType
 
     from smartpipe.errors import PublishFailure
@@ -44,7 +44,7 @@ STOPPED = Failure(
 )
 
 
-class Groups:
+class StoppedGroups:
     """Which FIFO groups go on: one is stopped by its first event that is not published."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Requests(Generic[T]):
     """
 
     def __init__(self, deliver: Deliver[T], failures: list[PublishFailure], max_in_flight: int) -> None:
-        self.groups = Groups()
+        self.groups = StoppedGroups()
         self._deliver = deliver
         self._failures = failures
         self._max_in_flight = max_in_flight
@@ -127,34 +127,54 @@ class Requests(Generic[T]):
                 self.groups.stop(item)
 
 
+def read_chunks(
+    publications: Iterable[Publication],
+    prepare: Callable[[Publication], Outgoing],
+    groups: StoppedGroups,
+    event_ids: list[str],
+    failures: list[PublishFailure],
+) -> Iterator[list[Outgoing]]:
+    """Prepare each event and yield each full chunk, at the end those that are not; both publishers read so.
+
+    When the iterable itself fails, what was read before is yielded first.
+
+    Args:
+        event_ids: Where the ids of those yielded are added.
+        failures: Where those are added that cannot be sent, or must not follow one of their group.
+    """
+    chunks = Chunks()
+    try:
+        for publication in publications:
+            try:
+                outgoing = prepare(publication)
+            except PublishError as error:
+                failures.extend(error.failures)
+                groups.refuse(publication)
+                continue
+            if not groups.admits(outgoing):
+                failures.append(outgoing.failed(STOPPED))
+                continue
+            event_ids.append(outgoing.event_id)
+            chunk = chunks.add(outgoing)
+            if chunk is not None:
+                yield chunk
+    except Exception:
+        yield from chunks.take()
+        raise
+    yield from chunks.take()
+
+
 async def publish_in_chunks(
     publications: Iterable[Publication],
     prepare: Callable[[Publication], Outgoing],
     deliver: Deliver[Outgoing],
     failures: list[PublishFailure],
 ) -> list[str]:
-    """Prepare each event and start each full request; return the ids of those that were tried."""
+    """Start a request for each chunk; return the ids of those that were tried."""
     event_ids: list[str] = []
-    chunks = Chunks()
     async with Requests(deliver, failures, MAX_IN_FLIGHT) as requests:
-        try:
-            for publication in publications:
-                try:
-                    outgoing = prepare(publication)
-                except PublishError as error:
-                    failures.extend(error.failures)
-                    requests.groups.refuse(publication)
-                    continue
-                if not requests.groups.admits(outgoing):
-                    failures.append(outgoing.failed(STOPPED))
-                    continue
-                event_ids.append(outgoing.event_id)
-                chunk = chunks.add(outgoing)
-                if chunk is not None:
-                    await requests.start(chunk)
-        finally:
-            for chunk in chunks.take():
-                await requests.start(chunk)
+        for chunk in read_chunks(publications, prepare, requests.groups, event_ids, failures):
+            await requests.start(chunk)
     return event_ids
 
 

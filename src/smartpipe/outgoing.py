@@ -101,7 +101,7 @@ def prepare(publication: Publication, *, source: str) -> Outgoing:
         EventTooLarge: It exceeds the destination's limit by itself.
         PublishError: Something that SNS or SQS would refuse or, worse, silently drop the message for.
     """
-    event, attributes, _, _ = publication
+    event, attributes = publication.event, publication.attributes
     if not isinstance(event, Event):
         msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
         raise ConfigError(msg)
@@ -110,7 +110,7 @@ def prepare(publication: Publication, *, source: str) -> Outgoing:
     group_id = group_id_of(event, fifo=destination.fifo)
     for code, problem in (
         ("InvalidAttribute", _attribute_problem(attributes) if attributes else None),
-        ("InvalidDelay", _delay_problem(publication) if publication.delay_seconds is not None else None),
+        ("InvalidDelay", _delay_problem(publication)),
         ("MissingKey", _missing_key(event, destination) if destination.fifo and group_id is None else None),
     ):
         if problem is not None:
@@ -145,9 +145,11 @@ def group_id_of(event: Event, *, fifo: bool) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def queue_named(queue: Queue | str) -> Queue:
-    """Return the queue that a caller names, or hands over."""
-    return queue if isinstance(queue, Queue) else Queue(queue, fifo=queue.endswith(FIFO_SUFFIX))
+def queue_named(queue: Queue | str | None) -> Queue | None:
+    """Return the queue that a caller names, or hands over; None where there is none."""
+    if not queue or isinstance(queue, Queue):
+        return queue or None
+    return Queue(queue, fifo=queue.endswith(FIFO_SUFFIX))
 
 
 def _missing_key(event: Event, destination: Destination) -> str:

@@ -134,8 +134,7 @@ class Publisher:
             PublishError: It cannot be published so, SNS refused it, or could not be reached until the deadline.
             ConfigError: Its class declares no type, or the queue's name is faulty.
         """
-        target = queue_named(queue) if queue else None
-        return await self._publish_through(Publication(event, attributes, target, delay_seconds))
+        return await self._publish_through(Publication(event, attributes, queue_named(queue), delay_seconds))
 
     async def _publish_through(self, publication: Publication) -> str:
         event_id = await self._publish(publication)
@@ -177,7 +176,7 @@ class Publisher:
             PublishError: After every event has been tried: ``failures`` has those not published.
             ConfigError: An event's class declares no type.
         """
-        target = queue_named(queue) if queue else None
+        target = queue_named(queue)
         publications = (Publication(event, attributes, target, delay_seconds) for event in events)
         failures: list[PublishFailure] = []
         bulk = asyncio.get_running_loop().create_future()
