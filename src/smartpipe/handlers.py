@@ -134,8 +134,7 @@ def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
         size = options.batch.size if options.batch else 1
         if options.concurrency is not None or options.batch is not None:
             asked[handler.event] = max(asked.get(handler.event, 0), size * (options.concurrency or 1))
-    events = {handler.event for handler in handlers}
-    if all(handler.options.concurrency is not None for handler in handlers) and len(asked) == len(events):
+    if all(handler.options.concurrency is not None for handler in handlers):
         return sum(asked.values())
     return max(concurrency, sum(asked.values()))
 

@@ -46,18 +46,18 @@ class _Unfinished:
     """What Lambda is told to give back, in place of an acknowledger: what is not in it, Lambda deletes."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.message_ids: set[str] = set()
         self.leases: list[tuple[str, float]] = []
 
     def clear(self) -> None:
-        self.seconds.clear()
+        self.message_ids.clear()
         self.leases.clear()
 
     def delete(self, lease: Lease) -> None:
-        self.seconds.pop(lease.message.message_id, None)
+        self.message_ids.discard(lease.message.message_id)
 
     def release(self, lease: Lease, seconds: float) -> None:
-        self.seconds[lease.message.message_id] = seconds
+        self.message_ids.add(lease.message.message_id)
         self.leases.append((lease.message.receipt_handle, seconds))
 
 
@@ -122,7 +122,7 @@ class LambdaHandler:
         failures = [
             {"itemIdentifier": record["messageId"]}
             for record in records
-            if record["messageId"] in sources[record["eventSourceARN"]].unfinished.seconds
+            if record["messageId"] in sources[record["eventSourceARN"]].unfinished.message_ids
         ]
         return {"batchItemFailures": failures}
 
@@ -175,7 +175,7 @@ class LambdaHandler:
 
     async def _give_back(self, source: _Source, until: float) -> None:
         """Ask for the retries' delays. Lambda's own is the queue's visibility timeout; that is right too, if later."""
-        leases, source.unfinished.leases = source.unfinished.leases, []
+        leases = source.unfinished.leases
         transport = self._transport
         if transport is None or not leases:
             return

@@ -88,11 +88,10 @@ def provided(state: Any, parameter: Parameter) -> tuple[Any, str | None]:
     """
     wanted = parameter.type or object
     try:
-        isinstance(state, wanted)
+        if isinstance(state, wanted):
+            return state, None
     except TypeError as error:  # as of a Protocol
         return None, f"parameter {parameter.name!r}: {error}"
-    if isinstance(state, wanted):
-        return state, None
     values = _values(state)
     found = {name: value for name, value in values.items() if isinstance(value, wanted)}
     if parameter.name in found:

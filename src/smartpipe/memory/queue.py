@@ -80,14 +80,14 @@ class MemoryQueue:
         self._numbers = count()
 
     def __len__(self) -> int:
-        """Return how many messages there are, retention not looked at."""
+        """Return how many messages there are, also those whose retention is over, until ``expire``."""
         return len(self._store)
 
     @property
     def depth(self) -> Depth:
         """What is in it."""
         now = self._clock()
-        self._expire(now)
+        self.expire()
         hidden = [stored for stored in self._store if stored.visible_at > now]
         delayed = sum(stored.receive_count == 0 for stored in hidden)
         return Depth(len(self._store) - len(hidden), len(hidden) - delayed, delayed)
@@ -107,7 +107,7 @@ class MemoryQueue:
     def receive(self, max_messages: int, visibility_timeout_seconds: float) -> list[Stored]:
         """Hand out what is visible; what was received too often goes to the dead-letter queue instead."""
         now = self._clock()
-        self._expire(now)
+        self.expire()
         policy: Mapping[str, Any] = self.attributes.get("RedrivePolicy") or {}
         taken: list[Stored] = []
         while len(taken) < max_messages:
@@ -173,7 +173,7 @@ class MemoryQueue:
 
     def contents(self) -> list[Stored]:
         """Return every message, in order of arrival."""
-        self._expire(self._clock())
+        self.expire()
         return sorted(self._store, key=lambda stored: stored.number)
 
     def _hand_out(self, stored: Stored, now: float, seconds: float) -> Stored:
@@ -204,8 +204,9 @@ class MemoryQueue:
         self._store.remove(stored)
         self._live.pop(stored.message_id, None)
 
-    def _expire(self, now: float) -> None:
-        oldest = now - int(self.attributes.get("MessageRetentionPeriod", 345_600))
+    def expire(self) -> None:
+        """Delete what has been kept for as long as its retention."""
+        oldest = self._clock() - int(self.attributes.get("MessageRetentionPeriod", 345_600))
         for stored in [stored for stored in self._store if stored.sent_at < oldest]:
             self._remove(stored)
 

@@ -155,7 +155,8 @@ class MemoryBroker:
                     try:
                         await asyncio.wait_for(transport.changed(), LOOK_EVERY_SECONDS)
                     except TimeoutError:
-                        self._left()
+                        for name in self._consumers:
+                            transport.queue(name).expire()
         except TimeoutError:
             left = ", ".join(self._left())
             raise AssertionError(self._told(f"after {limit_seconds:g} s there is still work left: {left}")) from None
