@@ -49,18 +49,24 @@ class CircuitBreaker:
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
-        if self.max_reset_seconds is None:
-            object.__setattr__(self, "max_reset_seconds", max(DEFAULT_MAX_RESET_SECONDS, self.reset_seconds))
         problems = []
         if self.failures < 1:
             problems.append(f"CircuitBreaker: failures={self.failures} must be 1 or more")
-        if not 0 < self.reset_seconds <= (self.max_reset_seconds or 0) <= MAX_RESET_SECONDS:
+        if not 0 < self.reset_seconds <= self.longest_reset_seconds <= MAX_RESET_SECONDS:
             problems.append(
-                f"CircuitBreaker: reset_seconds={self.reset_seconds} and max_reset_seconds={self.max_reset_seconds} "
-                f"must be above 0, in this order, and at most {MAX_RESET_SECONDS:,}"
+                f"CircuitBreaker: reset_seconds={self.reset_seconds} and "
+                f"max_reset_seconds={self.longest_reset_seconds} must be above 0, in this order, and at most "
+                f"{MAX_RESET_SECONDS:,}"
             )
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def longest_reset_seconds(self) -> float:
+        """The longest time between probes."""
+        if self.max_reset_seconds is not None:
+            return self.max_reset_seconds
+        return max(DEFAULT_MAX_RESET_SECONDS, self.reset_seconds)
 
 
 class Timer(Protocol):
@@ -92,7 +98,6 @@ class Circuit:
         self.reset_seconds = breaker.reset_seconds
         self._name = name
         self._breaker = breaker
-        self._longest = breaker.max_reset_seconds or breaker.reset_seconds
         self._call_later = call_later
         self._timer: Timer | None = None
         self._failures = 0
@@ -115,7 +120,7 @@ class Circuit:
         """Take note that the handler failed."""
         self._failures += 1
         if self.state == "half-open":
-            self.reset_seconds = min(self.reset_seconds * 2, self._longest)
+            self.reset_seconds = min(self.reset_seconds * 2, self._breaker.longest_reset_seconds)
             self._open("its probe failed")
         elif self.state == "closed" and self._failures >= self._breaker.failures:
             self._open(f"{self._failures} failures one after the other")

@@ -16,7 +16,7 @@ from smartpipe.counts import Counts
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.groups import Groups
 from smartpipe.handlers import slots_for
-from smartpipe.message import Attribute, Message
+from smartpipe.message import Attribute, received_message
 from smartpipe.processor import Processor, Resources
 from smartpipe.publisher import Publisher
 from smartpipe.settings import AwsSettings, WorkerSettings
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.groups import Chain
+    from smartpipe.message import Message
     from smartpipe.service import Service
     from smartpipe.transport import Transport
 
@@ -238,24 +239,11 @@ async def _flush_when_all_wait(processors: list[Processor], tasks: set[asyncio.T
 
 def _message(record: Mapping[str, Any], received_at: float) -> Message:
     """Read one record of the event."""
-    system = record["attributes"]
-    return Message(
-        message_id=record["messageId"],
-        receipt_handle=record["receiptHandle"],
-        body=record["body"],
-        receive_count=int(system.get("ApproximateReceiveCount", 1)),
-        attributes={name: _attribute(fields) for name, fields in (record.get("messageAttributes") or {}).items()},
-        group_id=system.get("MessageGroupId"),
-        sent_at=_seconds(system.get("SentTimestamp")),
-        first_received_at=_seconds(system.get("ApproximateFirstReceiveTimestamp")),
-        received_at=received_at,
-    )
+    attributes = {name: _attribute(fields) for name, fields in (record.get("messageAttributes") or {}).items()}
+    ids = record["messageId"], record["receiptHandle"]
+    return received_message(ids, record["body"], record["attributes"], attributes, received_at)
 
 
 def _attribute(fields: Mapping[str, Any]) -> Attribute:
     text = fields.get("stringValue")
     return Attribute(fields["dataType"], base64.b64decode(fields["binaryValue"]) if text is None else text)
-
-
-def _seconds(milliseconds: str | None) -> float | None:
-    return None if milliseconds is None else int(milliseconds) / 1_000

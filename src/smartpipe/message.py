@@ -35,6 +35,30 @@ class Message(NamedTuple):
     received_at: float = 0.0
 
 
+def received_message(
+    ids: tuple[str, str], body: str, system: Mapping[str, str], attributes: Mapping[str, Attribute], received_at: float
+) -> Message:
+    """Return what was received, read from SQS's system attributes, which are alike in its API and in Lambda's events.
+
+    Args:
+        ids: Message id and receipt handle.
+    """
+    return Message(
+        *ids,
+        body,
+        int(system.get("ApproximateReceiveCount", 1)),
+        attributes,
+        system.get("MessageGroupId"),
+        _seconds(system.get("SentTimestamp")),
+        _seconds(system.get("ApproximateFirstReceiveTimestamp")),
+        received_at,
+    )
+
+
+def _seconds(milliseconds: str | None) -> float | None:
+    return None if milliseconds is None else int(milliseconds) / 1000
+
+
 class OutgoingMessage(NamedTuple):
     """One message to publish or to send; ``size_bytes`` is what AWS will count for it.
 

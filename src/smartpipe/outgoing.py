@@ -22,7 +22,7 @@ Destination: TypeAlias = Topic | Queue
 MAX_ATTRIBUTES = 10
 _ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
 # SQS SendMessage, "valid Unicode characters": the same for bodies and attribute values.
-_SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
+SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
 
 # SQS SendMessage, MessageGroupId: alphanumerics and ASCII punctuation, 128 at most.
@@ -192,6 +192,6 @@ def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
     for name, value in attributes.items():
         if name == TYPE_ATTRIBUTE or not _ATTRIBUTE_NAME.fullmatch(name):
             return f"attribute name {name!r} is taken, or not what SQS allows (letters, digits, '_', '-', inner '.')"
-        if not isinstance(value, str) or not _SQS_TEXT.fullmatch(value):
+        if not isinstance(value, str) or not SQS_TEXT.fullmatch(value):
             return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"
     return None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.aws.faults import entry_failure
-from smartpipe.message import Attribute, Failure, Message
+from smartpipe.message import Attribute, Failure, received_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.message import OutgoingMessage
+    from smartpipe.message import Message, OutgoingMessage
 
 # Ids are ours and never the user's: one bad Id fails all ten entries.
 IDS = tuple(str(index) for index in range(10))
@@ -42,18 +42,9 @@ def failures(answer: Mapping[str, Any], count: int) -> list[Failure]:
 
 def received(fields: Mapping[str, Any], received_at: float) -> Message:
     """Read one element of ReceiveMessage's ``Messages``."""
-    system = fields.get("Attributes") or {}
-    return Message(
-        message_id=fields["MessageId"],
-        receipt_handle=fields["ReceiptHandle"],
-        body=fields["Body"],
-        receive_count=int(system.get("ApproximateReceiveCount", 1)),
-        attributes={name: _attribute(value) for name, value in (fields.get("MessageAttributes") or {}).items()},
-        group_id=system.get("MessageGroupId"),
-        sent_at=_seconds(system.get("SentTimestamp")),
-        first_received_at=_seconds(system.get("ApproximateFirstReceiveTimestamp")),
-        received_at=received_at,
-    )
+    attributes = {name: _attribute(value) for name, value in (fields.get("MessageAttributes") or {}).items()}
+    ids = fields["MessageId"], fields["ReceiptHandle"]
+    return received_message(ids, fields["Body"], fields.get("Attributes") or {}, attributes, received_at)
 
 
 def _entry(index: int, message: OutgoingMessage, body_field: str) -> dict[str, Any]:
@@ -75,7 +66,3 @@ def _entry(index: int, message: OutgoingMessage, body_field: str) -> dict[str, A
 def _attribute(fields: Mapping[str, Any]) -> Attribute:
     value = fields.get("StringValue")
     return Attribute(fields["DataType"], fields["BinaryValue"] if value is None else value)
-
-
-def _seconds(milliseconds: str | None) -> float | None:
-    return None if milliseconds is None else int(milliseconds) / 1000

@@ -6,13 +6,13 @@ and developer guide ("visibility timeout", "dead-letter queues", "FIFO delivery 
 
 from __future__ import annotations
 
-import re
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from smartpipe.memory.store import FifoStore, StandardStore, Store, Stored
 from smartpipe.message import Failure
+from smartpipe.outgoing import MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.retry import MAX_VISIBILITY_SECONDS
 from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, QUEUE_LIMIT_BYTES
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from smartpipe.message import OutgoingMessage
 
 DEDUPLICATION_SECONDS = 300
-MAX_ATTRIBUTES = 10
-_REFUSED_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Depth(NamedTuple):
@@ -82,6 +80,11 @@ class MemoryQueue:
     def __len__(self) -> int:
         """Return how many messages there are, also those whose retention is over, until ``expire``."""
         return len(self._store)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The largest message, and batch of messages, that it takes."""
+        return int(self.attributes.get("MaximumMessageSize", QUEUE_LIMIT_BYTES))
 
     @property
     def depth(self) -> Depth:
@@ -212,9 +215,9 @@ class MemoryQueue:
 
     def _problem(self, message: OutgoingMessage) -> tuple[str, str] | None:
         """Say what SQS would refuse; SendMessage."""
-        if not message.body or _REFUSED_CHARACTERS.search(message.body):
+        if not SQS_TEXT.fullmatch(message.body):
             return "InvalidMessageContents", "Invalid characters found."
-        limit = int(self.attributes.get("MaximumMessageSize", QUEUE_LIMIT_BYTES))
+        limit = self.limit_bytes
         if message.size_bytes > limit or len(message.attributes) > MAX_ATTRIBUTES:
             return "InvalidParameterValue", f"The message is larger than {limit} bytes or has over 10 attributes."
         if self.fifo and not message.group_id:

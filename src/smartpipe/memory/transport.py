@@ -13,7 +13,7 @@ from smartpipe.errors import ConfigError, TransportError
 from smartpipe.memory.filters import matches
 from smartpipe.memory.queue import MemoryQueue, Weather
 from smartpipe.message import Failure, Message
-from smartpipe.topology.model import FIFO_SUFFIX, Topology
+from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX, Topology
 from smartpipe.topology.naming import Naming, name_in
 from smartpipe.transport import BATCH_LIMIT
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NAMING = Naming("aws", "local", "000000000000")
 """Of what is in memory; it has no prefix."""
-TOPIC_LIMIT_BYTES = 262_144
 MAX_RECEIVE_SECONDS = 20
 
 
@@ -97,7 +96,7 @@ class MemoryTransport:
         attributes = self._topics.get(topic)
         if attributes is None:
             raise TransportError("NotFound", f"topic {topic!r} does not exist in memory", retryable=False)
-        self._refuse_too_long(messages, int(attributes.get("MaximumMessageSize", TOPIC_LIMIT_BYTES)))
+        self._refuse_too_long(messages, int(attributes.get("MaximumMessageSize", DEFAULT_TOPIC_LIMIT_BYTES)))
         failures: list[Failure] = []
         for position, message in enumerate(messages):
             fifo = topic.endswith(FIFO_SUFFIX)
@@ -151,7 +150,7 @@ class MemoryTransport:
         """Put messages into a queue."""
         await asyncio.sleep(0)
         found = self.queue(queue)
-        self._refuse_too_long(messages, int(found.attributes.get("MaximumMessageSize", 1_048_576)))
+        self._refuse_too_long(messages, found.limit_bytes)
         outcomes = [found.send(message) for message in messages]
         self._wake()
         return [failure._replace(position=index) for index, failure in enumerate(outcomes) if failure]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
 from smartpipe.topology.model import (
+    DEFAULT_TOPIC_LIMIT_BYTES,
     MAX_QUEUE_NAME_LENGTH,
     MAX_TOPIC_NAME_LENGTH,
     TYPE_ATTRIBUTE,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from smartpipe.topology.naming import Naming
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
-DEFAULT_TOPIC_LIMIT_BYTES = 262_144
 POLICY_SID = "SmartpipeAllowSns"
 
 

@@ -17,6 +17,7 @@ FIFO_SUFFIX = ".fifo"
 MAX_QUEUE_NAME_LENGTH = 80
 MAX_TOPIC_NAME_LENGTH = 256
 QUEUE_LIMIT_BYTES = 1_048_576
+DEFAULT_TOPIC_LIMIT_BYTES = 262_144
 MAX_DELAY_SECONDS = 900
 """SQS: the longest DelaySeconds, of a queue or of one message."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -40,7 +41,7 @@ class Topic:
     name: str
     _: KW_ONLY
     fifo: bool = False
-    limit_bytes: int = 262_144
+    limit_bytes: int = DEFAULT_TOPIC_LIMIT_BYTES
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
