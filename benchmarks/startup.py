@@ -94,7 +94,7 @@ def main() -> None:
     with EmbeddedBroker() as broker, tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "service.py").write_text(SERVICE)
-        apply = [python, "-m", "smartpipe", "topology", "apply", "service:service"]
+        apply = [python, "-m", "smartpipe", "topology", "apply", "--yes", "service:service"]
         subprocess.run(apply, cwd=directory, env={**os.environ, **broker.environment}, check=True, capture_output=True)
         taken, percent, megabytes = worker_figures(directory, broker.environment)
     row("worker, from command to ready", "< 1500 ms", taken)

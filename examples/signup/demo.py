@@ -47,9 +47,10 @@ def running_system() -> Iterator[System]:
         environment = {**broker.environment, "SCRYPT_COST": "16"}  # the demo measures the pipe, not scrypt
         console.print(f"broker         {broker.backend} {broker.version} on {broker.endpoint_url}")
 
-        command = [sys.executable, "-m", "smartpipe", "topology", "apply", "--json", *TARGETS.values()]
+        command = [sys.executable, "-m", "smartpipe", "topology", "apply", "--yes", "--json", *TARGETS.values()]
         changes = subprocess.run(command, cwd=EXAMPLES, env={**environment}, check=True, capture_output=True)
-        console.print(f"topology       {len(json.loads(changes.stdout))} resources created")
+        made = json.loads(changes.stdout)["changes"]
+        console.print(f"topology       {len(made)} resources created")
 
         workers = {}
         for name, target in TARGETS.items():

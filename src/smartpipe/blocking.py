@@ -11,6 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from smartpipe.attempts import deliver_blocking
+from smartpipe.aws.addresses import queue_lookup
 from smartpipe.aws.client import client_options, region_of
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
@@ -20,7 +21,7 @@ from smartpipe.message import Failure
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.model import Topic
-from smartpipe.topology.naming import Naming
+from smartpipe.topology.naming import Naming, physical, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +64,8 @@ class Publisher:
             raise ConfigError(f"AWS configuration: {error}") from None
         self._config = Config(max_pool_connections=MAX_CONNECTIONS, **client_options())
         self._region = region_of(self._session._session)  # noqa: SLF001 - where boto3 keeps its configuration
-        self._sns: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
+        here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
+        self._sns = {self._region: here}
         self._sqs: SQSClient | None = None
         self._queue_urls: dict[str, str] = {}
         self._naming: Naming | None = None
@@ -136,7 +138,8 @@ class Publisher:
     def close(self) -> None:
         """Close the connections. Nothing waits to be flushed; a publish after it fails."""
         self._closed = True
-        self._sns.close()
+        for client in self._sns.values():
+            client.close()
         if self._sqs is not None:
             self._sqs.close()
 
@@ -161,19 +164,20 @@ class Publisher:
             arn = self._topic_arn(topic)
             target = f"topic {arn}"
             entries: Any = publish_entries(messages)
-            answer = self._sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=entries)
+            answer = self._client_of(region_in(arn)).publish_batch(TopicArn=arn, PublishBatchRequestEntries=entries)
         except Exception as error:
             raise classify(error, action="sns:Publish", target=target) from error
         return failures(answer, len(messages))
 
     def _send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        name = self._settings.prefix + queue
+        name = physical(self._settings.prefix, queue)
         try:
             with self._lock:
                 if self._sqs is None:
                     self._sqs = self._session.client("sqs", region_name=self._region, config=self._config)
                 if queue not in self._queue_urls:
-                    self._queue_urls[queue] = self._sqs.get_queue_url(QueueName=name)["QueueUrl"]
+                    lookup = queue_lookup(self._settings.prefix, queue, self._region)
+                    self._queue_urls[queue] = self._sqs.get_queue_url(**lookup)["QueueUrl"]
             entries: Any = send_entries(messages)
             answer = self._sqs.send_message_batch(QueueUrl=self._queue_urls[queue], Entries=entries)
         except Exception as error:
@@ -183,6 +187,13 @@ class Publisher:
             raise fault from error
         return failures(answer, len(messages))
 
+    def _client_of(self, region: str) -> SNSClient:
+        """Return the client of a topic's region: one declared by its ARN may have another."""
+        with self._lock:
+            if region not in self._sns:
+                self._sns[region] = self._session.client("sns", region_name=region, config=self._config)
+            return self._sns[region]
+
     def _topic_arn(self, topic: str) -> str:
         with self._lock:
             if self._naming is None:
@@ -190,5 +201,6 @@ class Publisher:
                 if account_id is None:
                     sts = self._session.client("sts", region_name=self._region, config=self._config)
                     account_id = sts.get_caller_identity()["Account"]
-                self._naming = Naming(self._sns.meta.partition, self._region, account_id, self._settings.prefix)
+                partition = self._sns[self._region].meta.partition
+                self._naming = Naming(partition, self._region, account_id, self._settings.prefix)
         return self._naming.topic_arn(topic)

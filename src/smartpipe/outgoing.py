@@ -12,7 +12,8 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes
-from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, TYPE_ATTRIBUTE, Queue, Topic
+from smartpipe.topology.filters import TYPE_ATTRIBUTE
+from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ import inspect
 from contextlib import asynccontextmanager
 from importlib import import_module
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, overload
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
@@ -15,43 +15,25 @@ from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
 from smartpipe.settlement import UnknownEvents
 from smartpipe.topology.derive import Binding
-from smartpipe.topology.model import Queue
+from smartpipe.topology.model import MAX_RECEIVES, Queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
-    from typing import Concatenate
 
     from smartpipe.batch import Batch
     from smartpipe.breaker import CircuitBreaker
     from smartpipe.delivery import Delivery
+    from smartpipe.events import Contract
     from smartpipe.lambda_handler import LambdaHandler
     from smartpipe.middleware import Middleware
+    from smartpipe.subscribing import Subscribe, SubscribeBatch
 
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
 E = TypeVar("E", bound=Event)
-E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
-P = ParamSpec("P")
-R = TypeVar("R")
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
-MAX_RECEIVES = 1_000
-"""SQS: the highest maxReceiveCount."""
-
-
-class Subscribe(Protocol, Generic[E]):
-    """The decorator that ``subscribe`` returns: the function's first parameter must take the event."""
-
-    def __call__(self, function: Callable[Concatenate[E, P], R], /) -> Callable[Concatenate[E, P], R]:
-        """Register *function* and return it unchanged."""
-
-
-class SubscribeBatch(Protocol, Generic[E]):
-    """The decorator that ``subscribe`` returns with ``batch``: the first parameter must take the list of events."""
-
-    def __call__(self, function: Callable[Concatenate[list[E], P], R], /) -> Callable[Concatenate[list[E], P], R]:
-        """Register *function* and return it unchanged."""
 
 
 class Service:
@@ -72,6 +54,9 @@ class Service:
         middleware: Wrapped around every call of a handler, the first outermost; see
             ``smartpipe.middleware``. Each delivery passes by itself, that of a batch handler too. It is
             inside of the handler's timeout.
+        publishes: The events that it publishes, and the queues that it sends to past their topics. It binds
+            nothing: ``topology`` creates the events' topics, and pictures, documents and IAM policies are
+            made of it. A component that only publishes is a Service without handlers.
 
     Raises:
         ConfigError: A faulty name or choice.
@@ -87,6 +72,7 @@ class Service:
         unknown_events: UnknownEvents = "dead-letter",
         lifespan: Lifespan | None = None,
         middleware: Sequence[Middleware[Delivery, None]] = (),
+        publishes: Sequence[type[Event] | Queue] = (),
     ) -> None:
         if unknown_events not in get_args(UnknownEvents):
             msg = f"service {name!r}: unknown_events={unknown_events!r} is none of {', '.join(get_args(UnknownEvents))}"
@@ -97,6 +83,11 @@ class Service:
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
         self.middleware = checked(middleware, f"service {name!r}")
+        self.publishes = tuple(publishes)
+        for one in self.publishes:
+            if not (isinstance(one, Queue) or (isinstance(one, type) and issubclass(one, Event))):
+                msg = f"service {name!r}: publishes={one!r} is neither an event's class nor a Queue"
+                raise ConfigError(msg)
         if lifespan is not None and not callable(lifespan):
             msg = f"service {name!r}: lifespan={lifespan!r} is no function: write an async generator, and yield once"
             raise ConfigError(msg)
@@ -251,6 +242,16 @@ class Service:
             )
             for queue in used
         )
+
+    @property
+    def published(self) -> tuple[Contract, ...]:
+        """The contracts of the events that it publishes."""
+        return tuple(contract_of(one) for one in self.publishes if not isinstance(one, Queue))
+
+    @property
+    def sends_to(self) -> tuple[Queue, ...]:
+        """The queues that it sends to directly."""
+        return tuple(one for one in self.publishes if isinstance(one, Queue))
 
     def _declared(self, queue: Queue | str | None) -> Queue:
         if queue is not None and not isinstance(queue, (Queue, str)):

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smartpipe.errors import ConfigError
+from smartpipe.topology.naming import DEFAULT_APPLICATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,10 +43,12 @@ class AwsSettings(_Environment):
     Args:
         prefix: Goes before the name of every topic and queue, as in ``staging-``.
         account_id: The AWS account of topics and queues; by default that of the credentials.
+        application: Whose topics and queues they are: tags say so, and ``topology destroy`` deletes no others.
     """
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
     account_id: str | None = Field(None, pattern=r"^[0-9]{12}$")
+    application: str = Field(DEFAULT_APPLICATION, pattern=r"^[A-Za-z0-9_ .:/=+@-]+$", max_length=256)
 
 
 class WorkerSettings(_Environment):
@@ -59,6 +62,8 @@ class WorkerSettings(_Environment):
             poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: After so long without a successful poll ``/livez`` fails.
         processes: How many processes run the service; with more than one, under a supervisor.
+        verify: What a start checks of the topology: ``missing`` things end it, and differences are warned of;
+            ``strict``: differences end it too; ``off``: nothing is asked, nor may be.
         host, port: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; port 0 takes a free one.
     """
 
@@ -69,6 +74,7 @@ class WorkerSettings(_Environment):
     processes: int = Field(1, ge=1, le=1_000)
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
     port: int = Field(8080, ge=0, le=65_535)
+    verify: Literal["missing", "strict", "off"] = "missing"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _AnyCase] = "info"
     log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"
 

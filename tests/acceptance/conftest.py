@@ -60,7 +60,7 @@ def _what_killed_supervisors_leave_is_removed(monkeypatch: pytest.MonkeyPatch) -
 def jobs(fast_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
     monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "1")
-    applied = smartpipe("topology", "apply", TARGET)
+    applied = smartpipe("topology", "apply", "--yes", TARGET)
     assert applied.returncode == 0, applied.stderr
     with ExitStack() as stack:
         yield Jobs(tmp_path, stack)

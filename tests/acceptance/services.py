@@ -21,6 +21,7 @@ service = Service(
     "jobs",
     queue=Queue("jobs", visibility_timeout_seconds=int(os.environ.get("ACCEPTANCE_LEASE", "30"))),
     retry=RetryPolicy(attempts=3, base_seconds=0),
+    publishes=[JobPosted],
 )
 no_handlers = Service("idle")
 

@@ -41,7 +41,7 @@ def test_help_explains(arguments: list[str]) -> None:
         (["worker", TARGET, "--drain-seconds", "5", "--wait-seconds", "9"], {}, "leaves too little of drain_seconds=5"),
         (["topology", "apply"], {}, "no TARGET"),
         (["topology", "apply", "nowhere:service"], {}, "there is no module 'nowhere'"),
-        (["topology", "apply", TARGET], {"SMARTPIPE_PREFIX": "a b"}, "SMARTPIPE_PREFIX=a b"),
+        (["topology", "apply", "--yes", TARGET], {"SMARTPIPE_PREFIX": "a b"}, "SMARTPIPE_PREFIX=a b"),
         (["schema", "export", "json"], {}, "json has no events"),
         (
             ["worker", TARGET],
@@ -49,7 +49,7 @@ def test_help_explains(arguments: list[str]) -> None:
             "AWS configuration: The config profile (nope)",
         ),
         (["worker", TARGET, "--port", "0"], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
-        (["topology", "apply", TARGET], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
+        (["topology", "apply", "--yes", TARGET], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
         (["schema", "export", TARGET, "--directory", "README.md"], {}, "File exists"),
         (["worker", "tests.acceptance.services:service.name.nope"], {}, "has no attribute 'service.name.nope'"),
         (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is none of ministack, moto"),
@@ -107,7 +107,7 @@ def test_a_worker_without_its_queues_says_what_is_missing() -> None:
 
 @pytest.mark.usefixtures("fast_broker")
 def test_a_port_that_is_taken_is_one_clear_line() -> None:
-    smartpipe("topology", "apply", TARGET)
+    smartpipe("topology", "apply", "--yes", TARGET)
     first = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--wait-seconds", "1")
     try:
         first.wait_until(lambda: first.logged("serving"))
@@ -124,13 +124,13 @@ def test_a_port_that_is_taken_is_one_clear_line() -> None:
 
 @pytest.mark.usefixtures("fast_broker")
 def test_apply_tells_each_change_and_then_that_nothing_is_left_to_change() -> None:
-    first, second = smartpipe("topology", "apply", TARGET), smartpipe("topology", "apply", TARGET)
-    as_json = smartpipe("topology", "apply", TARGET, "--json")
+    first, second = smartpipe("topology", "apply", "--yes", TARGET), smartpipe("topology", "apply", TARGET)
+    as_json = smartpipe("topology", "apply", "--yes", TARGET, "--json")
 
-    assert first.stdout.count("  create ") == 4
+    assert first.stdout.count("] create ") == 4
     assert first.stdout.endswith("4 changes made\n")
-    assert second.stdout == "nothing to change\n"
-    assert json.loads(as_json.stdout) == []
+    assert second.stdout.endswith("nothing to change; 4 unchanged\n")
+    assert json.loads(as_json.stdout)["changes"] == []
     assert {first.returncode, second.returncode, as_json.returncode} == {0}
 
 
@@ -150,7 +150,7 @@ def test_local_prints_what_to_export_and_stops_its_broker_at_the_end(backend: st
         exported = dict(
             line.removeprefix("export ").split("=", 1) for line in broker.lines if line.startswith("export")
         )
-        applied = smartpipe("topology", "apply", TARGET, **exported)
+        applied = smartpipe("topology", "apply", "--yes", TARGET, **exported)
         children = children_of(broker.pid)
         broker.signal(signal.SIGINT)
         code = broker.wait()

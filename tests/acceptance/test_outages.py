@@ -31,14 +31,14 @@ def test_fault_05_a_worker_outlives_its_broker_and_goes_on(tmp_path: Path, monke
     happened = tmp_path / "happened"
 
     def post(name: str) -> None:
-        assert smartpipe("topology", "apply", TARGET).returncode == 0
+        assert smartpipe("topology", "apply", "--yes", TARGET).returncode == 0
         with Publisher("test") as publisher:
             publisher.publish(JobPosted(name=name))
         until_blocking(lambda: happened.exists() and f"done {name} 1" in happened.read_text())
 
     with ExitStack() as stack:
         stack.enter_context(first)
-        assert smartpipe("topology", "apply", TARGET).returncode == 0
+        assert smartpipe("topology", "apply", "--yes", TARGET).returncode == 0
         worker = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--wait-seconds", "1")
         stack.callback(worker.end)
         worker.wait_until(lambda: worker.logged("ready"))

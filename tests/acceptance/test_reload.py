@@ -45,7 +45,7 @@ class Ordered(Event, topic=Topic("orders"), type="reload.ordered", version="1.0"
 @pytest.fixture
 def shop(fast_broker: EmbeddedBroker, tmp_path: Path) -> Path:
     (tmp_path / "shop.py").write_text(SHOP)
-    assert smartpipe("topology", "apply", "shop:service", directory=str(tmp_path)).returncode == 0
+    assert smartpipe("topology", "apply", "--yes", "shop:service", directory=str(tmp_path)).returncode == 0
     return tmp_path
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from smartpipe import Publisher, PublishError, Service
 from smartpipe.aws.transport import AwsTransport
+from smartpipe.settings import AwsSettings
 from smartpipe.testing import provision
 from tests.support.events import ADA, UserSignedUp
 
@@ -54,7 +55,7 @@ async def test_without_account_and_without_sts_the_error_names_the_setting(
 async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = AwsTransport.from_environment()
     first = await transport.addresses.naming()
-    monkeypatch.setattr(transport, "_account_id", "999999999999")
+    monkeypatch.setattr(transport, "_settings", AwsSettings.load(account_id="999999999999"))
 
     assert await transport.addresses.naming() is first
     await transport.aclose()

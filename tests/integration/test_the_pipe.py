@@ -85,7 +85,7 @@ async def test_provisioning_narrows_and_widens_a_filter_with_its_handlers() -> N
 
     [change] = await provision(after)
 
-    assert 'FilterPolicy: {"type": ["member.signed_up"]} → {"type": ["member.signed_up", "user.left"]}' in change
+    assert change.endswith("(FilterPolicy.type: + user.left)")
     async with Publisher("test") as publisher:
         await publisher.publish(UserLeft(name="Bob"))
     async with working(after):

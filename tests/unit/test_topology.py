@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 import pytest
 
 from smartpipe import ConfigError, Event, Queue, RetryPolicy, Service, Topic
-from smartpipe.topology.derive import POLICY_SID, derive
-from smartpipe.topology.model import Topology
+from smartpipe.topology.derive import derive
+from smartpipe.topology.filters import FilterPolicy
 from smartpipe.topology.naming import Naming
-from smartpipe.topology.plan import Change, plan
-from tests.support.events import OrderPlaced, UserLeft, UserSignedUp
+from tests.support.events import OrderPlaced, Paid, UserLeft, UserSignedUp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAMING = Naming("aws", "eu-west-1", "123456789012", "staging-")
 USERS = "arn:aws:sns:eu-west-1:123456789012:staging-users"
 ORDERS = "arn:aws:sns:eu-west-1:123456789012:staging-orders"
 MAILER = "arn:aws:sqs:eu-west-1:123456789012:staging-mailer"
+
+
+DELIVERED = {
+    "RawMessageDelivery": "true",
+    "FilterPolicyScope": "MessageAttributes",
+    "RedrivePolicy": {"deadLetterTargetArn": f"{MAILER}-dlq"},
+}
 
 
 async def handle(_: Event) -> None: ...
@@ -33,11 +45,8 @@ def test_a_service_needs_its_topics_queue_dead_letter_queue_and_filtered_raw_sub
     assert topology.queues[f"{MAILER}-dlq"]["MessageRetentionPeriod"] == "1209600"
     assert topology.queues[MAILER]["RedrivePolicy"] == {"deadLetterTargetArn": f"{MAILER}-dlq", "maxReceiveCount": 15}
     assert topology.subscriptions == {
-        (USERS, MAILER): {
-            "RawMessageDelivery": "true",
-            "FilterPolicy": {"type": ["member.signed_up", "user.left"]},
-        },
-        (ORDERS, MAILER): {"RawMessageDelivery": "true", "FilterPolicy": {"type": ["order.placed"]}},
+        (USERS, MAILER): {**DELIVERED, "FilterPolicy": {"type": ["member.signed_up", "user.left"]}},
+        (ORDERS, MAILER): {**DELIVERED, "FilterPolicy": {"type": ["order.placed"]}},
     }
 
 
@@ -87,86 +96,10 @@ def test_a_topic_with_a_limit_of_its_own_asks_for_it() -> None:
     service = Service("s")
     service.subscribe(Huge)(handle)
 
-    assert derive([service], NAMING).topics == {NAMING.topic_arn("big"): {"MaximumMessageSize": "1048576"}}
+    topology = derive([service], NAMING)
 
-
-NOTHING = Topology({}, {}, {})
-
-
-def test_from_nothing_queues_and_their_policies_come_before_subscriptions() -> None:
-    changes = plan(derive([mailer()], NAMING), NOTHING)
-
-    assert [str(change) for change in changes] == [
-        "create queue staging-mailer-dlq",
-        "create queue staging-mailer",
-        "create topic staging-users",
-        "create topic staging-orders",
-        "create subscription staging-users → staging-mailer",
-        "create subscription staging-orders → staging-mailer",
-    ]
-
-
-def test_what_is_in_place_needs_no_change() -> None:
-    desired = derive([mailer()], NAMING)
-
-    assert plan(desired, desired) == []
-
-
-def test_a_difference_is_shown_as_old_and_new_and_nothing_else_is_touched() -> None:
-    desired = derive([mailer()], NAMING)
-    actual = Topology(
-        desired.topics,
-        {**desired.queues, MAILER: {**desired.queues[MAILER], "VisibilityTimeout": "5", "KmsMasterKeyId": "k"}},
-        desired.subscriptions,
-    )
-
-    [change] = plan(desired, actual)
-
-    assert change == Change("update", "queue", (MAILER,), {"VisibilityTimeout": "30"}, {"VisibilityTimeout": "5"})
-    assert str(change) == "update queue staging-mailer (VisibilityTimeout: 5 → 30)"
-
-
-FOREIGN = {"Sid": "theirs", "Effect": "Allow", "Principal": {"AWS": "x"}, "Action": "sqs:*", "Resource": MAILER}
-
-
-@pytest.mark.parametrize("ours_is_there", [True, False])
-def test_policy_statements_of_others_are_kept(ours_is_there: bool) -> None:
-    desired = derive([mailer()], NAMING)
-    policy = desired.queues[MAILER]["Policy"]
-    stale = {**policy["Statement"][0], "Condition": {}}
-    present = {**policy, "Id": "kept", "Statement": [FOREIGN, stale] if ours_is_there else [FOREIGN]}
-    actual = Topology(
-        desired.topics, {**desired.queues, MAILER: {**desired.queues[MAILER], "Policy": present}}, desired.subscriptions
-    )
-
-    [change] = plan(desired, actual)
-
-    assert change.attributes["Policy"]["Id"] == "kept"
-    assert [s["Sid"] for s in change.attributes["Policy"]["Statement"]] == ["theirs", POLICY_SID]
-    assert change.attributes["Policy"]["Statement"] == [FOREIGN, policy["Statement"][0]]
-
-
-def test_a_policy_with_our_statement_anywhere_in_it_is_in_place() -> None:
-    desired = derive([mailer()], NAMING)
-    policy = desired.queues[MAILER]["Policy"]
-    present = {**policy, "Statement": [*policy["Statement"], FOREIGN]}
-    actual = Topology(
-        desired.topics, {**desired.queues, MAILER: {**desired.queues[MAILER], "Policy": present}}, desired.subscriptions
-    )
-
-    assert plan(desired, actual) == []
-
-
-def test_a_policy_with_its_one_statement_outside_of_a_list_is_understood() -> None:
-    desired = derive([mailer()], NAMING)
-    present = {"Version": "2012-10-17", "Statement": FOREIGN}
-    actual = Topology(
-        desired.topics, {**desired.queues, MAILER: {**desired.queues[MAILER], "Policy": present}}, desired.subscriptions
-    )
-
-    [change] = plan(desired, actual)
-
-    assert [s["Sid"] for s in change.attributes["Policy"]["Statement"]] == ["theirs", POLICY_SID]
+    assert topology.topics[NAMING.topic_arn("big")]["MaximumMessageSize"] == "1048576"
+    assert topology.queues[NAMING.queue_arn("s")]["MaximumMessageSize"] == "1048576"  # an old one may have 256 KiB
 
 
 def test_a_queue_that_is_anothers_dead_letter_queue_and_a_topic_of_two_minds_are_refused() -> None:
@@ -183,3 +116,140 @@ def test_a_queue_that_is_anothers_dead_letter_queue_and_a_topic_of_two_minds_are
     assert len(caught.value.problems) == 2
     assert "queue 'x-dlq' is claimed by two services" in str(caught.value)
     assert "topic 'users' is declared twice" in str(caught.value)
+
+
+def served(queue: Queue, *events: type[Event]) -> Service:
+    service = Service("mailer", queue=queue)
+    for event in events or (UserSignedUp,):
+        service.subscribe(event)(handle)
+    return service
+
+
+def test_everything_carries_the_tags_that_tell_whose_it_is() -> None:
+    topology = derive([served(Queue("mailer", tags={"team": "growth"}))], NAMING._replace(application="shop"))
+
+    own = {"smartpipe:application": "shop", "smartpipe:prefix": "staging-"}
+    assert topology.topics[USERS]["Tags"] == own
+    for arn in (MAILER, f"{MAILER}-dlq"):
+        assert topology.queues[arn]["Tags"] == {"team": "growth", **own, "smartpipe:service": "mailer"}
+
+
+def test_a_dead_letter_queue_takes_only_from_its_queue_and_what_sns_could_not_deliver_to_it() -> None:
+    topology = derive([mailer()], NAMING)
+
+    dead_letters = topology.queues[f"{MAILER}-dlq"]
+    assert dead_letters["RedriveAllowPolicy"] == {"redrivePermission": "byQueue", "sourceQueueArns": [MAILER]}
+    [statement] = dead_letters["Policy"]["Statement"]
+    assert statement["Resource"] == f"{MAILER}-dlq"
+    assert statement["Condition"]["ArnEquals"]["aws:SourceArn"] == [ORDERS, USERS]
+
+
+def test_queues_are_encrypted_by_sqs_unless_a_key_is_named() -> None:
+    plain = derive([served(Queue("mailer"))], NAMING).queues[MAILER]
+    keyed = derive([served(Queue("mailer", kms_key="alias/shop"))], NAMING).queues
+
+    assert (plain["SqsManagedSseEnabled"], plain["KmsMasterKeyId"]) == ("true", "")
+    assert {keyed[arn]["KmsMasterKeyId"] for arn in keyed} == {"alias/shop"}
+    assert "SqsManagedSseEnabled" not in keyed[MAILER]
+
+
+def test_fault_10_a_queue_under_sqs_own_kms_key_is_refused_because_sns_cannot_use_it() -> None:
+    with pytest.raises(ConfigError, match="SNS cannot deliver to a queue under alias/aws/sqs") as caught:
+        derive([served(Queue("mailer", kms_key="alias/aws/sqs"))], NAMING)
+
+    assert "SSE-SQS" in str(caught.value)
+
+
+def test_high_throughput_counts_by_group_on_topics_and_queues() -> None:
+    class Booked(Event, topic=Topic("book", fifo=True, high_throughput=True), type="booked", version="1.0", key="to"):
+        to: str
+
+    topology = derive([served(Queue("mailer", fifo=True, high_throughput=True), Booked)], NAMING)
+
+    queue = topology.queues[f"{MAILER}.fifo"]
+    assert (queue["DeduplicationScope"], queue["FifoThroughputLimit"]) == ("messageGroup", "perMessageGroupId")
+    assert topology.topics[NAMING.topic_arn("book.fifo")]["FifoThroughputScope"] == "MessageGroup"
+
+
+def test_what_is_only_sent_to_directly_has_no_subscription_and_lets_no_topic_in() -> None:
+    topology = derive([served(Queue("mailer", direct=True))], NAMING)
+
+    assert topology.subscriptions == {}
+    assert topology.queues[MAILER]["Policy"]["Statement"] == []
+
+
+def test_fault_47_a_filter_policy_says_its_scope_first_and_the_types_with_its_own_conditions() -> None:
+    body = FilterPolicy({"data": {"country": ["ch"]}}, scope="MessageBody")
+
+    [subscription] = derive([served(Queue("mailer", filter_policy=body))], NAMING).subscriptions.values()
+
+    assert list(subscription)[1:3] == ["FilterPolicyScope", "FilterPolicy"]
+    assert subscription["FilterPolicyScope"] == "MessageBody"
+    assert subscription["FilterPolicy"] == {"type": ["member.signed_up"], "data": {"country": ["ch"]}}
+
+
+def test_fault_47_types_and_conditions_together_stay_within_what_sns_takes() -> None:
+    many = FilterPolicy({"tenant": [str(number) for number in range(100)]})
+
+    with pytest.raises(ConfigError, match="200 combinations of values"):
+        derive([served(Queue("mailer", filter_policy=many), UserSignedUp, UserLeft)], NAMING)
+
+
+THEIR_TOPIC = "arn:aws:sns:eu-central-1:999999999999:orders"
+
+
+def test_a_topic_of_another_account_is_subscribed_to_and_never_created() -> None:
+    class Shipped(Event, topic=Topic(arn=THEIR_TOPIC), type="shipped", version="1.0"):
+        pass
+
+    topology = derive([served(Queue("mailer"), Shipped)], NAMING)
+
+    assert topology.given == {THEIR_TOPIC}
+    assert list(topology.subscriptions) == [(THEIR_TOPIC, MAILER)]
+    assert "RedrivePolicy" not in topology.subscriptions[THEIR_TOPIC, MAILER]  # it would have to be in their account
+    [statement] = topology.queues[MAILER]["Policy"]["Statement"]
+    assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": "999999999999"}
+
+
+def test_an_existing_queue_is_expected_as_it_is_and_gets_no_prefix_by_its_arn() -> None:
+    theirs = "arn:aws:sqs:eu-west-1:999999999999:theirs"
+
+    topology = derive([served(Queue(theirs, existing=True, dead_letter="graveyard"))], NAMING)
+
+    dead_letters = "arn:aws:sqs:eu-west-1:999999999999:graveyard"
+    assert topology.given == {theirs, dead_letters}
+    assert topology.queues[theirs] == {"RedrivePolicy": {"deadLetterTargetArn": dead_letters}}
+
+
+def test_a_service_that_only_publishes_needs_its_topics() -> None:
+    topology = derive([Service("api", publishes=[UserSignedUp, Paid])], NAMING)
+
+    assert list(topology.topics) == [USERS, NAMING.topic_arn("ledger.fifo")]
+    assert topology.queues == {}
+    assert topology.subscriptions == {}
+
+
+@pytest.mark.parametrize(
+    ("declare", "sentence"),
+    [
+        (lambda: Topic("a b"), "may have only letters"),
+        (lambda: Topic("x", arn=THEIR_TOPIC), "with an arn it needs no name"),
+        (lambda: Topic(arn="orders"), "is no topic's ARN"),
+        (lambda: Topic(arn=THEIR_TOPIC, kms_key="k"), "theirs to set"),
+        (lambda: Topic("x", high_throughput=True), "only FIFO has groups"),
+        (lambda: Topic("x", tags={"aws:team": "x"}), "names beginning with 'aws:' are taken"),
+        (lambda: Topic("x", tags={"smartpipe:service": "x"}), "names beginning with 'smartpipe:' are taken"),
+        (lambda: Topic("x", tags={"a#b": "x"}), "letters, digits, spaces"),
+        (lambda: Topic("x", tags={str(number): "" for number in range(48)}), "so 47 at most"),
+        (lambda: Topic("x", kms_key=" "), "is empty; leave it out for none"),
+        (lambda: Queue("arn:aws:sqs:eu-west-1:999999999999:q"), "add existing=True"),
+        (lambda: Queue("arn:aws:sns:eu-west-1:999999999999:q", existing=True), "is no queue's ARN"),
+        (lambda: Queue("q", dead_letter="d"), "dead_letter= is for existing queues"),
+        (lambda: Queue("q", existing=True, tags={"a": "b"}), "is somebody else's"),
+        (lambda: Queue("q", high_throughput=True), "only FIFO has groups"),
+        (lambda: Service("s", publishes=["users"]), "neither an event's class nor a Queue"),  # type: ignore[list-item]
+    ],
+)
+def test_what_aws_would_refuse_is_refused_where_it_is_declared(declare: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        declare()

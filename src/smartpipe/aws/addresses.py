@@ -6,11 +6,27 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smartpipe.aws.faults import classify
+from smartpipe.errors import ConfigError
+from smartpipe.topology.naming import account_in, is_arn, name_in, physical, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from smartpipe.topology.naming import Naming
+
+
+def queue_lookup(prefix: str, name: str, region: str) -> dict[str, str]:
+    """Return the arguments of GetQueueUrl for a queue declared as *name*, or by its ARN.
+
+    Raises:
+        ConfigError: The ARN is of another region, where this process's client does not reach.
+    """
+    if not is_arn(name):
+        return {"QueueName": prefix + name}
+    if region_in(name) != region:
+        msg = f"queue {name} is in region {region_in(name)}, and this process works in {region}: set AWS_REGION"
+        raise ConfigError(msg)
+    return {"QueueName": name_in(name), "QueueOwnerAWSAccountId": account_in(name)}
 
 
 class Addresses:
@@ -19,7 +35,7 @@ class Addresses:
     Args:
         prefix: Goes before every name.
         find_naming: Asks for partition, region and account; called once.
-        find_queue_url: Asks SQS for the URL of a queue, by physical name.
+        find_queue_url: Asks SQS for the URL of a queue, by its name or ARN as it was declared.
     """
 
     def __init__(
@@ -38,7 +54,7 @@ class Addresses:
 
     def physical(self, name: str) -> str:
         """Return *name* with the environment's prefix."""
-        return self._prefix + name
+        return physical(self._prefix, name)
 
     async def naming(self) -> Naming:
         """Return what ARNs are made of.
@@ -65,7 +81,7 @@ class Addresses:
         url = self._queue_urls.get(name)
         if url is None:
             try:
-                url = await self._find_queue_url(self.physical(name))
+                url = await self._find_queue_url(name)
             except Exception as error:
                 raise classify(error, action="sqs:GetQueueUrl", target=f"queue {self.physical(name)!r}") from error
             self._queue_urls[name] = url

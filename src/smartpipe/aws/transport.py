@@ -12,13 +12,13 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ConfigNotFound, ConfigParseError, ProfileNotFound
 
-from smartpipe.aws.addresses import Addresses
+from smartpipe.aws.addresses import Addresses, queue_lookup
 from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, region_of
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.settings import AwsSettings, unknown_settings
-from smartpipe.topology.naming import Naming
+from smartpipe.topology.naming import Naming, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -54,7 +54,7 @@ class AwsTransport:
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._account_id = settings.account_id
+        self._settings = settings
         self.addresses = Addresses(settings.prefix, find_naming=self._find_naming, find_queue_url=self._find_queue_url)
 
     @classmethod
@@ -67,7 +67,7 @@ class AwsTransport:
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
         arn = (await self.addresses.naming()).topic_arn(topic)
-        sns: SNSClient = await self.client("sns")
+        sns: SNSClient = await self.client("sns", region=region_in(arn))
         call = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))  # type: ignore[arg-type]
         return await self._call(call, "sns:Publish", f"topic {arn}", lambda answer: failures(answer, len(messages)))
 
@@ -131,8 +131,13 @@ class AwsTransport:
         self._clients.clear()
         await self._stack.aclose()
 
-    async def client(self, service: str, purpose: str = "call") -> Any:
-        """Return the client of *service*, made at its first use; ``purpose="poll"`` is for long polls."""
+    async def client(self, service: str, purpose: str = "call", *, region: str | None = None) -> Any:
+        """Return the client of *service*, made at its first use.
+
+        Args:
+            purpose: ``poll`` for long polls, which have connections of their own.
+            region: That of a topic declared by its ARN; by default this environment's.
+        """
         if self._closed:
             raise TransportError("TransportClosed", "this transport has been closed", retryable=False)
         home = (os.getpid(), asyncio.get_running_loop())
@@ -144,7 +149,8 @@ class AwsTransport:
                 "open one inside of each"
             )
             raise ConfigError(msg)
-        key = f"{service}-{purpose}"
+        region = region or self.region
+        key = f"{service}-{purpose}-{region}"
         client = self._clients.get(key)
         if client is not None:
             return client
@@ -153,7 +159,7 @@ class AwsTransport:
                 timeout = {"read_timeout_seconds": MAX_POLL_SECONDS + POLL_MARGIN_SECONDS} if purpose == "poll" else {}
                 config = AioConfig(max_pool_connections=0, **client_options(**timeout))
                 create: Any = self._session.create_client
-                context = create(service, region_name=self.region, config=config)
+                context = create(service, region_name=region, config=config)
                 try:
                     self._clients[key] = await self._stack.enter_async_context(context)
                 except ValueError as error:  # botocore: an endpoint URL without a scheme
@@ -179,9 +185,10 @@ class AwsTransport:
 
     async def _find_naming(self) -> Naming:
         partition = (await self.client("sns")).meta.partition
-        account_id = self._account_id or (await (await self.client("sts")).get_caller_identity())["Account"]
-        return Naming(partition, self.region, account_id, self.addresses.physical(""))
+        settings = self._settings
+        account_id = settings.account_id or (await (await self.client("sts")).get_caller_identity())["Account"]
+        return Naming(partition, self.region, account_id, settings.prefix, settings.application)
 
     async def _find_queue_url(self, name: str) -> str:
         sqs: SQSClient = await self.client("sqs")
-        return (await sqs.get_queue_url(QueueName=name))["QueueUrl"]
+        return (await sqs.get_queue_url(**queue_lookup(self._settings.prefix, name, self.region)))["QueueUrl"]

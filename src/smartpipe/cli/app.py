@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from smartpipe.cli.topology_app import Targets, topology
 from smartpipe.version import __version__
 
 app = typer.Typer(
@@ -17,16 +18,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-topology = typer.Typer(help="Topics, queues and subscriptions that services declare.", no_args_is_help=True)
 schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
 app.add_typer(topology, name="topology")
 app.add_typer(schema, name="schema")
 
 Target = Annotated[
     str | None, typer.Argument(help="module:attribute of a Service; default: services in [tool.smartpipe]")
-]
-Targets = Annotated[
-    list[str] | None, typer.Argument(help="module:attribute of each Service; default: services in [tool.smartpipe]")
 ]
 
 
@@ -66,6 +63,9 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         str | None, typer.Option(help="Where /livez, /readyz, /metrics are served. [SMARTPIPE_HOST, 0.0.0.0]")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="Topology at start: missing, strict, off. [SMARTPIPE_VERIFY, missing]")
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
@@ -84,6 +84,7 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         "wait_seconds": wait_seconds,
         "host": host,
         "port": port,
+        "verify": verify,
         "log_level": log_level,
         "log_format": log_format,
     }
@@ -94,18 +95,6 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
     from smartpipe.cli.supervise import run_worker
 
     run_worker(target, flags, reload=reload)
-
-
-@topology.command()
-def apply(
-    targets: Targets = None,
-    *,
-    json: Annotated[bool, typer.Option("--json", help="Print the changes as JSON.")] = False,
-) -> None:
-    """Create what the services declare and bring into line what differs. Twice is once."""
-    from smartpipe.cli.topology import run_apply
-
-    run_apply(targets or [], as_json=json)
 
 
 @schema.command()

@@ -64,8 +64,9 @@ def run(targets: Sequence[str], backend: str, port: int, *, reload: bool | None,
     workers = [
         Command(service.name, worker_arguments(name, flags), environment, prefix)
         for service, name, prefix in zip(services, names, theirs, strict=True)
+        if service.handlers
     ]
-    provision = Command("topology", ("topology", "apply", *names), environment, own)
+    provision = Command("topology", ("topology", "apply", "--yes", *names), environment, own)
     exit_now(asyncio.run(_develop(broker, provision, workers, settings, watched=watched)))
 
 

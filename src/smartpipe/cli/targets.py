@@ -30,8 +30,9 @@ def load_services(targets: Sequence[str]) -> list[Service]:
             found = _resolve(target)
             if not isinstance(found, Service):
                 problems.append(f"{target} is of type {type(found).__name__}, not a smartpipe.Service")
-            elif not found.handlers:
-                problems.append(f"{target}: service {found.name!r} has no handlers; add @service.subscribe(...)")
+            elif not found.handlers and not found.publishes:
+                hint = "add @service.subscribe(...), or publishes=[...] if it only publishes"
+                problems.append(f"{target}: service {found.name!r} has no handlers; {hint}")
             else:
                 services.append(found)
         except ConfigError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
-from smartpipe.errors import ConfigError
+from smartpipe.errors import ConfigError, TopologyError
 from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
 from smartpipe.signals import on_stop, on_supervisor
 from smartpipe.worker import Worker
@@ -74,16 +74,21 @@ def exit_now(code: int) -> NoReturn:
 
 
 async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
-    from smartpipe.aws.provision import verify  # a supervisor does without these
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.aws.transport import AwsTransport  # a supervisor does without these
+    from smartpipe.aws.verify import verify
 
     transport = AwsTransport(aws_settings)
 
     async def check() -> None:
-        for drift in await verify(service, transport):
+        drifts = await verify(service, transport)
+        if drifts and settings.verify == "strict":
+            mend = "SMARTPIPE_VERIFY=strict wants no difference: `smartpipe topology apply` mends them"
+            raise TopologyError([*(f"differs: {drift}" for drift in drifts), mend])
+        for drift in drifts:
             log.warning("differs from its declaration, `smartpipe topology apply` would: %s", drift)
 
-    worker = Worker(service, transport, settings, verify=check, socket=socket)
+    verifying = None if settings.verify == "off" else check
+    worker = Worker(service, transport, settings, verify=verifying, socket=socket)
     listen = on_stop if socket is None else on_supervisor
     with listen(worker.stop, worker.kill):
         return await worker.run()

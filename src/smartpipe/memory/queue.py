@@ -14,7 +14,7 @@ from smartpipe.memory.store import FifoStore, StandardStore, Store, Stored
 from smartpipe.message import Failure
 from smartpipe.outgoing import MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.retry import MAX_VISIBILITY_SECONDS
-from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, QUEUE_LIMIT_BYTES
+from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, MAX_RECEIVES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -118,7 +118,9 @@ class MemoryQueue:
             moved = False
             for stored in found:
                 dead_letters = self._find(policy["deadLetterTargetArn"]) if policy else None
-                if dead_letters is not None and stored.receive_count >= int(policy["maxReceiveCount"]):
+                if dead_letters is not None and stored.receive_count >= int(
+                    policy.get("maxReceiveCount", MAX_RECEIVES)
+                ):
                     self._remove(stored)
                     dead_letters.adopt(stored)
                     self._redriven(self.name, stored)

@@ -13,7 +13,7 @@ from smartpipe.errors import ConfigError, TransportError
 from smartpipe.memory.filters import matches
 from smartpipe.memory.queue import MemoryQueue, Weather
 from smartpipe.message import Failure, Message
-from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX, Topology
+from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
 from smartpipe.topology.naming import Naming, name_in
 from smartpipe.transport import BATCH_LIMIT
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from smartpipe.memory.store import Stored
     from smartpipe.message import OutgoingMessage
-    from smartpipe.topology.model import Attributes
+    from smartpipe.topology.resources import Attributes, Topology
 
 NAMING = Naming("aws", "local", "000000000000")
 """Of what is in memory; it has no prefix."""
@@ -86,6 +86,7 @@ class MemoryTransport:
         Raises:
             TransportError: There is none.
         """
+        name = name_in(name)  # it may be declared by its ARN
         if name not in self._queues:
             raise TransportError("QueueDoesNotExist", f"queue {name!r} does not exist in memory", retryable=False)
         return self._queues[name]
@@ -93,6 +94,7 @@ class MemoryTransport:
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Copy each message to every queue whose subscription's filter it passes."""
         await asyncio.sleep(0)
+        topic = name_in(topic)  # it may be declared by its ARN
         attributes = self._topics.get(topic)
         if attributes is None:
             raise TransportError("NotFound", f"topic {topic!r} does not exist in memory", retryable=False)

@@ -14,7 +14,7 @@ from smartpipe.events import event_class
 from smartpipe.memory.transport import MemoryTransport
 from smartpipe.settlement import Ack, DeadLetter
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
-from smartpipe.topology.model import Topology
+from smartpipe.topology.resources import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -45,8 +45,8 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
         TopologyError: Something the service needs does not exist: ``provision`` it.
         AssertionError: The drain had to cancel a handler, or could not delete a message.
     """
-    from smartpipe.aws.provision import verify
     from smartpipe.aws.transport import AwsTransport
+    from smartpipe.aws.verify import verify
 
     transport = AwsTransport.from_environment()
 

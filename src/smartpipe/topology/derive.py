@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
+from smartpipe.topology.filters import TYPE_ATTRIBUTE, policy_problems
 from smartpipe.topology.model import (
     DEFAULT_TOPIC_LIMIT_BYTES,
     MAX_QUEUE_NAME_LENGTH,
+    MAX_RECEIVES,
     MAX_TOPIC_NAME_LENGTH,
-    TYPE_ATTRIBUTE,
-    Attributes,
+    QUEUE_LIMIT_BYTES,
     Topic,
-    Topology,
     name_problems,
 )
+from smartpipe.topology.naming import name_in
+from smartpipe.topology.policy import POLICY_LIMIT_BYTES, VERSION, fitting, statement, statements
+from smartpipe.topology.resources import TAGS, Attributes, Topology
+from smartpipe.topology.tags import own_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from smartpipe.events import Contract
     from smartpipe.topology.model import Queue
     from smartpipe.topology.naming import Naming
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
-POLICY_SID = "SmartpipeAllowSns"
+AWS_SQS_KEY = "alias/aws/sqs"
 
 
 class Binding(NamedTuple):
@@ -52,101 +57,203 @@ class Declares(Protocol):
     def bindings(self) -> tuple[Binding, ...]:
         """Its queues, with what each wants."""
 
+    @property
+    def published(self) -> tuple[Contract, ...]:
+        """What it says that it publishes."""
+
 
 def derive(services: Iterable[Declares], naming: Naming) -> Topology:
     """Return every topic, queue, dead-letter queue and subscription that *services* need.
 
     Raises:
-        ConfigError: Names that AWS would refuse, two services that claim one queue, a queue whose
-            ``max_receive_count`` ends before its retry policies do.
+        ConfigError: Names, filters or policies that AWS would refuse, two services that claim one queue, a
+            queue whose ``max_receive_count`` ends before its retry policies do.
     """
-    topology = Topology({}, {}, {})
+    topics: dict[str, Attributes] = {}
+    parts: list[Topology] = []
     problems: list[str] = []
     owners: dict[str, str] = {}
-    topics: dict[str, Topic] = {}
+    declared: dict[str, Topic] = {}
     for service in services:
+        wanted = [contract.topic for binding in service.bindings for contract in binding.contracts]
+        for topic in dict.fromkeys([*wanted, *(contract.topic for contract in service.published)]):
+            if declared.setdefault(topic.name, topic) != topic:
+                problems.append(f"topic {topic.name!r} is declared twice with different settings")
+            problems += [] if topic.given else _topic_problems(topic, naming)
+            topics[naming.topic_arn(topic.name)] = _topic_attributes(topic, naming)
         for binding in service.bindings:
-            for name in (binding.queue.name, binding.queue.dead_letter_name):
-                claim = f"{service.name} (queue {binding.queue.name!r})"
-                if owners.setdefault(name, claim) != claim:
-                    problems.append(f"queue {name!r} is claimed by two services: {owners[name]} and {claim}")
-            problems += [
-                f"topic {topic.name!r} is declared twice with different settings"
-                for topic in (contract.topic for contract in binding.contracts)
-                if topics.setdefault(topic.name, topic) != topic
-            ]
-            problems += _binding_problems(binding, naming)
-            _add(topology, binding, naming)
+            problems += _claims(service, binding, owners) + _binding_problems(binding, naming)
+            part = _existing(binding, naming) if binding.queue.existing else _queue(service.name, binding, naming)
+            problems += _size_problems(binding.queue, part)
+            parts.append(part)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return topology
+    given = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
+    return Topology(
+        topics,
+        {arn: attributes for part in parts for arn, attributes in part.queues.items()},
+        {arns: attributes for part in parts for arns, attributes in part.subscriptions.items()},
+        frozenset(given.union(*(part.given for part in parts))),
+    )
 
 
 def redrive_count(binding: Binding) -> int:
     """Return the queue's maxReceiveCount: well above the attempts, for deliveries that were no failures."""
     deliveries_per_attempt = 12 if binding.queue.fifo else 3
     least = 100 if binding.breaks else 10
-    return binding.queue.max_receive_count or min(1_000, max(least, deliveries_per_attempt * binding.attempts))
+    return binding.queue.max_receive_count or min(MAX_RECEIVES, max(least, deliveries_per_attempt * binding.attempts))
 
 
-def statement(queue_arn: str, topic_arns: Iterable[str], account_id: str) -> dict[str, Any]:
-    """Return the queue policy statement that lets these topics of this account, and no others, send here.
-
-    Source: AWS, "Subscribing an Amazon SQS queue to an Amazon SNS topic", step 2; one statement
-    with a list, because a policy has at most 20 statements.
-    """
-    return {
-        "Sid": POLICY_SID,
-        "Effect": "Allow",
-        "Principal": {"Service": "sns.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": queue_arn,
-        "Condition": {
-            "ArnEquals": {"aws:SourceArn": sorted(topic_arns)},
-            "StringEquals": {"aws:SourceAccount": account_id},
-        },
-    }
-
-
-def _add(topology: Topology, binding: Binding, naming: Naming) -> None:
+def _queue(service: str, binding: Binding, naming: Naming) -> Topology:
     queue = binding.queue
     queue_arn, dead_letter_arn = naming.queue_arn(queue.name), naming.queue_arn(queue.dead_letter_name)
-    types: dict[str, set[str]] = {}
-    for contract in binding.contracts:
-        topic_arn = naming.topic_arn(contract.topic.name)
-        topology.topics[topic_arn] = _topic_attributes(contract.topic)
-        types.setdefault(topic_arn, set()).add(contract.type)
-    fifo = {"FifoQueue": "true"} if queue.fifo else {}
-    topology.queues[dead_letter_arn] = {**fifo, "MessageRetentionPeriod": str(DEAD_LETTER_RETENTION_SECONDS)}
-    topology.queues[queue_arn] = {
-        **fifo,
+    by_topic = {} if queue.direct else _by_topic(binding.contracts)
+    types = {naming.topic_arn(topic.name): names for topic, names in by_topic.items()}
+    common = {**({"FifoQueue": "true"} if queue.fifo else {}), **_encryption(queue)}
+    tags = {**queue.tags, **own_tags(naming, service)}
+    undeliverable = [naming.topic_arn(topic.name) for topic in by_topic if _takes_undeliverable(topic, queue)]
+    dead_letter = {
+        **common,
+        "MessageRetentionPeriod": str(DEAD_LETTER_RETENTION_SECONDS),
+        "RedriveAllowPolicy": {"redrivePermission": "byQueue", "sourceQueueArns": [queue_arn]},
+        "Policy": _policy(dead_letter_arn, undeliverable),
+        TAGS: tags,
+    }
+    attributes = {
+        **common,
+        **_throughput(queue),
+        **_size(by_topic),
         "VisibilityTimeout": str(queue.visibility_timeout_seconds),
         "MessageRetentionPeriod": str(queue.retention_seconds),
         "DelaySeconds": str(queue.delay_seconds),
         "RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": redrive_count(binding)},
-        "Policy": {"Version": "2012-10-17", "Statement": [statement(queue_arn, types, naming.account_id)]},
+        "Policy": _policy(queue_arn, types),
+        TAGS: tags,
     }
-    for topic_arn, names in types.items():
-        topology.subscriptions[topic_arn, queue_arn] = {
-            "RawMessageDelivery": "true",
-            "FilterPolicy": {TYPE_ATTRIBUTE: sorted(names)},
-        }
+    subscriptions = {
+        (topic_arn, queue_arn): _subscription(queue, names, dead_letter_arn if topic_arn in undeliverable else None)
+        for topic_arn, names in types.items()
+    }
+    return Topology({}, {dead_letter_arn: dead_letter, queue_arn: attributes}, subscriptions)
 
 
-def _topic_attributes(topic: Topic) -> Attributes:
-    # GetTopicAttributes leaves the limit out unless it was set, so the default is not asked for.
-    limit = {} if topic.limit_bytes == DEFAULT_TOPIC_LIMIT_BYTES else {"MaximumMessageSize": str(topic.limit_bytes)}
-    return {"FifoTopic": "true", **limit} if topic.fifo else limit
+def _existing(binding: Binding, naming: Naming) -> Topology:
+    """Return what is expected of a queue that somebody else owns."""
+    queue = binding.queue
+    queue_arn, dead_letter_arn = naming.queue_arn(queue.name), naming.queue_arn(queue.dead_letter_name)
+    fifo = {"FifoQueue": "true"} if queue.fifo else {}
+    expected = {**fifo, "RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn}}
+    topics = () if queue.direct else _by_topic(binding.contracts)
+    subscriptions: dict[tuple[str, str], Attributes] = {
+        (naming.topic_arn(topic.name), queue_arn): {} for topic in topics
+    }
+    queues: dict[str, Attributes] = {dead_letter_arn: dict(fifo), queue_arn: expected}
+    return Topology({}, queues, subscriptions, frozenset({queue_arn, dead_letter_arn}))
+
+
+def _by_topic(contracts: Sequence[Contract]) -> dict[Topic, set[str]]:
+    types: dict[Topic, set[str]] = {}
+    for contract in contracts:
+        types.setdefault(contract.topic, set()).add(contract.type)
+    return types
+
+
+def _takes_undeliverable(topic: Topic, queue: Queue) -> bool:
+    """Its dead-letter queue has to be of the topic's kind, account and region: SNS, "Dead-letter queues"."""
+    return topic.fifo == queue.fifo and not topic.given
+
+
+def _subscription(queue: Queue, types: set[str], dead_letter_arn: str | None) -> Attributes:
+    policy = queue.filter_policy
+    scope = policy.scope if policy else "MessageAttributes"
+    redrive = {} if dead_letter_arn is None else {"RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn}}
+    return {
+        "RawMessageDelivery": "true",
+        "FilterPolicyScope": scope,  # before the policy: SNS refuses a nested one for attributes
+        "FilterPolicy": policy.policy(types) if policy else {TYPE_ATTRIBUTE: sorted(types)},
+        **redrive,
+    }
+
+
+def _policy(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return our part of the queue's policy."""
+    topics = list(topic_arns)
+    text = fitting(None, statement(queue_arn, topics) if topics else None)
+    return {"Version": VERSION, "Statement": statements(text)}
+
+
+def _encryption(queue: Queue) -> Attributes:
+    if queue.kms_key is None:
+        return {"SqsManagedSseEnabled": "true", "KmsMasterKeyId": ""}
+    return {"KmsMasterKeyId": queue.kms_key}
+
+
+def _throughput(queue: Queue) -> Attributes:
+    if not queue.fifo:
+        return {}
+    by_group = queue.high_throughput
+    return {
+        "DeduplicationScope": "messageGroup" if by_group else "queue",
+        "FifoThroughputLimit": "perMessageGroupId" if by_group else "perQueue",
+    }
+
+
+def _size(topics: Iterable[Topic]) -> Attributes:
+    """An old queue may have been made with 256 KiB, and SNS drops what is longer than its queue takes."""
+    if all(topic.limit_bytes <= DEFAULT_TOPIC_LIMIT_BYTES for topic in topics):
+        return {}
+    return {"MaximumMessageSize": str(QUEUE_LIMIT_BYTES)}
+
+
+def _topic_attributes(topic: Topic, naming: Naming) -> Attributes:
+    if topic.given:
+        return {}
+    fifo = {"FifoTopic": "true", "FifoThroughputScope": "MessageGroup" if topic.high_throughput else "Topic"}
+    return {
+        **(fifo if topic.fifo else {}),
+        "MaximumMessageSize": str(topic.limit_bytes),
+        "KmsMasterKeyId": topic.kms_key or "",
+        TAGS: {**topic.tags, **own_tags(naming)},
+    }
+
+
+def _claims(service: Declares, binding: Binding, owners: dict[str, str]) -> list[str]:
+    claim = f"{service.name} (queue {binding.queue.name!r})"
+    return [
+        f"queue {name!r} is claimed by two services: {owners[name]} and {claim}"
+        for name in (binding.queue.name, binding.queue.dead_letter_name)
+        if owners.setdefault(name, claim) != claim
+    ]
+
+
+def _topic_problems(topic: Topic, naming: Naming) -> list[str]:
+    return name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
 
 
 def _binding_problems(binding: Binding, naming: Naming) -> list[str]:
     queue = binding.queue
-    problems = name_problems("queue", naming.physical(queue.dead_letter_name), MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
-    for topic in dict.fromkeys(contract.topic for contract in binding.contracts):
-        problems += name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
-    if redrive_count(binding) < binding.attempts:
+    name = naming.physical(queue.dead_letter_name)
+    problems = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
+    if not queue.existing and redrive_count(binding) < binding.attempts:
         problems.append(
             f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would dead-letter messages without a "
             f"reason before a retry policy's {binding.attempts} attempts are over; raise it well above them"
         )
+    if (queue.kms_key or "").endswith(AWS_SQS_KEY) and not queue.direct:
+        problems.append(
+            f"queue {queue.name!r}: SNS cannot deliver to a queue under {AWS_SQS_KEY}, whose policy nobody can change; "
+            "leave kms_key out (SSE-SQS encrypts too), or use a key of your own"
+        )
+    return problems
+
+
+def _size_problems(queue: Queue, part: Topology) -> list[str]:
+    problems = []
+    for (topic_arn, _), attributes in part.subscriptions.items():
+        found = policy_problems(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []
+        problems += [f"queue {queue.name!r}, filter policy for {name_in(topic_arn)}: {one}" for one in found]
+    for arn, attributes in part.queues.items():
+        size = len(json.dumps(attributes.get("Policy")).encode())
+        if size > POLICY_LIMIT_BYTES:
+            problems.append(f"queue {name_in(arn)!r}: its policy would have {size:,} bytes; SQS takes 8,192")
     return problems

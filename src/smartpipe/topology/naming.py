@@ -1,37 +1,68 @@
-"""Physical names and ARNs. Pure: an environment's four words make every address."""
+"""Physical names and ARNs. Pure: an environment's five words make every address and every tag."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+DEFAULT_APPLICATION = "smartpipe"
+
 
 class Naming(NamedTuple):
-    """The words that an environment's names are made of.
+    """The words that an environment's names and tags are made of.
+
+    A name that is an ARN already stays what it is: it is somebody else's.
 
     Args:
         partition: ``aws``, ``aws-cn`` or ``aws-us-gov``.
         account_id: Twelve digits.
         prefix: Goes before every name, as in ``staging-``.
+        application: Whose the resources are; a tag says so.
     """
 
     partition: str
     region: str
     account_id: str
     prefix: str = ""
+    application: str = DEFAULT_APPLICATION
 
     def physical(self, name: str) -> str:
         """Return the name that AWS knows."""
-        return self.prefix + name
+        return physical(self.prefix, name)
 
     def topic_arn(self, name: str) -> str:
         """Return the ARN of the topic declared as *name*."""
-        return f"arn:{self.partition}:sns:{self.region}:{self.account_id}:{self.physical(name)}"
+        return self._arn("sns", name)
 
     def queue_arn(self, name: str) -> str:
         """Return the ARN of the queue declared as *name*."""
-        return f"arn:{self.partition}:sqs:{self.region}:{self.account_id}:{self.physical(name)}"
+        return self._arn("sqs", name)
+
+    def _arn(self, service: str, name: str) -> str:
+        if is_arn(name):
+            return name
+        return f"arn:{self.partition}:{service}:{self.region}:{self.account_id}:{self.physical(name)}"
+
+
+def physical(prefix: str, name: str) -> str:
+    """Return the name that AWS knows of what is declared as *name*, which may be an ARN."""
+    return name_in(name) if is_arn(name) else prefix + name
+
+
+def is_arn(name: str) -> bool:
+    """Return whether *name* is a whole ARN; names of topics and queues have no colon."""
+    return name.startswith("arn:")
 
 
 def name_in(arn: str) -> str:
     """Return the physical name at the end of *arn*."""
     return arn.rpartition(":")[2]
+
+
+def region_in(arn: str) -> str:
+    """Return the region that *arn* names."""
+    return arn.split(":")[3]
+
+
+def account_in(arn: str) -> str:
+    """Return the account that *arn* names."""
+    return arn.split(":")[4]

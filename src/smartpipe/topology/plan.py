@@ -3,82 +3,161 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from smartpipe.topology.derive import POLICY_SID
-from smartpipe.topology.naming import name_in
+from smartpipe.topology.changes import Change, Kind
+from smartpipe.topology.policy import fitting, merged, our_statement, source_topics, statement
+from smartpipe.topology.resources import (
+    QUEUE_DEFAULTS,
+    SAID_ONCE,
+    SUBSCRIPTION_DEFAULTS,
+    TAGS,
+    TOPIC_DEFAULTS,
+    Attributes,
+)
+from smartpipe.topology.tags import APPLICATION, SERVICE
 
 if TYPE_CHECKING:
-    from smartpipe.topology.model import Attributes, Topology
+    from collections.abc import Iterator
 
-Kind: TypeAlias = Literal["queue", "topic", "subscription"]
-
-
-class Change(NamedTuple):
-    """One resource to create, or to bring some attributes of into line.
-
-    Args:
-        arns: The resource's ARN; for a subscription its topic's and its queue's.
-        attributes: What to set: all wanted attributes of a new resource, or the differing ones.
-        before: The present values of those attributes; empty for a new resource.
-    """
-
-    action: Literal["create", "update"]
-    kind: Kind
-    arns: tuple[str, ...]
-    attributes: Attributes
-    before: Attributes
-
-    def __str__(self) -> str:
-        """Name the change in one line, old values before new ones."""
-        name = " → ".join(map(name_in, self.arns))
-        if self.action == "create":
-            return f"create {self.kind} {name}"
-        details = ", ".join(
-            f"{key}: {_text(self.before.get(key))} → {_text(new)}" for key, new in self.attributes.items()
-        )
-        return f"update {self.kind} {name} ({details})"
+    from smartpipe.topology.resources import Topology
 
 
 def plan(desired: Topology, actual: Topology) -> list[Change]:
-    """Return the changes in an order that opens no hole: queues and their policies before subscriptions.
+    """Return what becomes of each resource, in an order that opens no hole in delivery.
 
-    Only what *desired* names is looked at; other attributes, and policy statements that smartpipe
-    did not write, stay as they are.
+    Queues and their policies come before subscriptions; a subscription that nobody wants any more goes
+    after new ones are there, and only then does its queue's policy shut its topic out. Only what
+    *desired* names is looked at; other attributes, tags, and policy statements that smartpipe did not
+    write, stay as they are.
     """
-    queues = {arn: _with_foreign_statements(wanted, actual.queues.get(arn)) for arn, wanted in desired.queues.items()}
-    changes = [_change("queue", (arn,), wanted, actual.queues.get(arn)) for arn, wanted in queues.items()]
-    changes += [_change("topic", (arn,), wanted, actual.topics.get(arn)) for arn, wanted in desired.topics.items()]
+    stale = list(_stale(desired, actual))
+    changes: list[Change] = []
+    narrowed: list[Change] = []
+    for arn, wanted in desired.queues.items():
+        leaving = [topic for topic, queue in stale if queue == arn]
+        present = actual.queues.get(arn)
+        change = _queue_change(arn, wanted, present, desired, leaving)
+        changes.append(change)
+        if leaving:
+            before = {**(present or {}), **change.attributes}
+            narrowed.append(_queue_change(arn, wanted, before, desired, []))
+    changes += [_topic_change(arn, wanted, actual.topics.get(arn), desired) for arn, wanted in desired.topics.items()]
     changes += [
-        _change("subscription", arns, wanted, actual.subscriptions.get(arns))
+        _subscription_change(arns, wanted, actual.subscriptions.get(arns), desired)
         for arns, wanted in desired.subscriptions.items()
     ]
-    return [change for change in changes if change is not None]
+    changes += [
+        Change("delete", "subscription", arns, {}, {}, "no handler wants its events any more") for arns in stale
+    ]
+    return [*changes, *narrowed, *_others(desired, actual, set(stale))]
 
 
-def _change(kind: Kind, arns: tuple[str, ...], wanted: Attributes, present: Attributes | None) -> Change | None:
+def _stale(desired: Topology, actual: Topology) -> Iterator[tuple[str, str]]:
+    """Yield the subscriptions that smartpipe made and nobody wants: our statement in the queue names their topic."""
+    for topic, endpoint in actual.subscriptions:
+        if (topic, endpoint) in desired.subscriptions or endpoint not in desired.queues or endpoint in desired.given:
+            continue
+        ours = our_statement((actual.queues.get(endpoint) or {}).get("Policy"))
+        if ours and any(_like(topic, pattern) for pattern in source_topics(ours)):
+            yield topic, endpoint
+
+
+def _like(arn: str, pattern: str) -> bool:
+    return arn.startswith(pattern.removesuffix("*")) if pattern.endswith("*") else arn == pattern
+
+
+def _queue_change(
+    arn: str, wanted: Attributes, present: Attributes | None, desired: Topology, leaving: list[str]
+) -> Change:
+    if arn in desired.given:
+        return Change("foreign", "queue", (arn,), {}, {}, "existing=True: looked at, never changed")
+    if "Policy" in wanted:
+        wanted = {**wanted, "Policy": _policy(wanted["Policy"], (present or {}).get("Policy"), arn, leaving)}
+        if not wanted["Policy"] and not (present or {}).get("Policy"):
+            del wanted["Policy"]
+    return _change("queue", (arn,), wanted, present, QUEUE_DEFAULTS)
+
+
+def _policy(wanted: Attributes, text: str | None, arn: str, leaving: list[str]) -> str:
+    """Return the policy's text with our statement in it, which lets those in too that are about to leave."""
+    ours = next(iter(wanted["Statement"]), None)
+    if not leaving:
+        return fitting(text, ours)
+    staying = source_topics(ours) if ours else []
+    if any(pattern.endswith("*") for pattern in staying):
+        return merged(text, ours)  # a pattern was let in; it does no harm that it lets fewer in a moment earlier
+    return fitting(text, statement(arn, {*staying, *leaving}))
+
+
+def _topic_change(arn: str, wanted: Attributes, present: Attributes | None, desired: Topology) -> Change:
+    if arn in desired.given:
+        return Change("foreign", "topic", (arn,), {}, {}, "declared by its ARN: looked at, never changed")
+    owner = owner_of(present)
+    if owner not in (None, owner_of(wanted)):
+        return Change("foreign", "topic", (arn,), {}, {}, f"application {owner} manages it")
+    return _change("topic", (arn,), wanted, present, TOPIC_DEFAULTS)
+
+
+def _subscription_change(
+    arns: tuple[str, str], wanted: Attributes, present: Attributes | None, desired: Topology
+) -> Change:
+    if arns[1] in desired.given:
+        reason = "the queue is its owner's" if present is not None else "missing: the queue's owner has to subscribe it"
+        return Change("foreign", "subscription", arns, {}, {}, reason)
+    return _change("subscription", arns, wanted, present, SUBSCRIPTION_DEFAULTS)
+
+
+def owner_of(present: Attributes | None) -> str | None:
+    """Return the application whose tags a resource carries."""
+    found: str | None = (present or {}).get(TAGS, {}).get(APPLICATION)
+    return found
+
+
+def _change(
+    kind: Kind, arns: tuple[str, ...], wanted: Attributes, present: Attributes | None, defaults: dict[str, str]
+) -> Change:
     if present is None:
         return Change("create", kind, arns, wanted, {})
-    differing = {key: value for key, value in wanted.items() if present.get(key) != value}
-    if not differing:
-        return None
-    return Change("update", kind, arns, differing, {key: present.get(key) for key in differing})
+    after: Attributes = {}
+    before: Attributes = {}
+    for name, value in wanted.items():
+        found = present.get(name, defaults.get(name))
+        if name == TAGS:
+            tags = found or {}
+            differing = {key: text for key, text in value.items() if tags.get(key) != text}
+            if differing:
+                after[name], before[name] = differing, {key: tags.get(key) for key in differing}
+        elif found is None and name in SAID_ONCE and owner_of(present) is not None:
+            continue
+        elif not _same(found, value):
+            after[name], before[name] = value, found
+    if not after:
+        return Change("unchanged", kind, arns, {}, {})
+    return Change("update", kind, arns, after, before)
 
 
-def _with_foreign_statements(wanted: Attributes, present: Attributes | None) -> Attributes:
-    policy = (present or {}).get("Policy")
-    if "Policy" not in wanted or not isinstance(policy, dict):
-        return wanted
-    statements: Any = policy.get("Statement", [])
-    if isinstance(statements, dict):  # IAM lets a single statement stand without its list
-        statements = [statements]
-    ours = wanted["Policy"]["Statement"]
-    if not any(s.get("Sid") == POLICY_SID for s in statements):
-        merged = [*statements, *ours]
-    else:  # in place, so that an unchanged policy compares equal
-        merged = [s if s.get("Sid") != POLICY_SID else ours[0] for s in statements]
-    return {**wanted, "Policy": {**policy, "Statement": merged}}
+def _same(found: Any, wanted: Any) -> bool:
+    """Compare by value; AWS keeps lists of a filter policy in any order that it was given."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(_same(found[key], wanted[key]) for key in wanted)
+    if isinstance(found, list) and isinstance(wanted, list):
+        return sorted(map(json.dumps, found)) == sorted(map(json.dumps, wanted))
+    return bool(found == wanted)
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _others(desired: Topology, actual: Topology, stale: set[tuple[str, str]]) -> Iterator[Change]:
+    """Yield what is there and nobody asked for."""
+    for kind, found, wanted in (
+        ("queue", actual.queues, desired.queues),
+        ("topic", actual.topics, desired.topics),
+    ):
+        for arn, attributes in found.items():
+            if arn not in wanted:
+                service = attributes.get(TAGS, {}).get(SERVICE)
+                reason = "no TARGET declares it" + (f"; it was service {service}'s" if service else "")
+                yield Change("orphaned", kind, (arn,), {}, {}, reason)  # type: ignore[arg-type]
+    for arns in actual.subscriptions:
+        topic, _ = arns
+        if arns not in desired.subscriptions and arns not in stale and topic in desired.topics:
+            yield Change("foreign", "subscription", arns, {}, {}, "not of these TARGETs")

@@ -1,0 +1,248 @@
+"""Reads the topology that is there: no more calls than it takes, so many at once and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from smartpipe.aws.faults import MISSING, classify
+from smartpipe.errors import TransportError
+from smartpipe.topology.naming import account_in, is_arn, name_in, region_in
+from smartpipe.topology.policy import our_statement, source_topics
+from smartpipe.topology.resources import TAGS, Attributes, Topology
+from smartpipe.topology.rights import Denial, request
+from smartpipe.topology.tags import APPLICATION, PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from smartpipe.aws.transport import AwsTransport
+
+T = TypeVar("T")
+
+MAX_CALLS = 8
+"""Calls at once; ListSubscriptionsByTopic is throttled at 30 a second and account."""
+
+RETRY_SECONDS = 10.0
+_JSON_ATTRIBUTES = frozenset({"FilterPolicy", "RedriveAllowPolicy", "RedrivePolicy"})
+
+
+class Inspector:
+    """Asks SNS and SQS what there is of one topology.
+
+    ``notes`` tells, after a reading, what could not be looked at.
+    """
+
+    def __init__(self, transport: AwsTransport) -> None:
+        self._transport = transport
+        self._room = asyncio.Semaphore(MAX_CALLS)
+        self._denials: list[Denial] = []
+        self.notes: list[str] = []
+
+    async def read(self, desired: Topology, *, tags: bool = True) -> Topology:
+        """Return what is there of *desired*, who else subscribes to its topics and, with *tags*, whose all that is.
+
+        With *tags*, also what carries the application's tags and stands in *desired* nowhere.
+
+        Raises:
+            TransportError: AWS could not be asked; ``AccessDenied`` names every right that is missing.
+        """
+        self._denials, self.notes = [], []
+        orphans = await self._orphans(desired) if tags else []
+        topics, queues = await asyncio.gather(
+            self._each([*desired.topics, *_of("sns", orphans)], partial(self._topic, tags=tags, given=desired.given)),
+            self._each([*desired.queues, *_of("sqs", orphans)], partial(self._queue, tags=tags)),
+        )
+        subscriptions = await self._subscriptions(desired, topics, queues)
+        self._refuse_if_denied()
+        return Topology(topics, queues, subscriptions)
+
+    async def subscription(self, arns: tuple[str, str]) -> tuple[str, Attributes] | None:
+        """Return the ARN and the attributes of one subscription."""
+        found = (await self._listed(arns[0]) or {}).get(arns[1])
+        attributes = await self._subscription(arns[0], found) if found else None
+        self._refuse_if_denied()
+        return (found, attributes) if found and attributes is not None else None
+
+    def _refuse_if_denied(self) -> None:
+        if self._denials:
+            raise TransportError("AccessDenied", "\n".join(request(self._denials)), retryable=False)
+
+    async def _each(self, arns: Iterable[str], read: Callable[[str], Awaitable[T | None]]) -> dict[str, T]:
+        async def one(arn: str) -> tuple[str, T | None]:
+            return arn, await read(arn)
+
+        found = await asyncio.gather(*map(one, dict.fromkeys(arns)))
+        return {arn: value for arn, value in found if value is not None}
+
+    async def _topic(self, arn: str, *, tags: bool, given: frozenset[str]) -> Attributes | None:
+        sns = await self._transport.client("sns", region=region_in(arn))
+        answer = await self._call(partial(sns.get_topic_attributes, TopicArn=arn), "sns:GetTopicAttributes", arn, given)
+        if answer is None:
+            return {} if arn in given and self._denied_of(arn) else None
+        attributes: Attributes = dict(answer["Attributes"])
+        if tags and arn not in given:
+            attributes[TAGS] = await self.topic_tags(arn)
+        return attributes
+
+    async def topic_tags(self, arn: str) -> dict[str, str]:
+        """Return the tags of a topic that is there."""
+        sns = await self._transport.client("sns", region=region_in(arn))
+        read = partial(sns.list_tags_for_resource, ResourceArn=arn)
+        listed = await self._call(read, "sns:ListTagsForResource", arn)
+        return {one["Key"]: one["Value"] for one in (listed or {}).get("Tags", [])}
+
+    def _denied_of(self, arn: str) -> bool:
+        """Forget that another account does not show its topic: publishing and subscribing have rights of their own."""
+        mine = [denial for denial in self._denials if denial.resource == arn]
+        self._denials = [denial for denial in self._denials if denial.resource != arn]
+        if mine:
+            self.notes.append(f"topic {arn}: its owner does not let it be looked at ({mine[0].action})")
+        return bool(mine)
+
+    async def _queue(self, arn: str, *, tags: bool) -> Attributes | None:
+        sqs = await self._transport.client("sqs")
+        find = partial(self._transport.addresses.queue_url, arn)
+        url = await self._call(find, "sqs:GetQueueUrl", arn)
+        if url is None:
+            return None
+        read = partial(sqs.get_queue_attributes, QueueUrl=url, AttributeNames=["All"])
+        answer = await self._call(read, "sqs:GetQueueAttributes", arn)
+        if answer is None:
+            return None
+        attributes = parsed(answer["Attributes"])
+        if tags:
+            listed = await self._call(partial(sqs.list_queue_tags, QueueUrl=url), "sqs:ListQueueTags", arn)
+            attributes[TAGS] = dict((listed or {}).get("Tags", {}))
+        return attributes
+
+    async def _subscriptions(
+        self, desired: Topology, topics: Mapping[str, Attributes], queues: Mapping[str, Attributes]
+    ) -> dict[tuple[str, str], Attributes]:
+        """Return the subscriptions of all these topics, and of topics that our queues let in since long ago."""
+        remembered = [
+            topic
+            for arn in desired.queues
+            for topic in source_topics(our_statement(queues.get(arn, {}).get("Policy")) or {})
+            if is_arn(topic) and not topic.endswith("*")
+        ]
+        subscribed = [topic for topic, _ in desired.subscriptions if topic in topics]
+        listed = await self._each([*subscribed, *topics, *remembered], self._listed)
+        found: dict[tuple[str, str], Attributes] = {}
+
+        async def one(topic: str, endpoint: str, arn: str) -> None:
+            if (topic, endpoint) not in desired.subscriptions or endpoint in desired.given:
+                found[topic, endpoint] = {"SubscriptionArn": arn}
+            elif (attributes := await self._subscription(topic, arn)) is not None:
+                found[topic, endpoint] = attributes
+
+        await asyncio.gather(*(one(topic, *entry) for topic, by in listed.items() for entry in by.items()))
+        return found
+
+    async def _subscription(self, topic_arn: str, arn: str) -> Attributes | None:
+        sns = await self._transport.client("sns", region=region_in(topic_arn))
+        read = partial(sns.get_subscription_attributes, SubscriptionArn=arn)
+        answer = await self._call(read, "sns:GetSubscriptionAttributes", "*")
+        return None if answer is None else parsed(answer["Attributes"])
+
+    async def _listed(self, topic_arn: str) -> dict[str, str] | None:
+        """Return the ARNs of the topic's confirmed subscriptions by endpoint; ours alone, of another account's."""
+        sns = await self._transport.client("sns", region=region_in(topic_arn))
+        ours = account_in(topic_arn) == (await self._transport.addresses.naming()).account_id
+        arns: dict[str, str] = {}
+        token: dict[str, Any] = {}
+        while True:
+            if ours:
+                call = partial(sns.list_subscriptions_by_topic, TopicArn=topic_arn, **token)
+                page = await self._call(call, "sns:ListSubscriptionsByTopic", topic_arn)
+            else:
+                page = await self._call(partial(sns.list_subscriptions, **token), "sns:ListSubscriptions", "*")
+            for entry in (page or {}).get("Subscriptions", []):
+                if entry["TopicArn"] == topic_arn and entry["SubscriptionArn"].startswith("arn:"):
+                    arns[entry["Endpoint"]] = entry["SubscriptionArn"]
+            if not (page or {}).get("NextToken"):
+                return arns
+            token = {"NextToken": page["NextToken"]}
+
+    async def _orphans(self, desired: Topology) -> list[str]:
+        """Return the ARNs that carry the application's tags and stand in *desired* nowhere.
+
+        Asked of the Resource Groups Tagging API, which knows in a call or two what would take SQS and SNS
+        one call for each queue and topic of the account. Where it cannot be asked, that is a note, not a fault.
+        """
+        naming = await self._transport.addresses.naming()
+        client = await self._transport.client("resourcegroupstaggingapi")
+        wanted = {APPLICATION: naming.application, PREFIX: naming.prefix}
+        filters = [{"Key": key, "Values": [value]} for key, value in wanted.items()]
+        found: list[str] = []
+        token: dict[str, str] = {}
+        while True:
+            call = partial(client.get_resources, TagFilters=filters, ResourceTypeFilters=["sqs", "sns"], **token)
+            try:
+                async with self._room:
+                    page = await retrying(call, "tag:GetResources", "*")
+            except TransportError as error:
+                if error.retryable:
+                    raise
+                self.notes.append(
+                    f"whether something is left that no TARGET declares was not looked for: {error.detail}"
+                )
+                return []
+            found += [one["ResourceARN"] for one in page.get("ResourceTagMappingList", [])]
+            if not page.get("PaginationToken"):
+                return [arn for arn in found if arn not in desired.queues and arn not in desired.topics]
+            token = {"PaginationToken": page["PaginationToken"]}
+
+    async def _call(
+        self, call: Callable[[], Awaitable[Any]], action: str, resource: str, given: Iterable[str] = ()
+    ) -> Any:
+        """Return the answer, or None when the resource does not exist or may not be looked at, which is remembered."""
+        try:
+            async with self._room:
+                return await retrying(call, action, name_in(resource))
+        except TransportError as error:
+            if error.code == "AccessDenied":
+                self._denials.append(Denial(action, resource))
+                return None
+            if error.code in MISSING or (resource in given and error.code == "InvalidParameter"):
+                return None
+            raise
+
+
+def _of(service: str, arns: Iterable[str]) -> list[str]:
+    return [arn for arn in arns if arn.split(":")[2] == service]
+
+
+async def retrying(call: Callable[[], Awaitable[Any]], action: str, target: str) -> Any:
+    """Call, and while AWS throttles or fails call again, for ten seconds.
+
+    Raises:
+        TransportError: What the last try ended with.
+    """
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(RETRY_SECONDS),
+        reraise=True,
+    ):
+        with attempt:
+            try:
+                return await call()
+            except Exception as error:
+                raise classify(error, action=action, target=target) from error
+    return None
+
+
+def parsed(attributes: Mapping[str, Any]) -> Attributes:
+    """Return AWS's attributes with their JSON as values; a policy stays text, to be kept to the byte."""
+    found = {
+        name: json.loads(value) if name in _JSON_ATTRIBUTES and value else value for name, value in attributes.items()
+    }
+    count = (found.get("RedrivePolicy") or {}).get("maxReceiveCount")
+    if count is not None:  # the console writes the number as text
+        found["RedrivePolicy"]["maxReceiveCount"] = int(count)
+    return found

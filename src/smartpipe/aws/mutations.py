@@ -1,0 +1,184 @@
+"""Single changes of queues, topics and subscriptions, each of which can be made again, and by two at once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.aws.faults import MISSING, classify
+from smartpipe.errors import TransportError
+from smartpipe.topology.naming import name_in, region_in
+from smartpipe.topology.resources import (
+    QUEUE_DEFAULTS,
+    SUBSCRIPTION_DEFAULTS,
+    TAGS,
+    TOPIC_DEFAULTS,
+    Attributes,
+    without_defaults,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from smartpipe.aws.inspect import Inspector
+    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.topology.changes import Change
+
+_FIXED = frozenset({"FifoQueue", "FifoTopic"})
+_NAME_TAKEN = frozenset({"QueueNameExists", "QueueAlreadyExists"})
+_REFUSED = frozenset({"InvalidParameter", "InvalidParameterValue"})
+
+
+class Mutations:
+    """Makes one change at a time.
+
+    What is there already, because another process was quicker or an earlier run was killed, is brought
+    into line instead; what is gone already is gone.
+    """
+
+    def __init__(self, transport: AwsTransport, inspector: Inspector) -> None:
+        self._transport = transport
+        self._inspector = inspector
+
+    async def make(self, change: Change) -> None:
+        """Make *change*.
+
+        Raises:
+            TransportError: AWS could not, or would not.
+        """
+        act: Callable[[Change], Awaitable[None]] = getattr(self, f"_{change.action}_{change.kind}")
+        try:
+            await act(change)
+        except TransportError as error:
+            if change.action != "delete" or error.code not in MISSING:
+                raise
+
+    async def _create_queue(self, change: Change) -> None:
+        sqs = await self._transport.client("sqs")
+        [arn] = change.arns
+        attributes = _texts(without_defaults(_said(change.attributes), QUEUE_DEFAULTS))
+        self._transport.addresses.forget_queue(arn)
+        call = sqs.create_queue(QueueName=name_in(arn), Attributes=attributes, tags=change.attributes[TAGS])
+        try:
+            await _called(call, change)
+        except TransportError as error:
+            if error.code not in _NAME_TAKEN:
+                raise
+            await self._update_queue(change)
+
+    async def _update_queue(self, change: Change) -> None:
+        sqs = await self._transport.client("sqs")
+        url = await self._transport.addresses.queue_url(change.arns[0])
+        attributes = _texts(_changeable(_said(change.attributes)))
+        if attributes:
+            await _called(sqs.set_queue_attributes(QueueUrl=url, Attributes=attributes), change)
+        if TAGS in change.attributes:
+            await _called(sqs.tag_queue(QueueUrl=url, Tags=change.attributes[TAGS]), change, "sqs:TagQueue")
+
+    async def _delete_queue(self, change: Change) -> None:
+        sqs = await self._transport.client("sqs")
+        url = await self._transport.addresses.queue_url(change.arns[0])
+        await _called(sqs.delete_queue(QueueUrl=url), change)
+        self._transport.addresses.forget_queue(change.arns[0])
+
+    async def _create_topic(self, change: Change) -> None:
+        sns = await self._transport.client("sns")
+        attributes = _texts(without_defaults(_said(change.attributes), TOPIC_DEFAULTS))
+        tags = _pairs(change.attributes[TAGS])
+        call = sns.create_topic(Name=name_in(change.arns[0]), Attributes=attributes, Tags=tags)
+        try:
+            await _called(call, change)
+        except TransportError as error:
+            if not _is_there_otherwise(error):
+                raise
+            await self._update_topic(change)
+        if await self._inspector.topic_tags(change.arns[0]) != change.attributes[TAGS]:  # an old one, or a broker's gap
+            await _called(sns.tag_resource(ResourceArn=change.arns[0], Tags=tags), change, "sns:TagResource")
+
+    async def _update_topic(self, change: Change) -> None:
+        sns = await self._transport.client("sns")
+        [arn] = change.arns
+        for name, value in _texts(_changeable(_said(change.attributes))).items():
+            await _called(sns.set_topic_attributes(TopicArn=arn, AttributeName=name, AttributeValue=value), change)
+        if TAGS in change.attributes:
+            tags = _pairs(change.attributes[TAGS])
+            await _called(sns.tag_resource(ResourceArn=arn, Tags=tags), change, "sns:TagResource")
+
+    async def _delete_topic(self, change: Change) -> None:
+        sns = await self._transport.client("sns")
+        await _called(sns.delete_topic(TopicArn=change.arns[0]), change)
+
+    async def _create_subscription(self, change: Change) -> None:
+        """Subscribe, and look whether it took: an old subscription may have been returned, unchanged."""
+        topic_arn, queue_arn = change.arns
+        sns = await self._transport.client("sns", region=region_in(topic_arn))
+        attributes = _texts(without_defaults(change.attributes, SUBSCRIPTION_DEFAULTS))
+        call = sns.subscribe(
+            TopicArn=topic_arn, Protocol="sqs", Endpoint=queue_arn, Attributes=attributes, ReturnSubscriptionArn=True
+        )
+        try:
+            await _called(call, change)
+        except TransportError as error:
+            if not _is_there_otherwise(error):
+                raise
+        await self._update_subscription(change)
+
+    async def _update_subscription(self, change: Change) -> None:
+        topic_arn, queue_arn = change.arns
+        found = await self._inspector.subscription((topic_arn, queue_arn))
+        if found is None:
+            raise TransportError("NotFound", f"subscription {change.name} is not to be seen yet", retryable=True)
+        arn, present = found
+        sns = await self._transport.client("sns", region=region_in(topic_arn))
+        for name, value in change.attributes.items():
+            if present.get(name, SUBSCRIPTION_DEFAULTS.get(name)) != value:
+                text = _texts({name: value})[name]
+                call = sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName=name, AttributeValue=text)
+                await _called(call, change, "sns:SetSubscriptionAttributes")
+
+    async def _delete_subscription(self, change: Change) -> None:
+        topic_arn, queue_arn = change.arns
+        found = await self._inspector.subscription((topic_arn, queue_arn))
+        if found is not None:
+            sns = await self._transport.client("sns", region=region_in(topic_arn))
+            await _called(sns.unsubscribe(SubscriptionArn=found[0]), change)
+
+
+def action_of(change: Change) -> str:
+    """Return the IAM action of a change."""
+    if change.kind == "subscription":
+        verbs = {"create": "Subscribe", "delete": "Unsubscribe", "update": "SetSubscriptionAttributes"}
+        return f"sns:{verbs[change.action]}"
+    noun = change.kind.capitalize()
+    verb = {"create": f"Create{noun}", "delete": f"Delete{noun}", "update": f"Set{noun}Attributes"}[change.action]
+    return f"{'sqs' if change.kind == 'queue' else 'sns'}:{verb}"
+
+
+async def _called(call: Awaitable[Any], change: Change, action: str | None = None) -> None:
+    try:
+        await call
+    except Exception as error:
+        raise classify(error, action=action or action_of(change), target=f"{change.kind} {change.name}") from error
+
+
+def _is_there_otherwise(error: TransportError) -> bool:
+    """SNS: Topic, or Subscription, "already exists with different attributes" or tags."""
+    return error.code in _REFUSED and "already exists" in error.detail
+
+
+def _said(attributes: Attributes) -> Attributes:
+    """Return what the calls for attributes take: SQS encrypts in one way or the other, never in both."""
+    sse = {"SqsManagedSseEnabled": "false"} if attributes.get("KmsMasterKeyId") and TAGS in attributes else {}
+    return {**{name: value for name, value in attributes.items() if name != TAGS}, **sse}
+
+
+def _changeable(attributes: Attributes) -> Attributes:
+    return {name: value for name, value in attributes.items() if name not in _FIXED}
+
+
+def _pairs(tags: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": value} for key, value in tags.items()]
+
+
+def _texts(attributes: Attributes) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in attributes.items()}

@@ -1,0 +1,73 @@
+"""A plan as people and as programs read it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from smartpipe.aws.provision import Survey
+    from smartpipe.topology.changes import Action, Change
+    from smartpipe.topology.naming import Naming
+
+MARKS: dict[Action, tuple[str, str]] = {
+    "create": ("+", "green"),
+    "update": ("~", "yellow"),
+    "delete": ("-", "red"),
+    "unchanged": ("=", "white"),
+    "foreign": ("?", "cyan"),
+    "orphaned": ("!", "magenta"),
+}
+"""What stands before each line, and its colour on a terminal."""
+
+
+class Line(NamedTuple):
+    """One line of text, with its colour on a terminal."""
+
+    text: str
+    colour: str | None = None
+
+
+def heading(naming: Naming) -> str:
+    """Say where it is, so that nobody changes the wrong account."""
+    prefix = f"prefix {naming.prefix}" if naming.prefix else "no prefix"
+    return f"account {naming.account_id}, {naming.region}, {prefix}, application {naming.application}"
+
+
+def in_words(changes: Sequence[Change], *, every: bool = False) -> Iterator[Line]:
+    """Yield the lines of a plan and, last, its sums."""
+    shown = [change for change in changes if every or change.action != "unchanged"]
+    for change in shown:
+        mark, colour = MARKS[change.action]
+        why = f"  ({change.action}: {change.reason})" if change.reason else ""
+        yield Line(f"  {mark} {change.kind:<12} {change.name}{why}", colour)
+        if change.action == "update":
+            for difference in change.differences:
+                yield Line(f"      {difference}", colour)
+    sums = {action: sum(change.action == action for change in changes) for action in MARKS}
+    done = f"{sums['create']} to create, {sums['update']} to update, {sums['delete']} to delete"
+    rest = ", ".join(f"{sums[action]} {action}" for action in ("unchanged", "foreign", "orphaned") if sums[action])
+    if not any(change.pending for change in changes):
+        done = "nothing to change"
+    yield Line(f"{done}{'; ' + rest if rest else ''}")
+
+
+def tell(line: Line) -> None:
+    """Print a line, in colour where somebody looks."""
+    coloured = line.colour is not None and sys.stdout.isatty()
+    typer.echo(typer.style(line.text, fg=line.colour) if coloured else line.text)
+
+
+def as_json_text(survey: Survey, changes: Sequence[Change]) -> str:
+    """Return *changes* as JSON, with where they are."""
+    fields = {
+        **survey.naming._asdict(),
+        "changes": [change.as_json() for change in changes],
+        "notes": survey.notes,
+    }
+    return json.dumps(fields, indent=2)

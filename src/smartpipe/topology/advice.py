@@ -1,0 +1,141 @@
+"""What stands in the way of a plan, and what its reader should know. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from smartpipe.topology.naming import name_in
+from smartpipe.topology.plan import owner_of
+from smartpipe.topology.policy import (
+    POLICY_LIMIT_BYTES,
+    fitting,
+    key_statement,
+    open_to_anybody,
+    our_statement,
+    source_topics,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smartpipe.topology.resources import Attributes, Topology
+
+
+def faults(desired: Topology, actual: Topology) -> list[str]:
+    """Say why the plan cannot be carried out: nothing is changed while any of these holds."""
+    found: list[str] = []
+    for arn, wanted in desired.queues.items():
+        present = actual.queues.get(arn)
+        if arn in desired.given:
+            found += _faults_of_existing(arn, wanted, present, _redriven(actual))
+        else:
+            found += _faults_of_own(arn, wanted, present)
+    for arn, wanted in desired.topics.items():
+        present = actual.topics.get(arn)
+        if arn in desired.given and present is None:
+            found.append(f"topic {arn} is declared by its ARN and does not exist, or may not be seen from here")
+        if present and (present.get("FifoThroughputScope"), wanted.get("FifoThroughputScope")) == (
+            "MessageGroup",
+            "Topic",
+        ):
+            found.append(
+                f"topic {name_in(arn)}: AWS never takes high throughput back; keep high_throughput=True, or delete it"
+            )
+    return found
+
+
+def _redriven(actual: Topology) -> set[str]:
+    """Return the dead-letter queues of what is there."""
+    return {(one.get("RedrivePolicy") or {}).get("deadLetterTargetArn", "") for one in actual.queues.values()}
+
+
+def _faults_of_existing(arn: str, wanted: Attributes, present: Attributes | None, redriven: set[str]) -> Iterator[str]:
+    if present is None and "RedrivePolicy" not in wanted and arn not in redriven:
+        return  # the dead-letter queue that it would have if it were there, or had not another
+    if present is None:
+        yield f"queue {arn} is declared existing=True and does not exist, or may not be seen from here"
+        return
+    expected = wanted.get("RedrivePolicy", {}).get("deadLetterTargetArn")
+    found = (present.get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+    if expected and found != expected:
+        mend = f'declare Queue(..., dead_letter="{name_in(found)}")' if found else "its owner has to give it one"
+        yield f"queue {name_in(arn)}: its dead-letter queue is {found or 'missing'}, not {name_in(expected)}; {mend}"
+
+
+def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+    if present is None:
+        return
+    owner = owner_of(present)
+    if owner not in (None, owner_of(wanted)):
+        yield (
+            f"queue {name_in(arn)} belongs to application {owner!r}: two services claim one queue; rename one, set "
+            "SMARTPIPE_APPLICATION, or declare it existing=True"
+        )
+    text = present.get("Policy")
+    ours = next(iter(wanted["Policy"]["Statement"]), None)
+    size = len(fitting(text, ours).encode())
+    if ours and size > POLICY_LIMIT_BYTES:
+        yield (
+            f"queue {name_in(arn)}: its policy would have {size:,} bytes with the statements of others, and SQS takes "
+            f"{POLICY_LIMIT_BYTES:,}; shorten theirs"
+        )
+
+
+def notes(desired: Topology, actual: Topology) -> list[str]:
+    """Say what is allowed, and may be not what was meant."""
+    found: list[str] = []
+    for arn, wanted in desired.queues.items():
+        present = actual.queues.get(arn)
+        if arn not in desired.given:
+            found += _notes_of_own(arn, wanted, present)
+        target = (wanted.get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+        if target:
+            found += _retention(arn, _known(desired, actual, arn), _known(desired, actual, target))
+    for arn, wanted in desired.topics.items():
+        present = actual.topics.get(arn)
+        if present is not None and wanted and owner_of(present) is None:
+            found.append(_adopted("topic", arn, 'declare it Topic(arn="...")'))
+    return found
+
+
+def _known(desired: Topology, actual: Topology, arn: str) -> Attributes:
+    """Return what a queue will be; of one that is somebody else's, what it is."""
+    return actual.queues.get(arn, {}) if arn in desired.given else desired.queues[arn]
+
+
+def _notes_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+    name = name_in(arn)
+    text = (present or {}).get("Policy")
+    planned = fitting(text, next(iter(wanted["Policy"]["Statement"]), None))
+    ours = our_statement(planned)
+    if present is not None and owner_of(present) is None:
+        yield _adopted("queue", arn, "declare it Queue(..., existing=True)")
+    if ours and "ArnLike" in ours["Condition"]:
+        yield (
+            f"queue {name}: too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so it lets in all of "
+            f"{', '.join(source_topics(ours))} of their own account"
+        )
+    if ours and wanted.get("KmsMasterKeyId"):
+        needed = json.dumps(key_statement(arn, source_topics(ours)))
+        key = wanted["KmsMasterKeyId"]
+        yield f"queue {name}: SNS delivers only if the policy of key {key} has this statement: {needed}"
+    for sid in open_to_anybody(text):
+        yield f"queue {name}: its policy's statement {sid!r}, which is not smartpipe's, lets anybody in"
+
+
+def _retention(arn: str, queue: Attributes, dead_letter: Attributes) -> Iterator[str]:
+    """Dead letters of standard queues are as old as they were: SQS, "Setting up dead-letter queue retention"."""
+    source, target = (int(one.get("MessageRetentionPeriod", 0)) for one in (queue, dead_letter))
+    if source and target and target <= source and queue.get("FifoQueue") != "true":
+        yield (
+            f"queue {name_in(arn)}: its dead-letter queue keeps messages for {target:,} s from when they were first "
+            f"sent, which is no longer than the queue's own {source:,} s: late dead letters vanish at once"
+        )
+
+
+def _adopted(kind: str, arn: str, otherwise: str) -> str:
+    return (
+        f"{kind} {name_in(arn)} is there and carries no tags of smartpipe: apply makes it this application's, which "
+        f"destroy would delete; {otherwise} to leave it alone"
+    )

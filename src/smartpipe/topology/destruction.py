@@ -1,0 +1,88 @@
+"""What ``destroy`` deletes, and what it keeps. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from smartpipe.topology.changes import Change
+from smartpipe.topology.naming import name_in
+from smartpipe.topology.resources import TAGS
+from smartpipe.topology.tags import APPLICATION, PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smartpipe.topology.naming import Naming
+    from smartpipe.topology.resources import Attributes, Topology
+
+_COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
+
+
+_REDRIVE = "RedrivePolicy"
+
+
+def destruction(desired: Topology, actual: Topology, naming: Naming, *, orphaned: bool = False) -> list[Change]:
+    """Return what goes, subscriptions first and dead-letter queues last, and what stays although it was declared.
+
+    Only what carries smartpipe's tags for this application and prefix goes; a topic stays while others
+    subscribe to it.
+
+    Args:
+        orphaned: Also what carries the tags and no TARGET declares.
+    """
+    queues = {arn: found for arn, found in actual.queues.items() if orphaned or arn in desired.queues}
+    topics = {arn: found for arn, found in actual.topics.items() if orphaned or arn in desired.topics}
+    kept: list[Change] = []
+    doomed: set[str] = set()
+    for kind, found in (("queue", queues), ("topic", topics)):
+        for arn, attributes in found.items():
+            reason = _reason_to_keep(arn, attributes, desired, naming)
+            if reason:
+                kept.append(_kept(kind, arn, reason))  # type: ignore[arg-type]
+            else:
+                doomed.add(arn)
+    for topic in topics:
+        others = [endpoint for on, endpoint in actual.subscriptions if on == topic and endpoint not in doomed]
+        if topic in doomed and others:
+            doomed.discard(topic)
+            kept.append(_kept("topic", topic, f"others subscribe to it: {', '.join(map(name_in, others))}"))
+    going = [
+        Change("delete", "subscription", arns, {}, {}) for arns in actual.subscriptions if doomed.intersection(arns)
+    ]
+    going += [Change("delete", "topic", (arn,), {}, {}) for arn in topics if arn in doomed]
+    going += [
+        _goes(arn, queues[arn]) for arn in sorted(queues, key=lambda arn: _REDRIVE not in queues[arn]) if arn in doomed
+    ]
+    return [*going, *kept]
+
+
+def holding(changes: list[Change], actual: Topology) -> list[str]:
+    """Name the queues among those that go which hold messages, with how many."""
+    return list(_holding(changes, actual))
+
+
+def _holding(changes: list[Change], actual: Topology) -> Iterator[str]:
+    for change in changes:
+        if change.action == "delete" and change.kind == "queue":
+            count = sum(int(actual.queues[change.arns[0]].get(name, 0)) for name in _COUNTS)
+            if count:
+                yield f"queue {change.name} holds about {count:,} message{'s' if count > 1 else ''}"
+
+
+def _reason_to_keep(arn: str, attributes: Attributes, desired: Topology, naming: Naming) -> str:
+    tags = attributes.get(TAGS, {})
+    if arn in desired.given:
+        return "somebody else's"
+    if (tags.get(APPLICATION), tags.get(PREFIX)) != (naming.application, naming.prefix):
+        owner = tags.get(APPLICATION)
+        return f"its tags name application {owner}" if owner else "it carries no tags of smartpipe"
+    return ""
+
+
+def _goes(arn: str, attributes: Attributes) -> Change:
+    before = {_REDRIVE: attributes[_REDRIVE]} if _REDRIVE in attributes else {}
+    return Change("delete", "queue", (arn,), {}, before)
+
+
+def _kept(kind: Literal["queue", "topic"], arn: str, reason: str) -> Change:
+    return Change("foreign", kind, (arn,), {}, {}, reason)

@@ -1,0 +1,210 @@
+"""Queue policies: the one statement that is ours among those of others. Pure.
+
+Source: Amazon SQS, "Policy quotas" (8,192 bytes, 20 statements); Amazon SNS, "Subscribing an Amazon SQS
+queue to an Amazon SNS topic", step 2; IAM, "The confused deputy problem" (SourceArn and SourceAccount).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.topology.naming import account_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+POLICY_SID = "SmartpipeAllowSns"
+POLICY_LIMIT_BYTES = 8_192
+VERSION = "2012-10-17"
+_DECODER = json.JSONDecoder()
+_SPACE = " \t\n\r"
+
+
+def statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return the queue policy statement that lets these topics, of their accounts, and no others, send here.
+
+    One statement with a list, because a policy has at most 20 statements.
+    """
+    topics = sorted(topic_arns)
+    accounts = sorted({account_in(arn) for arn in topics})
+    return {
+        "Sid": POLICY_SID,
+        "Effect": "Allow",
+        "Principal": {"Service": "sns.amazonaws.com"},
+        "Action": "sqs:SendMessage",
+        "Resource": queue_arn,
+        "Condition": {
+            "ArnEquals": {"aws:SourceArn": topics},
+            "StringEquals": {"aws:SourceAccount": accounts[0] if len(accounts) == 1 else accounts},
+        },
+    }
+
+
+def folded(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the statement with one pattern for each account and region in place of its list of topics.
+
+    The price: any topic there whose name begins alike may send, as long as it is of the same account.
+    """
+    owners: dict[str, list[str]] = {}
+    for arn in source_topics(ours):
+        owner, _, name = arn.rpartition(":")
+        owners.setdefault(owner, []).append(name)
+    patterns = [
+        f"{owner}:{names[0] if len(names) == 1 else _common_start(names) + '*'}" for owner, names in owners.items()
+    ]
+    condition = {key: value for key, value in ours["Condition"].items() if key != "ArnEquals"}
+    return {**ours, "Condition": {"ArnLike": {"aws:SourceArn": sorted(patterns)}, **condition}}
+
+
+def _common_start(names: list[str]) -> str:
+    first, last = min(names), max(names)
+    return next((first[:end] for end, letter in enumerate(first) if letter != last[end : end + 1]), first)
+
+
+def source_topics(ours: Mapping[str, Any]) -> list[str]:
+    """Return the topics, or patterns of topics, that a statement of ours lets in."""
+    condition = ours.get("Condition") or {}
+    found = (condition.get("ArnEquals") or condition.get("ArnLike") or {}).get("aws:SourceArn", [])
+    return [found] if isinstance(found, str) else list(found)
+
+
+def fitting(text: str | None, ours: Mapping[str, Any] | None) -> str:
+    """Return the policy with our statement in it, folded if the whole would be too long otherwise.
+
+    It may be too long even so: what others wrote is theirs to shorten.
+    """
+    whole = merged(text, ours)
+    if ours is None or len(whole.encode()) <= POLICY_LIMIT_BYTES:
+        return whole
+    return merged(text, folded(ours))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Compare by value: IAM lets a list of one stand without its list, and lists in any order."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    lists = [value if isinstance(value, list) else [value] for value in (one, other)]
+    return sorted(map(str, lists[0])) == sorted(map(str, lists[1]))
+
+
+class _Span(NamedTuple):
+    """One statement in a policy's text."""
+
+    start: int
+    end: int
+    value: Any
+
+    @property
+    def ours(self) -> bool:
+        return isinstance(self.value, dict) and self.value.get("Sid") == POLICY_SID
+
+
+def statements(text: str | None) -> list[Any]:
+    """Return the statements of a policy; none of what is no policy."""
+    return [span.value for span in _spans(text)[0]] if text else []
+
+
+def our_statement(text: str | None) -> dict[str, Any] | None:
+    """Return the statement of ours in a policy."""
+    return next((span.value for span in _spans(text)[0] if span.ours), None) if text else None
+
+
+def merged(text: str | None, ours: Mapping[str, Any] | None) -> str:
+    """Return the policy *text* with our statement put in, put right or (None) taken out; the rest stays to the byte.
+
+    Unchanged, if ours is there already by value. Empty, which for SQS means no policy, when nothing is left.
+    """
+    spans, is_list, (first, last) = _spans(text) if text else ([], True, (0, 0))
+    if text is None or not spans:
+        return "" if ours is None else json.dumps({"Version": VERSION, "Statement": [ours]})
+    own = [span for span in spans if span.ours]
+    if (ours is None and not own) or (len(own) == 1 and _alike(own[0].value, ours)):
+        return text
+    kept = [span for span in spans if not span.ours]
+    if ours is None and not kept:
+        return ""
+    if is_list and len(own) == len([ours]) and ours is not None:  # in its place
+        return text[: own[0].start] + json.dumps(ours) + text[own[0].end :]
+    raw = [text[span.start : span.end] for span in kept] + ([] if ours is None else [json.dumps(ours)])
+    return f"{text[:first]}[{', '.join(raw)}]{text[last:]}"
+
+
+def _spans(text: str) -> tuple[list[_Span], bool, tuple[int, int]]:
+    """Find the statements, whether they stand in a list, and where the whole of them does."""
+    try:
+        start = _statement_value(text)
+        value, end = _DECODER.raw_decode(text, start)
+    except (ValueError, IndexError):
+        return [], True, (0, 0)
+    if isinstance(value, dict):  # IAM lets a single statement stand without its list
+        return [_Span(start, end, value)], False, (start, end)
+    spans = []
+    position = start + 1
+    for _ in value:
+        position = _skip(text, position, _SPACE + ",")
+        one, after = _DECODER.raw_decode(text, position)
+        spans.append(_Span(position, after, one))
+        position = after
+    return spans, True, (start, end)
+
+
+def _statement_value(text: str) -> int:
+    """Return where the value of the top level's "Statement" begins.
+
+    Raises:
+        ValueError: It is no JSON object, or has none.
+    """
+    position = _skip(text, 0, _SPACE)
+    if text[position] != "{":
+        raise ValueError("a policy is a JSON object")
+    position = _skip(text, position + 1, _SPACE)
+    while text[position] != "}":
+        key, position = _DECODER.raw_decode(text, position)
+        position = _skip(text, position, _SPACE + ":")
+        if key == "Statement":
+            return position
+        _, position = _DECODER.raw_decode(text, position)
+        position = _skip(text, position, _SPACE + ",")
+    raise ValueError("a policy has statements")
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while text[position] in characters:
+        position += 1
+    return position
+
+
+def open_to_anybody(text: str | None) -> list[str]:
+    """Return the Sids of statements that let anybody in: a principal ``*`` without a condition on the source."""
+    found = []
+    for one in statements(text):
+        if isinstance(one, dict) and one.get("Effect") == "Allow" and one.get("Principal") in ("*", {"AWS": "*"}):
+            keys = {key.lower() for test in (one.get("Condition") or {}).values() for key in test}
+            if not keys & _LIMITING:
+                found.append(str(one.get("Sid", "without a Sid")))
+    return found
+
+
+_LIMITING = frozenset(
+    f"aws:{key}"
+    for key in (
+        "sourcearn", "sourceaccount", "sourceorgid", "principalorgid", "principalaccount", "principalarn", "sourcevpce",
+    )
+)  # fmt: skip
+
+
+def key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return what the policy of a queue's KMS key needs, so that SNS can deliver to the queue.
+
+    Source: Amazon SNS, "Configuring Amazon SNS topic encryption with an encrypted Amazon SQS queue subscription".
+    """
+    sends = statement(queue_arn, topic_arns)
+    return {
+        "Sid": "SmartpipeAllowSnsToEncrypt",
+        "Effect": "Allow",
+        "Principal": sends["Principal"],
+        "Action": ["kms:GenerateDataKey*", "kms:Decrypt"],
+        "Resource": "*",
+        "Condition": sends["Condition"],
+    }

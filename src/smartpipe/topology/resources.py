@@ -1,0 +1,48 @@
+"""Topics, queues and subscriptions as AWS has them: what is wanted, or what is there. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+Attributes: TypeAlias = dict[str, Any]
+
+TAGS = "Tags"
+"""Stands among the attributes, though AWS has calls of its own for them."""
+
+
+class Topology(NamedTuple):
+    """Topics, queues and subscriptions with their AWS attributes: what is wanted, or what is there.
+
+    Attributes have AWS's names; those that AWS takes as JSON text are plain values here, but for a queue's
+    ``Policy`` that is there, which stays text: statements of others are kept to the byte.
+
+    Args:
+        topics: By ARN.
+        queues: By ARN; a dead-letter queue stands before the queue that redrives to it.
+        subscriptions: By topic ARN and queue ARN (or other endpoint, of what is there).
+        given: ARNs of topics and queues that are somebody else's: looked at, never changed.
+    """
+
+    topics: dict[str, Attributes]
+    queues: dict[str, Attributes]
+    subscriptions: dict[tuple[str, str], Attributes]
+    given: frozenset[str] = frozenset()
+
+
+# What AWS means by an attribute that is not there.
+TOPIC_DEFAULTS = {"MaximumMessageSize": "262144", "KmsMasterKeyId": "", "FifoThroughputScope": "Topic"}
+QUEUE_DEFAULTS = {
+    "DelaySeconds": "0",
+    "KmsMasterKeyId": "",
+    "SqsManagedSseEnabled": "true",
+    "DeduplicationScope": "queue",
+    "FifoThroughputLimit": "perQueue",
+}
+SAID_ONCE = frozenset({"RedriveAllowPolicy"})
+"""Not looked for where it is missing on a queue that is ours: brokers forget it, and without it nothing is lost."""
+SUBSCRIPTION_DEFAULTS = {"FilterPolicyScope": "MessageAttributes", "RawMessageDelivery": "false"}
+
+
+def without_defaults(attributes: Attributes, defaults: dict[str, str]) -> Attributes:
+    """Return what has to be said at creation: brokers that lack a feature need not hear of its default."""
+    return {name: value for name, value in attributes.items() if defaults.get(name) != value}

@@ -1,0 +1,314 @@
+"""``smartpipe topology`` as people and pipelines use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+
+from smartpipe.blocking import Publisher
+from smartpipe.topology.export.iam import policies
+from smartpipe.topology.naming import Naming
+from tests.acceptance import services
+from tests.acceptance.conftest import TARGET
+from tests.support.processes import ROOT, Process, smartpipe
+from tests.support.proxy import Fault, FaultProxy, allowed_by
+from tests.support.terminal import Terminal
+from tests.support.waiting import until_blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from smartpipe import EmbeddedBroker
+    from tests.acceptance.conftest import Jobs
+    from tests.support.queues import Queues
+
+pytestmark = pytest.mark.usefixtures("fast_broker")
+
+
+def prefixed(name: str) -> str:
+    return os.environ["SMARTPIPE_PREFIX"] + name
+
+
+def test_a_plan_exits_1_with_changes_0_in_sync_and_says_what_in_words(queues: Queues) -> None:
+    new = smartpipe("topology", "plan", TARGET)
+    smartpipe("topology", "apply", "--yes", TARGET)
+    same = smartpipe("topology", "plan", TARGET)
+    boto3.client("sqs").set_queue_attributes(QueueUrl=queues.url("jobs"), Attributes={"VisibilityTimeout": "7"})
+    changed = smartpipe("topology", "plan", TARGET)
+
+    assert (new.returncode, same.returncode, changed.returncode) == (1, 0, 1)
+    where, *lines = new.stdout.splitlines()
+    assert where.startswith("account 000000000000, us-east-1, prefix ")
+    assert lines == [
+        f"  + queue        {prefixed('jobs-dlq')}",
+        f"  + queue        {prefixed('jobs')}",
+        f"  + topic        {prefixed('jobs')}",
+        f"  + subscription {prefixed('jobs')} → {prefixed('jobs')}",
+        "4 to create, 0 to update, 0 to delete",
+    ]
+    assert same.stdout.splitlines()[1:] == ["nothing to change; 4 unchanged"]
+    assert changed.stdout.splitlines()[1:3] == [
+        f"  ~ queue        {prefixed('jobs')}",
+        "      VisibilityTimeout: 7 → 30",
+    ]
+
+
+def test_a_plan_as_json_has_every_resource_and_where_it_is() -> None:
+    smartpipe("topology", "apply", "--yes", TARGET)
+
+    result = smartpipe("topology", "plan", "--json", TARGET)
+
+    found = json.loads(result.stdout)
+    assert {change["action"] for change in found["changes"]} == {"unchanged"}
+    assert len(found["changes"]) == 4
+    assert (found["account_id"], found["prefix"], found["notes"]) == ("000000000000", prefixed(""), [])
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does AWS_ENDPOINT_URL, or the network, lead there?"),
+        ({"SMARTPIPE_APPLICATION": "a#b"}, "SMARTPIPE_APPLICATION=a#b"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_exits_2_without_a_traceback(environment: dict[str, str], sentence: str) -> None:
+    result = smartpipe("topology", "plan", TARGET, **environment)
+
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_applying_asks_and_a_no_changes_nothing() -> None:
+    terminal = Terminal(ROOT, "topology", "apply", TARGET)
+    try:
+        terminal.wait_for("Make these changes?")
+        terminal.type("n\n")
+        refused = terminal.wait()
+    finally:
+        terminal.end()
+
+    assert refused == 1
+    assert "nothing was changed" in terminal.lines
+    assert smartpipe("topology", "plan", TARGET).returncode == 1
+
+
+def test_applying_asks_and_a_yes_shows_progress() -> None:
+    terminal = Terminal(ROOT, "topology", "apply", TARGET)
+    try:
+        terminal.wait_for("Make these changes?")
+        terminal.type("y\n")
+        code = terminal.wait()
+    finally:
+        terminal.end()
+
+    assert code == 0
+    assert terminal.lines[-2:] == [
+        f"  [4/4] create subscription {prefixed('jobs')} → {prefixed('jobs')}",
+        "4 changes made",
+    ]
+
+
+@pytest.mark.parametrize("command", [["apply"], ["apply", "--json"], ["destroy"]])
+def test_where_nobody_can_answer_it_wants_to_be_told(command: list[str]) -> None:
+    if command == ["destroy"]:
+        smartpipe("topology", "apply", "--yes", TARGET)
+
+    result = smartpipe("topology", *command, TARGET)
+
+    assert result.returncode == 2
+    assert result.stderr.endswith("look at the plan, then add --yes\n")
+
+
+@pytest.mark.parametrize("mutations", [1, 2, 3, 4])
+def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(fast_broker: EmbeddedBroker, mutations: int) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        hanging = proxy.add(Fault(skip=mutations - 1, delay_seconds=60, when=lambda call: call.operation in MUTATIONS))
+        process = Process("topology", "apply", "--yes", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
+        process.wait_until(lambda: hanging.hits)
+        process.signal(signal.SIGKILL)
+        process.wait()
+
+    half = smartpipe("topology", "plan", TARGET)
+    again = smartpipe("topology", "apply", "--yes", TARGET)
+
+    assert half.returncode == 1
+    assert again.returncode == 0
+    assert smartpipe("topology", "plan", TARGET).returncode == 0
+
+
+MUTATIONS = ("CreateQueue", "CreateTopic", "Subscribe")
+
+
+def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go(queues: Queues) -> None:
+    smartpipe("topology", "apply", "--yes", TARGET)
+    queues.send("jobs", "precious")
+
+    refused = smartpipe("topology", "destroy", "--yes", TARGET)
+    forced = smartpipe("topology", "destroy", "--yes", "--even-if-not-empty", TARGET)
+
+    assert refused.returncode == 1
+    assert refused.stdout.count("  - ") == 4
+    assert refused.stderr.splitlines() == [
+        f"smartpipe: queue {prefixed('jobs')} holds about 1 message",
+        "smartpipe: nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty",
+    ]
+    assert forced.returncode == 0
+    assert smartpipe("topology", "plan", TARGET).stdout.endswith("4 to create, 0 to update, 0 to delete\n")
+
+
+def test_destroying_leaves_what_another_application_made() -> None:
+    smartpipe("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
+
+    result = smartpipe("topology", "destroy", "--yes", TARGET)
+
+    assert result.returncode == 0
+    assert result.stdout.count("its tags name application billing") == 3
+    assert smartpipe("topology", "plan", TARGET, SMARTPIPE_APPLICATION="billing").returncode in {0, 1}
+
+
+def test_two_applications_that_claim_one_queue_are_told_so() -> None:
+    smartpipe("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
+
+    result = smartpipe("topology", "plan", TARGET)
+
+    assert result.returncode == 2
+    assert "belongs to application 'billing': two services claim one queue" in result.stderr
+
+
+def test_show_draws_what_is_there_with_how_much_is_in_it(queues: Queues) -> None:
+    before = smartpipe("topology", "show", TARGET)
+    smartpipe("topology", "apply", "--yes", TARGET)
+    queues.send("jobs", "one", "two")
+    queues.send("jobs-dlq", "dead")
+    _report_age(prefixed("jobs"), 90)
+
+    after = smartpipe("topology", "show", TARGET)
+    as_json = json.loads(smartpipe("topology", "show", "--json", TARGET).stdout)
+
+    assert before.stdout.count("missing: smartpipe topology apply creates it") == 3
+    assert after.stdout.splitlines()[1:] == [
+        f"topic {prefixed('jobs')}",
+        "└── subscription type in job.posted",
+        f"    └── queue {prefixed('jobs')}  2 waiting, 0 in flight, oldest 1.5 min",
+        f"        └── dead letters {prefixed('jobs-dlq')}  1 waiting, 0 in flight",
+    ]
+    [topic] = as_json["topics"]
+    assert topic["branches"][0]["queue"]["visible"] == 2
+    assert topic["branches"][0]["queue"]["dead_letters"]["visible"] == 1
+
+
+def _report_age(queue: str, seconds: float) -> None:
+    """Do what SQS does once a minute."""
+    dimensions: Any = [{"Name": "QueueName", "Value": queue}]
+    datum: Any = {"MetricName": "ApproximateAgeOfOldestMessage", "Dimensions": dimensions, "Value": seconds}
+    boto3.client("cloudwatch").put_metric_data(Namespace="AWS/SQS", MetricData=[datum])
+
+
+def test_missing_rights_are_told_with_the_policy_to_ask_for(fast_broker: EmbeddedBroker) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        proxy.judge = allowed_by({}, "")
+        result = smartpipe("topology", "plan", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
+
+    assert result.returncode == 2
+    assert "the credentials in use may not sqs:GetQueueUrl on arn:aws:sqs:us-east-1:000000000000:" in result.stderr
+    assert 'ask for this policy: {"Version": "2012-10-17"' in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "code", "said"),
+    [("missing", 0, "differs from its declaration"), ("strict", 1, "differs: update queue"), ("off", 0, "")],
+)
+def test_a_worker_checks_the_topology_as_it_is_told(
+    jobs: Jobs, queues: Queues, mode: str, code: int, said: str
+) -> None:
+    boto3.client("sqs").set_queue_attributes(QueueUrl=queues.url("jobs"), Attributes={"DelaySeconds": "1"})
+
+    worker = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--verify", mode)
+    try:
+        until_blocking(lambda: worker.logged("ready") or not worker.running)
+        if worker.running:
+            worker.signal(signal.SIGTERM)
+        ended = worker.wait()
+    finally:
+        worker.end()
+
+    assert ended == code
+    assert any(said in line for line in worker.lines)
+    assert (worker.logged("verified") is not None) == (mode == "missing")
+
+
+@pytest.fixture
+def judged(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The broker behind IAM: keys ``publish``, ``consume`` and ``provision`` may do what their policies allow."""
+    naming = Naming("aws", "us-east-1", "000000000000", os.environ["SMARTPIPE_PREFIX"])
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        proxy.judge = allowed_by(policies(services.service, naming), naming.account_id)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        yield proxy
+
+
+def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
+    judged: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
+    sqs = boto3.client("sqs", endpoint_url=judged._upstream)
+
+    provisioning = {"AWS_ACCESS_KEY_ID": "provision"}
+    assert smartpipe("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
+    url = sqs.get_queue_url(QueueName=prefixed("jobs"))["QueueUrl"]
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"DelaySeconds": "1"})
+    sqs.untag_queue(QueueUrl=url, TagKeys=["smartpipe:service"])
+    _meddle_with_topic(judged._upstream)
+    assert smartpipe("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
+    assert smartpipe("topology", "plan", TARGET, **provisioning).returncode == 0
+    assert smartpipe("topology", "show", TARGET, **provisioning).returncode == 0
+
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "publish")
+        post("good", "poison", "good-2")
+    worker = Process(
+        "worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--wait-seconds", "1", AWS_ACCESS_KEY_ID="consume"
+    )
+    try:
+        happened = tmp_path / "happened"
+        until_blocking(lambda: happened.exists() and happened.read_text().count("begun poison") == 3)
+        worker.wait_until(lambda: happened.read_text().count("done good") == 2)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0, "\n".join(worker.lines)
+    finally:
+        worker.end()
+    assert smartpipe("topology", "destroy", "--yes", "--even-if-not-empty", TARGET, **provisioning).returncode == 0
+
+    for key in ("publish", "consume", "provision"):
+        used = {action for call in judged.calls if call.access_key == key for action in call.actions}
+        granted = policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
+        allowed = {action for one in granted for action in listed(one["Action"])}
+        assert allowed - used == set(), key
+        assert used - allowed <= {"sts:GetCallerIdentity"}, key
+
+
+def post(*names: str) -> None:
+    with Publisher("test") as publisher:
+        publisher.publish_many(services.JobPosted(name=name) for name in names)
+
+
+def _meddle_with_topic(endpoint_url: str) -> None:
+    """Change what only the actions for attributes put right."""
+    sns: Any = boto3.client("sns", endpoint_url=endpoint_url)
+    arn = f"arn:aws:sns:us-east-1:000000000000:{prefixed('jobs')}"
+    sns.set_topic_attributes(TopicArn=arn, AttributeName="KmsMasterKeyId", AttributeValue="alias/theirs")
+    [subscription] = sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"]
+    sns.set_subscription_attributes(
+        SubscriptionArn=subscription["SubscriptionArn"], AttributeName="RawMessageDelivery", AttributeValue="false"
+    )
+
+
+def listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

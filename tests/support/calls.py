@@ -1,0 +1,71 @@
+"""What a request to an AWS endpoint asks for, read off the wire."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OPERATION_IN_PATH = re.compile(r"/operation/(\w+)")
+_CREDENTIAL = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/")
+# IAM knows no batches: the Service Authorization Reference of SQS and of SNS.
+_SINGLE = {
+    "SendMessageBatch": "SendMessage",
+    "DeleteMessageBatch": "DeleteMessage",
+    "ChangeMessageVisibilityBatch": "ChangeMessageVisibility",
+    "PublishBatch": "Publish",
+}
+_PREFIX = {"monitoring": "cloudwatch", "tagging": "tag"}
+# Actions that IAM lets nobody narrow down to a resource.
+_ANY_RESOURCE = frozenset(
+    {"GetSubscriptionAttributes", "SetSubscriptionAttributes", "Unsubscribe", "ListSubscriptions", "GetResources"}
+)
+
+
+class Call(NamedTuple):
+    """One request. ``fields`` are its JSON body or its form's."""
+
+    service: str
+    operation: str
+    fields: Mapping[str, Any]
+    access_key: str
+    region: str
+
+    @property
+    def actions(self) -> list[str]:
+        """The IAM actions it takes: tags at creation take one more."""
+        prefix = _PREFIX.get(self.service, self.service)
+        found = [f"{prefix}:{_SINGLE.get(self.operation, self.operation)}"]
+        if self.operation == "CreateQueue" and self.fields.get("tags"):
+            found.append("sqs:TagQueue")
+        if self.operation == "CreateTopic" and any(name.startswith("Tags.") for name in self.fields):
+            found.append("sns:TagResource")
+        return found
+
+    def resource(self, account_id: str) -> str:
+        """The ARN that IAM judges it by."""
+        if self.operation in _ANY_RESOURCE or self.service not in {"sqs", "sns"}:
+            return "*"
+        for name in ("TopicArn", "ResourceArn"):
+            if name in self.fields:
+                return str(self.fields[name])
+        named = self.fields.get("QueueUrl") or self.fields.get("QueueName") or self.fields.get("Name") or ""
+        return f"arn:aws:{self.service}:{self.region}:{account_id}:{str(named).rpartition('/')[2]}"
+
+
+def read_call(path: str, headers: Mapping[str, str], body: bytes) -> Call:
+    """Read a request of the query, JSON or CBOR protocol; of CBOR without its fields."""
+    found = _CREDENTIAL.search(headers.get("Authorization", ""))
+    access_key, region, service = found.groups() if found else ("", "", "")
+    target = headers.get("X-Amz-Target", "")
+    in_path = _OPERATION_IN_PATH.search(path)
+    if target:
+        return Call(service, target.rpartition(".")[2], json.loads(body or b"{}"), access_key, region)
+    if in_path:
+        return Call(service, in_path[1], {}, access_key, region)
+    fields = dict(parse_qsl(body.decode()))
+    return Call(service, fields.get("Action", ""), fields, access_key, region)

@@ -1,0 +1,216 @@
+"""A proxy before a broker that sees every call, and can hinder those that a test names."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+from xml.sax.saxutils import escape
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+
+from tests.support.calls import Call, read_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+HOP_BY_HOP = frozenset({"connection", "content-length", "content-encoding", "transfer-encoding", "keep-alive", "host"})
+
+
+@dataclass
+class Fault:
+    """What happens to some calls instead of, or besides, being passed on.
+
+    Args:
+        operation: As in ``ReceiveMessage``; empty: any.
+        skip: So many matching calls pass first.
+        times: So many are then hindered; None: all.
+        delay_seconds: Wait before anything else.
+        answer: Answer this without passing the call on: status, error code, message.
+        drop: ``request``: cut the connection before the broker sees the call; ``reply``: after it acted.
+        truncate: Send only half of the answer's body, and cut the connection.
+        rewrite: Change the answer: takes and returns status, headers and body.
+        when: Another condition on the call.
+    """
+
+    operation: str = ""
+    skip: int = 0
+    times: int | None = None
+    delay_seconds: float = 0.0
+    answer: tuple[int, str, str] | None = None
+    drop: str = ""
+    truncate: bool = False
+    rewrite: Callable[[int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]] | None = None
+    when: Callable[[Call], bool] = lambda _: True
+    seen: int = field(default=0, init=False)
+    hits: int = field(default=0, init=False)
+
+    def strikes(self, call: Call) -> bool:
+        """Whether it is this call's turn."""
+        if (self.operation and call.operation != self.operation) or not self.when(call):
+            return False
+        self.seen += 1
+        if self.seen <= self.skip or (self.times is not None and self.hits >= self.times):
+            return False
+        self.hits += 1
+        return True
+
+
+class FaultProxy:
+    """Use it as a context manager; it serves on loopback, from a thread of its own.
+
+    ``calls`` are all that came, in order, ``most_at_once`` how many of them were under way at a time;
+    ``faults`` may be changed at any time.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self.calls: list[Call] = []
+        self.faults: list[Fault] = []
+        self.judge: Callable[[Call], tuple[int, str, str] | None] = lambda _: None
+        self._upstream = upstream
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._runner: web.AppRunner | None = None
+        self._session: ClientSession | None = None
+        self._under_way = 0
+        self.most_at_once = 0
+        self.port = 0
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def operations(self) -> list[str]:
+        return [call.operation for call in self.calls]
+
+    def add(self, fault: Fault) -> Fault:
+        self.faults.append(fault)
+        return fault
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _start(self) -> None:
+        self._session = ClientSession(
+            connector=TCPConnector(limit=0), timeout=ClientTimeout(total=60), auto_decompress=False
+        )
+        app = web.Application(client_max_size=16 * 1024 * 1024)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+
+    async def _stop(self) -> None:
+        assert self._runner is not None
+        assert self._session is not None
+        await self._runner.cleanup()
+        await self._session.close()
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        self._under_way += 1
+        self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            return await self._answer(request)
+        finally:
+            self._under_way -= 1
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        call = read_call(request.path, request.headers, body)
+        self.calls.append(call)
+        fault = next((one for one in self.faults if one.strikes(call)), None)
+        if fault is not None and fault.delay_seconds:
+            await asyncio.sleep(fault.delay_seconds)
+        refused = self.judge(call) or (fault.answer if fault else None)
+        if refused is not None:
+            return error_answer(call, *refused)
+        if fault is not None and fault.drop == "request":
+            return _cut(request)
+        status, headers, answer = await self._forward(request, body)
+        if fault is None:
+            return web.Response(status=status, headers=headers, body=answer)
+        if fault.drop == "reply":
+            return _cut(request)
+        if fault.rewrite is not None:
+            status, headers, answer = fault.rewrite(status, headers, answer)
+        if fault.truncate:
+            return await _half(request, status, headers, answer)
+        return web.Response(status=status, headers=headers, body=answer)
+
+    async def _forward(self, request: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        assert self._session is not None
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        url = self._upstream + request.path_qs
+        async with self._session.request(request.method, url, data=body, headers=headers) as answer:
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
+            return answer.status, kept, await answer.read()
+
+
+def error_answer(call: Call, status: int, code: str, message: str) -> web.Response:
+    """An error as the call's service writes it: SNS and STS in XML, the others in JSON."""
+    if call.service in {"sns", "sts"}:
+        sender = "Sender" if status < 500 else "Receiver"
+        text = (
+            f"<ErrorResponse><Error><Type>{sender}</Type><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
+            "<RequestId>r</RequestId></ErrorResponse>"
+        )
+        return web.Response(status=status, text=text, content_type="text/xml")
+    body = json.dumps({"__type": f"com.amazonaws.{call.service}#{code}", "message": message})
+    return web.Response(status=status, text=body, content_type="application/x-amz-json-1.0")
+
+
+def allowed_by(policies: Mapping[str, Any], account_id: str) -> Callable[[Call], tuple[int, str, str] | None]:
+    """Judge calls by IAM policies, by access key; a key without a policy may do nothing."""
+
+    def judge(call: Call) -> tuple[int, str, str] | None:
+        if call.service == "sts":  # GetCallerIdentity: "No permissions are required"
+            return None
+        for action in call.actions:
+            if not permits(policies.get(call.access_key, {}), action, call.resource(account_id)):
+                return 403, "AccessDenied", f"{call.access_key} may not {action} on {call.resource(account_id)}"
+        return None
+
+    return judge
+
+
+def permits(policy: Mapping[str, Any], action: str, resource: str) -> bool:
+    return any(
+        _any_like(one["Action"], action) and _any_like(one["Resource"], resource)
+        for one in policy.get("Statement", [])
+        if one["Effect"] == "Allow"
+    )
+
+
+def _any_like(patterns: str | list[str], text: str) -> bool:
+    found = [patterns] if isinstance(patterns, str) else patterns
+    return any(
+        text.startswith(pattern.removesuffix("*")) if pattern.endswith("*") else text == pattern for pattern in found
+    )
+
+
+def _cut(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response(status=500)
+
+
+async def _half(request: web.Request, status: int, headers: dict[str, str], body: bytes) -> web.StreamResponse:
+    response = web.StreamResponse(status=status, headers={**headers, "Content-Length": str(len(body))})
+    await response.prepare(request)
+    await response.write(body[: len(body) // 2])
+    return _cut(request)

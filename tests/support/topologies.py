@@ -1,0 +1,43 @@
+"""Provisioning in tests, step by step."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from smartpipe.aws.provision import Provisioner
+from smartpipe.aws.transport import AwsTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from smartpipe import Service
+    from smartpipe.aws.provision import Survey
+
+
+@asynccontextmanager
+async def provisioner() -> AsyncIterator[Provisioner]:
+    """A provisioner of the environment's, closed at the end."""
+    transport = AwsTransport.from_environment()
+    try:
+        yield Provisioner(transport)
+    finally:
+        await transport.aclose()
+
+
+async def survey(*services: Service) -> Survey:
+    async with provisioner() as found:
+        return await found.survey(services)
+
+
+async def left_to_do(*services: Service) -> list[str]:
+    """What an apply would still have to do."""
+    return [str(change) for change in (await survey(*services)).pending]
+
+
+async def destroy(*services: Service, orphaned: bool = False) -> list[str]:
+    """Delete what goes; return that."""
+    async with provisioner() as found:
+        going = (await found.survey(services, even_if_faulty=True)).destruction(orphaned=orphaned)
+        await found.apply(going)
+    return [str(change) for change in going]

@@ -1,0 +1,171 @@
+"""Queue policies: one statement is ours, the others stay as they are to the byte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smartpipe.topology.policy import (
+    POLICY_LIMIT_BYTES,
+    POLICY_SID,
+    fitting,
+    folded,
+    key_statement,
+    merged,
+    open_to_anybody,
+    our_statement,
+    source_topics,
+    statement,
+    statements,
+)
+
+QUEUE = "arn:aws:sqs:eu-west-1:123456789012:mailer"
+USERS = "arn:aws:sns:eu-west-1:123456789012:users"
+ORDERS = "arn:aws:sns:eu-west-1:123456789012:orders"
+OURS = statement(QUEUE, [USERS, ORDERS])
+STALE = statement(QUEUE, [USERS])
+THEIRS = '{ "Effect":"Allow",\n "Sid" : "th\\u00e9irs", "Principal":"*", "Action":["sqs:*"] , "Resource":"x" }'
+
+
+def policy(*raw: str) -> str:
+    return f'{{"Id" : "kept", "Statement": [ {" , ".join(raw)} ]\n, "Version":"2012-10-17"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (policy(THEIRS), f'{{"Id" : "kept", "Statement": [{THEIRS}, {json.dumps(OURS)}]\n, "Version":"2012-10-17"}}'),
+        (policy(THEIRS, json.dumps(STALE)), policy(THEIRS, json.dumps(OURS))),
+        (policy(json.dumps(STALE), THEIRS), policy(json.dumps(OURS), THEIRS)),
+        (policy(THEIRS, json.dumps(OURS, indent=3)), policy(THEIRS, json.dumps(OURS, indent=3))),
+        (f'{{"Statement":{THEIRS}}}', f'{{"Statement":[{THEIRS}, {json.dumps(OURS)}]}}'),
+    ],
+    ids=[
+        "added",
+        "put right behind others",
+        "put right before others",
+        "in place already",
+        "a statement without a list",
+    ],
+)
+def test_the_statements_of_others_are_kept_byte_for_byte(text: str, expected: str) -> None:
+    assert merged(text, OURS) == expected
+
+
+def test_two_statements_of_ours_become_one() -> None:
+    text = merged(policy(json.dumps(STALE), THEIRS, json.dumps(STALE)), OURS)
+
+    assert [one.get("Sid") for one in statements(text)] == ["th\u00e9irs", POLICY_SID]
+    assert THEIRS in text
+
+
+@pytest.mark.parametrize("text", [None, "", "no policy", "[]", '{"Version": "2012-10-17"}', "{", '{"Statement": [{]}'])
+def test_where_there_is_no_policy_ours_is_the_whole_of_it(text: str | None) -> None:
+    assert json.loads(merged(text, OURS)) == {"Version": "2012-10-17", "Statement": [OURS]}
+
+
+def test_ours_is_taken_out_when_nothing_subscribes_any_more() -> None:
+    assert merged(policy(json.dumps(OURS)), None) == ""
+    assert statements(merged(policy(THEIRS, json.dumps(OURS)), None)) == [json.loads(THEIRS)]
+    assert merged(policy(THEIRS), None) == policy(THEIRS)
+
+
+def test_a_list_of_one_and_another_order_are_the_same_statement() -> None:
+    one = statement(QUEUE, [USERS])
+    written = {**one, "Condition": {**one["Condition"], "ArnEquals": {"aws:SourceArn": USERS}}}
+    shuffled = {**OURS, "Condition": {**OURS["Condition"], "ArnEquals": {"aws:SourceArn": [USERS, ORDERS]}}}
+
+    assert merged(policy(json.dumps(written)), one) == policy(json.dumps(written))
+    assert merged(policy(json.dumps(shuffled)), OURS) == policy(json.dumps(shuffled))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.dictionaries(st.text(), json_values)), st.integers(0, 3), st.booleans(), st.booleans())
+def test_whatever_others_wrote_is_there_afterwards(
+    theirs: list[dict[str, object]], indent: int, ours_is_there: bool, ascii_only: bool
+) -> None:
+    raw = [
+        json.dumps(one, indent=indent or None, ensure_ascii=ascii_only)
+        for one in theirs
+        if one.get("Sid") != POLICY_SID
+    ]
+    text = policy(*raw, *([json.dumps(STALE)] if ours_is_there else []))
+
+    result = merged(text, OURS)
+
+    assert all(one in result for one in raw)
+    assert our_statement(result) == OURS
+    assert len(statements(result)) == len(raw) + 1
+
+
+def topics(count: int, name: str = "team-growth-events-of-a-long-name-{:03}") -> list[str]:
+    return [f"arn:aws:sns:eu-west-1:123456789012:{name.format(number)}" for number in range(count)]
+
+
+def test_fault_49_sixty_topics_into_one_queue_are_one_statement_within_the_limit() -> None:
+    short = fitting(None, statement(QUEUE, topics(60, "topic-{}")))
+    long = fitting(None, statement(QUEUE, topics(60, "a-very-long-name-" * 8 + "{}")))
+
+    assert len(statements(short)) == len(statements(long)) == 1
+    assert len(source_topics(our_statement(short) or {})) == 60
+    assert source_topics(our_statement(long) or {}) == [topics(1, "a-very-long-name-" * 8)[0] + "*"]
+    assert len(long.encode()) <= POLICY_LIMIT_BYTES
+
+
+def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> None:
+    other = "arn:aws:sns:eu-west-1:999999999999:theirs"
+
+    pattern = folded(statement(QUEUE, [*topics(3), other]))
+
+    assert pattern["Principal"] == {"Service": "sns.amazonaws.com"}
+    assert pattern["Condition"] == {
+        "ArnLike": {"aws:SourceArn": [topics(1, "team-growth-events-of-a-long-name-00")[0] + "*", other]},
+        "StringEquals": {"aws:SourceAccount": ["123456789012", "999999999999"]},
+    }
+
+
+def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
+    theirs = policy(json.dumps({"Sid": "theirs", "Resource": "x" * 4_000}))
+
+    text = fitting(theirs, statement(QUEUE, topics(60)))
+
+    assert "ArnLike" in (our_statement(text) or {})["Condition"]
+    assert "x" * 4_000 in text
+
+
+@pytest.mark.parametrize(
+    ("statement_of_others", "expected"),
+    [
+        ({"Sid": "open", "Effect": "Allow", "Principal": "*"}, ["open"]),
+        ({"Sid": "open", "Effect": "Allow", "Principal": {"AWS": "*"}}, ["open"]),
+        ({"Effect": "Allow", "Principal": "*"}, ["without a Sid"]),
+        (
+            {"Sid": "x", "Effect": "Allow", "Principal": "*", "Condition": {"Bool": {"aws:SecureTransport": "true"}}},
+            ["x"],
+        ),
+        ({"Sid": "x", "Effect": "Allow", "Principal": "*", "Condition": {"ArnLike": {"aws:SourceArn": "a"}}}, []),
+        ({"Sid": "x", "Effect": "Deny", "Principal": "*"}, []),
+        ({"Sid": "x", "Effect": "Allow", "Principal": {"AWS": "123456789012"}}, []),
+    ],
+)
+def test_a_statement_that_lets_anybody_in_is_noticed(
+    statement_of_others: dict[str, object], expected: list[str]
+) -> None:
+    assert open_to_anybody(policy(json.dumps(statement_of_others))) == expected
+
+
+def test_fault_10_the_statement_that_a_key_needs_lets_these_topics_encrypt_and_no_others() -> None:
+    needed = key_statement(QUEUE, [USERS])
+
+    assert needed["Action"] == ["kms:GenerateDataKey*", "kms:Decrypt"]
+    assert needed["Principal"] == {"Service": "sns.amazonaws.com"}
+    assert needed["Condition"] == STALE["Condition"]
