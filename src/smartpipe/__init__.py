@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from smartpipe.publisher import Publisher
     from smartpipe.retry import RetryPolicy
     from smartpipe.service import Service
+    from smartpipe.topology.filters import FilterPolicy
     from smartpipe.topology.model import Queue, Topic
     from smartpipe.transport import Transport
     from smartpipe.worker import Worker
@@ -46,6 +47,7 @@ __all__ = [
     "EmbeddedBroker",
     "Event",
     "EventTooLarge",
+    "FilterPolicy",
     "PublishError",
     "PublishFailure",
     "PublishReport",
@@ -79,6 +81,7 @@ _HOMES = {
     "Delivery": "delivery",
     "EmbeddedBroker": "embedded",
     "Event": "events",
+    "FilterPolicy": "topology.filters",
     "PublishReport": "outgoing",
     "Publisher": "publisher",
     "Queue": "topology.model",

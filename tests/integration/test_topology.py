@@ -14,7 +14,7 @@ from smartpipe import EmbeddedBroker, Event, Publisher, Queue, Service, Topic, T
 from smartpipe.aws.inspect import MAX_CALLS
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
-from smartpipe.topology.filters import FilterPolicy
+from smartpipe import FilterPolicy
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
 from tests.support.topologies import destroy, left_to_do, provisioner, survey

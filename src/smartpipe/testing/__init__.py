@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smartpipe.testing.broker import MemoryBroker
     from smartpipe.testing.clock import virtual_time
     from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
-    from smartpipe.testing.wire import provision, working
+    from smartpipe.testing.wire import planned, provision, working
 
 __all__ = [
     "DeadLettered",
@@ -21,6 +21,7 @@ __all__ = [
     "MemoryBroker",
     "Published",
     "Retried",
+    "planned",
     "provision",
     "virtual_time",
     "working",
@@ -28,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "MemoryBroker": "broker",
+    "planned": "wire",
     "provision": "wire",
     "virtual_time": "clock",
     "working": "wire",

@@ -10,7 +10,7 @@ from smartpipe.settings import WorkerSettings
 from smartpipe.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from smartpipe.service import Service
 
@@ -19,6 +19,15 @@ READY_EVERY_SECONDS = 0.01
 
 async def provision(*services: Service) -> list[str]:
     """Create on the environment's broker what *services* declare; return what was changed, a line each."""
+    return await _compared(services, apply=True)
+
+
+async def planned(*services: Service) -> list[str]:
+    """Return what ``provision`` would change, a line each; empty when all is in place: a test of what is deployed."""
+    return await _compared(services, apply=False)
+
+
+async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
     from smartpipe.aws.provision import Provisioner
     from smartpipe.aws.transport import AwsTransport
 
@@ -26,7 +35,8 @@ async def provision(*services: Service) -> list[str]:
     try:
         provisioner = Provisioner(transport)
         changes = await provisioner.plan(services)
-        await provisioner.apply(changes)
+        if apply:
+            await provisioner.apply(changes)
     finally:
         await transport.aclose()
     return [str(change) for change in changes]
