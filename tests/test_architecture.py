@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"handlers", "middleware", "topology.plan", "topology.advice", "topology.destruction", "topology.tree"},
     {"service", "subscribing", "acknowledger", "publisher", "invocation"},
     {"gatherer", "schemas"},
-    {"processor"},
+    {"processor", "topology.export"},
     {"settler"},
     {"consumer"},
     {"health", "signals", "embedded"},

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from smartpipe import EmbeddedBroker, Event, Publisher, Queue, Service, Topic, TopologyError
+from smartpipe import EmbeddedBroker, Event, FilterPolicy, Publisher, Queue, Service, Topic, TopologyError
 from smartpipe.aws.inspect import MAX_CALLS
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
-from smartpipe import FilterPolicy
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
 from tests.support.topologies import destroy, left_to_do, provisioner, survey
@@ -329,6 +328,40 @@ async def test_what_nobody_declares_any_more_is_shown_and_goes_only_when_asked(b
     assert "it was service old's" in seen[1].reason
     assert f"delete queue {physical('old')}" not in spared
     assert f"delete queue {physical('old')}" in asked
+
+
+async def test_a_worker_whose_topic_is_no_longer_declared_needs_no_right_to_look_at_it(proxy: FaultProxy) -> None:
+    before, after = serving("mailer", UserSignedUp), serving("mailer", OrderPlaced)
+    await provision(before)
+    await provision(serving("mailer", UserSignedUp, OrderPlaced))
+    proxy.add(
+        Fault(
+            "ListSubscriptionsByTopic",
+            answer=(403, "AuthorizationError", "no"),
+            when=lambda call: call.fields["TopicArn"].endswith("users"),
+        )
+    )
+
+    async with working(after) as worker:
+        assert worker.ready
+
+
+async def test_what_others_made_and_may_not_be_looked_at_is_a_note(broker: EmbeddedBroker, proxy: FaultProxy) -> None:
+    if broker.backend == "moto":
+        pytest.skip("moto's tagging API knows neither queues nor topics")
+    await provision(serving("old"), serving("new", UserLeft))
+    proxy.add(
+        Fault(
+            "GetQueueUrl",
+            answer=(403, "AccessDenied", "no"),
+            when=lambda call: "old" in call.fields["QueueName"],
+        )
+    )
+
+    found = await survey(serving("new", UserLeft))
+
+    assert found.pending == []
+    assert sum("is declared by no TARGET, and may not be looked at" in note for note in found.notes) == 2
 
 
 async def test_without_the_tagging_api_a_plan_says_what_it_did_not_look_for(proxy: FaultProxy) -> None:

@@ -241,7 +241,7 @@ def test_a_topic_that_another_application_manages_is_left_alone() -> None:
     assert "foreign topic staging-users (application billing manages it)" in lines(changes)
 
 
-class Shipped(Event, topic=Topic(arn="arn:aws:sns:eu-west-1:999999999999:parcels"), type="shipped", version="1.0"):
+class Shipped(Event, topic=Topic(arn="arn:aws:sns:eu-west-1:999999999999:parcels"), type="plan.shipped", version="1.0"):
     pass
 
 

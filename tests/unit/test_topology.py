@@ -161,7 +161,9 @@ def test_fault_10_a_queue_under_sqs_own_kms_key_is_refused_because_sns_cannot_us
 
 
 def test_high_throughput_counts_by_group_on_topics_and_queues() -> None:
-    class Booked(Event, topic=Topic("book", fifo=True, high_throughput=True), type="booked", version="1.0", key="to"):
+    class Booked(
+        Event, topic=Topic("book", fifo=True, high_throughput=True), type="topology.booked", version="1.0", key="to"
+    ):
         to: str
 
     topology = derive([served(Queue("mailer", fifo=True, high_throughput=True), Booked)], NAMING)
@@ -199,7 +201,7 @@ THEIR_TOPIC = "arn:aws:sns:eu-central-1:999999999999:orders"
 
 
 def test_a_topic_of_another_account_is_subscribed_to_and_never_created() -> None:
-    class Shipped(Event, topic=Topic(arn=THEIR_TOPIC), type="shipped", version="1.0"):
+    class Shipped(Event, topic=Topic(arn=THEIR_TOPIC), type="topology.shipped", version="1.0"):
         pass
 
     topology = derive([served(Queue("mailer"), Shipped)], NAMING)

@@ -31,6 +31,14 @@ RETRY_SECONDS = 10.0
 _JSON_ATTRIBUTES = frozenset({"FilterPolicy", "RedriveAllowPolicy", "RedrivePolicy"})
 
 
+class Denied(TransportError):
+    """IAM refused some calls; ``denials`` has each."""
+
+    def __init__(self, denials: Iterable[Denial]) -> None:
+        self.denials = tuple(denials)
+        super().__init__("AccessDenied", "\n".join(request(self.denials)), retryable=False)
+
+
 class Inspector:
     """Asks SNS and SQS what there is of one topology.
 
@@ -46,7 +54,8 @@ class Inspector:
     async def read(self, desired: Topology, *, tags: bool = True) -> Topology:
         """Return what is there of *desired*, who else subscribes to its topics and, with *tags*, whose all that is.
 
-        With *tags*, also what carries the application's tags and stands in *desired* nowhere.
+        With *tags*, also what carries the application's tags and stands in *desired* nowhere, and what
+        subscribes our queues to topics that stand there no longer.
 
         Raises:
             TransportError: AWS could not be asked; ``AccessDenied`` names every right that is missing.
@@ -57,7 +66,9 @@ class Inspector:
             self._each([*desired.topics, *_of("sns", orphans)], partial(self._topic, tags=tags, given=desired.given)),
             self._each([*desired.queues, *_of("sqs", orphans)], partial(self._queue, tags=tags)),
         )
-        subscriptions = await self._subscriptions(desired, topics, queues)
+        for arn in orphans:
+            self._forgive(arn, "carries the application's tags, is declared by no TARGET, and may not be looked at")
+        subscriptions = await self._subscriptions(desired, topics, queues, remembered=tags)
         self._refuse_if_denied()
         return Topology(topics, queues, subscriptions)
 
@@ -70,7 +81,7 @@ class Inspector:
 
     def _refuse_if_denied(self) -> None:
         if self._denials:
-            raise TransportError("AccessDenied", "\n".join(request(self._denials)), retryable=False)
+            raise Denied(self._denials)
 
     async def _each(self, arns: Iterable[str], read: Callable[[str], Awaitable[T | None]]) -> dict[str, T]:
         async def one(arn: str) -> tuple[str, T | None]:
@@ -83,7 +94,7 @@ class Inspector:
         sns = await self._transport.client("sns", region=region_in(arn))
         answer = await self._call(partial(sns.get_topic_attributes, TopicArn=arn), "sns:GetTopicAttributes", arn, given)
         if answer is None:
-            return {} if arn in given and self._denied_of(arn) else None
+            return {} if arn in given and self._forgive(arn, "is not to be looked at: so its owner wants it") else None
         attributes: Attributes = dict(answer["Attributes"])
         if tags and arn not in given:
             attributes[TAGS] = await self.topic_tags(arn)
@@ -96,12 +107,12 @@ class Inspector:
         listed = await self._call(read, "sns:ListTagsForResource", arn)
         return {one["Key"]: one["Value"] for one in (listed or {}).get("Tags", [])}
 
-    def _denied_of(self, arn: str) -> bool:
-        """Forget that another account does not show its topic: publishing and subscribing have rights of their own."""
+    def _forgive(self, arn: str, instead: str) -> bool:
+        """Make a note of what was refused about *arn*, in place of a fault; return whether anything was."""
         mine = [denial for denial in self._denials if denial.resource == arn]
         self._denials = [denial for denial in self._denials if denial.resource != arn]
         if mine:
-            self.notes.append(f"topic {arn}: its owner does not let it be looked at ({mine[0].action})")
+            self.notes.append(f"{arn} {instead} ({mine[0].action})")
         return bool(mine)
 
     async def _queue(self, arn: str, *, tags: bool) -> Attributes | None:
@@ -121,17 +132,22 @@ class Inspector:
         return attributes
 
     async def _subscriptions(
-        self, desired: Topology, topics: Mapping[str, Attributes], queues: Mapping[str, Attributes]
+        self,
+        desired: Topology,
+        topics: Mapping[str, Attributes],
+        queues: Mapping[str, Attributes],
+        *,
+        remembered: bool,
     ) -> dict[tuple[str, str], Attributes]:
-        """Return the subscriptions of all these topics, and of topics that our queues let in since long ago."""
-        remembered = [
+        """Return the subscriptions of all these topics and, *remembered*, of those that our queues let in before."""
+        let_in = [
             topic
-            for arn in desired.queues
+            for arn in (desired.queues if remembered else ())
             for topic in source_topics(our_statement(queues.get(arn, {}).get("Policy")) or {})
             if is_arn(topic) and not topic.endswith("*")
         ]
         subscribed = [topic for topic, _ in desired.subscriptions if topic in topics]
-        listed = await self._each([*subscribed, *topics, *remembered], self._listed)
+        listed = await self._each([*subscribed, *topics, *let_in], self._listed)
         found: dict[tuple[str, str], Attributes] = {}
 
         async def one(topic: str, endpoint: str, arn: str) -> None:

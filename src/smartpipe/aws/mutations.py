@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.aws.faults import MISSING, classify
+from smartpipe.aws.inspect import Denied
 from smartpipe.errors import TransportError
 from smartpipe.topology.naming import name_in, region_in
 from smartpipe.topology.resources import (
@@ -16,6 +17,7 @@ from smartpipe.topology.resources import (
     Attributes,
     without_defaults,
 )
+from smartpipe.topology.rights import Denial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -158,7 +160,10 @@ async def _called(call: Awaitable[Any], change: Change, action: str | None = Non
     try:
         await call
     except Exception as error:
-        raise classify(error, action=action or action_of(change), target=f"{change.kind} {change.name}") from error
+        action = action or action_of(change)
+        fault = classify(error, action=action, target=f"{change.kind} {change.name}")
+        denied = fault.code == "AccessDenied"
+        raise (Denied([Denial(action, change.arns[0])]) if denied else fault) from error
 
 
 def _is_there_otherwise(error: TransportError) -> bool:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
-from smartpipe.aws.inspect import MAX_CALLS, Inspector
-from smartpipe.aws.mutations import Mutations, action_of
+from smartpipe.aws.inspect import MAX_CALLS, Denied, Inspector
+from smartpipe.aws.mutations import Mutations
 from smartpipe.errors import TopologyError, TransportError
 from smartpipe.topology.advice import faults, notes
 from smartpipe.topology.changes import Change, pending
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destruction import destruction
 from smartpipe.topology.plan import plan
-from smartpipe.topology.rights import Denial, request
+from smartpipe.topology.rights import request
 from smartpipe.topology.stages import stages
 
 if TYPE_CHECKING:
@@ -104,17 +104,17 @@ class Provisioner:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
-            denials = [one for one in outcomes if isinstance(one, Denial)]
-            problems = [str(one) for one in outcomes if isinstance(one, TransportError)]
+            denials = [denial for one in outcomes if isinstance(one, Denied) for denial in one.denials]
+            problems = [str(one) for one in outcomes if one is not None and not isinstance(one, Denied)]
             if denials or problems:
                 raise TopologyError([*problems, *(request(denials) if denials else [])])
 
-    async def _carry_out(self, change: Change, on_change: Callable[[Change], None]) -> TransportError | Denial | None:
+    async def _carry_out(self, change: Change, on_change: Callable[[Change], None]) -> TransportError | None:
         try:
             async with self._room:
                 await self._settling(change)
         except TransportError as error:
-            return Denial(action_of(change), change.arns[0]) if error.code == "AccessDenied" else error
+            return error
         on_change(change)
         return None
 

@@ -81,11 +81,11 @@ def fitting(text: str | None, ours: Mapping[str, Any] | None) -> str:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Compare by value: IAM lets a list of one stand without its list, and lists in any order."""
+    """Compare by value: to IAM lists are sets, and one value may stand without its list."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     lists = [value if isinstance(value, list) else [value] for value in (one, other)]
-    return sorted(map(str, lists[0])) == sorted(map(str, lists[1]))
+    return set(map(str, lists[0])) == set(map(str, lists[1]))
 
 
 class _Span(NamedTuple):

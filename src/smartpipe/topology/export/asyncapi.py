@@ -1,0 +1,267 @@
+"""An AsyncAPI 3.0.0 document: what is sent and received, where, and in which form. Pure.
+
+Source: AsyncAPI 3.0.0, and its bindings for SNS 0.1.0 and SQS 0.2.0, which are those that its JSON Schema knows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.events import event_class
+from smartpipe.schemas import event_schema
+from smartpipe.topology.derive import derive
+from smartpipe.topology.export.portable import portable, typed, unique
+from smartpipe.topology.model import FIFO_SUFFIX
+from smartpipe.topology.naming import account_in, name_in
+from smartpipe.topology.resources import TAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from smartpipe.events import Contract
+    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.naming import Naming
+    from smartpipe.topology.resources import Attributes, Topology
+
+CONTENT_TYPE = "application/cloudevents+json"
+_SNS_BINDING = {"bindingVersion": "0.1.0"}
+_SQS_BINDING = {"bindingVersion": "0.2.0"}
+_QUEUE_FIELDS = {
+    "DeduplicationScope": "deduplicationScope",
+    "FifoThroughputLimit": "fifoThroughputLimit",
+    "DelaySeconds": "deliveryDelay",
+    "VisibilityTimeout": "visibilityTimeout",
+    "MessageRetentionPeriod": "messageRetentionPeriod",
+    TAGS: "tags",
+}
+
+
+class _Operation(NamedTuple):
+    """What one service does at one topic or queue."""
+
+    action: str
+    service: str
+    arn: str
+    contracts: tuple[Contract, ...]
+
+
+def document(services: Sequence[Described], *, prefix: str, application: str) -> dict[str, Any]:
+    """Return the document of *services*: a channel for each topic and queue, a message for each event's major version.
+
+    Raises:
+        ConfigError: The declarations contradict each other or AWS.
+    """
+    naming = portable(prefix, application)
+    topology = derive(services, naming)
+    contents = _contents(services, naming)
+    channels = unique({arn: _channel_id(arn, naming) for arn in contents})
+    contracts = sorted({one for found in contents.values() for one in found}, key=_message_id)
+    operations = _operations(services, naming, contents)
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": application,
+            "version": "1.0.0",
+            "description": f"Events of {', '.join(sorted({one.name for one in services}))} on Amazon SNS and SQS. "
+            "Each message has a version of its own.",
+        },
+        "defaultContentType": CONTENT_TYPE,
+        "servers": {name: _server(name) for name in ("sns", "sqs")},
+        "channels": {
+            channels[arn]: _channel(arn, contents[arn], topology, naming)
+            for arn in sorted(channels, key=lambda one: channels[one])
+        },
+        "operations": {name: _operation(one, channels, topology) for name, one in _named(operations, channels)},
+        "components": {
+            "messages": {_message_id(one): _message(one) for one in contracts},
+            "schemas": {name: schema for one in contracts for name, schema in _schemas(one)},
+        },
+    }
+
+
+def _server(service: str) -> dict[str, Any]:
+    region = {"description": "The AWS region that topics and queues are in."}
+    return {"host": f"{service}.{{region}}.amazonaws.com", "protocol": service, "variables": {"region": region}}
+
+
+def _contents(services: Iterable[Described], naming: Naming) -> dict[str, tuple[Contract, ...]]:
+    """Return the contracts of each topic's and queue's events, by ARN; none of a queue that is only sent to."""
+    found: dict[str, set[Contract]] = {}
+    for service in services:
+        for binding in service.bindings:
+            found.setdefault(naming.queue_arn(binding.queue.name), set()).update(binding.contracts)
+        for contract in _known(service):
+            found.setdefault(naming.topic_arn(contract.topic.name), set()).add(contract)
+        for queue in service.sends_to:
+            found.setdefault(naming.queue_arn(queue.name), set())
+    return {arn: tuple(sorted(contracts, key=_message_id)) for arn, contracts in found.items()}
+
+
+def _known(service: Described) -> Iterator[Contract]:
+    """Yield what the service publishes, and what it subscribes to."""
+    yield from service.published
+    for binding in service.bindings:
+        if not binding.queue.direct:
+            yield from binding.contracts
+
+
+def _channel_id(arn: str, naming: Naming) -> str:
+    kind = "topic" if ":sns:" in arn else "queue"
+    return f"{kind}-{name_in(arn).removeprefix(naming.prefix) if _is_own(arn, naming) else name_in(arn)}"
+
+
+def _is_own(arn: str, naming: Naming) -> bool:
+    return account_in(arn) == naming.account_id
+
+
+def _channel(arn: str, contracts: Iterable[Contract], topology: Topology, naming: Naming) -> dict[str, Any]:
+    kind, binding = ("sns", _topic(arn, topology)) if ":sns:" in arn else ("sqs", _queue_channel(arn, topology))
+    return {
+        "address": name_in(arn) if _is_own(arn, naming) else arn,
+        "servers": [{"$ref": f"#/servers/{kind}"}],
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in map(_message_id, contracts)},
+        "bindings": {kind: binding},
+    }
+
+
+def _topic(arn: str, topology: Topology) -> dict[str, Any]:
+    ordering = {"type": "FIFO" if arn.endswith(FIFO_SUFFIX) else "standard", "contentBasedDeduplication": False}
+    tags = topology.topics[arn].get(TAGS)
+    return {"name": name_in(arn), "ordering": ordering, **({"tags": tags} if tags else {}), **_SNS_BINDING}
+
+
+def _queue_channel(arn: str, topology: Topology) -> dict[str, Any]:
+    target = _dead_letter(topology.queues.get(arn, {}))
+    dead_letter = {"deadLetterQueue": _queue(target, topology)} if target else {}
+    return {"queue": _queue(arn, topology), **dead_letter, **_SQS_BINDING}
+
+
+def _queue(arn: str, topology: Topology) -> dict[str, Any]:
+    attributes = topology.queues.get(arn, {})
+    said = {"name": name_in(arn), "fifoQueue": arn.endswith(FIFO_SUFFIX)}
+    said |= {field: typed(name, attributes[name]) for name, field in _QUEUE_FIELDS.items() if name in attributes}
+    target = _dead_letter(attributes)
+    if target:
+        redrive = {name: value for name, value in attributes["RedrivePolicy"].items() if name == "maxReceiveCount"}
+        said["redrivePolicy"] = {"deadLetterQueue": {"name": name_in(target)}, **redrive}
+    return said
+
+
+def _dead_letter(attributes: Attributes) -> str | None:
+    target: str | None = attributes.get("RedrivePolicy", {}).get("deadLetterTargetArn")
+    return target
+
+
+def _operations(
+    services: Iterable[Described], naming: Naming, contents: Mapping[str, tuple[Contract, ...]]
+) -> Iterator[_Operation]:
+    for service in services:
+        for topic in dict.fromkeys(contract.topic for contract in service.published):
+            sent = tuple(contract for contract in service.published if contract.topic == topic)
+            yield _Operation("send", service.name, naming.topic_arn(topic.name), sent)
+        for queue in service.sends_to:
+            arn = naming.queue_arn(queue.name)
+            yield _Operation("send", service.name, arn, contents[arn])
+        for binding in service.bindings:
+            yield _Operation("receive", service.name, naming.queue_arn(binding.queue.name), binding.contracts)
+
+
+def _named(operations: Iterable[_Operation], channels: Mapping[str, str]) -> list[tuple[str, _Operation]]:
+    names = unique({one: f"{one.service}.{one.action}.{channels[one.arn]}" for one in operations})
+    return sorted((name, one) for one, name in names.items())
+
+
+def _operation(one: _Operation, channels: Mapping[str, str], topology: Topology) -> dict[str, Any]:
+    channel = f"#/channels/{channels[one.arn]}"
+    verb = "publishes to" if ":sns:" in one.arn else "sends to" if one.action == "send" else "handles"
+    return {
+        "action": one.action,
+        "channel": {"$ref": channel},
+        "title": f"{one.service} {verb} {name_in(one.arn)}",
+        "tags": [{"name": one.service}],
+        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in sorted(map(_message_id, one.contracts))],
+        **_operation_bindings(one.arn, topology),
+    }
+
+
+def _operation_bindings(arn: str, topology: Topology) -> dict[str, Any]:
+    if ":sqs:" in arn:
+        target = _dead_letter(topology.queues.get(arn, {}))
+        queues = [{"name": name_in(one)} for one in (arn, target) if one]
+        return {"bindings": {"sqs": {"queues": queues, **_SQS_BINDING}}}
+    consumers = [
+        _consumer(queue, attributes)
+        for (topic, queue), attributes in sorted(topology.subscriptions.items(), key=lambda item: item[0])
+        if topic == arn and attributes
+    ]
+    # The binding wants one consumer at least, and these services may have none.
+    return (
+        {"bindings": {"sns": {"topic": {"name": name_in(arn)}, "consumers": consumers, **_SNS_BINDING}}}
+        if consumers
+        else {}
+    )
+
+
+def _consumer(queue_arn: str, attributes: Attributes) -> dict[str, Any]:
+    policy = attributes["FilterPolicy"]
+    # The binding knows lists of texts only; SNS's operators stand in an extension, whole.
+    sayable = all(isinstance(one, list) and all(isinstance(value, str) for value in one) for one in policy.values())
+    target = _dead_letter(attributes)
+    redrive = {"redrivePolicy": {"deadLetterQueue": {"name": name_in(target)}}} if target else {}
+    return {
+        "protocol": "sqs",
+        "endpoint": {"name": name_in(queue_arn)},
+        "filterPolicy" if sayable else "x-filter-policy": policy,
+        "filterPolicyScope": attributes["FilterPolicyScope"],
+        "rawMessageDelivery": typed("RawMessageDelivery", attributes["RawMessageDelivery"]),
+        **redrive,
+    }
+
+
+def _message_id(contract: Contract) -> str:
+    return f"{contract.type}.v{contract.major}"
+
+
+def _message(contract: Contract) -> dict[str, Any]:
+    event = event_class(contract.type, contract.major)
+    headers = {"type": {"type": "string", "const": contract.type, "description": "For filter policies."}}
+    return {
+        "name": contract.type,
+        "title": f"{contract.type} {contract.version}",
+        **({"description": event.__doc__.strip()} if event and event.__doc__ else {}),
+        "contentType": CONTENT_TYPE,
+        "headers": {"type": "object", "properties": headers},
+        "correlationId": {"location": "$message.payload#/correlationid"},
+        "payload": {"$ref": f"#/components/schemas/{_message_id(contract)}"},
+    }
+
+
+def _schemas(contract: Contract) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the envelope's schema and those it refers to, each by a name of its own."""
+    event = event_class(contract.type, contract.major)
+    if event is None:
+        return
+    name = _message_id(contract)
+    schema = event_schema(event)
+    del schema["$schema"]
+    definitions = schema.pop("$defs", {})
+    yield name, _as_asyncapi(schema, name)
+    for definition in sorted(definitions):
+        yield f"{name}.{definition}", _as_asyncapi(definitions[definition], name)
+
+
+def _as_asyncapi(value: Any, name: str) -> Any:
+    """Return a schema of JSON Schema 2020-12 as AsyncAPI has them: draft 07, and definitions among the components."""
+    if isinstance(value, list):
+        return [_as_asyncapi(one, name) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _as_asyncapi(one, name) for key, one in value.items()}
+    if isinstance(found.get("$ref"), str):
+        found["$ref"] = found["$ref"].replace("#/$defs/", f"#/components/schemas/{name}.")
+    if isinstance(found.get("prefixItems"), list):
+        rest = {"additionalItems": found.pop("items")} if "items" in found else {}
+        found |= {"items": found.pop("prefixItems"), **rest}
+    if "propertyName" in (found.get("discriminator") or ()):  # Pydantic's is OpenAPI's; the alternatives tell enough
+        del found["discriminator"]
+    return found

@@ -1,0 +1,125 @@
+"""Who publishes what to whom, as nodes and arrows. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from smartpipe.topology.derive import redrive_count
+from smartpipe.topology.naming import account_in, is_arn, name_in, region_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from smartpipe.topology.derive import Binding
+    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.model import Queue, Topic
+
+Column: TypeAlias = Literal["publisher", "topic", "queue", "handler"]
+Place: TypeAlias = tuple[int, str]
+COLUMNS: tuple[Column, ...] = ("publisher", "topic", "queue", "handler")
+"""From left to right. A service that publishes and handles stands in both, so that every arrow points right."""
+MOST_LINES = 4
+LONGEST_LINE = 40
+
+
+class Node(NamedTuple):
+    """A service, a topic or a queue; a picture has one of each column and key.
+
+    Args:
+        lines: The name, and what is to be said besides.
+        foreign: It is somebody else's.
+    """
+
+    column: Column
+    key: str
+    lines: tuple[str, ...]
+    foreign: bool = False
+
+    @property
+    def place(self) -> Place:
+        """What it is found and sorted by."""
+        return COLUMNS.index(self.column), self.key
+
+
+class Arrow(NamedTuple):
+    """Events on their way.
+
+    Args:
+        lines: Which of them.
+        topic: The key of the topic that they come by, until they are in a queue.
+    """
+
+    source: Node
+    target: Node
+    lines: tuple[str, ...] = ()
+    topic: str | None = None
+
+    @property
+    def direct(self) -> bool:
+        """Whether it goes past the topics."""
+        return self.source.column == "publisher" and self.target.column == "queue"
+
+
+class Graph(NamedTuple):
+    """Nodes and arrows in an order that does not depend on that of the services."""
+
+    nodes: list[Node]
+    arrows: list[Arrow]
+
+
+def graph(services: Iterable[Described]) -> Graph:
+    """Return the graph of *services*; names are those declared, without an environment's prefix."""
+    found = [arrow for service in services for arrow in (*_handling(service), *_publishing(service))]
+    nodes = {node.place: node for arrow in found for node in (arrow.source, arrow.target)}
+    bound = {node.place: node for arrow in found if arrow.target.column == "handler" for node in (arrow.source,)}
+    arrows = {(arrow.source.place, arrow.target.place, arrow.lines): arrow for arrow in found}
+    return Graph([one for _, one in sorted({**nodes, **bound}.items())], [one for _, one in sorted(arrows.items())])
+
+
+def _publishing(service: Described) -> Iterator[Arrow]:
+    publisher = Node("publisher", service.name, (service.name,))
+    for topic in dict.fromkeys(contract.topic for contract in service.published):
+        types = {contract.type for contract in service.published if contract.topic == topic}
+        yield Arrow(publisher, _topic(topic), _shortened(sorted(types)), topic.name)
+    for queue in service.sends_to:
+        yield Arrow(publisher, _queue(queue), ("directly",))
+
+
+def _handling(service: Described) -> Iterator[Arrow]:
+    for binding in service.bindings:
+        queue = _queue(binding.queue, binding)
+        yield Arrow(queue, Node("handler", service.name, (service.name,)))
+        topics = () if binding.queue.direct else dict.fromkeys(contract.topic for contract in binding.contracts)
+        for topic in topics:
+            types = {contract.type for contract in binding.contracts if contract.topic == topic}
+            lines = (*_shortened(sorted(types)), *_conditions(binding.queue))
+            yield Arrow(_topic(topic), queue, lines, topic.name)
+
+
+def _topic(topic: Topic) -> Node:
+    return Node("topic", topic.name, (name_in(topic.name), *_home(topic.name)), topic.given)
+
+
+def _queue(queue: Queue, binding: Binding | None = None) -> Node:
+    after = "" if binding is None or queue.existing else f" after {redrive_count(binding)} receives"
+    lines = (name_in(queue.name), *_home(queue.name), f"{name_in(queue.dead_letter_name)}{after}")
+    return Node("queue", queue.name, lines, queue.existing)
+
+
+def _home(name: str) -> tuple[str, ...]:
+    return (f"{account_in(name)}, {region_in(name)}",) if is_arn(name) else ()
+
+
+def _conditions(queue: Queue) -> Iterator[str]:
+    conditions = queue.filter_policy.conditions if queue.filter_policy else {}
+    for name, rules in conditions.items():
+        line = f"{name}: {json.dumps(rules, ensure_ascii=False)}"
+        yield line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+
+
+def _shortened(lines: list[str]) -> tuple[str, ...]:
+    """Return so many lines that a picture stays one."""
+    if len(lines) <= MOST_LINES:
+        return tuple(lines)
+    return (*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more")

@@ -1,0 +1,176 @@
+"""The least that a service's processes need of IAM, by what they do: publish, consume, provision. Pure.
+
+Source: Service Authorization Reference, "Actions, resources, and condition keys" for Amazon SNS, Amazon SQS, AWS KMS,
+Resource Groups Tagging and CloudWatch. A batch is authorized as its single verb.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.topology.derive import derive
+from smartpipe.topology.naming import account_in, is_arn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.naming import Naming
+    from smartpipe.topology.resources import Topology
+
+VERSION = "2012-10-17"
+_ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
+_KEYS_ALIAS = "alias/"
+
+
+def policies(service: Described, naming: Naming) -> dict[str, dict[str, Any]]:
+    """Return the policy documents ``publish``, ``consume`` and ``provision``, without those that would be empty.
+
+    ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues
+    with the environment's prefix, for a plan tells what nobody declares any more; it changes only this service's.
+
+    Raises:
+        ConfigError: The service's declarations contradict each other or AWS.
+    """
+    topology = derive([service], naming)
+    found = {
+        "publish": _publish(service, naming),
+        "consume": _consume(service, topology, naming),
+        "provision": _provision(topology, naming),
+    }
+    return {name: {"Version": VERSION, "Statement": statements} for name, statements in found.items() if statements}
+
+
+def _allow(sid: str, actions: Iterable[str], resources: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the statement, or none where there is nothing that it would be for."""
+    on = sorted(set(resources))
+    return [{"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": on}] if on else []
+
+
+def _publish(service: Described, naming: Naming) -> list[dict[str, Any]]:
+    topics = [contract.topic for contract in service.published]
+    keys = [*(topic.kms_key for topic in topics), *(queue.kms_key for queue in service.sends_to)]
+    return [
+        *_allow("PublishToTopics", ["sns:Publish"], [naming.topic_arn(topic.name) for topic in topics]),
+        *_allow(
+            "SendToQueues",
+            ["sqs:GetQueueUrl", "sqs:SendMessage"],
+            [naming.queue_arn(queue.name) for queue in service.sends_to],
+        ),
+        *_keys("EncryptWhatIsPublished", keys, naming),
+    ]
+
+
+def _consume(service: Described, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+    queues = [binding.queue for binding in service.bindings]
+    looked_at = _looked_at([topic for topic, _ in topology.subscriptions], naming)
+    subscribed = any(endpoint not in topology.given for _, endpoint in topology.subscriptions)
+    return [
+        *_allow(
+            "ReceiveFromQueues",
+            [
+                "sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:GetQueueUrl",
+                "sqs:ReceiveMessage",
+            ],
+            [naming.queue_arn(queue.name) for queue in queues],
+        ),
+        *_allow(
+            "SendDeadLetters",
+            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:SendMessage"],
+            [naming.queue_arn(queue.dead_letter_name) for queue in queues],
+        ),
+        *_allow("LookAtTopics", ["sns:GetTopicAttributes"], looked_at.topics),
+        *_allow("LookAtSubscribers", ["sns:ListSubscriptionsByTopic"], looked_at.own),
+        *_anywhere(
+            "LookAtSubscriptions",
+            [
+                *(["sns:GetSubscriptionAttributes"] if subscribed else []),
+                *(["sns:ListSubscriptions"] if looked_at.others else []),
+            ],
+        ),
+        *_keys("DecryptWhatIsReceived", [queue.kms_key for queue in queues], naming),
+    ]  # fmt: skip
+
+
+def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+    own_topics, own_queues = (
+        [arn for arn in arns if arn not in topology.given] for arns in (topology.topics, topology.queues)
+    )
+    given_topics = [arn for arn in topology.topics if arn in topology.given]
+    given_queues = [arn for arn in topology.queues if arn in topology.given]
+    looked_at = _looked_at(given_topics, naming)
+    return [
+        *_allow(
+            "LookAtTopics",
+            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:ListTagsForResource"],
+            [naming.topic_arn("*"), *looked_at.own],
+        ),
+        *_allow(
+            "LookAtQueues",
+            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListQueueTags"],
+            [naming.queue_arn("*"), *given_queues],
+        ),
+        *_allow(
+            "ChangeTopics",
+            ["sns:CreateTopic", "sns:DeleteTopic", "sns:SetTopicAttributes", "sns:Subscribe", "sns:TagResource"],
+            own_topics,
+        ),
+        *_allow(
+            "ChangeQueues",
+            ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"],
+            own_queues,
+        ),
+        *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
+        *_anywhere(
+            "ChangeSubscriptions",
+            [
+                "cloudwatch:GetMetricData", "sns:GetSubscriptionAttributes", "sns:SetSubscriptionAttributes",
+                "sns:Unsubscribe", "tag:GetResources", *(["sns:ListSubscriptions"] if looked_at.others else []),
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _anywhere(sid: str, actions: list[str]) -> list[dict[str, Any]]:
+    """Return the statement for actions that IAM knows no resource of, subscriptions' among them."""
+    return _allow(sid, actions, ["*"] if actions else [])
+
+
+class _LookedAt(NamedTuple):
+    """Topics whose subscriptions are looked at: another account shows its own only to itself."""
+
+    own: list[str]
+    others: list[str]
+
+    @property
+    def topics(self) -> list[str]:
+        return [*self.own, *self.others]
+
+
+def _looked_at(topics: Iterable[str], naming: Naming) -> _LookedAt:
+    arns = list(topics)
+    own = [arn for arn in arns if account_in(arn) == naming.account_id]
+    return _LookedAt(own, [arn for arn in arns if arn not in own])
+
+
+def _keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str, Any]]:
+    """Return what using KMS keys takes: a key by its ARN, and one by its alias by a condition.
+
+    Source: AWS KMS, "Use aliases to control access to KMS keys": an alias's ARN is no resource of these actions.
+    """
+    arns, aliases = set(), set()
+    for key in filter(None, keys):
+        home, _, name = key.rpartition(":") if is_arn(key) else (_home(naming), "", key)
+        if name.startswith(_KEYS_ALIAS):
+            aliases.add((home, name))
+        else:
+            arns.add(f"{home}:{name}" if name.startswith("key/") else f"{home}:key/{name}")
+    by_alias = _allow(f"{sid}ByAlias", _ENCRYPT, [f"{home}:key/*" for home, _ in aliases])
+    for statement in by_alias:
+        names = sorted({name for _, name in aliases})
+        statement["Condition"] = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": names}}
+    return [*_allow(sid, _ENCRYPT, arns), *by_alias]
+
+
+def _home(naming: Naming) -> str:
+    return f"arn:{naming.partition}:kms:{naming.region}:{naming.account_id}"

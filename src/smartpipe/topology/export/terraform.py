@@ -1,0 +1,198 @@
+"""A Terraform configuration, in its JSON syntax, that creates what ``topology apply`` does. Pure.
+
+Source: Terraform Registry, hashicorp/aws, ``aws_sqs_queue``, ``aws_sqs_queue_policy``,
+``aws_sqs_queue_redrive_allow_policy``, ``aws_sns_topic`` and ``aws_sns_topic_subscription``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.errors import ConfigError
+from smartpipe.topology.derive import derive
+from smartpipe.topology.export.portable import declared_names, portable, rewritten, typed, unique, with_tokens
+from smartpipe.topology.model import QUEUE_LIMIT_BYTES
+from smartpipe.topology.naming import name_in, region_in
+from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, without_defaults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from smartpipe.topology.derive import Declares
+    from smartpipe.topology.resources import Topology
+
+PROVIDER = {"source": "hashicorp/aws", "version": ">= 6.8"}
+"""6.0 has ``region`` on each resource, 6.8 queues of 1 MiB."""
+_ACCOUNT = "${data.aws_caller_identity.current.account_id}"
+_ARN = rf"arn:${{data.aws_partition.current.partition}}:\1:${{data.aws_region.current.region}}:{_ACCOUNT}:"
+_DATA_SOURCES = ("aws_caller_identity", "aws_partition", "aws_region")
+
+_QUEUE_ARGUMENTS = {
+    "DeduplicationScope": "deduplication_scope",
+    "DelaySeconds": "delay_seconds",
+    "FifoQueue": "fifo_queue",
+    "FifoThroughputLimit": "fifo_throughput_limit",
+    "KmsMasterKeyId": "kms_master_key_id",
+    "MaximumMessageSize": "max_message_size",
+    "MessageRetentionPeriod": "message_retention_seconds",
+    "SqsManagedSseEnabled": "sqs_managed_sse_enabled",
+    "VisibilityTimeout": "visibility_timeout_seconds",
+}
+_TOPIC_ARGUMENTS = {
+    "FifoThroughputScope": "fifo_throughput_scope",
+    "FifoTopic": "fifo_topic",
+    "KmsMasterKeyId": "kms_master_key_id",
+}
+
+
+def configuration(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
+    """Return the configuration of all that *services* need, for the provider's account and region.
+
+    Raises:
+        ConfigError: The declarations contradict each other, or a topic has a size limit of its own, which
+            the provider cannot set.
+    """
+    topology = derive(services, portable(prefix, application))
+    _refuse_sizes(topology)
+    names = declared_names(topology, prefix)
+    ids = {kind: unique(_wanted(names, kind)) for kind in ("sns", "sqs")}
+    references = {
+        **{arn: f"aws_sns_topic.{one}" for arn, one in ids["sns"].items()},
+        **{arn: f"aws_sqs_queue.{one}" for arn, one in ids["sqs"].items()},
+    }
+    resources = {
+        "aws_sns_topic": {one: _topic(arn, topology.topics[arn]) for arn, one in ids["sns"].items()},
+        "aws_sns_topic_subscription": _subscriptions(topology, references),
+        "aws_sqs_queue": {one: _queue(arn, topology.queues[arn], references) for arn, one in ids["sqs"].items()},
+        "aws_sqs_queue_policy": _policies(topology, references),
+        "aws_sqs_queue_redrive_allow_policy": _redrive_allow_policies(topology, references),
+    }
+    text = json.dumps(resources)
+    return {
+        "terraform": {"required_providers": {"aws": PROVIDER}},
+        "data": {source: {"current": {}} for source in _DATA_SOURCES if f"data.{source}." in text},
+        "resource": {kind: dict(sorted(blocks.items())) for kind, blocks in resources.items() if blocks},
+        "output": {
+            "queue_urls": {"value": {name_in(arn): f"${{{references[arn]}.url}}" for arn in sorted(ids["sqs"])}},
+            "topic_arns": {"value": {name_in(arn): f"${{{references[arn]}.arn}}" for arn in sorted(ids["sns"])}},
+        },
+    }
+
+
+def _refuse_sizes(topology: Topology) -> None:
+    default = TOPIC_DEFAULTS["MaximumMessageSize"]
+    problems = [
+        f"topic {name_in(arn)!r}: the AWS provider cannot set limit_bytes={attributes['MaximumMessageSize']} "
+        f"(hashicorp/terraform-provider-aws#50109); leave it at {int(default):,}, or use --format cloudformation"
+        for arn, attributes in topology.topics.items()
+        if attributes.get("MaximumMessageSize", default) != default
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _wanted(names: Mapping[str, str], kind: str) -> dict[str, str]:
+    return {arn: _identifier(name) for arn, name in names.items() if f":{kind}:" in arn}
+
+
+def _identifier(name: str) -> str:
+    """Return letters, digits and underscores only, as in ``email_verification``."""
+    words = re.sub(r"[^A-Za-z0-9]+", "_", name)
+    return f"_{words}" if words[0].isdigit() else words
+
+
+def _escaped(text: str) -> str:
+    """Return the user's text so that Terraform finds no template in it. Source: "Strings and Templates", escapes."""
+    return text.replace("${", "$${").replace("%{", "%%{")
+
+
+def _say(references: Mapping[str, str], text: str) -> str:
+    return f"${{{references[text]}.arn}}" if text in references else with_tokens(text, _ARN, _ACCOUNT)
+
+
+def _json(value: Any, references: Mapping[str, str]) -> str:
+    return json.dumps(rewritten(value, partial(_say, references)))
+
+
+def _arguments(attributes: Attributes, arguments: Mapping[str, str]) -> dict[str, Any]:
+    said = {
+        argument: _escaped(value) if isinstance(value := typed(name, attributes[name]), str) else value
+        for name, argument in arguments.items()
+        if attributes.get(name)
+    }
+    return {**said, "tags": attributes[TAGS]}
+
+
+def _topic(arn: str, attributes: Attributes) -> dict[str, Any]:
+    said = without_defaults(attributes, TOPIC_DEFAULTS)
+    return {"name": name_in(arn), **_arguments(said, _TOPIC_ARGUMENTS)}
+
+
+def _queue(arn: str, attributes: Attributes, references: Mapping[str, str]) -> dict[str, Any]:
+    # SQS's own default has grown, the provider's has not; dead letters and direct messages may be as long.
+    said = {"MaximumMessageSize": QUEUE_LIMIT_BYTES, **attributes}
+    redrive = attributes.get("RedrivePolicy")
+    return {
+        "name": name_in(arn),
+        **_arguments(said, _QUEUE_ARGUMENTS),
+        **({"redrive_policy": _json(redrive, references)} if redrive else {}),
+    }
+
+
+def _policies(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        _label(references[arn]): {
+            "queue_url": f"${{{references[arn]}.url}}",
+            "policy": _json(attributes["Policy"], references),
+        }
+        for arn, attributes in topology.queues.items()
+        if arn in references and attributes["Policy"]["Statement"]
+    }
+
+
+def _redrive_allow_policies(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
+    """Return them as resources of their own: in the queue's they would close a circle."""
+    return {
+        _label(references[arn]): {
+            "queue_url": f"${{{references[arn]}.url}}",
+            "redrive_allow_policy": _json(attributes["RedriveAllowPolicy"], references),
+        }
+        for arn, attributes in topology.queues.items()
+        if "RedriveAllowPolicy" in attributes
+    }
+
+
+def _label(reference: str) -> str:
+    return reference.partition(".")[2]
+
+
+def _subscriptions(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
+    wanted = {arns: attributes for arns, attributes in topology.subscriptions.items() if arns[1] in references}
+    labels = unique({arns: "_to_".join(_identifier(_name(arn, references)) for arn in arns) for arns in wanted})
+    return {labels[arns]: _subscription(*arns, attributes, references) for arns, attributes in wanted.items()}
+
+
+def _name(arn: str, references: Mapping[str, str]) -> str:
+    return _label(references[arn]) if arn in references else name_in(arn)
+
+
+def _subscription(
+    topic_arn: str, queue_arn: str, attributes: Attributes, references: Mapping[str, str]
+) -> dict[str, Any]:
+    redrive = attributes.get("RedrivePolicy")
+    letting_in = [queue_arn, *([redrive["deadLetterTargetArn"]] if redrive else [])]
+    return {
+        "topic_arn": _say(references, topic_arn),
+        "protocol": "sqs",
+        "endpoint": _say(references, queue_arn),
+        **({} if topic_arn in references else {"region": region_in(topic_arn)}),
+        "raw_message_delivery": typed("RawMessageDelivery", attributes["RawMessageDelivery"]),
+        "filter_policy": _escaped(json.dumps(attributes["FilterPolicy"])),
+        "filter_policy_scope": attributes["FilterPolicyScope"],
+        **({"redrive_policy": _json(redrive, references)} if redrive else {}),
+        # What is published before the policies let it in would be lost.
+        "depends_on": [f"aws_sqs_queue_policy.{_label(references[arn])}" for arn in letting_in],
+    }

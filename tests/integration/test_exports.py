@@ -1,0 +1,86 @@
+"""What templates create is what ``topology apply`` would: nothing is left for it to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+
+from smartpipe import Event, Service, Topic
+from smartpipe.topology.export.cloudformation import template
+from smartpipe.topology.export.terraform import configuration
+from smartpipe.topology.resources import TAGS
+from tests.conftest import lead_to
+from tests.support import exported
+from tests.support.cloudformation import Stack
+from tests.support.terraform import Workspace
+from tests.support.topologies import left_to_do, survey
+
+if TYPE_CHECKING:
+    from smartpipe import EmbeddedBroker
+
+
+def naming() -> dict[str, str]:
+    return {"prefix": os.environ["SMARTPIPE_PREFIX"], "application": "smartpipe"}
+
+
+async def test_a_cloudformation_template_leaves_nothing_to_apply(broker: EmbeddedBroker) -> None:
+    services = exported.services()
+    assert await left_to_do(*services)
+
+    outputs = Stack(template(services, **naming())).make()
+
+    assert await left_to_do(*services) == []
+    assert outputs["MailerQueueUrl"].endswith(f"/{os.environ['SMARTPIPE_PREFIX']}mailer")
+    assert outputs["AccountsTopicArn"].endswith(f":{os.environ['SMARTPIPE_PREFIX']}accounts")
+
+
+async def test_a_terraform_configuration_leaves_nothing_to_apply(broker: EmbeddedBroker) -> None:
+    services = exported.services()
+    assert await left_to_do(*services)
+
+    outputs = Workspace(configuration(services, **naming())).apply()
+
+    assert await left_to_do(*services) == []
+    name = f"{os.environ['SMARTPIPE_PREFIX']}mailer"
+    assert outputs["queue_urls"][name].endswith(f"/{name}")
+
+
+@pytest.mark.parametrize("tool", ["cloudformation", "terraform"])
+async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: EmbeddedBroker, tool: str) -> None:
+    arn = boto3.client("sns").create_topic(Name=naming()["prefix"] + "theirs")["TopicArn"]
+
+    class Theirs(Event, topic=Topic(arn=arn), type="theirs", version="1.0"):
+        pass
+
+    service = exported.subscribed(Service("s"), Theirs)
+
+    if tool == "cloudformation":
+        Stack(template([service], **naming())).make()
+    else:
+        Workspace(configuration([service], **naming())).apply()
+
+    assert await left_to_do(service) == []
+    assert boto3.client("sns").list_tags_for_resource(ResourceArn=arn)["Tags"] == []
+
+
+async def test_a_stack_of_motos_own_engine_lacks_only_what_that_cannot_do(
+    moto: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead_to(moto.environment, monkeypatch)
+    services = exported.services()
+    body = json.dumps(template(services, **naming()))
+
+    boto3.client("cloudformation").create_stack(StackName=naming()["prefix"] + "stack", TemplateBody=body)
+
+    left = (await survey(*services)).pending
+    assert {(change.action, change.kind) for change in left} == {
+        ("update", "queue"),
+        ("update", "topic"),
+        ("create", "subscription"),
+    }
+    assert [set(change.attributes) for change in left if change.kind == "queue"] == [{"Policy"}] * 6
+    assert [set(change.attributes) for change in left if change.kind == "topic"] == [{TAGS}] * 2

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.cli.export import FORMATS, run_export
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODULE = """
+from tests.support import exported
+
+portal = exported.portal()
+archive = exported.archive()
+cinema = exported.cinema()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with services, and an environment that leads nowhere."""
+    (tmp_path / "exported_shop.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ENDPOINT_URL", "SMARTPIPE_ACCOUNT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "shop-")
+    monkeypatch.setenv("SMARTPIPE_APPLICATION", "the shop")
+
+
+TARGETS = ["exported_shop:portal", "exported_shop:archive"]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "iam"])
+def test_all_formats_but_iam_need_neither_region_nor_credentials(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_export(TARGETS, form, None)
+
+    text = capsys.readouterr().out
+    assert "archive" in text
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+def test_names_have_the_environments_prefix_and_tags_its_application(capsys: pytest.CaptureFixture[str]) -> None:
+    run_export(TARGETS, "cloudformation", None)
+
+    queue = json.loads(capsys.readouterr().out)["Resources"]["ArchiveQueue"]["Properties"]
+    assert queue["QueueName"] == "shop-archive"
+    assert {"Key": "smartpipe:application", "Value": "the shop"} in queue["Tags"]
+
+
+def test_policies_are_by_service_with_arns_of_the_real_account(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+
+    run_export(TARGETS, "iam", None)
+
+    found = json.loads(capsys.readouterr().out)
+    assert {name: list(by_purpose) for name, by_purpose in found.items()} == {
+        "archive": ["consume", "provision"],
+        "portal": ["publish", "provision"],
+    }
+    assert "arn:aws:sqs:eu-west-1:123456789012:shop-archive" in found["archive"]["consume"]["Statement"][0]["Resource"]
+
+
+def test_an_output_file_holds_what_would_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_export(TARGETS, "mermaid", None)
+    printed = capsys.readouterr().out
+
+    run_export(TARGETS, "mermaid", tmp_path / "picture.mmd")
+
+    assert (tmp_path / "picture.mmd").read_text() == printed
+    assert capsys.readouterr().out == f"mermaid written to {tmp_path / 'picture.mmd'}\n"
+
+
+def test_an_unknown_format_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"--format 'pulumi' is none of cloudformation, .*, iam"):
+        run_export(TARGETS, "pulumi", None)
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--output .*nowhere/x cannot be written: No such file"):
+        run_export(TARGETS, "dot", tmp_path / "nowhere" / "x")
+
+
+def test_what_a_format_cannot_say_is_a_mistake_with_its_mend() -> None:
+    with pytest.raises(ConfigError, match="use --format cloudformation"):
+        run_export(["exported_shop:cinema"], "terraform", None)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from smartpipe import Event, Queue, Service, Topic
+from smartpipe.topology.export.iam import policies
+from smartpipe.topology.naming import Naming
+from tests.support import exported
+from tests.support.exported import AccountOpened, SecretTold, subscribed
+
+NAMING = Naming("aws", "eu-west-1", "123456789012", "test-")
+SNS = "arn:aws:sns:eu-west-1:123456789012:test-"
+SQS = "arn:aws:sqs:eu-west-1:123456789012:test-"
+KMS = "arn:aws:kms:eu-west-1:123456789012:key/"
+
+
+def statements(service: Service, purpose: str) -> dict[str, dict[str, Any]]:
+    return {one["Sid"]: one for one in policies(service, NAMING)[purpose]["Statement"]}
+
+
+def allowed(service: Service, purpose: str) -> dict[str, set[str]]:
+    """Return the resources of each action."""
+    found: dict[str, set[str]] = {}
+    for statement in statements(service, purpose).values():
+        for action in statement["Action"]:
+            found.setdefault(action, set()).update(statement["Resource"])
+    return found
+
+
+@pytest.mark.parametrize("service", exported.everything(), ids=lambda service: service.name)
+def test_every_policy_is_a_valid_document(service: Service) -> None:
+    for document in policies(service, NAMING).values():
+        assert document["Version"] == "2012-10-17"
+        sids = [statement["Sid"] for statement in document["Statement"]]
+        assert len(set(sids)) == len(sids) > 0
+        for statement in document["Statement"]:
+            assert re.fullmatch(r"[A-Za-z0-9]+", statement["Sid"])
+            assert statement["Effect"] == "Allow"
+            assert statement["Action"]
+            assert statement["Resource"]
+
+
+def test_a_publisher_may_publish_and_send_to_what_it_declares_and_nothing_else() -> None:
+    assert allowed(exported.portal(), "publish") == {
+        "sns:Publish": {f"{SNS}accounts", f"{SNS}payments.fifo"},
+        "sqs:SendMessage": {f"{SQS}reports"},
+        "sqs:GetQueueUrl": {f"{SQS}reports"},
+    }
+
+
+def test_a_service_has_no_policy_for_what_it_does_not_do() -> None:
+    assert policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
+    assert policies(exported.archive(), NAMING).keys() == {"consume", "provision"}
+
+
+def test_a_worker_may_receive_settle_dead_letter_and_look_at_what_it_needs() -> None:
+    own, dead = {f"{SQS}archive", f"{SQS}reports"}, {f"{SQS}archive-dlq", f"{SQS}reports-dlq"}
+
+    assert allowed(exported.archive(), "consume") == {
+        "sqs:ReceiveMessage": own,
+        "sqs:DeleteMessage": own,
+        "sqs:ChangeMessageVisibility": own,
+        "sqs:GetQueueUrl": own | dead,
+        "sqs:GetQueueAttributes": own | dead,
+        "sqs:SendMessage": dead,
+        "sns:GetTopicAttributes": {f"{SNS}accounts", f"{SNS}payments.fifo"},
+        "sns:ListSubscriptionsByTopic": {f"{SNS}accounts", f"{SNS}payments.fifo"},
+        "sns:GetSubscriptionAttributes": {"*"},
+    }
+
+
+def test_subscriptions_of_another_accounts_topic_are_found_among_all_of_ones_own() -> None:
+    found = allowed(exported.affiliates(), "consume")
+
+    assert found["sns:GetTopicAttributes"] == {exported.partners.arn}
+    assert found["sns:ListSubscriptions"] == {"*"}
+    assert "sns:ListSubscriptionsByTopic" not in found
+
+
+def test_a_worker_of_a_direct_queue_asks_sns_nothing() -> None:
+    service = subscribed(Service("s", queue=Queue("s", direct=True)), AccountOpened)
+
+    assert not [action for action in allowed(service, "consume") if action.startswith("sns:")]
+
+
+def test_provisioning_looks_at_the_whole_prefix_and_changes_only_its_own() -> None:
+    found = allowed(exported.mailer(), "provision")
+
+    changing = {f"{SQS}mailer", f"{SQS}mailer-dlq"}
+    assert found["sqs:CreateQueue"] == found["sqs:SetQueueAttributes"] == found["sqs:DeleteQueue"] == changing
+    assert found["sns:CreateTopic"] == found["sns:Subscribe"] == {f"{SNS}accounts"}
+    assert found["sqs:GetQueueAttributes"] == {f"{SQS}*"}
+    assert found["sns:GetTopicAttributes"] == {f"{SNS}*"}
+    assert found["sns:SetSubscriptionAttributes"] == found["tag:GetResources"] == {"*"}
+
+
+def test_what_is_somebody_elses_is_looked_at_and_subscribed_to_and_never_changed() -> None:
+    topics, queues = allowed(exported.affiliates(), "provision"), allowed(exported.borrower(), "provision")
+
+    assert topics["sns:Subscribe"] == {exported.partners.arn}
+    assert "sns:CreateTopic" not in topics
+    theirs = {f"arn:aws:sqs:eu-west-1:210987654321:{name}" for name in ("theirs", "their-dead")}
+    assert queues["sqs:GetQueueAttributes"] == {f"{SQS}*", *theirs}
+    assert "sqs:SetQueueAttributes" not in queues
+
+
+def test_a_key_by_its_alias_is_allowed_by_a_condition_for_an_alias_is_no_resource() -> None:
+    statement = statements(exported.vault(), "publish")["EncryptWhatIsPublishedByAlias"]
+
+    assert statement["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
+    assert statement["Resource"] == [f"{KMS}*"]
+    assert statement["Condition"] == {"ForAnyValue:StringEquals": {"kms:ResourceAliases": ["alias/smartpipe"]}}
+
+
+@pytest.mark.parametrize(
+    ("key", "resource"),
+    [
+        ("1234abcd-12ab-34cd-56ef-1234567890ab", f"{KMS}1234abcd-12ab-34cd-56ef-1234567890ab"),
+        ("arn:aws:kms:eu-west-1:999988887777:key/mrk-1", "arn:aws:kms:eu-west-1:999988887777:key/mrk-1"),
+        ("arn:aws:kms:eu-west-1:999988887777:alias/shop", "arn:aws:kms:eu-west-1:999988887777:key/*"),
+    ],
+)
+def test_a_consumer_decrypts_with_its_queues_key_and_encrypts_dead_letters(key: str, resource: str) -> None:
+    service = subscribed(Service("s", queue=Queue("s", kms_key=key)), SecretTold)
+
+    found = allowed(service, "consume")
+
+    assert found["kms:Decrypt"] == found["kms:GenerateDataKey"] == {resource}
+
+
+def test_names_of_china_and_govcloud_are_in_their_partition() -> None:
+    china = NAMING._replace(partition="aws-cn", region="cn-north-1")
+    key = Topic("china", kms_key="k")
+
+    class Said(Event, topic=key, type="said", version="1.0"):
+        pass
+
+    found = policies(Service("s", publishes=[Said]), china)["publish"]["Statement"]
+
+    assert [one["Resource"] for one in found] == [
+        ["arn:aws-cn:sns:cn-north-1:123456789012:test-china"],
+        ["arn:aws-cn:kms:cn-north-1:123456789012:key/k"],
+    ]

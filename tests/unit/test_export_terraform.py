@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from smartpipe import ConfigError, Queue, Service
+from smartpipe.topology.export.terraform import configuration
+from tests.support import exported
+from tests.support.exported import AccountOpened, numbered, subscribed
+from tests.support.terraform import faults
+
+
+def made(*services: Service) -> dict[str, Any]:
+    return configuration(services, prefix="test-", application="shop")
+
+
+def resources(kind: str, *services: Service) -> dict[str, Any]:
+    found: dict[str, Any] = made(*services)["resource"].get(kind, {})
+    return found
+
+
+def everything() -> list[Service]:
+    return [service for service in exported.everything() if service.name != "cinema"]
+
+
+def test_the_aws_provider_knows_every_argument_of_a_configuration_of_everything() -> None:
+    assert faults(made(*everything())) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "fault"),
+    [
+        ("aws_sqs_queue", {"color": "red"}, "no such argument color"),
+        ("aws_sqs_queue", {"delay_seconds": "5"}, "delay_seconds is no int"),
+        ("aws_sqs_queue", {"kms_master_key_id": "k"}, "these conflict"),
+        (
+            "aws_sns_topic_subscription",
+            {"endpoint": "${aws_sqs_queue.gone.arn}"},
+            "aws_sqs_queue.gone.arn refers to nothing",
+        ),
+    ],
+)
+def test_the_table_of_the_provider_finds_faults(kind: str, change: dict[str, Any], fault: str) -> None:
+    found = made(exported.mailer())
+    next(iter(found["resource"][kind].values())).update(change)
+
+    assert any(fault in one for one in faults(found))
+
+
+def test_a_configuration_is_of_no_account_and_asks_the_provider_only_for_what_it_uses() -> None:
+    found = made(*exported.services())
+
+    assert "this-" not in json.dumps(found)
+    assert found["data"] == {"aws_caller_identity": {"current": {}}}
+
+
+def test_a_configuration_does_not_depend_on_the_order_of_the_targets() -> None:
+    services = everything()
+
+    assert json.dumps(made(*services)) == json.dumps(made(*reversed(services)))
+
+
+def test_a_users_text_that_looks_like_a_template_stays_text() -> None:
+    [subscription] = resources("aws_sns_topic_subscription", exported.mailer()).values()
+
+    assert json.loads(subscription["filter_policy"])["tenant"] == ["acme", {"prefix": "$${x} %%{y} <&>\"'"}]
+
+
+def test_queue_and_dead_letter_queue_allow_each_other_without_a_circle() -> None:
+    queues = resources("aws_sqs_queue", exported.mailer())
+    allowing = resources("aws_sqs_queue_redrive_allow_policy", exported.mailer())
+
+    redrive = json.loads(queues["mailer"]["redrive_policy"])
+    assert redrive["deadLetterTargetArn"] == "${aws_sqs_queue.mailer_dlq.arn}"
+    assert json.loads(allowing["mailer_dlq"]["redrive_allow_policy"])["sourceQueueArns"] == [
+        "${aws_sqs_queue.mailer.arn}"
+    ]
+    assert "redrive_allow_policy" not in queues["mailer_dlq"]
+
+
+def test_events_are_subscribed_to_only_when_queue_and_dead_letter_queue_let_them_in() -> None:
+    [subscription] = resources("aws_sns_topic_subscription", exported.mailer()).values()
+
+    assert subscription["depends_on"] == ["aws_sqs_queue_policy.mailer", "aws_sqs_queue_policy.mailer_dlq"]
+
+
+def test_a_policy_of_very_many_topics_lets_in_a_pattern_of_them_in_the_providers_account() -> None:
+    found = made(subscribed(Service("s"), *map(numbered, range(200))))
+
+    condition = json.loads(found["resource"]["aws_sqs_queue_policy"]["s"]["policy"])["Statement"][0]["Condition"]
+    partition, region = "${data.aws_partition.current.partition}", "${data.aws_region.current.region}"
+    account = "${data.aws_caller_identity.current.account_id}"
+    assert condition["ArnLike"] == {"aws:SourceArn": [f"arn:{partition}:sns:{region}:{account}:test-many-*"]}
+    assert faults(found) == []
+
+
+def test_queues_take_what_sqs_takes_though_the_provider_says_less_by_default() -> None:
+    queues = resources("aws_sqs_queue", exported.mailer())
+
+    assert {queue["max_message_size"] for queue in queues.values()} == {1_048_576}
+
+
+def test_a_topic_of_a_size_that_the_provider_cannot_set_is_refused_with_the_mend() -> None:
+    with pytest.raises(ConfigError, match=r"topic 'test-films'.*limit_bytes=1048576.*--format cloudformation"):
+        made(exported.cinema())
+
+
+def test_a_topic_of_others_is_subscribed_to_where_it_is_and_not_created() -> None:
+    [subscription] = resources("aws_sns_topic_subscription", exported.affiliates()).values()
+
+    assert (subscription["topic_arn"], subscription["region"]) == (exported.partners.arn, "us-east-2")
+    assert resources("aws_sns_topic", exported.affiliates()) == {}
+
+
+def test_a_queue_of_others_is_left_alone() -> None:
+    assert list(made(exported.borrower())["resource"]) == ["aws_sns_topic"]
+
+
+def test_a_key_of_kms_takes_the_place_of_sqss_own() -> None:
+    queue = resources("aws_sqs_queue", exported.vault())["vault"]
+
+    assert queue["kms_master_key_id"] == "1234abcd-12ab-34cd-56ef-1234567890ab"
+    assert "sqs_managed_sse_enabled" not in queue
+
+
+def test_names_that_would_have_one_label_have_two() -> None:
+    one, other = (subscribed(Service(name, queue=Queue(name)), AccountOpened) for name in ("1-b", "1_b"))
+
+    found = made(one, other)
+
+    assert faults(found) == []
+    assert len(found["resource"]["aws_sqs_queue"]) == 4
+    assert len(found["resource"]["aws_sns_topic_subscription"]) == 2
