@@ -5,6 +5,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 
+# Two for each core: these tests wait more than they work.
+WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
+
 .PHONY: install demo test check format bench
 
 install: $(INSTALLED)
@@ -24,7 +27,7 @@ $(SPECS): $(INSTALLED)
 	@if command -v npm >/dev/null; then npm install --prefix .venv/node --no-audit --no-fund --silent @asyncapi/specs@6.11.1; fi
 
 test: $(INSTALLED) $(SPECS)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check
