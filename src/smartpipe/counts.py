@@ -14,6 +14,8 @@ class Counts:
         handled: Deliveries whose handlers all returned.
         ignored: Events of an unknown type that the service ignores.
         retried: Deliveries that failed and were given back to the queue.
+        deferred: Deliveries given back because their effect was under way elsewhere, or the idempotency store
+            could not be asked.
         halted: Deliveries that stop their FIFO group, as its retry policy asks.
         dead_lettered: Messages moved to the dead-letter queue, with a reason.
         released: Deliveries given back unhandled, because the worker was stopping or because a message
@@ -22,12 +24,15 @@ class Counts:
         lease_lost: Deliveries whose lease ran out while they were being handled.
         not_deleted: Finished messages that could not be deleted, and will be delivered again.
         abandoned_threads: Sync handlers that ran into their timeout; their threads still run.
+        deduplicated: Calls of idempotent handlers that were left out, because their effect had happened.
+        fenced: Calls of idempotent handlers whose claim had gone to another worker when they returned.
     """
 
     received: int = 0
     handled: int = 0
     ignored: int = 0
     retried: int = 0
+    deferred: int = 0
     halted: int = 0
     dead_lettered: int = 0
     released: int = 0
@@ -35,6 +40,8 @@ class Counts:
     lease_lost: int = 0
     not_deleted: int = 0
     abandoned_threads: int = 0
+    deduplicated: int = 0
+    fenced: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts that are not zero."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from smartpipe.errors import ConfigError
 from smartpipe.telemetry import current_cause, trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
     from smartpipe.envelope import Envelope
@@ -38,13 +40,20 @@ class Held(Protocol):
         """Whether the message may be somebody else's by now."""
 
 
+class Transactional(Protocol):
+    """What a delivery knows of its claim."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """Open the one transaction that completes it."""
+
+
 class Delivery:
     """One delivery of one message to one handler. It is of no use after the handler has returned.
 
     ``state`` is what the service's ``lifespan`` yielded, None without one.
     """
 
-    __slots__ = ("_lease", "_publisher", "envelope", "handler", "message", "queue", "service", "state")
+    __slots__ = ("_lease", "_publisher", "envelope", "handler", "holding", "message", "queue", "service", "state")
 
     def __init__(
         self,
@@ -64,6 +73,7 @@ class Delivery:
         self.service = service
         self.queue = queue
         self.state = state
+        self.holding: Transactional | None = None
         self._lease = lease
         self._publisher = publisher
 
@@ -127,6 +137,21 @@ class Delivery:
             "message_id": self.message.message_id,
             "receive_count": self.receive_count,
         }
+
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """Return a context manager for a PostgreSQL transaction that commits the effect and its memory together.
+
+        ``async with delivery.transaction() as connection:`` gives an asyncpg connection. Even when the worker is
+        killed right after the commit, no other delivery runs this handler again. It can be used once.
+
+        Raises:
+            ConfigError: The handler is not idempotent, or the claims are kept elsewhere than in PostgreSQL.
+            StoreError: No connection could be had.
+        """
+        if self.holding is None:
+            msg = f"handler {self.handler}: delivery.transaction() is for idempotent handlers: add idempotent=True"
+            raise ConfigError(msg)
+        return self.holding.transaction()
 
     async def publish(
         self,

@@ -9,6 +9,7 @@ from smartpipe.batch import Batch
 from smartpipe.breaker import CircuitBreaker
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
+from smartpipe.idempotency import Idempotency
 from smartpipe.retry import RetryPolicy
 from smartpipe.signature import Parameter, name_of, provided, read_signature
 
@@ -32,6 +33,7 @@ class HandlerOptions:
         concurrency: It runs at most so often at once; None: as often as there are slots.
         rate_per_second: Its queue is received from no faster than this.
         breaker: What its failures one after the other do to its queue.
+        idempotency: Its effect happens once for each event.
     """
 
     queue: Queue
@@ -41,6 +43,7 @@ class HandlerOptions:
     concurrency: int | None = None
     rate_per_second: float | None = None
     breaker: CircuitBreaker | None = None
+    idempotency: Idempotency | None = None
 
     def problems(self) -> list[str]:
         """Say what is out of its range or does not fit together."""
@@ -50,6 +53,7 @@ class HandlerOptions:
                 ("retry", self.retry, RetryPolicy),
                 ("batch", self.batch, Batch),
                 ("breaker", self.breaker, CircuitBreaker),
+                ("idempotency", self.idempotency, Idempotency),
             )
             if value is not None and not isinstance(value, expected)
         ]
@@ -154,6 +158,11 @@ def make_handler(
         problems.append(
             f"queue {options.queue.name!r} is FIFO and topic {topic.name!r} is not, which SNS refuses to connect; make "
             "the topic FIFO, or handle its events on a standard queue"
+        )
+    if options.idempotency is not None and options.idempotency.key not in (None, *event.model_fields):
+        problems.append(
+            f"its idempotency key {options.idempotency.key!r} is none of the fields of {event.__qualname__} "
+            f"({', '.join(event.model_fields) or 'it has none'})"
         )
     signature = read_signature(function, event, batch=options.batch is not None, state=provides_state)
     problems += signature.faults

@@ -12,6 +12,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.claims import claims_of
 from smartpipe.counts import Counts
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.groups import Groups
@@ -222,9 +223,12 @@ class LambdaHandler:
                 threads = Threads(self._service.slots(WorkerSettings.load().concurrency))
                 stack.callback(threads.close)
                 publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
+                claims = await claims_of(self._service, WorkerSettings.load().idempotency_url)
+                if claims is not None:
+                    stack.push_async_callback(claims.aclose)
                 state = await stack.enter_async_context(self._service.open())
                 self._stack = stack.pop_all()
-            self._transport, self._resources = transport, Resources(publisher, threads, state)
+            self._transport, self._resources = transport, Resources(publisher, threads, state, claims)
         return self._resources, self._transport
 
 

@@ -17,6 +17,8 @@ NOT_OUTCOMES = {
     "received": ("smartpipe_messages_received_total", "Deliveries taken from the queue."),
     "lease_lost": ("smartpipe_leases_lost_total", "Leases that ran out while their message was being handled."),
     "not_deleted": ("smartpipe_messages_not_deleted_total", "Finished messages that could not be deleted."),
+    "deduplicated": ("smartpipe_deduplicated_total", "Calls left out because their effect had happened."),
+    "fenced": ("smartpipe_fenced_total", "Calls that returned after their claim had gone to another worker."),
     "abandoned_threads": ("smartpipe_threads_abandoned_total", "Sync handlers that ran into their timeout."),
 }
 

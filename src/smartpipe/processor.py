@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.breaker import Circuit
+from smartpipe.breaker import Circuit, CircuitBreaker
 from smartpipe.decoder import Decoder
 from smartpipe.delivery import Delivery
-from smartpipe.errors import DecodeError, Reject, Retry, UnknownEventType
+from smartpipe.errors import ConfigError, DecodeError, Reject, Retry, UnknownEventType
 from smartpipe.gatherer import Gatherer
+from smartpipe.guard import Deferred, Guard, Guarded
 from smartpipe.invocation import Invocation, outcome_of
 from smartpipe.middleware import Next, compose
 from smartpipe.pace import Gate, TokenBucket
 from smartpipe.room import Room
-from smartpipe.settlement import Ack, DeadLetter, Halt, Outcome, RetryAfter, decide
+from smartpipe.settlement import Ack, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
 from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
+    from smartpipe.claims import Claims
     from smartpipe.counts import Counts
     from smartpipe.delivery import Publishes
     from smartpipe.envelope import Envelope
@@ -28,6 +31,10 @@ if TYPE_CHECKING:
     from smartpipe.service import Service
     from smartpipe.threads import Threads
     from smartpipe.visibility import Lease
+
+
+STORE = "the idempotency store"
+STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
 
 
 class NotBegun(Exception):
@@ -47,11 +54,13 @@ class Resources(NamedTuple):
 
     Args:
         state: What the service's lifespan yielded.
+        claims: What idempotent handlers claim with.
     """
 
     publisher: Publishes
     threads: Threads
     state: Any = None
+    claims: Claims | None = None
 
 
 class _Route(NamedTuple):
@@ -61,6 +70,7 @@ class _Route(NamedTuple):
     call: Next[Delivery, None]
     room: Room | None
     circuit: Circuit | None
+    guard: Guard | None
 
 
 class Processor:
@@ -73,6 +83,7 @@ class Processor:
         self._service = service
         self._queue = queue
         self._resources = resources
+        self._counts = counts
         self._invocation = Invocation(resources.threads, counts)
         self._gatherers: list[Gatherer] = []
         self.gates: list[Gate] = []
@@ -81,6 +92,7 @@ class Processor:
         for handler in service.handlers_on(queue):
             self._routes.setdefault(handler.event, []).append(self._route(handler))
         self._decoder = Decoder(self._routes)
+        self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
 
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
@@ -91,11 +103,17 @@ class Processor:
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
         for route in self._routes[type(envelope.data)]:
-            failure = await self._call(route, envelope, message, lease)
+            failure, attempted = await self._call(route, envelope, message, lease)
+            if isinstance(failure, Deferred):
+                return Processed(Defer(math.ceil(failure.seconds), failure), envelope, route.handler)
             if failure is not None:
-                outcome = decide(failure, attempt, route.handler.retry)
+                outcome = decide(failure, attempted or attempt, route.handler.retry)
                 return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
         return Processed(Ack(), envelope, route.handler)
+
+    @property
+    def _guarded(self) -> bool:
+        return any(route.guard for routes in self._routes.values() for route in routes)
 
     @property
     def gathers(self) -> bool:
@@ -127,14 +145,9 @@ class Processor:
 
     def _route(self, handler: Handler) -> _Route:
         options = handler.options
-        loop = asyncio.get_running_loop()
-        circuit = None
-        if options.breaker is not None:
-            circuit = Circuit(handler.name, options.breaker, call_later=loop.call_later)
-            self.circuits.append(circuit)
-            self.gates.append(circuit)
+        circuit = None if options.breaker is None else self._open_circuit(handler.name, options.breaker)
         if options.rate_per_second is not None:
-            self.gates.append(TokenBucket(options.rate_per_second, loop.time))
+            self.gates.append(TokenBucket(options.rate_per_second, asyncio.get_running_loop().time))
         innermost: Next[Delivery, None]
         room = None
         if options.batch is not None:
@@ -149,10 +162,25 @@ class Processor:
         else:
             innermost = partial(_call_one, self._invocation, handler)
             room = Room(options.concurrency) if options.concurrency else None
-        return _Route(handler, compose(self._service.middleware, innermost), room, circuit)
+        return _Route(handler, compose(self._service.middleware, innermost), room, circuit, self._guard(handler))
 
-    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> BaseException | None:
-        """Run one handler; return what it raised, or None."""
+    def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
+        circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
+        self.circuits.append(circuit)
+        self.gates.append(circuit)
+        return circuit
+
+    def _guard(self, handler: Handler) -> Guard | None:
+        options, claims = handler.options.idempotency, self._resources.claims
+        if options is None:
+            return None
+        if claims is None:
+            raise ConfigError(f"handler {handler.name} is idempotent, and there is nothing to claim with")
+        seconds = handler.queue.visibility_timeout_seconds
+        return Guard(handler, options, claims, lease_seconds=seconds, counts=self._counts)
+
+    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> Guarded:
+        """Run one handler, if its effect has not happened yet; return how that ended."""
         handler = route.handler
         delivery = Delivery(
             envelope,
@@ -172,13 +200,27 @@ class Processor:
             lease.handler = handler.name
             # A batch has a time of its own, and its items wait for it.
             limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
-            failure = await outcome_of(partial(route.call, delivery), limit)
+            call = partial(outcome_of, partial(route.call, delivery), limit)
+            if route.guard is None:
+                guarded = Guarded(await call())
+            else:
+                guarded = await route.guard.run(delivery, lease, call)
+                self._tell_of_store(guarded.failure)
         finally:
             if route.room is not None:
                 route.room.leave()
         if handler.options.batch is None:  # a batch is one call, whatever the number of its items
-            _tell(route.circuit, handler, failure)
-        return failure
+            _tell(route.circuit, handler, guarded.failure)
+        return guarded
+
+    def _tell_of_store(self, failure: BaseException | None) -> None:
+        """Hold polls back while the store cannot be asked: their messages could only be deferred."""
+        if self._store_circuit is None:
+            return
+        if isinstance(failure, Deferred) and failure.store_failed:
+            self._store_circuit.failed()
+        else:
+            self._store_circuit.succeeded()
 
 
 async def _call_one(invocation: Invocation, handler: Handler, delivery: Delivery) -> None:
@@ -190,7 +232,7 @@ def _tell(circuit: Circuit | None, handler: Handler, failure: BaseException | No
         return
     if failure is None:
         circuit.succeeded()
-    elif not isinstance(failure, (Retry, Reject, *handler.retry.never_on)):
+    elif not isinstance(failure, (Retry, Reject, Deferred, *handler.retry.never_on)):
         circuit.failed()
 
 

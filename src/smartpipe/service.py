@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, overload
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.handlers import Handler, HandlerOptions, make_handler, slots_for
+from smartpipe.idempotency import Idempotency
 from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
 from smartpipe.settlement import UnknownEvents
@@ -108,6 +109,7 @@ class Service:
         concurrency: int | None = None,
         rate_per_second: float | None = None,
         breaker: CircuitBreaker | None = None,
+        idempotent: bool | Idempotency = False,
     ) -> Subscribe[E]: ...
 
     @overload
@@ -122,9 +124,10 @@ class Service:
         concurrency: int | None = None,
         rate_per_second: float | None = None,
         breaker: CircuitBreaker | None = None,
+        idempotent: bool | Idempotency = False,
     ) -> SubscribeBatch[E]: ...
 
-    def subscribe(
+    def subscribe(  # noqa: PLR0913 - each is an option of the handler
         self,
         event: type[Any],
         *,
@@ -135,6 +138,7 @@ class Service:
         concurrency: int | None = None,
         rate_per_second: float | None = None,
         breaker: CircuitBreaker | None = None,
+        idempotent: bool | Idempotency = False,
     ) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
@@ -157,6 +161,8 @@ class Service:
             rate_per_second: Its queue is received from no faster than this, whoever else handles it;
                 nothing is held back here. Each worker process has a rate of its own.
             breaker: Stops the polling of its queue while this handler does nothing but fail.
+            idempotent: Its effect happens once for each event, as far as a store remembers
+                (``SMARTPIPE_IDEMPOTENCY_URL``): True, or an Idempotency with the field that names the effect.
 
         Raises:
             ConfigError: Naming the handler: a signature that does not fit, a value out of range, a
@@ -175,6 +181,7 @@ class Service:
                 concurrency=concurrency,
                 rate_per_second=rate_per_second,
                 breaker=breaker,
+                idempotency=(Idempotency() if idempotent else None) if isinstance(idempotent, bool) else idempotent,
             )
             handler = make_handler(function, event, options, provides_state=self._lifespan is not None)
             self._refuse_second_class(handler)
@@ -224,6 +231,11 @@ class Service:
     def handlers_on(self, queue: str) -> tuple[Handler, ...]:
         """Return the handlers of the queue with this logical name."""
         return tuple(handler for handler in self._handlers if handler.queue.name == queue)
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether it needs a store."""
+        return any(handler.options.idempotency for handler in self._handlers)
 
     def slots(self, concurrency: int) -> int:
         """Return how many messages its consumers hold at once, *concurrency* being the worker's for each queue."""

@@ -6,7 +6,7 @@ import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smartpipe.errors import ConfigError
@@ -62,6 +62,8 @@ class WorkerSettings(_Environment):
             poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: After so long without a successful poll ``/livez`` fails.
         processes: How many processes run the service; with more than one, under a supervisor.
+        idempotency_url: Where idempotent handlers remember what they did: ``postgresql://…``, ``redis://…``,
+            ``dynamodb://TABLE``, or ``memory://`` for one process and tests.
         verify: What a start checks of the topology: ``missing`` things end it, and differences are warned of;
             ``strict``: differences end it too; ``off``: nothing is asked, nor may be.
         host, port: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; port 0 takes a free one.
@@ -74,6 +76,7 @@ class WorkerSettings(_Environment):
     processes: int = Field(1, ge=1, le=1_000)
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
     port: int = Field(8080, ge=0, le=65_535)
+    idempotency_url: SecretStr | None = None
     verify: Literal["missing", "strict", "off"] = "missing"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _AnyCase] = "info"
     log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"

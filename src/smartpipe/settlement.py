@@ -45,7 +45,14 @@ class Halt(NamedTuple):
     error: BaseException
 
 
-Outcome: TypeAlias = Ack | RetryAfter | DeadLetter | Halt
+class Defer(NamedTuple):
+    """Make the message visible again in *seconds*: nothing has failed, and no attempt is spent."""
+
+    seconds: int
+    error: BaseException
+
+
+Outcome: TypeAlias = Ack | RetryAfter | DeadLetter | Halt | Defer
 
 
 def decide(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from smartpipe.attempts import deliver
 from smartpipe.deadletter import Where, bare_copy, dead_letter
-from smartpipe.settlement import Ack, DeadLetter, Halt, RetryAfter, shown
+from smartpipe.settlement import Ack, DeadLetter, Defer, Halt, RetryAfter, shown
 from smartpipe.telemetry import trace_id
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ class Settler:
         if isinstance(outcome, DeadLetter):
             return await self._dead_letter(lease, processed, outcome)
         fields = self.fields(message, processed, seconds=seconds, retry_after_seconds=outcome.seconds)
-        if isinstance(outcome, RetryAfter):
+        if isinstance(outcome, Defer):
+            self._counts.deferred += 1
+            log.info("deferred for %d s: %s", outcome.seconds, outcome.error, extra=fields)
+        elif isinstance(outcome, RetryAfter):
             self._counts.retried += 1
             raised = outcome.error if log.isEnabledFor(logging.DEBUG) else None
             log.warning("retried in %d s: %s", outcome.seconds, shown(outcome.error), extra=fields, exc_info=raised)

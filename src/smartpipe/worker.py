@@ -7,8 +7,9 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.claims import Claims, claims_of
 from smartpipe.consumer import Consumer
-from smartpipe.errors import ConfigError, PublishError, SmartpipeError, TransportError
+from smartpipe.errors import ConfigError, PublishError, SmartpipeError, StoreError, TransportError
 from smartpipe.health import HealthServer, WorkerReport
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from smartpipe.idempotency import Store
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
     from smartpipe.transport import Transport
@@ -36,6 +38,7 @@ class Worker:
         verify: Raises TopologyError when what the service needs does not exist; by default nothing
             is checked.
         socket: A Unix socket to serve health on, instead of the settings' port.
+        store: Where idempotent handlers claim; by default what ``SMARTPIPE_IDEMPOTENCY_URL`` names.
 
     Raises:
         ConfigError: The service has no handlers.
@@ -49,6 +52,7 @@ class Worker:
         *,
         verify: Callable[[], Awaitable[None]] | None = None,
         socket: Path | None = None,
+        store: Store | None = None,
     ) -> None:
         if not service.handlers:
             msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
@@ -63,6 +67,8 @@ class Worker:
         self._stopped_at = 0.0
         self._limit: asyncio.Timeout | None = None
         self._failed = False
+        self._store = store
+        self._claims: Claims | None = None
         self.abandoned_threads = 0
         self.consumers: list[Consumer] = []
         self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
@@ -79,6 +85,7 @@ class Worker:
             self._verified
             and not self._stopping.is_set()
             and not any(consumer.poller.failing for consumer in self.consumers)
+            and not (self._claims is not None and self._claims.failures)
         )
 
     @property
@@ -150,7 +157,8 @@ class Worker:
             fields = {"url": self.health.url}
             log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
             try:
-                await self._wait_until_verified()
+                await self._until_possible("check the topology", self._verified_topology)
+                await self._until_possible("open the idempotency store", self._open_store)
                 if not self._stopping.is_set():
                     await self._serve(publisher, threads)
             finally:
@@ -201,7 +209,7 @@ class Worker:
                 self._service,
                 binding.queue,
                 self._transport,
-                resources=Resources(publisher, threads, state),
+                resources=Resources(publisher, threads, state, self._claims),
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,
             )
@@ -211,30 +219,41 @@ class Worker:
         queues = ", ".join(consumer.queue.name for consumer in self.consumers)
         log.info("ready: %s polls %s, concurrency %d a queue", self._service.name, queues, settings.concurrency)
 
-    async def _wait_until_verified(self) -> None:
-        """Check the topology; while AWS cannot be asked, try on, saying so once per change of state."""
-        failures, fault = 0, None
-        while self._verify is not None and not self._stopping.is_set():
+    async def _until_possible(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do *work*; while AWS or the store cannot be asked, try on, saying so once per change of state."""
+        failures, fault = 0, ""
+        while not self._stopping.is_set():
             try:
-                await self._verify()
-            except TransportError as error:
-                if error.code == "NoCredentials":
-                    raise ConfigError(error.detail) from None
-                if error.code == "AccessDenied":
-                    log.warning("the topology is not checked, these credentials may not read it: %s", error.detail)
-                    return
+                await work()
+            except (TransportError, StoreError) as error:
                 failures += 1
-                if error.code != fault:
-                    fault = error.code
-                    log.error("cannot check the topology, trying on: %s", error)  # noqa: TRY400
+                if str(error) != fault:
+                    fault = str(error)
+                    log.error("cannot %s, trying on: %s", what, error)  # noqa: TRY400
                 try:
                     async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, failures, error)):
                         await self._stopping.wait()
                 except TimeoutError:
                     continue
             else:
-                log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
                 return
+
+    async def _verified_topology(self) -> None:
+        if self._verify is None:
+            return
+        try:
+            await self._verify()
+        except TransportError as error:
+            if error.code == "NoCredentials":
+                raise ConfigError(error.detail) from None
+            if error.code != "AccessDenied":
+                raise
+            log.warning("the topology is not checked, these credentials may not read it: %s", error.detail)
+            return
+        log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
+
+    async def _open_store(self) -> None:
+        self._claims = await claims_of(self._service, self._settings.idempotency_url, self._store)
 
     async def _close(self, publisher: Publisher, threads: Threads, until: float) -> int:
         """Flush what handlers published without waiting for it; return how many events were not taken."""
@@ -244,6 +263,8 @@ class Worker:
             log.error("%s", error)  # noqa: TRY400
             return len(error.failures)
         finally:
+            if self._claims is not None:
+                await self._claims.aclose()
             await self._transport.aclose()
             threads.close()
         return 0

@@ -7,6 +7,7 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from smartpipe.claims import Claims
 from smartpipe.consumer import Consumer
 from smartpipe.errors import ConfigError
 from smartpipe.memory.transport import NAMING
@@ -14,6 +15,7 @@ from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
 from smartpipe.signature import name_of
+from smartpipe.stores.memory import MemoryStore
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, fits
@@ -78,6 +80,7 @@ class MemoryBroker:
         self._recorder: Recorder | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._consumers: dict[str, Consumer] = {}
+        self._claims: Claims | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -93,6 +96,8 @@ class MemoryBroker:
             stack.enter_context(opening(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
             stack.callback(self._consumers.clear)
+            self._claims = Claims(MemoryStore())
+            stack.push_async_callback(self._claims.aclose)
             for service in self._services:
                 await self._start(service, threads, stack)
             self._stack = stack.pop_all()
@@ -224,7 +229,7 @@ class MemoryBroker:
                 service,
                 binding.queue,
                 self.transport,
-                resources=Resources(publisher, threads, state),
+                resources=Resources(publisher, threads, state, self._claims),
                 concurrency=self._concurrency,
                 poll_seconds=POLL_SECONDS if self._virtual else REAL_POLL_SECONDS,
                 observer=self.transport.settled,

@@ -1,0 +1,259 @@
+"""The claims of one process: many go to the store in one call, and what is held is kept by heartbeats."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency import Claimed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from pydantic import SecretStr
+
+    from smartpipe.idempotency import Claim, ClaimOutcome, Store
+
+log = logging.getLogger("smartpipe.idempotency")
+
+T = TypeVar("T")
+
+CALL_SECONDS = 5.0
+MAX_CLAIMS = 100
+"""In one call."""
+COMPLETE_SECONDS = 30.0
+"""For so long a completion is tried: the effect has happened, and only the store's memory of it is missing."""
+RENEWALS_PER_LEASE = 3
+
+
+async def claims_of(service: Claimant, url: SecretStr | None, store: Store | None = None) -> Claims | None:
+    """Open what *service* claims with: *store*, or that of *url*; None when no handler of it is idempotent.
+
+    Raises:
+        ConfigError: There is no store, or its table is not there: with the command that makes it.
+        StoreError: The store cannot be asked.
+    """
+    if not service.idempotent:
+        return None
+    if store is None:
+        if url is None:
+            raise ConfigError(
+                f"service {service.name!r} has idempotent handlers, and no store to remember what they did: set "
+                "SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://..., redis://... or dynamodb://TABLE"
+            )
+        store = import_module("smartpipe.stores").open_store(url.get_secret_value())
+    await store.open()
+    return Claims(store)
+
+
+class Claimant(Protocol):
+    """A Service, as far as its store is concerned."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether it has idempotent handlers."""
+
+
+class _Verb(Generic[T]):
+    """One verb of the store: what is asked within one turn of the event loop goes out in one call."""
+
+    def __init__(self, call: Callable[[Sequence[Claim]], Awaitable[list[T]]], answered: Callable[[bool], None]) -> None:
+        self._call = call
+        self._answered = answered
+        self._waiting: list[tuple[Claim, asyncio.Future[T]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def ask(self, claim: Claim) -> asyncio.Future[T]:
+        """Return what will hold the store's answer, or its StoreError."""
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._flush)
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting.append((claim, future))
+        return future
+
+    async def drain(self) -> None:
+        """Wait until every call has been answered."""
+        self._flush()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            asked, self._waiting = self._waiting[:MAX_CLAIMS], self._waiting[MAX_CLAIMS:]
+            task = asyncio.get_running_loop().create_task(self._run(asked))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, asked: list[tuple[Claim, asyncio.Future[T]]]) -> None:
+        fault: StoreError | None = None
+        answers: list[T] = []
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                answers = await self._call([claim for claim, _ in asked])
+        except StoreError as error:
+            fault = error
+        except TimeoutError:
+            fault = StoreError(f"the idempotency store did not answer within {CALL_SECONDS:g} s")
+        self._answered(fault is None)
+        for index, (_, future) in enumerate(asked):
+            if future.cancelled():  # nobody waits for a release any more
+                continue
+            if fault is None:
+                future.set_result(answers[index])
+            else:
+                future.set_exception(fault)
+
+
+class Claims:
+    """What a process claims of one store; its consumers share it.
+
+    ``failures`` counts the calls that failed since one succeeded: 0 while all is well.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.failures = 0
+        self._claim = _Verb(self._claim_many, self._note)
+        self._complete = _Verb(store.complete, self._note)
+        self._release = _Verb(store.release, self._note)
+        self._held: dict[str, _Held] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    async def claim(self, claim: Claim) -> ClaimOutcome:
+        """Claim, in one call with whatever else is claimed now. Cancelled, it gives back what it got.
+
+        Raises:
+            StoreError: The store could not be asked: nothing is claimed, or not for longer than the lease.
+        """
+        future = self._claim.ask(claim)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(partial(self._give_back, claim))
+            raise
+
+    def _give_back(self, claim: Claim, future: asyncio.Future[ClaimOutcome]) -> None:
+        if future.exception() is None and isinstance(future.result(), Claimed):
+            self.release_soon(claim)
+
+    def hold(self, claim: Claim, on_lost: Callable[[], None]) -> None:
+        """Keep the lease of *claim*, from now; *on_lost* is called once, should somebody else have it."""
+        now = asyncio.get_running_loop().time()
+        self._held[claim.token] = _Held(claim, now, on_lost)
+        self._schedule()
+
+    def drop(self, claim: Claim) -> None:
+        """Keep it no longer."""
+        self._held.pop(claim.token, None)
+
+    async def complete(self, claim: Claim) -> bool:
+        """Say that the effect has happened, for half a minute if need be; False: somebody else has the claim by now.
+
+        Raises:
+            StoreError: The store could not be told.
+        """
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreError),
+            wait=wait_random_exponential(multiplier=0.2, max=3),
+            stop=stop_after_delay(COMPLETE_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                return await self._complete.ask(claim)
+        raise AssertionError  # pragma: no cover - reraise leaves no other way out
+
+    async def release(self, claim: Claim) -> None:
+        """Let the next delivery have it at once; where the store cannot be told, when its lease ends."""
+        try:
+            await self._release.ask(claim)
+        except StoreError as error:
+            log.warning("a claim could not be given back, its lease frees it in %g s: %s", claim.lease_seconds, error)
+
+    def release_soon(self, claim: Claim) -> None:
+        """Do the same without waiting; ``aclose`` waits for it."""
+        task = asyncio.get_running_loop().create_task(self.release(claim))
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
+    async def aclose(self) -> None:
+        """Finish what is under way, and close the store."""
+        await self._claim.drain()
+        await asyncio.sleep(0)  # lets what was claimed for nobody be given back
+        while self._releasing:
+            await asyncio.wait(self._releasing)
+        for verb in (self._complete, self._release):
+            await verb.drain()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
+        await self.store.aclose()
+
+    async def _claim_many(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+        return await self.store.claim(claims)
+
+    def _note(self, good: bool) -> None:  # noqa: FBT001 - a callback's one argument
+        self.failures = 0 if good else self.failures + 1
+
+    def _schedule(self) -> None:
+        if self._timer is None and self._renewing is None and self._held:
+            due = min(held.due for held in self._held.values())
+            self._timer = asyncio.get_running_loop().call_at(due, self._start_renewing)
+
+    def _start_renewing(self) -> None:
+        self._timer = None
+        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        """Renew, in one call, what is due or nearly so."""
+        now = asyncio.get_running_loop().time()
+        due = [held for held in self._held.values() if held.due <= now + held.period / 2]
+        kept = [True] * len(due)
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                kept = await self.store.renew([held.claim for held in due])
+            self._note(good=True)
+        except (StoreError, TimeoutError) as error:
+            self._note(good=False)
+            log.warning("leases of claims cannot be renewed for now: %s", error or "no answer")
+            kept = [now < held.ends for held in due]
+        else:
+            for held in due:
+                held.renewed(now)
+        finally:
+            self._renewing = None
+        for held, still in zip(due, kept, strict=True):
+            if not still and self._held.pop(held.claim.token, None) is not None:
+                held.on_lost()
+            held.due = max(held.due, now + held.period)
+        self._schedule()
+
+
+class _Held:
+    """A claim that is held, until when, and when it is to be renewed."""
+
+    __slots__ = ("claim", "due", "ends", "on_lost", "period")
+
+    def __init__(self, claim: Claim, now: float, on_lost: Callable[[], None]) -> None:
+        self.claim = claim
+        self.on_lost = on_lost
+        self.period = claim.lease_seconds / RENEWALS_PER_LEASE
+        self.ends = now + claim.lease_seconds
+        self.due = now + self.period
+
+    def renewed(self, now: float) -> None:
+        self.ends = now + self.claim.lease_seconds
+        self.due = now + self.period

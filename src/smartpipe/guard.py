@@ -1,0 +1,182 @@
+"""Lets the effect of one handler on one event happen once: claim → handle → complete, or release."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency import Claim, Claimed, Completed, InProgress
+from smartpipe.invocation import HandlerTimeout
+from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from smartpipe.claims import Claims
+    from smartpipe.counts import Counts
+    from smartpipe.delivery import Delivery
+    from smartpipe.handlers import Handler
+    from smartpipe.idempotency import Idempotency
+    from smartpipe.visibility import Lease
+
+log = logging.getLogger("smartpipe.idempotency")
+
+MIN_LEASE_SECONDS = 10.0
+
+
+class Deferred(Exception):
+    """The delivery comes again, in *seconds*; nothing has failed, and no attempt is spent.
+
+    Args:
+        store_failed: The store could not be asked, so nothing may be received for a while.
+    """
+
+    def __init__(self, reason: str, seconds: float, *, store_failed: bool = False) -> None:
+        self.seconds = seconds
+        self.store_failed = store_failed
+        super().__init__(reason)
+
+
+class Guarded(NamedTuple):
+    """How a guarded call ended.
+
+    Args:
+        failure: What the handler raised, or Deferred; None when the effect has happened, now or before.
+        attempt: Which attempt it was, by the store's own count; None where no handler ran.
+    """
+
+    failure: BaseException | None
+    attempt: int | None = None
+
+
+class Guard:
+    """The guard of one handler.
+
+    Args:
+        lease_seconds: How long a crashed worker's claim keeps others waiting: its queue's visibility timeout.
+    """
+
+    def __init__(
+        self, handler: Handler, options: Idempotency, claims: Claims, *, lease_seconds: float, counts: Counts
+    ) -> None:
+        self._handler = handler
+        self._options = options
+        self._claims = claims
+        self._lease_seconds = max(MIN_LEASE_SECONDS, lease_seconds)
+        self._counts = counts
+
+    async def run(
+        self, delivery: Delivery, lease: Lease, call: Callable[[], Awaitable[BaseException | None]]
+    ) -> Guarded:
+        """Run *call*, which returns what the handler raised, unless its effect has happened or is happening elsewhere.
+
+        Cancelled, it gives the claim back.
+        """
+        key = self._options.key_of(self._handler.name, delivery.envelope)
+        claim = Claim(key, uuid4().hex, self._lease_seconds, self._options.ttl_seconds)
+        try:
+            outcome = await self._claims.claim(claim)
+        except StoreError as error:
+            seconds = max(1.0, backoff_seconds(OUTAGE_WAITS, self._claims.failures, error))
+            return Guarded(Deferred(f"not handled unprotected: {error}", seconds, store_failed=True))
+        if isinstance(outcome, Completed):
+            self._counts.deduplicated += 1
+            log.debug("deduplicated", extra={"fields": delivery.log_fields})
+            return Guarded(None)
+        if isinstance(outcome, InProgress):
+            return Guarded(Deferred("it is being handled elsewhere", outcome.seconds))
+        return await self._hold(claim, outcome, delivery, lease, call)
+
+    async def _hold(
+        self,
+        claim: Claim,
+        outcome: Claimed,
+        delivery: Delivery,
+        lease: Lease,
+        call: Callable[[], Awaitable[BaseException | None]],
+    ) -> Guarded:
+        holding = Holding(self._claims, claim)
+        delivery.holding = holding
+        self._claims.hold(claim, partial(_lose, lease))
+        try:
+            failure = await call()
+        except asyncio.CancelledError:
+            if not holding.completed:
+                self._claims.release_soon(claim)
+            raise
+        finally:
+            self._claims.drop(claim)
+        if holding.completed:
+            return Guarded(failure, outcome.attempt)
+        if failure is None:
+            return await self._complete(claim, outcome, delivery)
+        if not isinstance(failure, HandlerTimeout) or self._handler.is_async:  # an abandoned thread goes on
+            await self._claims.release(claim)
+        return Guarded(failure, outcome.attempt)
+
+    async def _complete(self, claim: Claim, outcome: Claimed, delivery: Delivery) -> Guarded:
+        """Let the effect be remembered; what the store cannot be told is deleted all the same, for it has happened."""
+        try:
+            remembered = await self._claims.complete(claim)
+        except StoreError as error:
+            log.error(  # noqa: TRY400 - the store's words say it
+                "handled, but the store could not be told: another copy of this event would be handled again: %s",
+                error,
+                extra={"fields": delivery.log_fields},
+            )
+            remembered = True
+        if remembered:
+            return Guarded(None, outcome.attempt)
+        self._counts.fenced += 1
+        log.warning(
+            "handled after its claim had gone to another worker: the effect may have happened twice",
+            extra={"fields": delivery.log_fields},
+        )
+        return Guarded(Deferred("its claim had gone to another worker", 1.0), outcome.attempt)
+
+
+def _lose(lease: Lease) -> None:
+    lease.lose()
+
+
+class Holding:
+    """A claim while its handler runs, as the delivery knows it."""
+
+    def __init__(self, claims: Claims, claim: Claim) -> None:
+        self._claims = claims
+        self._claim = claim
+        self.completed = False
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """Yield a connection inside of a transaction that commits the handler's effect and the claim's completion.
+
+        Raises:
+            ConfigError: The store is no PostgreSQL.
+            ClaimLost: Another worker has the claim by now; everything is rolled back.
+        """
+        store: Any = self._claims.store
+        if not hasattr(store, "complete_in"):
+            msg = (
+                "delivery.transaction() needs the claims in the same PostgreSQL: set SMARTPIPE_IDEMPOTENCY_URL to its "
+                "postgresql:// URL"
+            )
+            raise ConfigError(msg)
+        if self.completed:
+            msg = "delivery.transaction() can be used once: its commit completes the delivery"
+            raise ConfigError(msg)
+        async with store.acquire() as connection:
+            async with connection.transaction():
+                yield connection
+                if not await store.complete_in(connection, self._claim):
+                    raise ClaimLost("another worker has the claim by now; nothing was committed")
+            self.completed = True
+
+
+class ClaimLost(Exception):
+    """The claim had gone to another worker before the transaction was to commit."""
