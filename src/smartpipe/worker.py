@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.consumer import Consumer
-from smartpipe.errors import ConfigError, PublishError, SmartpipeError, TransportError
+from smartpipe.errors import ConfigError, PublishError, SmartpipeError, TopologyError, TransportError
 from smartpipe.health import HealthServer, WorkerReport
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
@@ -220,6 +220,8 @@ class Worker:
             except TransportError as error:
                 if error.code == "NoCredentials":
                     raise ConfigError(error.detail) from None
+                if error.code == "AccessDenied" and self._settings.verify == "strict":
+                    raise TopologyError(error.detail.splitlines()) from None
                 if error.code == "AccessDenied":
                     log.warning("the topology is not checked, these credentials may not read it: %s", error.detail)
                     return
