@@ -287,6 +287,24 @@ async def test_a_name_that_is_not_free_yet_is_waited_for(proxy: FaultProxy) -> N
     assert await left_to_do(serving("mailer")) == []
 
 
+async def test_a_dead_letter_queue_that_is_not_to_be_seen_yet_is_waited_for(proxy: FaultProxy) -> None:
+    said = "Value for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
+    unseen = proxy.add(Fault("CreateQueue", skip=1, times=2, answer=(400, "InvalidParameterValue", said)))
+
+    await provision(serving("mailer"))
+
+    assert unseen.hits == 2
+    assert await left_to_do(serving("mailer")) == []
+
+
+async def test_what_does_not_settle_in_time_is_told(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.aws.provision.REUSE_SECONDS", 0.1)
+    proxy.add(Fault("CreateQueue", answer=(400, "QueueDeletedRecently", "wait 60 seconds")))
+
+    with pytest.raises(TopologyError, match="QueueDeletedRecently"):
+        await provision(serving("mailer"))
+
+
 @pytest.mark.parametrize("code", ["ThrottlingException", "InternalError"])
 async def test_what_aws_cannot_do_for_the_moment_is_tried_again(proxy: FaultProxy, code: str) -> None:
     for operation in ("CreateQueue", "CreateTopic", "Subscribe", "GetQueueAttributes", "GetTopicAttributes"):

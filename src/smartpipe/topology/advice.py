@@ -79,8 +79,8 @@ def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> 
     service, before = wanted[TAGS].get(SERVICE) if TAGS in wanted else None, present.get(TAGS, {}).get(SERVICE)
     if service and before and service != before:
         yield (
-            f"queue {name_in(arn)} is of service {before!r}, and {service!r} claims it: rename one; if the service only "
-            f"has a new name, remove the queue's tag {SERVICE} first"
+            f"queue {name_in(arn)} is of service {before!r}, and {service!r} claims it: rename one; if a service "
+            f"only has a new name, remove the queue's tag {SERVICE} first"
         )
     if present.get("QueueArn", arn) != arn:
         yield f"queue {name_in(arn)} is {present['QueueArn']}, not {arn}: is SMARTPIPE_ACCOUNT_ID right?"
