@@ -84,11 +84,7 @@ class Service:
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
         self.middleware = checked(middleware, f"service {name!r}")
-        self.publishes = tuple(publishes)
-        for one in self.publishes:
-            if not (isinstance(one, Queue) or (isinstance(one, type) and issubclass(one, Event))):
-                msg = f"service {name!r}: publishes={one!r} is neither an event's class nor a Queue"
-                raise ConfigError(msg)
+        self.publishes = _publications(name, publishes)
         if lifespan is not None and not callable(lifespan):
             msg = f"service {name!r}: lifespan={lifespan!r} is no function: write an async generator, and yield once"
             raise ConfigError(msg)
@@ -289,6 +285,17 @@ class Service:
                     f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
                 )
                 raise ConfigError(msg)
+
+
+def _publications(name: str, publishes: Any) -> tuple[type[Event] | Queue, ...]:
+    if not isinstance(publishes, (list, tuple, set, frozenset)):
+        msg = f"service {name!r}: publishes={publishes!r} is no list: write publishes=[UserSignedUp]"
+        raise ConfigError(msg)
+    for one in publishes:
+        if not (isinstance(one, Queue) or (isinstance(one, type) and issubclass(one, Event) and one.__contract__)):
+            msg = f"service {name!r}: publishes={one!r} is neither an event that declares a type, nor a Queue"
+            raise ConfigError(msg)
+    return tuple(publishes)
 
 
 def _attempts(policy: RetryPolicy) -> int:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.claims import Claims, claims_of
 from smartpipe.consumer import Consumer
-from smartpipe.errors import ConfigError, PublishError, SmartpipeError, StoreError, TransportError
+from smartpipe.errors import (
+    ConfigError,
+    PublishError,
+    SmartpipeError,
+    StoreError,
+    TopologyError,
+    TransportError,
+)
 from smartpipe.health import HealthServer, WorkerReport
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
@@ -248,6 +255,8 @@ class Worker:
                 raise ConfigError(error.detail) from None
             if error.code != "AccessDenied":
                 raise
+            if self._settings.verify == "strict":
+                raise TopologyError(error.detail.splitlines()) from None
             log.warning("the topology is not checked, these credentials may not read it: %s", error.detail)
             return
         log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -173,6 +175,54 @@ def test_destroying_leaves_what_another_application_made() -> None:
     assert smartpipe("topology", "plan", TARGET, SMARTPIPE_APPLICATION="billing").returncode in {0, 1}
 
 
+def test_orphans_are_destroyed_only_by_the_name_of_an_application_and_where_they_are_known(
+    fast_broker: EmbeddedBroker,
+) -> None:
+    nameless = smartpipe("topology", "destroy", "--orphaned", "--yes", TARGET)
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        proxy.add(Fault("GetResources", answer=(403, "AccessDeniedException", "no")))
+        blind = smartpipe(
+            "topology", "destroy", "--orphaned", "--yes", TARGET,
+            AWS_ENDPOINT_URL=proxy.endpoint_url, SMARTPIPE_APPLICATION="shop",
+        )  # fmt: skip
+
+    assert (nameless.returncode, blind.returncode) == (2, 1)
+    assert "set SMARTPIPE_APPLICATION" in nameless.stderr
+    assert "note: whether something is left that no TARGET declares is not known" in blind.stdout
+    assert "nothing is deleted" in blind.stderr
+
+
+def test_an_apply_that_is_interrupted_says_how_far_it_came(fast_broker: EmbeddedBroker) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        hanging = proxy.add(Fault("Subscribe", delay_seconds=60))
+        process = Process("topology", "apply", "--yes", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
+        process.wait_until(lambda: hanging.hits)
+        process.signal(signal.SIGINT)
+        code = process.wait()
+
+    assert code == 1
+    assert process.lines[-1] == "smartpipe: interrupted after 3 of 4 changes: the same command again makes the rest"
+
+
+def test_an_apply_that_fails_says_as_json_what_it_made(fast_broker: EmbeddedBroker) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        proxy.add(Fault("Subscribe", answer=(403, "AuthorizationError", "no")))
+        result = smartpipe("topology", "apply", "--yes", "--json", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
+
+    assert result.returncode == 1
+    assert [change["kind"] for change in json.loads(result.stdout)["changes"]] == ["queue", "queue", "topic"]
+
+
+def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
+    command = f"{sys.executable} -m smartpipe topology plan {TARGET} | head -1; echo ${{PIPESTATUS[0]}}"
+
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert result.stdout.splitlines()[0].startswith("account ")
+    assert result.stdout.splitlines()[1] in {"141", "1"}  # 1, if all was written before the reader went
+    assert result.stderr == ""
+
+
 def test_two_applications_that_claim_one_queue_are_told_so() -> None:
     smartpipe("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
 
@@ -192,7 +242,7 @@ def test_show_draws_what_is_there_with_how_much_is_in_it(queues: Queues) -> None
     after = smartpipe("topology", "show", TARGET)
     as_json = json.loads(smartpipe("topology", "show", "--json", TARGET).stdout)
 
-    assert before.stdout.count("missing: smartpipe topology apply creates it") == 3
+    assert before.stdout.count("not there") == 3
     assert after.stdout.splitlines()[1:] == [
         f"topic {prefixed('jobs')}",
         "└── subscription type in job.posted",
@@ -219,6 +269,25 @@ def test_missing_rights_are_told_with_the_policy_to_ask_for(fast_broker: Embedde
     assert result.returncode == 2
     assert "the credentials in use may not sqs:GetQueueUrl on arn:aws:sqs:us-east-1:000000000000:" in result.stderr
     assert 'ask for this policy: {"Version": "2012-10-17"' in result.stderr.splitlines()[-1]
+
+
+def test_a_strict_worker_that_may_not_look_does_not_start(jobs: Jobs, fast_broker: EmbeddedBroker) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        proxy.add(Fault("GetTopicAttributes", answer=(403, "AuthorizationError", "no")))
+        arguments = ("worker", TARGET, "--port", "0", "--verify", "strict")
+        result = smartpipe(*arguments, AWS_ENDPOINT_URL=proxy.endpoint_url)
+
+    assert result.returncode == 1
+    assert "may not sns:GetTopicAttributes" in result.stderr
+
+
+def test_a_worker_tells_what_is_missing_though_it_may_not_look_at_all(fast_broker: EmbeddedBroker) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        proxy.add(Fault("GetTopicAttributes", answer=(403, "AuthorizationError", "no")))
+        result = smartpipe("worker", TARGET, "--port", "0", AWS_ENDPOINT_URL=proxy.endpoint_url)
+
+    assert result.returncode == 1
+    assert f"missing: queue {prefixed('jobs')}" in result.stderr
 
 
 @pytest.mark.parametrize(

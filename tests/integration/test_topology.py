@@ -190,6 +190,36 @@ async def test_fault_36_a_queue_that_somebody_made_meanwhile_is_brought_into_lin
     assert await left_to_do(service) == []
 
 
+async def test_fault_36_what_others_write_into_a_policy_meanwhile_stays(queues: Queues) -> None:
+    service = serving("mailer")
+    theirs = '{"Version": "2012-10-17", "Statement": [{"Sid": "theirs", "Effect": "Deny"}]}'
+    async with provisioner() as found:
+        planned = await found.survey([service])
+        for name in ("mailer-dlq", "mailer"):
+            boto3.client("sqs").create_queue(QueueName=physical(name), Attributes={"Policy": theirs})
+        await found.apply(planned.pending)
+
+    assert [one["Sid"] for one in json.loads(_policy(queues))["Statement"]] == ["theirs", "SmartpipeAllowSns"]
+    assert await left_to_do(service) == []
+
+
+async def test_fault_47_between_two_scopes_a_filter_is_that_of_the_types_alone(proxy: FaultProxy) -> None:
+    body = FilterPolicy({"data": {"name": ["Bob"]}}, "MessageBody")
+    await provision(serving("mailer", queue=Queue("mailer", filter_policy=body)))
+    attributes = FilterPolicy({"tenant": ["acme"]})
+    proxy.calls.clear()
+
+    await provision(serving("mailer", queue=Queue("mailer", filter_policy=attributes)))
+
+    types = {"type": ["member.signed_up"]}
+    calls = [call.fields for call in proxy.calls if call.operation == "SetSubscriptionAttributes"]
+    assert [(one["AttributeName"], one["AttributeValue"]) for one in calls] == [
+        ("FilterPolicy", json.dumps(types)),
+        ("FilterPolicyScope", "MessageAttributes"),
+        ("FilterPolicy", json.dumps({**types, "tenant": ["acme"]})),
+    ]
+
+
 async def test_fault_37_a_subscription_that_is_there_with_other_attributes_is_set_right_and_read_again() -> None:
     service = serving("mailer")
     async with provisioner() as found:
@@ -257,6 +287,24 @@ async def test_a_name_that_is_not_free_yet_is_waited_for(proxy: FaultProxy) -> N
     assert await left_to_do(serving("mailer")) == []
 
 
+async def test_a_dead_letter_queue_that_is_not_to_be_seen_yet_is_waited_for(proxy: FaultProxy) -> None:
+    said = "Value for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
+    unseen = proxy.add(Fault("CreateQueue", skip=1, times=2, answer=(400, "InvalidParameterValue", said)))
+
+    await provision(serving("mailer"))
+
+    assert unseen.hits == 2
+    assert await left_to_do(serving("mailer")) == []
+
+
+async def test_what_does_not_settle_in_time_is_told(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.aws.provision.REUSE_SECONDS", 0.1)
+    proxy.add(Fault("CreateQueue", answer=(400, "QueueDeletedRecently", "wait 60 seconds")))
+
+    with pytest.raises(TopologyError, match="QueueDeletedRecently"):
+        await provision(serving("mailer"))
+
+
 @pytest.mark.parametrize("code", ["ThrottlingException", "InternalError"])
 async def test_what_aws_cannot_do_for_the_moment_is_tried_again(proxy: FaultProxy, code: str) -> None:
     for operation in ("CreateQueue", "CreateTopic", "Subscribe", "GetQueueAttributes", "GetTopicAttributes"):
@@ -314,6 +362,37 @@ async def test_a_right_that_is_missing_while_applying_names_action_and_resource(
     assert '"Action": ["sns:Subscribe"]' in caught.value.problems[-1]
 
 
+async def test_a_right_that_is_missing_is_named_by_aws_own_words_where_it_has_them(proxy: FaultProxy) -> None:
+    said = "User: x is not authorized to perform: sqs:tagqueue on resource: arn with an explicit deny"
+    proxy.add(Fault("CreateQueue", answer=(403, "AccessDenied", said)))
+
+    with pytest.raises(TopologyError, match=r"may not sqs:tagqueue on arn:aws:sqs:.*explicit deny"):
+        await provision(serving("mailer"))
+
+
+async def test_a_read_that_is_refused_while_applying_is_no_obstacle_where_it_is_not_needed(proxy: FaultProxy) -> None:
+    service = serving("mailer")
+    async with provisioner() as found:
+        planned = await found.survey([service])
+        proxy.add(Fault("ListTagsForResource", answer=(403, "AuthorizationError", "no")))
+        await found.apply(planned.pending)
+        proxy.faults.clear()
+
+    assert await left_to_do(service) == []
+
+
+async def test_messages_that_come_while_a_queue_is_being_destroyed_are_not_lost(queues: Queues) -> None:
+    service = serving("mailer")
+    await provision(service)
+    async with provisioner() as found:
+        going = (await found.survey([service])).destruction()
+        queues.send("mailer", "precious")
+        with pytest.raises(TopologyError, match="holds about 1 messages by now, and is not deleted"):
+            await found.apply(going)
+
+    assert queues.depth("mailer") == (1, 0)
+
+
 async def test_what_nobody_declares_any_more_is_shown_and_goes_only_when_asked(broker: EmbeddedBroker) -> None:
     if broker.backend == "moto":
         pytest.skip("moto's tagging API knows neither queues nor topics")
@@ -364,12 +443,16 @@ async def test_what_others_made_and_may_not_be_looked_at_is_a_note(broker: Embed
     assert sum("is declared by no TARGET, and may not be looked at" in note for note in found.notes) == 2
 
 
-async def test_without_the_tagging_api_a_plan_says_what_it_did_not_look_for(proxy: FaultProxy) -> None:
-    proxy.add(Fault("GetResources", answer=(403, "AccessDeniedException", "no")))
+@pytest.mark.parametrize("answer", [(403, "AccessDeniedException", "no"), (500, "InternalFailure", "no")])
+async def test_without_the_tagging_api_a_plan_says_what_it_did_not_look_for(
+    proxy: FaultProxy, answer: tuple[int, str, str]
+) -> None:
+    proxy.add(Fault("GetResources", answer=answer))
 
     found = await survey(serving("mailer"))
 
-    assert "whether something is left that no TARGET declares was not looked for" in found.notes[-1]
+    assert "whether something is left that no TARGET declares is not known" in found.notes[-1]
+    assert not found.knows_orphans
 
 
 async def test_workers_use_a_queue_of_another_team_and_change_nothing_of_it(queues: Queues) -> None:

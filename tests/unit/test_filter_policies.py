@@ -27,6 +27,10 @@ from smartpipe.topology.filters import FilterPolicy, policy_problems
         ({"a": [{"numeric": ["=", 0.1234567]}]}, "MessageAttributes", "with 5 decimals"),
         ({"a": ["x" * 262_144]}, "MessageAttributes", "SNS takes 262,144"),
         ({"type": ["x"]}, "MessageAttributes", "'type' is smartpipe's own condition"),
+        ({"": ["x"]}, "MessageAttributes", "'' is no name"),
+        ({"$or": []}, "MessageAttributes", "takes a list of at least two policies"),
+        ({"$or": "x"}, "MessageAttributes", "takes a list of at least two policies"),
+        ({"$or": [{"a": {"b": ["x"]}}, {"c": ["y"]}]}, "MessageAttributes", "'a' is nested"),
         ({"a": [object()]}, "MessageAttributes", "cannot be written as JSON"),
     ],
 )

@@ -89,7 +89,7 @@ ABSENT: Any = object()
         (MAILER, "VisibilityTimeout", "5", "update queue staging-mailer (VisibilityTimeout: 5 → 30)"),
         (MAILER, "DelaySeconds", "9", "update queue staging-mailer (DelaySeconds: 9 → 0)"),
         (MAILER, "SqsManagedSseEnabled", "false", "update queue staging-mailer (SqsManagedSseEnabled: false → true)"),
-        (MAILER, "KmsMasterKeyId", "k", "update queue staging-mailer (KmsMasterKeyId: k → nothing)"),
+        (MAILER, "KmsMasterKeyId", "k", 'update queue staging-mailer (KmsMasterKeyId: k → "")'),
         (
             DEAD,
             "MessageRetentionPeriod",
@@ -129,12 +129,12 @@ def test_what_was_changed_by_hand_is_shown_as_old_and_new(
 
 
 def test_a_changed_tag_is_named_and_tags_of_others_are_left_alone() -> None:
-    tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:service": "other", "cost": "42"}
+    tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:prefix": "", "cost": "42"}
 
     [change] = pending(plan(wanted(), with_queue(as_it_is(wanted()), Tags=tags)))
 
-    assert str(change) == "update queue staging-mailer (Tags.smartpipe:service: other → mailer)"
-    assert change.attributes == {"Tags": {"smartpipe:service": "mailer"}}
+    assert str(change) == 'update queue staging-mailer (Tags.smartpipe:prefix: "" → staging-)'
+    assert change.attributes == {"Tags": {"smartpipe:prefix": "staging-"}}
 
 
 def test_a_subscription_that_was_deleted_or_filtered_otherwise_is_named() -> None:
@@ -198,12 +198,13 @@ def test_a_subscription_that_no_handler_wants_goes_after_the_new_ones_and_its_to
         "create topic staging-orders",
         "create subscription staging-orders → staging-mailer",
         "delete subscription staging-users → staging-mailer",
+        "update queue staging-mailer-dlq",
         "update queue staging-mailer",
     ]
     opened, shut = (change.attributes["Policy"] for change in changes if change.name == "staging-mailer")
     assert json.loads(opened)["Statement"] == [statement(MAILER, [USERS, ORDERS])]
     assert json.loads(shut)["Statement"] == [statement(MAILER, [ORDERS])]
-    assert [len(stage) for stage in stages(changes)] == [2, 1, 1, 1, 1]
+    assert [len(stage) for stage in stages(changes)] == [2, 1, 1, 1, 2]
 
 
 def test_a_subscription_of_our_queue_that_somebody_else_made_is_left_alone() -> None:
@@ -341,10 +342,10 @@ def test_fault_49_a_folded_policy_is_told() -> None:
 
 
 def test_fault_10_the_statement_that_a_queues_key_needs_is_printed() -> None:
-    found = notes(wanted(queue=Queue("mailer", kms_key="alias/shop")), NOTHING)
+    [note] = notes(wanted(queue=Queue("mailer", kms_key="alias/shop")), NOTHING)
 
-    assert len(found) == 2  # of the queue and of its dead-letter queue
-    assert 'the policy of key alias/shop has this statement: {"Sid": "SmartpipeAllowSnsToEncrypt"' in found[1]
+    assert "under key alias/shop only if" in note
+    assert json.loads(note.partition("has this statement: ")[2])["Sid"] == "SmartpipeAllowSnsToEncrypt"
 
 
 def test_what_is_taken_over_is_told_before() -> None:
@@ -426,3 +427,57 @@ def test_queues_that_hold_messages_are_named_with_how_many() -> None:
         "queue staging-mailer holds about 3 messages",
         "queue staging-mailer-dlq holds about 1 message",
     ]
+
+
+@pytest.mark.parametrize("arn", [MAILER, DEAD])
+def test_a_queue_that_takes_less_than_its_topics_is_made_to_take_it(arn: str) -> None:
+    changes = pending(plan(wanted(), with_queue(as_it_is(wanted()), arn, MaximumMessageSize="1024")))
+
+    assert [(change.arns, change.attributes) for change in changes] == [((arn,), {"MaximumMessageSize": "262144"})]
+    assert pending(plan(wanted(), with_queue(as_it_is(wanted()), arn, MaximumMessageSize="262144"))) == []
+
+
+def test_a_queue_of_another_service_of_the_same_application_is_a_fault() -> None:
+    tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:service": "alpha"}
+
+    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), Tags=tags))
+
+    assert "is of service 'alpha', and 'mailer' claims it" in fault
+    assert "remove the queue's tag smartpipe:service first" in fault
+
+
+def test_a_queue_of_another_account_than_was_said_is_a_fault() -> None:
+    theirs = MAILER.replace("123456789012", "999999999999")
+
+    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), QueueArn=theirs))
+
+    assert "is SMARTPIPE_ACCOUNT_ID right?" in fault
+
+
+def test_more_statements_than_a_policy_may_have_are_a_fault() -> None:
+    text = json.dumps({"Statement": [{"Sid": str(number)} for number in range(20)]})
+
+    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), Policy=text))
+
+    assert "its policy would have 21 statements, and SQS takes 20" in fault
+
+
+def test_an_existing_queue_that_gives_up_early_or_takes_little_is_told() -> None:
+    arn = NAMING.queue_arn("theirs")
+    redrive = {"deadLetterTargetArn": f"{arn}-dlq", "maxReceiveCount": 1}
+    found = {arn: {"RedrivePolicy": redrive, "MaximumMessageSize": "1024"}, f"{arn}-dlq": {}}
+
+    early, small = notes(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+
+    assert "SQS dead-letters after 1 deliveries, without a reason" in early
+    assert "takes messages of 1,024 bytes; SNS drops what is longer" in small
+
+
+def test_a_queue_that_goes_remembers_how_many_messages_it_was_seen_with() -> None:
+    actual = with_queue(as_it_is(wanted()), ApproximateNumberOfMessages="2")
+
+    seen = {change.arns: change.before for change in destruction(wanted(), actual, NAMING) if change.kind == "queue"}
+    forced = destruction(wanted(), actual, NAMING, even_if_not_empty=True)
+
+    assert (seen[(MAILER,)]["Messages"], seen[(DEAD,)]["Messages"]) == (2, 0)
+    assert not any("Messages" in change.before for change in forced)

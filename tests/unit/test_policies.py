@@ -62,7 +62,10 @@ def test_two_statements_of_ours_become_one() -> None:
     assert THEIRS in text
 
 
-@pytest.mark.parametrize("text", [None, "", "no policy", "[]", '{"Version": "2012-10-17"}', "{", '{"Statement": [{]}'])
+NO_POLICIES = [None, "", "no policy", "[]", '{"Version": "2012-10-17"}', "{", '{"Statement": [{]}']
+
+
+@pytest.mark.parametrize("text", [*NO_POLICIES, '{"Statement": null}', '{"Statement": "x"}'])
 def test_where_there_is_no_policy_ours_is_the_whole_of_it(text: str | None) -> None:
     assert json.loads(merged(text, OURS)) == {"Version": "2012-10-17", "Statement": [OURS]}
 
@@ -148,6 +151,17 @@ def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
         ({"Sid": "open", "Effect": "Allow", "Principal": "*"}, ["open"]),
         ({"Sid": "open", "Effect": "Allow", "Principal": {"AWS": "*"}}, ["open"]),
         ({"Effect": "Allow", "Principal": "*"}, ["without a Sid"]),
+        ({"Sid": "x", "Effect": "Allow", "Principal": {"AWS": ["*"]}}, ["x"]),
+        ({"Sid": "x", "Effect": "Allow", "NotPrincipal": {"AWS": "123456789012"}}, ["x"]),
+        (
+            {
+                "Sid": "x",
+                "Effect": "Allow",
+                "Principal": "*",
+                "Condition": {"StringNotEquals": {"aws:SourceAccount": "1"}},
+            },
+            ["x"],
+        ),
         (
             {"Sid": "x", "Effect": "Allow", "Principal": "*", "Condition": {"Bool": {"aws:SecureTransport": "true"}}},
             ["x"],
@@ -164,7 +178,7 @@ def test_a_statement_that_lets_anybody_in_is_noticed(
 
 
 def test_fault_10_the_statement_that_a_key_needs_lets_these_topics_encrypt_and_no_others() -> None:
-    needed = key_statement(QUEUE, [USERS])
+    needed = key_statement([USERS])
 
     assert needed["Action"] == ["kms:GenerateDataKey*", "kms:Decrypt"]
     assert needed["Principal"] == {"Service": "sns.amazonaws.com"}

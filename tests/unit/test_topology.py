@@ -220,7 +220,7 @@ def test_an_existing_queue_is_expected_as_it_is_and_gets_no_prefix_by_its_arn() 
 
     dead_letters = "arn:aws:sqs:eu-west-1:999999999999:graveyard"
     assert topology.given == {theirs, dead_letters}
-    assert topology.queues[theirs] == {"RedrivePolicy": {"deadLetterTargetArn": dead_letters}}
+    assert topology.queues[theirs]["RedrivePolicy"]["deadLetterTargetArn"] == dead_letters
 
 
 def test_a_service_that_only_publishes_needs_its_topics() -> None:
@@ -249,9 +249,32 @@ def test_a_service_that_only_publishes_needs_its_topics() -> None:
         (lambda: Queue("q", dead_letter="d"), "dead_letter= is for existing queues"),
         (lambda: Queue("q", existing=True, tags={"a": "b"}), "is somebody else's"),
         (lambda: Queue("q", high_throughput=True), "only FIFO has groups"),
-        (lambda: Service("s", publishes=["users"]), "neither an event's class nor a Queue"),  # type: ignore[list-item]
+        (lambda: Service("s", publishes=["users"]), "neither an event that declares a type"),  # type: ignore[list-item]
+        (lambda: Service("s", publishes=[Event]), "neither an event that declares a type"),
+        (lambda: Service("s", publishes=UserLeft), "is no list: write publishes="),  # type: ignore[arg-type]
+        (lambda: Topic(arn="arn:aws:sns:eu-west-1:999999999999:*"), "is no topic's ARN"),
     ],
 )
 def test_what_aws_would_refuse_is_refused_where_it_is_declared(declare: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         declare()
+
+
+def test_two_services_of_one_name_are_refused_and_one_that_is_named_twice_is_one() -> None:
+    one, other = served(Queue("mailer")), served(Queue("mailer"), UserLeft)
+
+    assert len(derive([one, one], NAMING).queues) == 2
+    with pytest.raises(ConfigError) as caught:
+        derive([one, other], NAMING)
+
+    assert "two services are called 'mailer'" in str(caught.value)
+    assert "queue 'mailer' is claimed by two services" in str(caught.value)
+
+
+def test_a_dead_letter_queue_takes_what_its_queue_takes() -> None:
+    class Vast(Event, topic=Topic("vast", limit_bytes=1_000_000), type="topology.vast", version="1.0"):
+        pass
+
+    topology = derive([served(Queue("mailer"), Vast)], NAMING)
+
+    assert {queue["MaximumMessageSize"] for queue in topology.queues.values()} == {"1048576"}

@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import TransportError
-from smartpipe.topology.naming import account_in, is_arn, name_in, region_in
+from smartpipe.topology.naming import account_in, is_arn, name_in, region_in, service_in
 from smartpipe.topology.policy import our_statement, source_topics
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import Denial, request
@@ -40,16 +40,18 @@ class Denied(TransportError):
 
 
 class Inspector:
-    """Asks SNS and SQS what there is of one topology.
+    """Asks SNS and SQS what there is of one topology, or of one subscription; of use once.
 
-    ``notes`` tells, after a reading, what could not be looked at.
+    ``notes`` tells afterwards what could not be looked at, ``denials`` what IAM refused; ``knows_orphans`` is
+    False where nobody could be asked for what no TARGET declares.
     """
 
     def __init__(self, transport: AwsTransport) -> None:
         self._transport = transport
         self._room = asyncio.Semaphore(MAX_CALLS)
-        self._denials: list[Denial] = []
+        self.denials: list[Denial] = []
         self.notes: list[str] = []
+        self.knows_orphans = True
 
     async def read(self, desired: Topology, *, tags: bool = True) -> Topology:
         """Return what is there of *desired*, who else subscribes to its topics and, with *tags*, whose all that is.
@@ -58,18 +60,24 @@ class Inspector:
         subscribes our queues to topics that stand there no longer.
 
         Raises:
-            TransportError: AWS could not be asked; ``AccessDenied`` names every right that is missing.
+            TransportError: AWS could not be asked; ``AccessDenied`` names every right that was missing.
         """
-        self._denials, self.notes = [], []
+        found = await self.look(desired, tags=tags)
+        self._refuse_if_denied()
+        return found
+
+    async def look(self, desired: Topology, *, tags: bool = True) -> Topology:
+        """Do the same, but leave out what may not be looked at."""
         orphans = await self._orphans(desired) if tags else []
+        topic_arns = [*desired.topics, *(arn for arn in orphans if service_in(arn) == "sns")]
+        queue_arns = [*desired.queues, *(arn for arn in orphans if service_in(arn) == "sqs")]
         topics, queues = await asyncio.gather(
-            self._each([*desired.topics, *_of("sns", orphans)], partial(self._topic, tags=tags, given=desired.given)),
-            self._each([*desired.queues, *_of("sqs", orphans)], partial(self._queue, tags=tags)),
+            self._each(topic_arns, partial(self._topic, tags=tags, given=desired.given)),
+            self._each(queue_arns, partial(self._queue, tags=tags)),
         )
         for arn in orphans:
             self._forgive(arn, "carries the application's tags, is declared by no TARGET, and may not be looked at")
         subscriptions = await self._subscriptions(desired, topics, queues, remembered=tags)
-        self._refuse_if_denied()
         return Topology(topics, queues, subscriptions)
 
     async def subscription(self, arns: tuple[str, str]) -> tuple[str, Attributes] | None:
@@ -80,8 +88,8 @@ class Inspector:
         return (found, attributes) if found and attributes is not None else None
 
     def _refuse_if_denied(self) -> None:
-        if self._denials:
-            raise Denied(self._denials)
+        if self.denials:
+            raise Denied(self.denials)
 
     async def _each(self, arns: Iterable[str], read: Callable[[str], Awaitable[T | None]]) -> dict[str, T]:
         async def one(arn: str) -> tuple[str, T | None]:
@@ -109,8 +117,8 @@ class Inspector:
 
     def _forgive(self, arn: str, instead: str) -> bool:
         """Make a note of what was refused about *arn*, in place of a fault; return whether anything was."""
-        mine = [denial for denial in self._denials if denial.resource == arn]
-        self._denials = [denial for denial in self._denials if denial.resource != arn]
+        mine = [denial for denial in self.denials if denial.resource == arn]
+        self.denials = [denial for denial in self.denials if denial.resource != arn]
         if mine:
             self.notes.append(f"{arn} {instead} ({mine[0].action})")
         return bool(mine)
@@ -197,20 +205,19 @@ class Inspector:
         found: list[str] = []
         token: dict[str, str] = {}
         while True:
-            call = partial(client.get_resources, TagFilters=filters, ResourceTypeFilters=["sqs", "sns"], **token)
+            call = client.get_resources(TagFilters=filters, ResourceTypeFilters=["sqs", "sns"], **token)
             try:
-                async with self._room:
-                    page = await retrying(call, "tag:GetResources", "*")
-            except TransportError as error:
-                if error.retryable:
-                    raise
-                self.notes.append(
-                    f"whether something is left that no TARGET declares was not looked for: {error.detail}"
-                )
+                page = await call
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing else relies on it
+                fault = classify(error, action="tag:GetResources", target="*")
+                self.notes.append(f"whether something is left that no TARGET declares is not known: {fault.detail}")
+                self.knows_orphans = False
                 return []
             found += [one["ResourceARN"] for one in page.get("ResourceTagMappingList", [])]
             if not page.get("PaginationToken"):
-                return [arn for arn in found if arn not in desired.queues and arn not in desired.topics]
+                home = naming.region, naming.account_id
+                mine = [arn for arn in found if (region_in(arn), account_in(arn)) == home]
+                return [arn for arn in mine if arn not in desired.queues and arn not in desired.topics]
             token = {"PaginationToken": page["PaginationToken"]}
 
     async def _call(
@@ -222,15 +229,11 @@ class Inspector:
                 return await retrying(call, action, name_in(resource))
         except TransportError as error:
             if error.code == "AccessDenied":
-                self._denials.append(Denial(action, resource))
+                self.denials.append(Denial(action, resource, error.detail))
                 return None
             if error.code in MISSING or (resource in given and error.code == "InvalidParameter"):
                 return None
             raise
-
-
-def _of(service: str, arns: Iterable[str]) -> list[str]:
-    return [arn for arn in arns if arn.split(":")[2] == service]
 
 
 async def retrying(call: Callable[[], Awaitable[Any]], action: str, target: str) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.aws.faults import MISSING, classify
-from smartpipe.aws.inspect import Denied
+from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TransportError
+from smartpipe.topology.destruction import MESSAGES, messages_in
+from smartpipe.topology.filters import TYPE_ATTRIBUTE
 from smartpipe.topology.naming import name_in, region_in
+from smartpipe.topology.policy import merged, our_statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,
     SUBSCRIPTION_DEFAULTS,
@@ -20,9 +24,8 @@ from smartpipe.topology.resources import (
 from smartpipe.topology.rights import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
-    from smartpipe.aws.inspect import Inspector
     from smartpipe.aws.transport import AwsTransport
     from smartpipe.topology.changes import Change
 
@@ -38,9 +41,8 @@ class Mutations:
     into line instead; what is gone already is gone.
     """
 
-    def __init__(self, transport: AwsTransport, inspector: Inspector) -> None:
+    def __init__(self, transport: AwsTransport) -> None:
         self._transport = transport
-        self._inspector = inspector
 
     async def make(self, change: Change) -> None:
         """Make *change*.
@@ -72,20 +74,36 @@ class Mutations:
         sqs = await self._transport.client("sqs")
         url = await self._transport.addresses.queue_url(change.arns[0])
         attributes = _texts(_changeable(_said(change.attributes)))
+        if "Policy" in attributes:
+            attributes["Policy"] = merged(await self._policy(url, change), our_statement(attributes["Policy"]))
         if attributes:
             await _called(sqs.set_queue_attributes(QueueUrl=url, Attributes=attributes), change)
         if TAGS in change.attributes:
             await _called(sqs.tag_queue(QueueUrl=url, Tags=change.attributes[TAGS]), change, "sqs:TagQueue")
 
+    async def _policy(self, url: str, change: Change) -> str | None:
+        """Read the policy once more: others may have written theirs since it was planned."""
+        sqs = await self._transport.client("sqs")
+        call = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])
+        found: str | None = (await _called(call, change, "sqs:GetQueueAttributes")).get("Attributes", {}).get("Policy")
+        return found
+
     async def _delete_queue(self, change: Change) -> None:
+        """Delete it, unless messages have come since it was looked at: ``before`` says how many there may be."""
         sqs = await self._transport.client("sqs")
         url = await self._transport.addresses.queue_url(change.arns[0])
+        if MESSAGES in change.before:
+            call = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+            count = messages_in((await _called(call, change, "sqs:GetQueueAttributes"))["Attributes"])
+            if count > change.before[MESSAGES]:
+                detail = f"queue {change.name} holds about {count:,} messages by now, and is not deleted: look again"
+                raise TransportError("QueueNotEmpty", detail, retryable=False)
         await _called(sqs.delete_queue(QueueUrl=url), change)
         self._transport.addresses.forget_queue(change.arns[0])
 
     async def _create_topic(self, change: Change) -> None:
         sns = await self._transport.client("sns")
-        attributes = _texts(without_defaults(_said(change.attributes), TOPIC_DEFAULTS))
+        attributes = _texts(without_defaults(_untagged(change.attributes), TOPIC_DEFAULTS))
         tags = _pairs(change.attributes[TAGS])
         call = sns.create_topic(Name=name_in(change.arns[0]), Attributes=attributes, Tags=tags)
         try:
@@ -94,13 +112,15 @@ class Mutations:
             if not _is_there_otherwise(error):
                 raise
             await self._update_topic(change)
-        if await self._inspector.topic_tags(change.arns[0]) != change.attributes[TAGS]:  # an old one, or a broker's gap
+        if (
+            await Inspector(self._transport).topic_tags(change.arns[0]) != change.attributes[TAGS]
+        ):  # an old one, or a broker's gap
             await _called(sns.tag_resource(ResourceArn=change.arns[0], Tags=tags), change, "sns:TagResource")
 
     async def _update_topic(self, change: Change) -> None:
         sns = await self._transport.client("sns")
         [arn] = change.arns
-        for name, value in _texts(_changeable(_said(change.attributes))).items():
+        for name, value in _texts(_changeable(_untagged(change.attributes))).items():
             await _called(sns.set_topic_attributes(TopicArn=arn, AttributeName=name, AttributeValue=value), change)
         if TAGS in change.attributes:
             tags = _pairs(change.attributes[TAGS])
@@ -127,20 +147,19 @@ class Mutations:
 
     async def _update_subscription(self, change: Change) -> None:
         topic_arn, queue_arn = change.arns
-        found = await self._inspector.subscription((topic_arn, queue_arn))
+        found = await Inspector(self._transport).subscription((topic_arn, queue_arn))
         if found is None:
             raise TransportError("NotFound", f"subscription {change.name} is not to be seen yet", retryable=True)
         arn, present = found
         sns = await self._transport.client("sns", region=region_in(topic_arn))
-        for name, value in change.attributes.items():
-            if present.get(name, SUBSCRIPTION_DEFAULTS.get(name)) != value:
-                text = _texts({name: value})[name]
-                call = sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName=name, AttributeValue=text)
-                await _called(call, change, "sns:SetSubscriptionAttributes")
+        for name, value in _in_turn(change.attributes, present):
+            text = _texts({name: value})[name]
+            call = sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName=name, AttributeValue=text)
+            await _called(call, change, "sns:SetSubscriptionAttributes")
 
     async def _delete_subscription(self, change: Change) -> None:
         topic_arn, queue_arn = change.arns
-        found = await self._inspector.subscription((topic_arn, queue_arn))
+        found = await Inspector(self._transport).subscription((topic_arn, queue_arn))
         if found is not None:
             sns = await self._transport.client("sns", region=region_in(topic_arn))
             await _called(sns.unsubscribe(SubscriptionArn=found[0]), change)
@@ -156,14 +175,43 @@ def action_of(change: Change) -> str:
     return f"{'sqs' if change.kind == 'queue' else 'sns'}:{verb}"
 
 
-async def _called(call: Awaitable[Any], change: Change, action: str | None = None) -> None:
+def _in_turn(wanted: Attributes, present: Attributes) -> Iterator[tuple[str, Any]]:
+    """Yield what to set of a subscription, one after the other.
+
+    SNS refuses a nested filter policy for attributes, whichever of policy and scope comes first; so between two scopes
+    the policy is that of the types alone, which holds in both, and no wanted event is left out meanwhile.
+    """
+    differing = {
+        name: value for name, value in wanted.items() if present.get(name, SUBSCRIPTION_DEFAULTS.get(name)) != value
+    }
+    if "FilterPolicyScope" in differing:
+        policy = wanted.get("FilterPolicy") or present.get("FilterPolicy") or {}
+        types = {TYPE_ATTRIBUTE: policy[TYPE_ATTRIBUTE]} if TYPE_ATTRIBUTE in policy else {}
+        yield "FilterPolicy", types
+        yield "FilterPolicyScope", differing.pop("FilterPolicyScope")
+        differing.pop("FilterPolicy", None)
+        if policy != types:
+            yield "FilterPolicy", policy
+    yield from differing.items()
+
+
+async def _called(call: Awaitable[Any], change: Change, action: str | None = None) -> Any:
     try:
-        await call
+        return await call
     except Exception as error:
         action = action or action_of(change)
         fault = classify(error, action=action, target=f"{change.kind} {change.name}")
-        denied = fault.code == "AccessDenied"
-        raise (Denied([Denial(action, change.arns[0])]) if denied else fault) from error
+        if fault.code != "AccessDenied":
+            raise fault from error
+        refused = _REFUSED_ACTION.search(fault.detail)  # of the several that one call may take
+        action = refused[1] if refused else action
+        resource = "*" if action.partition(":")[2] in _OF_NO_RESOURCE else change.arns[0]
+        raise Denied([Denial(action, resource, fault.detail)]) from error
+
+
+_REFUSED_ACTION = re.compile(r"not authorized to perform: (\w+:\w+)")
+# Service Authorization Reference, Amazon SNS: no resource types.
+_OF_NO_RESOURCE = frozenset({"GetSubscriptionAttributes", "SetSubscriptionAttributes", "Unsubscribe"})
 
 
 def _is_there_otherwise(error: TransportError) -> bool:
@@ -172,9 +220,13 @@ def _is_there_otherwise(error: TransportError) -> bool:
 
 
 def _said(attributes: Attributes) -> Attributes:
-    """Return what the calls for attributes take: SQS encrypts in one way or the other, never in both."""
-    sse = {"SqsManagedSseEnabled": "false"} if attributes.get("KmsMasterKeyId") and TAGS in attributes else {}
-    return {**{name: value for name, value in attributes.items() if name != TAGS}, **sse}
+    """Return what SQS's calls for attributes take: it encrypts in one way or the other, never in both."""
+    sse = {"SqsManagedSseEnabled": "false"} if attributes.get("KmsMasterKeyId") else {}
+    return {**_untagged(attributes), **sse}
+
+
+def _untagged(attributes: Attributes) -> Attributes:
+    return {name: value for name, value in attributes.items() if name != TAGS}
 
 
 def _changeable(attributes: Attributes) -> Attributes:

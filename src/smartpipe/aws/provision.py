@@ -38,21 +38,25 @@ SETTLE_SECONDS = 30.0
 class Survey:
     """What services want and what is there, read once: ``changes`` has every resource, ``notes`` what else to know."""
 
-    def __init__(self, desired: Topology, actual: Topology, naming: Naming, not_seen: Iterable[str] = ()) -> None:
+    def __init__(self, desired: Topology, actual: Topology, naming: Naming, inspector: Inspector) -> None:
         self.desired = desired
         self.actual = actual
         self.naming = naming
         self.changes = plan(desired, actual)
-        self.notes = [*notes(desired, actual), *not_seen]
+        self.not_seen = inspector.notes
+        self.knows_orphans = inspector.knows_orphans
+        self.notes = [*notes(desired, actual), *self.not_seen]
 
     @property
     def pending(self) -> list[Change]:
         """What ``apply`` has to do."""
         return pending(self.changes)
 
-    def destruction(self, *, orphaned: bool = False) -> list[Change]:
+    def destruction(self, *, orphaned: bool = False, even_if_not_empty: bool = False) -> list[Change]:
         """Return what ``destroy`` deletes, and what it keeps."""
-        return destruction(self.desired, self.actual, self.naming, orphaned=orphaned)
+        return destruction(
+            self.desired, self.actual, self.naming, orphaned=orphaned, even_if_not_empty=even_if_not_empty
+        )
 
 
 class Provisioner:
@@ -60,8 +64,7 @@ class Provisioner:
 
     def __init__(self, transport: AwsTransport) -> None:
         self._transport = transport
-        self._inspector = Inspector(transport)
-        self._mutations = Mutations(transport, self._inspector)
+        self._mutations = Mutations(transport)
         self._room = asyncio.Semaphore(MAX_CALLS)
 
     async def survey(self, services: Iterable[Declares], *, even_if_faulty: bool = False) -> Survey:
@@ -77,11 +80,12 @@ class Provisioner:
         """
         naming = await self._transport.addresses.naming()
         desired = derive(services, naming)
-        actual = await self._inspector.read(desired)
+        inspector = Inspector(self._transport)
+        actual = await inspector.read(desired)
         found = [] if even_if_faulty else faults(desired, actual)
         if found:
             raise TopologyError(found)
-        return Survey(desired, actual, naming, self._inspector.notes)
+        return Survey(desired, actual, naming, inspector)
 
     async def plan(self, services: Iterable[Declares]) -> list[Change]:
         """Return what ``apply`` has to do for *services*, and nothing else; it fails as ``survey`` does."""

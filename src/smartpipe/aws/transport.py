@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import ConfigNotFound, ConfigParseError, ProfileNotFound
+from botocore.exceptions import ConfigNotFound, ConfigParseError, InvalidRegionError, ProfileNotFound
 
 from smartpipe.aws.addresses import Addresses, queue_lookup
 from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, region_of
@@ -162,6 +162,8 @@ class AwsTransport:
                 context = create(service, region_name=region, config=config)
                 try:
                     self._clients[key] = await self._stack.enter_async_context(context)
+                except InvalidRegionError as error:
+                    raise ConfigError(f"AWS configuration: {error}") from None
                 except ValueError as error:  # botocore: an endpoint URL without a scheme
                     raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
                 except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.inspect import Inspector
+from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TopologyError
 from smartpipe.topology.advice import faults
 from smartpipe.topology.changes import pending
@@ -26,14 +26,18 @@ async def verify(service: Declares, transport: AwsTransport) -> list[str]:
         TransportError: AWS could not be asked, or the rights to ask are missing.
     """
     desired = _consumed(derive([service], await transport.addresses.naming()))
-    actual = await Inspector(transport).read(desired, tags=False)
-    problems = faults(desired, actual)
-    changes = pending(plan(desired, actual))
+    inspector = Inspector(transport)
+    actual = await inspector.look(desired, tags=False)
+    hidden = {denial.resource for denial in inspector.denials}
+    changes = [change for change in pending(plan(desired, actual)) if not hidden.intersection(change.arns)]
     missing = [f"missing: {change.kind} {change.name}" for change in changes if change.action == "create"]
+    problems = [] if inspector.denials else faults(desired, actual)
     if missing:
         problems += [*missing, "create what is missing with `smartpipe topology apply`"]
     if problems:
         raise TopologyError(problems)
+    if inspector.denials:
+        raise Denied(inspector.denials)
     return [str(change) for change in changes]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 
@@ -16,6 +18,9 @@ def main() -> None:
         for problem in error.problems:
             print(f"smartpipe: {problem}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest the interpreter's last flush fail too
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         print(f"smartpipe: {error}", file=sys.stderr)
         sys.exit(2)

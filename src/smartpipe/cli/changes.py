@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,8 +40,8 @@ def heading(naming: Naming) -> str:
     return f"account {naming.account_id}, {naming.region}, {prefix}, application {naming.application}"
 
 
-def in_words(changes: Sequence[Change], *, every: bool = False) -> Iterator[Line]:
-    """Yield the lines of a plan and, last, its sums."""
+def in_words(changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> Iterator[Line]:
+    """Yield the lines of a plan, or of what is to be deleted, and, last, its sums."""
     shown = [change for change in changes if every or change.action != "unchanged"]
     for change in shown:
         mark, colour = MARKS[change.action]
@@ -52,14 +53,19 @@ def in_words(changes: Sequence[Change], *, every: bool = False) -> Iterator[Line
     sums = {action: sum(change.action == action for change in changes) for action in MARKS}
     done = f"{sums['create']} to create, {sums['update']} to update, {sums['delete']} to delete"
     rest = ", ".join(f"{sums[action]} {action}" for action in ("unchanged", "foreign", "orphaned") if sums[action])
-    if not any(change.pending for change in changes):
+    if deleting:
+        done = f"{sums['delete']} to delete" if sums["delete"] else "nothing to delete"
+        rest = f"{sums['foreign']} kept" if sums["foreign"] else ""
+    elif not any(change.pending for change in changes):
         done = "nothing to change"
     yield Line(f"{done}{'; ' + rest if rest else ''}")
+    if sums["orphaned"]:
+        yield Line("orphaned: is every TARGET of the application named, and is SMARTPIPE_APPLICATION its own?")
 
 
 def tell(line: Line) -> None:
     """Print a line, in colour where somebody looks."""
-    coloured = line.colour is not None and sys.stdout.isatty()
+    coloured = line.colour is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     typer.echo(typer.style(line.text, fg=line.colour) if coloured else line.text)
 
 

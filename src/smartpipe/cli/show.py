@@ -104,7 +104,7 @@ def _queue(label: str, queue: QueueState) -> Text:
 
 
 def _missing(exists: bool) -> Text:  # noqa: FBT001 - it says which
-    return Text("" if exists else "  missing: smartpipe topology apply creates it", style="red")
+    return Text("" if exists else "  not there", style="red")
 
 
 def _age(seconds: float) -> str:

@@ -45,17 +45,20 @@ def run_apply(targets: Sequence[str], *, yes: bool, as_json: bool) -> None:
         _show(survey, survey.changes)
     if survey.pending:
         _ask("Make these changes?", yes=yes, as_json=as_json)
-        _carry_out(survey.pending, quiet=as_json)
-    if as_json:
-        typer.echo(as_json_text(survey, survey.pending))
+    _carry_out(survey, survey.pending, as_json=as_json)
 
 
 def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bool, yes: bool, as_json: bool) -> None:
     """Show what goes, refuse while queues hold messages, ask unless told not to, and delete."""
+    if orphaned and "application" not in AwsSettings.load().model_fields_set:
+        msg = "--orphaned goes by the application's name: set SMARTPIPE_APPLICATION to one that others do not share"
+        raise ConfigError(msg)
     survey = surveyed(targets, even_if_faulty=True)
-    changes = survey.destruction(orphaned=orphaned)
+    changes = survey.destruction(orphaned=orphaned, even_if_not_empty=even_if_not_empty)
     if not as_json:
-        _show(survey, changes, notes=False)
+        _show(survey, changes, deleting=True)
+    if orphaned and not survey.knows_orphans:
+        raise SmartpipeError("nothing is deleted: what no TARGET declares is not known, as the note says")
     full = [] if even_if_not_empty else holding(changes, survey.actual)
     if full:
         msg = "nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty"
@@ -63,9 +66,7 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
     going = pending(changes)
     if going:
         _ask("Delete these?", yes=yes, as_json=as_json)
-        _carry_out(going, quiet=as_json)
-    if as_json:
-        typer.echo(as_json_text(survey, going))
+    _carry_out(survey, going, as_json=as_json)
 
 
 def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False) -> Survey:
@@ -89,11 +90,11 @@ def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, notes: bool = True) -> None:
+def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> None:
     typer.echo(heading(survey.naming))
-    for line in in_words(changes, every=every):
+    for line in in_words(changes, every=every, deleting=deleting):
         tell(line)
-    for note in survey.notes if notes else ():
+    for note in survey.not_seen if deleting else survey.notes:
         typer.echo(f"note: {note}")
 
 
@@ -109,23 +110,37 @@ def _ask(question: str, *, yes: bool, as_json: bool) -> None:
     if as_json or not sys.stdin.isatty():
         msg = "it asks before it changes anything, and nobody can answer here: look at the plan, then add --yes"
         raise ConfigError(msg)
-    if not typer.confirm(question):
+    try:
+        agreed = typer.confirm(question)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        typer.echo()
+        agreed = False
+    if not agreed:
         typer.echo("nothing was changed")
         raise typer.Exit(1)
 
 
-def _carry_out(changes: Sequence[Change], *, quiet: bool) -> None:
+def _carry_out(survey: Survey, changes: Sequence[Change], *, as_json: bool) -> None:
+    """Make *changes*, and tell of each; as JSON at the end, however it comes."""
     made: list[Change] = []
 
     def on_change(change: Change) -> None:
         made.append(change)
-        if not quiet:
+        if not as_json:
             width = len(str(len(changes)))
             typer.echo(f"  [{len(made):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
 
     def work(transport: AwsTransport) -> Awaitable[Any]:
         return Provisioner(transport).apply(changes, on_change)
 
-    with_transport(work)
-    if not quiet:
+    try:
+        if changes:
+            with_transport(work)
+    except KeyboardInterrupt:
+        msg = f"interrupted after {len(made)} of {len(changes)} changes: the same command again makes the rest"
+        raise SmartpipeError(msg) from None
+    finally:
+        if as_json:
+            typer.echo(as_json_text(survey, made))
+    if changes and not as_json:
         typer.echo(f"{len(made)} change{'' if len(made) == 1 else 's'} made")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.plan import owner_of
 from smartpipe.topology.policy import (
+    MAX_STATEMENTS,
     POLICY_LIMIT_BYTES,
     fitting,
     key_statement,
     open_to_anybody,
     our_statement,
     source_topics,
+    statements,
 )
+from smartpipe.topology.resources import TAGS, dead_letter_of
+from smartpipe.topology.tags import SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +52,7 @@ def faults(desired: Topology, actual: Topology) -> list[str]:
 
 def _redriven(actual: Topology) -> set[str]:
     """Return the dead-letter queues of what is there."""
-    return {(one.get("RedrivePolicy") or {}).get("deadLetterTargetArn", "") for one in actual.queues.values()}
+    return {dead_letter_of(one) or "" for one in actual.queues.values()}
 
 
 def _faults_of_existing(arn: str, wanted: Attributes, present: Attributes | None, redriven: set[str]) -> Iterator[str]:
@@ -56,8 +61,7 @@ def _faults_of_existing(arn: str, wanted: Attributes, present: Attributes | None
     if present is None:
         yield f"queue {arn} is declared existing=True and does not exist, or may not be seen from here"
         return
-    expected = wanted.get("RedrivePolicy", {}).get("deadLetterTargetArn")
-    found = (present.get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+    expected, found = dead_letter_of(wanted), dead_letter_of(present)
     if expected and found != expected:
         mend = f'declare Queue(..., dead_letter="{name_in(found)}")' if found else "its owner has to give it one"
         yield f"queue {name_in(arn)}: its dead-letter queue is {found or 'missing'}, not {name_in(expected)}; {mend}"
@@ -72,9 +76,20 @@ def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> 
             f"queue {name_in(arn)} belongs to application {owner!r}: two services claim one queue; rename one, set "
             "SMARTPIPE_APPLICATION, or declare it existing=True"
         )
+    service, before = wanted[TAGS].get(SERVICE) if TAGS in wanted else None, present.get(TAGS, {}).get(SERVICE)
+    if service and before and service != before:
+        yield (
+            f"queue {name_in(arn)} is of service {before!r}, and {service!r} claims it: rename one; if a service "
+            f"only has a new name, remove the queue's tag {SERVICE} first"
+        )
+    if present.get("QueueArn", arn) != arn:
+        yield f"queue {name_in(arn)} is {present['QueueArn']}, not {arn}: is SMARTPIPE_ACCOUNT_ID right?"
     text = present.get("Policy")
     ours = next(iter(wanted["Policy"]["Statement"]), None)
-    size = len(fitting(text, ours).encode())
+    planned = fitting(text, ours)
+    size, count = len(planned.encode()), len(statements(planned))
+    if ours and count > MAX_STATEMENTS:
+        yield f"queue {name_in(arn)}: its policy would have {count} statements, and SQS takes {MAX_STATEMENTS}"
     if ours and size > POLICY_LIMIT_BYTES:
         yield (
             f"queue {name_in(arn)}: its policy would have {size:,} bytes with the statements of others, and SQS takes "
@@ -89,14 +104,28 @@ def notes(desired: Topology, actual: Topology) -> list[str]:
         present = actual.queues.get(arn)
         if arn not in desired.given:
             found += _notes_of_own(arn, wanted, present)
-        target = (wanted.get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+        elif present is not None:
+            found += _notes_of_existing(arn, wanted, present)
+        target = dead_letter_of(wanted)
         if target:
             found += _retention(arn, _known(desired, actual, arn), _known(desired, actual, target))
     for arn, wanted in desired.topics.items():
         present = actual.topics.get(arn)
         if present is not None and wanted and owner_of(present) is None:
             found.append(_adopted("topic", arn, 'declare it Topic(arn="...")'))
-    return found
+    return [*found, *_keys(desired)]
+
+
+def _keys(desired: Topology) -> Iterator[str]:
+    """Yield the statement that each KMS key needs, once."""
+    topics: dict[str, set[str]] = {}
+    for (topic, queue), wanted in desired.subscriptions.items():
+        for arn in filter(None, (queue, dead_letter_of(wanted))):
+            if key := desired.queues.get(arn, {}).get("KmsMasterKeyId"):
+                topics.setdefault(key, set()).add(topic)
+    for key, arns in topics.items():
+        needed = json.dumps(key_statement(arns))
+        yield f"SNS delivers to queues under key {key} only if the key's policy has this statement: {needed}"
 
 
 def _known(desired: Topology, actual: Topology, arn: str) -> Attributes:
@@ -116,12 +145,21 @@ def _notes_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> I
             f"queue {name}: too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so it lets in all of "
             f"{', '.join(source_topics(ours))} of their own account"
         )
-    if ours and wanted.get("KmsMasterKeyId"):
-        needed = json.dumps(key_statement(arn, source_topics(ours)))
-        key = wanted["KmsMasterKeyId"]
-        yield f"queue {name}: SNS delivers only if the policy of key {key} has this statement: {needed}"
     for sid in open_to_anybody(text):
         yield f"queue {name}: its policy's statement {sid!r}, which is not smartpipe's, lets anybody in"
+
+
+def _notes_of_existing(arn: str, wanted: Attributes, present: Attributes) -> Iterator[str]:
+    recommended = wanted.get("RedrivePolicy", {}).get("maxReceiveCount")
+    count = (present.get("RedrivePolicy") or {}).get("maxReceiveCount")
+    if recommended and count and count < recommended:
+        yield (
+            f"queue {name_in(arn)}: SQS dead-letters after {count} deliveries, without a reason; its retry policies "
+            f"want {recommended}"
+        )
+    size = int(present.get("MaximumMessageSize", QUEUE_LIMIT_BYTES))
+    if size < DEFAULT_TOPIC_LIMIT_BYTES:
+        yield f"queue {name_in(arn)} takes messages of {size:,} bytes; SNS drops what is longer without a word"
 
 
 def _retention(arn: str, queue: Attributes, dead_letter: Attributes) -> Iterator[str]:

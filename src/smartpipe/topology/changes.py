@@ -107,6 +107,6 @@ def _parsed(value: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    if value is None or value == "":
+    if value is None:
         return "nothing"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) and value else json.dumps(value)

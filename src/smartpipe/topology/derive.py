@@ -17,8 +17,9 @@ from smartpipe.topology.model import (
     name_problems,
 )
 from smartpipe.topology.naming import name_in
-from smartpipe.topology.policy import POLICY_LIMIT_BYTES, VERSION, fitting, statement, statements
+from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fitting, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
+from smartpipe.topology.rights import VERSION
 from smartpipe.topology.tags import own_tags
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Declares(Protocol):
     def published(self) -> tuple[Contract, ...]:
         """What it says that it publishes."""
 
+    @property
+    def sends_to(self) -> tuple[Queue, ...]:
+        """The queues that it says it sends to directly."""
+
 
 def derive(services: Iterable[Declares], naming: Naming) -> Topology:
     """Return every topic, queue, dead-letter queue and subscription that *services* need.
@@ -72,9 +77,12 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
     topics: dict[str, Attributes] = {}
     parts: list[Topology] = []
     problems: list[str] = []
-    owners: dict[str, str] = {}
+    owners: dict[str, tuple[Declares, str]] = {}
     declared: dict[str, Topic] = {}
-    for service in services:
+    by_name: dict[str, Declares] = {}
+    for service in {id(one): one for one in services}.values():  # named twice, it is still one
+        if by_name.setdefault(service.name, service) is not service:
+            problems.append(f"two services are called {service.name!r}: give each a name of its own")
         wanted = [contract.topic for binding in service.bindings for contract in binding.contracts]
         for topic in dict.fromkeys([*wanted, *(contract.topic for contract in service.published)]):
             if declared.setdefault(topic.name, topic) != topic:
@@ -84,7 +92,7 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
         for binding in service.bindings:
             problems += _claims(service, binding, owners) + _binding_problems(binding, naming)
             part = _existing(binding, naming) if binding.queue.existing else _queue(service.name, binding, naming)
-            problems += _size_problems(binding.queue, part)
+            problems += _part_problems(binding.queue, part)
             parts.append(part)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -109,7 +117,7 @@ def _queue(service: str, binding: Binding, naming: Naming) -> Topology:
     queue_arn, dead_letter_arn = naming.queue_arn(queue.name), naming.queue_arn(queue.dead_letter_name)
     by_topic = {} if queue.direct else _by_topic(binding.contracts)
     types = {naming.topic_arn(topic.name): names for topic, names in by_topic.items()}
-    common = {**({"FifoQueue": "true"} if queue.fifo else {}), **_encryption(queue)}
+    common = {**({"FifoQueue": "true"} if queue.fifo else {}), **_encryption(queue), **_size(by_topic)}
     tags = {**queue.tags, **own_tags(naming, service)}
     undeliverable = [naming.topic_arn(topic.name) for topic in by_topic if _takes_undeliverable(topic, queue)]
     dead_letter = {
@@ -122,7 +130,6 @@ def _queue(service: str, binding: Binding, naming: Naming) -> Topology:
     attributes = {
         **common,
         **_throughput(queue),
-        **_size(by_topic),
         "VisibilityTimeout": str(queue.visibility_timeout_seconds),
         "MessageRetentionPeriod": str(queue.retention_seconds),
         "DelaySeconds": str(queue.delay_seconds),
@@ -142,7 +149,8 @@ def _existing(binding: Binding, naming: Naming) -> Topology:
     queue = binding.queue
     queue_arn, dead_letter_arn = naming.queue_arn(queue.name), naming.queue_arn(queue.dead_letter_name)
     fifo = {"FifoQueue": "true"} if queue.fifo else {}
-    expected = {**fifo, "RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn}}
+    redrive = {"deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": redrive_count(binding)}
+    expected = {**fifo, "RedrivePolicy": redrive}
     topics = () if queue.direct else _by_topic(binding.contracts)
     subscriptions: dict[tuple[str, str], Attributes] = {
         (naming.topic_arn(topic.name), queue_arn): {} for topic in topics
@@ -217,13 +225,17 @@ def _topic_attributes(topic: Topic, naming: Naming) -> Attributes:
     }
 
 
-def _claims(service: Declares, binding: Binding, owners: dict[str, str]) -> list[str]:
-    claim = f"{service.name} (queue {binding.queue.name!r})"
+def _claims(service: Declares, binding: Binding, owners: dict[str, tuple[Declares, str]]) -> list[str]:
+    claim = service, binding.queue.name
     return [
-        f"queue {name!r} is claimed by two services: {owners[name]} and {claim}"
+        f"queue {name!r} is claimed by two services: {_claimant(owners[name])} and {_claimant(claim)}"
         for name in (binding.queue.name, binding.queue.dead_letter_name)
         if owners.setdefault(name, claim) != claim
     ]
+
+
+def _claimant(claim: tuple[Declares, str]) -> str:
+    return f"{claim[0].name} (queue {claim[1]!r})"
 
 
 def _topic_problems(topic: Topic, naming: Naming) -> list[str]:
@@ -247,7 +259,7 @@ def _binding_problems(binding: Binding, naming: Naming) -> list[str]:
     return problems
 
 
-def _size_problems(queue: Queue, part: Topology) -> list[str]:
+def _part_problems(queue: Queue, part: Topology) -> list[str]:
     problems = []
     for (topic_arn, _), attributes in part.subscriptions.items():
         found = policy_problems(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []

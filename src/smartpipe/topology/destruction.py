@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from smartpipe.topology.changes import Change
 from smartpipe.topology.naming import name_in
@@ -10,7 +10,7 @@ from smartpipe.topology.resources import TAGS
 from smartpipe.topology.tags import APPLICATION, PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
     from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Attributes, Topology
@@ -19,9 +19,13 @@ _COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible
 
 
 _REDRIVE = "RedrivePolicy"
+MESSAGES = "Messages"
+"""Stands in ``before`` of a queue that goes: how many messages it held when it was looked at."""
 
 
-def destruction(desired: Topology, actual: Topology, naming: Naming, *, orphaned: bool = False) -> list[Change]:
+def destruction(
+    desired: Topology, actual: Topology, naming: Naming, *, orphaned: bool = False, even_if_not_empty: bool = False
+) -> list[Change]:
     """Return what goes, subscriptions first and dead-letter queues last, and what stays although it was declared.
 
     Only what carries smartpipe's tags for this application and prefix goes; a topic stays while others
@@ -29,6 +33,7 @@ def destruction(desired: Topology, actual: Topology, naming: Naming, *, orphaned
 
     Args:
         orphaned: Also what carries the tags and no TARGET declares.
+        even_if_not_empty: Whatever the queues hold, and have got meanwhile.
     """
     queues = {arn: found for arn, found in actual.queues.items() if orphaned or arn in desired.queues}
     topics = {arn: found for arn, found in actual.topics.items() if orphaned or arn in desired.topics}
@@ -51,22 +56,27 @@ def destruction(desired: Topology, actual: Topology, naming: Naming, *, orphaned
     ]
     going += [Change("delete", "topic", (arn,), {}, {}) for arn in topics if arn in doomed]
     going += [
-        _goes(arn, queues[arn]) for arn in sorted(queues, key=lambda arn: _REDRIVE not in queues[arn]) if arn in doomed
+        _goes(arn, queues[arn], even_if_not_empty=even_if_not_empty)
+        for arn in sorted(queues, key=lambda arn: _REDRIVE not in queues[arn])
+        if arn in doomed
     ]
     return [*going, *kept]
 
 
 def holding(changes: list[Change], actual: Topology) -> list[str]:
     """Name the queues among those that go which hold messages, with how many."""
-    return list(_holding(changes, actual))
-
-
-def _holding(changes: list[Change], actual: Topology) -> Iterator[str]:
+    found = []
     for change in changes:
         if change.action == "delete" and change.kind == "queue":
-            count = sum(int(actual.queues[change.arns[0]].get(name, 0)) for name in _COUNTS)
+            count = messages_in(actual.queues[change.arns[0]])
             if count:
-                yield f"queue {change.name} holds about {count:,} message{'s' if count > 1 else ''}"
+                found.append(f"queue {change.name} holds about {count:,} message{'s' if count > 1 else ''}")
+    return found
+
+
+def messages_in(attributes: Mapping[str, Any]) -> int:
+    """Return about how many messages a queue holds, by its attributes."""
+    return sum(int(attributes.get(name, 0)) for name in _COUNTS)
 
 
 def _reason_to_keep(arn: str, attributes: Attributes, desired: Topology, naming: Naming) -> str:
@@ -79,8 +89,10 @@ def _reason_to_keep(arn: str, attributes: Attributes, desired: Topology, naming:
     return ""
 
 
-def _goes(arn: str, attributes: Attributes) -> Change:
-    before = {_REDRIVE: attributes[_REDRIVE]} if _REDRIVE in attributes else {}
+def _goes(arn: str, attributes: Attributes, *, even_if_not_empty: bool) -> Change:
+    before: Attributes = {_REDRIVE: attributes[_REDRIVE]} if _REDRIVE in attributes else {}
+    if not even_if_not_empty:
+        before[MESSAGES] = messages_in(attributes)
     return Change("delete", "queue", (arn,), {}, before)
 
 

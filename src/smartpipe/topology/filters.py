@@ -95,14 +95,24 @@ def _problems(policy: Mapping[str, Any], scope: Scope, *, types: bool = False) -
 
 def _nesting(policy: Mapping[str, Any], scope: Scope) -> Iterator[str]:
     for name, rules in policy.items():
-        if name == "$or":
-            continue
-        if isinstance(rules, dict) and scope == "MessageAttributes":
+        if not isinstance(name, str) or not name:
+            yield f"{name!r} is no name"
+        elif name == "$or":
+            yield from _alternatives(rules, scope)
+        elif isinstance(rules, dict) and scope == "MessageAttributes":
             yield f'{name!r} is nested, and message attributes are flat: scope="MessageBody" matches the envelope'
         elif not isinstance(rules, (list, dict)) or not rules:
             yield f"{name!r}: {rules!r} must be a list of values, as in {_EXAMPLE}"
         elif isinstance(rules, dict):
             yield from _nesting(rules, scope)
+
+
+def _alternatives(rules: Any, scope: Scope) -> Iterator[str]:
+    if not isinstance(rules, list) or len(rules) < 2 or not all(isinstance(one, dict) and one for one in rules):  # noqa: PLR2004 - it is an or
+        yield '"$or" takes a list of at least two policies, as in {"$or": [{"a": ["x"]}, {"b": ["y"]}]}'
+        return
+    for one in rules:
+        yield from _nesting(one, scope)
 
 
 def _counts(policy: Mapping[str, Any], depth: int) -> Iterator[int]:

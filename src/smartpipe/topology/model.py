@@ -28,7 +28,7 @@ MAX_RECEIVES = 1_000
 MAX_DELAY_SECONDS = 900
 """SQS: the longest DelaySeconds, of a queue or of one message."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
-_ARN = re.compile(r"arn:aws[a-z-]*:(sns|sqs):[a-z0-9-]+:\d{12}:[^:]+")
+_ARN = re.compile(r"arn:aws[a-z-]*:(sns|sqs):[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?")
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ def name_in(arn: str) -> str:
     return arn.rpartition(":")[2]
 
 
+def service_in(arn: str) -> str:
+    """Return the service that *arn* is of: ``sns`` or ``sqs``."""
+    return arn.split(":")[2]
+
+
 def region_in(arn: str) -> str:
     """Return the region that *arn* names."""
     return arn.split(":")[3]

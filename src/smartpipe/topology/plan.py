@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.topology.changes import Change, Kind
+from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.topology.policy import fitting, merged, our_statement, source_topics, statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,
@@ -14,6 +15,7 @@ from smartpipe.topology.resources import (
     TAGS,
     TOPIC_DEFAULTS,
     Attributes,
+    dead_letter_of,
 )
 from smartpipe.topology.tags import APPLICATION, SERVICE
 
@@ -35,13 +37,13 @@ def plan(desired: Topology, actual: Topology) -> list[Change]:
     changes: list[Change] = []
     narrowed: list[Change] = []
     for arn, wanted in desired.queues.items():
-        leaving = [topic for topic, queue in stale if queue == arn]
+        leaving = [topic for topic, queue in stale if arn in (queue, dead_letter_of(desired.queues[queue]))]
         present = actual.queues.get(arn)
         change = _queue_change(arn, wanted, present, desired, leaving)
         changes.append(change)
         if leaving:
-            before = {**(present or {}), **change.attributes}
-            narrowed.append(_queue_change(arn, wanted, before, desired, []))
+            afterwards = {**(present or {}), **change.attributes, TAGS: wanted[TAGS]}
+            narrowed.append(_queue_change(arn, wanted, afterwards, desired, []))
     changes += [_topic_change(arn, wanted, actual.topics.get(arn), desired) for arn, wanted in desired.topics.items()]
     changes += [
         _subscription_change(arns, wanted, actual.subscriptions.get(arns), desired)
@@ -50,7 +52,8 @@ def plan(desired: Topology, actual: Topology) -> list[Change]:
     changes += [
         Change("delete", "subscription", arns, {}, {}, "no handler wants its events any more") for arns in stale
     ]
-    return [*changes, *narrowed, *_others(desired, actual, set(stale))]
+    shut_out = [change for change in narrowed if change.pending]
+    return [*changes, *shut_out, *_others(desired, actual, set(stale))]
 
 
 def _stale(desired: Topology, actual: Topology) -> Iterator[tuple[str, str]]:
@@ -72,6 +75,9 @@ def _queue_change(
 ) -> Change:
     if arn in desired.given:
         return Change("foreign", "queue", (arn,), {}, {}, "existing=True: looked at, never changed")
+    if int((present or {}).get("MaximumMessageSize", DEFAULT_TOPIC_LIMIT_BYTES)) < DEFAULT_TOPIC_LIMIT_BYTES:
+        # Without a word, SNS drops what is longer than its queue takes.
+        wanted = {"MaximumMessageSize": str(DEFAULT_TOPIC_LIMIT_BYTES), **wanted}
     if "Policy" in wanted:
         wanted = {**wanted, "Policy": _policy(wanted["Policy"], (present or {}).get("Policy"), arn, leaving)}
         if not wanted["Policy"] and not (present or {}).get("Policy"):

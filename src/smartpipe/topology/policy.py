@@ -10,13 +10,14 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.topology.naming import account_in
+from smartpipe.topology.rights import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 POLICY_SID = "SmartpipeAllowSns"
 POLICY_LIMIT_BYTES = 8_192
-VERSION = "2012-10-17"
+MAX_STATEMENTS = 20
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 
@@ -139,6 +140,8 @@ def _spans(text: str) -> tuple[list[_Span], bool, tuple[int, int]]:
         return [], True, (0, 0)
     if isinstance(value, dict):  # IAM lets a single statement stand without its list
         return [_Span(start, end, value)], False, (start, end)
+    if not isinstance(value, list):
+        return [], True, (0, 0)
     spans = []
     position = start + 1
     for _ in value:
@@ -179,11 +182,16 @@ def open_to_anybody(text: str | None) -> list[str]:
     """Return the Sids of statements that let anybody in: a principal ``*`` without a condition on the source."""
     found = []
     for one in statements(text):
-        if isinstance(one, dict) and one.get("Effect") == "Allow" and one.get("Principal") in ("*", {"AWS": "*"}):
-            keys = {key.lower() for test in (one.get("Condition") or {}).values() for key in test}
+        if isinstance(one, dict) and one.get("Effect") == "Allow" and _anybody(one):
+            tests = {name: test for name, test in (one.get("Condition") or {}).items() if "Not" not in name}
+            keys = {key.lower() for test in tests.values() for key in test}
             if not keys & _LIMITING:
                 found.append(str(one.get("Sid", "without a Sid")))
     return found
+
+
+def _anybody(one: Mapping[str, Any]) -> bool:
+    return "NotPrincipal" in one or one.get("Principal") in ("*", {"AWS": "*"}, {"AWS": ["*"]})
 
 
 _LIMITING = frozenset(
@@ -194,12 +202,12 @@ _LIMITING = frozenset(
 )  # fmt: skip
 
 
-def key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
-    """Return what the policy of a queue's KMS key needs, so that SNS can deliver to the queue.
+def key_statement(topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return what the policy of a KMS key needs, so that SNS can deliver from these topics to queues under it.
 
     Source: Amazon SNS, "Configuring Amazon SNS topic encryption with an encrypted Amazon SQS queue subscription".
     """
-    sends = statement(queue_arn, topic_arns)
+    sends = statement("*", topic_arns)
     return {
         "Sid": "SmartpipeAllowSnsToEncrypt",
         "Effect": "Allow",

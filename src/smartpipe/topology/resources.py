@@ -29,6 +29,12 @@ class Topology(NamedTuple):
     given: frozenset[str] = frozenset()
 
 
+def dead_letter_of(attributes: Attributes | None) -> str | None:
+    """Return the ARN of a queue's, or a subscription's, dead-letter queue."""
+    found: str | None = ((attributes or {}).get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+    return found
+
+
 # What AWS means by an attribute that is not there.
 TOPIC_DEFAULTS = {"MaximumMessageSize": "262144", "KmsMasterKeyId": "", "FifoThroughputScope": "Topic"}
 QUEUE_DEFAULTS = {

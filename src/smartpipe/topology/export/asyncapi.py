@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from smartpipe.events import Contract
-    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.derive import Declares
     from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Attributes, Topology
 
@@ -45,7 +45,7 @@ class _Operation(NamedTuple):
     contracts: tuple[Contract, ...]
 
 
-def document(services: Sequence[Described], *, prefix: str, application: str) -> dict[str, Any]:
+def document(services: Sequence[Declares], *, prefix: str, application: str) -> dict[str, Any]:
     """Return the document of *services*: a channel for each topic and queue, a message for each event's major version.
 
     Raises:
@@ -84,7 +84,7 @@ def _server(service: str) -> dict[str, Any]:
     return {"host": f"{service}.{{region}}.amazonaws.com", "protocol": service, "variables": {"region": region}}
 
 
-def _contents(services: Iterable[Described], naming: Naming) -> dict[str, tuple[Contract, ...]]:
+def _contents(services: Iterable[Declares], naming: Naming) -> dict[str, tuple[Contract, ...]]:
     """Return the contracts of each topic's and queue's events, by ARN; none of a queue that is only sent to."""
     found: dict[str, set[Contract]] = {}
     for service in services:
@@ -97,7 +97,7 @@ def _contents(services: Iterable[Described], naming: Naming) -> dict[str, tuple[
     return {arn: tuple(sorted(contracts, key=_message_id)) for arn, contracts in found.items()}
 
 
-def _known(service: Described) -> Iterator[Contract]:
+def _known(service: Declares) -> Iterator[Contract]:
     """Yield what the service publishes, and what it subscribes to."""
     yield from service.published
     for binding in service.bindings:
@@ -153,7 +153,7 @@ def _dead_letter(attributes: Attributes) -> str | None:
 
 
 def _operations(
-    services: Iterable[Described], naming: Naming, contents: Mapping[str, tuple[Contract, ...]]
+    services: Iterable[Declares], naming: Naming, contents: Mapping[str, tuple[Contract, ...]]
 ) -> Iterator[_Operation]:
     for service in services:
         for topic in dict.fromkeys(contract.topic for contract in service.published):

@@ -11,8 +11,7 @@ from smartpipe.topology.naming import account_in, is_arn, name_in, region_in
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from smartpipe.topology.derive import Binding
-    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.derive import Binding, Declares
     from smartpipe.topology.model import Queue, Topic
 
 Column: TypeAlias = Literal["publisher", "topic", "queue", "handler"]
@@ -68,7 +67,7 @@ class Graph(NamedTuple):
     arrows: list[Arrow]
 
 
-def graph(services: Iterable[Described]) -> Graph:
+def graph(services: Iterable[Declares]) -> Graph:
     """Return the graph of *services*; names are those declared, without an environment's prefix."""
     found = [arrow for service in services for arrow in (*_handling(service), *_publishing(service))]
     nodes = {node.place: node for arrow in found for node in (arrow.source, arrow.target)}
@@ -77,7 +76,7 @@ def graph(services: Iterable[Described]) -> Graph:
     return Graph([one for _, one in sorted({**nodes, **bound}.items())], [one for _, one in sorted(arrows.items())])
 
 
-def _publishing(service: Described) -> Iterator[Arrow]:
+def _publishing(service: Declares) -> Iterator[Arrow]:
     publisher = Node("publisher", service.name, (service.name,))
     for topic in dict.fromkeys(contract.topic for contract in service.published):
         types = {contract.type for contract in service.published if contract.topic == topic}
@@ -86,7 +85,7 @@ def _publishing(service: Described) -> Iterator[Arrow]:
         yield Arrow(publisher, _queue(queue), ("directly",))
 
 
-def _handling(service: Described) -> Iterator[Arrow]:
+def _handling(service: Declares) -> Iterator[Arrow]:
     for binding in service.bindings:
         queue = _queue(binding.queue, binding)
         yield Arrow(queue, Node("handler", service.name, (service.name,)))

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.topology.derive import derive
 from smartpipe.topology.naming import account_in, is_arn
+from smartpipe.topology.rights import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.derive import Declares
     from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Topology
 
-VERSION = "2012-10-17"
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
 
-def policies(service: Described, naming: Naming) -> dict[str, dict[str, Any]]:
+def policies(service: Declares, naming: Naming) -> dict[str, dict[str, Any]]:
     """Return the policy documents ``publish``, ``consume`` and ``provision``, without those that would be empty.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues
@@ -47,7 +47,7 @@ def _allow(sid: str, actions: Iterable[str], resources: Iterable[str]) -> list[d
     return [{"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": on}] if on else []
 
 
-def _publish(service: Described, naming: Naming) -> list[dict[str, Any]]:
+def _publish(service: Declares, naming: Naming) -> list[dict[str, Any]]:
     topics = [contract.topic for contract in service.published]
     keys = [*(topic.kms_key for topic in topics), *(queue.kms_key for queue in service.sends_to)]
     return [
@@ -61,7 +61,7 @@ def _publish(service: Described, naming: Naming) -> list[dict[str, Any]]:
     ]
 
 
-def _consume(service: Described, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
     queues = [binding.queue for binding in service.bindings]
     looked_at = _looked_at([topic for topic, _ in topology.subscriptions], naming)
     subscribed = any(endpoint not in topology.given for _, endpoint in topology.subscriptions)

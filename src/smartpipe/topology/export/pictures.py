@@ -16,7 +16,7 @@ from smartpipe.topology.export.portable import unique
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from smartpipe.topology.export.described import Described
+    from smartpipe.topology.derive import Declares
 
 COLOURS = ("#0072b2", "#c04e00", "#00805e", "#a0448f", "#8a6d00", "#332288", "#882255", "#4d4d4d")
 """One for all arrows of a topic, dark enough for text, and for the colour-blind to tell apart as far as that goes."""
@@ -37,7 +37,7 @@ _MERMAID_SHAPES: dict[Column, tuple[str, str]] = {
 _DOT_SHAPES: dict[Column, str] = {"publisher": "box", "topic": "hexagon", "queue": "cylinder", "handler": "box"}
 
 
-def mermaid(services: Iterable[Described]) -> str:
+def mermaid(services: Iterable[Declares]) -> str:
     """Return a Mermaid flowchart, which GitHub, GitLab and many others draw where they show Markdown."""
     found = graph(services)
     ids = _ids(found)
@@ -79,7 +79,7 @@ def _link_styles(found: Graph) -> list[str]:
     return [f"    linkStyle {','.join(numbers)} stroke:{colour}" for colour, numbers in sorted(by_colour.items())]
 
 
-def dot(services: Iterable[Described]) -> str:
+def dot(services: Iterable[Declares]) -> str:
     """Return a graph for ``dot``, which draws hundreds of arrows where Mermaid gives up."""
     found = graph(services)
     ids = _ids(found)
