@@ -8,6 +8,7 @@ SmartpipeError
 ├─ UnknownEventType         no handler for this type and major version
 ├─ TopologyError            a topic, queue or subscription that is missing or not allowed
 ├─ TransportError           AWS unreachable, or it refused the call
+├─ StoreError               the idempotency store unreachable, or it refused the call
 └─ raised by handlers
     ├─ Retry                try this delivery again later
     └─ Reject               dead-letter this delivery now
@@ -116,6 +117,10 @@ class TransportError(SmartpipeError):
         self.detail = detail
         self.retryable = retryable
         super().__init__(f"{code}: {detail}")
+
+
+class StoreError(SmartpipeError):
+    """The idempotency store could not be asked, or refused; the message comes again, and was not handled unprotected."""
 
 
 class Retry(SmartpipeError):

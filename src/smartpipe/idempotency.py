@@ -1,0 +1,86 @@
+"""Claims: how a handler's effect happens once, and what a store of them must guarantee."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Claim(NamedTuple):
+    """The wish to handle one event with one handler, or its holder's word on it.
+
+    Args:
+        key: Of the effect: the same in every delivery of the event to the handler. At most 512 characters.
+        token: Of this very claim, never used again: whoever does not hold it any more is fenced off by it.
+        lease_seconds: For how long it is this holder's alone, unless renewed.
+        ttl_seconds: For how long after its completion it is remembered.
+    """
+
+    key: str
+    token: str
+    lease_seconds: float
+    ttl_seconds: float
+
+
+class Claimed(NamedTuple):
+    """It is the claimant's now; *attempt* counts the claims of this key, this one included, since it was last unknown."""
+
+    attempt: int
+
+
+class Completed(NamedTuple):
+    """The effect has happened, and is remembered."""
+
+
+class InProgress(NamedTuple):
+    """Somebody else holds it, for *seconds* unless they renew it."""
+
+    seconds: float
+
+
+ClaimOutcome: TypeAlias = Claimed | Completed | InProgress
+
+
+class Store(Protocol):
+    """Remembers claims by key. Every verb takes many and makes, where the store can, one round trip.
+
+    A store must guarantee:
+
+    - ``claim`` is atomic for each key, among all processes: of claimants at once one is told Claimed. A key that
+      stands twice in one call is claimed in its order: the second sees the first.
+    - Whether a lease or a memory has run out is judged by the store's own clock, where it has one.
+    - ``renew``, ``complete`` and ``release`` do nothing, and say False, for a token that does not hold its key
+      any more. They may be repeated after a lost answer: what this token has completed or released already, says True.
+    - ``complete`` is remembered for ``ttl_seconds``. ``release`` frees the key at once, and keeps the count of attempts
+      for ``ttl_seconds``; so does a lease that runs out.
+    - Outcomes are in the order of the claims.
+    - A store that cannot be reached, or refuses, raises StoreError, and nothing else.
+    """
+
+    async def open(self) -> None:
+        """Connect, and check that the table is there as it should be.
+
+        Raises:
+            ConfigError: It is not there, or another version's: with the command that makes it.
+            StoreError: It cannot be asked.
+        """
+
+    async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+        """Claim what is unknown, released, or whose lease has run out."""
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        """Let each lease last ``lease_seconds`` from now."""
+
+    async def complete(self, claims: Sequence[Claim]) -> list[bool]:
+        """Say that each effect has happened."""
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        """Give back what did not succeed: the next delivery may claim it at once."""
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Remove all memory of these keys, whoever holds them: before a deliberate replay."""
+
+    async def aclose(self) -> None:
+        """Disconnect. A second call does nothing."""
