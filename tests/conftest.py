@@ -16,6 +16,8 @@ import pytest
 from smartpipe import EmbeddedBroker
 from smartpipe.embedded import BACKENDS
 from smartpipe.stores.migrate import migrate
+from tests.support.places import make_table
+from tests.support.proxy import FaultProxy
 from tests.support.queues import Queues
 from tests.support.servers import PostgresServer, RedisServer
 
@@ -98,3 +100,20 @@ def postgres_url(request: pytest.FixtureRequest) -> str:
 def redis_url(request: pytest.FixtureRequest) -> str:
     """That of SMARTPIPE_TEST_REDIS_URL, or of a server of our own."""
     return os.environ.get("SMARTPIPE_TEST_REDIS_URL") or str(request.getfixturevalue("redis_server").url)
+
+
+@pytest.fixture(scope="session")
+def dynamodb(moto: EmbeddedBroker) -> Iterator[FaultProxy]:
+    """moto's DynamoDB, made atomic, with all calls to be seen and hindered."""
+    with FaultProxy(moto.endpoint_url, at_once=1) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def dynamodb_url(moto: EmbeddedBroker, dynamodb: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A table of claims of its own, in the environment's DynamoDB."""
+    lead_to({**moto.environment, "AWS_ENDPOINT_URL": dynamodb.endpoint_url}, monkeypatch)
+    dynamodb.calls.clear()
+    dynamodb.most_at_once = 0
+    yield make_table()
+    dynamodb.faults.clear()

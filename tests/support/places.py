@@ -27,19 +27,19 @@ class Place:
     def __init__(self, url: str) -> None:
         self.url = url
         self._prefix = f"t{uuid4().hex[:8]}-"
-        self._stores: list[Store] = []
+        self.stores: list[Store] = []
 
     async def open(self) -> Store:
         """Open one more store here; only a memory's is the same again."""
-        if self.url.startswith("memory:") and self._stores:
-            return self._stores[0]
+        if self.url.startswith("memory:") and self.stores:
+            return self.stores[0]
         store = store_for(self.url, prefix=self._prefix)
-        self._stores.append(store)
+        self.stores.append(store)
         await store.open()
         return store
 
     async def aclose(self) -> None:
-        for store in self._stores:
+        for store in self.stores:
             await store.aclose()
 
 

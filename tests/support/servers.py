@@ -12,15 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 START_SECONDS = 45.0
 STOP_SECONDS = 15.0
@@ -147,6 +148,14 @@ class PostgresServer(Server):
 
     def answers(self) -> bool:
         return self._run("pg_isready", "-q", "-h", str(self.directory), check=False) == 0
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """Give the URL of an empty database."""
+        name = f"t{uuid4().hex[:8]}"
+        self.psql("-c", f"CREATE DATABASE {name}", url=self.url)
+        yield self.url.replace("/postgres?", f"/{name}?")
+        self.psql("-c", f"DROP DATABASE {name} WITH (FORCE)", url=self.url)
 
     def psql(self, *arguments: str, url: str) -> None:
         """Run psql on the database of *url*."""

@@ -59,9 +59,9 @@ def store_for(url: str, *, prefix: str = "") -> Store:
             f"a store at {scheme}:// needs the package {error.name}; run pip install 'smartpipe[{home.extra}]'"
         ) from None
     try:
-        _, _, address = url.partition("://")
-        if "@" in address.partition("/")[2] or address.count("@") > 1:
-            raise ValueError  # noqa: TRY301 - a password with a slash, a question mark or an at sign in it
+        parts = urlsplit(url)
+        if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError  # noqa: TRY301 - a password that was cut off at its own "/", "?", "#" or "@"
         store: Store = getattr(module, home.name)(url, prefix=prefix)
     except ValueError:  # its text quotes parts of the URL
         raise ConfigError(
