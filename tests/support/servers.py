@@ -44,6 +44,8 @@ shutil.rmtree(directory, ignore_errors=True)
 class Server:
     """One server: started by ``with``, and in between stopped, started and frozen at will."""
 
+    user: dict[str, Any] = {}  # noqa: RUF012 - Popen's arguments for being somebody else
+
     def __init__(self) -> None:
         # Short: the path of a unix socket has at most 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
@@ -80,7 +82,7 @@ class Server:
         log = self.directory / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.command(), stdout=output, stderr=output, start_new_session=True, cwd=self.directory, **_as_user()
+                self.command(), stdout=output, stderr=output, start_new_session=True, cwd=self.directory, **self.user
             )
         (self.directory / "server.pid").write_text(str(self._process.pid))
         deadline = time.monotonic() + START_SECONDS
@@ -127,9 +129,10 @@ class PostgresServer(Server):
 
     def prepare(self) -> None:
         """Make the cluster, as a user that is not root: PostgreSQL refuses to run as root."""
+        self.user = _as_user()
         self._bin = _postgres_programs(self.directory)
-        if user := _as_user():
-            os.chown(self.directory, user["user"], user["group"])
+        if self.user:
+            os.chown(self.directory, self.user["user"], self.user["group"])
         self._run(
             "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", "data"
         )
@@ -163,7 +166,7 @@ class PostgresServer(Server):
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
         command = [str(self._bin / program), *arguments]
-        done = subprocess.run(command, capture_output=True, check=False, cwd=self.directory, **_as_user())
+        done = subprocess.run(command, capture_output=True, check=False, cwd=self.directory, **self.user)
         assert done.returncode == 0 or not check, done.stderr.decode()
         return done.returncode
 
@@ -172,13 +175,11 @@ class RedisServer(Server):
     """Redis 6.2, or Valkey where there is no wheel of Redis; nothing of it is written to disk."""
 
     def prepare(self) -> None:
-        if user := _as_user():
-            os.chown(self.directory, user["user"], user["group"])
         self.url = f"unix://{self.directory}/redis.sock"
 
     def command(self) -> list[str]:
         options = ["--port", "0", "--unixsocket", "redis.sock", "--save", "", "--appendonly", "no"]
-        return [str(_readable(_redis_program(), self.directory)), *options]
+        return [str(_redis_program()), *options]
 
     def answers(self) -> bool:
         import redis
@@ -208,12 +209,6 @@ def _postgres_programs(directory: Path) -> Path:
     shutil.copytree(installed, copied)
     shutil.copytree(package.with_suffix(".libs"), directory / "site-packages" / f"{package.name}.libs")
     return copied / "bin"
-
-
-def _readable(program: Path, directory: Path) -> Path:
-    if _can_run([str(program), "--version"]):
-        return program
-    return Path(shutil.copy(program, directory / program.name))
 
 
 def _can_run(command: Sequence[str]) -> bool:
