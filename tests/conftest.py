@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -12,7 +15,11 @@ import pytest
 
 from smartpipe import EmbeddedBroker
 from smartpipe.embedded import BACKENDS
+from smartpipe.stores.migrate import migrate
+from tests.support.places import make_table
+from tests.support.proxy import FaultProxy
 from tests.support.queues import Queues
+from tests.support.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,3 +71,49 @@ def lead_to(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> 
 def queues() -> Queues:
     """What is in the environment's queues, seen from outside."""
     return Queues(boto3.client("sqs"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One for each test worker, to stop and to start; for no more than its address, take ``postgres_url``."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """One for each test worker, to stop and to start; for no more than its address, take ``redis_url``."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """A database with smartpipe's tables: that of SMARTPIPE_TEST_POSTGRES_URL, or of a server of our own."""
+    url: str = os.environ.get("SMARTPIPE_TEST_POSTGRES_URL") or request.getfixturevalue("postgres_server").url
+    with ThreadPoolExecutor() as pool:  # in a loop of its own, wherever this fixture was asked for
+        pool.submit(asyncio.run, migrate(url)).result()
+    return url
+
+
+@pytest.fixture(scope="session")
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """That of SMARTPIPE_TEST_REDIS_URL, or of a server of our own."""
+    return os.environ.get("SMARTPIPE_TEST_REDIS_URL") or str(request.getfixturevalue("redis_server").url)
+
+
+@pytest.fixture(scope="session")
+def dynamodb(moto: EmbeddedBroker) -> Iterator[FaultProxy]:
+    """moto's DynamoDB, made atomic, with all calls to be seen and hindered."""
+    with FaultProxy(moto.endpoint_url, at_once=1) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def dynamodb_url(moto: EmbeddedBroker, dynamodb: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A table of claims of its own, in the environment's DynamoDB."""
+    lead_to({**moto.environment, "AWS_ENDPOINT_URL": dynamodb.endpoint_url}, monkeypatch)
+    dynamodb.calls.clear()
+    dynamodb.most_at_once = 0
+    yield make_table()
+    dynamodb.faults.clear()

@@ -64,9 +64,12 @@ class FaultProxy:
 
     ``calls`` are all that came, in order, ``most_at_once`` how many of them were under way at a time;
     ``faults`` may be changed at any time.
+
+    Args:
+        at_once: So many calls reach the broker at a time: moto's conditional writes are not atomic among its threads.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, at_once: int = 1_000) -> None:
         self.calls: list[Call] = []
         self.faults: list[Fault] = []
         self.judge: Callable[[Call], tuple[int, str, str] | None] = lambda _: None
@@ -75,6 +78,7 @@ class FaultProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.AppRunner | None = None
         self._session: ClientSession | None = None
+        self._turns = asyncio.Semaphore(at_once)
         self._under_way = 0
         self.most_at_once = 0
         self.port = 0
@@ -156,7 +160,7 @@ class FaultProxy:
         assert self._session is not None
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
         url = self._upstream + request.path_qs
-        async with self._session.request(request.method, url, data=body, headers=headers) as answer:
+        async with self._turns, self._session.request(request.method, url, data=body, headers=headers) as answer:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
             return answer.status, kept, await answer.read()
 

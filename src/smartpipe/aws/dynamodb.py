@@ -1,0 +1,261 @@
+"""Claims in DynamoDB: one conditional write a claim."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import AsyncExitStack
+from math import ceil
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+from botocore.exceptions import ClientError
+
+from smartpipe.aws.client import client_options, region_of
+from smartpipe.aws.faults import classify
+from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency import Claimed, Completed, InProgress
+from smartpipe.stores.keys import stored_key
+from smartpipe.topology.claims import claims_table
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from smartpipe.idempotency import Claim, ClaimOutcome
+
+X = TypeVar("X")
+T = TypeVar("T")
+
+Item = dict[str, dict[str, str]]
+"""An item as DynamoDB writes it: every value under the letter of its type."""
+
+CALL_SECONDS = 5.0
+BATCH_SECONDS = 15.0
+CONCURRENCY = 32
+MAX_KEY_BYTES = 2_048
+"""https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
+
+_FREE = (
+    "attribute_not_exists(#key) OR "
+    "(#expires_at > :now AND (#state = :released OR (#state = :held AND #lease_until <= :now)))"
+)
+_AS_IT_WAS = "#token = :old_token AND #expires_at = :old_expires_at"
+_HOLD = (
+    "SET #token = :token, #state = :held, #lease_until = :lease_until, #expires_at = :expires_at, #attempt = {attempt}"
+)
+_MINE = "#token = :token AND #state = :held AND #expires_at > :now"
+
+
+class DynamoStore:
+    """Claims in one table, ``smartpipe topology apply`` makes it; region, credentials and endpoint are AWS's variables.
+
+    DynamoDB has no clock that a condition could ask: leases are judged by the clocks of the processes, which must
+    agree to well within a lease, as clocks kept by NTP do. TTL deletes days late, so every condition compares
+    ``expires_at`` too. It is in whole seconds, rounded up.
+
+    Each claim is a call of its own, 32 of a store at once: no batch of DynamoDB has conditions, but for transactions,
+    which fail as a whole.
+
+    Raises:
+        ConfigError: No region.
+        ValueError: A URL that is not ``dynamodb://TABLE``.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self.table = url.partition("://")[2]
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{3,255}", self.table):
+            raise ValueError(url)
+        self._prefix = prefix
+        self._session = get_session()
+        self._region = region_of(self._session)
+        self._stack = AsyncExitStack()
+        self._opened: Any = None
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def open(self) -> None:
+        """Make the client, and check that the table is there.
+
+        Raises:
+            ConfigError: It is not, or has another key.
+            StoreError: DynamoDB cannot be asked.
+        """
+        if self._opened is None:
+            config = AioConfig(max_pool_connections=0, **client_options(read_timeout_seconds=CALL_SECONDS))
+            create: Any = self._session.create_client
+            context = create("dynamodb", region_name=self._region, config=config)
+            try:
+                self._opened = await self._stack.enter_async_context(context)
+            except ValueError as error:  # botocore: an endpoint URL without a scheme
+                raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+        try:
+            table = (await self._client.describe_table(TableName=self.table))["Table"]
+        except ClientError as error:
+            if error.response["Error"]["Code"].endswith("ResourceNotFoundException"):
+                raise ConfigError(
+                    f"there is no DynamoDB table {self.table!r} in {self._region}: run smartpipe topology apply"
+                ) from None
+            raise self._fault(error, "DescribeTable") from error
+        except Exception as error:
+            raise self._fault(error, "DescribeTable") from error
+        wanted = claims_table(self.table)
+        if any(table[name] != wanted[name] for name in ("KeySchema", "AttributeDefinitions")):
+            raise ConfigError(
+                f"the DynamoDB table {self.table!r} is not one of claims: its key must be the string 'key'; give the "
+                "store another name and run smartpipe topology apply"
+            )
+
+    async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+        """Claim what is unknown, released, or whose lease has run out.
+
+        When it raises, some may have been claimed all the same: they are free again when released, or in their time.
+        """
+        return await self._each(_by_key(claims), self._claim)
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        """Let each lease last ``lease_seconds`` from now."""
+        change = "SET #lease_until = :lease_until, #expires_at = :expires_at"
+        return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="completed"))
+
+    async def complete(self, claims: Sequence[Claim]) -> list[bool]:
+        """Say that each effect has happened."""
+        change = "SET #state = :completed, #expires_at = :memory"
+        return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="completed"))
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        """Give back what did not succeed."""
+        change = "SET #state = :released, #expires_at = :memory"
+        return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="released"))
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Remove all memory of these keys."""
+        await self._each([(key, key) for key in keys], self._delete)
+
+    async def aclose(self) -> None:
+        """Disconnect. A second call does nothing."""
+        self._opened = None
+        await self._stack.aclose()
+
+    async def _claim(self, claim: Claim) -> ClaimOutcome:
+        while True:
+            now = time.time()
+            attempt = "if_not_exists(#attempt, :zero) + :one"
+            done, item = await self._update(claim, _HOLD.format(attempt=attempt), _FREE, now)
+            if not done and item and _number(item, "expires_at") <= now:
+                # What TTL has not deleted yet begins anew, unless somebody else has begun it meanwhile.
+                known = {":old_token": item["token"], ":old_expires_at": item["expires_at"]}
+                done, item = await self._update(claim, _HOLD.format(attempt=":one"), _AS_IT_WAS, now, known)
+            if done:
+                return Claimed(int(_number(item, "attempt")))
+            if item:  # else it was deleted between the two calls
+                return _refused(item, claim, now)
+
+    async def _change(self, claim: Claim, change: str, *, already: str) -> bool:
+        now = time.time()
+        done, item = await self._update(claim, change, _MINE, now)
+        return done or (
+            bool(item)
+            and item["token"]["S"] == claim.token
+            and item["state"]["S"] == already
+            and _number(item, "expires_at") > now
+        )
+
+    async def _update(
+        self, claim: Claim, change: str, condition: str, now: float, known: Mapping[str, Any] | None = None
+    ) -> tuple[bool, Item]:
+        """Return whether the condition held, and the item: after the change, or as it stands instead of it."""
+        used = f"{change} {condition}"
+        values = {**_values(claim, now), **(known or {})}
+        try:
+            answer = await self._client.update_item(
+                TableName=self.table,
+                Key=self._key(claim.key),
+                UpdateExpression=change,
+                ConditionExpression=condition,
+                ExpressionAttributeNames={name: name[1:] for name in re.findall(r"#\w+", used)},
+                ExpressionAttributeValues={name: values[name] for name in re.findall(r":\w+", used)},
+                ReturnValues="ALL_NEW",
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+            )
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
+                found: Any = error.response
+                return False, found.get("Item", {})
+            raise self._fault(error, "UpdateItem") from error
+        except Exception as error:
+            raise self._fault(error, "UpdateItem") from error
+        return True, answer["Attributes"]
+
+    async def _delete(self, key: str) -> None:
+        try:
+            await self._client.delete_item(TableName=self.table, Key=self._key(key))
+        except Exception as error:
+            raise self._fault(error, "DeleteItem") from error
+
+    async def _each(self, items: Sequence[tuple[str, X]], call: Callable[[X], Awaitable[T]]) -> list[T]:
+        """Call for each item, many at once, but those of one key one after the other."""
+        turns: dict[str, list[int]] = {}
+        for position, (key, _) in enumerate(items):
+            turns.setdefault(key, []).append(position)
+        results: dict[int, T] = {}
+
+        async def in_turn(positions: list[int]) -> None:
+            for position in positions:
+                async with self._slots:
+                    results[position] = await call(items[position][1])
+
+        try:
+            async with asyncio.timeout(BATCH_SECONDS):
+                ended = await asyncio.gather(*map(in_turn, turns.values()), return_exceptions=True)
+        except TimeoutError:
+            raise StoreError(f"table {self.table!r}: no answer within {BATCH_SECONDS:g} s") from None
+        for fault in ended:
+            if fault is not None:
+                raise fault
+        return [results[position] for position in range(len(items))]
+
+    @property
+    def _client(self) -> Any:
+        if self._opened is None:
+            raise StoreError(f"the store of table {self.table!r} is not open")
+        return self._opened
+
+    def _key(self, key: str) -> Item:
+        return {"key": {"S": stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)}}
+
+    def _fault(self, error: Exception, operation: str) -> StoreError:
+        if isinstance(error, StoreError):
+            return error
+        return StoreError(str(classify(error, action=f"dynamodb:{operation}", target=f"table {self.table!r}")))
+
+
+def _by_key(claims: Sequence[Claim]) -> list[tuple[str, Claim]]:
+    return [(claim.key, claim) for claim in claims]
+
+
+def _values(claim: Claim, now: float) -> dict[str, dict[str, str]]:
+    return {
+        ":token": {"S": claim.token},
+        ":held": {"S": "held"},
+        ":completed": {"S": "completed"},
+        ":released": {"S": "released"},
+        ":zero": {"N": "0"},
+        ":one": {"N": "1"},
+        ":now": {"N": f"{now:.3f}"},
+        ":lease_until": {"N": f"{now + claim.lease_seconds:.3f}"},
+        ":expires_at": {"N": str(ceil(now + claim.lease_seconds + claim.ttl_seconds))},
+        ":memory": {"N": str(ceil(now + claim.ttl_seconds))},
+    }
+
+
+def _refused(item: Item, claim: Claim, now: float) -> ClaimOutcome:
+    if item["state"]["S"] == "completed":
+        return Completed()
+    if item["token"]["S"] == claim.token:  # the same claim again: its answer was lost
+        return Claimed(int(_number(item, "attempt")))
+    return InProgress(max(0.0, _number(item, "lease_until") - now))
+
+
+def _number(item: Item, name: str) -> float:
+    return float(item[name]["N"])

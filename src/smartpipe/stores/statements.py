@@ -1,0 +1,70 @@
+"""The SQL of the PostgreSQL store.
+
+Every statement locks its rows in the order of their keys, so that batches in any order cannot deadlock, and judges
+each row when its lock is there, by one reading of the server's clock.
+"""
+
+from __future__ import annotations
+
+# A refused claim writes its row as it was: only so does RETURNING say, of the locked row, why it was refused; a
+# snapshot taken before the lock could lack it. https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
+# now() is when the statement came: what has to wait for a lock has a lease that is shorter by the wait.
+CLAIM = """
+INSERT INTO smartpipe_claims AS c (key, token, state, attempt, lease_until, expires_at)
+SELECT w.key, w.token, 'held', 1, now() + w.lease * interval '1 s', now() + (w.lease + w.ttl) * interval '1 s'
+FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[]) AS w (key, token, lease, ttl)
+ORDER BY w.key COLLATE "C"
+ON CONFLICT (key) DO UPDATE
+SET (token, state, attempt, lease_until, expires_at) = (
+    SELECT
+        CASE WHEN free THEN excluded.token ELSE c.token END,
+        CASE WHEN free THEN 'held' ELSE c.state END,
+        CASE WHEN forgotten THEN 1 WHEN free THEN c.attempt + 1 ELSE c.attempt END,
+        CASE WHEN free THEN clock + (excluded.lease_until - now()) ELSE c.lease_until END,
+        CASE WHEN free THEN clock + (excluded.expires_at - now()) ELSE c.expires_at END
+    FROM (
+        SELECT
+            clock,
+            c.expires_at <= clock AS forgotten,
+            c.expires_at <= clock OR c.state = 'released' OR (c.state = 'held' AND c.lease_until <= clock) AS free
+        FROM (SELECT clock_timestamp() AS clock) AS reading
+    ) AS verdict
+)
+RETURNING key, token, state, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds
+"""
+
+_CHANGE = """
+WITH locked AS (
+    SELECT key FROM smartpipe_claims WHERE key = ANY ($1::text[]) ORDER BY key FOR NO KEY UPDATE
+)
+UPDATE smartpipe_claims AS c
+SET {changes}
+FROM locked JOIN unnest($1::text[], $2::text[], $3::float8[], $4::float8[]) AS w (key, token, lease, ttl) USING (key)
+WHERE c.key = locked.key AND c.token = w.token
+  AND c.state IN ('held', '{already}') AND c.expires_at > clock_timestamp()
+RETURNING c.key, c.token
+"""
+_WHILE_HELD = "CASE c.state WHEN 'held' THEN clock_timestamp() + {seconds} * interval '1 s' ELSE c.{column} END"
+_REMEMBER = "expires_at = " + _WHILE_HELD.format(seconds="w.ttl", column="expires_at")
+
+RENEW = _CHANGE.format(
+    changes=f"lease_until = {_WHILE_HELD.format(seconds='w.lease', column='lease_until')}, "
+    f"expires_at = {_WHILE_HELD.format(seconds='(w.lease + w.ttl)', column='expires_at')}",
+    already="completed",
+)
+COMPLETE = _CHANGE.format(changes=f"state = 'completed', {_REMEMBER}", already="completed")
+RELEASE = _CHANGE.format(changes=f"state = 'released', {_REMEMBER}", already="released")
+
+FORGET = """
+WITH locked AS (SELECT key FROM smartpipe_claims WHERE key = ANY ($1::text[]) ORDER BY key FOR UPDATE)
+DELETE FROM smartpipe_claims AS c USING locked WHERE c.key = locked.key
+"""
+
+# What somebody claims anew this moment is left alone.
+PURGE = """
+WITH expired AS (
+    SELECT key FROM smartpipe_claims WHERE expires_at <= clock_timestamp()
+    ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM smartpipe_claims AS c USING expired WHERE c.key = expired.key RETURNING c.key
+"""

@@ -1,0 +1,78 @@
+"""Random calls, of which every store must say what the memory store says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smartpipe.idempotency import Claim, InProgress
+from smartpipe.stores.memory import MemoryStore
+from tests.support.places import LONG, Place
+
+if TYPE_CHECKING:
+    from smartpipe.idempotency import Store
+
+SHORT = 0.001
+"""What lasts so long is over after the call in which it began."""
+PAUSE_SECONDS = 0.01
+
+
+class Step(NamedTuple):
+    """One call, of some keys with some tokens: so few that they meet."""
+
+    verb: str
+    claims: list[tuple[str, str]]
+    lease_seconds: float
+    ttl_seconds: float
+
+
+steps = st.lists(
+    st.builds(
+        Step,
+        st.sampled_from(["claim", "claim", "claim", "renew", "complete", "release", "forget"]),
+        st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from("123")), min_size=1, max_size=4),
+        st.sampled_from([SHORT, LONG]),
+        st.sampled_from([SHORT, LONG, LONG]),
+    ),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("kind", ["redis", "postgres"])
+def test_every_store_says_what_the_memory_store_says(request: pytest.FixtureRequest, kind: str) -> None:
+    place = Place(request.getfixturevalue(f"{kind}_url"))
+
+    with asyncio.Runner() as runner:
+        store = runner.run(place.open())
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(steps)
+        def check(steps: list[Step]) -> None:
+            runner.run(_both_agree(store, steps))
+
+        check()
+        runner.run(place.aclose())
+
+
+async def _both_agree(store: Store, steps: list[Step]) -> None:
+    model = MemoryStore()
+    await store.forget(["A", "B"])
+    for step in steps:
+        assert await _answer(store, step) == await _answer(model, step)
+        if SHORT in step:
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _answer(store: Store, step: Step) -> object:
+    if step.verb == "forget":
+        await store.forget([key for key, _ in step.claims])
+        return None
+    claims = [Claim(key, token, step.lease_seconds, step.ttl_seconds) for key, token in step.claims]
+    answers = await getattr(store, step.verb)(claims)
+    return [
+        ("in progress", answer.seconds > LONG / 2) if isinstance(answer, InProgress) else answer for answer in answers
+    ]

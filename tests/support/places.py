@@ -1,0 +1,69 @@
+"""Where claims can be kept: each place with as many stores on it as a test opens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import boto3
+
+from smartpipe.idempotency import Claim, Claimed
+from smartpipe.stores import store_for
+from smartpipe.topology.claims import claims_table, time_to_live
+
+if TYPE_CHECKING:
+    from smartpipe.idempotency import Store
+
+DEADLINE_SECONDS = 45.0
+LONG = 600.0
+"""A lease or memory that no test outlives."""
+
+
+class Place:
+    """One place for claims, under a prefix that nobody else has."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._prefix = f"t{uuid4().hex[:8]}-"
+        self.stores: list[Store] = []
+
+    async def open(self) -> Store:
+        """Open one more store here; only a memory's is the same again."""
+        if self.url.startswith("memory:") and self.stores:
+            return self.stores[0]
+        store = store_for(self.url, prefix=self._prefix)
+        self.stores.append(store)
+        await store.open()
+        return store
+
+    async def aclose(self) -> None:
+        for store in self.stores:
+            await store.aclose()
+
+
+def make_table() -> str:
+    """Make a table of claims in the environment's DynamoDB, and return its store's URL."""
+    table = f"claims-{uuid4().hex[:8]}"
+    client: Any = boto3.client("dynamodb")
+    client.create_table(**claims_table(table))
+    client.update_time_to_live(**time_to_live(table))
+    client.close()
+    return f"dynamodb://{table}"
+
+
+def claim_of(key: str, *, lease_seconds: float = LONG, ttl_seconds: float = LONG) -> Claim:
+    """Return a claim with a token of its own."""
+    return Claim(key, uuid4().hex, lease_seconds, ttl_seconds)
+
+
+async def until_claimed(store: Store, claim: Claim) -> Claimed:
+    """Claim until it is granted."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        [outcome] = await store.claim([claim])
+        if isinstance(outcome, Claimed):
+            return outcome
+        assert time.monotonic() < deadline, f"still {outcome} after {DEADLINE_SECONDS} s"
+        await asyncio.sleep(0.02)

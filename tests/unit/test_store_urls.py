@@ -1,0 +1,138 @@
+"""Which store a URL leads to, what a wrong one is told, and what is never told."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from smartpipe.aws.dynamodb import DynamoStore
+from smartpipe.errors import ConfigError
+from smartpipe.stores import shown, store_for
+from smartpipe.stores.keys import stored_key
+from smartpipe.stores.memory import MemoryStore
+from smartpipe.stores.postgres import PostgresStore
+from smartpipe.stores.redis import RedisStore
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("memory://", MemoryStore),
+        ("redis://localhost", RedisStore),
+        ("redis://ada:pa%40ss@cache.internal:6379/3", RedisStore),
+        ("rediss://:secret@cache.internal", RedisStore),
+        ("unix:///run/redis.sock?db=1", RedisStore),
+        ("postgresql://ada:pa%2Fss@db.internal:5432/claims?sslmode=require", PostgresStore),
+        ("postgres://db.internal/claims", PostgresStore),
+        ("postgresql://ada@/claims?host=/run/postgresql", PostgresStore),
+        ("dynamodb://Claims_of-staging.1", DynamoStore),
+        ("REDIS://localhost", RedisStore),
+    ],
+)
+def test_a_url_leads_to_its_store(url: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+    assert isinstance(store_for(url), kind)
+
+
+def test_a_dynamodb_url_keeps_the_case_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+    store = store_for("dynamodb://Claims")
+
+    assert isinstance(store, DynamoStore)
+    assert store.table == "Claims"
+
+
+@pytest.mark.parametrize("url", ["mysql://db/claims", "localhost:6379", "", "://", f"{SECRET}", f"x{SECRET}@host://"])
+def test_an_unknown_scheme_is_told_the_known_ones(url: str) -> None:
+    with pytest.raises(ConfigError, match="is none of memory://, redis://") as caught:
+        store_for(url)
+
+    assert f"{SECRET}@" not in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://ada:{SECRET}/x@cache",
+        f"redis://ada:1?{SECRET}@cache",
+        f"redis://:1/{SECRET}@cache",
+        f"redis://ada:{SECRET}@x@cache",
+        f"redis://cache:{SECRET}",
+        f"redis://ada:[{SECRET}@cache",
+        f"postgresql://ada:{SECRET}/x@db/claims",
+        f"postgresql://ada:{SECRET}#x@db/claims",
+        f"postgresql://ada:x@db:{SECRET}/claims",
+        f"dynamodb://table/{SECRET}",
+        "dynamodb://",
+        "redis://cache?socket_timeout=soon",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_told_without_any_part_of_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        store_for(url)
+
+    assert SECRET not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [
+        ("redis://cache", "redis", "redis"),
+        ("rediss://cache", "redis", "redis"),
+        ("postgres://db", "asyncpg", "postgres"),
+    ],
+)
+def test_a_missing_package_is_told_with_the_command_that_installs_it(
+    url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package or "smartpipe.stores." in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_Without(package), *sys.meta_path])
+
+    with pytest.raises(ConfigError) as caught:
+        store_for(url)
+
+    assert f"pip install 'smartpipe[{extra}]'" in str(caught.value)
+
+
+class _Without:
+    """An importer that has not got a package."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] == self.package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_no_region_is_told_as_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+
+    with pytest.raises(ConfigError, match="no AWS region"):
+        store_for("dynamodb://claims")
+
+
+def test_what_is_shown_of_a_url_is_its_server() -> None:
+    assert shown(f"postgresql://ada:{SECRET}@db:5432/claims?password={SECRET}") == "postgresql://db:5432/claims"
+    assert shown(f"unix://ada@/run/redis.sock?password={SECRET}") == "unix:///run/redis.sock"
+
+
+def test_a_key_is_stored_under_its_prefix_or_as_its_digest() -> None:
+    assert stored_key("staging-", "order-1", max_bytes=100) == "staging-order-1"
+    for key in ("with\0nul", "x" * 200, "\ud83e"):
+        stored = stored_key("staging-", key, max_bytes=100)
+        assert stored.startswith("staging-sha256:")
+        assert len(stored.encode()) <= 100
+    assert stored_key("", "a\0", max_bytes=9) != stored_key("", "b\0", max_bytes=9)
