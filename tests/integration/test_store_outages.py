@@ -15,6 +15,7 @@ from smartpipe.stores.migrate import migrate
 from tests.support.places import Place, claim_of
 from tests.support.proxy import Fault
 from tests.support.servers import PostgresServer, RedisServer, Server
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -188,11 +189,12 @@ async def test_a_dynamodb_that_hangs_is_given_up_in_bounded_time(
     monkeypatch.setattr(dynamodb_store, "BATCH_SECONDS", 0.5)
     place = Place(dynamodb_url)
     store = await place.open()
-    dynamodb.add(Fault("UpdateItem", times=1, delay_seconds=3.0))
+    dynamodb.add(Fault("UpdateItem", times=1, delay_seconds=2.0))
 
     with pytest.raises(StoreError, match="no answer"):
         await asyncio.wait_for(store.claim([claim_of("order-1")]), BOUND_SECONDS)
 
+    await until(lambda: not dynamodb._under_way)
     await place.aclose()
 
 

@@ -49,7 +49,7 @@ _MINE = "#token = :token AND #state = :held AND #expires_at > :now"
 
 
 class DynamoStore:
-    """Claims in one table, ``smartpipe topology apply`` makes it; region, credentials and endpoint are AWS's variables.
+    """Claims in one table, which ``smartpipe topology apply`` makes; region and credentials are AWS's own variables.
 
     DynamoDB has no clock that a condition could ask: leases are judged by the clocks of the processes, which must
     agree to well within a lease, as clocks kept by NTP do. TTL deletes days late, so every condition compares

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # A refused claim writes its row as it was: only so does RETURNING say, of the locked row, why it was refused; a
 # snapshot taken before the lock could lack it. https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
-# now() is when the statement came: what has to wait for a lock has a lease that is shorter by the wait.
+# now() is when the statement came: the lease of a new row that had to wait for another's lock is shorter by the wait.
 CLAIM = """
 INSERT INTO smartpipe_claims AS c (key, token, state, attempt, lease_until, expires_at)
 SELECT w.key, w.token, 'held', 1, now() + w.lease * interval '1 s', now() + (w.lease + w.ttl) * interval '1 s'
@@ -33,6 +33,7 @@ SET (token, state, attempt, lease_until, expires_at) = (
 RETURNING key, token, state, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds
 """
 
+# The key stands in ANY once more so that a plan made while the table was empty goes by the index as well.
 _CHANGE = """
 WITH locked AS (
     SELECT key FROM smartpipe_claims WHERE key = ANY ($1::text[]) ORDER BY key FOR NO KEY UPDATE
@@ -40,7 +41,7 @@ WITH locked AS (
 UPDATE smartpipe_claims AS c
 SET {changes}
 FROM locked JOIN unnest($1::text[], $2::text[], $3::float8[], $4::float8[]) AS w (key, token, lease, ttl) USING (key)
-WHERE c.key = locked.key AND c.token = w.token
+WHERE c.key = locked.key AND c.key = ANY ($1::text[]) AND c.token = w.token
   AND c.state IN ('held', '{already}') AND c.expires_at > clock_timestamp()
 RETURNING c.key, c.token
 """
