@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         Reject,
         Retry,
         SmartpipeError,
+        StoreError,
         TopologyError,
         TransportError,
         UnknownEventType,
     )
     from smartpipe.events import Event
+    from smartpipe.idempotency import Idempotency
     from smartpipe.outgoing import PublishReport
     from smartpipe.publisher import Publisher
     from smartpipe.retry import RetryPolicy
@@ -48,6 +50,7 @@ __all__ = [
     "Event",
     "EventTooLarge",
     "FilterPolicy",
+    "Idempotency",
     "PublishError",
     "PublishFailure",
     "PublishReport",
@@ -58,6 +61,7 @@ __all__ = [
     "RetryPolicy",
     "Service",
     "SmartpipeError",
+    "StoreError",
     "Topic",
     "TopologyError",
     "Transport",
@@ -82,6 +86,7 @@ _HOMES = {
     "EmbeddedBroker": "embedded",
     "Event": "events",
     "FilterPolicy": "topology.filters",
+    "Idempotency": "idempotency",
     "PublishReport": "outgoing",
     "Publisher": "publisher",
     "Queue": "topology.model",

@@ -8,10 +8,11 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency import Claimed
+from smartpipe.settings import AwsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -47,7 +48,8 @@ async def claims_of(service: Claimant, url: SecretStr | None, store: Store | Non
                 f"service {service.name!r} has idempotent handlers, and no store to remember what they did: set "
                 "SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://..., redis://... or dynamodb://TABLE"
             )
-        store = import_module("smartpipe.stores").open_store(url.get_secret_value())
+        # The prefix tells environments apart that share a server.
+        store = import_module("smartpipe.stores").store_for(url.get_secret_value(), prefix=AwsSettings.load().prefix)
     await store.open()
     return Claims(store)
 
@@ -165,10 +167,12 @@ class Claims:
         Raises:
             StoreError: The store could not be told.
         """
+        clock = asyncio.get_running_loop().time
+        until = clock() + COMPLETE_SECONDS
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreError),
             wait=wait_random_exponential(multiplier=0.2, max=3),
-            stop=stop_after_delay(COMPLETE_SECONDS),
+            stop=lambda _: clock() >= until,
             reraise=True,
         ):
             with attempt:
@@ -214,23 +218,27 @@ class Claims:
             self._timer = asyncio.get_running_loop().call_at(due, self._start_renewing)
 
     def _start_renewing(self) -> None:
+        """Renew, in one call, what is due or nearly so; what was due first may have been dropped meanwhile."""
         self._timer = None
-        self._renewing = asyncio.get_running_loop().create_task(self._renew())
-
-    async def _renew(self) -> None:
-        """Renew, in one call, what is due or nearly so."""
         now = asyncio.get_running_loop().time()
         due = [held for held in self._held.values() if held.due <= now + held.period / 2]
-        kept = [True] * len(due)
+        if due:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew(due, now))
+        else:
+            self._schedule()
+
+    async def _renew(self, due: Sequence[_Held], now: float) -> None:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 kept = await self.store.renew([held.claim for held in due])
-            self._note(good=True)
         except (StoreError, TimeoutError) as error:
             self._note(good=False)
             log.warning("leases of claims cannot be renewed for now: %s", error or "no answer")
             kept = [now < held.ends for held in due]
+            for held in due:
+                held.due = now + held.period
         else:
+            self._note(good=True)
             for held in due:
                 held.renewed(now)
         finally:
@@ -238,7 +246,6 @@ class Claims:
         for held, still in zip(due, kept, strict=True):
             if not still and self._held.pop(held.claim.token, None) is not None:
                 held.on_lost()
-            held.due = max(held.due, now + held.period)
         self._schedule()
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.idempotency")
 
 MIN_LEASE_SECONDS = 10.0
+PATIENT_DELIVERIES = 3
+MAX_DEFERRAL_SECONDS = 300.0
 
 
 class Deferred(Exception):
@@ -89,7 +91,8 @@ class Guard:
             log.debug("deduplicated", extra={"fields": delivery.log_fields})
             return Guarded(None)
         if isinstance(outcome, InProgress):
-            return Guarded(Deferred("it is being handled elsewhere", outcome.seconds))
+            seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
+            return Guarded(Deferred("it is being handled elsewhere", seconds))
         return await self._hold(claim, outcome, delivery, lease, call)
 
     async def _hold(
@@ -138,6 +141,15 @@ class Guard:
             extra={"fields": delivery.log_fields},
         )
         return Guarded(Deferred("its claim had gone to another worker", 1.0), outcome.attempt)
+
+
+def _deferral(lease_left_seconds: float, receive_count: int, lease_seconds: float) -> float:
+    """Return when to look again: after what is left of the lease and, the third time on, less and less often.
+
+    Each look is a delivery, and SQS dead-letters after so many. The price: a holder that crashes late is noticed late.
+    """
+    longer = lease_seconds * 2.0 ** min(receive_count - PATIENT_DELIVERIES, 10)
+    return max(lease_left_seconds, min(longer, MAX_DEFERRAL_SECONDS)) if longer > lease_seconds else lease_left_seconds
 
 
 def _lose(lease: Lease) -> None:

@@ -246,7 +246,7 @@ class Service:
                 queue,
                 tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
-                any(handler.options.breaker for handler in self.handlers_on(queue.name)),
+                any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
             )
             for queue in used
         )

@@ -17,11 +17,22 @@ class JobPosted(Event, topic=jobs, type="job.posted", version="1.0"):
     seconds: float = 0.0
 
 
+class EffectWanted(Event, topic=jobs, type="effect.wanted", version="1.0"):
+    name: str
+    seconds: float = 0.0
+
+
 service = Service(
     "jobs",
     queue=Queue("jobs", visibility_timeout_seconds=int(os.environ.get("ACCEPTANCE_LEASE", "30"))),
     retry=RetryPolicy(attempts=3, base_seconds=0),
     publishes=[JobPosted],
+)
+effects = Service(
+    "effects",
+    queue=Queue("effects", visibility_timeout_seconds=int(os.environ.get("ACCEPTANCE_LEASE", "30"))),
+    retry=RetryPolicy(attempts=3, base_seconds=0),
+    publishes=[EffectWanted],
 )
 no_handlers = Service("idle")
 
@@ -39,3 +50,12 @@ async def work(event: JobPosted, delivery: Delivery) -> None:
         raise ValueError(f"{event.name} cannot be done")
     await asyncio.sleep(event.seconds)
     note(f"done {event.name} {delivery.receive_count}")
+
+
+@effects.subscribe(EffectWanted, idempotent=True)
+async def effect(event: EffectWanted, delivery: Delivery) -> None:
+    note(f"begun {event.name}")
+    async with delivery.transaction() as connection:
+        await connection.execute("INSERT INTO acceptance_effects (name) VALUES ($1)", event.name)
+    note(f"committed {event.name}")
+    await asyncio.sleep(event.seconds)

@@ -19,8 +19,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
+store = typer.Typer(help="Where idempotent handlers remember what they did.", no_args_is_help=True)
 app.add_typer(topology, name="topology")
 app.add_typer(schema, name="schema")
+app.add_typer(store, name="store")
 
 Target = Annotated[
     str | None, typer.Argument(help="module:attribute of a Service; default: services in [tool.smartpipe]")
@@ -108,6 +110,17 @@ def export(
     from smartpipe.cli.schema import run_export
 
     run_export(targets or [], directory, as_json=json)
+
+
+@store.command()
+def migrate(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print the names of the migrations as JSON.")] = False,
+) -> None:
+    """Make or update the tables in the PostgreSQL of SMARTPIPE_IDEMPOTENCY_URL. Twice is once."""
+    from smartpipe.cli.store import run_migrate
+
+    run_migrate(as_json=json)
 
 
 @app.command()

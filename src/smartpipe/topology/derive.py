@@ -38,7 +38,8 @@ class Binding(NamedTuple):
 
     Args:
         attempts: The most attempts of any retry policy on this queue.
-        breaks: Whether a circuit breaker probes it while its handler's dependencies are down.
+        breaks: Whether messages are delivered besides the attempts: by the probes of a circuit breaker, or
+            because an idempotent handler's effect is under way elsewhere.
     """
 
     queue: Queue

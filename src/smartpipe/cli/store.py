@@ -1,0 +1,40 @@
+"""``smartpipe store``: the tables that idempotent handlers need."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import typer
+
+from smartpipe.errors import ConfigError
+from smartpipe.settings import WorkerSettings
+
+
+def run_migrate(*, as_json: bool) -> None:
+    """Run the migrations that the database of ``SMARTPIPE_IDEMPOTENCY_URL`` lacks, and say which.
+
+    Raises:
+        ConfigError: The setting is missing, or leads to no PostgreSQL.
+        StoreError: The database cannot be reached, or refuses.
+    """
+    url = WorkerSettings.load().idempotency_url
+    if url is None:
+        raise ConfigError("which database? Set SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://user:password@host/name")
+    scheme = url.get_secret_value().partition("://")[0].lower()
+    if scheme not in {"postgresql", "postgres"}:
+        raise ConfigError(f"only PostgreSQL has tables to migrate, and SMARTPIPE_IDEMPOTENCY_URL leads to {scheme}://")
+    try:
+        from smartpipe.stores.migrate import migrate
+    except ModuleNotFoundError as error:
+        msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
+        raise ConfigError(msg) from None
+    names = asyncio.run(migrate(url.get_secret_value()))
+    if as_json:
+        typer.echo(json.dumps(names))
+    elif names:
+        for name in names:
+            typer.echo(f"  {name}")
+        typer.echo(f"{len(names)} migration{'' if len(names) == 1 else 's'} run")
+    else:
+        typer.echo("nothing to migrate")

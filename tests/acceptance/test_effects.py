@@ -1,0 +1,143 @@
+"""Effects in PostgreSQL happen once, whenever a worker is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from smartpipe.blocking import Publisher
+from tests.acceptance.services import EffectWanted
+from tests.support.processes import Process, smartpipe
+from tests.support.waiting import until_blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from smartpipe import EmbeddedBroker
+    from tests.support.queues import Queues
+
+TARGET = "tests.acceptance.services:effects"
+
+
+@pytest.fixture
+def happened(
+    fast_broker: EmbeddedBroker, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The file that handlers write into; topology and tables are there."""
+    monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
+    monkeypatch.setenv("ACCEPTANCE_LEASE", "4")
+    monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "1")
+    monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", postgres_url)
+    execute(postgres_url, "DROP TABLE IF EXISTS acceptance_effects; CREATE TABLE acceptance_effects (name text)")
+    applied = smartpipe("topology", "apply", "--yes", TARGET)
+    assert applied.returncode == 0, applied.stderr
+    file = tmp_path / "happened"
+    file.touch()
+    yield file
+    execute(postgres_url, "DROP TABLE acceptance_effects")
+
+
+@pytest.fixture
+def workers() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def start(workers: ExitStack) -> Process:
+    worker = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0")
+    workers.callback(worker.end)
+    worker.wait_until(lambda: worker.logged("ready"))
+    return worker
+
+
+def execute(url: str, statement: str) -> list[asyncpg.Record]:
+    async def run() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(url)
+        try:
+            if statement.startswith("SELECT"):
+                return await connection.fetch(statement)
+            await connection.execute(statement)
+            return []
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
+def test_a_worker_that_is_killed_between_commit_and_delete_leaves_one_effect(
+    happened: Path, workers: ExitStack, queues: Queues, postgres_url: str
+) -> None:
+    first = start(workers)
+    with Publisher("test") as publisher:
+        publisher.publish(EffectWanted(name="one", seconds=300))
+    first.wait_until(lambda: "committed one" in happened.read_text())
+
+    first.signal(signal.SIGKILL)
+    first.wait()
+    second = start(workers)
+    second.wait_until(lambda: queues.depth("effects") == (0, 0))
+
+    [row] = execute(postgres_url, "SELECT name FROM acceptance_effects")
+    assert row["name"] == "one"
+    assert happened.read_text().count("begun one") == 1
+    assert queues.depth("effects-dlq") == (0, 0)
+
+
+def test_copies_of_one_event_have_one_effect_among_two_workers(
+    happened: Path, workers: ExitStack, queues: Queues, postgres_url: str
+) -> None:
+    with Publisher("test") as publisher:
+        publisher.publish_many(EffectWanted(name=str(number)) for number in range(20))
+    copies = queues.take("effects")
+    for copy in copies * 3:
+        queues.send("effects", copy["Body"])
+
+    first, second = start(workers), start(workers)
+    until_blocking(lambda: queues.depth("effects") == (0, 0))
+    for worker in (first, second):
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+
+    rows = execute(postgres_url, "SELECT name FROM acceptance_effects")
+    assert sorted(int(row["name"]) for row in rows) == list(range(20))
+
+
+def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(happened: Path, postgres_url: str) -> None:
+    execute(postgres_url, "CREATE DATABASE acceptance_empty")
+    empty = urlunsplit(urlsplit(postgres_url)._replace(path="/acceptance_empty"))
+    try:
+        refused = smartpipe("worker", TARGET, "--port", "0", SMARTPIPE_IDEMPOTENCY_URL=empty)
+        first = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=empty)
+        again = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=empty)
+    finally:
+        execute(postgres_url, "DROP DATABASE acceptance_empty WITH (FORCE)")
+
+    assert refused.returncode == 2
+    assert "run smartpipe store migrate" in refused.stderr
+    assert "1 migration run" in first.stdout
+    assert again.stdout == "nothing to migrate\n"
+    assert (first.returncode, again.returncode) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("", "which database? Set SMARTPIPE_IDEMPOTENCY_URL"),
+        ("redis://localhost", "only PostgreSQL has tables to migrate"),
+        ("mysql://user:secret@host/db", "only PostgreSQL has tables to migrate"),
+    ],
+)
+def test_migrating_what_has_no_tables_is_one_clear_line(url: str, sentence: str) -> None:
+    result = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=url)
+
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert sentence in line
+    assert "secret" not in line

@@ -1,0 +1,481 @@
+"""Idempotent handlers in memory, on virtual time: whatever is delivered twice has its effect once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Reject, RetryPolicy, Service, StoreError, Topic
+from smartpipe.claims import Claims
+from smartpipe.envelope import encode, wrap
+from smartpipe.idempotency import Claim, Completed, Idempotency
+from smartpipe.settings import WorkerSettings
+from smartpipe.stores.memory import MemoryStore
+from smartpipe.testing import MemoryBroker
+from smartpipe.topology.derive import derive
+from smartpipe.topology.naming import Naming
+from smartpipe.worker import Worker
+from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
+from tests.support.fakes import FakeTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from smartpipe.envelope import Envelope
+    from smartpipe.idempotency import ClaimOutcome
+
+LEASE_SECONDS = 30
+
+
+def serving(handle: Callable[..., Any], event: type[Event] = UserSignedUp, **options: Any) -> Service:
+    policy = options.pop("retry", RetryPolicy(attempts=3, base_seconds=1))
+    service = Service("mailer", queue=Queue("mailer", visibility_timeout_seconds=LEASE_SECONDS), retry=policy)
+    service.subscribe(event, **{"idempotent": True, **options})(handle)
+    return service
+
+
+def store_of(broker: MemoryBroker) -> MemoryStore:
+    assert broker._claims is not None
+    assert isinstance(broker._claims.store, MemoryStore)
+    return broker._claims.store
+
+
+def counts_of(broker: MemoryBroker) -> Any:
+    return broker._consumers["mailer"].counts
+
+
+def claim_of(service: Service, envelope: Envelope, token: str = "theirs", seconds: float = LEASE_SECONDS) -> Claim:
+    """The claim that another worker would make."""
+    [handler, *_] = service.handlers
+    return Claim(Idempotency().key_of(handler.name, envelope), token, seconds, 600)
+
+
+async def test_fault_08_another_copy_of_a_completed_event_is_deleted_without_being_handled() -> None:
+    seen: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    body = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(serving(handle)) as broker:
+        await broker.send("mailer", body)
+        await broker.drain()
+        await broker.send("mailer", body)
+        await broker.drain()
+
+        assert (counts_of(broker).deduplicated, counts_of(broker).handled) == (1, 2)
+    assert seen == [ADA]
+
+
+async def test_two_events_of_equal_content_are_two() -> None:
+    seen: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    async with MemoryBroker(serving(handle)) as broker:
+        await broker.publish(ADA)
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert seen == [ADA, ADA]
+
+
+async def test_fault_15_what_is_being_handled_elsewhere_comes_again_after_their_lease_and_spends_no_attempt() -> None:
+    times: list[float] = []
+
+    async def handle(_: UserSignedUp) -> None:
+        times.append(asyncio.get_running_loop().time())
+
+    service = serving(handle, retry=RetryPolicy(attempts=1))
+    envelope = wrap(ADA, source="test")
+    async with MemoryBroker(service) as broker:
+        begun = asyncio.get_running_loop().time()
+        await store_of(broker).claim([claim_of(service, envelope, seconds=20)])
+        await broker.send("mailer", encode(envelope))
+        await broker.drain()
+
+        assert counts_of(broker).deferred >= 1
+        broker.assert_nothing_dead_lettered()
+    [handled] = times
+    assert 20 <= handled - begun <= 22
+
+
+async def test_fault_32_a_crashed_workers_claim_is_taken_over_at_its_lease_not_at_the_end_of_memory() -> None:
+    attempts: list[int] = []
+
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        attempts.append(delivery.receive_count)
+
+    service = serving(handle)
+    envelope = wrap(ADA, source="test")
+    async with MemoryBroker(service) as broker:
+        await store_of(broker).claim([claim_of(service, envelope)])
+        await asyncio.sleep(LEASE_SECONDS + 1)
+        await broker.send("mailer", encode(envelope))
+        await broker.drain()
+
+    assert attempts == [1]
+
+
+async def test_a_failure_frees_the_claim_at_once_and_attempts_are_those_of_the_store() -> None:
+    runs: list[float] = []
+
+    async def handle(_: UserSignedUp) -> None:
+        runs.append(asyncio.get_running_loop().time())
+        if len(runs) < 3:
+            raise ValueError("not yet")
+
+    service = serving(handle, retry=RetryPolicy(attempts=3, base_seconds=0))
+    envelope = wrap(ADA, source="test")
+    async with MemoryBroker(service) as broker:
+        store = store_of(broker)
+        other = claim_of(service, envelope, seconds=5)
+        await store.claim([other])  # two deferrals at least, whose deliveries are no attempts
+        await broker.send("mailer", encode(envelope))
+        await asyncio.sleep(1)
+        await store.forget([other.key])
+        await broker.drain()
+
+        broker.assert_nothing_dead_lettered()
+        assert counts_of(broker).retried == 2
+    assert len(runs) == 3
+    assert runs[2] - runs[0] < 3
+
+
+async def test_what_fails_for_good_is_dead_lettered_and_a_replay_runs_it_again() -> None:
+    runs: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        runs.append(event)
+        raise Reject("not this one")
+
+    body = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(serving(handle)) as broker:
+        for _ in range(2):
+            await broker.send("mailer", body)
+            await broker.drain()
+
+        assert len(broker.dead_lettered(UserSignedUp)) == 2
+    assert len(runs) == 2
+
+
+async def test_fault_31_whoever_lost_the_claim_deletes_nothing() -> None:
+    runs: list[Event] = []
+    envelope = wrap(ADA, source="test")
+
+    async def handle(event: UserSignedUp) -> None:
+        runs.append(event)
+        taken = claim_of(service, envelope)
+        await store_of(broker).forget([taken.key])  # as if the lease had run out, and another had come and finished
+        await store_of(broker).claim([taken])
+        await store_of(broker).complete([taken])
+
+    service = serving(handle)
+    async with MemoryBroker(service) as broker:
+        await broker.send("mailer", encode(envelope))
+        await broker.drain()
+
+        assert (counts_of(broker).fenced, counts_of(broker).deferred, counts_of(broker).deduplicated) == (1, 1, 1)
+    assert len(runs) == 1
+
+
+async def test_a_long_handler_keeps_its_claim_and_a_copy_waits_for_it() -> None:
+    runs: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        runs.append(event)
+        await asyncio.sleep(10 * LEASE_SECONDS)
+
+    body = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(serving(handle, timeout_seconds=None)) as broker:
+        await broker.send("mailer", body)
+        await asyncio.sleep(1)
+        await broker.send("mailer", body)
+        await broker.drain()
+
+        assert counts_of(broker).deduplicated == 1
+        assert 3 <= counts_of(broker).deferred <= 6  # less and less often, for SQS counts
+        broker.assert_nothing_dead_lettered()
+    assert len(runs) == 1
+
+
+def test_a_queue_of_idempotent_handlers_is_given_more_deliveries_by_sqs() -> None:
+    async def handle(_: UserSignedUp) -> None: ...
+
+    naming = Naming("aws", "eu-west-1", "123456789012")
+    queues = derive([serving(handle)], naming).queues
+
+    assert queues[naming.queue_arn("mailer")]["RedrivePolicy"]["maxReceiveCount"] == 100
+
+
+async def test_a_chosen_field_names_the_effect() -> None:
+    seen: list[str] = []
+
+    async def handle(event: OrderPlaced) -> None:
+        seen.append(event.order_id)
+
+    service = serving(handle, OrderPlaced, idempotent=Idempotency(key="order_id"))
+    async with MemoryBroker(service) as broker:
+        for order_id in ("1", "1", "2"):
+            await broker.publish(OrderPlaced(order_id=order_id))
+        await broker.drain()
+
+    assert sorted(seen) == ["1", "2"]
+
+
+def test_a_key_that_is_no_field_is_refused_at_the_registration() -> None:
+    async def handle(_: OrderPlaced) -> None: ...
+
+    with pytest.raises(ConfigError, match="its idempotency key 'id' is none of the fields of OrderPlaced"):
+        serving(handle, OrderPlaced, idempotent=Idempotency(key="id"))
+
+
+@pytest.mark.parametrize("seconds", [59, 31_536_001])
+def test_a_memory_too_short_or_too_long_is_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="is outside of 60 to 31,536,000"):
+        Idempotency(ttl_seconds=seconds)
+
+
+def test_a_long_key_goes_by_its_hash() -> None:
+    class Long(Event, topic=Topic("long"), type="idempotency.long", version="1.0"):
+        name: str
+
+    keys = {Idempotency(key="name").key_of("handler", wrap(Long(name="x" * 600 + end), source="test")) for end in "aab"}
+
+    assert len(keys) == 2
+    assert all(len(key) <= 512 for key in keys)
+
+
+async def test_of_several_handlers_those_that_are_done_are_not_run_again() -> None:
+    runs: list[str] = []
+
+    async def first(_: UserSignedUp) -> None:
+        runs.append("first")
+
+    service = serving(first, retry=RetryPolicy(attempts=3, base_seconds=0))
+
+    @service.subscribe(UserSignedUp, idempotent=True)
+    async def second(_: UserSignedUp) -> None:
+        runs.append("second")
+        if runs.count("second") < 2:
+            raise ValueError("once")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert runs == ["first", "second", "second"]
+
+
+async def test_of_a_batch_only_what_is_new_is_handled() -> None:
+    batches: list[list[str]] = []
+
+    async def handle(events: list[UserLeft]) -> None:
+        batches.append([event.name for event in events])
+
+    bodies = {name: encode(wrap(UserLeft(name=name), source="test")) for name in "abc"}
+    async with MemoryBroker(serving(handle, UserLeft, batch=Batch(size=3, linger_seconds=1))) as broker:
+        await broker.send("mailer", bodies["a"])
+        await broker.drain()
+        for name in "abc":
+            await broker.send("mailer", bodies[name])
+        await broker.drain()
+
+    assert [sorted(batch) for batch in batches] == [["a"], ["b", "c"]]
+
+
+class Flaky(MemoryStore):
+    """A store that can be down, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down: set[str] = set()
+        self.calls: list[tuple[str, int]] = []
+
+    def _called(self, verb: str, claims: Sequence[Claim]) -> None:
+        self.calls.append((verb, len(claims)))
+        if verb in self.down:
+            raise StoreError(f"{verb}: the store is down")
+
+    async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+        self._called("claim", claims)
+        return await super().claim(claims)
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        self._called("renew", claims)
+        return await super().renew(claims)
+
+    async def complete(self, claims: Sequence[Claim]) -> list[bool]:
+        self._called("complete", claims)
+        return await super().complete(claims)
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        self._called("release", claims)
+        return await super().release(claims)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
+    """The store of the brokers of a test."""
+    store = Flaky()
+    monkeypatch.setattr("smartpipe.testing.broker.MemoryStore", lambda: store)
+    return store
+
+
+async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is_received(flaky: Flaky) -> None:
+    seen: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    flaky.down = {"claim"}
+    async with MemoryBroker(serving(handle)) as broker:
+        for _ in range(20):
+            await broker.publish(ADA)
+        await asyncio.sleep(600)
+
+        assert seen == []
+        assert counts_of(broker).received < 100  # a poll brings ten; then one at a time, 1, 2, 4 … 30 s apart
+        assert broker._claims is not None
+        assert broker._claims.failures > 0
+        flaky.down = set()
+        await broker.drain()
+
+        assert broker._claims.failures == 0
+        broker.assert_nothing_dead_lettered()
+    assert len(seen) == 20
+
+
+async def test_what_is_received_together_is_claimed_and_completed_in_one_call_each(flaky: Flaky) -> None:
+    async def handle(_: UserSignedUp) -> None: ...
+
+    service = serving(handle)
+    async with MemoryBroker(service) as broker:
+        broker.pause("mailer")
+        await asyncio.sleep(25)
+        for _ in range(10):
+            await broker.publish(ADA)
+        broker.resume("mailer")
+        await broker.drain()
+
+    assert flaky.calls == [("claim", 10), ("complete", 10)]
+
+
+async def test_a_completion_is_tried_for_half_a_minute(flaky: Flaky) -> None:
+    async def handle(_: UserSignedUp) -> None: ...
+
+    flaky.down = {"complete"}
+    body = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(serving(handle)) as broker:
+        await broker.send("mailer", body)
+        await asyncio.sleep(10)
+        flaky.down = set()
+        await broker.drain()
+        await broker.send("mailer", body)
+        await broker.drain()
+
+        assert counts_of(broker).deduplicated == 1
+
+
+async def test_an_effect_that_the_store_never_hears_of_is_not_run_again_for_that(
+    flaky: Flaky, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    flaky.down = {"complete"}
+    async with MemoryBroker(serving(handle)) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+        assert counts_of(broker).handled == 1
+    assert len(seen) == 1
+    assert "handled, but the store could not be told" in caplog.text
+
+
+async def test_a_lease_that_cannot_be_renewed_is_lost_when_it_has_run_out(flaky: Flaky) -> None:
+    lost: list[bool] = []
+
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        flaky.down = {"renew"}
+        for _unused in range(3):
+            await asyncio.sleep(LEASE_SECONDS / 2)
+            lost.append(delivery.lease_lost)
+        flaky.down = set()
+
+    async with MemoryBroker(serving(handle)) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert lost[0] is False
+    assert lost[2] is True
+
+
+async def test_a_handler_that_is_cancelled_gives_its_claim_back() -> None:
+    begun = asyncio.Event()
+
+    async def handle(_: UserSignedUp) -> None:
+        begun.set()
+        await asyncio.sleep(10_000)
+
+    service = serving(handle, timeout_seconds=None)
+    envelope = wrap(ADA, source="test")
+    store = MemoryStore()
+    transport = FakeTransport()
+    transport.put(encode(envelope))
+    worker = Worker(service, transport, WorkerSettings.load(port=0, host="127.0.0.1", wait_seconds=1), store=store)
+    running = asyncio.create_task(worker.run())
+    await begun.wait()
+    worker.kill()
+    await running
+
+    [outcome] = await store.claim([claim_of(service, envelope)])
+    assert not isinstance(outcome, Completed)
+    assert getattr(outcome, "attempt", None) == 2
+
+
+async def test_a_claim_that_is_granted_to_nobody_is_given_back() -> None:
+    store = Flaky()
+    claims = Claims(store)
+    claim = Claim("key", "token", LEASE_SECONDS, 600)
+    asking = asyncio.create_task(claims.claim(claim))
+    await asyncio.sleep(0)
+
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await claims.aclose()
+
+    assert [verb for verb, _ in store.calls] == ["claim", "release"]
+
+
+async def test_a_worker_without_a_store_says_which_setting_it_needs() -> None:
+    async def handle(_: UserSignedUp) -> None: ...
+
+    worker = Worker(serving(handle), FakeTransport(), WorkerSettings.load(port=0, host="127.0.0.1"))
+
+    with pytest.raises(ConfigError, match="set SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://"):
+        await worker.run()
+
+
+async def test_a_transaction_needs_an_idempotent_handler_and_a_store_that_has_them() -> None:
+    faults: list[str] = []
+
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        try:
+            async with delivery.transaction():
+                pass
+        except ConfigError as error:
+            faults.append(str(error))
+
+    for idempotent in (True, False):
+        async with MemoryBroker(serving(handle, idempotent=idempotent)) as broker:
+            await broker.publish(ADA)
+            await broker.drain()
+
+    assert "to its postgresql:// URL" in faults[0]
+    assert "is for idempotent handlers: add idempotent=True" in faults[1]
