@@ -15,7 +15,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from layers below its own; within a layer nothing is imported, but inside of a package.
 LAYERS: list[set[str]] = [
     {"version", "errors", "message", "telemetry", "counts", "room"},
-    {"topology.naming", "topology.tags", "topology.filters", "topology.resources", "topology.rights"},
+    {
+        "topology.naming",
+        "topology.tags",
+        "topology.filters",
+        "topology.resources",
+        "topology.rights",
+        "topology.claims",
+    },
     {"topology.model", "retry", "transport", "metrics"},
     {"events", "settings"},
     {"envelope", "settlement", "idempotency"},

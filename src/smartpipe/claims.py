@@ -151,10 +151,13 @@ class Claims:
         if future.exception() is None and isinstance(future.result(), Claimed):
             self.release_soon(claim)
 
-    def hold(self, claim: Claim, on_lost: Callable[[], None]) -> None:
-        """Keep the lease of *claim*, from now; *on_lost* is called once, should somebody else have it."""
-        now = asyncio.get_running_loop().time()
-        self._held[claim.token] = _Held(claim, now, on_lost)
+    def hold(self, claim: Claim, since: float, on_lost: Callable[[], None]) -> None:
+        """Keep the lease of *claim*; *on_lost* is called once, should somebody else have it.
+
+        Args:
+            since: The loop's time before it was asked for, lest the lease be thought longer than it is.
+        """
+        self._held[claim.token] = _Held(claim, since, on_lost)
         self._schedule()
 
     def drop(self, claim: Claim) -> None:

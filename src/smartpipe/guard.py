@@ -81,9 +81,11 @@ class Guard:
         """
         key = self._options.key_of(self._handler.name, delivery.envelope)
         claim = Claim(key, uuid4().hex, self._lease_seconds, self._options.ttl_seconds)
+        asked_at = asyncio.get_running_loop().time()
         try:
             outcome = await self._claims.claim(claim)
         except StoreError as error:
+            self._claims.release_soon(claim)  # it may have been granted, and only the answer lost
             seconds = max(1.0, backoff_seconds(OUTAGE_WAITS, self._claims.failures, error))
             return Guarded(Deferred(f"not handled unprotected: {error}", seconds, store_failed=True))
         if isinstance(outcome, Completed):
@@ -93,19 +95,14 @@ class Guard:
         if isinstance(outcome, InProgress):
             seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
             return Guarded(Deferred("it is being handled elsewhere", seconds))
-        return await self._hold(claim, outcome, delivery, lease, call)
+        self._claims.hold(claim, asked_at, partial(_lose, lease))
+        return await self._held(claim, outcome, delivery, call)
 
-    async def _hold(
-        self,
-        claim: Claim,
-        outcome: Claimed,
-        delivery: Delivery,
-        lease: Lease,
-        call: Callable[[], Awaitable[BaseException | None]],
+    async def _held(
+        self, claim: Claim, outcome: Claimed, delivery: Delivery, call: Callable[[], Awaitable[BaseException | None]]
     ) -> Guarded:
         holding = Holding(self._claims, claim)
         delivery.holding = holding
-        self._claims.hold(claim, partial(_lose, lease))
         try:
             failure = await call()
         except asyncio.CancelledError:

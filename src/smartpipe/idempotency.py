@@ -93,8 +93,10 @@ class Store(Protocol):
     - ``claim`` is atomic for each key, among all processes: of claimants at once one is told Claimed. A key that
       stands twice in one call is claimed in its order: the second sees the first.
     - Whether a lease or a memory has run out is judged by the store's own clock, where it has one.
+    - ``claim`` with the token that holds the key already says Claimed again, with the same attempt: an answer was lost.
     - ``renew``, ``complete`` and ``release`` do nothing, and say False, for a token that does not hold its key
-      any more. They may be repeated after a lost answer: what this token has completed or released already, says True.
+      any more. They may be repeated after a lost answer: what this token has completed or released already, says True,
+      and what is completed is never released.
     - ``complete`` is remembered for ``ttl_seconds``. ``release`` frees the key at once, and keeps the count of attempts
       for ``ttl_seconds``; so does a lease that runs out.
     - Outcomes are in the order of the claims.

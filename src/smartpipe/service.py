@@ -263,15 +263,13 @@ class Service:
 
     def _declared(self, queue: Queue | str | None) -> Queue:
         if queue is not None and not isinstance(queue, (Queue, str)):
-            msg = f"service {self.name!r}: queue={queue!r} is neither a queue's name nor a Queue"
-            raise ConfigError(msg)
+            raise ConfigError(f"service {self.name!r}: queue={queue!r} is neither a queue's name nor a Queue")
         if queue is None:
             return self.queue
         if isinstance(queue, str):
             return self._queues.get(queue) or self._queues.setdefault(queue, Queue(queue))
         if self._queues.setdefault(queue.name, queue) != queue:
-            msg = f"service {self.name!r}: queue {queue.name!r} is declared twice with different settings"
-            raise ConfigError(msg)
+            raise ConfigError(f"service {self.name!r}: queue {queue.name!r} is declared twice with different settings")
         return queue
 
     def _refuse_second_class(self, handler: Handler) -> None:
@@ -289,12 +287,12 @@ class Service:
 
 def _publications(name: str, publishes: Any) -> tuple[type[Event] | Queue, ...]:
     if not isinstance(publishes, (list, tuple, set, frozenset)):
-        msg = f"service {name!r}: publishes={publishes!r} is no list: write publishes=[UserSignedUp]"
-        raise ConfigError(msg)
+        raise ConfigError(f"service {name!r}: publishes={publishes!r} is no list: write publishes=[UserSignedUp]")
     for one in publishes:
         if not (isinstance(one, Queue) or (isinstance(one, type) and issubclass(one, Event) and one.__contract__)):
-            msg = f"service {name!r}: publishes={one!r} is neither an event that declares a type, nor a Queue"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"service {name!r}: publishes={one!r} is neither an event that declares a type, nor a Queue"
+            )
     return tuple(publishes)
 
 

@@ -331,7 +331,7 @@ async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is
     async def handle(event: UserSignedUp) -> None:
         seen.append(event)
 
-    flaky.down = {"claim"}
+    flaky.down = {"claim", "release"}
     async with MemoryBroker(serving(handle)) as broker:
         for _ in range(20):
             await broker.publish(ADA)
