@@ -6,7 +6,7 @@ import inspect
 from contextlib import asynccontextmanager
 from importlib import import_module
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
@@ -216,8 +216,7 @@ class Service:
         Raises:
             ConfigError: The service has no handlers.
         """
-        handler: LambdaHandler = import_module("smartpipe.lambda_handler").LambdaHandler(self)
-        return handler
+        return cast("LambdaHandler", import_module("smartpipe.lambda_handler").LambdaHandler(self))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
@@ -278,11 +277,10 @@ class Service:
         for other in self.handlers_on(handler.queue.name):
             theirs = contract_of(other.event)
             if other.event is not handler.event and (theirs.type, theirs.major) == (contract.type, contract.major):
-                msg = (
+                raise ConfigError(
                     f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
                     f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
                 )
-                raise ConfigError(msg)
 
 
 def _publications(name: str, publishes: Any) -> tuple[type[Event] | Queue, ...]:
