@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {"topology.derive", "topology.stages"},
     {"batcher", "bulk", "signature", "memory"},
     {"handlers", "middleware", "topology.plan", "topology.advice", "topology.destruction", "topology.tree"},
-    {"service", "subscribing", "acknowledger", "publisher", "invocation"},
+    {"service", "subscribing", "acknowledger", "publisher", "invocation", "outbox"},
     {"gatherer", "schemas", "guard"},
     {"processor", "topology.export"},
     {"settler"},

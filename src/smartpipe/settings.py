@@ -64,6 +64,7 @@ class WorkerSettings(_Environment):
         processes: How many processes run the service; with more than one, under a supervisor.
         idempotency_url: Where idempotent handlers remember what they did: ``postgresql://…``, ``redis://…``,
             ``dynamodb://TABLE``, or ``memory://`` for one process and tests.
+        outbox_url: The PostgreSQL whose outbox ``smartpipe relay`` publishes.
         verify: What a start checks of the topology: ``missing`` things end it, and differences are warned of;
             ``strict``: differences end it too; ``off``: nothing is asked, nor may be.
         host, port: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; port 0 takes a free one.
@@ -77,6 +78,7 @@ class WorkerSettings(_Environment):
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
     port: int = Field(8080, ge=0, le=65_535)
     idempotency_url: SecretStr | None = None
+    outbox_url: SecretStr | None = None
     verify: Literal["missing", "strict", "off"] = "missing"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _AnyCase] = "info"
     log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
 
 import asyncpg
 import pytest
 
 from smartpipe.blocking import Publisher
+from smartpipe.outbox import Outbox
 from tests.acceptance.services import EffectWanted
-from tests.support.processes import Process, smartpipe
+from tests.support.processes import Process, http_status, smartpipe
+from tests.support.proxy import Fault, FaultProxy
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
@@ -121,7 +125,7 @@ def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(hap
 
     assert refused.returncode == 2
     assert "run smartpipe store migrate" in refused.stderr
-    assert "1 migration run" in first.stdout
+    assert "2 migrations run" in first.stdout
     assert again.stdout == "nothing to migrate\n"
     assert (first.returncode, again.returncode) == (0, 0)
 
@@ -141,3 +145,63 @@ def test_migrating_what_has_no_tables_is_one_clear_line(url: str, sentence: str)
     [line] = result.stderr.splitlines()
     assert sentence in line
     assert "secret" not in line
+
+
+def test_fault_48_a_relay_that_is_killed_while_it_publishes_skips_nothing(
+    happened: Path, workers: ExitStack, queues: Queues, postgres_url: str, fast_broker: EmbeddedBroker
+) -> None:
+    execute(postgres_url, "TRUNCATE smartpipe_outbox")
+    written = set(asyncio.run(write(postgres_url, 60)))
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        environment = {"AWS_ENDPOINT_URL": proxy.endpoint_url, "SMARTPIPE_OUTBOX_URL": postgres_url}
+        hanging = proxy.add(Fault("PublishBatch", skip=2, delay_seconds=60))
+        relay = Process("relay", "--host", "127.0.0.1", "--port", "0", **environment)
+        workers.callback(relay.end)
+        relay.wait_until(lambda: hanging.hits and proxy.operations().count("PublishBatch") >= 3)
+        relay.signal(signal.SIGKILL)
+        relay.wait()
+    again = smartpipe("relay", "--once", SMARTPIPE_OUTBOX_URL=postgres_url)
+
+    assert again.returncode == 0, again.stderr
+    arrived = [json.loads(message["Body"])["id"] for message in queues.take("effects")]
+    assert set(arrived) == written
+    assert len(arrived) > len(written)  # what had been published and not marked came twice, with the same ids
+    assert execute(postgres_url, "SELECT FROM smartpipe_outbox WHERE published_at IS NULL") == []
+
+
+async def write(url: str, count: int) -> list[str]:
+    connection = await asyncpg.connect(url)
+    outbox = Outbox("test")
+    async with connection.transaction():
+        ids = [await outbox.publish(EffectWanted(name=str(n)), connection=connection) for n in range(count)]
+    await connection.close()
+    return ids
+
+
+def test_a_relay_tells_how_it_fares_and_ends_at_sigterm(
+    happened: Path, workers: ExitStack, queues: Queues, postgres_url: str
+) -> None:
+    execute(postgres_url, "TRUNCATE smartpipe_outbox")
+    relay = Process("relay", "--host", "127.0.0.1", "--port", "0", SMARTPIPE_OUTBOX_URL=postgres_url)
+    workers.callback(relay.end)
+    relay.wait_until(lambda: relay.logged("relaying the outbox"))
+    serving = relay.logged("serving")
+    assert serving is not None
+    asyncio.run(write(postgres_url, 3))
+    relay.wait_until(lambda: http_status(f"{serving['url']}/readyz")[1]["published"] == 3)
+    with urlopen(f"{serving['url']}/metrics", timeout=5) as answer:
+        metrics = answer.read().decode()
+
+    relay.signal(signal.SIGTERM)
+    assert relay.wait() == 0
+
+    assert "smartpipe_outbox_published_total 3" in metrics
+    assert "smartpipe_outbox_waiting 0" in metrics
+    assert "smartpipe_outbox_lag_seconds 0" in metrics
+
+
+def test_a_relay_without_a_database_is_one_clear_line() -> None:
+    result = smartpipe("relay")
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("smartpipe: which database? Set SMARTPIPE_OUTBOX_URL")

@@ -112,6 +112,25 @@ def export(
     run_export(targets or [], directory, as_json=json)
 
 
+@app.command()
+def relay(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Publish what waits, and end.")] = False,
+    host: Annotated[
+        str | None, typer.Option(help="Where /livez, /readyz, /metrics are served. [SMARTPIPE_HOST, 0.0.0.0]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+    ] = None,
+    log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+) -> None:
+    """Publish what services committed to the outbox in SMARTPIPE_OUTBOX_URL, until SIGTERM. Many may run."""
+    from smartpipe.cli.relay import run
+
+    run({"host": host, "port": port, "log_level": log_level, "log_format": log_format}, once=once)
+
+
 @store.command()
 def migrate(
     *,

@@ -12,15 +12,20 @@ from smartpipe.settings import WorkerSettings
 
 
 def run_migrate(*, as_json: bool) -> None:
-    """Run the migrations that the database of ``SMARTPIPE_IDEMPOTENCY_URL`` lacks, and say which.
+    """Run the migrations that the database of ``SMARTPIPE_IDEMPOTENCY_URL`` (or ``_OUTBOX_URL``) lacks; say which.
 
     Raises:
         ConfigError: The setting is missing, or leads to no PostgreSQL.
         StoreError: The database cannot be reached, or refuses.
     """
-    url = WorkerSettings.load().idempotency_url
+    settings = WorkerSettings.load()
+    url = settings.idempotency_url or settings.outbox_url
     if url is None:
-        raise ConfigError("which database? Set SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://user:password@host/name")
+        msg = (
+            "which database? Set SMARTPIPE_IDEMPOTENCY_URL or SMARTPIPE_OUTBOX_URL, as in "
+            "postgresql://user:password@host/name"
+        )
+        raise ConfigError(msg)
     scheme = url.get_secret_value().partition("://")[0].lower()
     if scheme not in {"postgresql", "postgres"}:
         raise ConfigError(f"only PostgreSQL has tables to migrate, and SMARTPIPE_IDEMPOTENCY_URL leads to {scheme}://")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import asyncpg
 
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.stores import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 300.0
@@ -52,12 +56,16 @@ async def _migrate(connection: asyncpg.Connection) -> list[str]:
     return missing
 
 
-async def missing_migrations(connection: asyncpg.Connection | asyncpg.Pool) -> list[str]:
-    """Return the names of the migrations that this database lacks.
+async def missing_migrations(connection: asyncpg.Connection | asyncpg.Pool, topic: str = "") -> list[str]:
+    """Return the names of the migrations that this database lacks, or of those of one *topic*, as in ``claims``.
 
     It may have more: those of a later version, which migrates before its processes start, beside ones that still run.
     """
     if await connection.fetchval("SELECT to_regclass('smartpipe_migrations')") is None:
-        return list(migrations())
+        return _named(migrations(), topic)
     there = {row["name"] for row in await connection.fetch("SELECT name FROM smartpipe_migrations")}
-    return [name for name in migrations() if name not in there]
+    return _named([name for name in migrations() if name not in there], topic)
+
+
+def _named(names: Iterable[str], topic: str) -> list[str]:
+    return [name for name in names if name.endswith(topic)]

@@ -80,7 +80,7 @@ class PostgresStore:
                 # Claims leave nothing behind in their session; a reset would cost each call a second round trip.
                 self._claims = await self._pool(CLAIM_CONNECTIONS, command_timeout=CALL_SECONDS, reset=_keep)
                 self._handlers = await self._pool(self._connections)
-            missing = await missing_migrations(self._claims)
+            missing = await missing_migrations(self._claims, "claims")
         except ValueError:  # asyncpg reads the URL when it connects, and quotes it
             raise ConfigError("the store's URL at postgresql:// cannot be read") from None
         except _FAULTS as error:

@@ -1,0 +1,98 @@
+"""``smartpipe relay``: publishes what services committed to their outbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.cli.logs import configure
+from smartpipe.cli.worker import exit_now, load_settings
+from smartpipe.errors import ConfigError, SmartpipeError, StoreError
+from smartpipe.health import Answer, HealthServer
+from smartpipe.metrics import Family, Sample, render
+from smartpipe.settings import AwsSettings, unknown_settings
+from smartpipe.signals import on_stop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from smartpipe.outbox import Relay
+    from smartpipe.settings import WorkerSettings
+
+log = logging.getLogger("smartpipe.relay")
+
+
+def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
+    """Run a relay until SIGTERM or SIGINT, or until nothing waits any more, and end the process."""
+    settings, aws_settings = load_settings(flags)
+    if settings.outbox_url is None:
+        raise ConfigError("which database? Set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
+    configure(settings.log_level, settings.log_format)
+    for sentence in unknown_settings():
+        log.warning("%s", sentence)
+    exit_now(asyncio.run(_run(settings, aws_settings, settings.outbox_url.get_secret_value(), once=once)))
+
+
+async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *, once: bool) -> int:
+    try:
+        from smartpipe.outbox import Relay
+    except ModuleNotFoundError as error:
+        msg = f"the outbox needs the package {error.name}; run pip install 'smartpipe[postgres]'"
+        raise ConfigError(msg) from None
+    from smartpipe.aws.transport import AwsTransport
+
+    transport = AwsTransport(aws_settings)
+    relay = Relay(url, transport)
+    try:
+        if once:
+            left = await relay.drain()
+            if left.waiting:
+                raise SmartpipeError(f"{left.waiting} events still wait, the oldest for {left.lag_seconds:.0f} s")
+            return 0
+        log.info("starting: relay, process %d", os.getpid())
+        health = HealthServer(RelayReport(relay), settings.host, settings.port)
+        async with health:
+            log.info("serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": {"url": health.url}})
+            with on_stop(lambda _: relay.stop()):
+                await relay.run()
+        log.info("stopped: published %d", relay.published)
+    finally:
+        await transport.aclose()
+    return 0
+
+
+class RelayReport:
+    """The Report of a relay."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    async def livez(self) -> Answer:
+        """Tell that it runs: while the database is away it tries on, and a restart would do no more."""
+        return Answer(True, {"alive": True})
+
+    async def readyz(self) -> Answer:
+        """Tell whether it reads the outbox."""
+        return Answer(not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published})
+
+    async def metrics(self) -> str:
+        """Ask the database what waits, and how long; without it, tell what is known."""
+        families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
+        try:
+            backlog = await self._relay.backlog()
+        except StoreError:
+            return render(families)
+        for name, text, value in (
+            ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
+            ("smartpipe_outbox_parked", "Events that were refused for good.", backlog.parked),
+            ("smartpipe_outbox_lag_seconds", "Age of the oldest event that waits.", backlog.lag_seconds),
+        ):
+            families.append(_family(name, "gauge", text, value))
+        return render(families)
+
+
+def _family(name: str, kind: str, text: str, value: float) -> Family:
+    return Family(name, kind, text, [Sample({}, value)])

@@ -1,0 +1,60 @@
+"""The relay's SQL.
+
+Source: PostgreSQL, "Explicit locking" and SELECT's locking clause: SKIP LOCKED is for queue-like tables with
+several consumers; under READ COMMITTED each statement sees what was committed before it began.
+"""
+
+from __future__ import annotations
+
+_WAITING = "published_at IS NULL AND parked_at IS NULL"
+
+# Locked until the end of the transaction; what another relay published of them is seen by the next statement.
+TAKE_LANES = f"""
+SELECT lane FROM smartpipe_outbox_lanes AS lanes
+WHERE EXISTS (
+    SELECT FROM smartpipe_outbox AS rows
+    WHERE rows.lane = lanes.lane AND {_WAITING} AND next_try_at <= clock_timestamp()
+)
+ORDER BY random() LIMIT $1 FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - constants
+
+# Nothing overtakes one of its group that waits to be tried again.
+WAITING_ROWS = f"""
+SELECT id, event_id, ordered_group, destination, body, size_bytes, attributes::text AS attributes, group_id,
+       deduplication_id, delay_seconds, attempts
+FROM smartpipe_outbox AS rows
+WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestamp()
+  AND NOT EXISTS (
+    SELECT FROM smartpipe_outbox AS before
+    WHERE before.lane = rows.lane AND before.ordered_group = rows.ordered_group AND before.id < rows.id
+      AND before.published_at IS NULL AND before.parked_at IS NULL AND before.next_try_at > clock_timestamp()
+  )
+ORDER BY id LIMIT $2
+"""  # noqa: S608 - constants
+
+PUBLISHED = "UPDATE smartpipe_outbox SET published_at = clock_timestamp() WHERE id = ANY($1::bigint[])"
+
+FAILED = """
+UPDATE smartpipe_outbox AS rows
+SET attempts = failed.attempts,
+    error = failed.error,
+    next_try_at = clock_timestamp() + failed.seconds * interval '1 second',
+    parked_at = CASE WHEN failed.parked THEN clock_timestamp() END
+FROM unnest($1::bigint[], $2::integer[], $3::text[], $4::double precision[], $5::boolean[])
+     AS failed (id, attempts, error, seconds, parked)
+WHERE rows.id = failed.id
+"""
+
+CLEAN_UP = """
+DELETE FROM smartpipe_outbox WHERE id IN (
+    SELECT id FROM smartpipe_outbox
+    WHERE published_at < clock_timestamp() - $1 * interval '1 second' LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+"""
+
+LAG = f"""
+SELECT count(*) FILTER (WHERE parked_at IS NULL) AS waiting,
+       count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,
+       coalesce(extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE {_WAITING})), 0)::float AS lag
+FROM smartpipe_outbox WHERE published_at IS NULL
+"""  # noqa: S608 - constants
