@@ -49,7 +49,7 @@ class RelayOptions:
         rows: Taken in one transaction: 1 to 10,000.
         lanes: Of the 64, locked at once: fewer leave more to other relays.
         attempts: A row that SNS or SQS refuses for good is parked, with its error, after so many tries, which take
-            some 20 minutes by default. Outages, throttling and lost connections are never counted.
+            some quarter of an hour by default. Outages, throttling and lost connections are never counted.
         poll_seconds: How often it looks without being woken.
         retention_seconds: For how long a published row is kept. Default a day.
     """
