@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency import Claimed
+from smartpipe.idempotency import Claim, Claimed
 from smartpipe.settings import AwsSettings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from smartpipe.idempotency import Claim, ClaimOutcome, Store
+    from smartpipe.idempotency import ClaimOutcome, Store
 
 log = logging.getLogger("smartpipe.idempotency")
 
@@ -31,6 +31,9 @@ MAX_CLAIMS = 100
 COMPLETE_SECONDS = 30.0
 """For so long a completion is tried: the effect has happened, and only the store's memory of it is missing."""
 RENEWALS_PER_LEASE = 3
+PROBE_SECONDS = 5.0
+PROBE = Claim("smartpipe:probe", "nobody", 1, 1)
+"""Held by nobody: to release it changes nothing."""
 
 
 async def claims_of(service: Claimant, url: SecretStr | None, store: Store | None = None) -> Claims | None:
@@ -133,6 +136,8 @@ class Claims:
         self._timer: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._releasing: set[asyncio.Task[None]] = set()
+        self._probe: asyncio.TimerHandle | None = None
+        self._closed = False
 
     async def claim(self, claim: Claim) -> ClaimOutcome:
         """Claim, in one call with whatever else is claimed now. Cancelled, it gives back what it got.
@@ -197,6 +202,9 @@ class Claims:
 
     async def aclose(self) -> None:
         """Finish what is under way, and close the store."""
+        self._closed = True
+        if self._probe is not None:
+            self._probe.cancel()
         await self._claim.drain()
         await asyncio.sleep(0)  # lets what was claimed for nobody be given back
         while self._releasing:
@@ -214,6 +222,15 @@ class Claims:
 
     def _note(self, good: bool) -> None:  # noqa: FBT001 - a callback's one argument
         self.failures = 0 if good else self.failures + 1
+        if not good and self._probe is None and not self._closed:
+            self._probe = asyncio.get_running_loop().call_later(PROBE_SECONDS, self._ask_again)
+
+    def _ask_again(self) -> None:
+        """Notice that the store is back though no message comes, lest a worker stay unready for good."""
+        self._probe = None
+        if self.failures:
+            answer = self._release.ask(PROBE)
+            answer.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
 
     def _schedule(self) -> None:
         if self._timer is None and self._renewing is None and self._held:

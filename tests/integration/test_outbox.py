@@ -182,11 +182,11 @@ class Refusing(FakeTransport):
     def __init__(self) -> None:
         super().__init__()
         self.poison: set[int] = set()
-        self.outage = False
+        self.outage: TransportError | None = None
 
     async def publish(self, topic: str, messages: Any) -> list[Failure]:
-        if self.outage:
-            raise TransportError("ThrottlingException", "slow down", retryable=True)
+        if self.outage is not None:
+            raise self.outage
         await super().publish(topic, messages)
         return [
             Failure(position, "InvalidParameter", "poison", retryable=False)
@@ -221,18 +221,21 @@ async def test_fault_48_a_poison_row_is_parked_with_its_error_and_holds_up_its_o
     assert await database.fetchval("SELECT count(*) FROM smartpipe_outbox WHERE published_at IS NOT NULL") == 3
 
 
-async def test_an_outage_of_aws_parks_nothing_however_long(
-    database: asyncpg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "retryable"), [("ThrottlingException", True), ("AccessDenied", False), ("NotFound", False)]
+)
+async def test_what_is_no_rows_fault_parks_nothing_however_long(
+    database: asyncpg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, code: str, retryable: bool
 ) -> None:
     monkeypatch.setattr("smartpipe.outbox.relay.DELIVER_SECONDS", 0)
-    written = await write(database, *(OrderPlaced(order_id=str(number)) for number in range(12)))
     transport = Refusing()
-    transport.outage = True
+    transport.outage = TransportError(code, "no", retryable=retryable)
+    written = await write(database, *(OrderPlaced(order_id=str(number)) for number in range(12)))
     relay = Relay(postgres_url, transport, RelayOptions(attempts=1))
     for _ in range(3):
         await relay.drain()
         await database.execute("UPDATE smartpipe_outbox SET next_try_at = now()")
-    transport.outage = False
+    transport.outage = None
 
     left = await relay.drain()
 

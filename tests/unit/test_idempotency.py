@@ -349,6 +349,23 @@ async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is
     assert len(seen) == 20
 
 
+async def test_a_store_that_is_back_is_noticed_though_no_message_comes(flaky: Flaky) -> None:
+    async def handle(_: UserSignedUp) -> None: ...
+
+    flaky.down = {"claim", "release"}
+    async with MemoryBroker(serving(handle)) as broker:
+        await broker.publish(ADA)
+        await asyncio.sleep(20)
+        broker.pause("mailer")
+        failing = broker._claims.failures if broker._claims else 0
+        flaky.down = set()
+        await asyncio.sleep(20)
+
+        assert failing > 0
+        assert broker._claims is not None
+        assert broker._claims.failures == 0
+
+
 async def test_what_is_received_together_is_claimed_and_completed_in_one_call_each(flaky: Flaky) -> None:
     async def handle(_: UserSignedUp) -> None: ...
 

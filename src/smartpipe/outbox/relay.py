@@ -38,6 +38,14 @@ DELIVER_SECONDS = 10.0
 CLEAN_UP_EVERY_SECONDS = 60.0
 CLEAN_UP_ROWS = 10_000
 MAX_WAIT_SECONDS = 300
+SURROUNDINGS = frozenset(
+    {
+        "AccessDenied", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials", "NoRegion", "NotFound",
+        "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
+        "UnrecognizedClientException",
+    }
+)  # fmt: skip
+"""What is refused for want of rights, credentials, a topic or a right clock: no row is to blame."""
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
@@ -49,7 +57,7 @@ class RelayOptions:
         rows: Taken in one transaction: 1 to 10,000.
         lanes: Of the 64, locked at once: fewer leave more to other relays.
         attempts: A row that SNS or SQS refuses for good is parked, with its error, after so many tries, which take
-            some quarter of an hour by default. Outages, throttling and lost connections are never counted.
+            some quarter of an hour by default. Outages, throttling, missing rights or topics are never counted.
         poll_seconds: How often it looks without being woken.
         retention_seconds: For how long a published row is kept. Default a day.
     """
@@ -184,7 +192,7 @@ class Relay:
             await connection.execute(PUBLISHED, done)
             await self._mark(connection, rows, failures)
         self.published += len(done)
-        outage = bool(rows) and not done and all(failure.retryable for failure in failures.values())
+        outage = bool(rows) and not done and not any(map(_is_poison, failures.values()))
         return len(rows), self.options.poll_seconds if outage else 0.0
 
     async def _publish(self, rows: Sequence[Waiting]) -> list[PublishFailure]:
@@ -222,13 +230,13 @@ class Relay:
             failure = failures.get(row.event_id)
             if failure is None or failure.code == STOPPED.code:
                 continue  # whoever waits for one of its group has not been tried itself
-            attempts = row.attempts + (not failure.retryable)
+            attempts = row.attempts + _is_poison(failure)
             parked = attempts >= self.options.attempts
             seconds = float(min(2 ** min(attempts, 10), MAX_WAIT_SECONDS))
             marks.append((row.id, attempts, f"{failure.code}: {failure.detail}", seconds, parked))
             if parked:
                 log.error("event %s is parked after %d attempts: %s", row.event_id, attempts, failure.detail)
-            elif not failure.retryable:
+            elif _is_poison(failure):
                 log.warning("event %s is refused, tried again in %d s: %s", row.event_id, seconds, failure.detail)
         if marks:
             await connection.execute(FAILED, *map(list, zip(*marks, strict=True)))
@@ -250,6 +258,11 @@ class Relay:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
+
+
+def _is_poison(failure: PublishFailure) -> bool:
+    """Whether the row itself is at fault, not AWS nor what this relay may do there."""
+    return not failure.retryable and failure.code not in SURROUNDINGS
 
 
 class _connected:  # noqa: N801 - a function's name, for it is used as one
