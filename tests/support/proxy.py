@@ -124,6 +124,11 @@ class FaultProxy:
         assert self._session is not None
         await self._runner.cleanup()
         await self._session.close()
+        # A call that still hangs ends here: a task that nobody awaits would be told of in some later test.
+        hanging = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self._under_way += 1

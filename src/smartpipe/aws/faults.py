@@ -25,6 +25,7 @@ _LEGACY_PREFIX = "AWS.SimpleQueueService."
 _ALIASES = {
     "NonExistentQueue": "QueueDoesNotExist",
     "NotFoundException": "NotFound",
+    "ResourceNotFoundException": "NotFound",  # DynamoDB's
     "AccessDeniedException": "AccessDenied",
     "AuthorizationError": "AccessDenied",
     "ExpiredTokenException": "ExpiredToken",

@@ -78,7 +78,8 @@ class Inspector:
         for arn in orphans:
             self._forgive(arn, "carries the application's tags, is declared by no TARGET, and may not be looked at")
         subscriptions = await self._subscriptions(desired, topics, queues, remembered=tags)
-        return Topology(topics, queues, subscriptions)
+        tables = await self._each(desired.tables, self._table) if tags else {}
+        return Topology(topics, queues, subscriptions, tables=tables)
 
     async def subscription(self, arns: tuple[str, str]) -> tuple[str, Attributes] | None:
         """Return the ARN and the attributes of one subscription."""
@@ -138,6 +139,32 @@ class Inspector:
             listed = await self._call(partial(sqs.list_queue_tags, QueueUrl=url), "sqs:ListQueueTags", arn)
             attributes[TAGS] = dict((listed or {}).get("Tags", {}))
         return attributes
+
+    async def _table(self, arn: str) -> Attributes | None:
+        dynamodb = await self._transport.client("dynamodb")
+        name = name_in(arn)
+        described = await self._call(partial(dynamodb.describe_table, TableName=name), "dynamodb:DescribeTable", arn)
+        if described is None:
+            return None
+        read = partial(dynamodb.describe_time_to_live, TableName=name)
+        ttl = await self._call(read, "dynamodb:DescribeTimeToLive", arn)
+        list_tags = partial(dynamodb.list_tags_of_resource, ResourceArn=arn)
+        listed = await self._call(list_tags, "dynamodb:ListTagsOfResource", arn)
+        found = (ttl or {}).get("TimeToLiveDescription", {})
+        return {
+            "KeySchema": described["Table"]["KeySchema"],
+            "TableStatus": described["Table"]["TableStatus"],
+            "TimeToLive": found.get("AttributeName", "")
+            if found.get("TimeToLiveStatus", "").startswith("ENABL")
+            else "",
+            TAGS: {one["Key"]: one["Value"] for one in (listed or {}).get("Tags", [])},
+        }
+
+    async def table(self, arn: str) -> Attributes | None:
+        """Return what is there of one table."""
+        found = await self._table(arn)
+        self._refuse_if_denied()
+        return found
 
     async def _subscriptions(
         self,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TransportError
+from smartpipe.topology.claims import claims_table, time_to_live
 from smartpipe.topology.destruction import MESSAGES, messages_in
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 from smartpipe.topology.naming import name_in, region_in
@@ -130,6 +131,34 @@ class Mutations:
         sns = await self._transport.client("sns")
         await _called(sns.delete_topic(TopicArn=change.arns[0]), change)
 
+    async def _create_table(self, change: Change) -> None:
+        dynamodb = await self._transport.client("dynamodb")
+        [arn] = change.arns
+        tags = _pairs(change.attributes[TAGS])
+        try:
+            await _called(dynamodb.create_table(**claims_table(name_in(arn)), Tags=tags), change)
+        except TransportError as error:
+            if error.code != "ResourceInUseException":  # it is there, made by another or by the try before
+                raise
+        await self._update_table(change)
+
+    async def _update_table(self, change: Change) -> None:
+        dynamodb = await self._transport.client("dynamodb")
+        [arn] = change.arns
+        found = await Inspector(self._transport).table(arn)
+        if found is None or found["TableStatus"] not in {"ACTIVE", "UPDATING"}:
+            raise TransportError("TableNotActive", f"table {change.name} is not active yet", retryable=True)
+        if found["TimeToLive"] != change.attributes.get("TimeToLive", found["TimeToLive"]):
+            call = dynamodb.update_time_to_live(**time_to_live(name_in(arn)))
+            await _called(call, change, "dynamodb:UpdateTimeToLive")
+        if TAGS in change.attributes and change.attributes[TAGS].items() - found[TAGS].items():
+            call = dynamodb.tag_resource(ResourceArn=arn, Tags=_pairs(change.attributes[TAGS]))
+            await _called(call, change, "dynamodb:TagResource")
+
+    async def _delete_table(self, change: Change) -> None:
+        dynamodb = await self._transport.client("dynamodb")
+        await _called(dynamodb.delete_table(TableName=name_in(change.arns[0])), change)
+
     async def _create_subscription(self, change: Change) -> None:
         """Subscribe, and look whether it took: an old subscription may have been returned, unchanged."""
         topic_arn, queue_arn = change.arns
@@ -170,6 +199,9 @@ def action_of(change: Change) -> str:
     if change.kind == "subscription":
         verbs = {"create": "Subscribe", "delete": "Unsubscribe", "update": "SetSubscriptionAttributes"}
         return f"sns:{verbs[change.action]}"
+    if change.kind == "table":
+        verbs = {"create": "CreateTable", "delete": "DeleteTable", "update": "UpdateTimeToLive"}
+        return f"dynamodb:{verbs[change.action]}"
     noun = change.kind.capitalize()
     verb = {"create": f"Create{noun}", "delete": f"Delete{noun}", "update": f"Set{noun}Attributes"}[change.action]
     return f"{'sqs' if change.kind == 'queue' else 'sns'}:{verb}"

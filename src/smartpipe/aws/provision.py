@@ -14,6 +14,7 @@ from smartpipe.aws.mutations import Mutations
 from smartpipe.errors import TopologyError, TransportError
 from smartpipe.topology.advice import faults, notes
 from smartpipe.topology.changes import Change, pending
+from smartpipe.topology.claims import table_in
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destruction import destruction
 from smartpipe.topology.plan import plan
@@ -22,6 +23,8 @@ from smartpipe.topology.stages import stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from pydantic import SecretStr
 
     from smartpipe.aws.transport import AwsTransport
     from smartpipe.topology.naming import Naming
@@ -60,10 +63,15 @@ class Survey:
 
 
 class Provisioner:
-    """Works on the topics, queues and subscriptions of one account, region and prefix."""
+    """Works on the topics, queues and subscriptions of one account, region and prefix.
 
-    def __init__(self, transport: AwsTransport) -> None:
+    Args:
+        store_url: Where idempotent handlers claim: a DynamoDB table of claims is part of the topology.
+    """
+
+    def __init__(self, transport: AwsTransport, *, store_url: SecretStr | None = None) -> None:
         self._transport = transport
+        self._claims_table = table_in(store_url.get_secret_value() if store_url else None)
         self._mutations = Mutations(transport)
         self._room = asyncio.Semaphore(MAX_CALLS)
 
@@ -79,7 +87,7 @@ class Provisioner:
             TransportError: AWS could not be asked, or ``AccessDenied``, with every right that is missing.
         """
         naming = await self._transport.addresses.naming()
-        desired = derive(services, naming)
+        desired = derive(services, naming, claims_table=self._claims_table)
         inspector = Inspector(self._transport)
         actual = await inspector.read(desired)
         found = [] if even_if_faulty else faults(desired, actual)

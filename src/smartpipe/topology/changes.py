@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from smartpipe.topology.resources import Attributes
 
-Kind: TypeAlias = Literal["queue", "topic", "subscription"]
+Kind: TypeAlias = Literal["queue", "topic", "subscription", "table"]
 Action: TypeAlias = Literal["create", "update", "delete", "unchanged", "foreign", "orphaned"]
 
 PENDING: frozenset[Action] = frozenset({"create", "update", "delete"})

@@ -21,6 +21,12 @@ CREATE_ACTIONS = (
 """What making it, and seeing whether it is as it should be, needs on the table's ARN."""
 
 
+def table_in(url: str | None) -> str | None:
+    """Return the table that a store's URL names; None where the store is another."""
+    scheme, _, name = (url or "").partition("://")
+    return name if scheme.lower() == "dynamodb" else None
+
+
 def claims_table(name: str) -> dict[str, Any]:
     """Return CreateTable's parameters: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_CreateTable.html."""
     return {

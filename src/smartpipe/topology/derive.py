@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
+from smartpipe.topology.claims import TTL_ATTRIBUTE
 from smartpipe.topology.filters import TYPE_ATTRIBUTE, policy_problems
 from smartpipe.topology.model import (
     DEFAULT_TOPIC_LIMIT_BYTES,
@@ -60,6 +61,10 @@ class Declares(Protocol):
         """Its queues, with what each wants."""
 
     @property
+    def idempotent(self) -> bool:
+        """Whether it has idempotent handlers, which claim in a store."""
+
+    @property
     def published(self) -> tuple[Contract, ...]:
         """What it says that it publishes."""
 
@@ -68,8 +73,11 @@ class Declares(Protocol):
         """The queues that it says it sends to directly."""
 
 
-def derive(services: Iterable[Declares], naming: Naming) -> Topology:
+def derive(services: Iterable[Declares], naming: Naming, *, claims_table: str | None = None) -> Topology:
     """Return every topic, queue, dead-letter queue and subscription that *services* need.
+
+    Args:
+        claims_table: The DynamoDB table that idempotent handlers claim in, if it is one.
 
     Raises:
         ConfigError: Names, filters or policies that AWS would refuse, two services that claim one queue, a
@@ -81,7 +89,8 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
     owners: dict[str, tuple[Declares, str]] = {}
     declared: dict[str, Topic] = {}
     by_name: dict[str, Declares] = {}
-    for service in {id(one): one for one in services}.values():  # named twice, it is still one
+    named = {id(one): one for one in services}.values()  # named twice, it is still one
+    for service in named:
         if by_name.setdefault(service.name, service) is not service:
             problems.append(f"two services are called {service.name!r}: give each a name of its own")
         wanted = [contract.topic for binding in service.bindings for contract in binding.contracts]
@@ -103,7 +112,12 @@ def derive(services: Iterable[Declares], naming: Naming) -> Topology:
         {arn: attributes for part in parts for arn, attributes in part.queues.items()},
         {arns: attributes for part in parts for arns, attributes in part.subscriptions.items()},
         frozenset(given.union(*(part.given for part in parts))),
+        _tables(claims_table, naming) if any(service.idempotent for service in named) else {},
     )
+
+
+def _tables(name: str | None, naming: Naming) -> dict[str, Attributes]:
+    return {} if name is None else {naming.table_arn(name): {"TimeToLive": TTL_ATTRIBUTE, TAGS: own_tags(naming)}}
 
 
 def redrive_count(binding: Binding) -> int:

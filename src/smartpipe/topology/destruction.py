@@ -39,7 +39,7 @@ def destruction(
     topics = {arn: found for arn, found in actual.topics.items() if orphaned or arn in desired.topics}
     kept: list[Change] = []
     doomed: set[str] = set()
-    for kind, found in (("queue", queues), ("topic", topics)):
+    for kind, found in (("queue", queues), ("topic", topics), ("table", actual.tables)):
         for arn, attributes in found.items():
             reason = _reason_to_keep(arn, attributes, desired, naming)
             if reason:
@@ -55,6 +55,7 @@ def destruction(
         Change("delete", "subscription", arns, {}, {}) for arns in actual.subscriptions if doomed.intersection(arns)
     ]
     going += [Change("delete", "topic", (arn,), {}, {}) for arn in topics if arn in doomed]
+    going += [Change("delete", "table", (arn,), {}, {}) for arn in actual.tables if arn in doomed]
     going += [
         _goes(arn, queues[arn], even_if_not_empty=even_if_not_empty)
         for arn in sorted(queues, key=lambda arn: _REDRIVE not in queues[arn])
@@ -96,5 +97,5 @@ def _goes(arn: str, attributes: Attributes, *, even_if_not_empty: bool) -> Chang
     return Change("delete", "queue", (arn,), {}, before)
 
 
-def _kept(kind: Literal["queue", "topic"], arn: str, reason: str) -> Change:
+def _kept(kind: Literal["queue", "topic", "table"], arn: str, reason: str) -> Change:
     return Change("foreign", kind, (arn,), {}, {}, reason)

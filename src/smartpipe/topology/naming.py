@@ -37,6 +37,10 @@ class Naming(NamedTuple):
         """Return the ARN of the queue declared as *name*."""
         return self._arn("sqs", name)
 
+    def table_arn(self, name: str) -> str:
+        """Return the ARN of the DynamoDB table called *name*, which gets no prefix: what is in it has."""
+        return f"arn:{self.partition}:dynamodb:{self.region}:{self.account_id}:table/{name}"
+
     def _arn(self, service: str, name: str) -> str:
         if is_arn(name):
             return name
@@ -55,7 +59,7 @@ def is_arn(name: str) -> bool:
 
 def name_in(arn: str) -> str:
     """Return the physical name at the end of *arn*."""
-    return arn.rpartition(":")[2]
+    return arn.rpartition(":")[2].removeprefix("table/")
 
 
 def service_in(arn: str) -> str:

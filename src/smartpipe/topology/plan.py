@@ -45,6 +45,7 @@ def plan(desired: Topology, actual: Topology) -> list[Change]:
             afterwards = {**(present or {}), **change.attributes, TAGS: wanted[TAGS]}
             narrowed.append(_queue_change(arn, wanted, afterwards, desired, []))
     changes += [_topic_change(arn, wanted, actual.topics.get(arn), desired) for arn, wanted in desired.topics.items()]
+    changes += [_table_change(arn, wanted, actual.tables.get(arn)) for arn, wanted in desired.tables.items()]
     changes += [
         _subscription_change(arns, wanted, actual.subscriptions.get(arns), desired)
         for arns, wanted in desired.subscriptions.items()
@@ -103,6 +104,13 @@ def _topic_change(arn: str, wanted: Attributes, present: Attributes | None, desi
     if owner not in (None, owner_of(wanted)):
         return Change("foreign", "topic", (arn,), {}, {}, f"application {owner} manages it")
     return _change("topic", (arn,), wanted, present, TOPIC_DEFAULTS)
+
+
+def _table_change(arn: str, wanted: Attributes, present: Attributes | None) -> Change:
+    owner = owner_of(present)
+    if owner not in (None, owner_of(wanted)):
+        return Change("foreign", "table", (arn,), {}, {}, f"application {owner} manages it")
+    return _change("table", (arn,), wanted, present, {})
 
 
 def _subscription_change(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Attributes: TypeAlias = dict[str, Any]
 
@@ -21,12 +25,14 @@ class Topology(NamedTuple):
         queues: By ARN; a dead-letter queue stands before the queue that redrives to it.
         subscriptions: By topic ARN and queue ARN (or other endpoint, of what is there).
         given: ARNs of topics and queues that are somebody else's: looked at, never changed.
+        tables: DynamoDB tables of claims, by ARN.
     """
 
     topics: dict[str, Attributes]
     queues: dict[str, Attributes]
     subscriptions: dict[tuple[str, str], Attributes]
     given: frozenset[str] = frozenset()
+    tables: Mapping[str, Attributes] = MappingProxyType({})
 
 
 def dead_letter_of(attributes: Attributes | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.topology.claims import CREATE_ACTIONS, USE_ACTIONS
 from smartpipe.topology.derive import derive
 from smartpipe.topology.naming import account_in, is_arn
 from smartpipe.topology.rights import VERSION
@@ -23,7 +24,7 @@ _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
 
-def policies(service: Declares, naming: Naming) -> dict[str, dict[str, Any]]:
+def policies(service: Declares, naming: Naming, *, claims_table: str | None = None) -> dict[str, dict[str, Any]]:
     """Return the policy documents ``publish``, ``consume`` and ``provision``, without those that would be empty.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues
@@ -32,7 +33,7 @@ def policies(service: Declares, naming: Naming) -> dict[str, dict[str, Any]]:
     Raises:
         ConfigError: The service's declarations contradict each other or AWS.
     """
-    topology = derive([service], naming)
+    topology = derive([service], naming, claims_table=claims_table)
     found = {
         "publish": _publish(service, naming),
         "consume": _consume(service, topology, naming),
@@ -89,6 +90,7 @@ def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict
             ],
         ),
         *_keys("DecryptWhatIsReceived", [queue.kms_key for queue in queues], naming),
+        *_allow("ClaimOnce", USE_ACTIONS, topology.tables),
     ]  # fmt: skip
 
 
@@ -120,6 +122,7 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
             ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"],
             own_queues,
         ),
+        *_allow("ChangeTables", [*CREATE_ACTIONS, "dynamodb:DeleteTable"], topology.tables),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
         *_anywhere(
             "ChangeSubscriptions",

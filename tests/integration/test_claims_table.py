@@ -1,0 +1,92 @@
+"""The DynamoDB table of claims, made and kept by topology like everything else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from smartpipe import Publisher, Service, TopologyError
+from smartpipe.testing import planned, provision, working
+from smartpipe.topology.export.iam import policies
+from smartpipe.topology.naming import Naming
+from tests.conftest import lead_to
+from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.topologies import destroy
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from smartpipe import EmbeddedBroker, Event
+
+
+@pytest.fixture
+def table(moto: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a table that is not there yet, in moto's environment."""
+    lead_to(moto.environment, monkeypatch)
+    name = f"claims-{uuid4().hex[:8]}"
+    monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", f"dynamodb://{name}")
+    return name
+
+
+def serving(seen: list[Event]) -> Service:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp, idempotent=True)
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    return service
+
+
+async def test_a_table_is_made_and_used_and_its_drift_is_noticed(table: str) -> None:
+    seen: list[Event] = []
+    service = serving(seen)
+
+    made = await provision(service)
+    async with Publisher("test") as publisher:
+        await publisher.publish(ADA)
+    async with working(service):
+        await until(lambda: seen)
+    dynamodb: Any = boto3.client("dynamodb")
+    dynamodb.update_time_to_live(
+        TableName=table, TimeToLiveSpecification={"Enabled": False, "AttributeName": "expires_at"}
+    )
+    drift = await planned(service)
+
+    assert f"create table {table}" in made
+    assert drift == [f'update table {table} (TimeToLive: "" → expires_at)']
+    assert await provision(service) == drift
+    assert await planned(service) == []
+    assert f"delete table {table}" in await destroy(service)
+
+
+async def test_without_idempotent_handlers_there_is_no_table(table: str) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserLeft)
+    async def handle(_: UserLeft) -> None: ...
+
+    assert not any("table" in line for line in await provision(service))
+
+
+async def test_a_table_of_another_kind_is_left_alone_and_told(table: str) -> None:
+    dynamodb: Any = boto3.client("dynamodb")
+    dynamodb.create_table(
+        TableName=table,
+        AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+
+    with pytest.raises(TopologyError, match="is not one of claims: its key must be the string 'key'"):
+        await provision(serving([]))
+
+
+def test_policies_name_the_table() -> None:
+    found = policies(serving([]), Naming("aws", "eu-west-1", "123456789012"), claims_table="claims")
+
+    for role in ("consume", "provision"):
+        [statement] = [one for one in found[role]["Statement"] if one["Action"][0].startswith("dynamodb:")]
+        assert statement["Resource"] == ["arn:aws:dynamodb:eu-west-1:123456789012:table/claims"]
