@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -51,6 +52,7 @@ class Fault:
     when: Callable[[Call], bool] = lambda _: True
     seen: int = field(default=0, init=False)
     hits: int = field(default=0, init=False)
+    hit_at: list[float] = field(default_factory=list, init=False)
 
     def strikes(self, call: Call) -> bool:
         """Whether it is this call's turn."""
@@ -60,6 +62,7 @@ class Fault:
         if self.seen <= self.skip or (self.times is not None and self.hits >= self.times):
             return False
         self.hits += 1
+        self.hit_at.append(time.monotonic())
         return True
 
 
@@ -141,7 +144,7 @@ class FaultProxy:
         assert self._runner.server is not None
         assert self._site is not None
         await self._site.stop()
-        await self._runner.server.shutdown(0)
+        await self._runner.server.shutdown(0.1)
 
     async def _stop(self) -> None:
         assert self._runner is not None
