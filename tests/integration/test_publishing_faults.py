@@ -194,9 +194,7 @@ async def test_fault_12_so_does_an_answer_that_breaks_off(fast_proxy: FaultProxy
     assert arrived(fast_proxy, way.arrives) == dict.fromkeys(ids, 1 if way.fifo else 2)
 
 
-async def test_fault_12_two_messages_of_one_event_are_one_effect_of_an_idempotent_handler(
-    fast_proxy: FaultProxy,
-) -> None:
+async def test_fault_12_two_messages_of_one_event_are_one_idempotent_effect(fast_proxy: FaultProxy) -> None:
     service, effects = Service("shop"), list[str]()
 
     @service.subscribe(OrderPlaced, idempotent=True, concurrency=1)
@@ -233,9 +231,7 @@ async def test_fault_18_throttles_that_botocore_does_not_know_are_tried_again_to
 
 
 @pytest.mark.parametrize("kind", ["topic", "queue"])
-async def test_fault_19_a_token_that_has_expired_is_waited_for(
-    fast_proxy: FaultProxy, publish: Publish, kind: str
-) -> None:
+async def test_fault_19_an_expired_token_is_waited_for(fast_proxy: FaultProxy, publish: Publish, kind: str) -> None:
     await refused_twice(fast_proxy, publish, kind, (403, "ExpiredToken"))
 
 
@@ -293,9 +289,7 @@ async def test_fault_58_a_queue_of_another_region_is_refused_by_name_and_not_as_
     assert fast_proxy.operations() == []
 
 
-async def test_fault_58_a_topic_of_another_region_is_published_to_there(
-    fast_proxy: FaultProxy, publish: Publish
-) -> None:
+async def test_fault_58_a_topic_of_another_region_is_reached_there(fast_proxy: FaultProxy, publish: Publish) -> None:
     far = boto3.client("sns", region_name="ap-south-1").create_topic(Name="far")["TopicArn"]
 
     class Moved(Event, topic=Topic(arn=far), type="moved", version="1.0"): ...

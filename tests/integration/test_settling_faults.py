@@ -67,9 +67,8 @@ async def test_fault_30_of_ten_leases_the_one_that_failed_is_lost_and_the_nine_s
     await shop.put(*map(str, range(10)))
     async with working(shop.service) as worker:
         await until(lambda: fault.hits and worker.consumers[0].counts.lease_lost)
-        extended = [
-            receipts(call) for call in fast_proxy.calls if call.operation == EXTEND and len(call.entries) == 10
-        ][-1]
+        calls = [receipts(call) for call in fast_proxy.calls if call.operation == EXTEND]
+        ten = [entries for entries in calls if len(entries) == 10][-1]
         fast_proxy.calls.clear()
         await until(lambda: fast_proxy.operations().count(EXTEND) >= 2)
         lost = [delivery.lease_lost for delivery in shop.deliveries]
