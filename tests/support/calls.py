@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _OPERATION_IN_PATH = re.compile(r"/operation/(\w+)")
 _CREDENTIAL = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/")
+_ENTRY = re.compile(r"PublishBatchRequestEntries\.member\.(\d+)\.(\w+)")
 # IAM knows no batches: the Service Authorization Reference of SQS and of SNS.
 _SINGLE = {
     "SendMessageBatch": "SendMessage",
@@ -45,6 +46,18 @@ class Call(NamedTuple):
         if self.operation == "CreateTopic" and any(name.startswith("Tags.") for name in self.fields):
             found.append("sns:TagResource")
         return found
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """Those of a batch, with SQS's or SNS's own names; of SNS without their message attributes."""
+        if "Entries" in self.fields:
+            return list(self.fields["Entries"])
+        found: dict[str, dict[str, Any]] = {}
+        for name, value in self.fields.items():
+            entry = _ENTRY.fullmatch(name)
+            if entry:
+                found.setdefault(entry[1], {})[entry[2]] = value
+        return list(found.values())
 
     def resource(self, account_id: str) -> str:
         """The ARN that IAM judges it by."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from xml.sax.saxutils import escape
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
@@ -14,10 +16,11 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 from tests.support.calls import Call, read_call
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 HOP_BY_HOP = frozenset({"connection", "content-length", "content-encoding", "transfer-encoding", "keep-alive", "host"})
+
+Rewrite: TypeAlias = Callable[[int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]]
 
 
 @dataclass
@@ -32,7 +35,8 @@ class Fault:
         answer: Answer this without passing the call on: status, error code, message.
         drop: ``request``: cut the connection before the broker sees the call; ``reply``: after it acted.
         truncate: Send only half of the answer's body, and cut the connection.
-        rewrite: Change the answer: takes and returns status, headers and body.
+        headers: Set in the answer, whether ours or the broker's.
+        rewrite: Change the answer: takes and returns status, headers and body; see ``tests.support.answers``.
         when: Another condition on the call.
     """
 
@@ -43,10 +47,12 @@ class Fault:
     answer: tuple[int, str, str] | None = None
     drop: str = ""
     truncate: bool = False
-    rewrite: Callable[[int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    rewrite: Rewrite | None = None
     when: Callable[[Call], bool] = lambda _: True
     seen: int = field(default=0, init=False)
     hits: int = field(default=0, init=False)
+    hit_at: list[float] = field(default_factory=list, init=False)
 
     def strikes(self, call: Call) -> bool:
         """Whether it is this call's turn."""
@@ -56,6 +62,7 @@ class Fault:
         if self.seen <= self.skip or (self.times is not None and self.hits >= self.times):
             return False
         self.hits += 1
+        self.hit_at.append(time.monotonic())
         return True
 
 
@@ -77,6 +84,7 @@ class FaultProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
         self._session: ClientSession | None = None
         self._turns = asyncio.Semaphore(at_once)
         self._under_way = 0
@@ -107,6 +115,14 @@ class FaultProxy:
         self._thread.join(10)
         self._loop.close()
 
+    def refuse(self) -> None:
+        """Listen no more, and cut what is connected: the kernel refuses who comes, until ``listen``."""
+        asyncio.run_coroutine_threadsafe(self._refuse(), self._loop).result(10)
+
+    def listen(self) -> None:
+        """Listen again, on the same port."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
     async def _start(self) -> None:
         self._session = ClientSession(
             connector=TCPConnector(limit=0), timeout=ClientTimeout(total=60), auto_decompress=False
@@ -115,9 +131,20 @@ class FaultProxy:
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        await self._listen()
+
+    async def _listen(self) -> None:
+        assert self._runner is not None
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await self._site.start()
+        self.port = self._site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+
+    async def _refuse(self) -> None:
+        assert self._runner is not None
+        assert self._runner.server is not None
+        assert self._site is not None
+        await self._site.stop()
+        await self._runner.server.shutdown(0.1)
 
     async def _stop(self) -> None:
         assert self._runner is not None
@@ -147,7 +174,7 @@ class FaultProxy:
             await asyncio.sleep(fault.delay_seconds)
         refused = self.judge(call) or (fault.answer if fault else None)
         if refused is not None:
-            return error_answer(call, *refused)
+            return error_answer(call, *refused, headers=fault.headers if fault else {})
         if fault is not None and fault.drop == "request":
             return _cut(request)
         status, headers, answer = await self._forward(request, body)
@@ -157,6 +184,7 @@ class FaultProxy:
             return _cut(request)
         if fault.rewrite is not None:
             status, headers, answer = fault.rewrite(status, headers, answer)
+        headers |= fault.headers
         if fault.truncate:
             return await _half(request, status, headers, answer)
         return web.Response(status=status, headers=headers, body=answer)
@@ -170,7 +198,9 @@ class FaultProxy:
             return answer.status, kept, await answer.read()
 
 
-def error_answer(call: Call, status: int, code: str, message: str) -> web.Response:
+def error_answer(
+    call: Call, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
+) -> web.Response:
     """An error as the call's service writes it: SNS and STS in XML, the others in JSON."""
     if call.service in {"sns", "sts"}:
         sender = "Sender" if status < 500 else "Receiver"
@@ -178,9 +208,9 @@ def error_answer(call: Call, status: int, code: str, message: str) -> web.Respon
             f"<ErrorResponse><Error><Type>{sender}</Type><Code>{code}</Code><Message>{escape(message)}</Message></Error>"
             "<RequestId>r</RequestId></ErrorResponse>"
         )
-        return web.Response(status=status, text=text, content_type="text/xml")
+        return web.Response(status=status, text=text, content_type="text/xml", headers=headers)
     body = json.dumps({"__type": f"com.amazonaws.{call.service}#{code}", "message": message})
-    return web.Response(status=status, text=body, content_type="application/x-amz-json-1.0")
+    return web.Response(status=status, text=body, content_type="application/x-amz-json-1.0", headers=headers)
 
 
 def allowed_by(policies: Mapping[str, Any], account_id: str) -> Callable[[Call], tuple[int, str, str] | None]:

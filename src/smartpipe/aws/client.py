@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from smartpipe.errors import ConfigError
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from botocore.session import Session
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -50,3 +53,13 @@ def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dic
         "parameter_validation": False,
         "user_agent_extra": f"smartpipe/{__version__}",
     }
+
+
+async def refuse_no_json(*, http_response: Any, parsed: Mapping[str, Any], **_: Any) -> None:
+    """Raise ValueError for an answer without messages that is no JSON; botocore's hook ``after-call``.
+
+    botocore would take the page of a proxy, or half an answer, for a poll that found nothing: one that
+    returns at once, so that polling would run hot and look well.
+    """
+    if "Messages" not in parsed:
+        json.loads(await http_response.content)

@@ -46,6 +46,8 @@ UNAVAILABLE = frozenset({
 EXPIRED = frozenset({"ExpiredToken", "RequestExpired"})
 DENIED = frozenset({"AccessDenied", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch"})
 SKEWED = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed"})
+# SNS and STS have one code for a wrong secret and a wrong clock, and tell them apart in words only.
+_SKEW_IN_WORDS = ("Signature expired", "Signature not yet current")
 MISSING = frozenset({"QueueDoesNotExist", "NotFound"})
 
 
@@ -104,7 +106,7 @@ def _from_answer(error: ClientError, action: str, target: str) -> TransportError
     if code in MISSING:
         advice = f"{target} does not exist in this account, region and prefix; run `smartpipe topology apply`"
         return TransportError(code, advice, retryable=False)
-    if code in SKEWED:
+    if code in SKEWED or any(words in said for words in _SKEW_IN_WORDS):
         return TransportError(code, f"{said}; {_clocks(answer)}", retryable=False)
     if code in DENIED:
         advice = f"{said}; the credentials in use need the action {action} on {target}"

@@ -13,7 +13,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ConfigNotFound, ConfigParseError, InvalidRegionError, ProfileNotFound
 
 from smartpipe.aws.addresses import Addresses, queue_lookup
-from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, region_of
+from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, refuse_no_json, region_of
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import ConfigError, TransportError
@@ -48,6 +48,7 @@ class AwsTransport:
 
     def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
         self._session = session or get_session()
+        self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
         self.region = region_of(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False

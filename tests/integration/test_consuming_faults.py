@@ -1,0 +1,212 @@
+"""Workers whose calls to SQS fail on the wire: between their clients and a broker stands a proxy."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError, Queue, Service
+from smartpipe.testing import working
+from tests.support.events import OrderPlaced
+from tests.support.proxy import Fault
+from tests.support.shop import Shop
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from smartpipe.worker import Worker
+    from tests.support.proxy import FaultProxy
+
+
+@pytest.fixture
+async def shop(fast_proxy: FaultProxy) -> Shop:
+    return await Shop.provisioned(fast_proxy)
+
+
+def polling(worker: Worker) -> bool:
+    return worker.ready and worker.consumers[0].poller.open_polls > 0
+
+
+def cut(status: int, headers: dict[str, str], answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Answer with half of the body, as if that were all."""
+    return status, headers, answer[: len(answer) // 2]
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if words in record.getMessage()]
+
+
+@pytest.mark.usefixtures("no_time_lost")
+async def test_fault_05_polling_outlives_every_kind_of_failure_and_says_each_once(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with working(shop.service) as worker:
+        await until(lambda: polling(worker))
+        faults = [
+            fast_proxy.add(Fault("ReceiveMessage", times=2, answer=(503, "ServiceUnavailable", "down"))),
+            fast_proxy.add(Fault("ReceiveMessage", times=2, drop="request")),
+            fast_proxy.add(Fault("ReceiveMessage", times=1, rewrite=cut)),
+            fast_proxy.add(Fault("ReceiveMessage", times=1, truncate=True)),
+            fast_proxy.add(Fault("ReceiveMessage", answer=(400, "NeverHeardOf", "a code of next year"))),
+        ]
+        await until(lambda: all(fault.hits >= (fault.times or 2) for fault in faults))
+        fast_proxy.refuse()
+        fast_proxy.faults.clear()
+        await until(lambda: said(caplog, "EndpointConnectionError"))
+        assert not worker.ready
+        fast_proxy.listen()
+        await until(lambda: worker.ready)
+        await shop.put("7")
+        await until(lambda: shop.seen == ["7"])
+
+    codes = [line.split(": ")[1] for line in said(caplog, "cannot be polled")]
+    cut_off = "ConnectionClosedError"
+    assert codes[:5] == ["ServiceUnavailable", cut_off, "JSONDecodeError", cut_off, "NeverHeardOf"]
+    assert codes[5:] in (["EndpointConnectionError"], [cut_off, "EndpointConnectionError"])  # a call was under way
+    assert len(said(caplog, "can be polled again")) == 1
+
+
+NO_QUEUE = (400, "QueueDoesNotExist", "The specified queue does not exist.")
+NO_RIGHT = (403, "AccessDenied", "User: arn:aws:iam::000000000000:user/shop is not authorized")
+
+
+@pytest.mark.parametrize(
+    ("answer", "headers", "words"),
+    [
+        (NO_QUEUE, {"x-amzn-query-error": "AWS.SimpleQueueService.NonExistentQueue;Sender"}, "topology apply"),
+        (NO_QUEUE, {}, "topology apply"),
+        (NO_RIGHT, {}, "need the action sqs:ReceiveMessage on queue"),
+    ],
+    ids=["missing-by-its-old-name", "missing", "denied"],
+)
+async def test_fault_16_a_queue_that_is_missing_or_denied_is_named_and_polled_slowly_by_a_worker_that_is_not_ready(
+    fast_proxy: FaultProxy,
+    shop: Shop,
+    caplog: pytest.LogCaptureFixture,
+    answer: tuple[int, str, str],
+    headers: dict[str, str],
+    words: str,
+) -> None:
+    async with working(shop.service) as worker:
+        await until(lambda: polling(worker))
+        fast_proxy.calls.clear()
+        fault = fast_proxy.add(Fault("ReceiveMessage", answer=answer, headers=headers))
+        await until(lambda: fault.hits >= 2)
+        assert not worker.ready
+        calls = len(fast_proxy.calls)
+        fast_proxy.faults.clear()
+        await until(lambda: worker.ready)
+
+    [line] = said(caplog, "cannot be polled")
+    assert words in line
+    assert worker.consumers[0].queue.name in line
+    assert all(later - earlier > 0.19 for earlier, later in pairwise(fault.hit_at))
+    assert calls <= 2 * fault.hits + 1  # each may ask for the queue's URL again
+
+
+@pytest.mark.usefixtures("no_time_lost")
+async def test_fault_17_a_throttled_receive_or_delete_is_tried_again(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await throttled(fast_proxy, shop, caplog, (400, "RequestThrottled"))
+
+
+@pytest.mark.usefixtures("no_time_lost")
+@pytest.mark.parametrize(("status", "code"), [(400, "KmsThrottled"), (403, "OverLimit")])
+async def test_fault_18_throttles_that_botocore_does_not_know_are_tried_again_too(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, status: int, code: str
+) -> None:
+    await throttled(fast_proxy, shop, caplog, (status, code))
+
+
+async def throttled(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, answer: tuple[int, str]
+) -> None:
+    """Handle one message while two calls of each kind are answered so."""
+    caplog.set_level(logging.INFO)
+    faults = [
+        fast_proxy.add(Fault(operation, times=2, answer=(*answer, "Rate exceeded")))
+        for operation in ("ReceiveMessage", "DeleteMessageBatch")
+    ]
+    await shop.put("7")
+    async with working(shop.service) as worker:
+        await shop.emptied()
+
+    assert [fault.hits for fault in faults] == [2, 2]
+    assert shop.seen == ["7"]
+    assert worker.consumers[0].counts.not_deleted == 0
+    assert len(said(caplog, f"cannot be polled, trying on: {answer[1]}")) == 1
+    assert len(said(caplog, "can be polled again after 2 failed polls")) == 1
+
+
+@pytest.mark.usefixtures("no_time_lost")
+async def test_fault_35_a_poll_that_is_never_answered_is_given_up_after_its_wait_and_a_margin(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartpipe.aws.transport.MAX_POLL_SECONDS", 1)
+    monkeypatch.setattr("smartpipe.aws.transport.POLL_MARGIN_SECONDS", 0.5)
+    fast_proxy.add(Fault("ReceiveMessage", times=1, delay_seconds=600))
+    await shop.put("7")
+    async with working(shop.service):
+        await until(lambda: shop.seen)
+
+    assert said(caplog, "cannot be polled, trying on: ReadTimeoutError")
+
+
+@pytest.mark.usefixtures("no_time_lost", "restless")
+async def test_fault_19_while_credentials_are_expired_what_is_being_handled_goes_on(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.release.clear()
+    await shop.put("7")
+    async with working(shop.service) as worker:
+        await until(lambda: shop.seen)
+        answer = (403, "ExpiredToken", "The security token included in the request is expired")
+        faults = [
+            fast_proxy.add(Fault(operation, times=2, answer=answer))
+            for operation in ("ReceiveMessage", "ChangeMessageVisibilityBatch", "DeleteMessageBatch")
+        ]
+        await until(lambda: faults[0].hits == faults[1].hits == 2)
+        assert not shop.deliveries[0].lease_lost
+        shop.release.set()
+        await shop.emptied()
+        await until(lambda: worker.ready)
+
+    assert [fault.hits for fault in faults] == [2, 2, 2]
+    assert shop.seen == ["7"]
+    assert worker.consumers[0].counts.as_dict() == {"received": 1, "handled": 1}
+    assert len(said(caplog, "the credentials have expired, waiting for new ones")) == 2  # of polls, and of leases
+
+
+async def test_fault_53_a_clock_that_is_wrong_is_told_with_both_times(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = datetime.now(UTC) + timedelta(minutes=10)
+    headers = {"Date": format_datetime(theirs, usegmt=True)}
+    answer = (403, "InvalidSignatureException", "Signature expired: 20261123T020000Z is now earlier than")
+    fast_proxy.add(Fault("ReceiveMessage", answer=answer, headers=headers))
+    async with working(shop.service) as worker:
+        await until(lambda: said(caplog, "cannot be polled"))
+        assert not worker.ready
+
+    [line] = said(caplog, "cannot be polled")
+    assert f"AWS's {theirs:%Y-%m-%d %H:%M:%S} UTC" in line
+    assert "this machine's clock says" in line
+
+
+@pytest.mark.usefixtures("fast_proxy")
+async def test_fault_58_a_queue_of_another_region_ends_the_start_with_both_regions_named() -> None:
+    arn = "arn:aws:sqs:ap-south-1:000000000000:shop"
+    service = Service("shop", queue=Queue(arn, existing=True))
+
+    @service.subscribe(OrderPlaced)
+    async def handle(_: OrderPlaced) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"is in region ap-south-1, .* works in us-east-1: set AWS_REGION"):
+        async with working(service):
+            pass
