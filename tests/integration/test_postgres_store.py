@@ -248,11 +248,12 @@ async def test_a_database_that_lacks_a_migration_is_refused_and_one_that_has_mor
     await migrate(url)
     known = migrations()
     store = PostgresStore(url)
-    monkeypatch.setattr(migrating, "migrations", lambda: {**known, "0002_more": "SELECT 1"})
-    with pytest.raises(ConfigError, match="lacks 0002_more: run smartpipe store migrate"):
+    more = {"0009_more_claims": "SELECT 1", "0009_others": "SELECT 1"}
+    monkeypatch.setattr(migrating, "migrations", lambda: {**known, **more})
+    with pytest.raises(ConfigError, match="lacks 0009_more_claims: run smartpipe store migrate"):
         await store.open()
     connection = await asyncpg.connect(url)
-    await connection.execute("INSERT INTO smartpipe_migrations (name) VALUES ('0002_more'), ('0003_of_tomorrow')")
+    await connection.execute("INSERT INTO smartpipe_migrations (name) VALUES ('0009_more_claims'), ('0010_claims')")
     await connection.close()
 
     await store.open()

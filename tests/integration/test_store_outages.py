@@ -237,7 +237,7 @@ async def test_a_database_without_tables_is_told_with_the_command_that_makes_the
         with pytest.raises(ConfigError, match="lacks 0001_claims: run smartpipe store migrate"):
             await store.open()
 
-        assert await migrate(url) == ["0001_claims"]
+        assert await migrate(url) == ["0001_claims", "0002_outbox"]
 
         await store.open()
         await store.aclose()

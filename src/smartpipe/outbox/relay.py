@@ -276,5 +276,8 @@ class _connected:  # noqa: N801 - a function's name, for it is used as one
         return self._connection
 
     async def __aexit__(self, *_: object) -> None:
-        with suppress(*_FAULTS):
-            await self._connection.close(timeout=2)
+        try:
+            with suppress(*_FAULTS):
+                await self._connection.close(timeout=2)
+        finally:
+            self._connection.terminate()  # what could not be closed politely; else this does nothing
