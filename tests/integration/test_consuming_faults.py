@@ -80,9 +80,10 @@ NO_RIGHT = (403, "AccessDenied", "User: arn:aws:iam::000000000000:user/shop is n
     [
         (NO_QUEUE, {"x-amzn-query-error": "AWS.SimpleQueueService.NonExistentQueue;Sender"}, "topology apply"),
         (NO_QUEUE, {}, "topology apply"),
+        ((400, "AWS.SimpleQueueService.NonExistentQueue", "No such queue."), {}, "topology apply"),
         (NO_RIGHT, {}, "need the action sqs:ReceiveMessage on queue"),
     ],
-    ids=["missing-by-its-old-name", "missing", "denied"],
+    ids=["missing-in-both-spellings", "missing-in-the-new", "missing-in-the-old", "denied"],
 )
 async def test_fault_16_a_queue_that_is_missing_or_denied_is_named_and_polled_slowly_by_a_worker_that_is_not_ready(
     fast_proxy: FaultProxy,
