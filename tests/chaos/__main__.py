@@ -1,0 +1,43 @@
+"""``python -m tests.chaos``: the whole matrix, its table, and docs/delivery-guarantees.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+
+from tests.chaos.driver import play
+from tests.chaos.report import page, table
+from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.stage import Extent, Stand
+from tests.support.processes import ROOT
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="The crash matrix.")
+    parser.add_argument("--seed", type=int, default=1, help="of all lots; default 1")
+    parser.add_argument("--events", type=int, default=200, help="in each scenario; default 200")
+    keys = [scenario.key for scenario in SCENARIOS]
+    parser.add_argument("--scenario", action="append", choices=keys, help="only this one; may be repeated")
+    asked = parser.parse_args()
+    console = Console(width=100 if not sys.stdout.isatty() else None)
+    outcomes = []
+    with Stand() as stand:
+        for scenario in SCENARIOS:
+            if asked.scenario and scenario.key not in asked.scenario:
+                continue
+            outcome = play(stand, scenario, seed=asked.seed, extent=Extent(events=asked.events))
+            outcomes.append(outcome)
+            told = "; ".join(outcome.broken) or "ok"
+            console.print(f"{scenario.key}: {told}, {outcome.seconds:.0f} s", highlight=False)
+            for line in outcome.ended:
+                console.print(f"  ended by itself: {line}", highlight=False, markup=False)
+    console.print(table(outcomes))
+    if not asked.scenario:
+        (ROOT / "docs" / "delivery-guarantees.md").write_text(page(outcomes, seed=asked.seed, events=asked.events))
+    return 1 if any(outcome.broken for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The short form of the crash matrix: ``make chaos`` is the whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.chaos.driver import play
+from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.stage import Extent, Stand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.chaos.driver import Outcome
+
+BY_KEY = {scenario.key: scenario for scenario in SCENARIOS}
+SHORT = Extent(events=24, rounds=2, lease_seconds=3)
+
+
+@pytest.fixture(scope="module")
+def stand() -> Iterator[Stand]:
+    with Stand() as found:
+        yield found
+
+
+def played(stand: Stand, key: str) -> Outcome:
+    return play(stand, BY_KEY[key], seed=1, extent=SHORT)
+
+
+def test_a_worker_killed_before_its_commit_loses_nothing_and_doubles_nothing(stand: Stand) -> None:
+    outcome = played(stand, "killed-before-commit")
+
+    assert outcome.broken == []
+    assert outcome.kills == 2
+
+
+def test_a_worker_killed_between_commit_and_delete_doubles_nothing_that_its_transaction_holds(stand: Stand) -> None:
+    outcome = played(stand, "killed-after-commit")
+
+    assert outcome.broken == []
+    assert outcome.kills == 2
+    assert outcome.twice == 0
+
+
+def test_lost_replies_of_deletes_double_nothing(stand: Stand) -> None:
+    outcome = played(stand, "delete-replies-lost")
+
+    assert outcome.broken == []
+    assert outcome.hindered > 0
+
+
+def test_a_relay_killed_while_publishing_loses_nothing_and_doubles_nothing(stand: Stand) -> None:
+    outcome = played(stand, "relay-killed")
+
+    assert outcome.broken == []
+    assert outcome.kills == 2
