@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.chaos.driver import play
 from tests.chaos.report import page, table
 from tests.chaos.scenarios import SCENARIOS
-from tests.chaos.stage import Extent, Stand
+from tests.chaos.stand import Extent, Stand
 from tests.support.processes import ROOT
 
 
@@ -22,20 +22,21 @@ def main() -> int:
     parser.add_argument("--scenario", action="append", choices=keys, help="only this one; may be repeated")
     asked = parser.parse_args()
     console = Console(width=100 if not sys.stdout.isatty() else None)
-    outcomes = []
+    outcomes, extent = [], Extent(events=asked.events)
     with Stand() as stand:
         for scenario in SCENARIOS:
             if asked.scenario and scenario.key not in asked.scenario:
                 continue
-            outcome = play(stand, scenario, seed=asked.seed, extent=Extent(events=asked.events))
+            outcome = play(stand, scenario, seed=asked.seed, extent=extent)
             outcomes.append(outcome)
             told = "; ".join(outcome.broken) or "ok"
             console.print(f"{scenario.key}: {told}, {outcome.seconds:.0f} s", highlight=False)
             for line in outcome.ended:
                 console.print(f"  ended by itself: {line}", highlight=False, markup=False)
+        if not asked.scenario:
+            written = page(outcomes, stand, seed=asked.seed, extent=extent)
+            (ROOT / "docs" / "delivery-guarantees.md").write_text(written)
     console.print(table(outcomes))
-    if not asked.scenario:
-        (ROOT / "docs" / "delivery-guarantees.md").write_text(page(outcomes, seed=asked.seed, events=asked.events))
     return 1 if any(outcome.broken for outcome in outcomes) else 0
 
 

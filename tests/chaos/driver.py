@@ -11,7 +11,7 @@ from tests.chaos.stage import Stage
 
 if TYPE_CHECKING:
     from tests.chaos.scenarios import Scenario
-    from tests.chaos.stage import Extent, Stand
+    from tests.chaos.stand import Extent, Stand
 
 BOUND_SECONDS = 120.0
 
@@ -23,6 +23,7 @@ class Outcome:
     Args:
         published: Events that SNS, SQS or a commit is known to have taken.
         effects: How many of these have an effect.
+        plain: Events with an effect that is made outside of the claim's transaction.
         twice: Events with more than one effect, where effect and claim are one transaction.
         twice_plain: Events with more than one effect, where the effect is made outside of it.
         dead: Messages in the dead-letter queue.
@@ -34,6 +35,7 @@ class Outcome:
     scenario: Scenario
     published: int
     effects: int
+    plain: int
     twice: int
     twice_plain: int
     dead: int
@@ -71,11 +73,12 @@ def play(stand: Stand, scenario: Scenario, *, seed: int, extent: Extent) -> Outc
         stranded = stage.settle(BOUND_SECONDS)
         stage.drain()
         counted = stage.counted()
-        hindered = sum(fault.hits for fault in stage.proxy.faults)
+        hindered = sum(fault.hits for fault in stage.proxy.faults if fault.rewrite is None)
         return Outcome(
             scenario=scenario,
             published=len(published),
             effects=len(published & {event_id for _, event_id, _ in counted}),
+            plain=sum(handler == "plain" for handler, _, _ in counted),
             twice=sum(times > 1 for handler, _, times in counted if handler == "transaction"),
             twice_plain=sum(times > 1 for handler, _, times in counted if handler == "plain"),
             dead=sum(stage.queues.depth("chaos-dlq")),

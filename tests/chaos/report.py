@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+
+from smartpipe.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.chaos.driver import Outcome
+    from tests.chaos.stand import Extent, Stand
 
-HEADINGS = ["events", "effects", "missing", "twice", "twice, plain", "dead", "stranded", "kills", "hindered", "s"]
+PAGE = Path(__file__).with_name("page.md")
+HEADINGS = {
+    "events": "published: SNS or SQS took them, or the outbox's transaction committed",
+    "effects": "how many of these had their effect",
+    "missing": "how many had none. Must be 0",
+    "twice": "events whose effect is there more than once, in handlers with `delivery.transaction()`. Must be 0",
+    "plain": (
+        "the same in handlers that insert with a connection of their own. Must be 0, but for rows marked *: see below"
+    ),
+    "dead": "messages in the dead-letter queue. Must be 0: no handler here fails for good",
+    "left": (
+        "messages still in the queue, visible, in flight or delayed, and events still in the outbox, two minutes after "
+        "the fault. Must be 0"
+    ),
+    "kills": "processes killed with SIGKILL; each was replaced",
+    "calls": "calls to SNS, SQS and STS that were hindered",
+    "s": "seconds that it took, with start and end of the processes",
+}
 
 
 def figures(outcome: Outcome) -> list[str]:
@@ -24,18 +50,47 @@ def figures(outcome: Outcome) -> list[str]:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Make what the terminal shows; it fits 100 columns."""
-    made = Table(padding=(0, 0), caption="* may be more than 0: see docs/delivery-guarantees.md")
+    made = Table(padding=(0, 0), caption="* may be more than 0: docs/delivery-guarantees.md says why")
     made.add_column("what happens", ratio=1)
     for heading in HEADINGS:
         made.add_column(heading, justify="right")
     for outcome in outcomes:
-        style = "red" if outcome.broken else None
-        made.add_row(outcome.scenario.name, *figures(outcome), style=style)
+        made.add_row(outcome.scenario.name, *figures(outcome), style="red" if outcome.broken else None)
     return made
 
 
-def page(outcomes: Sequence[Outcome], *, seed: int, events: int) -> str:
+def page(outcomes: Sequence[Outcome], stand: Stand, *, seed: int, extent: Extent) -> str:
     """Write the document."""
+    versions = {
+        "smartpipe": __version__,
+        "ministack": version("ministack"),
+        "PostgreSQL": stand.postgres_version,
+        "Redis": stand.redis_version,
+        "asyncpg": version("asyncpg"),
+        "aiobotocore": version("aiobotocore"),
+    }
     rows = ["| what happens | " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * len(HEADINGS)]
     rows += [f"| {outcome.scenario.name} | " + " | ".join(figures(outcome)) + " |" for outcome in outcomes]
-    return "\n".join(["# Delivery guarantees", "", *rows, ""])
+    broken = [f"- **{outcome.scenario.name}**: {', '.join(outcome.broken)}." for outcome in outcomes if outcome.broken]
+    marked = [
+        f"  - {outcome.scenario.name}: {outcome.twice_plain} of {outcome.plain}; {outcome.scenario.may_double}."
+        for outcome in outcomes
+        if outcome.scenario.may_double
+    ]
+    return Template(PAGE.read_text()).substitute(
+        seed=seed,
+        events=extent.events,
+        lease=extent.lease_seconds,
+        date=f"{datetime.now(UTC):%d %B %Y}",
+        cores=os.cpu_count(),
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        versions=", ".join(f"{name} {number}" for name, number in versions.items()),
+        published=f"{sum(outcome.published for outcome in outcomes):,}",
+        kills=sum(outcome.kills for outcome in outcomes),
+        hindered=f"{sum(outcome.hindered for outcome in outcomes):,}",
+        ended=sum(len(outcome.ended) for outcome in outcomes) or "no",
+        rows="\n".join(rows),
+        meanings="\n".join(f"- **{heading}**: {meaning}." for heading, meaning in HEADINGS.items()),
+        broken="\n".join(["## What is broken in this run", "", *broken, "", ""]) if broken else "",
+        marked="\n".join(marked),
+    )

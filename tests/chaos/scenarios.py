@@ -7,13 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tests.support.waiting import until_blocking
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.chaos.stage import Stage
-    from tests.support.calls import Call
 
 SHARE = 0.2
 STALL_SECONDS = 8.0
@@ -53,7 +50,7 @@ def _kill_before_the_claim(stage: Stage) -> None:
     workers = [actor for actor in stage.actors if actor.kind == "worker"]
     faults = [stage.kill_at_reply(worker, "ReceiveMessage", b'"Body"') for worker in workers]
     # The polls that are open already would bring messages to a worker that lives.
-    until_blocking(lambda: all(fault.hits for fault in faults))
+    stage.wait(lambda: all(fault.hits for fault in faults))
 
 
 def _kill_at(point: str) -> Callable[[Stage], None]:
@@ -90,6 +87,21 @@ def _restart_postgres(stage: Stage) -> None:
     stage.stand.postgres.start()
 
 
+def _kill_postgres(stage: Stage) -> None:
+    stage.wait_effects(10)
+    stage.stand.kill_postgres()
+    time.sleep(1)
+    stage.stand.postgres.start()
+
+
+def _stop_past_the_lease(stage: Stage) -> None:
+    actor = stage.wait_held("before")
+    actor.process.signal(signal.SIGSTOP)
+    stage.release("before")
+    time.sleep(2 * stage.extent.lease_seconds)
+    actor.process.signal(signal.SIGCONT)
+
+
 def _restart_redis(stage: Stage) -> None:
     stage.wait_effects(10)
     stage.stand.redis.stop()
@@ -98,13 +110,10 @@ def _restart_redis(stage: Stage) -> None:
 
 
 def _expire(stage: Stage) -> None:
-    def judge(call: Call) -> tuple[int, str, str]:
-        return 403, "ExpiredToken", "The security token included in the request is expired"
-
     stage.wait_effects(10)
-    stage.proxy.judge = judge
+    expired = stage.hinder(answer=(403, "ExpiredToken", "The security token included in the request is expired"))
     time.sleep(EXPIRED_SECONDS)
-    stage.proxy.judge = lambda _: None
+    expired.times = 0
 
 
 SCENARIOS = [
@@ -180,6 +189,35 @@ SCENARIOS = [
         during=_restart_postgres,
         seconds=0.2,
         may_double="the answer to the insert, or its completion, is lost in the restart",
+    ),
+    Scenario(
+        key="postgres-killed",
+        name="PostgreSQL's processes are killed in the middle, and it recovers",
+        during=_kill_postgres,
+        seconds=0.2,
+        may_double="the answer to the insert, or its completion, is lost with the server",
+    ),
+    Scenario(
+        key="stopped-past-lease",
+        name="A worker stands still in its handlers for twice its lease, and goes on",
+        before=lambda stage: stage.hold("before"),
+        during=_stop_past_the_lease,
+        may_double="the worker that stood still goes on with its effect, which another has had meanwhile",
+    ),
+    Scenario(
+        key="redis-killed-before",
+        name="Workers are killed in handlers, before the effect; claims in Redis",
+        store="redis",
+        before=lambda stage: stage.hold("before"),
+        during=_kill_at("before"),
+    ),
+    Scenario(
+        key="redis-killed-after",
+        name="Workers are killed after the effect, before its completion; claims in Redis",
+        store="redis",
+        before=lambda stage: stage.hold("after"),
+        during=_kill_at("after"),
+        may_double="killed between effect and completion",
     ),
     Scenario(
         key="redis-restarts",

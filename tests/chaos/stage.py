@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from subprocess import TimeoutExpired
@@ -18,23 +17,23 @@ from uuid import uuid4
 import asyncpg
 import boto3
 
-from smartpipe import EmbeddedBroker
 from smartpipe.blocking import Publisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.errors import PublishError
 from smartpipe.outbox import Outbox
 from smartpipe.stores.migrate import migrate
 from tests.chaos.service import TABLE
-from tests.support.processes import Process, smartpipe
+from tests.chaos.stand import Actor
+from tests.support.processes import smartpipe
 from tests.support.proxy import Fault, FaultProxy
 from tests.support.queues import Queues
-from tests.support.servers import PostgresServer, RedisServer
-from tests.support.waiting import until_blocking
+from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from smartpipe import Event
+    from tests.chaos.stand import Extent, Stand
     from tests.support.calls import Call
 
 T = TypeVar("T")
@@ -43,60 +42,6 @@ TARGET = "tests.chaos.service:service"
 WORKERS = 2
 CHUNK = 10
 _DEPTHS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
-    """How far a run goes.
-
-    Args:
-        events: So many are published in each scenario.
-        rounds: So many workers are killed at a point.
-        lease_seconds: The queue's visibility timeout, and how long claims are held: what a kill costs in time.
-    """
-
-    events: int = 200
-    rounds: int = 3
-    lease_seconds: int = 5
-
-
-class Stand:
-    """The servers, which all scenarios of a run share; Redis is started when it is first wanted."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._redis: RedisServer | None = None
-
-    def __enter__(self) -> Self:
-        self.postgres = self._stack.enter_context(PostgresServer())
-        self.broker = self._stack.enter_context(EmbeddedBroker("ministack"))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    @property
-    def redis(self) -> RedisServer:
-        if self._redis is None:
-            self._redis = self._stack.enter_context(RedisServer())
-        return self._redis
-
-
-class Actor:
-    """A worker or a relay; its access key tells its calls from those of others."""
-
-    def __init__(self, key: str, *arguments: str, **environment: str) -> None:
-        self.key = key
-        self.killed = False
-        self.process = Process(*arguments, "--host", "127.0.0.1", "--port", "0", AWS_ACCESS_KEY_ID=key, **environment)
-
-    @property
-    def kind(self) -> str:
-        return self.key.partition("-")[0]
-
-    def kill(self) -> None:
-        self.killed = True
-        self.process.signal(signal.SIGKILL)
 
 
 class Stage:
@@ -187,11 +132,11 @@ class Stage:
         found: list[Actor] = []
 
         def look() -> bool:
-            self.replace()
-            found.extend(a for a in self.actors if (self.directory / f"at-{point}-{a.process.pid}").exists())
+            alive = [actor for actor in self.actors if not actor.killed]
+            found.extend(actor for actor in alive if (self.directory / f"at-{point}-{actor.process.pid}").exists())
             return bool(found)
 
-        until_blocking(look)
+        self.wait(look)
         return found[0]
 
     def kill(self, actor: Actor) -> None:
@@ -200,7 +145,15 @@ class Stage:
 
     def wait_effects(self, count: int) -> None:
         """Return when at least so many effects have happened."""
-        until_blocking(lambda: self.effects() >= count)
+        self.wait(lambda: self.effects() >= count)
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        """Return when *condition* is true; meanwhile who is gone is replaced."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"not true within {DEADLINE_SECONDS} s"
+            self.replace()
+            time.sleep(0.02)
 
     def hinder(self, operation: str = "", *, share: float = 1.0, key: str = "", **how: Any) -> Fault:
         """Hinder a share of the calls, by lot, of whoever has the access key."""

@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.driver import play
 from tests.chaos.scenarios import SCENARIOS
-from tests.chaos.stage import Extent, Stand
+from tests.chaos.stand import Extent, Stand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
