@@ -17,7 +17,7 @@ from tests.support.processes import ROOT
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="The crash matrix.")
     parser.add_argument("--seed", type=int, default=1, help="of all lots; default 1")
-    parser.add_argument("--events", type=int, default=200, help="in each scenario; default 200")
+    parser.add_argument("--events", type=int, default=100, help="in each scenario; default 100")
     keys = [scenario.key for scenario in SCENARIOS]
     parser.add_argument("--scenario", action="append", choices=keys, help="only this one; may be repeated")
     asked = parser.parse_args()

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from smartpipe.guard import MIN_LEASE_SECONDS
 from smartpipe.version import __version__
+from tests.chaos.service import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +82,8 @@ def page(outcomes: Sequence[Outcome], stand: Stand, *, seed: int, extent: Extent
     return Template(PAGE.read_text()).substitute(
         seed=seed,
         events=extent.events,
-        lease=extent.lease_seconds,
+        lease=LEASE_SECONDS,
+        claimed=f"{max(MIN_LEASE_SECONDS, LEASE_SECONDS):.0f}",
         date=f"{datetime.now(UTC):%d %B %Y}",
         cores=os.cpu_count(),
         python=f"{platform.python_implementation()} {platform.python_version()}",

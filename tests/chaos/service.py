@@ -13,7 +13,7 @@ from smartpipe import Delivery, Event, Queue, RetryPolicy, Service, Topic
 TABLE = "CREATE TABLE chaos_effects (handler text NOT NULL, event_id text NOT NULL)"
 EFFECT = "INSERT INTO chaos_effects (handler, event_id) VALUES ($1, $2)"
 DIRECTORY = Path(os.environ.get("CHAOS_DIR", "."))
-LEASE_SECONDS = int(os.environ.get("CHAOS_LEASE", "5"))
+LEASE_SECONDS = 5
 
 happenings = Topic("chaos")
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from random import Random
 from subprocess import TimeoutExpired
@@ -22,9 +23,9 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.errors import PublishError
 from smartpipe.outbox import Outbox
 from smartpipe.stores.migrate import migrate
-from tests.chaos.service import TABLE
+from smartpipe.testing import provision
+from tests.chaos.service import TABLE, service
 from tests.chaos.stand import Actor
-from tests.support.processes import smartpipe
 from tests.support.proxy import Fault, FaultProxy
 from tests.support.queues import Queues
 from tests.support.waiting import DEADLINE_SECONDS
@@ -67,8 +68,7 @@ class Stage:
             stack.enter_context(environment({**self._environment(), "SMARTPIPE_PREFIX": prefix}))
             asyncio.run(migrate(self.database_url))
             self.sql(TABLE)
-            applied = smartpipe("topology", "apply", "--yes", TARGET)
-            assert applied.returncode == 0, applied.stderr
+            asyncio.run(provision(service))
             sqs = boto3.client("sqs", endpoint_url=self.stand.broker.endpoint_url)
             stack.callback(sqs.close)
             self._sqs: Any = sqs
@@ -156,10 +156,11 @@ class Stage:
             time.sleep(0.02)
 
     def hinder(self, operation: str = "", *, share: float = 1.0, key: str = "", **how: Any) -> Fault:
-        """Hinder a share of the calls, by lot, of whoever has the access key."""
+        """Hinder a share of the calls, by lot, of whoever has the access key; the first one for certain."""
+        lots = chain([0.0], iter(self.random.random, None))
 
         def when(call: Call) -> bool:
-            return call.access_key.startswith(key) and (share >= 1 or self.random.random() < share)
+            return call.access_key.startswith(key) and next(lots) < share
 
         return self.proxy.add(Fault(operation, when=when, **how))
 
@@ -241,7 +242,6 @@ class Stage:
             "AWS_ENDPOINT_URL": self.proxy.endpoint_url,
             "AWS_ACCESS_KEY_ID": "publisher",
             "CHAOS_DIR": str(self.directory),
-            "CHAOS_LEASE": str(self.extent.lease_seconds),
             "CHAOS_DATABASE_URL": self.database_url,
             "SMARTPIPE_IDEMPOTENCY_URL": claims,
             "SMARTPIPE_OUTBOX_URL": self.database_url,

@@ -24,12 +24,10 @@ class Extent:
     Args:
         events: So many are published in each scenario.
         rounds: So many workers are killed at a point.
-        lease_seconds: The queue's visibility timeout, and how long claims are held: what a kill costs in time.
     """
 
-    events: int = 200
+    events: int = 100
     rounds: int = 3
-    lease_seconds: int = 5
 
 
 class Stand:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.chaos.driver import Outcome
 
 BY_KEY = {scenario.key: scenario for scenario in SCENARIOS}
-SHORT = Extent(events=24, rounds=2, lease_seconds=3)
+SHORT = Extent(events=24)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,11 @@ def played(stand: Stand, key: str) -> Outcome:
     return play(stand, BY_KEY[key], seed=1, extent=SHORT)
 
 
-def test_a_worker_killed_before_its_commit_loses_nothing_and_doubles_nothing(stand: Stand) -> None:
-    outcome = played(stand, "killed-before-commit")
+def test_workers_killed_before_and_after_their_commits_lose_nothing_and_double_nothing(stand: Stand) -> None:
+    outcome = played(stand, "killed-at-both")
 
     assert outcome.broken == []
     assert outcome.kills == 2
-
-
-def test_a_worker_killed_between_commit_and_delete_doubles_nothing_that_its_transaction_holds(stand: Stand) -> None:
-    outcome = played(stand, "killed-after-commit")
-
-    assert outcome.broken == []
-    assert outcome.kills == 2
-    assert outcome.twice == 0
 
 
 def test_lost_replies_of_deletes_double_nothing(stand: Stand) -> None:
