@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from rich.console import Console
@@ -21,6 +22,7 @@ def main() -> int:
     keys = [scenario.key for scenario in SCENARIOS]
     parser.add_argument("--scenario", action="append", choices=keys, help="only this one; may be repeated")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every __exit__, which end the processes
     console = Console(width=100 if not sys.stdout.isatty() else None)
     outcomes, extent = [], Extent(events=asked.events)
     with Stand() as stand:

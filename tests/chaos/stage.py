@@ -120,6 +120,10 @@ class Stage:
         self.queues.send("chaos", *bodies)
         return [envelope.id for envelope in envelopes]
 
+    @property
+    def relay(self) -> Actor:
+        return next(actor for actor in self.actors if actor.kind == "relay")
+
     def hold(self, point: str) -> None:
         """Let no handler go past *point* from now on."""
         (self.directory / f"hold-{point}").touch()
