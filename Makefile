@@ -8,7 +8,7 @@ SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 # Two for each core: these tests wait more than they work.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
-.PHONY: install demo test check format bench
+.PHONY: install demo test check format bench chaos
 
 install: $(INSTALLED)
 
@@ -41,3 +41,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/topology.py
+
+# Kills and hinders everything in turn: some five minutes; writes docs/delivery-guarantees.md.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos

@@ -1,0 +1,99 @@
+"""The table, for the terminal and for the documents."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from smartpipe.guard import MIN_LEASE_SECONDS
+from smartpipe.version import __version__
+from tests.chaos.service import LEASE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.chaos.driver import Outcome
+    from tests.chaos.stand import Extent, Stand
+
+PAGE = Path(__file__).with_name("page.md")
+HEADINGS = {
+    "events": "published: SNS or SQS took them, or the outbox's transaction committed",
+    "effects": "how many of these had their effect",
+    "missing": "how many had none. Must be 0",
+    "twice": "events whose effect is there more than once, in handlers with `delivery.transaction()`. Must be 0",
+    "plain": (
+        "the same in handlers that insert with a connection of their own. Must be 0, but for rows marked *: see below"
+    ),
+    "dead": "messages in the dead-letter queue. Must be 0: no handler here fails for good",
+    "left": (
+        "messages still in the queue, visible, in flight or delayed, and events still in the outbox, two minutes after "
+        "the fault. Must be 0"
+    ),
+    "kills": "processes killed with SIGKILL; each was replaced",
+    "calls": "calls to SNS, SQS and STS that were hindered",
+    "s": "seconds that it took, with start and end of the processes",
+}
+
+
+def figures(outcome: Outcome) -> list[str]:
+    plain = f"{outcome.twice_plain}*" if outcome.scenario.may_double else str(outcome.twice_plain)
+    twice = "-" if outcome.scenario.store == "redis" else str(outcome.twice)
+    counts = [outcome.published, outcome.effects, outcome.missing]
+    rest = [outcome.dead, outcome.stranded, outcome.kills, outcome.hindered]
+    return [*map(str, counts), twice, plain, *map(str, rest), f"{outcome.seconds:.0f}"]
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Make what the terminal shows; it fits 100 columns."""
+    made = Table(padding=(0, 0), caption="* may be more than 0: docs/delivery-guarantees.md says why")
+    made.add_column("what happens", ratio=1)
+    for heading in HEADINGS:
+        made.add_column(heading, justify="right")
+    for outcome in outcomes:
+        made.add_row(outcome.scenario.name, *figures(outcome), style="red" if outcome.broken else None)
+    return made
+
+
+def page(outcomes: Sequence[Outcome], stand: Stand, *, seed: int, extent: Extent) -> str:
+    """Write the document."""
+    versions = {
+        "smartpipe": __version__,
+        "ministack": version("ministack"),
+        "PostgreSQL": stand.postgres_version,
+        "Redis": stand.redis_version,
+        "asyncpg": version("asyncpg"),
+        "aiobotocore": version("aiobotocore"),
+    }
+    rows = ["| what happens | " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * len(HEADINGS)]
+    rows += [f"| {outcome.scenario.name} | " + " | ".join(figures(outcome)) + " |" for outcome in outcomes]
+    broken = [f"- **{outcome.scenario.name}**: {', '.join(outcome.broken)}." for outcome in outcomes if outcome.broken]
+    marked = [
+        f"  - {outcome.scenario.name}: {outcome.twice_plain} of {outcome.plain}; {outcome.scenario.may_double}."
+        for outcome in outcomes
+        if outcome.scenario.may_double
+    ]
+    return Template(PAGE.read_text()).substitute(
+        seed=seed,
+        events=extent.events,
+        lease=LEASE_SECONDS,
+        claimed=f"{max(MIN_LEASE_SECONDS, LEASE_SECONDS):.0f}",
+        date=f"{datetime.now(UTC):%d %B %Y}",
+        cores=os.cpu_count(),
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        versions=", ".join(f"{name} {number}" for name, number in versions.items()),
+        published=f"{sum(outcome.published for outcome in outcomes):,}",
+        kills=sum(outcome.kills for outcome in outcomes),
+        hindered=f"{sum(outcome.hindered for outcome in outcomes):,}",
+        ended=sum(len(outcome.ended) for outcome in outcomes) or "no",
+        rows="\n".join(rows),
+        meanings="\n".join(f"- **{heading}**: {meaning}." for heading, meaning in HEADINGS.items()),
+        broken="\n".join(["## What is broken in this run", "", *broken, "", ""]) if broken else "",
+        marked="\n".join(marked),
+    )
