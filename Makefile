@@ -8,7 +8,7 @@ SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 # Two for each core: these tests wait more than they work.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
-.PHONY: install demo test check format bench chaos
+.PHONY: install demo test chaos check format bench chaos
 
 install: $(INSTALLED)
 
@@ -29,6 +29,10 @@ $(SPECS): $(INSTALLED)
 test: $(INSTALLED) $(SPECS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# Kills and hinders everything in turn: some six minutes; writes docs/delivery-guarantees.md.
+chaos: $(INSTALLED)
+	$(BIN)/python -m tests.chaos
+
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -41,6 +45,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/topology.py
+	$(BIN)/python -m benchmarks.outbox
 
 # Kills and hinders everything in turn: some five minutes; writes docs/delivery-guarantees.md.
 chaos: $(INSTALLED)
