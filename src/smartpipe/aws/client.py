@@ -61,5 +61,5 @@ async def refuse_no_json(*, http_response: Any, parsed: Mapping[str, Any], **_: 
     botocore would take the page of a proxy, or half an answer, for a poll that found nothing: one that
     returns at once, so that polling would run hot and look well.
     """
-    if "Messages" not in parsed:
+    if http_response.status_code < 300 and "Messages" not in parsed:  # noqa: PLR2004 - errors have their own parser
         json.loads(await http_response.content)
