@@ -8,7 +8,7 @@ SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 # Two for each core: these tests wait more than they work.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
-.PHONY: install demo test chaos check format bench chaos
+.PHONY: install demo test chaos check format bench
 
 install: $(INSTALLED)
 
@@ -46,7 +46,3 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python -m benchmarks.outbox
-
-# Kills and hinders everything in turn: some five minutes; writes docs/delivery-guarantees.md.
-chaos: $(INSTALLED)
-	$(BIN)/python -m tests.chaos
