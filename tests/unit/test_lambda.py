@@ -305,3 +305,22 @@ def test_sync_handlers_have_a_thread_for_each_of_their_slots(transport: FakeTran
 
     assert failed(handler({"Records": records}, Context(60_000))) == []
     handler.close()
+
+
+def test_an_idempotent_handler_runs_once_however_often_lambda_brings_the_event(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", "memory://")
+    service = Service("mailer")
+    seen: list[UserSignedUp] = []
+
+    @service.subscribe(UserSignedUp, idempotent=True)
+    async def handle(event: UserSignedUp) -> None:
+        seen.append(event)
+
+    function = service.lambda_handler()
+    body = encode(wrap(ADA, source="test"))
+    answers = [function({"Records": [record(body, number)]}, Context(60_000)) for number in (1, 2)]
+
+    assert [failed(answer) for answer in answers] == [[], []]
+    assert seen == [ADA]
