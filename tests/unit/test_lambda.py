@@ -321,6 +321,7 @@ def test_an_idempotent_handler_runs_once_however_often_lambda_brings_the_event(
     function = service.lambda_handler()
     body = encode(wrap(ADA, source="test"))
     answers = [function({"Records": [record(body, number)]}, Context(60_000)) for number in (1, 2)]
+    function.close()
 
     assert [failed(answer) for answer in answers] == [[], []]
     assert seen == [ADA]
