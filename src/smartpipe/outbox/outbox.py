@@ -97,9 +97,7 @@ _WRONG = (
 
 
 def _is_sqlalchemy(connection: Any) -> bool:
-    return type(connection).__module__.startswith("sqlalchemy.") or any(
-        base.__module__.startswith("sqlalchemy.") for base in type(connection).__mro__
-    )
+    return any(cls.__module__.startswith("sqlalchemy.") for cls in type(connection).__mro__)
 
 
 def _text() -> Any:

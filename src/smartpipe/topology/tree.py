@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.topology.naming import name_in
+from smartpipe.topology.resources import dead_letter_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +81,7 @@ def _branch(arns: tuple[str, str], actual: Topology, queue: QueueState) -> Branc
 
 def _queue(arn: str, actual: Topology, ages: Mapping[str, float]) -> QueueState:
     attributes = actual.queues.get(arn)
-    target = ((attributes or {}).get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+    target = dead_letter_of(attributes)
     dead_letters = _state(target, actual.queues.get(target), ages) if target else None
     return _state(arn, attributes, ages)._replace(dead_letters=dead_letters)
 

@@ -16,7 +16,7 @@ from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import declared_names, portable, rewritten, typed, unique, with_tokens
 from smartpipe.topology.model import FIFO_SUFFIX
 from smartpipe.topology.naming import name_in, region_in
-from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, without_defaults
+from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, dead_letter_of, without_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -135,7 +135,7 @@ def _topic_id(arn: str, ids: Mapping[str, str]) -> str:
 
 
 def _subscription(topic_arn: str, queue_arn: str, attributes: Attributes, ids: Mapping[str, str]) -> dict[str, Any]:
-    dead_letter = (attributes.get("RedrivePolicy") or {}).get("deadLetterTargetArn")
+    dead_letter = dead_letter_of(attributes)
     letting_in = [queue_arn, *([dead_letter] if dead_letter else [])]
     said = {name: typed(name, value) for name, value in attributes.items()}
     said["FilterPolicy"] = _literal(said["FilterPolicy"])
