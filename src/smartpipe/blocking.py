@@ -12,13 +12,16 @@ from botocore.exceptions import BotoCoreError
 
 from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.addresses import queue_lookup
-from smartpipe.aws.client import client_options, region_of
+from smartpipe.aws.client import client_options, put_request, region_of, s3_options
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.bulk import StoppedGroups, read_chunks
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.payloads.objects import keep
+from smartpipe.payloads.packing import Packing
+from smartpipe.payloads.payloads import parted, placed
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.model import Topic
 from smartpipe.topology.naming import Naming, physical, region_in
@@ -27,11 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from types_boto3_s3 import S3Client
     from types_boto3_sns import SNSClient
     from types_boto3_sqs import SQSClient
 
+    from smartpipe.errors import TransportError
     from smartpipe.events import Event
-    from smartpipe.message import OutgoingMessage
+    from smartpipe.message import OutgoingMessage, Payload
     from smartpipe.topology.model import Queue
 
 MAX_CONNECTIONS = 50
@@ -58,6 +63,7 @@ class Publisher:
         self.source = source
         self._deadline_seconds = deadline_seconds
         self._settings = AwsSettings.load()
+        self._packing = Packing.from_environment()
         try:
             self._session = session or boto3.Session()
         except BotoCoreError as error:  # a profile that does not exist
@@ -67,6 +73,7 @@ class Publisher:
         here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
         self._sns = {self._region: here}
         self._sqs: SQSClient | None = None
+        self._s3: S3Client | None = None
         self._queue_urls: dict[str, str] = {}
         self._naming: Naming | None = None
         self._lock = threading.Lock()
@@ -99,7 +106,7 @@ class Publisher:
             PublishError: SNS refused it, or could not be reached until the deadline.
         """
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
-        outgoing = prepare(publication, source=self.source)
+        outgoing = prepare(publication, source=self.source, packing=self._packing)
         failed = self._deliver([outgoing])
         if failed:
             raise PublishError([failure for _, failure in failed])
@@ -125,7 +132,7 @@ class Publisher:
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
-        prepared = partial(prepare, source=self.source)
+        prepared = partial(prepare, source=self.source, packing=self._packing)
         for chunk in read_chunks(publications, prepared, groups, event_ids, failed):
             going, stopped = groups.part(chunk)
             for outgoing, failure in [*(self._deliver(going) if going else []), *stopped]:
@@ -140,8 +147,9 @@ class Publisher:
         self._closed = True
         for client in self._sns.values():
             client.close()
-        if self._sqs is not None:
-            self._sqs.close()
+        for other in (self._sqs, self._s3):
+            if other is not None:
+                other.close()
 
     def _deliver(self, chunk: list[Outgoing]) -> list[tuple[Outgoing, PublishFailure]]:
         if self._closed:
@@ -150,10 +158,12 @@ class Publisher:
         destination = chunk[0].destination
 
         def call(entries: list[Outgoing]) -> list[Failure]:
-            messages = [outgoing.message for outgoing in entries]
-            if isinstance(destination, Topic):
-                return self._publish(destination.name, messages)
-            return self._send(destination.name, messages)
+            going, failed = parted([self._put(outgoing.message.payload) for outgoing in entries])
+            if not going:
+                return failed
+            messages = [entries[index].message for index in going]
+            send = self._publish if isinstance(destination, Topic) else self._send
+            return [*failed, *placed(send(destination.name, messages), going)]
 
         failed = deliver_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
@@ -186,6 +196,24 @@ class Publisher:
                 self._queue_urls.pop(queue, None)
             raise fault from error
         return failures(answer, len(messages))
+
+    def _put(self, payload: Payload | None) -> TransportError | None:
+        """Write what a message points to into S3 (or, for tests, memory); return what went wrong."""
+        at = self._packing.claim_check
+        if payload is None or at is None:
+            return None
+        if at.scheme == "memory":
+            keep(payload)
+            return None
+        try:
+            with self._lock:
+                if self._s3 is None:
+                    config = self._config.merge(Config(s3=s3_options()))
+                    self._s3 = self._session.client("s3", region_name=self._region, config=config)
+            self._s3.put_object(**put_request(payload))
+        except Exception as error:  # noqa: BLE001 - whatever it is, classified
+            return classify(error, action="s3:PutObject", target=payload.url)
+        return None
 
     def _client_of(self, region: str) -> SNSClient:
         """Return the client of a topic's region: one declared by its ARN may have another."""

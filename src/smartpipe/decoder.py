@@ -13,10 +13,12 @@ from typing_extensions import TypedDict  # Pydantic refuses the standard one bef
 from smartpipe.envelope import Envelope
 from smartpipe.errors import DecodeError, UnknownEventType
 from smartpipe.events import contract_of
+from smartpipe.message import Attribute
+from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
 from smartpipe.telemetry import valid_traceparent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from smartpipe.events import Contract, Event
 
@@ -52,11 +54,21 @@ class _Notification(TypedDict):
     MessageId: _Text
     TopicArn: _Text
     Message: str
+    MessageAttributes: NotRequired[object]
 
 
 Context = TypedDict("Context", _CONTEXT)  # type: ignore[misc] # made at run time
 _context = TypeAdapter[Any](Context)
 _notification = TypeAdapter(_Notification)
+
+
+class Packed(Exception):
+    """What SNS wrapped is no envelope yet: its attributes say that it is compressed, or waits in S3."""
+
+    def __init__(self, body: str, attributes: Mapping[str, Attribute]) -> None:
+        self.body = body
+        self.attributes = attributes
+        super().__init__("the message inside of SNS's envelope is packed")
 
 
 class Decoder:
@@ -88,6 +100,7 @@ class Decoder:
         Raises:
             DecodeError: Not JSON, not a CloudEvent, or the data does not fit the event class.
             UnknownEventType: None of the event classes has this type and major version.
+            Packed: SNS wrapped it, and it has to be unpacked first.
         """
         try:
             if self._validate is not None:
@@ -171,9 +184,18 @@ def _text(value: object) -> str | None:
 def _unwrapped(body: str) -> str | None:
     """Return the message inside of an SNS envelope, or None when *body* is none."""
     try:
-        return _notification.validate_json(body)["Message"]
+        notification = _notification.validate_json(body)
     except ValidationError:
         return None
+    attributes = notification.get("MessageAttributes")
+    packing = {
+        name: Attribute(str(fields.get("Type")), str(fields.get("Value")))
+        for name, fields in (attributes.items() if isinstance(attributes, dict) else ())
+        if name in RESERVED_ATTRIBUTES and isinstance(fields, dict)
+    }
+    if packing:
+        raise Packed(notification["Message"], packing)
+    return notification["Message"]
 
 
 def _faults(error: ValidationError) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ SmartpipeError
 ├─ PublishError             events that SNS did not take
 │   └─ EventTooLarge        refused before any I/O
 ├─ DecodeError              a body that is no valid envelope, or data that does not fit
+├─ PayloadError             a body in S3 that is not there, or a coding that nothing here reads
 ├─ UnknownEventType         no handler for this type and major version
 ├─ TopologyError            a topic, queue or subscription that is missing or not allowed
 ├─ TransportError           AWS unreachable, or it refused the call
@@ -72,7 +73,8 @@ class EventTooLarge(PublishError):
         self.limit_bytes = limit_bytes
         detail = (
             f"the encoded event is {size_bytes:,} bytes and its topic or queue takes {limit_bytes:,}; "
-            "shrink the event, or raise the topic's limit_bytes (at most 1,048,576)"
+            "shrink the event, raise the topic's limit_bytes (at most 1,048,576), or let large bodies wait in S3 "
+            "(SMARTPIPE_CLAIM_CHECK_URL), which takes one of the ten attributes"
         )
         super().__init__([PublishFailure(event, event_id, "EventTooLarge", detail, retryable=False)])
 
@@ -81,13 +83,25 @@ class DecodeError(SmartpipeError):
     """A message body that cannot become an event; retrying cannot help, so it is dead-lettered.
 
     Args:
-        kind: ``not-json``, ``not-cloudevent`` or ``invalid-data``.
+        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``not-compressed`` or ``not-a-pointer``.
         errors: Pydantic's error list, without the input values, where validation failed.
     """
 
     def __init__(self, kind: str, detail: str, errors: Sequence[dict[str, Any]] = ()) -> None:
         self.kind = kind
         self.errors = tuple(errors)
+        super().__init__(detail)
+
+
+class PayloadError(SmartpipeError):
+    """A body that could not be had now: it is tried again as the service's retry policy says, then dead-lettered.
+
+    Args:
+        kind: ``payload-missing`` or ``unknown-encoding``.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        self.kind = kind
         super().__init__(detail)
 
 

@@ -228,7 +228,10 @@ class LambdaHandler:
                     stack.push_async_callback(claims.aclose)
                 state = await stack.enter_async_context(self._service.open())
                 self._stack = stack.pop_all()
-            self._transport, self._resources = transport, Resources(publisher, threads, state, claims)
+            self._transport, self._resources = (
+                transport,
+                Resources(publisher, threads, publisher.payloads, state, claims),
+            )
         return self._resources, self._transport
 
 

@@ -59,12 +59,30 @@ def _seconds(milliseconds: str | None) -> float | None:
     return None if milliseconds is None else int(milliseconds) / 1000
 
 
+class Payload(NamedTuple):
+    """A body in S3, of a message that only points there.
+
+    Args:
+        text: What has to be put there before the message goes; empty where it is to be read.
+    """
+
+    bucket: str
+    key: str
+    text: str = ""
+
+    @property
+    def url(self) -> str:
+        """Where it is, as people write it."""
+        return f"s3://{self.bucket}/{self.key}"
+
+
 class OutgoingMessage(NamedTuple):
     """One message to publish or to send; ``size_bytes`` is what AWS will count for it.
 
     Args:
         deduplication_id: On FIFO topics and queues, which need one, and only there.
         delay_seconds: How long the queue hides it; not for topics, nor for FIFO queues.
+        payload: What the body points to, if it does: in S3 before the message goes.
     """
 
     body: str
@@ -73,6 +91,7 @@ class OutgoingMessage(NamedTuple):
     group_id: str | None = None
     deduplication_id: str | None = None
     delay_seconds: int = 0
+    payload: Payload | None = None
 
 
 class Failure(NamedTuple):

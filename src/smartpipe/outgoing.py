@@ -12,11 +12,14 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes
+from smartpipe.payloads.packing import NO_PACKING, RESERVED_ATTRIBUTES
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from smartpipe.payloads.packing import Packing
 
 Destination: TypeAlias = Topic | Queue
 
@@ -94,8 +97,11 @@ class PublishReport(NamedTuple):
     event_ids: list[str]
 
 
-def prepare(publication: Publication, *, source: str) -> Outgoing:
+def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACKING) -> Outgoing:
     """Wrap and encode the event; its type goes along as a message attribute, which filter policies match.
+
+    Args:
+        packing: What becomes of large bodies.
 
     Raises:
         ConfigError: The event's class declares no type.
@@ -119,17 +125,19 @@ def prepare(publication: Publication, *, source: str) -> Outgoing:
     all_attributes = {TYPE_ATTRIBUTE: Attribute("String", envelope.type)}
     all_attributes.update((name, Attribute("String", value)) for name, value in (attributes or {}).items())
     body = encode(envelope)
-    size = size_bytes(body, all_attributes)
-    if size > destination.limit_bytes:
-        raise EventTooLarge(event, envelope.id, size_bytes=size, limit_bytes=destination.limit_bytes)
     message = OutgoingMessage(
         body,
-        size,
+        size_bytes(body, all_attributes),
         all_attributes,
         group_id,
         envelope.id if destination.fifo else None,
         math.ceil(publication.delay_seconds or 0),
     )
+    limit = destination.limit_bytes
+    if message.size_bytes > packing.untouched_bytes or message.size_bytes > limit:
+        message = packing.pack(message, envelope.id, limit_bytes=limit, room=MAX_ATTRIBUTES - len(all_attributes))
+        if message.size_bytes > limit:
+            raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
     return Outgoing(event, envelope.id, destination, message)
 
 
@@ -191,7 +199,7 @@ def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
             "message with more on its way to a queue with raw delivery; move some into the event"
         )
     for name, value in attributes.items():
-        if name == TYPE_ATTRIBUTE or not _ATTRIBUTE_NAME.fullmatch(name):
+        if name == TYPE_ATTRIBUTE or name in RESERVED_ATTRIBUTES or not _ATTRIBUTE_NAME.fullmatch(name):
             return f"attribute name {name!r} is taken, or not what SQS allows (letters, digits, '_', '-', inner '.')"
         if not isinstance(value, str) or not SQS_TEXT.fullmatch(value):
             return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"

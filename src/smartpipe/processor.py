@@ -7,15 +7,18 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tenacity import wait_random_exponential
+
 from smartpipe.breaker import Circuit, CircuitBreaker
-from smartpipe.decoder import Decoder
 from smartpipe.delivery import Delivery
-from smartpipe.errors import ConfigError, DecodeError, Reject, Retry, UnknownEventType
+from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
 from smartpipe.gatherer import Gatherer
 from smartpipe.guard import Deferred, Guard, Guarded
 from smartpipe.invocation import Invocation, outcome_of
 from smartpipe.middleware import Next, compose
 from smartpipe.pace import Gate, TokenBucket
+from smartpipe.reader import Reader
+from smartpipe.retry import backoff_seconds
 from smartpipe.room import Room
 from smartpipe.settlement import Ack, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
 from smartpipe.telemetry import current_cause
@@ -28,12 +31,15 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.handlers import Handler
     from smartpipe.message import Message
+    from smartpipe.payloads.payloads import Payloads
     from smartpipe.service import Service
     from smartpipe.threads import Threads
     from smartpipe.visibility import Lease
 
 
 STORE = "the idempotency store"
+S3_WAITS = wait_random_exponential(multiplier=1, min=1, max=300)
+"""Long ones: SQS counts these deliveries too, and dead-letters a message after some, though nothing failed."""
 STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
 
 
@@ -59,6 +65,7 @@ class Resources(NamedTuple):
 
     publisher: Publishes
     threads: Threads
+    payloads: Payloads
     state: Any = None
     claims: Claims | None = None
 
@@ -91,15 +98,17 @@ class Processor:
         self._routes: dict[type[Event], list[_Route]] = {}
         for handler in service.handlers_on(queue):
             self._routes.setdefault(handler.event, []).append(self._route(handler))
-        self._decoder = Decoder(self._routes)
+        self._reader = Reader(self._routes, resources.payloads)
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
 
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
         attempt = message.receive_count - lease.unbegun
         try:
-            envelope = self._decoder.decode(message.body)
-        except (DecodeError, UnknownEventType) as error:
+            envelope = await self._reader.read(message)
+        except TransportError as error:  # an outage of S3 is nobody's failure
+            return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, attempt, error)), error))
+        except (DecodeError, PayloadError, UnknownEventType) as error:
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
         for route in self._routes[type(envelope.data)]:

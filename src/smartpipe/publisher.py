@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from smartpipe.attempts import deliver
@@ -14,6 +15,7 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure, Transpor
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, checked, compose
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.payloads.payloads import Payloads
 from smartpipe.topology.model import Topic
 from smartpipe.transport import open_transport
 
@@ -53,6 +55,8 @@ class _Waiting:
 class Publisher:
     """Publishes events to their topics. One for a process is enough; it belongs to one event loop.
 
+    Large events are compressed, or wait in S3, as ``SMARTPIPE_COMPRESSION`` and ``SMARTPIPE_CLAIM_CHECK_URL`` say.
+
     Use it as an async context manager, or call ``aclose`` at the end.
 
     Args:
@@ -87,6 +91,7 @@ class Publisher:
         self.source = source
         self._owns_transport = transport is None
         self._transport = open_transport() if transport is None else transport
+        self.payloads = Payloads()
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
         self._publish = compose(checked(middleware, f"Publisher {source!r}"), self._publish_one)
@@ -194,7 +199,7 @@ class Publisher:
         return PublishReport(event_ids)
 
     def _prepare(self, publication: Publication) -> Outgoing:
-        outgoing = prepare(publication, source=self.source)
+        outgoing = prepare(publication, source=self.source, packing=self.payloads.packing)
         if self._closed:
             detail = "the publisher is closed; publish inside of its `async with` block"
             raise PublishError([outgoing.failed(Failure(0, "PublisherClosed", detail, retryable=False))])
@@ -225,6 +230,7 @@ class Publisher:
                 pending.cancel()
             for one in waiting:
                 one.settle(one.outgoing.failed(_CLOSED_TOO_SOON))
+            await self.payloads.aclose()
             if self._owns_transport:
                 await self._transport.aclose()
         failures = [one.failure for one in waiting if one.failure is not None]
@@ -266,11 +272,12 @@ class Publisher:
         self, chunk: list[Outgoing], deadline_seconds: float | None = None
     ) -> list[tuple[Outgoing, PublishFailure]]:
         destination = chunk[0].destination
-        send = self._transport.publish if isinstance(destination, Topic) else self._transport.send
+        verb = self._transport.publish if isinstance(destination, Topic) else self._transport.send
+        send = partial(verb, destination.name)
 
         async def call(entries: list[Outgoing]) -> list[Failure]:
             try:
-                failed = await send(destination.name, [outgoing.message for outgoing in entries])
+                failed = await self.payloads.send([outgoing.message for outgoing in entries], send)
             except TransportError as error:
                 self._note(error)
                 raise

@@ -51,6 +51,28 @@ class AwsSettings(_Environment):
     application: str = Field(DEFAULT_APPLICATION, pattern=r"^[A-Za-z0-9_ .:/=+@-]+$", max_length=256)
 
 
+class PayloadSettings(_Environment):
+    """How bodies travel that are large: publishers write so, and consumers read whatever comes.
+
+    Args:
+        claim_check_url: ``s3://BUCKET/PREFIX``: where bodies wait that are too large for SNS and SQS. Without it
+            such events are refused.
+        claim_check_bytes: Messages above this size wait there too; by default only what the topic does not take.
+        claim_check_days: For how long S3 keeps them: ``topology apply`` sets the bucket's rule. Longer than
+            the queues and dead-letter queues that point to them, and any redrive, can need them.
+        compression: ``gzip`` or ``zstd``; by default nothing is compressed.
+        compression_bytes: Messages of at least this size are compressed, if that makes them smaller.
+        payload_limit_bytes: The longest body that a consumer reads from S3, or decompresses to.
+    """
+
+    claim_check_url: str | None = None
+    claim_check_bytes: int | None = Field(None, ge=1_024)
+    claim_check_days: int = Field(30, ge=1, le=3_650)
+    compression: Annotated[Literal["gzip", "zstd"], _AnyCase] | None = None
+    compression_bytes: int = Field(16_384, ge=256)
+    payload_limit_bytes: int = Field(67_108_864, ge=1_048_576, le=2_147_483_647)
+
+
 class WorkerSettings(_Environment):
     """How a worker process behaves.
 
@@ -106,9 +128,12 @@ class WorkerSettings(_Environment):
         return self
 
 
+_ALL = (AwsSettings, PayloadSettings, WorkerSettings)
+
+
 def unknown_settings() -> Iterator[str]:
     """Yield a sentence for each ``SMARTPIPE_*`` variable that looks like a misspelt setting."""
-    known = {f"{ENV_PREFIX}{name.upper()}" for cls in (AwsSettings, WorkerSettings) for name in cls.model_fields}
+    known = {f"{ENV_PREFIX}{name.upper()}" for cls in _ALL for name in cls.model_fields}
     for name in sorted(os.environ):
         if name.startswith(ENV_PREFIX) and name not in known:
             close = get_close_matches(name, known, n=1, cutoff=0.8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from smartpipe.errors import DecodeError, Reject, Retry, UnknownEventType
+from smartpipe.errors import DecodeError, PayloadError, Reject, Retry, UnknownEventType
 
 if TYPE_CHECKING:
     from smartpipe.retry import RetryPolicy
@@ -30,7 +30,7 @@ class DeadLetter(NamedTuple):
     """Move the message to the dead-letter queue.
 
     *kind* is ``rejected``, ``permanent-error`` (the policy's ``never_on``), ``retries-exhausted``,
-    ``unknown-event-type``, or a DecodeError's kind.
+    ``unknown-event-type``, or a DecodeError's or PayloadError's kind.
     """
 
     kind: str
@@ -83,6 +83,8 @@ def _decide(
             return DeadLetter(error.kind, error)
     seconds = policy.seconds_until_retry(error, receive_count)
     if seconds is None:
+        if isinstance(error, PayloadError):
+            return DeadLetter(error.kind, error)
         return DeadLetter("permanent-error" if isinstance(error, policy.never_on) else "retries-exhausted", error)
     if isinstance(error, Retry) and error.after_seconds is not None:
         seconds = error.after_seconds
@@ -91,7 +93,7 @@ def _decide(
 
 def shown(error: BaseException) -> str:
     """Return what a log line says of *error*: its type and text, whatever its ``__str__`` does."""
-    if isinstance(error, (Reject, DecodeError, UnknownEventType)):
+    if isinstance(error, (Reject, DecodeError, PayloadError, UnknownEventType)):
         return str(error)
     try:
         return f"{type(error).__name__}: {error}"

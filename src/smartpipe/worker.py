@@ -216,7 +216,7 @@ class Worker:
                 self._service,
                 binding.queue,
                 self._transport,
-                resources=Resources(publisher, threads, state, self._claims),
+                resources=Resources(publisher, threads, publisher.payloads, state, self._claims),
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,
             )

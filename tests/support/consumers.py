@@ -39,11 +39,12 @@ def make_service(
 def make_consumer(
     service: Service, transport: FakeTransport, *, concurrency: int = 10, poll_seconds: int = POLL_SECONDS
 ) -> Consumer:
+    publisher = Publisher(service.name, transport=transport)
     return Consumer(
         service,
         service.queue,
         transport,
-        resources=Resources(Publisher(service.name, transport=transport), Threads(concurrency)),
+        resources=Resources(publisher, Threads(concurrency), publisher.payloads),
         concurrency=concurrency,
         poll_seconds=poll_seconds,
     )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from botocore.session import Session
 
+    from smartpipe.message import Payload
+
 CONNECT_TIMEOUT_SECONDS = 5
 CALL_TIMEOUT_SECONDS = 15
 POLL_MARGIN_SECONDS = 10
@@ -52,6 +54,22 @@ def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dic
         "tcp_keepalive": True,
         "parameter_validation": False,
         "user_agent_extra": f"smartpipe/{__version__}",
+    }
+
+
+def s3_options() -> Any:
+    """Return Config's ``s3``: with an endpoint of one's own, the bucket stands in the path, for it has no DNS name."""
+    own = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+    return {"addressing_style": "path"} if own else {}
+
+
+def put_request(payload: Payload) -> dict[str, Any]:
+    """Return PutObject's arguments."""
+    return {
+        "Bucket": payload.bucket,
+        "Key": payload.key,
+        "Body": payload.text.encode(),
+        "ContentType": "application/json",
     }
 
 

@@ -60,6 +60,7 @@ async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *,
                 await relay.run()
         log.info("stopped: published %d", relay.published)
     finally:
+        await relay.aclose()
         await transport.aclose()
     return 0
 

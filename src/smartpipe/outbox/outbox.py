@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.rows import COLUMNS, insert, row_of
 from smartpipe.outgoing import Publication, prepare, queue_named
+from smartpipe.payloads.packing import Packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,19 +22,21 @@ _NAMED = insert([f"CAST(:{name} AS jsonb)" if name == "attributes" else f":{name
 class Outbox:
     """Publishes events by way of the database: ``smartpipe relay`` sends what was committed, and nothing else.
 
-    It holds no connection and needs no closing. The table is made by ``smartpipe store migrate``.
+    It holds no connection and needs no closing. The table is made by ``smartpipe store migrate``. Large events are
+    packed as a Publisher does it; the relay puts into S3 what has to be there.
 
     Args:
         source: CloudEvents ``source`` of what it publishes, as of a Publisher.
 
     Raises:
-        ConfigError: An empty source.
+        ConfigError: An empty source, or faulty settings in the environment.
     """
 
     def __init__(self, source: str) -> None:
         if not source:
             raise ConfigError("Outbox: source is empty; name the component, as in 'signup-api'")
         self.source = source
+        self._packing = Packing.from_environment()
 
     async def publish(
         self,
@@ -87,7 +90,7 @@ class Outbox:
         self, event: Event, queue: Queue | str | None, delay_seconds: float | None, attributes: Mapping[str, str] | None
     ) -> dict[str, Any]:
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
-        return row_of(prepare(publication, source=self.source))
+        return row_of(prepare(publication, source=self.source, packing=self._packing))
 
 
 _WRONG = (

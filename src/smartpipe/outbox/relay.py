@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
@@ -16,6 +17,7 @@ from smartpipe.chunks import Chunker
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.outbox.rows import waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, LAG, PUBLISHED, TAKE_LANES, WAITING_ROWS
+from smartpipe.payloads.payloads import Payloads
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.stores import shown
 from smartpipe.stores.migrate import missing_migrations
@@ -41,7 +43,7 @@ MAX_WAIT_SECONDS = 300
 SURROUNDINGS = frozenset(
     {
         "AccessDenied", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials", "NoRegion", "NotFound",
-        "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
+        "NoSuchBucket", "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
         "UnrecognizedClientException",
     }
 )  # fmt: skip
@@ -107,6 +109,7 @@ class Relay:
         self._url = url
         self._transport = transport
         self.options = options or RelayOptions()
+        self._payloads = Payloads()
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self.published = 0
@@ -133,6 +136,10 @@ class Relay:
                 log.error("the outbox cannot be read for now, trying on: %s", fault)  # noqa: TRY400
                 self.failing = True
                 await self._sleep(backoff_seconds(OUTAGE_WAITS, failures, fault))
+
+    async def aclose(self) -> None:
+        """Release connections to S3. A second call does nothing."""
+        await self._payloads.aclose()
 
     async def _relay(self) -> None:
         """Publish, on connections of one life, until stopped."""
@@ -214,10 +221,11 @@ class Relay:
         return failures
 
     async def _deliver(self, chunk: list[Waiting]) -> list[tuple[Waiting, PublishFailure]]:
-        send = self._transport.publish if chunk[0].for_topic else self._transport.send
+        verb = self._transport.publish if chunk[0].for_topic else self._transport.send
+        send = partial(verb, chunk[0].name)
 
         async def call(rows: list[Waiting]) -> list[Failure]:
-            return await send(rows[0].name, [row.message for row in rows])
+            return await self._payloads.send([row.message for row in rows], send)
 
         failed = await deliver(call, chunk, deadline_seconds=DELIVER_SECONDS)
         return [(row, row.failed(failure)) for row, failure in failed]

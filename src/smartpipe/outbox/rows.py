@@ -8,6 +8,7 @@ from zlib import crc32
 
 from smartpipe.errors import PublishFailure
 from smartpipe.message import Attribute, OutgoingMessage
+from smartpipe.payloads.pointer import payload_at
 from smartpipe.topology.model import Topic
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LANES = 64
 COLUMNS = (
     "event_id", "lane", "ordered_group", "destination", "body", "size_bytes", "attributes", "group_id",
-    "deduplication_id", "delay_seconds",
+    "deduplication_id", "delay_seconds", "payload",
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def row_of(outgoing: Outgoing) -> dict[str, Any]:
         "group_id": message.group_id,
         "deduplication_id": message.deduplication_id,
         "delay_seconds": message.delay_seconds,
+        "payload": message.payload.text if message.payload else None,
     }
 
 
@@ -81,6 +83,7 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
         row["group_id"],
         row["deduplication_id"],
         row["delay_seconds"],
+        payload_at(row["body"])._replace(text=row["payload"]) if row["payload"] else None,
     )
     return Waiting(row["id"], row["event_id"], row["ordered_group"], row["destination"], row["attempts"], message)
 

@@ -21,7 +21,7 @@ ORDER BY random() LIMIT $1 FOR UPDATE SKIP LOCKED
 # Nothing overtakes one of its group that waits to be tried again.
 WAITING_ROWS = f"""
 SELECT id, event_id, ordered_group, destination, body, size_bytes, attributes::text AS attributes, group_id,
-       deduplication_id, delay_seconds, attempts
+       deduplication_id, delay_seconds, payload, attempts
 FROM smartpipe_outbox AS rows
 WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestamp()
   AND NOT EXISTS (

@@ -229,7 +229,7 @@ class MemoryBroker:
                 service,
                 binding.queue,
                 self.transport,
-                resources=Resources(publisher, threads, state, self._claims),
+                resources=Resources(publisher, threads, publisher.payloads, state, self._claims),
                 concurrency=self._concurrency,
                 poll_seconds=POLL_SECONDS if self._virtual else REAL_POLL_SECONDS,
                 observer=self.transport.settled,

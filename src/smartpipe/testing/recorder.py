@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING
 from pydantic_core import from_json
 
 from smartpipe.decoder import Decoder
-from smartpipe.errors import DecodeError, UnknownEventType
+from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
 from smartpipe.memory.transport import MemoryTransport
+from smartpipe.payloads.objects import kept
+from smartpipe.payloads.payloads import is_packed, unpacked
+from smartpipe.payloads.pointer import is_pointer, payload_at
 from smartpipe.settlement import Ack, DeadLetter
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from smartpipe.consumer import Settled
     from smartpipe.envelope import Envelope
     from smartpipe.events import Event
     from smartpipe.memory.store import Stored
-    from smartpipe.message import Failure, OutgoingMessage
+    from smartpipe.message import Attribute, Failure, OutgoingMessage
+
+
+LIMIT_BYTES = 2**31 - 1
 
 
 class Recorder(MemoryTransport):
@@ -56,7 +62,7 @@ class Recorder(MemoryTransport):
     def settled(self, settled: Settled) -> None:
         """Remember how a delivery ended."""
         message, processed = settled.message, settled.processed
-        envelope, outcome = processed.envelope or _decoded(message.body), processed.outcome
+        envelope, outcome = processed.envelope or _decoded(message.body, message.attributes), processed.outcome
         common = {
             "event": envelope and envelope.data,
             "event_id": envelope and envelope.id,
@@ -76,7 +82,7 @@ class Recorder(MemoryTransport):
 
     def redriven(self, queue: str, stored: Stored) -> None:
         """Remember what SQS itself moved to a dead-letter queue."""
-        envelope = _decoded(stored.content.body)
+        envelope = _decoded(stored.content.body, stored.content.attributes)
         error = RuntimeError("received as often as the queue's max_receive_count allows, and never settled")
         self.records.append(
             DeadLettered(
@@ -97,7 +103,7 @@ class Recorder(MemoryTransport):
         for position, message in enumerate(messages):
             if position in failed:
                 continue
-            envelope = _decoded(message.body)
+            envelope = _decoded(message.body, message.attributes)
             texts = {name: value for name, (_, value) in message.attributes.items() if isinstance(value, str)}
             self.records.append(
                 Published(
@@ -121,11 +127,13 @@ def _decoder_of(cls: type[Event]) -> Decoder:
     return Decoder([cls])
 
 
-def _decoded(body: str) -> Envelope | None:
+def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
     """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
     try:
+        if is_packed(attributes):
+            body = unpacked(kept(payload_at(body)) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
         return _decoder_of(cls).decode(body) if cls else None
-    except (ValueError, TypeError, KeyError, AttributeError, DecodeError, UnknownEventType):
+    except (ValueError, TypeError, KeyError, AttributeError, DecodeError, PayloadError, UnknownEventType):
         return None

@@ -16,6 +16,7 @@ CREATE TABLE IF NOT EXISTS smartpipe_outbox (
     group_id         text,
     deduplication_id text,
     delay_seconds    integer NOT NULL DEFAULT 0,
+    payload          text,                     -- what the relay puts into S3 first, where the body points to it
     created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     attempts         integer NOT NULL DEFAULT 0,
     next_try_at      timestamptz NOT NULL DEFAULT '-infinity',

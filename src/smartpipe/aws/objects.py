@@ -1,0 +1,79 @@
+"""Payloads in S3."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+
+from smartpipe.aws.client import client_options, put_request, region_of, s3_options
+from smartpipe.aws.faults import classify
+from smartpipe.errors import ConfigError
+from smartpipe.payloads.objects import missing, too_long
+
+if TYPE_CHECKING:
+    from smartpipe.message import Payload
+
+
+class S3Objects:
+    """S3, or whatever speaks like it at ``AWS_ENDPOINT_URL``; region and credentials are AWS's own variables.
+
+    Raises:
+        ConfigError: No region.
+    """
+
+    def __init__(self) -> None:
+        self._session = get_session()
+        self._region = region_of(self._session)
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._client: Any = None
+
+    async def put(self, payload: Payload) -> None:
+        """Call PutObject."""
+        client = await self._open()
+        try:
+            await client.put_object(**put_request(payload))
+        except Exception as error:
+            raise classify(error, action="s3:PutObject", target=payload.url) from error
+
+    async def get(self, payload: Payload, limit_bytes: int) -> str:
+        """Call GetObject.
+
+        A missing object is ``AccessDenied`` to whoever may not list the bucket, so the two are treated alike.
+        """
+        client = await self._open()
+        try:
+            answer = await client.get_object(Bucket=payload.bucket, Key=payload.key)
+            async with answer["Body"] as stream:
+                if int(answer.get("ContentLength", 0)) > limit_bytes:
+                    raise too_long(payload, limit_bytes)  # noqa: TRY301 - the stream is to be closed
+                data: bytes = await stream.read()
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise missing(payload, f"it is no text in UTF-8: {error.reason}") from None
+        except Exception as error:
+            fault = classify(error, action="s3:GetObject", target=payload.url)
+            if fault.retryable:
+                raise fault from error
+            raise missing(payload, str(fault)) from error
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        self._client = None
+        await self._stack.aclose()
+
+    async def _open(self) -> Any:
+        async with self._opening:
+            if self._client is None:
+                config = AioConfig(max_pool_connections=0, s3=s3_options(), **client_options())
+                create: Any = self._session.create_client
+                try:
+                    context = create("s3", region_name=self._region, config=config)
+                    self._client = await self._stack.enter_async_context(context)
+                except ValueError as error:  # botocore: an endpoint URL without a scheme
+                    raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+            return self._client

@@ -1,0 +1,134 @@
+"""Which bodies are compressed, and which wait in S3. Pure; both publishers and the outbox use it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from smartpipe.errors import ConfigError
+from smartpipe.message import Attribute, Payload, size_bytes, utf8_length
+from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, check_encoding, compressed
+from smartpipe.payloads.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
+from smartpipe.settings import PayloadSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smartpipe.message import OutgoingMessage
+
+RESERVED_ATTRIBUTES = frozenset({ENCODING_ATTRIBUTE, SIZE_ATTRIBUTE, OLD_SIZE_ATTRIBUTE})
+MAX_COMPRESSED_BYTES = 1_048_576
+"""What SNS and SQS take at most: compressing more than that would hold up the event loop for what goes to S3 anyway."""
+_URL = re.compile(r"(s3|memory)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[!-~]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimCheck:
+    """Where large bodies wait.
+
+    Args:
+        scheme: ``s3``; or ``memory`` for tests, which is gone with the process.
+        prefix: Goes before each key; ends with a slash, or is empty.
+    """
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """Read ``s3://BUCKET/PREFIX``.
+
+        Raises:
+            ConfigError: It is something else.
+        """
+        match = _URL.fullmatch(url)
+        if match is None:
+            raise ConfigError(
+                f"SMARTPIPE_CLAIM_CHECK_URL={url}: it must be like s3://my-bucket or s3://my-bucket/folder"
+            )
+        prefix = (match[3] or "").strip("/")
+        return cls(match[1], match[2], f"{prefix}/" if prefix else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How this environment's publishers make bodies fit.
+
+    Args:
+        claim_check: Where bodies wait that are too large; None: they are refused.
+        claim_check_bytes: What is too large; None: what the topic or queue does not take.
+        encoding: ``gzip`` or ``zstd``; None: nothing is compressed.
+        compression_bytes: From which size on.
+        payload_limit_bytes: The longest body that consumers read.
+    """
+
+    claim_check: ClaimCheck | None = None
+    claim_check_bytes: int | None = None
+    encoding: str | None = None
+    compression_bytes: int = 0
+    payload_limit_bytes: int = 0
+    untouched_bytes: int = field(init=False)
+    """No message up to this size is packed, but for one that its topic does not take."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read ``SMARTPIPE_CLAIM_CHECK_URL`` and the other settings of payloads.
+
+        Raises:
+            ConfigError: Faulty settings, or a package that is not installed.
+        """
+        settings = PayloadSettings.load()
+        if settings.compression is not None:
+            check_encoding(settings.compression)
+        return cls(
+            None if settings.claim_check_url is None else ClaimCheck.at(settings.claim_check_url),
+            settings.claim_check_bytes,
+            settings.compression,
+            settings.compression_bytes,
+            settings.payload_limit_bytes,
+        )
+
+    def __post_init__(self) -> None:
+        """Work out once what every event is compared with."""
+        compressed_from = self.compression_bytes if self.encoding else MAX_COMPRESSED_BYTES
+        checked_above = self.claim_check_bytes if self.claim_check else None
+        object.__setattr__(self, "untouched_bytes", min(compressed_from - 1, checked_above or MAX_COMPRESSED_BYTES))
+
+    def pack(self, message: OutgoingMessage, event_id: str, *, limit_bytes: int, room: int) -> OutgoingMessage:
+        """Return *message* as it travels.
+
+        The key in S3 is the event's id: publishing it again writes the same object again.
+
+        Args:
+            limit_bytes: What its topic or queue takes.
+            room: How many more attributes it may have.
+        """
+        if self.encoding and room and self.compression_bytes <= message.size_bytes <= MAX_COMPRESSED_BYTES:
+            smaller = self._compressed(message)
+            if smaller.size_bytes < message.size_bytes:
+                message, room = smaller, room - 1
+        too_large = message.size_bytes > min(self.claim_check_bytes or limit_bytes, limit_bytes)
+        if self.claim_check and room and too_large and message.size_bytes <= self.payload_limit_bytes:
+            return _checked(message, self.claim_check, event_id)
+        return message
+
+    def _compressed(self, message: OutgoingMessage) -> OutgoingMessage:
+        encoding = self.encoding or ""
+        return _with(message, compressed(message.body, encoding), ENCODING_ATTRIBUTE, Attribute("String", encoding))
+
+
+NO_PACKING = Packing()
+
+
+def _checked(message: OutgoingMessage, at: ClaimCheck, event_id: str) -> OutgoingMessage:
+    key = at.prefix + event_id
+    size = Attribute("Number", str(utf8_length(message.body)))
+    pointing = _with(message, pointer_to(at.bucket, key), SIZE_ATTRIBUTE, size)
+    return pointing._replace(payload=Payload(at.bucket, key, message.body))
+
+
+def _with(message: OutgoingMessage, body: str, name: str, value: Attribute) -> OutgoingMessage:
+    attributes: Mapping[str, Attribute] = {**message.attributes, name: value}
+    return message._replace(body=body, attributes=attributes, size_bytes=size_bytes(body, attributes))

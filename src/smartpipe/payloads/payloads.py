@@ -1,0 +1,106 @@
+"""Payloads of one process: put in S3 before their messages go, and brought back before they are decoded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from smartpipe.errors import TransportError
+from smartpipe.message import Failure
+from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, decompressed
+from smartpipe.payloads.objects import Objects, objects_for
+from smartpipe.payloads.packing import RESERVED_ATTRIBUTES, Packing
+from smartpipe.payloads.pointer import is_pointer, payload_at
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from smartpipe.message import Attribute, OutgoingMessage, Payload
+
+
+class Payloads:
+    """What a publisher and the consumers of a process share.
+
+    Args:
+        packing: By default as the environment says.
+    """
+
+    def __init__(self, packing: Packing | None = None) -> None:
+        self.packing = packing or Packing.from_environment()
+        self._objects: Objects | None = None
+
+    async def send(
+        self,
+        messages: Sequence[OutgoingMessage],
+        send: Callable[[Sequence[OutgoingMessage]], Awaitable[list[Failure]]],
+    ) -> list[Failure]:
+        """Put what *messages* point to, then send those whose payloads are there.
+
+        Returns:
+            What failed in either, by position among *messages*.
+        """
+        if not any(message.payload for message in messages):
+            return await send(messages)
+        going, failed = parted(await asyncio.gather(*(self._put(message.payload) for message in messages)))
+        refused = await send([messages[index] for index in going]) if going else []
+        return [*failed, *placed(refused, going)]
+
+    async def restored(self, body: str, attributes: Mapping[str, Attribute]) -> str:
+        """Return the body that *attributes* say this one stands for.
+
+        Raises:
+            DecodeError: It is no pointer, or not compressed, though they say so.
+            PayloadError: It is not there, or of a coding that nothing here reads.
+            TransportError: S3 cannot be asked for now.
+        """
+        limit_bytes = self.packing.payload_limit_bytes
+        if is_pointer(attributes):
+            payload = payload_at(body)
+            body = await self._open().get(payload, limit_bytes)
+        return unpacked(body, attributes, limit_bytes)
+
+    async def aclose(self) -> None:
+        """Release connections. A second call does nothing."""
+        if self._objects is not None:
+            await self._objects.aclose()
+
+    async def _put(self, payload: Payload | None) -> TransportError | None:
+        try:
+            if payload is not None:
+                await self._open().put(payload)
+        except TransportError as error:
+            return error
+        return None
+
+    def _open(self) -> Objects:
+        if self._objects is None:
+            at = self.packing.claim_check
+            self._objects = objects_for("s3" if at is None else at.scheme)
+        return self._objects
+
+
+def unpacked(body: str, attributes: Mapping[str, Attribute], limit_bytes: int) -> str:
+    """Return *body* decompressed, if its attributes say that it is compressed; it fails as ``decompressed``."""
+    encoding = attributes.get(ENCODING_ATTRIBUTE)
+    return body if encoding is None else decompressed(body, str(encoding.value), limit_bytes)
+
+
+def parted(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Failure]]:
+    """Return which messages may go, and which not, from what went wrong with putting the payload of each."""
+    going = [index for index, fault in enumerate(faults) if fault is None]
+    failed = [
+        Failure(index, fault.code, fault.detail, fault.retryable)
+        for index, fault in enumerate(faults)
+        if fault is not None
+    ]
+    return going, failed
+
+
+def placed(failures: Sequence[Failure], going: Sequence[int]) -> list[Failure]:
+    """Return *failures* of those that went, by their positions among all."""
+    return [failure._replace(position=going[failure.position]) for failure in failures]
+
+
+def is_packed(attributes: Mapping[str, Attribute]) -> bool:
+    """Return whether a body with these attributes stands for another."""
+    return not RESERVED_ATTRIBUTES.isdisjoint(attributes)
