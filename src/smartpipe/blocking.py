@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError
 
 from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.addresses import queue_lookup
-from smartpipe.aws.client import client_options, put_request, region_of, s3_options
+from smartpipe.aws.client import client_options, put_request, region_of
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.bulk import StoppedGroups, read_chunks
@@ -208,8 +208,7 @@ class Publisher:
         try:
             with self._lock:
                 if self._s3 is None:
-                    config = self._config.merge(Config(s3=s3_options()))
-                    self._s3 = self._session.client("s3", region_name=self._region, config=config)
+                    self._s3 = self._session.client("s3", region_name=self._region, config=self._config)
             self._s3.put_object(**put_request(payload))
         except Exception as error:  # noqa: BLE001 - whatever it is, classified
             return classify(error, action="s3:PutObject", target=payload.url)

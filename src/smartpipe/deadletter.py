@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smartpipe.errors import DecodeError
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.outgoing import MAX_ATTRIBUTES
+from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
 from smartpipe.telemetry import trace_id
 from smartpipe.topology.model import QUEUE_LIMIT_BYTES
 
@@ -40,12 +41,12 @@ def dead_letter(
     """Return *message*'s body and attributes as they were, and the reason as JSON in ``smartpipe_dead_letter``.
 
     The reason counts as one of SQS's ten attributes: of a message with ten, the last by name moves
-    into it. When the body leaves too little room, the reason loses its longest parts first, and is
-    left out (and only logged) in the end: the message itself always goes.
+    into it, but none that says how to read the body. When the body leaves too little room, the
+    reason loses its longest parts first, and is left out (and only logged) in the end: the message itself always goes.
     """
     attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
     reason = _reason(message, outcome, where)
-    moved = sorted(attributes)[MAX_ATTRIBUTES - 1 :]
+    moved = sorted(attributes, key=lambda name: (name not in RESERVED_ATTRIBUTES, name))[MAX_ATTRIBUTES - 1 :]
     if moved:
         reason["attributes"] = {name: _plain(attributes.pop(name)) for name in moved}
     for part in (None, *_EXPENDABLE):

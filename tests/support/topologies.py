@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from smartpipe.aws.provision import Provisioner
 from smartpipe.aws.transport import AwsTransport
-from smartpipe.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,7 +20,7 @@ async def provisioner() -> AsyncIterator[Provisioner]:
     """A provisioner of the environment's, closed at the end."""
     transport = AwsTransport.from_environment()
     try:
-        yield Provisioner(transport, store_url=WorkerSettings.load().idempotency_url)
+        yield Provisioner(transport)
     finally:
         await transport.aclose()
 

@@ -73,6 +73,17 @@ def test_of_ten_attributes_the_last_moves_into_the_reason() -> None:
     assert reason_of(copy)["attributes"] == {"a9": {"data_type": "String", "value": "9"}}
 
 
+def test_what_says_how_to_read_the_body_stays_with_it() -> None:
+    attributes = {f"a{number}": Attribute("String", "x") for number in range(9)}
+
+    copy = dead_letter(
+        message(attributes={**attributes, "content-encoding": Attribute("String", "gzip")}), failure(), WHERE
+    )
+
+    assert "content-encoding" in copy.attributes
+    assert list(reason_of(copy)["attributes"]) == ["a8"]
+
+
 def test_a_message_dead_lettered_again_has_only_the_newest_reason() -> None:
     first = dead_letter(message(), failure(), WHERE)
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from smartpipe import ConfigError
+from smartpipe import ConfigError, Queue, Service
+from smartpipe.topology.companions import Companions
+from smartpipe.topology.derive import derive
 from smartpipe.topology.filters import FilterPolicy, policy_problems
+from smartpipe.topology.naming import Naming
+from tests.support.events import UserLeft
 
 
 @pytest.mark.parametrize(
@@ -65,3 +69,20 @@ def test_more_types_than_combinations_are_a_problem_of_the_whole_policy() -> Non
     [problem] = policy_problems({"type": [str(number) for number in range(151)]}, "MessageAttributes")
 
     assert "151 combinations" in problem
+
+
+@pytest.mark.parametrize("setting", ["SMARTPIPE_COMPRESSION=gzip", "SMARTPIPE_CLAIM_CHECK_URL=s3://my-bucket"])
+def test_fault_47_a_filter_into_bodies_is_refused_where_some_are_packed(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*setting.split("=", 1))
+    queue = Queue("mailer", filter_policy=FilterPolicy({"data": {"name": ["Ada"]}}, scope="MessageBody"))
+    service = Service("mailer", queue=queue)
+    naming = Naming("aws", "eu-west-1", "123456789012")
+
+    @service.subscribe(UserLeft)
+    async def handle(_: UserLeft) -> None: ...
+
+    with pytest.raises(ConfigError, match="filter by attributes"):
+        derive([service], naming, Companions.from_environment())
+    assert derive([service], naming)

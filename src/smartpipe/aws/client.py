@@ -22,6 +22,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 CALL_TIMEOUT_SECONDS = 15
 POLL_MARGIN_SECONDS = 10
 """A poll's answer may come so long after its wait: a read timeout below the wait strands messages."""
+_OWN_ENDPOINT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 def region_of(session: Session) -> str:
@@ -53,14 +54,10 @@ def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dic
         "retries": {"total_max_attempts": 1, "mode": "standard"},
         "tcp_keepalive": True,
         "parameter_validation": False,
+        # At an endpoint of one's own a bucket has no DNS name: it stands in the path.
+        "s3": {"addressing_style": "path"} if any(map(os.environ.get, _OWN_ENDPOINT)) else None,
         "user_agent_extra": f"smartpipe/{__version__}",
     }
-
-
-def s3_options() -> Any:
-    """Return Config's ``s3``: with an endpoint of one's own, the bucket stands in the path, for it has no DNS name."""
-    own = any(os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-    return {"addressing_style": "path"} if own else {}
 
 
 def put_request(payload: Payload) -> dict[str, Any]:

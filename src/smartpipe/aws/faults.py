@@ -25,6 +25,7 @@ _LEGACY_PREFIX = "AWS.SimpleQueueService."
 _ALIASES = {
     "NonExistentQueue": "QueueDoesNotExist",
     "NotFoundException": "NotFound",
+    "NoSuchBucket": "NotFound",
     "ResourceNotFoundException": "NotFound",  # DynamoDB's
     "AccessDeniedException": "AccessDenied",
     "AuthorizationError": "AccessDenied",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from smartpipe.aws.companions import read_bucket, read_table
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import TransportError
+from smartpipe.topology.buckets import LIFECYCLE
 from smartpipe.topology.naming import account_in, is_arn, name_in, region_in, service_in
 from smartpipe.topology.policy import our_statement, source_topics
 from smartpipe.topology.resources import TAGS, Attributes, Topology
@@ -79,7 +81,8 @@ class Inspector:
             self._forgive(arn, "carries the application's tags, is declared by no TARGET, and may not be looked at")
         subscriptions = await self._subscriptions(desired, topics, queues, remembered=tags)
         tables = await self._each(desired.tables, self._table) if tags else {}
-        return Topology(topics, queues, subscriptions, tables=tables)
+        buckets = await self._each(desired.buckets, partial(self._bucket, wanted=desired)) if tags else {}
+        return Topology(topics, queues, subscriptions, tables=tables, buckets=buckets)
 
     async def subscription(self, arns: tuple[str, str]) -> tuple[str, Attributes] | None:
         """Return the ARN and the attributes of one subscription."""
@@ -141,24 +144,11 @@ class Inspector:
         return attributes
 
     async def _table(self, arn: str) -> Attributes | None:
-        dynamodb = await self._transport.client("dynamodb")
-        name = name_in(arn)
-        described = await self._call(partial(dynamodb.describe_table, TableName=name), "dynamodb:DescribeTable", arn)
-        if described is None:
-            return None
-        read = partial(dynamodb.describe_time_to_live, TableName=name)
-        ttl = await self._call(read, "dynamodb:DescribeTimeToLive", arn)
-        list_tags = partial(dynamodb.list_tags_of_resource, ResourceArn=arn)
-        listed = await self._call(list_tags, "dynamodb:ListTagsOfResource", arn)
-        found = (ttl or {}).get("TimeToLiveDescription", {})
-        return {
-            "KeySchema": described["Table"]["KeySchema"],
-            "TableStatus": described["Table"]["TableStatus"],
-            "TimeToLive": found.get("AttributeName", "")
-            if found.get("TimeToLiveStatus", "").startswith("ENABL")
-            else "",
-            TAGS: {one["Key"]: one["Value"] for one in (listed or {}).get("Tags", [])},
-        }
+        return await read_table(await self._transport.client("dynamodb"), self._call, arn)
+
+    async def _bucket(self, arn: str, wanted: Topology) -> Attributes | None:
+        prefix = wanted.buckets[arn][LIFECYCLE]["Prefix"]
+        return await read_bucket(await self._transport.client("s3"), self._call, arn, prefix)
 
     async def table(self, arn: str) -> Attributes | None:
         """Return what is there of one table."""

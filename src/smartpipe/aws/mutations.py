@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.aws.companions import create_bucket, update_bucket
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TransportError
@@ -159,6 +160,16 @@ class Mutations:
         dynamodb = await self._transport.client("dynamodb")
         await _called(dynamodb.delete_table(TableName=name_in(change.arns[0])), change)
 
+    async def _create_bucket(self, change: Change) -> None:
+        await create_bucket(await self._transport.client("s3"), _called, change, self._transport.region)
+
+    async def _update_bucket(self, change: Change) -> None:
+        await update_bucket(await self._transport.client("s3"), _called, change)
+
+    async def _delete_bucket(self, change: Change) -> None:
+        s3 = await self._transport.client("s3")
+        await _called(s3.delete_bucket(Bucket=change.name), change)
+
     async def _create_subscription(self, change: Change) -> None:
         """Subscribe, and look whether it took: an old subscription may have been returned, unchanged."""
         topic_arn, queue_arn = change.arns
@@ -202,6 +213,9 @@ def action_of(change: Change) -> str:
     if change.kind == "table":
         verbs = {"create": "CreateTable", "delete": "DeleteTable", "update": "UpdateTimeToLive"}
         return f"dynamodb:{verbs[change.action]}"
+    if change.kind == "bucket":
+        verbs = {"create": "CreateBucket", "delete": "DeleteBucket", "update": "PutLifecycleConfiguration"}
+        return f"s3:{verbs[change.action]}"
     noun = change.kind.capitalize()
     verb = {"create": f"Create{noun}", "delete": f"Delete{noun}", "update": f"Set{noun}Attributes"}[change.action]
     return f"{'sqs' if change.kind == 'queue' else 'sns'}:{verb}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
-from smartpipe.aws.client import client_options, put_request, region_of, s3_options
+from smartpipe.aws.client import client_options, put_request, region_of
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError
 from smartpipe.payloads.objects import missing, too_long
@@ -69,7 +69,7 @@ class S3Objects:
     async def _open(self) -> Any:
         async with self._opening:
             if self._client is None:
-                config = AioConfig(max_pool_connections=0, s3=s3_options(), **client_options())
+                config = AioConfig(max_pool_connections=0, **client_options())
                 create: Any = self._session.create_client
                 try:
                     context = create("s3", region_name=self._region, config=config)

@@ -14,7 +14,7 @@ from smartpipe.aws.mutations import Mutations
 from smartpipe.errors import TopologyError, TransportError
 from smartpipe.topology.advice import faults, notes
 from smartpipe.topology.changes import Change, pending
-from smartpipe.topology.claims import table_in
+from smartpipe.topology.companions import Companions
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destruction import destruction
 from smartpipe.topology.plan import plan
@@ -23,8 +23,6 @@ from smartpipe.topology.stages import stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    from pydantic import SecretStr
 
     from smartpipe.aws.transport import AwsTransport
     from smartpipe.topology.naming import Naming
@@ -66,12 +64,15 @@ class Provisioner:
     """Works on the topics, queues and subscriptions of one account, region and prefix.
 
     Args:
-        store_url: Where idempotent handlers claim: a DynamoDB table of claims is part of the topology.
+        companions: A table of claims and a bucket of payloads; by default the environment's.
+
+    Raises:
+        ConfigError: Faulty settings in the environment.
     """
 
-    def __init__(self, transport: AwsTransport, *, store_url: SecretStr | None = None) -> None:
+    def __init__(self, transport: AwsTransport, *, companions: Companions | None = None) -> None:
         self._transport = transport
-        self._claims_table = table_in(store_url.get_secret_value() if store_url else None)
+        self._companions = Companions.from_environment() if companions is None else companions
         self._mutations = Mutations(transport)
         self._room = asyncio.Semaphore(MAX_CALLS)
 
@@ -87,7 +88,7 @@ class Provisioner:
             TransportError: AWS could not be asked, or ``AccessDenied``, with every right that is missing.
         """
         naming = await self._transport.addresses.naming()
-        desired = derive(services, naming, claims_table=self._claims_table)
+        desired = derive(services, naming, self._companions)
         inspector = Inspector(self._transport)
         actual = await inspector.read(desired)
         found = [] if even_if_faulty else faults(desired, actual)

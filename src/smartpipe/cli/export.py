@@ -9,8 +9,8 @@ import typer
 
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
-from smartpipe.settings import AwsSettings, WorkerSettings
-from smartpipe.topology.claims import table_in
+from smartpipe.settings import AwsSettings
+from smartpipe.topology.companions import Companions
 from smartpipe.topology.export.asyncapi import document
 from smartpipe.topology.export.cloudformation import template
 from smartpipe.topology.export.iam import policies
@@ -63,10 +63,9 @@ def _policies(services: Sequence[Service]) -> dict[str, Any]:
     from smartpipe.cli.topology import with_transport
 
     naming = with_transport(lambda transport: transport.addresses.naming())
-    url = WorkerSettings.load().idempotency_url
-    table = table_in(url.get_secret_value() if url else None)
+    companions = Companions.from_environment()
     by_name = sorted(services, key=lambda one: one.name)
-    return {service.name: policies(service, naming, claims_table=table) for service in by_name}
+    return {service.name: policies(service, naming, companions) for service in by_name}
 
 
 def _json(value: Any) -> str:

@@ -13,7 +13,7 @@ from smartpipe.aws.transport import AwsTransport
 from smartpipe.cli.changes import as_json_text, heading, in_words, tell
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
-from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.changes import Change, pending
 from smartpipe.topology.destruction import holding
 
@@ -74,10 +74,9 @@ def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False) -> Survey:
     for sentence in unknown_settings():
         typer.echo(f"smartpipe: {sentence}", err=True)
     services = load_services(targets)
-    store_url = WorkerSettings.load().idempotency_url
 
     def work(transport: AwsTransport) -> Awaitable[Survey]:
-        return Provisioner(transport, store_url=store_url).survey(services, even_if_faulty=even_if_faulty)
+        return Provisioner(transport).survey(services, even_if_faulty=even_if_faulty)
 
     return with_transport(work)
 

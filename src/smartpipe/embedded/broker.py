@@ -42,7 +42,7 @@ BACKENDS = {
         "/_ministack/health",
         {
             "BIND_HOST": HOST,
-            "SERVICES": "sqs,sns,sts,tagging,cloudwatch,dynamodb",
+            "SERVICES": "sqs,sns,sts,tagging,cloudwatch,dynamodb,s3",
             "IOT_MTLS_ENABLED": "0",
             "SFTP_ENABLED": "0",
             "LOG_LEVEL": "WARNING",

@@ -43,7 +43,7 @@ MAX_WAIT_SECONDS = 300
 SURROUNDINGS = frozenset(
     {
         "AccessDenied", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials", "NoRegion", "NotFound",
-        "NoSuchBucket", "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
+        "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
         "UnrecognizedClientException",
     }
 )  # fmt: skip

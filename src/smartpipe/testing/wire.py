@@ -33,7 +33,7 @@ async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
 
     transport = AwsTransport.from_environment()
     try:
-        provisioner = Provisioner(transport, store_url=WorkerSettings.load().idempotency_url)
+        provisioner = Provisioner(transport)
         changes = await provisioner.plan(services)
         if apply:
             await provisioner.apply(changes)

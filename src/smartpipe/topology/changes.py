@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from smartpipe.topology.resources import Attributes
 
-Kind: TypeAlias = Literal["queue", "topic", "subscription", "table"]
+Kind: TypeAlias = Literal["queue", "topic", "subscription", "table", "bucket"]
 Action: TypeAlias = Literal["create", "update", "delete", "unchanged", "foreign", "orphaned"]
 
 PENDING: frozenset[Action] = frozenset({"create", "update", "delete"})

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
-from smartpipe.topology.claims import TTL_ATTRIBUTE
+from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.filters import TYPE_ATTRIBUTE, policy_problems
 from smartpipe.topology.model import (
     DEFAULT_TOPIC_LIMIT_BYTES,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from smartpipe.events import Contract
+    from smartpipe.topology.companions import Companions
     from smartpipe.topology.model import Queue
     from smartpipe.topology.naming import Naming
 
@@ -73,11 +74,11 @@ class Declares(Protocol):
         """The queues that it says it sends to directly."""
 
 
-def derive(services: Iterable[Declares], naming: Naming, *, claims_table: str | None = None) -> Topology:
+def derive(services: Iterable[Declares], naming: Naming, companions: Companions = NO_COMPANIONS) -> Topology:
     """Return every topic, queue, dead-letter queue and subscription that *services* need.
 
     Args:
-        claims_table: The DynamoDB table that idempotent handlers claim in, if it is one.
+        companions: The table of claims is wanted where handlers are idempotent, the bucket always.
 
     Raises:
         ConfigError: Names, filters or policies that AWS would refuse, two services that claim one queue, a
@@ -100,7 +101,7 @@ def derive(services: Iterable[Declares], naming: Naming, *, claims_table: str | 
             problems += [] if topic.given else _topic_problems(topic, naming)
             topics[naming.topic_arn(topic.name)] = _topic_attributes(topic, naming)
         for binding in service.bindings:
-            problems += _claims(service, binding, owners) + _binding_problems(binding, naming)
+            problems += _claims(service, binding, owners) + _binding_problems(binding, naming, companions)
             part = _existing(binding, naming) if binding.queue.existing else _queue(service.name, binding, naming)
             problems += _part_problems(binding.queue, part)
             parts.append(part)
@@ -112,12 +113,9 @@ def derive(services: Iterable[Declares], naming: Naming, *, claims_table: str | 
         {arn: attributes for part in parts for arn, attributes in part.queues.items()},
         {arns: attributes for part in parts for arns, attributes in part.subscriptions.items()},
         frozenset(given.union(*(part.given for part in parts))),
-        _tables(claims_table, naming) if any(service.idempotent for service in named) else {},
+        companions.tables(naming) if any(service.idempotent for service in named) else {},
+        companions.buckets(naming),
     )
-
-
-def _tables(name: str | None, naming: Naming) -> dict[str, Attributes]:
-    return {} if name is None else {naming.table_arn(name): {"TimeToLive": TTL_ATTRIBUTE, TAGS: own_tags(naming)}}
 
 
 def redrive_count(binding: Binding) -> int:
@@ -257,7 +255,7 @@ def _topic_problems(topic: Topic, naming: Naming) -> list[str]:
     return name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
 
 
-def _binding_problems(binding: Binding, naming: Naming) -> list[str]:
+def _binding_problems(binding: Binding, naming: Naming, companions: Companions) -> list[str]:
     queue = binding.queue
     name = naming.physical(queue.dead_letter_name)
     problems = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
@@ -265,6 +263,11 @@ def _binding_problems(binding: Binding, naming: Naming) -> list[str]:
         problems.append(
             f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would dead-letter messages without a "
             f"reason before a retry policy's {binding.attempts} attempts are over; raise it well above them"
+        )
+    if companions.packs and queue.filter_policy and queue.filter_policy.scope == "MessageBody":
+        problems.append(
+            f"queue {queue.name!r}: its filter policy looks into bodies, and with SMARTPIPE_CLAIM_CHECK_URL or "
+            "SMARTPIPE_COMPRESSION large ones are packed, which it would never match: filter by attributes"
         )
     if (queue.kms_key or "").endswith(AWS_SQS_KEY) and not queue.direct:
         problems.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from smartpipe.topology.buckets import EMPTY
 from smartpipe.topology.changes import Change
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.resources import TAGS
@@ -39,9 +40,11 @@ def destruction(
     topics = {arn: found for arn, found in actual.topics.items() if orphaned or arn in desired.topics}
     kept: list[Change] = []
     doomed: set[str] = set()
-    for kind, found in (("queue", queues), ("topic", topics), ("table", actual.tables)):
+    for kind, found in (("queue", queues), ("topic", topics), ("table", actual.tables), ("bucket", actual.buckets)):
         for arn, attributes in found.items():
             reason = _reason_to_keep(arn, attributes, desired, naming)
+            if kind == "bucket" and not reason and not attributes[EMPTY]:
+                reason = "it is not empty, and S3 deletes no such bucket"
             if reason:
                 kept.append(_kept(kind, arn, reason))  # type: ignore[arg-type]
             else:
@@ -56,6 +59,7 @@ def destruction(
     ]
     going += [Change("delete", "topic", (arn,), {}, {}) for arn in topics if arn in doomed]
     going += [Change("delete", "table", (arn,), {}, {}) for arn in actual.tables if arn in doomed]
+    going += [Change("delete", "bucket", (arn,), {}, {}) for arn in actual.buckets if arn in doomed]
     going += [
         _goes(arn, queues[arn], even_if_not_empty=even_if_not_empty)
         for arn in sorted(queues, key=lambda arn: _REDRIVE not in queues[arn])
@@ -97,5 +101,5 @@ def _goes(arn: str, attributes: Attributes, *, even_if_not_empty: bool) -> Chang
     return Change("delete", "queue", (arn,), {}, before)
 
 
-def _kept(kind: Literal["queue", "topic", "table"], arn: str, reason: str) -> Change:
+def _kept(kind: Literal["queue", "topic", "table", "bucket"], arn: str, reason: str) -> Change:
     return Change("foreign", kind, (arn,), {}, {}, reason)

@@ -41,6 +41,10 @@ class Naming(NamedTuple):
         """Return the ARN of the DynamoDB table called *name*, which gets no prefix: what is in it has."""
         return f"arn:{self.partition}:dynamodb:{self.region}:{self.account_id}:table/{name}"
 
+    def bucket_arn(self, name: str) -> str:
+        """Return the ARN of the S3 bucket called *name*, which gets no prefix: bucket names are the whole world's."""
+        return f"arn:{self.partition}:s3:::{name}"
+
     def _arn(self, service: str, name: str) -> str:
         if is_arn(name):
             return name

@@ -20,7 +20,7 @@ from smartpipe.topology.resources import (
 from smartpipe.topology.tags import APPLICATION, SERVICE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from smartpipe.topology.resources import Topology
 
@@ -45,7 +45,8 @@ def plan(desired: Topology, actual: Topology) -> list[Change]:
             afterwards = {**(present or {}), **change.attributes, TAGS: wanted[TAGS]}
             narrowed.append(_queue_change(arn, wanted, afterwards, desired, []))
     changes += [_topic_change(arn, wanted, actual.topics.get(arn), desired) for arn, wanted in desired.topics.items()]
-    changes += [_table_change(arn, wanted, actual.tables.get(arn)) for arn, wanted in desired.tables.items()]
+    changes += _companion_changes("table", desired.tables, actual.tables)
+    changes += _companion_changes("bucket", desired.buckets, actual.buckets)
     changes += [
         _subscription_change(arns, wanted, actual.subscriptions.get(arns), desired)
         for arns, wanted in desired.subscriptions.items()
@@ -106,11 +107,15 @@ def _topic_change(arn: str, wanted: Attributes, present: Attributes | None, desi
     return _change("topic", (arn,), wanted, present, TOPIC_DEFAULTS)
 
 
-def _table_change(arn: str, wanted: Attributes, present: Attributes | None) -> Change:
-    owner = owner_of(present)
-    if owner not in (None, owner_of(wanted)):
-        return Change("foreign", "table", (arn,), {}, {}, f"application {owner} manages it")
-    return _change("table", (arn,), wanted, present, {})
+def _companion_changes(
+    kind: Kind, wanted: Mapping[str, Attributes], present: Mapping[str, Attributes]
+) -> Iterator[Change]:
+    for arn, attributes in wanted.items():
+        owner = owner_of(present.get(arn))
+        if owner not in (None, owner_of(attributes)):
+            yield Change("foreign", kind, (arn,), {}, {}, f"application {owner} manages it")
+        else:
+            yield _change(kind, (arn,), attributes, present.get(arn), {})
 
 
 def _subscription_change(

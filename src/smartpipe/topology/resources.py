@@ -26,6 +26,7 @@ class Topology(NamedTuple):
         subscriptions: By topic ARN and queue ARN (or other endpoint, of what is there).
         given: ARNs of topics and queues that are somebody else's: looked at, never changed.
         tables: DynamoDB tables of claims, by ARN.
+        buckets: S3 buckets of payloads, by ARN.
     """
 
     topics: dict[str, Attributes]
@@ -33,6 +34,7 @@ class Topology(NamedTuple):
     subscriptions: dict[tuple[str, str], Attributes]
     given: frozenset[str] = frozenset()
     tables: Mapping[str, Attributes] = MappingProxyType({})
+    buckets: Mapping[str, Attributes] = MappingProxyType({})
 
 
 def dead_letter_of(attributes: Attributes | None) -> str | None:

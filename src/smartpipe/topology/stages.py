@@ -32,8 +32,8 @@ _DELETES = 3
 
 def _number(change: Change) -> int:
     if change.action == "delete":
-        after = {"subscription": 0, "topic": 2, "table": 2, "queue": 3 if "RedrivePolicy" in change.before else 4}
-        return _DELETES + after[change.kind]
+        queue = 3 if "RedrivePolicy" in change.before else 4
+        return _DELETES + {"subscription": 0, "queue": queue}.get(change.kind, 2)
     if change.kind == "queue":
         return 1 if "RedrivePolicy" in change.attributes else 0
-    return {"topic": 1, "table": 1, "subscription": 2}[change.kind]
+    return 2 if change.kind == "subscription" else 1

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.topology.claims import CREATE_ACTIONS, USE_ACTIONS
+from smartpipe.topology import buckets, claims
+from smartpipe.topology.buckets import READ_ACTIONS, WRITE_ACTIONS
+from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.derive import derive
 from smartpipe.topology.naming import account_in, is_arn
 from smartpipe.topology.rights import VERSION
@@ -16,6 +18,7 @@ from smartpipe.topology.rights import VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from smartpipe.topology.companions import Companions
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Topology
@@ -24,7 +27,7 @@ _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
 
-def policies(service: Declares, naming: Naming, *, claims_table: str | None = None) -> dict[str, dict[str, Any]]:
+def policies(service: Declares, naming: Naming, companions: Companions = NO_COMPANIONS) -> dict[str, dict[str, Any]]:
     """Return the policy documents ``publish``, ``consume`` and ``provision``, without those that would be empty.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues
@@ -33,10 +36,11 @@ def policies(service: Declares, naming: Naming, *, claims_table: str | None = No
     Raises:
         ConfigError: The service's declarations contradict each other or AWS.
     """
-    topology = derive([service], naming, claims_table=claims_table)
+    topology = derive([service], naming, companions)
+    objects = [companions.bucket.objects_arn(naming.partition)] if companions.bucket else []
     found = {
-        "publish": _publish(service, naming),
-        "consume": _consume(service, topology, naming),
+        "publish": _publish(service, naming, objects),
+        "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, objects)],
         "provision": _provision(topology, naming),
     }
     return {name: {"Version": VERSION, "Statement": statements} for name, statements in found.items() if statements}
@@ -48,7 +52,7 @@ def _allow(sid: str, actions: Iterable[str], resources: Iterable[str]) -> list[d
     return [{"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": on}] if on else []
 
 
-def _publish(service: Declares, naming: Naming) -> list[dict[str, Any]]:
+def _publish(service: Declares, naming: Naming, objects: list[str]) -> list[dict[str, Any]]:
     topics = [contract.topic for contract in service.published]
     keys = [*(topic.kms_key for topic in topics), *(queue.kms_key for queue in service.sends_to)]
     return [
@@ -59,6 +63,7 @@ def _publish(service: Declares, naming: Naming) -> list[dict[str, Any]]:
             [naming.queue_arn(queue.name) for queue in service.sends_to],
         ),
         *_keys("EncryptWhatIsPublished", keys, naming),
+        *_allow("PutPayloads", WRITE_ACTIONS, objects if topics or service.sends_to else []),
     ]
 
 
@@ -90,7 +95,7 @@ def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict
             ],
         ),
         *_keys("DecryptWhatIsReceived", [queue.kms_key for queue in queues], naming),
-        *_allow("ClaimOnce", USE_ACTIONS, topology.tables),
+        *_allow("ClaimOnce", claims.USE_ACTIONS, topology.tables),
     ]  # fmt: skip
 
 
@@ -122,7 +127,8 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
             ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"],
             own_queues,
         ),
-        *_allow("ChangeTables", [*CREATE_ACTIONS, "dynamodb:DeleteTable"], topology.tables),
+        *_allow("ChangeTables", [*claims.CREATE_ACTIONS, "dynamodb:DeleteTable"], topology.tables),
+        *_allow("ChangeBuckets", [*buckets.CREATE_ACTIONS, "s3:DeleteBucket"], topology.buckets),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
         *_anywhere(
             "ChangeSubscriptions",

@@ -1,0 +1,61 @@
+"""What services need besides topics and queues, as this environment has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from smartpipe.payloads.packing import ClaimCheck
+from smartpipe.settings import PayloadSettings, WorkerSettings
+from smartpipe.topology.buckets import LIFECYCLE, Bucket
+from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in
+from smartpipe.topology.resources import TAGS
+from smartpipe.topology.tags import own_tags
+
+if TYPE_CHECKING:
+    from smartpipe.topology.naming import Naming
+    from smartpipe.topology.resources import Attributes
+
+
+class Companions(NamedTuple):
+    """A table and a bucket that are part of the topology.
+
+    Args:
+        claims_table: The DynamoDB table that idempotent handlers claim in, if it is one.
+        bucket: Where large bodies wait, if they do.
+        packs: Whether publishers compress, or put into S3, some of the bodies; no filter sees into these.
+    """
+
+    claims_table: str | None = None
+    bucket: Bucket | None = None
+    packs: bool = False
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read ``SMARTPIPE_IDEMPOTENCY_URL``, ``SMARTPIPE_CLAIM_CHECK_URL`` and ``SMARTPIPE_COMPRESSION``.
+
+        Raises:
+            ConfigError: Faulty settings.
+        """
+        store_url, settings = WorkerSettings.load().idempotency_url, PayloadSettings.load()
+        at = ClaimCheck.at(settings.claim_check_url) if settings.claim_check_url else None
+        bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days) if at and at.scheme == "s3" else None
+        return cls(
+            table_in(store_url.get_secret_value() if store_url else None),
+            bucket,
+            at is not None or settings.compression is not None,
+        )
+
+    def tables(self, naming: Naming) -> dict[str, Attributes]:
+        """Return the tables that are wanted, by ARN."""
+        name = self.claims_table
+        return {} if name is None else {naming.table_arn(name): {"TimeToLive": TTL_ATTRIBUTE, TAGS: own_tags(naming)}}
+
+    def buckets(self, naming: Naming) -> dict[str, Attributes]:
+        """Return the buckets that are wanted, by ARN."""
+        bucket = self.bucket
+        if bucket is None:
+            return {}
+        return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: own_tags(naming)}}
+
+
+NO_COMPANIONS = Companions()
