@@ -22,7 +22,7 @@ service = Service("archive")
 async def keep(event: ReportMade, delivery: Delivery) -> None:
     message = delivery.message
     packed = ", ".join(sorted(set(message.attributes) - {"type"}))
-    print(f"{len(event.lines):,} lines in a message of {len(message.body) / 1_000:.0f} kB ({packed})")
+    print(f"{len(event.lines):,} lines in a message of {len(message.body) / 1_000:.1f} kB ({packed})")
 
 
 async def main() -> None:
