@@ -54,8 +54,8 @@ class Reordered(Deliveries):
     """Mixes the messages of an answer, and swaps one with an earlier answer: "best-effort ordering"."""
 
     def change(self, messages: list[Message]) -> list[Message]:
-        if len(messages) < 2:  # the last of all must come through
-            return messages
+        if len(messages) == 1 and (not self._kept or self._random.random() < SHARE):
+            return messages  # the last of all must come through
         self.hits += 1
         self._random.shuffle(messages)
         self._kept.append(messages.pop())

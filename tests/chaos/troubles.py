@@ -8,12 +8,14 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tests.chaos.deliveries import Deliveries, handles_expired
+from tests.chaos.deliveries import handles_expired
+from tests.support.proxy import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
+    from tests.chaos.deliveries import Deliveries
     from tests.chaos.stage import Stage
 
 Trouble: TypeAlias = "Callable[[Stage], None]"
@@ -57,6 +59,14 @@ def all_of(*troubles: Trouble) -> Trouble:
 def stall(operation: str, times: int) -> Trouble:
     """Let the broker act, and answer, half a minute late."""
     return hinder(operation, times=times, delay_seconds=STALL_SECONDS)
+
+
+def outlast_stalls(stage: Stage) -> None:
+    """Wait until the broker has acted on all that stalled: what it does so late is part of the trouble."""
+    stalls = [hindrance for hindrance in stage.hindrances if isinstance(hindrance, Fault)]
+    stage.wait(lambda: all(stalled.hits == stalled.times for stalled in stalls))
+    until = max(stalled.hit_at[-1] for stalled in stalls) + STALL_SECONDS + 1
+    time.sleep(max(0.0, until - time.monotonic()))
 
 
 def deliver(make: Callable[[Random], Deliveries]) -> Trouble:
