@@ -21,6 +21,8 @@ log = logging.getLogger("smartpipe.acknowledger")
 
 LINGER_SECONDS = 0.05
 DEADLINE_SECONDS = 10.0
+CALL_SECONDS = 3.0
+"""For one call: one that hangs must leave time for others before the deadline."""
 
 
 class Acknowledger:
@@ -74,7 +76,7 @@ class Acknowledger:
             return await self._transport.delete(self._queue, [lease.message.receipt_handle for lease in entries])
 
         try:
-            failed = await deliver(call, leases, deadline_seconds=DEADLINE_SECONDS)
+            failed = await deliver(call, leases, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS)
         finally:
             self._settled(leases)
         for lease, failure in failed:
@@ -91,7 +93,7 @@ class Acknowledger:
             extensions = [lease.extension for lease, _ in batch if lease.extension is not None]
             if extensions:
                 await asyncio.wait(extensions)
-            failed = await deliver(call, batch, deadline_seconds=DEADLINE_SECONDS)
+            failed = await deliver(call, batch, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS)
         finally:
             self._settled([lease for lease, _ in batch])
         for (lease, _), failure in failed:

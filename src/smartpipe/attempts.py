@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from itertools import count
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 MIN_CALL_SECONDS = 1.0
 _WAITS = wait_random_exponential(multiplier=0.1, max=5)
-_TOO_LATE = TransportError("DeadlineExceeded", "no answer came before the deadline", retryable=True)
+_TOO_LATE = TransportError("DeadlineExceeded", "no answer came in time", retryable=True)
 
 
 class Pending(Generic[T]):
@@ -57,19 +58,23 @@ class Pending(Generic[T]):
 
 
 async def deliver(
-    call: Callable[[list[T]], Awaitable[list[Failure]]], entries: Sequence[T], *, deadline_seconds: float
+    call: Callable[[list[T]], Awaitable[list[Failure]]],
+    entries: Sequence[T],
+    *,
+    deadline_seconds: float,
+    call_seconds: float = math.inf,
 ) -> list[tuple[T, Failure]]:
     """Call with *entries*, then with those that failed for the moment, until the deadline.
 
     Returns what was not taken, in no particular order. Waits have full jitter, up to 5 s. A call that
-    hangs is cut off at the deadline, but each has a second at least.
+    hangs is cut off after *call_seconds* or at the deadline, but each has a second at least.
     """
     pending = Pending(entries)
     clock = asyncio.get_running_loop().time
     deadline = clock() + deadline_seconds
     for attempt in count(1):
         try:
-            async with asyncio.timeout(max(MIN_CALL_SECONDS, deadline - clock())):
+            async with asyncio.timeout(max(MIN_CALL_SECONDS, min(call_seconds, deadline - clock()))):
                 again = pending.record(await call(pending.entries))
         except TransportError as error:
             again = pending.record_error(error)

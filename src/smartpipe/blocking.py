@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError
 from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.addresses import queue_lookup
 from smartpipe.aws.client import client_options, put_request, region_of
+from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.bulk import StoppedGroups, read_chunks
@@ -69,7 +70,9 @@ class Publisher:
         except BotoCoreError as error:  # a profile that does not exist
             raise ConfigError(f"AWS configuration: {error}") from None
         self._config = Config(max_pool_connections=MAX_CONNECTIONS, **client_options())
-        self._region = region_of(self._session._session)  # noqa: SLF001 - where boto3 keeps its configuration
+        botocore_session = self._session._session  # noqa: SLF001 - where boto3 keeps its configuration
+        self._region = region_of(botocore_session)
+        refresh_when_refused_blocking(botocore_session)
         here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
         self._sns = {self._region: here}
         self._sqs: SQSClient | None = None

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 DEFAULT_VERSION = "1.0"
 """The version of an event whose producer did not send ``dataversion``."""
 
+MAX_ID_CHARACTERS = 256
+"""Of a correlation or causation id. A longer one is ignored, as one of another type is."""
+
 _Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
 _JSON_MEDIA_TYPE = r"^[Aa]pplication/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
 # Read if it is a string, and never a reason to refuse an event.
@@ -172,13 +175,19 @@ def _envelope(fields: dict[str, Any]) -> Envelope:
         fields["data"],
         _text(get("partitionkey")),
         valid_traceparent(get("traceparent")),
-        _text(get("correlationid")),
-        _text(get("causationid")),
+        _handed_on(get("correlationid")),
+        _handed_on(get("causationid")),
     )
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _handed_on(value: object) -> str | None:
+    """Ignore what is no id: it would go into every event that this one brings about, and make it too large."""
+    text = _text(value)
+    return text if text and len(text) <= MAX_ID_CHARACTERS else None
 
 
 def _unwrapped(body: str) -> str | None:

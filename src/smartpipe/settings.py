@@ -85,7 +85,7 @@ class WorkerSettings(_Environment):
         liveness_seconds: After so long without a successful poll ``/livez`` fails.
         processes: How many processes run the service; with more than one, under a supervisor.
         idempotency_url: Where idempotent handlers remember what they did: ``postgresql://…``, ``redis://…``,
-            ``dynamodb://TABLE``, or ``memory://`` for one process and tests.
+            ``dynamodb://TABLE``, or ``memory://`` for one process and tests; with more, a start warns of it.
         outbox_url: The PostgreSQL whose outbox ``smartpipe relay`` publishes.
         verify: What a start checks of the topology: ``missing`` things end it, and differences are warned of;
             ``strict``: differences end it too; ``off``: nothing is asked, nor may be.
@@ -116,6 +116,18 @@ class WorkerSettings(_Environment):
     def flush_seconds(self) -> float:
         """The last part of the drain's budget, kept for cancelling, deleting and closing: 3 s, or a fifth of less."""
         return min(3.0, self.drain_seconds / 5)
+
+    @property
+    def doubts(self) -> list[str]:
+        """A sentence for each setting that is allowed, and hardly meant."""
+        url = self.idempotency_url.get_secret_value() if self.idempotency_url else ""
+        if self.processes > 1 and url.lower().startswith("memory:"):
+            msg = (
+                f"idempotency_url=memory:// is a memory for each of the {self.processes} processes: a copy of an event "
+                "that comes to another of them is handled again; use postgresql://, redis:// or dynamodb://"
+            )
+            return [msg]
+        return []
 
     @model_validator(mode="after")
     def _a_drain_can_hold_an_open_poll(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -224,6 +225,17 @@ def test_a_users_mistake_is_found_before_anything_is_started(
     assert line.startswith("smartpipe: ")
     assert sentence in line
     assert "starting" not in result.stdout
+
+
+@pytest.mark.usefixtures("fast_broker")
+@pytest.mark.parametrize(("url", "warnings"), [("memory://", 1), ("redis://127.0.0.1:1/0", 0)], ids=["memory", "redis"])
+def test_a_memory_for_each_process_is_warned_of_once(url: str, warnings: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # which ends the start after its warnings
+        address = ("--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
+
+        result = smartpipe("worker", TARGET, "--processes", "2", *address, SMARTPIPE_IDEMPOTENCY_URL=url)
+
+    assert result.stdout.count("is a memory for each of the 2 processes") == warnings
 
 
 def test_a_port_that_is_taken_is_one_clear_line_and_starts_nothing(jobs: Jobs) -> None:

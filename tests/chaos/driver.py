@@ -6,14 +6,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.chaos.service import Booked, Mailed
+from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.stage import Stage
 
 if TYPE_CHECKING:
     from tests.chaos.scenarios import Scenario
+    from tests.chaos.service import Happening
     from tests.chaos.stand import Extent, Stand
 
 BOUND_SECONDS = 120.0
+ACCOUNTS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,29 +23,38 @@ class Outcome:
     """What came of a scenario. Effects are counted by event.
 
     Args:
+        key: The scenario's.
+        not_played: Why it could not be played to its end; empty: it was.
         published: Events that SNS, SQS or a commit is known to have taken.
         effects: How many of these have an effect.
         plain: Events with an effect that is made outside of the claim's transaction.
         twice: Events with more than one effect, where effect and claim are one transaction.
         twice_plain: Events with more than one effect, where the effect is made outside of it.
+        overtaken: Events of a FIFO queue that had their effect after a later one of their group.
         dead: Messages in the dead-letter queue.
         stranded: Messages still in the queue, and events in the outbox, when the bound was reached.
-        hindered: Calls that the proxy hindered.
+        hindered: Calls and deliveries that the proxy hindered.
         ended: Processes that ended by themselves, and how.
     """
 
-    scenario: Scenario
-    published: int
-    effects: int
-    plain: int
-    twice: int
-    twice_plain: int
-    dead: int
-    stranded: int
-    kills: int
-    hindered: int
-    seconds: float
+    key: str
+    not_played: str = ""
+    published: int = 0
+    effects: int = 0
+    plain: int = 0
+    twice: int = 0
+    twice_plain: int = 0
+    overtaken: int = 0
+    dead: int = 0
+    stranded: int = 0
+    kills: int = 0
+    hindered: int = 0
+    seconds: float = 0.0
     ended: tuple[str, ...] = ()
+
+    @property
+    def scenario(self) -> Scenario:
+        return SCENARIOS[self.key]
 
     @property
     def missing(self) -> int:
@@ -51,10 +62,13 @@ class Outcome:
 
     @property
     def broken(self) -> list[str]:
-        """What had to be 0, and is not."""
+        """What had to be 0, and is not; or why there is nothing to say."""
+        if self.not_played:
+            return [f"not played: {self.not_played}"]
         must = {
             "effects missing": self.missing,
             "doubled with the transaction": self.twice,
+            "out of order": self.overtaken,
             "dead-lettered": self.dead,
             "stranded": self.stranded,
         }
@@ -63,37 +77,41 @@ class Outcome:
         return [f"{figure} {what}" for what, figure in must.items() if figure]
 
 
-def play(stand: Stand, scenario: Scenario, *, seed: int, extent: Extent) -> Outcome:
+def play(stand: Stand, key: str, *, seed: int, extent: Extent) -> Outcome:
     """Play it to its end."""
-    started = time.monotonic()
-    with Stage(stand, f"{seed} {scenario.key}", store=scenario.store, extent=extent) as stage:
+    started, scenario = time.monotonic(), SCENARIOS[key]
+    with Stage(stand, f"{seed} {key}", scenario, extent) as stage:
         scenario.before(stage)
-        published = _publish(stage, scenario, extent.events)
+        published = _publish(stage, extent.events)
         scenario.during(stage)
         stranded = stage.settle(BOUND_SECONDS)
         stage.drain()
-        counted = stage.counted()
-        hindered = sum(fault.hits for fault in stage.proxy.faults if fault.rewrite is None)
+        counted = stage.ledger.counted()
         return Outcome(
-            scenario=scenario,
+            key=key,
             published=len(published),
             effects=len(published & {event_id for _, event_id, _ in counted}),
             plain=sum(handler == "plain" for handler, _, _ in counted),
             twice=sum(times > 1 for handler, _, times in counted if handler == "transaction"),
             twice_plain=sum(times > 1 for handler, _, times in counted if handler == "plain"),
-            dead=sum(stage.queues.depth("chaos-dlq")),
+            overtaken=stage.ledger.overtaken() if scenario.form == "fifo" else 0,
+            dead=stage.dead(),
             stranded=stranded,
             kills=stage.kills,
-            hindered=hindered,
+            hindered=sum(hindrance.hits for hindrance in stage.hindrances),
             seconds=time.monotonic() - started,
             ended=tuple(stage.ended_by_themselves),
         )
 
 
-def _publish(stage: Stage, scenario: Scenario, count: int) -> set[str]:
-    """Publish half of them, and write half into the outbox; the handlers alternate."""
-    kinds = [Mailed] if scenario.store == "redis" else [Booked, Mailed]
-    made = [kinds[number // 2 % len(kinds)](number=number, seconds=scenario.seconds) for number in range(count)]
+def _publish(stage: Stage, count: int) -> set[str]:
+    """Publish half of them, and write half into the outbox, whole accounts; the handlers alternate."""
+    scenario, form = stage.scenario, stage.form
+    kinds = [form.booked, form.mailed] if scenario.store == "postgres" else [form.mailed]
+    made: list[Happening] = [
+        kinds[number // 2 % len(kinds)](number=number, account=str(number % ACCOUNTS), seconds=scenario.seconds)
+        for number in range(count)
+    ]
     if scenario.copies:
         return set(stage.send_copies(made, scenario.copies))
-    return {*stage.write(made[::2]), *stage.publish(made[1::2])}
+    return {*stage.ledger.write(made[::2]), *stage.publish(made[1::2])}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 
@@ -17,10 +17,10 @@ from smartpipe.version import __version__
 from tests.chaos.service import LEASE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tests.chaos.driver import Outcome
-    from tests.chaos.stand import Extent, Stand
+    from tests.chaos.stand import Extent
 
 PAGE = Path(__file__).with_name("page.md")
 HEADINGS = {
@@ -31,23 +31,43 @@ HEADINGS = {
     "plain": (
         "the same in handlers that insert with a connection of their own. Must be 0, but for rows marked *: see below"
     ),
+    "turned": "events of a FIFO queue whose effect came after that of a later event of their group. Must be 0",
     "dead": "messages in the dead-letter queue. Must be 0: no handler here fails for good",
     "left": (
         "messages still in the queue, visible, in flight or delayed, and events still in the outbox, two minutes after "
         "the fault. Must be 0"
     ),
     "kills": "processes killed with SIGKILL; each was replaced",
-    "calls": "calls to SNS, SQS and STS that were hindered",
+    "calls": "calls to AWS and deliveries that were hindered",
     "s": "seconds that it took, with start and end of the processes",
 }
 
 
+class Run(NamedTuple):
+    """How all was played."""
+
+    seed: int
+    extent: Extent
+    lanes: int
+    seconds: float
+
+
 def figures(outcome: Outcome) -> list[str]:
-    plain = f"{outcome.twice_plain}*" if outcome.scenario.may_double else str(outcome.twice_plain)
-    twice = "-" if outcome.scenario.store == "redis" else str(outcome.twice)
-    counts = [outcome.published, outcome.effects, outcome.missing]
-    rest = [outcome.dead, outcome.stranded, outcome.kills, outcome.hindered]
-    return [*map(str, counts), twice, plain, *map(str, rest), f"{outcome.seconds:.0f}"]
+    if outcome.not_played:
+        return ["-"] * len(HEADINGS)
+    scenario = outcome.scenario
+    return [
+        *map(str, [outcome.published, outcome.effects, outcome.missing]),
+        str(outcome.twice) if scenario.store == "postgres" else "-",
+        f"{outcome.twice_plain}*" if scenario.may_double else str(outcome.twice_plain),
+        str(outcome.overtaken) if scenario.form == "fifo" else "-",
+        *map(str, [outcome.dead, outcome.stranded, outcome.kills, outcome.hindered]),
+        f"{outcome.seconds:.0f}",
+    ]
+
+
+def named(outcome: Outcome) -> str:
+    return f"{outcome.scenario.name}: not played" if outcome.not_played else outcome.scenario.name
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -57,34 +77,36 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     for heading in HEADINGS:
         made.add_column(heading, justify="right")
     for outcome in outcomes:
-        made.add_row(outcome.scenario.name, *figures(outcome), style="red" if outcome.broken else None)
+        made.add_row(named(outcome), *figures(outcome), style="red" if outcome.broken else None)
     return made
 
 
-def page(outcomes: Sequence[Outcome], stand: Stand, *, seed: int, extent: Extent) -> str:
-    """Write the document."""
-    versions = {
-        "smartpipe": __version__,
-        "ministack": version("ministack"),
-        "PostgreSQL": stand.postgres_version,
-        "Redis": stand.redis_version,
-        "asyncpg": version("asyncpg"),
-        "aiobotocore": version("aiobotocore"),
-    }
+def page(outcomes: Sequence[Outcome], run: Run, servers: Mapping[str, str]) -> str:
+    """Write the document.
+
+    Args:
+        servers: Names and versions of those that were started.
+    """
+    packages = ("ministack", "moto", "asyncpg", "redis", "aiobotocore")
+    versions = {"smartpipe": __version__, **servers, **{name: version(name) for name in packages}}
     rows = ["| what happens | " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * len(HEADINGS)]
-    rows += [f"| {outcome.scenario.name} | " + " | ".join(figures(outcome)) + " |" for outcome in outcomes]
+    rows += [f"| {named(outcome)} | " + " | ".join(figures(outcome)) + " |" for outcome in outcomes]
     broken = [f"- **{outcome.scenario.name}**: {', '.join(outcome.broken)}." for outcome in outcomes if outcome.broken]
     marked = [
         f"  - {outcome.scenario.name}: {outcome.twice_plain} of {outcome.plain}; {outcome.scenario.may_double}."
         for outcome in outcomes
-        if outcome.scenario.may_double
+        if outcome.scenario.may_double and not outcome.not_played
     ]
     return Template(PAGE.read_text()).substitute(
-        seed=seed,
-        events=extent.events,
+        seed=run.seed,
+        events=run.extent.events,
+        lanes=run.lanes,
+        minutes=f"{run.seconds / 60:.0f}",
+        scenarios=len(outcomes),
         lease=LEASE_SECONDS,
         claimed=f"{max(MIN_LEASE_SECONDS, LEASE_SECONDS):.0f}",
         date=f"{datetime.now(UTC):%d %B %Y}",
+        machine=f"{platform.system()} on {platform.machine()}",
         cores=os.cpu_count(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),

@@ -1,24 +1,49 @@
-"""What is done to the system, each a sentence."""
+"""What is played: each fault on handlers of one event at a time, with claims in PostgreSQL, and some in other forms."""
 
 from __future__ import annotations
 
-import signal
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.chaos.deliveries import Doubled, Reordered
+from tests.chaos.troubles import (
+    NEVER_SECONDS,
+    SHARE,
+    Trouble,
+    all_of,
+    date_ten_minutes_off,
+    deliver,
+    expire_handles,
+    hinder,
+    hold,
+    kill_at,
+    kill_at_both,
+    kill_before_the_claim,
+    kill_before_the_delete,
+    kill_in_a_drain,
+    kill_postgres,
+    kill_the_relay_again,
+    kill_the_relay_at_its_publish,
+    nothing,
+    outlast_stalls,
+    refuse_for_a_while,
+    restart_postgres,
+    restart_redis,
+    stall,
+    stop_past_the_lease,
+)
 
-    from tests.chaos.stage import Stage
-
-SHARE = 0.2
-STALL_SECONDS = 8.0
-EXPIRED_SECONDS = 5.0
-
-
-def nothing(_: Stage) -> None:
-    """Hinder nothing."""
+KILLED_BETWEEN = "killed between effect and completion"
+LOST_WITH_POSTGRES = "the answer to the insert, or its completion, is lost with the server"
+STANDS_STILL = "here for certain: the worker goes on with effects that another has had meanwhile"
+SIGNATURE = "Signature expired: 20261123T020000Z is now earlier than 20261123T021000Z"
+TOKEN = "The security token included in the request is expired"
+RECEIVE, DELETE, PUBLISH, EXTEND = (
+    "ReceiveMessage",
+    "DeleteMessageBatch",
+    "PublishBatch",
+    "ChangeMessageVisibilityBatch",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +55,7 @@ class Scenario:
         name: What happens, as a sentence.
         before: Done before anything is published.
         during: Done when everything has been published.
+        form: Of ``tests.chaos.service``.
         store: Where the claims are. Only in PostgreSQL have they transactions.
         copies: So many messages of each event are sent straight to the queue.
         seconds: So long each handler takes.
@@ -38,223 +64,104 @@ class Scenario:
 
     key: str
     name: str
-    before: Callable[[Stage], None] = nothing
-    during: Callable[[Stage], None] = nothing
-    store: Literal["postgres", "redis"] = "postgres"
+    before: Trouble = nothing
+    during: Trouble = nothing
+    form: Literal["single", "batch", "fifo"] = "single"
+    store: Literal["postgres", "redis", "dynamodb"] = "postgres"
     copies: int = 0
     seconds: float = 0.0
     may_double: str = ""
 
 
-def _kill_before_the_claim(stage: Stage) -> None:
-    workers = [actor for actor in stage.actors if actor.kind == "worker"]
-    faults = [stage.kill_at_reply(worker, "ReceiveMessage", b'"Body"') for worker in workers]
-    # The polls that are open already would bring messages to a worker that lives.
-    stage.wait(lambda: all(fault.hits for fault in faults))
+def _of(key: str, name: str, before: Trouble = nothing, during: Trouble = nothing, **more: Any) -> Scenario:
+    return Scenario(key=key, name=name, before=before, during=during, **more)
 
 
-def _kill_at(point: str) -> Callable[[Stage], None]:
-    def kill(stage: Stage) -> None:
-        for _ in range(stage.extent.rounds):
-            stage.kill(stage.wait_held(point))
-        stage.release(point)
-
-    return kill
-
-
-def _kill_at_both(stage: Stage) -> None:
-    stage.kill(stage.wait_held("before"))
-    stage.hold("after")
-    stage.release("before")
-    stage.kill(stage.wait_held("after"))
-    stage.release("after")
-
-
-def _kill_in_a_drain(stage: Stage) -> None:
-    for _ in range(stage.extent.rounds):
-        actor = stage.wait_held("before")
-        actor.process.signal(signal.SIGTERM)
-        actor.process.wait_until(lambda actor=actor: actor.process.logged("draining"))  # type: ignore[misc]
-        stage.kill(actor)
-    stage.release("before")
-
-
-def _kill_the_relay(stage: Stage) -> None:
-    """Kill the one that is running at its first batch, and the one that takes its place at its own."""
-    stage.relay.process.wait()
-    stage.replace()
-    stage.kill_at_reply(stage.relay, "PublishBatch", b"")
-    stage.relay.process.wait()
-
-
-def _restart_postgres(stage: Stage) -> None:
-    stage.wait_effects(10)
-    stage.stand.postgres.stop()
-    time.sleep(1)
-    stage.stand.postgres.start()
-
-
-def _kill_postgres(stage: Stage) -> None:
-    stage.wait_effects(10)
-    stage.stand.kill_postgres()
-    time.sleep(1)
-    stage.stand.postgres.start()
-
-
-def _stop_past_the_lease(stage: Stage) -> None:
-    actor = stage.wait_held("before")
-    actor.process.signal(signal.SIGSTOP)
-    stage.release("before")
-    stage.settle(60)  # as long as another needs to get its messages, and to have their effects
-    actor.process.signal(signal.SIGCONT)
-
-
-def _restart_redis(stage: Stage) -> None:
-    stage.wait_effects(10)
-    stage.stand.redis.stop()
-    time.sleep(1)
-    stage.stand.redis.start()
+FAULTS = [
+    _of("killed-before-claim", "Both workers are killed when SQS has handed out messages and nothing is claimed",
+        kill_before_the_claim),
+    _of("killed-before-commit", "Workers are killed in handlers, before the commit", hold("before"), kill_at("before")),
+    _of("killed-after-commit", "Workers are killed in handlers, after the commit", hold("after"), kill_at("after"),
+        may_double=KILLED_BETWEEN),
+    _of("killed-at-both", "One worker is killed before the commit, and then another after it", hold("before"),
+        kill_at_both, may_double=KILLED_BETWEEN),
+    _of("killed-before-delete", "Both workers are killed after their handlers, before the delete",
+        kill_before_the_delete),
+    _of("killed-in-drain", "Workers are told to drain, and killed in the middle of it", hold("before"),
+        kill_in_a_drain),
+    _of("receive-replies-lost", f"A fifth of {RECEIVE}'s replies is lost on the way back",
+        hinder(RECEIVE, share=SHARE, drop="reply")),
+    _of("delete-replies-lost", f"A fifth of {DELETE}'s replies is lost on the way back",
+        hinder(DELETE, share=SHARE, drop="reply")),
+    _of("publish-replies-lost", f"A fifth of {PUBLISH}'s replies is lost on the way back",
+        hinder(PUBLISH, share=SHARE, drop="reply")),
+    _of("errors-500", "A fifth of all calls is answered with 500",
+        hinder("", share=SHARE, answer=(500, "InternalError", "we are sorry"))),
+    _of("throttled", "A fifth of all calls is throttled",
+        hinder("", share=SHARE, answer=(400, "ThrottlingException", "Rate exceeded"))),
+    _of("connections-reset", "A fifth of all connections is reset, before or after the broker acted",
+        all_of(hinder("", share=SHARE / 2, drop="request"), hinder("", share=SHARE / 2, drop="reply"))),
+    _of("half-open", "Connections are half open: two calls of each kind are taken, and never answered nor acted on",
+        hinder(RECEIVE, DELETE, PUBLISH, EXTEND, times=2, delay_seconds=NEVER_SECONDS), seconds=2.5),
+    _of("receives-stall", "Receives stall for 30 seconds, and SQS hands out messages when nobody waits any more",
+        stall(RECEIVE, 2), outlast_stalls),
+    _of("deletes-stall", "Deletes stall for 30 seconds, past the visibility timeout of five",
+        stall(DELETE, 3), outlast_stalls),
+    _of("publishes-stall", "Publishes stall for 30 seconds, and SNS takes them when they have been given up",
+        stall(PUBLISH, 2), outlast_stalls),
+    _of("extensions-stall", "Extensions of the visibility timeout stall for 30 seconds",
+        stall(EXTEND, 4), outlast_stalls, seconds=2.5),
+    _of("copies", "Each message is sent twice, in an order by lot", copies=2),
+    _of("delivered-twice", "SQS delivers messages a second time", deliver(Doubled)),
+    _of("reordered", "SQS delivers messages in another order, and some late", deliver(Reordered)),
+    _of("handles-expired", "Two fifths of the deletes are refused, for the receipt handles have expired",
+        expire_handles),
+    _of("clock-off", "All calls are refused for five seconds, for the clock is ten minutes off",
+        during=refuse_for_a_while("InvalidSignatureException", SIGNATURE, date_ten_minutes_off), seconds=0.2),
+    _of("credentials-expire", "All calls are refused for five seconds, for the credentials have expired",
+        during=refuse_for_a_while("ExpiredToken", TOKEN), seconds=0.2),
+    _of("postgres-restarts", "PostgreSQL, which has effects, claims and outbox, restarts in the middle",
+        during=restart_postgres, seconds=0.2, may_double=LOST_WITH_POSTGRES),
+    _of("postgres-killed", "PostgreSQL's processes are killed in the middle, and it recovers",
+        during=kill_postgres, seconds=0.2, may_double=LOST_WITH_POSTGRES),
+    _of("stopped", "A worker stands still in its handlers until another has done its work, and goes on",
+        hold("before"), stop_past_the_lease, may_double=STANDS_STILL),
+    _of("relay-killed", "The relay is killed twice when SNS has taken a batch and it has not heard of that",
+        kill_the_relay_at_its_publish, kill_the_relay_again),
+    _of("redis-restarts", "Redis, which has the claims in memory, restarts in the middle and forgets",
+        during=restart_redis, store="redis", seconds=0.2, may_double="a Redis in memory forgets its claims"),
+]  # fmt: skip
 
 
-def _expire(stage: Stage) -> None:
-    stage.wait_effects(10)
-    expired = stage.hinder(answer=(403, "ExpiredToken", "The security token included in the request is expired"))
-    time.sleep(EXPIRED_SECONDS)
-    expired.times = 0
+class Variant(NamedTuple):
+    """Some of the faults again, with something else than in the others."""
+
+    words: str
+    changes: dict[str, Any]
+    faults: tuple[str, ...]
 
 
-SCENARIOS = [
-    Scenario(
-        key="killed-before-claim",
-        name="Both workers are killed when SQS has handed out messages and nothing is claimed",
-        before=_kill_before_the_claim,
-    ),
-    Scenario(
-        key="killed-before-commit",
-        name="Workers are killed in handlers, before the commit",
-        before=lambda stage: stage.hold("before"),
-        during=_kill_at("before"),
-    ),
-    Scenario(
-        key="killed-after-commit",
-        name="Workers are killed after the commit, before the delete",
-        before=lambda stage: stage.hold("after"),
-        during=_kill_at("after"),
-        may_double="killed between effect and completion",
-    ),
-    Scenario(
-        key="killed-at-both",
-        name="One worker is killed before the commit, and then another after it",
-        before=lambda stage: stage.hold("before"),
-        during=_kill_at_both,
-        may_double="killed between effect and completion",
-    ),
-    Scenario(
-        key="killed-in-drain",
-        name="Workers are told to drain, and killed in the middle of it",
-        before=lambda stage: stage.hold("before"),
-        during=_kill_in_a_drain,
-    ),
-    Scenario(
-        key="receive-replies-lost",
-        name="A fifth of ReceiveMessage's replies is lost on the way back",
-        before=lambda stage: void(stage.hinder("ReceiveMessage", share=SHARE, drop="reply")),
-    ),
-    Scenario(
-        key="delete-replies-lost",
-        name="A fifth of DeleteMessageBatch's replies is lost on the way back",
-        before=lambda stage: void(stage.hinder("DeleteMessageBatch", share=SHARE, drop="reply")),
-    ),
-    Scenario(
-        key="publish-replies-lost",
-        name="A fifth of PublishBatch's replies is lost on the way back",
-        before=lambda stage: void(stage.hinder("PublishBatch", share=SHARE, drop="reply")),
-    ),
-    Scenario(
-        key="errors-500",
-        name="A fifth of all calls is answered with 500",
-        before=lambda stage: void(stage.hinder(share=SHARE, answer=(500, "InternalError", "we are sorry"))),
-    ),
-    Scenario(
-        key="throttled",
-        name="A fifth of all calls is throttled",
-        before=lambda stage: void(stage.hinder(share=SHARE, answer=(400, "ThrottlingException", "Rate exceeded"))),
-    ),
-    Scenario(
-        key="connections-reset",
-        name="A fifth of all connections is reset, before or after the broker acted",
-        before=lambda stage: void(
-            stage.hinder(share=SHARE / 2, drop="request"), stage.hinder(share=SHARE / 2, drop="reply")
-        ),
-    ),
-    Scenario(
-        key="deletes-stall",
-        name="Deletes stall for eight seconds, past the visibility timeout of five",
-        before=lambda stage: void(stage.hinder("DeleteMessageBatch", times=3, delay_seconds=STALL_SECONDS)),
-    ),
-    Scenario(
-        key="copies",
-        name="Each message comes twice",
-        copies=2,
-    ),
-    Scenario(
-        key="postgres-restarts",
-        name="PostgreSQL, which has effects, claims and outbox, restarts in the middle",
-        during=_restart_postgres,
-        seconds=0.2,
-        may_double="the answer to the insert, or its completion, is lost in the restart",
-    ),
-    Scenario(
-        key="postgres-killed",
-        name="PostgreSQL's processes are killed in the middle, and it recovers",
-        during=_kill_postgres,
-        seconds=0.2,
-        may_double="the answer to the insert, or its completion, is lost with the server",
-    ),
-    Scenario(
-        key="stopped",
-        name="A worker stands still in its handlers until another has done its work, and goes on",
-        before=lambda stage: stage.hold("before"),
-        during=_stop_past_the_lease,
-        may_double="here for certain: the worker goes on with effects that another has had meanwhile",
-    ),
-    Scenario(
-        key="redis-killed-before",
-        name="Workers are killed in handlers, before the effect; claims in Redis",
-        store="redis",
-        before=lambda stage: stage.hold("before"),
-        during=_kill_at("before"),
-    ),
-    Scenario(
-        key="redis-killed-after",
-        name="Workers are killed after the effect, before its completion; claims in Redis",
-        store="redis",
-        before=lambda stage: stage.hold("after"),
-        during=_kill_at("after"),
-        may_double="killed between effect and completion",
-    ),
-    Scenario(
-        key="redis-restarts",
-        name="Redis, which has the claims in memory, restarts in the middle and forgets",
-        store="redis",
-        during=_restart_redis,
-        seconds=0.2,
-        may_double="a Redis in memory forgets its claims",
-    ),
-    Scenario(
-        key="relay-killed",
-        name="The relay is killed twice when SNS has taken a batch and it has not heard of that",
-        before=lambda stage: void(stage.kill_at_reply(stage.relay, "PublishBatch", b"")),
-        during=_kill_the_relay,
-    ),
-    Scenario(
-        key="credentials-expire",
-        name="All calls are answered with 403 ExpiredToken for five seconds",
-        during=_expire,
-        seconds=0.2,
-    ),
-]
+VARIANTS = {
+    "redis": Variant("claims in Redis", {"store": "redis"},
+                     ("killed-before-commit", "killed-after-commit", "delivered-twice")),
+    "dynamodb": Variant("claims in DynamoDB", {"store": "dynamodb"},
+                        ("killed-before-commit", "killed-after-commit", "delivered-twice", "errors-500")),
+    "fifo": Variant("a FIFO queue", {"form": "fifo"},
+                    ("killed-before-commit", "killed-after-commit", "killed-in-drain", "receive-replies-lost",
+                     "publish-replies-lost", "handles-expired", "throttled")),
+    "batch": Variant("batch handlers", {"form": "batch"},
+                     ("killed-before-commit", "killed-after-commit", "killed-in-drain", "delete-replies-lost",
+                      "delivered-twice")),
+}  # fmt: skip
 
 
-def void(*_: object) -> None:
-    """Make a statement of expressions."""
+def _again() -> list[Scenario]:
+    by_key = {scenario.key: scenario for scenario in FAULTS}
+    return [
+        replace(by_key[fault], key=f"{key}-{fault}", name=f"{by_key[fault].name}; {variant.words}", **variant.changes)
+        for key, variant in VARIANTS.items()
+        for fault in variant.faults
+    ]
+
+
+SCENARIOS = {scenario.key: scenario for scenario in [*FAULTS, *_again()]}

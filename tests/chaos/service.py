@@ -1,60 +1,116 @@
-"""The service that is hindered. Its effects are rows; at certain points its handlers can be held by a file."""
+"""The services that are hindered. Their effects are rows; at certain points handlers can be held by a file."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
-from smartpipe import Delivery, Event, Queue, RetryPolicy, Service, Topic
+from smartpipe import Batch, BatchDelivery, Delivery, Event, Queue, RetryPolicy, Service, Topic
 
-TABLE = "CREATE TABLE chaos_effects (handler text NOT NULL, event_id text NOT NULL)"
-EFFECT = "INSERT INTO chaos_effects (handler, event_id) VALUES ($1, $2)"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TABLE = """
+CREATE TABLE chaos_effects (
+    place bigint GENERATED ALWAYS AS IDENTITY, handler text NOT NULL, event_id text NOT NULL,
+    account text NOT NULL, number int NOT NULL
+)
+"""
+EFFECT = "INSERT INTO chaos_effects (handler, event_id, account, number) VALUES ($1, $2, $3, $4)"
 DIRECTORY = Path(os.environ.get("CHAOS_DIR", "."))
 LEASE_SECONDS = 5
 
 happenings = Topic("chaos")
+in_order = Topic("chaos", fifo=True)
 
 
-class Booked(Event, topic=happenings, type="chaos.booked", version="1.0"):
+class Happening(Event):
     number: int
+    account: str
     seconds: float = 0.0
 
 
-class Mailed(Event, topic=happenings, type="chaos.mailed", version="1.0"):
-    number: int
-    seconds: float = 0.0
+class Booked(Happening, topic=happenings, type="chaos.booked", version="1.0"): ...
 
 
-service = Service(
-    "chaos",
-    queue=Queue("chaos", visibility_timeout_seconds=LEASE_SECONDS),
-    retry=RetryPolicy(attempts=20, base_seconds=0.5, max_seconds=3),
-    publishes=[Booked, Mailed],
-)
+class Mailed(Happening, topic=happenings, type="chaos.mailed", version="1.0"): ...
 
 
-@service.subscribe(Booked, idempotent=True)
-async def book(event: Booked, delivery: Delivery) -> None:
+class BookedInOrder(Happening, topic=in_order, type="chaos.booked_in_order", version="1.0", key="account"): ...
+
+
+class MailedInOrder(Happening, topic=in_order, type="chaos.mailed_in_order", version="1.0", key="account"): ...
+
+
+class Form(NamedTuple):
+    """One way to handle events: the service is this module's attribute of the form's name."""
+
+    service: Service
+    booked: type[Happening]
+    mailed: type[Happening]
+
+
+def _service(booked: type[Happening], mailed: type[Happening]) -> Service:
+    return Service(
+        "chaos",
+        queue=Queue("chaos", visibility_timeout_seconds=LEASE_SECONDS, fifo=booked is BookedInOrder),
+        retry=RetryPolicy(attempts=20, base_seconds=0.5, max_seconds=3),
+        publishes=[booked, mailed],
+    )
+
+
+single = _service(Booked, Mailed)
+batch = _service(Booked, Mailed)
+fifo = _service(BookedInOrder, MailedInOrder)
+TENS = Batch(size=10, linger_seconds=0.2)
+FORMS = {
+    "single": Form(single, Booked, Mailed),
+    "batch": Form(batch, Booked, Mailed),
+    "fifo": Form(fifo, BookedInOrder, MailedInOrder),
+}
+
+
+async def book(event: Happening, delivery: Delivery) -> None:
+    """Have the effect in the claim's own transaction."""
     async with delivery.transaction() as connection:
-        await connection.execute(EFFECT, "transaction", delivery.event_id)
+        await connection.execute(EFFECT, "transaction", delivery.event_id, event.account, event.number)
         await asyncio.sleep(event.seconds)
         await held("before")
     await held("after")
 
 
-@service.subscribe(Mailed, idempotent=True)
-async def mail(event: Mailed, delivery: Delivery) -> None:
+async def mail(event: Happening, delivery: Delivery) -> None:
+    """Have the effect on a connection of its own."""
     await asyncio.sleep(event.seconds)
     await held("before")
     connection = await asyncpg.connect(os.environ["CHAOS_DATABASE_URL"])
     try:
-        await connection.execute(EFFECT, "plain", delivery.event_id)
+        await connection.execute(EFFECT, "plain", delivery.event_id, event.account, event.number)
     finally:
         await connection.close(timeout=5)
     await held("after")
+
+
+single.subscribe(Booked, idempotent=True)(book)
+single.subscribe(Mailed, idempotent=True)(mail)
+fifo.subscribe(BookedInOrder, idempotent=True)(book)
+fifo.subscribe(MailedInOrder, idempotent=True)(mail)
+
+
+@batch.subscribe(Booked, batch=TENS, idempotent=True)
+async def book_all(events: Sequence[Booked], deliveries: BatchDelivery) -> None:
+    for event, delivery in zip(events, deliveries.deliveries, strict=True):
+        await book(event, delivery)
+
+
+@batch.subscribe(Mailed, batch=TENS, idempotent=True)
+async def mail_all(events: Sequence[Mailed], deliveries: BatchDelivery) -> None:
+    for event, delivery in zip(events, deliveries.deliveries, strict=True):
+        await mail(event, delivery)
 
 
 async def held(point: str) -> None:

@@ -12,70 +12,65 @@ from pathlib import Path
 from random import Random
 from subprocess import TimeoutExpired
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-import asyncpg
 import boto3
 
 from smartpipe.blocking import Publisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.errors import PublishError
-from smartpipe.outbox import Outbox
-from smartpipe.stores.migrate import migrate
 from smartpipe.testing import provision
-from tests.chaos.service import TABLE, service
+from tests.chaos.ledger import CHUNK, Ledger
+from tests.chaos.service import FORMS
 from tests.chaos.stand import Actor
 from tests.support.proxy import Fault, FaultProxy
 from tests.support.queues import Queues
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from smartpipe import Event
+    from tests.chaos.deliveries import Deliveries
+    from tests.chaos.scenarios import Scenario
     from tests.chaos.stand import Extent, Stand
     from tests.support.calls import Call
 
-T = TypeVar("T")
-
-TARGET = "tests.chaos.service:service"
 WORKERS = 2
-CHUNK = 10
 _DEPTHS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed"]
 
 
 class Stage:
     """One scenario's own database, prefix, proxy and processes; they end with it."""
 
-    def __init__(self, stand: Stand, seed: str, *, store: str, extent: Extent) -> None:
+    def __init__(self, stand: Stand, seed: str, scenario: Scenario, extent: Extent) -> None:
         self.stand = stand
+        self.scenario = scenario
+        self.form = FORMS[scenario.form]
         self.random = Random(seed)
         self.extent = extent
         self.actors: list[Actor] = []
+        self.hindrances: list[Fault | Deliveries] = []
         self.kills = 0
         self.ended_by_themselves: list[str] = []
         self._started = 0
         self._stack = ExitStack()
-        self._store = store
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.directory = Path(stack.enter_context(TemporaryDirectory(prefix="sp-", ignore_cleanup_errors=True)))
-            self.database_url = stack.enter_context(self.stand.postgres.database())
+            self.ledger = Ledger(stack.enter_context(self.stand.postgres.database()))
             self.proxy = stack.enter_context(FaultProxy(self.stand.broker.endpoint_url))
-            prefix = f"c{uuid4().hex[:8]}-"
-            stack.enter_context(environment({**self._environment(), "SMARTPIPE_PREFIX": prefix}))
-            asyncio.run(migrate(self.database_url))
-            self.sql(TABLE)
-            asyncio.run(provision(service))
+            stack.enter_context(environment(self._environment(f"c{uuid4().hex[:8]}-")))
+            asyncio.run(provision(self.form.service))
             sqs = boto3.client("sqs", endpoint_url=self.stand.broker.endpoint_url)
             stack.callback(sqs.close)
             self._sqs: Any = sqs
             self.queues = Queues(sqs)
             stack.callback(self._end)
             for _ in range(WORKERS):
-                self._start("worker", TARGET)
+                self._start("worker")
             self._start("relay")
             for actor in self.actors:
                 ready = "ready" if actor.kind == "worker" else "relaying the outbox"
@@ -99,26 +94,17 @@ class Stage:
                     continue  # the caller was told: whether they arrive is open
         return taken
 
-    def write(self, events: Sequence[Event]) -> list[str]:
-        """Write them into the outbox, ten to a transaction."""
-
-        async def run(connection: asyncpg.Connection) -> list[str]:
-            outbox, written = Outbox("chaos-outbox"), list[str]()
-            for start in range(0, len(events), CHUNK):
-                async with connection.transaction():
-                    chunk = events[start : start + CHUNK]
-                    written += [await outbox.publish(event, connection=connection) for event in chunk]
-            return written
-
-        return self._with_connection(run)
-
     def send_copies(self, events: Sequence[Event], copies: int) -> list[str]:
         """Send each of them to the queue several times, in an order by lot."""
         envelopes = [wrap(event, source="chaos-copies") for event in events]
         bodies = [encode(envelope) for envelope in envelopes] * copies
         self.random.shuffle(bodies)
-        self.queues.send("chaos", *bodies)
+        self.queues.send(self.queue, *bodies)
         return [envelope.id for envelope in envelopes]
+
+    @property
+    def queue(self) -> str:
+        return self.form.service.queue.name
 
     @property
     def relay(self) -> Actor:
@@ -149,7 +135,7 @@ class Stage:
 
     def wait_effects(self, count: int) -> None:
         """Return when at least so many effects have happened."""
-        self.wait(lambda: self.effects() >= count)
+        self.wait(lambda: self.ledger.effects() >= count)
 
     def wait(self, condition: Callable[[], object]) -> None:
         """Return when *condition* is true; meanwhile who is gone is replaced."""
@@ -166,7 +152,26 @@ class Stage:
         def when(call: Call) -> bool:
             return call.access_key.startswith(key) and next(lots) < share
 
-        return self.proxy.add(Fault(operation, when=when, **how))
+        fault = self.proxy.add(Fault(operation, when=when, **how))
+        self.hindrances.append(fault)
+        return fault
+
+    def deliver(self, deliveries: Deliveries) -> None:
+        """Let workers get messages so."""
+        self.proxy.add(Fault("ReceiveMessage", rewrite=deliveries))
+        self.hindrances.append(deliveries)
+
+    def kill_at_call(self, actor: Actor, operation: str) -> None:
+        """Kill it when it has asked for something, of which the broker never hears."""
+
+        def when(call: Call) -> bool:
+            if call.access_key != actor.key:
+                return False
+            if not actor.killed:
+                self.kill(actor)
+            return True
+
+        self.proxy.add(Fault(operation, when=when, drop="request"))
 
     def kill_at_reply(self, actor: Actor, operation: str, needle: bytes) -> Fault:
         """Kill it when the broker has done what it asked for, and before it hears of that."""
@@ -176,7 +181,7 @@ class Stage:
                 self.kill(actor)
             return status, headers, body
 
-        return self.hinder(operation, key=actor.key, rewrite=rewrite)
+        return self.proxy.add(Fault(operation, when=lambda call: call.access_key == actor.key, rewrite=rewrite))
 
     # What the driver asks.
 
@@ -188,14 +193,17 @@ class Stage:
                 self.ended_by_themselves.append(f"{actor.key}, exit code {actor.process.wait()}: {lines[-1:]}")
             actor.process.end()
             self.actors.remove(actor)
-            self._start(*([actor.kind, TARGET] if actor.kind == "worker" else [actor.kind]))
+            self._start(actor.kind)
 
     def waiting(self) -> int:
         """How many messages are in the queue in any way, and how many events in the outbox."""
-        answer = self._sqs.get_queue_attributes(QueueUrl=self.queues.url("chaos"), AttributeNames=_DEPTHS)
+        answer = self._sqs.get_queue_attributes(QueueUrl=self.queues.url(self.queue), AttributeNames=_DEPTHS)
         in_queue = sum(int(answer["Attributes"].get(name, 0)) for name in _DEPTHS)
-        [row] = self.sql("SELECT count(*) AS waiting FROM smartpipe_outbox WHERE published_at IS NULL")
-        return in_queue + int(row["waiting"])
+        return in_queue + self.ledger.unpublished()
+
+    def dead(self) -> int:
+        """How many messages are in the dead-letter queue."""
+        return sum(self.queues.depth(self.form.service.queue.dead_letter_name))
 
     def settle(self, bound_seconds: float) -> int:
         """Wait until nothing waits any more; return what still does after the bound."""
@@ -218,44 +226,24 @@ class Stage:
             except TimeoutExpired:
                 self.ended_by_themselves.append(f"{actor.key} did not end at SIGTERM")
 
-    def effects(self) -> int:
-        return int(self.sql("SELECT count(*) AS effects FROM chaos_effects")[0]["effects"])
-
-    def counted(self) -> list[tuple[str, str, int]]:
-        """Handler, event id, and how often its effect is there."""
-        rows = self.sql("SELECT handler, event_id, count(*) AS times FROM chaos_effects GROUP BY handler, event_id")
-        return [(row["handler"], row["event_id"], row["times"]) for row in rows]
-
-    def sql(self, statement: str) -> list[asyncpg.Record]:
-        return self._with_connection(lambda connection: connection.fetch(statement))
-
-    def _with_connection(self, call: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-        async def run() -> T:
-            connection = await asyncpg.connect(self.database_url)
-            try:
-                return await call(connection)
-            finally:
-                await connection.close()
-
-        return asyncio.run(run())
-
-    def _environment(self) -> dict[str, str]:
-        claims = self.stand.redis.url if self._store == "redis" else self.database_url
+    def _environment(self, prefix: str) -> dict[str, str]:
         return {
             **self.stand.broker.environment,
+            **self.stand.store_environment(self.scenario.store, self.ledger.url, prefix),
             "AWS_ENDPOINT_URL": self.proxy.endpoint_url,
             "AWS_ACCESS_KEY_ID": "publisher",
             "CHAOS_DIR": str(self.directory),
-            "CHAOS_DATABASE_URL": self.database_url,
-            "SMARTPIPE_IDEMPOTENCY_URL": claims,
-            "SMARTPIPE_OUTBOX_URL": self.database_url,
+            "CHAOS_DATABASE_URL": self.ledger.url,
+            "SMARTPIPE_OUTBOX_URL": self.ledger.url,
+            "SMARTPIPE_PREFIX": prefix,
             "SMARTPIPE_WAIT_SECONDS": "1",
             "SMARTPIPE_LOG_FORMAT": "json",
         }
 
-    def _start(self, *arguments: str) -> None:
+    def _start(self, kind: str) -> None:
         self._started += 1
-        self.actors.append(Actor(f"{arguments[0]}-{self._started:03}", *arguments))
+        target = (f"tests.chaos.service:{self.scenario.form}",) if kind == "worker" else ()
+        self.actors.append(Actor(f"{kind}-{self._started:03}", kind, *target))
 
     def _end(self) -> None:
         for actor in self.actors:

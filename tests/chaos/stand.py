@@ -6,6 +6,7 @@ import asyncio
 import signal
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import asyncpg
@@ -14,6 +15,7 @@ import redis
 
 from smartpipe import EmbeddedBroker
 from tests.support.processes import Process
+from tests.support.proxy import FaultProxy
 from tests.support.servers import PostgresServer, RedisServer
 
 
@@ -31,25 +33,37 @@ class Extent:
 
 
 class Stand:
-    """The servers, which all scenarios of a run share; Redis is started when it is first wanted."""
+    """The servers, which the scenarios of a lane share; Redis and DynamoDB are started when they are first wanted."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._redis: RedisServer | None = None
 
     def __enter__(self) -> Self:
-        self.postgres = self._stack.enter_context(PostgresServer())
-        self.broker = self._stack.enter_context(EmbeddedBroker("ministack"))
+        with ExitStack() as stack:
+            self.postgres = stack.enter_context(PostgresServer())
+            self.broker = stack.enter_context(EmbeddedBroker("ministack"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    @property
+    @cached_property
     def redis(self) -> RedisServer:
-        if self._redis is None:
-            self._redis = self._stack.enter_context(RedisServer())
-        return self._redis
+        return self._stack.enter_context(RedisServer())
+
+    @cached_property
+    def dynamodb_url(self) -> str:
+        """moto's, one call at a time: its conditional writes are not atomic among its threads."""
+        moto = self._stack.enter_context(EmbeddedBroker("moto"))
+        return self._stack.enter_context(FaultProxy(moto.endpoint_url, at_once=1)).endpoint_url
+
+    def store_environment(self, store: str, postgres_url: str, prefix: str) -> dict[str, str]:
+        """Lead to the claims of one scenario."""
+        if store == "dynamodb":
+            url = f"dynamodb://{prefix}claims"
+            return {"SMARTPIPE_IDEMPOTENCY_URL": url, "AWS_ENDPOINT_URL_DYNAMODB": self.dynamodb_url}
+        return {"SMARTPIPE_IDEMPOTENCY_URL": self.redis.url if store == "redis" else postgres_url}
 
     def kill_postgres(self) -> None:
         """Kill all of its processes at once; it can be started again."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chaos.driver import play
-from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.lanes import _play
+from tests.chaos.report import Run, page
 from tests.chaos.stand import Extent, Stand
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from tests.chaos.driver import Outcome
 
-BY_KEY = {scenario.key: scenario for scenario in SCENARIOS}
 SHORT = Extent(events=24)
 
 
@@ -26,7 +26,7 @@ def stand() -> Iterator[Stand]:
 
 
 def played(stand: Stand, key: str) -> Outcome:
-    return play(stand, BY_KEY[key], seed=1, extent=SHORT)
+    return play(stand, key, seed=1, extent=SHORT)
 
 
 def test_workers_killed_before_and_after_their_commits_lose_nothing_and_double_nothing(stand: Stand) -> None:
@@ -48,3 +48,21 @@ def test_a_relay_killed_while_publishing_loses_nothing_and_doubles_nothing(stand
 
     assert outcome.broken == []
     assert outcome.kills == 2
+
+
+def test_a_scenario_that_cannot_be_played_is_told_with_its_reason_and_is_no_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.chaos.lanes.Stand", NoServers)
+
+    outcome = _play("copies", 1, SHORT)
+    written = page([outcome], Run(seed=1, extent=SHORT, lanes=2, seconds=1), {})
+
+    assert outcome.broken == ["not played: OSError: no port is free"]
+    assert f"| {outcome.scenario.name}: not played | - |" in written
+    assert f"- **{outcome.scenario.name}**: not played: OSError: no port is free." in written
+
+
+class NoServers:
+    def __enter__(self) -> None:
+        raise OSError("no port is free")

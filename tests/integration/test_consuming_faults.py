@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -29,6 +30,23 @@ async def shop(fast_proxy: FaultProxy) -> Shop:
 
 def polling(worker: Worker) -> bool:
     return worker.ready and worker.consumers[0].poller.open_polls > 0
+
+
+class Names:
+    """A resolver that knows one more name, ``host``, while it is not ``failing``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host = "sqs.smartpipe.test"
+        self.failing = False
+        self.refused = 0
+        self._look_up = socket.getaddrinfo
+        monkeypatch.setattr("socket.getaddrinfo", self)
+
+    def __call__(self, host: str, *arguments: Any, **options: Any) -> Any:
+        if host == self.host and self.failing:
+            self.refused += 1
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return self._look_up("127.0.0.1" if host == self.host else host, *arguments, **options)
 
 
 def cut(status: int, headers: dict[str, str], answer: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -79,6 +97,30 @@ async def test_fault_05_polling_outlives_every_kind_of_failure_and_says_each_onc
     assert codes[:6] == ["ServiceUnavailable", cut_off, "JSONDecodeError", "503", cut_off, "NeverHeardOf"]
     assert codes[6:] in (["EndpointConnectionError"], [cut_off, "EndpointConnectionError"])  # a call was under way
     assert len(said(caplog, "can be polled again")) == 1
+
+
+@pytest.mark.usefixtures("no_time_lost")
+async def test_fault_05_polling_outlives_a_name_that_cannot_be_looked_up(
+    fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    names = Names(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{names.host}:{fast_proxy.port}")
+    monkeypatch.setattr("aiohttp.connector._DNSCacheTable.expired", lambda *_: True)  # after 10 s, otherwise
+    async with working(shop.service) as worker:
+        await until(lambda: polling(worker))
+        names.failing = True
+        fast_proxy.refuse()  # what is connected needs no name
+        fast_proxy.listen()
+        await until(lambda: names.refused > 2)
+        assert not worker.ready
+        names.failing = False
+        await until(lambda: worker.ready)
+        await shop.put("7")
+        await until(lambda: shop.seen == ["7"])
+
+    assert len(said(caplog, "can be polled again")) == 1
+    assert said(caplog, "cannot be polled, trying on: EndpointConnectionError")
 
 
 NO_QUEUE = (400, "QueueDoesNotExist", "The specified queue does not exist.")

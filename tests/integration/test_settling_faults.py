@@ -62,6 +62,21 @@ async def test_fault_14_a_delete_whose_answer_is_lost_is_repeated_and_is_no_fail
     assert worker.consumers[0].counts.not_deleted == 0
 
 
+async def test_fault_14_a_delete_that_is_never_answered_leaves_time_for_another(
+    fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartpipe.acknowledger.CALL_SECONDS", 1)
+    shop = await Shop.provisioned(fast_proxy)
+    fast_proxy.add(Fault("DeleteMessageBatch", times=1, delay_seconds=600))
+    await shop.put("1")
+    async with working(shop.service) as worker:
+        await shop.emptied()
+
+    first, again = [receipts(call) for call in fast_proxy.calls if call.operation == "DeleteMessageBatch"]
+    assert again == first
+    assert worker.consumers[0].counts.not_deleted == 0
+
+
 @pytest.mark.usefixtures("restless")
 async def test_fault_30_of_ten_leases_the_one_that_is_gone_is_lost_and_the_nine_stay(fast_proxy: FaultProxy) -> None:
     shop = await Shop.provisioned(fast_proxy)

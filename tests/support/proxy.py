@@ -33,6 +33,7 @@ class Fault:
         times: So many are then hindered; None: all.
         delay_seconds: Wait before anything else.
         answer: Answer this without passing the call on: status, error code, message.
+        respond: Answer what it makes of the call, status, headers and body, without passing the call on.
         drop: ``request``: cut the connection before the broker sees the call; ``reply``: after it acted.
         truncate: Send only half of the answer's body, and cut the connection.
         headers: Set in the answer, whether ours or the broker's.
@@ -45,6 +46,7 @@ class Fault:
     times: int | None = None
     delay_seconds: float = 0.0
     answer: tuple[int, str, str] | None = None
+    respond: Callable[[Call], tuple[int, dict[str, str], bytes]] | None = None
     drop: str = ""
     truncate: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -175,6 +177,9 @@ class FaultProxy:
         refused = self.judge(call) or (fault.answer if fault else None)
         if refused is not None:
             return error_answer(call, *refused, headers=fault.headers if fault else {})
+        if fault is not None and fault.respond is not None:
+            status, headers, answer = fault.respond(call)
+            return web.Response(status=status, headers=headers, body=answer)
         if fault is not None and fault.drop == "request":
             return _cut(request)
         status, headers, answer = await self._forward(request, body)

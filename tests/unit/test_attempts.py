@@ -95,6 +95,21 @@ def test_a_call_that_hangs_is_cut_off_at_the_deadline() -> None:
     assert seconds == 30
 
 
+def test_a_call_that_hangs_leaves_time_for_another_where_calls_have_a_bound() -> None:
+    calls = list[float]()
+
+    async def hang_once(_: list[str]) -> list[Failure]:
+        calls.append(asyncio.get_running_loop().time())
+        if len(calls) == 1:
+            await asyncio.sleep(1_000)
+        return []
+
+    failed = run_virtually(deliver(hang_once, ["a"], deadline_seconds=10, call_seconds=3))
+
+    assert failed == []
+    assert 3 <= calls[1] <= 4
+
+
 def test_the_blocking_form_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
     service = Service([throttled(1), refused(2)], UNREACHABLE, [throttled(0)])

@@ -14,6 +14,7 @@ from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
 from smartpipe.aws.client import client_options, region_of
+from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency import Claimed, Completed, InProgress
@@ -69,6 +70,7 @@ class DynamoStore:
             raise ValueError(url)
         self._prefix = prefix
         self._session = get_session()
+        refresh_when_refused(self._session)
         self._region = region_of(self._session)
         self._stack = AsyncExitStack()
         self._opened: Any = None

@@ -45,7 +45,10 @@ UNAVAILABLE = frozenset({
 })  # fmt: skip
 # New credentials may arrive with the next refresh, so the call may succeed later.
 EXPIRED = frozenset({"ExpiredToken", "RequestExpired"})
-DENIED = frozenset({"AccessDenied", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch"})
+UNKNOWN = frozenset({"InvalidClientTokenId", "UnrecognizedClientException"})
+STALE = EXPIRED | UNKNOWN
+"""Refused for the credentials themselves, and not for what they may do: others may be accepted."""
+DENIED = UNKNOWN | {"AccessDenied", "SignatureDoesNotMatch"}
 SKEWED = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed"})
 # SNS and STS have one code for a wrong secret and a wrong clock, and tell them apart in words only.
 _SKEW_IN_WORDS = ("Signature expired", "Signature not yet current")
@@ -56,6 +59,12 @@ def normalised(code: str) -> str:
     """Return *code* without its legacy prefix and under its one name."""
     code = code.rpartition("#")[2].removeprefix(_LEGACY_PREFIX)
     return _ALIASES.get(code, code)
+
+
+def code_of(answer: Mapping[str, Any]) -> str:
+    """Return the one name of what went wrong in a parsed answer, ``Unknown`` where it has none."""
+    fault = answer.get("Error", {})
+    return normalised(str(fault.get("QueryErrorCode") or fault.get("Code") or "Unknown"))
 
 
 def entry_failure(index: int, entry: Mapping[str, Any]) -> Failure:
@@ -96,10 +105,9 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
 
 def _from_answer(error: ClientError, action: str, target: str) -> TransportError:
     answer: Mapping[str, Any] = error.response
-    fault = answer.get("Error", {})
-    code = normalised(str(fault.get("QueryErrorCode") or fault.get("Code") or "Unknown"))
+    code = code_of(answer)
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    said = f"{action} on {target}: {fault.get('Message') or code}"
+    said = f"{action} on {target}: {answer.get('Error', {}).get('Message') or code}"
     if code in THROTTLES or code in UNAVAILABLE or status >= 500 or status == 429:  # noqa: PLR2004
         return TransportError(code, said, retryable=True)
     if code in EXPIRED:

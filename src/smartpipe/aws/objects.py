@@ -10,6 +10,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from smartpipe.aws.client import client_options, put_request, region_of
+from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError
 from smartpipe.payloads.objects import missing, too_long
@@ -27,6 +28,7 @@ class S3Objects:
 
     def __init__(self) -> None:
         self._session = get_session()
+        refresh_when_refused(self._session)
         self._region = region_of(self._session)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()

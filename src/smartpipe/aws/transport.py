@@ -14,6 +14,7 @@ from botocore.exceptions import ConfigNotFound, ConfigParseError, InvalidRegionE
 
 from smartpipe.aws.addresses import Addresses, queue_lookup
 from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, refuse_no_json, region_of
+from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import ConfigError, TransportError
@@ -49,6 +50,7 @@ class AwsTransport:
     def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
         self._session = session or get_session()
         self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
+        refresh_when_refused(self._session)
         self.region = region_of(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False

@@ -31,7 +31,7 @@ def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) ->
     if settings.processes == 1 and not reload:
         run(target, flags)
     configure(settings.log_level, settings.log_format)
-    for sentence in unknown_settings():
+    for sentence in (*unknown_settings(), *settings.doubts):
         log.warning("%s", sentence)
     service = load_service(target)
     name = target or configured()[0]
