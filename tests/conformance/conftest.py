@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.memory.transport import NAMING, MemoryTransport
@@ -33,7 +34,7 @@ class Bus:
 
     def fresh(self) -> Transport:
         """Return a transport that a worker may close."""
-        return self.transport if isinstance(self.transport, MemoryTransport) else AwsTransport.from_environment()
+        return self.transport if isinstance(self.transport, MemoryTransport) else transport_from_environment()
 
     async def provision(self, *services: Service) -> None:
         """Make what *services* declare."""
@@ -62,7 +63,7 @@ async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         lead_to({}, monkeypatch)
     else:
         lead_to(request.getfixturevalue(name).environment, monkeypatch)
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     try:
         yield Bus(name, transport)
     finally:

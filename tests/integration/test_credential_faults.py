@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Publisher
-from smartpipe.aws.transport import AwsTransport
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.testing import working
 from tests.support.credentials import CredentialEndpoint
@@ -82,7 +82,7 @@ async def test_fault_19_credentials_are_fetched_once_for_all_calls_that_were_ref
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint
 ) -> None:
     refused = refusing(fast_proxy, "ROLE00000001", operation="ReceiveMessage")
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
 
     polls = [transport.receive("shop", max_messages=1, wait_seconds=0, visibility_timeout_seconds=5) for _ in range(8)]
     try:

@@ -112,6 +112,7 @@ class Endpoint:
     ) -> None:
         parts = urlsplit(place.url)
         self.url = place.url
+        self.loop = asyncio.get_running_loop()
         self._session = session
         self._read_error = read_error
         tls = _tls(session) if parts.scheme == "https" else None
@@ -158,7 +159,7 @@ class Endpoint:
 
     async def _send(self, target: str, body: bytes, timeout_seconds: float, resend: bool) -> Response:  # noqa: FBT001
         credentials = self._credentials
-        if credentials is None or asyncio.get_running_loop().time() - self._asked_at > ASK_EVERY_SECONDS:
+        if credentials is None or self.loop.time() - self._asked_at > ASK_EVERY_SECONDS:
             credentials = await self._current_credentials()
         signed = self._signer.headers(credentials, time.time() + self._offset_seconds, target, body)
         request = b"".join((f"{self._head}{len(body)}\r\n{signed}\r\n".encode(), body))
@@ -176,7 +177,7 @@ class Endpoint:
     async def _current_credentials(self) -> Credentials:
         found: Any = await self._session.get_credentials()
         frozen: Credentials = await found.get_frozen_credentials()
-        self._asked_at = asyncio.get_running_loop().time()
+        self._asked_at = self.loop.time()
         if self._credentials is None or frozen != self._credentials:
             self._credentials = frozen
         return self._credentials

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 if TYPE_CHECKING:
     import ssl
@@ -59,8 +59,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set what asyncio does not: it sets TCP_NODELAY itself."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
         self.open = True
         connected = transport.get_extra_info("socket")
         if connected is not None:
@@ -69,12 +68,12 @@ class Connection(asyncio.Protocol):
 
     def send(self, request: bytes) -> asyncio.Future[Response]:
         """Write *request*; return what will be its answer, or Lost, or ValueError for what is no HTTP."""
-        assert self._transport is not None
         self._received.clear()
         self._reader = None
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return self._waiter
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        if self._transport is not None:
+            self._transport.write(request)
+        return waiter
 
     def abort(self) -> None:
         """Close without waiting for anything."""
@@ -108,18 +107,16 @@ class Connection(asyncio.Protocol):
                     continue
             body = self._reader.body_in(self._received)
             if body is not None:
-                self._finish(body)
+                self._finish(self._reader, body)
             return
 
-    def _finish(self, body: bytes) -> None:
-        reader, waiter = self._reader, self._waiter
-        assert reader is not None
-        assert waiter is not None
-        self._reader = self._waiter = None
+    def _finish(self, reader: _Reader, body: bytes) -> None:
+        waiter, self._waiter = self._waiter, None
         self.used = True
         if not reader.keep_alive:
             self.abort()
-        waiter.set_result(Response(reader.status, reader.head, body))
+        if waiter is not None:
+            waiter.set_result(Response(reader.status, reader.head, body))
 
     def _fail(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None
@@ -134,7 +131,7 @@ class Connection(asyncio.Protocol):
         if waiter is None or waiter.done():
             return
         if error is None and self._reader is not None and self._reader.to_the_end:
-            self._finish(bytes(self._received[self._reader.start :]))
+            self._finish(self._reader, bytes(self._received[self._reader.start :]))
             return
         detail = f"the connection was closed: {error}" if error else "the connection was closed before the answer ended"
         self._fail(Lost(detail, unheard=not self._received))

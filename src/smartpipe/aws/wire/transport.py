@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from botocore.exceptions import ClientError
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS
 from smartpipe.aws.entries import failures
-from smartpipe.aws.faults import STALE, code_of
-from smartpipe.aws.transport import AwsTransport
+from smartpipe.aws.faults import STALE, classify
+from smartpipe.aws.transport import AwsTransport, still_there
 from smartpipe.aws.wire import queues, topics
 from smartpipe.aws.wire.endpoint import Endpoint, look
+from smartpipe.errors import TransportError
 from smartpipe.topology.naming import region_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.aws.wire.http import Response
     from smartpipe.message import Failure, Message, OutgoingMessage
 
 log = logging.getLogger("smartpipe.aws")
+
+T = TypeVar("T")
 
 
 class _Protocol(NamedTuple):
@@ -52,6 +54,7 @@ class WireTransport(AwsTransport):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._endpoints: dict[tuple[str, str], Endpoint | None] = {}
+        self._looking = asyncio.Lock()
         self.damaged = 0
 
     @property
@@ -62,12 +65,110 @@ class WireTransport(AwsTransport):
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
         arn = (await self.addresses.naming()).topic_arn(topic)
-        endpoint = await self._endpoint("sns", region_in(arn), f"topic {arn}")
-        if endpoint is None:
-            return await super().publish(topic, messages)
-        call = endpoint.post("", topics.publish_body(arn, messages), timeout_seconds=CALL_TIMEOUT_SECONDS)
+        target = f"topic {arn}"
 
-        def read(body: bytes) -> list[Failure]:
-            return failures(topics.answer_in(body), len(messages))
+        async def wired(endpoint: Endpoint) -> list[Failure]:
+            call = endpoint.post("", topics.publish_body(arn, messages), timeout_seconds=CALL_TIMEOUT_SECONDS)
+            read = partial(_failures, topics.answer_in, len(messages))
+            return await self._call(call, "sns:Publish", target, read)
 
-        return await self._call(self._renewing(endpoint, call), "sns:Publish", f"topic {arn}", read)
+        return await self._on("sns", region_in(arn), wired, partial(super().publish, topic, messages))
+
+    async def receive(
+        self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
+    ) -> list[Message]:
+        """Call ReceiveMessage; once and no more, for its answer may have been lost with the messages in it."""
+        url = await self.addresses.queue_url(queue)
+        options = {"wait_seconds": wait_seconds, "visibility_timeout_seconds": visibility_timeout_seconds}
+        clock = asyncio.get_running_loop().time
+
+        def read(body: bytes) -> list[Message]:
+            found, damaged = queues.messages_in(body, clock())
+            self.damaged += damaged
+            return found
+
+        async def wired(endpoint: Endpoint) -> list[Message]:
+            body = queues.receive_body(url, max_messages, int(wait_seconds), int(visibility_timeout_seconds))
+            seconds = wait_seconds + POLL_MARGIN_SECONDS
+            call = endpoint.post(f"{queues.TARGET}ReceiveMessage", body, timeout_seconds=seconds, resend=False)
+            return await self._call_queue(call, "sqs:ReceiveMessage", queue, read)
+
+        otherwise = partial(super().receive, queue, max_messages=max_messages, **options)
+        return await self._on("sqs", self.region, wired, otherwise)
+
+    async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
+        """Call DeleteMessageBatch."""
+        body = queues.delete_body(await self.addresses.queue_url(queue), receipts)
+        wired = partial(self._batch, "DeleteMessageBatch", "sqs:DeleteMessage", queue, body, len(receipts))
+        return still_there(await self._on("sqs", self.region, wired, partial(super().delete, queue, receipts)))
+
+    async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
+        """Call ChangeMessageVisibilityBatch."""
+        body = queues.visibility_body(await self.addresses.queue_url(queue), leases)
+        verb, action = "ChangeMessageVisibilityBatch", "sqs:ChangeMessageVisibility"
+        wired = partial(self._batch, verb, action, queue, body, len(leases))
+        return await self._on("sqs", self.region, wired, partial(super().change_visibility, queue, leases))
+
+    async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Call SendMessageBatch."""
+        body = queues.send_body(await self.addresses.queue_url(queue), messages)
+        wired = partial(self._batch, "SendMessageBatch", "sqs:SendMessage", queue, body, len(messages))
+        return await self._on("sqs", self.region, wired, partial(super().send, queue, messages))
+
+    async def aclose(self) -> None:
+        """Close every connection and client. A second call does nothing; a verb after it fails."""
+        await super().aclose()
+        for endpoint in self._endpoints.values():
+            if endpoint is not None:
+                endpoint.close()
+        self._endpoints.clear()
+
+    async def _batch(
+        self, verb: str, action: str, queue: str, body: bytes, count: int, endpoint: Endpoint
+    ) -> list[Failure]:
+        call = endpoint.post(queues.TARGET + verb, body, timeout_seconds=CALL_TIMEOUT_SECONDS)
+        return await self._call_queue(call, action, queue, partial(_failures, queues.answer_in, count))
+
+    async def _on(
+        self,
+        service: str,
+        region: str,
+        wired: Callable[[Endpoint], Awaitable[T]],
+        otherwise: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Call on the wire. What is refused for its credentials goes through aiobotocore, which fetches new ones."""
+        endpoint = self._endpoints.get((service, region))
+        if endpoint is None or endpoint.loop is not asyncio.get_running_loop():
+            endpoint = await self._endpoint(service, region)
+        if endpoint is not None:
+            try:
+                return await wired(endpoint)
+            except TransportError as error:
+                if error.code not in STALE:
+                    raise
+                endpoint.forget_credentials()
+        return await otherwise()
+
+    async def _endpoint(self, service: str, region: str) -> Endpoint | None:
+        """Return where *service* is, found out at the first call; None if the wire does not go there."""
+        client = await self.client(service, region=region)
+        key = service, region
+        async with self._looking:
+            if key not in self._endpoints:
+                protocol = _PROTOCOLS[service]
+                try:
+                    place = await look(client, protocol.operation)
+                except Exception as error:
+                    raise classify(error, action=f"{service}:{protocol.operation}", target=service) from error
+                if isinstance(place, str):
+                    log.info("%s goes through aiobotocore, not the wire: %s", service.upper(), place)
+                    self._endpoints[key] = None
+                else:
+                    self._endpoints[key] = Endpoint(
+                        place, self._session, content_type=protocol.content_type, read_error=protocol.read_error
+                    )
+        return self._endpoints[key]
+
+
+def _failures(read: Callable[[bytes], Any], count: int, body: bytes) -> list[Failure]:
+    return failures(read(body), count)
