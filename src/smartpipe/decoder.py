@@ -96,7 +96,7 @@ class Decoder:
             pass  # looked at step by step below, which says why
         except Exception as error:
             raise _broken_validator(error) from error
-        return self._decode_slowly(_unwrapped(body) or body)
+        return self._decode_slowly(unwrapped(body) or body)
 
     def _decode_slowly(self, body: str) -> Envelope:
         """Decode step by step, so that each has its own error."""
@@ -168,7 +168,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _unwrapped(body: str) -> str | None:
+def unwrapped(body: str) -> str | None:
     """Return the message inside of an SNS envelope, or None when *body* is none."""
     try:
         return _notification.validate_json(body)["Message"]

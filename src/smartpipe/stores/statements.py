@@ -1,7 +1,7 @@
 """The SQL of the PostgreSQL store.
 
-Every statement that writes locks its rows in the order of their keys, so that batches in any order cannot deadlock, and judges
-each row when its lock is there, by one reading of the server's clock.
+Every statement that writes locks its rows in the order of their keys, so that batches in any order cannot deadlock,
+and judges each row when its lock is there, by one reading of the server's clock.
 """
 
 from __future__ import annotations
