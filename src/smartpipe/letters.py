@@ -23,6 +23,7 @@ class Letter(NamedTuple):
     """A message in a dead-letter queue, with what can be read of its event; None where nothing can.
 
     Args:
+        data: The event's own, as JSON has it.
         reason: What its worker wrote on it; empty for ``NO_REASON``.
     """
 
@@ -30,6 +31,7 @@ class Letter(NamedTuple):
     event_id: str | None
     event_type: str | None
     source: str | None
+    data: Any
     reason: Mapping[str, Any]
 
     @property
@@ -40,7 +42,8 @@ class Letter(NamedTuple):
     @property
     def error(self) -> str:
         """What was raised, by its type and in its words."""
-        return f"{self.reason.get('error_type', '')}: {self.reason.get('message', '')}" if self.reason else ""
+        type_ = str(self.reason.get("error_type", "")).removeprefix("builtins.")
+        return f"{type_}: {self.reason.get('message', '')}" if self.reason else ""
 
     @property
     def name(self) -> str:
@@ -58,7 +61,7 @@ def read_letter(message: Message) -> Letter:
     event_id, event_type, source = (
         found if isinstance(found := context.get(name), str) else None for name in ("id", "type", "source")
     )
-    return Letter(message, event_id, event_type, source, reason_of(message))
+    return Letter(message, event_id, event_type, source, context.get("data"), reason_of(message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,15 +166,19 @@ def _described(letter: Letter) -> list[str]:
     lines = [f"  {printable(letter.event_id or 'no event')}  {printable(letter.event_type or '')}{source}"]
     if reason:
         where = f" in {reason.get('handler')}" if reason.get("handler") else ""
-        lines.append(f"{letter.kind} after {reason.get('receive_count')}{where}: {letter.error}")
+        lines.append(f"{letter.kind} after {_times(reason.get('receive_count'))}{where}: {letter.error}")
         when = f"dead-lettered {_moment(reason.get('dead_lettered_at'))}"
     else:
         lines.append("no reason: SQS moved it after too many receives, or SNS could not deliver it")
         when = "sent " + ("?" if message.sent_at is None else _utc(datetime.fromtimestamp(message.sent_at, UTC)))
-    times = f"received {message.receive_count} time{'' if message.receive_count == 1 else 's'}"
-    lines += [f"{when}, {times}, message {message.message_id}", printable(message.body)]
+    data = message.body if letter.data is None else json.dumps(letter.data, ensure_ascii=False)
+    lines += [f"{when}; {_times(message.receive_count)} in all; message {message.message_id}", data]
     width = shutil.get_terminal_size((120, 24)).columns
     return [_cut(line, width) for line in [lines[0], *(f"      {printable(line)}" for line in lines[1:])]]
+
+
+def _times(count: object) -> str:
+    return f"{count} receive{'' if count == 1 else 's'}"
 
 
 def printable(text: str) -> str:

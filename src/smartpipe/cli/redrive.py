@@ -195,10 +195,11 @@ def _in_words(work: Work, one: DeadLetterQueue, looked: Looked) -> Iterator[str]
         yield f"  of {looked.partly_done:,} some handlers were done before: {instead}"
     if looked.in_progress:
         yield f"  {looked.in_progress:,} may be in some worker's hands right now: theirs come first"
+    if work.selection.limit is not None and total >= work.selection.limit:
+        return  # nobody has looked at what else there is
     if total and others:
         yield f"  {messages(others)} that {'stays' if others == 1 else 'stay'}"
-    if others:
-        yield from _kinds(looked.others, "    ")
+    yield from _kinds(looked.others, "    ")
 
 
 def _kinds(counts: Counter[tuple[str, str]], indent: str) -> Iterator[str]:
