@@ -189,7 +189,8 @@ def _in_words(work: Work, one: DeadLetterQueue, looked: Looked) -> Iterator[str]
         if work.manner.force:
             yield f"  {done}: --force lets that happen again"
         else:
-            yield f"  {done}, and {'is' if looked.all_done == 1 else 'are'} skipped: --force would handle again"
+            verb, pronoun = ("is", "it") if looked.all_done == 1 else ("are", "them")
+            yield f"  {done}, and {verb} skipped: --force would handle {pronoun} again"
     if looked.partly_done:
         instead = "all their handlers run again" if work.manner.force else "only the other handlers run"
         yield f"  of {looked.partly_done:,} some handlers were done before: {instead}"
