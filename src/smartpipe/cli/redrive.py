@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 FAILURES_SHOWN = 10
 PROGRESS_SECONDS = 10.0
 TERMINAL_PROGRESS_SECONDS = 0.2
+CLEAR = "\x1b[K"
+"""ECMA-48, "erase in line": from the cursor to its end."""
 
 
 class Manner(NamedTuple):
@@ -119,19 +121,19 @@ async def _carry_out(work: Work, transport: AwsTransport, looks: list[Looked], t
     stop = asyncio.Event()
     with on_stop(lambda _: stop.set()):
         for one, looked, tally in zip(work.queues, looks, tallies, strict=True):
+            if not looked.wanted:
+                continue
             async with _memories(work, one) as memories:
-                clearing = Clearing(
-                    transport,
-                    one.queue,
-                    rate_per_second=work.manner.rate_per_second,
-                    stop=stop,
-                    on_progress=Progress(work, one, looked),
-                )
+                progress = Progress(work, one, looked)
+                rate = work.manner.rate_per_second
+                clearing = Clearing(transport, one.queue, rate_per_second=rate, stop=stop, on_progress=progress)
                 treatment = (
                     Redrive(transport, one.queue, memories, force=work.manner.force) if work.remembers else Purge()
                 )
-                if looked.wanted:
+                try:
                     await clearing.clear(looked, work.selection, treatment, tally)
+                finally:
+                    progress.end()
 
 
 @asynccontextmanager
@@ -168,9 +170,13 @@ class Progress:
         if self._quiet or now - self._told_at < (TERMINAL_PROGRESS_SECONDS if self._terminal else PROGRESS_SECONDS):
             return
         self._told_at = now
-        typer.echo(
-            f"{self._text.format(tally.done)}{chr(13) if self._terminal else ''}", nl=not self._terminal, err=True
-        )
+        text = self._text.format(tally.done)
+        typer.echo(f"\r{text}{CLEAR}" if self._terminal else text, nl=not self._terminal, err=True)
+
+    def end(self) -> None:
+        """Leave the terminal's line to what comes next."""
+        if self._terminal and not self._quiet:
+            typer.echo(f"\r{CLEAR}", nl=False, err=True)
 
 
 def _in_words(work: Work, one: DeadLetterQueue, looked: Looked) -> Iterator[str]:
