@@ -165,27 +165,35 @@ class Clearing:
             TransportError: The queue could not be asked.
         """
         lease_seconds = min(MAX_LEASE_SECONDS, max(LEASE_SECONDS + self._batch_seconds, 3 * looked.seconds))
+        async with Walk(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as walk:
+            try:
+                await self._clear(walk, looked, selection, treatment, tally)
+            finally:
+                tally.not_deleted = walk.not_deleted
+
+    async def _clear(
+        self, walk: Walk, looked: Looked, selection: Selection, treatment: Treatment, tally: Tally
+    ) -> None:
         waiting: list[Letter] = []
         in_vain = 0
-        async with Walk(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as walk:
-            while not _enough(looked, selection, tally) and in_vain < FAILED_BATCHES:
-                if self._stop.is_set():
-                    tally.interrupted = True
+        while not _enough(looked, selection, tally) and in_vain < FAILED_BATCHES:
+            if self._stop.is_set():
+                tally.interrupted = True
+                break
+            if not waiting:
+                letters = await walk.next()
+                if not letters:
                     break
-                if not waiting:
-                    letters = await walk.next()
-                    if not letters:
-                        break
-                    waiting = [one for one in letters if was_there(one, looked.until) and selection.takes(one)]
-                    continue
-                room = len(waiting) if selection.limit is None else selection.limit - tally.dealt_with
-                batch = waiting[: await self._admitted(min(room, len(waiting)))]
-                waiting = waiting[len(batch) :]
-                failed = len(tally.failed)
-                gone = await treatment.treat(batch, tally)
-                tally.not_deleted += await walk.delete(gone)
-                in_vain = in_vain + 1 if len(tally.failed) - failed == len(batch) > 0 else 0
-                self._on_progress(tally)
+                waiting = [one for one in letters if was_there(one, looked.until) and selection.takes(one)]
+                continue
+            room = len(waiting) if selection.limit is None else selection.limit - tally.dealt_with
+            batch = waiting[: await self._admitted(min(room, len(waiting)))]
+            waiting = waiting[len(batch) :]
+            failed = len(tally.failed)
+            gone = await treatment.treat(batch, tally)
+            await walk.delete(gone)
+            in_vain = in_vain + 1 if len(tally.failed) - failed == len(batch) > 0 else 0
+            self._on_progress(tally)
 
     async def _admitted(self, wanted: int) -> int:
         """Return how many may go now, after waiting for the first; none, when told to stop meanwhile."""

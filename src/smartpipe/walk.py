@@ -41,6 +41,7 @@ class Walk:
         self._lease_seconds = lease_seconds
         self._held: dict[str, str] = {}  # receipts, by message id
         self._dealt_with: set[str] = set()
+        self._not_deleted: dict[str, tuple[Letter, Failure]] = {}
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -68,27 +69,30 @@ class Walk:
             messages = await self._receive(max_messages)
             if not messages:
                 return []
-            again = [message for message in messages if message.message_id in self._dealt_with]
-            if again:  # its delete was late, or SQS has handed it out twice
-                await self._delete([message.receipt_handle for message in again])
-            fresh = [one for one in messages if not self._knows(one.message_id)]
-            gone = {message.message_id for message in again}
-            self._held.update(
-                (message.message_id, message.receipt_handle) for message in messages if message.message_id not in gone
-            )
+            by_id = {message.message_id: message for message in messages}
+            again = {id_: message.receipt_handle for id_, message in by_id.items() if id_ in self._dealt_with}
+            await self._delete(again)  # its delete failed, or SQS has handed it out twice
+            fresh = [message for id_, message in by_id.items() if id_ not in again and id_ not in self._held]
+            self._held |= {id_: message.receipt_handle for id_, message in by_id.items() if id_ not in again}
             if fresh:
-                return [read_letter(message) for message in {one.message_id: one for one in fresh}.values()]
+                return [read_letter(message) for message in fresh]
         return []
 
-    async def delete(self, letters: Sequence[Letter]) -> list[tuple[Letter, Failure]]:
-        """Delete at most ten; return those that are still there, which this walk shows no more all the same."""
-        by_receipt = {self._held.pop(letter.message.message_id): letter for letter in letters}
-        self._dealt_with.update(letter.message.message_id for letter in letters)
-        failed = await self._delete(list(by_receipt))
-        return [(by_receipt[receipt], failure) for receipt, failure in failed]
+    async def delete(self, letters: Sequence[Letter]) -> None:
+        """Delete at most ten; this walk shows them no more, but deletes them again should they come by."""
+        ids = [letter.message.message_id for letter in letters]
+        self._dealt_with.update(ids)
+        failed = await self._delete({id_: self._held.pop(id_) for id_ in ids})
+        self._not_deleted |= {
+            letter.message.message_id: (letter, failed[letter.message.message_id])
+            for letter in letters
+            if letter.message.message_id in failed
+        }
 
-    def _knows(self, message_id: str) -> bool:
-        return message_id in self._held or message_id in self._dealt_with
+    @property
+    def not_deleted(self) -> list[tuple[Letter, Failure]]:
+        """What was to be deleted and is still there, with the last thing that the service said of it."""
+        return list(self._not_deleted.values())
 
     async def _receive(self, max_messages: int) -> list[Message]:
         async for attempt in AsyncRetrying(
@@ -106,11 +110,19 @@ class Walk:
                 )
         raise AssertionError  # pragma: no cover - reraise leaves no other way out
 
-    async def _delete(self, receipts: list[str]) -> list[tuple[str, Failure]]:
-        async def call(entries: list[str]) -> list[Failure]:
-            return await self._transport.delete(self._queue, entries)
+    async def _delete(self, receipts: dict[str, str]) -> dict[str, Failure]:
+        """Delete by message id and receipt; return the failures by message id."""
 
-        return await deliver(call, receipts, deadline_seconds=DEADLINE_SECONDS) if receipts else []
+        async def call(entries: list[tuple[str, str]]) -> list[Failure]:
+            return await self._transport.delete(self._queue, [receipt for _, receipt in entries])
+
+        if not receipts:
+            return {}
+        failed = await deliver(call, list(receipts.items()), deadline_seconds=DEADLINE_SECONDS)
+        failures = {id_: failure for (id_, _), failure in failed}
+        for id_ in receipts.keys() - failures.keys():
+            self._not_deleted.pop(id_, None)
+        return failures
 
     async def _release(self, receipts: list[str]) -> None:
         async def call(entries: list[str]) -> list[Failure]:

@@ -394,6 +394,28 @@ def test_a_delete_that_fails_is_told_and_the_letter_is_not_moved_twice_by_the_sa
     virtually(main())
 
 
+def test_a_delete_that_failed_is_made_up_for_when_the_letter_comes_by_again() -> None:
+    async def main() -> None:
+        desk = Desk(billing())
+        await desk.dead_letter(*map(order, range(25)))
+        looked = (await desk.look())._replace(complete=False)
+        delete, failures = desk.memory.delete, iter([[Failure(0, "InternalError", "oops", retryable=False)]])
+
+        async def faulty(queue: str, receipts: Sequence[str]) -> list[Failure]:
+            return next(failures, None) or await delete(queue, receipts)
+
+        desk.memory.delete = faulty  # type: ignore[method-assign]
+        treatment = Redrive(desk.memory, desk.queue, desk.memories, force=False)
+
+        tally = await desk.clear(looked, EVERYTHING, treatment, rate=0.1)
+
+        assert (tally.done, tally.not_deleted) == (25, [])
+        assert len(desk.alive) == 25
+        assert desk.dead == []
+
+    virtually(main())
+
+
 def test_messages_that_sqs_hands_out_twice_are_counted_and_moved_once() -> None:
     async def main() -> None:
         desk = Desk(billing())
@@ -402,10 +424,12 @@ def test_messages_that_sqs_hands_out_twice_are_counted_and_moved_once() -> None:
         await desk.dead_letter(*map(order, range(40)))
 
         looked = await desk.look()
-        tally = await desk.redrive()
+        to_the_end = looked._replace(complete=False)
+        tally = await desk.clear(to_the_end, EVERYTHING, Redrive(desk.memory, desk.queue, desk.memories, force=False))
 
         assert looked.wanted.total() == tally.done == 40
         assert len(desk.alive) == 40
+        assert desk.dead == []
 
     virtually(main())
 

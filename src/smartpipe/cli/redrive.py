@@ -218,7 +218,7 @@ def _kinds(counts: Counter[tuple[str, str]], indent: str) -> Iterator[str]:
 
 def _tell(work: Work, one: DeadLetterQueue, tally: Tally) -> None:
     """Say what has become of the letters of one queue."""
-    parts = [f"{work.done} {tally.done:,}"]
+    parts = [f"{work.done} {_done(work, tally):,}"]
     parts += [f"skipped {tally.skipped:,}"] if tally.skipped else []
     parts += [f"failed {len(tally.failed):,}"] if tally.failed else []
     ending = "; interrupted: the rest is where it was" if tally.interrupted else ""
@@ -231,6 +231,11 @@ def _tell(work: Work, one: DeadLetterQueue, tally: Tally) -> None:
             typer.echo(f"  {printable(letter.name)} {what}: {failure.code}: {failure.detail}", err=True)
         if len(letters) > FAILURES_SHOWN:
             typer.echo(f"  and {len(letters) - FAILURES_SHOWN:,} more", err=True)
+
+
+def _done(work: Work, tally: Tally) -> int:
+    """Return how many were moved, or are deleted: what was sent is moved, be it still in the old place too."""
+    return tally.done if work.remembers else tally.done - len(tally.not_deleted)
 
 
 def _plain(work: Work, naming: Naming, looks: list[Looked], tallies: list[Tally]) -> dict[str, Any]:
@@ -247,7 +252,7 @@ def _plain(work: Work, naming: Naming, looks: list[Looked], tallies: list[Tally]
                 else {}
             ),
             **({"in_progress": looked.in_progress} if work.remembers else {}),
-            work.done: tally.done,
+            work.done: _done(work, tally),
             "skipped": tally.skipped,
             "failed": _told(tally.failed),
             "not_deleted": _told(tally.not_deleted),
