@@ -17,6 +17,7 @@ import boto3
 import pytest
 
 from smartpipe.cli import main
+from smartpipe.cli.redrive import CLEAR
 from smartpipe.envelope import Envelope, encode, wrap
 from smartpipe.idempotency import Claim
 from smartpipe.stores import store_for
@@ -171,7 +172,8 @@ def test_purging_asks_and_a_no_deletes_nothing_and_a_yes_all_that_fits(queues: Q
         try:
             terminal.wait_for("Delete 2 messages?")
             terminal.type(f"{answer}\n")
-            answers[answer] = (terminal.wait(), terminal.lines[-1], queues.depth("jobs-dlq"))
+            code = terminal.wait()
+            answers[answer] = (code, terminal.lines[-1].removeprefix(CLEAR), queues.depth("jobs-dlq"))
         finally:
             terminal.end()
 
@@ -217,23 +219,28 @@ def test_a_signal_ends_it_after_the_batch_at_hand_and_the_rest_is_given_back(
 
     moved, _ = queues.depth("jobs")
     assert code == 1
-    assert process.lines[-1] == f"{prefixed('jobs-dlq')}: moved {moved}; interrupted: the rest is where it was"
+    assert process.lines[-1] == (
+        f"{prefixed('jobs-dlq')}: moved {moved}, not reached {5 - moved}; interrupted: the rest is where it was"
+    )
     assert 1 <= moved < 5
     assert queues.depth("jobs-dlq") == (5 - moved, 0)
 
 
-def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_stay(
+def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_it_gives_up_after_three_batches(
     queues: Queues, dlq: Dlq, fast_broker: EmbeddedBroker
 ) -> None:
-    [event_id] = dead_jobs(queues, 1)
+    event_ids = dead_jobs(queues, 31)
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.add(Fault("SendMessageBatch", answer=(403, "AccessDenied", "no")))
         result = dlq("redrive", TARGET, "--yes", AWS_ENDPOINT_URL=proxy.endpoint_url)
 
     assert result.returncode == 1
-    assert result.stdout.endswith(f"{prefixed('jobs-dlq')}: moved 0, failed 1\n")
-    assert result.stderr.startswith(f"  {event_id} stays: AccessDenied: sqs:SendMessage on queue")
-    assert queues.depth("jobs-dlq") == (1, 0)
+    assert result.stdout.endswith(f"{prefixed('jobs-dlq')}: moved 0, failed 30, not reached 1\n")
+    *lines, last = result.stderr.splitlines()
+    assert len({line.split()[0] for line in lines} & set(event_ids)) == len(lines) == 10
+    assert all(" stays: AccessDenied: sqs:SendMessage on queue " in line for line in lines)
+    assert last == "  and 20 more"
+    assert queues.depth("jobs-dlq") == (31, 0)
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,9 @@ def _run(work: Work) -> None:
         elif going:
             for one, looked, tally in zip(work.queues, looks, tallies, strict=True):
                 if looked.wanted:
-                    _tell(work, one, tally)
-    failed = any(tally.failed or tally.not_deleted or tally.interrupted for tally in tallies)
-    if failed or (work.selection.filters and not count):
+                    _tell(work, one, looked, tally)
+    left = going and any(map(_not_reached, looks, tallies))
+    if left or any(tally.failed or tally.not_deleted for tally in tallies) or (work.selection.filters and not count):
         raise typer.Exit(1)
 
 
@@ -163,19 +163,20 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._text = f"{one.name}: {work.done} {{:,}} of {looked.wanted.total():,}{'' if looked.complete else '+'}"
         self._told_at = time.monotonic()
+        self._told = False
 
     def __call__(self, tally: Tally) -> None:
         """Say it, if it is time."""
         now = time.monotonic()
         if self._quiet or now - self._told_at < (TERMINAL_PROGRESS_SECONDS if self._terminal else PROGRESS_SECONDS):
             return
-        self._told_at = now
+        self._told_at, self._told = now, True
         text = self._text.format(tally.done)
         typer.echo(f"\r{text}{CLEAR}" if self._terminal else text, nl=not self._terminal, err=True)
 
     def end(self) -> None:
         """Leave the terminal's line to what comes next."""
-        if self._terminal and not self._quiet:
+        if self._terminal and self._told:
             typer.echo(f"\r{CLEAR}", nl=False, err=True)
 
 
@@ -216,11 +217,13 @@ def _kinds(counts: Counter[tuple[str, str]], indent: str) -> Iterator[str]:
         yield f"{indent}{count:>{width},} {printable(type_) or 'no event'}, {printable(why)}"
 
 
-def _tell(work: Work, one: DeadLetterQueue, tally: Tally) -> None:
+def _tell(work: Work, one: DeadLetterQueue, looked: Looked, tally: Tally) -> None:
     """Say what has become of the letters of one queue."""
     parts = [f"{work.done} {_done(work, tally):,}"]
     parts += [f"skipped {tally.skipped:,}"] if tally.skipped else []
     parts += [f"failed {len(tally.failed):,}"] if tally.failed else []
+    left = _not_reached(looked, tally)
+    parts += [f"not reached {left:,}"] if left else []
     ending = "; interrupted: the rest is where it was" if tally.interrupted else ""
     typer.echo(f"{one.name}: {', '.join(parts)}{ending}")
     for letters, what in (
@@ -231,6 +234,11 @@ def _tell(work: Work, one: DeadLetterQueue, tally: Tally) -> None:
             typer.echo(f"  {printable(letter.name)} {what}: {failure.code}: {failure.detail}", err=True)
         if len(letters) > FAILURES_SHOWN:
             typer.echo(f"  and {len(letters) - FAILURES_SHOWN:,} more", err=True)
+
+
+def _not_reached(looked: Looked, tally: Tally) -> int:
+    """Return how many were left alone: it was interrupted, gave up, or somebody else has taken them."""
+    return max(0, looked.wanted.total() - tally.dealt_with)
 
 
 def _done(work: Work, tally: Tally) -> int:
@@ -256,6 +264,7 @@ def _plain(work: Work, naming: Naming, looks: list[Looked], tallies: list[Tally]
             "skipped": tally.skipped,
             "failed": _told(tally.failed),
             "not_deleted": _told(tally.not_deleted),
+            "not_reached": 0 if work.manner.dry_run else _not_reached(looked, tally),
             "interrupted": tally.interrupted,
         }
         for one, looked, tally in zip(work.queues, looks, tallies, strict=True)
