@@ -69,7 +69,7 @@ def redrive(  # noqa: PLR0913 - typer makes an option of each
     reasons: Reasons = None,
     ids: Ids = None,
     limit: Limit = None,
-    rate: Annotated[float | None, typer.Option(min=0.1, help="Not more than so many a second.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.1, max=10_000, help="Not more than so many a second.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also what idempotent handlers have done already: they do it again.")
     ] = False,
