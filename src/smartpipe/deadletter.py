@@ -1,4 +1,4 @@
-"""The copy of a message that goes to the dead-letter queue, with the reason in one attribute. Pure."""
+"""A message on its way to the dead-letter queue, with the reason in one attribute, and on its way back. Pure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def dead_letter(
     into it, but none that says how to read the body. When the body leaves too little room, the
     reason loses its longest parts first, and is left out (and only logged) in the end: the message itself always goes.
     """
-    attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
+    attributes = _original_attributes(message)
     reason = _reason(message, outcome, where)
     moved = sorted(attributes, key=lambda name: (name not in RESERVED_ATTRIBUTES, name))[MAX_ATTRIBUTES - 1 :]
     if moved:
@@ -60,9 +60,27 @@ def dead_letter(
 
 
 def bare_copy(message: Message) -> OutgoingMessage:
-    """Return *message* as it was before it was ever dead-lettered, with no reason."""
-    attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
+    """Return *message* as it was before it was ever dead-lettered: with no reason, and with what had moved into it."""
+    attributes = _original_attributes(message)
     return OutgoingMessage(message.body, size_bytes(message.body, attributes), attributes, message.group_id)
+
+
+def reason_of(message: Message) -> dict[str, Any]:
+    """Return why *message* was dead-lettered; empty where SQS itself moved it, or SNS could not deliver it."""
+    value = message.attributes.get(REASON_ATTRIBUTE, Attribute("String", "")).value
+    try:
+        reason = json.loads(value)
+    except ValueError:
+        return {}
+    return reason if isinstance(reason, dict) else {}
+
+
+def _original_attributes(message: Message) -> dict[str, Attribute]:
+    attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
+    moved = reason_of(message).get("attributes")
+    if isinstance(moved, dict):
+        attributes = {name: _from_plain(plain) for name, plain in moved.items()} | attributes
+    return attributes
 
 
 def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, Any]:
@@ -99,6 +117,11 @@ def _message(error: BaseException) -> str:
 def _plain(attribute: Attribute) -> dict[str, str]:
     value = attribute.value
     return {"data_type": attribute.data_type, "value": value if isinstance(value, str) else value.hex()}
+
+
+def _from_plain(plain: dict[str, str]) -> Attribute:
+    data_type, value = plain["data_type"], plain["value"]
+    return Attribute(data_type, bytes.fromhex(value) if data_type.startswith("Binary") else value)
 
 
 def _time(unix_seconds: float | None) -> str | None:

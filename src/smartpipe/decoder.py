@@ -112,7 +112,7 @@ class Decoder:
             pass  # looked at step by step below, which says why
         except Exception as error:
             raise _broken_validator(error) from error
-        return self._decode_slowly(_unwrapped(body) or body)
+        return self._decode_slowly(unwrapped(body) or body)
 
     def _decode_slowly(self, body: str) -> Envelope:
         """Decode step by step, so that each has its own error."""
@@ -190,7 +190,7 @@ def _handed_on(value: object) -> str | None:
     return text if text and len(text) <= MAX_ID_CHARACTERS else None
 
 
-def _unwrapped(body: str) -> str | None:
+def unwrapped(body: str) -> str | None:
     """Return the message inside of an SNS envelope, or None when *body* is none."""
     try:
         notification = _notification.validate_json(body)

@@ -84,6 +84,16 @@ class InProgress(NamedTuple):
 
 ClaimOutcome: TypeAlias = Claimed | Completed | InProgress
 
+Known: TypeAlias = Completed | InProgress | None
+"""What is known of a key that nobody claims right now; None: whoever claims it, gets it."""
+
+
+def known(state: str, lease_left_seconds: float) -> Known:
+    """Return what a record in *state*, whose memory has not run out, says of its key."""
+    if state == "completed":
+        return Completed()
+    return InProgress(lease_left_seconds) if state == "held" and lease_left_seconds > 0 else None
+
 
 class Store(Protocol):
     """Remembers claims by key. Every verb takes many and makes, where the store can, one round trip.
@@ -99,7 +109,7 @@ class Store(Protocol):
       and what is completed is never released.
     - ``complete`` is remembered for ``ttl_seconds``. ``release`` frees the key at once, and keeps the count of attempts
       for ``ttl_seconds``; so does a lease that runs out.
-    - Outcomes are in the order of the claims.
+    - Outcomes are in the order of the claims, or keys. ``look`` changes nothing.
     - A store that cannot be reached, or refuses, raises StoreError, and nothing else.
     """
 
@@ -122,6 +132,9 @@ class Store(Protocol):
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
         """Give back what did not succeed: the next delivery may claim it at once."""
+
+    async def look(self, keys: Sequence[str]) -> list[Known]:
+        """Say what ``claim`` would find, without claiming: by the time it is read it may be so no more."""
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove all memory of these keys, whoever holds them: before a deliberate replay."""

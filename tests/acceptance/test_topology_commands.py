@@ -315,7 +315,7 @@ def test_a_worker_checks_the_topology_as_it_is_told(
 
 @pytest.fixture
 def judged(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The broker behind IAM: keys ``publish``, ``consume`` and ``provision`` may do what their policies allow."""
+    """The broker behind IAM: each key, as in ``consume``, may do what the policy of that name allows."""
     naming = Naming("aws", "us-east-1", "000000000000", os.environ["SMARTPIPE_PREFIX"])
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.judge = allowed_by(policies(services.service, naming), naming.account_id)
@@ -353,9 +353,12 @@ def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
         assert worker.wait() == 0, "\n".join(worker.lines)
     finally:
         worker.end()
+    for command in (["list"], ["redrive", "--yes"]):
+        done = smartpipe("dlq", *command, TARGET, AWS_ACCESS_KEY_ID="redrive")
+        assert done.returncode == 0, done.stderr
     assert smartpipe("topology", "destroy", "--yes", "--even-if-not-empty", TARGET, **provisioning).returncode == 0
 
-    for key in ("publish", "consume", "provision"):
+    for key in ("publish", "consume", "provision", "redrive"):
         used = {action for call in judged.calls if call.access_key == key for action in call.actions}
         granted = policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
         allowed = {action for one in granted for action in listed(one["Action"])}

@@ -102,6 +102,7 @@ async def test_the_answers_of_holders_are_in_the_order_of_the_claims(store: Stor
 async def test_no_claims_are_no_trouble(store: Store) -> None:
     assert await store.claim([]) == []
     assert await store.renew([]) == await store.complete([]) == await store.release([]) == []
+    assert await store.look([]) == []
     await store.forget([])
 
 
@@ -273,6 +274,35 @@ async def test_a_stranger_can_do_nothing(store: Store) -> None:
     assert await store.claim([claim_of("unknown")]) == [Claimed(1)]
 
 
+async def test_a_look_says_what_a_claim_would_find_and_claims_nothing(store: Store) -> None:
+    held, done, given_back, lapsed = (claim_of(name) for name in ("held", "done", "given back", "lapsed"))
+    await store.claim([held, done, given_back, lapsed._replace(lease_seconds=0.1)])
+    await store.complete([done])
+    await store.release([given_back])
+    await asyncio.sleep(0.2)
+
+    keys = ["new", "done", "held", "given back", "lapsed", "done"]
+    seen = await store.look(keys)
+    again = await store.look(keys)
+
+    for new, completed, in_progress, *rest in (seen, again):
+        assert (new, completed, rest) == (None, Completed(), [None, None, Completed()])
+        assert isinstance(in_progress, InProgress)
+        assert LONG - 100 < in_progress.seconds <= LONG + 1
+    assert await store.claim([claim_of("new"), claim_of("given back")]) == [Claimed(1), Claimed(2)]
+    assert await store.complete([held]) == [True]
+
+
+async def test_a_look_knows_no_completion_beyond_its_ttl(store: Store) -> None:
+    claim = claim_of("order-1", ttl_seconds=0.1)
+    await store.claim([claim])
+    await store.complete([claim])
+
+    await asyncio.sleep(1.3)  # a memory in whole seconds lasts up to one more
+
+    assert await store.look(["order-1"]) == [None]
+
+
 async def test_what_is_forgotten_is_unknown_whoever_held_it(store: Store) -> None:
     held, completed = claim_of("order-1"), claim_of("order-2")
     await store.claim([held, completed])
@@ -280,6 +310,7 @@ async def test_what_is_forgotten_is_unknown_whoever_held_it(store: Store) -> Non
 
     await store.forget(["order-1", "order-2", "order-3", "order-1"])
 
+    assert await store.look(["order-1", "order-2"]) == [None, None]
     assert await store.complete([held]) == [False]
     assert await store.claim([claim_of("order-1"), claim_of("order-2")]) == [Claimed(1), Claimed(1)]
 
@@ -298,7 +329,7 @@ async def test_a_key_may_hold_anything(store: Store, key: str) -> None:
 
     assert await store.claim([claim, claim_of(key + ".")]) == [Claimed(1), Claimed(1)]
     assert await store.renew([claim]) == await store.complete([claim]) == [True]
-    assert await store.claim([claim_of(key)]) == [Completed()]
+    assert await store.claim([claim_of(key)]) == await store.look([key]) == [Completed()]
     await store.forget([key])
     assert await store.claim([claim_of(key)]) == [Claimed(1)]
 

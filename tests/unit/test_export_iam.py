@@ -53,7 +53,7 @@ def test_a_publisher_may_publish_and_send_to_what_it_declares_and_nothing_else()
 
 def test_a_service_has_no_policy_for_what_it_does_not_do() -> None:
     assert policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
-    assert policies(exported.archive(), NAMING).keys() == {"consume", "provision"}
+    assert policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive"}
 
 
 def test_a_worker_may_receive_settle_dead_letter_and_look_at_what_it_needs() -> None:
@@ -95,6 +95,20 @@ def test_provisioning_looks_at_the_whole_prefix_and_changes_only_its_own() -> No
     assert found["sqs:GetQueueAttributes"] == {f"{SQS}*"}
     assert found["sns:GetTopicAttributes"] == {f"{SNS}*"}
     assert found["sns:SetSubscriptionAttributes"] == found["tag:GetResources"] == {"*"}
+
+
+def test_redriving_takes_dead_letters_and_sends_to_their_sources_and_nothing_else() -> None:
+    own, dead = {f"{SQS}archive", f"{SQS}reports"}, {f"{SQS}archive-dlq", f"{SQS}reports-dlq"}
+
+    assert allowed(exported.archive(), "redrive") == {
+        "sqs:ReceiveMessage": dead,
+        "sqs:DeleteMessage": dead,
+        "sqs:ChangeMessageVisibility": dead,
+        "sqs:GetQueueAttributes": dead,
+        "sqs:GetQueueUrl": own | dead,
+        "sqs:SendMessage": own,
+        "cloudwatch:GetMetricData": {"*"},
+    }
 
 
 def test_what_is_somebody_elses_is_looked_at_and_subscribed_to_and_never_changed() -> None:

@@ -17,14 +17,14 @@ from smartpipe.aws.client import client_options, region_of
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency import Claimed, Completed, InProgress
+from smartpipe.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.stores.keys import stored_key
 from smartpipe.topology.claims import claims_table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from smartpipe.idempotency import Claim, ClaimOutcome
+    from smartpipe.idempotency import Claim, ClaimOutcome, Known
 
 X = TypeVar("X")
 T = TypeVar("T")
@@ -130,6 +130,10 @@ class DynamoStore:
         change = "SET #state = :released, #expires_at = :memory"
         return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="released"))
 
+    async def look(self, keys: Sequence[str]) -> list[Known]:
+        """Say what is known of each key."""
+        return await self._each([(key, key) for key in keys], self._look)
+
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove all memory of these keys."""
         await self._each([(key, key) for key in keys], self._delete)
@@ -188,6 +192,16 @@ class DynamoStore:
         except Exception as error:
             raise self._fault(error, "UpdateItem") from error
         return True, answer["Attributes"]
+
+    async def _look(self, key: str) -> Known:
+        try:
+            answer = await self._client.get_item(TableName=self.table, Key=self._key(key), ConsistentRead=True)
+        except Exception as error:
+            raise self._fault(error, "GetItem") from error
+        item, now = answer.get("Item"), time.time()
+        if not item or _number(item, "expires_at") <= now:
+            return None
+        return known(item["state"]["S"], _number(item, "lease_until") - now)
 
     async def _delete(self, key: str) -> None:
         try:

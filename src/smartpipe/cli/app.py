@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from smartpipe.cli.dlq_app import dlq
 from smartpipe.cli.topology_app import Targets, topology
 from smartpipe.version import __version__
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
 store = typer.Typer(help="Where idempotent handlers remember what they did.", no_args_is_help=True)
 app.add_typer(topology, name="topology")
+app.add_typer(dlq, name="dlq")
 app.add_typer(schema, name="schema")
 app.add_typer(store, name="store")
 

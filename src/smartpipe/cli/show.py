@@ -35,12 +35,7 @@ def run_show(targets: Sequence[str], *, as_json: bool) -> None:
 
     async def look(transport: AwsTransport) -> tuple[Naming, list[TopicState], list[str]]:
         survey = await Provisioner(transport).survey(services, even_if_faulty=True)
-        notes = []
-        try:
-            ages = await oldest_ages(transport, [name_in(arn) for arn in survey.actual.queues])
-        except TransportError as error:
-            ages = {}
-            notes.append(f"how old the oldest messages are is not known: {error.detail}")
+        ages, notes = await known_ages(transport, [name_in(arn) for arn in survey.actual.queues])
         return survey.naming, tree(survey.desired, survey.actual, ages), notes
 
     naming, topics, notes = with_transport(look)
@@ -55,6 +50,21 @@ def run_show(targets: Sequence[str], *, as_json: bool) -> None:
         console.print(_drawn(topic))
     for note in notes:
         console.print(f"note: {note}", markup=False)
+
+
+async def known_ages(transport: AwsTransport, names: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Return the ages of the queues' oldest messages, as far as they can be had, and a note if they cannot."""
+    try:
+        return await oldest_ages(transport, names), []
+    except TransportError as error:
+        return {}, [f"how old the oldest messages are is not known: {error.detail}"]
+
+
+def contents(queue: QueueState) -> str:
+    """Say what is in a queue that exists."""
+    delayed = f", {queue.delayed:,} delayed" if queue.delayed else ""
+    age = "" if queue.oldest_age_seconds is None else f", oldest {_age(queue.oldest_age_seconds)}"
+    return f"{queue.visible:,} waiting, {queue.in_flight:,} in flight{delayed}{age}"
 
 
 def _drawn(topic: TopicState) -> Tree:
@@ -95,12 +105,9 @@ def _value(rule: object) -> str:
 def _queue(label: str, queue: QueueState) -> Text:
     if not queue.exists:
         return Text.assemble((f"{label} ", "dim"), (queue.name, "bold"), _missing(exists=False))
-    counts = f"  {queue.visible:,} waiting, {queue.in_flight:,} in flight"
-    delayed = f", {queue.delayed:,} delayed" if queue.delayed else ""
-    age = "" if queue.oldest_age_seconds is None else f", oldest {_age(queue.oldest_age_seconds)}"
     alarming = label == "dead letters" and queue.visible + queue.in_flight
     style = "red" if alarming else ""
-    return Text.assemble((f"{label} ", "dim"), (queue.name, "bold"), (counts + delayed + age, style))
+    return Text.assemble((f"{label} ", "dim"), (queue.name, "bold"), (f"  {contents(queue)}", style))
 
 
 def _missing(exists: bool) -> Text:  # noqa: FBT001 - it says which

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
 from smartpipe.aws.opening import transport_for
 from smartpipe.aws.provision import Provisioner
+from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import as_json_text, heading, in_words, tell
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
@@ -45,7 +45,7 @@ def run_apply(targets: Sequence[str], *, yes: bool, as_json: bool) -> None:
     if not as_json:
         _show(survey, survey.changes)
     if survey.pending:
-        _ask("Make these changes?", yes=yes, as_json=as_json)
+        ask("Make these changes?", yes=yes, as_json=as_json)
     _carry_out(survey, survey.pending, as_json=as_json)
 
 
@@ -66,7 +66,7 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
         raise SmartpipeError("\n".join([*full, msg]))
     going = pending(changes)
     if going:
-        _ask("Delete these?", yes=yes, as_json=as_json)
+        ask("Delete these?", yes=yes, as_json=as_json)
     _carry_out(survey, going, as_json=as_json)
 
 
@@ -101,28 +101,6 @@ def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, del
         tell(line)
     for note in survey.not_seen if deleting else survey.notes:
         typer.echo(f"note: {note}")
-
-
-def _ask(question: str, *, yes: bool, as_json: bool) -> None:
-    """Go on only if somebody wants it.
-
-    Raises:
-        ConfigError: Nobody can answer.
-        Exit: The answer is no; with code 1.
-    """
-    if yes:
-        return
-    if as_json or not sys.stdin.isatty():
-        msg = "it asks before it changes anything, and nobody can answer here: look at the plan, then add --yes"
-        raise ConfigError(msg)
-    try:
-        agreed = typer.confirm(question)
-    except typer.Abort:  # Ctrl-C, or the end of the input
-        typer.echo()
-        agreed = False
-    if not agreed:
-        typer.echo("nothing was changed")
-        raise typer.Exit(1)
 
 
 def _carry_out(survey: Survey, changes: Sequence[Change], *, as_json: bool) -> None:

@@ -8,12 +8,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from smartpipe.idempotency import Claimed, Completed, InProgress
+from smartpipe.idempotency import Claimed, Completed, InProgress, known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.idempotency import Claim, ClaimOutcome
+    from smartpipe.idempotency import Claim, ClaimOutcome, Known
 
 
 @dataclass(slots=True)
@@ -64,6 +64,15 @@ class MemoryStore:
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
         """Give back what did not succeed."""
         return self._end(claims, "released")
+
+    async def look(self, keys: Sequence[str]) -> list[Known]:
+        """Say what is known of each key."""
+        now = asyncio.get_running_loop().time()
+        found = [self._entries.get(key) for key in keys]
+        return [
+            known(entry.state, entry.lease_until - now) if entry is not None and entry.expires_at > now else None
+            for entry in found
+        ]
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove all memory of these keys."""

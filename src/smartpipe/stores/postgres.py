@@ -11,16 +11,16 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency import Claimed, Completed, InProgress
+from smartpipe.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.stores import shown
 from smartpipe.stores.keys import stored_key
 from smartpipe.stores.migrate import missing_migrations
-from smartpipe.stores.statements import CLAIM, COMPLETE, FORGET, PURGE, RELEASE, RENEW
+from smartpipe.stores.statements import CLAIM, COMPLETE, FORGET, LOOK, PURGE, RELEASE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
-    from smartpipe.idempotency import Claim, ClaimOutcome
+    from smartpipe.idempotency import Claim, ClaimOutcome, Known
 
 log = logging.getLogger("smartpipe.stores")
 
@@ -109,6 +109,13 @@ class PostgresStore:
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
         """Give back what did not succeed."""
         return await self._change("release", RELEASE, claims)
+
+    async def look(self, keys: Sequence[str]) -> list[Known]:
+        """Say what is known of each key."""
+        stored = [self._key(key) for key in keys]
+        rows = await self._call("look", LOOK, stored) if stored else []
+        found = {row["key"]: known(row["state"], row["seconds"]) for row in rows}
+        return [found.get(key) for key in stored]
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove all memory of these keys."""

@@ -15,14 +15,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency import Claimed, Completed, InProgress
+from smartpipe.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.stores import shown
 from smartpipe.stores.keys import stored_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from smartpipe.idempotency import Claim, ClaimOutcome
+    from smartpipe.idempotency import Claim, ClaimOutcome, Known
 
 log = logging.getLogger("smartpipe.stores")
 
@@ -153,6 +153,18 @@ class RedisStore:
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
         """Give back what did not succeed."""
         return [bool(said) for said in await self._call("release", claims)]
+
+    async def look(self, keys: Sequence[str]) -> list[Known]:
+        """Say what is known of each key."""
+        if not keys:
+            return []
+        async with self._faults("look"), self._redis.pipeline(transaction=True) as pipe:
+            pipe.time()
+            for key in keys:
+                pipe.hmget(self._key(key), "state", "until")
+            (seconds, microseconds), *found = await pipe.execute()
+        now = seconds * 1000 + microseconds // 1000
+        return [state and known(state.decode(), (int(until) - now) / 1000) for state, until in found]
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove all memory of these keys."""

@@ -1,7 +1,7 @@
 """The SQL of the PostgreSQL store.
 
-Every statement locks its rows in the order of their keys, so that batches in any order cannot deadlock, and judges
-each row when its lock is there, by one reading of the server's clock.
+Every statement that writes locks its rows in the order of their keys, so that batches in any order cannot deadlock,
+and judges each row when its lock is there, by one reading of the server's clock.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ RENEW = _CHANGE.format(
 )
 COMPLETE = _CHANGE.format(changes=f"state = 'completed', {_REMEMBER}", already="completed")
 RELEASE = _CHANGE.format(changes=f"state = 'released', {_REMEMBER}", already="released")
+
+LOOK = """
+SELECT key, state, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds
+FROM smartpipe_claims WHERE key = ANY ($1::text[]) AND expires_at > clock_timestamp()
+"""
 
 FORGET = """
 WITH locked AS (SELECT key FROM smartpipe_claims WHERE key = ANY ($1::text[]) ORDER BY key FOR UPDATE)

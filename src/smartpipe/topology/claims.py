@@ -10,6 +10,9 @@ TTL_ATTRIBUTE = "expires_at"
 USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
 """What a worker needs on the table's ARN."""
 
+REDRIVE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:DeleteItem")
+"""What ``dlq redrive`` needs on the table's ARN."""
+
 CREATE_ACTIONS = (
     "dynamodb:CreateTable",
     "dynamodb:DescribeTable",

@@ -82,11 +82,12 @@ def _branch(arns: tuple[str, str], actual: Topology, queue: QueueState) -> Branc
 def _queue(arn: str, actual: Topology, ages: Mapping[str, float]) -> QueueState:
     attributes = actual.queues.get(arn)
     target = dead_letter_of(attributes)
-    dead_letters = _state(target, actual.queues.get(target), ages) if target else None
-    return _state(arn, attributes, ages)._replace(dead_letters=dead_letters)
+    dead_letters = state_of(target, actual.queues.get(target), ages) if target else None
+    return state_of(arn, attributes, ages)._replace(dead_letters=dead_letters)
 
 
-def _state(arn: str, attributes: Attributes | None, ages: Mapping[str, float]) -> QueueState:
+def state_of(arn: str, attributes: Attributes | None, ages: Mapping[str, float]) -> QueueState:
+    """Return a queue as its *attributes* describe it; None: it is not there."""
     name = name_in(arn)
     if attributes is None:
         return QueueState(name, arn, exists=False)

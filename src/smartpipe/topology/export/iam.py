@@ -1,4 +1,4 @@
-"""The least that a service's processes need of IAM, by what they do: publish, consume, provision. Pure.
+"""The least that a service's processes need of IAM, by what they do: publish, consume, provision, redrive. Pure.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" for Amazon SNS, Amazon SQS, AWS KMS,
 Resource Groups Tagging and CloudWatch. A batch is authorized as its single verb.
@@ -28,10 +28,11 @@ _KEYS_ALIAS = "alias/"
 
 
 def policies(service: Declares, naming: Naming, companions: Companions = NO_COMPANIONS) -> dict[str, dict[str, Any]]:
-    """Return the policy documents ``publish``, ``consume`` and ``provision``, without those that would be empty.
+    """Return the policy documents ``publish``, ``consume``, ``provision`` and ``redrive``, without the empty ones.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues
     with the environment's prefix, for a plan tells what nobody declares any more; it changes only this service's.
+    ``redrive`` is for the commands of ``dlq``.
 
     Raises:
         ConfigError: The service's declarations contradict each other or AWS.
@@ -42,6 +43,7 @@ def policies(service: Declares, naming: Naming, companions: Companions = NO_COMP
         "publish": _publish(service, naming, objects),
         "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, objects)],
         "provision": _provision(topology, naming),
+        "redrive": [*_redrive(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, objects)],
     }
     return {name: {"Version": VERSION, "Statement": statements} for name, statements in found.items() if statements}
 
@@ -137,6 +139,26 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
                 "sns:Unsubscribe", "tag:GetResources", *(["sns:ListSubscriptions"] if looked_at.others else []),
             ],
         ),
+    ]  # fmt: skip
+
+
+def _redrive(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+    queues = [binding.queue for binding in service.bindings]
+    return [
+        *_allow(
+            "TakeDeadLetters",
+            [
+                "sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:GetQueueUrl",
+                "sqs:ReceiveMessage",
+            ],
+            [naming.queue_arn(queue.dead_letter_name) for queue in queues],
+        ),
+        *_allow(
+            "SendThemBack", ["sqs:GetQueueUrl", "sqs:SendMessage"], [naming.queue_arn(queue.name) for queue in queues]
+        ),
+        *_anywhere("SeeHowOldTheyAre", ["cloudwatch:GetMetricData"] if queues else []),
+        *_keys("DecryptAndEncryptThem", [queue.kms_key for queue in queues], naming),
+        *_allow("LookUpAndForgetClaims", claims.REDRIVE_ACTIONS, topology.tables),
     ]  # fmt: skip
 
 

@@ -1,0 +1,70 @@
+"""Dead letters sent back over every broker's transport, by nothing but the five verbs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import Queue, Service
+from smartpipe.letters import Selection
+from smartpipe.memories import Memories
+from smartpipe.message import OutgoingMessage
+from smartpipe.redrive import Clearing, Redrive, Tally, look
+from tests.support.events import OrderPlaced, Paid
+
+if TYPE_CHECKING:
+    from smartpipe.message import Message
+    from tests.conformance.conftest import Bus
+
+
+def redriven(*, fifo: bool) -> Service:
+    service = Service("redriven", queue=Queue("redriven", fifo=fifo))
+    if fifo:
+
+        @service.subscribe(Paid)
+        async def book(event: Paid) -> None: ...
+
+    else:
+
+        @service.subscribe(OrderPlaced)
+        async def bill(event: OrderPlaced) -> None: ...
+
+    return service
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+async def test_all_are_moved_once_and_the_order_of_a_group_is_kept(bus: Bus, fifo: bool) -> None:
+    service = redriven(fifo=fifo)
+    await bus.provision(service)
+    queue, transport, stop = service.queue, bus.transport, asyncio.Event()
+    for number in range(23):
+        group, deduplication = (f"g{number % 2}", f"d{number}") if fifo else (None, None)
+        copy = OutgoingMessage(str(number), 2, group_id=group, deduplication_id=deduplication)
+        assert await transport.send(queue.dead_letter_name, [copy]) == []
+    memories, everything, tally = Memories(service.handlers, None), Selection(), Tally()
+
+    looked = await look(transport, queue, everything, memories, stop)
+    clearing = Clearing(transport, queue, rate_per_second=None, stop=stop, on_progress=lambda _: None)
+    await clearing.clear(looked, everything, Redrive(transport, queue, memories, force=False), tally)
+
+    assert tally == Tally(done=23)
+    moved = await _taken(bus, queue.name)
+    assert sorted(int(message.body) for message in moved) == list(range(23))
+    if fifo:
+        for group in ("g0", "g1"):
+            numbers = [int(message.body) for message in moved if message.group_id == group]
+            assert numbers == sorted(numbers)
+    assert await _taken(bus, queue.dead_letter_name) == []
+
+
+async def _taken(bus: Bus, queue: str) -> list[Message]:
+    """Receive and delete everything."""
+    taken: list[Message] = []
+    while messages := await bus.transport.receive(
+        queue, max_messages=10, wait_seconds=1, visibility_timeout_seconds=30
+    ):
+        await bus.transport.delete(queue, [message.receipt_handle for message in messages])
+        taken += messages
+    return taken

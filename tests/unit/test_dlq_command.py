@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.cli.dlq import dead_letter_queues
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODULE = """
+from tests.support import exported
+
+archive = exported.archive()
+borrower = exported.borrower()
+portal = exported.portal()
+"""
+TARGETS = ["dead_shop:archive", "dead_shop:borrower", "dead_shop:portal"]
+
+
+@pytest.fixture(autouse=True)
+def _shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dead_shop.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "shop-")
+
+
+def test_they_are_named_as_aws_has_them_with_those_that_others_own() -> None:
+    assert [(one.name, one.source) for one in dead_letter_queues(TARGETS)] == [
+        ("shop-archive-dlq", "shop-archive"),
+        ("shop-reports-dlq", "shop-reports"),
+        ("their-dead", "theirs"),
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["reports", "reports-dlq", "shop-reports", "shop-reports-dlq"])
+def test_one_may_be_called_by_its_own_name_or_its_sources_with_or_without_the_prefix(wanted: str) -> None:
+    [found] = dead_letter_queues(TARGETS, wanted)
+
+    assert found.queue.name == "reports"
+
+
+@pytest.mark.parametrize(
+    ("targets", "wanted", "sentence"),
+    [
+        (TARGETS, "report", "--queue 'report' is no queue of these services; did you mean reports?"),
+        (TARGETS, "x", "; they have shop-archive-dlq, shop-reports-dlq, their-dead"),
+        (["dead_shop:portal"], "x", ", which have none"),
+        (["dead_shop:exported"], None, "not a smartpipe.Service"),
+    ],
+)
+def test_a_mistake_is_told_with_what_there_is(targets: list[str], wanted: str | None, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        dead_letter_queues(targets, wanted)
+
+    assert sentence in str(raised.value)

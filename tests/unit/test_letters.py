@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from smartpipe.deadletter import REASON_ATTRIBUTE
+from smartpipe.envelope import encode, wrap
+from smartpipe.letters import NO_REASON, Selection, read_letter, was_there
+from smartpipe.message import Attribute, Message
+from smartpipe.payloads.compression import compressed
+from smartpipe.payloads.pointer import pointer_to
+from tests.support.events import ADA
+
+ENVELOPE = wrap(ADA, source="portal")
+EXHAUSTED = {"kind": "retries-exhausted", "error_type": "builtins.ConnectionError", "message": "the Bank is closed"}
+
+
+def message(body: str | None = None, reason: object = None, sent_at: float | None = 1_000.0) -> Message:
+    value = reason if isinstance(reason, str) else json.dumps(reason)
+    attributes = {REASON_ATTRIBUTE: Attribute("String", value)} if reason is not None else {}
+    return Message("m1", "r1", encode(ENVELOPE) if body is None else body, attributes=attributes, sent_at=sent_at)
+
+
+def test_a_letter_says_which_event_it_was_and_why_it_is_here() -> None:
+    letter = read_letter(message(reason=EXHAUSTED))
+
+    assert (letter.event_id, letter.event_type, letter.source) == (ENVELOPE.id, "member.signed_up", "portal")
+    assert letter.data["name"] == "Ada"
+    assert (letter.kind, letter.error) == ("retries-exhausted", "ConnectionError: the Bank is closed")
+
+
+def test_an_event_that_sns_has_wrapped_is_read_as_well() -> None:
+    fields = {"Type": "Notification", "MessageId": "n", "TopicArn": "arn", "Message": encode(ENVELOPE)}
+
+    assert read_letter(message(json.dumps(fields))).event_id == ENVELOPE.id
+
+
+def test_an_event_that_is_compressed_or_waits_in_s3_is_read_as_far_as_it_is_here() -> None:
+    encoding = {"content-encoding": Attribute("String", "gzip")}
+    size = {"ExtendedPayloadSize": Attribute("Number", "9"), "type": Attribute("String", "member.signed_up")}
+
+    squeezed = read_letter(message(compressed(encode(ENVELOPE), "gzip"))._replace(attributes=encoding))
+    away = read_letter(message(pointer_to("bucket", f"staging/{ENVELOPE.id}"))._replace(attributes=size))
+    broken = read_letter(message("no gzip")._replace(attributes=encoding))
+
+    assert (squeezed.event_id, squeezed.data["name"]) == (ENVELOPE.id, "Ada")
+    assert (away.event_id, away.event_type, away.data) == (ENVELOPE.id, "member.signed_up", None)
+    assert broken.name == "m1"
+
+
+@pytest.mark.parametrize("body", ["", "no JSON", "[1]", "7", '{"id": 7, "type": null}', '{"id": {}}'])
+def test_what_is_no_event_is_known_by_its_messages_id(body: str) -> None:
+    letter = read_letter(message(body))
+
+    assert (letter.event_id, letter.event_type, letter.name, letter.kind) == (None, None, "m1", NO_REASON)
+
+
+@pytest.mark.parametrize("reason", ["no JSON", "7", '["kind"]'])
+def test_a_reason_that_cannot_be_read_is_none(reason: str) -> None:
+    assert read_letter(message(reason=reason)).kind == NO_REASON
+
+
+@pytest.mark.parametrize(
+    ("wanted", "takes"),
+    [
+        ({}, True),
+        ({"types": ("member.signed_up", "other")}, True),
+        ({"types": ("member",)}, False),
+        ({"reasons": ("retries-exhausted",)}, True),
+        ({"reasons": ("rejected", "connectionerror")}, True),
+        ({"reasons": ("bank is CLOSED",)}, True),
+        ({"reasons": ("none",)}, False),
+        ({"ids": (ENVELOPE.id,)}, True),
+        ({"ids": ("m1",)}, True),
+        ({"ids": ("m2",)}, False),
+        ({"sent_before": 1_000.0}, True),
+        ({"sent_before": 999.0}, False),
+        ({"types": ("member.signed_up",), "ids": ("m2",)}, False),
+    ],
+)
+def test_a_selection_takes_what_fits_everything_that_it_says(wanted: dict[str, Any], takes: bool) -> None:
+    assert Selection(**wanted).takes(read_letter(message(reason=EXHAUSTED))) is takes
+
+
+def test_what_has_no_reason_can_be_asked_for() -> None:
+    assert Selection(reasons=("none",)).takes(read_letter(message()))
+    assert not Selection(reasons=("bank",)).takes(read_letter(message()))
+
+
+def test_what_its_broker_gives_no_time_was_there_all_along_and_is_older_than_nothing() -> None:
+    letter = read_letter(message(sent_at=None))
+
+    assert was_there(letter, 0.0)
+    assert not Selection(sent_before=2e9).takes(letter)
