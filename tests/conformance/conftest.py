@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from smartpipe import Service, Transport
 
-BROKERS = ("memory", "ministack", "moto")
+BROKERS = ("memory", "ministack", "moto", "botocore")
+"""The last is ministack again, by the transport on aiobotocore; the others are reached on the wire."""
 
 
 class Bus:
@@ -49,7 +50,7 @@ class Bus:
 @pytest.fixture(params=[*BROKERS, *(["endpoint"] if os.environ.get("SMARTPIPE_TEST_ENDPOINT") else [])])
 async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
     """Each broker in turn. A test marked ``differs(broker=reason)`` is expected to fail there."""
-    name = request.param
+    name = "ministack" if request.param == "botocore" else request.param
     for marker in request.node.iter_markers("differs"):
         if name in marker.kwargs:
             request.node.add_marker(pytest.mark.xfail(reason=marker.kwargs[name], strict=True))
@@ -63,6 +64,7 @@ async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         lead_to({}, monkeypatch)
     else:
         lead_to(request.getfixturevalue(name).environment, monkeypatch)
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore" if request.param == "botocore" else "wire")
     transport = transport_from_environment()
     try:
         yield Bus(name, transport)

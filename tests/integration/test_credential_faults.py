@@ -42,8 +42,8 @@ def endpoint(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Credential
         yield found
 
 
-@pytest.fixture(params=["asyncio", "blocking"])
-def publish(request: pytest.FixtureRequest) -> Publish:
+@pytest.fixture(params=["wire", "botocore", "blocking"])
+def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Send the order to the shop's queue with either publisher."""
 
     async def with_asyncio(**options: Any) -> str:
@@ -57,7 +57,9 @@ def publish(request: pytest.FixtureRequest) -> Publish:
     async def in_a_thread(**options: Any) -> str:
         return await asyncio.to_thread(with_blocking, **options)
 
-    return with_asyncio if request.param == "asyncio" else in_a_thread
+    if request.param != "blocking":
+        monkeypatch.setenv("SMARTPIPE_TRANSPORT", request.param)
+    return in_a_thread if request.param == "blocking" else with_asyncio
 
 
 def refusing(proxy: FaultProxy, *keys: str, operation: str = "", code: str = "ExpiredToken") -> Fault:

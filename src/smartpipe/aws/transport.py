@@ -50,7 +50,7 @@ class AwsTransport:
     def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
         self._session = session or get_session()
         self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
-        refresh_when_refused(self._session)
+        self._refresh = refresh_when_refused(self._session)
         self.region = region_of(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False

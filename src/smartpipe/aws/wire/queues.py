@@ -9,6 +9,7 @@ import logging
 from base64 import b64decode, b64encode
 from functools import lru_cache
 from hashlib import md5
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
@@ -80,7 +81,10 @@ def answer_in(body: bytes) -> Any:
     Raises:
         ValueError: It is no JSON: half an answer, or the page of a proxy.
     """
-    return from_json(body) if body else {}
+    try:
+        return from_json(body) if body else {}
+    except ValueError as error:
+        raise JSONDecodeError(str(error), "", 0) from None  # the name by which it is known elsewhere
 
 
 def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
@@ -110,9 +114,9 @@ def error_in(response: Response) -> dict[str, Any]:
     """Read an answer that is an error, into the form that botocore gives it."""
     try:
         fields: Mapping[str, Any] = answer_in(response.body)
-        code, message = str(fields.get("__type") or ""), fields.get("message") or fields.get("Message") or ""
+        code, message = str(fields.get("__type", response.status)), fields.get("message") or fields.get("Message") or ""
     except (ValueError, AttributeError):
-        code, message = "", ""
+        code, message = str(response.status), ""
     query_code = (response.header(b"x-amzn-query-error") or "").partition(";")[0]
-    code = query_code or code.rpartition("#")[2].partition(":")[0] or str(response.status)
+    code = query_code or code.rpartition("#")[2].partition(":")[0]
     return {"Error": {"Code": code, "Message": str(message) or f"HTTP status {response.status}"}}

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     class Credentials(Protocol):
         """What botocore calls frozen credentials."""
 
-        access_key: str
-        secret_key: str
-        token: str | None
+        @property
+        def access_key(self) -> str: ...  # noqa: D102
+        @property
+        def secret_key(self) -> str: ...  # noqa: D102
+        @property
+        def token(self) -> str | None: ...  # noqa: D102
 
 
 class Signer:

@@ -87,7 +87,7 @@ def error_in(response: Response) -> dict[str, Any]:
     except ValueError:
         return {"Error": {"Code": str(response.status), "Message": f"HTTP status {response.status}"}}
     fields = {_name(one): one.text or "" for error in root.iter() if _name(error) == "Error" for one in error}
-    code = fields.get("Code") or str(response.status)
+    code = fields.get("Code", str(response.status))
     return {"Error": {"Code": code, "Message": fields.get("Message") or f"HTTP status {response.status}"}}
 
 

@@ -122,6 +122,7 @@ class WireTransport(AwsTransport):
             if endpoint is not None:
                 endpoint.close()
         self._endpoints.clear()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next turn
 
     async def _batch(
         self, verb: str, action: str, queue: str, body: bytes, count: int, endpoint: Endpoint
@@ -136,18 +137,19 @@ class WireTransport(AwsTransport):
         wired: Callable[[Endpoint], Awaitable[T]],
         otherwise: Callable[[], Awaitable[T]],
     ) -> T:
-        """Call on the wire. What is refused for its credentials goes through aiobotocore, which fetches new ones."""
+        """Call on the wire, once more with new credentials if it was refused for those that it had."""
         endpoint = self._endpoints.get((service, region))
         if endpoint is None or endpoint.loop is not asyncio.get_running_loop():
             endpoint = await self._endpoint(service, region)
-        if endpoint is not None:
-            try:
-                return await wired(endpoint)
-            except TransportError as error:
-                if error.code not in STALE:
-                    raise
-                endpoint.forget_credentials()
-        return await otherwise()
+        if endpoint is None:
+            return await otherwise()
+        try:
+            return await wired(endpoint)
+        except TransportError as error:
+            if error.code not in STALE or not await self._refresh.renewed():
+                raise
+        endpoint.forget_credentials()
+        return await wired(endpoint)
 
     async def _endpoint(self, service: str, region: str) -> Endpoint | None:
         """Return where *service* is, found out at the first call; None if the wire does not go there."""
