@@ -347,7 +347,7 @@ def test_a_transport_of_another_loop_is_refused(fast_broker: EmbeddedBroker) -> 
             for endpoint in publisher._transport._endpoints.values():
                 assert endpoint is not None
                 endpoint.close()
-            await asyncio.sleep(0)
+            await publisher._transport._stack.aclose()  # as aclose would, but for saying that it is closed
 
     with pytest.raises(TransportError):
         asyncio.run(publish())
