@@ -13,7 +13,10 @@ from smartpipe.bench.fanout import TICKS_PER_SECOND, merged
 from smartpipe.bench.latencies import Latency, count_seen, summed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smartpipe.bench.load import Load
+    from smartpipe.bench.messages import Side
     from smartpipe.bench.run import Reports
 
 MILLION = 1_000_000
@@ -173,7 +176,8 @@ def _counts(reports: Reports) -> dict[str, int]:
 def _course(reports: Reports, begin: float) -> list[Moment]:
     """Return slots of a quarter of a second, counted from the beginning."""
     slots: dict[int, list[int]] = {}
-    for side, several in enumerate(reports):
+    sides: tuple[Sequence[Side], ...] = (reports.published, reports.handled)
+    for side, several in enumerate(sides):
         for tick, count in merged(report.course for report in several).items():
             slot = int(max(0.0, (tick + 0.5) / TICKS_PER_SECOND - begin) / SLOT_SECONDS)
             slots.setdefault(slot, [0, 0])[side] += count

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from smartpipe.bench.counting import CountingTransport
-from smartpipe.bench.fanout import TICKS_PER_SECOND, SOURCE, Measured, padding_for
+from smartpipe.bench.fanout import SOURCE, TICKS_PER_SECOND, Measured, padding_for
 from smartpipe.bench.messages import Published
 from smartpipe.errors import PublishError
 from smartpipe.publisher import Publisher

@@ -120,7 +120,12 @@ def _in_processes(load: Load, manner: Manner) -> Figures:
         if is_aws(place.environment):
             price = at_most(load).total
             question = f"Send {worst_case(load)} on AWS, for at most about ${price:,.2f}, and delete the queues again?"
-            ask(question, yes=manner.yes, as_json=manner.as_json, look="the same with --backend local costs nothing")
+            ask(
+                question,
+                yes=manner.yes,
+                as_json=manner.as_json,
+                look="try it with --backend local, which costs nothing",
+            )
 
         async def work(watch: Callable[[Standing], None]) -> Reports:
             async with provisioned(place, load, _warn):
