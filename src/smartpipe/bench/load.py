@@ -42,7 +42,7 @@ class Load:
         ConfigError: Values out of range, all of them.
     """
 
-    events: int = 20_000
+    events: int = 5_000
     warmup: int = 1_000
     size_bytes: int = 1_024
     queues: int = 3
@@ -60,7 +60,7 @@ class Load:
             low, high = _RANGES[field.name]
             if value is not None and not low <= value <= high:
                 flag = FLAGS.get(field.name, f"--{field.name}")
-                problems.append(f"{flag} {value:g} is outside of {low:,} to {high:,}")
+                problems.append(f"{flag}={value:.12g} is outside of {low:,} to {high:,}")
         if problems:
             raise ConfigError(problems)
 

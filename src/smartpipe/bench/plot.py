@@ -62,7 +62,7 @@ def _draw_latency(axes: Any, figures: Figures) -> None:
             where = (_nines(percentile), value * 1_000)
             axes.plot(*where, "o", color=DELIVERED, markersize=5)
             said = f"{label}  {milliseconds(value)} ms"
-            axes.annotate(said, where, xytext=(-6, 7), textcoords="offset points", ha="right", color=INK, fontsize=9)
+            axes.annotate(said, where, xytext=(7, -13), textcoords="offset points", ha="left", color=INK, fontsize=9)
     shown = [percentile for percentile in TICKS if percentile <= highest]
     axes.set_xticks([_nines(percentile) for percentile in shown], [f"{percentile:g} %" for percentile in shown])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -179,7 +179,7 @@ def dev(
 @app.command()
 def bench(  # noqa: PLR0913 - typer makes an option of each
     *,
-    events: Annotated[int | None, typer.Option(help="Events that are measured. [20000]")] = None,
+    events: Annotated[int | None, typer.Option(help="Events that are measured. [5000]")] = None,
     size: Annotated[int | None, typer.Option(help="Bytes of each message, as SNS counts them. [1024]")] = None,
     queues: Annotated[int | None, typer.Option(help="Subscribed queues. [3]")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Messages each worker handles at once. [100]")] = None,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MEMORY = "memory"
 BACKENDS = (MEMORY, "local", "moto")
 PICTURES = (".svg", ".png")
+BAR_WIDTH = 24
 
 
 class Manner(NamedTuple):
@@ -157,14 +158,13 @@ def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description:10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>9}/s"),
-        TimeElapsedColumn(),
+        BarColumn(BAR_WIDTH),
+        TextColumn("{task.completed:>11,.0f} of {task.total:,.0f}"),
+        TextColumn("{task.fields[rate]:>11}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         published = progress.add_task("published", total=load.events, rate="", start=False)
@@ -175,7 +175,7 @@ def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]
                 task = progress.tasks[task_id]
                 if done and not task.started:
                     progress.start_task(task_id)
-                rate = f"{task.speed:,.0f}" if task.speed else ""
+                rate = f"{task.speed:,.0f}/s" if task.speed else ""
                 progress.update(task_id, completed=done, rate=rate)
             progress.update(published, description="published" if standing.published else standing.phase)
 
