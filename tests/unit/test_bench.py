@@ -175,9 +175,14 @@ def test_histograms_of_several_processes_are_one() -> None:
 def reports() -> tuple[Load, Reports]:
     found = Load(events=100, warmup=0, queues=2)
     publishing = Published(
-        begun_at=10.0, ended_at=12.0, cpu_seconds=0.01, published=100, requests={"publish": Calls(10, 100, billed=10)}
+        begun_at=10.0,
+        ended_at=12.0,
+        cpu_seconds=0.01,
+        transport="Wire",
+        requests={"publish": Calls(10, 100, billed=10)},
+        course={1_000: 60, 1_150: 40},
+        published=100,
     )
-    publishing.course = {1_000: 60, 1_150: 40}
 
     def handling(queue: int, seen: bytes, deliveries: int) -> Handled:
         return Handled(
@@ -226,6 +231,7 @@ def test_the_report_is_lines_of_text_that_name_every_figure() -> None:
 
     text = "\n".join(lines)
     assert "100 events of 1,024 bytes to 2 queues, as fast as it goes, on somewhere" in text
+    assert "1 producer, 1 worker a queue, each a process; concurrency 100; Wire" in text
     assert "  published               50      2.00         100" in text
     assert "  delivered               48      4.00         190  of 200, 3 came again" in text
     assert SATURATED in text

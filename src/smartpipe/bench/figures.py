@@ -79,6 +79,7 @@ class Figures(NamedTuple):
 
     load: Load
     setting: Setting
+    transport: str
     published: Flow
     delivered: Flow
     failed: int
@@ -127,6 +128,7 @@ def figures(load: Load, setting: Setting, reports: Reports) -> Figures:
     return Figures(
         load=load,
         setting=setting,
+        transport=reports.published[0].transport,
         published=Flow(
             published,
             max(one.ended_at for one in reports.published) - begin,

@@ -76,6 +76,7 @@ class Handling:
             begun_at=self._begun_at,
             ended_at=max(ledger.handled_at, default=self._begun_at),
             cpu_seconds=cpu_seconds,
+            transport=self._transport.name,
             requests=self._transport.requests,
             course=dict(course(ledger.handled_at)),
             queue=self._queue,

@@ -69,12 +69,14 @@ class Side:
 
     Args:
         begun_at, ended_at: Of its first and its last event.
+        transport: The class of the transport that it used.
         course: How many events in each tick of the clock: ``fanout.TICKS_PER_SECOND``.
     """
 
     begun_at: float
     ended_at: float
     cpu_seconds: float
+    transport: str = ""
     requests: dict[str, Calls] = field(default_factory=dict)
     course: Course = field(default_factory=dict)
 

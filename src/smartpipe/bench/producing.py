@@ -70,6 +70,7 @@ class Producer:
             begun_at=begun_at,
             ended_at=max(self._ended_at, begun_at),
             cpu_seconds=time.process_time() - cpu,
+            transport=self._transport.name,
             requests=self._transport.requests,
             course=dict(self._course),
             published=self.done,

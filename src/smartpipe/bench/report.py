@@ -34,7 +34,7 @@ def title(figures: Figures) -> list[str]:
     where = "in memory" if figures.setting.one_process else f"on {figures.setting.backend}"
     return [
         f"{events}, {pace}, {where}",
-        f"{processes}; concurrency {load.concurrency:,}",
+        f"{processes}; concurrency {load.concurrency:,}; {figures.transport}",
     ]
 
 
@@ -65,6 +65,7 @@ def as_json(figures: Figures, machine: Mapping[str, str | int]) -> dict[str, Any
     latency = figures.latency
     return {
         "backend": figures.setting.backend,
+        "transport": figures.transport,
         "one_process": figures.setting.one_process,
         "published_before_handled": figures.setting.in_turn,
         "load": asdict(figures.load),
