@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import asyncio
+import time
 from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -84,8 +84,7 @@ async def test_events_that_are_refused_are_counted_and_the_others_go_on() -> Non
 
 async def test_with_a_rate_latency_counts_from_when_an_event_was_due_though_it_left_late() -> None:
     transport = FakeTransport()
-    transport.script["publish"].append(0.2)  # the first request hangs, and holds up nobody's schedule
-    begin = asyncio.get_running_loop().time()
+    begin = time.monotonic() - 1.0  # the producer was held up: all of them are late
     producer = Producer(Load(events=20, warmup=0, rate_per_second=200), 0, transport)
 
     await producer.produce(begin)
@@ -93,7 +92,19 @@ async def test_with_a_rate_latency_counts_from_when_an_event_was_due_though_it_l
 
     bodies = [message.body for _, _, messages, _ in transport.calls for message in messages]
     dues = sorted(float(body.partition('"due":')[2].partition(",")[0]) for body in bodies)
-    assert dues == pytest.approx([begin + number / 200 for number in range(20)])
+    assert dues == pytest.approx([begin + number / 200 for number in range(20)], abs=1e-6, rel=0)
+
+
+async def test_with_a_rate_no_event_leaves_before_it_is_due() -> None:
+    transport = FakeTransport()
+    begin = time.monotonic()
+    producer = Producer(Load(events=5, warmup=0, rate_per_second=50), 0, transport)
+
+    report = await producer.produce(begin)
+    await producer.aclose()
+
+    assert report.begun_at == begin
+    assert report.ended_at >= begin + 4 / 50
 
 
 async def test_requests_are_counted_by_verb_also_those_that_fail_or_bring_nothing() -> None:
@@ -294,7 +305,7 @@ def test_what_a_process_says_is_one_line_and_reads_as_it_was_said() -> None:
 class ScriptedCrew:
     """Says what a test has it say, and remembers its orders."""
 
-    def __init__(self, load: Load, script: Sequence[tuple[int, Message]]) -> None:
+    def __init__(self, load: Load, script: Sequence[tuple[int, Message] | None]) -> None:
         parts = [assignment for _, assignment in assignments(load)]
         self.members = [self._member(number, part) for number, part in enumerate(parts)]
         self._script = list(script)
@@ -308,10 +319,10 @@ class ScriptedCrew:
         self.orders.append(f"{order.what} {','.join(str(member.process.pid) for member in members)}")
 
     async def next(self, timeout_seconds: float) -> tuple[Any, Message]:
-        if not self._script:
+        said = self._script.pop(0) if self._script else None
+        if said is None:
             raise TimeoutError
-        number, message = self._script.pop(0)
-        return self.members[number], message
+        return self.members[said[0]], said[1]
 
 
 async def test_an_event_that_came_to_two_workers_of_a_queue_does_not_hide_one_that_has_not_come_yet() -> None:
@@ -340,6 +351,25 @@ async def test_an_event_that_came_to_two_workers_of_a_queue_does_not_hide_one_th
     assert len(found.handled) == 2
     assert crew.orders == ["warm 2", "measure 0,1", "measure 2", "tally 0,1", "tally 0,1", "stop 0,1"]
     assert seen[-1] == Standing("draining", 100, 3)
+
+
+async def test_a_warm_up_that_does_not_come_is_published_again() -> None:
+    load = Load(events=2, warmup=5, queues=1)
+    crew = ScriptedCrew(
+        load,
+        [
+            *((number, Said(kind="ready")) for number in range(2)),
+            (1, Said(kind="warm")),
+            (0, Progress(done=0, warm=4)),
+            None,  # nothing for so long that it is time
+            (0, Progress(done=0, warm=9)),
+        ],
+    )
+
+    with pytest.raises(SmartpipeError, match="nothing happened"):
+        await _Run(load, crew, lambda _: None).run()  # type: ignore[arg-type]
+
+    assert crew.orders == ["warm 1", "warm 1", "measure 0"]
 
 
 async def test_a_run_in_which_nothing_comes_any_more_ends_with_what_came() -> None:

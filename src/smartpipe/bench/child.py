@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PROGRESS_SECONDS = 0.2
+STANDARD_OUTPUT = 1
 
 
 def say(message: Message) -> None:
     """Tell the run. It reads all the time, so that this does not wait."""
     line = written(message)
     while line:
-        line = line[os.write(sys.stdout.fileno(), line) :]
+        line = line[os.write(STANDARD_OUTPUT, line) :]
 
 
 async def keep_saying(progress: Callable[[], Progress]) -> None:
@@ -59,12 +60,11 @@ async def _produce(assignment: Assignment, number: int, lines: asyncio.StreamRea
     say(Said(kind="ready"))
     async with asyncio.TaskGroup() as group:
         saying = group.create_task(keep_saying(lambda: Progress(done=producer.done)))
-        await _order(lines)
-        await producer.warm_up()
-        say(Said(kind="warm"))
-        measure = await _order(lines)
+        while (order := await _order(lines)).what == "warm":
+            await producer.warm_up()
+            say(Said(kind="warm"))
         ending = group.create_task(_end_with(lines))
-        published = await producer.produce(measure.begin_at)
+        published = await producer.produce(order.begin_at)
         ending.cancel()
         saying.cancel()
     await producer.aclose()
@@ -105,6 +105,7 @@ async def _end_with(lines: asyncio.StreamReader) -> None:
 
 def main() -> None:
     """Run, and tell in one line why not."""
+    sys.stdout = sys.stderr  # whatever anybody prints must not stand between our lines
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(run())

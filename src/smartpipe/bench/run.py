@@ -23,6 +23,13 @@ LEAD_SECONDS = 0.1
 """Between the order to begin and the beginning, which is then the same for all producers."""
 
 
+WARM_AGAIN_SECONDS = 10.0
+
+
+class Stalled(SmartpipeError):
+    """No process has got any further for some time."""
+
+
 class Standing(NamedTuple):
     """How far a run is, for whoever watches it."""
 
@@ -79,16 +86,15 @@ class _Run:
 
     async def run(self) -> Reports:
         await self._until("starting", lambda: self._all(self._crew.members, "ready"), START_SECONDS)
-        self._crew.order(Order(what="warm"), self._producers)
         patience = self._load.patience_seconds
-        await self._until("warming up", self._is_warm, patience)
+        await self._warm_up(patience)
         self._crew.order(Order(what="measure"), self._workers)
         await self._until("warming up", lambda: self._all(self._workers, "measuring"), patience)
         self._progress.clear()
         self._crew.order(Order(what="measure", begin_at=time.monotonic() + LEAD_SECONDS), self._producers)
         try:
             await self._until("measuring", self._is_done, patience)
-        except TimeoutError as error:
+        except Stalled as error:
             if len(self._reports.published) < len(self._producers):
                 raise SmartpipeError(f"{error}, and the producers wait: is the broker there?") from None
         self._crew.order(Order(what="stop"), self._workers)
@@ -96,11 +102,25 @@ class _Run:
         await self._until("draining", lambda: len(self._reports.handled) == len(self._workers), drained)
         return self._reports
 
+    async def _warm_up(self, patience_seconds: float) -> None:
+        """Publish what is not measured, again while it does not come: AWS needs a moment to notice a subscription."""
+        left = patience_seconds
+        while True:
+            self._crew.order(Order(what="warm"), self._producers)
+            try:
+                await self._until("warming up", self._is_warm, min(left, WARM_AGAIN_SECONDS))
+            except Stalled:
+                left -= WARM_AGAIN_SECONDS
+                if left <= 0:
+                    raise
+            else:
+                return
+
     async def _until(self, phase: str, condition: Callable[[], bool], patience_seconds: float) -> None:
         """Hear what is said until *condition* holds.
 
         Raises:
-            TimeoutError: Of the measuring: nobody has said anything for so long. Elsewhere that is a SmartpipeError.
+            Stalled: Nobody has said anything for so long.
         """
         self._phase = phase
         self._tell()
@@ -108,10 +128,7 @@ class _Run:
             try:
                 member, message = await self._crew.next(patience_seconds)
             except TimeoutError:
-                told = f"while {phase}, nothing happened for {patience_seconds:g} s"
-                if phase == "measuring":
-                    raise TimeoutError(told) from None
-                raise SmartpipeError(told) from None
+                raise Stalled(f"while {phase}, nothing happened for {patience_seconds:g} s") from None
             self._hear(member, message)
             self._tell()
 
