@@ -13,7 +13,7 @@ from smartpipe.bench.counting import Calls, CountingTransport, total
 from smartpipe.bench.fanout import Ledger, Measured, padding_for
 from smartpipe.bench.figures import Figures, Flow, Moment, Setting, figures
 from smartpipe.bench.latencies import count_seen, encoded, packed, summed
-from smartpipe.bench.load import Load
+from smartpipe.bench.load import Load, usual_warmup
 from smartpipe.bench.messages import Assignment, Handled, Message, Progress, Published, Said, Tally, read, written
 from smartpipe.bench.place import environment_at, is_aws
 from smartpipe.bench.plot import thinned
@@ -39,6 +39,11 @@ def test_all_faults_of_a_load_are_told_together_as_flags() -> None:
         "--size=300000 is outside of 1 to 262,144",
         "--rate=0.5 is outside of 1 to 1,000,000",
     )
+
+
+@pytest.mark.parametrize(("events", "warmup"), [(5, 0), (5_000, 500), (1_000_000, 1_000)])
+def test_the_warm_up_is_a_tenth_unless_that_is_much(events: int, warmup: int) -> None:
+    assert usual_warmup(events) == warmup
 
 
 def test_producers_share_events_and_one_schedule() -> None:

@@ -111,8 +111,8 @@ def main() -> None:
             runner.run(run())
     except (SmartpipeError, ExceptionGroup) as error:
         causes = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
-        print(str(causes[0]).splitlines()[0], file=sys.stderr)  # noqa: T201 - the run reads it
-        sys.exit(1)
+        print(str(causes[0]).splitlines()[0], file=sys.stderr, flush=True)  # noqa: T201 - the run reads the last line
+        os._exit(1)  # before clients that were left open complain
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Load:
     """How many events of which size go from how many producers to how many queues.
 
     Args:
-        warmup: So many events go before those that are measured.
+        warmup: So many events go before those that are measured; see ``usual_warmup``.
         size_bytes: Of each message, as SNS counts it.
         producers: Processes that publish.
         processes: Workers of each queue.
@@ -43,7 +43,7 @@ class Load:
     """
 
     events: int = 5_000
-    warmup: int = 1_000
+    warmup: int = 500
     size_bytes: int = 1_024
     queues: int = 3
     producers: int = 1
@@ -80,3 +80,8 @@ class Load:
     def due(self, number: int, begin: float) -> float | None:
         """Return when the event is to be published, *begin* being the run's; None: as soon as there is room."""
         return None if self.rate_per_second is None else begin + number / self.rate_per_second
+
+
+def usual_warmup(events: int) -> int:
+    """Return how many events warm a run of so many up: a tenth, and 1,000 at most."""
+    return min(1_000, events // 10)

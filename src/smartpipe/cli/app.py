@@ -188,7 +188,9 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
     rate: Annotated[
         float | None, typer.Option(help="Events per second, each due at its time; by default as fast as it goes.")
     ] = None,
-    warmup: Annotated[int | None, typer.Option(help="Events before those that are measured. [1000]")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Events before those that are measured. [a tenth, at most 1000]")
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="memory (one process), local (ministack) or moto. [local]")
     ] = None,

@@ -49,10 +49,11 @@ def run_bench(flags: dict[str, Any], manner: Manner) -> None:
     _check(manner)
     from smartpipe.bench.fanout import padding_for
     from smartpipe.bench.figures import machine
-    from smartpipe.bench.load import Load
+    from smartpipe.bench.load import Load, usual_warmup
     from smartpipe.bench.report import as_json, in_words
 
-    load = Load(**{name: value for name, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    load = Load(**{"warmup": usual_warmup(given.get("events", Load.events)), **given})
     padding_for(load.size_bytes)
     figures = _in_memory(load, manner) if manner.backend == MEMORY else _in_processes(load, manner)
     if manner.as_json:
@@ -167,7 +168,7 @@ def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]
         TextColumn("{task.fields[rate]:>11}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        published = progress.add_task("published", total=load.events, rate="", start=False)
+        published = progress.add_task("starting", total=load.events, rate="", start=False)
         delivered = progress.add_task("delivered", total=load.deliveries, rate="", start=False)
 
         def watch(standing: Standing) -> None:
