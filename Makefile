@@ -29,7 +29,7 @@ $(SPECS): $(INSTALLED)
 test: $(INSTALLED) $(SPECS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# Kills and hinders everything, two scenarios at a time: some eight minutes; writes docs/delivery-guarantees.md.
+# Kills and hinders everything, three scenarios at a time: some seven minutes; writes docs/delivery-guarantees.md.
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos
 

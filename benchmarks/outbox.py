@@ -19,7 +19,7 @@ import asyncpg
 from tests.support.servers import PostgresServer
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
-from smartpipe.aws.transport import AwsTransport
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.stores.migrate import migrate
 from smartpipe.testing import provision
@@ -38,7 +38,7 @@ async def measure(url: str, count: int) -> None:
     await migrate(url)
     connection = await asyncpg.connect(url)
     await connection.execute("TRUNCATE smartpipe_outbox")
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     begun = time.perf_counter()
     async with connection.transaction():
         for number in range(count):

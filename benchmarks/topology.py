@@ -15,8 +15,8 @@ import os
 import time
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
-from smartpipe.aws.transport import AwsTransport
 
 
 def services(count: int) -> list[Service]:
@@ -40,7 +40,7 @@ def _event(topic: str, number: int) -> type[Event]:
 
 async def measure(count: int) -> None:
     wanted = services(count)
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     provisioner = Provisioner(transport)
     for label, work in (
         ("plan, with nothing there", False),

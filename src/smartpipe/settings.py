@@ -44,11 +44,13 @@ class AwsSettings(_Environment):
         prefix: Goes before the name of every topic and queue, as in ``staging-``.
         account_id: The AWS account of topics and queues; by default that of the credentials.
         application: Whose topics and queues they are: tags say so, and ``topology destroy`` deletes no others.
+        transport: How publishing, polling and settling reach AWS: on the ``wire``, or by ``botocore`` as all else does.
     """
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
     account_id: str | None = Field(None, pattern=r"^[0-9]{12}$")
     application: str = Field(DEFAULT_APPLICATION, pattern=r"^[A-Za-z0-9_ .:/=+@-]+$", max_length=256)
+    transport: Annotated[Literal["wire", "botocore"], _AnyCase] = "wire"
 
 
 class PayloadSettings(_Environment):

@@ -73,4 +73,4 @@ def open_transport() -> Transport:
     """
     if _instead:
         return _instead[-1]
-    return cast("Transport", import_module("smartpipe.aws.transport").AwsTransport.from_environment())
+    return cast("Transport", import_module("smartpipe.aws.opening").transport_from_environment())

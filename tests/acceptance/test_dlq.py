@@ -51,6 +51,12 @@ async def provision(service: Service) -> None:
         await found.apply(await found.plan([service]))
 
 
+@pytest.fixture(autouse=True)
+def _as_wide_as_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runner's own processes say 80 columns."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 @pytest.fixture
 def queues(fast_broker: EmbeddedBroker, queues: Queues) -> Queues:
     """Those of the jobs service, provisioned."""

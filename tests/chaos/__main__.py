@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="The crash matrix.")
     parser.add_argument("--seed", type=int, default=1, help="of all lots; default 1")
     parser.add_argument("--events", type=int, default=100, help="in each scenario; default 100")
-    parser.add_argument("--lanes", type=int, default=2, help="so many scenarios side by side; default 2")
+    parser.add_argument("--lanes", type=int, default=3, help="so many scenarios side by side; default 3")
     parser.add_argument(
         "--scenario", action="append", choices=list(SCENARIOS), metavar="KEY", help="only this one; may be repeated"
     )

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 CHUNK = 10
 EFFECTS = "SELECT count(*) AS found FROM chaos_effects"
+COMPLETED = "SELECT count(*) AS found FROM smartpipe_claims WHERE state = 'completed'"
 UNPUBLISHED = "SELECT count(*) AS found FROM smartpipe_outbox WHERE published_at IS NULL"
 COUNTED = "SELECT handler, event_id, count(*) AS times FROM chaos_effects GROUP BY handler, event_id"
 OVERTAKEN = """
@@ -55,6 +56,9 @@ class Ledger:
 
     def effects(self) -> int:
         return self._found(EFFECTS)
+
+    def completed(self) -> int:
+        return self._found(COMPLETED)
 
     def unpublished(self) -> int:
         return self._found(UNPUBLISHED)

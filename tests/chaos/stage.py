@@ -161,18 +161,6 @@ class Stage:
         self.proxy.add(Fault("ReceiveMessage", rewrite=deliveries))
         self.hindrances.append(deliveries)
 
-    def kill_at_call(self, actor: Actor, operation: str) -> None:
-        """Kill it when it has asked for something, of which the broker never hears."""
-
-        def when(call: Call) -> bool:
-            if call.access_key != actor.key:
-                return False
-            if not actor.killed:
-                self.kill(actor)
-            return True
-
-        self.proxy.add(Fault(operation, when=when, drop="request"))
-
     def kill_at_reply(self, actor: Actor, operation: str, needle: bytes) -> Fault:
         """Kill it when the broker has done what it asked for, and before it hears of that."""
 

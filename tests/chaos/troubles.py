@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.deliveries import Deliveries
     from tests.chaos.stage import Stage
+    from tests.chaos.stand import Actor
 
 Trouble: TypeAlias = "Callable[[Stage], None]"
 
@@ -96,15 +97,27 @@ def date_ten_minutes_off() -> dict[str, str]:
 
 
 def kill_before_the_claim(stage: Stage) -> None:
-    workers = [actor for actor in stage.actors if actor.kind == "worker"]
-    faults = [stage.kill_at_reply(worker, "ReceiveMessage", b'"Body"') for worker in workers]
+    faults = [stage.kill_at_reply(worker, "ReceiveMessage", b'"Body"') for worker in _workers(stage)]
     # The polls that are open already would bring messages to a worker that lives.
     stage.wait(lambda: all(fault.hits for fault in faults))
 
 
+def lose_deletes(stage: Stage) -> None:
+    """Let no delete of the workers that run now reach SQS."""
+    for actor in _workers(stage):
+        stage.hinder("DeleteMessageBatch", key=actor.key, drop="request")
+
+
 def kill_before_the_delete(stage: Stage) -> None:
-    for actor in [actor for actor in stage.actors if actor.kind == "worker"]:
-        stage.kill_at_call(actor, "DeleteMessageBatch")
+    """Kill both workers when they have asked for deletes, and no handler is between its effect and its completion."""
+    stage.wait(lambda: all(hindrance.hits for hindrance in stage.hindrances))
+    workers = _workers(stage)
+    stage.hold("before")
+    time.sleep(1)  # until who is past that point has its effect
+    stage.wait(lambda: stage.ledger.effects() == stage.ledger.completed())
+    for actor in workers:
+        stage.kill(actor)
+    stage.release("before")
 
 
 def kill_at(point: str) -> Trouble:
@@ -172,3 +185,7 @@ def stop_past_the_lease(stage: Stage) -> None:
     stage.release("before")
     stage.settle(60)  # as long as another needs to get its messages, and to have their effects
     actor.process.signal(signal.SIGCONT)
+
+
+def _workers(stage: Stage) -> list[Actor]:
+    return [actor for actor in stage.actors if actor.kind == "worker"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.memory.transport import NAMING, MemoryTransport
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from smartpipe import Service, Transport
 
-BROKERS = ("memory", "ministack", "moto")
+BROKERS = ("memory", "ministack", "moto", "botocore")
+"""The last is ministack again, by the transport on aiobotocore; the others are reached on the wire."""
 
 
 class Bus:
@@ -33,7 +35,7 @@ class Bus:
 
     def fresh(self) -> Transport:
         """Return a transport that a worker may close."""
-        return self.transport if isinstance(self.transport, MemoryTransport) else AwsTransport.from_environment()
+        return self.transport if isinstance(self.transport, MemoryTransport) else transport_from_environment()
 
     async def provision(self, *services: Service) -> None:
         """Make what *services* declare."""
@@ -48,7 +50,7 @@ class Bus:
 @pytest.fixture(params=[*BROKERS, *(["endpoint"] if os.environ.get("SMARTPIPE_TEST_ENDPOINT") else [])])
 async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
     """Each broker in turn. A test marked ``differs(broker=reason)`` is expected to fail there."""
-    name = request.param
+    name = "ministack" if request.param == "botocore" else request.param
     for marker in request.node.iter_markers("differs"):
         if name in marker.kwargs:
             request.node.add_marker(pytest.mark.xfail(reason=marker.kwargs[name], strict=True))
@@ -62,7 +64,8 @@ async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         lead_to({}, monkeypatch)
     else:
         lead_to(request.getfixturevalue(name).environment, monkeypatch)
-    transport = AwsTransport.from_environment()
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore" if request.param == "botocore" else "wire")
+    transport = transport_from_environment()
     try:
         yield Bus(name, transport)
     finally:

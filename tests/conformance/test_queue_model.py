@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
 from smartpipe import EmbeddedBroker, Queue, RetryPolicy, Service
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.memory.transport import NAMING, MemoryTransport
@@ -201,7 +202,7 @@ def test_the_memory_broker_does_what_the_model_of_a_queue_allows() -> None:
 @pytest.mark.usefixtures("fast_broker")
 def test_the_embedded_broker_does_what_the_model_of_a_queue_allows(fast_broker: EmbeddedBroker) -> None:
     loop = asyncio.new_event_loop()
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     try:
         run_model(transport, loop, examples=4, steps=SHORT, most_seconds=1)
     finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Publisher
-from smartpipe.aws.transport import AwsTransport
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.testing import working
 from tests.support.credentials import CredentialEndpoint
@@ -42,8 +42,8 @@ def endpoint(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Credential
         yield found
 
 
-@pytest.fixture(params=["asyncio", "blocking"])
-def publish(request: pytest.FixtureRequest) -> Publish:
+@pytest.fixture(params=["wire", "botocore", "blocking"])
+def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Send the order to the shop's queue with either publisher."""
 
     async def with_asyncio(**options: Any) -> str:
@@ -57,7 +57,9 @@ def publish(request: pytest.FixtureRequest) -> Publish:
     async def in_a_thread(**options: Any) -> str:
         return await asyncio.to_thread(with_blocking, **options)
 
-    return with_asyncio if request.param == "asyncio" else in_a_thread
+    if request.param != "blocking":
+        monkeypatch.setenv("SMARTPIPE_TRANSPORT", request.param)
+    return in_a_thread if request.param == "blocking" else with_asyncio
 
 
 def refusing(proxy: FaultProxy, *keys: str, operation: str = "", code: str = "ExpiredToken") -> Fault:
@@ -82,7 +84,7 @@ async def test_fault_19_credentials_are_fetched_once_for_all_calls_that_were_ref
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint
 ) -> None:
     refused = refusing(fast_proxy, "ROLE00000001", operation="ReceiveMessage")
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
 
     polls = [transport.receive("shop", max_messages=1, wait_seconds=0, visibility_timeout_seconds=5) for _ in range(8)]
     try:

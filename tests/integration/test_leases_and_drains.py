@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import ConfigError, Delivery, Publisher, Queue, Service, TransportError
-from smartpipe.aws.transport import AwsTransport
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.envelope import encode, wrap
 from smartpipe.testing import provision, working
 from tests.support.events import ADA, UserSignedUp
@@ -117,7 +117,7 @@ async def test_fault_07_acks_do_not_wait_behind_open_polls(queues: Queues) -> No
     async def handle(_: UserSignedUp) -> None: ...
 
     await provision(service)
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     polls = [
         asyncio.create_task(transport.receive("mailer", max_messages=1, wait_seconds=8, visibility_timeout_seconds=30))
         for _ in range(12)
@@ -143,7 +143,7 @@ async def test_fault_30_one_lost_lease_of_a_batch_is_told_alone(queues: Queues) 
 
     await provision(service)
     queues.send("mailer", *[BODY] * 3)
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     messages = await transport.receive("mailer", max_messages=10, wait_seconds=1, visibility_timeout_seconds=30)
     receipts = [message.receipt_handle for message in messages]
     await transport.delete("mailer", receipts[1:2])
@@ -166,7 +166,7 @@ async def test_fault_54_an_extension_beyond_twelve_hours_is_refused_by_the_broke
 
     await provision(service)
     queues.send("mailer", BODY)
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     [message] = await transport.receive("mailer", max_messages=1, wait_seconds=1, visibility_timeout_seconds=30)
 
     try:
@@ -205,7 +205,7 @@ def test_fault_60_a_transport_used_from_another_event_loop_says_so() -> None:
 
     async def first() -> None:
         nonlocal transport
-        transport = AwsTransport.from_environment()
+        transport = transport_from_environment()
         await transport.addresses.naming()
 
     async def second() -> None:

@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from smartpipe import Publisher, PublishError, Queue, RetryPolicy, Service
-from smartpipe.aws.transport import AwsTransport
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.outbox import Outbox, Relay
@@ -208,7 +208,7 @@ async def test_the_relay_puts_what_the_outbox_holds(bucket: str, postgres_url: s
 
     event_id = await Outbox("shop").publish(LARGE, connection=connection)
     assert keys_in(bucket) == []
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     relay = Relay(postgres_url, transport)
     left = await relay.drain()
     await relay.aclose()

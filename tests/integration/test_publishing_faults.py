@@ -85,8 +85,8 @@ def provisioned(proxy: FaultProxy) -> FaultProxy:
     return proxy
 
 
-@pytest.fixture(params=["asyncio", "blocking"])
-def publish(request: pytest.FixtureRequest) -> Publish:
+@pytest.fixture(params=["wire", "botocore", "blocking"])
+def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Publish events with either publisher; return their ids."""
 
     async def with_asyncio(events: Sequence[Event], queue: Queue | None = None, **options: Any) -> list[str]:
@@ -100,7 +100,9 @@ def publish(request: pytest.FixtureRequest) -> Publish:
     async def in_a_thread(*args: Any, **options: Any) -> list[str]:
         return await asyncio.to_thread(with_blocking, *args, **options)
 
-    return with_asyncio if request.param == "asyncio" else in_a_thread
+    if request.param != "blocking":
+        monkeypatch.setenv("SMARTPIPE_TRANSPORT", request.param)
+    return in_a_thread if request.param == "blocking" else with_asyncio
 
 
 def services() -> tuple[Service, Service]:
@@ -251,6 +253,7 @@ async def test_fault_35_a_publish_that_is_never_answered_is_given_up_and_tried_a
     impatient = partial(client_options, read_timeout_seconds=0.5)
     monkeypatch.setattr("smartpipe.aws.transport.client_options", impatient)
     monkeypatch.setattr("smartpipe.blocking.client_options", impatient)
+    monkeypatch.setattr("smartpipe.aws.wire.transport.CALL_TIMEOUT_SECONDS", 0.5)
     stalled = fast_proxy.add(Fault(way.operation, times=1, delay_seconds=600))
 
     ids = await publish(way.events, way.queue)
@@ -273,7 +276,30 @@ async def test_fault_53_a_clock_that_is_wrong_is_told_with_both_times(
 
     assert f"AWS's {theirs:%Y-%m-%d %H:%M:%S} UTC" in str(caught.value)
     assert "this machine's clock says" in str(caught.value)
-    assert len(batches(fast_proxy, way.operation)) == 1
+    assert len(batches(fast_proxy, way.operation)) <= 2  # the wire tries it once by AWS's clock
+
+
+@pytest.mark.parametrize("kind", ["queue", "topic"])
+async def test_fault_53_the_wire_goes_by_the_clock_of_aws_once_it_is_told(
+    fast_proxy: FaultProxy, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    way, theirs = WAYS[kind], datetime.now(UTC) + timedelta(minutes=10)
+    headers = {"Date": format_datetime(theirs, usegmt=True)}
+    said = "Signature expired: 20261123T020000Z is now earlier than 20261123T021000Z"
+    fast_proxy.add(Fault(way.operation, times=1, answer=(403, "InvalidSignatureException", said), headers=headers))
+
+    async with Publisher("test") as publisher:
+        ids = [await publisher.publish(event, queue=way.queue) for event in way.events[:3]]
+
+    first, *later = (
+        datetime.strptime(call.signed_at, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        for call in fast_proxy.calls
+        if call.operation == way.operation
+    )
+    assert set(arrived(fast_proxy, way.arrives)) == set(ids)
+    assert len(later) == 3
+    assert all(moment - first > timedelta(minutes=9) for moment in later)
+    assert "s behind AWS's; requests are signed by AWS's from now on" in caplog.text
 
 
 async def test_fault_58_a_queue_of_another_region_is_refused_by_name_and_not_as_missing(

@@ -35,6 +35,7 @@ class Call(NamedTuple):
     fields: Mapping[str, Any]
     access_key: str
     region: str
+    signed_at: str = ""
 
     @property
     def actions(self) -> list[str]:
@@ -74,11 +75,11 @@ def read_call(path: str, headers: Mapping[str, str], body: bytes) -> Call:
     """Read a request of the query, JSON or CBOR protocol; of CBOR without its fields."""
     found = _CREDENTIAL.search(headers.get("Authorization", ""))
     access_key, region, service = found.groups() if found else ("", "", "")
-    target = headers.get("X-Amz-Target", "")
+    target, signed_at = headers.get("X-Amz-Target", ""), headers.get("X-Amz-Date", "")
     in_path = _OPERATION_IN_PATH.search(path)
     if target:
-        return Call(service, target.rpartition(".")[2], json.loads(body or b"{}"), access_key, region)
+        return Call(service, target.rpartition(".")[2], json.loads(body or b"{}"), access_key, region, signed_at)
     if in_path:
         return Call(service, in_path[1], {}, access_key, region)
     fields = dict(parse_qsl(body.decode()))
-    return Call(service, fields.get("Action", ""), fields, access_key, region)
+    return Call(service, fields.get("Action", ""), fields, access_key, region, signed_at)

@@ -108,12 +108,14 @@ class Server:
     def freeze(self) -> None:
         """Let it take connections, and answer nothing any more."""
         for process in self._processes():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # a helper of the server's that ended meanwhile
+                process.suspend()
 
     def thaw(self) -> None:
         """Let it go on."""
         for process in self._processes():
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def _processes(self) -> list[psutil.Process]:
         if self._process is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
-from smartpipe.aws.transport import AwsTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def provisioner() -> AsyncIterator[Provisioner]:
     """A provisioner of the environment's, closed at the end."""
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     try:
         yield Provisioner(transport)
     finally:

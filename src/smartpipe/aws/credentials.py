@@ -62,26 +62,28 @@ class _Refresh:
     def _due(self) -> bool:
         return time.monotonic() - self._fetched_at >= REFRESH_EVERY_SECONDS
 
-    def _answer(self) -> int | None:
-        return 0 if self._renewed else None
 
+class Refresh(_Refresh):
+    """Fetches the credentials of an asyncio session anew."""
 
-class _AsyncRefresh(_Refresh):
     def __init__(self, session: AioSession) -> None:
         super().__init__()
         self._session = session
         self._turn = asyncio.Lock()
 
     async def __call__(self, *, response: Any, attempts: int, **_: Any) -> int | None:
-        if not _refused(response, attempts):
-            return None
+        """Answer botocore's event."""
+        return 0 if _refused(response, attempts) and await self.renewed() else None
+
+    async def renewed(self) -> bool:
+        """Fetch new credentials, unless that was done a moment ago; return whether there are any."""
         async with self._turn:
             credentials: Any = await self._session.get_credentials()
             if self._due and isinstance(credentials, RefreshableCredentials):
                 with self._fetch(credentials) as known:
                     async with known._refresh_lock:  # noqa: SLF001
                         await known._protected_refresh(is_mandatory=False)  # noqa: SLF001
-        return self._answer()
+        return self._renewed
 
 
 class _BlockingRefresh(_Refresh):
@@ -98,12 +100,14 @@ class _BlockingRefresh(_Refresh):
             if self._due and isinstance(credentials, RefreshableCredentials):
                 with self._fetch(credentials) as known, known._refresh_lock:  # noqa: SLF001
                     known._protected_refresh(is_mandatory=False)  # noqa: SLF001
-        return self._answer()
+        return 0 if self._renewed else None
 
 
-def refresh_when_refused(session: AioSession) -> None:
+def refresh_when_refused(session: AioSession) -> Refresh:
     """Let the clients that *session* will make fetch their credentials anew when AWS refuses them."""
-    session.register("needs-retry", _AsyncRefresh(session), unique_id="smartpipe-credentials")
+    refresh = Refresh(session)
+    session.register("needs-retry", refresh, unique_id="smartpipe-credentials")
+    return refresh
 
 
 def refresh_when_refused_blocking(session: Session) -> None:

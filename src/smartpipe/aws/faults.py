@@ -115,12 +115,18 @@ def _from_answer(error: ClientError, action: str, target: str) -> TransportError
     if code in MISSING:
         advice = f"{target} does not exist in this account, region and prefix; run `smartpipe topology apply`"
         return TransportError(code, advice, retryable=False)
-    if code in SKEWED or any(words in said for words in _SKEW_IN_WORDS):
+    if is_skew(answer):
         return TransportError(code, f"{said}; {_clocks(answer)}", retryable=False)
     if code in DENIED:
         advice = f"{said}; the credentials in use need the action {action} on {target}"
         return TransportError(code, advice, retryable=False)
     return TransportError(code, said, retryable=False)
+
+
+def is_skew(answer: Mapping[str, Any]) -> bool:
+    """Whether a parsed answer complains of the clock, as far as AWS tells that from a wrong secret."""
+    message = str(answer.get("Error", {}).get("Message"))
+    return code_of(answer) in SKEWED or any(words in message for words in _SKEW_IN_WORDS)
 
 
 def _clocks(answer: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
@@ -18,7 +18,6 @@ from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.naming import Naming, region_in
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
 
     from smartpipe.message import Failure, Message, OutgoingMessage
+    from smartpipe.settings import AwsSettings
 
 log = logging.getLogger("smartpipe.aws")
 
@@ -50,7 +50,7 @@ class AwsTransport:
     def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
         self._session = session or get_session()
         self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
-        refresh_when_refused(self._session)
+        self._refresh = refresh_when_refused(self._session)
         self.region = region_of(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False
@@ -59,13 +59,6 @@ class AwsTransport:
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         self._settings = settings
         self.addresses = Addresses(settings.prefix, find_naming=self._find_naming, find_queue_url=self._find_queue_url)
-
-    @classmethod
-    def from_environment(cls) -> Self:
-        """Read ``SMARTPIPE_PREFIX`` and ``SMARTPIPE_ACCOUNT_ID``, and AWS's own variables."""
-        for sentence in unknown_settings():
-            log.warning("%s", sentence)
-        return cls(AwsSettings.load())
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
@@ -105,8 +98,7 @@ class AwsTransport:
         failed = await self._call_queue(
             call, "sqs:DeleteMessage", queue, lambda answer: failures(answer, len(receipts))
         )
-        # Some brokers refuse to delete what is deleted already; AWS does not.
-        return [failure for failure in failed if failure.code != "ReceiptHandleIsInvalid"]
+        return still_there(failed)
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
         """Call ChangeMessageVisibilityBatch."""
@@ -197,3 +189,8 @@ class AwsTransport:
     async def _find_queue_url(self, name: str) -> str:
         sqs: SQSClient = await self.client("sqs")
         return (await sqs.get_queue_url(**queue_lookup(self._settings.prefix, name, self.region)))["QueueUrl"]
+
+
+def still_there(failed: list[Failure]) -> list[Failure]:
+    """Leave out what is deleted already: some brokers refuse that, AWS does not."""
+    return [failure for failure in failed if failure.code != "ReceiptHandleIsInvalid"]

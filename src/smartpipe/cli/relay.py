@@ -42,9 +42,9 @@ async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *,
     except ModuleNotFoundError as error:
         msg = f"the outbox needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.aws.opening import transport_for
 
-    transport = AwsTransport(aws_settings)
+    transport = transport_for(aws_settings)
     relay = Relay(url, transport)
     try:
         if once:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
+from smartpipe.aws.opening import transport_for
 from smartpipe.aws.provision import Provisioner
-from smartpipe.aws.transport import AwsTransport
 from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import as_json_text, heading, in_words, tell
 from smartpipe.cli.targets import load_services
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.aws.provision import Survey
+    from smartpipe.aws.transport import AwsTransport
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
     """Run *work* on a transport of the environment's, and close that."""
 
     async def run() -> T:
-        transport = AwsTransport(AwsSettings.load())
+        transport = transport_for(AwsSettings.load())
         try:
             return await work(transport)
         finally:

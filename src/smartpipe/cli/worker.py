@@ -74,10 +74,10 @@ def exit_now(code: int) -> NoReturn:
 
 
 async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
-    from smartpipe.aws.transport import AwsTransport  # a supervisor does without these
+    from smartpipe.aws.opening import transport_for
     from smartpipe.aws.verify import verify
 
-    transport = AwsTransport(aws_settings)
+    transport = transport_for(aws_settings)
 
     async def check() -> None:
         drifts = await verify(service, transport)

@@ -28,10 +28,10 @@ async def planned(*services: Service) -> list[str]:
 
 
 async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
+    from smartpipe.aws.opening import transport_from_environment
     from smartpipe.aws.provision import Provisioner
-    from smartpipe.aws.transport import AwsTransport
 
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
     try:
         provisioner = Provisioner(transport)
         changes = await provisioner.plan(services)
@@ -55,10 +55,10 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
         TopologyError: Something the service needs does not exist: ``provision`` it.
         AssertionError: The drain had to cancel a handler, or could not delete a message.
     """
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.aws.opening import transport_from_environment
     from smartpipe.aws.verify import verify
 
-    transport = AwsTransport.from_environment()
+    transport = transport_from_environment()
 
     async def check() -> None:
         await verify(service, transport)

@@ -1,0 +1,39 @@
+"""Which of the two transports to AWS an environment asks for."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from smartpipe.settings import AwsSettings, unknown_settings
+
+if TYPE_CHECKING:
+    from smartpipe.aws.transport import AwsTransport
+
+log = logging.getLogger("smartpipe.aws")
+
+
+def transport_for(settings: AwsSettings) -> AwsTransport:
+    """Return the transport that ``SMARTPIPE_TRANSPORT`` names.
+
+    Raises:
+        ConfigError: No region.
+    """
+    if settings.transport == "wire":
+        from smartpipe.aws.wire.transport import WireTransport
+
+        return WireTransport(settings)
+    from smartpipe.aws.transport import AwsTransport
+
+    return AwsTransport(settings)
+
+
+def transport_from_environment() -> AwsTransport:
+    """Read ``SMARTPIPE_TRANSPORT``, ``SMARTPIPE_PREFIX``, ``SMARTPIPE_ACCOUNT_ID``, and AWS's own variables.
+
+    Raises:
+        ConfigError: Faulty settings, or no region.
+    """
+    for sentence in unknown_settings():
+        log.warning("%s", sentence)
+    return transport_for(AwsSettings.load())

@@ -1,0 +1,244 @@
+"""HTTP/1.1 over real sockets, with a server that writes just what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe.aws.wire import http
+from smartpipe.aws.wire.http import Lost, Pool, Response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nDate: today\r\n\r\nabc"
+
+
+class Server:
+    """Answers the requests of all its connections, in their order, with one script each time."""
+
+    def __init__(self, *scripts: bytes | Callable[[asyncio.StreamWriter], None] | None) -> None:
+        self.scripts = list(scripts)
+        self.connections = 0
+        self.requests = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while True:
+                await reader.readexactly(len(REQUEST))
+                self.requests += 1
+                script = self.scripts.pop(0)
+                if script is None:
+                    break
+                if callable(script):
+                    script(writer)
+                    continue
+                for byte in (script[:30], script[30:]):  # in two pieces
+                    writer.write(byte)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def talking(server: Server) -> AsyncIterator[Pool]:
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    async with listening:
+        pool = Pool("127.0.0.1", listening.sockets[0].getsockname()[1], None)
+        yield pool
+        pool.close()
+
+
+async def ask(pool: Pool, *, timeout_seconds: float = 10.0, resend: bool = True) -> Response:
+    return await pool.request(REQUEST, timeout_seconds=timeout_seconds, resend=resend)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y\r\nbc\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        OK,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        CHUNKED + b"\r\n",
+        CHUNKED + b"Trailer: x\r\n\r\n",
+        OK.replace(b"Content-Length", b"content-length"),
+    ],
+    ids=["length", "interim", "chunked", "trailers", "lower case"],
+)
+async def test_an_answer_is_read_and_its_connection_used_again(script: bytes) -> None:
+    server = Server(script, OK)
+    async with talking(server) as pool:
+        first, second = await ask(pool), await ask(pool)
+
+    assert first.body == second.body == b"abc"
+    assert second.header(b"date") == "today"
+    assert second.header(b"da") is None
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+    ],
+)
+async def test_a_connection_that_is_to_be_closed_is_not_used_again(script: bytes) -> None:
+    server = Server(script, OK)
+    async with talking(server) as pool:
+        assert (await ask(pool)).body == (await ask(pool)).body == b"abc"
+
+    assert server.connections == 2
+
+
+async def test_an_answer_without_length_ends_with_its_connection() -> None:
+    def script(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        writer.close()
+
+    async with talking(Server(script)) as pool:
+        assert (await ask(pool)).body == b"abc"
+
+
+async def test_requests_at_once_have_a_connection_each() -> None:
+    server = Server(*[OK] * 6)
+    async with talking(server) as pool:
+        await asyncio.gather(*(ask(pool) for _ in range(3)))
+        await asyncio.gather(*(ask(pool) for _ in range(3)))
+
+    assert server.connections == 3
+
+
+async def test_fault_52_a_kept_connection_that_the_server_closed_is_replaced_once_and_counted() -> None:
+    server = Server(OK, None, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        assert (await ask(pool)).body == b"abc"
+
+        assert pool.resent == 1
+    assert (server.requests, server.connections) == (3, 2)
+
+
+async def test_fault_52_a_receive_is_not_sent_twice() -> None:
+    server = Server(OK, None, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        with pytest.raises(Lost):
+            await ask(pool, resend=False)
+
+    assert server.requests == 2
+
+
+async def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
+    server = Server(None, OK)
+    async with talking(server) as pool:
+        with pytest.raises(Lost, match="closed before the answer ended"):
+            await ask(pool)
+
+    assert server.requests == 1
+
+
+async def test_fault_52_half_an_answer_is_not_asked_for_again() -> None:
+    def half(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK[:-1])
+        writer.close()
+
+    server = Server(OK, half, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        with pytest.raises(Lost):
+            await ask(pool)
+
+    assert server.requests == 2
+
+
+async def test_a_connection_that_closed_while_idle_is_not_even_tried() -> None:
+    def last(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        writer.close()
+
+    server = Server(last, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        while pool._idle[0].open:  # noqa: ASYNC110 - the end of a connection has no event
+            await asyncio.sleep(0.001)
+        await ask(pool)
+
+        assert pool.resent == 0
+    assert server.requests == 2
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "IDLE_SECONDS", 0.0)
+    server = Server(OK, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        await ask(pool)
+
+    assert server.connections == 2
+
+
+async def test_no_answer_in_time_ends_the_connection() -> None:
+    server = Server(lambda _: None, OK)
+    async with talking(server) as pool:
+        with pytest.raises(TimeoutError, match="no answer in time"):
+            await ask(pool, timeout_seconds=0.05)
+        assert (await ask(pool)).body == b"abc"
+
+    assert server.connections == 2
+
+
+async def test_who_stops_waiting_takes_the_connection_along() -> None:
+    server = Server(lambda _: None, OK)
+    async with talking(server) as pool:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ask(pool)
+        assert (await ask(pool)).body == b"abc"
+
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        b"SMTP ready, and more of it than an HTTP client likes\r\n\r\n",
+        b"HTTP/2 200 OK and so on and so forth until the end\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"x" * 70_000,
+    ],
+    ids=["another protocol", "another version", "no number", "no chunk", "no end"],
+)
+async def test_what_is_no_http_is_an_error(script: bytes) -> None:
+    async with talking(Server(script)) as pool:
+        with pytest.raises(ValueError, match=r"."):
+            await ask(pool)
+
+
+async def test_nobody_listens() -> None:
+    server = await asyncio.start_server(Server().serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+
+    with pytest.raises(ConnectionRefusedError):
+        await Pool("127.0.0.1", port, None).request(REQUEST, timeout_seconds=1, resend=True)
+
+
+async def test_what_nobody_asked_for_ends_the_connection() -> None:
+    server = Server(OK + OK, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        await asyncio.sleep(0.05)
+        assert (await ask(pool)).body == b"abc"
