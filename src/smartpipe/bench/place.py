@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
-from smartpipe.aws.transport import AwsTransport
 from smartpipe.bench.fanout import services_of
 from smartpipe.embedded import EmbeddedBroker
 from smartpipe.embedded.broker import REGION, environment_of
@@ -106,7 +106,7 @@ async def provisioned(place: Place, load: Load, tell: Callable[[str], None]) -> 
         TopologyError, TransportError: They cannot be made.
     """
     with _environment(place.environment):
-        transport = AwsTransport.from_environment()
+        transport = transport_from_environment()
         try:
             provisioner = Provisioner(transport, companions=NO_COMPANIONS)
             changes = await provisioner.plan(services_of(load))
