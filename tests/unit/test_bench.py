@@ -396,6 +396,10 @@ async def test_a_run_in_which_nothing_comes_any_more_ends_with_what_came() -> No
         ({}, True),
         ({"AWS_ENDPOINT_URL": "http://localhost:4566"}, False),
         ({"AWS_ENDPOINT_URL_SQS": "https://sqs.eu-west-1.amazonaws.com"}, True),
+        ({"AWS_ENDPOINT_URL_SQS": "http://localhost:4566"}, True),  # SNS is AWS's
+        ({"AWS_ENDPOINT_URL_SQS": "http://localhost:4566", "AWS_ENDPOINT_URL_SNS": "http://localhost:4566"}, False),
+        ({"AWS_ENDPOINT_URL_S3": "http://localhost:9000"}, True),
+        ({"AWS_ENDPOINT_URL": "http://localhost:4566", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, True),
     ],
 )
 def test_what_costs_money_is_known_by_its_endpoints(environment: dict[str, str], costs: bool) -> None:

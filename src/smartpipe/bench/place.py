@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smartpipe.bench.load import Load
 
 AWS = "aws"
+SERVICES = ("SNS", "SQS")
 BROKERS = {"local": "ministack", "moto": "moto"}
 # Settings of other services: they would want a bucket, a store or a table, or name somebody else's resources.
 NOT_MEANT = ("SMARTPIPE_CLAIM_CHECK", "SMARTPIPE_IDEMPOTENCY_URL", "SMARTPIPE_OUTBOX_URL")
@@ -41,11 +42,18 @@ class Place(NamedTuple):
     lasting: bool
 
 
+def endpoints(environment: Mapping[str, str]) -> list[str]:
+    """Return where SNS and SQS are, as far as *environment* says so; an empty text is AWS."""
+    if environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return [""]
+    everywhere = environment.get("AWS_ENDPOINT_URL", "")
+    return list(dict.fromkeys(environment.get(f"AWS_ENDPOINT_URL_{service}") or everywhere for service in SERVICES))
+
+
 def is_aws(environment: Mapping[str, str]) -> bool:
-    """Return whether requests made in *environment* cost money."""
-    urls = [value for name, value in environment.items() if name.startswith("AWS_ENDPOINT_URL") and value]
-    hosts = [urlsplit(url).hostname or "" for url in urls]
-    return not urls or any(host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")) for host in hosts)
+    """Return whether requests made in *environment* cost money, of which a profile's own endpoints know nothing."""
+    hosts = [urlsplit(url).hostname or "" for url in endpoints(environment)]
+    return any(not host or host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")) for host in hosts)
 
 
 def environment_at(endpoint: str, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -62,8 +70,7 @@ def environment_at(endpoint: str, inherited: Mapping[str, str]) -> dict[str, str
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             msg = f"--endpoint {endpoint!r} is neither a URL, as in http://localhost:4566, nor aws"
             raise ConfigError(msg)
-        services = ("AWS_ENDPOINT_URL_SNS", "AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL_STS")
-        environment = {name: value for name, value in environment.items() if name not in services}
+        environment = {name: value for name, value in environment.items() if not name.startswith("AWS_ENDPOINT_URL_")}
         environment["AWS_ENDPOINT_URL"] = endpoint
         if not is_aws(environment):
             if "AWS_PROFILE" not in environment:
@@ -91,7 +98,7 @@ def broker_of_our_own(backend: str) -> Iterator[Place]:
 def place_at(endpoint: str) -> Place:
     """Return the place of an endpoint; errors as those of ``environment_at``."""
     environment = environment_at(endpoint, os.environ)
-    name = "AWS" if is_aws(environment) else environment["AWS_ENDPOINT_URL"]
+    name = "AWS" if is_aws(environment) else " and ".join(endpoints(environment))
     return Place(name, environment, lasting=True)
 
 
