@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.bench.cost import Cost, cost
+from smartpipe.bench.cost import MILLION, Cost, cost
 from smartpipe.bench.counting import Requests, total
 from smartpipe.bench.fanout import TICKS_PER_SECOND, merged
 from smartpipe.bench.latencies import Latency, count_seen, summed
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from smartpipe.bench.messages import Side
     from smartpipe.bench.run import Reports
 
-MILLION = 1_000_000
 SLOT_SECONDS = 0.25
 
 
@@ -124,7 +123,7 @@ def figures(load: Load, setting: Setting, reports: Reports) -> Figures:
     publishing, handling = ([side.cpu_seconds for side in sides] for sides in reports)
     # In one process each worker's clock is the whole process's, to its own end.
     handling_cpu = max(handling) if setting.one_process else sum(handling)
-    cost_each = cost(requests) * (MILLION / published if published else 0)
+    cost_each = cost(requests).times(MILLION / published if published else 0)
     return Figures(
         load=load,
         setting=setting,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from smartpipe.bench.load import Load
     from smartpipe.bench.messages import Published
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.01
+WATCH_SECONDS = 0.1
 
 
 class InMemory:
@@ -86,7 +87,7 @@ class InMemory:
                 before, since = now, time.monotonic()
             elif time.monotonic() - since > self._load.patience_seconds:
                 return
-            await asyncio.sleep(LOOK_SECONDS / 10)
+            await asyncio.sleep(LOOK_SECONDS)
 
     @property
     def _handled(self) -> int:
@@ -95,4 +96,4 @@ class InMemory:
     async def _keep_watching(self) -> None:
         while True:
             self._watch(Standing("measuring", self._producer.done, self._handled))
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
