@@ -38,7 +38,7 @@ LAYERS: list[set[str]] = [
     {"processor", "topology.export"},
     {"settler"},
     {"consumer"},
-    {"health", "signals", "loops", "embedded"},
+    {"health", "signals", "loops", "garbage", "embedded"},
     {"worker", "lambda_handler", "aws", "processes"},
     {"blocking", "testing", "bench"},
     {"cli"},

@@ -11,6 +11,7 @@ from smartpipe.bench.counting import CountingTransport
 from smartpipe.bench.fanout import Ledger, course, service_of
 from smartpipe.bench.latencies import encoded, packed
 from smartpipe.bench.messages import Handled
+from smartpipe.garbage import spare_collections
 from smartpipe.settings import WorkerSettings
 from smartpipe.worker import Worker
 
@@ -42,6 +43,7 @@ class Handling:
             host="127.0.0.1",
             port=0,
         )
+        spare_collections()  # as the command does
         self._worker = Worker(service_of(queue, self.ledger), self._transport, settings)
         self.running = asyncio.create_task(self._worker.run())
         self._begun_at = 0.0

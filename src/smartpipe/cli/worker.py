@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
+from smartpipe.garbage import spare_collections
 from smartpipe.loops import loop_factory
 from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
 from smartpipe.signals import on_stop, on_supervisor
@@ -89,6 +90,7 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
 
     verifying = None if settings.verify == "off" else check
     worker = Worker(service, transport, settings, verify=verifying, socket=socket)
+    spare_collections()
     listen = on_stop if socket is None else on_supervisor
     with listen(worker.stop, worker.kill):
         return await worker.run()
