@@ -6,12 +6,13 @@ import math
 import re
 from functools import lru_cache
 from hashlib import sha256
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.envelope import encode, wrap
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
-from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes
+from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes, utf8_length
 from smartpipe.payloads.packing import NO_PACKING, RESERVED_ATTRIBUTES
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
@@ -115,19 +116,16 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
     destination = publication.destination
     envelope = wrap(event, source=source)
     group_id = group_id_of(event, fifo=destination.fifo)
-    for code, problem in (
-        ("InvalidAttribute", _attribute_problem(attributes) if attributes else None),
-        ("InvalidDelay", _delay_problem(publication)),
-        ("MissingKey", _missing_key(event, destination) if destination.fifo and group_id is None else None),
-    ):
-        if problem is not None:
-            raise PublishError([PublishFailure(event, envelope.id, code, problem, retryable=False)])
-    all_attributes = {TYPE_ATTRIBUTE: Attribute("String", envelope.type)}
-    all_attributes.update((name, Attribute("String", value)) for name, value in (attributes or {}).items())
+    if attributes or publication.delay_seconds is not None or destination.fifo:
+        _refuse_problems(publication, envelope.id, group_id)
     body = encode(envelope)
+    all_attributes, attributes_bytes = _type_alone(envelope.type)
+    if attributes:
+        all_attributes = {**all_attributes, **{name: Attribute("String", text) for name, text in attributes.items()}}
+        attributes_bytes = size_bytes("", all_attributes)
     message = OutgoingMessage(
         body,
-        size_bytes(body, all_attributes),
+        utf8_length(body) + attributes_bytes,
         all_attributes,
         group_id,
         envelope.id if destination.fifo else None,
@@ -139,6 +137,24 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
     return Outgoing(event, envelope.id, destination, message)
+
+
+@lru_cache(maxsize=1024)
+def _type_alone(type_: str) -> tuple[Mapping[str, Attribute], int]:
+    """Return the attributes of a message with none of the user's, and their size."""
+    attributes = {TYPE_ATTRIBUTE: Attribute("String", type_)}
+    return MappingProxyType(attributes), size_bytes("", attributes)
+
+
+def _refuse_problems(publication: Publication, event_id: str, group_id: str | None) -> None:
+    event, attributes, destination = publication.event, publication.attributes, publication.destination
+    for code, problem in (
+        ("InvalidAttribute", _attribute_problem(attributes) if attributes else None),
+        ("InvalidDelay", _delay_problem(publication)),
+        ("MissingKey", _missing_key(event, destination) if destination.fifo and group_id is None else None),
+    ):
+        if problem is not None:
+            raise PublishError([PublishFailure(event, event_id, code, problem, retryable=False)])
 
 
 def group_id_of(event: Event, *, fifo: bool) -> str | None:
