@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Runs, dict[str, str]]:
     pythons = {venv: python_of(venv, arguments.cache) for venv in sorted(venvs, key=lambda venv: venv.name)}
     runs: Runs = {what: {one.name: [] for one in ones if arguments.only in one.name} for what, ones in TABLES.items()}
     with running(arguments.cache / "node") as broker:
-        machine = described(broker.name, "python -m benchmarks.compare " + " ".join(sys.argv[1:]))
+        machine = described(broker.name, " ".join(["python -m benchmarks.compare", *sys.argv[1:]]))
         for number in range(rounds):
             turn = number * len(chosen) // rounds
             for what, one in chosen[turn:] + chosen[:turn]:

@@ -29,10 +29,9 @@ class Place:
     """A topic and a queue that nobody has used before."""
 
     def __init__(self, broker: Broker) -> None:
-        keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
-        url = broker.environment["AWS_ENDPOINT_URL"]
-        self._sqs: Any = boto3.client("sqs", endpoint_url=url, **keys)
-        self._sns: Any = boto3.client("sns", endpoint_url=url, **keys)
+        connect: Any = boto3.client  # its stubs know every service, and not what they have in common
+        self._sqs = connect("sqs", **keys(broker))
+        self._sns = connect("sns", **keys(broker))
         self.prefix = f"r{uuid4().hex[:8]}-"
         self.queue_name = f"{self.prefix}shop"
         self.queue_url = self._sqs.create_queue(QueueName=self.queue_name, Attributes={"VisibilityTimeout": "60"})[
@@ -68,6 +67,16 @@ class Place:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         found = self._sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=names)["Attributes"]
         return sum(int(found[name]) for name in names)
+
+
+def keys(broker: Broker) -> dict[str, str]:
+    """What a client of boto3 needs to know of the broker."""
+    return {
+        "endpoint_url": broker.environment["AWS_ENDPOINT_URL"],
+        "region_name": broker.environment["AWS_REGION"],
+        "aws_access_key_id": broker.environment["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": broker.environment["AWS_SECRET_ACCESS_KEY"],
+    }
 
 
 def run(contender: Contender, what: str, python: Path, broker: Broker, *, thousand: int) -> Figures:
