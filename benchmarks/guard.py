@@ -3,9 +3,9 @@
     python -m benchmarks.guard
 
 From the root of the checkout, on the embedded broker. Both work in turns in this one process, and only its CPU time
-counts: a busy machine makes both dearer. The best of each is compared after every turn, and there are more turns while the
-limit is not kept. The limits stand above what is measured (0.58 and 0.45 here, where batches are
-few and the broker is slow; RESULTS.md has those of the fast one): they catch a blunder, not a breeze.
+counts: a busy machine makes both dearer. The best of each is compared after every turn but the first, which a busy
+machine can falsify either way, and there are more turns while the limit is not kept. The limits stand above what is
+measured (0.6 and 0.45 on this broker, which is slower than that of RESULTS.md): they catch a blunder, not a breeze.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import by_smartpipe
 
 WARM = 100
 MESSAGES = 1_000
-MOST_TURNS = 5
+LEAST_TURNS, MOST_TURNS = 2, 5
 IN_HAND = "80"
 """Messages that the bare loop has at once: 8 tasks, ten each."""
 
@@ -85,7 +85,7 @@ async def kept(guarded: Guarded, broker: Broker) -> bool:
         ratio = best[ours] / best[bare]
         said = f"{best[ours]:.0f} of {best[bare]:.0f} µs: {ratio:.2f} of the bare loop, {guarded.limit} allowed"
         print(f"{guarded.what:8} turn {turn}: {said}", flush=True)
-        if ratio <= guarded.limit:
+        if turn >= LEAST_TURNS and ratio <= guarded.limit:
             return True
     return False
 
