@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
 	@echo "installing into .venv: a minute or two the first time"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,local,moto,speed,examples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,local,moto,bench,speed,examples]'
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)

@@ -38,9 +38,9 @@ LAYERS: list[set[str]] = [
     {"processor", "topology.export"},
     {"settler"},
     {"consumer"},
-    {"health", "signals", "embedded"},
+    {"health", "signals", "loops", "garbage", "embedded"},
     {"worker", "lambda_handler", "aws", "processes"},
-    {"blocking", "testing"},
+    {"blocking", "testing", "bench"},
     {"cli"},
     {"__main__"},
 ]

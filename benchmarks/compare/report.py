@@ -38,8 +38,8 @@ HOW = """
   event, and no more.
 - **smartpipe does all of its work**: a `Worker` with a service and a typed event, validated by Pydantic; routing,
   leases, heartbeats, batched deletes, JSON logs, health server. Its figure holds the drain, too. The others do not
-  validate, and renew no lease. Concurrency 80 is what the bare loop has in hand. At the default of 10, with
-  handlers as quick as this one, most polls ask for the one slot that has just become free.
+  validate, and renew no lease. Concurrency 80 is what the bare loop has in hand; a worker's default
+  is 10.
 - **The bare loop** is aiobotocore and nothing else: 8 tasks, each of which receives ten, parses them and deletes them
   in one call. All that are on asyncio run on uvloop, as smartpipe's worker does, the bare loop included. taskiq,
   kombu and tomodachi delete one by one, as they are made.

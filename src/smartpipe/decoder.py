@@ -173,21 +173,16 @@ def _envelope(fields: dict[str, Any]) -> Envelope:
         get("dataversion", DEFAULT_VERSION),
         get("time"),
         fields["data"],
-        _text(get("partitionkey")),
+        key if isinstance(key := get("partitionkey"), str) else None,
         valid_traceparent(get("traceparent")),
         _handed_on(get("correlationid")),
         _handed_on(get("causationid")),
     )
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 def _handed_on(value: object) -> str | None:
     """Ignore what is no id: it would go into every event that this one brings about, and make it too large."""
-    text = _text(value)
-    return text if text and len(text) <= MAX_ID_CHARACTERS else None
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARACTERS else None
 
 
 def unwrapped(body: str) -> str | None:

@@ -32,9 +32,11 @@ class Invocation:
             result = handler.function(*arguments)
         else:
             result = await self._threads.run(handler.function, arguments, self._abandoned)
-        if inspect.isawaitable(result):  # also from a lambda, a partial or a wrapper that only looks sync
+        if result is not None and inspect.isawaitable(
+            result
+        ):  # also from a lambda, a partial or a wrapper that only looks sync
             result = await result
-        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if result is not None and (inspect.isgenerator(result) or inspect.isasyncgen(result)):
             msg = f"handler {handler.name} returned a generator, which nobody iterates: nothing of it has run"
             raise TypeError(msg)
 

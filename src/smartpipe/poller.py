@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.poller")
 
 MAX_POLLS = 10
+GATHER_SLOTS = 5
+GATHER_SECONDS = 0.01
+"""While batches come back full, a poll waits so long for so many slots: a poll for each slot would be a request for
+each message."""
 
 
 class Poller:
@@ -50,7 +54,9 @@ class Poller:
         self._slots = slots
         self._free = slots
         self._gates = gates
+        self._gather_slots = min(GATHER_SLOTS, slots // 2)
         self._wake_up: asyncio.TimerHandle | None = None
+        self._gathering: asyncio.Handle | None = None
         self.paused = False
         self._polls: dict[asyncio.Task[None], float] = {}  # with the time at which each was opened
         self._wanted_polls = 1
@@ -68,7 +74,11 @@ class Poller:
         self._free += 1
         for gate in self._gates:
             gate.ended(1)
-        self._open()
+        if self._gathering is None or self._free == self._gather_slots:
+            if self._gathering is not None:
+                self._gathering.cancel()
+            # What else is freed in this turn of the loop joins.
+            self._gathering = asyncio.get_running_loop().call_soon(self._gathered)
 
     def pause(self) -> None:
         """Open no poll until ``resume``; the open ones still bring what they bring. Twice is once."""
@@ -86,8 +96,9 @@ class Poller:
     def stop(self) -> None:
         """Open no further poll."""
         self._stopping.set()
-        if self._wake_up is not None:
-            self._wake_up.cancel()
+        for timer in (self._wake_up, self._gathering):
+            if timer is not None:
+                timer.cancel()
 
     async def closed(self) -> None:
         """Wait, after ``stop``, until the open polls have returned."""
@@ -115,6 +126,18 @@ class Poller:
         if self._last_success is None or not self._polls:
             return 0.0
         return asyncio.get_running_loop().time() - self._last_success
+
+    def _gathered(self) -> None:
+        """Open polls for what was freed; if that is little and more is to come, a moment later."""
+        self._gathering = None
+        if self._wanted_polls > 1 and 0 < self._free < self._gather_slots:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered_enough)
+        else:
+            self._open()
+
+    def _gathered_enough(self) -> None:
+        self._gathering = None
+        self._open()
 
     def _open(self) -> None:
         while self._free > 0 and len(self._polls) < self._wanted_polls and not self._stopping.is_set():
@@ -154,7 +177,8 @@ class Poller:
 
     def _closed_one(self, poll: asyncio.Task[None]) -> None:
         del self._polls[poll]
-        self._open()
+        if self._gathering is None:
+            self._gathered()
 
     async def _poll(self, asked: int) -> None:
         messages: Sequence[Message] = ()

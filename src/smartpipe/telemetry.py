@@ -7,7 +7,8 @@ import re
 from contextvars import ContextVar
 from typing import NamedTuple
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+# Version ff and ids of zeros alone are invalid (W3C Trace Context, section 3.2.2).
+_TRACEPARENT = re.compile("(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Cause(NamedTuple):
@@ -37,10 +38,7 @@ def valid_traceparent(value: object) -> str | None:
     """Return *value* if it is a W3C traceparent of a real trace; a malformed one is ignored, as W3C asks."""
     if not isinstance(value, str) or len(value) != 55:  # noqa: PLR2004 - the length of version 00
         return None
-    match = _TRACEPARENT.fullmatch(value)
-    if match is None or value.startswith("ff") or not match[1].strip("0") or not match[2].strip("0"):
-        return None
-    return value
+    return value if _TRACEPARENT.fullmatch(value) else None
 
 
 def trace_id(traceparent: str | None) -> str | None:

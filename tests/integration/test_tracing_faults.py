@@ -27,7 +27,7 @@ class Packed(Event, topic=parcels, type="parcel.packed", version="1.0"):
     number: int
 
 
-class Shipped(Event, topic=parcels, type="parcel.shipped", version="1.0"):
+class Shipped(Event, topic=parcels, type="crate.shipped", version="1.0"):
     number: int
 
 

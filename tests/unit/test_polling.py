@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -157,3 +158,25 @@ def test_fault_16_a_queue_that_is_gone_is_polled_slowly_and_found_again() -> Non
 
     assert seen is True
     assert len(transport.asked) < 3_600 / 5  # waits average 15 s once at the cap
+
+
+@pytest.mark.parametrize("concurrency", [2, 10, 25])
+def test_while_there_is_a_backlog_a_request_brings_more_than_one_message(concurrency: int) -> None:
+    """Handlers that end one after the other would else poll for each slot by itself."""
+    service, transport, chance = make_service(), FakeTransport(), random.Random(0)
+    transport.put(*[ADA] * 1_000)
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await asyncio.sleep(chance.uniform(0.0, 0.1))
+
+    async def main() -> float:
+        async with consuming(service, transport, concurrency=concurrency) as consumer:
+            while consumer.counts.handled < 1_000:  # noqa: ASYNC110 - counts have no event
+                await asyncio.sleep(0.01)
+            return asyncio.get_running_loop().time()
+
+    seconds = run_virtually(main())
+
+    assert 1_000 / len(transport.asked) >= {2: 0.9, 10: 2.5, 25: 4.0}[concurrency]
+    assert seconds * concurrency <= 1_000 * 0.05 * 1.2  # what gathering costs of the slots' time

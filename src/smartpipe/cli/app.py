@@ -174,3 +174,48 @@ def dev(
     from smartpipe.cli.dev import run
 
     run(targets or [], backend, port, reload=reload, log_level=log_level)
+
+
+@app.command()
+def bench(  # noqa: PLR0913 - typer makes an option of each
+    *,
+    events: Annotated[int | None, typer.Option(help="Events that are measured. [5000]")] = None,
+    size: Annotated[int | None, typer.Option(help="Bytes of each message, as SNS counts them. [1024]")] = None,
+    queues: Annotated[int | None, typer.Option(help="Subscribed queues. [3]")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Messages each worker handles at once. [100]")] = None,
+    processes: Annotated[int | None, typer.Option(help="Worker processes of each queue. [1]")] = None,
+    producers: Annotated[int | None, typer.Option(help="Producer processes. [1]")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Events per second, each due at its time; by default as fast as it goes.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Events before those that are measured. [a tenth, at most 1000]")
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="memory (one process), local (ministack) or moto. [local]")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="A broker that is there: a URL, or aws for the environment as it is.")
+    ] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Seconds without anything happening that end the run. [30]")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures there: FILE.svg or FILE.png.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it costs money on AWS.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure a fan-out: throughput, latency, CPU, requests and their cost on AWS. Exit 1: something is missing."""
+    from smartpipe.cli.bench import Manner, run_bench
+
+    flags = {
+        "events": events,
+        "size_bytes": size,
+        "queues": queues,
+        "concurrency": concurrency,
+        "processes": processes,
+        "producers": producers,
+        "rate_per_second": rate,
+        "warmup": warmup,
+        "patience_seconds": patience,
+    }
+    run_bench(flags, Manner(backend, endpoint, plot, yes=yes, as_json=json))

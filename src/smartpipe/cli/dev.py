@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +15,7 @@ from smartpipe.cli.supervise import quick_to_drain, worker_arguments
 from smartpipe.cli.targets import configured, load_services
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.embedded import EmbeddedBroker
+from smartpipe.embedded.broker import environment_of
 from smartpipe.errors import SmartpipeError
 from smartpipe.processes import Changes, Command, Supervisor, can_watch, run_to_end
 from smartpipe.processes.output import prefixes
@@ -31,14 +31,6 @@ log = logging.getLogger("smartpipe.supervisor")
 
 OWN_NAME = "smartpipe"
 BROKER_EVERY_SECONDS = 0.5
-# What would lead a client, or the name of a queue, into a real account.
-LEADS_ELSEWHERE = (
-    "AWS_ENDPOINT_URL",
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_SESSION_TOKEN",
-    "SMARTPIPE_ACCOUNT_ID",
-)
 
 
 def run(targets: Sequence[str], backend: str, port: int, *, reload: bool | None, log_level: str | None) -> NoReturn:
@@ -99,6 +91,5 @@ async def _develop(
 
 
 def _environment(broker: EmbeddedBroker) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LEADS_ELSEWHERE)}
     colours = {"FORCE_COLOR": "1"} if has_colours() else {}
-    return {**inherited, **broker.environment, **colours}
+    return {**environment_of(broker), **colours}

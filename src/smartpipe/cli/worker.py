@@ -7,12 +7,13 @@ import atexit
 import logging
 import os
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
+from smartpipe.garbage import spare_collections
+from smartpipe.loops import loop_factory
 from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
 from smartpipe.signals import on_stop, on_supervisor
 from smartpipe.worker import Worker
@@ -42,7 +43,7 @@ def run(
             log.warning("%s", sentence)
     service = load_service(target)
     log.info("starting: service %s, process %d", service.name, os.getpid())
-    runner = asyncio.Runner(loop_factory=_loop_factory())
+    runner = asyncio.Runner(loop_factory=loop_factory())
     code = runner.run(_run(service, settings, aws_settings, socket))
     exit_now(code)
 
@@ -89,6 +90,7 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
 
     verifying = None if settings.verify == "off" else check
     worker = Worker(service, transport, settings, verify=verifying, socket=socket)
+    spare_collections()
     listen = on_stop if socket is None else on_supervisor
     with listen(worker.stop, worker.kill):
         return await worker.run()
@@ -106,11 +108,3 @@ def load_settings(flags: Mapping[str, Any]) -> tuple[WorkerSettings, AwsSettings
     if problems:
         raise ConfigError(problems)
     return loaded[0], loaded[1]
-
-
-def _loop_factory() -> Any:
-    if find_spec("uvloop") is None:
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop

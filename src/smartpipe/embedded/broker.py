@@ -23,6 +23,14 @@ HOST = "127.0.0.1"
 REGION = "us-east-1"
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
+# What would lead a client, or the name of a queue, into a real account.
+LEADS_ELSEWHERE = (
+    "AWS_ENDPOINT_URL",
+    "AWS_PROFILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "SMARTPIPE_ACCOUNT_ID",
+)
 
 
 class Backend(NamedTuple):
@@ -173,6 +181,12 @@ class EmbeddedBroker:
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def environment_of(broker: EmbeddedBroker) -> dict[str, str]:
+    """Return this process's environment, so that it leads every client to *broker* and nowhere else."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LEADS_ELSEWHERE)}
+    return {**inherited, **broker.environment}
 
 
 def _bindable(port: int) -> int:

@@ -6,6 +6,7 @@ and developer guide ("visibility timeout", "dead-letter queues", "FIFO delivery 
 
 from __future__ import annotations
 
+import math
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
@@ -76,6 +77,7 @@ class MemoryQueue:
         self._live: dict[str, Stored] = {}
         self._sent_at: dict[str, float] = {}  # by deduplication id, the oldest first
         self._numbers = count()
+        self._oldest = math.inf  # no message was sent before
 
     def __len__(self) -> int:
         """Return how many messages there are, also those whose retention is over, until ``expire``."""
@@ -203,6 +205,7 @@ class MemoryQueue:
 
     def _add(self, stored: Stored, now: float) -> None:
         self._live[stored.message_id] = stored
+        self._oldest = min(self._oldest, stored.sent_at)
         self._store.put(stored, now)
 
     def _remove(self, stored: Stored) -> None:
@@ -212,8 +215,11 @@ class MemoryQueue:
     def expire(self) -> None:
         """Delete what has been kept for as long as its retention."""
         oldest = self._clock() - int(self.attributes.get("MessageRetentionPeriod", 345_600))
+        if self._oldest >= oldest:
+            return
         for stored in [stored for stored in self._store if stored.sent_at < oldest]:
             self._remove(stored)
+        self._oldest = min((stored.sent_at for stored in self._store), default=math.inf)
 
     def _problem(self, message: OutgoingMessage) -> tuple[str, str] | None:
         """Say what SQS would refuse; SendMessage."""

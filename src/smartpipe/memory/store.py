@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -63,7 +64,7 @@ class StandardStore:
     def __init__(self, shuffle: Random | None = None) -> None:
         self._shuffle = shuffle
         self._all: dict[int, Stored] = {}
-        self._visible: dict[int, Stored] = {}
+        self._visible: OrderedDict[int, Stored] = OrderedDict()  # a dict walks past all that was taken from its front
         self._hidden: list[tuple[float, int, Stored]] = []
 
     def __len__(self) -> int:

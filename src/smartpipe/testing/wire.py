@@ -46,7 +46,7 @@ async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
 async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     """Run a worker of *service* on the environment's broker, with polls of a second; drain it at the end.
 
-    The block begins when the worker is ready, or has failed to become so.
+    The block begins when the worker polls, or has failed to come so far.
 
     Args:
         settings: As in WorkerSettings: ``concurrency``, ``drain_seconds`` and so on.
@@ -67,7 +67,8 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     worker = Worker(service, transport, WorkerSettings.load(**options), verify=check)
     running = asyncio.create_task(worker.run())
     try:
-        while not worker.ready and not running.done():  # noqa: ASYNC110 - a worker has no event for its readiness
+        # Not until it is ready: its first poll may have failed already.
+        while not worker.consumers and not running.done():  # noqa: ASYNC110 - a worker has no event for its start
             await asyncio.sleep(READY_EVERY_SECONDS)
         yield worker
     finally:

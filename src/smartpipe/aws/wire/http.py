@@ -29,7 +29,7 @@ class Lost(ConnectionError):
 
 
 class Response(NamedTuple):
-    """An answer. *head* has its headers, with names in lower case."""
+    """An answer. *head* has its headers, as they came."""
 
     status: int
     head: bytes
@@ -37,12 +37,7 @@ class Response(NamedTuple):
 
     def header(self, name: bytes) -> str | None:
         """Return the value of a header, by its name in lower case."""
-        start = self.head.find(b"\r\n" + name + b":")
-        if start < 0:
-            return None
-        start += len(name) + 3
-        end = self.head.find(b"\r\n", start)
-        return self.head[start : end if end >= 0 else None].strip().decode("latin-1")
+        return _header(self.head, self.head.lower(), name)
 
 
 class Connection(asyncio.Protocol):
@@ -146,13 +141,13 @@ class _Reader:
         if len(parts) < 2 or not parts[0].startswith(b"HTTP/1."):  # noqa: PLR2004
             raise ValueError(f"the answer is no HTTP/1.1: {line[:80]!r}")
         self.status = int(parts[1])
-        self.head = _lowered(b"\r\n" + headers)
+        self.head = b"\r\n" + headers
         self.start = start
-        named = Response(self.status, self.head, b"").header
-        connection = (named(b"connection") or "").lower()
+        lowered = self.head.lower()
+        connection = _header(lowered, lowered, b"connection")
         self.keep_alive = connection != "close" and (parts[0] != b"HTTP/1.0" or connection == "keep-alive")
-        self._chunked = (named(b"transfer-encoding") or "").lower().endswith("chunked")
-        length = named(b"content-length")
+        self._chunked = (_header(lowered, lowered, b"transfer-encoding") or "").endswith("chunked")
+        length = _header(lowered, lowered, b"content-length")
         self._length = 0 if self.status == 204 else None if length is None else int(length)  # noqa: PLR2004
         self.to_the_end = not self._chunked and self._length is None
         if self.to_the_end:
@@ -184,10 +179,14 @@ class _Reader:
             self._position = start + size + 2
 
 
-def _lowered(headers: bytes) -> bytes:
-    """Return the headers with their names, and only these, in lower case."""
-    lines = (line.partition(b":") for line in headers.split(b"\r\n"))
-    return b"\r\n".join(name.lower() + colon + value for name, colon, value in lines)
+def _header(head: bytes, lowered: bytes, name: bytes) -> str | None:
+    """Return the value of a header by its place in *lowered*."""
+    start = lowered.find(b"\r\n" + name + b":")
+    if start < 0:
+        return None
+    start += len(name) + 3
+    end = lowered.find(b"\r\n", start)
+    return head[start : end if end >= 0 else None].strip().decode("latin-1")
 
 
 class Pool:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
-from smartpipe.aws.entries import IDS, received, send_entries
+from smartpipe.aws.entries import IDS, send_entries
+from smartpipe.message import Attribute, received_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,11 +104,19 @@ def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
             damaged += 1
             log.error("message %s was damaged on its way here, and left to come again", fields.get("MessageId"))
             continue
-        for value in (fields.get("MessageAttributes") or {}).values():
-            if value.get("BinaryValue") is not None:
-                value["BinaryValue"] = b64decode(value["BinaryValue"])
-        found.append(received(fields, received_at))
+        attributes = fields.get("MessageAttributes")
+        if attributes:
+            attributes = {name: _attribute(value) for name, value in attributes.items()}
+        ids = fields["MessageId"], fields["ReceiptHandle"]
+        found.append(
+            received_message(ids, fields["Body"], fields.get("Attributes") or {}, attributes or {}, received_at)
+        )
     return found, damaged
+
+
+def _attribute(fields: Mapping[str, str]) -> Attribute:
+    value = fields.get("StringValue")
+    return Attribute(fields["DataType"], b64decode(fields["BinaryValue"]) if value is None else value)
 
 
 def error_in(response: Response) -> dict[str, Any]:

@@ -1,0 +1,200 @@
+"""Whether the cost of a message stays what it is: with more queues, more messages, more processes.
+
+    python -m benchmarks.scale [queues] [soak] [processes]
+
+From the root of the checkout; without a name, all three. The first two run a real Worker on a transport that hands
+out the same message without end and takes every delete, so that nothing but smartpipe is measured. The third runs
+``smartpipe worker`` on the embedded broker, with a handler that computes for so long that the broker is not the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import boto3
+import psutil
+from benchmarks.scale_service import Placed, service
+from tests.support.processes import Process
+
+from smartpipe import EmbeddedBroker, Publisher, Queue, Service
+from smartpipe.envelope import encode, wrap
+from smartpipe.garbage import spare_collections
+from smartpipe.loops import loop_factory
+from smartpipe.message import Attribute, Message
+from smartpipe.settings import WorkerSettings
+from smartpipe.testing import provision
+from smartpipe.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smartpipe.message import Failure, OutgoingMessage
+
+ROOT = Path(__file__).parents[1]
+QUEUES = (1, 5, 20, 50)
+MESSAGES = 60_000
+ROUNDS = 3
+SOAK = (1_000, 10_000, 100_000, 1_000_000)
+COMPUTED = 1_200
+"""Messages of the third figure: at 10 ms each they keep one core busy for twelve seconds."""
+
+BODY = encode(wrap(Placed(number=1), source="benchmark"))
+ATTRIBUTES = {"type": Attribute("String", "bench.placed")}
+
+
+class Endless:
+    """A transport with as many messages as are asked for, until so many have been taken."""
+
+    def __init__(self, messages: int) -> None:
+        self._left = messages
+        self._missing = messages
+        self._numbers = 0
+        self._warm = messages - messages // 5
+        self.warm, self.done = asyncio.Event(), asyncio.Event()
+
+    async def receive(
+        self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
+    ) -> list[Message]:
+        """Hand out so many, or find nothing after a while."""
+        count = min(max_messages, self._left)
+        if not count:
+            await asyncio.sleep(0.2)
+            return []
+        self._left -= count
+        now = asyncio.get_running_loop().time()
+        first, self._numbers = self._numbers, self._numbers + count
+        numbers = range(first, self._numbers)
+        return [Message(f"m{number}", f"r{number}", BODY, 1, ATTRIBUTES, None, 0.0, 0.0, now) for number in numbers]
+
+    async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
+        """Take note."""
+        self._missing -= len(receipts)
+        if self._missing <= self._warm:
+            self.warm.set()
+        if not self._missing:
+            self.done.set()
+        return []
+
+    async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
+        """Agree."""
+        return []
+
+    async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Agree."""
+        return []
+
+    async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Agree."""
+        return []
+
+    async def aclose(self) -> None:
+        """Do nothing."""
+
+
+async def drained(queues: int, messages: int) -> float:
+    """Return the CPU microseconds that each message took, on so many queues of one worker, after a fifth of them."""
+    many = Service("scale")
+    for number in range(queues):
+
+        @many.subscribe(Placed, queue=Queue(f"scale-{number}"))
+        async def handle(event: Placed) -> None: ...
+
+    transport = Endless(messages)
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, log_level="warning")
+    worker = Worker(many, transport, settings)
+    running = asyncio.create_task(worker.run())
+    await transport.warm.wait()
+    started = time.process_time()
+    await transport.done.wait()
+    taken = time.process_time() - started
+    worker.stop()
+    await running
+    return taken / (messages * 4 / 5) * 1e6
+
+
+def run(queues: int, messages: int) -> float:
+    spare_collections()  # as the command does
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(drained(queues, messages))
+
+
+def measure_queues() -> None:
+    figures: dict[int, list[float]] = {queues: [] for queues in QUEUES}
+    run(1, 5_000)
+    for _ in range(ROUNDS):
+        for queues in QUEUES:
+            figures[queues].append(run(queues, MESSAGES))
+    base = median(figures[1])
+    for queues, found in figures.items():
+        spread = f"{min(found):.1f} to {max(found):.1f}"
+        ratio = median(found) / base
+        print(f"{queues:>3} queues: {median(found):5.1f} µs of CPU a message ({spread}), {ratio:.2f} times one's")
+
+
+def measure_soak() -> None:
+    process = psutil.Process()
+    run(1, 20_000)
+    base = process.memory_info().rss
+    for messages in SOAK:
+        cost = run(1, messages)
+        grown = (process.memory_info().rss - base) / 1e6
+        print(f"{messages:>9,} messages: {cost:5.1f} µs of CPU each, resident set {grown:+.1f} MB")
+
+
+def measure_processes() -> None:
+    with EmbeddedBroker("ministack") as broker:
+        os.environ.update(broker.environment)
+        asyncio.run(provision(service))
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(ROUNDS):
+            for processes, found in rates.items():
+                asyncio.run(filled())
+                found.append(COMPUTED / seconds_to_drain(processes))
+    for processes, found in rates.items():
+        print(f"--processes {processes}: {median(found):.0f} messages/s ({min(found):.0f} to {max(found):.0f})")
+    ratios = Counter({number: two / one for number, (one, two) in enumerate(zip(*rates.values(), strict=True))})
+    print(f"ratio: {median(ratios.values()):.2f} ({min(ratios.values()):.2f} to {max(ratios.values()):.2f})")
+
+
+async def filled() -> None:
+    async with Publisher("benchmark") as publisher:
+        await publisher.publish_many(Placed(number=number) for number in range(COMPUTED))
+
+
+def seconds_to_drain(processes: int) -> float:
+    """Return the wall seconds from the first tenth of the messages handled to the last, scaled to all of them."""
+    sqs = boto3.client("sqs")
+    url = sqs.get_queue_url(QueueName="scale")["QueueUrl"]
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+
+    def left() -> int:
+        found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]  # type: ignore[arg-type]
+        return sum(int(found[name]) for name in names)  # type: ignore[literal-required]
+
+    worker = Process(
+        "worker", "benchmarks.scale_service:service", "--processes", str(processes), "--port", "0", directory=str(ROOT)
+    )
+    try:
+        worker.wait_until(lambda: left() <= COMPUTED * 0.9, 60)
+        first, started = left(), time.perf_counter()
+        worker.wait_until(lambda: left() == 0, 120)
+        return (time.perf_counter() - started) * COMPUTED / first
+    finally:
+        worker.end()
+
+
+def main(wanted: Sequence[str]) -> None:
+    for name, measure in (("queues", measure_queues), ("soak", measure_soak), ("processes", measure_processes)):
+        if not wanted or name in wanted:
+            measure()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
