@@ -8,7 +8,7 @@ SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 # Two for each core: these tests wait more than they work.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
-.PHONY: install demo test chaos check format bench
+.PHONY: install demo test chaos check format bench compare
 
 install: $(INSTALLED)
 
@@ -46,3 +46,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python -m benchmarks.outbox
+
+# Beside its peers, each in a venv of its own in .venv-compare: some five minutes; writes benchmarks/RESULTS.md.
+compare: $(INSTALLED)
+	$(BIN)/python -m benchmarks.compare

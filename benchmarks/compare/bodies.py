@@ -1,0 +1,116 @@
+"""One and the same event as each client would have written it: body and message attributes, for SendMessageBatch."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+from benchmarks.compare.clients.meter import event
+
+from smartpipe.topology.filters import TYPE_ATTRIBUTE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Body(NamedTuple):
+    """What is sent: the text, and the attributes by name."""
+
+    text: str
+    attributes: dict[str, str]
+
+
+def cloudevent(number: int, _: str) -> Body:
+    """As smartpipe writes it, and SNS delivers it raw; the bare loops read the same."""
+    identity = str(uuid4())
+    envelope = {
+        "specversion": "1.0",
+        "type": "order.placed",
+        "dataversion": "1.0",
+        "datacontenttype": "application/json",
+        "source": "bench",
+        "id": identity,
+        "time": datetime.now(UTC).isoformat()[:-6] + "Z",
+        "traceparent": f"00-{uuid4().hex}-{uuid4().hex[:16]}-01",
+        "correlationid": identity,
+        "data": event(number),
+    }
+    return Body(json.dumps(envelope, separators=(",", ":")), {TYPE_ATTRIBUTE: "order.placed"})
+
+
+def sqs_workers(number: int, _: str) -> Body:
+    """The arguments of a job; its name and codec are attributes."""
+    attributes = {"ContentType": "json", "JobContext": "{}", "JobName": "handle"}
+    return Body(json.dumps({"data": event(number)}), attributes)
+
+
+def kombu(number: int, queue_name: str) -> Body:
+    """AMQP's properties around a Base64 body, and Base64 once more: kombu's default for SQS."""
+    payload = {
+        "body": _base64(json.dumps(event(number))),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {},
+        "properties": {
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue_name},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid4()),
+        },
+    }
+    return Body(_base64(json.dumps(payload)), {})
+
+
+def taskiq(number: int, _: str) -> Body:
+    """A task with one argument."""
+    message: dict[str, Any] = {
+        "task_id": uuid4().hex,
+        "task_name": "handle",
+        "labels": {},
+        "labels_types": {},
+        "args": [event(number)],
+        "kwargs": {},
+    }
+    return Body(json.dumps(message), {})
+
+
+def tomodachi(number: int, _: str) -> Body:
+    """Its JSON envelope, inside of SNS's: it does not subscribe raw."""
+    identity = str(uuid4())
+    payload = {
+        "service": {"name": "shop", "uuid": identity},
+        "metadata": {
+            "message_uuid": f"{identity}.{uuid4()}",
+            "protocol_version": "tomodachi-json-base--1.0.0",
+            "compatible_protocol_versions": ["json_base-wip"],
+            "timestamp": datetime.now(UTC).timestamp(),
+            "topic": "orders",
+            "data_encoding": "raw",
+        },
+        "data": event(number),
+    }
+    notification = {
+        "Type": "Notification",
+        "MessageId": str(uuid4()),
+        "TopicArn": "arn:aws:sns:us-east-1:000000000000:orders",
+        "Message": json.dumps(payload),
+        "Timestamp": datetime.now(UTC).isoformat(),
+    }
+    return Body(json.dumps(notification), {})
+
+
+BODIES: dict[str, Callable[[int, str], Body]] = {
+    "cloudevent": cloudevent,
+    "sqs-workers": sqs_workers,
+    "kombu": kombu,
+    "taskiq": taskiq,
+    "tomodachi": tomodachi,
+}
+
+
+def _base64(text: str) -> str:
+    return b64encode(text.encode()).decode()

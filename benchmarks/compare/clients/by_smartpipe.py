@@ -1,0 +1,127 @@
+"""smartpipe as users run it: a Worker with a service, typed events, routing, leases, heartbeats and batched deletes.
+
+``SMARTPIPE_TRANSPORT`` chooses the transport; ``memory`` leaves the framework's own cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import uvloop
+from meter import TOGETHER, Job, Meter, event, slices
+from pydantic import BaseModel
+
+from smartpipe import Event, Publisher, Service, Topic, Worker
+from smartpipe.cli.logs import configure
+from smartpipe.memory.transport import NAMING, MemoryTransport
+from smartpipe.settings import WorkerSettings
+from smartpipe.topology.derive import derive
+from smartpipe.transport import Transport, open_transport
+
+IDLE_SECONDS = 30
+IDLE_SETTLE_SECONDS = 2
+
+
+class Customer(BaseModel):
+    name: str
+    email: str
+    country: str
+
+
+class Line(BaseModel):
+    sku: str
+    quantity: int
+    cents: int
+
+
+class OrderPlaced(Event, topic=Topic("orders"), type="order.placed", version="1.0"):
+    number: int
+    order_id: str
+    customer: Customer
+    lines: list[Line]
+    total_cents: int
+    note: str
+
+
+def worker_of(service: Service, transport: Transport, *, wait_seconds: int) -> Worker:
+    """As ``smartpipe worker`` makes it; ``SMARTPIPE_CONCURRENCY`` is in the environment."""
+    return Worker(service, transport, WorkerSettings.load(wait_seconds=wait_seconds, host="127.0.0.1", port=0))
+
+
+async def consume(transport: Transport, job: Job) -> Meter:
+    meter = Meter(job)
+    service = Service("shop")
+
+    @service.subscribe(OrderPlaced)
+    async def handle(placed: OrderPlaced) -> None:
+        meter.handled(placed.number)
+        if meter.all_handled:
+            worker.stop("all is handled")
+
+    if isinstance(transport, MemoryTransport):
+        transport.apply(derive([service], NAMING))
+        async with Publisher("bench", transport=transport) as publisher:
+            await publisher.publish_many([OrderPlaced.model_validate(event(number)) for number in range(job.total)])
+    worker = worker_of(service, transport, wait_seconds=1)
+    code = await worker.run()
+    meter.stop()
+    if code:
+        msg = "the drain was not clean: a delete was not answered"
+        raise RuntimeError(msg)
+    return meter
+
+
+async def publish(transport: Transport, job: Job) -> Meter:
+    events = [OrderPlaced.model_validate(event(number)) for number in range(job.total)]
+    meter = Meter(job)
+    async with Publisher("bench", transport=transport) as publisher:
+        await publisher.publish_many(events[: job.warm])
+        meter.start()
+        await publisher.publish_many(events[job.warm :])
+        meter.stop()
+    return meter
+
+
+async def publish_single(transport: Transport, job: Job) -> Meter:
+    events = [OrderPlaced.model_validate(event(number)) for number in range(job.total)]
+    meter = Meter(job)
+    async with Publisher("bench", transport=transport) as publisher:
+        for together in slices(job.total, TOGETHER):
+            if together.start == job.warm:
+                meter.start()
+            await asyncio.gather(*(publisher.publish(events[number]) for number in together))
+        meter.stop()
+    return meter
+
+
+async def idle(transport: Transport, job: Job) -> Meter:
+    """Twenty-second polls of an empty queue."""
+    service = Service("shop")
+
+    @service.subscribe(OrderPlaced)
+    async def handle(placed: OrderPlaced) -> None: ...
+
+    meter = Meter(job)
+    running = asyncio.create_task(worker_of(service, transport, wait_seconds=20).run())
+    await asyncio.sleep(IDLE_SETTLE_SECONDS)
+    meter.start()
+    await asyncio.sleep(IDLE_SECONDS)
+    meter.stop()
+    if running.done():
+        running.result()
+    return meter
+
+
+WORK = {"consume": consume, "publish": publish, "publish-single": publish_single, "idle": idle}
+
+
+async def main(job: Job) -> Meter:
+    configure("info", "json")
+    memory = os.environ.get("SMARTPIPE_TRANSPORT") == "memory"
+    transport: Transport = MemoryTransport() if memory else open_transport()
+    return await WORK[job.what](transport, job)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Job.given())).report("aiobotocore", "uvloop")

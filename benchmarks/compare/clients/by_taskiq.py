@@ -1,0 +1,54 @@
+"""taskiq-aio-sqs: taskiq's receiver with its defaults, ten messages to a receive, on uvloop as its command does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import uvloop
+from meter import BATCH, Job, Meter
+from taskiq.api import run_receiver_task
+from taskiq_aio_sqs import SQSBroker
+
+
+class Counting(SQSBroker):
+    """Notes each answered delete."""
+
+    meter: Meter
+
+    def build_ack_fnx(self, *arguments: Any, **named: Any) -> Any:
+        acknowledge = super().build_ack_fnx(*arguments, **named)
+
+        async def ack() -> None:
+            await acknowledge()
+            self.meter.settled()
+            if self.meter.done:
+                self.meter.stop()
+                self.meter.report("taskiq-aio-sqs", "taskiq", "aiobotocore", "uvloop")
+
+        ack.metadata = getattr(acknowledge, "metadata", None)  # type: ignore[attr-defined]
+        return ack
+
+
+async def main(job: Job) -> None:
+    broker = Counting(
+        job.queue_name,
+        endpoint_url=os.environ["AWS_ENDPOINT_URL"],
+        region_name=os.environ["AWS_REGION"],
+        aws_access_key_id="local",
+        aws_secret_access_key="local",
+        wait_time_seconds=1,
+        max_number_of_messages=BATCH,
+    )
+    meter = broker.meter = Meter(job)
+
+    @broker.task(task_name="handle")
+    async def handle(data: dict[str, Any]) -> None:
+        meter.handled(data["number"])
+
+    await asyncio.create_task(run_receiver_task(broker, run_startup=True))
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Job.given()))

@@ -1,0 +1,112 @@
+"""Who is compared: each with its script, its venv's pinned requirements, and what it does."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+BARE = "aiobotocore, bare loop"
+SMARTPIPE = "smartpipe"
+
+AIOBOTOCORE = ("aiobotocore==3.10.0", "uvloop==0.23.0")
+
+
+class Venv(NamedTuple):
+    """A virtual environment and what is installed there, from PyPI and of this checkout."""
+
+    name: str
+    requirements: tuple[str, ...]
+    checkout: bool = False
+
+
+OURS = Venv("smartpipe", AIOBOTOCORE, checkout=True)
+LOOP = Venv("aiobotocore", AIOBOTOCORE)
+BOTO3 = Venv("boto3", ("boto3==1.43.117",))
+SQS_WORKERS = Venv("sqs-workers", ("sqs-workers==0.7.3", "boto3==1.43.117", "typing-extensions==4.16.0"))
+KOMBU = Venv("kombu", ("kombu[sqs]==5.7.0", "boto3==1.43.117"))
+TASKIQ = Venv("taskiq", ("taskiq-aio-sqs==2.1.1", "taskiq==0.13.0", *AIOBOTOCORE))
+TOMODACHI = Venv("tomodachi", ("tomodachi==0.29.0", "aiobotocore==2.26.0", "uvloop==0.23.0"))
+PICTURE = Venv("picture", ("matplotlib==3.11.2",))
+
+
+class Contender(NamedTuple):
+    """One line of a table.
+
+    Args:
+        weight: Messages of a run, in thousands: the slow drain fewer, so that a run ends.
+        body: Whose envelope its queue is filled with.
+        transport: Of smartpipe: ``SMARTPIPE_TRANSPORT``.
+        concurrency: Of smartpipe: ``SMARTPIPE_CONCURRENCY``; 80 is what the bare loop has in hand.
+        note: What it does, for the table.
+    """
+
+    name: str
+    venv: Venv
+    script: str
+    weight: int
+    note: str
+    body: str = "cloudevent"
+    transport: str = ""
+    concurrency: int = 10
+
+
+CONSUMERS = (
+    Contender(
+        "smartpipe, in memory",
+        OURS,
+        "by_smartpipe",
+        3,
+        "no network, concurrency 80: the framework's own cost",
+        transport="memory",
+        concurrency=80,
+    ),
+    Contender(SMARTPIPE, OURS, "by_smartpipe", 10, "concurrency 80", transport="wire", concurrency=80),
+    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 5, "the default", transport="wire"),
+    Contender(
+        "smartpipe over botocore",
+        OURS,
+        "by_smartpipe",
+        5,
+        "concurrency 80, SMARTPIPE_TRANSPORT=botocore",
+        transport="botocore",
+        concurrency=80,
+    ),
+    Contender(BARE, LOOP, "by_aiobotocore", 10, "8 tasks, ten to a receive and to a delete"),
+    Contender(
+        "sqs-workers", SQS_WORKERS, "by_sqs_workers", 3, "blocking, ten to a receive and to a delete", "sqs-workers"
+    ),
+    Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten to a receive and to a delete"),
+    Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "ten to a receive, a delete each", "tomodachi"),
+    Contender("kombu", KOMBU, "by_kombu", 2, "blocking, ten to a receive, a delete each", "kombu"),
+    Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 2, "ten to a receive, a delete each", "taskiq"),
+)
+PUBLISHERS = (
+    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 10, "ten to a PublishBatch", transport="wire"),
+    Contender(
+        "smartpipe over botocore, publish_many",
+        OURS,
+        "by_smartpipe",
+        10,
+        "the same, SMARTPIPE_TRANSPORT=botocore",
+        transport="botocore",
+    ),
+    Contender(BARE, LOOP, "by_aiobotocore", 10, "8 tasks, ten to a PublishBatch"),
+    Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten to a PublishBatch"),
+)
+SINGLE_PUBLISHERS = (
+    Contender(
+        "smartpipe, publish", OURS, "by_smartpipe", 5, "gathered for 5 ms, ten to a PublishBatch", transport="wire"
+    ),
+    Contender(
+        "smartpipe over botocore, publish",
+        OURS,
+        "by_smartpipe",
+        5,
+        "the same, SMARTPIPE_TRANSPORT=botocore",
+        transport="botocore",
+    ),
+    Contender(BARE, LOOP, "by_aiobotocore", 2, "a Publish each"),
+    Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "a Publish each"),
+)
+IDLE = Contender("smartpipe, idle", OURS, "by_smartpipe", 0, "20-second polls of an empty queue", transport="wire")
+
+TABLES = {"consume": CONSUMERS, "publish": PUBLISHERS, "publish-single": SINGLE_PUBLISHERS}

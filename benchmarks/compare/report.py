@@ -1,0 +1,133 @@
+"""``RESULTS.md``: the measured beside what was aimed at, the tables, and what one has to know to read them. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from benchmarks.compare.contenders import BARE, IDLE, SMARTPIPE, TABLES
+from benchmarks.compare.table import Figures, Line, lines, markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Runs = dict[str, dict[str, list[Figures]]]
+
+TITLES = {
+    "consume": "Consuming: receive, handle, delete",
+    "publish": "Publishing many",
+    "publish-single": "Publishing singly, 100 at once",
+}
+HEAD = """# Results
+
+CPU time of the client's process for each message, in µs: user and system time of all threads, from the
+{warm}th message to the answer to the last delete. The median of {rounds} rounds, in each of which every client
+ran once, in rotating order, on the same broker. Made by `{command}`; how, is told [below](#how).
+"""
+PICTURE = """
+![CPU per message of each client, with the bare aiobotocore loop marked](results.svg)
+"""
+HOW = """
+## How
+
+- **A process and a queue for each run.** The queue is new, and filled before by another process. A run counts only if
+  every event was handled and the queue is empty after it or, of publishing, if the queue that subscribes to the
+  topic has every event.
+- **The same event for all**: nested JSON of some 300 bytes, in the envelope that each client wants: CloudEvents for
+  smartpipe and for the loops of aiobotocore and boto3 (some 600 bytes), and their own for sqs-workers, kombu (Base64
+  twice), taskiq and tomodachi (inside of SNS's). The loops publish the data in a plain object. The handler counts the
+  event, and no more.
+- **smartpipe does all of its work**: a `Worker` with a service and a typed event, validated by Pydantic; routing,
+  leases, heartbeats, batched deletes, JSON logs, health server. Its figure holds the drain, too. The others do not
+  validate, and renew no lease. Concurrency 80 is what the bare loop has in hand; a worker's default
+  is 10.
+- **The bare loop** is aiobotocore and nothing else: 8 tasks, each of which receives ten, parses them and deletes them
+  in one call. All that are on asyncio run on uvloop, as smartpipe's worker does, the bare loop included. taskiq,
+  kombu and tomodachi delete one by one, as they are made.
+- **Not in the tables of publishing**: kombu, taskiq and sqs-workers, which send to SQS and do not publish to SNS.
+- **Slow clients get fewer messages**, so that a run ends. Thousands of them, after the {warm} before the clock starts:
+  {counts}.
+- CPU time, not wall clock: the broker shares the cores, and says more about throughput than any client. So do others
+  at times: hence medians, and their spread.
+"""
+
+
+class Target(NamedTuple):
+    """What is to be reached: at most *limit*, and better *aim*; *digits* of the measured are shown."""
+
+    figure: str
+    limit: float
+    aim: float
+    unit: str = ""
+    digits: int = 3
+
+
+RATIO = Target("worker, of the bare loop", 0.35, 0.22)
+MEMORY = Target("worker in memory, µs a message", 40, 20, " µs", 0)
+MANY = Target("`publish_many`, of bare PublishBatch", 0.30, 0.15)
+SINGLE = Target("100 single `publish` at once, of a bare Publish each", 0.10, 0.04)
+IDLING = Target("idle worker on 20-second polls, CPU", 0.5, 0.2, " %", 2)
+
+
+def report(runs: Runs, machine: Mapping[str, str], *, warm: int) -> str:
+    """Return the whole page."""
+    tables = {what: lines(runs[what], bare=BARE) for what in TABLES}
+    rounds = max(len(found) for found in runs["consume"].values())
+    counts = "; ".join(f"{one.name}: {one.weight}" for one in TABLES["consume"])
+    parts = [HEAD.format(warm=warm, rounds=rounds, command=machine["command"]), targets(tables, runs["idle"]), PICTURE]
+    for what, title in TITLES.items():
+        notes = {contender.name: contender.note for contender in TABLES[what]}
+        parts += [f"\n## {title}\n", markdown(tables[what], notes) + "\n"]
+    parts += [HOW.format(warm=warm, counts=counts), "\n## Where\n", where(machine, tables)]
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def targets(tables: Mapping[str, Sequence[Line]], idle: Mapping[str, Sequence[Figures]]) -> str:
+    """The table of what was to be reached."""
+    consume = {line.name: line for line in tables["consume"]}
+    many = {line.name: line for line in tables["publish"]}
+    single = {line.name: line for line in tables["publish-single"]}
+    waited = [one for one in idle[IDLE.name] if not one.fault]
+    idling = 100 * waited[0].cpu_seconds / waited[0].wall_seconds if waited else None
+    rows = [
+        (RATIO, consume[SMARTPIPE].ratio),
+        (MEMORY, consume[f"{SMARTPIPE}, in memory"].middle or None),
+        (MANY, many[f"{SMARTPIPE}, publish_many"].ratio),
+        (SINGLE, single[f"{SMARTPIPE}, publish"].ratio),
+        (IDLING, idling),
+    ]
+    head = "| figure | at most | aim | measured | |\n|---|--:|--:|--:|---|\n"
+    return head + "\n".join(_row(target, value) for target, value in rows) + "\n"
+
+
+def _row(target: Target, value: float | None) -> str:
+    if value is None:
+        return f"| {target.figure} | {target.limit:g}{target.unit} | {target.aim:g}{target.unit} | not run | |"
+    shown = f"{value:.{target.digits}f}"
+    limits = f"{target.limit:g}{target.unit} | {target.aim:g}{target.unit}"
+    return f"| {target.figure} | {limits} | {shown}{target.unit} | {verdict(target, value)} |"
+
+
+def verdict(target: Target, value: float) -> str:
+    """Say whether *value* keeps it."""
+    return "aim reached" if value <= target.aim else "reached" if value <= target.limit else "**missed**"
+
+
+def where(machine: Mapping[str, str], tables: Mapping[str, Sequence[Line]]) -> str:
+    """Machine and versions, a line each."""
+    said = [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in machine.items()]
+    versions: dict[str, str] = {}
+    for line in (line for found in tables.values() for line in found):
+        if line.versions:
+            label = line.name.partition(",")[0] if line.name != BARE else "bare loop"
+            label = SMARTPIPE if label.startswith(SMARTPIPE) else label
+            versions[label] = ", ".join(f"{package} {number}" for package, number in line.versions.items())
+    said += [f"- {name}: {found}" for name, found in versions.items()]
+    return "\n".join(said) + "\n"
+
+
+def figures_of(runs: Mapping[str, Mapping[str, Sequence[Sequence[object]]]]) -> Runs:
+    """Read back what JSON made of the figures."""
+    return {
+        what: {name: [Figures(*figures) for figures in found] for name, found in clients.items()}  # type: ignore[arg-type]
+        for what, clients in runs.items()
+    }
