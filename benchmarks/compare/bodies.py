@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from benchmarks.compare.clients import meter
 from benchmarks.compare.clients.meter import event
 
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
@@ -25,20 +26,7 @@ class Body(NamedTuple):
 
 def cloudevent(number: int, _: str) -> Body:
     """As smartpipe writes it, and SNS delivers it raw; the bare loops read the same."""
-    identity = str(uuid4())
-    envelope = {
-        "specversion": "1.0",
-        "type": "order.placed",
-        "dataversion": "1.0",
-        "datacontenttype": "application/json",
-        "source": "bench",
-        "id": identity,
-        "time": datetime.now(UTC).isoformat()[:-6] + "Z",
-        "traceparent": f"00-{uuid4().hex}-{uuid4().hex[:16]}-01",
-        "correlationid": identity,
-        "data": event(number),
-    }
-    return Body(json.dumps(envelope, separators=(",", ":")), {TYPE_ATTRIBUTE: "order.placed"})
+    return Body(meter.cloudevent(number), {TYPE_ATTRIBUTE: meter.EVENT_TYPE})
 
 
 def sqs_workers(number: int, _: str) -> Body:

@@ -34,8 +34,8 @@ HOW = """
   topic has every event.
 - **The same event for all**: nested JSON of some 300 bytes, in the envelope that each client wants: CloudEvents for
   smartpipe and for the loops of aiobotocore and boto3 (some 600 bytes), and their own for sqs-workers, kombu (Base64
-  twice), taskiq and tomodachi (inside of SNS's). The loops publish the data in a plain object. The handler counts the
-  event, and no more.
+  twice), taskiq and tomodachi (inside of SNS's). The loops publish what smartpipe publishes, `type` attribute
+  included. The handler counts the event, and no more.
 - **smartpipe does all of its work**: a `Worker` with a service and a typed event, validated by Pydantic; routing,
   leases, heartbeats, batched deletes, JSON logs, health server. Its figure holds the drain, too. The others do not
   validate, and renew no lease. Concurrency 80 is what the bare loop has in hand; a worker's default

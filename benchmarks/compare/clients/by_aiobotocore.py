@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 import uvloop
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from meter import BATCH, TASKS, TOGETHER, Job, Meter, event, slices
+from meter import ATTRIBUTES, BATCH, TASKS, TOGETHER, Job, Meter, cloudevent, slices
 
 
 async def consume(sqs: Any, job: Job) -> Meter:
@@ -49,7 +50,10 @@ async def publish_range(sns: Any, topic_arn: str, numbers: range) -> None:
 
     async def loop() -> None:
         for batch in batches:
-            entries = [{"Id": str(i), "Message": json.dumps({"data": event(numbers[n])})} for i, n in enumerate(batch)]
+            entries: list[Any] = [
+                {"Id": str(i), "Message": cloudevent(numbers[n]), "MessageAttributes": ATTRIBUTES}
+                for i, n in enumerate(batch)
+            ]
             await sns.publish_batch(TopicArn=topic_arn, PublishBatchRequestEntries=entries)
 
     await asyncio.gather(*(loop() for _ in range(TASKS)))
@@ -61,8 +65,8 @@ async def publish_single(sns: Any, job: Job) -> Meter:
     for together in slices(job.total, TOGETHER):
         if together.start == job.warm:
             meter.start()
-        bodies = (json.dumps({"data": event(number)}) for number in together)
-        await asyncio.gather(*(sns.publish(TopicArn=job.topic_arn, Message=body) for body in bodies))
+        one = partial(sns.publish, TopicArn=job.topic_arn, MessageAttributes=ATTRIBUTES)
+        await asyncio.gather(*(one(Message=cloudevent(number)) for number in together))
     meter.stop()
     return meter
 

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 import boto3
-from meter import BATCH, Job, Meter, event, slices
+from meter import ATTRIBUTES, BATCH, Job, Meter, cloudevent, slices
 
 THREADS = 4
 
@@ -37,7 +37,10 @@ def consume(sqs: Any, job: Job, meter: Meter) -> None:
 
 def publish(sns: Any, topic_arn: str, numbers: range) -> None:
     def batch(sns: Any, batch: range) -> None:
-        entries = [{"Id": str(i), "Message": json.dumps({"data": event(numbers[n])})} for i, n in enumerate(batch)]
+        entries: list[Any] = [
+            {"Id": str(i), "Message": cloudevent(numbers[n]), "MessageAttributes": ATTRIBUTES}
+            for i, n in enumerate(batch)
+        ]
         sns.publish_batch(TopicArn=topic_arn, PublishBatchRequestEntries=entries)
 
     with ThreadPoolExecutor(THREADS) as pool:
