@@ -8,6 +8,9 @@ SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 # Two for each core: these tests wait more than they work.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
+# Containers often forbid bytecode, and then each worker, and each of hundreds of commands, compiles everything anew.
+test chaos: export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: install demo test chaos check format bench compare
 
 install: $(INSTALLED)

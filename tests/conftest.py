@@ -6,10 +6,11 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import boto3
+import botocore.hooks
 import botocore.loaders
 import pytest
 
@@ -30,6 +31,16 @@ def _service_models_are_read_once() -> Iterator[None]:
     """Every transport has a session of its own, and each would parse botocore's JSON files again: 0.1 s of CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("botocore.session.create_loader", cache(botocore.loaders.create_loader))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _event_names_are_translated_once() -> Iterator[None]:
+    """Every session and client would compare each of its hooks' names with each of its aliases: much of their CPU."""
+    aliaser: Any = botocore.hooks.EventAliaser(botocore.hooks.HierarchicalEmitter())
+    translated = cache(aliaser._alias_event_name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("botocore.hooks.EventAliaser._alias_event_name", lambda _, name: translated(name))
         yield
 
 

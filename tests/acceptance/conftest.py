@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
 from smartpipe.blocking import Publisher
+from smartpipe.cli import main
+from smartpipe.testing import provision
+from tests.acceptance import services
 from tests.acceptance.services import JobPosted
-from tests.support.processes import Process, smartpipe
+from tests.support.processes import Process
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker
 
 TARGET = "tests.acceptance.services:service"
+
+Command: TypeAlias = Callable[..., CompletedProcess[str]]
 
 
 class Jobs:
@@ -57,10 +66,27 @@ def _what_killed_supervisors_leave_is_removed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line in this process, for what needs neither signals nor a terminal: it spares a start."""
+
+    def run(*arguments: str, **environment: str) -> CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["smartpipe", *arguments])
+            patch.setenv("COLUMNS", "120")  # as without a terminal: the test runner's own processes say 80
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return CompletedProcess(arguments, int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
 def jobs(fast_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
     monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
     monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "1")
-    applied = smartpipe("topology", "apply", "--yes", TARGET)
-    assert applied.returncode == 0, applied.stderr
+    asyncio.run(provision(services.service))
     with ExitStack() as stack:
         yield Jobs(tmp_path, stack)

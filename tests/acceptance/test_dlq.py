@@ -6,17 +6,14 @@ import asyncio
 import json
 import os
 import signal
-import sys
-from collections.abc import Callable
 from contextlib import asynccontextmanager
-from subprocess import CompletedProcess
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import boto3
 import pytest
 
-from smartpipe.cli import main
 from smartpipe.cli.redrive import CLEAR
 from smartpipe.envelope import Envelope, encode, wrap
 from smartpipe.idempotency import Claim
@@ -35,15 +32,12 @@ if TYPE_CHECKING:
 
     from smartpipe import EmbeddedBroker, Event, Service
     from smartpipe.idempotency import Store
-    from tests.acceptance.conftest import Jobs
+    from tests.acceptance.conftest import Command, Jobs
     from tests.support.queues import Queues
 
 pytestmark = pytest.mark.usefixtures("fast_broker")
 
 EFFECTS = "tests.acceptance.services:effects"
-
-
-Dlq: TypeAlias = Callable[..., CompletedProcess[str]]
 
 
 async def provision(service: Service) -> None:
@@ -65,20 +59,8 @@ def queues(fast_broker: EmbeddedBroker, queues: Queues) -> Queues:
 
 
 @pytest.fixture
-def dlq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dlq:
-    """The command line in this process, for what needs neither signals nor a terminal: it spares a start."""
-
-    def run(*arguments: str, **environment: str) -> CompletedProcess[str]:
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["smartpipe", "dlq", *arguments])
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            capsys.readouterr()
-            with pytest.raises(SystemExit) as ended:
-                main()
-        return CompletedProcess(arguments, int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
+def dlq(inside: Command) -> Command:
+    return partial(inside, "dlq")
 
 
 def prefixed(name: str) -> str:
@@ -101,7 +83,7 @@ def ids_in(queues: Queues, name: str) -> list[str]:
 
 
 def test_what_a_worker_dead_lettered_is_listed_shown_and_sent_back_as_it_was(
-    jobs: Jobs, queues: Queues, dlq: Dlq
+    jobs: Jobs, queues: Queues, dlq: Command
 ) -> None:
     worker = jobs.start_worker()
     jobs.post("poison-1", "poison-2")
@@ -138,7 +120,7 @@ def test_what_a_worker_dead_lettered_is_listed_shown_and_sent_back_as_it_was(
     assert queues.depth("jobs-dlq") == (0, 0)
 
 
-def test_a_dry_run_says_what_would_go_and_leaves_it(queues: Queues, dlq: Dlq) -> None:
+def test_a_dry_run_says_what_would_go_and_leaves_it(queues: Queues, dlq: Command) -> None:
     dead_jobs(queues, 3)
     queues.send("jobs-dlq", "not even JSON")
 
@@ -155,7 +137,7 @@ def test_a_dry_run_says_what_would_go_and_leaves_it(queues: Queues, dlq: Dlq) ->
     assert queues.depth("jobs-dlq") == (4, 0)
 
 
-def test_one_event_is_moved_by_its_id_and_one_that_is_not_there_is_told(queues: Queues, dlq: Dlq) -> None:
+def test_one_event_is_moved_by_its_id_and_one_that_is_not_there_is_told(queues: Queues, dlq: Command) -> None:
     wanted, *_ = dead_jobs(queues, 3)
 
     missing = dlq("redrive", TARGET, "--id", "01-nobody", "--yes")
@@ -233,7 +215,7 @@ def test_a_signal_ends_it_after_the_batch_at_hand_and_the_rest_is_given_back(
 
 
 def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_it_gives_up_after_three_batches(
-    queues: Queues, dlq: Dlq, fast_broker: EmbeddedBroker
+    queues: Queues, dlq: Command, fast_broker: EmbeddedBroker
 ) -> None:
     event_ids = dead_jobs(queues, 31)
     with FaultProxy(fast_broker.endpoint_url) as proxy:
@@ -260,7 +242,7 @@ def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_it_gives_up_a
     ids=["no broker", "no queue", "no topology", "nobody to ask"],
 )
 def test_a_mistake_is_told_in_one_line_and_changes_nothing(
-    queues: Queues, dlq: Dlq, arguments: tuple[str, ...], environment: dict[str, str], code: int, sentence: str
+    queues: Queues, dlq: Command, arguments: tuple[str, ...], environment: dict[str, str], code: int, sentence: str
 ) -> None:
     dead_jobs(queues, 1)
 
@@ -272,7 +254,7 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(
     assert queues.depth("jobs-dlq") == (1, 0)
 
 
-def test_where_there_is_nothing_every_command_says_so_and_is_content(queues: Queues, dlq: Dlq) -> None:
+def test_where_there_is_nothing_every_command_says_so_and_is_content(queues: Queues, dlq: Command) -> None:
     listed, peeked = dlq("list", TARGET), dlq("peek", TARGET)
     moved, purged = dlq("redrive", TARGET), dlq("purge", TARGET, "--queue", "jobs")
 
@@ -283,7 +265,7 @@ def test_where_there_is_nothing_every_command_says_so_and_is_content(queues: Que
     assert purged.stdout.endswith(": nothing there\n")
 
 
-def test_a_body_cannot_command_the_terminal_it_is_shown_on(queues: Queues, dlq: Dlq) -> None:
+def test_a_body_cannot_command_the_terminal_it_is_shown_on(queues: Queues, dlq: Command) -> None:
     queues.send("jobs-dlq", "\x9b31m red \x85 and \u202e back")
 
     result = dlq("peek", TARGET)
@@ -320,7 +302,7 @@ def key_of(envelope: Envelope) -> str:
 
 
 def test_fault_45_it_says_how_many_were_handled_before_and_by_force_lets_them_be_handled_again(
-    queues: Queues, dlq: Dlq, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    queues: Queues, dlq: Command, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", redis_url)
     asyncio.run(provision(services.effects))
@@ -350,7 +332,7 @@ def test_fault_45_it_says_how_many_were_handled_before_and_by_force_lets_them_be
     ids=["it is down", "it is not named"],
 )
 def test_fault_45_without_the_store_nothing_is_moved_and_the_error_names_it(
-    queues: Queues, dlq: Dlq, url: str, code: int, sentence: str
+    queues: Queues, dlq: Command, url: str, code: int, sentence: str
 ) -> None:
     asyncio.run(provision(services.effects))
     queues.send("effects-dlq", *map(encode, wrapped(EffectWanted(name="one"))))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from smartpipe import EmbeddedBroker
-    from tests.acceptance.conftest import Jobs
+    from tests.acceptance.conftest import Command, Jobs
     from tests.support.queues import Queues
 
 pytestmark = pytest.mark.usefixtures("fast_broker")
@@ -37,12 +37,12 @@ def prefixed(name: str) -> str:
     return os.environ["SMARTPIPE_PREFIX"] + name
 
 
-def test_a_plan_exits_1_with_changes_0_in_sync_and_says_what_in_words(queues: Queues) -> None:
+def test_a_plan_exits_1_with_changes_0_in_sync_and_says_what_in_words(inside: Command, queues: Queues) -> None:
     new = smartpipe("topology", "plan", TARGET)
-    smartpipe("topology", "apply", "--yes", TARGET)
-    same = smartpipe("topology", "plan", TARGET)
+    inside("topology", "apply", "--yes", TARGET)
+    same = inside("topology", "plan", TARGET)
     boto3.client("sqs").set_queue_attributes(QueueUrl=queues.url("jobs"), Attributes={"VisibilityTimeout": "7"})
-    changed = smartpipe("topology", "plan", TARGET)
+    changed = inside("topology", "plan", TARGET)
 
     assert (new.returncode, same.returncode, changed.returncode) == (1, 0, 1)
     where, *lines = new.stdout.splitlines()
@@ -61,10 +61,10 @@ def test_a_plan_exits_1_with_changes_0_in_sync_and_says_what_in_words(queues: Qu
     ]
 
 
-def test_a_plan_as_json_has_every_resource_and_where_it_is() -> None:
-    smartpipe("topology", "apply", "--yes", TARGET)
+def test_a_plan_as_json_has_every_resource_and_where_it_is(inside: Command) -> None:
+    inside("topology", "apply", "--yes", TARGET)
 
-    result = smartpipe("topology", "plan", "--json", TARGET)
+    result = inside("topology", "plan", "--json", TARGET)
 
     found = json.loads(result.stdout)
     assert {change["action"] for change in found["changes"]} == {"unchanged"}
@@ -79,15 +79,17 @@ def test_a_plan_as_json_has_every_resource_and_where_it_is() -> None:
         ({"SMARTPIPE_APPLICATION": "a#b"}, "SMARTPIPE_APPLICATION=a#b"),
     ],
 )
-def test_a_plan_that_cannot_be_made_exits_2_without_a_traceback(environment: dict[str, str], sentence: str) -> None:
-    result = smartpipe("topology", "plan", TARGET, **environment)
+def test_a_plan_that_cannot_be_made_exits_2_without_a_traceback(
+    inside: Command, environment: dict[str, str], sentence: str
+) -> None:
+    result = inside("topology", "plan", TARGET, **environment)
 
     assert result.returncode == 2
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_applying_asks_and_a_no_changes_nothing() -> None:
+def test_applying_asks_and_a_no_changes_nothing(inside: Command) -> None:
     terminal = Terminal(ROOT, "topology", "apply", TARGET)
     try:
         terminal.wait_for("Make these changes?")
@@ -98,7 +100,7 @@ def test_applying_asks_and_a_no_changes_nothing() -> None:
 
     assert refused == 1
     assert "nothing was changed" in terminal.lines
-    assert smartpipe("topology", "plan", TARGET).returncode == 1
+    assert inside("topology", "plan", TARGET).returncode == 1
 
 
 def test_applying_asks_and_a_yes_shows_progress() -> None:
@@ -118,9 +120,9 @@ def test_applying_asks_and_a_yes_shows_progress() -> None:
 
 
 @pytest.mark.parametrize("command", [["apply"], ["apply", "--json"], ["destroy"]])
-def test_where_nobody_can_answer_it_wants_to_be_told(command: list[str]) -> None:
+def test_where_nobody_can_answer_it_wants_to_be_told(inside: Command, command: list[str]) -> None:
     if command == ["destroy"]:
-        smartpipe("topology", "apply", "--yes", TARGET)
+        inside("topology", "apply", "--yes", TARGET)
 
     result = smartpipe("topology", *command, TARGET)
 
@@ -129,7 +131,9 @@ def test_where_nobody_can_answer_it_wants_to_be_told(command: list[str]) -> None
 
 
 @pytest.mark.parametrize("mutations", [1, 2, 3, 4])
-def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(fast_broker: EmbeddedBroker, mutations: int) -> None:
+def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(
+    inside: Command, fast_broker: EmbeddedBroker, mutations: int
+) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         hanging = proxy.add(Fault(skip=mutations - 1, delay_seconds=60, when=lambda call: call.operation in MUTATIONS))
         process = Process("topology", "apply", "--yes", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
@@ -137,23 +141,25 @@ def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(fast_broker: E
         process.signal(signal.SIGKILL)
         process.wait()
 
-    half = smartpipe("topology", "plan", TARGET)
-    again = smartpipe("topology", "apply", "--yes", TARGET)
+    half = inside("topology", "plan", TARGET)
+    again = inside("topology", "apply", "--yes", TARGET)
 
     assert half.returncode == 1
     assert again.returncode == 0
-    assert smartpipe("topology", "plan", TARGET).returncode == 0
+    assert inside("topology", "plan", TARGET).returncode == 0
 
 
 MUTATIONS = ("CreateQueue", "CreateTopic", "Subscribe")
 
 
-def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go(queues: Queues) -> None:
-    smartpipe("topology", "apply", "--yes", TARGET)
+def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go(
+    inside: Command, queues: Queues
+) -> None:
+    inside("topology", "apply", "--yes", TARGET)
     queues.send("jobs", "precious")
 
-    refused = smartpipe("topology", "destroy", "--yes", TARGET)
-    forced = smartpipe("topology", "destroy", "--yes", "--even-if-not-empty", TARGET)
+    refused = inside("topology", "destroy", "--yes", TARGET)
+    forced = inside("topology", "destroy", "--yes", "--even-if-not-empty", TARGET)
 
     assert refused.returncode == 1
     assert refused.stdout.count("  - ") == 4
@@ -162,26 +168,27 @@ def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go
         "smartpipe: nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty",
     ]
     assert forced.returncode == 0
-    assert smartpipe("topology", "plan", TARGET).stdout.endswith("4 to create, 0 to update, 0 to delete\n")
+    assert inside("topology", "plan", TARGET).stdout.endswith("4 to create, 0 to update, 0 to delete\n")
 
 
-def test_destroying_leaves_what_another_application_made() -> None:
-    smartpipe("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
+def test_destroying_leaves_what_another_application_made(inside: Command) -> None:
+    inside("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
 
-    result = smartpipe("topology", "destroy", "--yes", TARGET)
+    result = inside("topology", "destroy", "--yes", TARGET)
 
     assert result.returncode == 0
     assert result.stdout.count("its tags name application billing") == 3
-    assert smartpipe("topology", "plan", TARGET, SMARTPIPE_APPLICATION="billing").returncode in {0, 1}
+    assert inside("topology", "plan", TARGET, SMARTPIPE_APPLICATION="billing").returncode in {0, 1}
 
 
 def test_orphans_are_destroyed_only_by_the_name_of_an_application_and_where_they_are_known(
+    inside: Command,
     fast_broker: EmbeddedBroker,
 ) -> None:
-    nameless = smartpipe("topology", "destroy", "--orphaned", "--yes", TARGET)
+    nameless = inside("topology", "destroy", "--orphaned", "--yes", TARGET)
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.add(Fault("GetResources", answer=(403, "AccessDeniedException", "no")))
-        blind = smartpipe(
+        blind = inside(
             "topology", "destroy", "--orphaned", "--yes", TARGET,
             AWS_ENDPOINT_URL=proxy.endpoint_url, SMARTPIPE_APPLICATION="shop",
         )  # fmt: skip
@@ -204,10 +211,10 @@ def test_an_apply_that_is_interrupted_says_how_far_it_came(fast_broker: Embedded
     assert process.lines[-1] == "smartpipe: interrupted after 3 of 4 changes: the same command again makes the rest"
 
 
-def test_an_apply_that_fails_says_as_json_what_it_made(fast_broker: EmbeddedBroker) -> None:
+def test_an_apply_that_fails_says_as_json_what_it_made(inside: Command, fast_broker: EmbeddedBroker) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.add(Fault("Subscribe", answer=(403, "AuthorizationError", "no")))
-        result = smartpipe("topology", "apply", "--yes", "--json", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
+        result = inside("topology", "apply", "--yes", "--json", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
 
     assert result.returncode == 1
     assert [change["kind"] for change in json.loads(result.stdout)["changes"]] == ["queue", "queue", "topic"]
@@ -223,24 +230,24 @@ def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
     assert result.stderr == ""
 
 
-def test_two_applications_that_claim_one_queue_are_told_so() -> None:
-    smartpipe("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
+def test_two_applications_that_claim_one_queue_are_told_so(inside: Command) -> None:
+    inside("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
 
-    result = smartpipe("topology", "plan", TARGET)
+    result = inside("topology", "plan", TARGET)
 
     assert result.returncode == 2
     assert "belongs to application 'billing': two services claim one queue" in result.stderr
 
 
-def test_show_draws_what_is_there_with_how_much_is_in_it(queues: Queues) -> None:
-    before = smartpipe("topology", "show", TARGET)
-    smartpipe("topology", "apply", "--yes", TARGET)
+def test_show_draws_what_is_there_with_how_much_is_in_it(inside: Command, queues: Queues) -> None:
+    before = inside("topology", "show", TARGET)
+    inside("topology", "apply", "--yes", TARGET)
     queues.send("jobs", "one", "two")
     queues.send("jobs-dlq", "dead")
     _report_age(prefixed("jobs"), 90)
 
-    after = smartpipe("topology", "show", TARGET)
-    as_json = json.loads(smartpipe("topology", "show", "--json", TARGET).stdout)
+    after = inside("topology", "show", TARGET)
+    as_json = json.loads(inside("topology", "show", "--json", TARGET).stdout)
 
     assert before.stdout.count("not there") == 3
     assert after.stdout.splitlines()[1:] == [
@@ -261,10 +268,10 @@ def _report_age(queue: str, seconds: float) -> None:
     boto3.client("cloudwatch").put_metric_data(Namespace="AWS/SQS", MetricData=[datum])
 
 
-def test_missing_rights_are_told_with_the_policy_to_ask_for(fast_broker: EmbeddedBroker) -> None:
+def test_missing_rights_are_told_with_the_policy_to_ask_for(inside: Command, fast_broker: EmbeddedBroker) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.judge = allowed_by({}, "")
-        result = smartpipe("topology", "plan", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
+        result = inside("topology", "plan", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
 
     assert result.returncode == 2
     assert "the credentials in use may not sqs:GetQueueUrl on arn:aws:sqs:us-east-1:000000000000:" in result.stderr
@@ -324,20 +331,20 @@ def judged(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
-    judged: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inside: Command, judged: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
     sqs = boto3.client("sqs", endpoint_url=judged._upstream)
 
     provisioning = {"AWS_ACCESS_KEY_ID": "provision"}
-    assert smartpipe("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
+    assert inside("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
     url = sqs.get_queue_url(QueueName=prefixed("jobs"))["QueueUrl"]
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"DelaySeconds": "1"})
     sqs.untag_queue(QueueUrl=url, TagKeys=["smartpipe:service"])
     _meddle_with_topic(judged._upstream)
-    assert smartpipe("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
-    assert smartpipe("topology", "plan", TARGET, **provisioning).returncode == 0
-    assert smartpipe("topology", "show", TARGET, **provisioning).returncode == 0
+    assert inside("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
+    assert inside("topology", "plan", TARGET, **provisioning).returncode == 0
+    assert inside("topology", "show", TARGET, **provisioning).returncode == 0
 
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "publish")
@@ -354,9 +361,9 @@ def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
     finally:
         worker.end()
     for command in (["list"], ["redrive", "--yes"]):
-        done = smartpipe("dlq", *command, TARGET, AWS_ACCESS_KEY_ID="redrive")
+        done = inside("dlq", *command, TARGET, AWS_ACCESS_KEY_ID="redrive")
         assert done.returncode == 0, done.stderr
-    assert smartpipe("topology", "destroy", "--yes", "--even-if-not-empty", TARGET, **provisioning).returncode == 0
+    assert inside("topology", "destroy", "--yes", "--even-if-not-empty", TARGET, **provisioning).returncode == 0
 
     for key in ("publish", "consume", "provision", "redrive"):
         used = {action for call in judged.calls if call.access_key == key for action in call.actions}

@@ -316,7 +316,7 @@ async def test_fault_58_a_queue_of_another_region_is_refused_by_name_and_not_as_
 async def test_fault_58_a_topic_of_another_region_is_reached_there(fast_proxy: FaultProxy, publish: Publish) -> None:
     far = boto3.client("sns", region_name="ap-south-1").create_topic(Name="far")["TopicArn"]
 
-    class Moved(Event, topic=Topic(arn=far), type="moved", version="1.0"): ...
+    class Moved(Event, topic=Topic(arn=far), type="moved.far", version="1.0"): ...
 
     await publish([Moved()])
 

@@ -16,7 +16,6 @@ from smartpipe.bench.latencies import count_seen, encoded, packed, summed
 from smartpipe.bench.load import Load, usual_warmup
 from smartpipe.bench.messages import Assignment, Handled, Message, Progress, Published, Said, Tally, read, written
 from smartpipe.bench.place import environment_at, is_aws
-from smartpipe.bench.plot import thinned
 from smartpipe.bench.producing import Producer
 from smartpipe.bench.report import IN_TURN, SATURATED, as_json, caveat, in_words
 from smartpipe.bench.run import Reports, Standing, _Run, assignments
@@ -289,6 +288,8 @@ def test_a_report_says_what_its_latencies_are_worth(
 
 
 def test_a_long_course_is_drawn_in_few_steps_with_nothing_lost() -> None:
+    from smartpipe.bench.plot import thinned  # with matplotlib: a second of CPU, here for one worker only
+
     course = [Moment(n / 4, 100.0, 200.0) for n in range(1_000)]
 
     steps = thinned(course)

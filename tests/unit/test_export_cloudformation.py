@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import pytest
-from cfnlint.api import ManualArgs, lint  # type: ignore[import-untyped]
 
 from smartpipe import ConfigError, Event, FilterPolicy, Queue, Service, Topic
 from smartpipe.topology.export.cloudformation import template
@@ -22,6 +21,8 @@ def of_type(found: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def test_cfn_lint_finds_no_fault_in_a_template_of_everything() -> None:
+    from cfnlint.api import ManualArgs, lint  # type: ignore[import-untyped] # 1.4 s of CPU, here for one worker only
+
     text = json.dumps(made(*exported.everything()))
 
     faults = lint(text, config=ManualArgs(regions=["eu-west-1"]))

@@ -87,12 +87,17 @@ def test_a_list_of_one_and_another_order_are_the_same_statement() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
 
 
-@given(st.lists(st.dictionaries(st.text(), json_values)), st.integers(0, 3), st.booleans(), st.booleans())
+@given(
+    st.lists(st.dictionaries(st.text(), json_values, max_size=4), max_size=5),
+    st.integers(0, 3),
+    st.booleans(),
+    st.booleans(),
+)
 def test_whatever_others_wrote_is_there_afterwards(
     theirs: list[dict[str, object]], indent: int, ours_is_there: bool, ascii_only: bool
 ) -> None:
