@@ -65,7 +65,9 @@ def read_letter(message: Message) -> Letter:
     attributes = message.attributes
     try:
         if is_pointer(attributes):
-            body: Any = {"id": payload_at(message.body).key.rpartition("/")[2], "type": _type_of(message)}
+            # Others write other keys; what smartpipe publishes has its type beside it.
+            type_, key = _type_of(message), payload_at(message.body).key
+            body: Any = {"id": key.rpartition("/")[2] if type_ else None, "type": type_}
         else:
             packed = unpacked(message.body, attributes, UNPACKED_LIMIT_BYTES)
             body = from_json(unwrapped(packed) or packed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smartpipe.decoder import Decoder, Packed
+from smartpipe.errors import DecodeError
 from smartpipe.payloads.payloads import is_packed
 
 if TYPE_CHECKING:
@@ -41,4 +42,8 @@ class Reader:
                 return self._decoder.decode(body)
             except Packed as inner:
                 body, attributes = inner.body, inner.attributes
-        return self._decoder.decode(await self._payloads.restored(body, attributes))
+        restored = await self._payloads.restored(body, attributes)
+        try:
+            return self._decoder.decode(restored)
+        except Packed:
+            raise DecodeError("not-compressed", "what was unpacked says that it is packed once more") from None

@@ -288,3 +288,18 @@ def test_options_out_of_range_are_reported_together() -> None:
         RelayOptions(rows=0, lanes=65, attempts=0)
 
     assert len(caught.value.problems) == 3
+
+
+async def test_a_backlog_of_large_events_is_read_by_and_by(
+    database: asyncpg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://outbox")
+    monkeypatch.setattr("smartpipe.outbox.relay.MAX_BYTES", 1_000_000)
+    outbox, transport = Outbox("shop"), FakeTransport()
+    sent = [await outbox.publish(OrderPlaced(order_id="x" * 600_000), connection=database) for _ in range(5)]
+    relay = Relay(postgres_url, transport, RelayOptions(lanes=64))
+
+    taken = [(await relay.once(database))[0] for _ in range(4)]
+
+    assert taken == [2, 2, 1, 0]
+    assert [message.payload.key for message in transport.entries("publish") if message.payload] == sent

@@ -22,6 +22,7 @@ from smartpipe import (
     Service,
     Topic,
 )
+from smartpipe.envelope import encode, wrap
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Attribute, OutgoingMessage, Payload, size_bytes
 from smartpipe.outgoing import Publication, prepare
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
 reports = Topic("reports")
 LIMIT_BYTES = 10_000_000
 MEMORY = ClaimCheck("memory", "payloads", "")
+_WRAPPED = {
+    "Type": "Notification",
+    "MessageId": "1",
+    "TopicArn": "arn",
+    "Message": "x",
+    "MessageAttributes": {"content-encoding": {"Type": "String", "Value": "gzip"}},
+}
+TWICE = compressed(json.dumps(_WRAPPED), "gzip")
 WORDS = [f"{number:x}" for number in random.Random(1).choices(range(2**32), k=1_000)]
 
 
@@ -92,6 +101,27 @@ def test_gzip_of_several_members_is_read_to_its_end() -> None:
     packed = b64encode(gzip.compress(b"one ") + gzip.compress(b"two")).decode()
 
     assert decompressed(packed, "gzip", LIMIT_BYTES) == "one two"
+
+
+def test_gzip_of_very_many_members_is_refused_before_it_takes_the_loops_time() -> None:
+    empty = gzip.compress(b"")
+
+    with pytest.raises(DecodeError, match="more than 1,000 members"):
+        decompressed(b64encode(empty * 300_000).decode(), "gzip", LIMIT_BYTES)
+    assert decompressed(b64encode(empty * 999 + gzip.compress(b"x")).decode(), "gzip", LIMIT_BYTES) == "x"
+
+
+@pytest.mark.parametrize("name", ["identity", "utf-8", ""])
+async def test_a_body_that_is_not_compressed_may_say_so(name: str) -> None:
+    seen: list[Event] = []
+    body = encode(wrap(report(10), source="elsewhere"))
+
+    async with MemoryBroker(serving(seen)) as broker:
+        attributes = {"content-encoding": Attribute("String", name or " ")}
+        await broker.transport.send("archive", [OutgoingMessage(body, len(body), attributes)])
+        await broker.drain()
+
+    assert seen == [report(10)]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
@@ -174,6 +204,16 @@ def test_a_message_with_ten_attributes_has_none_left_for_packing() -> None:
     assert "content-encoding" not in prepared(report(50_000), packing(encoding="gzip"), nine).attributes
     with pytest.raises(EventTooLarge, match="takes one of the ten attributes"):
         prepared(report(300_000), packing(claim_check=MEMORY), nine)
+
+
+def test_the_last_attribute_goes_to_the_claim_check_where_compressing_is_not_enough() -> None:
+    eight = {f"a{number}": "x" for number in range(8)}
+    noise = ReportMade(text=random.Random(3).randbytes(450_000).hex())
+
+    message = prepared(noise, packing(claim_check=MEMORY, encoding="gzip"), eight)
+
+    assert message.payload is not None
+    assert "content-encoding" not in message.attributes
 
 
 def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
@@ -303,6 +343,7 @@ async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(m
         ("{}", {"ExtendedPayloadSize": Attribute("Number", "2")}, "not-a-pointer"),
         ('["x",{"s3BucketName":"b","s3Key":"k"}]', {"SQSLargePayloadSize": Attribute("Number", "2")}, "not-a-pointer"),
         ("no gzip", {"content-encoding": Attribute("String", "gzip")}, "not-compressed"),
+        (TWICE, {"content-encoding": Attribute("String", "gzip")}, "not-compressed"),
     ],
 )
 async def test_a_body_that_is_not_packed_as_it_says_is_dead_lettered_at_once(

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import TransportError
-from smartpipe.topology.buckets import EMPTY, LIFECYCLE, expiry_in, with_rule
+from smartpipe.topology.buckets import LIFECYCLE, expiry_in, with_rule
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.resources import TAGS
 
@@ -47,7 +47,7 @@ async def read_bucket(s3: Any, call: Callable[..., Awaitable[Any]], arn: str, pr
         return None
     rules = await _or_none(call(partial(rules_of, s3, name), "s3:GetLifecycleConfiguration", arn))
     tags = await _or_none(call(partial(tags_of, s3, name), "s3:GetBucketTagging", arn))
-    return {LIFECYCLE: expiry_in(rules or [], prefix), TAGS: tags or {}, EMPTY: not listed.get("KeyCount")}
+    return {LIFECYCLE: expiry_in(rules or [], prefix), TAGS: tags or {}}
 
 
 async def rules_of(s3: Any, name: str) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ _ALIASES = {
     "NonExistentQueue": "QueueDoesNotExist",
     "NotFoundException": "NotFound",
     "NoSuchBucket": "NotFound",
+    "InvalidAccessKeyId": "InvalidClientTokenId",  # S3's
+    "InvalidToken": "InvalidClientTokenId",  # S3's
     "ResourceNotFoundException": "NotFound",  # DynamoDB's
     "AccessDeniedException": "AccessDenied",
     "AuthorizationError": "AccessDenied",

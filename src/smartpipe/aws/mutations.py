@@ -166,10 +166,6 @@ class Mutations:
     async def _update_bucket(self, change: Change) -> None:
         await update_bucket(await self._transport.client("s3"), _called, change)
 
-    async def _delete_bucket(self, change: Change) -> None:
-        s3 = await self._transport.client("s3")
-        await _called(s3.delete_bucket(Bucket=change.name), change)
-
     async def _create_subscription(self, change: Change) -> None:
         """Subscribe, and look whether it took: an old subscription may have been returned, unchanged."""
         topic_arn, queue_arn = change.arns
@@ -214,7 +210,7 @@ def action_of(change: Change) -> str:
         verbs = {"create": "CreateTable", "delete": "DeleteTable", "update": "UpdateTimeToLive"}
         return f"dynamodb:{verbs[change.action]}"
     if change.kind == "bucket":
-        verbs = {"create": "CreateBucket", "delete": "DeleteBucket", "update": "PutLifecycleConfiguration"}
+        verbs = {"create": "CreateBucket", "update": "PutLifecycleConfiguration"}
         return f"s3:{verbs[change.action]}"
     noun = change.kind.capitalize()
     verb = {"create": f"Create{noun}", "delete": f"Delete{noun}", "update": f"Set{noun}Attributes"}[change.action]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from smartpipe.message import Payload
 
 
+_MISSING = frozenset({"AccessDenied", "InvalidObjectState", "NoSuchKey", "NotFound"})
+
+
 class S3Objects:
     """S3, or whatever speaks like it at ``AWS_ENDPOINT_URL``; region and credentials are AWS's own variables.
 
@@ -59,9 +62,9 @@ class S3Objects:
             raise missing(payload, f"it is no text in UTF-8: {error.reason}") from None
         except Exception as error:
             fault = classify(error, action="s3:GetObject", target=payload.url)
-            if fault.retryable:
-                raise fault from error
-            raise missing(payload, str(fault)) from error
+            if fault.code in _MISSING:
+                raise missing(payload, str(fault)) from error
+            raise fault from error  # the surroundings are at fault, not the message
 
     async def aclose(self) -> None:
         """Close the client."""

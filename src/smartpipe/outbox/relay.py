@@ -37,13 +37,15 @@ CHANNEL = "smartpipe_outbox"
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 60.0
 DELIVER_SECONDS = 10.0
+MAX_BYTES = 33_554_432
+"""Of one transaction's rows, payloads included; the first is taken whatever its size."""
 CLEAN_UP_EVERY_SECONDS = 60.0
 CLEAN_UP_ROWS = 10_000
 MAX_WAIT_SECONDS = 300
 SURROUNDINGS = frozenset(
     {
         "AccessDenied", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials", "NoRegion", "NotFound",
-        "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
+        "PayloadNotPut", "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
         "UnrecognizedClientException",
     }
 )  # fmt: skip
@@ -193,7 +195,10 @@ class Relay:
             lanes = [row["lane"] for row in await connection.fetch(TAKE_LANES, self.options.lanes)]
             if not lanes:
                 return 0, 0.0
-            rows = [waiting_of(dict(row)) for row in await connection.fetch(WAITING_ROWS, lanes, self.options.rows)]
+            rows = [
+                waiting_of(dict(row))
+                for row in await connection.fetch(WAITING_ROWS, lanes, self.options.rows, MAX_BYTES)
+            ]
             failures = {failure.event_id: failure for failure in await self._publish(rows)}
             done = [row.id for row in rows if row.event_id not in failures]
             await connection.execute(PUBLISHED, done)

@@ -20,6 +20,10 @@ ORDER BY random() LIMIT $1 FOR UPDATE SKIP LOCKED
 
 # Nothing overtakes one of its group that waits to be tried again.
 WAITING_ROWS = f"""
+SELECT * FROM (
+SELECT *, sum(size_bytes + coalesce(octet_length(payload), 0)) OVER (ORDER BY id)
+          - size_bytes - coalesce(octet_length(payload), 0) AS bytes_before
+FROM (
 SELECT id, event_id, ordered_group, destination, body, size_bytes, attributes::text AS attributes, group_id,
        deduplication_id, delay_seconds, payload, attempts
 FROM smartpipe_outbox AS rows
@@ -30,6 +34,7 @@ WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestam
       AND before.published_at IS NULL AND before.parked_at IS NULL AND before.next_try_at > clock_timestamp()
   )
 ORDER BY id LIMIT $2
+) AS first ) AS sized WHERE bytes_before < $3 ORDER BY id
 """  # noqa: S608 - constants
 
 PUBLISHED = "UPDATE smartpipe_outbox SET published_at = clock_timestamp() WHERE id = ANY($1::bigint[])"

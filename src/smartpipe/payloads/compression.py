@@ -17,6 +17,10 @@ ENCODING_ATTRIBUTE = "content-encoding"
 GZIP_LEVEL = 6
 ZSTD_LEVEL = 3
 _GZIP = 16 + zlib.MAX_WBITS
+_STEP_BYTES = 65_536
+MAX_MEMBERS = 1_000
+PLAIN = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii"})
+"""What others call a body that is not compressed: the name of the attribute is a common one."""
 _ZSTD_WINDOW_BYTES = 8 * 1024 * 1024
 """What every zstd decoder should have room for (RFC 8878, section 3.1.1.1.2); a frame that wants more is refused."""
 
@@ -55,6 +59,8 @@ def decompressed(body: str, encoding: str, limit_bytes: int) -> str:
         PayloadError: The coding is none of ours, or needs a package that is not installed: other workers may have it.
     """
     name = encoding.strip().lower()
+    if name in PLAIN:
+        return body
     unpack = {"gzip": _gunzipped, "x-gzip": _gunzipped, "zstd": _unzstd}.get(name)
     if unpack is None:
         detail = f"{ENCODING_ATTRIBUTE} {encoding!r} is none of gzip, zstd"
@@ -70,17 +76,26 @@ def decompressed(body: str, encoding: str, limit_bytes: int) -> str:
 
 
 def _gunzipped(data: bytes, limit_bytes: int) -> bytes:
-    """Decompress every member (RFC 1952, section 2.2)."""
+    """Decompress every member (RFC 1952, section 2.2), in steps: of members that are empty there could be millions."""
     parts: list[bytes] = []
+    member, members, position, pending = None, 0, 0, b""
     room = limit_bytes
-    while data or not parts:
-        member = zlib.decompressobj(wbits=_GZIP)
-        parts.append(member.decompress(data, room + 1))
+    while pending or position < len(data):
+        if not pending:
+            pending = data[position : position + _STEP_BYTES]
+            position += _STEP_BYTES
+        if member is None:
+            member, members = zlib.decompressobj(wbits=_GZIP), members + 1
+            if members > MAX_MEMBERS:
+                raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
+        parts.append(member.decompress(pending, room + 1))
         room -= len(parts[-1])
         _refuse_beyond(limit_bytes, room)
-        if not member.eof:
-            raise EOFError("it ends too early")
-        data = member.unused_data
+        pending = member.unused_data
+        if member.eof:
+            member = None
+    if member is not None or not members:
+        raise EOFError("it ends too early")
     return b"".join(parts)
 
 

@@ -105,11 +105,13 @@ class Packing:
             limit_bytes: What its topic or queue takes.
             room: How many more attributes it may have.
         """
+        threshold = min(self.claim_check_bytes or limit_bytes, limit_bytes)
         if self.encoding and room and self.compression_bytes <= message.size_bytes <= MAX_COMPRESSED_BYTES:
             smaller = self._compressed(message)
-            if smaller.size_bytes < message.size_bytes:
+            # The last attribute is worth more to the claim check, where compressing does not spare that.
+            if smaller.size_bytes < message.size_bytes and (room > 1 or smaller.size_bytes <= threshold):
                 message, room = smaller, room - 1
-        too_large = message.size_bytes > min(self.claim_check_bytes or limit_bytes, limit_bytes)
+        too_large = message.size_bytes > threshold
         if self.claim_check and room and too_large and message.size_bytes <= self.payload_limit_bytes:
             return _checked(message, self.claim_check, event_id)
         return message

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from smartpipe.message import Attribute, OutgoingMessage, Payload
 
 
+NOT_PUT = "PayloadNotPut"
+MAX_REMEMBERED = 10_000
+
+
 class Payloads:
     """What a publisher and the consumers of a process share.
 
@@ -28,6 +32,7 @@ class Payloads:
     def __init__(self, packing: Packing | None = None) -> None:
         self.packing = packing or Packing.from_environment()
         self._objects: Objects | None = None
+        self._put_before: dict[tuple[str, str], None] = {}  # lest each retry of the message puts it again
 
     async def send(
         self,
@@ -65,11 +70,15 @@ class Payloads:
             await self._objects.aclose()
 
     async def _put(self, payload: Payload | None) -> TransportError | None:
+        if payload is None or (payload.bucket, payload.key) in self._put_before:
+            return None
         try:
-            if payload is not None:
-                await self._open().put(payload)
+            await self._open().put(payload)
         except TransportError as error:
             return error
+        self._put_before[payload.bucket, payload.key] = None
+        if len(self._put_before) > MAX_REMEMBERED:
+            del self._put_before[next(iter(self._put_before))]
         return None
 
     def _open(self) -> Objects:
@@ -89,7 +98,7 @@ def parted(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Fai
     """Return which messages may go, and which not, from what went wrong with putting the payload of each."""
     going = [index for index, fault in enumerate(faults) if fault is None]
     failed = [
-        Failure(index, fault.code, fault.detail, fault.retryable)
+        Failure(index, NOT_PUT, fault.detail, fault.retryable)
         for index, fault in enumerate(faults)
         if fault is not None
     ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 LIFECYCLE = "Lifecycle"
-EMPTY = "Empty"
-"""Stand among a bucket's attributes: what our rule says, and whether there is nothing in it."""
+"""Stands among a bucket's attributes: what our rule says."""
 RULE = "smartpipe-claim-check"
 DAY_SECONDS = 86_400
 

@@ -9,7 +9,7 @@ from smartpipe.settings import PayloadSettings, WorkerSettings
 from smartpipe.topology.buckets import LIFECYCLE, Bucket
 from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in
 from smartpipe.topology.resources import TAGS
-from smartpipe.topology.tags import own_tags
+from smartpipe.topology.tags import APPLICATION, own_tags
 
 if TYPE_CHECKING:
     from smartpipe.topology.naming import Naming
@@ -55,7 +55,7 @@ class Companions(NamedTuple):
         bucket = self.bucket
         if bucket is None:
             return {}
-        return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: own_tags(naming)}}
+        return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: {APPLICATION: naming.application}}}
 
 
 NO_COMPANIONS = Companions()

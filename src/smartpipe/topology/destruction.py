@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from smartpipe.topology.buckets import EMPTY
 from smartpipe.topology.changes import Change
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.resources import TAGS
@@ -40,11 +39,9 @@ def destruction(
     topics = {arn: found for arn, found in actual.topics.items() if orphaned or arn in desired.topics}
     kept: list[Change] = []
     doomed: set[str] = set()
-    for kind, found in (("queue", queues), ("topic", topics), ("table", actual.tables), ("bucket", actual.buckets)):
+    for kind, found in (("queue", queues), ("topic", topics), ("table", actual.tables)):
         for arn, attributes in found.items():
             reason = _reason_to_keep(arn, attributes, desired, naming)
-            if kind == "bucket" and not reason and not attributes[EMPTY]:
-                reason = "it is not empty, and S3 deletes no such bucket"
             if reason:
                 kept.append(_kept(kind, arn, reason))  # type: ignore[arg-type]
             else:
@@ -59,7 +56,7 @@ def destruction(
     ]
     going += [Change("delete", "topic", (arn,), {}, {}) for arn in topics if arn in doomed]
     going += [Change("delete", "table", (arn,), {}, {}) for arn in actual.tables if arn in doomed]
-    going += [Change("delete", "bucket", (arn,), {}, {}) for arn in actual.buckets if arn in doomed]
+    kept += [_kept("bucket", arn, "environments may share it, and messages point there") for arn in actual.buckets]
     going += [
         _goes(arn, queues[arn], even_if_not_empty=even_if_not_empty)
         for arn in sorted(queues, key=lambda arn: _REDRIVE not in queues[arn])

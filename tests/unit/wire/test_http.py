@@ -242,3 +242,19 @@ async def test_what_nobody_asked_for_ends_the_connection() -> None:
         await ask(pool)
         await asyncio.sleep(0.05)
         assert (await ask(pool)).body == b"abc"
+
+
+async def test_a_pool_that_is_closed_sends_nothing_again() -> None:
+    server = Server(OK, lambda _: None, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        waiting = asyncio.create_task(ask(pool))
+        while server.requests < 2:  # noqa: ASYNC110 - the server has no event for it
+            await asyncio.sleep(0.001)
+        pool.close()
+
+        with pytest.raises(Lost):
+            await waiting
+        with pytest.raises(Lost, match="closed"):
+            await ask(pool)
+    assert server.requests == 2

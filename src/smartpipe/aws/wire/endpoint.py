@@ -16,13 +16,15 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     EndpointConnectionError,
     ReadTimeoutError,
+    SSLError,
 )
 from botocore.httpsession import where
 from botocore.utils import get_environ_proxies
 
 from smartpipe.aws.faults import is_skew
-from smartpipe.aws.wire.http import Lost, Pool, Response
+from smartpipe.aws.wire.http import NO_ANSWER, Lost, Pool, Response
 from smartpipe.aws.wire.signing import Signer
+from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,8 +169,10 @@ class Endpoint:
             return await self.pool.request(request, timeout_seconds=timeout_seconds, resend=resend)
         except Lost as error:
             raise ConnectionClosedError(endpoint_url=self.url, error=error) from error
+        except ssl.SSLError as error:
+            raise SSLError(endpoint_url=self.url, error=error) from error
         except TimeoutError as error:
-            raise (ReadTimeoutError if error.args else ConnectTimeoutError)(
+            raise (ReadTimeoutError if error.args == (NO_ANSWER,) else ConnectTimeoutError)(
                 endpoint_url=self.url, error=error
             ) from error
         except OSError as error:
@@ -192,7 +196,10 @@ class Endpoint:
         date = response.header(b"date")
         if not date or not is_skew(answer):
             return False
-        offset = parsedate_to_datetime(date).timestamp() - time.time()
+        try:
+            offset = parsedate_to_datetime(date).timestamp() - time.time()
+        except ValueError:  # of a date that is none, the answer itself says more
+            return False
         if abs(offset - self._offset_seconds) < SKEW_SECONDS:
             return False
         self._offset_seconds = offset
@@ -207,4 +214,10 @@ class Endpoint:
 def _tls(session: AioSession) -> ssl.SSLContext:
     """Return what verifies the server: by AWS_CA_BUNDLE or the profile's ``ca_bundle``, else as botocore does."""
     bundle = session.get_config_variable("ca_bundle")
-    return ssl.create_default_context(cafile=bundle or where())
+    try:
+        context = ssl.create_default_context(cafile=bundle or where())
+    except OSError as error:
+        raise ConfigError(f"the CA bundle {bundle} (AWS_CA_BUNDLE, or the profile's) cannot be read: {error}") from None
+    # Python 3.13 sets it, botocore does not: corporate authorities often lack what it asks for.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context

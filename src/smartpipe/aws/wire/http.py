@@ -18,6 +18,7 @@ IDLE_SECONDS = 20.0
 """A connection that was idle for longer is not used again: the other side may be closing it at this moment."""
 MAX_HEAD_BYTES = 65_536
 _END = b"\r\n\r\n"
+NO_ANSWER = "no answer in time"
 
 
 class Lost(ConnectionError):
@@ -119,6 +120,10 @@ class Connection(asyncio.Protocol):
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
+    def eof_received(self) -> None:
+        """Take no further request; asyncio tells of the end only in its next turn."""
+        self.open = False
+
     def connection_lost(self, error: Exception | None) -> None:
         """Tell whoever waits; an answer that ends with its connection is whole now."""
         self.open = False
@@ -205,6 +210,7 @@ class Pool:
         self._tls = tls
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+        self._closed = False
         self.resent = 0
 
     async def request(self, request: bytes, *, timeout_seconds: float, resend: bool) -> Response:
@@ -225,7 +231,7 @@ class Pool:
             try:
                 return await self._exchange(connection, request, timeout_seconds)
             except Lost as error:
-                if fresh or not resend or not error.unheard:
+                if fresh or not resend or not error.unheard or self._closed:
                     raise
             self.resent += 1
             connection = await self._connected()
@@ -243,7 +249,9 @@ class Pool:
         finally:
             timer.cancel()
             self._busy.discard(connection)
-        if connection.open:
+        if self._closed:
+            connection.abort()
+        elif connection.open:
             connection.idle_since = loop.time()
             self._idle.append(connection)
         return response
@@ -263,10 +271,14 @@ class Pool:
             _, connection = await loop.create_connection(
                 Connection, self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
             )
+        if self._closed:
+            connection.abort()
+            raise Lost("the pool was closed", unheard=True)
         return connection
 
     def close(self) -> None:
-        """Close every connection; requests in flight fail."""
+        """Close every connection; requests in flight fail, and none is sent again."""
+        self._closed = True
         for connection in (*self._idle, *self._busy):
             connection.abort()
         self._idle.clear()
@@ -274,4 +286,4 @@ class Pool:
 
 def _time_out(waiter: asyncio.Future[Response]) -> None:
     if not waiter.done():
-        waiter.set_exception(TimeoutError("no answer in time"))
+        waiter.set_exception(TimeoutError(NO_ANSWER))

@@ -162,6 +162,8 @@ class WireTransport(AwsTransport):
                     place = await look(client, protocol.operation)
                 except Exception as error:
                     raise classify(error, action=f"{service}:{protocol.operation}", target=service) from error
+                if self._closed:
+                    raise TransportError("TransportClosed", "this transport has been closed", retryable=False)
                 if isinstance(place, str):
                     log.info("%s goes through aiobotocore, not the wire: %s", service.upper(), place)
                     self._endpoints[key] = None

@@ -130,7 +130,7 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
             own_queues,
         ),
         *_allow("ChangeTables", [*claims.CREATE_ACTIONS, "dynamodb:DeleteTable"], topology.tables),
-        *_allow("ChangeBuckets", [*buckets.CREATE_ACTIONS, "s3:DeleteBucket"], topology.buckets),
+        *_allow("ChangeBuckets", buckets.CREATE_ACTIONS, topology.buckets),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
         *_anywhere(
             "ChangeSubscriptions",
