@@ -8,7 +8,7 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tenacity import wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
@@ -85,6 +85,21 @@ async def deliver(
             break
         await asyncio.sleep(wait_seconds)
     return pending.failed()
+
+
+async def persist(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) -> T:
+    """Call, and while it fails for the moment call again, until the deadline. Waits have full jitter, up to 5 s.
+
+    Raises:
+        TransportError: What the last try ended with.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_delay(deadline_seconds),
+        reraise=True,
+    )
+    return await retrying(call)
 
 
 def deliver_blocking(

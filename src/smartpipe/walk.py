@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
-from smartpipe.attempts import deliver
-from smartpipe.errors import TransportError
+from smartpipe.attempts import deliver, persist
 from smartpipe.letters import read_letter
 from smartpipe.transport import BATCH_LIMIT
 
@@ -95,20 +93,14 @@ class Walk:
         return list(self._not_deleted.values())
 
     async def _receive(self, max_messages: int) -> list[Message]:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
-            wait=wait_random_exponential(multiplier=0.2, max=5),
-            stop=stop_after_delay(DEADLINE_SECONDS),
-            reraise=True,
-        ):
-            with attempt:
-                return await self._transport.receive(
-                    self._queue,
-                    max_messages=max_messages,
-                    wait_seconds=WAIT_SECONDS,
-                    visibility_timeout_seconds=self._lease_seconds,
-                )
-        raise AssertionError  # pragma: no cover - reraise leaves no other way out
+        receive = partial(
+            self._transport.receive,
+            self._queue,
+            max_messages=max_messages,
+            wait_seconds=WAIT_SECONDS,
+            visibility_timeout_seconds=self._lease_seconds,
+        )
+        return await persist(receive, deadline_seconds=DEADLINE_SECONDS)
 
     async def _delete(self, receipts: dict[str, str]) -> dict[str, Failure]:
         """Delete by message id and receipt; return the failures by message id."""

@@ -7,8 +7,7 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
-
+from smartpipe.attempts import persist
 from smartpipe.aws.companions import read_bucket, read_table
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import TransportError
@@ -259,18 +258,14 @@ async def retrying(call: Callable[[], Awaitable[Any]], action: str, target: str)
     Raises:
         TransportError: What the last try ended with.
     """
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
-        wait=wait_random_exponential(multiplier=0.2, max=5),
-        stop=stop_after_delay(RETRY_SECONDS),
-        reraise=True,
-    ):
-        with attempt:
-            try:
-                return await call()
-            except Exception as error:
-                raise classify(error, action=action, target=target) from error
-    return None
+
+    async def classified() -> Any:
+        try:
+            return await call()
+        except Exception as error:
+            raise classify(error, action=action, target=target) from error
+
+    return await persist(classified, deadline_seconds=RETRY_SECONDS)
 
 
 def parsed(attributes: Mapping[str, Any]) -> Attributes:
