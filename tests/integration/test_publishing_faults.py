@@ -251,7 +251,7 @@ async def test_fault_35_a_publish_that_is_never_answered_is_given_up_and_tried_a
     fast_proxy: FaultProxy, publish: Publish, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = partial(client_options, read_timeout_seconds=0.5)
-    monkeypatch.setattr("smartpipe.aws.transport.client_options", impatient)
+    monkeypatch.setattr("smartpipe.aws.transport.CALL_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr("smartpipe.blocking.client_options", impatient)
     monkeypatch.setattr("smartpipe.aws.wire.transport.CALL_TIMEOUT_SECONDS", 0.5)
     stalled = fast_proxy.add(Fault(way.operation, times=1, delay_seconds=600))

@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from smartpipe.aws.client import client_options, region_of
+from smartpipe.aws.client import region_of
+from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError, StoreError
@@ -84,13 +84,9 @@ class DynamoStore:
             StoreError: DynamoDB cannot be asked.
         """
         if self._opened is None:
-            config = AioConfig(max_pool_connections=0, **client_options(read_timeout_seconds=CALL_SECONDS))
-            create: Any = self._session.create_client
-            context = create("dynamodb", region_name=self._region, config=config)
-            try:
-                self._opened = await self._stack.enter_async_context(context)
-            except ValueError as error:  # botocore: an endpoint URL without a scheme
-                raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+            self._opened = await open_client(
+                self._stack, self._session, "dynamodb", self._region, read_timeout_seconds=CALL_SECONDS
+            )
         try:
             table = (await self._client.describe_table(TableName=self.table))["Table"]
         except ClientError as error:

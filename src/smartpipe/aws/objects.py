@@ -6,13 +6,12 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
-from smartpipe.aws.client import client_options, put_request, region_of
+from smartpipe.aws.client import put_request, region_of
+from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
-from smartpipe.errors import ConfigError
 from smartpipe.payloads.objects import missing, too_long
 
 if TYPE_CHECKING:
@@ -74,11 +73,5 @@ class S3Objects:
     async def _open(self) -> Any:
         async with self._opening:
             if self._client is None:
-                config = AioConfig(max_pool_connections=0, **client_options())
-                create: Any = self._session.create_client
-                try:
-                    context = create("s3", region_name=self._region, config=config)
-                    self._client = await self._stack.enter_async_context(context)
-                except ValueError as error:  # botocore: an endpoint URL without a scheme
-                    raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+                self._client = await open_client(self._stack, self._session, "s3", self._region)
             return self._client

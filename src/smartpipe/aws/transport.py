@@ -8,12 +8,11 @@ import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from botocore.exceptions import ConfigNotFound, ConfigParseError, InvalidRegionError, ProfileNotFound
 
 from smartpipe.aws.addresses import Addresses, queue_lookup
-from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options, refuse_no_json, region_of
+from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
+from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
@@ -151,18 +150,10 @@ class AwsTransport:
             return client
         async with self._opening:
             if key not in self._clients:
-                timeout = {"read_timeout_seconds": MAX_POLL_SECONDS + POLL_MARGIN_SECONDS} if purpose == "poll" else {}
-                config = AioConfig(max_pool_connections=0, **client_options(**timeout))
-                create: Any = self._session.create_client
-                context = create(service, region_name=region, config=config)
-                try:
-                    self._clients[key] = await self._stack.enter_async_context(context)
-                except InvalidRegionError as error:
-                    raise ConfigError(f"AWS configuration: {error}") from None
-                except ValueError as error:  # botocore: an endpoint URL without a scheme
-                    raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
-                except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
-                    raise ConfigError(f"AWS configuration: {error}") from None
+                seconds = MAX_POLL_SECONDS + POLL_MARGIN_SECONDS if purpose == "poll" else CALL_TIMEOUT_SECONDS
+                self._clients[key] = await open_client(
+                    self._stack, self._session, service, region, read_timeout_seconds=seconds
+                )
         return self._clients[key]
 
     async def _call_queue(self, call: Awaitable[Any], action: str, queue: str, read: Callable[[Any], T]) -> T:
