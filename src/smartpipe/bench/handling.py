@@ -50,8 +50,8 @@ class Handling:
         self._cpu = 0.0
 
     async def ready(self) -> None:
-        """Wait until it polls, or has ended."""
-        while not self._worker.ready and not self.running.done():  # noqa: ASYNC110 - a worker has no event for its readiness
+        """Wait until it polls, or has ended. Not until it is ready: its first poll may have failed already."""
+        while not self._worker.consumers and not self.running.done():  # noqa: ASYNC110 - a worker has no event for its start
             await asyncio.sleep(READY_EVERY_SECONDS)
         if self.running.done():
             await self.running
