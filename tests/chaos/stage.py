@@ -6,13 +6,14 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from random import Random
 from subprocess import TimeoutExpired
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
+from unittest.mock import patch
 from uuid import uuid4
 
 import boto3
@@ -29,7 +30,7 @@ from tests.support.queues import Queues
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from smartpipe import Event
     from tests.chaos.deliveries import Deliveries
@@ -62,7 +63,7 @@ class Stage:
             self.directory = Path(stack.enter_context(TemporaryDirectory(prefix="sp-", ignore_cleanup_errors=True)))
             self.ledger = Ledger(stack.enter_context(self.stand.postgres.database()))
             self.proxy = stack.enter_context(FaultProxy(self.stand.broker.endpoint_url))
-            stack.enter_context(environment(self._environment(f"c{uuid4().hex[:8]}-")))
+            stack.enter_context(patch.dict(os.environ, self._environment(f"c{uuid4().hex[:8]}-")))
             asyncio.run(provision(self.form.service))
             sqs = boto3.client("sqs", endpoint_url=self.stand.broker.endpoint_url)
             stack.callback(sqs.close)
@@ -236,15 +237,3 @@ class Stage:
     def _end(self) -> None:
         for actor in self.actors:
             actor.process.end()
-
-
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set them for a while."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

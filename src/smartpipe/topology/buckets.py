@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 LIFECYCLE = "Lifecycle"
 """Stands among a bucket's attributes: what our rule says."""
 RULE = "smartpipe-claim-check"
-DAY_SECONDS = 86_400
 
 READ_ACTIONS = ("s3:GetObject",)
 """What a consumer needs on the bucket's objects."""

@@ -38,6 +38,8 @@ log = logging.getLogger("smartpipe.aws")
 ASK_EVERY_SECONDS = 5.0
 """How often the session is asked whether its credentials are still the same: botocore renews them minutes ahead."""
 SKEW_SECONDS = 30.0
+FAILED = 300
+"""From this HTTP status on."""
 
 
 class _Seen(Exception):
@@ -141,15 +143,11 @@ class Endpoint:
             ValueError: It answered what is no HTTP.
         """
         response = await self._send(target, body, timeout_seconds, resend)
-        if response.status < 300:  # noqa: PLR2004
-            return response.body
-        answer = self._error(response)
-        if self._corrects_clock(answer, response):
+        if response.status >= FAILED and self._corrects_clock(response):
             response = await self._send(target, body, timeout_seconds, resend)
-            if response.status < 300:  # noqa: PLR2004
-                return response.body
-            answer = self._error(response)
-        raise ClientError(answer, target.rpartition(".")[2] or "PublishBatch")  # type: ignore[arg-type]
+        if response.status < FAILED:
+            return response.body
+        raise ClientError(self._error(response), target.rpartition(".")[2] or "PublishBatch")  # type: ignore[arg-type]
 
     def forget_credentials(self) -> None:
         """Ask the session for them before the next request."""
@@ -191,10 +189,10 @@ class Endpoint:
         metadata = {"HTTPStatusCode": response.status, "HTTPHeaders": {"date": response.header(b"date") or ""}}
         return {**answer, "ResponseMetadata": metadata}
 
-    def _corrects_clock(self, answer: dict[str, Any], response: Response) -> bool:
+    def _corrects_clock(self, response: Response) -> bool:
         """Go by AWS's clock from now on, if ours is off and that is what it complains of."""
         date = response.header(b"date")
-        if not date or not is_skew(answer):
+        if not date or not is_skew(self._read_error(response)):
             return False
         try:
             offset = parsedate_to_datetime(date).timestamp() - time.time()
