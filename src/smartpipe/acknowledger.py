@@ -32,11 +32,11 @@ class Acknowledger:
     moment are sent again, alone, for 10 s. The lease is kept extended until its message is settled.
 
     Args:
-        on_settled: Called with each lease whose entry has been sent, or given up.
+        on_settled: Called with the leases whose entries have been sent, or given up.
     """
 
     def __init__(
-        self, queue: str, transport: Transport, *, on_settled: Callable[[Lease], None], counts: Counts
+        self, queue: str, transport: Transport, *, on_settled: Callable[[Sequence[Lease]], None], counts: Counts
     ) -> None:
         self._queue = queue
         self._transport = transport
@@ -101,8 +101,7 @@ class Acknowledger:
 
     def _settled(self, leases: Sequence[Lease]) -> None:
         self._unsettled -= len(leases)
-        for lease in leases:
-            self._on_settled(lease)
+        self._on_settled(leases)
 
     def _log(self, lease: Lease, failure: Failure, level: int, what: str) -> None:
         fields = {"message_id": lease.message.message_id, "queue": self._queue}

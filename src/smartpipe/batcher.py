@@ -65,7 +65,7 @@ class Batcher(Generic[T]):
             await asyncio.wait(self._tasks)
 
     def _start(self, batch: list[T]) -> None:
-        groups = {self._chunker.group_of(item) for item in batch} - {None}
+        groups = self._chunker.groups_of(batch)
         before = {self._last[group] for group in groups if group in self._last}
         task = asyncio.get_running_loop().create_task(self._send_in_turn(batch, before))
         self._tasks.add(task)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from smartpipe.outgoing import Destination, Outgoing
 
@@ -28,7 +28,7 @@ class Chunker(Generic[T]):
         self,
         limit_bytes: int | None = None,
         size_of: Callable[[T], int] = lambda _: 0,
-        group_of: Callable[[T], Hashable] = lambda _: None,
+        group_of: Callable[[T], Hashable] | None = None,
         limit_entries: int = BATCH_LIMIT,
     ) -> None:
         self._limit_entries = limit_entries
@@ -48,9 +48,9 @@ class Chunker(Generic[T]):
         """Whether no further item can fit."""
         return len(self._items) >= self._limit_entries
 
-    def group_of(self, item: T) -> Hashable:
-        """Return what *item* must not share a request with, or None."""
-        return self._group_of(item)
+    def groups_of(self, items: Sequence[T]) -> set[Hashable]:
+        """Return what *items* must not share a request with."""
+        return set() if self._group_of is None else {self._group_of(item) for item in items} - {None}
 
     def add(self, item: T) -> list[T] | None:
         """Take *item*; return the chunk that had no room for it, if there was one."""
@@ -60,8 +60,8 @@ class Chunker(Generic[T]):
             size = self._size_of(item)
             if self._items and self._bytes + size > self._limit_bytes:
                 done = self.take()
-        group = self._group_of(item)
-        if self.full or group in self._groups:
+        group = None if self._group_of is None else self._group_of(item)
+        if len(self._items) >= self._limit_entries or group in self._groups:
             done = self.take()
         if group is not None:
             self._groups.add(group)

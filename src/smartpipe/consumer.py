@@ -189,10 +189,11 @@ class Consumer:
 
     def _accept(self, messages: Sequence[Message]) -> None:
         self.counts.received += len(messages)
-        for message in messages:
-            chain = self._groups.chain_for(self._visibility.hold(message))
+        loop = asyncio.get_running_loop()
+        for lease in self._visibility.hold(messages):
+            chain = self._groups.chain_for(lease)
             if chain is not None:
-                task = asyncio.get_running_loop().create_task(
+                task = loop.create_task(
                     self._groups.run(chain, self._process, self._give_back_unbegun, self._ended_one)
                 )
                 self._tasks[task] = chain
@@ -209,9 +210,10 @@ class Consumer:
         self._ended += 1
         self._free_slots()
 
-    def _settled(self, lease: Lease) -> None:
-        self._visibility.drop(lease)
-        self._free_slots()
+    def _settled(self, leases: Sequence[Lease]) -> None:
+        self._visibility.drop(leases)
+        if self._ended:
+            self._free_slots()
 
     def _free_slots(self) -> None:
         while self._ended and self._acknowledger.unsettled < MAX_UNSETTLED:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from smartpipe.batch import Batch, BatchDelivery
-from smartpipe.invocation import Invocation, outcome_of
 from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from smartpipe.delivery import Delivery, Publishes
     from smartpipe.handlers import Handler
+    from smartpipe.invocation import Invocation
 
 _Fate: TypeAlias = "asyncio.Future[BaseException | None]"
 
@@ -107,10 +108,11 @@ class Gatherer:
             if not live:
                 return
             batch = BatchDelivery([delivery for delivery, _ in live], self._publisher)
-            call = partial(self._invocation.call, self._handler, [delivery.event for delivery, _ in live], batch)
+            call = partial(self._invocation.call, self._handler, [delivery.event for delivery, _ in live])
+            seconds = self._handler.options.timeout_seconds
             error: BaseException | None
             try:
-                error = await outcome_of(call, self._handler.options.timeout_seconds)
+                error = await self._invocation.outcome_of(call, batch, math.inf if seconds is None else seconds)
             except asyncio.CancelledError as cancelled:  # by us, with nobody waiting; or by the handler itself
                 error = cancelled
         failures = [batch.failure(index) if error is None else error for index in range(len(live))]

@@ -56,6 +56,9 @@ class Guarded(NamedTuple):
     attempt: int | None = None
 
 
+HANDLED = Guarded(None)
+
+
 class Guard:
     """The guard of one handler.
 
@@ -91,7 +94,7 @@ class Guard:
         if isinstance(outcome, Completed):
             self._counts.deduplicated += 1
             log.debug("deduplicated", extra={"fields": delivery.log_fields})
-            return Guarded(None)
+            return HANDLED
         if isinstance(outcome, InProgress):
             seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
             return Guarded(Deferred("it is being handled elsewhere", seconds))

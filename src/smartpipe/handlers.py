@@ -110,9 +110,8 @@ class Handler:
 
     def arguments(self, event: object, delivery: object) -> list[Any]:
         """Return what to call the function with: an event or a list of them, and the delivery or deliveries."""
-        given = {"event": event, "delivery": delivery}
         return [
-            self.state[parameter.name] if parameter.wants == "state" else given[parameter.wants]
+            event if parameter.wants == "event" else delivery if parameter.wants == "delivery" else self.state[parameter.name]
             for parameter in self.parameters
         ]
 

@@ -13,17 +13,19 @@ from smartpipe.breaker import Circuit, CircuitBreaker
 from smartpipe.delivery import Delivery
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
 from smartpipe.gatherer import Gatherer
-from smartpipe.guard import Deferred, Guard, Guarded
-from smartpipe.invocation import Invocation, outcome_of
+from smartpipe.guard import HANDLED, Deferred, Guard, Guarded
+from smartpipe.invocation import Invocation
 from smartpipe.middleware import Next, compose
 from smartpipe.pace import Gate, TokenBucket
 from smartpipe.reader import Reader
 from smartpipe.retry import backoff_seconds
 from smartpipe.room import Room
-from smartpipe.settlement import Ack, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
+from smartpipe.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
 from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from smartpipe.claims import Claims
     from smartpipe.counts import Counts
     from smartpipe.delivery import Publishes
@@ -118,7 +120,7 @@ class Processor:
             if failure is not None:
                 outcome = decide(failure, attempted or attempt, route.handler.retry)
                 return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
-        return Processed(Ack(), envelope, route.handler)
+        return Processed(ACK, envelope, route.handler)
 
     @property
     def _guarded(self) -> bool:
@@ -149,6 +151,7 @@ class Processor:
 
     def close(self) -> None:
         """Forget what was to happen later."""
+        self._invocation.close()
         for circuit in self.circuits:
             circuit.close()
 
@@ -169,7 +172,7 @@ class Processor:
             )
             self._gatherers.append(innermost)
         else:
-            innermost = partial(_call_one, self._invocation, handler)
+            innermost = _one_by_one(self._invocation, handler)
             room = Room(options.concurrency) if options.concurrency else None
         return _Route(handler, compose(self._service.middleware, innermost), room, circuit, self._guard(handler))
 
@@ -209,10 +212,11 @@ class Processor:
             lease.handler = handler.name
             # A batch has a time of its own, and its items wait for it.
             limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
-            call = partial(outcome_of, partial(route.call, delivery), limit)
             if route.guard is None:
-                guarded = Guarded(await call())
+                failure = await self._invocation.outcome_of(route.call, delivery, limit)
+                guarded = HANDLED if failure is None else Guarded(failure)
             else:
+                call = partial(self._invocation.outcome_of, route.call, delivery, limit)
                 guarded = await route.guard.run(delivery, lease, call)
                 self._tell_of_store(guarded.failure)
         finally:
@@ -232,8 +236,11 @@ class Processor:
             self._store_circuit.succeeded()
 
 
-async def _call_one(invocation: Invocation, handler: Handler, delivery: Delivery) -> None:
-    await invocation.call(handler, delivery.event, delivery)
+def _one_by_one(invocation: Invocation, handler: Handler) -> Next[Delivery, None]:
+    def call(delivery: Delivery) -> Awaitable[None]:
+        return invocation.call(handler, delivery.envelope.data, delivery)
+
+    return call
 
 
 def _tell(circuit: Circuit | None, handler: Handler, failure: BaseException | None) -> None:

@@ -52,6 +52,7 @@ class Defer(NamedTuple):
     error: BaseException
 
 
+ACK = Ack()
 Outcome: TypeAlias = Ack | RetryAfter | DeadLetter | Halt | Defer
 
 
@@ -69,7 +70,7 @@ def _decide(
     error: BaseException | None, receive_count: int, policy: RetryPolicy, unknown_events: UnknownEvents
 ) -> Outcome:
     if error is None:
-        return Ack()
+        return ACK
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # what a TaskGroup in the handler made of its one failure
     if isinstance(error, Reject):

@@ -100,17 +100,21 @@ class Visibility:
         self._ticked_at = self._clock()
         self._blocked = (-math.inf, -math.inf)
 
-    def hold(self, message: Message) -> Lease:
-        """Begin to keep *message*."""
-        received_at = min(message.received_at, self._unread_since(message.received_at))
+    def hold(self, messages: Sequence[Message]) -> list[Lease]:
+        """Begin to keep *messages*, which came in one answer."""
+        received_at = messages[0].received_at
+        received_at = min(received_at, self._unread_since(received_at))
+        deadline = received_at + self._timeout_seconds
         ceiling = received_at + MAX_VISIBILITY_SECONDS - CEILING_MARGIN_SECONDS
-        lease = Lease(message, received_at + self._timeout_seconds, ceiling, self._clock)
-        self._leases[message.receipt_handle] = lease
-        return lease
+        leases = [Lease(message, deadline, ceiling, self._clock) for message in messages]
+        for lease in leases:
+            self._leases[lease.message.receipt_handle] = lease
+        return leases
 
-    def drop(self, lease: Lease) -> None:
-        """Stop keeping it: it is settled."""
-        self._leases.pop(lease.message.receipt_handle, None)
+    def drop(self, leases: Sequence[Lease]) -> None:
+        """Stop keeping them: they are settled."""
+        for lease in leases:
+            self._leases.pop(lease.message.receipt_handle, None)
 
     async def run(self) -> None:
         """Tick until cancelled."""

@@ -451,8 +451,7 @@ def test_a_fault_of_smartpipe_gives_the_message_back(monkeypatch: pytest.MonkeyP
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
 
-    monkeypatch.setattr("smartpipe.processor.decide", None)
-    monkeypatch.setattr("smartpipe.processor.Ack", None)
+    monkeypatch.setattr("smartpipe.processor.Delivery", None)
     transport.put(ADA)
     counts = consume(service, transport)
 

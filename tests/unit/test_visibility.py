@@ -134,7 +134,7 @@ def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplo
         counts = Counts()
         visibility = Visibility("q", transport, visibility_timeout_seconds=1, counts=counts)
         ticker = asyncio.create_task(visibility.run())
-        lease = visibility.hold(Message("m", "r", "b", received_at=asyncio.get_running_loop().time()))
+        lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
         lease.handler = "app.block"
         await asyncio.sleep(0.05)
         time.sleep(1.2)  # noqa: ASYNC251 - the very fault
@@ -187,7 +187,7 @@ def test_fault_09_an_answer_that_a_blocked_loop_read_late_is_no_fresh_lease() ->
         ticker = asyncio.create_task(visibility.run())
         await asyncio.sleep(0.05)
         time.sleep(2.5)  # noqa: ASYNC251 - meanwhile the answer lies in the socket
-        lease = visibility.hold(Message("m", "r", "b", received_at=asyncio.get_running_loop().time()))
+        lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
         ticker.cancel()
         return lease.lost
 

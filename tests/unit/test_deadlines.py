@@ -1,0 +1,116 @@
+"""What is cut off, and what only looks so."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import NoReturn
+
+import pytest
+
+from smartpipe.deadlines import Deadlines, TimeIsUp
+from smartpipe.testing.clock import virtual_time
+
+
+async def test_a_call_that_takes_too_long_is_cancelled_and_the_task_goes_on() -> None:
+    with virtual_time():
+        with pytest.raises(TimeIsUp):
+            await Deadlines().within(5, asyncio.sleep, 60)
+
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(1)  # would raise if the cancellation were still to come
+
+
+async def test_a_call_in_time_returns_what_it_returns() -> None:
+    async def double(number: int) -> int:
+        await asyncio.sleep(1)
+        return 2 * number
+
+    with virtual_time():
+        assert await Deadlines().within(5, double, 21) == 42
+
+
+async def test_the_shorter_of_many_limits_fires_first_and_the_others_still_fire() -> None:
+    deadlines, ended = Deadlines(), []
+
+    async def limited(seconds: float) -> None:
+        with pytest.raises(TimeIsUp):
+            await deadlines.within(seconds, asyncio.sleep, 1000)
+        ended.append((seconds, asyncio.get_running_loop().time() - started))
+
+    with virtual_time():
+        started = asyncio.get_running_loop().time()
+        await asyncio.gather(*(limited(seconds) for seconds in (50, 20, 300, 10)))
+
+    assert ended == [(seconds, pytest.approx(seconds)) for seconds in (10, 20, 50, 300)]
+
+
+async def test_a_thousand_calls_of_one_length_share_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    timers: list[float] = []
+    call_at = loop.call_at
+    deadlines = Deadlines()
+
+    async def at_once(_: None) -> None: ...
+
+    with virtual_time():
+        monkeypatch.setattr(
+            loop, "call_at", lambda when, *arguments, **more: timers.append(when) or call_at(when, *arguments, **more)
+        )
+        for _ in range(1000):
+            await deadlines.within(300, at_once, None)
+
+    assert len(timers) == 1
+
+
+async def test_a_timeout_of_the_calls_own_is_not_its_deadline() -> None:
+    async def impatient(_: None) -> NoReturn:
+        raise TimeoutError("of a database")
+
+    with pytest.raises(TimeoutError) as raised:
+        await Deadlines().within(5, impatient, None)
+
+    assert not isinstance(raised.value, TimeIsUp)
+
+
+async def test_whoever_cancels_the_task_is_heard_even_if_its_time_is_up_too() -> None:
+    deadlines = Deadlines()
+    with virtual_time():
+        task = asyncio.create_task(deadlines.within(5, asyncio.sleep, 60))
+        asyncio.get_running_loop().call_later(5, task.cancel)
+
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_a_limit_inside_of_another_is_its_own() -> None:
+    deadlines = Deadlines()
+
+    async def inner(_: None) -> str:
+        try:
+            return await deadlines.within(1, asyncio.sleep, 60)
+        except TimeIsUp:
+            await asyncio.sleep(1)
+            return "went on"
+
+    with virtual_time():
+        assert await deadlines.within(5, inner, None) == "went on"
+        with pytest.raises(TimeIsUp):
+            await deadlines.within(1.5, inner, None)
+
+
+async def test_infinite_seconds_are_no_limit() -> None:
+    with virtual_time():
+        await Deadlines().within(math.inf, asyncio.sleep, 1_000_000)
+
+
+async def test_what_has_ended_is_forgotten() -> None:
+    deadlines = Deadlines()
+
+    async def at_once(_: None) -> None: ...
+
+    with virtual_time():
+        await deadlines.within(5, at_once, None)
+        await asyncio.sleep(10)  # the timer fires, and must not cancel this task
