@@ -43,20 +43,19 @@ def received_message(
     Args:
         ids: Message id and receipt handle.
     """
+    get = system.get
+    sent, first_received = get("SentTimestamp"), get("ApproximateFirstReceiveTimestamp")
     return Message(
-        *ids,
+        ids[0],
+        ids[1],
         body,
-        int(system.get("ApproximateReceiveCount", 1)),
+        int(get("ApproximateReceiveCount", 1)),
         attributes,
-        system.get("MessageGroupId"),
-        _seconds(system.get("SentTimestamp")),
-        _seconds(system.get("ApproximateFirstReceiveTimestamp")),
+        get("MessageGroupId"),
+        None if sent is None else int(sent) / 1000,
+        None if first_received is None else int(first_received) / 1000,
         received_at,
     )
-
-
-def _seconds(milliseconds: str | None) -> float | None:
-    return None if milliseconds is None else int(milliseconds) / 1000
 
 
 class Payload(NamedTuple):

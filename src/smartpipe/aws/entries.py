@@ -28,15 +28,16 @@ def send_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
 
 def failures(answer: Mapping[str, Any], count: int) -> list[Failure]:
     """Read a batch answer: what is in ``Failed``, and what is in neither list, has failed."""
-    failed = {int(entry["Id"]): entry_failure(int(entry["Id"]), entry) for entry in answer.get("Failed") or ()}
-    done = {int(entry["Id"]) for entry in answer.get("Successful") or ()}
-    if len(done) == count and not failed:
+    done = {entry["Id"] for entry in answer.get("Successful") or ()}
+    refused = answer.get("Failed")
+    if len(done) == count and not refused:
         return []
+    failed = {int(entry["Id"]): entry_failure(int(entry["Id"]), entry) for entry in refused or ()}
     silent = Failure(0, "NotAnswered", "the service's answer does not mention this entry", retryable=True)
     return [
         failed.get(index) or silent._replace(position=index)
         for index in range(count)
-        if index in failed or index not in done
+        if index in failed or IDS[index] not in done
     ]
 
 

@@ -6,6 +6,7 @@ Source: RFC 9112. Responses are read by Content-Length, in chunks, or to the end
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -18,6 +19,7 @@ IDLE_SECONDS = 20.0
 """A connection that was idle for longer is not used again: the other side may be closing it at this moment."""
 MAX_HEAD_BYTES = 65_536
 _END = b"\r\n\r\n"
+_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|connection):[ \t]*([^\r\n]*?)[ \t]*(?=\r|$)")
 NO_ANSWER = "no answer in time"
 
 
@@ -38,7 +40,13 @@ class Response(NamedTuple):
 
     def header(self, name: bytes) -> str | None:
         """Return the value of a header, by its name in lower case."""
-        return _header(self.head, self.head.lower(), name)
+        lowered = self.head.lower()
+        start = lowered.find(b"\r\n" + name + b":")
+        if start < 0:
+            return None
+        start += len(name) + 3
+        end = lowered.find(b"\r\n", start)
+        return self.head[start : end if end >= 0 else None].strip().decode("latin-1")
 
 
 class Connection(asyncio.Protocol):
@@ -148,11 +156,11 @@ class _Reader:
         self.status = int(parts[1])
         self.head = b"\r\n" + headers
         self.start = start
-        lowered = self.head.lower()
-        connection = _header(lowered, lowered, b"connection")
-        self.keep_alive = connection != "close" and (parts[0] != b"HTTP/1.0" or connection == "keep-alive")
-        self._chunked = (_header(lowered, lowered, b"transfer-encoding") or "").endswith("chunked")
-        length = _header(lowered, lowered, b"content-length")
+        said = dict(_FRAMING.findall(self.head.lower()))
+        connection = said.get(b"connection")
+        self.keep_alive = connection != b"close" and (parts[0] != b"HTTP/1.0" or connection == b"keep-alive")
+        self._chunked = said.get(b"transfer-encoding", b"").endswith(b"chunked")
+        length = said.get(b"content-length")
         self._length = 0 if self.status == 204 else None if length is None else int(length)  # noqa: PLR2004
         self.to_the_end = not self._chunked and self._length is None
         if self.to_the_end:
@@ -182,16 +190,6 @@ class _Reader:
                 return None
             self._chunks.append(bytes(received[start : start + size]))
             self._position = start + size + 2
-
-
-def _header(head: bytes, lowered: bytes, name: bytes) -> str | None:
-    """Return the value of a header by its place in *lowered*."""
-    start = lowered.find(b"\r\n" + name + b":")
-    if start < 0:
-        return None
-    start += len(name) + 3
-    end = lowered.find(b"\r\n", start)
-    return head[start : end if end >= 0 else None].strip().decode("latin-1")
 
 
 class Pool:

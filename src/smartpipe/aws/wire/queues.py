@@ -99,8 +99,8 @@ def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
     found: list[Message] = []
     damaged = 0
     for fields in answer_in(body).get("Messages") or ():
-        expected = fields.get("MD5OfBody")
-        if expected and md5(fields["Body"].encode(), usedforsecurity=False).hexdigest() != expected:
+        text, expected = fields["Body"], fields.get("MD5OfBody")
+        if expected and md5(text.encode(), usedforsecurity=False).hexdigest() != expected:
             damaged += 1
             log.error("message %s was damaged on its way here, and left to come again", fields.get("MessageId"))
             continue
@@ -108,9 +108,7 @@ def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
         if attributes:
             attributes = {name: _attribute(value) for name, value in attributes.items()}
         ids = fields["MessageId"], fields["ReceiptHandle"]
-        found.append(
-            received_message(ids, fields["Body"], fields.get("Attributes") or {}, attributes or {}, received_at)
-        )
+        found.append(received_message(ids, text, fields.get("Attributes") or {}, attributes or {}, received_at))
     return found, damaged
 
 

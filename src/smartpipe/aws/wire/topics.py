@@ -12,63 +12,74 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
-from smartpipe.aws.entries import publish_entries
+from smartpipe.aws.entries import IDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.aws.wire.http import Response
-    from smartpipe.message import OutgoingMessage
+    from smartpipe.message import Attribute, OutgoingMessage
 
 CONTENT_TYPE = "application/x-www-form-urlencoded; charset=utf-8"
 SHORT = 64
 """Characters: longer values are hardly ever the same again."""
 _UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]*")
-# Every other ASCII character, the percent sign first; str.replace passes over what is not there at memchr's speed.
+# Every other ASCII character, the percent sign first; to see that one is not there takes nanoseconds.
 _ESCAPES = [
     (chr(code), f"%{code:02X}")
     for code in sorted(range(128), key=lambda code: code != ord("%"))
     if not _UNRESERVED.fullmatch(chr(code))
 ]
-_COMMON = [(character, escape) for character, escape in _ESCAPES if character.isprintable()]
+_NOT_ASCII = re.compile("[^\x00-\x7f]+")
 _SUCCESSFUL = re.compile(rb"<Successful>(.*)</Successful>", re.DOTALL)
 _ID = re.compile(rb"<Id>([0-9]+)</Id>")
 
 
 def form_encoded(text: str) -> str:
-    """Return *text* percent-encoded (RFC 3986, section 2.1); several times as fast as urllib for JSON in ASCII."""
-    if not (text.isascii() and text.isprintable()):
-        return quote(text, safe="")
-    for character, escape in _COMMON:
+    """Return *text* percent-encoded (RFC 3986, section 2.1); several times as fast as urllib for JSON."""
+    for character, escape in _ESCAPES:
         if character in text:
             text = text.replace(character, escape)
-    return text
+    return text if text.isascii() else _NOT_ASCII.sub(_escaped, text)
 
 
-_form_encoded_name = lru_cache(maxsize=4096)(form_encoded)
-"""For what comes again and again: ARNs, names, data types, and short values such as an event's type."""
+def _escaped(found: re.Match[str]) -> str:
+    return quote(found[0])
+
+
+def _all_form_encoded(texts: Sequence[str]) -> list[str]:
+    """Encode *texts* at once, which takes half the time."""
+    encoded = form_encoded("\0".join(texts)).split("%00")
+    return encoded if len(encoded) == len(texts) else list(map(form_encoded, texts))
 
 
 def publish_body(topic_arn: str, messages: Sequence[OutgoingMessage]) -> bytes:
     """Return the body of PublishBatch."""
-    parts = [f"Action=PublishBatch&Version=2010-03-31&TopicArn={_form_encoded_name(topic_arn)}"]
-    for number, entry in enumerate(publish_entries(messages), 1):
-        start = f"&PublishBatchRequestEntries.member.{number}."
-        parts.append(f"{start}Id={entry['Id']}{start}Message={form_encoded(entry['Message'])}")
-        ids = [name for name in ("MessageGroupId", "MessageDeduplicationId") if name in entry]
-        parts += [f"{start}{name}={form_encoded(entry[name])}" for name in ids]
-        for index, (name, fields) in enumerate(entry.get("MessageAttributes", {}).items(), 1):
-            at = f"{start}MessageAttributes.entry.{index}."
-            parts.append(
-                f"{at}Name={_form_encoded_name(name)}{at}Value.DataType={_form_encoded_name(fields['DataType'])}"
-            )
-            if "BinaryValue" in fields:
-                parts.append(f"{at}Value.BinaryValue={form_encoded(b64encode(fields['BinaryValue']).decode())}")
-            else:
-                value = fields["StringValue"]
-                encoded = _form_encoded_name(value) if len(value) <= SHORT else form_encoded(value)
-                parts.append(f"{at}Value.StringValue={encoded}")
+    parts = [f"Action=PublishBatch&Version=2010-03-31&TopicArn={_short(topic_arn)}"]
+    bodies = _all_form_encoded([message.body for message in messages])
+    for id_, message, body in zip(IDS, messages, bodies, strict=False):
+        start = f"&PublishBatchRequestEntries.member.{int(id_) + 1}."
+        parts.append(f"{start}Id={id_}{start}Message={body}")
+        if message.group_id is not None:
+            parts.append(f"{start}MessageGroupId={_short(message.group_id)}")
+        if message.deduplication_id is not None:
+            parts.append(f"{start}MessageDeduplicationId={form_encoded(message.deduplication_id)}")
+        for number, (name, attribute) in enumerate(message.attributes.items(), 1):
+            known = len(attribute.value) <= SHORT
+            parts.append((_known_attribute_form if known else _attribute_form)(start, number, name, attribute))
     return "".join(parts).encode()
+
+
+def _attribute_form(start: str, number: int, name: str, attribute: Attribute) -> str:
+    at = f"{start}MessageAttributes.entry.{number}."
+    data_type, value = attribute
+    field, text = ("BinaryValue", b64encode(value).decode()) if isinstance(value, bytes) else ("StringValue", value)
+    return f"{at}Name={_short(name)}{at}Value.DataType={_short(data_type)}{at}Value.{field}={form_encoded(text)}"
+
+
+# For what comes again and again: ARNs, names, groups, and attributes such as an event's type.
+_short = lru_cache(maxsize=4096)(form_encoded)
+_known_attribute_form = lru_cache(maxsize=4096)(_attribute_form)
 
 
 def answer_in(body: bytes) -> dict[str, list[dict[str, Any]]]:
