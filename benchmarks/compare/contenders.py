@@ -54,13 +54,13 @@ CONSUMERS = (
         "smartpipe, in memory",
         OURS,
         "by_smartpipe",
-        3,
+        10,
         "no network, concurrency 80: the framework's own cost",
         transport="memory",
         concurrency=80,
     ),
     Contender(SMARTPIPE, OURS, "by_smartpipe", 10, "concurrency 80", transport="wire", concurrency=80),
-    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 5, "the default", transport="wire"),
+    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 10, "the default", transport="wire"),
     Contender(
         "smartpipe over botocore",
         OURS,
@@ -94,7 +94,7 @@ PUBLISHERS = (
 )
 SINGLE_PUBLISHERS = (
     Contender(
-        "smartpipe, publish", OURS, "by_smartpipe", 5, "gathered for 5 ms, ten to a PublishBatch", transport="wire"
+        "smartpipe, publish", OURS, "by_smartpipe", 10, "gathered for 5 ms, ten to a PublishBatch", transport="wire"
     ),
     Contender(
         "smartpipe over botocore, publish",

@@ -63,6 +63,8 @@ class StoppedGroups:
 
     def admits(self, item: Ordered) -> bool:
         """Return whether what is read now may follow what was read of its group before."""
+        if not self._refused and not self._stopped:
+            return True
         group = item.ordered_group
         return group is None or (group not in self._refused and group not in self._stopped)
 

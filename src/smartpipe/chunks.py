@@ -85,12 +85,12 @@ class Chunks:
         """Take *outgoing*; return its destination's chunk that had no room for it, if there was one."""
         chunker = self._chunkers.get(outgoing.destination)
         if chunker is None:
-            chunker = Chunker(
-                outgoing.destination.limit_bytes,
+            destination = outgoing.destination
+            chunker = self._chunkers[destination] = Chunker(
+                destination.limit_bytes,
                 lambda item: item.message.size_bytes,
-                lambda item: item.ordered_group,
+                (lambda item: item.ordered_group) if destination.fifo else None,
             )
-            self._chunkers[outgoing.destination] = chunker
         return chunker.add(outgoing)
 
     def take(self) -> list[list[Outgoing]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # SQS refuses these two in a body (SendMessage, "valid characters"); JSON lets us write them as escapes.
 _REFUSED_CHARACTERS = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
+# The highest two bits of a UUID's ninth byte are 10 (RFC 9562, section 4.1).
+_VARIANT = {f"{digit:x}": f"{8 | digit & 3:x}" for digit in range(16)}
 
 
 class Envelope(NamedTuple):
@@ -63,16 +65,16 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
     cause = current_cause.get()
     event_id = event_id or new_event_id()
     return Envelope(
-        id=event_id,
-        source=source,
-        type=contract.type,
-        version=contract.version,
-        time=datetime.now(UTC),
-        data=event,
-        key=text_of(event, contract.key),
-        traceparent=child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
-        correlation_id=cause.correlation_id if cause else event_id,
-        causation_id=cause.event_id if cause else None,
+        event_id,
+        source,
+        contract.type,
+        contract.version,
+        datetime.now(UTC),
+        event,
+        text_of(event, contract.key),
+        child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
+        cause.correlation_id if cause else event_id,
+        cause.event_id if cause else None,
     )
 
 
@@ -89,7 +91,7 @@ def encode(envelope: Envelope) -> str:
         detail = f"the event cannot be written as JSON: {error}"
         failure = PublishFailure(event, envelope.id, "InvalidContent", detail, retryable=False)
         raise PublishError([failure]) from error
-    moment = f'","time":"{envelope.time.isoformat()[:-6]}Z"' if envelope.time else '"'
+    moment = f'","time":{to_json(envelope.time).decode()}' if envelope.time else '"'
     parts = [_head(envelope.type, envelope.version, envelope.source), envelope.id, moment]
     if envelope.key is not None:
         parts.append(f',"partitionkey":{to_json(envelope.key).decode()}')
@@ -117,8 +119,5 @@ def _head(type_: str, version: str, source: str) -> str:
 
 def new_event_id() -> str:
     """Return a UUID version 7 (RFC 9562, section 5.7): unique, and sorted by time, which indexes like."""
-    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10))
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    value = value & ~(0x3 << 62) | (0x2 << 62)
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    moment, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
+    return f"{moment[:8]}-{moment[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"

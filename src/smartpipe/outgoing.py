@@ -113,7 +113,7 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
     if not isinstance(event, Event):
         msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
         raise ConfigError(msg)
-    destination = publication.destination
+    destination = publication.queue or contract_of(type(event)).topic
     envelope = wrap(event, source=source)
     group_id = group_id_of(event, fifo=destination.fifo)
     if attributes or publication.delay_seconds is not None or destination.fifo:

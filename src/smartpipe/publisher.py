@@ -246,7 +246,7 @@ class Publisher:
                 chunker=Chunker(
                     destination.limit_bytes,
                     lambda waiting: waiting.outgoing.message.size_bytes,
-                    lambda waiting: waiting.outgoing.ordered_group,
+                    (lambda waiting: waiting.outgoing.ordered_group) if destination.fifo else None,
                 ),
                 max_in_flight=MAX_IN_FLIGHT,
             )

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from smartpipe import Event, Publisher, Service, Topic, Worker
 from smartpipe.cli.logs import configure
+from smartpipe.garbage import spare_collections
 from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.settings import WorkerSettings
 from smartpipe.topology.derive import derive
@@ -50,6 +51,7 @@ def worker_of(service: Service, transport: Transport, *, wait_seconds: int) -> W
 
 
 async def consume(transport: Transport, job: Job) -> Meter:
+    spare_collections()  # as the command does
     meter = Meter(job)
     service = Service("shop")
 

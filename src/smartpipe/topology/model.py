@@ -60,7 +60,7 @@ class Topic:
     arn: str | None = None
     kms_key: str | None = None
     high_throughput: bool = False
-    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
@@ -77,6 +77,10 @@ class Topic:
         problems += _common_problems("topic", self)
         if problems:
             raise ConfigError(problems)
+
+    def __hash__(self) -> int:
+        """Hash the name alone: each publish looks its destination up."""
+        return hash(self.name)
 
     @property
     def given(self) -> bool:
@@ -129,7 +133,7 @@ class Queue:
     filter_policy: FilterPolicy | None = None
     kms_key: str | None = None
     high_throughput: bool = False
-    tags: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
@@ -155,6 +159,10 @@ class Queue:
                 "the way, though nobody ever saw it; use 2 or more",
                 stacklevel=3,
             )
+
+    def __hash__(self) -> int:
+        """Hash the name alone: each publish looks its destination up."""
+        return hash(self.name)
 
     @property
     def limit_bytes(self) -> int:
