@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.envelope import current_envelope
 from smartpipe.errors import ConfigError
-from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,8 +106,8 @@ class BatchDelivery:
 
         ``deliveries[i].publish`` carries on the trace and causation of one item.
         """
-        token = current_cause.set(None)
+        token = current_envelope.set(None)
         try:
             return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
         finally:
-            current_cause.reset(token)
+            current_envelope.reset(token)

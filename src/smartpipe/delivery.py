@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from smartpipe.envelope import current_envelope
 from smartpipe.errors import ConfigError
-from smartpipe.telemetry import current_cause, trace_id
+from smartpipe.telemetry import trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -162,8 +163,8 @@ class Delivery:
         attributes: Mapping[str, str] | None = None,
     ) -> str:
         """Publish *event* with this one's trace and causation, as the service; see Publisher.publish."""
-        token = current_cause.set(self.envelope.cause)  # also from a task that the handler left behind
+        token = current_envelope.set(self.envelope)  # also from a task that the handler left behind
         try:
             return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
         finally:
-            current_cause.reset(token)
+            current_envelope.reset(token)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
-from smartpipe.telemetry import Cause, child_of, current_cause, new_traceparent
+from smartpipe.telemetry import child_of, new_traceparent
 
 if TYPE_CHECKING:
     from smartpipe.events import Event
@@ -49,10 +50,9 @@ class Envelope(NamedTuple):
     correlation_id: str | None = None
     causation_id: str | None = None
 
-    @property
-    def cause(self) -> Cause:
-        """What events that this one brings about carry on."""
-        return Cause(self.id, self.correlation_id or self.id, self.traceparent)
+
+current_envelope: ContextVar[Envelope | None] = ContextVar("smartpipe_current_envelope", default=None)
+"""Set around each handler, in its task or thread: what it publishes goes on with this one's trace and causation."""
 
 
 def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
@@ -62,7 +62,7 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
         ConfigError: The event's class declares no type.
     """
     contract = contract_of(type(event))
-    cause = current_cause.get()
+    cause = current_envelope.get()
     event_id = event_id or new_event_id()
     return Envelope(
         event_id,
@@ -73,8 +73,8 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
         event,
         text_of(event, contract.key),
         child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
-        cause.correlation_id if cause else event_id,
-        cause.event_id if cause else None,
+        (cause.correlation_id or cause.id) if cause else event_id,
+        cause.id if cause else None,
     )
 
 

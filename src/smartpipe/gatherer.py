@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from smartpipe.batch import Batch, BatchDelivery
-from smartpipe.telemetry import current_cause
+from smartpipe.envelope import current_envelope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +102,7 @@ class Gatherer:
             items.task = asyncio.get_running_loop().create_task(self._run(items))
 
     async def _run(self, items: _Items) -> None:
-        current_cause.set(None)  # not that of the item which happened to fill the batch
+        current_envelope.set(None)  # not that of the item which happened to fill the batch
         async with self._room:
             live = items.live()
             if not live:

@@ -111,8 +111,8 @@ class Handler:
     def arguments(self, event: object, delivery: object) -> list[Any]:
         """Return what to call the function with: an event or a list of them, and the delivery or deliveries."""
         return [
-            event if parameter.wants == "event" else delivery if parameter.wants == "delivery" else self.state[parameter.name]
-            for parameter in self.parameters
+            event if wants == "event" else delivery if wants == "delivery" else self.state[name]
+            for name, wants, _ in self.parameters
         ]
 
     def bind(self, state: Any) -> list[str]:

@@ -73,4 +73,3 @@ class Invocation:
 
     def _abandoned(self) -> None:
         self._counts.abandoned_threads += 1
-

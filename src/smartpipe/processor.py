@@ -11,6 +11,7 @@ from tenacity import wait_random_exponential
 
 from smartpipe.breaker import Circuit, CircuitBreaker
 from smartpipe.delivery import Delivery
+from smartpipe.envelope import current_envelope
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
 from smartpipe.gatherer import Gatherer
 from smartpipe.guard import HANDLED, Deferred, Guard, Guarded
@@ -21,7 +22,6 @@ from smartpipe.reader import Reader
 from smartpipe.retry import backoff_seconds
 from smartpipe.room import Room
 from smartpipe.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
-from smartpipe.telemetry import current_cause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -204,7 +204,7 @@ class Processor:
             publisher=self._resources.publisher,
             state=self._resources.state,
         )
-        current_cause.set(envelope.cause)
+        current_envelope.set(envelope)
         seconds = handler.options.timeout_seconds
         if route.room is not None and not await route.room.enter(leaves=lease.handler is None):
             raise NotBegun

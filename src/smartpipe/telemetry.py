@@ -1,37 +1,28 @@
-"""Trace and causation, carried from the event being handled to those published meanwhile."""
+"""Traces, as W3C's Trace Context writes them."""
 
 from __future__ import annotations
 
+import os
 import re
-from contextvars import ContextVar
-from random import getrandbits
-from typing import NamedTuple
+from random import Random
 
 # Version ff and ids of zeros alone are invalid (W3C Trace Context, section 3.2.2).
 _TRACEPARENT = re.compile("(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-
-class Cause(NamedTuple):
-    """The event whose handling publishes another."""
-
-    event_id: str
-    correlation_id: str
-    traceparent: str | None
-
-
-current_cause: ContextVar[Cause | None] = ContextVar("smartpipe_current_cause", default=None)
-"""Set around each handler, in its task or thread; read by publishers."""
+_random = Random()  # noqa: S311 - not the shared one, which applications seed; ids of traces are no secrets
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 def new_traceparent() -> str:
-    """Start a trace (W3C Trace Context, version 00, sampled); its ids are random as OpenTelemetry's are, no secrets."""
-    digits = f"{getrandbits(192):048x}"
+    """Start a trace (W3C Trace Context, version 00, sampled)."""
+    digits = f"{_random.getrandbits(192):048x}"
     return f"00-{digits[:32]}-{digits[32:]}-01"
 
 
 def child_of(traceparent: str) -> str:
     """Return a new span of the same trace, with the same flags."""
-    return f"{traceparent[:36]}{getrandbits(64):016x}{traceparent[52:]}"
+    return f"{traceparent[:36]}{_random.getrandbits(64):016x}{traceparent[52:]}"
 
 
 def valid_traceparent(value: object) -> str | None:

@@ -8,8 +8,7 @@ import pytest
 
 from smartpipe import PublishError
 from smartpipe.decoder import Decoder
-from smartpipe.envelope import encode, new_event_id, wrap
-from smartpipe.telemetry import Cause, current_cause
+from smartpipe.envelope import current_envelope, encode, new_event_id, wrap
 from tests.support.events import ADA, Note, OrderPlaced, UserSignedUp
 
 
@@ -40,10 +39,10 @@ def test_the_ordering_key_travels_as_partitionkey() -> None:
 
 def test_an_event_published_while_another_is_handled_carries_its_trace_and_causation() -> None:
     first = wrap(ADA, source="a")
-    token = current_cause.set(Cause(first.id, first.correlation_id or "", first.traceparent))
+    token = current_envelope.set(first)
 
     second = wrap(ADA, source="b")
-    current_cause.reset(token)
+    current_envelope.reset(token)
 
     assert first.traceparent is not None
     assert second.traceparent is not None

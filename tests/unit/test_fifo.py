@@ -19,7 +19,9 @@ from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from smartpipe.message import Message
 
 LEDGER = Queue("ledger", fifo=True)
 FIVE = RetryPolicy(attempts=3, wait=wait_fixed(5))
@@ -263,11 +265,11 @@ async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
 
     leases: list[Lease] = []
 
-    def keep(hold: Callable[..., Lease]) -> Callable[..., Lease]:
-        def holding(message: Any) -> Lease:
-            lease = hold(message)
-            leases.append(lease)
-            return lease
+    def keep(hold: Callable[[Sequence[Message]], list[Lease]]) -> Callable[[Sequence[Message]], list[Lease]]:
+        def holding(messages: Sequence[Message]) -> list[Lease]:
+            held = hold(messages)
+            leases.extend(held)
+            return held
 
         return holding
 

@@ -114,15 +114,15 @@ class MemoryQueue:
         now = self._clock()
         self.expire()
         policy: Mapping[str, Any] = self.attributes.get("RedrivePolicy") or {}
+        max_receives = int(policy.get("maxReceiveCount", MAX_RECEIVES))
         taken: list[Stored] = []
         while len(taken) < max_messages:
             found = self._store.available(now, max_messages - len(taken))
             moved = False
             for stored in found:
-                dead_letters = self._find(policy["deadLetterTargetArn"]) if policy else None
-                if dead_letters is not None and stored.receive_count >= int(
-                    policy.get("maxReceiveCount", MAX_RECEIVES)
-                ):
+                too_often = stored.receive_count >= max_receives
+                dead_letters = self._find(policy["deadLetterTargetArn"]) if policy and too_often else None
+                if dead_letters is not None:
                     self._remove(stored)
                     dead_letters.adopt(stored)
                     self._redriven(self.name, stored)

@@ -122,7 +122,8 @@ class MemoryTransport:
         while True:
             taken = found.receive(min(max_messages, BATCH_LIMIT), visibility_timeout_seconds)
             if taken or _now() >= until:
-                return [self._message(stored) for stored in taken]
+                now = _now()
+                return [self._message(stored, now) for stored in taken]
             next_visible_at = found.next_visible_at()
             wake_at = until if next_visible_at is None else min(until, next_visible_at)
             changed = self._changed
@@ -170,17 +171,18 @@ class MemoryTransport:
             message = message._replace(deduplication_id=None)
         queue.send(message)  # what the queue refuses SNS drops: a client-side error, which nobody is told
 
-    def _message(self, stored: Stored) -> Message:
+    def _message(self, stored: Stored, now: float) -> Message:
+        content = stored.content
         return Message(
             stored.message_id,
             stored.receipt,
-            stored.content.body,
+            content.body,
             stored.receive_count,
-            stored.content.attributes,
-            stored.content.group_id,
+            content.attributes,
+            content.group_id,
             self._unix(stored.sent_at),
             None if stored.first_received_at is None else self._unix(stored.first_received_at),
-            _now(),
+            now,
         )
 
     def _unix(self, moment: float) -> float:
