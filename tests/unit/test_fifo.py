@@ -259,7 +259,7 @@ async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
     async def main() -> None:
         async with consuming(ledger(handle), transport) as consumer:
             leases.clear()
-            consumer._visibility.hold = keep(consumer._visibility.hold)  # type: ignore[method-assign]
+            consumer._visibility.hold = keep(consumer._visibility.hold)  # type: ignore[method-assign, assignment]
             transport.put(*payments("a", 3), group_id="a")
             await asyncio.sleep(5)
 
