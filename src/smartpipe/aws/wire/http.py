@@ -10,10 +10,11 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from smartpipe.aws.wire.dialing import connect
+
 if TYPE_CHECKING:
     import ssl
 
-CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 20.0
 """A connection that was idle for longer is not used again: the other side may be closing it at this moment."""
 MAX_HEAD_BYTES = 65_536
@@ -266,11 +267,7 @@ class Pool:
         return None
 
     async def _connected(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(
-                Connection, self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
-            )
+        connection = await connect(Connection, self._host, self._port, self._tls)
         if self._closed:
             connection.abort()
             raise Lost("the pool was closed", unheard=True)
