@@ -406,9 +406,3 @@ async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_pro
     assert transport.damaged == 1
     assert [message.body for message in second] == ["whole"]
     assert second[0].receive_count == 2
-
-
-async def test_a_bundle_of_authorities_that_is_not_there_is_told_by_its_name() -> None:
-    async with opened(AWS_CA_BUNDLE="/nowhere.pem") as transport:
-        with pytest.raises(ConfigError, match=r"the CA bundle /nowhere.pem .* cannot be read"):
-            await transport.publish("users", [OutgoingMessage("x", 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError
@@ -39,6 +40,24 @@ def region_of(session: Session) -> str:
         msg = "no AWS region: set AWS_REGION (as in eu-west-1), or region in the AWS profile"
         raise ConfigError(msg)
     return region
+
+
+def ca_bundle_of(session: Session) -> str | None:
+    """Return the file of authorities to trust that ``AWS_CA_BUNDLE``, or the AWS profile, names.
+
+    botocore would read it at its first call, and take a fault in it for one of the network, which passes.
+
+    Raises:
+        ConfigError: It cannot be read, or has no certificate.
+    """
+    bundle: str | None = session.get_config_variable("ca_bundle") or None
+    if bundle is not None:
+        try:
+            ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            msg = f"the CA bundle {bundle} (AWS_CA_BUNDLE, or ca_bundle of the AWS profile) cannot be read: {error}"
+            raise ConfigError(msg) from None
+    return bundle
 
 
 def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dict[str, Any]:
