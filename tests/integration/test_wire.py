@@ -330,6 +330,18 @@ async def test_what_the_wire_does_not_do_goes_through_aiobotocore_and_a_line_say
     assert reason in said[0]
 
 
+def test_that_the_wire_does_not_go_somewhere_is_found_out_once(script: Script) -> None:
+    async def main() -> None:
+        async with opened(AWS_ENDPOINT_URL=f"{script.proxy.endpoint_url}/aws") as transport:
+            assert isinstance(transport, WireTransport)
+            assert await transport.delete("shop", ["r"]) == []
+            async with transport._looking:  # whoever would look again waits here for ever
+                assert await transport.delete("shop", ["r"]) == []
+
+    script.answer = (200, {}, json_answer(1, [None]))
+    asyncio.run(main())
+
+
 async def test_the_transport_is_what_the_environment_says() -> None:
     async with opened() as transport:
         assert type(transport) is WireTransport

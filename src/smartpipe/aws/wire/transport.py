@@ -138,11 +138,14 @@ class WireTransport(AwsTransport):
         otherwise: Callable[[], Awaitable[T]],
     ) -> T:
         """Call on the wire, once more with new credentials if it was refused for those that it had."""
-        endpoint = self._endpoints.get((service, region))
-        if endpoint is None or endpoint.loop is not asyncio.get_running_loop():
+        try:
+            endpoint = self._endpoints[service, region]
+        except KeyError:
             endpoint = await self._endpoint(service, region)
         if endpoint is None:
             return await otherwise()
+        if endpoint.loop is not asyncio.get_running_loop():
+            await self.client(service, region=region)  # which says what is wrong with that
         try:
             return await wired(endpoint)
         except TransportError as error:
