@@ -177,6 +177,24 @@ def test_who_stops_waiting_for_a_connection_leaves_nothing_open(run: Run, leads_
         run(main(silent))
 
 
+def test_a_pool_that_is_closed_while_it_connects_sends_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = dialing.addresses_of
+
+    async def main() -> None:
+        async def addresses_of(host: str, port: int) -> list[Any]:
+            pool.close()
+            return await look_up(host, port)
+
+        monkeypatch.setattr(dialing, "addresses_of", addresses_of)
+        async with serving() as port:
+            pool, before = Pool("localhost", port, None), open_sockets()
+            with pytest.raises(Lost, match="the pool was closed"):
+                await ask(pool)
+            await until(lambda: open_sockets() <= before)
+
+    run(main())
+
+
 def test_a_name_that_is_none_is_an_error_of_the_system(run: Run) -> None:
     with pytest.raises(socket.gaierror):
         run(ask(Pool("sqs.invalid", 443, None)))

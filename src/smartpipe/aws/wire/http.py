@@ -104,6 +104,8 @@ class Connection(asyncio.Protocol):
                     continue
             body = self._reader.body_in(self._received)
             if body is not None:
+                if len(self._received) > self._reader.end:
+                    self._reader.keep_alive = False  # what nobody asked for would be read as the next answer
                 self._finish(self._reader, body)
             return
 
@@ -154,10 +156,11 @@ class _Reader:
         self.keep_alive = connection != "close" and (parts[0] != b"HTTP/1.0" or connection == "keep-alive")
         self._chunked = (_header(lowered, lowered, b"transfer-encoding") or "").endswith("chunked")
         length = _header(lowered, lowered, b"content-length")
-        self._length = 0 if self.status == 204 else None if length is None else int(length)  # noqa: PLR2004
+        self._length = 0 if self.status == 204 else None if length is None else _size(length, 10)  # noqa: PLR2004
         self.to_the_end = not self._chunked and self._length is None
         if self.to_the_end:
             self.keep_alive = False
+        self.end = start + (self._length or 0)
         self._chunks: list[bytes] = []
         self._position = start
 
@@ -165,24 +168,35 @@ class _Reader:
         """Return the body if it is whole."""
         if self._chunked:
             return self._unchunked(received)
-        if self._length is None or len(received) < self.start + self._length:
+        if self._length is None or len(received) < self.end:
             return None
-        return bytes(received[self.start : self.start + self._length])
+        return bytes(received[self.start : self.end])
 
     def _unchunked(self, received: bytearray) -> bytes | None:
         while True:
             end = received.find(b"\r\n", self._position)
             if end < 0:
                 return None
-            size = int(bytes(received[self._position : end]).split(b";")[0], 16)
+            size = _size(received[self._position : end].split(b";")[0].decode("latin-1"), 16)
             start = end + 2
             if size == 0:  # trailers, if any, end with an empty line
-                done = received.startswith(b"\r\n", start) or received.find(_END, start) >= 0
-                return b"".join(self._chunks) if done else None
+                last = received.find(_END, end)
+                self.end = last + len(_END)
+                return b"".join(self._chunks) if last >= 0 else None
             if len(received) < start + size + 2:
                 return None
+            if not received.startswith(b"\r\n", start + size):
+                raise ValueError("a chunk of the answer does not end where it should")
             self._chunks.append(bytes(received[start : start + size]))
             self._position = start + size + 2
+
+
+def _size(text: str, base: int) -> int:
+    """Read a size; `int` alone takes a sign too, and a chunk of -6 bytes would be read for ever."""
+    text = text.strip()
+    if not text.isalnum():
+        raise ValueError(f"the answer has {text[:20]!r} for a size")
+    return int(text, base)
 
 
 def _header(head: bytes, lowered: bytes, name: bytes) -> str | None:
