@@ -60,7 +60,8 @@ def serving_tls(tls: ssl.SSLContext, end: Callable[[ssl.SSLSocket], None]) -> It
     """Send most of one answer, and end as a test says; give the port."""
 
     def serve() -> None:
-        with tls.wrap_socket(listener.accept()[0], server_side=True) as connection:
+        accepted = listener.accept()[0]
+        with accepted, suppress(ssl.SSLError), tls.wrap_socket(accepted, server_side=True) as connection:
             connection.recv(len(REQUEST))
             connection.sendall(OK[:-1])
             end(connection)
@@ -245,3 +246,12 @@ def test_tls_that_ends_before_the_answer_does_is_lost_and_not_waited_for(
     authority = Authority(tmp_path)
     with serving_tls(authority.server(), end) as port, pytest.raises(Lost):
         run(ask(Pool("localhost", port, trusting(authority))))
+
+
+def test_a_certificate_that_is_refused_is_an_error_of_tls_and_leaves_nothing_open(run: Run, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    before = open_sockets()
+    with serving_tls(authority.server("sqs.test"), cut) as port, pytest.raises(ssl.SSLCertVerificationError):
+        run(ask(Pool("localhost", port, trusting(authority))))
+
+    assert open_sockets() == before
