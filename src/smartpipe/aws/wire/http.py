@@ -156,7 +156,7 @@ class _Reader:
         self.keep_alive = connection != "close" and (parts[0] != b"HTTP/1.0" or connection == "keep-alive")
         self._chunked = (_header(lowered, lowered, b"transfer-encoding") or "").endswith("chunked")
         length = _header(lowered, lowered, b"content-length")
-        self._length = 0 if self.status == 204 else None if length is None else _size(length, 10)  # noqa: PLR2004
+        self._length = 0 if self.status == 204 else None if length is None else _size(length.encode(), 10)  # noqa: PLR2004
         self.to_the_end = not self._chunked and self._length is None
         if self.to_the_end:
             self.keep_alive = False
@@ -177,7 +177,7 @@ class _Reader:
             end = received.find(b"\r\n", self._position)
             if end < 0:
                 return None
-            size = _size(received[self._position : end].split(b";")[0].decode("latin-1"), 16)
+            size = _size(bytes(received[self._position : end]).split(b";")[0], 16)
             start = end + 2
             if size == 0:  # trailers, if any, end with an empty line
                 last = received.find(_END, end)
@@ -191,7 +191,7 @@ class _Reader:
             self._position = start + size + 2
 
 
-def _size(text: str, base: int) -> int:
+def _size(text: bytes, base: int) -> int:
     """Read a size; `int` alone takes a sign too, and a chunk of -6 bytes would be read for ever."""
     text = text.strip()
     if not text.isalnum():
