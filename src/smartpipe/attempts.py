@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from smartpipe.errors import TransportError
+from smartpipe.errors import StoreError, TransportError
 from smartpipe.message import Failure
-from smartpipe.retry import backoff_seconds
+from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+log = logging.getLogger("smartpipe.attempts")
 
 T = TypeVar("T")
 
@@ -100,6 +104,28 @@ async def persist(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) 
         reraise=True,
     )
     return await retrying(call)
+
+
+async def until_possible(what: str, work: Callable[[], Awaitable[None]], *, stopping: asyncio.Event) -> None:
+    """Do *work*; while AWS or the store cannot be asked, try on until *stopping*, saying so once per change of state.
+
+    Args:
+        what: For the log, as in ``check the topology``.
+    """
+    failures, fault = 0, ""
+    while not stopping.is_set():
+        try:
+            await work()
+        except (TransportError, StoreError) as error:
+            failures += 1
+            if str(error) != fault:
+                fault = str(error)
+                log.error("cannot %s, trying on: %s", what, error)  # noqa: TRY400
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, failures, error)):
+                    await stopping.wait()
+        else:
+            return
 
 
 def deliver_blocking(

@@ -1,4 +1,4 @@
-"""What became of messages, counted."""
+"""What became of messages and requests, counted."""
 
 from __future__ import annotations
 
@@ -45,4 +45,26 @@ class Counts:
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts that are not zero."""
-        return {name: count for name, count in asdict(self).items() if count}
+        return _not_zero(self)
+
+
+@dataclass(slots=True)
+class TransportCounts:
+    """What a transport noticed, since it was made.
+
+    Args:
+        damaged: Messages whose body did not have the MD5 sum that the queue says, left to come again.
+        resent: Requests sent once more, because their kept connection turned out to be closed. The first may have
+            arrived: on a standard topic or queue each may have made a duplicate.
+    """
+
+    damaged: int = 0
+    resent: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts that are not zero."""
+        return _not_zero(self)
+
+
+def _not_zero(counts: Counts | TransportCounts) -> dict[str, int]:
+    return {name: count for name, count in asdict(counts).items() if count}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 MAX_UNBEGUN = 10_000
 
 Chain: TypeAlias = "list[Lease]"
-"""Messages to be taken one after the other; the first is being processed. A deque would take half a kilobyte for one."""
+"""Messages to be taken one after the other, the first being processed; a deque takes half a kilobyte for one."""
 
 
 class Groups:

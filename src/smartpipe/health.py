@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from aiohttp import web
 
 from smartpipe.errors import ConfigError
-from smartpipe.metrics import CONTENT_TYPE, QueueState, families_of, render
+from smartpipe.metrics import CONTENT_TYPE, QueueState, families_of, families_of_transport, render
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.consumer import Consumer
+    from smartpipe.counts import TransportCounts
 
 
 class Answer(NamedTuple):
@@ -56,6 +57,10 @@ class Observed(Protocol):
     def consumers(self) -> Sequence[Consumer]:
         """One for each queue."""
 
+    @property
+    def transport_counts(self) -> TransportCounts | None:
+        """Those of its transport, if that counts."""
+
 
 class WorkerReport:
     """The Report of one worker: the state of each of its queues."""
@@ -72,13 +77,17 @@ class WorkerReport:
         return self._answer("ready", good=self._observed.ready)
 
     async def metrics(self) -> str:
-        """Return its counts, and two gauges a queue."""
+        """Return its counts, two gauges a queue, and what its transport counts."""
         service = self._observed.name
         states = [
             QueueState(service, one.queue.name, one.counts, one.in_flight, round(one.poller.seconds_since_success(), 1))
             for one in self._observed.consumers
         ]
-        return render(families_of(states))
+        families = list(families_of(states))
+        counts = self._observed.transport_counts
+        if counts is not None:
+            families += families_of_transport(counts, {"service": service})
+        return render(families)
 
     def _answer(self, word: str, *, good: bool) -> Answer:
         queues = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from smartpipe.counts import Counts
+    from smartpipe.counts import Counts, TransportCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,6 +20,10 @@ NOT_OUTCOMES = {
     "deduplicated": ("smartpipe_deduplicated_total", "Calls left out because their effect had happened."),
     "fenced": ("smartpipe_fenced_total", "Calls that returned after their claim had gone to another worker."),
     "abandoned_threads": ("smartpipe_threads_abandoned_total", "Sync handlers that ran into their timeout."),
+}
+OF_TRANSPORT = {
+    "damaged": ("smartpipe_messages_damaged_total", "Messages of a wrong MD5 sum, left to come again."),
+    "resent": ("smartpipe_requests_resent_total", "Requests sent twice, as their kept connection had been closed."),
 }
 
 
@@ -69,6 +73,13 @@ def families_of(queues: Sequence[QueueState]) -> Iterator[Family]:
     yield Family(
         "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages
     )
+
+
+def families_of_transport(counts: TransportCounts, labels: Mapping[str, str]) -> Iterator[Family]:
+    """Yield what a transport counts, by nothing but *labels*: its connections are of all queues."""
+    values = asdict(counts)
+    for field, (name, text) in OF_TRANSPORT.items():
+        yield Family(name, "counter", text, [Sample(labels, values[field])])
 
 
 def render(families: Iterable[Family]) -> str:

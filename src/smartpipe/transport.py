@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from smartpipe.counts import TransportCounts
     from smartpipe.message import Failure, Message, OutgoingMessage
 
 BATCH_LIMIT = 10
@@ -48,6 +49,15 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Release connections. Calls in flight may fail."""
+
+
+@runtime_checkable
+class CountingTransport(Protocol):
+    """A Transport that notices what the answers of its verbs do not tell. Not every adapter has such a thing."""
+
+    @property
+    def counts(self) -> TransportCounts:
+        """What it has noticed since it was made; it can be read after ``aclose``, too."""
 
 
 _instead: list[Transport] = []

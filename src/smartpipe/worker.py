@@ -7,27 +7,28 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.attempts import until_possible
 from smartpipe.claims import Claims, claims_of
 from smartpipe.consumer import Consumer
 from smartpipe.errors import (
     ConfigError,
     PublishError,
     SmartpipeError,
-    StoreError,
     TopologyError,
     TransportError,
 )
 from smartpipe.health import HealthServer, WorkerReport
 from smartpipe.processor import Resources
 from smartpipe.publisher import Publisher
-from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.settlement import shown
 from smartpipe.threads import Threads
+from smartpipe.transport import CountingTransport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from smartpipe.counts import TransportCounts
     from smartpipe.idempotency import Store
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
@@ -101,6 +102,11 @@ class Worker:
         limit = self._settings.liveness_seconds
         return all(consumer.poller.seconds_since_success() < limit for consumer in self.consumers)
 
+    @property
+    def transport_counts(self) -> TransportCounts | None:
+        """What the transport counted, if it is one that counts."""
+        return self._transport.counts if isinstance(self._transport, CountingTransport) else None
+
     def stop(self, reason: str = "stop()") -> None:
         """Begin to drain. A second call does nothing."""
         if not self._stopping.is_set():
@@ -164,8 +170,8 @@ class Worker:
             fields = {"url": self.health.url}
             log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
             try:
-                await self._until_possible("check the topology", self._verified_topology)
-                await self._until_possible("open the idempotency store", self._open_store)
+                await until_possible("check the topology", self._verified_topology, stopping=self._stopping)
+                await until_possible("open the idempotency store", self._open_store, stopping=self._stopping)
                 if not self._stopping.is_set():
                     await self._serve(publisher, threads)
             finally:
@@ -226,25 +232,6 @@ class Worker:
         queues = ", ".join(consumer.queue.name for consumer in self.consumers)
         log.info("ready: %s polls %s, concurrency %d a queue", self._service.name, queues, settings.concurrency)
 
-    async def _until_possible(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do *work*; while AWS or the store cannot be asked, try on, saying so once per change of state."""
-        failures, fault = 0, ""
-        while not self._stopping.is_set():
-            try:
-                await work()
-            except (TransportError, StoreError) as error:
-                failures += 1
-                if str(error) != fault:
-                    fault = str(error)
-                    log.error("cannot %s, trying on: %s", what, error)  # noqa: TRY400
-                try:
-                    async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, failures, error)):
-                        await self._stopping.wait()
-                except TimeoutError:
-                    continue
-            else:
-                return
-
     async def _verified_topology(self) -> None:
         if self._verify is None:
             return
@@ -282,6 +269,8 @@ class Worker:
         totals: Counter[str] = Counter()
         for consumer in self.consumers:
             totals.update(consumer.counts.as_dict())
+        if self.transport_counts is not None:
+            totals.update(self.transport_counts.as_dict())
         fields = {"service": self._service.name, **totals}
         unfinished = totals["cancelled"] + totals["not_deleted"] + self.abandoned_threads + unpublished
         counts = ", ".join(f"{name} {count}" for name, count in totals.items()) or "nothing received"

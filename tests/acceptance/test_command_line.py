@@ -52,6 +52,13 @@ def test_help_explains(arguments: list[str]) -> None:
         ),
         (["worker", TARGET, "--port", "0"], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
         (["topology", "apply", "--yes", TARGET], {"AWS_ENDPOINT_URL": "localhost:4566"}, "must begin with http://"),
+        (
+            ["worker", TARGET, "--port", "0"],
+            {"AWS_CA_BUNDLE": "/nowhere.pem"},
+            "the CA bundle /nowhere.pem (AWS_CA_BUNDLE,",
+        ),
+        (["worker", TARGET, "--port", "0"], {"AWS_CA_BUNDLE": "README.md"}, "cannot be read: "),
+        (["topology", "plan", TARGET], {"AWS_CA_BUNDLE": "/nowhere.pem"}, "cannot be read: [Errno 2]"),
         (["schema", "export", TARGET, "--directory", "README.md"], {}, "File exists"),
         (["worker", "tests.acceptance.services:service.name.nope"], {}, "has no attribute 'service.name.nope'"),
         (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is none of ministack, moto"),

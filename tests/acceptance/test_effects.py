@@ -198,6 +198,7 @@ def test_a_relay_tells_how_it_fares_and_ends_at_sigterm(
     assert "smartpipe_outbox_published_total 3" in metrics
     assert "smartpipe_outbox_waiting 0" in metrics
     assert "smartpipe_outbox_lag_seconds 0" in metrics
+    assert "smartpipe_requests_resent_total 0" in metrics
 
 
 def test_a_relay_without_a_database_is_one_clear_line() -> None:

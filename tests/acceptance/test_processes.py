@@ -38,11 +38,15 @@ class Group:
     def pids(self) -> list[int]:
         return [child["pid"] for child in self.ask("/livez")[1]["processes"].values()]
 
+    def metrics(self) -> str:
+        with urlopen(self.url + "/metrics", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+
     def handled(self) -> dict[str, int]:
         """How many messages each process has handled."""
-        with urlopen(self.url + "/metrics", timeout=5) as answer:
-            text = answer.read().decode()
-        found = re.findall(r'^smartpipe_messages_total{process="(\d+)",.*outcome="handled"} (\d+)$', text, re.MULTILINE)
+        pattern = r'^smartpipe_messages_total{process="(\d+)",.*outcome="handled"} (\d+)$'
+        found = re.findall(pattern, self.metrics(), re.MULTILINE)
         return {process: int(count) for process, count in found}
 
 
@@ -75,6 +79,10 @@ def test_processes_share_the_work_and_one_port_answers_for_all(jobs: Jobs) -> No
     first = ready[1]["processes"]["1"]
     assert (first["restarts"], first["state"], first["queues"]["jobs"]["polls_failing"]) == (0, "answering", False)
     assert len(set(group.pids)) == 2
+    resent = re.findall(
+        r'^smartpipe_requests_resent_total{process="(\d+)",service="jobs"} 0$', group.metrics(), re.MULTILINE
+    )
+    assert resent == ["1", "2"]
     assert {record.get("process") for record in group.process.records} == {None, 1, 2}
 
 

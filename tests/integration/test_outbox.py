@@ -222,7 +222,8 @@ async def test_fault_48_a_poison_row_is_parked_with_its_error_and_holds_up_its_o
 
 
 @pytest.mark.parametrize(
-    ("code", "retryable"), [("ThrottlingException", True), ("AccessDenied", False), ("NotFound", False)]
+    ("code", "retryable"),
+    [("ThrottlingException", True), ("AccessDenied", False), ("NotFound", False), ("SSLError", False)],
 )
 async def test_what_is_no_rows_fault_parks_nothing_however_long(
     database: asyncpg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch, code: str, retryable: bool

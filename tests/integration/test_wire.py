@@ -8,6 +8,7 @@ from base64 import b64encode
 from contextlib import asynccontextmanager
 from hashlib import md5
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.request import urlopen
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,18 +18,23 @@ from smartpipe import ConfigError, Publisher
 from smartpipe.aws.opening import transport_for
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.aws.wire.transport import WireTransport
+from smartpipe.counts import TransportCounts
 from smartpipe.errors import TransportError
 from smartpipe.message import Attribute, OutgoingMessage
+from smartpipe.metrics import OF_TRANSPORT
 from smartpipe.settings import AwsSettings
+from smartpipe.testing import working
 from tests.conftest import lead_to
 from tests.support.events import ADA
 from tests.support.proxy import Fault, FaultProxy
+from tests.support.shop import Shop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from smartpipe import EmbeddedBroker
     from tests.support.calls import Call
+    from tests.support.proxy import Rewrite
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "AKID",
@@ -324,6 +330,18 @@ async def test_what_the_wire_does_not_do_goes_through_aiobotocore_and_a_line_say
     assert reason in said[0]
 
 
+def test_that_the_wire_does_not_go_somewhere_is_found_out_once(script: Script) -> None:
+    async def main() -> None:
+        async with opened(AWS_ENDPOINT_URL=f"{script.proxy.endpoint_url}/aws") as transport:
+            assert isinstance(transport, WireTransport)
+            assert await transport.delete("shop", ["r"]) == []
+            async with transport._looking:  # whoever would look again waits here for ever
+                assert await transport.delete("shop", ["r"]) == []
+
+    script.answer = (200, {}, json_answer(1, [None]))
+    asyncio.run(main())
+
+
 async def test_the_transport_is_what_the_environment_says() -> None:
     async with opened() as transport:
         assert type(transport) is WireTransport
@@ -403,12 +421,58 @@ async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_pro
         second = await transport.receive("mailer", **options)
 
     assert first == []
-    assert transport.damaged == 1
+    assert transport.counts == TransportCounts(damaged=1)
     assert [message.body for message in second] == ["whole"]
     assert second[0].receive_count == 2
 
 
-async def test_a_bundle_of_authorities_that_is_not_there_is_told_by_its_name() -> None:
-    async with opened(AWS_CA_BUNDLE="/nowhere.pem") as transport:
-        with pytest.raises(ConfigError, match=r"the CA bundle /nowhere.pem .* cannot be read"):
-            await transport.publish("users", [OutgoingMessage("x", 1)])
+def damaging(word: bytes) -> Rewrite:
+    """Damage the first answer that has *word* in it."""
+    struck: list[bytes] = []
+
+    def rewrite(status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        if word in body and not struck:
+            struck.append(word)
+            body = body.replace(word, word[::-1])
+        return status, headers, body
+
+    return rewrite
+
+
+async def test_fault_59_and_fault_52_a_worker_tells_of_damaged_messages_and_of_requests_sent_twice(
+    fast_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "smartpipe")
+    shop = await Shop.provisioned(fast_proxy, lease_seconds=1)
+    fast_proxy.add(Fault("ReceiveMessage", rewrite=damaging(b"first")))
+    fast_proxy.add(Fault("DeleteMessageBatch", skip=1, times=1, drop="request"))
+    async with working(shop.service) as worker:
+        for order in ("first", "second"):  # one by one, so that the second delete has a connection that was kept
+            await shop.put(order)
+            await shop.emptied()
+        metrics = await asyncio.to_thread(text_at, f"{worker.health.url}/metrics")
+
+    assert shop.seen == ["first", "second"]
+    assert 'smartpipe_messages_damaged_total{service="shop"} 1\n' in metrics
+    assert 'smartpipe_requests_resent_total{service="shop"} 1\n' in metrics
+    [stopped] = [record for record in caplog.records if record.getMessage().startswith("stopped")]
+    assert stopped.getMessage() == "stopped: received 2, handled 2, damaged 1, resent 1"
+    assert {"damaged": 1, "resent": 1}.items() <= stopped.__dict__["fields"].items()
+
+
+async def test_what_goes_through_aiobotocore_alone_is_not_said_to_be_counted(
+    fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore")
+    shop = await Shop.provisioned(fast_proxy)
+    async with working(shop.service) as worker:
+        metrics = await asyncio.to_thread(text_at, f"{worker.health.url}/metrics")
+
+    assert "smartpipe_messages_in_flight" in metrics
+    assert not any(name in metrics for name, _ in OF_TRANSPORT.values())
+
+
+def text_at(url: str) -> str:
+    with urlopen(url, timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text

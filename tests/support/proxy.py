@@ -16,6 +16,7 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 from tests.support.calls import Call, read_call
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
 HOP_BY_HOP = frozenset({"connection", "content-length", "content-encoding", "transfer-encoding", "keep-alive", "host"})
@@ -75,14 +76,16 @@ class FaultProxy:
     ``faults`` may be changed at any time.
 
     Args:
+        tls: Serve HTTPS with it, as ``localhost``.
         at_once: So many calls reach the broker at a time: moto's conditional writes are not atomic among its threads.
     """
 
-    def __init__(self, upstream: str, *, at_once: int = 1_000) -> None:
+    def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None, at_once: int = 1_000) -> None:
         self.calls: list[Call] = []
         self.faults: list[Fault] = []
         self.judge: Callable[[Call], tuple[int, str, str] | None] = lambda _: None
         self._upstream = upstream
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.AppRunner | None = None
@@ -95,7 +98,7 @@ class FaultProxy:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"https://localhost:{self.port}" if self._tls else f"http://127.0.0.1:{self.port}"
 
     def operations(self) -> list[str]:
         return [call.operation for call in self.calls]
@@ -137,7 +140,7 @@ class FaultProxy:
 
     async def _listen(self) -> None:
         assert self._runner is not None
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls)
         await self._site.start()
         self.port = self._site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
 

@@ -10,6 +10,7 @@ from botocore.exceptions import (
     EndpointConnectionError,
     NoCredentialsError,
     ReadTimeoutError,
+    SSLError,
 )
 
 from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options
@@ -63,6 +64,12 @@ def answer(code: str, *, status: int = 400, query_code: str | None = None, date:
         (TimeoutError(), "TimeoutError", True),
         (ValueError("truncated JSON"), "ValueError", True),
         (NoCredentialsError(), "NoCredentials", False),
+        (
+            SSLError(endpoint_url="https://x", error=OSError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")),
+            "SSLError",
+            False,
+        ),
+        (SSLError(endpoint_url="https://x", error=OSError("[SSL: WRONG_VERSION_NUMBER]")), "SSLError", True),
     ],
 )
 def test_fault_60_one_classifier_maps_every_spelling(error: Exception, code: str, retryable: bool) -> None:

@@ -4,8 +4,18 @@ from dataclasses import fields
 
 import pytest
 
-from smartpipe.counts import Counts
-from smartpipe.metrics import NOT_OUTCOMES, Family, QueueState, Sample, families_of, merged, render
+from smartpipe.counts import Counts, TransportCounts
+from smartpipe.metrics import (
+    NOT_OUTCOMES,
+    OF_TRANSPORT,
+    Family,
+    QueueState,
+    Sample,
+    families_of,
+    families_of_transport,
+    merged,
+    render,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +48,15 @@ def test_every_count_is_shown_even_when_it_is_0() -> None:
         assert f'{name}{{service="mailer",queue="mailer-audit"}} 0\n' in text
     assert 'smartpipe_messages_in_flight{service="mailer",queue="mailer-audit"} 3\n' in text
     assert 'smartpipe_poll_age_seconds{service="mailer",queue="mailer-audit"} 0.5\n' in text
+
+
+def test_what_a_transport_counts_is_shown_by_the_labels_of_its_process() -> None:
+    text = render(families_of_transport(TransportCounts(damaged=3), {"service": "mailer"}))
+
+    assert {field.name for field in fields(TransportCounts)} == set(OF_TRANSPORT)
+    assert 'smartpipe_messages_damaged_total{service="mailer"} 3\n' in text
+    assert 'smartpipe_requests_resent_total{service="mailer"} 0\n' in text
+    assert "smartpipe_requests_resent_total 2\n" in render(families_of_transport(TransportCounts(resent=2), {}))
 
 
 def test_what_several_processes_answer_becomes_one_text_with_each_family_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError
@@ -31,14 +32,36 @@ def region_of(session: Session) -> str:
     Raises:
         ConfigError: There is none, or the AWS configuration is faulty.
     """
-    try:
-        region: str | None = session.get_config_variable("region") or os.environ.get("AWS_REGION")
-    except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
-        raise ConfigError(f"AWS configuration: {error}") from None
+    region = _configured(session, "region") or os.environ.get("AWS_REGION")
     if not region:
         msg = "no AWS region: set AWS_REGION (as in eu-west-1), or region in the AWS profile"
         raise ConfigError(msg)
     return region
+
+
+def ca_bundle_of(session: Session) -> str | None:
+    """Return the file of authorities to trust that ``AWS_CA_BUNDLE``, or the AWS profile, names.
+
+    botocore would read it at its first call, and take a fault in it for one of the network, which passes.
+
+    Raises:
+        ConfigError: It cannot be read, or has no certificate, or the AWS configuration is faulty.
+    """
+    bundle = _configured(session, "ca_bundle")
+    if bundle is not None:
+        try:
+            ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            msg = f"the CA bundle {bundle} (AWS_CA_BUNDLE, or ca_bundle of the AWS profile) cannot be read: {error}"
+            raise ConfigError(msg) from None
+    return bundle
+
+
+def _configured(session: Session, name: str) -> str | None:
+    try:
+        return session.get_config_variable(name) or None
+    except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
+        raise ConfigError(f"AWS configuration: {error}") from None
 
 
 def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dict[str, Any]:

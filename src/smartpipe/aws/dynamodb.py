@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from smartpipe.aws.client import region_of
+from smartpipe.aws.client import ca_bundle_of, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
@@ -60,7 +60,7 @@ class DynamoStore:
     which fail as a whole.
 
     Raises:
-        ConfigError: No region.
+        ConfigError: No region, or a CA bundle that cannot be read.
         ValueError: A URL that is not ``dynamodb://TABLE``.
     """
 
@@ -72,6 +72,7 @@ class DynamoStore:
         self._session = get_session()
         refresh_when_refused(self._session)
         self._region = region_of(self._session)
+        ca_bundle_of(self._session)
         self._stack = AsyncExitStack()
         self._opened: Any = None
         self._slots = asyncio.Semaphore(CONCURRENCY)

@@ -13,6 +13,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     NoRegionError,
     ParamValidationError,
+    SSLError,
 )
 
 from smartpipe.errors import SmartpipeError, TransportError
@@ -55,6 +56,7 @@ SKEWED = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed"})
 # SNS and STS have one code for a wrong secret and a wrong clock, and tell them apart in words only.
 _SKEW_IN_WORDS = ("Signature expired", "Signature not yet current")
 MISSING = frozenset({"QueueDoesNotExist", "NotFound"})
+_REFUSED = "CERTIFICATE_VERIFY_FAILED"
 
 
 def normalised(code: str) -> str:
@@ -98,11 +100,25 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
     if isinstance(error, ParamValidationError):
         return TransportError("InvalidParameter", f"{action} on {target}: {error}", retryable=False)
     detail = f"{action} on {target}: {error or type(error).__name__}"
+    if isinstance(error, SSLError):
+        # Of a certificate that is refused, the next try will think no better; other faults of TLS may be the line's.
+        return TransportError("SSLError", f"{detail}; {_tls_mend(detail)}", retryable=_REFUSED not in detail)
     if isinstance(error, EndpointConnectionError):
         detail += "; does AWS_ENDPOINT_URL, or the network, lead there?"
     if isinstance(error, (BotoCoreError, OSError, TimeoutError)):  # connection faults, in botocore's words or Python's
         return TransportError(type(error).__name__, detail, retryable=True)
     return TransportError(type(error).__name__, f"{detail} (an answer that could not be read)", retryable=True)
+
+
+def _tls_mend(detail: str) -> str:
+    """Say what helps against a fault of TLS, which OpenSSL tells in words only."""
+    if _REFUSED not in detail:
+        return "does what AWS_ENDPOINT_URL names speak TLS?"
+    if "mismatch" in detail:
+        return "the certificate is for another name: does AWS_ENDPOINT_URL, or the network, lead to the right host?"
+    if "has expired" in detail or "not yet valid" in detail:
+        return f"have it renewed, or set this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return "if its authority is to be trusted, name a file with it in AWS_CA_BUNDLE, or as ca_bundle of the AWS profile"
 
 
 def _from_answer(error: ClientError, action: str, target: str) -> TransportError:

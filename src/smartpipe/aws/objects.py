@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiobotocore.session import get_session
 
-from smartpipe.aws.client import put_request, region_of
+from smartpipe.aws.client import ca_bundle_of, put_request, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
@@ -25,13 +25,14 @@ class S3Objects:
     """S3, or whatever speaks like it at ``AWS_ENDPOINT_URL``; region and credentials are AWS's own variables.
 
     Raises:
-        ConfigError: No region.
+        ConfigError: No region, or a CA bundle that cannot be read.
     """
 
     def __init__(self) -> None:
         self._session = get_session()
         refresh_when_refused(self._session)
         self._region = region_of(self._session)
+        ca_bundle_of(self._session)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._client: Any = None

@@ -17,7 +17,7 @@ def transport_for(settings: AwsSettings) -> AwsTransport:
     """Return the transport that ``SMARTPIPE_TRANSPORT`` names.
 
     Raises:
-        ConfigError: No region.
+        ConfigError: No region, or a CA bundle that cannot be read.
     """
     if settings.transport == "wire":
         from smartpipe.aws.wire.transport import WireTransport

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiobotocore.session import get_session
 
 from smartpipe.aws.addresses import Addresses, queue_lookup
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
+from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, ca_bundle_of, refuse_no_json, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
@@ -43,7 +43,7 @@ class AwsTransport:
     connection pool, of their own: on a shared one acks waited out the polls (4.5 s of a 5 s poll).
 
     Raises:
-        ConfigError: No region.
+        ConfigError: No region, or a CA bundle that cannot be read.
     """
 
     def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
@@ -51,6 +51,7 @@ class AwsTransport:
         self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
         self._refresh = refresh_when_refused(self._session)
         self.region = region_of(self._session)
+        ca_bundle_of(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False
         self._opening = asyncio.Lock()

@@ -11,9 +11,10 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError
 from smartpipe.health import Answer, HealthServer
-from smartpipe.metrics import Family, Sample, render
+from smartpipe.metrics import Family, Sample, families_of_transport, render
 from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.signals import on_stop
+from smartpipe.transport import CountingTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from smartpipe.outbox import Relay
     from smartpipe.settings import WorkerSettings
+    from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.relay")
 
@@ -53,7 +55,7 @@ async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *,
                 raise SmartpipeError(f"{left.waiting} events still wait, the oldest for {left.lag_seconds:.0f} s")
             return 0
         log.info("starting: relay, process %d", os.getpid())
-        health = HealthServer(RelayReport(relay), settings.host, settings.port)
+        health = HealthServer(RelayReport(relay, transport), settings.host, settings.port)
         async with health:
             log.info("serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": {"url": health.url}})
             with on_stop(lambda _: relay.stop()):
@@ -68,8 +70,9 @@ async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *,
 class RelayReport:
     """The Report of a relay."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, transport: Transport) -> None:
         self._relay = relay
+        self._transport = transport
 
     async def livez(self) -> Answer:
         """Tell that it runs: while the database is away it tries on, and a restart would do no more."""
@@ -82,6 +85,8 @@ class RelayReport:
     async def metrics(self) -> str:
         """Ask the database what waits, and how long; without it, tell what is known."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
+        if isinstance(self._transport, CountingTransport):
+            families += families_of_transport(self._transport.counts, {})
         try:
             backlog = await self._relay.backlog()
         except StoreError:

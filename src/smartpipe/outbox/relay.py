@@ -45,11 +45,11 @@ MAX_WAIT_SECONDS = 300
 SURROUNDINGS = frozenset(
     {
         "AccessDenied", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials", "NoRegion", "NotFound",
-        "PayloadNotPut", "QueueDoesNotExist", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TransportClosed",
-        "UnrecognizedClientException",
+        "PayloadNotPut", "QueueDoesNotExist", "RequestTimeTooSkewed", "SSLError", "SignatureDoesNotMatch",
+        "TransportClosed", "UnrecognizedClientException",
     }
 )  # fmt: skip
-"""What is refused for want of rights, credentials, a topic or a right clock: no row is to blame."""
+"""What is refused for want of rights, credentials, a topic, a right clock or certificate: no row is to blame."""
 _FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 

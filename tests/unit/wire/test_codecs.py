@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpipe.aws.wire import queues, topics
-from smartpipe.aws.wire.http import Response
+from smartpipe.aws.wire.response import Response
 
 
 @given(st.text(st.characters(codec="utf-8")))

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe.aws.wire import http
-from smartpipe.aws.wire.http import Lost, Pool, Response
+from smartpipe.aws.wire.http import Lost, Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from smartpipe.aws.wire.response import Response
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nDate: today\r\n\r\nabc"
@@ -188,6 +190,19 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch
     assert server.connections == 2
 
 
+async def test_what_a_burst_leaves_over_is_closed_in_time_though_one_connection_is_enough_now() -> None:
+    server = Server(OK, OK, OK)
+    async with talking(server) as pool:
+        await asyncio.gather(ask(pool), ask(pool))
+        left_over = pool._idle[0]
+        left_over.idle_since -= http.IDLE_SECONDS
+        await ask(pool)
+
+        assert not left_over.open
+        assert len(pool._idle) == 1
+    assert server.connections == 2
+
+
 async def test_no_answer_in_time_ends_the_connection() -> None:
     server = Server(lambda _: None, OK)
     async with talking(server) as pool:
@@ -215,10 +230,22 @@ async def test_who_stops_waiting_takes_the_connection_along() -> None:
         b"SMTP ready, and more of it than an HTTP client likes\r\n\r\n",
         b"HTTP/2 200 OK and so on and so forth until the end\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-6\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
         b"x" * 70_000,
     ],
-    ids=["another protocol", "another version", "no number", "no chunk", "no end"],
+    ids=[
+        "another protocol",
+        "another version",
+        "no number",
+        "negative length",
+        "no chunk",
+        "negative chunk",
+        "longer chunk",
+        "no end",
+    ],
 )
 async def test_what_is_no_http_is_an_error(script: bytes) -> None:
     async with talking(Server(script)) as pool:
@@ -236,12 +263,19 @@ async def test_nobody_listens() -> None:
         await Pool("127.0.0.1", port, None).request(REQUEST, timeout_seconds=1, resend=True)
 
 
-async def test_what_nobody_asked_for_ends_the_connection() -> None:
-    server = Server(OK + OK, OK)
+@pytest.mark.parametrize(
+    "script",
+    [OK + OK, OK.replace(b": 3", b": 2"), CHUNKED + b"\r\nabc", CHUNKED + b"Trailer: x\r\n\r\nabc"],
+    ids=["another answer", "longer than it says", "after the chunks", "after the trailers"],
+)
+async def test_what_nobody_asked_for_ends_the_connection(script: bytes) -> None:
+    server = Server(script, OK)
     async with talking(server) as pool:
-        await ask(pool)
-        await asyncio.sleep(0.05)
+        first = await ask(pool)
         assert (await ask(pool)).body == b"abc"
+
+    assert b"abc".startswith(first.body)
+    assert server.connections == 2
 
 
 async def test_a_pool_that_is_closed_sends_nothing_again() -> None:

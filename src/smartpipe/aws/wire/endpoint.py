@@ -21,16 +21,17 @@ from botocore.exceptions import (
 from botocore.httpsession import where
 from botocore.utils import get_environ_proxies
 
+from smartpipe.aws.client import ca_bundle_of
 from smartpipe.aws.faults import is_skew
-from smartpipe.aws.wire.http import NO_ANSWER, Lost, Pool, Response
+from smartpipe.aws.wire.http import NO_ANSWER, Lost, Pool
 from smartpipe.aws.wire.signing import Signer
-from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiobotocore.session import AioSession
 
+    from smartpipe.aws.wire.response import Response
     from smartpipe.aws.wire.signing import Credentials
 
 log = logging.getLogger("smartpipe.aws")
@@ -211,11 +212,7 @@ class Endpoint:
 
 def _tls(session: AioSession) -> ssl.SSLContext:
     """Return what verifies the server: by AWS_CA_BUNDLE or the profile's ``ca_bundle``, else as botocore does."""
-    bundle = session.get_config_variable("ca_bundle")
-    try:
-        context = ssl.create_default_context(cafile=bundle or where())
-    except OSError as error:
-        raise ConfigError(f"the CA bundle {bundle} (AWS_CA_BUNDLE, or the profile's) cannot be read: {error}") from None
+    context = ssl.create_default_context(cafile=ca_bundle_of(session) or where())
     # Python 3.13 sets it, botocore does not: corporate authorities often lack what it asks for.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context

@@ -1,25 +1,24 @@
 """HTTP/1.1, as far as one service at one address needs it: kept-alive connections, one request at a time on each.
 
-Source: RFC 9112. Responses are read by Content-Length, in chunks, or to the end of the connection.
+Source: RFC 9112.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
+
+from smartpipe.aws.wire.dialing import connect
+from smartpipe.aws.wire.response import END, Framing, Response
 
 if TYPE_CHECKING:
     import ssl
 
-CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 20.0
 """A connection that was idle for longer is not used again: the other side may be closing it at this moment."""
 MAX_HEAD_BYTES = 65_536
-_END = b"\r\n\r\n"
-_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding|connection):[ \t]*([^\r\n]*?)[ \t]*(?=\r|$)")
 NO_ANSWER = "no answer in time"
 
 
@@ -29,24 +28,6 @@ class Lost(ConnectionError):
     def __init__(self, detail: str, *, unheard: bool) -> None:
         self.unheard = unheard
         super().__init__(detail)
-
-
-class Response(NamedTuple):
-    """An answer. *head* has its headers, as they came."""
-
-    status: int
-    head: bytes
-    body: bytes
-
-    def header(self, name: bytes) -> str | None:
-        """Return the value of a header, by its name in lower case."""
-        lowered = self.head.lower()
-        start = lowered.find(b"\r\n" + name + b":")
-        if start < 0:
-            return None
-        start += len(name) + 3
-        end = lowered.find(b"\r\n", start)
-        return self.head[start : end if end >= 0 else None].strip().decode("latin-1")
 
 
 class Connection(asyncio.Protocol):
@@ -59,7 +40,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Response] | None = None
         self._received = bytearray()
-        self._reader: _Reader | None = None
+        self._framing: Framing | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set what asyncio does not: it sets TCP_NODELAY itself."""
@@ -73,7 +54,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes) -> asyncio.Future[Response]:
         """Write *request*; return what will be its answer, or Lost, or ValueError for what is no HTTP."""
         self._received.clear()
-        self._reader = None
+        self._framing = None
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         if self._transport is not None:
             self._transport.write(request)
@@ -98,29 +79,31 @@ class Connection(asyncio.Protocol):
 
     def _read(self) -> None:
         while True:
-            if self._reader is None:
-                end = self._received.find(_END)
+            if self._framing is None:
+                end = self._received.find(END)
                 if end < 0:
                     if len(self._received) > MAX_HEAD_BYTES:
                         raise ValueError("the head of the answer does not end")
                     return
-                self._reader = _Reader(bytes(self._received[:end]), end + len(_END))
-                if self._reader.status < 200:  # noqa: PLR2004 - an interim answer: the real one follows
-                    del self._received[: end + len(_END)]
-                    self._reader = None
+                self._framing = Framing(bytes(self._received[:end]), end + len(END))
+                if self._framing.status < 200:  # noqa: PLR2004 - an interim answer: the real one follows
+                    del self._received[: end + len(END)]
+                    self._framing = None
                     continue
-            body = self._reader.body_in(self._received)
+            body = self._framing.body_in(self._received)
             if body is not None:
-                self._finish(self._reader, body)
+                if len(self._received) > self._framing.end:
+                    self._framing.keep_alive = False  # what nobody asked for would be read as the next answer
+                self._finish(self._framing, body)
             return
 
-    def _finish(self, reader: _Reader, body: bytes) -> None:
+    def _finish(self, framing: Framing, body: bytes) -> None:
         waiter, self._waiter = self._waiter, None
         self.used = True
-        if not reader.keep_alive:
+        if not framing.keep_alive:
             self.abort()
         if waiter is not None:
-            waiter.set_result(Response(reader.status, reader.head, body))
+            waiter.set_result(Response(framing.status, framing.head, body))
 
     def _fail(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None
@@ -138,58 +121,11 @@ class Connection(asyncio.Protocol):
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if error is None and self._reader is not None and self._reader.to_the_end:
-            self._finish(self._reader, bytes(self._received[self._reader.start :]))
+        if error is None and self._framing is not None and self._framing.to_the_end:
+            self._finish(self._framing, bytes(self._received[self._framing.start :]))
             return
         detail = f"the connection was closed: {error}" if error else "the connection was closed before the answer ended"
         self._fail(Lost(detail, unheard=not self._received))
-
-
-class _Reader:
-    """How the body of one answer is to be read."""
-
-    def __init__(self, head: bytes, start: int) -> None:
-        line, _, headers = head.partition(b"\r\n")
-        parts = line.split(None, 2)
-        if len(parts) < 2 or not parts[0].startswith(b"HTTP/1."):  # noqa: PLR2004
-            raise ValueError(f"the answer is no HTTP/1.1: {line[:80]!r}")
-        self.status = int(parts[1])
-        self.head = b"\r\n" + headers
-        self.start = start
-        said = dict(_FRAMING.findall(self.head.lower()))
-        connection = said.get(b"connection")
-        self.keep_alive = connection != b"close" and (parts[0] != b"HTTP/1.0" or connection == b"keep-alive")
-        self._chunked = said.get(b"transfer-encoding", b"").endswith(b"chunked")
-        length = said.get(b"content-length")
-        self._length = 0 if self.status == 204 else None if length is None else int(length)  # noqa: PLR2004
-        self.to_the_end = not self._chunked and self._length is None
-        if self.to_the_end:
-            self.keep_alive = False
-        self._chunks: list[bytes] = []
-        self._position = start
-
-    def body_in(self, received: bytearray) -> bytes | None:
-        """Return the body if it is whole."""
-        if self._chunked:
-            return self._unchunked(received)
-        if self._length is None or len(received) < self.start + self._length:
-            return None
-        return bytes(received[self.start : self.start + self._length])
-
-    def _unchunked(self, received: bytearray) -> bytes | None:
-        while True:
-            end = received.find(b"\r\n", self._position)
-            if end < 0:
-                return None
-            size = int(bytes(received[self._position : end]).split(b";")[0], 16)
-            start = end + 2
-            if size == 0:  # trailers, if any, end with an empty line
-                done = received.startswith(b"\r\n", start) or received.find(_END, start) >= 0
-                return b"".join(self._chunks) if done else None
-            if len(received) < start + size + 2:
-                return None
-            self._chunks.append(bytes(received[start : start + size]))
-            self._position = start + size + 2
 
 
 class Pool:
@@ -256,19 +192,16 @@ class Pool:
 
     def _kept(self) -> Connection | None:
         now = asyncio.get_running_loop().time()
+        while self._idle and now - self._idle[0].idle_since >= IDLE_SECONDS:
+            self._idle.pop(0).abort()
         while self._idle:
             connection = self._idle.pop()
-            if connection.open and now - connection.idle_since < IDLE_SECONDS:
+            if connection.open:
                 return connection
-            connection.abort()
         return None
 
     async def _connected(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_SECONDS):
-            _, connection = await loop.create_connection(
-                Connection, self._host, self._port, ssl=self._tls, server_hostname=self._host if self._tls else None
-            )
+        connection = await connect(Connection, self._host, self._port, self._tls)
         if self._closed:
             connection.abort()
             raise Lost("the pool was closed", unheard=True)

@@ -20,7 +20,7 @@ from smartpipe.message import Attribute, received_message
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.aws.wire.http import Response
+    from smartpipe.aws.wire.response import Response
     from smartpipe.message import Message, OutgoingMessage
 
 log = logging.getLogger("smartpipe.aws")

@@ -17,7 +17,7 @@ from smartpipe.aws.entries import IDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.aws.wire.http import Response
+    from smartpipe.aws.wire.response import Response
     from smartpipe.message import Attribute, OutgoingMessage
 
 CONTENT_TYPE = "application/x-www-form-urlencoded; charset=utf-8"

@@ -13,13 +13,15 @@ from smartpipe.aws.faults import STALE, classify
 from smartpipe.aws.transport import AwsTransport, still_there
 from smartpipe.aws.wire import queues, topics
 from smartpipe.aws.wire.endpoint import Endpoint, look
+from smartpipe.counts import TransportCounts
 from smartpipe.errors import TransportError
 from smartpipe.topology.naming import region_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.aws.wire.http import Response
+    from smartpipe.aws.wire.http import Pool
+    from smartpipe.aws.wire.response import Response
     from smartpipe.message import Failure, Message, OutgoingMessage
 
 log = logging.getLogger("smartpipe.aws")
@@ -45,22 +47,21 @@ class WireTransport(AwsTransport):
     """An AwsTransport whose five verbs go beneath botocore, at a tenth of its CPU.
 
     Region, endpoint, credentials and all configuration stay botocore's. Where something is configured that the wire
-    does not do, a proxy for example, the verbs of that service go through aiobotocore, and one log line says so.
-
-    ``damaged`` counts messages whose MD5 sum was wrong, ``resent`` requests that were sent once more because their
-    kept connection had been closed: on a standard topic or queue each may have made a duplicate.
+    does not do, a proxy for example, the verbs of that service go through aiobotocore, and one log line says so; what
+    goes there is not counted.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._endpoints: dict[tuple[str, str], Endpoint | None] = {}
         self._looking = asyncio.Lock()
-        self.damaged = 0
+        self._pools: list[Pool] = []
+        self._damaged = 0
 
     @property
-    def resent(self) -> int:
-        """How many requests were sent twice."""
-        return sum(endpoint.pool.resent for endpoint in self._endpoints.values() if endpoint)
+    def counts(self) -> TransportCounts:
+        """What it has noticed since it was made; it can be read after ``aclose``, too."""
+        return TransportCounts(self._damaged, sum(pool.resent for pool in self._pools))
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
@@ -84,7 +85,7 @@ class WireTransport(AwsTransport):
 
         def read(body: bytes) -> list[Message]:
             found, damaged = queues.messages_in(body, clock())
-            self.damaged += damaged
+            self._damaged += damaged
             return found
 
         async def wired(endpoint: Endpoint) -> list[Message]:
@@ -138,11 +139,14 @@ class WireTransport(AwsTransport):
         otherwise: Callable[[], Awaitable[T]],
     ) -> T:
         """Call on the wire, once more with new credentials if it was refused for those that it had."""
-        endpoint = self._endpoints.get((service, region))
-        if endpoint is None or endpoint.loop is not asyncio.get_running_loop():
+        try:
+            endpoint = self._endpoints[service, region]
+        except KeyError:
             endpoint = await self._endpoint(service, region)
         if endpoint is None:
             return await otherwise()
+        if endpoint.loop is not asyncio.get_running_loop():
+            await self.client(service, region=region)  # which says what is wrong with that
         try:
             return await wired(endpoint)
         except TransportError as error:
@@ -168,9 +172,10 @@ class WireTransport(AwsTransport):
                     log.info("%s goes through aiobotocore, not the wire: %s", service.upper(), place)
                     self._endpoints[key] = None
                 else:
-                    self._endpoints[key] = Endpoint(
+                    endpoint = self._endpoints[key] = Endpoint(
                         place, self._session, content_type=protocol.content_type, read_error=protocol.read_error
                     )
+                    self._pools.append(endpoint.pool)
         return self._endpoints[key]
 
 

@@ -1,0 +1,205 @@
+"""AWS behind TLS of our own: whom both transports trust, whom they refuse, and what they say."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.aws.opening import transport_from_environment
+from smartpipe.aws.wire.transport import WireTransport
+from smartpipe.blocking import Publisher as BlockingPublisher
+from smartpipe.errors import PublishError, TransportError
+from smartpipe.message import OutgoingMessage
+from tests.support.certificates import Authority
+from tests.support.events import ADA
+from tests.support.proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from smartpipe import EmbeddedBroker
+    from smartpipe.aws.transport import AwsTransport
+
+default_context = ssl.create_default_context
+TRANSPORTS = ["wire", "botocore"]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("stranger"))
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", request.param)
+    return str(request.param)
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[AwsTransport]:
+    transport = transport_from_environment()
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+@contextmanager
+def serving(broker: EmbeddedBroker, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    with FaultProxy(broker.endpoint_url, tls=tls) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        yield proxy
+
+
+@pytest.fixture
+def secured(fast_broker: EmbeddedBroker, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The embedded broker, behind a certificate of the authority's."""
+    with serving(fast_broker, authority.server(), monkeypatch) as proxy:
+        yield proxy
+
+
+async def use_every_verb(transport: AwsTransport) -> list[str]:
+    """Return what was received of what was sent, each received twice."""
+    sns, sqs = await transport.client("sns"), await transport.client("sqs")
+    topic = (await sns.create_topic(Name=transport.addresses.physical("users")))["TopicArn"]
+    url = (await sqs.create_queue(QueueName=transport.addresses.physical("mailer")))["QueueUrl"]
+    arn = (await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"]))["Attributes"]["QueueArn"]
+    raw = {"RawMessageDelivery": "true"}
+    await sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes=raw)
+    assert await transport.publish("users", [OutgoingMessage("published", 9)]) == []
+    assert await transport.send("mailer", [OutgoingMessage("sent", 4)]) == []
+    options: Any = {"max_messages": 10, "wait_seconds": 5, "visibility_timeout_seconds": 30}
+    bodies: list[str] = []
+    while len(bodies) < 2:
+        found = await transport.receive("mailer", **options)
+        bodies += [message.body for message in found]
+        assert await transport.change_visibility("mailer", [(one.receipt_handle, 10) for one in found]) == []
+        assert await transport.delete("mailer", [one.receipt_handle for one in found]) == []
+    return sorted(bodies)
+
+
+@pytest.mark.parametrize("where", ["variable", "profile"])
+async def test_an_authority_that_is_named_is_trusted_for_every_verb(
+    secured: FaultProxy,
+    authority: Authority,
+    transport_name: str,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if where == "variable":
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.bundle))
+    else:
+        (tmp_path / "config").write_text(f"[default]\nca_bundle = {authority.bundle}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+
+    async with opened() as transport:
+        assert await use_every_verb(transport) == ["published", "sent"]
+        if isinstance(transport, WireTransport):
+            urls = [endpoint.url for endpoint in transport._endpoints.values() if endpoint]
+            assert urls == [secured.endpoint_url] * 2  # neither service went another way
+
+
+def as_by_python_3_13(**options: Any) -> ssl.SSLContext:
+    context = default_context(**options)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+async def test_an_authority_that_says_little_of_itself_is_trusted_as_by_botocore(
+    fast_broker: EmbeddedBroker, tmp_path: Path, transport_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sloppy = Authority(tmp_path, sloppy=True)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(sloppy.bundle))
+    monkeypatch.setattr("ssl.create_default_context", as_by_python_3_13)
+    with serving(fast_broker, sloppy.server(), monkeypatch):
+        async with opened() as transport:
+            assert await use_every_verb(transport) == ["published", "sent"]
+
+
+REFUSED = [
+    ("unknown", "self-signed certificate in certificate chain|unable to get local issuer", "AWS_CA_BUNDLE"),
+    ("misnamed", "Hostname mismatch", "does AWS_ENDPOINT_URL, or the network, lead to the right host"),
+    ("expired", "certificate has expired", "this machine's clock, which says 20"),
+]
+
+
+@pytest.fixture
+def refused(
+    request: pytest.FixtureRequest, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A server that is not to be trusted, in the environment; what OpenSSL and smartpipe say of it."""
+    kind, words, mend = request.param
+    servers: dict[str, Callable[[], ssl.SSLContext]] = {
+        "unknown": stranger.server,
+        "misnamed": lambda: authority.server("sqs.example.com"),
+        "expired": lambda: authority.server(expired=True),
+    }
+    with FaultProxy("http://127.0.0.1:9", tls=servers[kind]()) as proxy:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "AKID",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "eu-west-1",
+            "AWS_CA_BUNDLE": str(authority.bundle),
+            "AWS_ENDPOINT_URL": proxy.endpoint_url,
+            "SMARTPIPE_ACCOUNT_ID": "123456789012",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield f"({words}).*{mend}"
+        assert proxy.calls == []
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda row: row[0], indirect=True)
+async def test_a_certificate_that_is_not_to_be_trusted_is_told_with_its_mend_and_not_tried_again(
+    refused: str, transport_name: str
+) -> None:
+    async with opened() as transport:
+        with pytest.raises(TransportError, match=refused) as raised:
+            await transport.publish("users", [OutgoingMessage("x", 1)])
+
+    assert (raised.value.code, raised.value.retryable) == ("SSLError", False)
+
+
+@pytest.mark.parametrize("refused", REFUSED[:1], ids=lambda row: row[0], indirect=True)
+def test_a_blocking_publisher_says_the_same(refused: str) -> None:
+    with BlockingPublisher("test") as publisher, pytest.raises(PublishError, match=refused) as raised:
+        publisher.publish(ADA)
+
+    assert [(one.code, one.retryable) for one in raised.value.failures] == [("SSLError", False)]
+
+
+async def test_what_does_not_speak_tls_may_do_so_later(
+    fast_proxy: FaultProxy, transport_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{fast_proxy.port}")
+
+    async with opened() as transport:
+        with pytest.raises(TransportError, match="does what AWS_ENDPOINT_URL names speak TLS") as raised:
+            await transport.publish("users", [OutgoingMessage("x", 1)])
+
+    assert (raised.value.code, raised.value.retryable) == ("SSLError", True)
+
+
+@pytest.mark.usefixtures("fast_broker")
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_bundle_of_authorities_that_cannot_be_read_is_told_at_once_by_its_name(
+    tmp_path: Path, transport_name: str, content: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    if content:
+        bundle.write_text(content)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+
+    for open_one in (transport_from_environment, lambda: BlockingPublisher("test")):
+        with pytest.raises(ConfigError, match=rf"the CA bundle {bundle} .* cannot be read"):
+            open_one()
