@@ -15,8 +15,8 @@ import botocore.loaders
 import pytest
 
 from smartpipe import EmbeddedBroker
+from smartpipe.effects.stores.migrate import migrate
 from smartpipe.embedded import BACKENDS
-from smartpipe.stores.migrate import migrate
 from tests.support.places import make_table
 from tests.support.proxy import FaultProxy
 from tests.support.queues import Queues

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
-    from smartpipe.batch import Batch, BatchDelivery
-    from smartpipe.breaker import CircuitBreaker
-    from smartpipe.delivery import Delivery
+    from smartpipe.effects.idempotency import Idempotency
     from smartpipe.embedded import EmbeddedBroker
     from smartpipe.errors import (
         ConfigError,
@@ -29,15 +27,17 @@ if TYPE_CHECKING:
         UnknownEventType,
     )
     from smartpipe.events import Event
-    from smartpipe.idempotency import Idempotency
+    from smartpipe.handling.batch import Batch, BatchDelivery
+    from smartpipe.handling.breaker import CircuitBreaker
+    from smartpipe.handling.delivery import Delivery
     from smartpipe.outgoing import PublishReport
-    from smartpipe.publisher import Publisher
+    from smartpipe.publishing.publisher import Publisher
     from smartpipe.retry import RetryPolicy
+    from smartpipe.running.worker import Worker
     from smartpipe.service import Service
     from smartpipe.topology.filters import FilterPolicy
     from smartpipe.topology.model import Queue, Topic
     from smartpipe.transport import Transport
-    from smartpipe.worker import Worker
 
 __all__ = [
     "Batch",
@@ -79,22 +79,22 @@ _ERRORS = {name for name in __all__ if name.endswith("Error")} | {
     "UnknownEventType",
 }
 _HOMES = {
-    "Batch": "batch",
-    "BatchDelivery": "batch",
-    "CircuitBreaker": "breaker",
-    "Delivery": "delivery",
+    "Batch": "handling.batch",
+    "BatchDelivery": "handling.batch",
+    "CircuitBreaker": "handling.breaker",
+    "Delivery": "handling.delivery",
     "EmbeddedBroker": "embedded",
     "Event": "events",
     "FilterPolicy": "topology.filters",
-    "Idempotency": "idempotency",
+    "Idempotency": "effects.idempotency",
     "PublishReport": "outgoing",
-    "Publisher": "publisher",
+    "Publisher": "publishing.publisher",
     "Queue": "topology.model",
     "RetryPolicy": "retry",
     "Service": "service",
     "Topic": "topology.model",
     "Transport": "transport",
-    "Worker": "worker",
+    "Worker": "running.worker",
     **dict.fromkeys(_ERRORS, "errors"),
 }
 

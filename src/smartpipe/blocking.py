@@ -10,19 +10,19 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from smartpipe.attempts import deliver_blocking
 from smartpipe.aws.addresses import queue_lookup
 from smartpipe.aws.client import ca_bundle_of, client_options, put_request, region_of
 from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
-from smartpipe.bulk import StoppedGroups, read_chunks
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.payloads.objects import keep
 from smartpipe.payloads.packing import Packing
 from smartpipe.payloads.payloads import parted, placed
+from smartpipe.publishing.attempts import deliver_blocking
+from smartpipe.publishing.bulk import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.model import Topic
 from smartpipe.topology.naming import Naming, physical, region_in

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
-from smartpipe.signature import name_of
+from smartpipe.handling.signature import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.delivery import Delivery
+    from smartpipe.handling.delivery import Delivery
     from smartpipe.outgoing import Publication
 
 T = TypeVar("T")

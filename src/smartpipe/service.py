@@ -8,13 +8,13 @@ from importlib import import_module
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
+from smartpipe.effects.idempotency import Idempotency
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
-from smartpipe.handlers import Handler, HandlerOptions, make_handler, slots_for
-from smartpipe.idempotency import Idempotency
+from smartpipe.handling.handlers import Handler, HandlerOptions, make_handler, slots_for
+from smartpipe.handling.settlement import UnknownEvents
 from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
-from smartpipe.settlement import UnknownEvents
 from smartpipe.topology.derive import Binding
 from smartpipe.topology.model import MAX_RECEIVES, Queue
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from smartpipe.batch import Batch
-    from smartpipe.breaker import CircuitBreaker
-    from smartpipe.delivery import Delivery
     from smartpipe.events import Contract
-    from smartpipe.lambda_handler import LambdaHandler
+    from smartpipe.handling.batch import Batch
+    from smartpipe.handling.breaker import CircuitBreaker
+    from smartpipe.handling.delivery import Delivery
+    from smartpipe.handling.subscribing import Subscribe, SubscribeBatch
     from smartpipe.middleware import Middleware
-    from smartpipe.subscribing import Subscribe, SubscribeBatch
+    from smartpipe.running.lambda_handler import LambdaHandler
 
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
@@ -216,7 +216,7 @@ class Service:
         Raises:
             ConfigError: The service has no handlers.
         """
-        return cast("LambdaHandler", import_module("smartpipe.lambda_handler").LambdaHandler(self))
+        return cast("LambdaHandler", import_module("smartpipe.running.lambda_handler").LambdaHandler(self))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import asyncpg
 
+from smartpipe.effects.stores.migrate import migrate
 from smartpipe.outbox import Outbox
-from smartpipe.stores.migrate import migrate
 from tests.chaos.service import TABLE
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import Queue, Service
-from smartpipe.letters import Selection
-from smartpipe.memories import Memories
+from smartpipe.deadletters.letters import Selection
+from smartpipe.deadletters.memories import Memories
+from smartpipe.deadletters.redrive import Clearing, Redrive, Tally, look
 from smartpipe.message import OutgoingMessage
-from smartpipe.redrive import Clearing, Redrive, Tally, look
 from tests.support.events import OrderPlaced, Paid
 
 if TYPE_CHECKING:

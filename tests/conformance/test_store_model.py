@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smartpipe.idempotency import Claim, InProgress
-from smartpipe.stores.memory import MemoryStore
+from smartpipe.effects.idempotency import Claim, InProgress
+from smartpipe.effects.stores.memory import MemoryStore
 from tests.support.places import LONG, Place
 
 if TYPE_CHECKING:
-    from smartpipe.idempotency import Store
+    from smartpipe.effects.idempotency import Store
 
 SHORT = 0.001
 """What lasts so long is over after the call in which it began."""

@@ -36,11 +36,11 @@ def each_proxy(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.fixture
 def no_time_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed polls are tried again soon."""
-    monkeypatch.setattr("smartpipe.poller.OUTAGE_WAITS", wait_fixed(0.02))
+    monkeypatch.setattr("smartpipe.consuming.poller.OUTAGE_WAITS", wait_fixed(0.02))
 
 
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are extended every hundredth of their time, however much of it is left."""
-    monkeypatch.setattr("smartpipe.visibility.EXTEND_BELOW", 1.0)
-    monkeypatch.setattr("smartpipe.visibility.TICKS_PER_TIMEOUT", 100)
+    monkeypatch.setattr("smartpipe.consuming.visibility.EXTEND_BELOW", 1.0)
+    monkeypatch.setattr("smartpipe.consuming.visibility.TICKS_PER_TIMEOUT", 100)

@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 
 from smartpipe import Delivery, RetryPolicy, Service
-from smartpipe.guard import ClaimLost
+from smartpipe.effects.stores.postgres import PostgresStore
+from smartpipe.handling.guard import ClaimLost
+from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
-from smartpipe.stores.postgres import PostgresStore
-from smartpipe.worker import Worker
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until

@@ -21,7 +21,7 @@ from smartpipe.aws.wire.transport import WireTransport
 from smartpipe.counts import TransportCounts
 from smartpipe.errors import TransportError
 from smartpipe.message import Attribute, OutgoingMessage
-from smartpipe.metrics import OF_TRANSPORT
+from smartpipe.running.metrics import OF_TRANSPORT
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import working
 from tests.conftest import lead_to

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from smartpipe import Publisher, Queue, RetryPolicy, Service
-from smartpipe.consumer import Consumer
-from smartpipe.processor import Resources
-from smartpipe.threads import Threads
+from smartpipe.consuming.consumer import Consumer
+from smartpipe.consuming.processor import Resources
+from smartpipe.handling.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from smartpipe.settlement import UnknownEvents
+    from smartpipe.handling.settlement import UnknownEvents
     from tests.support.fakes import FakeTransport
 
 VISIBILITY_SECONDS = 30

@@ -10,7 +10,7 @@ from pydantic import field_validator
 from tenacity import wait_fixed
 
 from smartpipe import Delivery, Event, Reject, Retry, RetryPolicy
-from smartpipe.deadletter import REASON_ATTRIBUTE
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserLeft, UserSignedUp, users
@@ -308,7 +308,7 @@ def test_fault_43_whatever_a_handler_raises_is_its_failure_and_not_a_shutdown(er
 
 
 def test_fault_43_a_heartbeat_that_dies_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smartpipe.visibility import Visibility
+    from smartpipe.consuming.visibility import Visibility
 
     tick, faults = Visibility.tick, [ZeroDivisionError("a bug")]
 
@@ -451,7 +451,7 @@ def test_a_fault_of_smartpipe_gives_the_message_back(monkeypatch: pytest.MonkeyP
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
 
-    monkeypatch.setattr("smartpipe.processor.Delivery", None)
+    monkeypatch.setattr("smartpipe.consuming.processor.Delivery", None)
     transport.put(ADA)
     counts = consume(service, transport)
 

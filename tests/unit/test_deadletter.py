@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 from smartpipe import DecodeError
-from smartpipe.deadletter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
 from smartpipe.envelope import encode, wrap
+from smartpipe.handling.settlement import DeadLetter
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
-from smartpipe.settlement import DeadLetter
 from tests.support.events import ADA
 
 ENVELOPE = wrap(ADA, source="s")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, DecodeError, Event, UnknownEventType
-from smartpipe.decoder import Decoder
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.decoder import Decoder
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp, users
 
 decoder = Decoder([UserSignedUp, UserLeft, OrderPlaced])

@@ -7,8 +7,8 @@ from uuid import UUID
 import pytest
 
 from smartpipe import PublishError
-from smartpipe.decoder import Decoder
 from smartpipe.envelope import current_envelope, encode, new_event_id, wrap
+from smartpipe.envelope.decoder import Decoder
 from tests.support.events import ADA, Note, OrderPlaced, UserSignedUp
 
 

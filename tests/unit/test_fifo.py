@@ -10,9 +10,9 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import ConfigError, Event, Queue, Reject, RetryPolicy, Service
-from smartpipe.groups import MAX_UNBEGUN, Groups
+from smartpipe.consuming.groups import MAX_UNBEGUN, Groups
+from smartpipe.consuming.visibility import Lease
 from smartpipe.testing import MemoryBroker
-from smartpipe.visibility import Lease
 from tests.support.consumers import consuming
 from tests.support.events import ADA, Clicked, Paid, UserSignedUp
 from tests.support.fakes import FakeTransport

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Reject, RetryPolicy, Service, StoreError, Topic
-from smartpipe.claims import Claims
+from smartpipe.effects.claims import Claims
+from smartpipe.effects.idempotency import Claim, Completed, Idempotency
+from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
-from smartpipe.idempotency import Claim, Completed, Idempotency
+from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
-from smartpipe.stores.memory import MemoryStore
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
 from smartpipe.topology.naming import Naming
-from smartpipe.worker import Worker
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from smartpipe.effects.idempotency import ClaimOutcome
     from smartpipe.envelope import Envelope
-    from smartpipe.idempotency import ClaimOutcome
 
 LEASE_SECONDS = 30
 

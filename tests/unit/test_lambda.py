@@ -11,7 +11,7 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service, TransportError
-from smartpipe.deadletter import REASON_ATTRIBUTE
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
 from smartpipe.testing import virtual_time
 from smartpipe.transport import opening

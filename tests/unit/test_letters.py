@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from smartpipe.deadletter import REASON_ATTRIBUTE
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
+from smartpipe.deadletters.letters import NO_REASON, Selection, read_letter, was_there
 from smartpipe.envelope import encode, wrap
-from smartpipe.letters import NO_REASON, Selection, read_letter, was_there
 from smartpipe.message import Attribute, Message
 from smartpipe.payloads.compression import compressed
 from smartpipe.payloads.pointer import pointer_to

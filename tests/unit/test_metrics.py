@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from smartpipe.counts import Counts, TransportCounts
-from smartpipe.metrics import (
+from smartpipe.running.metrics import (
     NOT_OUTCOMES,
     OF_TRANSPORT,
     Family,

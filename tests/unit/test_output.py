@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smartpipe.processes.output import PrefixedLines, prefixes
+from smartpipe.running.processes.output import PrefixedLines, prefixes
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
-from smartpipe.handlers import slots_for
+from smartpipe.consuming.pace import TokenBucket
+from smartpipe.consuming.room import Room
+from smartpipe.handling.handlers import slots_for
 from smartpipe.memory.transport import NAMING
-from smartpipe.pace import TokenBucket
-from smartpipe.room import Room
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
 from tests.support.consumers import consuming

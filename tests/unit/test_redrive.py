@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
-from smartpipe.attempts import _TOO_LATE
-from smartpipe.deadletter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.deadletters.letters import Selection
+from smartpipe.deadletters.memories import Memories
+from smartpipe.deadletters.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.effects.idempotency import Claim
+from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
 from smartpipe.errors import StoreError
-from smartpipe.idempotency import Claim
-from smartpipe.letters import Selection
-from smartpipe.memories import Memories
+from smartpipe.handling.settlement import DeadLetter
 from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
 from smartpipe.outgoing import MAX_ATTRIBUTES
 from smartpipe.payloads.objects import keep
 from smartpipe.payloads.pointer import pointer_to
-from smartpipe.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
-from smartpipe.settlement import DeadLetter
-from smartpipe.stores.memory import MemoryStore
+from smartpipe.publishing.attempts import _TOO_LATE
 from smartpipe.topology.derive import derive
 from tests.support.events import OrderPlaced, Paid, UserLeft
 from tests.support.fakes import FakeTransport, refused, throttled
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from smartpipe import Event, Transport
+    from smartpipe.effects.idempotency import Known
     from smartpipe.envelope import Envelope
-    from smartpipe.idempotency import Known
 
 EVERYTHING = Selection()
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from smartpipe import Event
 from smartpipe.cli.targets import load_events
 from smartpipe.envelope import encode, wrap
-from smartpipe.schemas import ENVELOPE_FILE, event_schema, export
+from smartpipe.envelope.schemas import ENVELOPE_FILE, event_schema, export
 from tests.support.events import ADA, OrderPlaced, UserSignedUp, users
 
 ROOT = Path(__file__).parents[2]

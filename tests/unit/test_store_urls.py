@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from smartpipe.aws.dynamodb import DynamoStore
+from smartpipe.effects.stores import shown, store_for
+from smartpipe.effects.stores.keys import stored_key
+from smartpipe.effects.stores.memory import MemoryStore
+from smartpipe.effects.stores.postgres import PostgresStore
+from smartpipe.effects.stores.redis import RedisStore
 from smartpipe.errors import ConfigError
-from smartpipe.stores import shown, store_for
-from smartpipe.stores.keys import stored_key
-from smartpipe.stores.memory import MemoryStore
-from smartpipe.stores.postgres import PostgresStore
-from smartpipe.stores.redis import RedisStore
 
 SECRET = "hunter2"
 
@@ -94,7 +94,9 @@ def test_a_url_that_cannot_be_read_is_told_without_any_part_of_it(url: str, monk
 def test_a_missing_package_is_told_with_the_command_that_installs_it(
     url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == package or "smartpipe.stores." in name]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == package or "smartpipe.effects.stores." in name
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_Without(package), *sys.meta_path])
 

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from smartpipe.threads import Threads
+from smartpipe.handling.threads import Threads
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from smartpipe import Retry
+from smartpipe.consuming.visibility import Visibility
 from smartpipe.counts import Counts
 from smartpipe.message import Failure, Message
-from smartpipe.visibility import Visibility
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import UNREACHABLE, FakeTransport, throttled

@@ -16,15 +16,15 @@ from smartpipe.aws.client import ca_bundle_of, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
+from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
+from smartpipe.effects.stores.keys import stored_key
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency import Claimed, Completed, InProgress, known
-from smartpipe.stores.keys import stored_key
 from smartpipe.topology.claims import claims_table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from smartpipe.idempotency import Claim, ClaimOutcome, Known
+    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Known
 
 X = TypeVar("X")
 T = TypeVar("T")

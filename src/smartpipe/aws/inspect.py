@@ -7,10 +7,10 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from smartpipe.attempts import persist
 from smartpipe.aws.companions import read_bucket, read_table
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import TransportError
+from smartpipe.publishing.attempts import persist
 from smartpipe.topology.buckets import LIFECYCLE
 from smartpipe.topology.naming import account_in, is_arn, name_in, region_in, service_in
 from smartpipe.topology.policy import our_statement, source_topics

@@ -16,7 +16,7 @@ from smartpipe.bench.latencies import packed
 from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said, Tally, written
 from smartpipe.bench.producing import Producer
 from smartpipe.errors import SmartpipeError
-from smartpipe.loops import loop_factory
+from smartpipe.running.loops import loop_factory
 from smartpipe.transport import open_transport
 
 if TYPE_CHECKING:

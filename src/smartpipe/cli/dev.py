@@ -17,10 +17,10 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.embedded import EmbeddedBroker
 from smartpipe.embedded.broker import environment_of
 from smartpipe.errors import SmartpipeError
-from smartpipe.processes import Changes, Command, Supervisor, can_watch, run_to_end
-from smartpipe.processes.output import prefixes
+from smartpipe.running.processes import Changes, Command, Supervisor, can_watch, run_to_end
+from smartpipe.running.processes.output import prefixes
+from smartpipe.running.signals import on_stop
 from smartpipe.settings import unknown_settings
-from smartpipe.signals import on_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

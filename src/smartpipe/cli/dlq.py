@@ -16,19 +16,19 @@ from smartpipe.cli.changes import Line, heading, tell
 from smartpipe.cli.show import contents, known_ages
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
+from smartpipe.deadletters.walk import Walk
 from smartpipe.errors import ConfigError
+from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings
-from smartpipe.signals import on_stop
 from smartpipe.topology.naming import name_in, physical
 from smartpipe.topology.resources import Topology
 from smartpipe.topology.tree import state_of
-from smartpipe.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.aws.transport import AwsTransport
-    from smartpipe.letters import Letter, Selection
+    from smartpipe.deadletters.letters import Letter, Selection
     from smartpipe.service import Service
     from smartpipe.topology.model import Queue
     from smartpipe.topology.naming import Naming

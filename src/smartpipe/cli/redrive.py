@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from smartpipe.claims import claims_of
 from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import heading
 from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
+from smartpipe.deadletters.letters import NO_REASON
+from smartpipe.deadletters.memories import Memories
+from smartpipe.deadletters.redrive import Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.effects.claims import claims_of
 from smartpipe.errors import SmartpipeError, StoreError
-from smartpipe.letters import NO_REASON
-from smartpipe.memories import Memories
-from smartpipe.redrive import Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.running.signals import on_stop
 from smartpipe.settings import WorkerSettings
-from smartpipe.signals import on_stop
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from smartpipe.aws.transport import AwsTransport
     from smartpipe.cli.dlq import DeadLetterQueue
-    from smartpipe.letters import Letter, Selection
+    from smartpipe.deadletters.letters import Letter, Selection
     from smartpipe.message import Failure
     from smartpipe.topology.naming import Naming
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError
-from smartpipe.health import Answer, HealthServer
-from smartpipe.metrics import Family, Sample, families_of_transport, render
+from smartpipe.running.health import Answer, HealthServer
+from smartpipe.running.metrics import Family, Sample, families_of_transport, render
+from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings, unknown_settings
-from smartpipe.signals import on_stop
 from smartpipe.transport import CountingTransport
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from smartpipe.cli.targets import load_events
-from smartpipe.schemas import export
+from smartpipe.envelope.schemas import export
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -30,7 +30,7 @@ def run_migrate(*, as_json: bool) -> None:
     if scheme not in {"postgresql", "postgres"}:
         raise ConfigError(f"only PostgreSQL has tables to migrate, and SMARTPIPE_IDEMPOTENCY_URL leads to {scheme}://")
     try:
-        from smartpipe.stores.migrate import migrate
+        from smartpipe.effects.stores.migrate import migrate
     except ModuleNotFoundError as error:
         msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None

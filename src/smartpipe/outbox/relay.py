@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
 
-from smartpipe.attempts import deliver
-from smartpipe.bulk import MAX_IN_FLIGHT, STOPPED, Requests
-from smartpipe.chunks import Chunker
+from smartpipe.effects.stores import shown
+from smartpipe.effects.stores.migrate import missing_migrations
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.outbox.rows import waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, LAG, PUBLISHED, TAKE_LANES, WAITING_ROWS
 from smartpipe.payloads.payloads import Payloads
+from smartpipe.publishing.attempts import deliver
+from smartpipe.publishing.bulk import MAX_IN_FLIGHT, STOPPED, Requests
+from smartpipe.publishing.chunks import Chunker
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
-from smartpipe.stores import shown
-from smartpipe.stores.migrate import missing_migrations
 from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:

@@ -7,19 +7,19 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from smartpipe.claims import Claims
-from smartpipe.consumer import Consumer
+from smartpipe.consuming.consumer import Consumer
+from smartpipe.consuming.processor import Resources
+from smartpipe.effects.claims import Claims
+from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.errors import ConfigError
+from smartpipe.handling.signature import name_of
+from smartpipe.handling.threads import Threads
 from smartpipe.memory.transport import NAMING
 from smartpipe.message import OutgoingMessage, utf8_length
-from smartpipe.processor import Resources
-from smartpipe.publisher import Publisher
-from smartpipe.signature import name_of
-from smartpipe.stores.memory import MemoryStore
+from smartpipe.publishing.publisher import Publisher
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, fits
-from smartpipe.threads import Threads
 from smartpipe.topology.derive import derive
 from smartpipe.transport import opening
 

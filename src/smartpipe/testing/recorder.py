@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 
-from smartpipe.decoder import Decoder
+from smartpipe.envelope.decoder import Decoder
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
+from smartpipe.handling.settlement import Ack, DeadLetter
 from smartpipe.memory.transport import MemoryTransport
 from smartpipe.payloads.objects import kept
 from smartpipe.payloads.payloads import is_packed, unpacked
 from smartpipe.payloads.pointer import is_pointer, payload_at
-from smartpipe.settlement import Ack, DeadLetter
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.consumer import Settled
+    from smartpipe.consuming.consumer import Settled
     from smartpipe.envelope import Envelope
     from smartpipe.events import Event
     from smartpipe.memory.store import Stored

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.envelope.schemas import event_schema
 from smartpipe.events import event_class
-from smartpipe.schemas import event_schema
 from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import portable, typed, unique
 from smartpipe.topology.model import FIFO_SUFFIX

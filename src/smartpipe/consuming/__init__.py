@@ -1,0 +1,1 @@
+"""From a queue to a handler and back: receive, process, settle."""

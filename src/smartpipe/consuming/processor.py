@@ -1,0 +1,259 @@
+"""From one message to one outcome: decode, call the handlers through the middleware, decide."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tenacity import wait_random_exponential
+
+from smartpipe.consuming.pace import Gate, TokenBucket
+from smartpipe.consuming.room import Room
+from smartpipe.envelope import current_envelope
+from smartpipe.envelope.reader import Reader
+from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
+from smartpipe.handling.breaker import Circuit, CircuitBreaker
+from smartpipe.handling.delivery import Delivery
+from smartpipe.handling.gatherer import Gatherer
+from smartpipe.handling.guard import HANDLED, Deferred, Guard, Guarded
+from smartpipe.handling.invocation import Invocation
+from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
+from smartpipe.middleware import Next, compose
+from smartpipe.retry import backoff_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from smartpipe.consuming.visibility import Lease
+    from smartpipe.counts import Counts
+    from smartpipe.effects.claims import Claims
+    from smartpipe.envelope import Envelope
+    from smartpipe.events import Event
+    from smartpipe.handling.delivery import Publishes
+    from smartpipe.handling.handlers import Handler
+    from smartpipe.handling.threads import Threads
+    from smartpipe.message import Message
+    from smartpipe.payloads.payloads import Payloads
+    from smartpipe.service import Service
+
+
+STORE = "the idempotency store"
+S3_WAITS = wait_random_exponential(multiplier=1, min=1, max=300)
+"""Long ones: SQS counts these deliveries too, and dead-letters a message after some, though nothing failed."""
+STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
+
+
+class NotBegun(Exception):
+    """A message that waited for its handler's room when the worker was told to stop: no handler has seen it."""
+
+
+class Processed(NamedTuple):
+    """What became of a message, and whose doing it was."""
+
+    outcome: Outcome
+    envelope: Envelope | None = None
+    handler: Handler | None = None
+
+
+class Resources(NamedTuple):
+    """What a process has one of, for all handlers.
+
+    Args:
+        state: What the service's lifespan yielded.
+        claims: What idempotent handlers claim with.
+    """
+
+    publisher: Publishes
+    threads: Threads
+    payloads: Payloads
+    state: Any = None
+    claims: Claims | None = None
+
+
+class _Route(NamedTuple):
+    """How a delivery gets to one handler: through the middleware, when there is room, and under its circuit."""
+
+    handler: Handler
+    call: Next[Delivery, None]
+    room: Room | None
+    circuit: Circuit | None
+    guard: Guard | None
+
+
+class Processor:
+    """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
+
+    ``gates`` hold back the polling of its queue, as its handlers ask.
+    """
+
+    def __init__(self, service: Service, queue: str, resources: Resources, counts: Counts) -> None:
+        self._service = service
+        self._queue = queue
+        self._resources = resources
+        self._counts = counts
+        self._invocation = Invocation(resources.threads, counts)
+        self._gatherers: list[Gatherer] = []
+        self.gates: list[Gate] = []
+        self.circuits: list[Circuit] = []
+        self._routes: dict[type[Event], list[_Route]] = {}
+        for handler in service.handlers_on(queue):
+            self._routes.setdefault(handler.event, []).append(self._route(handler))
+        self._reader = Reader(self._routes, resources.payloads)
+        self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
+
+    async def process(self, message: Message, lease: Lease) -> Processed:
+        """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
+        attempt = message.receive_count - lease.unbegun
+        try:
+            envelope = await self._reader.read(message)
+        except TransportError as error:  # an outage of S3 is nobody's failure
+            return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, attempt, error)), error))
+        except (DecodeError, PayloadError, UnknownEventType) as error:
+            service = self._service
+            return Processed(decide(error, attempt, service.retry, service.unknown_events))
+        for route in self._routes[type(envelope.data)]:
+            failure, attempted = await self._call(route, envelope, message, lease)
+            if isinstance(failure, Deferred):
+                return Processed(Defer(math.ceil(failure.seconds), failure), envelope, route.handler)
+            if failure is not None:
+                outcome = decide(failure, attempted or attempt, route.handler.retry)
+                return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
+        return Processed(ACK, envelope, route.handler)
+
+    @property
+    def _guarded(self) -> bool:
+        return any(route.guard for routes in self._routes.values() for route in routes)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it has handlers of batches."""
+        return bool(self._gatherers)
+
+    @property
+    def gathered(self) -> int:
+        """How many messages wait for their batch to fill."""
+        return sum(gatherer.gathered for gatherer in self._gatherers)
+
+    def flush(self) -> None:
+        """Let batches go out though they are not full."""
+        for gatherer in self._gatherers:
+            gatherer.flush()
+
+    def stop(self) -> None:
+        """Let batches go out, now and from now on, and begin nothing that waits for room: the worker is draining."""
+        for gatherer in self._gatherers:
+            gatherer.close()
+        for room in (route.room for routes in self._routes.values() for route in routes):
+            if room is not None:
+                room.close()
+
+    def close(self) -> None:
+        """Forget what was to happen later."""
+        self._invocation.close()
+        for circuit in self.circuits:
+            circuit.close()
+
+    def _route(self, handler: Handler) -> _Route:
+        options = handler.options
+        circuit = None if options.breaker is None else self._open_circuit(handler.name, options.breaker)
+        if options.rate_per_second is not None:
+            self.gates.append(TokenBucket(options.rate_per_second, asyncio.get_running_loop().time))
+        innermost: Next[Delivery, None]
+        room = None
+        if options.batch is not None:
+            innermost = Gatherer(
+                handler,
+                options.batch,
+                self._invocation,
+                self._resources.publisher,
+                on_outcome=partial(_tell, circuit, handler),
+            )
+            self._gatherers.append(innermost)
+        else:
+            innermost = _one_by_one(self._invocation, handler)
+            room = Room(options.concurrency) if options.concurrency else None
+        return _Route(handler, compose(self._service.middleware, innermost), room, circuit, self._guard(handler))
+
+    def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
+        circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
+        self.circuits.append(circuit)
+        self.gates.append(circuit)
+        return circuit
+
+    def _guard(self, handler: Handler) -> Guard | None:
+        options, claims = handler.options.idempotency, self._resources.claims
+        if options is None:
+            return None
+        if claims is None:
+            raise ConfigError(f"handler {handler.name} is idempotent, and there is nothing to claim with")
+        seconds = handler.queue.visibility_timeout_seconds
+        return Guard(handler, options, claims, lease_seconds=seconds, counts=self._counts)
+
+    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> Guarded:
+        """Run one handler, if its effect has not happened yet; return how that ended."""
+        handler = route.handler
+        delivery = Delivery(
+            envelope,
+            message,
+            handler=handler.name,
+            service=self._service.name,
+            queue=self._queue,
+            lease=lease,
+            publisher=self._resources.publisher,
+            state=self._resources.state,
+        )
+        current_envelope.set(envelope)
+        seconds = handler.options.timeout_seconds
+        if route.room is not None and not await route.room.enter(leaves=lease.handler is None):
+            raise NotBegun
+        try:
+            lease.handler = handler.name
+            # A batch has a time of its own, and its items wait for it.
+            limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
+            if route.guard is None:
+                failure = await self._invocation.outcome_of(route.call, delivery, limit)
+                guarded = HANDLED if failure is None else Guarded(failure)
+            else:
+                call = partial(self._invocation.outcome_of, route.call, delivery, limit)
+                guarded = await route.guard.run(delivery, lease, call)
+                self._tell_of_store(guarded.failure)
+        finally:
+            if route.room is not None:
+                route.room.leave()
+        if handler.options.batch is None:  # a batch is one call, whatever the number of its items
+            _tell(route.circuit, handler, guarded.failure)
+        return guarded
+
+    def _tell_of_store(self, failure: BaseException | None) -> None:
+        """Hold polls back while the store cannot be asked: their messages could only be deferred."""
+        if self._store_circuit is None:
+            return
+        if isinstance(failure, Deferred) and failure.store_failed:
+            self._store_circuit.failed()
+        else:
+            self._store_circuit.succeeded()
+
+
+def _one_by_one(invocation: Invocation, handler: Handler) -> Next[Delivery, None]:
+    def call(delivery: Delivery) -> Awaitable[None]:
+        return invocation.call(handler, delivery.envelope.data, delivery)
+
+    return call
+
+
+def _tell(circuit: Circuit | None, handler: Handler, failure: BaseException | None) -> None:
+    if circuit is None:
+        return
+    if failure is None:
+        circuit.succeeded()
+    elif not isinstance(failure, (Retry, Reject, Deferred, *handler.retry.never_on)):
+        circuit.failed()
+
+
+def _unless_open(circuit: Circuit | None, outcome: Outcome) -> Outcome:
+    """Give back what an outage would push into the dead-letter queue."""
+    if circuit is None or circuit.closed or not isinstance(outcome, (DeadLetter, Halt)):
+        return outcome
+    return RetryAfter(round(circuit.reset_seconds), outcome.error) if outcome.kind == "retries-exhausted" else outcome

@@ -1,0 +1,100 @@
+"""Which effects of dead letters have happened, as far as the store of idempotent handlers remembers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from smartpipe.effects.claims import MAX_CLAIMS
+from smartpipe.effects.idempotency import Completed, InProgress
+from smartpipe.envelope.reader import Reader
+from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
+from smartpipe.payloads.payloads import Payloads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from smartpipe.deadletters.letters import Letter
+    from smartpipe.effects.idempotency import Known, Store
+    from smartpipe.handling.handlers import Handler
+
+
+class Memory(NamedTuple):
+    """What is remembered of one letter.
+
+    Args:
+        handlers: How many handlers it would reach.
+        completed: The keys of those of them whose effect has happened.
+        in_progress: How many of them are at it right now, or were until their worker crashed.
+    """
+
+    handlers: int = 0
+    completed: tuple[str, ...] = ()
+    in_progress: int = 0
+
+    @property
+    def all_done(self) -> bool:
+        """Whether a worker would delete it without running any handler."""
+        return 0 < self.handlers == len(self.completed)
+
+
+class Memories:
+    """Asks the store about the letters of one queue.
+
+    Args:
+        handlers: Those of the queue.
+        store: None only where none of them is idempotent.
+    """
+
+    def __init__(self, handlers: Sequence[Handler], store: Store | None) -> None:
+        self._handlers = handlers
+        self._store = store
+        self._payloads = Payloads()
+        self._reader = Reader({handler.event for handler in handlers}, self._payloads)
+
+    async def ask(self, letters: Sequence[Letter]) -> list[Memory]:
+        """Return what is remembered of each letter.
+
+        Raises:
+            StoreError: The store cannot be asked.
+            TransportError: S3 cannot be asked for the body of one.
+        """
+        if self._store is None:
+            return [Memory()] * len(letters)
+        reached = [await self._reached(letter) for letter in letters]
+        keys = [key for _, wanted in reached for key in wanted]
+        known: dict[str, Known] = {}
+        for start in range(0, len(keys), MAX_CLAIMS):
+            part = keys[start : start + MAX_CLAIMS]
+            known.update(zip(part, await self._store.look(part), strict=True))
+        return [
+            Memory(
+                handlers,
+                tuple(key for key in wanted if isinstance(known[key], Completed)),
+                sum(isinstance(known[key], InProgress) for key in wanted),
+            )
+            for handlers, wanted in reached
+        ]
+
+    async def forget(self, memories: Iterable[Memory]) -> None:
+        """Let the effects that have happened happen again; what is in progress is left to its holder.
+
+        Raises:
+            StoreError: The store cannot be told.
+        """
+        keys = [key for memory in memories for key in memory.completed]
+        if keys and self._store is not None:
+            await self._store.forget(keys)
+
+    async def aclose(self) -> None:
+        """Release connections to S3; the store is its opener's. A second call does nothing."""
+        await self._payloads.aclose()
+
+    async def _reached(self, letter: Letter) -> tuple[int, list[str]]:
+        """Return how many handlers take the letter, and the keys of the idempotent ones."""
+        try:
+            envelope = await self._reader.read(letter.message)
+        except (DecodeError, PayloadError, UnknownEventType):
+            return 0, []
+        taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
+        options = [(handler.name, handler.options.idempotency) for handler in taking]
+        return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

@@ -1,0 +1,82 @@
+"""Idempotency stores: one module a server, imported by the scheme of its URL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from smartpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smartpipe.effects.idempotency import Store
+
+__all__ = ["shown", "store_for"]
+
+
+class _Home(NamedTuple):
+    module: str
+    name: str
+    extra: str
+
+
+_REDIS = _Home("smartpipe.effects.stores.redis", "RedisStore", "redis")
+_POSTGRES = _Home("smartpipe.effects.stores.postgres", "PostgresStore", "postgres")
+_HOMES = {
+    "memory": _Home("smartpipe.effects.stores.memory", "MemoryStore", ""),
+    "redis": _REDIS,
+    "rediss": _REDIS,
+    "unix": _REDIS,
+    "postgresql": _POSTGRES,
+    "postgres": _POSTGRES,
+    "dynamodb": _Home("smartpipe.aws.dynamodb", "DynamoStore", "dynamodb"),
+}
+
+
+def store_for(url: str, *, prefix: str = "") -> Store:
+    """Return the store that *url* leads to. It connects when it is opened.
+
+    Args:
+        url: ``memory://``, ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, ``postgresql://`` as
+            libpq does, or ``dynamodb://TABLE``.
+        prefix: Goes before every key: environments and services that share a server need one each.
+
+    Raises:
+        ConfigError: An unknown scheme, a part that cannot be read, or a package that is not installed. It says
+            nothing of the URL but its scheme: the rest may hold a password, and where, only a good URL tells.
+    """
+    scheme, separator, _ = url.partition("://")
+    home = _HOMES.get(scheme.lower()) if separator else None
+    if home is None:
+        known = ", ".join(f"{name}://" for name in _HOMES)
+        raise ConfigError(f"{_scheme(scheme, separator)} of the store's URL is none of {known}")
+    try:
+        module = import_module(home.module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "smartpipe":
+            raise
+        raise ConfigError(
+            f"a store at {scheme}:// needs the package {error.name}; run pip install 'smartpipe[{home.extra}]'"
+        ) from None
+    try:
+        parts = urlsplit(url)
+        if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError  # noqa: TRY301 - a password that was cut off at its own "/", "?", "#" or "@"
+        store: Store = getattr(module, home.name)(url, prefix=prefix)
+    except ValueError:  # its text quotes parts of the URL
+        raise ConfigError(
+            f"the store's URL at {scheme}:// cannot be read; are all special characters of its password "
+            "percent-encoded, as in %40 for @, and is its port a number?"
+        ) from None
+    return store
+
+
+def shown(url: str) -> str:
+    """Return *url* without what may be secret: the user, the password and the query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _scheme(scheme: str, separator: str) -> str:
+    # Without "://" there is no scheme, and what stands there may be anything.
+    return f"the scheme {scheme!r}" if separator and scheme.isalnum() else "the scheme"

@@ -1,0 +1,71 @@
+"""The tables of the PostgreSQL store: plain SQL files, each run once."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from smartpipe.effects.stores import shown
+from smartpipe.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CONNECT_SECONDS = 10.0
+STATEMENT_SECONDS = 300.0
+"""For a migration that waits for another, or for a table that is in use."""
+
+
+def migrations() -> dict[str, str]:
+    """Return the SQL of every migration by its name, in their order."""
+    found = (files("smartpipe.effects.stores") / "migrations").iterdir()
+    return {file.name.removesuffix(".sql"): file.read_text() for file in sorted(found, key=lambda file: file.name)}
+
+
+async def migrate(url: str) -> list[str]:
+    """Run the migrations that this database lacks, in one transaction; return their names.
+
+    It may be called again, and by several at once: one runs them, the others wait and find nothing to do.
+
+    Raises:
+        ConfigError: A URL that cannot be read.
+        StoreError: The database cannot be reached, or refuses, for instance for want of the right to create tables.
+    """
+    try:
+        connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
+        try:
+            async with connection.transaction():
+                return await _migrate(connection)
+        finally:
+            await connection.close(timeout=CONNECT_SECONDS)
+    except ValueError:  # its text quotes parts of the URL
+        raise ConfigError("the store's URL at postgresql:// cannot be read") from None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # a timeout is an OSError
+        raise StoreError(f"migrate at {shown(url)}: {error or type(error).__name__}") from error
+
+
+async def _migrate(connection: asyncpg.Connection) -> list[str]:
+    wanted = migrations()
+    lock = next(iter(wanted.values())).partition("pg_advisory_xact_lock(")[2].partition(")")[0]
+    await connection.execute(f"SELECT pg_advisory_xact_lock({lock})")
+    missing = await missing_migrations(connection)
+    for name in missing:
+        await connection.execute(wanted[name])
+    return missing
+
+
+async def missing_migrations(connection: asyncpg.Connection | asyncpg.Pool, topic: str = "") -> list[str]:
+    """Return the names of the migrations that this database lacks, or of those of one *topic*, as in ``claims``.
+
+    It may have more: those of a later version, which migrates before its processes start, beside ones that still run.
+    """
+    if await connection.fetchval("SELECT to_regclass('smartpipe_migrations')") is None:
+        return _named(migrations(), topic)
+    there = {row["name"] for row in await connection.fetch("SELECT name FROM smartpipe_migrations")}
+    return _named([name for name in migrations() if name not in there], topic)
+
+
+def _named(names: Iterable[str], topic: str) -> list[str]:
+    return [name for name in names if name.endswith(topic)]

@@ -1,0 +1,202 @@
+"""Claims in Redis or Valkey: one script call a verb."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
+from smartpipe.effects.stores import shown
+from smartpipe.effects.stores.keys import stored_key
+from smartpipe.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Known
+
+log = logging.getLogger("smartpipe.stores")
+
+CALL_SECONDS = 5.0
+MAX_CONNECTIONS = 16
+MAX_KEY_BYTES = 4_096
+
+# A script runs alone on the server, and its TIME stands still: https://redis.io/docs/latest/develop/programmability/eval-intro/
+# A hash a key: state, token, attempt, and until when its lease lasts, in milliseconds. PEXPIRE is its memory.
+_BEGIN = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local answer = {}
+for i, key in ipairs(KEYS) do
+  local token, lease, ttl = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+  local found = redis.call('HMGET', key, 'state', 'token', 'attempt', 'until')
+  local state, mine = found[1], found[2] == token
+"""
+_END = """
+end
+return answer
+"""
+_CLAIM = f"""{_BEGIN}
+  local left = (tonumber(found[4]) or 0) - now
+  local attempt = tonumber(found[3]) or 0
+  if state == 'completed' then
+    answer[i] = {{0, 0}}
+  elseif state == 'held' and left > 0 and not mine then
+    answer[i] = {{0, left}}
+  else
+    if state ~= 'held' or left <= 0 then
+      attempt = attempt + 1
+      redis.call('HSET', key, 'state', 'held', 'token', token, 'attempt', attempt, 'until', now + lease)
+      redis.call('PEXPIRE', key, lease + ttl)
+    end
+    answer[i] = {{attempt, 0}}
+  end
+{_END}"""
+_RENEW = f"""{_BEGIN}
+  if mine and state == 'held' then
+    redis.call('HSET', key, 'until', now + lease)
+    redis.call('PEXPIRE', key, lease + ttl)
+  end
+  answer[i] = (mine and state ~= 'released') and 1 or 0
+{_END}"""
+_FINISH = """
+  if mine and state == 'held' then
+    redis.call('HSET', key, 'state', '%(state)s')
+    redis.call('PEXPIRE', key, ttl)
+    state = '%(state)s'
+  end
+  answer[i] = (mine and state == '%(state)s') and 1 or 0
+"""
+_COMPLETE = _BEGIN + _FINISH % {"state": "completed"} + _END
+_RELEASE = _BEGIN + _FINISH % {"state": "released"} + _END
+
+
+class RedisStore:
+    """Claims on one Redis (from 6.2) or Valkey server, judged by its clock.
+
+    What it holds is as safe as the server makes it: without persistence a restart forgets, a failover may lose the
+    last writes, and an eviction policy other than ``noeviction`` may drop claims. Redis Cluster is not supported.
+
+    Raises:
+        ValueError: A URL that redis-py cannot read.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=CALL_SECONDS,
+            socket_timeout=CALL_SECONDS,
+            socket_connect_timeout=CALL_SECONDS,
+            # Once more, at once: a connection of the pool may have ended with the server that it led to. A token
+            # makes every verb one that may be repeated.
+            retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
+        )
+        self._redis = Redis.from_pool(pool)
+        self._server = shown(url)
+        self._prefix = f"smartpipe:{prefix}"
+        self._scripts = {
+            verb: self._redis.register_script(script)
+            for verb, script in (("claim", _CLAIM), ("renew", _RENEW), ("complete", _COMPLETE), ("release", _RELEASE))
+        }
+
+    async def open(self) -> None:
+        """Connect, and warn of a server that may forget.
+
+        Raises:
+            ConfigError: It is a node of a Redis Cluster.
+            StoreError: It cannot be asked.
+        """
+        async with self._faults("INFO"):
+            info: dict[str, Any] = await self._redis.info()
+        if info.get("redis_mode", info.get("server_mode")) == "cluster":
+            raise ConfigError(
+                f"{self._server} is a node of a Redis Cluster, and a batch's keys are on many; use one with cluster "
+                "mode disabled"
+            )
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            log.warning(
+                "%s has the maxmemory-policy %s: short of memory it drops claims, and effects then happen again; "
+                "set noeviction",
+                self._server,
+                policy,
+            )
+
+    async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+        """Claim what is unknown, released, or whose lease has run out."""
+        outcomes: list[ClaimOutcome] = []
+        for attempt, milliseconds in await self._call("claim", claims):
+            if attempt:
+                outcomes.append(Claimed(attempt))
+            else:
+                outcomes.append(InProgress(milliseconds / 1000) if milliseconds else Completed())
+        return outcomes
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        """Let each lease last ``lease_seconds`` from now."""
+        return [bool(said) for said in await self._call("renew", claims)]
+
+    async def complete(self, claims: Sequence[Claim]) -> list[bool]:
+        """Say that each effect has happened."""
+        return [bool(said) for said in await self._call("complete", claims)]
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        """Give back what did not succeed."""
+        return [bool(said) for said in await self._call("release", claims)]
+
+    async def look(self, keys: Sequence[str]) -> list[Known]:
+        """Say what is known of each key."""
+        if not keys:
+            return []
+        async with self._faults("look"), self._redis.pipeline(transaction=True) as pipe:
+            pipe.time()
+            for key in keys:
+                pipe.hmget(self._key(key), "state", "until")
+            (seconds, microseconds), *found = await pipe.execute()
+        now = seconds * 1000 + microseconds // 1000
+        return [state and known(state.decode(), (int(until) - now) / 1000) for state, until in found]
+
+    async def forget(self, keys: Sequence[str]) -> None:
+        """Remove all memory of these keys."""
+        if keys:
+            async with self._faults("UNLINK"):
+                await self._redis.unlink(*(self._key(key) for key in keys))
+
+    async def aclose(self) -> None:
+        """Disconnect. A second call does nothing."""
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+    async def _call(self, verb: str, claims: Sequence[Claim]) -> list[Any]:
+        if not claims:
+            return []
+        arguments: list[str | int] = []
+        for claim in claims:
+            arguments += (claim.token, ceil(claim.lease_seconds * 1000), ceil(claim.ttl_seconds * 1000))
+        async with self._faults(verb):
+            answer: list[Any] = await self._scripts[verb](keys=[self._key(c.key) for c in claims], args=arguments)
+        return answer
+
+    def _key(self, key: str) -> str:
+        return stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)
+
+    @asynccontextmanager
+    async def _faults(self, verb: str) -> AsyncIterator[None]:
+        """Bound a call, and turn whatever goes wrong into one sentence."""
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                yield
+        except TimeoutError:
+            raise StoreError(f"{verb} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
+        except (RedisError, OSError) as error:
+            raise StoreError(f"{verb} at {self._server}: {error or type(error).__name__}") from error

@@ -1,0 +1,122 @@
+"""Puts single deliveries together for a batch handler, and tells each what became of its item."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
+
+from smartpipe.envelope import current_envelope
+from smartpipe.handling.batch import Batch, BatchDelivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smartpipe.handling.delivery import Delivery, Publishes
+    from smartpipe.handling.handlers import Handler
+    from smartpipe.handling.invocation import Invocation
+
+_Fate: TypeAlias = "asyncio.Future[BaseException | None]"
+
+
+class _Items:
+    """What one call of the handler gets; the call is given up when nobody waits for any item any more."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Delivery, _Fate]] = []
+        self.task: asyncio.Task[None] | None = None
+
+    def live(self) -> list[tuple[Delivery, _Fate]]:
+        return [(delivery, fate) for delivery, fate in self.waiting if not fate.done()]
+
+
+class Gatherer:
+    """The batches of one handler. Calling it with a delivery returns, or raises, what became of that one.
+
+    A batch goes out when it is full, or ``linger_seconds`` after its first item, or at ``flush`` or ``close``.
+
+    Args:
+        on_outcome: Told of each call how it ended: None, unless every item has failed.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        batch: Batch,
+        invocation: Invocation,
+        publisher: Publishes,
+        *,
+        on_outcome: Callable[[BaseException | None], None] = lambda _: None,
+    ) -> None:
+        self._handler = handler
+        self._batch = batch
+        self._invocation = invocation
+        self._publisher = publisher
+        self._on_outcome = on_outcome
+        concurrency = handler.options.concurrency
+        self._room = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
+        self._items = _Items()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lingering = True
+
+    async def __call__(self, delivery: Delivery) -> None:
+        """Wait for the batch that *delivery* is put into; raise what its item failed by."""
+        loop = asyncio.get_running_loop()
+        items, fate = self._items, loop.create_future()
+        items.waiting.append((delivery, fate))
+        if len(items.waiting) >= self._batch.size or not self._lingering:
+            self._start()
+        elif self._timer is None:
+            self._timer = loop.call_later(self._batch.linger_seconds, self._start)
+        try:
+            error = await fate
+        except asyncio.CancelledError:
+            if items.task is not None and not items.live():
+                items.task.cancel()
+            raise
+        if error is not None:
+            raise error
+
+    @property
+    def gathered(self) -> int:
+        """How many items wait for others."""
+        return len(self._items.live())
+
+    def flush(self) -> None:
+        """Let what is gathered go out."""
+        self._start()
+
+    def close(self) -> None:
+        """Let no item wait for others any more, now or later: no more messages will come."""
+        self._lingering = False
+        self._start()
+
+    def _start(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        items, self._items = self._items, _Items()
+        if items.waiting:
+            items.task = asyncio.get_running_loop().create_task(self._run(items))
+
+    async def _run(self, items: _Items) -> None:
+        current_envelope.set(None)  # not that of the item which happened to fill the batch
+        async with self._room:
+            live = items.live()
+            if not live:
+                return
+            batch = BatchDelivery([delivery for delivery, _ in live], self._publisher)
+            call = partial(self._invocation.call, self._handler, [delivery.event for delivery, _ in live])
+            seconds = self._handler.options.timeout_seconds
+            error: BaseException | None
+            try:
+                error = await self._invocation.outcome_of(call, batch, math.inf if seconds is None else seconds)
+            except asyncio.CancelledError as cancelled:  # by us, with nobody waiting; or by the handler itself
+                error = cancelled
+        failures = [batch.failure(index) if error is None else error for index in range(len(live))]
+        self._on_outcome(None if None in failures else failures[0])
+        for (_, fate), failure in zip(live, failures, strict=True):
+            if not fate.done():
+                fate.set_result(failure)

@@ -1,0 +1,1 @@
+"""From events to requests: gathered, cut to size, sent, and sent again."""

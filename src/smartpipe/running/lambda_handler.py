@@ -1,0 +1,256 @@
+"""A service as an AWS Lambda function on an SQS event source: the same handlers, with partial batch responses.
+
+Source: AWS Lambda developer guide, "Using Lambda with Amazon SQS" and "Implementing partial batch responses".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.consuming.groups import Groups
+from smartpipe.consuming.processor import Processor, Resources
+from smartpipe.consuming.settler import Settler
+from smartpipe.consuming.visibility import Lease
+from smartpipe.counts import Counts
+from smartpipe.effects.claims import claims_of
+from smartpipe.errors import ConfigError, TransportError
+from smartpipe.handling.handlers import slots_for
+from smartpipe.handling.threads import Threads
+from smartpipe.message import Attribute, received_message
+from smartpipe.publishing.publisher import Publisher
+from smartpipe.settings import AwsSettings, WorkerSettings
+from smartpipe.transport import BATCH_LIMIT, open_transport
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smartpipe.consuming.groups import Chain
+    from smartpipe.message import Message
+    from smartpipe.service import Service
+    from smartpipe.transport import Transport
+
+log = logging.getLogger("smartpipe.lambda")
+
+MARGIN_SECONDS = 1.0
+"""So long before Lambda's own end handlers are cut off, that their messages can still be reported."""
+CANCEL_SECONDS = 0.3
+GIVE_BACK_SECONDS = 0.8
+NO_LIMIT_SECONDS = 900.0
+GATHERED_EVERY_SECONDS = 0.01
+
+
+class _Unfinished:
+    """What Lambda is told to give back, in place of an acknowledger: what is not in it, Lambda deletes."""
+
+    def __init__(self) -> None:
+        self.message_ids: set[str] = set()
+        self.leases: list[tuple[str, float]] = []
+
+    def clear(self) -> None:
+        self.message_ids.clear()
+        self.leases.clear()
+
+    def delete(self, lease: Lease) -> None:
+        self.message_ids.discard(lease.message.message_id)
+
+    def release(self, lease: Lease, seconds: float) -> None:
+        self.message_ids.add(lease.message.message_id)
+        self.leases.append((lease.message.receipt_handle, seconds))
+
+
+class _Source(NamedTuple):
+    """One queue that the function is invoked for."""
+
+    name: str
+    processor: Processor
+    settler: Settler
+    groups: Groups
+    room: asyncio.Semaphore
+    unfinished: _Unfinished
+
+
+class LambdaHandler:
+    """The function for Lambda to call: ``handler(event, context)``. See ``Service.lambda_handler``."""
+
+    def __init__(self, service: Service) -> None:
+        if not service.handlers:
+            msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
+            raise ConfigError(msg)
+        self._service = service
+        self._runner: asyncio.Runner | None = None
+        self._stack = AsyncExitStack()
+        self._transport: Transport | None = None
+        self._resources: Resources | None = None
+        self._sources: dict[str, _Source] = {}
+
+    def __call__(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
+        """Handle one invocation; return the partial batch response."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()  # one loop for all invocations: what the lifespan opens belongs to it
+        return self._runner.run(self.handle(event, context))
+
+    async def handle(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
+        """Do the same in a running loop, always the same one.
+
+        Raises:
+            ConfigError: The event is none of SQS, or of a queue that the service has no handlers on.
+        """
+        records = event.get("Records")
+        if not records or any(record.get("eventSource") != "aws:sqs" for record in records):
+            msg = "the event is not from SQS: map an SQS queue to this function, with ReportBatchItemFailures"
+            raise ConfigError(msg)
+        loop = asyncio.get_running_loop()
+        remaining: Any = getattr(context, "get_remaining_time_in_millis", None)
+        seconds = remaining() / 1_000 - MARGIN_SECONDS if remaining else NO_LIMIT_SECONDS
+        until = loop.time() + max(0.0, seconds)
+        sources: dict[str, _Source] = {}
+        chains: list[tuple[_Source, Chain]] = []
+        for record in records:
+            arn = record["eventSourceARN"]
+            if arn not in sources:
+                sources[arn] = await self._source(arn)
+            source = sources[arn]
+            chain = source.groups.chain_for(Lease(_message(record, loop.time()), until, until, loop.time))
+            if chain is not None:
+                chains.append((source, chain))
+        await self._run_all(chains, until)
+        for source in sources.values():
+            await self._give_back(source, until + GIVE_BACK_SECONDS)
+        failures = [
+            {"itemIdentifier": record["messageId"]}
+            for record in records
+            if record["messageId"] in sources[record["eventSourceARN"]].unfinished.message_ids
+        ]
+        return {"batchItemFailures": failures}
+
+    def close(self) -> None:
+        """Close all that invocations opened, and their loop: at the end of a test. A second call does nothing."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            with runner:
+                runner.run(self.aclose())
+
+    async def aclose(self) -> None:
+        """Close what the lifespan opened, and connections. Lambda itself never calls it: it ends the process."""
+        await self._stack.aclose()
+        self._resources = None
+        self._sources.clear()
+
+    async def _run_all(self, chains: list[tuple[_Source, Chain]], until: float) -> None:
+        loop = asyncio.get_running_loop()
+        tasks = {loop.create_task(self._run(source, chain)) for source, chain in chains}
+        processors = {source.name: source.processor for source, _ in chains if source.processor.gathers}
+        gathering = loop.create_task(_flush_when_all_wait(list(processors.values()), tasks))
+        try:
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()))
+            if late:
+                log.warning("%d messages are given back: the function's time is over", len(late))
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late, timeout=CANCEL_SECONDS)
+        finally:  # also when this invocation is cancelled
+            for task in (gathering, *tasks):
+                task.cancel()
+        for source, chain in chains:  # of tasks that were cancelled before they began, or do not end
+            while chain:
+                source.unfinished.release(source.groups.ended(chain), 0)
+
+    async def _run(self, source: _Source, chain: Chain) -> None:
+        async def process(lease: Lease) -> float | None:
+            started = time.perf_counter()
+            try:
+                async with source.room:
+                    processed = await source.processor.process(lease.message, lease)
+                return await source.settler.settle(lease, processed, time.perf_counter() - started)
+            except asyncio.CancelledError:
+                source.unfinished.release(lease, 0)
+                return 0
+            except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
+                return source.settler.fault(lease, error)
+
+        await source.groups.run(chain, process, source.unfinished.release, source.groups.ended)
+
+    async def _give_back(self, source: _Source, until: float) -> None:
+        """Ask for the retries' delays. Lambda's own is the queue's visibility timeout; that is right too, if later."""
+        leases = source.unfinished.leases
+        transport = self._transport
+        if transport is None or not leases:
+            return
+        try:
+            async with asyncio.timeout_at(until):
+                for start in range(0, len(leases), BATCH_LIMIT):
+                    await transport.change_visibility(source.name, leases[start : start + BATCH_LIMIT])
+        except (TransportError, TimeoutError) as error:
+            log.warning("failed messages come back after the visibility timeout, not by their policy: %s", error)
+
+    async def _source(self, arn: str) -> _Source:
+        """Return what the queue is handled with, without a trace of what an earlier invocation left undone."""
+        known = self._sources.get(arn)
+        if known is not None:
+            known.unfinished.clear()
+            return known._replace(groups=known.groups.anew())
+        resources, transport = await self._opened()
+        name = arn.rpartition(":")[2].removeprefix(AwsSettings.load().prefix)
+        queues = {binding.queue.name: binding.queue for binding in self._service.bindings}
+        if name not in queues:
+            msg = (
+                f"service {self._service.name!r} has no handlers on queue {name!r} ({arn}); it has on "
+                f"{', '.join(queues)}. Is SMARTPIPE_PREFIX set as it was when the topology was applied?"
+            )
+            raise ConfigError(msg)
+        counts, unfinished = Counts(), _Unfinished()
+        source = self._sources[arn] = _Source(
+            name,
+            Processor(self._service, name, resources, counts),
+            Settler(self._service.name, queues[name], transport, acknowledger=unfinished, counts=counts),
+            Groups(fifo=queues[name].fifo),
+            asyncio.Semaphore(slots_for(self._service.handlers_on(name), WorkerSettings.load().concurrency)),
+            unfinished,
+        )
+        return source
+
+    async def _opened(self) -> tuple[Resources, Transport]:
+        """Open, in the first invocation, what lasts for all of them."""
+        if self._resources is None or self._transport is None:
+            async with AsyncExitStack() as stack:
+                transport = open_transport()
+                stack.push_async_callback(transport.aclose)
+                threads = Threads(self._service.slots(WorkerSettings.load().concurrency))
+                stack.callback(threads.close)
+                publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
+                claims = await claims_of(self._service, WorkerSettings.load().idempotency_url)
+                if claims is not None:
+                    stack.push_async_callback(claims.aclose)
+                state = await stack.enter_async_context(self._service.open())
+                self._stack = stack.pop_all()
+            self._transport, self._resources = (
+                transport,
+                Resources(publisher, threads, publisher.payloads, state, claims),
+            )
+        return self._resources, self._transport
+
+
+async def _flush_when_all_wait(processors: list[Processor], tasks: set[asyncio.Task[None]]) -> None:
+    """Let batches go out as soon as nobody else can join them: Lambda's time costs more than a linger is worth."""
+    while processors:
+        await asyncio.sleep(GATHERED_EVERY_SECONDS)
+        if sum(processor.gathered for processor in processors) >= sum(not task.done() for task in tasks):
+            for processor in processors:
+                processor.flush()
+
+
+def _message(record: Mapping[str, Any], received_at: float) -> Message:
+    """Read one record of the event."""
+    attributes = {name: _attribute(fields) for name, fields in (record.get("messageAttributes") or {}).items()}
+    ids = record["messageId"], record["receiptHandle"]
+    return received_message(ids, record["body"], record["attributes"], attributes, received_at)
+
+
+def _attribute(fields: Mapping[str, Any]) -> Attribute:
+    text = fields.get("stringValue")
+    return Attribute(fields["dataType"], base64.b64decode(fields["binaryValue"]) if text is None else text)
