@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Union
 
-from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError, WithJsonSchema
-from pydantic_core import from_json
+from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import core_schema, from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.envelope import Envelope
@@ -15,7 +16,7 @@ from smartpipe.errors import DecodeError, UnknownEventType
 from smartpipe.events import contract_of
 from smartpipe.message import Attribute
 from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
-from smartpipe.telemetry import valid_traceparent
+from smartpipe.telemetry import TRACEPARENT_PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,13 +27,29 @@ DEFAULT_VERSION = "1.0"
 """The version of an event whose producer did not send ``dataversion``."""
 
 MAX_ID_CHARACTERS = 256
-"""Of a correlation or causation id. A longer one is ignored, as one of another type is."""
+"""Of a correlation or causation id. A longer one is ignored: it would go into every event that follows."""
 
 _Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
 _JSON_MEDIA_TYPE = r"^[Aa]pplication/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
-# Read if it is a string, and never a reason to refuse an event.
-_OptionalText = Annotated[object, WithJsonSchema({"type": "string"})]
 
+
+class _Ignored:
+    """Marks what is read if it is a string that fits, and otherwise is None: never a reason to refuse an event."""
+
+    def __init__(self, *patterns: str, max_length: int | None = None) -> None:
+        self._form = core_schema.chain_schema(
+            [core_schema.str_schema(strict=True, min_length=1, max_length=max_length)]
+            + [core_schema.str_schema(pattern=pattern) for pattern in patterns]
+        )
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.with_default_schema(self._form, default=None, on_error="default")
+
+    def __get_pydantic_json_schema__(self, schema: object, handler: object) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+_HandedOn = Annotated[object, _Ignored(max_length=MAX_ID_CHARACTERS)]
 
 # The context attributes of an envelope, whatever its type.
 _CONTEXT: dict[str, Any] = {
@@ -43,11 +60,24 @@ _CONTEXT: dict[str, Any] = {
     "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")]],
     "datacontenttype": NotRequired[Annotated[str, StringConstraints(pattern=_JSON_MEDIA_TYPE)] | None],
     "time": NotRequired[AwareDatetime | None],
-    "partitionkey": NotRequired[_OptionalText],
-    "traceparent": NotRequired[_OptionalText],
-    "correlationid": NotRequired[_OptionalText],
-    "causationid": NotRequired[_OptionalText],
+    "partitionkey": NotRequired[Annotated[object, _Ignored()]],
+    "traceparent": NotRequired[Annotated[object, _Ignored(*TRACEPARENT_PATTERNS)]],
+    "correlationid": NotRequired[_HandedOn],
+    "causationid": NotRequired[_HandedOn],
 }
+_ABSENT = {"dataversion": DEFAULT_VERSION, "time": None}
+_in_order = itemgetter(
+    "id",
+    "source",
+    "type",
+    "dataversion",
+    "time",
+    "data",
+    "partitionkey",
+    "traceparent",
+    "correlationid",
+    "causationid",
+)
 
 
 class _Notification(TypedDict):
@@ -165,24 +195,10 @@ def _is_default(contract: Contract) -> bool:
 
 
 def _envelope(fields: dict[str, Any]) -> Envelope:
-    get = fields.get
-    return Envelope(
-        fields["id"],
-        fields["source"],
-        fields["type"],
-        get("dataversion", DEFAULT_VERSION),
-        get("time"),
-        fields["data"],
-        key if isinstance(key := get("partitionkey"), str) else None,
-        valid_traceparent(get("traceparent")),
-        _handed_on(get("correlationid")),
-        _handed_on(get("causationid")),
-    )
-
-
-def _handed_on(value: object) -> str | None:
-    """Ignore what is no id: it would go into every event that this one brings about, and make it too large."""
-    return value if isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARACTERS else None
+    try:
+        return Envelope(*_in_order(fields))
+    except KeyError:  # of another producer
+        return Envelope(*_in_order({**_ABSENT, **fields}))
 
 
 def unwrapped(body: str) -> str | None:
