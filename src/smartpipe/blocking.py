@@ -11,7 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from smartpipe.aws.addresses import queue_lookup
-from smartpipe.aws.client import ca_bundle_of, client_options, put_request, region_of
+from smartpipe.aws.client import check_ca_bundle, client_options, put_request, region_of
 from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
@@ -72,7 +72,7 @@ class Publisher:
         self._config = Config(max_pool_connections=MAX_CONNECTIONS, **client_options())
         botocore_session = self._session._session  # noqa: SLF001 - where boto3 keeps its configuration
         self._region = region_of(botocore_session)
-        ca_bundle_of(botocore_session)
+        check_ca_bundle(botocore_session)
         refresh_when_refused_blocking(botocore_session)
         here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
         self._sns = {self._region: here}

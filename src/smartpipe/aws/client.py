@@ -8,6 +8,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError
+from botocore.httpsession import where
 
 from smartpipe.errors import ConfigError
 from smartpipe.version import __version__
@@ -39,22 +40,31 @@ def region_of(session: Session) -> str:
     return region
 
 
-def ca_bundle_of(session: Session) -> str | None:
-    """Return the file of authorities to trust that ``AWS_CA_BUNDLE``, or the AWS profile, names.
-
-    botocore would read it at its first call, and take a fault in it for one of the network, which passes.
+def tls_of(session: Session) -> ssl.SSLContext:
+    """Return what verifies servers: by AWS_CA_BUNDLE or the profile's ``ca_bundle``, else as botocore does.
 
     Raises:
-        ConfigError: It cannot be read, or has no certificate, or the AWS configuration is faulty.
+        ConfigError: The bundle cannot be read, or has no certificate, or the AWS configuration is faulty.
     """
     bundle = _configured(session, "ca_bundle")
-    if bundle is not None:
-        try:
-            ssl.create_default_context(cafile=bundle)
-        except OSError as error:
-            msg = f"the CA bundle {bundle} (AWS_CA_BUNDLE, or ca_bundle of the AWS profile) cannot be read: {error}"
-            raise ConfigError(msg) from None
-    return bundle
+    try:
+        context = ssl.create_default_context(cafile=bundle or where())
+    except OSError as error:
+        msg = f"the CA bundle {bundle} (AWS_CA_BUNDLE, or ca_bundle of the AWS profile) cannot be read: {error}"
+        raise ConfigError(msg) from None
+    # Python 3.13 sets it, botocore does not: corporate authorities often lack what it asks for.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
+def check_ca_bundle(session: Session) -> None:
+    """Read the bundle, where one is named: botocore would at its first call, and take a fault in it for the network's.
+
+    Raises:
+        ConfigError: As ``tls_of``.
+    """
+    if _configured(session, "ca_bundle") is not None:
+        tls_of(session)
 
 
 def _configured(session: Session, name: str) -> str | None:

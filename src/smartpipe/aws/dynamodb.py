@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from smartpipe.aws.client import ca_bundle_of, region_of
+from smartpipe.aws.client import check_ca_bundle, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
@@ -72,7 +72,7 @@ class DynamoStore:
         self._session = get_session()
         refresh_when_refused(self._session)
         self._region = region_of(self._session)
-        ca_bundle_of(self._session)
+        check_ca_bundle(self._session)
         self._stack = AsyncExitStack()
         self._opened: Any = None
         self._slots = asyncio.Semaphore(CONCURRENCY)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiobotocore.session import get_session
 
-from smartpipe.aws.client import ca_bundle_of, put_request, region_of
+from smartpipe.aws.client import check_ca_bundle, put_request, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
@@ -32,7 +32,7 @@ class S3Objects:
         self._session = get_session()
         refresh_when_refused(self._session)
         self._region = region_of(self._session)
-        ca_bundle_of(self._session)
+        check_ca_bundle(self._session)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._client: Any = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aiobotocore.session import get_session
 
 from smartpipe.aws.addresses import Addresses, queue_lookup
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, ca_bundle_of, refuse_no_json, region_of
+from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, check_ca_bundle, refuse_no_json, region_of
 from smartpipe.aws.clients import open_client
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
@@ -51,7 +51,7 @@ class AwsTransport:
         self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
         self._refresh = refresh_when_refused(self._session)
         self.region = region_of(self._session)
-        ca_bundle_of(self._session)
+        check_ca_bundle(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False
         self._opening = asyncio.Lock()

@@ -18,10 +18,9 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
-from botocore.httpsession import where
 from botocore.utils import get_environ_proxies
 
-from smartpipe.aws.client import ca_bundle_of
+from smartpipe.aws.client import tls_of
 from smartpipe.aws.faults import is_skew
 from smartpipe.aws.wire.http import NO_ANSWER, Lost, Pool
 from smartpipe.aws.wire.signing import Signer
@@ -120,7 +119,7 @@ class Endpoint:
         self.loop = asyncio.get_running_loop()
         self._session = session
         self._read_error = read_error
-        tls = _tls(session) if parts.scheme == "https" else None
+        tls = tls_of(session) if parts.scheme == "https" else None
         self.pool = Pool(parts.hostname or "", parts.port or (443 if tls else 80), tls)
         self._signer = Signer(parts.netloc, place.region, place.service)
         self._head = (
@@ -208,11 +207,3 @@ class Endpoint:
             "behind" if offset > 0 else "ahead of",
         )
         return True
-
-
-def _tls(session: AioSession) -> ssl.SSLContext:
-    """Return what verifies the server: by AWS_CA_BUNDLE or the profile's ``ca_bundle``, else as botocore does."""
-    context = ssl.create_default_context(cafile=ca_bundle_of(session) or where())
-    # Python 3.13 sets it, botocore does not: corporate authorities often lack what it asks for.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return context
