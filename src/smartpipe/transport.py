@@ -52,12 +52,17 @@ class Transport(Protocol):
 
 
 @runtime_checkable
-class CountingTransport(Protocol):
+class _Counts(Protocol):
     """A Transport that notices what the answers of its verbs do not tell. Not every adapter has such a thing."""
 
     @property
     def counts(self) -> TransportCounts:
         """What it has noticed since it was made; it can be read after ``aclose``, too."""
+
+
+def counts_of(transport: Transport) -> TransportCounts | None:
+    """Return what *transport* counts, None if it is one that counts nothing."""
+    return transport.counts if isinstance(transport, _Counts) else None
 
 
 _instead: list[Transport] = []

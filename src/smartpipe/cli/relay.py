@@ -14,7 +14,7 @@ from smartpipe.running.health import Answer, HealthServer
 from smartpipe.running.metrics import Family, Sample, families_of_transport, render
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings, unknown_settings
-from smartpipe.transport import CountingTransport
+from smartpipe.transport import counts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,8 +85,9 @@ class RelayReport:
     async def metrics(self) -> str:
         """Ask the database what waits, and how long; without it, tell what is known."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
-        if isinstance(self._transport, CountingTransport):
-            families += families_of_transport(self._transport.counts, {})
+        counts = counts_of(self._transport)
+        if counts is not None:
+            families += families_of_transport(counts, {})
         try:
             backlog = await self._relay.backlog()
         except StoreError:

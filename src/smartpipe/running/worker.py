@@ -22,7 +22,7 @@ from smartpipe.handling.threads import Threads
 from smartpipe.publishing.attempts import until_possible
 from smartpipe.publishing.publisher import Publisher
 from smartpipe.running.health import HealthServer, WorkerReport
-from smartpipe.transport import CountingTransport
+from smartpipe.transport import counts_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -105,7 +105,7 @@ class Worker:
     @property
     def transport_counts(self) -> TransportCounts | None:
         """What the transport counted, if it is one that counts."""
-        return self._transport.counts if isinstance(self._transport, CountingTransport) else None
+        return counts_of(self._transport)
 
     def stop(self, reason: str = "stop()") -> None:
         """Begin to drain. A second call does nothing."""
