@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Union
 
@@ -170,6 +171,12 @@ class Decoder:
             raise DecodeError("invalid-data", detail, faults) from None
         except Exception as error:
             raise _broken_validator(error) from error
+
+
+@lru_cache(maxsize=1024)
+def decoder_of(events: frozenset[type[Event]]) -> Decoder:
+    """Share validators between queues of the same events: each is built of Rust's objects, which crowd the cache."""
+    return Decoder(events)
 
 
 def _broken_validator(error: Exception) -> DecodeError:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from smartpipe.envelope.decoder import Decoder, Packed
+from smartpipe.envelope.decoder import Packed, decoder_of
 from smartpipe.errors import DecodeError
 from smartpipe.payloads.payloads import is_packed
 
@@ -26,7 +25,7 @@ class Reader:
     """
 
     def __init__(self, events: Iterable[type[Event]], payloads: Payloads) -> None:
-        self._decoder = _decoder(frozenset(events))
+        self._decoder = decoder_of(frozenset(events))
         self._payloads = payloads
 
     async def read(self, message: Message) -> Envelope:
@@ -48,9 +47,3 @@ class Reader:
             return self._decoder.decode(restored)
         except Packed:
             raise DecodeError("not-compressed", "what was unpacked says that it is packed once more") from None
-
-
-@lru_cache(maxsize=1024)
-def _decoder(events: frozenset[type[Event]]) -> Decoder:
-    """Share validators between queues of the same events: each is built of Rust's objects, which crowd the cache."""
-    return Decoder(events)

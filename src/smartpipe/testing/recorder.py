@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 
-from smartpipe.envelope.decoder import Decoder
+from smartpipe.envelope.decoder import decoder_of
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
 from smartpipe.handling.settlement import Ack, DeadLetter
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from smartpipe.consuming.consumer import Settled
     from smartpipe.envelope import Envelope
-    from smartpipe.events import Event
     from smartpipe.memory.store import Stored
     from smartpipe.message import Attribute, Failure, OutgoingMessage
 
@@ -122,11 +120,6 @@ class Recorder(MemoryTransport):
         return asyncio.get_running_loop().time() - self._started_at
 
 
-@lru_cache(maxsize=256)
-def _decoder_of(cls: type[Event]) -> Decoder:
-    return Decoder([cls])
-
-
 def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
     """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
     try:
@@ -134,6 +127,6 @@ def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
             body = unpacked(kept(payload_at(body)) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
-        return _decoder_of(cls).decode(body) if cls else None
+        return decoder_of(frozenset({cls})).decode(body) if cls else None
     except (ValueError, TypeError, KeyError, AttributeError, DecodeError, PayloadError, UnknownEventType):
         return None
