@@ -43,7 +43,7 @@ class Deadlines:
         Raises:
             TimeIsUp: It was cancelled for that, and ended by it.
         """
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        task = cast("asyncio.Task[Any]", asyncio.current_task(self._loop))
         cancelling = task.cancelling()
         limit = _Limit(task, self._loop.time() + seconds)
         self._limits[limit] = None
