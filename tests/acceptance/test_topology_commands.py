@@ -92,7 +92,7 @@ def test_a_plan_that_cannot_be_made_exits_2_without_a_traceback(
 def test_applying_asks_and_a_no_changes_nothing(inside: Command) -> None:
     terminal = Terminal(ROOT, "topology", "apply", TARGET)
     try:
-        terminal.wait_for("Make these changes?")
+        terminal.wait_for("Make these changes? [y/N]: ")
         terminal.type("n\n")
         refused = terminal.wait()
     finally:
@@ -106,7 +106,7 @@ def test_applying_asks_and_a_no_changes_nothing(inside: Command) -> None:
 def test_applying_asks_and_a_yes_shows_progress() -> None:
     terminal = Terminal(ROOT, "topology", "apply", TARGET)
     try:
-        terminal.wait_for("Make these changes?")
+        terminal.wait_for("Make these changes? [y/N]: ")
         terminal.type("y\n")
         code = terminal.wait()
     finally:
