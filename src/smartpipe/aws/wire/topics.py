@@ -23,58 +23,63 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "application/x-www-form-urlencoded; charset=utf-8"
 SHORT = 64
 """Characters: longer values are hardly ever the same again."""
-_UNRESERVED = re.compile(r"[A-Za-z0-9_.~-]*")
-# Every other ASCII character, the percent sign first; to see that one is not there takes nanoseconds.
+_UNRESERVED = re.compile(rb"[A-Za-z0-9_.~-]")
+_OFTEN = b',:"'
+"""In JSON. They come last, for what has been replaced makes the text longer."""
+# Every other ASCII character, the percent sign first; to see that one is not there takes nanoseconds, by its number.
 _ESCAPES = [
-    (chr(code), f"%{code:02X}")
-    for code in sorted(range(128), key=lambda code: code != ord("%"))
-    if not _UNRESERVED.fullmatch(chr(code))
+    (code, bytes([code]), b"%%%02X" % code)
+    for code in sorted(range(128), key=lambda code: (code != ord("%"), _OFTEN.find(code)))
+    if not _UNRESERVED.fullmatch(bytes([code]))
 ]
-_NOT_ASCII = re.compile("[^\x00-\x7f]+")
+_NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 _SUCCESSFUL = re.compile(rb"<Successful>(.*)</Successful>", re.DOTALL)
+_NONE_FAILED = re.compile(rb"<Failed>\s*</Failed>")
 _ID = re.compile(rb"<Id>([0-9]+)</Id>")
 
 
-def form_encoded(text: str) -> str:
-    """Return *text* percent-encoded (RFC 3986, section 2.1); several times as fast as urllib for JSON."""
-    for character, escape in _ESCAPES:
-        if character in text:
-            text = text.replace(character, escape)
-    return text if text.isascii() else _NOT_ASCII.sub(_escaped, text)
+def form_encoded(text: str) -> bytes:
+    """Return *text* percent-encoded (RFC 3986, section 2.1); many times as fast as urllib for JSON."""
+    encoded = text.encode()
+    for code, character, escape in _ESCAPES:
+        if code in encoded:
+            encoded = encoded.replace(character, escape)
+    return encoded if encoded.isascii() else _NOT_ASCII.sub(_escaped, encoded)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return quote(found[0])
+def _escaped(found: re.Match[bytes]) -> bytes:
+    return quote(found[0]).encode()
 
 
-def _all_form_encoded(texts: Sequence[str]) -> list[str]:
+def _all_form_encoded(texts: Sequence[str]) -> list[bytes]:
     """Encode *texts* at once, which takes half the time."""
-    encoded = form_encoded("\0".join(texts)).split("%00")
+    encoded = form_encoded("\0".join(texts)).split(b"%00")
     return encoded if len(encoded) == len(texts) else list(map(form_encoded, texts))
 
 
 def publish_body(topic_arn: str, messages: Sequence[OutgoingMessage]) -> bytes:
     """Return the body of PublishBatch."""
-    parts = [f"Action=PublishBatch&Version=2010-03-31&TopicArn={_short(topic_arn)}"]
+    parts = [b"Action=PublishBatch&Version=2010-03-31&TopicArn=" + _short(topic_arn)]
     bodies = _all_form_encoded([message.body for message in messages])
     for id_, message, body in zip(IDS, messages, bodies, strict=False):
         start = f"&PublishBatchRequestEntries.member.{int(id_) + 1}."
-        parts.append(f"{start}Id={id_}{start}Message={body}")
+        parts += [f"{start}Id={id_}{start}Message=".encode(), body]
         if message.group_id is not None:
-            parts.append(f"{start}MessageGroupId={_short(message.group_id)}")
+            parts += [f"{start}MessageGroupId=".encode(), _short(message.group_id)]
         if message.deduplication_id is not None:
-            parts.append(f"{start}MessageDeduplicationId={form_encoded(message.deduplication_id)}")
+            parts += [f"{start}MessageDeduplicationId=".encode(), form_encoded(message.deduplication_id)]
         for number, (name, attribute) in enumerate(message.attributes.items(), 1):
             known = len(attribute.value) <= SHORT
             parts.append((_known_attribute_form if known else _attribute_form)(start, number, name, attribute))
-    return "".join(parts).encode()
+    return b"".join(parts)
 
 
-def _attribute_form(start: str, number: int, name: str, attribute: Attribute) -> str:
-    at = f"{start}MessageAttributes.entry.{number}."
+def _attribute_form(start: str, number: int, name: str, attribute: Attribute) -> bytes:
+    at = f"{start}MessageAttributes.entry.{number}.".encode()
     data_type, value = attribute
-    field, text = ("BinaryValue", b64encode(value).decode()) if isinstance(value, bytes) else ("StringValue", value)
-    return f"{at}Name={_short(name)}{at}Value.DataType={_short(data_type)}{at}Value.{field}={form_encoded(text)}"
+    field, text = (b"BinaryValue", b64encode(value).decode()) if isinstance(value, bytes) else (b"StringValue", value)
+    given = at, _short(name), at, _short(data_type), at, field, form_encoded(text)
+    return b"%bName=%b%bValue.DataType=%b%bValue.%b=%b" % given
 
 
 # For what comes again and again: ARNs, names, groups, and attributes such as an event's type.
@@ -89,7 +94,8 @@ def answer_in(body: bytes) -> dict[str, list[dict[str, Any]]]:
         ValueError: It is no XML, or of something else.
     """
     whole = body.rstrip().endswith(b"</PublishBatchResponse>")
-    taken = _SUCCESSFUL.search(body) if whole and b"<Failed>" not in body else None
+    none_failed = b"<Failed>" not in body or _NONE_FAILED.search(body)  # AWS writes <Failed/>, its emulators do not
+    taken = _SUCCESSFUL.search(body) if whole and none_failed else None
     if taken:
         return {"Successful": [{"Id": id_.decode()} for id_ in _ID.findall(taken[1])], "Failed": []}
     root = _parsed(body)
