@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from smartpipe.envelope import encode, wrap
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
-from smartpipe.message import Attribute, Failure, OutgoingMessage, size_bytes, utf8_length
+from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
 from smartpipe.payloads.packing import NO_PACKING, RESERVED_ATTRIBUTES
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
@@ -123,20 +123,21 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
     if attributes:
         all_attributes = {**all_attributes, **{name: Attribute("String", text) for name, text in attributes.items()}}
         attributes_bytes = size_bytes("", all_attributes)
+    delay = publication.delay_seconds
     message = OutgoingMessage(
         body,
         utf8_length(body) + attributes_bytes,
         all_attributes,
         group_id,
         envelope.id if destination.fifo else None,
-        math.ceil(publication.delay_seconds or 0),
+        math.ceil(delay) if delay else 0,
     )
     limit = destination.limit_bytes
     if message.size_bytes > packing.untouched_bytes or message.size_bytes > limit:
         message = packing.pack(message, envelope.id, limit_bytes=limit, room=MAX_ATTRIBUTES - len(all_attributes))
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
-    return Outgoing(event, envelope.id, destination, message)
+    return made(Outgoing, (event, envelope.id, destination, message))
 
 
 @lru_cache(maxsize=1024)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from smartpipe import ConfigError, DecodeError, Event, UnknownEventType
 from smartpipe.envelope import encode, wrap
@@ -164,3 +165,25 @@ def test_two_major_versions_of_a_type_beside_other_types_decode() -> None:
 def test_an_absurd_version_is_no_cloudevent_of_ours() -> None:
     with pytest.raises(DecodeError, match="dataversion"):
         decoder.decode(plain(dataversion="9" * 5_000 + ".0"))
+
+
+class Enrolled(Event, topic=users, type="decoder.enrolled", version="1.0"):
+    place: Place
+
+
+class Place(BaseModel):
+    city: str
+
+
+def test_an_event_class_may_name_one_that_is_written_after_it() -> None:
+    body = encode(wrap(Enrolled(place=Place(city="Turin")), source="x"))
+
+    assert Decoder([Enrolled]).decode(body).data == Enrolled(place=Place(city="Turin"))
+
+
+def test_an_event_class_that_names_what_is_nowhere_is_refused() -> None:
+    class Astray(Event, topic=users, type="decoder.astray", version="1.0"):
+        place: Nowhere  # type: ignore[name-defined] # noqa: F821
+
+    with pytest.raises(ConfigError, match="a field of type 'Nowhere', which is not defined"):
+        Decoder([Astray])

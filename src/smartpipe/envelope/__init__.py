@@ -18,6 +18,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
+from smartpipe.message import made
 from smartpipe.telemetry import child_of, new_traceparent
 
 if TYPE_CHECKING:
@@ -64,17 +65,20 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
     contract = contract_of(type(event))
     cause = current_envelope.get()
     event_id = event_id or new_event_id()
-    return Envelope(
-        event_id,
-        source,
-        contract.type,
-        contract.version,
-        datetime.now(UTC),
-        event,
-        text_of(event, contract.key),
-        child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
-        (cause.correlation_id or cause.id) if cause else event_id,
-        cause.id if cause else None,
+    return made(
+        Envelope,
+        (
+            event_id,
+            source,
+            contract.type,
+            contract.version,
+            datetime.now(UTC),
+            event,
+            text_of(event, contract.key),
+            child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
+            (cause.correlation_id or cause.id) if cause else event_id,
+            cause.id if cause else None,
+        ),
     )
 
 
@@ -97,7 +101,9 @@ def encode(envelope: Envelope) -> str:
         parts.append(f',"partitionkey":{to_json(envelope.key).decode()}')
     if envelope.traceparent is not None:
         parts.append(f',"traceparent":"{envelope.traceparent}"')
-    if envelope.correlation_id is not None:
+    if envelope.correlation_id is envelope.id:
+        parts.append(f',"correlationid":"{envelope.id}"')
+    elif envelope.correlation_id is not None:
         parts.append(f',"correlationid":{to_json(envelope.correlation_id).decode()}')
     if envelope.causation_id is not None:
         parts.append(f',"causationid":{to_json(envelope.causation_id).decode()}')

@@ -9,18 +9,19 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Union
 
 from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError
-from pydantic_core import core_schema, from_json
+from pydantic.errors import PydanticUndefinedAnnotation
+from pydantic_core import SchemaValidator, core_schema, from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.envelope import Envelope
-from smartpipe.errors import DecodeError, UnknownEventType
+from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
 from smartpipe.events import contract_of
-from smartpipe.message import Attribute
+from smartpipe.message import Attribute, made
 from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
 from smartpipe.telemetry import TRACEPARENT_PATTERNS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from smartpipe.events import Contract, Event
 
@@ -114,6 +115,9 @@ class Decoder:
 
     Args:
         events: At most one class for each type and major version.
+
+    Raises:
+        ConfigError: A class names a type that is nowhere.
     """
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
@@ -126,7 +130,7 @@ class Decoder:
         form: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
         if len(single) > 1:
             form = Annotated[form, Field(discriminator="type")]
-        self._validate = TypeAdapter[Any](form).validator.validate_json if single else None
+        self._validate = _validator(form) if single else None
 
     def decode(self, body: str) -> Envelope:
         """Return the envelope in *body*, its data validated.
@@ -173,6 +177,17 @@ class Decoder:
             raise _broken_validator(error) from error
 
 
+def _validator(form: Any) -> Callable[[str], Any]:
+    """Return what reads and validates a body; of the strings in it, ids for example, only names are worth a cache."""
+    adapter = TypeAdapter[Any](form)
+    try:
+        adapter.rebuild()  # if a class names another that was not there yet
+    except PydanticUndefinedAnnotation as error:
+        msg = f"an event class has a field of type {error.name!r}, which is not defined in the class's module"
+        raise ConfigError(msg) from None
+    return SchemaValidator(adapter.core_schema, {"cache_strings": "keys"}).validate_json
+
+
 @lru_cache(maxsize=1024)
 def decoder_of(events: frozenset[type[Event]]) -> Decoder:
     """Share validators between queues of the same events: each is built of Rust's objects, which crowd the cache."""
@@ -203,9 +218,9 @@ def _is_default(contract: Contract) -> bool:
 
 def _envelope(fields: dict[str, Any]) -> Envelope:
     try:
-        return Envelope(*_in_order(fields))
+        return made(Envelope, _in_order(fields))
     except KeyError:  # of another producer
-        return Envelope(*_in_order({**_ABSENT, **fields}))
+        return made(Envelope, _in_order({**_ABSENT, **fields}))
 
 
 def unwrapped(body: str) -> str | None:

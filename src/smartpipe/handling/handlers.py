@@ -110,6 +110,8 @@ class Handler:
 
     def arguments(self, event: object, delivery: object) -> list[Any]:
         """Return what to call the function with: an event or a list of them, and the delivery or deliveries."""
+        if len(self.parameters) == 1:
+            return [event]  # which every handler takes
         return [
             event if wants == "event" else delivery if wants == "delivery" else self.state[name]
             for name, wants, _ in self.parameters

@@ -189,7 +189,8 @@ class MemoryQueue:
         if stored.first_received_at is None:
             stored.first_received_at = now
         stored.receipt = f"{stored.message_id}#{stored.receive_count}#{self.name}"
-        again = not self.fifo and self._weather.random.random() < self._weather.duplicate_share
+        share = 0.0 if self.fifo else self._weather.duplicate_share
+        again = share > 0 and self._weather.random.random() < share
         stored.visible_at = now if again else now + seconds
         self._store.put(stored, now)
         return stored

@@ -12,7 +12,7 @@ from uuid import uuid4
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.memory.filters import matches
 from smartpipe.memory.queue import MemoryQueue, Weather
-from smartpipe.message import Failure, Message
+from smartpipe.message import Failure, Message, made
 from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
 from smartpipe.topology.naming import Naming, name_in
 from smartpipe.transport import BATCH_LIMIT
@@ -172,24 +172,23 @@ class MemoryTransport:
         queue.send(message)  # what the queue refuses SNS drops: a client-side error, which nobody is told
 
     def _message(self, stored: Stored, now: float) -> Message:
-        content = stored.content
-        return Message(
-            stored.message_id,
-            stored.receipt,
-            content.body,
-            stored.receive_count,
-            content.attributes,
-            content.group_id,
-            self._unix(stored.sent_at),
-            None if stored.first_received_at is None else self._unix(stored.first_received_at),
-            now,
+        content, start = stored.content, self._unix_start
+        if start is None:
+            start = self._unix_start = time.time() - now  # of the loop's clock
+        return made(
+            Message,
+            (
+                stored.message_id,
+                stored.receipt,
+                content.body,
+                stored.receive_count,
+                content.attributes,
+                content.group_id,
+                start + stored.sent_at,
+                None if stored.first_received_at is None else start + stored.first_received_at,
+                now,
+            ),
         )
-
-    def _unix(self, moment: float) -> float:
-        """Return a moment of the loop's clock as Unix seconds."""
-        if self._unix_start is None:
-            self._unix_start = time.time() - _now()
-        return self._unix_start + moment
 
     def _wake(self) -> None:
         """Let every waiting receive look again."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json, to_json
 
 from smartpipe.aws.entries import IDS, send_entries
-from smartpipe.message import Attribute, received_message
+from smartpipe.message import Attribute, made, received_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def answer_in(body: bytes) -> Any:
         ValueError: It is no JSON: half an answer, or the page of a proxy.
     """
     try:
-        return from_json(body) if body else {}
+        return from_json(body, cache_strings="keys") if body else {}  # no receipt comes twice
     except ValueError as error:
         raise JSONDecodeError(str(error), "", 0) from None  # the name by which it is known elsewhere
 
@@ -114,7 +114,7 @@ def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
 
 def _attribute(fields: Mapping[str, str]) -> Attribute:
     value = fields.get("StringValue")
-    return Attribute(fields["DataType"], b64decode(fields["BinaryValue"]) if value is None else value)
+    return made(Attribute, (fields["DataType"], b64decode(fields["BinaryValue"]) if value is None else value))
 
 
 def error_in(response: Response) -> dict[str, Any]:
