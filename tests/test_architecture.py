@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
-    {"version", "errors", "message", "telemetry", "counts"},
+    {"version", "errors", "message", "telemetry", "counts", "deadlines"},
     {
         "topology.naming",
         "topology.tags",
@@ -44,7 +44,6 @@ LAYERS: list[set[str]] = [
         "handling.settlement",
         "handling.subscribing",
         "handling.threads",
-        "handling.deadlines",
     },
     {"handling.signature", "handling.invocation"},
     {"handling.gatherer", "handling.guard"},

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from smartpipe.handling.deadlines import Deadlines, TimeIsUp
+from smartpipe.deadlines import Deadlines, TimeIsUp
 from smartpipe.testing.clock import virtual_time
 
 
@@ -120,3 +120,50 @@ async def test_what_has_ended_is_forgotten() -> None:
     with virtual_time():
         await deadlines.within(5, at_once, None)
         await asyncio.sleep(10)  # the timer fires, and must not cancel this task
+
+
+async def test_what_is_set_strikes_at_its_time_and_what_is_cleared_does_not() -> None:
+    deadlines, struck = Deadlines(), list[str]()
+    with virtual_time():
+        deadlines.set(5, lambda: struck.append("five"))
+        cleared = deadlines.set(3, lambda: struck.append("three"))
+        deadlines.set(7, lambda: struck.append("seven"))
+
+        assert deadlines.clear(cleared)
+        await asyncio.sleep(6)
+
+        assert struck == ["five"]
+        assert not deadlines.clear(cleared)
+        await asyncio.sleep(2)
+
+    assert struck == ["five", "seven"]
+
+
+async def test_one_that_strikes_may_clear_another_or_set_a_new_one() -> None:
+    deadlines, struck = Deadlines(), list[str]()
+
+    def first() -> None:
+        deadlines.clear(second)
+        deadlines.set(1, lambda: struck.append("new"))
+
+    with virtual_time():
+        deadlines.set(5, first)
+        second = deadlines.set(5, lambda: struck.append("cleared"))
+        deadlines.set(60, lambda: struck.append("last"))
+        await asyncio.sleep(10)
+
+        assert struck == ["new"]
+        await asyncio.sleep(60)
+
+    assert struck == ["new", "last"]
+
+
+def test_those_of_another_loop_are_not_kept() -> None:
+    async def here(known: Deadlines | None) -> Deadlines:
+        found = Deadlines.here(known)
+        assert Deadlines.here(found) is found
+        return found
+
+    first = asyncio.run(here(None))
+
+    assert asyncio.run(here(first)) is not first

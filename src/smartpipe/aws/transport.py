@@ -159,11 +159,12 @@ class AwsTransport:
 
     async def _call_queue(self, call: Awaitable[Any], action: str, queue: str, read: Callable[[Any], T]) -> T:
         try:
-            return await self._call(call, action, f"queue {self.addresses.physical(queue)!r}", read)
-        except TransportError as error:
-            if error.code in MISSING:
+            return read(await call)
+        except Exception as error:
+            fault = classify(error, action=action, target=f"queue {self.addresses.physical(queue)!r}")
+            if fault.code in MISSING:
                 self.addresses.forget_queue(queue)
-            raise
+            raise fault from error
 
     @staticmethod
     async def _call(call: Awaitable[Any], action: str, target: str, read: Callable[[Any], T]) -> T:

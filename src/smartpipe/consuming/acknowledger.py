@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from smartpipe.deadlines import Deadlines
 from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.batcher import Batcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.consuming.visibility import Lease
     from smartpipe.counts import Counts
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.acknowledger")
+
+T = TypeVar("T")
 
 LINGER_SECONDS = 0.05
 DEADLINE_SECONDS = 10.0
@@ -43,6 +46,7 @@ class Acknowledger:
         self._on_settled = on_settled
         self._counts = counts
         self._unsettled = 0
+        self._deadlines = Deadlines()
         self._deletes: Batcher[Lease] = Batcher(self._delete, linger_seconds=LINGER_SECONDS)
         self._releases: Batcher[tuple[Lease, float]] = Batcher(self._release, linger_seconds=LINGER_SECONDS)
 
@@ -76,7 +80,7 @@ class Acknowledger:
             return await self._transport.delete(self._queue, [lease.message.receipt_handle for lease in entries])
 
         try:
-            failed = await deliver(call, leases, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS)
+            failed = await self._deliver(call, leases)
         finally:
             self._settled(leases)
         for lease, failure in failed:
@@ -93,11 +97,18 @@ class Acknowledger:
             extensions = [lease.extension for lease, _ in batch if lease.extension is not None]
             if extensions:
                 await asyncio.wait(extensions)
-            failed = await deliver(call, batch, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS)
+            failed = await self._deliver(call, batch)
         finally:
             self._settled([lease for lease, _ in batch])
         for (lease, _), failure in failed:
             self._log(lease, failure, logging.INFO, "a message could not be given back and returns when its lease ends")
+
+    async def _deliver(
+        self, call: Callable[[list[T]], Awaitable[list[Failure]]], entries: list[T]
+    ) -> list[tuple[T, Failure]]:
+        return await deliver(
+            call, entries, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS, deadlines=self._deadlines
+        )
 
     def _settled(self, leases: Sequence[Lease]) -> None:
         self._unsettled -= len(leases)

@@ -75,7 +75,7 @@ class Groups:
         while chain and again_seconds is None and not (self._fifo and chain[0].lost):
             lease = chain[0]
             again_seconds = await process(lease)
-            if again_seconds is None:
+            if again_seconds is None and self._unbegun:
                 self._unbegun.pop(lease.message.message_id, None)
             ended(chain)
         while chain:

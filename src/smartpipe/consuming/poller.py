@@ -26,7 +26,7 @@ each message."""
 
 
 class Poller:
-    """Keeps polls open for one queue and hands on what they bring.
+    """Keeps polls open for one queue and hands on what they bring. It belongs to the event loop in which it is made.
 
     A poll asks for as many messages as there are slots that neither a message nor another poll has
     taken: nothing waits in a buffer of ours. A poll once open is never cancelled, because SQS may
@@ -49,6 +49,7 @@ class Poller:
         gates: Sequence[Gate] = (),
     ) -> None:
         self._queue = queue
+        self._loop = asyncio.get_running_loop()
         self._receive = receive
         self._deliver = deliver
         self._slots = slots
@@ -78,7 +79,7 @@ class Poller:
             if self._gathering is not None:
                 self._gathering.cancel()
             # What else is freed in this turn of the loop joins.
-            self._gathering = asyncio.get_running_loop().call_soon(self._gathered)
+            self._gathering = self._loop.call_soon(self._gathered)
 
     def pause(self) -> None:
         """Open no poll until ``resume``; the open ones still bring what they bring. Twice is once."""
@@ -114,7 +115,7 @@ class Poller:
         """Return for how long SQS may still hand messages to a poll of ours that nobody waits for any more."""
         if not self._polls:
             return 0.0
-        return max(0.0, max(self._polls.values()) + wait_seconds - asyncio.get_running_loop().time())
+        return max(0.0, max(self._polls.values()) + wait_seconds - self._loop.time())
 
     @property
     def failing(self) -> bool:
@@ -125,13 +126,13 @@ class Poller:
         """Return how long ago a poll succeeded or, with no slot to poll for, 0: busy is not dead."""
         if self._last_success is None or not self._polls:
             return 0.0
-        return asyncio.get_running_loop().time() - self._last_success
+        return self._loop.time() - self._last_success
 
     def _gathered(self) -> None:
         """Open polls for what was freed; if that is little and more is to come, a moment later."""
         self._gathering = None
         if self._wanted_polls > 1 and 0 < self._free < self._gather_slots:
-            self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered_enough)
+            self._gathering = self._loop.call_later(GATHER_SECONDS, self._gathered_enough)
         else:
             self._open()
 
@@ -146,9 +147,9 @@ class Poller:
                 return
             self._free -= asked
             if not self._polls and self._fault is None:  # nothing was due while every slot was busy
-                self._last_success = asyncio.get_running_loop().time()
-            poll = asyncio.get_running_loop().create_task(self._poll(asked))
-            self._polls[poll] = asyncio.get_running_loop().time()
+                self._last_success = self._loop.time()
+            poll = self._loop.create_task(self._poll(asked))
+            self._polls[poll] = self._loop.time()
             poll.add_done_callback(self._closed_one)
 
     def _admitted(self, wanted: int) -> int:
@@ -168,7 +169,7 @@ class Poller:
     def _look_again(self, seconds: float) -> None:
         if self._wake_up is not None:
             self._wake_up.cancel()
-        self._wake_up = asyncio.get_running_loop().call_later(seconds, self._open)
+        self._wake_up = self._loop.call_later(seconds, self._open)
 
     def _polled(self, asked: int, received: int) -> None:
         self._free += asked - received
@@ -198,7 +199,7 @@ class Poller:
             self._deliver(messages)
 
     def _succeeded(self) -> None:
-        self._last_success = asyncio.get_running_loop().time()
+        self._last_success = self._loop.time()
         if self._fault is not None:
             log.info("queue %s can be polled again after %d failed polls", self._queue, self._failures)
         self._fault, self._failures = None, 0

@@ -205,13 +205,14 @@ class Processor:
             state=self._resources.state,
         )
         current_envelope.set(envelope)
-        seconds = handler.options.timeout_seconds
+        options = handler.options
         if route.room is not None and not await route.room.enter(leaves=lease.handler is None):
             raise NotBegun
         try:
             lease.handler = handler.name
             # A batch has a time of its own, and its items wait for it.
-            limit = lease.seconds_left if seconds is None or handler.options.batch else seconds
+            seconds = options.timeout_seconds
+            limit = lease.seconds_left if seconds is None or options.batch is not None else seconds
             if route.guard is None:
                 failure = await self._invocation.outcome_of(route.call, delivery, limit)
                 guarded = HANDLED if failure is None else Guarded(failure)
@@ -222,7 +223,7 @@ class Processor:
         finally:
             if route.room is not None:
                 route.room.leave()
-        if handler.options.batch is None:  # a batch is one call, whatever the number of its items
+        if options.batch is None:  # a batch is one call, whatever the number of its items
             _tell(route.circuit, handler, guarded.failure)
         return guarded
 

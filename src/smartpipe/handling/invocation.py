@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, TypeVar
 
-from smartpipe.handling.deadlines import Deadlines, TimeIsUp
+from smartpipe.deadlines import Deadlines, TimeIsUp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,13 +34,11 @@ class Invocation:
         """Call the function with what its parameters want, and wait for it."""
         arguments = handler.arguments(event, delivery)
         if handler.is_async:
-            result = handler.function(*arguments)
+            result = await handler.function(*arguments)
         else:
             result = await self._threads.run(handler.function, arguments, self._abandoned)
-        if result is None:
-            return
-        if inspect.isawaitable(result):  # also from a lambda, a partial or a wrapper that only looks sync
-            result = await result
+            if inspect.isawaitable(result):  # from a lambda, a partial or a wrapper that only looks sync
+                result = await result
         if result is not None and (inspect.isgenerator(result) or inspect.isasyncgen(result)):
             msg = f"handler {handler.name} returned a generator, which nobody iterates: nothing of it has run"
             raise TypeError(msg)

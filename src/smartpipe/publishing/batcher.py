@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from smartpipe.deadlines import Deadlines
 from smartpipe.publishing.chunks import Chunker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
+
+    from smartpipe.deadlines import Deadline
 
 T = TypeVar("T")
 
@@ -36,7 +39,8 @@ class Batcher(Generic[T]):
         self._linger_seconds = linger_seconds
         self._chunker = Chunker[T]() if chunker is None else chunker
         self._room = asyncio.Semaphore(max_in_flight)
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadlines: Deadlines | None = None
+        self._linger: Deadline | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[Hashable, asyncio.Task[None]] = {}
 
@@ -47,14 +51,15 @@ class Batcher(Generic[T]):
             self._start(ready)
         if self._chunker.full or self._linger_seconds <= 0:
             self.flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self.flush)
+        elif self._linger is None:
+            self._deadlines = Deadlines.here(self._deadlines)
+            self._linger = self._deadlines.set(self._linger_seconds, self.flush)
 
     def flush(self) -> None:
         """Start sending what has been gathered, without waiting."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._deadlines is not None and self._linger is not None:
+            self._deadlines.clear(self._linger)
+            self._linger = None
         if self._chunker:
             self._start(self._chunker.take())
 

@@ -7,6 +7,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from smartpipe.deadlines import Deadlines
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, checked, compose
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")
-
 
 _CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
 
@@ -101,6 +101,7 @@ class Publisher:
         self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
         self._fault: str | None = None
+        self._deadlines: Deadlines | None = None
 
     async def __aenter__(self) -> Self:
         """Return itself; connections open with the first publish."""
@@ -285,7 +286,8 @@ class Publisher:
             return failed
 
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
-        failed = await deliver(call, chunk, deadline_seconds=seconds)
+        self._deadlines = Deadlines.here(self._deadlines)
+        failed = await deliver(call, chunk, deadline_seconds=seconds, deadlines=self._deadlines)
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
     def _note(self, error: TransportError | None) -> None:

@@ -117,6 +117,10 @@ async def ask(pool: Pool) -> bytes:
         await asyncio.sleep(0)
 
 
+async def ask_at(host: str, port: int, tls: ssl.SSLContext | None) -> bytes:
+    return await ask(Pool(host, port, tls))
+
+
 def open_sockets() -> int:
     return len(psutil.Process().net_connections())
 
@@ -127,7 +131,7 @@ def test_an_address_that_does_not_answer_does_not_keep_the_next_one_waiting(
     async def main(silent: int) -> bytes:
         async with serving() as port:
             leads_to(silent, silent, port)
-            return await ask(Pool("sqs.test", 443, None))
+            return await ask_at("sqs.test", 443, None)
 
     with deaf() as silent:
         assert run(main(silent)) == b"abc"
@@ -137,7 +141,7 @@ def test_an_address_that_refuses_is_followed_by_the_next(run: Run, leads_to: Cal
     async def main() -> bytes:
         async with serving() as port:
             leads_to(closed(), port)
-            return await ask(Pool("sqs.test", 443, None))
+            return await ask_at("sqs.test", 443, None)
 
     assert run(main()) == b"abc"
 
@@ -146,7 +150,7 @@ def test_when_all_addresses_refuse_it_is_refused(run: Run, leads_to: Callable[..
     leads_to(closed(), closed())
 
     with pytest.raises(ConnectionRefusedError):
-        run(ask(Pool("sqs.test", 443, None)))
+        run(ask_at("sqs.test", 443, None))
 
 
 def test_when_no_address_answers_the_limit_holds_and_nothing_stays_open(
@@ -157,7 +161,7 @@ def test_when_no_address_answers_the_limit_holds_and_nothing_stays_open(
         leads_to(silent, silent, silent)
         before = open_sockets()
         with pytest.raises(TimeoutError):
-            run(ask(Pool("sqs.test", 443, None)))
+            run(ask_at("sqs.test", 443, None))
 
         assert open_sockets() == before
 
@@ -166,7 +170,7 @@ def test_who_stops_waiting_for_a_connection_leaves_nothing_open(run: Run, leads_
     async def main(silent: int) -> None:
         leads_to(silent, silent)
         before = open_sockets()
-        asking = asyncio.create_task(ask(Pool("sqs.test", 443, None)))
+        asking = asyncio.create_task(ask_at("sqs.test", 443, None))
         await until(lambda: open_sockets() == before + 2)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -198,7 +202,7 @@ def test_a_pool_that_is_closed_while_it_connects_sends_nothing(run: Run, monkeyp
 
 def test_a_name_that_is_none_is_an_error_of_the_system(run: Run) -> None:
     with pytest.raises(socket.gaierror):
-        run(ask(Pool("sqs.invalid", 443, None)))
+        run(ask_at("sqs.invalid", 443, None))
 
 
 def test_who_stops_waiting_for_tls_leaves_nothing_open(run: Run, tmp_path: Path) -> None:
@@ -206,7 +210,7 @@ def test_who_stops_waiting_for_tls_leaves_nothing_open(run: Run, tmp_path: Path)
 
     async def main(silent: int) -> None:
         before = open_sockets()
-        asking = asyncio.create_task(ask(Pool("127.0.0.1", silent, tls)))
+        asking = asyncio.create_task(ask_at("127.0.0.1", silent, tls))
         await until(lambda: open_sockets() == before + 1)
         await asyncio.sleep(0.05)  # into the handshake
         asking.cancel()
@@ -245,13 +249,13 @@ def test_tls_that_ends_before_the_answer_does_is_lost_and_not_waited_for(
 ) -> None:
     authority = Authority(tmp_path)
     with serving_tls(authority.server(), end) as port, pytest.raises(Lost):
-        run(ask(Pool("localhost", port, trusting(authority))))
+        run(ask_at("localhost", port, trusting(authority)))
 
 
 def test_a_certificate_that_is_refused_is_an_error_of_tls_and_leaves_nothing_open(run: Run, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     before = open_sockets()
     with serving_tls(authority.server("sqs.test"), cut) as port, pytest.raises(ssl.SSLCertVerificationError):
-        run(ask(Pool("localhost", port, trusting(authority))))
+        run(ask_at("localhost", port, trusting(authority)))
 
     assert open_sockets() == before

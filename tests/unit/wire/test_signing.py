@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from unittest.mock import patch
 
 from botocore.auth import SigV4Auth
@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpipe.aws.wire.signing import Signer
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Keys(NamedTuple):
@@ -59,8 +62,11 @@ text = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, m
     moments=st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=4),
     target=st.sampled_from(["", "AmazonSQS.ReceiveMessage"]),
     body=st.binary(max_size=100),
+    repeats=st.booleans(),
 )
-def test_any_request_is_signed_as_botocore_signs_it(keys: Keys, moments: list[int], target: str, body: bytes) -> None:
+def test_any_request_is_signed_as_botocore_signs_it(
+    keys: Keys, moments: list[int], target: str, body: bytes, repeats: bool
+) -> None:
     ours = Signer("sqs.eu-west-1.amazonaws.com", "eu-west-1", "sqs")
 
     for moment in moments:  # the same signer goes on to another second, or day
@@ -70,7 +76,7 @@ def test_any_request_is_signed_as_botocore_signs_it(keys: Keys, moments: list[in
         with patch("botocore.auth.get_current_datetime", lambda at=moment: datetime.fromtimestamp(at, UTC)):
             SigV4Auth(BotoCredentials(*keys), "sqs", "eu-west-1").add_auth(request)
 
-        lines = ours.headers(keys, moment, target, body)
+        lines = ours.headers(keys, moment, target, body, repeats=repeats)
 
         assert f"Authorization: {request.headers['Authorization']}\r\n" in lines
         assert f"X-Amz-Date: {request.headers['X-Amz-Date']}\r\n" in lines
@@ -84,3 +90,21 @@ def test_new_credentials_are_signed_with_at_once() -> None:
 
     assert first != second
     assert signer.headers(EXAMPLE, MOMENT, "", b"") == first
+
+
+def test_a_request_that_repeats_is_signed_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    signer, signed = Signer("example.amazonaws.com", "us-east-1", "service"), list[bytes]()
+
+    def sign(keys: Keys, target: str, body: bytes) -> str:
+        signed.append(body)
+        return f"{keys.access_key} {target} {body!r} {len(signed)}"
+
+    monkeypatch.setattr(signer, "_signed", sign)
+
+    def lines(after: float, body: bytes, keys: Keys = EXAMPLE) -> str:
+        return signer.headers(keys, MOMENT + after, "Receive", body, repeats=True)
+
+    assert lines(0.1, b"a") == lines(0.9, b"a") != lines(0.9, b"b")
+    assert signed == [b"a", b"b"]
+    assert lines(1, b"a") != lines(0.9, b"a")
+    assert lines(1, b"a") != lines(1, b"a", EXAMPLE._replace(access_key="another"))

@@ -161,7 +161,8 @@ class Endpoint:
         credentials = self._credentials
         if credentials is None or self.loop.time() - self._asked_at > ASK_EVERY_SECONDS:
             credentials = await self._current_credentials()
-        signed = self._signer.headers(credentials, time.time() + self._offset_seconds, target, body)
+        now = time.time() + self._offset_seconds
+        signed = self._signer.headers(credentials, now, target, body, repeats=not resend)
         request = b"".join((f"{self._head}{len(body)}\r\n{signed}\r\n".encode(), body))
         try:
             return await self.pool.request(request, timeout_seconds=timeout_seconds, resend=resend)

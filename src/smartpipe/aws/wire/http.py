@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from smartpipe.aws.wire.dialing import connect
 from smartpipe.aws.wire.response import END, Framing, Response
+from smartpipe.deadlines import Deadlines
 
 if TYPE_CHECKING:
     import ssl
@@ -33,13 +35,14 @@ class Lost(ConnectionError):
 class Connection(asyncio.Protocol):
     """One connection. A request at a time; whoever stops waiting has to abort it."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.used = False
         self.idle_since = 0.0
         self.open = False
+        self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Response] | None = None
-        self._received = bytearray()
+        self._received: bytes | bytearray = b""
         self._framing: Framing | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -53,9 +56,9 @@ class Connection(asyncio.Protocol):
 
     def send(self, request: bytes) -> asyncio.Future[Response]:
         """Write *request*; return what will be its answer, or Lost, or ValueError for what is no HTTP."""
-        self._received.clear()
+        self._received = b""
         self._framing = None
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        waiter = self._waiter = self._loop.create_future()
         if self._transport is not None:
             self._transport.write(request)
         return waiter
@@ -71,7 +74,12 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             self.abort()  # nobody asked
             return
-        self._received += data
+        if not self._received:
+            self._received = data  # most often the whole answer: not copied
+        else:
+            if isinstance(self._received, bytes):
+                self._received = bytearray(self._received)
+            self._received += data
         try:
             self._read()
         except ValueError as error:
@@ -87,7 +95,7 @@ class Connection(asyncio.Protocol):
                     return
                 self._framing = Framing(bytes(self._received[:end]), end + len(END))
                 if self._framing.status < 200:  # noqa: PLR2004 - an interim answer: the real one follows
-                    del self._received[: end + len(END)]
+                    self._received = self._received[end + len(END) :]
                     self._framing = None
                     continue
             body = self._framing.body_in(self._received)
@@ -99,6 +107,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, framing: Framing, body: bytes) -> None:
         waiter, self._waiter = self._waiter, None
+        self._received = b""
         self.used = True
         if not framing.keep_alive:
             self.abort()
@@ -132,7 +141,7 @@ class Pool:
     """The connections to one address: as many as there are requests at once, the one used last used next.
 
     It has no limit, for the number of requests is bounded where they are made, and a poll must never keep a delete
-    waiting. It belongs to one event loop.
+    waiting. It belongs to the event loop in which it is made.
 
     Args:
         tls: None for plain HTTP.
@@ -142,6 +151,8 @@ class Pool:
         self._host = host
         self._port = port
         self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._closed = False
@@ -171,27 +182,26 @@ class Pool:
             connection = await self._connected()
 
     async def _exchange(self, connection: Connection, request: bytes, timeout_seconds: float) -> Response:
-        loop = asyncio.get_running_loop()
         self._busy.add(connection)
         waiter = connection.send(request)
-        timer = loop.call_later(timeout_seconds, _time_out, waiter)
+        deadline = self._deadlines.set(timeout_seconds, partial(_time_out, waiter))
         try:
             response = await waiter
         except BaseException:
             connection.abort()  # its answer would be taken for the next one's
             raise
         finally:
-            timer.cancel()
+            self._deadlines.clear(deadline)
             self._busy.discard(connection)
         if self._closed:
             connection.abort()
         elif connection.open:
-            connection.idle_since = loop.time()
+            connection.idle_since = self._loop.time()
             self._idle.append(connection)
         return response
 
     def _kept(self) -> Connection | None:
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._idle and now - self._idle[0].idle_since >= IDLE_SECONDS:
             self._idle.pop(0).abort()
         while self._idle:
@@ -201,7 +211,7 @@ class Pool:
         return None
 
     async def _connected(self) -> Connection:
-        connection = await connect(Connection, self._host, self._port, self._tls)
+        connection = await connect(partial(Connection, self._loop), self._host, self._port, self._tls)
         if self._closed:
             connection.abort()
             raise Lost("the pool was closed", unheard=True)
@@ -213,6 +223,7 @@ class Pool:
         for connection in (*self._idle, *self._busy):
             connection.abort()
         self._idle.clear()
+        self._deadlines.close()
 
 
 def _time_out(waiter: asyncio.Future[Response]) -> None:

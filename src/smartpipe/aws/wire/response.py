@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 END = b"\r\n\r\n"
-_SAID = re.compile(rb"\r\n(content-length|transfer-encoding|connection):[ \t]*([^\r\n]*?)[ \t]*(?=\r|$)")
+_SAID = re.compile(rb"\r\n(content-length|transfer-encoding|connection):[ \t]*([^\r\n]*)")
 
 
 class Response(NamedTuple):
@@ -41,10 +41,10 @@ class Framing:
         self.status = int(parts[1])
         self.head = b"\r\n" + headers
         self.start = start
-        said = dict(_SAID.findall(self.head.lower()))
-        connection = said.get(b"connection")
+        said: dict[bytes, bytes] = dict(_SAID.findall(self.head.lower()))
+        connection = said.get(b"connection", b"").rstrip()
         self.keep_alive = connection != b"close" and (parts[0] != b"HTTP/1.0" or connection == b"keep-alive")
-        self._chunked = said.get(b"transfer-encoding", b"").endswith(b"chunked")
+        self._chunked = said.get(b"transfer-encoding", b"").rstrip().endswith(b"chunked")
         length = said.get(b"content-length")
         self._length = 0 if self.status == 204 else None if length is None else _size(length, 10)  # noqa: PLR2004
         self.to_the_end = not self._chunked and self._length is None
@@ -54,7 +54,7 @@ class Framing:
         self._chunks: list[bytes] = []
         self._position = start
 
-    def body_in(self, received: bytearray) -> bytes | None:
+    def body_in(self, received: bytes | bytearray) -> bytes | None:
         """Return the body if it is whole."""
         if self._chunked:
             return self._unchunked(received)
@@ -62,7 +62,7 @@ class Framing:
             return None
         return bytes(received[self.start : self.end])
 
-    def _unchunked(self, received: bytearray) -> bytes | None:
+    def _unchunked(self, received: bytes | bytearray) -> bytes | None:
         while True:
             end = received.find(b"\r\n", self._position)
             if end < 0:

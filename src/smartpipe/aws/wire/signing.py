@@ -39,19 +39,31 @@ class Signer:
         self._date = ""
         self._day = ""
         self._scope = ""
-        self._key = b""
+        self._keyed = hmac.new(b"", None, "sha256")
         self._credentials: Credentials | None = None
+        self._repeated: dict[tuple[str, bytes], str] = {}
 
-    def headers(self, credentials: Credentials, unix_seconds: float, target: str, body: bytes) -> str:
+    def headers(
+        self, credentials: Credentials, unix_seconds: float, target: str, body: bytes, *, repeats: bool = False
+    ) -> str:
         """Return the lines ``X-Amz-Date``, ``X-Amz-Security-Token``, ``X-Amz-Target`` and ``Authorization``.
 
         Args:
             unix_seconds: By AWS's clock.
             target: Empty for the query protocol, which has none.
+            repeats: The same request is likely to come again within the second, for which its lines are the same.
         """
         second = int(unix_seconds)
         if second != self._second or credentials is not self._credentials:
             self._at(second, credentials)
+        if not repeats:
+            return self._signed(credentials, target, body)
+        lines = self._repeated.get((target, body))
+        if lines is None:
+            lines = self._repeated[target, body] = self._signed(credentials, target, body)
+        return lines
+
+    def _signed(self, credentials: Credentials, target: str, body: bytes) -> str:
         token = credentials.token
         names, canonical, lines = "host;x-amz-date", f"x-amz-date:{self._date}\n", f"X-Amz-Date: {self._date}\r\n"
         if token:
@@ -64,15 +76,17 @@ class Signer:
             lines += f"X-Amz-Target: {target}\r\n"
         request = f"POST\n/\n\nhost:{self._host}\n{canonical}\n{names}\n{sha256(body).hexdigest()}"
         text = f"AWS4-HMAC-SHA256\n{self._date}\n{self._scope}\n{sha256(request.encode()).hexdigest()}"
-        signature = hmac.digest(self._key, text.encode(), "sha256").hex()
+        keyed = self._keyed.copy()
+        keyed.update(text.encode())
         return (
             f"{lines}Authorization: AWS4-HMAC-SHA256 Credential={credentials.access_key}/{self._scope}, "
-            f"SignedHeaders={names}, Signature={signature}\r\n"
+            f"SignedHeaders={names}, Signature={keyed.hexdigest()}\r\n"
         )
 
     def _at(self, second: int, credentials: Credentials) -> None:
         self._date = strftime("%Y%m%dT%H%M%SZ", gmtime(second))
         self._second = second
+        self._repeated.clear()
         day = self._date[:8]
         if day != self._day or credentials is not self._credentials:
             self._day = day
@@ -81,4 +95,4 @@ class Signer:
             key = f"AWS4{credentials.secret_key}".encode()
             for part in (day, self._region, self._service, "aws4_request"):
                 key = hmac.digest(key, part.encode(), "sha256")
-            self._key = key
+            self._keyed = hmac.new(key, None, "sha256")  # to copy it takes half as long

@@ -66,55 +66,66 @@ class WireTransport(AwsTransport):
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
         arn = (await self.addresses.naming()).topic_arn(topic)
-        target = f"topic {arn}"
+        endpoint = await self._endpoint("sns", region_in(arn))
+        if endpoint is None:
+            return await super().publish(topic, messages)
+        body = topics.publish_body(arn, messages)
+        read = partial(_failures, topics.answer_in, len(messages))
 
-        async def wired(endpoint: Endpoint) -> list[Failure]:
-            call = endpoint.post("", topics.publish_body(arn, messages), timeout_seconds=CALL_TIMEOUT_SECONDS)
-            read = partial(_failures, topics.answer_in, len(messages))
-            return await self._call(call, "sns:Publish", target, read)
+        def call() -> Awaitable[list[Failure]]:
+            posted = endpoint.post("", body, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            return self._call(posted, "sns:Publish", f"topic {arn}", read)
 
-        return await self._on("sns", region_in(arn), wired, partial(super().publish, topic, messages))
+        return await self._with_credentials(endpoint, call)
 
     async def receive(
         self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
     ) -> list[Message]:
         """Call ReceiveMessage; once and no more, for its answer may have been lost with the messages in it."""
+        endpoint = await self._endpoint("sqs", self.region)
+        if endpoint is None:
+            options = {"wait_seconds": wait_seconds, "visibility_timeout_seconds": visibility_timeout_seconds}
+            return await super().receive(queue, max_messages=max_messages, **options)
         url = await self.addresses.queue_url(queue)
-        options = {"wait_seconds": wait_seconds, "visibility_timeout_seconds": visibility_timeout_seconds}
-        clock = asyncio.get_running_loop().time
+        body = queues.receive_body(url, max_messages, int(wait_seconds), int(visibility_timeout_seconds))
+        seconds = wait_seconds + POLL_MARGIN_SECONDS
 
-        def read(body: bytes) -> list[Message]:
-            found, damaged = queues.messages_in(body, clock())
+        def read(answer: bytes) -> list[Message]:
+            found, damaged = queues.messages_in(answer, endpoint.loop.time())
             self._damaged += damaged
             return found
 
-        async def wired(endpoint: Endpoint) -> list[Message]:
-            body = queues.receive_body(url, max_messages, int(wait_seconds), int(visibility_timeout_seconds))
-            seconds = wait_seconds + POLL_MARGIN_SECONDS
-            call = endpoint.post(f"{queues.TARGET}ReceiveMessage", body, timeout_seconds=seconds, resend=False)
-            return await self._call_queue(call, "sqs:ReceiveMessage", queue, read)
+        def call() -> Awaitable[list[Message]]:
+            posted = endpoint.post(f"{queues.TARGET}ReceiveMessage", body, timeout_seconds=seconds, resend=False)
+            return self._call_queue(posted, "sqs:ReceiveMessage", queue, read)
 
-        otherwise = partial(super().receive, queue, max_messages=max_messages, **options)
-        return await self._on("sqs", self.region, wired, otherwise)
+        return await self._with_credentials(endpoint, call)
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
         """Call DeleteMessageBatch."""
+        endpoint = await self._endpoint("sqs", self.region)
+        if endpoint is None:
+            return await super().delete(queue, receipts)
         body = queues.delete_body(await self.addresses.queue_url(queue), receipts)
-        wired = partial(self._batch, "DeleteMessageBatch", "sqs:DeleteMessage", queue, body, len(receipts))
-        return still_there(await self._on("sqs", self.region, wired, partial(super().delete, queue, receipts)))
+        failed = await self._batch(endpoint, "DeleteMessageBatch", "sqs:DeleteMessage", queue, body, len(receipts))
+        return still_there(failed)
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
         """Call ChangeMessageVisibilityBatch."""
+        endpoint = await self._endpoint("sqs", self.region)
+        if endpoint is None:
+            return await super().change_visibility(queue, leases)
         body = queues.visibility_body(await self.addresses.queue_url(queue), leases)
         verb, action = "ChangeMessageVisibilityBatch", "sqs:ChangeMessageVisibility"
-        wired = partial(self._batch, verb, action, queue, body, len(leases))
-        return await self._on("sqs", self.region, wired, partial(super().change_visibility, queue, leases))
+        return await self._batch(endpoint, verb, action, queue, body, len(leases))
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call SendMessageBatch."""
+        endpoint = await self._endpoint("sqs", self.region)
+        if endpoint is None:
+            return await super().send(queue, messages)
         body = queues.send_body(await self.addresses.queue_url(queue), messages)
-        wired = partial(self._batch, "SendMessageBatch", "sqs:SendMessage", queue, body, len(messages))
-        return await self._on("sqs", self.region, wired, partial(super().send, queue, messages))
+        return await self._batch(endpoint, "SendMessageBatch", "sqs:SendMessage", queue, body, len(messages))
 
     async def aclose(self) -> None:
         """Close every connection and client. A second call does nothing; a verb after it fails."""
@@ -126,37 +137,37 @@ class WireTransport(AwsTransport):
         await asyncio.sleep(0)  # sockets are closed in the loop's next turn
 
     async def _batch(
-        self, verb: str, action: str, queue: str, body: bytes, count: int, endpoint: Endpoint
+        self, endpoint: Endpoint, verb: str, action: str, queue: str, body: bytes, count: int
     ) -> list[Failure]:
-        call = endpoint.post(queues.TARGET + verb, body, timeout_seconds=CALL_TIMEOUT_SECONDS)
-        return await self._call_queue(call, action, queue, partial(_failures, queues.answer_in, count))
+        target, read = queues.TARGET + verb, partial(_failures, queues.answer_in, count)
 
-    async def _on(
-        self,
-        service: str,
-        region: str,
-        wired: Callable[[Endpoint], Awaitable[T]],
-        otherwise: Callable[[], Awaitable[T]],
-    ) -> T:
-        """Call on the wire, once more with new credentials if it was refused for those that it had."""
+        def call() -> Awaitable[list[Failure]]:
+            posted = endpoint.post(target, body, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            return self._call_queue(posted, action, queue, read)
+
+        return await self._with_credentials(endpoint, call)
+
+    async def _with_credentials(self, endpoint: Endpoint, call: Callable[[], Awaitable[T]]) -> T:
+        """Call; once more with new credentials if it was refused for those that it had."""
         try:
-            endpoint = self._endpoints[service, region]
-        except KeyError:
-            endpoint = await self._endpoint(service, region)
-        if endpoint is None:
-            return await otherwise()
-        if endpoint.loop is not asyncio.get_running_loop():
-            await self.client(service, region=region)  # which says what is wrong with that
-        try:
-            return await wired(endpoint)
+            return await call()
         except TransportError as error:
             if error.code not in STALE or not await self._refresh.renewed():
                 raise
         endpoint.forget_credentials()
-        return await wired(endpoint)
+        return await call()
 
     async def _endpoint(self, service: str, region: str) -> Endpoint | None:
-        """Return where *service* is, found out at the first call; None if the wire does not go there."""
+        """Return where *service* is; None if the wire does not go there."""
+        try:
+            endpoint = self._endpoints[service, region]
+        except KeyError:
+            return await self._found(service, region)
+        if endpoint is not None and endpoint.loop is not asyncio.get_running_loop():
+            await self.client(service, region=region)  # which says what is wrong with that
+        return endpoint
+
+    async def _found(self, service: str, region: str) -> Endpoint | None:
         client = await self.client(service, region=region)
         key = service, region
         async with self._looking:
