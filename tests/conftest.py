@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,13 @@ def _this_machines_authorities_are_left_out() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AWS_CA_BUNDLE", raising=False)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts_are_heard() -> None:
+    """A shell lets what it runs in the background ignore SIGINT, and so would each command that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
