@@ -32,7 +32,8 @@ class Contender(NamedTuple):
     """One line of a table.
 
     Args:
-        weight: Messages of a run, in thousands: the slow drain fewer, so that a run ends.
+        weight: Messages of a run, in thousands: the slow drain fewer, so that a run ends, and the quick more, so that
+            it lasts long enough to be measured.
         body: Whose envelope its queue is filled with.
         transport: Of smartpipe: ``SMARTPIPE_TRANSPORT``.
         concurrency: Of smartpipe: ``SMARTPIPE_CONCURRENCY``; 80 is what the bare loop has in hand.
@@ -59,8 +60,8 @@ CONSUMERS = (
         transport="memory",
         concurrency=80,
     ),
-    Contender(SMARTPIPE, OURS, "by_smartpipe", 10, "concurrency 80", transport="wire", concurrency=80),
-    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 10, "the default", transport="wire"),
+    Contender(SMARTPIPE, OURS, "by_smartpipe", 30, "concurrency 80", transport="wire", concurrency=80),
+    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 30, "the default", transport="wire"),
     Contender(
         "smartpipe over botocore",
         OURS,
@@ -70,7 +71,7 @@ CONSUMERS = (
         transport="botocore",
         concurrency=80,
     ),
-    Contender(BARE, LOOP, "by_aiobotocore", 10, "8 tasks, ten to a receive and to a delete"),
+    Contender(BARE, LOOP, "by_aiobotocore", 20, "8 tasks, ten to a receive and to a delete"),
     Contender(
         "sqs-workers", SQS_WORKERS, "by_sqs_workers", 3, "blocking, ten to a receive and to a delete", "sqs-workers"
     ),
@@ -80,7 +81,7 @@ CONSUMERS = (
     Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 2, "ten to a receive, a delete each", "taskiq"),
 )
 PUBLISHERS = (
-    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 10, "ten to a PublishBatch", transport="wire"),
+    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 30, "ten to a PublishBatch", transport="wire"),
     Contender(
         "smartpipe over botocore, publish_many",
         OURS,
@@ -89,12 +90,12 @@ PUBLISHERS = (
         "the same, SMARTPIPE_TRANSPORT=botocore",
         transport="botocore",
     ),
-    Contender(BARE, LOOP, "by_aiobotocore", 10, "8 tasks, ten to a PublishBatch"),
+    Contender(BARE, LOOP, "by_aiobotocore", 20, "8 tasks, ten to a PublishBatch"),
     Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten to a PublishBatch"),
 )
 SINGLE_PUBLISHERS = (
     Contender(
-        "smartpipe, publish", OURS, "by_smartpipe", 10, "gathered for 5 ms, ten to a PublishBatch", transport="wire"
+        "smartpipe, publish", OURS, "by_smartpipe", 30, "gathered for 5 ms, ten to a PublishBatch", transport="wire"
     ),
     Contender(
         "smartpipe over botocore, publish",
@@ -104,7 +105,7 @@ SINGLE_PUBLISHERS = (
         "the same, SMARTPIPE_TRANSPORT=botocore",
         transport="botocore",
     ),
-    Contender(BARE, LOOP, "by_aiobotocore", 2, "a Publish each"),
+    Contender(BARE, LOOP, "by_aiobotocore", 5, "a Publish each"),
     Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "a Publish each"),
 )
 IDLE = Contender("smartpipe, idle", OURS, "by_smartpipe", 0, "20-second polls of an empty queue", transport="wire")

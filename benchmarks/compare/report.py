@@ -44,8 +44,8 @@ HOW = """
   in one call. All that are on asyncio run on uvloop, as smartpipe's worker does, the bare loop included. taskiq,
   kombu and tomodachi delete one by one, as they are made.
 - **Not in the tables of publishing**: kombu, taskiq and sqs-workers, which send to SQS and do not publish to SNS.
-- **Slow clients get fewer messages**, so that a run ends. Thousands of them, after the {warm} before the clock starts:
-  {counts}.
+- **Slow clients get fewer messages**, so that a run ends, and quick ones more, so that it lasts. Thousands of them,
+  after the {warm} before the clock starts: {counts}.
 - CPU time, not wall clock: the broker shares the cores, and says more about throughput than any client. So do others
   at times: hence medians, and their spread.
 """
