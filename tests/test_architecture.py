@@ -51,6 +51,7 @@ LAYERS: list[set[str]] = [
     {"middleware"},
     {"publishing.attempts", "publishing.chunks"},
     {"publishing.batcher", "publishing.bulk"},
+    {"publishing.singles"},
     {"publishing.publisher"},
     {"outbox", "aws", "memory", "embedded"},
     {"service", "blocking"},

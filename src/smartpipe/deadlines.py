@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -35,13 +36,8 @@ class Deadlines:
         self._fires_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    @classmethod
-    def here(cls, known: Deadlines | None) -> Deadlines:
-        """Return *known* if it is this loop's, and otherwise a new one: for what may be made before its loop is."""
-        return cls() if known is None or known.loop is not asyncio.get_running_loop() else known
-
     def set(self, seconds: float, strike: Callable[[], object]) -> Deadline:
-        """Have *strike* called in *seconds*, or never if they are infinite; it must not raise."""
+        """Have *strike* called, in an empty context, in *seconds*; or never if they are infinite."""
         deadline = cast("Deadline", self._last + 1)
         self._last = deadline
         strikes_at = self.loop.time() + seconds
@@ -74,22 +70,26 @@ class Deadlines:
                 task.uncancel()
 
     def close(self) -> None:
-        """Stop the timer: none of what is pending strikes any more."""
+        """Stop the timer. What is pending does not strike, unless something is set once more."""
+        self._fires_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
 
     def _arm(self, when: float) -> None:
         self.close()
         self._fires_at = when
-        self._timer = self.loop.call_at(when, self._fire)
+        # In whose context it was set, it would run, and keep all that is in there.
+        self._timer = self.loop.call_at(when, self._fire, context=Context())
 
     def _fire(self) -> None:
         now = max(self.loop.time(), self._fires_at)  # timers come early by the clock's resolution
         self._fires_at = math.inf
-        for deadline in [deadline for deadline, (strikes_at, _) in self._pending.items() if strikes_at <= now]:
-            due = self._pending.pop(deadline, None)
-            if due is not None:  # else cleared by one that struck just now
-                due[1]()
-        next_at = min((strikes_at for strikes_at, _ in self._pending.values()), default=math.inf)
-        if next_at < self._fires_at:
-            self._arm(next_at)
+        try:
+            for deadline in [deadline for deadline, (strikes_at, _) in self._pending.items() if strikes_at <= now]:
+                due = self._pending.pop(deadline, None)
+                if due is not None:  # else cleared by one that struck just now
+                    due[1]()
+        finally:
+            next_at = min((strikes_at for strikes_at, _ in self._pending.values()), default=math.inf)
+            if next_at < self._fires_at:
+                self._arm(next_at)

@@ -156,14 +156,3 @@ async def test_one_that_strikes_may_clear_another_or_set_a_new_one() -> None:
         await asyncio.sleep(60)
 
     assert struck == ["new", "last"]
-
-
-def test_those_of_another_loop_are_not_kept() -> None:
-    async def here(known: Deadlines | None) -> Deadlines:
-        found = Deadlines.here(known)
-        assert Deadlines.here(found) is found
-        return found
-
-    first = asyncio.run(here(None))
-
-    assert asyncio.run(here(first)) is not first

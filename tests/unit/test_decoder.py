@@ -183,7 +183,33 @@ def test_an_event_class_may_name_one_that_is_written_after_it() -> None:
 
 def test_an_event_class_that_names_what_is_nowhere_is_refused() -> None:
     class Astray(Event, topic=users, type="decoder.astray", version="1.0"):
+        place: Place
+
+    class AstrayLater(Event, topic=users, type="decoder.astray", version="2.0"):
         place: Nowhere  # type: ignore[name-defined] # noqa: F821
 
-    with pytest.raises(ConfigError, match="a field of type 'Nowhere', which is not defined"):
-        Decoder([Astray])
+    for events in ([AstrayLater], [Astray, AstrayLater]):
+        with pytest.raises(ConfigError, match="a field of type 'Nowhere', which its module does not define"):
+            Decoder(events)
+
+
+class Told:
+    """A plugin of Pydantic's, as Logfire's is."""
+
+    def __init__(self) -> None:
+        self.entered: list[str] = []
+
+    def new_schema_validator(self, *_: object) -> tuple[None, Told, None]:
+        return None, self, None
+
+    def on_enter(self, body: str, **_: object) -> None:
+        self.entered.append(body)
+
+
+def test_a_plugin_of_pydantics_is_told_of_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, body = Told(), plain()
+    monkeypatch.setattr("pydantic.plugin._loader._plugins", {"told": told})
+
+    Decoder([UserLeft]).decode(body)
+
+    assert told.entered == [body]

@@ -47,8 +47,10 @@ class Acknowledger:
         self._counts = counts
         self._unsettled = 0
         self._deadlines = Deadlines()
-        self._deletes: Batcher[Lease] = Batcher(self._delete, linger_seconds=LINGER_SECONDS)
-        self._releases: Batcher[tuple[Lease, float]] = Batcher(self._release, linger_seconds=LINGER_SECONDS)
+        self._deletes: Batcher[Lease] = Batcher(self._delete, self._deadlines, linger_seconds=LINGER_SECONDS)
+        self._releases: Batcher[tuple[Lease, float]] = Batcher(
+            self._release, self._deadlines, linger_seconds=LINGER_SECONDS
+        )
 
     @property
     def unsettled(self) -> int:
@@ -74,6 +76,7 @@ class Acknowledger:
         """Send what is gathered and wait until it is settled."""
         await self._deletes.drain()
         await self._releases.drain()
+        self._deadlines.close()
 
     async def _delete(self, leases: list[Lease]) -> None:
         async def call(entries: list[Lease]) -> list[Failure]:

@@ -124,7 +124,7 @@ class Decoder:
         forms = {
             (contract.type, contract.major): envelope_form(cls) for cls in events for contract in [contract_of(cls)]
         }
-        self._forms = {key: TypeAdapter[Any](form) for key, form in forms.items()}
+        self._forms = {key: _adapter(form) for key, form in forms.items()}
         types = Counter(type_ for type_, _ in forms)
         single = [form for (type_, _), form in forms.items() if types[type_] == 1]
         form: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
@@ -179,13 +179,20 @@ class Decoder:
 
 def _validator(form: Any) -> Callable[[str], Any]:
     """Return what reads and validates a body; of the strings in it, ids for example, only names are worth a cache."""
+    adapter = _adapter(form)
+    if type(adapter.validator) is not SchemaValidator:  # a plugin of Pydantic's wants to be told
+        return adapter.validator.validate_json
+    return SchemaValidator(adapter.core_schema, {"cache_strings": "keys"}).validate_json
+
+
+def _adapter(form: Any) -> TypeAdapter[Any]:
     adapter = TypeAdapter[Any](form)
     try:
         adapter.rebuild()  # if a class names another that was not there yet
     except PydanticUndefinedAnnotation as error:
-        msg = f"an event class has a field of type {error.name!r}, which is not defined in the class's module"
+        msg = f"an event class, or a model in one, has a field of type {error.name!r}, which its module does not define"
         raise ConfigError(msg) from None
-    return SchemaValidator(adapter.core_schema, {"cache_strings": "keys"}).validate_json
+    return adapter
 
 
 @lru_cache(maxsize=1024)

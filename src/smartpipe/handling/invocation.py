@@ -66,7 +66,7 @@ class Invocation:
         return None
 
     def close(self) -> None:
-        """Set no more timers."""
+        """Stop its timer."""
         self._deadlines.close()
 
     def _abandoned(self) -> None:

@@ -78,8 +78,15 @@ async def deliver(
     Args:
         deadlines: Shared by those who deliver often, which spares them a timer for each call.
     """
+    if deadlines is None:
+        deadlines = Deadlines()
+        try:
+            return await deliver(
+                call, entries, deadline_seconds=deadline_seconds, call_seconds=call_seconds, deadlines=deadlines
+            )
+        finally:
+            deadlines.close()
     pending = Pending(entries)
-    deadlines = Deadlines() if deadlines is None else deadlines
     clock = deadlines.loop.time
     deadline = clock() + deadline_seconds
     for attempt in count(1):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from smartpipe.deadlines import Deadlines
 from smartpipe.publishing.chunks import Chunker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from smartpipe.deadlines import Deadline
+    from smartpipe.deadlines import Deadline, Deadlines
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Batcher(Generic[T]):
     not raise: what it cannot do with its items, it says to whoever waits for them.
 
     Args:
+        deadlines: Of the loop in which it is used.
         linger_seconds: 0 sends each item by itself, at once.
         max_in_flight: How many calls of *send* run at once; further batches wait their turn.
     """
@@ -30,6 +32,7 @@ class Batcher(Generic[T]):
     def __init__(
         self,
         send: Callable[[list[T]], Awaitable[None]],
+        deadlines: Deadlines,
         *,
         linger_seconds: float,
         chunker: Chunker[T] | None = None,
@@ -39,7 +42,7 @@ class Batcher(Generic[T]):
         self._linger_seconds = linger_seconds
         self._chunker = Chunker[T]() if chunker is None else chunker
         self._room = asyncio.Semaphore(max_in_flight)
-        self._deadlines: Deadlines | None = None
+        self._deadlines = deadlines
         self._linger: Deadline | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[Hashable, asyncio.Task[None]] = {}
@@ -52,12 +55,12 @@ class Batcher(Generic[T]):
         if self._chunker.full or self._linger_seconds <= 0:
             self.flush()
         elif self._linger is None:
-            self._deadlines = Deadlines.here(self._deadlines)
-            self._linger = self._deadlines.set(self._linger_seconds, self.flush)
+            # In the context of the first item, as the timer would be that each batch had of its own.
+            self._linger = self._deadlines.set(self._linger_seconds, partial(copy_context().run, self.flush))
 
     def flush(self) -> None:
         """Start sending what has been gathered, without waiting."""
-        if self._deadlines is not None and self._linger is not None:
+        if self._linger is not None:
             self._deadlines.clear(self._linger)
             self._linger = None
         if self._chunker:

@@ -14,9 +14,8 @@ from smartpipe.middleware import Middleware, checked, compose
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.payloads.payloads import Payloads
 from smartpipe.publishing.attempts import deliver
-from smartpipe.publishing.batcher import Batcher
-from smartpipe.publishing.bulk import MAX_IN_FLIGHT, publish_each, publish_in_chunks
-from smartpipe.publishing.chunks import Chunker
+from smartpipe.publishing.bulk import publish_each, publish_in_chunks
+from smartpipe.publishing.singles import Singles
 from smartpipe.topology.model import Topic
 from smartpipe.transport import open_transport
 
@@ -25,31 +24,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.events import Event
-    from smartpipe.outgoing import Destination
     from smartpipe.topology.model import Queue
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")
-
-_CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
-
-
-class _Waiting:
-    """A single publish: the message, who waits for its fate, and until when it is tried."""
-
-    __slots__ = ("deadline", "failure", "future", "outgoing")
-
-    def __init__(self, outgoing: Outgoing, future: asyncio.Future[None], deadline: float) -> None:
-        self.outgoing = outgoing
-        self.future = future
-        self.deadline = deadline
-        self.failure: PublishFailure | None = None
-
-    def settle(self, failure: PublishFailure | None) -> None:
-        """Tell whoever waits, unless told or gone already."""
-        if not self.future.done():
-            self.failure = failure
-            self.future.set_result(None)
 
 
 class Publisher:
@@ -92,12 +70,10 @@ class Publisher:
         self._owns_transport = transport is None
         self._transport = open_transport() if transport is None else transport
         self.payloads = Payloads()
-        self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
         self._publish = compose(checked(middleware, f"Publisher {source!r}"), self._publish_one)
         self._middleware = bool(middleware)
-        self._batchers: dict[Destination, Batcher[_Waiting]] = {}
-        self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
+        self._singles = Singles(self._deliver, linger_seconds=linger_seconds, deadline_seconds=deadline_seconds)
         self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
         self._fault: str | None = None
@@ -151,16 +127,7 @@ class Publisher:
 
     async def _publish_one(self, publication: Publication) -> str:
         outgoing = self._prepare(publication)
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(outgoing, loop.create_future(), loop.time() + self._deadline_seconds)
-        self._waiting[waiting] = None
-        try:
-            self._batcher(outgoing.destination).add(waiting)
-            await waiting.future
-        finally:
-            del self._waiting[waiting]
-        if waiting.failure is not None:
-            raise PublishError([waiting.failure])
+        await self._singles.publish(outgoing, self._here())
         return outgoing.event_id
 
     async def publish_many(
@@ -220,54 +187,22 @@ class Publisher:
         if self._closed:
             return
         self._closed = True
-        waiting = list(self._waiting)
-        drains = [asyncio.ensure_future(batcher.drain()) for batcher in self._batchers.values()]
         try:
-            if drains or self._bulk:
-                seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
-                await asyncio.wait([*drains, *self._bulk], timeout=seconds)
+            seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
+            failures = await self._singles.drain(self._bulk, seconds)
         finally:
-            for pending in drains:
-                pending.cancel()
-            for one in waiting:
-                one.settle(one.outgoing.failed(_CLOSED_TOO_SOON))
+            if self._deadlines is not None:
+                self._deadlines.close()
             await self.payloads.aclose()
             if self._owns_transport:
                 await self._transport.aclose()
-        failures = [one.failure for one in waiting if one.failure is not None]
         if failures:
             raise PublishError(failures)
 
-    def _batcher(self, destination: Destination) -> Batcher[_Waiting]:
-        batcher = self._batchers.get(destination)
-        if batcher is None:
-            batcher = self._batchers[destination] = Batcher(
-                self._send,
-                linger_seconds=self._linger_seconds,
-                chunker=Chunker(
-                    destination.limit_bytes,
-                    lambda waiting: waiting.outgoing.message.size_bytes,
-                    (lambda waiting: waiting.outgoing.ordered_group) if destination.fifo else None,
-                ),
-                max_in_flight=MAX_IN_FLIGHT,
-            )
-        return batcher
-
-    async def _send(self, batch: list[_Waiting]) -> None:
-        wanted = [waiting for waiting in batch if not waiting.future.done()]
-        if not wanted:
-            return
-        seconds = max(0.0, wanted[0].deadline - asyncio.get_running_loop().time())
-        try:
-            failures = await self._deliver([waiting.outgoing for waiting in wanted], seconds)
-        except Exception as error:  # noqa: BLE001 - a bug must reach those who wait, not only a log
-            for waiting in wanted:
-                if not waiting.future.done():
-                    waiting.future.set_exception(error)
-            return
-        by_id = {outgoing.event_id: failure for outgoing, failure in failures}
-        for waiting in wanted:
-            waiting.settle(by_id.get(waiting.outgoing.event_id))
+    def _here(self) -> Deadlines:
+        if self._deadlines is None or self._deadlines.loop is not asyncio.get_running_loop():
+            self._deadlines = Deadlines()
+        return self._deadlines
 
     async def _deliver(
         self, chunk: list[Outgoing], deadline_seconds: float | None = None
@@ -286,8 +221,7 @@ class Publisher:
             return failed
 
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
-        self._deadlines = Deadlines.here(self._deadlines)
-        failed = await deliver(call, chunk, deadline_seconds=seconds, deadlines=self._deadlines)
+        failed = await deliver(call, chunk, deadline_seconds=seconds, deadlines=self._here())
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
     def _note(self, error: TransportError | None) -> None:

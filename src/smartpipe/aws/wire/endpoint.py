@@ -130,21 +130,22 @@ class Endpoint:
         self._asked_at = 0.0
         self._offset_seconds = 0.0
 
-    async def post(self, target: str, body: bytes, *, timeout_seconds: float, resend: bool = True) -> bytes:
+    async def post(self, target: str, body: bytes, *, timeout_seconds: float, poll: bool = False) -> bytes:
         """Sign and send; return the body of the answer.
 
         Args:
             target: The operation of the JSON protocol; empty for the query protocol.
-            resend: See Pool.request.
+            poll: It is made again and again, so it is signed once a second; and its answer may be lost with what was
+                in it, so it is never sent again on a new connection (see Pool.request).
 
         Raises:
             ClientError: AWS refused; as from botocore.
             BotoCoreError: It could not be reached, or did not answer in time.
             ValueError: It answered what is no HTTP.
         """
-        response = await self._send(target, body, timeout_seconds, resend)
+        response = await self._send(target, body, timeout_seconds, poll)
         if response.status >= FAILED and self._corrects_clock(response):
-            response = await self._send(target, body, timeout_seconds, resend)
+            response = await self._send(target, body, timeout_seconds, poll)
         if response.status < FAILED:
             return response.body
         raise ClientError(self._error(response), target.rpartition(".")[2] or "PublishBatch")  # type: ignore[arg-type]
@@ -157,15 +158,15 @@ class Endpoint:
         """Close the connections."""
         self.pool.close()
 
-    async def _send(self, target: str, body: bytes, timeout_seconds: float, resend: bool) -> Response:  # noqa: FBT001
+    async def _send(self, target: str, body: bytes, timeout_seconds: float, poll: bool) -> Response:  # noqa: FBT001
         credentials = self._credentials
         if credentials is None or self.loop.time() - self._asked_at > ASK_EVERY_SECONDS:
             credentials = await self._current_credentials()
         now = time.time() + self._offset_seconds
-        signed = self._signer.headers(credentials, now, target, body, repeats=not resend)
+        signed = self._signer.headers(credentials, now, target, body, repeats=poll)
         request = b"".join((f"{self._head}{len(body)}\r\n{signed}\r\n".encode(), body))
         try:
-            return await self.pool.request(request, timeout_seconds=timeout_seconds, resend=resend)
+            return await self.pool.request(request, timeout_seconds=timeout_seconds, resend=not poll)
         except Lost as error:
             raise ConnectionClosedError(endpoint_url=self.url, error=error) from error
         except ssl.SSLError as error:

@@ -96,7 +96,7 @@ class WireTransport(AwsTransport):
             return found
 
         def call() -> Awaitable[list[Message]]:
-            posted = endpoint.post(f"{queues.TARGET}ReceiveMessage", body, timeout_seconds=seconds, resend=False)
+            posted = endpoint.post(f"{queues.TARGET}ReceiveMessage", body, timeout_seconds=seconds, poll=True)
             return self._call_queue(posted, "sqs:ReceiveMessage", queue, read)
 
         return await self._with_credentials(endpoint, call)
