@@ -50,6 +50,6 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python -m benchmarks.outbox
 
-# Beside its peers, each in a venv of its own in .venv-compare: some twelve minutes; writes benchmarks/RESULTS.md.
+# Beside its peers, each in a venv of its own in .venv-compare: some seven minutes; writes benchmarks/RESULTS.md.
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare
