@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 QUEUES = (1, 5, 20, 50)
 MESSAGES = 60_000
-ROUNDS = 3
+ROUNDS = 5
 SOAK = (1_000, 10_000, 100_000, 1_000_000)
 COMPUTED = 600
 """Messages of the third figure: at 10 ms each they keep one core busy for six seconds."""
