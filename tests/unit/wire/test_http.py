@@ -253,6 +253,19 @@ async def test_what_is_no_http_is_an_error(script: bytes) -> None:
             await ask(pool)
 
 
+async def test_an_answer_that_does_not_end_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 10_000)
+    server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 20_000, OK)
+    async with talking(server) as pool:
+        with pytest.raises(ValueError, match="longer than 10000 bytes"):
+            await ask(pool)
+
+        assert (await ask(pool)).body == b"abc"
+    assert server.connections == 2
+
+
 async def test_nobody_listens() -> None:
     server = await asyncio.start_server(Server().serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]

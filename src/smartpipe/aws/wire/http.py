@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 20.0
 """A connection that was idle for longer is not used again: the other side may be closing it at this moment."""
 MAX_HEAD_BYTES = 65_536
+MAX_ANSWER_BYTES = 128 * 1024 * 1024
+"""Ten messages of 1 MiB with every character escaped take half of it; what does not end fits no memory."""
 NO_ANSWER = "no answer in time"
 
 
@@ -81,6 +83,8 @@ class Connection(asyncio.Protocol):
                 self._received = bytearray(self._received)
             self._received += data
         try:
+            if len(self._received) > MAX_ANSWER_BYTES:
+                raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")  # noqa: TRY301
             self._read()
         except ValueError as error:
             self._fail(error)
