@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextvars import Context
+from itertools import count
 from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -32,14 +33,13 @@ class Deadlines:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._pending: dict[Deadline, tuple[float, Callable[[], object]]] = {}
-        self._last = 0
+        self._numbers = count()
         self._fires_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float, strike: Callable[[], object]) -> Deadline:
         """Have *strike* called, in an empty context, in *seconds*; or never if they are infinite."""
-        deadline = cast("Deadline", self._last + 1)
-        self._last = deadline
+        deadline = cast("Deadline", next(self._numbers))
         strikes_at = self.loop.time() + seconds
         self._pending[deadline] = strikes_at, strike
         if strikes_at < self._fires_at:

@@ -123,14 +123,13 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
     if attributes:
         all_attributes = {**all_attributes, **{name: Attribute("String", text) for name, text in attributes.items()}}
         attributes_bytes = size_bytes("", all_attributes)
-    delay = publication.delay_seconds
     message = OutgoingMessage(
         body,
         utf8_length(body) + attributes_bytes,
         all_attributes,
         group_id,
         envelope.id if destination.fifo else None,
-        math.ceil(delay) if delay else 0,
+        math.ceil(publication.delay_seconds or 0),
     )
     limit = destination.limit_bytes
     if message.size_bytes > packing.untouched_bytes or message.size_bytes > limit:

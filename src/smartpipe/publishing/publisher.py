@@ -70,14 +70,14 @@ class Publisher:
         self._owns_transport = transport is None
         self._transport = open_transport() if transport is None else transport
         self.payloads = Payloads()
+        self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
         self._publish = compose(checked(middleware, f"Publisher {source!r}"), self._publish_one)
         self._middleware = bool(middleware)
-        self._singles = Singles(self._deliver, linger_seconds=linger_seconds, deadline_seconds=deadline_seconds)
+        self._singles: Singles | None = None
         self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
         self._fault: str | None = None
-        self._deadlines: Deadlines | None = None
 
     async def __aenter__(self) -> Self:
         """Return itself; connections open with the first publish."""
@@ -127,7 +127,7 @@ class Publisher:
 
     async def _publish_one(self, publication: Publication) -> str:
         outgoing = self._prepare(publication)
-        await self._singles.publish(outgoing, self._here())
+        await self._here().publish(outgoing)
         return outgoing.event_id
 
     async def publish_many(
@@ -187,22 +187,28 @@ class Publisher:
         if self._closed:
             return
         self._closed = True
+        singles = self._here()
         try:
             seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
-            failures = await self._singles.drain(self._bulk, seconds)
+            failures = await singles.drain(self._bulk, seconds)
         finally:
-            if self._deadlines is not None:
-                self._deadlines.close()
+            singles.deadlines.close()
             await self.payloads.aclose()
             if self._owns_transport:
                 await self._transport.aclose()
         if failures:
             raise PublishError(failures)
 
-    def _here(self) -> Deadlines:
-        if self._deadlines is None or self._deadlines.loop is not asyncio.get_running_loop():
-            self._deadlines = Deadlines()
-        return self._deadlines
+    def _here(self) -> Singles:
+        """Return what is the running loop's. What was gathered in another, which has ended, nobody waits for."""
+        if self._singles is None or self._singles.deadlines.loop is not asyncio.get_running_loop():
+            self._singles = Singles(
+                self._deliver,
+                Deadlines(),
+                linger_seconds=self._linger_seconds,
+                deadline_seconds=self._deadline_seconds,
+            )
+        return self._singles
 
     async def _deliver(
         self, chunk: list[Outgoing], deadline_seconds: float | None = None
@@ -221,7 +227,7 @@ class Publisher:
             return failed
 
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
-        failed = await deliver(call, chunk, deadline_seconds=seconds, deadlines=self._here())
+        failed = await deliver(call, chunk, deadline_seconds=seconds, deadlines=self._here().deadlines)
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
     def _note(self, error: TransportError | None) -> None:

@@ -47,37 +47,35 @@ class _Waiting:
 
 
 class Singles:
-    """Publishes single events, several to a request.
+    """Publishes single events, several to a request. It belongs to one event loop.
 
     Args:
+        deadlines: The loop's.
         linger_seconds: How long an event waits for others to share its request.
         deadline_seconds: For how long each is tried.
     """
 
-    def __init__(self, deliver: Deliver, *, linger_seconds: float, deadline_seconds: float) -> None:
+    def __init__(
+        self, deliver: Deliver, deadlines: Deadlines, *, linger_seconds: float, deadline_seconds: float
+    ) -> None:
+        self.deadlines = deadlines
         self._deliver = deliver
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
-        self._deadlines: Deadlines | None = None
         self._batchers: dict[Destination, Batcher[_Waiting]] = {}
         self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
 
-    async def publish(self, outgoing: Outgoing, deadlines: Deadlines) -> None:
+    async def publish(self, outgoing: Outgoing) -> None:
         """Publish, and wait for the answer. Cancelled, it is withdrawn if its request has not started.
-
-        Args:
-            deadlines: The running loop's. With another loop's, what was gathered there is forgotten: nobody waits.
 
         Raises:
             PublishError: It was refused, or could not be sent in time.
         """
-        if deadlines is not self._deadlines:
-            self._deadlines, self._batchers = deadlines, {}
-        loop = deadlines.loop
+        loop = self.deadlines.loop
         waiting = _Waiting(outgoing, loop.create_future(), loop.time() + self._deadline_seconds)
         self._waiting[waiting] = None
         try:
-            self._batcher(outgoing.destination, deadlines).add(waiting)
+            self._batcher(outgoing.destination).add(waiting)
             await waiting.future
         finally:
             del self._waiting[waiting]
@@ -98,12 +96,12 @@ class Singles:
                 one.settle(one.outgoing.failed(_CLOSED_TOO_SOON))
         return [one.failure for one in waiting if one.failure is not None]
 
-    def _batcher(self, destination: Destination, deadlines: Deadlines) -> Batcher[_Waiting]:
+    def _batcher(self, destination: Destination) -> Batcher[_Waiting]:
         batcher = self._batchers.get(destination)
         if batcher is None:
             batcher = self._batchers[destination] = Batcher(
                 self._send,
-                deadlines,
+                self.deadlines,
                 linger_seconds=self._linger_seconds,
                 chunker=Chunker(
                     destination.limit_bytes,
@@ -118,7 +116,7 @@ class Singles:
         wanted = [waiting for waiting in batch if not waiting.future.done()]
         if not wanted:
             return
-        seconds = max(0.0, wanted[0].deadline - asyncio.get_running_loop().time())
+        seconds = max(0.0, wanted[0].deadline - self.deadlines.loop.time())
         try:
             failures = await self._deliver([waiting.outgoing for waiting in wanted], seconds)
         except Exception as error:  # noqa: BLE001 - a bug must reach those who wait, not only a log

@@ -253,9 +253,7 @@ async def test_what_is_no_http_is_an_error(script: bytes) -> None:
             await ask(pool)
 
 
-async def test_an_answer_that_does_not_end_is_cut_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_answer_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 10_000)
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 20_000, OK)
     async with talking(server) as pool:

@@ -58,8 +58,6 @@ class Connection(asyncio.Protocol):
 
     def send(self, request: bytes) -> asyncio.Future[Response]:
         """Write *request*; return what will be its answer, or Lost, or ValueError for what is no HTTP."""
-        self._received = b""
-        self._framing = None
         waiter = self._waiter = self._loop.create_future()
         if self._transport is not None:
             self._transport.write(request)
@@ -83,13 +81,13 @@ class Connection(asyncio.Protocol):
                 self._received = bytearray(self._received)
             self._received += data
         try:
-            if len(self._received) > MAX_ANSWER_BYTES:
-                raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")  # noqa: TRY301
             self._read()
         except ValueError as error:
             self._fail(error)
 
     def _read(self) -> None:
+        if len(self._received) > MAX_ANSWER_BYTES:
+            raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
         while True:
             if self._framing is None:
                 end = self._received.find(END)
@@ -111,7 +109,7 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, framing: Framing, body: bytes) -> None:
         waiter, self._waiter = self._waiter, None
-        self._received = b""
+        self._received, self._framing = b"", None
         self.used = True
         if not framing.keep_alive:
             self.abort()

@@ -84,8 +84,12 @@ class WireTransport(AwsTransport):
         """Call ReceiveMessage; once and no more, for its answer may have been lost with the messages in it."""
         endpoint = await self._endpoint("sqs", self.region)
         if endpoint is None:
-            options = {"wait_seconds": wait_seconds, "visibility_timeout_seconds": visibility_timeout_seconds}
-            return await super().receive(queue, max_messages=max_messages, **options)
+            return await super().receive(
+                queue,
+                max_messages=max_messages,
+                wait_seconds=wait_seconds,
+                visibility_timeout_seconds=visibility_timeout_seconds,
+            )
         url = await self.addresses.queue_url(queue)
         body = queues.receive_body(url, max_messages, int(wait_seconds), int(visibility_timeout_seconds))
         seconds = wait_seconds + POLL_MARGIN_SECONDS
