@@ -156,16 +156,16 @@ def test_only_aws_and_blocking_know_the_aws_libraries(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_rooms_are_small(path: Path) -> None:
+def test_modules_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
 
-    assert text.count("\n") <= 300
+    assert text.count("\n") <= 500
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             documented = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant)
             body = node.body[1:] if documented and len(node.body) > 1 else node.body
             lines = (node.end_lineno or 0) - body[0].lineno + 1
-            assert lines <= 40, f"{node.name} has {lines} lines"
+            assert lines <= 50, f"{node.name} has {lines} lines"
 
 
 def test_there_is_no_import_cycle() -> None:
