@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"topology.model", "retry", "transport"},
     {"events", "settings"},
     {"payloads"},
-    {"envelope"},
+    {"envelope", "envelope.structure", "envelope.validators"},
     {"envelope.decoder"},
     {"envelope.reader", "envelope.schemas"},
     {"outgoing"},

@@ -15,6 +15,7 @@ from smartpipe.aws.client import check_ca_bundle, client_options, put_request, r
 from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
+from smartpipe.envelope import source_problems
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
@@ -54,13 +55,16 @@ class Publisher:
         deadline_seconds: For how long what SNS refuses for the moment is tried again.
 
     Raises:
-        ConfigError: An empty source, a negative time, faulty settings or no region.
+        ConfigError: A source that is empty or longer than 256 characters, a negative time, faulty settings, or no
+            region.
     """
 
     def __init__(self, source: str, *, deadline_seconds: float = 30.0, session: boto3.Session | None = None) -> None:
-        if not source or deadline_seconds < 0:
-            msg = "Publisher: source is empty or deadline_seconds is negative; write Publisher('signup-api')"
-            raise ConfigError(msg)
+        problems = source_problems("Publisher", source)
+        if deadline_seconds < 0:
+            problems.append("Publisher: deadline_seconds cannot be negative")
+        if problems:
+            raise ConfigError(problems)
         self.source = source
         self._deadline_seconds = deadline_seconds
         self._settings = AwsSettings.load()

@@ -83,8 +83,9 @@ class DecodeError(SmartpipeError):
     """A message body that cannot become an event; retrying cannot help, so it is dead-lettered.
 
     Args:
-        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``not-compressed`` or ``not-a-pointer``.
-        errors: Pydantic's error list, without the input values, where validation failed.
+        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``too-many-values``, ``not-compressed`` or
+            ``not-a-pointer``.
+        errors: The first 20 of Pydantic's errors, without the input values, where validation failed.
     """
 
     def __init__(self, kind: str, detail: str, errors: Sequence[dict[str, Any]] = ()) -> None:

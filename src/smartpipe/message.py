@@ -25,6 +25,7 @@ class Message(NamedTuple):
         receive_count: 1 on the first delivery. It counts deliveries, not failures.
         sent_at: Unix seconds, or None where the broker did not say.
         received_at: The event loop's monotonic clock when the answer arrived; leases count from it.
+        moved_from: The ARN of the queue from which SQS itself moved it here, after too many receives.
     """
 
     message_id: str
@@ -36,6 +37,7 @@ class Message(NamedTuple):
     sent_at: float | None = None
     first_received_at: float | None = None
     received_at: float = 0.0
+    moved_from: str | None = None
 
 
 def received_message(
@@ -60,6 +62,7 @@ def received_message(
             None if sent is None else int(sent) / 1000,
             None if first_received is None else int(first_received) / 1000,
             received_at,
+            get("DeadLetterQueueSourceArn"),
         ),
     )
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 Destination: TypeAlias = Topic | Queue
 
 MAX_ATTRIBUTES = 10
-_ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
+MANY_VALUES_CHARACTERS = 65_536
+"""A shorter body cannot have more values than consumers accept by default."""
+RESERVED_PREFIX = "smartpipe_"
+"""Message attributes whose names begin so are smartpipe's own: the reason of a dead letter is one."""
+ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
 # SQS SendMessage, "valid Unicode characters": the same for bodies and attribute values.
 SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
@@ -131,6 +136,8 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
         envelope.id if destination.fifo else None,
         math.ceil(publication.delay_seconds or 0),
     )
+    if len(body) > MANY_VALUES_CHARACTERS and exceeds(body, packing.limit_objects):
+        _refuse_many_values(event, envelope.id, packing.limit_objects)
     limit = destination.limit_bytes
     if message.size_bytes > packing.untouched_bytes or message.size_bytes > limit:
         message = packing.pack(message, envelope.id, limit_bytes=limit, room=MAX_ATTRIBUTES - len(all_attributes))
@@ -144,6 +151,14 @@ def _type_alone(type_: str) -> tuple[Mapping[str, Attribute], int]:
     """Return the attributes of a message with none of the user's, and their size."""
     attributes = {TYPE_ATTRIBUTE: Attribute("String", type_)}
     return MappingProxyType(attributes), size_bytes("", attributes)
+
+
+def _refuse_many_values(event: Event, event_id: str, limit_objects: int) -> None:
+    detail = (
+        f"the event has more than {limit_objects:,} objects and arrays, or {limit_objects * VALUES_FOR_EACH_OBJECT:,} "
+        "values, and consumers would dead-letter it; split it, or raise SMARTPIPE_PAYLOAD_LIMIT_OBJECTS here and there"
+    )
+    raise PublishError([PublishFailure(event, event_id, "TooManyValues", detail, retryable=False)])
 
 
 def _refuse_problems(publication: Publication, event_id: str, group_id: str | None) -> None:
@@ -215,7 +230,8 @@ def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
             "message with more on its way to a queue with raw delivery; move some into the event"
         )
     for name, value in attributes.items():
-        if name == TYPE_ATTRIBUTE or name in RESERVED_ATTRIBUTES or not _ATTRIBUTE_NAME.fullmatch(name):
+        reserved = name == TYPE_ATTRIBUTE or name in RESERVED_ATTRIBUTES or name.lower().startswith(RESERVED_PREFIX)
+        if reserved or not ATTRIBUTE_NAME.fullmatch(name):
             return f"attribute name {name!r} is taken, or not what SQS allows (letters, digits, '_', '-', inner '.')"
         if not isinstance(value, str) or not SQS_TEXT.fullmatch(value):
             return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"

@@ -64,7 +64,12 @@ class PayloadSettings(_Environment):
             the queues and dead-letter queues that point to them, and any redrive, can need them.
         compression: ``gzip`` or ``zstd``; by default nothing is compressed.
         compression_bytes: Messages of at least this size are compressed, if that makes them smaller.
-        payload_limit_bytes: The longest body that a consumer reads from S3, or decompresses to.
+        payload_limit_bytes: The longest body that a consumer reads from S3, 16 MiB by default.
+        decompressed_limit_bytes: The longest body that a consumer decompresses a message to, 4 MiB by default. What
+            waited in S3 and is compressed too may be as long as ``payload_limit_bytes``.
+        payload_limit_objects: How many JSON objects and arrays a body may hold, and eight times as many values. Each
+            costs some 1 to 2 µs and 200 to 500 bytes. The default is 65,536: one for each 16 bytes of the largest
+            message. Publishers refuse larger events; consumers dead-letter them as ``too-many-values``.
     """
 
     claim_check_url: str | None = None
@@ -72,7 +77,9 @@ class PayloadSettings(_Environment):
     claim_check_days: int = Field(30, ge=1, le=3_650)
     compression: Annotated[Literal["gzip", "zstd"], _AnyCase] | None = None
     compression_bytes: int = Field(16_384, ge=256)
-    payload_limit_bytes: int = Field(67_108_864, ge=1_048_576, le=2_147_483_647)
+    payload_limit_bytes: int = Field(16_777_216, ge=1_048_576, le=2_147_483_647)
+    decompressed_limit_bytes: int = Field(4_194_304, ge=1_048_576, le=2_147_483_647)
+    payload_limit_objects: int = Field(65_536, ge=1_024, le=100_000_000)
 
 
 class WorkerSettings(_Environment):

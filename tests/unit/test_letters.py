@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
-from smartpipe.deadletters.letters import NO_REASON, Selection, read_letter, was_there
+from smartpipe.deadletters.letters import NO_REASON, Selection, preview, read_letter, was_there
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message
 from smartpipe.payloads.compression import compressed
@@ -27,7 +27,7 @@ def test_a_letter_says_which_event_it_was_and_why_it_is_here() -> None:
     letter = read_letter(message(reason=EXHAUSTED))
 
     assert (letter.event_id, letter.event_type, letter.source) == (ENVELOPE.id, "member.signed_up", "portal")
-    assert letter.data["name"] == "Ada"
+    assert json.loads(preview(letter.message, 1_000))["name"] == "Ada"
     assert (letter.kind, letter.error) == ("retries-exhausted", "ConnectionError: the Bank is closed")
 
 
@@ -45,8 +45,9 @@ def test_an_event_that_is_compressed_or_waits_in_s3_is_read_as_far_as_it_is_here
     away = read_letter(message(pointer_to("bucket", f"staging/{ENVELOPE.id}"))._replace(attributes=size))
     broken = read_letter(message("no gzip")._replace(attributes=encoding))
 
-    assert (squeezed.event_id, squeezed.data["name"]) == (ENVELOPE.id, "Ada")
-    assert (away.event_id, away.event_type, away.data) == (ENVELOPE.id, "member.signed_up", None)
+    assert (squeezed.event_id, json.loads(preview(squeezed.message, 1_000))["name"]) == (ENVELOPE.id, "Ada")
+    assert (away.event_id, away.event_type) == (ENVELOPE.id, "member.signed_up")
+    assert preview(away.message, 1_000) == away.message.body
     assert broken.name == "m1"
 
 

@@ -255,7 +255,7 @@ async def test_a_large_event_is_handled_like_any_other() -> None:
         await broker.drain()
 
         assert broker.assert_published(ReportMade, times=2)[0] == report(2_000_000)
-    assert seen == [report(2_000_000), report(100)]
+    assert seen in ([report(2_000_000), report(100)], [report(100), report(2_000_000)])
 
 
 @pytest.mark.usefixtures("memory")

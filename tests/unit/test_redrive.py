@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
-from smartpipe.deadletters.letters import Selection
+from smartpipe.deadletters.letters import Selection, preview
 from smartpipe.deadletters.memories import Memories
 from smartpipe.deadletters.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
 from smartpipe.effects.idempotency import Claim
@@ -243,7 +244,9 @@ def test_what_comes_back_while_letters_are_moved_is_not_moved_again() -> None:
             async def treat(self, letters: Any, tally: Tally) -> Any:
                 gone = await super().treat(letters, tally)
                 await asyncio.sleep(1)
-                await desk.dead_letter(*(order(int(letter.data["order_id"][1:])) for letter in gone))
+                await desk.dead_letter(
+                    *(order(int(json.loads(preview(letter.message, 1_000))["order_id"][1:])) for letter in gone)
+                )
                 return gone
 
         treatment = Boomerang(desk.transport, desk.queue, desk.memories, force=False)

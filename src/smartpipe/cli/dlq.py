@@ -16,6 +16,7 @@ from smartpipe.cli.changes import Line, heading, tell
 from smartpipe.cli.show import contents, known_ages
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
+from smartpipe.deadletters.letters import preview
 from smartpipe.deadletters.walk import Walk
 from smartpipe.errors import ConfigError
 from smartpipe.running.signals import on_stop
@@ -171,9 +172,8 @@ def _described(letter: Letter) -> list[str]:
     else:
         lines.append("no reason: SQS moved it after too many receives, or SNS could not deliver it")
         when = "sent " + ("?" if message.sent_at is None else _utc(datetime.fromtimestamp(message.sent_at, UTC)))
-    data = message.body if letter.data is None else json.dumps(letter.data, ensure_ascii=False)
-    lines += [f"{when}; {_times(message.receive_count)} in all; message {message.message_id}", data]
     width = shutil.get_terminal_size((120, 24)).columns
+    lines += [f"{when}; {_times(message.receive_count)} in all; message {message.message_id}", preview(message, width)]
     return [_cut(line, width) for line in [lines[0], *(f"      {printable(line)}" for line in lines[1:])]]
 
 
@@ -193,7 +193,7 @@ def _cut(line: str, width: int) -> str:
 def _moment(text: object) -> str:
     try:
         return _utc(datetime.fromisoformat(str(text)).astimezone(UTC))
-    except ValueError:
+    except (ValueError, OverflowError):
         return "?"
 
 

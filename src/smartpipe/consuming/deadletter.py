@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired
 
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
+
+from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
-from smartpipe.outgoing import MAX_ATTRIBUTES
+from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
 from smartpipe.telemetry import trace_id
 from smartpipe.topology.model import QUEUE_LIMIT_BYTES
@@ -24,6 +29,55 @@ TRACEBACK_CHARACTERS = 4_000
 MESSAGE_CHARACTERS = 1_000
 _EXPENDABLE = ("traceback", "errors", "attributes", "message")
 """What the reason does without, in this order, when the body leaves no room for it."""
+
+
+_DATA_TYPE = r"^(String|Number|Binary)(\.[ -~]{1,249})?$"
+_NUMBER = re.compile(r"[+-]?[0-9]{1,38}(\.[0-9]{1,126})?")
+_Name = Annotated[str, StringConstraints(max_length=1_024)]
+_Text = Annotated[str, StringConstraints(max_length=8_000)]
+_Moment = Annotated[str, StringConstraints(pattern=r"^[0-9T:.+-]{1,40}$")]
+
+
+class _MovedAttribute(TypedDict):
+    """An attribute that made room for the reason."""
+
+    data_type: Annotated[str, StringConstraints(pattern=_DATA_TYPE)]
+    value: Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Error(TypedDict):
+    """One of Pydantic's errors."""
+
+    type: _Name
+    loc: Annotated[list[int | _Name], Field(max_length=1_000)]
+    msg: _Text
+
+
+class Reason(TypedDict, total=False):
+    """Why a message was dead-lettered, as its worker wrote it into ``smartpipe_dead_letter``.
+
+    Anybody who publishes can set that attribute, so every field has a type and a limit, and what does not fit is not a
+    reason at all. None of it decides anything but what ``smartpipe dlq`` prints and selects.
+    """
+
+    kind: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")]
+    error_type: _Name
+    message: _Text
+    service: _Name
+    queue: _Name
+    handler: _Name | None
+    message_id: _Name
+    receive_count: Annotated[int, Field(ge=0, le=1_000_000)]
+    first_seen: _Moment | None
+    dead_lettered_at: _Moment | None
+    event_id: NotRequired[_Name]
+    trace_id: NotRequired[_Name | None]
+    errors: NotRequired[Annotated[list[_Error], Field(max_length=100)]]
+    traceback: NotRequired[_Text]
+    attributes: NotRequired[Annotated[dict[_Name, _MovedAttribute], Field(max_length=MAX_ATTRIBUTES)]]
+
+
+_validate_reason = bounded_validator(TypeAdapter(Reason))
 
 
 class Where(NamedTuple):
@@ -65,22 +119,40 @@ def bare_copy(message: Message) -> OutgoingMessage:
     return OutgoingMessage(message.body, size_bytes(message.body, attributes), attributes, message.group_id)
 
 
-def reason_of(message: Message) -> dict[str, Any]:
-    """Return why *message* was dead-lettered; empty where SQS itself moved it, or SNS could not deliver it."""
-    value = message.attributes.get(REASON_ATTRIBUTE, Attribute("String", "")).value
-    try:
-        reason = json.loads(value)
-    except ValueError:
+def reason_of(message: Message) -> Reason:
+    """Return why *message* was dead-lettered.
+
+    It is empty where SQS itself moved the message (its ``DeadLetterQueueSourceArn`` says so), where SNS could not
+    deliver it, and where the attribute is not what a worker of ours writes.
+    """
+    return {} if message.moved_from else _written_reason(message)
+
+
+def _written_reason(message: Message) -> Reason:
+    attribute = message.attributes.get(REASON_ATTRIBUTE)
+    if attribute is None or not isinstance(attribute.value, str):
         return {}
-    return reason if isinstance(reason, dict) else {}
+    try:
+        reason: Reason | None = _validate_reason(attribute.value)
+    except ValidationError:  # not even JSON
+        reason = None
+    return reason if reason and "kind" in reason else {}
 
 
 def _original_attributes(message: Message) -> dict[str, Attribute]:
+    """Return the attributes as the producer set them: without the reason, and with one that had moved into it.
+
+    A reason that a producer has made up can bring back only what the producer could have set as well.
+    """
     attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
-    moved = reason_of(message).get("attributes")
-    if isinstance(moved, dict):
-        attributes = {name: _from_plain(plain) for name, plain in moved.items()} | attributes
-    return attributes
+    if len(attributes) == len(message.attributes):
+        return attributes
+    moved = {
+        name: attribute
+        for name, plain in _written_reason(message).get("attributes", {}).items()
+        if name not in attributes and (attribute := _from_plain(name, plain)) is not None
+    }
+    return moved | attributes if len(moved) + len(attributes) <= MAX_ATTRIBUTES else attributes
 
 
 def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, Any]:
@@ -119,9 +191,18 @@ def _plain(attribute: Attribute) -> dict[str, str]:
     return {"data_type": attribute.data_type, "value": value if isinstance(value, str) else value.hex()}
 
 
-def _from_plain(plain: dict[str, str]) -> Attribute:
+def _from_plain(name: str, plain: _MovedAttribute) -> Attribute | None:
+    """Return the attribute, or None if SQS would refuse it."""
     data_type, value = plain["data_type"], plain["value"]
-    return Attribute(data_type, bytes.fromhex(value) if data_type.startswith("Binary") else value)
+    if not ATTRIBUTE_NAME.fullmatch(name):
+        return None
+    if data_type.startswith("Binary"):
+        try:
+            return Attribute(data_type, bytes.fromhex(value))
+        except ValueError:
+            return None
+    form = _NUMBER if data_type.startswith("Number") else SQS_TEXT
+    return Attribute(data_type, value) if form.fullmatch(value) else None
 
 
 def _time(unix_seconds: float | None) -> str | None:

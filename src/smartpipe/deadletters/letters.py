@@ -1,35 +1,55 @@
-"""Dead letters as people look at them, and which of them are meant. Pure."""
+"""Dead letters as people look at them, and which of them are meant. Pure.
+
+A dead-letter queue holds what no decoder took, so nothing here may fail or grow because of what is in a message.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from json import JSONEncoder
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NotRequired
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
+from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.consuming.deadletter import reason_of
-from smartpipe.envelope.decoder import Packed, unwrapped
+from smartpipe.envelope.decoder import Packed, TextOrNone, unwrapped
+from smartpipe.envelope.structure import exceeds
+from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError, PayloadError
 from smartpipe.payloads.payloads import unpacked
 from smartpipe.payloads.pointer import is_pointer, payload_at
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from smartpipe.consuming.deadletter import Reason
     from smartpipe.message import Message
 
-UNPACKED_LIMIT_BYTES = 16_777_216
-"""More is not unpacked to be looked at."""
+UNPACKED_LIMIT_BYTES = 4_194_304
+"""A longer body is not unpacked to be looked at."""
+LIMIT_OBJECTS = 65_536
+"""Nor is the data of a body with more objects and arrays shown as data."""
 NO_REASON = "none"
 """The kind of those that SQS itself moved, after too many receives, or that SNS could not deliver."""
+
+
+class _Context(TypedDict):
+    """What tells one event from another."""
+
+    id: NotRequired[Annotated[object, TextOrNone()]]
+    type: NotRequired[Annotated[object, TextOrNone()]]
+    source: NotRequired[Annotated[object, TextOrNone()]]
+
+
+_context = bounded_validator(TypeAdapter(_Context))
 
 
 class Letter(NamedTuple):
     """A message in a dead-letter queue, with what can be read of its event; None where nothing can.
 
     Args:
-        data: The event's own, as JSON has it.
         reason: What its worker wrote on it; empty for ``NO_REASON``.
     """
 
@@ -37,18 +57,17 @@ class Letter(NamedTuple):
     event_id: str | None
     event_type: str | None
     source: str | None
-    data: Any
-    reason: Mapping[str, Any]
+    reason: Reason
 
     @property
     def kind(self) -> str:
         """Why it is here, in a word."""
-        return str(self.reason.get("kind") or NO_REASON)
+        return self.reason.get("kind") or NO_REASON
 
     @property
     def error(self) -> str:
-        """What was raised, by its type and in its words."""
-        type_ = str(self.reason.get("error_type", "")).removeprefix("builtins.")
+        """The type and the text of the exception that was raised."""
+        type_ = self.reason.get("error_type", "").removeprefix("builtins.")
         return f"{type_}: {self.reason.get('message', '')}" if self.reason else ""
 
     @property
@@ -60,29 +79,44 @@ class Letter(NamedTuple):
 def read_letter(message: Message) -> Letter:
     """Read what can be read: whatever is in a body, also what no decoder takes, becomes a letter.
 
-    A body that waits in S3 is left there: its type stands in the attributes, and its key ends with its event's id.
+    A body that waits in S3 is left there: its type is in the attributes, and its key ends with its event's id. The
+    event's data is parsed, and then dropped, but never made into Python objects.
     """
-    attributes = message.attributes
+    reason = reason_of(message)
     try:
-        if is_pointer(attributes):
+        if is_pointer(message.attributes):
             # Others write other keys; what smartpipe publishes has its type beside it.
             type_, key = _type_of(message), payload_at(message.body).key
-            body: Any = {"id": key.rpartition("/")[2] if type_ else None, "type": type_}
-        else:
-            packed = unpacked(message.body, attributes, UNPACKED_LIMIT_BYTES)
-            body = from_json(unwrapped(packed) or packed)
+            return Letter(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
+        context = _context(_json_of(message)) or {}
+    except (ValidationError, DecodeError, PayloadError, Packed):
+        context = {}
+    return Letter(message, context.get("id"), context.get("type"), context.get("source"), reason)
+
+
+def preview(message: Message, limit_characters: int) -> str:
+    """Return the beginning of the event's data as JSON, or of the body where no data can be read."""
+    try:
+        body = "" if is_pointer(message.attributes) else _json_of(message)
+        found = None if exceeds(body, LIMIT_OBJECTS) else from_json(body)
     except (ValueError, DecodeError, PayloadError, Packed):
-        body = None
-    context = body if isinstance(body, dict) else {}
-    event_id, event_type, source = (
-        found if isinstance(found := context.get(name), str) else None for name in ("id", "type", "source")
-    )
-    return Letter(message, event_id, event_type, source, context.get("data"), reason_of(message))
+        found = None
+    if not isinstance(found, dict) or "data" not in found:
+        return message.body[:limit_characters]
+    # An encoder yields at least a character a chunk, and nothing behind the last one is encoded.
+    chunks = JSONEncoder(ensure_ascii=False).iterencode(found["data"])
+    return "".join(islice(chunks, limit_characters))[:limit_characters]
 
 
-def _type_of(message: Message) -> object:
+def _json_of(message: Message) -> str:
+    """Return the text of the event: unpacked, and out of SNS's envelope."""
+    body = unpacked(message.body, message.attributes, UNPACKED_LIMIT_BYTES)
+    return unwrapped(body) or body
+
+
+def _type_of(message: Message) -> str | None:
     found = message.attributes.get(TYPE_ATTRIBUTE)
-    return found.value if found else None
+    return found.value if found and isinstance(found.value, str) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

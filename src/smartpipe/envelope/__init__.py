@@ -24,6 +24,9 @@ from smartpipe.telemetry import child_of, new_traceparent
 if TYPE_CHECKING:
     from smartpipe.events import Event
 
+MAX_ID_CHARACTERS = 256
+"""Of an event's id, source and partition key, and of correlation and causation ids."""
+
 # SQS refuses these two in a body (SendMessage, "valid characters"); JSON lets us write them as escapes.
 _REFUSED_CHARACTERS = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
 # The highest two bits of a UUID's ninth byte are 10 (RFC 9562, section 4.1).
@@ -54,6 +57,15 @@ class Envelope(NamedTuple):
 
 current_envelope: ContextVar[Envelope | None] = ContextVar("smartpipe_current_envelope", default=None)
 """Set around each handler, in its task or thread: what it publishes goes on with this one's trace and causation."""
+
+
+def source_problems(owner: str, source: str) -> list[str]:
+    """Return what is wrong with the CloudEvents ``source`` that *owner*, such as a Publisher, was given."""
+    if not source:
+        return [f"{owner}: source is empty; name the component, as in 'signup-api'"]
+    if len(source) > MAX_ID_CHARACTERS:
+        return [f"{owner}: source has {len(source):,} characters, and consumers take at most {MAX_ID_CHARACTERS}"]
+    return []
 
 
 def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
@@ -97,7 +109,7 @@ def encode(envelope: Envelope) -> str:
         raise PublishError([failure]) from error
     moment = f'","time":{to_json(envelope.time).decode()}' if envelope.time else '"'
     parts = [_head(envelope.type, envelope.version, envelope.source), envelope.id, moment]
-    if envelope.key is not None:
+    if envelope.key is not None and len(envelope.key) <= MAX_ID_CHARACTERS:  # consumers ignore longer ones
         parts.append(f',"partitionkey":{to_json(envelope.key).decode()}')
     if envelope.traceparent is not None:
         parts.append(f',"traceparent":"{envelope.traceparent}"')

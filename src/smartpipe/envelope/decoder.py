@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, TypeAlias, Union
 
 from pydantic import AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
-from pydantic_core import SchemaValidator, core_schema, from_json
+from pydantic_core import core_schema
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.envelope import Envelope
+from smartpipe.envelope import MAX_ID_CHARACTERS, Envelope
+from smartpipe.envelope.structure import refuse_too_many_values, shorten
+from smartpipe.envelope.validators import (
+    TooManyForbiddenFields,
+    bounded_validator,
+    cooperative_validator,
+    explaining_validator,
+)
 from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
 from smartpipe.events import contract_of
 from smartpipe.message import Attribute, made
@@ -28,19 +36,26 @@ if TYPE_CHECKING:
 DEFAULT_VERSION = "1.0"
 """The version of an event whose producer did not send ``dataversion``."""
 
-MAX_ID_CHARACTERS = 256
-"""Of a correlation or causation id. A longer one is ignored: it would go into every event that follows."""
+MAX_TYPE_CHARACTERS = 255
+MAX_ERRORS_READ = 1_000
+"""Pydantic makes a dict of each error. Of a body with more errors only their number is reported."""
+MAX_ERRORS_KEPT = 20
+MAX_ERROR_CHARACTERS = 500
+MAX_NAME_CHARACTERS = 100
 
 _Text = Annotated[str, StringConstraints(min_length=1, strict=True)]
+_Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS, strict=True)]
+_Type = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TYPE_CHARACTERS, strict=True)]
+_VERSION = r"^[0-9]{1,9}\.[0-9]{1,9}$"
 _JSON_MEDIA_TYPE = r"^[Aa]pplication/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
 
 
-class _Ignored:
-    """Marks what is read if it is a string that fits, and otherwise is None: never a reason to refuse an event."""
+class TextOrNone:
+    """Marks a string that is read if it fits, and is None otherwise: never a reason to refuse an event."""
 
-    def __init__(self, *patterns: str, max_length: int | None = None) -> None:
+    def __init__(self, *patterns: str) -> None:
         self._form = core_schema.chain_schema(
-            [core_schema.str_schema(strict=True, min_length=1, max_length=max_length)]
+            [core_schema.str_schema(strict=True, min_length=1, max_length=MAX_ID_CHARACTERS)]
             + [core_schema.str_schema(pattern=pattern) for pattern in patterns]
         )
 
@@ -51,19 +66,20 @@ class _Ignored:
         return {"type": "string"}
 
 
-_HandedOn = Annotated[object, _Ignored(max_length=MAX_ID_CHARACTERS)]
+# A longer one is ignored, because it would go into every event that follows.
+_HandedOn = Annotated[object, TextOrNone()]
 
 # The context attributes of an envelope, whatever its type.
 _CONTEXT: dict[str, Any] = {
     "specversion": Literal["1.0"],
-    "id": _Text,
-    "source": _Text,
-    "type": _Text,
-    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")]],
+    "id": _Id,
+    "source": _Id,
+    "type": _Type,
+    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=_VERSION)]],
     "datacontenttype": NotRequired[Annotated[str, StringConstraints(pattern=_JSON_MEDIA_TYPE)] | None],
     "time": NotRequired[AwareDatetime | None],
-    "partitionkey": NotRequired[Annotated[object, _Ignored()]],
-    "traceparent": NotRequired[Annotated[object, _Ignored(*TRACEPARENT_PATTERNS)]],
+    "partitionkey": NotRequired[_HandedOn],
+    "traceparent": NotRequired[Annotated[object, TextOrNone(*TRACEPARENT_PATTERNS)]],
     "correlationid": NotRequired[_HandedOn],
     "causationid": NotRequired[_HandedOn],
 }
@@ -82,19 +98,65 @@ _in_order = itemgetter(
 )
 
 
-class _Notification(TypedDict):
-    """What marks an SNS envelope; a domain object with a ``Type`` of its own lacks the rest."""
+class _SnsAttribute(TypedDict):
+    """A message attribute as SNS writes it into its envelope."""
 
-    Type: Literal["Notification"]
-    MessageId: _Text
-    TopicArn: _Text
-    Message: str
-    MessageAttributes: NotRequired[object]
+    Type: _Text
+    Value: _Text
+
+
+class _OrNone:
+    """Marks a value that is None where it does not fit."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_default_schema(handler(source), default=None, on_error="default")
+
+
+# Only the attributes that say how to read the body: others could hold anything.
+_Reserved: Any = TypedDict(  # type: ignore[misc] # made at run time
+    "_Reserved", {name: NotRequired[Annotated[_SnsAttribute, _OrNone()]] for name in sorted(RESERVED_ATTRIBUTES)}
+)
+
+
+class _Notification(TypedDict, total=False):
+    """What marks an SNS envelope; a domain object with a ``Type`` of its own lacks the rest.
+
+    Nothing is required: Pydantic keeps a copy of the whole body with each field that it misses.
+    """
+
+    Type: Annotated[Literal["Notification"], _OrNone()]
+    MessageId: Annotated[_Text, _OrNone()]
+    TopicArn: Annotated[_Text, _OrNone()]
+    Message: Annotated[str, _OrNone()]
+    MessageAttributes: Annotated[_Reserved, _OrNone()]
+
+
+class _Kind(TypedDict, total=False):
+    """The two context attributes that say which class an event has."""
+
+    type: Annotated[_Type, _OrNone()]
+    dataversion: Annotated[str, StringConstraints(pattern=_VERSION), _OrNone()]
 
 
 Context = TypedDict("Context", _CONTEXT)  # type: ignore[misc] # made at run time
-_context = TypeAdapter[Any](Context)
-_notification = TypeAdapter(_Notification)
+_notification = bounded_validator(TypeAdapter(_Notification))
+_kind = bounded_validator(TypeAdapter(_Kind))
+_context = explaining_validator(TypeAdapter[Any](Context))
+
+
+_Validate: TypeAlias = "Callable[[str], Any]"
+
+
+class _Validators(NamedTuple):
+    """Functions that parse and validate a body, and return None for one that does not fit.
+
+    Args:
+        any_type: For the types with one major version, told apart by ``type``; None where there are none.
+        by_type: For each type and major version.
+    """
+
+    any_type: _Validate | None
+    by_type: Mapping[tuple[str, int], _Validate]
 
 
 class Packed(Exception):
@@ -110,27 +172,40 @@ class Decoder:
     """Decodes bodies into the given event classes.
 
     The envelopes of all types that have one class are one Pydantic validator, told apart by ``type``: a
-    good body of those is parsed once, without a dict in between. Any other body is looked at again:
-    it may be SNS-wrapped, of a type with several major versions, or bad, and then is told why.
+    good body of those is parsed once, without a dict in between. Any other body is looked at again: it may be
+    SNS-wrapped, of a type with several major versions, or bad, and then the error says why.
 
     Args:
         events: At most one class for each type and major version.
 
     Raises:
-        ConfigError: A class names a type that is nowhere.
+        ConfigError: A class names a type that does not exist.
     """
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
         forms = {
             (contract.type, contract.major): envelope_form(cls) for cls in events for contract in [contract_of(cls)]
         }
-        self._forms = {key: _adapter(form) for key, form in forms.items()}
+        self._adapters = {key: _adapter(form) for key, form in forms.items()}
         types = Counter(type_ for type_, _ in forms)
         single = [form for (type_, _), form in forms.items() if types[type_] == 1]
         form: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
         if len(single) > 1:
             form = Annotated[form, Field(discriminator="type")]
-        self._validate = _validator(form) if single else None
+        self._adapter = _adapter(form) if single else None
+        self._small = self._validators(bounded_validator)
+
+    @cached_property
+    def _large(self) -> _Validators:
+        return self._validators(cooperative_validator)
+
+    @cached_property
+    def _explaining(self) -> dict[tuple[str, int], _Validate]:
+        return {key: explaining_validator(adapter) for key, adapter in self._adapters.items()}
+
+    def _validators(self, build: Callable[[TypeAdapter[Any]], _Validate]) -> _Validators:
+        by_type = {key: build(adapter) for key, adapter in self._adapters.items()}
+        return _Validators(None if self._adapter is None else build(self._adapter), by_type)
 
     def decode(self, body: str) -> Envelope:
         """Return the envelope in *body*, its data validated.
@@ -140,49 +215,80 @@ class Decoder:
             UnknownEventType: None of the event classes has this type and major version.
             Packed: SNS wrapped it, and it has to be unpacked first.
         """
-        try:
-            if self._validate is not None:
-                return _envelope(self._validate(body))
-        except ValidationError:
-            pass  # looked at step by step below, which says why
-        except Exception as error:
-            raise _broken_validator(error) from error
-        return self._decode_slowly(unwrapped(body) or body)
+        return self._decode(body, self._small, math.inf)
 
-    def _decode_slowly(self, body: str) -> Envelope:
-        """Decode step by step, so that each has its own error."""
-        try:
-            value = from_json(body)
-        except ValueError as error:
-            raise DecodeError("not-json", f"the body is not JSON: {error}") from None
-        try:
-            context = _context.validate_python(value)
-        except ValidationError as error:
-            faults = _faults(error)
-            detail = f"the body is not a CloudEvent 1.0: {_summary(faults)}"
-            raise DecodeError("not-cloudevent", detail, faults) from None
+    def decode_large(self, body: str, limit_objects: int) -> Envelope:
+        """Do the same for a body of any size, in a thread: others run meanwhile.
+
+        Raises:
+            DecodeError: Also of the kind ``too-many-values``.
+        """
+        refuse_too_many_values(body, limit_objects)
+        return self._decode(body, self._large, limit_objects)
+
+    def _decode(self, body: str, validators: _Validators, limit_objects: float) -> Envelope:
+        fields = _validated(validators.any_type, body) if validators.any_type else None
+        if fields is None:
+            inner = unwrapped(body)
+            if inner:
+                refuse_too_many_values(inner, limit_objects)  # they were in a string before
+                body = inner
+            validate = validators.by_type.get(_kind_of(body))
+            fields = _validated(validate, body) if validate else None
+        return _envelope(self._examine(body) if fields is None else fields)
+
+    def _examine(self, body: str) -> dict[str, Any]:
+        """Find out, step by step, why *body* was refused, and raise the error that says so."""
+        shortened = shorten(body)
+        context = _context_of(shortened)
         type_, version = context["type"], context.get("dataversion", DEFAULT_VERSION)
-        form = self._forms.get((type_, int(version.partition(".")[0])))
-        if form is None:
-            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._forms}))
+        validate = self._explaining.get(_key(type_, version))
+        if validate is None:
+            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._adapters}))
             msg = f"no handler takes {type_!r} version {version}; this queue's handlers take {known}"
             raise UnknownEventType(msg)
         try:
-            return _envelope(form.validate_json(body))
+            fields: dict[str, Any] = validate(shortened)
+            # What is wrong was cut off: then it is an item of a collection, and few errors are expected.
+            return fields if shortened is body else validate(body)
         except ValidationError as error:
-            faults = _faults(error)
-            detail = f"the data does not fit {type_} {version}: {_summary(faults)}"
-            raise DecodeError("invalid-data", detail, faults) from None
+            faults, summary = _reported(error)
+            raise DecodeError("invalid-data", f"the data does not fit {type_} {version}: {summary}", faults) from None
         except Exception as error:
             raise _broken_validator(error) from error
 
 
-def _validator(form: Any) -> Callable[[str], Any]:
-    """Return what reads and validates a body; of the strings in it, ids for example, only names are worth a cache."""
-    adapter = _adapter(form)
-    if type(adapter.validator) is not SchemaValidator:  # a plugin of Pydantic's wants to be told
-        return adapter.validator.validate_json
-    return SchemaValidator(adapter.core_schema, {"cache_strings": "keys"}).validate_json
+def _validated(validate: _Validate, body: str) -> dict[str, Any] | None:
+    try:
+        fields: dict[str, Any] | None = validate(body)
+    except (ValidationError, TooManyForbiddenFields):
+        return None
+    except Exception as error:
+        raise _broken_validator(error) from error
+    return fields
+
+
+def _kind_of(body: str) -> tuple[str, int]:
+    try:
+        found = _kind(body) or {}
+    except ValidationError:  # not JSON
+        found = {}
+    return _key(found.get("type") or "", found.get("dataversion", DEFAULT_VERSION) or "0")
+
+
+def _key(type_: str, version: str) -> tuple[str, int]:
+    return type_, int(version.partition(".")[0])
+
+
+def _context_of(body: str) -> dict[str, Any]:
+    try:
+        context: dict[str, Any] = _context(body)
+    except ValidationError as error:
+        faults, summary = _reported(error)
+        if faults and faults[0]["type"] == "json_invalid":
+            raise DecodeError("not-json", f"the body is not JSON: {summary.partition('JSON: ')[2]}") from None
+        raise DecodeError("not-cloudevent", f"the body is not a CloudEvent 1.0: {summary}", faults) from None
+    return context
 
 
 def _adapter(form: Any) -> TypeAdapter[Any]:
@@ -202,8 +308,9 @@ def decoder_of(events: frozenset[type[Event]]) -> Decoder:
 
 
 def _broken_validator(error: Exception) -> DecodeError:
-    """Say that a validator of the event class raised what Pydantic does not expect of one."""
-    return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {error!r}")
+    """Return the DecodeError for a validator of the event class that raised what Pydantic does not expect of one."""
+    detail = f"a validator of the event class failed: {type(error).__name__}: {repr(error)[:MAX_ERROR_CHARACTERS]}"
+    return DecodeError("invalid-data", detail)
 
 
 def envelope_form(cls: type[Event]) -> Any:
@@ -231,31 +338,45 @@ def _envelope(fields: dict[str, Any]) -> Envelope:
 
 
 def unwrapped(body: str) -> str | None:
-    """Return the message inside of an SNS envelope, or None when *body* is none."""
+    """Return the message inside of an SNS envelope, or None when *body* is none.
+
+    Raises:
+        Packed: The attributes in SNS's envelope say that the message is compressed, or waits in S3.
+    """
     try:
-        notification = _notification.validate_json(body)
-    except ValidationError:
+        notification = _notification(body)
+    except ValidationError:  # not JSON
         return None
-    attributes = notification.get("MessageAttributes")
-    packing = {
-        name: Attribute(str(fields.get("Type")), str(fields.get("Value")))
-        for name, fields in (attributes.items() if isinstance(attributes, dict) else ())
-        if name in RESERVED_ATTRIBUTES and isinstance(fields, dict)
-    }
+    if notification is None or None in map(notification.get, ("Type", "MessageId", "TopicArn", "Message")):
+        return None
+    message: str = notification["Message"]
+    attributes = notification.get("MessageAttributes") or {}
+    packing = {name: Attribute(fields["Type"], fields["Value"]) for name, fields in attributes.items() if fields}
     if packing:
-        raise Packed(notification["Message"], packing)
-    return notification["Message"]
+        raise Packed(message, packing)
+    return message
 
 
-def _faults(error: ValidationError) -> list[dict[str, Any]]:
-    """Pydantic's error list without the input, which may be personal and is in the dead letter anyway."""
-    return [dict(fault) for fault in error.errors(include_url=False, include_context=False, include_input=False)]
+def _reported(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
+    """Return the first of Pydantic's errors and a sentence about all of them, both bounded.
 
-
-def _summary(faults: list[dict[str, Any]]) -> str:
-    """Name the first few faults by their place."""
-    shown = [
+    The errors are without the input, which may be personal and is in the dead letter anyway.
+    """
+    count = error.error_count()
+    if count > MAX_ERRORS_READ:
+        return [], f"{count:,} errors"
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    faults: list[dict[str, Any]] = [
+        {"type": one["type"], "loc": tuple(map(_short, one["loc"])), "msg": one["msg"][:MAX_ERROR_CHARACTERS]}
+        for one in errors[:MAX_ERRORS_KEPT]
+    ]
+    first = [
         f"{'.'.join(map(str, fault['loc'])) or 'body'}: {re.sub(r'^Input ', 'input ', fault['msg'])}"
         for fault in faults[:3]
     ]
-    return "; ".join(shown) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")  # noqa: PLR2004
+    more = f"; and {count - 3} more" if count > 3 else ""  # noqa: PLR2004
+    return faults, "; ".join(first) + more
+
+
+def _short(name: int | str) -> int | str:
+    return name[:MAX_NAME_CHARACTERS] if isinstance(name, str) else name

@@ -1,24 +1,37 @@
-"""From a message to its envelope: brought back from S3, decompressed, taken out of SNS's own envelope, decoded."""
+"""From a message to its envelope: fetched from S3, decompressed, taken out of SNS's own envelope, decoded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from os import register_at_fork
+from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.envelope.decoder import Packed, decoder_of
 from smartpipe.errors import DecodeError
-from smartpipe.payloads.payloads import is_packed
+from smartpipe.payloads.compression import ENCODING_ATTRIBUTE
+from smartpipe.payloads.payloads import is_packed, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from smartpipe.envelope import Envelope
     from smartpipe.events import Event
     from smartpipe.message import Message
     from smartpipe.payloads.payloads import Payloads
 
+T = TypeVar("T")
+
+INLINE_CHARACTERS = 65_536
+"""Longer bodies are decoded in a thread. This much takes the event loop 11 ms at most, in a list of tiny models."""
+
 
 class Reader:
     """Reads the messages of one queue.
+
+    A body that is large or compressed is decoded in a thread, one at a time in a process, so that heartbeats go on and
+    the memory for it is needed once.
 
     Args:
         events: At most one class for each type and major version.
@@ -27,23 +40,47 @@ class Reader:
     def __init__(self, events: Iterable[type[Event]], payloads: Payloads) -> None:
         self._decoder = decoder_of(frozenset(events))
         self._payloads = payloads
+        self._limit_objects = payloads.packing.limit_objects
 
     async def read(self, message: Message) -> Envelope:
         """Return the envelope in *message*.
 
+        Cancelled, it leaves a thread to finish what it decodes.
+
         Raises:
-            DecodeError, UnknownEventType: As Decoder.decode; and for a body that is not packed as its attributes say.
-            PayloadError: Its payload is not there, or of a coding that nothing here reads.
+            DecodeError, UnknownEventType: As Decoder.decode; and for a body that is not packed as its attributes say,
+                or has too many values.
+            PayloadError: Its payload does not exist, or is of a coding that nothing here reads.
             TransportError: S3 cannot be asked for now.
         """
         body, attributes = message.body, message.attributes
         if not is_packed(attributes):
             try:
-                return self._decoder.decode(body)
+                return await self._decode(body)
             except Packed as inner:
                 body, attributes = inner.body, inner.attributes
-        restored = await self._payloads.restored(body, attributes)
+        fetched, limit_bytes = await self._payloads.fetch(body, attributes)
         try:
-            return self._decoder.decode(restored)
+            if ENCODING_ATTRIBUTE in attributes:
+                unpack = partial(unpacked, fetched, attributes, limit_bytes)
+                return await _in_thread(lambda: self._decoder.decode_large(unpack(), self._limit_objects))
+            return await self._decode(fetched)
         except Packed:
             raise DecodeError("not-compressed", "what was unpacked says that it is packed once more") from None
+
+    async def _decode(self, body: str) -> Envelope:
+        if len(body) <= INLINE_CHARACTERS:
+            return self._decoder.decode(body)
+        return await _in_thread(lambda: self._decoder.decode_large(body, self._limit_objects))
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_thread(), function)
+
+
+@lru_cache(maxsize=1)
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="smartpipe-decoder")
+
+
+register_at_fork(after_in_child=_thread.cache_clear)  # threads do not survive a fork

@@ -124,7 +124,7 @@ class MemoryQueue:
                 dead_letters = self._find(policy["deadLetterTargetArn"]) if policy and too_often else None
                 if dead_letters is not None:
                     self._remove(stored)
-                    dead_letters.adopt(stored)
+                    dead_letters.adopt(stored, self.attributes.get("QueueArn", self.name))
                     self._redriven(self.name, stored)
                     moved = True
                 else:
@@ -164,8 +164,11 @@ class MemoryQueue:
         """Return when a hidden message comes into sight, or None."""
         return self._store.next_visible_at(self._clock())
 
-    def adopt(self, stored: Stored) -> None:
-        """Take a message that SQS itself moves here: its id and its count stay, and so does a standard one's age."""
+    def adopt(self, stored: Stored, source: str) -> None:
+        """Take a message that SQS itself moves here from *source*, an ARN.
+
+        Its id and its count stay, and so does a standard one's age.
+        """
         now = self._clock()
         moved = Stored(
             next(self._numbers),
@@ -175,6 +178,7 @@ class MemoryQueue:
             now,
             stored.receive_count,
             first_received_at=stored.first_received_at,
+            moved_from=source,
         )
         self._add(moved, now)
 

@@ -23,6 +23,7 @@ class Stored:
         number: Its place in the order of arrival.
         visible_at: From when on it can be received.
         receipt: The handle of the latest receive; only that one is good.
+        moved_from: The ARN of the queue from which it was moved here, after too many receives.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Stored:
     received_at: float = 0.0
     first_received_at: float | None = None
     receipt: str = ""
+    moved_from: str | None = None
 
 
 class Store(Protocol):

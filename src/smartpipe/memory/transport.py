@@ -187,6 +187,7 @@ class MemoryTransport:
                 start + stored.sent_at,
                 None if stored.first_received_at is None else start + stored.first_received_at,
                 now,
+                stored.moved_from,
             ),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.envelope import source_problems
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.rows import COLUMNS, insert, row_of
 from smartpipe.outgoing import Publication, prepare, queue_named
@@ -29,12 +30,12 @@ class Outbox:
         source: CloudEvents ``source`` of what it publishes, as of a Publisher.
 
     Raises:
-        ConfigError: An empty source, or faulty settings in the environment.
+        ConfigError: A source that is empty or longer than 256 characters, or faulty settings in the environment.
     """
 
     def __init__(self, source: str) -> None:
-        if not source:
-            raise ConfigError("Outbox: source is empty; name the component, as in 'signup-api'")
+        if problems := source_problems("Outbox", source):
+            raise ConfigError(problems)
         self.source = source
         self._packing = Packing.from_environment()
 

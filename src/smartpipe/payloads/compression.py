@@ -54,7 +54,7 @@ def decompressed(body: str, encoding: str, limit_bytes: int) -> str:
     """Return what *body* was before it was compressed.
 
     Raises:
-        DecodeError: It is not compressed so, or would be longer than *limit_bytes*: what unpacks to a thousand
+        DecodeError: It is not compressed so, or would be longer than *limit_bytes*. A body that expands to a thousand
             times its size must not take the process down.
         PayloadError: The coding is none of ours, or needs a package that is not installed: other workers may have it.
     """
@@ -77,7 +77,7 @@ def decompressed(body: str, encoding: str, limit_bytes: int) -> str:
 
 def _gunzipped(data: bytes, limit_bytes: int) -> bytes:
     """Decompress every member (RFC 1952, section 2.2), in steps: of members that are empty there could be millions."""
-    parts: list[bytes] = []
+    unpacked = bytearray()
     member, members, position, pending = None, 0, 0, b""
     room = limit_bytes
     while pending or position < len(data):
@@ -88,15 +88,16 @@ def _gunzipped(data: bytes, limit_bytes: int) -> bytes:
             member, members = zlib.decompressobj(wbits=_GZIP), members + 1
             if members > MAX_MEMBERS:
                 raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
-        parts.append(member.decompress(pending, room + 1))
-        room -= len(parts[-1])
+        part = member.decompress(pending, room + 1)
+        unpacked += part
+        room -= len(part)
         _refuse_beyond(limit_bytes, room)
         pending = member.unused_data
         if member.eof:
             member = None
     if member is not None or not members:
         raise EOFError("it ends too early")
-    return b"".join(parts)
+    return bytes(unpacked)
 
 
 def _unzstd(data: bytes, limit_bytes: int) -> bytes:
@@ -116,7 +117,10 @@ def _unzstd(data: bytes, limit_bytes: int) -> bytes:
 
 def _refuse_beyond(limit_bytes: int, room: int) -> None:
     if room < 0:
-        msg = f"it would be longer than {limit_bytes:,} bytes; raise SMARTPIPE_PAYLOAD_LIMIT_BYTES if it may be"
+        msg = (
+            f"it would be longer than {limit_bytes:,} bytes; raise SMARTPIPE_DECOMPRESSED_LIMIT_BYTES, or of a body in "
+            "S3 SMARTPIPE_PAYLOAD_LIMIT_BYTES, if it may be"
+        )
         raise ValueError(msg)
 
 

@@ -61,7 +61,9 @@ class Packing:
         claim_check_bytes: What is too large; None: what the topic or queue does not take.
         encoding: ``gzip`` or ``zstd``; None: nothing is compressed.
         compression_bytes: From which size on.
-        payload_limit_bytes: The longest body that consumers read.
+        payload_limit_bytes: The longest body that consumers read from S3.
+        decompressed_limit_bytes: The longest body that consumers decompress a message to.
+        limit_objects: How many objects and arrays a body may have.
     """
 
     claim_check: ClaimCheck | None = None
@@ -69,6 +71,8 @@ class Packing:
     encoding: str | None = None
     compression_bytes: int = 0
     payload_limit_bytes: int = 0
+    decompressed_limit_bytes: int = 4_194_304
+    limit_objects: int = 65_536
     untouched_bytes: int = field(init=False)
     """No message up to this size is packed, but for one that its topic does not take."""
 
@@ -88,6 +92,8 @@ class Packing:
             settings.compression,
             settings.compression_bytes,
             settings.payload_limit_bytes,
+            settings.decompressed_limit_bytes,
+            settings.payload_limit_objects,
         )
 
     def __post_init__(self) -> None:

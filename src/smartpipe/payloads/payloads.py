@@ -50,19 +50,19 @@ class Payloads:
         refused = await send([messages[index] for index in going]) if going else []
         return [*failed, *placed(refused, going)]
 
-    async def restored(self, body: str, attributes: Mapping[str, Attribute]) -> str:
-        """Return the body that *attributes* say this one stands for.
+    async def fetch(self, body: str, attributes: Mapping[str, Attribute]) -> tuple[str, int]:
+        """Return the body that *attributes* say this one stands for, and to how many bytes it may be decompressed.
 
         Raises:
-            DecodeError: It is no pointer, or not compressed, though they say so.
-            PayloadError: It is not there, or of a coding that nothing here reads.
+            DecodeError: It is not a pointer, though they say so.
+            PayloadError: The object does not exist.
             TransportError: S3 cannot be asked for now.
         """
+        if not is_pointer(attributes):
+            return body, self.packing.decompressed_limit_bytes
         limit_bytes = self.packing.payload_limit_bytes
-        if is_pointer(attributes):
-            payload = payload_at(body)
-            body = await self._open().get(payload, limit_bytes)
-        return unpacked(body, attributes, limit_bytes)
+        payload = payload_at(body)
+        return await self._open().get(payload, limit_bytes), limit_bytes
 
     async def aclose(self) -> None:
         """Release connections. A second call does nothing."""

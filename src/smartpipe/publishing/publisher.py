@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from smartpipe.deadlines import Deadlines
+from smartpipe.envelope import source_problems
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, checked, compose
@@ -49,7 +50,8 @@ class Publisher:
             ``smartpipe.middleware``. With any, ``publish_many`` publishes event by event.
 
     Raises:
-        ConfigError: An empty source, a negative time, or faulty settings in the environment.
+        ConfigError: A source that is empty or longer than 256 characters, a negative time, or faulty settings in the
+            environment.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Publisher:
         deadline_seconds: float = 30.0,
         middleware: Sequence[Middleware[Publication, str]] = (),
     ) -> None:
-        problems = [] if source else ["Publisher: source is empty; name the component, as in 'signup-api'"]
+        problems = source_problems("Publisher", source)
         if linger_seconds < 0 or deadline_seconds < 0:
             problems.append("Publisher: linger_seconds and deadline_seconds cannot be negative")
         if problems:

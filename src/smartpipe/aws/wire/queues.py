@@ -31,6 +31,7 @@ TARGET = "AmazonSQS."
 _SYSTEM_ATTRIBUTES = [
     "ApproximateFirstReceiveTimestamp",
     "ApproximateReceiveCount",
+    "DeadLetterQueueSourceArn",
     "MessageGroupId",
     "SentTimestamp",
 ]

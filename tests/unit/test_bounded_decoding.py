@@ -1,0 +1,308 @@
+"""Whatever fits SQS costs a worker a bounded time on its event loop, and bounded memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from smartpipe import DecodeError, Event, PublishError, Topic
+from smartpipe.envelope import MAX_ID_CHARACTERS, encode, validators, wrap
+from smartpipe.envelope.decoder import Decoder, envelope_form
+from smartpipe.envelope.reader import INLINE_CHARACTERS, Reader
+from smartpipe.envelope.structure import exceeds, shorten
+from smartpipe.errors import ConfigError
+from smartpipe.message import Attribute, Message
+from smartpipe.outgoing import Publication, prepare
+from smartpipe.payloads.compression import compressed
+from smartpipe.payloads.packing import Packing
+from smartpipe.payloads.payloads import Payloads
+from smartpipe.publishing.publisher import Publisher
+from tests.support.bodies import VALID, WRONG, Demanding, Measured, Point, body_of, full
+from tests.support.fakes import FakeTransport
+
+decoder = Decoder([Measured, Demanding])
+LIMIT_OBJECTS = 65_536
+GZIP = {"content-encoding": Attribute("String", "gzip")}
+
+
+def reader(*, decompressed_limit_bytes: int = 4_194_304, limit_objects: int = LIMIT_OBJECTS) -> Reader:
+    packing = Packing(decompressed_limit_bytes=decompressed_limit_bytes, limit_objects=limit_objects)
+    return Reader([Measured, Demanding], Payloads(packing))
+
+
+def plain(body: str) -> Message:
+    return Message("m", "r", body)
+
+
+def zipped(body: str) -> Message:
+    return Message("m", "r", compressed(body, "gzip"), attributes=GZIP)
+
+
+def wrapped(body: str) -> Message:
+    notification = {"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:::t", "Message": body}
+    return Message("m", "r", json.dumps(notification))
+
+
+@pytest.mark.parametrize("carried", [plain, zipped, wrapped])
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_body_that_is_wrong_many_times_is_refused_with_few_errors(wrong: str, carried: Any) -> None:
+    message = carried(WRONG[wrong]())
+
+    with pytest.raises(DecodeError) as caught:
+        await reader().read(message)
+
+    assert caught.value.kind in {"invalid-data", "too-many-values", "not-json", "not-cloudevent"}
+    assert len(str(caught.value)) < 2_000
+    assert len(caught.value.errors) <= 20
+
+
+@pytest.mark.parametrize("carried", [plain, zipped])
+@pytest.mark.parametrize("valid", VALID)
+async def test_a_large_body_that_is_right_decodes(valid: str, carried: Any) -> None:
+    body = VALID[valid]()
+
+    envelope = await reader().read(carried(body))
+
+    assert envelope.data == Measured.model_validate(json.loads(body)["data"])
+
+
+def test_no_body_that_fits_sqs_takes_64_mib_of_memory() -> None:
+    """In a process of its own: what Pydantic holds in Rust is seen by the operating system only."""
+    program = """
+import asyncio, resource
+from tests.unit.test_bounded_decoding import WRONG, VALID, plain, reader, zipped
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+async def main():
+    messages = [(name, carried(make())) for name, make in {**WRONG, **VALID}.items() for carried in (plain, zipped)]
+    await reader().read(plain(VALID["text"]()))
+    before = peak()
+    for name, message in messages:
+        try:
+            await reader().read(message)
+        except Exception as error:
+            assert "DecodeError" in type(error).__name__, repr(error)
+        print(f"{peak() - before:.1f} {name}")
+
+asyncio.run(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=50)
+
+    growth = [line.partition(" ") for line in ran.stdout.splitlines()]
+
+    assert len(growth) == 2 * len({**WRONG, **VALID})
+    assert [name for megabytes, _, name in growth if float(megabytes) >= 64] == []
+
+
+async def test_large_and_compressed_bodies_are_decoded_in_a_thread_and_others_are_not() -> None:
+    seen: list[str] = []
+
+    class Watched(Event, topic=Topic("watched"), type="watched", version="1.0"):
+        text: str
+
+        def model_post_init(self, _: Any) -> None:
+            seen.append(threading.current_thread().name.partition("_")[0])
+
+    def body(characters: int) -> str:
+        return body_of(json.dumps({"text": "x" * characters}), "watched")
+
+    watching = Reader([Watched], Payloads(Packing()))
+    for message in (plain(body(10)), plain(body(INLINE_CHARACTERS)), zipped(body(10))):
+        await watching.read(message)
+
+    assert seen == [threading.current_thread().name, "smartpipe-decoder", "smartpipe-decoder"]
+
+
+def test_a_large_body_lets_other_threads_run_after_each_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython switches threads between bytecodes, and Pydantic runs none of its own."""
+    calls = 0
+
+    def count(value: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return value
+
+    monkeypatch.setattr(validators, "_unchanged", count)
+    watched = Decoder([Measured])
+
+    points = watched.decode_large(VALID["60,000 models"](), LIMIT_OBJECTS).data.points  # type: ignore[attr-defined]
+
+    assert calls >= len(points) > 60_000
+
+
+@pytest.mark.parametrize(
+    ("body", "too_many"),
+    [
+        ("[" + "{}," * (LIMIT_OBJECTS - 2) + "{}]", False),
+        ("[" + "{}," * (LIMIT_OBJECTS - 1) + "{}]", True),
+        ("[" + "1," * (8 * LIMIT_OBJECTS - 1) + "1]", False),
+        ("[" + "1," * (8 * LIMIT_OBJECTS) + "1]", True),
+        ('["' + "{[," * 1_000_000 + '"]', False),
+        ('["\\"' + "{[," * 1_000_000 + '"]', False),
+        ('["\\\\"' + ",{}" * LIMIT_OBJECTS + "]", True),
+        ('{"a":"' + "[" * 100_000, False),
+        ('"' * 999_999 + "[" * 100_000, False),
+    ],
+)
+def test_objects_and_values_are_counted_where_they_are_not_in_a_string(body: str, too_many: bool) -> None:
+    assert exceeds(body, LIMIT_OBJECTS) is too_many
+
+
+async def test_the_limit_of_objects_can_be_raised() -> None:
+    body = full("points", '{"x":1}', wanted=600_000)
+
+    with pytest.raises(DecodeError, match="SMARTPIPE_PAYLOAD_LIMIT_OBJECTS") as caught:
+        await reader().read(plain(body))
+
+    assert caught.value.kind == "too-many-values"
+    assert len((await reader(limit_objects=100_000).read(plain(body))).data.points) > 65_536  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+async def test_a_message_expands_to_four_mebibytes_at_most_unless_told_otherwise(encoding: str) -> None:
+    body = body_of(json.dumps({"anything": "0" * 5_000_000}))
+    attributes = {"content-encoding": Attribute("String", encoding)}
+    message = Message("m", "r", compressed(body, encoding), attributes=attributes)
+
+    with pytest.raises(DecodeError, match=r"4,194,304 bytes.*SMARTPIPE_DECOMPRESSED_LIMIT_BYTES"):
+        await reader().read(message)
+    assert (await reader(decompressed_limit_bytes=6_000_000).read(message)).data.anything == "0" * 5_000_000  # type: ignore[attr-defined]
+
+
+def test_a_publisher_refuses_what_consumers_would() -> None:
+    event = Measured(points=[Point(x=1)] * 70_000)
+
+    with pytest.raises(PublishError, match="SMARTPIPE_PAYLOAD_LIMIT_OBJECTS"):
+        prepare(Publication(event), source="s")
+    assert prepare(Publication(event), source="s", packing=Packing(limit_objects=100_000)).event is event
+
+
+def test_an_error_behind_the_first_items_of_a_large_body_is_found() -> None:
+    body = body_of(json.dumps({"numbers": [*range(50_000), "x", "y"], "points": [{}] * 200}))
+
+    with pytest.raises(DecodeError, match=r"data.numbers.50000: input should be a valid integer"):
+        decoder.decode_large(body, LIMIT_OBJECTS)
+
+
+def test_what_is_missing_or_wrong_in_a_large_body_is_named() -> None:
+    junk = {"junk": "x" * 100_000}
+
+    with pytest.raises(DecodeError, match=r"data.a: Field required; data.b: Field required.*and 12 more"):
+        decoder.decode_large(body_of(json.dumps(junk), "demanding"), LIMIT_OBJECTS)
+    with pytest.raises(DecodeError, match=r"not a CloudEvent 1.0: source: Field required"):
+        decoder.decode_large(
+            json.dumps({"specversion": "1.0", "id": "1", "type": "survey", "data": junk}), LIMIT_OBJECTS
+        )
+
+
+def test_a_shortened_text_is_json_with_all_its_names() -> None:
+    value = {"a": [{"b": list(range(5_000))}] * 500, "c": "x" * 5_000, "d": None}
+
+    short = json.loads(shorten(json.dumps(value)))
+
+    assert list(short) == ["a", "c", "d"]
+    assert len(short["a"]) <= 100
+    assert len(json.dumps(short)) < 80_000
+    assert shorten("[" * 10_000) == "[" * 10_000
+
+
+@pytest.mark.parametrize("name", ["id", "source", "correlationid", "causationid", "partitionkey"])
+def test_context_attributes_have_a_length_that_can_be_handed_on(name: str) -> None:
+    context = {"specversion": "1.0", "id": "1", "source": "s", "type": "survey", "data": {}}
+    longest, too_long = "é" * MAX_ID_CHARACTERS, "é" * (MAX_ID_CHARACTERS + 1)
+
+    kept = decoder.decode(json.dumps(context | {name: longest}))
+    assert longest in kept
+
+    if name in ("id", "source"):
+        with pytest.raises(DecodeError, match=f"{name}: .*at most 256 characters") as caught:
+            decoder.decode(json.dumps(context | {name: too_long}))
+        assert caught.value.kind == "not-cloudevent"
+    else:
+        assert too_long not in decoder.decode(json.dumps(context | {name: too_long}))
+
+
+def test_a_source_that_consumers_would_refuse_is_refused_at_construction() -> None:
+    with pytest.raises(ConfigError, match="source has 257 characters, and consumers take at most 256"):
+        Publisher("s" * 257, transport=FakeTransport())
+
+
+def test_a_key_that_consumers_would_ignore_does_not_travel() -> None:
+    class Keyed(Event, topic=Topic("keyed"), type="keyed", version="1.0", key="name"):
+        name: str
+
+    assert json.loads(encode(wrap(Keyed(name="n" * 256), source="s")))["partitionkey"] == "n" * 256
+    assert "partitionkey" not in json.loads(encode(wrap(Keyed(name="n" * 257), source="s")))
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    size: int = 1
+
+
+class Loose(TypedDict, total=False):
+    name: int
+    next: Loose
+
+
+class Rich(Event, topic=Topic("rich"), type="rich", version="1.0"):
+    """Required and optional fields, unions, recursion, and names that core schemas use themselves."""
+
+    fields: list[Strict]
+    default: dict[str, Strict | int | None]
+    type: Strict | Loose | None = None
+    schema_: tuple[int, ...] = ()
+    other: Strict | list[Strict] | str = "x"
+
+
+rich = Decoder([Rich])
+own = TypeAdapter[Any](envelope_form(Rich)).validator.validate_json
+names = st.sampled_from(["name", "size", "fields", "default", "type", "schema_", "other", "next"])
+scalars = st.one_of(st.none(), st.integers(0, 3), st.sampled_from(["", "x", "1"]), st.booleans())
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=4)),
+    max_leaves=12,
+)
+strict = st.fixed_dictionaries({"name": st.just("n")}, optional={"size": st.integers(0, 3), "more": st.none()})
+nearly = st.fixed_dictionaries(
+    {"fields": st.one_of(st.lists(strict, max_size=3), values)},
+    optional={
+        "default": st.one_of(st.dictionaries(names, st.one_of(strict, scalars), max_size=3), values),
+        "type": st.one_of(strict, values),
+        "schema_": st.lists(st.integers(0, 3), max_size=3),
+        "other": st.one_of(strict, st.lists(strict, max_size=3), values),
+    },
+)
+
+
+@given(data=nearly)
+@settings(max_examples=300, deadline=None)
+def test_bounded_validators_accept_what_pydantic_accepts_and_return_the_same(data: object) -> None:
+    body = body_of(json.dumps(data), "rich")
+    try:
+        expected = own(body)["data"]
+    except ValidationError:
+        expected = None
+
+    for decode in (rich.decode, partial(rich.decode_large, limit_objects=LIMIT_OBJECTS)):
+        try:
+            found: object = decode(body).data
+        except DecodeError:
+            found = None
+        assert found == expected
+        assert type(getattr(found, "type", None)) is type(getattr(expected, "type", None))
