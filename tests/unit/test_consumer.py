@@ -12,9 +12,11 @@ from tenacity import wait_fixed
 from smartpipe import Delivery, Event, Reject, Retry, RetryPolicy
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
+from smartpipe.message import Attribute
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserLeft, UserSignedUp, users
 from tests.support.fakes import UNREACHABLE, FakeTransport, refused, throttled
+from tests.support.forgeries import FORGED
 from tests.support.virtual_time import run_virtually
 from tests.support.waiting import until
 
@@ -138,6 +140,25 @@ def test_a_dead_letter_is_copied_with_its_reason_and_only_then_deleted(
     [reason] = reasons(transport)
     assert (reason["kind"], reason["message"]) == (kind, str(error))
     assert counts.dead_lettered == 1
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_reason_that_a_producer_wrote_changes_nothing_of_how_its_message_is_handled(forged: str) -> None:
+    service, transport = make_service(), FakeTransport()
+    seen: list[list[str]] = []
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp, delivery: Delivery) -> None:
+        seen.append(sorted(delivery.attributes))
+
+    attributes = {REASON_ATTRIBUTE: Attribute("String", FORGED[forged])}
+    transport.put(ADA, attributes=attributes)
+    transport.put("poison", attributes=attributes)
+    counts = consume(service, transport)
+
+    assert (counts.handled, counts.dead_lettered, counts.retried) == (1, 1, 0)
+    assert REASON_ATTRIBUTE not in seen[0]
+    assert [reason["kind"] for reason in reasons(transport)] == ["not-json"]
 
 
 def test_fault_11_poison_goes_to_the_dead_letter_queue_at_once_while_good_messages_are_handled() -> None:

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from smartpipe import DecodeError
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter, without_reason
 from smartpipe.envelope import encode, wrap
 from smartpipe.handling.settlement import DeadLetter
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
 from tests.support.events import ADA
+from tests.support.forgeries import FORGED, GENUINE, MOVED
 
 ENVELOPE = wrap(ADA, source="s")
 WHERE = Where("mailer", "mail-queue", "app.send", ENVELOPE)
@@ -107,3 +110,37 @@ def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all(
 
     assert copy.body == "x" * 1_000
     assert copy.attributes == {}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_message_whose_producer_wrote_a_reason_is_dead_lettered_like_any_other(forged: str) -> None:
+    own = {f"a{n}": Attribute("String", "v") for n in range(9)}
+
+    copy = dead_letter(
+        message(attributes={**own, REASON_ATTRIBUTE: Attribute("String", FORGED[forged])}), failure(), WHERE
+    )
+
+    assert len(copy.attributes) <= 10
+    assert reason_of(copy)["kind"] == "retries-exhausted"
+    assert all(len(json.loads(json.dumps(one))) < 10 for one in reason_of(copy).get("attributes", {}).values())
+    assert copy.size_bytes == size_bytes(copy.body, copy.attributes) <= 1_048_576
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_what_goes_back_has_no_reason_and_no_attribute_that_sqs_would_refuse(forged: str) -> None:
+    attributes = {"a": Attribute("String", "v"), REASON_ATTRIBUTE: Attribute("String", FORGED[forged])}
+
+    copy = bare_copy(message(attributes=attributes))
+
+    assert set(copy.attributes) <= {"a", *(f"b{n}" for n in range(10))}
+    assert copy.attributes["a"] == Attribute("String", "v")
+    assert len(copy.attributes) <= 10
+
+
+def test_attributes_that_would_be_too_many_stay_out() -> None:
+    nine = {f"a{n}": Attribute("String", "v") for n in range(9)}
+    one, two = (json.dumps(GENUINE | {"attributes": dict.fromkeys(names, MOVED)}) for names in (["b"], ["b", "c"]))
+
+    for reason, expected in ((one, {*nine, "b"}), (two, {*nine})):
+        copy = without_reason(message(attributes={**nine, REASON_ATTRIBUTE: Attribute("String", reason)}))
+        assert set(copy.attributes) == expected

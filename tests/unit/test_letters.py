@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 
+from smartpipe.cli.dlq import describe
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.deadletters.letters import NO_REASON, Selection, preview, read_letter, was_there
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message
 from smartpipe.payloads.compression import compressed
 from smartpipe.payloads.pointer import pointer_to
+from tests.support.bodies import body_of
 from tests.support.events import ADA
+from tests.support.forgeries import FORGED, UNREADABLE
 
 ENVELOPE = wrap(ADA, source="portal")
 EXHAUSTED = {"kind": "retries-exhausted", "error_type": "builtins.ConnectionError", "message": "the Bank is closed"}
@@ -58,9 +61,49 @@ def test_what_is_no_event_is_known_by_its_messages_id(body: str) -> None:
     assert (letter.event_id, letter.event_type, letter.name, letter.kind) == (None, None, "m1", NO_REASON)
 
 
-@pytest.mark.parametrize("reason", ["no JSON", "7", '["kind"]'])
-def test_a_reason_that_cannot_be_read_is_none(reason: str) -> None:
-    assert read_letter(message(reason=reason)).kind == NO_REASON
+@pytest.mark.parametrize("forged", UNREADABLE)
+def test_a_reason_that_no_worker_writes_is_not_a_reason(forged: str) -> None:
+    letter = read_letter(message(reason=UNREADABLE[forged]))
+
+    assert (letter.kind, letter.error, letter.reason) == (NO_REASON, "", {})
+
+
+def test_a_reason_that_is_not_text_is_not_a_reason() -> None:
+    binary = {REASON_ATTRIBUTE: Attribute("Binary", json.dumps(EXHAUSTED).encode())}
+
+    assert read_letter(message()._replace(attributes=binary)).kind == NO_REASON
+
+
+def test_what_sqs_itself_moved_has_no_reason_whatever_its_producer_wrote() -> None:
+    """The producer's attribute is still there, because no worker has taken it off."""
+    moved = message(reason=EXHAUSTED)._replace(moved_from="arn:aws:sqs:us-east-1:000000000000:billing")
+
+    assert read_letter(moved).kind == NO_REASON
+    assert not Selection(reasons=("retries-exhausted",)).takes(read_letter(moved))
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_every_letter_can_be_described_whatever_its_reason_says(forged: str) -> None:
+    letter = read_letter(message(reason=FORGED[forged]))
+
+    lines = describe(letter)
+
+    assert all(line.isprintable() for line in lines)
+    assert ENVELOPE.id in lines[0]
+    assert len(json.dumps(letter.reason)) < 100_000
+
+
+def test_a_preview_ends_where_the_line_does_and_data_that_is_not_shown_is_not_encoded() -> None:
+    body = body_of('{"anything":' + json.dumps(["x" * 50] * 10_000) + "}")
+
+    assert preview(message(body), 80) == json.dumps({"anything": ["x" * 50] * 2})[:80]
+
+
+def test_data_with_too_many_values_is_shown_as_text() -> None:
+    body = body_of('{"anything":[' + "{}," * 70_000 + "{}]}")
+
+    assert preview(message(body), 40) == body[:40]
+    assert read_letter(message(body)).event_type == "survey"
 
 
 @pytest.mark.parametrize(

@@ -221,8 +221,14 @@ def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
         prepared(report(300_000), packing(claim_check=MEMORY, payload_limit_bytes=280_000))
 
 
-@pytest.mark.parametrize("name", ["content-encoding", "ExtendedPayloadSize", "SQSLargePayloadSize"])
-def test_attributes_that_mark_packed_bodies_are_not_for_users(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("content-encoding", "ExtendedPayloadSize", "SQSLargePayloadSize"),
+        *("smartpipe_dead_letter", "Smartpipe_Dead_Letter", "smartpipe_anything"),
+    ],
+)
+def test_attributes_of_smartpipes_own_are_not_for_users(name: str) -> None:
     with pytest.raises(PublishError, match="is taken"):
         prepared(report(10), packing(), {name: "1"})
 

@@ -28,6 +28,7 @@ from smartpipe.publishing.attempts import _TOO_LATE
 from smartpipe.topology.derive import derive
 from tests.support.events import OrderPlaced, Paid, UserLeft
 from tests.support.fakes import FakeTransport, refused, throttled
+from tests.support.forgeries import FORGED
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
@@ -228,6 +229,23 @@ def test_a_rate_is_kept_and_told_to_stop_it_stops_in_the_middle() -> None:
         assert 18 <= tally.done <= 26
         assert len(desk.alive) == tally.done
         assert desk.dead_depth == (30 - tally.done, 0)
+
+    virtually(main())
+
+
+def test_a_message_with_a_forged_reason_stops_nobody() -> None:
+    async def main() -> None:
+        desk = Desk(billing(idempotent=True), store=MemoryStore())
+        await desk.dead_letter(*map(order, range(3)))
+        for reason in FORGED.values():
+            body = encode(wrap(order(9), source="shop"))
+            attributes = {REASON_ATTRIBUTE: Attribute("String", reason)}
+            await desk.send_dead(OutgoingMessage(body, len(body), attributes))
+
+        moved = await desk.redrive()
+
+        assert (moved.done, moved.failed, moved.not_deleted) == (3 + len(FORGED), [], [])
+        assert all(REASON_ATTRIBUTE not in message.attributes for message in desk.alive)
 
     virtually(main())
 

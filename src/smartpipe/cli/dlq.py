@@ -128,7 +128,7 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
         what = messages(len(found)) if found else "nothing" + (" that fits" if selection.filters else "")
         typer.echo(f"{one.name} (of {one.source}): {what}{most}")
         for letter in found:
-            for line in _described(letter):
+            for line in describe(letter):
                 typer.echo(line)
 
 
@@ -161,7 +161,8 @@ def _suggestion(wanted: str, names: dict[str, DeadLetterQueue], found: dict[str,
     return f"; they have {', '.join(one.name for one in found.values())}" if found else ", which have none"
 
 
-def _described(letter: Letter) -> list[str]:
+def describe(letter: Letter) -> list[str]:
+    """Return what ``dlq peek`` prints of a message: lines without control characters, none wider than the terminal."""
     message, reason = letter.message, letter.reason
     source = f" from {printable(letter.source)}" if letter.source else ""
     lines = [f"  {printable(letter.event_id or 'no event')}  {printable(letter.event_type or '')}{source}"]

@@ -119,6 +119,11 @@ def bare_copy(message: Message) -> OutgoingMessage:
     return OutgoingMessage(message.body, size_bytes(message.body, attributes), attributes, message.group_id)
 
 
+def without_reason(message: Message) -> Message:
+    """Return *message* with the attributes that its producer set."""
+    return message._replace(attributes=_original_attributes(message))
+
+
 def reason_of(message: Message) -> Reason:
     """Return why *message* was dead-lettered.
 
@@ -150,7 +155,7 @@ def _original_attributes(message: Message) -> dict[str, Attribute]:
     moved = {
         name: attribute
         for name, plain in _written_reason(message).get("attributes", {}).items()
-        if name not in attributes and (attribute := _from_plain(name, plain)) is not None
+        if name not in message.attributes and (attribute := _from_plain(name, plain)) is not None
     }
     return moved | attributes if len(moved) + len(attributes) <= MAX_ATTRIBUTES else attributes
 

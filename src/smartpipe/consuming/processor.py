@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import wait_random_exponential
 
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, without_reason
 from smartpipe.consuming.pace import Gate, TokenBucket
 from smartpipe.consuming.room import Room
 from smartpipe.envelope import current_envelope
@@ -106,6 +107,8 @@ class Processor:
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
         attempt = message.receive_count - lease.unbegun
+        if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
+            message = without_reason(message)
         try:
             envelope = await self._reader.read(message)
         except TransportError as error:  # an outage of S3 is nobody's failure

@@ -124,7 +124,8 @@ class MemoryQueue:
                 dead_letters = self._find(policy["deadLetterTargetArn"]) if policy and too_often else None
                 if dead_letters is not None:
                     self._remove(stored)
-                    dead_letters.adopt(stored, self.attributes.get("QueueArn", self.name))
+                    account, _, _ = policy["deadLetterTargetArn"].rpartition(":")
+                    dead_letters.adopt(stored, f"{account}:{self.name}")
                     self._redriven(self.name, stored)
                     moved = True
                 else:
