@@ -175,9 +175,12 @@ def test_destroying_leaves_what_another_application_made(inside: Command) -> Non
     inside("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
 
     result = inside("topology", "destroy", "--yes", TARGET)
+    as_json = json.loads(inside("topology", "destroy", "--yes", "--json", TARGET).stdout)
 
     assert result.returncode == 0
-    assert result.stdout.count("its tags name application billing") == 3
+    assert result.stdout.count("(kept: its tags name application billing)") == 3
+    assert {one["reason"] for one in as_json["kept"]} == {"its tags name application billing"}
+    assert as_json["changes"] == []
     assert inside("topology", "plan", TARGET, SMARTPIPE_APPLICATION="billing").returncode in {0, 1}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -60,7 +61,29 @@ async def test_a_table_is_made_and_used_and_its_drift_is_noticed(table: str) -> 
     assert drift == [f'update table {table} (TimeToLive: "" → expires_at)']
     assert await provision(service) == drift
     assert await planned(service) == []
-    assert f"delete table {table}" in await destroy(service)
+
+
+async def test_the_table_survives_the_destroy_of_one_of_its_services_and_environments(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Event] = []
+    production = serving(seen)
+    await provision(production)
+    prefix = os.environ["SMARTPIPE_PREFIX"]
+    monkeypatch.setenv("SMARTPIPE_PREFIX", f"{prefix}staging-")
+    staging = serving([])
+    await provision(staging)
+
+    line = f"foreign table {table} (services and environments may share it, and claims are in it)"
+    assert line in await destroy(staging)
+    monkeypatch.setenv("SMARTPIPE_PREFIX", prefix)
+    assert await planned(production) == []
+    async with Publisher("test") as publisher:
+        await publisher.publish(ADA)
+    async with working(production):
+        await until(lambda: seen)
+    assert line in await destroy(production, orphaned=True)
+    assert boto3.client("dynamodb").describe_table(TableName=table)["Table"]["TableStatus"] == "ACTIVE"
 
 
 async def test_without_idempotent_handlers_there_is_no_table(table: str) -> None:
@@ -91,3 +114,4 @@ def test_policies_name_the_table() -> None:
     for role in ("consume", "provision"):
         [statement] = [one for one in found[role]["Statement"] if one["Action"][0].startswith("dynamodb:")]
         assert statement["Resource"] == ["arn:aws:dynamodb:eu-west-1:123456789012:table/claims"]
+        assert "dynamodb:DeleteTable" not in statement["Action"]

@@ -393,6 +393,78 @@ async def test_messages_that_come_while_a_queue_is_being_destroyed_are_not_lost(
     assert queues.depth("mailer") == (1, 0)
 
 
+async def test_a_topic_that_gets_a_subscriber_while_it_is_being_destroyed_is_kept() -> None:
+    sqs = boto3.client("sqs")
+    await provision(serving("mailer"))
+    theirs = sqs.create_queue(QueueName=physical("theirs"))["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=theirs, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    async with provisioner() as found:
+        going = (await found.survey([serving("mailer")], destroying=True)).destruction()
+        sns, subscription = _subscription()
+        topic = sns.get_subscription_attributes(SubscriptionArn=subscription)["Attributes"]["TopicArn"]
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
+        with pytest.raises(TopologyError, match=f"has new subscribers .{physical('theirs')}., and is not deleted"):
+            await found.apply(going)
+
+    assert [one["Endpoint"] for one in sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"]] == [arn]
+
+
+async def test_a_dead_letter_queue_that_another_application_uses_is_kept(broker: EmbeddedBroker) -> None:
+    if broker.backend != "moto":
+        pytest.skip("ministack has no ListDeadLetterSourceQueues")
+    await provision(serving("mailer"))
+    sqs: Any = boto3.client("sqs")
+    url = sqs.get_queue_url(QueueName=physical("mailer-dlq"))["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"RedriveAllowPolicy": '{"redrivePermission":"allowAll"}'})
+    redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "5"})
+
+    async with provisioner() as found:
+        going = (await found.survey([serving("mailer")], destroying=True)).destruction()
+        sqs.create_queue(QueueName=physical("theirs"), Attributes={"RedrivePolicy": redrive})
+        with pytest.raises(TopologyError, match=f"is the dead-letter queue of {physical('theirs')} by now"):
+            await found.apply(going)
+    await provision(serving("mailer"))
+    gone = await destroy(serving("mailer"))
+
+    reason = f"queues that stay use it as their dead-letter queue: {physical('theirs')}"
+    assert f"foreign queue {physical('mailer-dlq')} ({reason})" in gone
+    assert f"delete queue {physical('mailer')}" in gone
+    assert sqs.get_queue_url(QueueName=physical("mailer-dlq"))["QueueUrl"] == url
+
+
+async def test_a_dead_letter_queue_is_kept_where_the_right_to_see_who_uses_it_is_missing(
+    broker: EmbeddedBroker, proxy: FaultProxy
+) -> None:
+    await provision(serving("mailer"))
+    proxy.add(Fault("ListDeadLetterSourceQueues", answer=(403, "AccessDenied", "no")))
+
+    async with provisioner() as found:
+        seen = await found.survey([serving("mailer")], destroying=True)
+        await found.apply(seen.destruction())
+
+    kept = [change for change in seen.destruction() if change.action == "foreign"]
+    assert {change.name for change in kept} == {physical("mailer"), physical("mailer-dlq"), physical("users")}
+    assert any("sqs:ListDeadLetterSourceQueues" in note for note in seen.notes)
+
+
+async def test_a_topic_is_kept_while_another_service_of_the_application_may_publish_to_it(
+    broker: EmbeddedBroker,
+) -> None:
+    if broker.backend == "moto":
+        pytest.skip("moto's tagging API knows neither queues nor topics")
+    mailer, other = serving("mailer", UserSignedUp), serving("other", OrderPlaced)
+    await provision(mailer, other)
+
+    spared = await destroy(mailer)
+    together = await destroy(mailer, other)
+
+    reason = f"other services of the application may publish to it, and are still there: queue {physical('other')}"
+    assert f"foreign topic {physical('users')} ({reason})" in spared
+    assert f"delete queue {physical('mailer')}" in spared
+    assert f"delete topic {physical('users')}" in together
+
+
 async def test_what_nobody_declares_any_more_is_shown_and_goes_only_when_asked(broker: EmbeddedBroker) -> None:
     if broker.backend == "moto":
         pytest.skip("moto's tagging API knows neither queues nor topics")

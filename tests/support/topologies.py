@@ -38,6 +38,6 @@ async def left_to_do(*services: Service) -> list[str]:
 async def destroy(*services: Service, orphaned: bool = False) -> list[str]:
     """Delete what goes; return that."""
     async with provisioner() as found:
-        going = (await found.survey(services, even_if_faulty=True)).destruction(orphaned=orphaned)
+        going = (await found.survey(services, even_if_faulty=True, destroying=True)).destruction(orphaned=orphaned)
         await found.apply(going)
     return [str(change) for change in going]

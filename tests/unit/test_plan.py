@@ -389,9 +389,12 @@ def test_destroying_keeps_what_does_not_carry_the_tags_of_this_application_and_p
 ) -> None:
     changes = destruction(wanted(), with_queue(as_it_is(wanted()), Tags=tags), NAMING)
 
-    [kept] = [change for change in changes if change.action == "foreign" and change.kind == "queue"]
-    assert (kept.name, kept.reason) == ("staging-mailer", reason)
-    assert not any(change.name == "staging-mailer" for change in pending(changes))
+    kept = {change.name: change.reason for change in changes if change.action == "foreign" and change.kind == "queue"}
+    assert kept == {
+        "staging-mailer": reason,
+        "staging-mailer-dlq": "queues that stay use it as their dead-letter queue: staging-mailer",
+    }
+    assert not any(change.kind == "queue" for change in pending(changes))
 
 
 def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
@@ -404,6 +407,94 @@ def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
     assert str(kept) == "foreign topic staging-users (others subscribe to it: staging-friends)"
     assert "delete subscription staging-users → staging-friends" not in lines(changes)
     assert "delete subscription staging-users → staging-mailer" in lines(changes)
+
+
+def kept_by_destroying(desired: Topology, actual: Topology, **options: Any) -> dict[str, str]:
+    changes = destruction(desired, actual, NAMING, **options)
+    kept = {change.name: change.reason for change in changes if change.action == "foreign"}
+    assert not kept.keys() & {change.name for change in pending(changes)}
+    return kept
+
+
+@pytest.mark.parametrize("tags", [{}, {"smartpipe:application": "smartpipe", "smartpipe:prefix": "staging-"}])
+@pytest.mark.parametrize("options", [{}, {"orphaned": True}, {"even_if_not_empty": True}])
+def test_destroying_always_keeps_tables_and_buckets_whatever_their_tags(
+    tags: dict[str, str], options: dict[str, bool]
+) -> None:
+    found: dict[str, Any] = {
+        "tables": {NAMING.table_arn("claims"): {"Tags": tags}},
+        "buckets": {NAMING.bucket_arn("bodies"): {"Tags": tags}},
+    }
+    desired, actual = wanted()._replace(**found), as_it_is(wanted())._replace(**found)
+
+    assert kept_by_destroying(desired, actual, **options) == {
+        "claims": "services and environments may share it, and claims are in it",
+        "bodies": "environments may share it, and messages point there",
+    }
+
+
+def test_destroying_keeps_a_queue_of_another_service_and_what_it_uses() -> None:
+    tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:service": "alpha"}
+    actual = with_queue(as_it_is(wanted()), Tags=tags)
+    actual.subscriptions[NAMING.topic_arn("audit"), MAILER] = {}
+
+    kept = kept_by_destroying(wanted(), actual)
+
+    assert kept["staging-mailer"] == "its tags name service alpha"
+    assert kept["staging-mailer-dlq"] == "queues that stay use it as their dead-letter queue: staging-mailer"
+    assert kept["staging-users"] == "others subscribe to it: staging-mailer"
+
+
+@pytest.mark.parametrize("options", [{}, {"orphaned": True}, {"even_if_not_empty": True}])
+def test_destroying_keeps_a_dead_letter_queue_that_other_queues_use(options: dict[str, bool]) -> None:
+    theirs = "arn:aws:sqs:eu-west-1:123456789012:billing"
+    actual = with_queue(as_it_is(wanted()), DEAD, DeadLetterSources=[MAILER, theirs])
+
+    kept = kept_by_destroying(wanted(), actual, **options)
+
+    assert kept == {"staging-mailer-dlq": "queues that stay use it as their dead-letter queue: billing"}
+
+
+def test_destroying_keeps_a_queue_that_is_another_ones_dead_letter_queue_with_its_own_dead_letter_queue() -> None:
+    theirs = "arn:aws:sqs:eu-west-1:123456789012:billing"
+
+    kept = kept_by_destroying(wanted(), with_queue(as_it_is(wanted()), DeadLetterSources=[theirs]))
+
+    assert kept["staging-mailer"] == "queues that stay use it as their dead-letter queue: billing"
+    assert kept["staging-mailer-dlq"] == "queues that stay use it as their dead-letter queue: staging-mailer"
+
+
+def test_destroying_keeps_a_dead_letter_queue_of_which_sqs_does_not_say_who_uses_it() -> None:
+    kept = kept_by_destroying(wanted(), with_queue(as_it_is(wanted()), DEAD, DeadLetterSources=None))
+
+    assert list(kept) == ["staging-mailer-dlq"]
+    assert "sqs:ListDeadLetterSourceQueues was refused" in kept["staging-mailer-dlq"]
+
+
+def test_destroying_keeps_topics_while_other_services_of_the_application_may_publish_to_them() -> None:
+    actual = as_it_is(wanted(UserSignedUp))
+    billing = NAMING.queue_arn("billing")
+    seen = actual._replace(queues={**actual.queues, billing: {"Tags": wanted().queues[MAILER]["Tags"]}})
+    reason = "other services of the application may publish to it, and are still there: queue staging-billing"
+
+    assert kept_by_destroying(wanted(UserSignedUp), seen) == {"staging-users": reason}
+    assert kept_by_destroying(wanted(UserSignedUp), actual, orphans=[billing]) == {"staging-users": reason}
+    assert kept_by_destroying(wanted(UserSignedUp), actual, orphans=[NAMING.topic_arn("old")]) == {}
+    assert kept_by_destroying(wanted(UserSignedUp), seen, orphaned=True, orphans=[billing]) == {}
+
+
+def test_destroying_keeps_topics_where_it_is_not_known_what_else_the_application_has() -> None:
+    kept = kept_by_destroying(wanted(UserSignedUp), as_it_is(wanted(UserSignedUp)), orphans=None)
+
+    assert list(kept) == ["staging-users"]
+    assert "is not known: see the note" in kept["staging-users"]
+
+
+def test_what_goes_remembers_who_used_it_so_that_newcomers_are_noticed() -> None:
+    going = {change.name: change.before for change in pending(destruction(wanted(), as_it_is(wanted()), NAMING))}
+
+    assert going["staging-users"] == {"Subscribers": [MAILER]}
+    assert going["staging-mailer-dlq"]["DeadLetterSources"] == [MAILER]
 
 
 def test_destroying_leaves_orphans_and_what_is_given_unless_asked() -> None:

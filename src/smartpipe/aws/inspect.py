@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,8 @@ from smartpipe.aws.faults import MISSING, classify
 from smartpipe.errors import TransportError
 from smartpipe.publishing.attempts import persist
 from smartpipe.topology.buckets import LIFECYCLE
-from smartpipe.topology.naming import account_in, is_arn, name_in, region_in, service_in
+from smartpipe.topology.destruction import SOURCES
+from smartpipe.topology.naming import account_in, is_arn, name_in, queue_arn_at, region_in, service_in
 from smartpipe.topology.policy import our_statement, source_topics
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import Denial, request
@@ -23,10 +25,15 @@ if TYPE_CHECKING:
 
     from smartpipe.aws.transport import AwsTransport
 
+log = logging.getLogger("smartpipe.topology")
+
 T = TypeVar("T")
 
 MAX_CALLS = 8
 """Calls at once; ListSubscriptionsByTopic is throttled at 30 a second and account."""
+
+MAX_SOURCES = 1_000
+"""The largest page of ListDeadLetterSourceQueues."""
 
 RETRY_SECONDS = 10.0
 _JSON_ATTRIBUTES = frozenset({"FilterPolicy", "RedriveAllowPolicy", "RedrivePolicy"})
@@ -44,7 +51,7 @@ class Inspector:
     """Asks SNS and SQS what there is of one topology, or of one subscription; of use once.
 
     ``notes`` tells afterwards what could not be looked at, ``denials`` what IAM refused; ``knows_orphans`` is
-    False where nobody could be asked for what no TARGET declares.
+    False where nobody could be asked for what no TARGET declares, and ``orphans`` has what was found of it.
     """
 
     def __init__(self, transport: AwsTransport) -> None:
@@ -53,6 +60,7 @@ class Inspector:
         self.denials: list[Denial] = []
         self.notes: list[str] = []
         self.knows_orphans = True
+        self.orphans: list[str] = []
 
     async def read(self, desired: Topology, *, tags: bool = True) -> Topology:
         """Return what is there of *desired*, who else subscribes to its topics and, with *tags*, whose all that is.
@@ -69,7 +77,7 @@ class Inspector:
 
     async def look(self, desired: Topology, *, tags: bool = True) -> Topology:
         """Do the same, but leave out what may not be looked at."""
-        orphans = await self._orphans(desired) if tags else []
+        orphans = self.orphans = await self._orphans(desired) if tags else []
         topic_arns = [*desired.topics, *(arn for arn in orphans if service_in(arn) == "sns")]
         queue_arns = [*desired.queues, *(arn for arn in orphans if service_in(arn) == "sqs")]
         topics, queues = await asyncio.gather(
@@ -148,6 +156,50 @@ class Inspector:
     async def _bucket(self, arn: str, wanted: Topology) -> Attributes | None:
         prefix = wanted.buckets[arn][LIFECYCLE]["Prefix"]
         return await read_bucket(await self._transport.client("s3"), self._call, arn, prefix)
+
+    async def with_sources(self, actual: Topology, given: frozenset[str]) -> Topology:
+        """Return *actual* with the queues that use each of its queues, but the *given*, as their dead-letter queue.
+
+        The list is None for a queue where IAM refuses to say. A broker without the call is taken to have no others.
+        """
+        own = [arn for arn in actual.queues if arn not in given]
+        found = await self._each(own, self._sources)
+        queues = {**actual.queues, **{arn: {**actual.queues[arn], SOURCES: found.get(arn)} for arn in own}}
+        for arn in own:
+            self._forgive(arn, "may be the dead-letter queue of other queues, and is kept")
+        return actual._replace(queues=queues)
+
+    async def _sources(self, arn: str) -> list[str] | None:
+        try:
+            urls = await self.dead_letter_sources(arn)
+        except TransportError as error:
+            if error.retryable:
+                raise
+            log.debug("%s has no ListDeadLetterSourceQueues: %s", arn, error)
+            return []
+        return None if urls is None else [queue_arn_at(url, arn) for url in urls]
+
+    async def dead_letter_sources(self, arn: str) -> list[str] | None:
+        """Return the URLs of the queues that use this one as their dead-letter queue; None if it may not be asked."""
+        sqs = await self._transport.client("sqs")
+        url = await self._transport.addresses.queue_url(arn)
+        urls: list[str] = []
+        token: dict[str, Any] = {"MaxResults": MAX_SOURCES}
+        while True:
+            call = partial(sqs.list_dead_letter_source_queues, QueueUrl=url, **token)
+            page = await self._call(call, "sqs:ListDeadLetterSourceQueues", arn)
+            if page is None:
+                return None
+            urls += page.get("queueUrls", [])
+            if not page.get("NextToken"):
+                return urls
+            token = {"MaxResults": MAX_SOURCES, "NextToken": page["NextToken"]}
+
+    async def subscribers(self, topic_arn: str) -> list[str]:
+        """Return the endpoints that are subscribed to a topic."""
+        found = await self._listed(topic_arn)
+        self._refuse_if_denied()
+        return list(found or ())
 
     async def table(self, arn: str) -> Attributes | None:
         """Return what is there of one table."""

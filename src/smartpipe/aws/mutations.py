@@ -11,9 +11,9 @@ from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TransportError
 from smartpipe.topology.claims import claims_table, time_to_live
-from smartpipe.topology.destruction import MESSAGES, messages_in
+from smartpipe.topology.destruction import MESSAGES, SOURCES, SUBSCRIBERS, messages_in
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
-from smartpipe.topology.naming import name_in, region_in
+from smartpipe.topology.naming import name_in, queue_arn_at, region_in
 from smartpipe.topology.policy import merged, our_statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,
@@ -100,8 +100,27 @@ class Mutations:
             if count > change.before[MESSAGES]:
                 detail = f"queue {change.name} holds about {count:,} messages by now, and is not deleted: look again"
                 raise TransportError("QueueNotEmpty", detail, retryable=False)
+        if SOURCES in change.before:
+            await self._refuse_new_sources(change)
         await _called(sqs.delete_queue(QueueUrl=url), change)
         self._transport.addresses.forget_queue(change.arns[0])
+
+    async def _refuse_new_sources(self, change: Change) -> None:
+        """Refuse if other queues use this one as their dead-letter queue by now.
+
+        SQS may still list the sources that were deleted a moment ago, so those that ``before`` names do not count.
+        """
+        try:
+            urls = await Inspector(self._transport).dead_letter_sources(change.arns[0])
+        except TransportError as error:
+            if error.retryable or error.code in MISSING:
+                raise
+            return  # a broker that does not have this call
+        found = [queue_arn_at(url, change.arns[0]) for url in urls or ()]
+        if others := set(found).difference(change.before[SOURCES]):
+            names = ", ".join(sorted(map(name_in, others)))
+            detail = f"queue {change.name} is the dead-letter queue of {names} by now, and is not deleted"
+            raise TransportError("QueueInUse", detail, retryable=False)
 
     async def _create_topic(self, change: Change) -> None:
         sns = await self._transport.client("sns")
@@ -129,7 +148,16 @@ class Mutations:
             await _called(sns.tag_resource(ResourceArn=arn, Tags=tags), change, "sns:TagResource")
 
     async def _delete_topic(self, change: Change) -> None:
+        """Delete it, unless others have subscribed since it was looked at: ``before`` names the earlier endpoints.
+
+        SNS may still list the subscriptions that were deleted a moment ago, so those do not count.
+        """
         sns = await self._transport.client("sns")
+        endpoints = await Inspector(self._transport).subscribers(change.arns[0])
+        if others := set(endpoints).difference(change.before[SUBSCRIBERS]):
+            names = ", ".join(sorted(map(name_in, others)))
+            detail = f"topic {change.name} has new subscribers ({names}), and is not deleted"
+            raise TransportError("TopicInUse", detail, retryable=False)
         await _called(sns.delete_topic(TopicArn=change.arns[0]), change)
 
     async def _create_table(self, change: Change) -> None:
@@ -155,10 +183,6 @@ class Mutations:
         if TAGS in change.attributes and change.attributes[TAGS].items() - found[TAGS].items():
             call = dynamodb.tag_resource(ResourceArn=arn, Tags=_pairs(change.attributes[TAGS]))
             await _called(call, change, "dynamodb:TagResource")
-
-    async def _delete_table(self, change: Change) -> None:
-        dynamodb = await self._transport.client("dynamodb")
-        await _called(dynamodb.delete_table(TableName=name_in(change.arns[0])), change)
 
     async def _create_bucket(self, change: Change) -> None:
         await create_bucket(await self._transport.client("s3"), _called, change, self._transport.region)
@@ -207,7 +231,7 @@ def action_of(change: Change) -> str:
         verbs = {"create": "Subscribe", "delete": "Unsubscribe", "update": "SetSubscriptionAttributes"}
         return f"sns:{verbs[change.action]}"
     if change.kind == "table":
-        verbs = {"create": "CreateTable", "delete": "DeleteTable", "update": "UpdateTimeToLive"}
+        verbs = {"create": "CreateTable", "update": "UpdateTimeToLive"}
         return f"dynamodb:{verbs[change.action]}"
     if change.kind == "bucket":
         verbs = {"create": "CreateBucket", "update": "PutLifecycleConfiguration"}

@@ -46,6 +46,7 @@ class Survey:
         self.changes = plan(desired, actual)
         self.not_seen = inspector.notes
         self.knows_orphans = inspector.knows_orphans
+        self._orphans = inspector.orphans if inspector.knows_orphans else None
         self.notes = [*notes(desired, actual), *self.not_seen]
 
     @property
@@ -56,7 +57,12 @@ class Survey:
     def destruction(self, *, orphaned: bool = False, even_if_not_empty: bool = False) -> list[Change]:
         """Return what ``destroy`` deletes, and what it keeps."""
         return destruction(
-            self.desired, self.actual, self.naming, orphaned=orphaned, even_if_not_empty=even_if_not_empty
+            self.desired,
+            self.actual,
+            self.naming,
+            orphaned=orphaned,
+            even_if_not_empty=even_if_not_empty,
+            orphans=self._orphans,
         )
 
 
@@ -76,11 +82,14 @@ class Provisioner:
         self._mutations = Mutations(transport)
         self._room = asyncio.Semaphore(MAX_CALLS)
 
-    async def survey(self, services: Iterable[Declares], *, even_if_faulty: bool = False) -> Survey:
+    async def survey(
+        self, services: Iterable[Declares], *, even_if_faulty: bool = False, destroying: bool = False
+    ) -> Survey:
         """Read what is there of what *services* need, with what becomes of each resource.
 
         Args:
             even_if_faulty: For what changes nothing, or only deletes.
+            destroying: Also ask which queues use these as their dead-letter queues, at one call for each.
 
         Raises:
             ConfigError: The services' declarations contradict each other or AWS.
@@ -94,6 +103,8 @@ class Provisioner:
         found = [] if even_if_faulty else faults(desired, actual)
         if found:
             raise TopologyError(found)
+        if destroying:
+            actual = await inspector.with_sources(actual, desired.given)
         return Survey(desired, actual, naming, inspector)
 
     async def plan(self, services: Iterable[Declares]) -> list[Change]:

@@ -45,7 +45,8 @@ def in_words(changes: Sequence[Change], *, every: bool = False, deleting: bool =
     shown = [change for change in changes if every or change.action != "unchanged"]
     for change in shown:
         mark, colour = MARKS[change.action]
-        why = f"  ({change.action}: {change.reason})" if change.reason else ""
+        action = "kept" if deleting and change.action == "foreign" else change.action
+        why = f"  ({action}: {change.reason})" if change.reason else ""
         yield Line(f"  {mark} {change.kind:<12} {change.name}{why}", colour)
         if change.action == "update":
             for difference in change.differences:
@@ -69,11 +70,12 @@ def tell(line: Line) -> None:
     typer.echo(typer.style(line.text, fg=line.colour) if coloured else line.text)
 
 
-def as_json_text(survey: Survey, changes: Sequence[Change]) -> str:
-    """Return *changes* as JSON, with where they are."""
+def as_json_text(survey: Survey, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
+    """Return *changes* as JSON, with where they are and, of a destroy, what is *kept*."""
     fields = {
         **survey.naming._asdict(),
         "changes": [change.as_json() for change in changes],
+        **({} if kept is None else {"kept": [change.as_json() for change in kept]}),
         "notes": survey.notes,
     }
     return json.dumps(fields, indent=2)

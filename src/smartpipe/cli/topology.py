@@ -54,7 +54,7 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
     if orphaned and "application" not in AwsSettings.load().model_fields_set:
         msg = "--orphaned goes by the application's name: set SMARTPIPE_APPLICATION to one that others do not share"
         raise ConfigError(msg)
-    survey = surveyed(targets, even_if_faulty=True)
+    survey = surveyed(targets, even_if_faulty=True, destroying=True)
     changes = survey.destruction(orphaned=orphaned, even_if_not_empty=even_if_not_empty)
     if not as_json:
         _show(survey, changes, deleting=True)
@@ -67,17 +67,17 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
     going = pending(changes)
     if going:
         ask("Delete these?", yes=yes, as_json=as_json)
-    _carry_out(survey, going, as_json=as_json)
+    _carry_out(survey, going, as_json=as_json, kept=[change for change in changes if not change.pending])
 
 
-def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False) -> Survey:
+def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False, destroying: bool = False) -> Survey:
     """Compare what the targets declare with what is there; errors as those of ``Provisioner.survey``."""
     for sentence in unknown_settings():
         typer.echo(f"smartpipe: {sentence}", err=True)
     services = load_services(targets)
 
     def work(transport: AwsTransport) -> Awaitable[Survey]:
-        return Provisioner(transport).survey(services, even_if_faulty=even_if_faulty)
+        return Provisioner(transport).survey(services, even_if_faulty=even_if_faulty, destroying=destroying)
 
     return with_transport(work)
 
@@ -103,8 +103,10 @@ def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, del
         typer.echo(f"note: {note}")
 
 
-def _carry_out(survey: Survey, changes: Sequence[Change], *, as_json: bool) -> None:
-    """Make *changes*, and tell of each; as JSON at the end, however it comes."""
+def _carry_out(
+    survey: Survey, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
+) -> None:
+    """Make *changes*, and tell of each; as JSON at the end, with what is *kept*, whatever happens meanwhile."""
     made: list[Change] = []
 
     def on_change(change: Change) -> None:
@@ -124,6 +126,6 @@ def _carry_out(survey: Survey, changes: Sequence[Change], *, as_json: bool) -> N
         raise SmartpipeError(msg) from None
     finally:
         if as_json:
-            typer.echo(as_json_text(survey, made))
+            typer.echo(as_json_text(survey, made, kept))
     if changes and not as_json:
         typer.echo(f"{len(made)} change{'' if len(made) == 1 else 's'} made")

@@ -9,7 +9,7 @@ from smartpipe.settings import PayloadSettings, WorkerSettings
 from smartpipe.topology.buckets import LIFECYCLE, Bucket
 from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in
 from smartpipe.topology.resources import TAGS
-from smartpipe.topology.tags import APPLICATION, own_tags
+from smartpipe.topology.tags import APPLICATION
 
 if TYPE_CHECKING:
     from smartpipe.topology.naming import Naming
@@ -48,14 +48,19 @@ class Companions(NamedTuple):
     def tables(self, naming: Naming) -> dict[str, Attributes]:
         """Return the tables that are wanted, by ARN."""
         name = self.claims_table
-        return {} if name is None else {naming.table_arn(name): {"TimeToLive": TTL_ATTRIBUTE, TAGS: own_tags(naming)}}
+        return {} if name is None else {naming.table_arn(name): {"TimeToLive": TTL_ATTRIBUTE, TAGS: _tags(naming)}}
 
     def buckets(self, naming: Naming) -> dict[str, Attributes]:
         """Return the buckets that are wanted, by ARN."""
         bucket = self.bucket
         if bucket is None:
             return {}
-        return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: {APPLICATION: naming.application}}}
+        return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: _tags(naming)}}
+
+
+def _tags(naming: Naming) -> dict[str, str]:
+    """Return the tags of what environments may share: each with a prefix of its own would overwrite the other's."""
+    return {APPLICATION: naming.application}
 
 
 NO_COMPANIONS = Companions()

@@ -66,6 +66,12 @@ def name_in(arn: str) -> str:
     return arn.rpartition(":")[2].removeprefix("table/")
 
 
+def queue_arn_at(url: str, like: str) -> str:
+    """Return the ARN of the queue at *url*, in the partition and region of the queue ARN *like*."""
+    account_id, name = url.split("/")[-2:]
+    return f"{like.rsplit(':', 2)[0]}:{account_id}:{name}"
+
+
 def service_in(arn: str) -> str:
     """Return the service that *arn* is of: ``sns`` or ``sqs``."""
     return arn.split(":")[2]

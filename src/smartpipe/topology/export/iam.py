@@ -116,7 +116,7 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
         ),
         *_allow(
             "LookAtQueues",
-            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListQueueTags"],
+            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListDeadLetterSourceQueues", "sqs:ListQueueTags"],
             [naming.queue_arn("*"), *given_queues],
         ),
         *_allow(
@@ -129,7 +129,7 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
             ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"],
             own_queues,
         ),
-        *_allow("ChangeTables", [*claims.CREATE_ACTIONS, "dynamodb:DeleteTable"], topology.tables),
+        *_allow("ChangeTables", claims.CREATE_ACTIONS, topology.tables),
         *_allow("ChangeBuckets", buckets.CREATE_ACTIONS, topology.buckets),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
         *_anywhere(
