@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
         "topology.claims",
         "topology.buckets",
     },
-    {"topology.model", "retry", "transport"},
+    {"topology.model", "topology.regions", "retry", "transport"},
     {"events", "settings"},
     {"payloads"},
     {"envelope", "envelope.structure", "envelope.validators"},

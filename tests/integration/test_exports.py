@@ -16,7 +16,7 @@ from smartpipe.topology.resources import TAGS
 from tests.conftest import lead_to
 from tests.support import exported
 from tests.support.cloudformation import Stack
-from tests.support.terraform import Workspace
+from tests.support.terraform import Workspace, faults
 from tests.support.topologies import left_to_do, survey
 
 if TYPE_CHECKING:
@@ -65,6 +65,37 @@ async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: Embed
 
     assert await left_to_do(service) == []
     assert boto3.client("sns").list_tags_for_resource(ResourceArn=arn)["Tags"] == []
+
+
+@pytest.mark.parametrize("tool", ["cloudformation", "terraform"])
+@pytest.mark.parametrize("region", ["us-east-1", "me-south-1", "ap-northeast-3"])
+async def test_topics_of_other_regions_are_let_in_by_the_principal_of_the_region_it_is_deployed_in(
+    broker: EmbeddedBroker, tool: str, region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+    monkeypatch.setenv("AWS_REGION", region)
+
+    def their(topic_region: str) -> type[Event]:
+        sns = boto3.client("sns", region_name=topic_region)
+        arn = sns.create_topic(Name=f"{naming()['prefix']}{topic_region}")["TopicArn"]
+
+        class Theirs(Event, topic=Topic(arn=arn), type=f"theirs.{topic_region}", version="1.0"):
+            pass
+
+        return Theirs
+
+    far, near, here = their("me-south-1"), their("eu-west-1"), exported.AccountOpened
+    wanted: list[list[type[Event]]] = [[far], [near], [far, near], [far, here], [near, here], [far, near, here]]
+    services = [exported.subscribed(Service(f"s{number}"), *events) for number, events in enumerate(wanted)]
+
+    if tool == "cloudformation":
+        Stack(template(services, **naming())).make()
+    else:
+        found = configuration(services, **naming())
+        assert faults(found) == []
+        Workspace(found).apply()
+
+    assert await left_to_do(*services) == []
 
 
 async def test_a_stack_of_motos_own_engine_lacks_only_what_that_cannot_do(

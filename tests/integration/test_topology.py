@@ -12,6 +12,8 @@ import pytest
 
 from smartpipe import EmbeddedBroker, Event, FilterPolicy, Publisher, Queue, Service, Topic, TopologyError
 from smartpipe.aws.inspect import MAX_CALLS
+from smartpipe.aws.opening import transport_from_environment
+from smartpipe.aws.verify import verify
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
@@ -580,6 +582,30 @@ async def test_a_topic_by_its_arn_is_published_and_subscribed_to_and_never_chang
     assert sns.list_tags_for_resource(ResourceArn=arn)["Tags"] == []
     await destroy(service)
     assert sns.get_topic_attributes(TopicArn=arn)
+
+
+async def test_a_workers_start_reports_a_policy_that_names_the_principal_of_the_wrong_region() -> None:
+    arn = boto3.client("sns", region_name="me-south-1").create_topic(Name=physical("far"))["TopicArn"]
+
+    class Shipped(Event, topic=Topic(arn=arn), type="integration.shipped_far", version="1.0"):
+        pass
+
+    service = serving("mailer", Shipped)
+    await provision(service)
+    sqs = boto3.client("sqs")
+    url = sqs.get_queue_url(QueueName=physical("mailer"))["QueueUrl"]
+    text = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"]
+    assert '"sns.me-south-1.amazonaws.com"' in text
+    before = text.replace("sns.me-south-1.amazonaws.com", "sns.amazonaws.com")
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": before})
+
+    transport = transport_from_environment()
+    try:
+        [difference] = await verify(service, transport)
+    finally:
+        await transport.aclose()
+
+    assert "Principal.Service: sns.amazonaws.com → sns.me-south-1.amazonaws.com" in difference
 
 
 async def test_a_topic_or_queue_of_somebody_else_that_is_not_there_is_told_and_nothing_is_made() -> None:

@@ -25,6 +25,7 @@ class Stack:
     def __init__(self, template: dict[str, Any]) -> None:
         self._resources: dict[str, dict[str, Any]] = template["Resources"]
         self._outputs: dict[str, dict[str, Any]] = template.get("Outputs", {})
+        self._conditions: dict[str, Any] = template.get("Conditions", {})
         identity = boto3.client("sts").get_caller_identity()
         self._sns: Any = boto3.client("sns")
         self._sqs: Any = boto3.client("sqs")
@@ -61,6 +62,13 @@ class Stack:
                 return self._attributes[name, attribute]
             case {"Fn::Sub": str(text)}:
                 return _TOKEN.sub(lambda token: self._references[token[1]], text)
+            case {"Fn::If": [condition, chosen, otherwise]}:
+                return self._resolved(chosen if self._resolved(self._conditions[condition]) else otherwise)
+            case {"Fn::Equals": [one, other]}:
+                return self._resolved(one) == self._resolved(other)
+            case {"Fn::Or": terms}:
+                assert 2 <= len(terms) <= 10, "CloudFormation takes 2 to 10"
+                return any(map(self._resolved, terms))
             case dict():
                 return {key: self._resolved(one) for key, one in value.items()}
             case list():

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TEMPLATE = re.compile(r"\$\$\{|%%\{|\$\{([^}]*)\}")
+_CHOICE = re.compile(r"(.+?) \? jsonencode\((\[.*?\])\) : ")
+_LAST = re.compile(r"jsonencode\((\[.*\])\)")
 _REFERENCE = re.compile(r"((?:data\.)?[a-z_]+\.[A-Za-z0-9_-]+)\.([a-z_]+)")
 LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 META_ARGUMENTS = {"depends_on": list}
@@ -91,6 +93,10 @@ def faults(configuration: dict[str, Any]) -> list[str]:
     found = []
     blocks = {f"{kind}.{label}": block for kind, label, block in _blocks(configuration)}
     known = {*blocks, *(f"data.{kind}.{label}" for kind, by in configuration.get("data", {}).items() for label in by)}
+    choices: dict[str, str] = configuration.get("locals", {})
+    found += [f"{name}: its choice is not one: {text}" for name, text in choices.items() if not choice_in(text)]
+    used = json.dumps(configuration["resource"])
+    found += [f"local.{name} is used by nothing" for name in choices if f"${{local.{name}}}" not in used]
     for address, block in blocks.items():
         kind, _, label = address.partition(".")
         arguments = {**ARGUMENTS.get(kind, {}), **META_ARGUMENTS}
@@ -110,13 +116,38 @@ def faults(configuration: dict[str, Any]) -> list[str]:
             for one in block.get("depends_on", [])
             if one not in known
         ]
-    for text in _texts(configuration):
+    for text in _texts({**configuration, "locals": {}}):
         for expression in filter(None, _TEMPLATE.findall(text)):
+            if expression.removeprefix("local.") in choices:
+                continue
             match = _REFERENCE.fullmatch(expression)
             exported = EXPORTED.get(match[1].rpartition(".")[0], set()) if match else set()
             if not match or match[1] not in known or match[2] not in exported:
                 found.append(f"{expression} refers to nothing")
     return found
+
+
+def choice_in(text: str) -> tuple[list[tuple[str, list[str]]], list[str]] | None:
+    """Read a choice by the region: conditions with a list each, and the list where none holds."""
+    whole = text.removeprefix("${").removesuffix("}")
+    choices = [(found[1], json.loads(found[2])) for found in _CHOICE.finditer(whole)]
+    last = _LAST.fullmatch(_CHOICE.sub("", whole))
+    return (choices, json.loads(last[1])) if last else None
+
+
+def chosen_in(text: str, region: str) -> str:
+    """Return what a choice comes to in a region, as JSON."""
+    choices, otherwise = choice_in(text) or ([], [])
+    held = [let_in for condition, let_in in choices if _holds(condition, region)]
+    return json.dumps([one.replace("${data.aws_region.current.region}", region) for one in [*held, otherwise][0]])
+
+
+def _holds(condition: str, region: str) -> bool:
+    if match := re.fullmatch(r'data\.aws_region\.current\.region == "([a-z0-9-]+)"', condition):
+        return match[1] == region
+    match = re.fullmatch(r"contains\((\[.*\]), data\.aws_region\.current\.region\)", condition)
+    assert match, condition
+    return region in json.loads(match[1])
 
 
 class Workspace:
@@ -132,6 +163,10 @@ class Workspace:
             "data.aws_caller_identity.current.account_id": identity["Account"],
             "data.aws_partition.current.partition": identity["Arn"].split(":")[1],
             "data.aws_region.current.region": self._sns.meta.region_name,
+        }
+        region = self._sns.meta.region_name
+        self._known |= {
+            f"local.{name}": chosen_in(text, region) for name, text in configuration.get("locals", {}).items()
         }
 
     def apply(self) -> dict[str, Any]:
@@ -154,7 +189,7 @@ class Workspace:
         yield from block.get("depends_on", [])
         for text in _texts(block):
             for expression in filter(None, _TEMPLATE.findall(text)):
-                if not expression.startswith("data."):
+                if not expression.startswith(("data.", "local.")):
                     yield expression.rpartition(".")[0]
 
     def _resolved(self, value: Any) -> Any:

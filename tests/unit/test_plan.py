@@ -55,6 +55,35 @@ def lines(changes: list[Change]) -> list[str]:
     return [str(change) for change in changes]
 
 
+def test_a_statement_that_lets_sns_in_by_another_regions_principal_is_brought_into_line() -> None:
+    far = Topic(arn="arn:aws:sns:me-south-1:999999999999:parcels")
+
+    class Sent(Event, topic=far, type="plan.sent", version="1.0"):
+        pass
+
+    desired = wanted(UserSignedUp, Sent)
+    [ours] = desired.queues[MAILER]["Policy"]["Statement"]
+    old = json.dumps({"Version": "2012-10-17", "Statement": [{**ours, "Principal": {"Service": "sns.amazonaws.com"}}]})
+
+    changes = pending(plan(desired, with_queue(as_it_is(desired), Policy=old)))
+
+    path = "Policy.Statement.SmartpipeAllowSns.Principal.Service"
+    after = '["sns.amazonaws.com", "sns.me-south-1.amazonaws.com"]'
+    assert lines(changes) == [f"update queue staging-mailer ({path}: sns.amazonaws.com → {after})"]
+    assert json.loads(changes[0].attributes["Policy"])["Statement"] == [ours]
+
+
+def test_the_statement_for_a_key_names_the_principal_of_another_region() -> None:
+    class Sent(Event, topic=Topic(arn="arn:aws:sns:me-south-1:999999999999:keyed"), type="plan.keyed", version="1.0"):
+        pass
+
+    desired = wanted(Sent, queue=Queue("mailer", kms_key="alias/shop"))
+
+    [note] = notes(desired, as_it_is(desired))
+
+    assert '"Principal": {"Service": "sns.me-south-1.amazonaws.com"}' in note
+
+
 def test_from_nothing_queues_and_their_policies_come_before_subscriptions() -> None:
     changes = plan(wanted(), NOTHING)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import botocore.session
 import pytest
+from botocore.args import LEGACY_GLOBAL_STS_REGIONS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from smartpipe.topology.policy import (
     statement,
     statements,
 )
+from smartpipe.topology.regions import ENABLED_BY_DEFAULT, is_opt_in
 
 QUEUE = "arn:aws:sqs:eu-west-1:123456789012:mailer"
 USERS = "arn:aws:sns:eu-west-1:123456789012:users"
@@ -129,6 +132,72 @@ def test_fault_49_sixty_topics_into_one_queue_are_one_statement_within_the_limit
     assert len(long.encode()) <= POLICY_LIMIT_BYTES
 
 
+@pytest.mark.parametrize(
+    ("topic_region", "queue_region", "expected"),
+    [
+        ("us-east-1", "us-east-1", "sns.amazonaws.com"),
+        ("us-east-1", "eu-west-1", "sns.amazonaws.com"),
+        ("me-south-1", "us-east-1", "sns.me-south-1.amazonaws.com"),
+        ("us-east-1", "me-south-1", "sns.me-south-1.amazonaws.com"),
+        ("me-south-1", "af-south-1", "sns.af-south-1.amazonaws.com"),
+        ("me-south-1", "me-south-1", "sns.amazonaws.com"),
+        ("xx-future-1", "us-east-1", "sns.xx-future-1.amazonaws.com"),
+        ("us-east-1", "xx-future-1", "sns.xx-future-1.amazonaws.com"),
+        ("ap-northeast-3", "us-east-1", ["sns.amazonaws.com", "sns.ap-northeast-3.amazonaws.com"]),
+        ("us-east-1", "ap-northeast-3", ["sns.amazonaws.com", "sns.ap-northeast-3.amazonaws.com"]),
+        ("ap-northeast-3", "ap-northeast-3", "sns.amazonaws.com"),
+        ("ap-northeast-3", "me-south-1", "sns.me-south-1.amazonaws.com"),
+    ],
+)
+def test_the_principal_is_the_one_that_sns_delivers_as_between_these_regions(
+    topic_region: str, queue_region: str, expected: object
+) -> None:
+    queue = f"arn:aws:sqs:{queue_region}:123456789012:mailer"
+    topic = f"arn:aws:sns:{topic_region}:123456789012:users"
+
+    for found in (statement(queue, [topic]), folded(statement(queue, [topic])), key_statement(queue, [topic])):
+        assert found["Principal"] == {"Service": expected}
+
+
+@pytest.mark.parametrize(
+    ("partition", "topic_region", "queue_region"),
+    [
+        ("aws-cn", "cn-north-1", "cn-northwest-1"),
+        ("aws-us-gov", "us-gov-east-1", "us-gov-west-1"),
+        ("aws-iso", "us-iso-east-1", "us-iso-west-1"),
+        ("aws-eusc", "eusc-de-east-1", "eusc-de-west-1"),
+    ],
+)
+def test_other_partitions_have_no_opt_in_regions(partition: str, topic_region: str, queue_region: str) -> None:
+    found = statement(f"arn:{partition}:sqs:{queue_region}:1:q", [f"arn:{partition}:sns:{topic_region}:1:t"])
+
+    assert found["Principal"] == {"Service": "sns.amazonaws.com"}
+
+
+def test_topics_of_several_regions_are_let_in_each_by_its_principal() -> None:
+    regions = ("us-east-1", "me-south-1", "af-south-1", "eu-west-1")
+
+    found = statement(QUEUE, [f"arn:aws:sns:{region}:1:t" for region in regions])
+
+    assert found["Principal"] == {
+        "Service": ["sns.amazonaws.com", "sns.af-south-1.amazonaws.com", "sns.me-south-1.amazonaws.com"]
+    }
+
+
+def test_regions_enabled_by_default_are_regions_of_the_partition_and_hold_all_that_sts_has_known_for_long() -> None:
+    sns = botocore.session.Session().get_available_regions("sns", "aws")
+    before_2019 = set(LEGACY_GLOBAL_STS_REGIONS) - {"aws-global"}
+
+    assert set(ENABLED_BY_DEFAULT) <= set(sns)
+    assert before_2019 < set(ENABLED_BY_DEFAULT)
+    assert set(ENABLED_BY_DEFAULT) - before_2019 == {"ap-northeast-2", "ap-northeast-3"}
+    # What botocore has besides is all opt-in; a new one here is none of those enabled by default.
+    assert {
+        "af-south-1", "ap-east-1", "ap-south-2", "ap-southeast-3", "ap-southeast-4", "ca-west-1", "eu-central-2",
+        "eu-south-1", "eu-south-2", "il-central-1", "me-central-1", "me-south-1",
+    } <= set(filter(is_opt_in, sns))  # fmt: skip
+
+
 def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> None:
     other = "arn:aws:sns:eu-west-1:999999999999:theirs"
 
@@ -183,7 +252,7 @@ def test_a_statement_that_lets_anybody_in_is_noticed(
 
 
 def test_fault_10_the_statement_that_a_key_needs_lets_these_topics_encrypt_and_no_others() -> None:
-    needed = key_statement([USERS])
+    needed = key_statement(QUEUE, [USERS])
 
     assert needed["Action"] == ["kms:GenerateDataKey*", "kms:Decrypt"]
     assert needed["Principal"] == {"Service": "sns.amazonaws.com"}

@@ -125,12 +125,14 @@ def notes(desired: Topology, actual: Topology) -> list[str]:
 def _keys(desired: Topology) -> Iterator[str]:
     """Yield the statement that each KMS key needs, once."""
     topics: dict[str, set[str]] = {}
+    queues: dict[str, str] = {}  # any of those under the key: all are in the key's region
     for (topic, queue), wanted in desired.subscriptions.items():
         for arn in filter(None, (queue, dead_letter_of(wanted))):
             if key := desired.queues.get(arn, {}).get("KmsMasterKeyId"):
                 topics.setdefault(key, set()).add(topic)
+                queues[key] = arn
     for key, arns in topics.items():
-        needed = json.dumps(key_statement(arns))
+        needed = json.dumps(key_statement(queues[key], arns))
         yield f"SNS delivers to queues under key {key} only if the key's policy has this statement: {needed}"
 
 

@@ -77,6 +77,11 @@ def service_in(arn: str) -> str:
     return arn.split(":")[2]
 
 
+def partition_in(arn: str) -> str:
+    """Return the partition that *arn* names: ``aws``, ``aws-cn`` and so on."""
+    return arn.split(":")[1]
+
+
 def region_in(arn: str) -> str:
     """Return the region that *arn* names."""
     return arn.split(":")[3]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.topology.naming import account_in
+from smartpipe.topology.naming import account_in, region_in
+from smartpipe.topology.regions import sns_principals
 from smartpipe.topology.rights import VERSION
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
     return {
         "Sid": POLICY_SID,
         "Effect": "Allow",
-        "Principal": {"Service": "sns.amazonaws.com"},
+        "Principal": _principal(topics, region_in(queue_arn)),
         "Action": "sqs:SendMessage",
         "Resource": queue_arn,
         "Condition": {
@@ -40,6 +41,11 @@ def statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
             "StringEquals": {"aws:SourceAccount": accounts[0] if len(accounts) == 1 else accounts},
         },
     }
+
+
+def _principal(topic_arns: list[str], queue_region: str) -> dict[str, Any]:
+    found = sns_principals(topic_arns, queue_region)
+    return {"Service": found[0] if len(found) == 1 else found}
 
 
 def folded(ours: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,17 +208,14 @@ _LIMITING = frozenset(
 )  # fmt: skip
 
 
-def key_statement(topic_arns: Iterable[str]) -> dict[str, Any]:
-    """Return what the policy of a KMS key needs, so that SNS can deliver from these topics to queues under it.
+def key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return what the policy of a KMS key needs, so that SNS can deliver from these topics to this queue under it.
 
     Source: Amazon SNS, "Configuring Amazon SNS topic encryption with an encrypted Amazon SQS queue subscription".
     """
-    sends = statement("*", topic_arns)
     return {
+        **statement(queue_arn, topic_arns),
         "Sid": "SmartpipeAllowSnsToEncrypt",
-        "Effect": "Allow",
-        "Principal": sends["Principal"],
         "Action": ["kms:GenerateDataKey*", "kms:Decrypt"],
         "Resource": "*",
-        "Condition": sends["Condition"],
     }

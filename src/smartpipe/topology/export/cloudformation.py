@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
 from smartpipe.topology.derive import derive
-from smartpipe.topology.export.portable import declared_names, portable, rewritten, typed, unique, with_tokens
+from smartpipe.topology.export.portable import (
+    REGION,
+    Principals,
+    declared_names,
+    portable,
+    principals_of,
+    rewritten,
+    typed,
+    unique,
+    with_tokens,
+)
 from smartpipe.topology.model import FIFO_SUFFIX
 from smartpipe.topology.naming import name_in, region_in
+from smartpipe.topology.regions import ENABLED_BY_DEFAULT, LISTED_TWICE
 from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, dead_letter_of, without_defaults
 
 if TYPE_CHECKING:
@@ -26,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_RESOURCES = 500
 MAX_OUTPUTS = 200
+_BY_DEFAULT = "RegionIsEnabledByDefault"
 _FUNCTION = re.compile(r'"(Ref|Condition|Fn::[A-Za-z:]+)":')
 _ARN = r"arn:${AWS::Partition}:\1:${AWS::Region}:${AWS::AccountId}:"
 
@@ -55,9 +67,11 @@ def template(services: Iterable[Declares], *, prefix: str, application: str) -> 
         )
         raise ConfigError(msg)
     outputs = {name: value for arn, one in ids.items() for name, value in _output(arn, one)}
+    conditions = _conditions(resources, topology)
     return {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": f"Topics, queues and subscriptions of application {application} by smartpipe",
+        **({"Conditions": conditions} if conditions else {}),
         "Resources": dict(sorted(resources.items())),
         **({"Outputs": dict(sorted(outputs.items()))} if len(outputs) <= MAX_OUTPUTS else {}),
     }
@@ -112,12 +126,52 @@ def _policies(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
             "Type": "AWS::SQS::QueuePolicy",
             "Properties": {
                 "Queues": [{"Ref": ids[arn]}],
-                "PolicyDocument": rewritten(attributes["Policy"], partial(_say, ids)),
+                "PolicyDocument": {
+                    **attributes["Policy"],
+                    "Statement": [_statement(one, ids) for one in attributes["Policy"]["Statement"]],
+                },
             },
         }
         for arn, attributes in topology.queues.items()
         if arn in ids and attributes["Policy"]["Statement"]
     }
+
+
+def _statement(statement: dict[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = rewritten(statement, partial(_say, ids))
+    principals = principals_of(statement)
+    return found if principals is None else {**found, "Principal": {"Service": _chosen(principals)}}
+
+
+def _chosen(principals: Principals) -> Any:
+    """Return the principals as a choice that CloudFormation makes by the stack's region."""
+    found: Any = [_regional(one) for one in principals.opt_in]
+    if principals.by_default != principals.opt_in:
+        found = {"Fn::If": [_BY_DEFAULT, principals.by_default, found]}
+    for region, let_in in principals.within.items():
+        found = {"Fn::If": [_within(region), let_in, found]}
+    return found
+
+
+def _regional(principal: str) -> Any:
+    return {"Fn::Sub": principal.replace(REGION, "${AWS::Region}")} if REGION in principal else principal
+
+
+def _within(region: str) -> str:
+    return "RegionIs" + "".join(word.capitalize() for word in region.split("-"))
+
+
+def _conditions(resources: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
+    """Return the conditions that *resources* go by; an ``Fn::Or`` takes ten terms."""
+    halves = ENABLED_BY_DEFAULT[:9], ENABLED_BY_DEFAULT[9:]
+    known = {_BY_DEFAULT: {"Fn::Or": [{"Fn::Or": [_is(region) for region in half]} for half in halves]}}
+    known |= {_within(region): _is(region) for region in (*map(region_in, topology.given), *LISTED_TWICE)}
+    text = json.dumps(resources)
+    return {name: condition for name, condition in sorted(known.items()) if f'"Fn::If": ["{name}"' in text}
+
+
+def _is(region: str) -> dict[str, Any]:
+    return {"Fn::Equals": [{"Ref": "AWS::Region"}, region]}
 
 
 def _policy_id(queue_id: str) -> str:

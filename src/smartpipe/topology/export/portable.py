@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from smartpipe.topology.naming import Naming, name_in
+from smartpipe.topology.naming import Naming, name_in, partition_in, region_in
+from smartpipe.topology.policy import source_topics
+from smartpipe.topology.regions import ENABLED_BY_DEFAULT, LISTED_TWICE, is_opt_in, sns_principals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -27,6 +29,39 @@ _BOOLEANS = frozenset({"FifoQueue", "FifoTopic", "RawMessageDelivery", "SqsManag
 def portable(prefix: str, application: str) -> Naming:
     """Return the naming of an account and a region that a template's user will choose."""
     return Naming("aws", REGION, ACCOUNT, prefix, application)
+
+
+class Principals(NamedTuple):
+    """Whom a queue's policy has to let in, by the region that a template is deployed in.
+
+    Args:
+        topics: The regions of the topics, REGION for those of the template itself.
+        within: The region is one of these, each of which makes a difference of its own.
+        by_default: The region is another one that is enabled by default.
+        opt_in: The region is another opt-in region; REGION stands for its name.
+    """
+
+    topics: tuple[str, ...]
+    within: dict[str, list[str]]
+    by_default: list[str]
+    opt_in: list[str]
+
+
+def principals_of(statement: Mapping[str, Any]) -> Principals | None:
+    """Return the principals of a queue's *statement*; None if they are the same in every region."""
+    topics = source_topics(statement)
+    regions = sorted({region_in(arn) for arn in topics if partition_in(arn) == "aws"})
+    theirs = [one for one in regions if one != REGION]
+
+    def found(region: str) -> list[str]:
+        return sns_principals([arn.replace(f":{REGION}:", f":{region}:") for arn in topics], region)
+
+    special = dict.fromkeys([*theirs, *LISTED_TWICE])
+    by_default = found(next(region for region in ENABLED_BY_DEFAULT if region not in special))
+    opt_in = found(REGION)
+    within = {region: found(region) for region in special}
+    within = {one: let_in for one, let_in in within.items() if let_in != (opt_in if is_opt_in(one) else by_default)}
+    return Principals(tuple(regions), within, by_default, opt_in) if within or by_default != opt_in else None
 
 
 def rewritten(value: Any, change: Callable[[str], Any]) -> Any:

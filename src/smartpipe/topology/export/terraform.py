@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
 from smartpipe.topology.derive import derive
-from smartpipe.topology.export.portable import declared_names, portable, rewritten, typed, unique, with_tokens
+from smartpipe.topology.export.portable import (
+    REGION,
+    Principals,
+    declared_names,
+    portable,
+    principals_of,
+    rewritten,
+    typed,
+    unique,
+    with_tokens,
+)
 from smartpipe.topology.model import QUEUE_LIMIT_BYTES
 from smartpipe.topology.naming import name_in, region_in
+from smartpipe.topology.regions import ENABLED_BY_DEFAULT
 from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, without_defaults
 
 if TYPE_CHECKING:
@@ -27,7 +38,9 @@ if TYPE_CHECKING:
 PROVIDER = {"source": "hashicorp/aws", "version": ">= 6.8"}
 """6.0 has ``region`` on each resource, 6.8 queues of 1 MiB."""
 _ACCOUNT = "${data.aws_caller_identity.current.account_id}"
-_ARN = rf"arn:${{data.aws_partition.current.partition}}:\1:${{data.aws_region.current.region}}:{_ACCOUNT}:"
+_REGION = "data.aws_region.current.region"
+_ARN = rf"arn:${{data.aws_partition.current.partition}}:\1:${{{_REGION}}}:{_ACCOUNT}:"
+_LOCAL = re.compile(r'"(local\.[a-z0-9_]+)"')
 _DATA_SOURCES = ("aws_caller_identity", "aws_partition", "aws_region")
 
 _QUEUE_ARGUMENTS = {
@@ -70,9 +83,11 @@ def configuration(services: Iterable[Declares], *, prefix: str, application: str
         "aws_sqs_queue_policy": _policies(topology, references),
         "aws_sqs_queue_redrive_allow_policy": _redrive_allow_policies(topology, references),
     }
-    text = json.dumps(resources)
+    principals = dict(sorted(_principals(topology, references).items()))
+    text = json.dumps([resources, principals])
     return {
         "terraform": {"required_providers": {"aws": PROVIDER}},
+        **({"locals": principals} if principals else {}),
         "data": {source: {"current": {}} for source in _DATA_SOURCES if f"data.{source}." in text},
         "resource": {kind: dict(sorted(blocks.items())) for kind, blocks in resources.items() if blocks},
         "output": {
@@ -146,11 +161,49 @@ def _policies(topology: Topology, references: Mapping[str, str]) -> dict[str, An
     return {
         _label(references[arn]): {
             "queue_url": f"${{{references[arn]}.url}}",
-            "policy": _json(attributes["Policy"], references),
+            "policy": _policy(attributes["Policy"], references),
         }
         for arn, attributes in topology.queues.items()
         if arn in references and attributes["Policy"]["Statement"]
     }
+
+
+def _policy(policy: Attributes, references: Mapping[str, str]) -> str:
+    """Return the policy as JSON; principals that depend on the region are a local value, which is JSON too."""
+    statements = [
+        {**one, "Principal": {"Service": f"local.{_local(found)}"}} if (found := principals_of(one)) else one
+        for one in policy["Statement"]
+    ]
+    return _LOCAL.sub(r"${\1}", _json({**policy, "Statement": statements}, references))
+
+
+def _principals(topology: Topology, references: Mapping[str, str]) -> dict[str, str]:
+    statements = [
+        one for arn, queue in topology.queues.items() if arn in references for one in queue["Policy"]["Statement"]
+    ]
+    return {_local(found): _chosen(found) for found in map(principals_of, statements) if found}
+
+
+def _local(principals: Principals) -> str:
+    """Return the name of the local value, as in ``sns_from_me_south_1_and_here``."""
+    regions = sorted(principals.topics, key=lambda one: (one == REGION, one))
+    return _identifier(f"sns_from_{'_and_'.join(regions)}").replace(_identifier(REGION), "here")
+
+
+def _chosen(principals: Principals) -> str:
+    """Return the principals as a choice that Terraform makes by the provider's region."""
+    found = _list(principals.opt_in)
+    if principals.by_default != principals.opt_in:
+        known = json.dumps(list(ENABLED_BY_DEFAULT))
+        found = f"contains({known}, {_REGION}) ? {_list(principals.by_default)} : {found}"
+    for region, let_in in principals.within.items():
+        found = f'{_REGION} == "{region}" ? {_list(let_in)} : {found}'
+    return f"${{{found}}}"
+
+
+def _list(principals: list[str]) -> str:
+    """Return JSON, for the two lists of a choice may have different lengths, and then Terraform refuses them."""
+    return f"jsonencode({json.dumps([one.replace(REGION, f'${{{_REGION}}}') for one in principals])})"
 
 
 def _redrive_allow_policies(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
