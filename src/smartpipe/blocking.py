@@ -7,14 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import boto3
+import botocore.session
 from botocore.config import Config
+from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 
 from smartpipe.aws.addresses import queue_lookup
-from smartpipe.aws.client import check_ca_bundle, client_options, put_request, region_of
+from smartpipe.aws.client import check_ca_bundle, client_options, configuration_faults, put_request, region_of
 from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
+from smartpipe.aws.variables import check_before_signing_blocking, check_variables, read_as_other_sdks_do
 from smartpipe.envelope import source_problems
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
@@ -70,15 +73,19 @@ class Publisher:
         self._settings = AwsSettings.load()
         self._packing = Packing.from_environment()
         try:
-            self._session = session or boto3.Session()
+            self._session = session or _session_of_the_environment()
         except BotoCoreError as error:  # a profile that does not exist
             raise ConfigError(f"AWS configuration: {error}") from None
         self._config = Config(max_pool_connections=MAX_CONNECTIONS, **client_options())
         botocore_session = self._session._session  # noqa: SLF001 - where boto3 keeps its configuration
+        if session is not None:
+            check_variables(botocore_session)
         self._region = region_of(botocore_session)
         check_ca_bundle(botocore_session)
+        check_before_signing_blocking(botocore_session)
         refresh_when_refused_blocking(botocore_session)
-        here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
+        with configuration_faults():
+            here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
         self._sns = {self._region: here}
         self._sqs: SQSClient | None = None
         self._s3: S3Client | None = None
@@ -239,3 +246,10 @@ class Publisher:
                 partition = self._sns[self._region].meta.partition
                 self._naming = Naming(partition, self._region, account_id, self._settings.prefix)
         return self._naming.topic_arn(topic)
+
+
+def _session_of_the_environment() -> boto3.Session:
+    session = botocore.session.Session()
+    check_variables(session)
+    read_as_other_sdks_do(session, EnvProvider)
+    return boto3.Session(botocore_session=session)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from smartpipe.characters import fault_in
 from smartpipe.errors import ConfigError
 from smartpipe.topology.naming import DEFAULT_APPLICATION
 
@@ -31,6 +32,9 @@ class _Environment(BaseSettings):
         Raises:
             ConfigError: One sentence for each faulty setting.
         """
+        unclean = [sentence for name in sorted(os.environ) for sentence in _unclean(name, cls, overrides)]
+        if unclean:
+            raise ConfigError(unclean)
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
@@ -160,6 +164,15 @@ def unknown_settings() -> Iterator[str]:
             close = get_close_matches(name, known, n=1, cutoff=0.8)
             if close:
                 yield f"{name} is no setting of smartpipe and is ignored; did you mean {close[0]}?"
+
+
+def _unclean(variable: str, cls: type[_Environment], overrides: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence without the value, which may be a secret, if a setting has what no URL or name may have."""
+    name = variable.lower().removeprefix(ENV_PREFIX.lower())
+    ours = name in cls.model_fields and name != variable.lower()
+    fault = fault_in(os.environ[variable]) if ours and overrides.get(name) is None else ""
+    if fault:
+        yield f"{variable} {fault}"
 
 
 def _sentences(error: ValidationError, overrides: dict[str, Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from smartpipe import ConfigError
-from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import AwsSettings, PayloadSettings, WorkerSettings, unknown_settings
 
 
 def test_settings_come_from_the_environment_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +55,43 @@ def test_a_poll_fits_into_the_drain_by_default(drain: float, expected: int) -> N
 def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="wait_seconds=20 leaves too little of drain_seconds=15"):
         WorkerSettings.load(drain_seconds=15, wait_seconds=20)
+
+
+@pytest.mark.parametrize("value", ["s3cret\n", "s3cret\r\n", " s3cret", "s3cret ", "s3\x1bcret", "s3\u2028cret"])
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (AwsSettings, "SMARTPIPE_PREFIX"),
+        (AwsSettings, "SMARTPIPE_APPLICATION"),
+        (AwsSettings, "SMARTPIPE_ACCOUNT_ID"),
+        (AwsSettings, "smartpipe_transport"),
+        (PayloadSettings, "SMARTPIPE_CLAIM_CHECK_URL"),
+        (WorkerSettings, "SMARTPIPE_IDEMPOTENCY_URL"),
+        (WorkerSettings, "SMARTPIPE_OUTBOX_URL"),
+        (WorkerSettings, "SMARTPIPE_HOST"),
+        (WorkerSettings, "SMARTPIPE_PORT"),
+    ],
+)
+def test_a_setting_with_a_line_break_or_white_space_around_it_is_refused_without_its_value(
+    settings: type[AwsSettings | PayloadSettings | WorkerSettings],
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError) as caught:
+        settings.load()
+
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{name} ")
+    assert "s3" not in problem
+
+
+def test_a_flag_wins_over_a_variable_that_could_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_HOST", "localhost\n")
+
+    assert WorkerSettings.load(host="127.0.0.1").host == "127.0.0.1"
 
 
 def test_a_misspelt_setting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

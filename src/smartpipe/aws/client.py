@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import ssl
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ConfigNotFound, ConfigParseError, InvalidRegionError, ProfileNotFound
 from botocore.httpsession import where
 
+from smartpipe.aws.variables import check_region
 from smartpipe.errors import ConfigError
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from botocore.session import Session
 
@@ -28,16 +30,35 @@ _OWN_ENDPOINT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 def region_of(session: Session) -> str:
-    """Return the region of AWS's own settings, ``AWS_REGION`` included, which botocore itself does not read.
+    """Return the region of AWS's own settings: the one set on *session*, else AWS_REGION, else what botocore reads.
 
     Raises:
-        ConfigError: There is none, or the AWS configuration is faulty.
+        ConfigError: There is none, or it cannot be one, or the AWS configuration is faulty.
     """
-    region = _configured(session, "region") or os.environ.get("AWS_REGION")
+    given = session.instance_variables().get("region")
+    if given:
+        return check_region(str(given), "region_name")
+    variable = next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+    if variable:
+        return check_region(os.environ[variable], variable)
+    region = _configured(session, "region")
     if not region:
         msg = "no AWS region: set AWS_REGION (as in eu-west-1), or region in the AWS profile"
         raise ConfigError(msg)
-    return region
+    return check_region(region, "region of the AWS profile")
+
+
+@contextmanager
+def configuration_faults() -> Iterator[None]:
+    """Raise ConfigError in place of what botocore raises for a faulty configuration when it makes a client."""
+    try:
+        yield
+    except InvalidRegionError as error:
+        raise ConfigError(f"AWS configuration: {error}") from None
+    except ValueError as error:  # botocore: an endpoint URL without a scheme
+        raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+    except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
+        raise ConfigError(f"AWS configuration: {error}") from None
 
 
 def tls_of(session: Session) -> ssl.SSLContext:

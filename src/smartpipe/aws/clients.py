@@ -1,19 +1,34 @@
-"""aiobotocore's clients, opened in the one way."""
+"""aiobotocore's sessions and clients, opened in the one way."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from aiobotocore.config import AioConfig
-from botocore.exceptions import ConfigNotFound, ConfigParseError, InvalidRegionError, ProfileNotFound
+from aiobotocore.credentials import AioEnvProvider
+from aiobotocore.session import AioSession, get_session
 
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, client_options
-from smartpipe.errors import ConfigError
+from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, check_ca_bundle, client_options, configuration_faults
+from smartpipe.aws.variables import check_before_signing, check_variables, read_as_other_sdks_do
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
-    from aiobotocore.session import AioSession
+
+def open_session(session: AioSession | None = None) -> AioSession:
+    """Return *session*, or one of the environment, with its configuration checked.
+
+    Raises:
+        ConfigError: A variable of AWS's that no header or URL may hold, or a CA bundle that cannot be read.
+    """
+    if session is None:
+        session = get_session()
+        with configuration_faults():
+            read_as_other_sdks_do(session, AioEnvProvider)
+    check_variables(session)
+    check_ca_bundle(session)
+    check_before_signing(session)
+    return session
 
 
 async def open_client(
@@ -31,11 +46,5 @@ async def open_client(
     """
     config = AioConfig(max_pool_connections=0, **client_options(read_timeout_seconds=read_timeout_seconds))
     create: Any = session.create_client
-    try:
+    with configuration_faults():
         return await stack.enter_async_context(create(service, region_name=region, config=config))
-    except InvalidRegionError as error:
-        raise ConfigError(f"AWS configuration: {error}") from None
-    except ValueError as error:  # botocore: an endpoint URL without a scheme
-        raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
-    except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
-        raise ConfigError(f"AWS configuration: {error}") from None

@@ -9,11 +9,10 @@ from contextlib import AsyncExitStack
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
-from smartpipe.aws.client import check_ca_bundle, region_of
-from smartpipe.aws.clients import open_client
+from smartpipe.aws.client import region_of
+from smartpipe.aws.clients import open_client, open_session
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
@@ -60,7 +59,7 @@ class DynamoStore:
     which fail as a whole.
 
     Raises:
-        ConfigError: No region, or a CA bundle that cannot be read.
+        ConfigError: No region, a CA bundle that cannot be read, or a variable of AWS's that no header may hold.
         ValueError: A URL that is not ``dynamodb://TABLE``.
     """
 
@@ -69,10 +68,9 @@ class DynamoStore:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{3,255}", self.table):
             raise ValueError(url)
         self._prefix = prefix
-        self._session = get_session()
+        self._session = open_session()
         refresh_when_refused(self._session)
         self._region = region_of(self._session)
-        check_ca_bundle(self._session)
         self._stack = AsyncExitStack()
         self._opened: Any = None
         self._slots = asyncio.Semaphore(CONCURRENCY)

@@ -6,10 +6,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from aiobotocore.session import get_session
-
-from smartpipe.aws.client import check_ca_bundle, put_request, region_of
-from smartpipe.aws.clients import open_client
+from smartpipe.aws.client import put_request, region_of
+from smartpipe.aws.clients import open_client, open_session
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.payloads.objects import missing, too_long
@@ -25,14 +23,13 @@ class S3Objects:
     """S3, or whatever speaks like it at ``AWS_ENDPOINT_URL``; region and credentials are AWS's own variables.
 
     Raises:
-        ConfigError: No region, or a CA bundle that cannot be read.
+        ConfigError: No region, a CA bundle that cannot be read, or a variable of AWS's that no header may hold.
     """
 
     def __init__(self) -> None:
-        self._session = get_session()
+        self._session = open_session()
         refresh_when_refused(self._session)
         self._region = region_of(self._session)
-        check_ca_bundle(self._session)
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._client: Any = None

@@ -8,11 +8,9 @@ import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aiobotocore.session import get_session
-
 from smartpipe.aws.addresses import Addresses, queue_lookup
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, check_ca_bundle, refuse_no_json, region_of
-from smartpipe.aws.clients import open_client
+from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
+from smartpipe.aws.clients import open_client, open_session
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
@@ -43,15 +41,14 @@ class AwsTransport:
     connection pool, of their own: on a shared one acks waited out the polls (4.5 s of a 5 s poll).
 
     Raises:
-        ConfigError: No region, or a CA bundle that cannot be read.
+        ConfigError: No region, a CA bundle that cannot be read, or a variable of AWS's that no header may hold.
     """
 
     def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
-        self._session = session or get_session()
+        self._session = open_session(session)
         self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
         self._refresh = refresh_when_refused(self._session)
         self.region = region_of(self._session)
-        check_ca_bundle(self._session)
         self._clients: dict[str, Any] = {}
         self._closed = False
         self._opening = asyncio.Lock()

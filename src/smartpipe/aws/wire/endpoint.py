@@ -22,6 +22,7 @@ from botocore.utils import get_environ_proxies
 
 from smartpipe.aws.client import tls_of
 from smartpipe.aws.faults import is_skew
+from smartpipe.aws.variables import check_credentials
 from smartpipe.aws.wire.http import NO_ANSWER, Lost, Pool
 from smartpipe.aws.wire.signing import Signer
 
@@ -183,6 +184,7 @@ class Endpoint:
         frozen: Credentials = await found.get_frozen_credentials()
         self._asked_at = self.loop.time()
         if self._credentials is None or frozen != self._credentials:
+            check_credentials(frozen, found.method)
             self._credentials = frozen
         return self._credentials
 
