@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
-    {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines"},
+    {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines", "keys"},
     {
         "topology.naming",
         "topology.tags",

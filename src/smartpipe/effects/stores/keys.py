@@ -1,25 +1,25 @@
-"""How a claim's key stands in a store."""
+"""How a key is written in a store."""
 
 from __future__ import annotations
 
-import hashlib
+from hashlib import sha256
+
+from smartpipe.keys import compose, escape
 
 
 def stored_key(prefix: str, key: str, *, max_bytes: int) -> str:
-    """Return *key* under *prefix*, or its digest where a store could not take it.
+    """Return *key* under *prefix*, or its digest if a store could not take it.
 
-    PostgreSQL's text has no NUL, no UTF-8 has lone surrogates, and DynamoDB's keys end at 2,048 bytes, which
-    512 characters can exceed.
+    PostgreSQL's text has no NUL, UTF-8 has no lone surrogates, and DynamoDB's keys end at 2,048 bytes, which 512
+    characters can exceed. The first ``/`` or ``=`` ends the prefix, and says whether a key or a digest follows.
     """
-    encoded = f"{prefix}{key}".encode(errors="surrogatepass")
-    if b"\0" not in encoded and len(encoded) <= max_bytes and _is_text(key):
-        return prefix + key
-    return f"{prefix}sha256:{hashlib.sha256(encoded).hexdigest()}"
-
-
-def _is_text(key: str) -> bool:
+    start = escape(prefix)
     try:
-        key.encode()
+        stored = f"{start}/{key}"
+        if "\0" not in key and len(stored.encode()) <= max_bytes:
+            return stored
     except UnicodeEncodeError:
-        return False
-    return True
+        pass
+    digest = sha256(compose(prefix, key).encode()).hexdigest()
+    stored = f"{start}={digest}"
+    return stored if len(stored) <= max_bytes else f"={digest}"

@@ -1,0 +1,133 @@
+"""Keys that are composed of several values: claims, SQS group and deduplication ids, S3 objects. Pure.
+
+All of them use one encoding, so that different values never share a key. A part keeps its letters, digits, ``.``,
+``_`` and ``-``; every other byte of its UTF-8 form becomes ``!`` and two hex digits, and ``/`` joins the parts. The
+result is ASCII without spaces or control characters. PostgreSQL, Redis, DynamoDB, S3 and SQS accept it as it is,
+compare it byte by byte, and find no Unicode to normalise. The escape is ``!`` and not ``%``, because AWS advises
+against ``%`` in S3 keys: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import MAX_PREC, Context, Decimal
+from enum import Enum
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+MAX_SQS_ID_LENGTH = 128
+_PLAIN = re.compile(r"[A-Za-z0-9._-]*")
+_OTHER = re.compile(r"[^A-Za-z0-9._-]")
+# SQS SendMessage: MessageGroupId and MessageDeduplicationId take alphanumerics and ASCII punctuation.
+_SQS_ID = re.compile(r"(?!smartpipe/)[!-~]{1,128}")
+_EXACT = Context(prec=MAX_PREC)
+
+
+def escape(part: str) -> str:
+    """Return *part* as it appears in a composed key; an unescaped part is never read as two."""
+    if _PLAIN.fullmatch(part):
+        # HTTP clients resolve "." and ".." in paths, and S3 keys are paths.
+        return part if part.strip(".") else part.replace(".", "!2E")
+    return _OTHER.sub(_escape, part)
+
+
+def compose(*parts: str) -> str:
+    """Return one key for *parts*: other parts, or another number of them, give another key.
+
+    Begin keys that share a namespace with a first part that names their kind.
+    """
+    return "/".join(map(escape, parts))
+
+
+def bounded(*parts: str, max_length: int) -> str:
+    """Do the same; a key longer than *max_length* is replaced by its SHA-256, with a colon, which no other key has."""
+    return shortened(compose(*parts), max_length)
+
+
+def shortened(key: str, max_length: int) -> str:
+    """Return a composed *key*, or its SHA-256 if it is longer than *max_length* characters."""
+    return key if len(key) <= max_length else f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+def sqs_id(value: str) -> str:
+    """Return *value* as a MessageGroupId or MessageDeduplicationId.
+
+    A value that SQS takes stays as it is, because producers in other languages send it so too. Any other goes by its
+    SHA-256 under ``smartpipe/``; so does a value that begins with that itself.
+    """
+    if _SQS_ID.fullmatch(value):
+        return value
+    return compose("smartpipe", "sha256", sha256(value.encode("utf-8", "surrogatepass")).hexdigest())
+
+
+def typed_text(value: Any) -> tuple[str, str] | None:
+    """Return the type and the text of an event field's *value* for a key; None if there is no value.
+
+    None and empty text, bytes and collections are no value. Equal values of one type have one text: Decimals ``1.0``
+    and ``1.00``, one moment in two time zones. Values of different types have different ones: ``1``, ``"1"``, ``1.0``
+    and ``True``. An enumeration counts as its value, whatever its class is called, and a model as all of its fields.
+    """
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or (isinstance(value, (str, bytes, Mapping, Sequence, AbstractSet)) and not value):
+        return None
+    if isinstance(value, str):
+        return "str", value
+    return "json", json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "".join(f"!{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
+
+
+def _plain(value: Any) -> Any:
+    """Return *value* as JSON can write it; a type that JSON lacks becomes a list that begins with the type's name."""
+    match value:
+        case Enum():
+            return _plain(value.value)
+        case None | bool():
+            return value
+        case str():
+            return str(value)
+        case int():
+            return int(value)
+        case float():
+            return float(value) + 0.0  # -0.0 equals 0.0
+        case Mapping():
+            return ["object", sorted(([_plain(key), _plain(one)] for key, one in value.items()), key=json.dumps)]
+        case bytes() | bytearray():
+            return ["bytes", value.hex()]
+        case Sequence():
+            return ["list", [_plain(one) for one in value]]
+        case AbstractSet():
+            return ["set", sorted((_plain(one) for one in value), key=json.dumps)]
+        case BaseModel():
+            return _plain(value.model_dump())
+    return _tagged(value)
+
+
+def _tagged(value: Any) -> list[str]:
+    match value:
+        case Decimal():
+            return ["decimal", str(value.normalize(_EXACT) if value else Decimal(0))]
+        case UUID():
+            return ["uuid", str(value)]
+        case datetime():
+            return ["datetime", (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()]
+        case date():
+            return ["date", value.isoformat()]
+        case time():
+            return ["time", value.isoformat()]
+        case timedelta():
+            return ["seconds", str(value / timedelta(microseconds=1))]
+        case SecretStr() | SecretBytes():  # their text is the same for all, and a key must not show any of it
+            secret = value.get_secret_value()
+            return ["secret", sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()]
+    return ["text", str(value)]

@@ -1,0 +1,170 @@
+"""Composed keys: other values, another key; and each key is one that its store or service takes."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from itertools import combinations
+from typing import Any, Literal
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import BaseModel, SecretStr
+
+from smartpipe.effects.stores.keys import stored_key
+from smartpipe.keys import MAX_SQS_ID_LENGTH, bounded, compose, escape, sqs_id, typed_text
+
+# Any text at all, lone surrogates and NUL included, with much of what a careless encoding would confuse.
+ANYTHING = st.text(st.characters() | st.sampled_from("/|!:.%=\0\ud83d\ude00é"), max_size=12)
+PARTS = st.lists(ANYTHING, min_size=1, max_size=5)
+KEY = re.compile(r"[A-Za-z0-9._!/-]*")
+SQS_ID = re.compile(r"[!-~]{1,128}")
+
+
+@given(PARTS, PARTS)
+@example(["a|b", "c"], ["a", "b|c"])
+@example(["a/b", "c"], ["a", "b/c"])
+@example(["a", ""], ["a"])
+@example(["!2F"], ["/"])
+@example(["\ud83d\ude00"], ["\U0001f600"])
+@example(["é"], ["e\u0301"])
+@example(["A"], ["a"])
+def test_different_parts_have_different_keys_and_equal_parts_the_same(one: list[str], other: list[str]) -> None:
+    assert (compose(*one) == compose(*other)) == (one == other)
+
+
+@given(PARTS, PARTS, st.integers(71, 90))
+def test_a_digest_in_place_of_a_long_key_is_no_other_parts_key(one: list[str], other: list[str], limit: int) -> None:
+    keys = [bounded(*parts, max_length=limit) for parts in (one, other, [bounded(*one, max_length=-1)])]
+
+    assert (keys[0] == keys[1]) == (one == other)
+    assert keys[2] != keys[0]
+    assert all(len(key) <= limit for key in keys)
+
+
+@given(PARTS)
+def test_a_key_is_plain_ascii_and_has_no_part_that_a_path_would_resolve(parts: list[str]) -> None:
+    key = compose(*parts)
+
+    assert KEY.fullmatch(key)
+    assert not {".", ".."} & set(key.split("/"))
+
+
+@pytest.mark.parametrize("part", ["order-1", "0190b5b8-8e3c-7d3f-9f3a-1c2d3e4f5a6b", "app.handlers.charge", ""])
+def test_what_needs_no_escape_can_be_read_as_it_is(part: str) -> None:
+    assert escape(part) == part
+
+
+@given(ANYTHING.filter(bool), ANYTHING.filter(bool))
+def test_an_sqs_id_is_one_that_sqs_takes_and_no_other_values(one: str, other: str) -> None:
+    assert SQS_ID.fullmatch(sqs_id(one))
+    assert (sqs_id(one) == sqs_id(other)) == (one == other)
+
+
+@pytest.mark.parametrize("value", ["order-1", "a|b", "!" * MAX_SQS_ID_LENGTH])
+def test_a_value_that_sqs_takes_is_the_id_that_other_producers_send_too(value: str) -> None:
+    assert sqs_id(value) == value
+
+
+@pytest.mark.parametrize("value", ["with space", "é", "x" * 129, "\0", "\ud83e"])
+def test_a_value_that_looks_like_the_digest_of_another_has_an_id_of_its_own(value: str) -> None:
+    digest = sqs_id(value)
+
+    assert SQS_ID.fullmatch(digest)
+    assert sqs_id(digest) != digest
+
+
+@given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
+@example("a", "bc", "ab", "c")
+@example("a/", "b", "a", "/b")
+@example("", "a/b", "a", "b")
+@example("", "sha256:" + 64 * "0", "", "\0")
+def test_keys_of_two_prefixes_never_meet_in_one_store(prefix: str, key: str, prefix_2: str, key_2: str) -> None:
+    one, other = (stored_key(*pair, max_bytes=200) for pair in ((prefix, key), (prefix_2, key_2)))
+
+    assert (one == other) == ((prefix, key) == (prefix_2, key_2))
+    for stored in (one, other):
+        assert "\0" not in stored
+        assert len(stored.encode()) <= 200
+
+
+def test_a_digest_in_a_store_is_no_other_keys_text() -> None:
+    digest = stored_key("", "with\0nul", max_bytes=100)
+    literal = digest.partition("/")[2] or digest
+
+    assert stored_key("", digest, max_bytes=100) != digest
+    assert stored_key("", literal, max_bytes=100) != digest
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Number(IntEnum):
+    ONE = 1
+
+
+class Other(Enum):
+    ONE = 1
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    name: str
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    name: str
+
+
+WEST = timezone(timedelta(hours=-5))
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+DIFFERENT: list[Any] = [
+    1, "1", 1.0, True, Decimal(1), b"1", UUID(int=1), str(UUID(int=1)), "true", "null", False, 0, "0",
+    NOON, NOON.replace(tzinfo=None), NOON.isoformat(), date(2026, 11, 26), "2026-11-26", timedelta(days=1), 86_400.0,
+    ["1"], [1], "[1]", ["1", "1"], [["1"], "1"], ["1", ["1"]], [str(UUID(int=1))], [UUID(int=1)], ["uuid", "1"],
+    {"1": 1}, {1: 1}, [("1", 1)], {1}, ["list", [1]], [None], ["null"],
+    Dog(name="Rex"), Cat(name="Rex"), SecretStr("one"), SecretStr("two"), "**********",
+]  # fmt: skip
+
+
+def test_values_that_differ_to_their_user_have_different_texts() -> None:
+    shared = [pair for pair in combinations(DIFFERENT, 2) if typed_text(pair[0]) == typed_text(pair[1])]
+
+    assert shared == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Decimal("1.0"), Decimal("1.00")),
+        (Decimal(100), Decimal("1E+2")),
+        (Decimal("-0.0"), Decimal(0)),
+        (0.0, -0.0),
+        (NOON, NOON.astimezone(WEST)),
+        (Colour.RED, "red"),
+        (Number.ONE, 1),
+        (Other.ONE, 1),
+        ([Other.ONE], [1]),
+        ((1, 2), [1, 2]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({"a", "b", "c"}, {"c", "b", "a"}),
+        (Dog(name="Rex"), Dog(kind="dog", name="Rex")),
+    ],
+)
+def test_values_that_are_equal_to_their_user_have_one_text(one: Any, other: Any) -> None:
+    assert typed_text(one) == typed_text(other)
+
+
+@pytest.mark.parametrize("value", [None, "", b"", [], (), {}, set()], ids=repr)
+def test_nothing_has_no_text(value: Any) -> None:
+    assert typed_text(value) is None
+
+
+def test_a_secret_does_not_show_in_a_key() -> None:
+    assert "hunter2" not in str(typed_text(SecretStr("hunter2")))
