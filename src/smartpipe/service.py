@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib import import_module
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
@@ -179,8 +180,10 @@ class Service:
                 breaker=breaker,
                 idempotency=(Idempotency() if idempotent else None) if isinstance(idempotent, bool) else idempotent,
             )
-            handler = make_handler(function, event, options, provides_state=self._lifespan is not None)
+            provides_state = self._lifespan is not None
+            handler = make_handler(function, event, options, service=self.name, provides_state=provides_state)
             self._refuse_second_class(handler)
+            handler = self._named_apart(handler)
             self._handlers.append(handler)
             return function
 
@@ -270,6 +273,24 @@ class Service:
         if self._queues.setdefault(queue.name, queue) != queue:
             raise ConfigError(f"service {self.name!r}: queue {queue.name!r} is declared twice with different settings")
         return queue
+
+    def _named_apart(self, handler: Handler) -> Handler:
+        """Number a handler whose function is called as that of another one of the same event on the same queue.
+
+        Closures, partials and bound methods can be. Claims go by the name, so it must not depend on the order of
+        registration: idempotent handlers are refused instead.
+        """
+        others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
+        namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
+        if handler.options.idempotency and any(one.options.idempotency for one in namesakes):
+            raise ConfigError(
+                f"handler {handler.name}: queue {handler.queue.name!r} has an idempotent handler of this name for "
+                f"{handler.event.__qualname__} already, and the two would share their claims; define a function with a "
+                "name of its own for each"
+            )
+        if handler.options.idempotency or not namesakes:
+            return handler
+        return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
     def _refuse_second_class(self, handler: Handler) -> None:
         """One queue decodes a type and major version into one class."""

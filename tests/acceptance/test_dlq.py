@@ -275,7 +275,7 @@ def test_a_body_cannot_command_the_terminal_it_is_shown_on(queues: Queues, dlq: 
 
 @asynccontextmanager
 async def memory_of(url: str) -> AsyncIterator[Store]:
-    store = store_for(url, prefix=os.environ["SMARTPIPE_PREFIX"])
+    store = store_for(url)
     await store.open()
     try:
         yield store
@@ -298,7 +298,7 @@ async def is_remembered(url: str, envelope: Envelope) -> bool:
 def key_of(envelope: Envelope) -> str:
     [handler] = services.effects.handlers
     assert handler.options.idempotency is not None
-    return handler.options.idempotency.key_of(handler.name, envelope)
+    return handler.options.idempotency.key_of(handler.named(os.environ["SMARTPIPE_PREFIX"]), envelope)
 
 
 def test_fault_45_it_says_how_many_were_handled_before_and_by_force_lets_them_be_handled_again(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Reject, RetryPolicy, Service, StoreError, Topic
 from smartpipe.effects.claims import Claims
-from smartpipe.effects.idempotency import Claim, Completed, Idempotency
+from smartpipe.effects.idempotency import Claim, Completed, HandlerName, Idempotency
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
 from smartpipe.running.worker import Worker
@@ -19,6 +20,7 @@ from smartpipe.topology.derive import derive
 from smartpipe.topology.naming import Naming
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +51,7 @@ def counts_of(broker: MemoryBroker) -> Any:
 def claim_of(service: Service, envelope: Envelope, token: str = "theirs", seconds: float = LEASE_SECONDS) -> Claim:
     """The claim that another worker would make."""
     [handler, *_] = service.handlers
-    return Claim(Idempotency().key_of(handler.name, envelope), token, seconds, 600)
+    return Claim(Idempotency().key_of(handler.named(""), envelope), token, seconds, 600)
 
 
 async def test_fault_08_another_copy_of_a_completed_event_is_deleted_without_being_handled() -> None:
@@ -239,14 +241,190 @@ def test_a_memory_too_short_or_too_long_is_refused(seconds: float) -> None:
         Idempotency(ttl_seconds=seconds)
 
 
-def test_a_long_key_goes_by_its_hash() -> None:
-    class Long(Event, topic=Topic("long"), type="idempotency.long", version="1.0"):
-        name: str
+class Long(Event, topic=Topic("long"), type="idempotency.long", version="1.0"):
+    name: str
 
-    keys = {Idempotency(key="name").key_of("handler", wrap(Long(name="x" * 600 + end), source="test")) for end in "aab"}
+
+class Ordered(Event, topic=Topic("long"), type="idempotency.ordered", version="1.0"):
+    order_id: str | int | None = None
+
+
+NAME = HandlerName("test-", "billing", "billing", "app.charge")
+
+
+def key_of(event: Event, name: HandlerName = NAME, *, key: str | None = None, **context: Any) -> str:
+    return Idempotency(key=key).key_of(name, wrap(event, source="shop")._replace(**context))
+
+
+def test_a_long_key_goes_by_its_hash() -> None:
+    keys = {key_of(Long(name="x" * 600 + end), key="name") for end in "aab"}
 
     assert len(keys) == 2
     assert all(len(key) <= 512 for key in keys)
+
+
+def test_a_key_names_environment_service_queue_handler_and_event() -> None:
+    key = key_of(Ordered(), source="shop", id="4711")
+
+    assert key == "claim/test-/billing/billing/app.charge/idempotency.ordered/id/shop/4711"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        HandlerName("", "billing", "billing", "app.charge"),
+        HandlerName("test-", "mailing", "billing", "app.charge"),
+        HandlerName("test-", "billing", "urgent", "app.charge"),
+        HandlerName("test-", "billing", "billing", "app.refund"),
+        HandlerName("test-billing", "", "billing", "app.charge"),
+        HandlerName("test-", "billing/billing", "", "app.charge"),
+    ],
+    ids=str,
+)
+def test_two_environments_services_queues_or_handlers_never_share_a_claim(other: HandlerName) -> None:
+    event = Ordered(order_id="4711")
+
+    assert key_of(event, other, id="1") != key_of(event, id="1")
+    assert key_of(event, other, key="order_id") != key_of(event, key="order_id")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"source": "a|b", "id": "c"}, {"source": "a", "id": "b|c"}),
+        ({"source": "a/b", "id": "c"}, {"source": "a", "id": "b/c"}),
+        ({"source": "a", "id": "/b"}, {"source": "a/", "id": "b"}),
+        ({"source": "é", "id": "1"}, {"source": "e\u0301", "id": "1"}),
+        ({"source": "a", "id": "x\0"}, {"source": "a", "id": "x"}),
+    ],
+)
+def test_what_stands_in_source_and_id_confuses_no_two_events(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert key_of(Ordered(), **one) != key_of(Ordered(), **other)
+
+
+def test_an_event_without_a_value_cannot_take_the_key_of_one_that_has_it() -> None:
+    """Its source and id are whatever its producer says."""
+    order = key_of(Ordered(order_id="4711"), key="order_id")
+    nothing = Ordered(order_id=None)
+
+    assert key_of(nothing, key="order_id", source="idempotency.ordered", id="order_id=4711") != order
+    assert key_of(nothing, key="order_id", source="order_id", id="str/4711") != order
+    assert key_of(nothing, key="order_id", source="key/order_id/str", id="4711") != order
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_events_with_an_empty_value_are_known_by_their_ids(nothing: str | None) -> None:
+    keys = [key_of(Ordered(order_id=nothing), key="order_id", id=id_) for id_ in ("1", "2", "2")]
+
+    assert keys[0] != keys[1] == keys[2]
+    assert keys[1] == key_of(Ordered(order_id=nothing), id="2")
+
+
+def test_values_of_different_types_name_different_effects() -> None:
+    assert key_of(Ordered(order_id=1), key="order_id") != key_of(Ordered(order_id="1"), key="order_id")
+
+
+async def test_events_with_an_empty_value_are_all_handled_and_copies_of_one_are_not() -> None:
+    seen: list[Event] = []
+
+    async def handle(event: Ordered) -> None:
+        seen.append(event)
+
+    service = serving(handle, Ordered, idempotent=Idempotency(key="order_id"))
+    body = encode(wrap(Ordered(order_id=""), source="test"))
+    async with MemoryBroker(service) as broker:
+        for _ in range(3):
+            await broker.publish(Ordered(order_id=""))
+        await broker.send("mailer", body)
+        await broker.send("mailer", body)
+        await broker.drain()
+
+    assert len(seen) == 4
+
+
+async def test_two_services_with_a_handler_of_one_name_have_an_effect_each() -> None:
+    effects: list[str] = []
+
+    async def on_user(_: UserSignedUp, delivery: Delivery) -> None:
+        effects.append(delivery.service)
+
+    services = [Service("mailer"), Service("billing")]
+    for service in services:
+        service.subscribe(UserSignedUp, idempotent=True)(on_user)
+    async with MemoryBroker(*services) as broker:
+        for _ in range(20):
+            await broker.publish(ADA)
+        await broker.drain()
+
+    assert sorted(effects) == ["billing"] * 20 + ["mailer"] * 20
+
+
+async def test_one_function_on_two_queues_of_a_service_has_an_effect_on_each() -> None:
+    effects: list[str] = []
+
+    async def on_user(_: UserSignedUp, delivery: Delivery) -> None:
+        effects.append(delivery.queue)
+
+    service = Service("mailer")
+    service.subscribe(UserSignedUp, idempotent=True)(on_user)
+    service.subscribe(UserSignedUp, queue="urgent", idempotent=True)(on_user)
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert sorted(effects) == ["mailer", "urgent"]
+
+
+async def test_environments_that_share_a_store_have_an_effect_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that the worker was given, which knows of no prefix."""
+    runs: list[Event] = []
+
+    async def handle(event: UserSignedUp) -> None:
+        runs.append(event)
+
+    store, envelope = MemoryStore(), wrap(ADA, source="test")
+    for prefix in ("staging-", "staging-eu-", "staging-"):
+        monkeypatch.setenv("SMARTPIPE_PREFIX", prefix)
+        transport = FakeTransport()
+        transport.put(encode(envelope))
+        settings = WorkerSettings.load(port=0, host="127.0.0.1", wait_seconds=1)
+        worker = Worker(serving(handle), transport, settings, store=store)
+        running = asyncio.create_task(worker.run())
+        await until(lambda transport=transport: transport.entries("delete"))  # type: ignore[misc]
+        worker.stop()
+        await running
+
+    assert len(runs) == 2
+
+
+def closures() -> list[Callable[..., Any]]:
+    def closure() -> Callable[..., Any]:
+        async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+            del delivery
+
+        return handle
+
+    return [closure(), closure()]
+
+
+def test_two_idempotent_handlers_of_one_name_on_one_queue_are_refused() -> None:
+    first, second = closures()
+    service = serving(first)
+
+    with pytest.raises(ConfigError, match="the two would share their claims; define a function with a name of its own"):
+        service.subscribe(UserSignedUp, idempotent=True)(second)
+    service.subscribe(UserSignedUp)(partial(second))  # has no claims
+    service.subscribe(UserSignedUp, queue="another", idempotent=True)(second)
+
+
+def test_handlers_of_one_name_are_numbered() -> None:
+    service = Service("mailer")
+    for closure in [*closures(), *closures()]:
+        service.subscribe(UserSignedUp)(closure)
+
+    assert [handler.name.rpartition(".")[2] for handler in service.handlers] == [
+        "handle", "handle#2", "handle#3", "handle#4",
+    ]  # fmt: skip
 
 
 async def test_of_several_handlers_those_that_are_done_are_not_run_again() -> None:

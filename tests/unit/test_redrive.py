@@ -14,6 +14,7 @@ from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
 from smartpipe.deadletters.letters import Selection, preview
 from smartpipe.deadletters.memories import Memories
 from smartpipe.deadletters.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.effects.claims import Claims
 from smartpipe.effects.idempotency import Claim
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
@@ -75,7 +76,7 @@ class Desk:
         self.memory = MemoryTransport()
         self.memory.apply(derive([service], NAMING))
         self.transport = transport or self.memory
-        self.memories = Memories(service.handlers, store)
+        self.memories = Memories(service.handlers, None if store is None else Claims(store))
         self.stop = asyncio.Event()
         self.progress: list[int] = []
         self._numbers = count()
@@ -493,7 +494,7 @@ async def remember(store: MemoryStore, service: Service, envelope: Envelope, *, 
     """Let the first handler's effect have happened, or be happening."""
     handler = service.handlers[0]
     assert handler.options.idempotency is not None
-    claim = Claim(handler.options.idempotency.key_of(handler.name, envelope), "token", 600, 600)
+    claim = Claim(handler.options.idempotency.key_of(handler.named(""), envelope), "token", 600, 600)
     await store.claim([claim])
     if completed:
         await store.complete([claim])

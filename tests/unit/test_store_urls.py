@@ -132,9 +132,9 @@ def test_what_is_shown_of_a_url_is_its_server() -> None:
 
 
 def test_a_key_is_stored_under_its_prefix_or_as_its_digest() -> None:
-    assert stored_key("staging-", "order-1", max_bytes=100) == "staging-order-1"
+    assert stored_key("staging-", "order-1", max_bytes=100) == "staging-/order-1"
     for key in ("with\0nul", "x" * 200, "\ud83e"):
         stored = stored_key("staging-", key, max_bytes=100)
-        assert stored.startswith("staging-sha256:")
+        assert stored.startswith("staging-=")
         assert len(stored.encode()) <= 100
-    assert stored_key("", "a\0", max_bytes=9) != stored_key("", "b\0", max_bytes=9)
+    assert stored_key("", "a\0", max_bytes=99) != stored_key("", "b\0", max_bytes=99)

@@ -146,7 +146,7 @@ async def _memories(work: Work, one: DeadLetterQueue) -> AsyncIterator[Memories]
     try:
         claims = await claims_of(one.service, WorkerSettings.load().idempotency_url)
         assert claims is not None  # noqa: S101 - it has idempotent handlers
-        memories = Memories(handlers, claims.store)
+        memories = Memories(handlers, claims)
         try:
             yield memories
         finally:

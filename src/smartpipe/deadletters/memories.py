@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from smartpipe.deadletters.letters import Letter
-    from smartpipe.effects.idempotency import Known, Store
+    from smartpipe.effects.claims import Claims
+    from smartpipe.effects.idempotency import Known
     from smartpipe.handling.handlers import Handler
 
 
@@ -42,12 +43,13 @@ class Memories:
 
     Args:
         handlers: Those of the queue.
-        store: None only where none of them is idempotent.
+        claims: None only if none of them is idempotent. It stays open: its opener closes it.
     """
 
-    def __init__(self, handlers: Sequence[Handler], store: Store | None) -> None:
+    def __init__(self, handlers: Sequence[Handler], claims: Claims | None) -> None:
         self._handlers = handlers
-        self._store = store
+        self._store = None if claims is None else claims.store
+        self._prefix = "" if claims is None else claims.prefix
         self._payloads = Payloads()
         self._reader = Reader({handler.event for handler in handlers}, self._payloads)
 
@@ -96,5 +98,5 @@ class Memories:
         except (DecodeError, PayloadError, UnknownEventType):
             return 0, []
         taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
-        options = [(handler.name, handler.options.idempotency) for handler in taking]
+        options = [(handler.named(self._prefix), handler.options.idempotency) for handler in taking]
         return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

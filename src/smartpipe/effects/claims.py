@@ -39,6 +39,8 @@ PROBE = Claim("smartpipe:probe", "nobody", 1, 1)
 async def claims_of(service: Claimant, url: SecretStr | None, store: Store | None = None) -> Claims | None:
     """Open what *service* claims with: *store*, or that of *url*; None when no handler of it is idempotent.
 
+    Whichever store it is, its keys carry ``SMARTPIPE_PREFIX``, so environments may share one.
+
     Raises:
         ConfigError: There is no store, or its table is not there: with the command that makes it.
         StoreError: The store cannot be asked.
@@ -51,12 +53,9 @@ async def claims_of(service: Claimant, url: SecretStr | None, store: Store | Non
                 f"service {service.name!r} has idempotent handlers, and no store to remember what they did: set "
                 "SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://..., redis://... or dynamodb://TABLE"
             )
-        # The prefix tells environments apart that share a server.
-        store = import_module("smartpipe.effects.stores").store_for(
-            url.get_secret_value(), prefix=AwsSettings.load().prefix
-        )
+        store = import_module("smartpipe.effects.stores").store_for(url.get_secret_value())
     await store.open()
-    return Claims(store)
+    return Claims(store, prefix=AwsSettings.load().prefix)
 
 
 class Claimant(Protocol):
@@ -126,10 +125,14 @@ class Claims:
     """What a process claims of one store; its consumers share it.
 
     ``failures`` counts the calls that failed since one succeeded: 0 while all is well.
+
+    Args:
+        prefix: The environment's: a part of each key.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, prefix: str = "") -> None:
         self.store = store
+        self.prefix = prefix
         self.failures = 0
         self._claim = _Verb(self._claim_many, self._note)
         self._complete = _Verb(store.complete, self._note)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from smartpipe.errors import ConfigError
-from smartpipe.events import text_of
+from smartpipe.keys import compose, escape, shortened, typed_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,22 @@ MAX_KEY_LENGTH = 512
 MAX_TTL_SECONDS = 31_536_000
 
 
+class HandlerName(NamedTuple):
+    """What tells a handler from every other one that claims in the same store.
+
+    Args:
+        prefix: The environment's (``SMARTPIPE_PREFIX``).
+        service: The service's name.
+        queue: The logical name of its queue, or the ARN.
+        function: Module and qualified name of the function.
+    """
+
+    prefix: str
+    service: str
+    queue: str
+    function: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idempotency:
     """How the deliveries of one effect are known, and for how long it is remembered.
@@ -25,7 +41,7 @@ class Idempotency:
     Args:
         key: The event's field whose value names the effect, as in ``"order_id"``; by default the event's own
             ``source`` and ``id``, which every redelivery and every copy by SNS has, but no second event.
-            An event whose field is None is known by its id.
+            An event whose field is None or empty is known by its ``source`` and ``id``.
         ttl_seconds: A copy that comes later runs again: 60 to a year. Default a week: longer than the four days
             that a queue keeps messages by default.
 
@@ -42,12 +58,20 @@ class Idempotency:
             msg = f"Idempotency: ttl_seconds={self.ttl_seconds} is outside of 60 to {MAX_TTL_SECONDS:,}, a year"
             raise ConfigError(msg)
 
-    def key_of(self, handler: str, envelope: Envelope) -> str:
+    def key_of(self, handler: HandlerName, envelope: Envelope) -> str:
         """Return the key of the effect of *handler* on this event; a long one by its SHA-256."""
-        value = text_of(envelope.data, self.key)
-        parts = (envelope.source, envelope.id) if value is None else (envelope.type, f"{self.key}={value}")
-        key = "|".join((handler, *parts))
-        return key if len(key) <= MAX_KEY_LENGTH else f"{handler[:200]}|{sha256(key.encode()).hexdigest()}"
+        value = None if self.key is None else typed_text(getattr(envelope.data, self.key))
+        if self.key is None or value is None:
+            effect = f"id/{escape(envelope.source)}/{escape(envelope.id)}"
+        else:
+            effect = compose("key", self.key, *value)
+        return shortened(f"{_claims_of(handler, envelope.type)}/{effect}", MAX_KEY_LENGTH)
+
+
+@lru_cache(maxsize=1024)
+def _claims_of(handler: HandlerName, event_type: str) -> str:
+    """Return the start of the keys of all effects of *handler* on events of this type."""
+    return compose("claim", *handler, event_type)
 
 
 class Claim(NamedTuple):

@@ -70,6 +70,7 @@ class Guard:
         self, handler: Handler, options: Idempotency, claims: Claims, *, lease_seconds: float, counts: Counts
     ) -> None:
         self._handler = handler
+        self._name = handler.named(claims.prefix)
         self._options = options
         self._claims = claims
         self._lease_seconds = max(MIN_LEASE_SECONDS, lease_seconds)
@@ -82,7 +83,7 @@ class Guard:
 
         Cancelled, it gives the claim back.
         """
-        key = self._options.key_of(self._handler.name, delivery.envelope)
+        key = self._options.key_of(self._name, delivery.envelope)
         claim = Claim(key, uuid4().hex, self._lease_seconds, self._options.ttl_seconds)
         asked_at = asyncio.get_running_loop().time()
         try:

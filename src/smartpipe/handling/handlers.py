@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.effects.idempotency import Idempotency
+from smartpipe.effects.idempotency import HandlerName, Idempotency
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.handling.batch import Batch
@@ -87,10 +87,12 @@ class Handler:
 
     Args:
         name: The function's module and qualified name.
+        service: The name of the service that it belongs to.
         state: What the lifespan provides for each of its parameters that asks for it, by name.
     """
 
     name: str
+    service: str
     function: Callable[..., Any]
     event: type[Event]
     options: HandlerOptions
@@ -107,6 +109,10 @@ class Handler:
     def retry(self) -> RetryPolicy:
         """When its failures are tried again."""
         return self.options.retry
+
+    def named(self, prefix: str) -> HandlerName:
+        """Return what tells it from every other handler, in the environment with this *prefix*."""
+        return HandlerName(prefix, self.service, self.queue.name, self.name)
 
     def arguments(self, event: object, delivery: object) -> list[Any]:
         """Return what to call the function with: an event or a list of them, and the delivery or deliveries."""
@@ -145,9 +151,14 @@ def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
 
 
 def make_handler(
-    function: Callable[..., Any], event: type[Event], options: HandlerOptions, *, provides_state: bool = False
+    function: Callable[..., Any],
+    event: type[Event],
+    options: HandlerOptions,
+    *,
+    service: str,
+    provides_state: bool = False,
 ) -> Handler:
-    """Check *function* and make it a handler of *event*.
+    """Check *function* and make it a handler of *event* in *service*.
 
     Raises:
         ConfigError: Naming the handler, and all that is wrong with it.
@@ -169,4 +180,4 @@ def make_handler(
     problems += signature.faults
     if problems:
         raise ConfigError([f"handler {name}: {problem}" for problem in problems])
-    return Handler(name, function, event, options, signature.parameters, signature.is_async)
+    return Handler(name, service, function, event, options, signature.parameters, signature.is_async)

@@ -265,7 +265,8 @@ class MemoryBroker:
     ) -> list[E]:
         found: list[Record] = self._of(kind, event, fields)
         if by is not None:
-            found = [one for one in found if isinstance(one, Delivered) and one.handler == name_of(by)]
+            name = name_of(by)
+            found = [one for one in found if isinstance(one, Delivered) and _function(one.handler) == name]
         return [one.event for one in found if isinstance(one.event, event)]
 
     def _checked(
@@ -279,6 +280,11 @@ class MemoryBroker:
 
     def _told(self, fault: str) -> str:
         return f"{fault}. What happened:\n{self.timeline or '           nothing'}"
+
+
+def _function(handler: str | None) -> str:
+    """Return the name of a handler's function, which several handlers may have."""
+    return (handler or "").partition("#")[0]
 
 
 async def _stop(consumer: Consumer) -> None:

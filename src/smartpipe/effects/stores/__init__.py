@@ -39,7 +39,8 @@ def store_for(url: str, *, prefix: str = "") -> Store:
     Args:
         url: ``memory://``, ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, ``postgresql://`` as
             libpq does, or ``dynamodb://TABLE``.
-        prefix: Goes before every key: environments and services that share a server need one each.
+        prefix: Sets this store's keys apart from those of other prefixes on the same server. Workers need none:
+            their keys name environment, service, queue and handler.
 
     Raises:
         ConfigError: An unknown scheme, a part that cannot be read, or a package that is not installed. It says

@@ -29,6 +29,8 @@ log = logging.getLogger("smartpipe.stores")
 CALL_SECONDS = 5.0
 MAX_CONNECTIONS = 16
 MAX_KEY_BYTES = 4_096
+NAMESPACE = "smartpipe:"
+"""Sets claims apart from whatever else is in the same database."""
 
 # A script runs alone on the server, and its TIME stands still: https://redis.io/docs/latest/develop/programmability/eval-intro/
 # A hash a key: state, token, attempt, and until when its lease lasts, in milliseconds. PEXPIRE is its memory.
@@ -103,7 +105,7 @@ class RedisStore:
         )
         self._redis = Redis.from_pool(pool)
         self._server = shown(url)
-        self._prefix = f"smartpipe:{prefix}"
+        self._prefix = prefix
         self._scripts = {
             verb: self._redis.register_script(script)
             for verb, script in (("claim", _CLAIM), ("renew", _RENEW), ("complete", _COMPLETE), ("release", _RELEASE))
@@ -188,7 +190,7 @@ class RedisStore:
         return answer
 
     def _key(self, key: str) -> str:
-        return stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)
+        return NAMESPACE + stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)
 
     @asynccontextmanager
     async def _faults(self, verb: str) -> AsyncIterator[None]:
