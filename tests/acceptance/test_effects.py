@@ -125,7 +125,7 @@ def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(hap
 
     assert refused.returncode == 2
     assert "run smartpipe store migrate" in refused.stderr
-    assert "2 migrations run" in first.stdout
+    assert "3 migrations run" in first.stdout
     assert again.stdout == "nothing to migrate\n"
     assert (first.returncode, again.returncode) == (0, 0)
 

@@ -104,7 +104,7 @@ async def test_a_table_of_another_kind_is_left_alone_and_told(table: str) -> Non
         BillingMode="PAY_PER_REQUEST",
     )
 
-    with pytest.raises(TopologyError, match="is not one of claims: its key must be the string 'key'"):
+    with pytest.raises(TopologyError, match="is not one of claims: its key must be the string 'claim'"):
         await provision(serving([]))
 
 

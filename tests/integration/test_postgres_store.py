@@ -291,4 +291,4 @@ async def test_the_store_purges_by_itself_now_and_then(store: PostgresStore, mon
     await until(lambda: store._purging is not None and store._purging.done())
     monkeypatch.setattr(postgres, "PURGE_SECONDS", LONG)
     async with store.acquire() as connection:
-        assert [row["key"] for row in await connection.fetch("SELECT key FROM smartpipe_claims")] == ["order-1"]
+        assert [row["key"] for row in await connection.fetch("SELECT key FROM smartpipe_claims")] == ["/order-1"]

@@ -234,10 +234,10 @@ async def test_a_database_without_tables_is_told_with_the_command_that_makes_the
 ) -> None:
     with postgres_server.database() as url:
         store = store_for(url)
-        with pytest.raises(ConfigError, match="lacks 0001_claims: run smartpipe store migrate"):
+        with pytest.raises(ConfigError, match="lacks 0001_claims, 0003_keys_of_claims: run smartpipe store migrate"):
             await store.open()
 
-        assert await migrate(url) == ["0001_claims", "0002_outbox"]
+        assert await migrate(url) == ["0001_claims", "0002_outbox", "0003_keys_of_claims"]
 
         await store.open()
         await store.aclose()

@@ -18,7 +18,7 @@ from smartpipe.aws.faults import classify
 from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.effects.stores.keys import stored_key
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.topology.claims import claims_table
+from smartpipe.topology.claims import KEY_ATTRIBUTE, another_kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ MAX_KEY_BYTES = 2_048
 """https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
 
 _FREE = (
-    "attribute_not_exists(#key) OR "
+    "attribute_not_exists(#claim) OR "
     "(#expires_at > :now AND (#state = :released OR (#state = :held AND #lease_until <= :now)))"
 )
 _AS_IT_WAS = "#token = :old_token AND #expires_at = :old_expires_at"
@@ -96,12 +96,9 @@ class DynamoStore:
             raise self._fault(error, "DescribeTable") from error
         except Exception as error:
             raise self._fault(error, "DescribeTable") from error
-        wanted = claims_table(self.table)
-        if any(table[name] != wanted[name] for name in ("KeySchema", "AttributeDefinitions")):
-            raise ConfigError(
-                f"the DynamoDB table {self.table!r} is not one of claims: its key must be the string 'key'; give the "
-                "store another name and run smartpipe topology apply"
-            )
+        fault = another_kind(self.table, table["KeySchema"], table["AttributeDefinitions"])
+        if fault is not None:
+            raise ConfigError(fault)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         """Claim what is unknown, released, or whose lease has run out.
@@ -233,7 +230,7 @@ class DynamoStore:
         return self._opened
 
     def _key(self, key: str) -> Item:
-        return {"key": {"S": stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)}}
+        return {KEY_ATTRIBUTE: {"S": stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)}}
 
     def _fault(self, error: Exception, operation: str) -> StoreError:
         if isinstance(error, StoreError):

@@ -137,11 +137,18 @@ def relay(
 def migrate(
     *,
     json: Annotated[bool, typer.Option("--json", help="Print the names of the migrations as JSON.")] = False,
+    forget_old_claims: Annotated[
+        bool,
+        typer.Option(
+            "--forget-old-claims",
+            help="Delete claims of earlier versions, which this one cannot use: their effects may happen again.",
+        ),
+    ] = False,
 ) -> None:
     """Make or update the tables in the PostgreSQL of SMARTPIPE_IDEMPOTENCY_URL. Twice is once."""
     from smartpipe.cli.store import run_migrate
 
-    run_migrate(as_json=json)
+    run_migrate(as_json=json, forget_old_claims=forget_old_claims)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.settings import WorkerSettings
 
 
-def run_migrate(*, as_json: bool) -> None:
+def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
     """Run the migrations that the database of ``SMARTPIPE_IDEMPOTENCY_URL`` (or ``_OUTBOX_URL``) lacks; say which.
 
     Raises:
@@ -34,7 +34,7 @@ def run_migrate(*, as_json: bool) -> None:
     except ModuleNotFoundError as error:
         msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    names = asyncio.run(migrate(url.get_secret_value()))
+    names = asyncio.run(migrate(url.get_secret_value(), forget_old_claims=forget_old_claims))
     if as_json:
         typer.echo(json.dumps(names))
     elif names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from smartpipe.topology.claims import claims_table
+from smartpipe.topology.claims import another_kind
 from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 from smartpipe.topology.naming import name_in
 from smartpipe.topology.plan import owner_of
@@ -38,9 +38,9 @@ def faults(desired: Topology, actual: Topology) -> list[str]:
         else:
             found += _faults_of_own(arn, wanted, present)
     found += [
-        f"DynamoDB table {name_in(arn)} is not one of claims: its key must be the string 'key'; name another"
+        fault
         for arn in desired.tables
-        if arn in actual.tables and actual.tables[arn]["KeySchema"] != claims_table("")["KeySchema"]
+        if arn in actual.tables and (fault := another_kind(name_in(arn), actual.tables[arn]["KeySchema"]))
     ]
     for arn, wanted in desired.topics.items():
         present = actual.topics.get(arn)

@@ -7,6 +7,9 @@ from typing import Any
 TTL_ATTRIBUTE = "expires_at"
 """For UpdateTimeToLive: epoch seconds, after which DynamoDB deletes the item, typically within a few days."""
 
+KEY_ATTRIBUTE = "claim"
+"""Tables of earlier versions have ``key``: their claims name no service and no queue, and are not mixed with ours."""
+
 USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
 """What a worker needs on the table's ARN."""
 
@@ -34,10 +37,27 @@ def claims_table(name: str) -> dict[str, Any]:
     """Return CreateTable's parameters: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_CreateTable.html."""
     return {
         "TableName": name,
-        "AttributeDefinitions": [{"AttributeName": "key", "AttributeType": "S"}],
-        "KeySchema": [{"AttributeName": "key", "KeyType": "HASH"}],
+        "AttributeDefinitions": [{"AttributeName": KEY_ATTRIBUTE, "AttributeType": "S"}],
+        "KeySchema": [{"AttributeName": KEY_ATTRIBUTE, "KeyType": "HASH"}],
         "BillingMode": "PAY_PER_REQUEST",
     }
+
+
+def another_kind(
+    name: str, key_schema: list[dict[str, Any]], definitions: list[dict[str, Any]] | None = None
+) -> str | None:
+    """Say what is wrong with the table called *name*, if it is not one of claims or an earlier version's."""
+    wanted = claims_table(name)
+    if key_schema == wanted["KeySchema"] and definitions in (None, wanted["AttributeDefinitions"]):
+        return None
+    mend = "name another one in SMARTPIPE_IDEMPOTENCY_URL and run smartpipe topology apply"
+    if key_schema == [{"AttributeName": "key", "KeyType": "HASH"}]:
+        return (
+            f"DynamoDB table {name!r} has claims of an earlier version. They name no service and no queue, so this "
+            "version cannot use them: if one of their events is delivered again, its effect happens again. Stop the "
+            f"workers, wait until their queues are empty, then {mend}"
+        )
+    return f"DynamoDB table {name!r} is not one of claims: its key must be the string {KEY_ATTRIBUTE!r}; {mend}"
 
 
 def time_to_live(name: str) -> dict[str, Any]:

@@ -24,10 +24,14 @@ def migrations() -> dict[str, str]:
     return {file.name.removesuffix(".sql"): file.read_text() for file in sorted(found, key=lambda file: file.name)}
 
 
-async def migrate(url: str) -> list[str]:
+async def migrate(url: str, *, forget_old_claims: bool = False) -> list[str]:
     """Run the migrations that this database lacks, in one transaction; return their names.
 
     It may be called again, and by several at once: one runs them, the others wait and find nothing to do.
+
+    Args:
+        forget_old_claims: Delete the claims of earlier versions that this one cannot use. Without it, the migration
+            fails while there are some, because their effects may then happen again.
 
     Raises:
         ConfigError: A URL that cannot be read.
@@ -37,6 +41,8 @@ async def migrate(url: str) -> list[str]:
         connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
         try:
             async with connection.transaction():
+                if forget_old_claims:
+                    await connection.execute("SELECT set_config('smartpipe.forget_old_claims', 'yes', true)")
                 return await _migrate(connection)
         finally:
             await connection.close(timeout=CONNECT_SECONDS)

@@ -29,8 +29,14 @@ log = logging.getLogger("smartpipe.stores")
 CALL_SECONDS = 5.0
 MAX_CONNECTIONS = 16
 MAX_KEY_BYTES = 4_096
+SCAN_KEYS = 1_000
+"""A step of a scan, which blocks the server for well under a millisecond."""
 NAMESPACE = "smartpipe:"
 """Sets claims apart from whatever else is in the same database."""
+VERSION_KEY = f"{NAMESPACE}version"
+VERSION = b"2"
+"""Of the keys. Claims of version 1 name no service and no queue, so this version cannot use them."""
+OLD_CLAIMS = f"{NAMESPACE}*|*"
 
 # A script runs alone on the server, and its TIME stands still: https://redis.io/docs/latest/develop/programmability/eval-intro/
 # A hash a key: state, token, attempt, and until when its lease lasts, in milliseconds. PEXPIRE is its memory.
@@ -114,8 +120,10 @@ class RedisStore:
     async def open(self) -> None:
         """Connect, and warn of a server that may forget.
 
+        The first worker of this version looks once for claims of earlier ones, through all keys of the database.
+
         Raises:
-            ConfigError: It is a node of a Redis Cluster.
+            ConfigError: It is a node of a Redis Cluster, or has claims of an earlier version.
             StoreError: It cannot be asked.
         """
         async with self._faults("INFO"):
@@ -133,6 +141,7 @@ class RedisStore:
                 self._server,
                 policy,
             )
+        await self._refuse_old_claims()
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         """Claim what is unknown, released, or whose lease has run out."""
@@ -188,6 +197,25 @@ class RedisStore:
         async with self._faults(verb):
             answer: list[Any] = await self._scripts[verb](keys=[self._key(c.key) for c in claims], args=arguments)
         return answer
+
+    async def _refuse_old_claims(self) -> None:
+        async with self._faults("GET"):
+            if await self._redis.get(VERSION_KEY) == VERSION:
+                return
+        cursor = -1
+        while cursor:
+            async with self._faults("SCAN"):
+                cursor, keys = await self._redis.scan(max(0, cursor), match=OLD_CLAIMS, count=SCAN_KEYS, _type="hash")
+                states = [await self._redis.hget(key, "state") for key in keys]
+            if any(state in {b"completed", b"held"} for state in states):
+                raise ConfigError(
+                    f"{self._server} remembers claims of an earlier version. They name no service and no queue, so "
+                    "this version cannot use them: if one of their events is delivered again, its effect happens "
+                    "again. Stop the workers, wait until their queues are empty, and delete the claims: redis-cli "
+                    f"-u URL --scan --pattern '{OLD_CLAIMS}' | xargs -d '\\n' redis-cli -u URL unlink"
+                )
+        async with self._faults("SET"):
+            await self._redis.set(VERSION_KEY, VERSION)
 
     def _key(self, key: str) -> str:
         return NAMESPACE + stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)
