@@ -59,12 +59,16 @@ def shortened(key: str, max_length: int) -> str:
 def sqs_id(value: str) -> str:
     """Return *value* as a MessageGroupId or MessageDeduplicationId.
 
-    A value that SQS takes stays as it is, because producers in other languages send it so too. Any other goes by its
-    SHA-256 under ``smartpipe/``; so does a value that begins with that itself.
+    A value that SQS takes stays as it is, because producers in other languages send it so too. Any other one becomes
+    a key of ours; so does a value that begins as those do, with ``smartpipe/``.
     """
-    if _SQS_ID.fullmatch(value):
-        return value
-    return compose("smartpipe", "sha256", sha256(value.encode("utf-8", "surrogatepass")).hexdigest())
+    return value if _SQS_ID.fullmatch(value) else own_sqs_id("value", value)
+
+
+def own_sqs_id(kind: str, value: str) -> str:
+    """Return an id that ``sqs_id`` returns for no value that SQS takes; a long one by its SHA-256."""
+    key = compose("smartpipe", kind, value)
+    return key if len(key) <= MAX_SQS_ID_LENGTH else compose("smartpipe", "sha256", sha256(key.encode()).hexdigest())
 
 
 def typed_text(value: Any) -> tuple[str, str] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from functools import lru_cache
-from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -13,6 +12,7 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
+from smartpipe.keys import sqs_id
 from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
 from smartpipe.payloads.packing import NO_PACKING, RESERVED_ATTRIBUTES
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
@@ -33,10 +33,6 @@ RESERVED_PREFIX = "smartpipe_"
 ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
 # SQS SendMessage, "valid Unicode characters": the same for bodies and attribute values.
 SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
-
-
-# SQS SendMessage, MessageGroupId: alphanumerics and ASCII punctuation, 128 at most.
-_GROUP_ID = re.compile("[!-~]{1,128}")
 
 
 class Publication(NamedTuple):
@@ -133,7 +129,7 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
         utf8_length(body) + attributes_bytes,
         all_attributes,
         group_id,
-        envelope.id if destination.fifo else None,
+        sqs_id(envelope.id) if destination.fifo else None,
         math.ceil(publication.delay_seconds or 0),
     )
     if len(body) > MANY_VALUES_CHARACTERS and exceeds(body, packing.limit_objects):
@@ -175,13 +171,14 @@ def _refuse_problems(publication: Publication, event_id: str, group_id: str | No
 def group_id_of(event: Event, *, fifo: bool) -> str | None:
     """Return the MessageGroupId: of the event's key on FIFO, of its tenant on standard topics and queues.
 
-    A value that SQS would refuse, as it takes 128 characters of ASCII without spaces, goes as its SHA-256.
+    A value that SQS would refuse, as it takes 128 characters of ASCII without spaces, goes by its SHA-256. Values of
+    different types with one text are one group: what orders events is the text that travels as ``partitionkey``.
     """
     contract = contract_of(type(event))
     value = text_of(event, contract.key if fifo else contract.tenant)
     if not value:
         return None
-    return value if _GROUP_ID.fullmatch(value) else sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+    return sqs_id(value)
 
 
 @lru_cache(maxsize=1024)

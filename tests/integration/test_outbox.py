@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from smartpipe import ConfigError, Event, EventTooLarge
 from smartpipe.errors import TransportError
+from smartpipe.keys import sqs_id
 from smartpipe.message import Failure
 from smartpipe.outbox import Outbox, Relay, RelayOptions
 from tests.support.events import ADA, Note, OrderPlaced, Paid
@@ -86,7 +87,7 @@ async def test_an_event_arrives_as_a_publisher_would_have_sent_it(
     assert (json.loads(message.body)["id"], message.deduplication_id) == (first, first)
     assert json.loads(message.body)["data"] == {"account": "Jürgen's", "number": 7}
     assert message.attributes["tenant"] == ("String", "acme")
-    assert len(message.group_id) == 64  # SQS would refuse the name as it is
+    assert message.group_id == sqs_id("Jürgen's")  # SQS would refuse the name as it is
     assert (json.loads(sent.body)["id"], sent.delay_seconds) == (second, 5)
 
 
@@ -303,4 +304,5 @@ async def test_a_backlog_of_large_events_is_read_by_and_by(
     taken = [(await relay.once(database))[0] for _ in range(4)]
 
     assert taken == [2, 2, 1, 0]
-    assert [message.payload.key for message in transport.entries("publish") if message.payload] == sent
+    keys = [message.payload.key for message in transport.entries("publish") if message.payload]
+    assert [key.partition("/")[0] for key in keys] == sent

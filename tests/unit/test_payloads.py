@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 from base64 import b64decode, b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -168,18 +170,42 @@ def test_only_what_gets_smaller_is_compressed() -> None:
     assert "content-encoding" not in prepared(noise, packing(encoding="gzip")).attributes
 
 
+@pytest.mark.parametrize(
+    "event_id", ["..", "../../etc/passwd", "a\0b", "x" * 2_000, "é" * 900, "\ud83e", "a b%/?#", ""]
+)
+def test_whatever_the_id_of_an_event_the_key_is_one_that_s3_takes_and_nobody_elses(event_id: str) -> None:
+    at = ClaimCheck.at(f"s3://b1b/{'f' * 500}")
+    keys = []
+    for body in ("x" * 1_000, "y" * 1_000):
+        packed = packing(claim_check=at).pack(OutgoingMessage(body, 1_000), event_id, limit_bytes=500, room=5)
+        assert packed.payload is not None
+        keys.append(packed.payload.key)
+
+    assert keys[0] != keys[1]  # two services may use one id
+    for key in keys:
+        assert len(key) <= 1_024
+        assert re.fullmatch(r"f{500}/[A-Za-z0-9._!/:-]+", key)
+        assert not {".", "..", ""} & set(key.split("/")[1:-1] if event_id else ())
+
+
+def test_a_prefix_in_s3_that_leaves_no_room_for_keys_is_refused() -> None:
+    with pytest.raises(ConfigError, match="its path has 501 characters, and at most 500"):
+        ClaimCheck.at(f"s3://b1b/{'f' * 501}")
+
+
 def test_what_the_topic_does_not_take_points_to_s3_as_the_extended_client_writes_it() -> None:
     outgoing = prepare(
         Publication(report(300_000)), source="s", packing=packing(claim_check=ClaimCheck.at("s3://b1b/f/"))
     )
 
     message = outgoing.message
+    assert message.payload is not None
+    key = f"f/{outgoing.event_id}/{sha256(message.payload.text.encode()).hexdigest()}"
     assert json.loads(message.body) == [
         "software.amazon.payloadoffloading.PayloadS3Pointer",
-        {"s3BucketName": "b1b", "s3Key": f"f/{outgoing.event_id}"},
+        {"s3BucketName": "b1b", "s3Key": key},
     ]
-    assert message.payload is not None
-    assert message.payload.url == f"s3://b1b/f/{outgoing.event_id}"
+    assert message.payload.url == f"s3://b1b/{key}"
     assert json.loads(message.payload.text)["data"] == {"text": report(300_000).text}
     assert message.attributes["ExtendedPayloadSize"] == Attribute("Number", str(len(message.payload.text)))
     assert message.size_bytes < 400

@@ -15,6 +15,7 @@ from smartpipe.consuming.deadletter import bare_copy
 from smartpipe.consuming.pace import TokenBucket
 from smartpipe.deadletters.letters import was_there
 from smartpipe.deadletters.walk import DEADLINE_SECONDS, Walk
+from smartpipe.keys import own_sqs_id
 from smartpipe.message import Failure
 from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.chunks import Chunker
@@ -272,7 +273,7 @@ class Redrive:
         if not self._queue.fifo:
             return copy
         # Of this very move: again after a crash it is the same, and no earlier send of the event had it.
-        return copy._replace(deduplication_id=f"redrive-{letter.message.message_id}")
+        return copy._replace(deduplication_id=own_sqs_id("redrive", letter.message.message_id))
 
     def _ordered_group(self, letter: Letter) -> str | None:
         return letter.message.group_id if self._queue.fifo else None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
 from smartpipe.errors import ConfigError
-from smartpipe.message import Attribute, Payload, size_bytes, utf8_length
+from smartpipe.keys import bounded
+from smartpipe.message import Attribute, Payload, size_bytes
 from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, check_encoding, compressed
 from smartpipe.payloads.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.settings import PayloadSettings
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 RESERVED_ATTRIBUTES = frozenset({ENCODING_ATTRIBUTE, SIZE_ATTRIBUTE, OLD_SIZE_ATTRIBUTE})
 MAX_COMPRESSED_BYTES = 1_048_576
 """What SNS and SQS take at most: compressing more than that would hold up the event loop for what goes to S3 anyway."""
+MAX_PREFIX_LENGTH = 500
+MAX_NAME_LENGTH = 500
+"""Of what follows the prefix; S3's keys end at 1,024 bytes."""
 _URL = re.compile(r"(s3|memory)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[!-~]*)?")
 
 
@@ -49,6 +54,11 @@ class ClaimCheck:
                 f"SMARTPIPE_CLAIM_CHECK_URL={url}: it must be like s3://my-bucket or s3://my-bucket/folder"
             )
         prefix = (match[3] or "").strip("/")
+        if len(prefix) > MAX_PREFIX_LENGTH:
+            raise ConfigError(
+                f"SMARTPIPE_CLAIM_CHECK_URL={url}: its path has {len(prefix)} characters, and at most "
+                f"{MAX_PREFIX_LENGTH} leave room for the names of payloads in S3; shorten it"
+            )
         return cls(match[1], match[2], f"{prefix}/" if prefix else "")
 
 
@@ -105,7 +115,9 @@ class Packing:
     def pack(self, message: OutgoingMessage, event_id: str, *, limit_bytes: int, room: int) -> OutgoingMessage:
         """Return *message* as it travels.
 
-        The key in S3 is the event's id: publishing it again writes the same object again.
+        The key in S3 is the event's id and the body's SHA-256. Sending the message again writes the same object
+        again, and no other body takes its place: not one that another service published under this id, nor one
+        that a handler's next attempt did.
 
         Args:
             limit_bytes: What its topic or queue takes.
@@ -131,8 +143,9 @@ NO_PACKING = Packing()
 
 
 def _checked(message: OutgoingMessage, at: ClaimCheck, event_id: str) -> OutgoingMessage:
-    key = at.prefix + event_id
-    size = Attribute("Number", str(utf8_length(message.body)))
+    data = message.body.encode()
+    key = at.prefix + bounded(event_id, sha256(data).hexdigest(), max_length=MAX_NAME_LENGTH)
+    size = Attribute("Number", str(len(data)))
     pointing = _with(message, pointer_to(at.bucket, key), SIZE_ATTRIBUTE, size)
     return pointing._replace(payload=Payload(at.bucket, key, message.body))
 
