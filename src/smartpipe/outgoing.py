@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.ids import current_cause, next_event_id
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
@@ -114,8 +115,13 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
     if not isinstance(event, Event):
         msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
         raise ConfigError(msg)
-    destination = publication.queue or contract_of(type(event)).topic
-    envelope = wrap(event, source=source)
+    contract, queue = contract_of(type(event)), publication.queue
+    destination = queue or contract.topic
+    event_id = None
+    if current_cause.get() is not None:
+        alike = contract.type, str(contract.major), queue.name if queue else "", text_of(event, contract.key) or ""
+        event_id = next_event_id(*alike)
+    envelope = wrap(event, source=source, event_id=event_id)
     group_id = group_id_of(event, fifo=destination.fifo)
     if attributes or publication.delay_seconds is not None or destination.fifo:
         _refuse_problems(publication, envelope.id, group_id)

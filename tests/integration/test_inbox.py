@@ -35,10 +35,12 @@ async def effects(database: asyncpg.Connection) -> int:
     return found
 
 
-async def run(service: Service, url: str, transport: FakeTransport, deletes: int) -> Worker:
+async def run(
+    service: Service, url: str, transport: FakeTransport, deletes: int, store: PostgresStore | None = None
+) -> Worker:
     """Let a worker handle what has been put, until so many messages are deleted."""
     settings = WorkerSettings.load(port=0, host="127.0.0.1", wait_seconds=1)
-    worker = Worker(service, transport, settings, store=PostgresStore(url, prefix=f"{id(transport)}-"))
+    worker = Worker(service, transport, settings, store=store or PostgresStore(url, prefix=f"{id(transport)}-"))
     running = asyncio.create_task(worker.run())
     await until(lambda: len(transport.entries("delete")) >= deletes or running.done())
     worker.stop()

@@ -7,8 +7,9 @@ from uuid import UUID
 import pytest
 
 from smartpipe import PublishError
-from smartpipe.envelope import current_envelope, encode, new_event_id, wrap
+from smartpipe.envelope import current_envelope, encode, wrap
 from smartpipe.envelope.decoder import Decoder
+from smartpipe.envelope.ids import new_event_id
 from tests.support.events import ADA, Note, OrderPlaced, UserSignedUp
 
 

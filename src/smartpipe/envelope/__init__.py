@@ -7,8 +7,6 @@ tracing extension), ``correlationid`` and ``causationid`` (CloudEvents correlati
 
 from __future__ import annotations
 
-import os
-import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from smartpipe.envelope.ids import new_event_id
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
 from smartpipe.message import made
@@ -29,8 +28,6 @@ MAX_ID_CHARACTERS = 256
 
 # SQS refuses these two in a body (SendMessage, "valid characters"); JSON lets us write them as escapes.
 _REFUSED_CHARACTERS = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
-# The highest two bits of a UUID's ninth byte are 10 (RFC 9562, section 4.1).
-_VARIANT = {f"{digit:x}": f"{8 | digit & 3:x}" for digit in range(16)}
 
 
 class Envelope(NamedTuple):
@@ -69,7 +66,10 @@ def source_problems(owner: str, source: str) -> list[str]:
 
 
 def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
-    """Give *event* its context: a new id and time, and trace and causation of the event being handled.
+    """Give *event* its context: an id and the time, and trace and causation of the event being handled.
+
+    Args:
+        event_id: By default a new one.
 
     Raises:
         ConfigError: The event's class declares no type.
@@ -133,9 +133,3 @@ def _head(type_: str, version: str, source: str) -> str:
         f'{{"specversion":"1.0","type":"{type_}","dataversion":"{version}",'
         f'"datacontenttype":"application/json","source":{to_json(source).decode()},"id":"'
     )
-
-
-def new_event_id() -> str:
-    """Return a UUID version 7 (RFC 9562, section 5.7): unique, and sorted by time, which indexes like."""
-    moment, random = f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex()
-    return f"{moment[:8]}-{moment[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.envelope import current_envelope
+from smartpipe.envelope.ids import DerivedIds, current_cause
 from smartpipe.errors import ConfigError
+from smartpipe.keys import compose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,12 +56,14 @@ class BatchDelivery:
     or raises, which fails all of them.
     """
 
-    __slots__ = ("_failures", "_publisher", "deliveries")
+    __slots__ = ("_failures", "_publisher", "calls", "deliveries", "ids")
 
     def __init__(self, deliveries: Sequence[Delivery], publisher: Publishes) -> None:
         self.deliveries = tuple(deliveries)
         self._publisher = publisher
         self._failures: dict[int, BaseException] = {}
+        self.calls = 0
+        self.ids: DerivedIds | None = None
 
     def __len__(self) -> int:
         """Return how many events there are."""
@@ -104,10 +108,17 @@ class BatchDelivery:
     ) -> str:
         """Publish *event* as one that the whole batch caused, so without a cause; see Publisher.publish.
 
-        ``deliveries[i].publish`` carries on the trace and causation of one item.
+        Its id is derived from the handler and all events of the batch: it is the same again only if the same events
+        come together again. ``deliveries[i].publish`` carries on the trace and causation of one item, and its ids are
+        the same at that item's next attempt, in whichever batch.
         """
-        token = current_envelope.set(None)
+        envelope, cause = current_envelope.set(None), current_cause.set(self)
         try:
             return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
         finally:
-            current_envelope.reset(token)
+            current_cause.reset(cause)
+            current_envelope.reset(envelope)
+
+    def derive_ids(self) -> DerivedIds:
+        """Return the ids of what this batch publishes, from the first on; the order of its items does not matter."""
+        return DerivedIds("batch", *sorted(compose(*item.cause) for item in self.deliveries), call=self.calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smartpipe.envelope import current_envelope
+from smartpipe.envelope.ids import DerivedIds, current_cause
 from smartpipe.errors import ConfigError
 from smartpipe.telemetry import trace_id
 
@@ -42,7 +43,15 @@ class Held(Protocol):
 
 
 class Transactional(Protocol):
-    """What a delivery knows of its claim."""
+    """What a delivery knows of its claim.
+
+    Args:
+        key: The claim's.
+        by_id: Whether the key goes by the event's own id.
+    """
+
+    key: str
+    by_id: bool
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """Open the one transaction that completes it."""
@@ -54,7 +63,10 @@ class Delivery:
     ``state`` is what the service's ``lifespan`` yielded, None without one.
     """
 
-    __slots__ = ("_lease", "_publisher", "envelope", "handler", "holding", "message", "queue", "service", "state")
+    __slots__ = (
+        "_lease", "_publisher", "calls", "envelope", "handler", "holding", "ids", "message", "queue", "service",
+        "state",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -75,6 +87,8 @@ class Delivery:
         self.queue = queue
         self.state = state
         self.holding: Transactional | None = None
+        self.calls = 0
+        self.ids: DerivedIds | None = None
         self._lease = lease
         self._publisher = publisher
 
@@ -162,9 +176,29 @@ class Delivery:
         delay_seconds: float | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> str:
-        """Publish *event* with this one's trace and causation, as the service; see Publisher.publish."""
-        token = current_envelope.set(self.envelope)  # also from a task that the handler left behind
+        """Publish *event* with this one's trace and causation, as the service; see Publisher.publish.
+
+        Its id is derived from this event and the handler: at the next attempt it is the same again.
+        """
+        envelope = current_envelope.set(self.envelope)  # also from a task that the handler left behind
+        cause = current_cause.set(self)
         try:
             return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
         finally:
-            current_envelope.reset(token)
+            current_cause.reset(cause)
+            current_envelope.reset(envelope)
+
+    @property
+    def cause(self) -> tuple[str, ...]:
+        """What the ids of published events are derived from: the effect, if one is claimed, else handler and event.
+
+        So whatever names the same effect, such as two events with one order id, leads to the same ids.
+        """
+        if self.holding is not None:
+            return ("claim", self.holding.key)
+        return ("event", self.service, self.queue, self.handler, self.source, self.event_id)
+
+    def derive_ids(self) -> DerivedIds:
+        """Return the ids of what this delivery publishes, from the first on."""
+        by_id = self.holding is None or self.holding.by_id
+        return DerivedIds(*self.cause, call=self.calls, time_of=self.event_id if by_id else "")

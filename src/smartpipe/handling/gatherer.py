@@ -108,6 +108,8 @@ class Gatherer:
             if not live:
                 return
             batch = BatchDelivery([delivery for delivery, _ in live], self._publisher)
+            for delivery in batch.deliveries:
+                delivery.calls += 1
             call = partial(self._invocation.call, self._handler, [delivery.event for delivery, _ in live])
             seconds = self._handler.options.timeout_seconds
             error: BaseException | None

@@ -105,7 +105,7 @@ class Guard:
     async def _held(
         self, claim: Claim, outcome: Claimed, delivery: Delivery, call: Callable[[], Awaitable[BaseException | None]]
     ) -> Guarded:
-        holding = Holding(self._claims, claim)
+        holding = Holding(self._claims, claim, by_id=self._options.key is None)
         delivery.holding = holding
         try:
             failure = await call()
@@ -160,9 +160,11 @@ def _lose(lease: Lease) -> None:
 class Holding:
     """A claim while its handler runs, as the delivery knows it."""
 
-    def __init__(self, claims: Claims, claim: Claim) -> None:
+    def __init__(self, claims: Claims, claim: Claim, *, by_id: bool) -> None:
         self._claims = claims
         self._claim = claim
+        self.key = claim.key
+        self.by_id = by_id
         self.completed = False
 
     @asynccontextmanager

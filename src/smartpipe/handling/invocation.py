@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.deadlines import Deadlines, TimeIsUp
+from smartpipe.envelope.ids import Cause, current_cause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.threads import Threads
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Cause)
 
 
 class HandlerTimeout(Exception):
@@ -30,8 +31,9 @@ class Invocation:
         self._counts = counts
         self._deadlines = Deadlines()
 
-    async def call(self, handler: Handler, event: object, delivery: object) -> None:
+    async def call(self, handler: Handler, event: object, delivery: Cause) -> None:
         """Call the function with what its parameters want, and wait for it."""
+        delivery.calls += 1
         arguments = handler.arguments(event, delivery)
         if handler.is_async:
             result = await handler.function(*arguments)
@@ -50,6 +52,7 @@ class Invocation:
 
         Raises nothing but the CancelledError of its own task, and KeyboardInterrupt.
         """
+        current_cause.set(delivery)
         try:
             await self._deadlines.within(seconds, call, delivery)
         except TimeIsUp:

@@ -51,7 +51,7 @@ class Outbox:
         """Write *event* into the transaction that *connection* is in, and return its envelope id.
 
         It is published some milliseconds after the commit, at least once, always with this id; after a
-        rollback never. Events of one key for a FIFO topic keep the order in which they were written, as far
+        rollback never. In a handler the id is the same at its next attempt. Events of one key for a FIFO topic keep the order in which they were written, as far
         as their transactions committed in it.
 
         Args:

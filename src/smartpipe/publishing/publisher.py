@@ -102,7 +102,8 @@ class Publisher:
         """Publish *event* to its topic and return its envelope id.
 
         Returns once SNS has taken it; the delivery to queues is SNS's. Publishing the same object
-        again publishes a second event with a new id. Cancelled, it is withdrawn if its request has
+        again publishes a second event with a new id; but what a handler publishes has the same ids at
+        its next attempt. Cancelled, it is withdrawn if its request has
         not started; otherwise it may or may not be published.
 
         On a FIFO topic the events of one key leave one after the other, in the order of the calls; if
