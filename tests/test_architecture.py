@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "smartpipe"
 LAYERS: list[set[str]] = [
     {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines", "keys"},
     {
+        "urls",
         "topology.naming",
         "topology.tags",
         "topology.filters",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from smartpipe.errors import ConfigError
+from smartpipe.urls import is_readable, scheme_of, shown
 
 if TYPE_CHECKING:
     from smartpipe.effects.idempotency import Store
@@ -26,6 +26,8 @@ _HOMES = {
     "memory": _Home("smartpipe.effects.stores.memory", "MemoryStore", ""),
     "redis": _REDIS,
     "rediss": _REDIS,
+    "valkey": _REDIS,
+    "valkeys": _REDIS,
     "unix": _REDIS,
     "postgresql": _POSTGRES,
     "postgres": _POSTGRES,
@@ -37,8 +39,9 @@ def store_for(url: str, *, prefix: str = "") -> Store:
     """Return the store that *url* leads to. It connects when it is opened.
 
     Args:
-        url: ``memory://``, ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, ``postgresql://`` as
-            libpq does, or ``dynamodb://TABLE``.
+        url: ``memory://``; ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, or ``valkey://`` or
+            ``valkeys://``; ``postgresql://`` as libpq reads it, or with SQLAlchemy's driver, as in
+            ``postgresql+asyncpg://``; or ``dynamodb://TABLE``.
         prefix: Sets this store's keys apart from those of other prefixes on the same server. Workers need none:
             their keys name environment, service, queue and handler.
 
@@ -46,11 +49,12 @@ def store_for(url: str, *, prefix: str = "") -> Store:
         ConfigError: An unknown scheme, a part that cannot be read, or a package that is not installed. It says
             nothing of the URL but its scheme: the rest may hold a password, and where, only a good URL tells.
     """
-    scheme, separator, _ = url.partition("://")
-    home = _HOMES.get(scheme.lower()) if separator else None
+    scheme = scheme_of(url)
+    home = home_of(url)
     if home is None:
         known = ", ".join(f"{name}://" for name in _HOMES)
-        raise ConfigError(f"{_scheme(scheme, separator)} of the store's URL is none of {known}")
+        found = f"the scheme {scheme!r}" if scheme else "the scheme"
+        raise ConfigError(f"SMARTPIPE_IDEMPOTENCY_URL: {found} of the store's URL is none of {known}")
     try:
         module = import_module(home.module)
     except ModuleNotFoundError as error:
@@ -60,24 +64,19 @@ def store_for(url: str, *, prefix: str = "") -> Store:
             f"a store at {scheme}:// needs the package {error.name}; run pip install 'smartpipe[{home.extra}]'"
         ) from None
     try:
-        parts = urlsplit(url)
-        if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query + parts.fragment:
-            raise ValueError  # noqa: TRY301 - a password that was cut off at its own "/", "?", "#" or "@"
+        if not is_readable(url):
+            raise ValueError  # noqa: TRY301 - as for what the store itself cannot read
         store: Store = getattr(module, home.name)(url, prefix=prefix)
     except ValueError:  # its text quotes parts of the URL
         raise ConfigError(
-            f"the store's URL at {scheme}:// cannot be read; are all special characters of its password "
-            "percent-encoded, as in %40 for @, and is its port a number?"
+            f"SMARTPIPE_IDEMPOTENCY_URL: the store's URL at {scheme}:// cannot be read; are all special characters of "
+            "its password percent-encoded, as in %40 for @, and is its port a number?"
         ) from None
     return store
 
 
-def shown(url: str) -> str:
-    """Return *url* without what may be secret: the user, the password and the query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _scheme(scheme: str, separator: str) -> str:
-    # Without "://" there is no scheme, and what stands there may be anything.
-    return f"the scheme {scheme!r}" if separator and scheme.isalnum() else "the scheme"
+def home_of(url: str) -> _Home | None:
+    """Return where the store of *url* is implemented; None for an unknown scheme."""
+    scheme, plus, _ = scheme_of(url).partition("+")
+    home = _HOMES.get(scheme)
+    return home if home is _POSTGRES or not plus else None

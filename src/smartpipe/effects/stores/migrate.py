@@ -5,13 +5,12 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import asyncpg
-
-from smartpipe.effects.stores import shown
-from smartpipe.errors import ConfigError, StoreError
+from smartpipe.effects.stores.database import FAULTS, DatabaseUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import asyncpg
 
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 300.0
@@ -24,32 +23,32 @@ def migrations() -> dict[str, str]:
     return {file.name.removesuffix(".sql"): file.read_text() for file in sorted(found, key=lambda file: file.name)}
 
 
-async def migrate(url: str, *, forget_old_claims: bool = False) -> list[str]:
+async def migrate(
+    url: str, setting: str = "SMARTPIPE_IDEMPOTENCY_URL", *, forget_old_claims: bool = False
+) -> list[str]:
     """Run the migrations that this database lacks, in one transaction; return their names.
 
     It may be called again, and by several at once: one runs them, the others wait and find nothing to do.
 
     Args:
+        setting: Where *url* comes from, for errors.
         forget_old_claims: Delete the claims of earlier versions that this one cannot use. Without it, the migration
             fails while there are some, because their effects may then happen again.
 
     Raises:
-        ConfigError: A URL that cannot be read.
+        ConfigError: A URL that cannot be read, or that leads to a pooler in statement mode.
         StoreError: The database cannot be reached, or refuses, for instance for want of the right to create tables.
     """
+    database = DatabaseUrl.read(url, setting)
     try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
-        try:
+        async with database.connected(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS) as connection:
+            await database.is_pooled(connection)  # in statement mode it raises
             async with connection.transaction():
                 if forget_old_claims:
                     await connection.execute("SELECT set_config('smartpipe.forget_old_claims', 'yes', true)")
                 return await _migrate(connection)
-        finally:
-            await connection.close(timeout=CONNECT_SECONDS)
-    except ValueError:  # its text quotes parts of the URL
-        raise ConfigError("the store's URL at postgresql:// cannot be read") from None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:  # a timeout is an OSError
-        raise StoreError(f"migrate at {shown(url)}: {error or type(error).__name__}") from error
+    except FAULTS as error:
+        raise database.fault("migrate", error) from error
 
 
 async def _migrate(connection: asyncpg.Connection) -> list[str]:

@@ -6,12 +6,11 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import asyncpg
 
 from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
-from smartpipe.effects.stores import shown
+from smartpipe.effects.stores.database import FAULTS, DatabaseUrl, PooledConnection
 from smartpipe.effects.stores.keys import stored_key
 from smartpipe.effects.stores.migrate import missing_migrations
 from smartpipe.effects.stores.statements import CLAIM, COMPLETE, FORGET, LOOK, PURGE, RELEASE, RENEW
@@ -32,7 +31,6 @@ CLAIM_CONNECTIONS = 4
 MAX_KEY_BYTES = 2_600
 """An index row has at most 2,704 bytes: https://www.postgresql.org/docs/current/btree.html"""
 
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)  # OSError: timeouts too
 # A connection that ended, perhaps long before, with the server that it led to.
 _ENDED = (
     asyncpg.PostgresConnectionError,
@@ -52,14 +50,17 @@ class PostgresStore:
         connections: How many handlers may hold a connection of ``acquire`` at once. Claims have four of their own, so
             that handlers who hold theirs cannot keep leases from being renewed.
 
+    It looks when it is opened whether a connection pooler is before the server, and then does without prepared
+    statements, which costs a second round trip for each call. The URL's option ``statement_cache_size`` decides that
+    instead: 0 without them, above that with them.
+
     Raises:
-        ValueError: A URL whose port is no number.
+        ConfigError: A URL that cannot be read.
     """
 
     def __init__(self, url: str, *, prefix: str = "", connections: int = 10) -> None:
-        _ = urlsplit(url).port
-        self._url = url
-        self._server = shown(url)
+        self._database = DatabaseUrl.read(url, "SMARTPIPE_IDEMPOTENCY_URL")
+        self._server = self._database.server
         self._prefix = prefix
         self._connections = connections
         self._claims: asyncpg.Pool | None = None
@@ -71,22 +72,21 @@ class PostgresStore:
         """Connect, and check that the table is there.
 
         Raises:
-            ConfigError: It is not, or an older version's.
+            ConfigError: It is not, or an older version's; or the URL leads to a pooler in statement mode.
             StoreError: The server cannot be asked.
         """
         self._purged_at = asyncio.get_running_loop().time()
+        database = self._database
         try:
+            async with database.connected(timeout=CALL_SECONDS, command_timeout=CALL_SECONDS) as connection:
+                pooled = await database.is_pooled(connection)
+                missing = await missing_migrations(connection, "claims")
+            if missing:
+                raise ConfigError(f"{self._server} lacks {', '.join(missing)}: run smartpipe store migrate")
             if self._claims is None:
-                # Claims leave nothing behind in their session; a reset would cost each call a second round trip.
-                self._claims = await self._pool(CLAIM_CONNECTIONS, command_timeout=CALL_SECONDS, reset=_keep)
-                self._handlers = await self._pool(self._connections)
-            missing = await missing_migrations(self._claims, "claims")
-        except ValueError:  # asyncpg reads the URL when it connects, and quotes it
-            raise ConfigError("the store's URL at postgresql:// cannot be read") from None
-        except _FAULTS as error:
+                await self._make_pools(pooled=pooled)
+        except FAULTS as error:
             raise self._fault("open", error) from error
-        if missing:
-            raise ConfigError(f"{self._server} lacks {', '.join(missing)}: run smartpipe store migrate")
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         """Claim what is unknown, released, or whose lease has run out. A lease counts from the call's arrival."""
@@ -140,7 +140,7 @@ class PostgresStore:
         columns = _columns([(self._key(claim.key), claim)])
         try:
             rows = await connection.fetch(COMPLETE, *columns, timeout=CALL_SECONDS)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise self._fault("complete_in", error) from error
         return bool(rows)
 
@@ -154,13 +154,13 @@ class PostgresStore:
         pool = self._opened(self._handlers)
         try:
             connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
-        except _FAULTS as error:
+        except FAULTS as error:
             raise self._fault("acquire", error) from error
         try:
             yield connection
         finally:
             # What was committed is committed: a connection that breaks now is no failure of the caller's.
-            with suppress(*_FAULTS):
+            with suppress(*FAULTS):
                 await pool.release(connection, timeout=CALL_SECONDS)
 
     async def purge(self, limit: int = PURGE_ROWS) -> int:
@@ -179,11 +179,24 @@ class PostgresStore:
                 try:
                     async with asyncio.timeout(CALL_SECONDS):
                         await pool.close()
-                except _FAULTS:
+                except FAULTS:
                     pool.terminate()
 
+    async def _make_pools(self, *, pooled: bool) -> None:
+        size = self._database.cache_size
+        if pooled and size is None:
+            log.info("%s is a connection pooler: claims do without prepared statements", self._server)
+            size = 0
+        options: dict[str, Any] = {} if size is None else {"statement_cache_size": size}
+        if pooled:
+            options |= {"connection_class": PooledConnection, "init": _learn_types}
+        # Claims leave nothing behind in their session; a reset would cost each call a second round trip. Behind a
+        # pooler a reset would reach any server connection, and not the one that was used.
+        self._claims = await self._pool(CLAIM_CONNECTIONS, command_timeout=CALL_SECONDS, reset=_keep, **options)
+        self._handlers = await self._pool(self._connections, **({"reset": _keep} if pooled else {}), **options)
+
     async def _pool(self, size: int, **options: Any) -> asyncpg.Pool:
-        return await asyncpg.create_pool(self._url, min_size=0, max_size=size, timeout=CALL_SECONDS, **options)
+        return await asyncpg.create_pool(self._database.dsn, min_size=0, max_size=size, timeout=CALL_SECONDS, **options)
 
     async def _change(self, verb: str, statement: str, claims: Sequence[Claim]) -> list[bool]:
         if not claims:
@@ -198,7 +211,7 @@ class PostgresStore:
             try:
                 async with pool.acquire(timeout=CALL_SECONDS) as connection:
                     return await connection.fetch(statement, *arguments, timeout=CALL_SECONDS)
-            except _FAULTS as error:
+            except FAULTS as error:
                 # Once more, over a new connection: a token makes every verb one that may be repeated.
                 if not (tries_left and isinstance(error, _ENDED)):
                     raise self._fault(verb, error) from error
@@ -223,8 +236,7 @@ class PostgresStore:
         return pool
 
     def _fault(self, verb: str, error: BaseException) -> StoreError:
-        said = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-        return StoreError(f"{verb} at {self._server}: {said}")
+        return self._database.fault(verb, error)
 
     def _key(self, key: str) -> str:
         return stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)
@@ -232,6 +244,12 @@ class PostgresStore:
 
 async def _keep(connection: Any) -> None:
     """Reset nothing."""
+
+
+async def _learn_types(connection: Any) -> None:
+    """Let asyncpg ask for the types of our parameters on one server connection: meanwhile it switches ``jit`` off."""
+    async with connection.transaction():
+        await connection.fetch("SELECT $1::text[], $2::float8[]", [], [])
 
 
 def _columns(claims: Iterable[tuple[str, Claim]]) -> tuple[list[str], list[str], list[float], list[float]]:

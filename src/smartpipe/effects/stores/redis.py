@@ -15,9 +15,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
-from smartpipe.effects.stores import shown
 from smartpipe.effects.stores.keys import stored_key
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.urls import redacted, scheme_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -37,6 +37,7 @@ VERSION_KEY = f"{NAMESPACE}version"
 VERSION = b"2"
 """Of the keys. Claims of version 1 name no service and no queue, so this version cannot use them."""
 OLD_CLAIMS = f"{NAMESPACE}*|*"
+_SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
 # A script runs alone on the server, and its TIME stands still: https://redis.io/docs/latest/develop/programmability/eval-intro/
 # A hash a key: state, token, attempt, and until when its lease lasts, in milliseconds. PEXPIRE is its memory.
@@ -99,8 +100,9 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
+        scheme = scheme_of(url)
         pool = BlockingConnectionPool.from_url(
-            url,
+            f"{_SCHEMES.get(scheme, scheme)}{url[len(scheme) :]}",
             max_connections=MAX_CONNECTIONS,
             timeout=CALL_SECONDS,
             socket_timeout=CALL_SECONDS,
@@ -109,6 +111,11 @@ class RedisStore:
             # makes every verb one that may be repeated.
             retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
         )
+        try:
+            # It connects to nothing, and refuses options that redis-py does not know.
+            pool.make_connection()  # type: ignore[no-untyped-call]
+        except TypeError as error:
+            raise ValueError(str(error)) from None
         self._redis = Redis.from_pool(pool)
         self._server = shown(url)
         self._prefix = prefix
@@ -229,4 +236,4 @@ class RedisStore:
         except TimeoutError:
             raise StoreError(f"{verb} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
         except (RedisError, OSError) as error:
-            raise StoreError(f"{verb} at {self._server}: {error or type(error).__name__}") from error
+            raise StoreError(f"{verb} at {self._server}: {redacted(str(error)) or type(error).__name__}") from error

@@ -1,0 +1,51 @@
+"""URLs that may hold a password: shown without it, and checked before a library reads them. Pure."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]{1,5})?")
+# From the scheme to the last "@" of the word: a password may hold an unencoded "/", "?", "#" or "@".
+_USER_IN_TEXT = re.compile(r"(?<=://)[^\s\"'<>]*@")
+
+
+def shown(url: str) -> str:
+    """Return *url* without what may be secret: the user, the password, the query and the fragment.
+
+    Where it is not certain which part is the password, only the scheme is left, as in ``postgresql://...``.
+    """
+    scheme = scheme_of(url)
+    if not scheme:
+        return "..."
+    if not is_readable(url):
+        return f"{scheme}://..."
+    parts = urlsplit(url)
+    return f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of *url* in lower case; empty where there is none, as then anything may be secret."""
+    scheme, separator, _ = url.partition("://")
+    return scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
+
+
+def is_readable(url: str) -> bool:
+    """Return whether every reader of URLs finds the same user, password, hosts and ports in *url*.
+
+    It is not when the password holds an unencoded character that ends the part of the URL that it is in (RFC 3986,
+    section 3.2): libraries then take the rest of it for a port, a path or a host, and print that.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text quotes parts of the URL
+        return False
+    if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query + parts.fragment:
+        return False
+    return all(_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(","))
+
+
+def redacted(text: str) -> str:
+    """Return *text* with the user and the password taken out of every URL in it."""
+    return _USER_IN_TEXT.sub("", text)
