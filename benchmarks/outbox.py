@@ -55,7 +55,7 @@ async def measure(url: str, count: int) -> None:
     await asyncio.sleep(0.5)
     await connection.execute("TRUNCATE smartpipe_outbox")
     for number in range(SINGLE):
-        await OUTBOX.publish(Ordered(number=number), connection=connection)
+        await OUTBOX.publish(Ordered(number=number), connection=connection, autocommit=True)
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.5)
     rows = await connection.fetch(

@@ -26,7 +26,7 @@ MAX_SQS_ID_LENGTH = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._-]*")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]")
 # SQS SendMessage: MessageGroupId and MessageDeduplicationId take alphanumerics and ASCII punctuation.
-_SQS_ID = re.compile(r"(?!smartpipe/)[!-~]{1,128}")
+SQS_ID = re.compile(r"[!-~]{1,128}")
 _EXACT = Context(prec=MAX_PREC)
 
 
@@ -62,7 +62,8 @@ def sqs_id(value: str) -> str:
     A value that SQS takes stays as it is, because producers in other languages send it so too. Any other one becomes
     a key of ours; so does a value that begins as those do, with ``smartpipe/``.
     """
-    return value if _SQS_ID.fullmatch(value) else own_sqs_id("value", value)
+    plain = SQS_ID.fullmatch(value) and not value.startswith("smartpipe/")
+    return value if plain else own_sqs_id("value", value)
 
 
 def own_sqs_id(kind: str, value: str) -> str:

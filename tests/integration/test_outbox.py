@@ -76,8 +76,8 @@ async def test_an_event_arrives_as_a_publisher_would_have_sent_it(
 ) -> None:
     transport = FakeTransport()
     paid = Paid(account="Jürgen's", number=7)
-    first = await OUTBOX.publish(paid, connection=database, attributes={"tenant": "acme"})
-    second = await OUTBOX.publish(ADA, connection=database, queue="mailer", delay_seconds=5)
+    first = await OUTBOX.publish(paid, connection=database, attributes={"tenant": "acme"}, autocommit=True)
+    second = await OUTBOX.publish(ADA, connection=database, queue="mailer", delay_seconds=5, autocommit=True)
 
     await Relay(postgres_url, transport).drain()
 
@@ -126,7 +126,7 @@ def test_blocking_sqlalchemy_does_too(postgres_url: str) -> None:
 @pytest.mark.parametrize("connection", [None, object(), "postgresql://"])
 async def test_what_is_no_connection_is_refused(connection: object) -> None:
     with pytest.raises(ConfigError, match="give it the asyncpg Connection"):
-        await OUTBOX.publish(ADA, connection=connection)
+        await OUTBOX.publish(ADA, connection=connection)  # type: ignore[arg-type]
 
 
 async def test_what_can_never_be_published_is_refused_before_it_is_written(database: asyncpg.Connection) -> None:
@@ -298,7 +298,8 @@ async def test_a_backlog_of_large_events_is_read_by_and_by(
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://outbox")
     monkeypatch.setattr("smartpipe.outbox.relay.MAX_BYTES", 2_000_000)  # their keys are in the envelope, too
     outbox, transport = Outbox("shop"), FakeTransport()
-    sent = [await outbox.publish(OrderPlaced(order_id="x" * 600_000), connection=database) for _ in range(5)]
+    large = OrderPlaced(order_id="x" * 600_000)
+    sent = [await outbox.publish(large, connection=database, autocommit=True) for _ in range(5)]
     relay = Relay(postgres_url, transport, RelayOptions(lanes=64))
 
     taken = [(await relay.once(database))[0] for _ in range(4)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
-from smartpipe.errors import ConfigError, SmartpipeError, StoreError
+from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.running.health import Answer, HealthServer
 from smartpipe.running.metrics import Family, Sample, families_of_transport, render
 from smartpipe.running.signals import on_stop
@@ -83,19 +83,20 @@ class RelayReport:
         return Answer(not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published})
 
     async def metrics(self) -> str:
-        """Ask the database what waits, and how long; without it, tell what is known."""
+        """Return the counts, and the backlog as the database last reported it: 5 s ago, or longer while it is away."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
         counts = counts_of(self._transport)
         if counts is not None:
             families += families_of_transport(counts, {})
-        try:
-            backlog = await self._relay.backlog()
-        except StoreError:
+        seen = await self._relay.backlog_reader.last()
+        if seen is None:
             return render(families)
+        backlog, age_seconds = seen
         for name, text, value in (
             ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
             ("smartpipe_outbox_parked", "Events that were refused for good.", backlog.parked),
             ("smartpipe_outbox_lag_seconds", "Age of the oldest event that waits.", backlog.lag_seconds),
+            ("smartpipe_outbox_backlog_age_seconds", "Time since the database was asked for these.", age_seconds),
         ):
             families.append(_family(name, "gauge", text, value))
         return render(families)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.envelope import source_problems
 from smartpipe.errors import ConfigError
-from smartpipe.outbox.rows import COLUMNS, insert, row_of
+from smartpipe.outbox.connections import write, write_blocking
+from smartpipe.outbox.rows import document_of, row_of
 from smartpipe.outgoing import Publication, prepare, queue_named
 from smartpipe.payloads.packing import Packing
 
@@ -14,10 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.events import Event
+    from smartpipe.outbox.connections import AsyncConnection, BlockingConnection
     from smartpipe.topology.model import Queue
-
-_ASYNCPG = insert([f"${number}" for number in range(1, len(COLUMNS) + 1)])
-_NAMED = insert([f"CAST(:{name} AS jsonb)" if name == "attributes" else f":{name}" for name in COLUMNS])
 
 
 class Outbox:
@@ -43,48 +42,47 @@ class Outbox:
         self,
         event: Event,
         *,
-        connection: Any,
+        connection: AsyncConnection,
         queue: Queue | str | None = None,
         delay_seconds: float | None = None,
         attributes: Mapping[str, str] | None = None,
+        autocommit: bool = False,
     ) -> str:
         """Write *event* into the transaction that *connection* is in, and return its envelope id.
 
         It is published some milliseconds after the commit, at least once, always with this id; after a
-        rollback never. In a handler the id is the same at its next attempt. Events of one key for a FIFO topic keep the order in which they were written, as far
-        as their transactions committed in it.
+        rollback never. In a handler the id is the same at its next attempt. Events of one key for a FIFO
+        topic keep the order in which they were written, as far as their transactions committed in it.
 
         Args:
-            connection: asyncpg's Connection, or SQLAlchemy's AsyncConnection or AsyncSession. Outside of a
-                transaction it is committed by itself, as the connection does.
+            connection: asyncpg's Connection, SQLAlchemy's AsyncConnection or AsyncSession, or psycopg's
+                AsyncConnection. Its codecs, row factories and session settings do not matter, but its
+                ``search_path`` must lead to the table.
+            autocommit: Allow a connection that commits each statement by itself, so that the event is published
+                whatever becomes of the rest: asyncpg's outside of a transaction, or one in autocommit mode.
 
         Raises:
             EventTooLarge, PublishError: It can never be published so; the transaction is left as it was.
-            ConfigError: Its class declares no type, or *connection* is something else.
+            ConfigError: Its class declares no type; or *connection* is something else, is closed, or commits by
+                itself without *autocommit*. Nothing was written.
         """
         row = self._row(event, queue, delay_seconds, attributes)
-        if _is_sqlalchemy(connection):
-            await connection.execute(_text(), row)
-        elif hasattr(connection, "is_in_transaction"):
-            await connection.execute(_ASYNCPG, *(row[name] for name in COLUMNS))
-        else:
-            raise ConfigError(_WRONG.format(found=type(connection).__name__))
+        await write(connection, document_of(row), autocommit=autocommit)
         return str(row["event_id"])
 
     def publish_blocking(
         self,
         event: Event,
         *,
-        connection: Any,
+        connection: BlockingConnection,
         queue: Queue | str | None = None,
         delay_seconds: float | None = None,
         attributes: Mapping[str, str] | None = None,
+        autocommit: bool = False,
     ) -> str:
-        """Do the same in blocking code, with SQLAlchemy's Connection or Session; see ``publish``."""
-        if not _is_sqlalchemy(connection):
-            raise ConfigError(_WRONG.format(found=type(connection).__name__))
+        """Do the same in blocking code, with SQLAlchemy's Connection or Session, or psycopg's; see ``publish``."""
         row = self._row(event, queue, delay_seconds, attributes)
-        connection.execute(_text(), row)
+        write_blocking(connection, document_of(row), autocommit=autocommit)
         return str(row["event_id"])
 
     def _row(
@@ -92,19 +90,3 @@ class Outbox:
     ) -> dict[str, Any]:
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
         return row_of(prepare(publication, source=self.source, packing=self._packing))
-
-
-_WRONG = (
-    "outbox.publish(connection={found}): give it the asyncpg Connection, or the SQLAlchemy connection or session, "
-    "that the transaction is open on"
-)
-
-
-def _is_sqlalchemy(connection: Any) -> bool:
-    return any(cls.__module__.startswith("sqlalchemy.") for cls in type(connection).__mro__)
-
-
-def _text() -> Any:
-    from sqlalchemy import text  # the caller has it, or it could not have come here
-
-    return text(_NAMED)

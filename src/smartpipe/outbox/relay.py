@@ -7,15 +7,14 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
-
-from smartpipe.effects.stores import shown
+from smartpipe.effects.stores.database import FAULTS, DatabaseUrl
 from smartpipe.effects.stores.migrate import missing_migrations
-from smartpipe.errors import ConfigError, StoreError
-from smartpipe.outbox.rows import waiting_of
-from smartpipe.outbox.statements import CLEAN_UP, FAILED, LAG, PUBLISHED, TAKE_LANES, WAITING_ROWS
+from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
+from smartpipe.outbox.backlog import BacklogReader, read_backlog
+from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
+from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS
 from smartpipe.payloads.payloads import Payloads
 from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.bulk import MAX_IN_FLIGHT, STOPPED, Requests
@@ -24,14 +23,21 @@ from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
 
     from smartpipe.errors import PublishFailure
     from smartpipe.message import Failure
+    from smartpipe.outbox.backlog import Backlog
     from smartpipe.outbox.rows import Waiting
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.relay")
+
+_Mark = tuple[int, int, str, float, bool]
+"""Of a row that was not published: its id, attempts, error, seconds until the next try, and whether it is parked."""
 
 CHANNEL = "smartpipe_outbox"
 CONNECT_SECONDS = 10.0
@@ -42,15 +48,16 @@ MAX_BYTES = 33_554_432
 CLEAN_UP_EVERY_SECONDS = 60.0
 CLEAN_UP_ROWS = 10_000
 MAX_WAIT_SECONDS = 300
+MAX_ATTEMPTS = 2_147_483_647
+"""What the column takes."""
 SURROUNDINGS = frozenset(
     {
-        "AccessDenied", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials", "NoRegion", "NotFound",
-        "PayloadNotPut", "QueueDoesNotExist", "RequestTimeTooSkewed", "SSLError", "SignatureDoesNotMatch",
-        "TransportClosed", "UnrecognizedClientException",
+        "AccessDenied", "ConfigError", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials",
+        "NoRegion", "NotFound", "PayloadNotPut", "QueueDoesNotExist", "RequestTimeTooSkewed", "SSLError",
+        "SignatureDoesNotMatch", "TransportClosed", "UnrecognizedClientException",
     }
 )  # fmt: skip
 """What is refused for want of rights, credentials, a topic, a right clock or certificate: no row is to blame."""
-_FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,31 +96,31 @@ class RelayOptions:
             raise ConfigError(problems)
 
 
-class Backlog(NamedTuple):
-    """What waits in the outbox, what was parked, and how old the oldest that waits is."""
-
-    waiting: int
-    parked: int
-    lag_seconds: float
-
-
 class Relay:
     """One relay; many may share an outbox.
 
     A relay locks lanes, publishes what is in them, and marks it in the same transaction: killed anywhere, what it
     had not marked is published again with the same event id.
 
+    A row that cannot be read is parked at once, with the reason in ``error``, and the rows behind it go on.
+
+    Through a connection pooler ``LISTEN`` does not work, so the relay then looks every ``poll_seconds`` only.
+
     Args:
         transport: Closed by whoever made it.
+
+    Raises:
+        ConfigError: *url* is not PostgreSQL's, or cannot be read.
     """
 
     def __init__(self, url: str, transport: Transport, options: RelayOptions | None = None) -> None:
-        self._url = url
+        self._database = DatabaseUrl.read(url, "SMARTPIPE_OUTBOX_URL")
         self._transport = transport
         self.options = options or RelayOptions()
         self._payloads = Payloads()
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
+        self.backlog_reader = BacklogReader(self._database)
         self.published = 0
         self.failing = True
 
@@ -126,64 +133,94 @@ class Relay:
         """Publish until stopped; while the database or AWS cannot be reached, try on.
 
         Raises:
-            ConfigError: The tables are not there: with the command that makes them.
+            ConfigError: The tables are not there: with the command that makes them. Or the URL leads to a connection
+                pooler in statement mode.
         """
         failures = 0
         while not self._stopping.is_set():
             try:
                 await self._relay()
-            except _FAULTS as error:
+            except FAULTS as error:
                 failures = failures + 1 if self.failing else 1
-                fault = StoreError(f"outbox at {shown(self._url)}: {error or type(error).__name__}")
-                log.error("the outbox cannot be read for now, trying on: %s", fault)  # noqa: TRY400
+                fault = self._database.fault("outbox", error)
+                log.error("Cannot read the outbox, retrying: %s", fault)  # noqa: TRY400
                 self.failing = True
                 await self._sleep(backoff_seconds(OUTAGE_WAITS, failures, fault))
 
     async def aclose(self) -> None:
-        """Release connections to S3. A second call does nothing."""
+        """Release connections to the database and to S3. A second call does nothing."""
+        await self.backlog_reader.aclose()
         await self._payloads.aclose()
 
     async def _relay(self) -> None:
         """Publish, on connections of one life, until stopped."""
-        async with _connected(self._url) as connection, _connected(self._url) as ear:
-            await self._checked(connection)
-            await ear.add_listener(CHANNEL, lambda *_: self._woken.set())
-            ear.add_termination_listener(lambda _: self._woken.set())
-            log.info("relaying the outbox at %s", shown(self._url))
-            self.failing = False
-            cleaned_at = 0.0
-            while not self._stopping.is_set():
-                self._woken.clear()
-                if ear.is_closed():
-                    raise ConnectionError("the connection that listens was closed")
-                taken, wait_seconds = await self.once(connection)
-                now = asyncio.get_running_loop().time()
-                if now - cleaned_at >= CLEAN_UP_EVERY_SECONDS:
-                    cleaned_at = now
-                    await connection.execute(CLEAN_UP, self.options.retention_seconds, CLEAN_UP_ROWS)
-                if not taken or wait_seconds:
-                    await self._sleep(wait_seconds or self.options.poll_seconds)
+        async with self._connected() as connection:
+            pooled = await self._database.is_pooled(connection)
+            await self._check_tables(connection)
+            if pooled:
+                await self._publish_until_stopped(connection, None)
+                return
+            async with self._connected() as listening:
+                await listening.add_listener(CHANNEL, lambda *_: self._woken.set())
+                listening.add_termination_listener(lambda _: self._woken.set())
+                await self._publish_until_stopped(connection, listening)
+
+    async def _publish_until_stopped(
+        self, connection: asyncpg.Connection, listening: asyncpg.Connection | None
+    ) -> None:
+        log.info("relaying the outbox at %s", self._database.server)
+        if listening is None:
+            log.warning(
+                "%s is a connection pooler, through which LISTEN does not work: the relay looks for new events every "
+                "%g s; connect it past the pooler to have them published at once",
+                self._database.server,
+                self.options.poll_seconds,
+            )
+        self.failing = False
+        cleaned_at = float("-inf")
+        while not self._stopping.is_set():
+            self._woken.clear()
+            if listening is not None and listening.is_closed():
+                raise ConnectionError("the connection that listens was closed")
+            now = asyncio.get_running_loop().time()
+            if now - cleaned_at >= CLEAN_UP_EVERY_SECONDS:
+                cleaned_at = now
+                await self._park_lost(connection)
+                await connection.execute(CLEAN_UP, self.options.retention_seconds, CLEAN_UP_ROWS)
+            taken, wait_seconds = await self.once(connection)
+            if not taken or wait_seconds:
+                await self._sleep(wait_seconds or self.options.poll_seconds)
 
     async def drain(self) -> Backlog:
         """Publish all that waits and can be published now; return what is left.
 
         Raises:
-            ConfigError: The tables are not there.
+            ConfigError: The tables are not there, or the URL leads to a connection pooler in statement mode.
             StoreError: The database cannot be reached.
         """
         try:
-            async with _connected(self._url) as connection:
-                await self._checked(connection)
+            async with self._connected() as connection:
+                await self._database.is_pooled(connection)  # in statement mode it raises
+                await self._check_tables(connection)
+                await self._park_lost(connection)
                 while (await self.once(connection))[0]:
                     continue
-        except _FAULTS as error:
-            raise StoreError(f"outbox at {shown(self._url)}: {error or type(error).__name__}") from error
-        return await self.backlog()
+                return await read_backlog(connection)
+        except FAULTS as error:
+            raise self._database.fault("outbox", error) from error
 
-    async def _checked(self, connection: asyncpg.Connection) -> None:
+    def _connected(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        return self._database.connected(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
+
+    async def _check_tables(self, connection: asyncpg.Connection) -> None:
         missing = await missing_migrations(connection, "outbox")
         if missing:
-            raise ConfigError(f"{shown(self._url)} lacks {', '.join(missing)}: run smartpipe store migrate")
+            raise ConfigError(f"{self._database.server} lacks {', '.join(missing)}: run smartpipe store migrate")
+
+    async def _park_lost(self, connection: asyncpg.Connection) -> None:
+        """Park the rows in lanes that no relay takes."""
+        for row in await connection.fetch(PARK_LOST):
+            log.error("event %s cannot be read, and is parked: its lane does not exist", row["event_id"])
 
     async def once(self, connection: asyncpg.Connection) -> tuple[int, float]:
         """Publish what waits now, as far as one transaction goes.
@@ -195,17 +232,15 @@ class Relay:
             lanes = [row["lane"] for row in await connection.fetch(TAKE_LANES, self.options.lanes)]
             if not lanes:
                 return 0, 0.0
-            rows = [
-                waiting_of(dict(row))
-                for row in await connection.fetch(WAITING_ROWS, lanes, self.options.rows, MAX_BYTES)
-            ]
-            failures = {failure.event_id: failure for failure in await self._publish(rows)}
-            done = [row.id for row in rows if row.event_id not in failures]
+            taken = await connection.fetch(WAITING_ROWS, lanes, self.options.rows, MAX_BYTES)
+            rows, marks = _read(taken)
+            failures = {failure.event.id: failure for failure in await self._publish(rows)}  # type: ignore[attr-defined]
+            done = [row.id for row in rows if row.id not in failures]
             await connection.execute(PUBLISHED, done)
-            await self._mark(connection, rows, failures)
+            await self._mark(connection, marks + self._marks(rows, failures))
         self.published += len(done)
         outage = bool(rows) and not done and not any(map(_is_poison, failures.values()))
-        return len(rows), self.options.poll_seconds if outage else 0.0
+        return len(taken), self.options.poll_seconds if outage else 0.0
 
     async def _publish(self, rows: Sequence[Waiting]) -> list[PublishFailure]:
         """Publish in requests of ten, many at once, each group in order; return what was not taken."""
@@ -226,46 +261,59 @@ class Relay:
         return failures
 
     async def _deliver(self, chunk: list[Waiting]) -> list[tuple[Waiting, PublishFailure]]:
+        failed = await self._send(chunk)
+        # For one entry that they cannot read at all, SNS and SQS refuse the whole request: each row answers for itself.
+        if len(chunk) > 1 and len(failed) == len(chunk) and all(_is_poison(failure) for _, failure in failed):
+            failed = [pair for row in chunk for pair in await self._send([row])]
+        return failed
+
+    async def _send(self, chunk: list[Waiting]) -> list[tuple[Waiting, PublishFailure]]:
         verb = self._transport.publish if chunk[0].for_topic else self._transport.send
         send = partial(verb, chunk[0].name)
 
         async def call(rows: list[Waiting]) -> list[Failure]:
-            return await self._payloads.send([row.message for row in rows], send)
+            try:
+                return await self._payloads.send([row.message for row in rows], send)
+            except TransportError:
+                raise
+            except (ArithmeticError, AttributeError, LookupError, SmartpipeError, TypeError, ValueError) as error:
+                # Nothing that is in a row may end the relay, whatever a transport makes of it.
+                raise TransportError(type(error).__name__, str(error), retryable=False) from error
 
         failed = await deliver(call, chunk, deadline_seconds=DELIVER_SECONDS)
         return [(row, row.failed(failure)) for row, failure in failed]
 
-    async def _mark(
-        self, connection: asyncpg.Connection, rows: Sequence[Waiting], failures: dict[str, PublishFailure]
-    ) -> None:
-        marks = []
+    def _marks(self, rows: Sequence[Waiting], failures: Mapping[int, PublishFailure]) -> list[_Mark]:
+        marks: list[_Mark] = []
         for row in rows:
-            failure = failures.get(row.event_id)
+            failure = failures.get(row.id)
             if failure is None or failure.code == STOPPED.code:
                 continue  # whoever waits for one of its group has not been tried itself
-            attempts = row.attempts + _is_poison(failure)
+            attempts = min(row.attempts + _is_poison(failure), MAX_ATTEMPTS)
             parked = attempts >= self.options.attempts
-            seconds = float(min(2 ** min(attempts, 10), MAX_WAIT_SECONDS))
-            marks.append((row.id, attempts, f"{failure.code}: {failure.detail}", seconds, parked))
+            seconds = float(min(2 ** max(0, min(attempts, 10)), MAX_WAIT_SECONDS))
+            error = storable(f"{failure.code}: {failure.detail}")
+            marks.append((row.id, attempts, error, seconds, parked))
             if parked:
-                log.error("event %s is parked after %d attempts: %s", row.event_id, attempts, failure.detail)
+                log.error("event %s was refused %d times, and is parked: %s", row.event_id, attempts, error)
             elif _is_poison(failure):
-                log.warning("event %s is refused, tried again in %d s: %s", row.event_id, seconds, failure.detail)
+                log.warning("event %s was refused, will retry in %d s: %s", row.event_id, seconds, error)
+        return marks
+
+    async def _mark(self, connection: asyncpg.Connection, marks: Sequence[_Mark]) -> None:
         if marks:
             await connection.execute(FAILED, *map(list, zip(*marks, strict=True)))
 
     async def backlog(self) -> Backlog:
-        """Ask the database what waits; a connection of its own, so not to be asked often.
+        """Return what waits, as the database said at most 5 s ago or, while it cannot be asked, when it last could.
 
         Raises:
-            StoreError: It cannot be asked.
+            StoreError: It never could, or has not answered yet.
         """
-        try:
-            async with _connected(self._url) as connection:
-                row = await connection.fetchrow(LAG)
-        except _FAULTS as error:
-            raise StoreError(f"outbox at {shown(self._url)}: {error or type(error).__name__}") from error
-        return Backlog(*row) if row else Backlog(0, 0, 0.0)
+        seen = await self.backlog_reader.last()
+        if seen is None:
+            raise StoreError(f"backlog at {self._database.server}: no answer")
+        return seen.backlog
 
     async def _sleep(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -278,19 +326,14 @@ def _is_poison(failure: PublishFailure) -> bool:
     return not failure.retryable and failure.code not in SURROUNDINGS
 
 
-class _connected:  # noqa: N801 - a function's name, for it is used as one
-    """A connection of asyncpg that is closed at the end, politely if that is quick."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    async def __aenter__(self) -> asyncpg.Connection:
-        self._connection = await asyncpg.connect(self._url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
-        return self._connection
-
-    async def __aexit__(self, *_: object) -> None:
+def _read(found: Sequence[asyncpg.Record]) -> tuple[list[Waiting], list[_Mark]]:
+    """Return the rows that can be read, and how to park the others: read again they would say the same."""
+    rows: list[Waiting] = []
+    marks: list[_Mark] = []
+    for row in found:
         try:
-            with suppress(*_FAULTS):
-                await self._connection.close(timeout=2)
-        finally:
-            self._connection.terminate()  # what could not be closed politely; else this does nothing
+            rows.append(waiting_of(dict(row)))
+        except UnreadableRow as error:
+            log.error("event %s cannot be read, and is parked: %s", row["event_id"], error)  # noqa: TRY400
+            marks.append((row["id"], row["attempts"], storable(f"UnreadableRow: {error}"), 0.0, True))
+    return rows, marks

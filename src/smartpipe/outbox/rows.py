@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import json
+import re
+from base64 import b64encode
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
-from smartpipe.errors import PublishFailure
-from smartpipe.message import Attribute, OutgoingMessage
+from smartpipe.errors import ConfigError, DecodeError, PublishFailure
+from smartpipe.keys import SQS_ID
+from smartpipe.message import Attribute, OutgoingMessage, size_bytes
+from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.payloads.pointer import payload_at
-from smartpipe.topology.model import Topic
+from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
+from smartpipe.topology.naming import is_arn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from smartpipe.message import Failure
     from smartpipe.outgoing import Outgoing
 
 LANES = 64
-COLUMNS = (
-    "event_id", "lane", "ordered_group", "destination", "body", "size_bytes", "attributes", "group_id",
-    "deduplication_id", "delay_seconds", "payload",
-)  # fmt: skip
+MAX_BODY_BYTES = 1_048_576
+"""The largest message that a topic or a queue can be set to take; a longer body is not even read."""
+MAX_ERROR_LENGTH = 2_000
+_COLUMNS = {
+    "event_id": "text",
+    "lane": "integer",
+    "ordered_group": "text",
+    "destination": "text",
+    "body": "text",
+    "size_bytes": "integer",
+    "attributes": "jsonb",
+    "group_id": "text",
+    "deduplication_id": "text",
+    "delay_seconds": "integer",
+    "payload": "text",
+}
+# SQS SendMessage, MessageAttributeValue: String, Number or Binary, and an optional label, 256 characters in all.
+_DATA_TYPE = re.compile(r"(String|Number)(\.[!-~]{1,249})?")
 
 
 def row_of(outgoing: Outgoing) -> dict[str, Any]:
@@ -40,12 +60,34 @@ def row_of(outgoing: Outgoing) -> dict[str, Any]:
         "destination": name,
         "body": message.body,
         "size_bytes": message.size_bytes,
-        "attributes": json.dumps({name: list(value) for name, value in message.attributes.items()}),
+        "attributes": {name: list(value) for name, value in message.attributes.items()},
         "group_id": message.group_id,
         "deduplication_id": message.deduplication_id,
         "delay_seconds": message.delay_seconds,
         "payload": message.payload.text if message.payload else None,
     }
+
+
+def document_of(row: Mapping[str, Any]) -> str:
+    """Return *row* as the one value that ``insert`` takes: JSON in Base64, so ASCII letters and nothing to quote."""
+    return b64encode(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()).decode()
+
+
+def insert(document: str) -> str:
+    """Return the statement that adds the row of one document.
+
+    The database takes the document apart, so nothing in it passes through the caller's codecs, adapters,
+    ``client_encoding`` or ``standard_conforming_strings``: an 11-column INSERT would depend on all of them.
+
+    Args:
+        document: An SQL expression: a placeholder, or the document as a literal.
+    """
+    columns = ", ".join(_COLUMNS)
+    types = ", ".join(f"{name} {type_}" for name, type_ in _COLUMNS.items())
+    return (
+        f"INSERT INTO smartpipe_outbox ({columns}) SELECT {columns} "  # noqa: S608 - constants, and Base64 or a placeholder
+        f"FROM json_to_record(CAST(convert_from(decode({document}, 'base64'), 'UTF8') AS json)) AS event ({types})"
+    )
 
 
 class Waiting(NamedTuple):
@@ -73,21 +115,100 @@ class Waiting(NamedTuple):
         return PublishFailure(self, self.event_id, failure.code, failure.detail, failure.retryable)  # type: ignore[arg-type]
 
 
+class UnreadableRow(Exception):
+    """A row that cannot become a message, however often it is read; its text says which column is wrong, and how."""
+
+
 def waiting_of(row: Mapping[str, Any]) -> Waiting:
-    """Read a row."""
-    attributes = {name: Attribute(*value) for name, value in json.loads(row["attributes"]).items()}
+    """Read a row, whoever wrote it: SNS and SQS refuse a whole request of ten for some of these errors.
+
+    Raises:
+        UnreadableRow: It can never be published.
+    """
+    fifo = _is_fifo(row["destination"])
+    body = _body_of(row)
+    attributes = _attributes_of(row["attributes"])
+    for name, value in (("group_id", row["group_id"]), ("deduplication_id", row["deduplication_id"])):
+        if value is None:
+            if fifo:
+                raise UnreadableRow(f"{name} is missing, which a FIFO topic or queue needs")
+        elif not SQS_ID.fullmatch(value):
+            raise UnreadableRow(f"{name} is not 1 to 128 letters, digits and punctuation marks of ASCII")
+    delay_seconds = row["delay_seconds"]
+    if not 0 <= delay_seconds <= MAX_DELAY_SECONDS:
+        raise UnreadableRow(f"delay_seconds={delay_seconds} is outside of 0 to {MAX_DELAY_SECONDS}")
+    if delay_seconds and (fifo or row["destination"].startswith("topic:")):
+        raise UnreadableRow(f"delay_seconds={delay_seconds}: only a standard queue delays single messages")
     message = OutgoingMessage(
-        row["body"],
-        row["size_bytes"],
+        body,
+        size_bytes(body, attributes),
         attributes,
         row["group_id"],
         row["deduplication_id"],
-        row["delay_seconds"],
-        payload_at(row["body"])._replace(text=row["payload"]) if row["payload"] else None,
+        delay_seconds,
+        _payload_of(row),
     )
     return Waiting(row["id"], row["event_id"], row["ordered_group"], row["destination"], row["attempts"], message)
 
 
-def insert(placeholders: Sequence[str]) -> str:
-    """Return the statement that adds one row, in the caller's style of parameters."""
-    return f"INSERT INTO smartpipe_outbox ({', '.join(COLUMNS)}) VALUES ({', '.join(placeholders)})"  # noqa: S608 - constants
+def storable(text: str) -> str:
+    """Return *text* as the column ``error`` takes it: without NULs and lone surrogates, and not long."""
+    return text[:MAX_ERROR_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
+
+
+@lru_cache(maxsize=1024)
+def _is_fifo(destination: str) -> bool:
+    kind, _, name = destination.partition(":")
+    fifo = name.endswith(FIFO_SUFFIX)
+    try:
+        if kind == "topic":
+            _ = Topic(arn=name) if is_arn(name) else Topic(name, fifo=fifo)
+        elif kind == "queue":
+            Queue(name, fifo=fifo, existing=True, dead_letter="any")  # so a name may have all of its 80 characters
+        else:
+            raise UnreadableRow("destination is neither topic:NAME nor queue:NAME")
+    except ConfigError as error:
+        raise UnreadableRow(f"destination is neither topic:NAME nor queue:NAME: {error}") from None
+    return fifo
+
+
+def _body_of(row: Mapping[str, Any]) -> str:
+    body: str | None = row["body"]
+    if body is None:
+        raise UnreadableRow(f"body has {row['body_bytes']:,} bytes, and SNS and SQS take {MAX_BODY_BYTES:,} at most")
+    if not SQS_TEXT.fullmatch(body):
+        raise UnreadableRow("body is empty" if not body else "body has characters that SNS and SQS do not take")
+    return body
+
+
+def _attributes_of(text: str | None) -> dict[str, Attribute]:
+    """Return the attributes; what a jsonb codec of the application's has encoded twice is decoded twice."""
+    try:
+        found = json.loads(text or "")
+        if isinstance(found, str):
+            found = json.loads(found)
+    except (ValueError, RecursionError):
+        raise UnreadableRow("attributes are too long, or not JSON") from None
+    if not isinstance(found, dict):
+        raise UnreadableRow("attributes are not a JSON object")
+    if len(found) > MAX_ATTRIBUTES:
+        raise UnreadableRow(f"attributes are {len(found)}, and a message has {MAX_ATTRIBUTES} at most")
+    return {name: _attribute_of(name, pair) for name, pair in found.items()}
+
+
+def _attribute_of(name: str, pair: object) -> Attribute:
+    match pair:
+        case [str(data_type), str(value)] if (
+            ATTRIBUTE_NAME.fullmatch(name) and _DATA_TYPE.fullmatch(data_type) and SQS_TEXT.fullmatch(value)
+        ):
+            return Attribute(data_type, value)
+    raise UnreadableRow(f'attribute {name[:100]!r} is not [data type, value], as in ["String", "order.placed"]')
+
+
+def _payload_of(row: Mapping[str, Any]) -> Any:
+    if not row["payload"]:
+        return None
+    try:
+        return payload_at(row["body"])._replace(text=row["payload"])
+    except (DecodeError, RecursionError):
+        raise UnreadableRow("there is a payload, and the body does not point to S3") from None

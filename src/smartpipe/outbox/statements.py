@@ -6,6 +6,8 @@ several consumers; under READ COMMITTED each statement sees what was committed b
 
 from __future__ import annotations
 
+from smartpipe.outbox.rows import LANES, MAX_BODY_BYTES
+
 _WAITING = "published_at IS NULL AND parked_at IS NULL"
 
 # Locked until the end of the transaction; what another relay published of them is seen by the next statement.
@@ -18,14 +20,17 @@ WHERE EXISTS (
 ORDER BY random() LIMIT $1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608 - constants
 
-# Nothing overtakes one of its group that waits to be tried again.
+# Nothing overtakes one of its group that waits to be tried again. Sizes are measured: size_bytes may hold anything. A
+# body too long to be published is not fetched, because its row is parked.
 WAITING_ROWS = f"""
 SELECT * FROM (
-SELECT *, sum(size_bytes + coalesce(octet_length(payload), 0)) OVER (ORDER BY id)
-          - size_bytes - coalesce(octet_length(payload), 0) AS bytes_before
+SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before
 FROM (
-SELECT id, event_id, ordered_group, destination, body, size_bytes, attributes::text AS attributes, group_id,
-       deduplication_id, delay_seconds, payload, attempts
+SELECT id, event_id, ordered_group, destination,
+       CASE WHEN octet_length(body) <= {MAX_BODY_BYTES} THEN body END AS body, octet_length(body) AS body_bytes,
+       CASE WHEN octet_length(attributes::text) <= {MAX_BODY_BYTES} THEN attributes::text END AS attributes,
+       group_id, deduplication_id, delay_seconds, payload, attempts,
+       least(octet_length(body), {MAX_BODY_BYTES})::bigint + coalesce(octet_length(payload), 0) AS bytes
 FROM smartpipe_outbox AS rows
 WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestamp()
   AND NOT EXISTS (
@@ -35,6 +40,14 @@ WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestam
   )
 ORDER BY id LIMIT $2
 ) AS first ) AS sized WHERE bytes_before < $3 ORDER BY id
+"""  # noqa: S608 - constants
+
+# No relay ever locks another lane, so nobody else would report these rows.
+PARK_LOST = f"""
+UPDATE smartpipe_outbox
+SET parked_at = clock_timestamp(), error = 'UnreadableRow: lane ' || lane || ' is not one of 0 to {LANES - 1}'
+WHERE lane NOT BETWEEN 0 AND {LANES - 1} AND {_WAITING}
+RETURNING event_id
 """  # noqa: S608 - constants
 
 PUBLISHED = "UPDATE smartpipe_outbox SET published_at = clock_timestamp() WHERE id = ANY($1::bigint[])"
@@ -60,6 +73,7 @@ DELETE FROM smartpipe_outbox WHERE id IN (
 LAG = f"""
 SELECT count(*) FILTER (WHERE parked_at IS NULL) AS waiting,
        count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,
-       coalesce(extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE {_WAITING})), 0)::float AS lag
+       coalesce(extract(epoch FROM clock_timestamp()
+                - min(created_at) FILTER (WHERE {_WAITING} AND isfinite(created_at))), 0)::float AS lag
 FROM smartpipe_outbox WHERE published_at IS NULL
 """  # noqa: S608 - constants

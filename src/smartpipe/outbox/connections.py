@@ -1,0 +1,210 @@
+"""Writes a row into the transaction of somebody's connection, and refuses every object that has none."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
+
+from smartpipe.errors import ConfigError
+from smartpipe.outbox.rows import insert
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+# A parameter of type text, varchar or jsonb would go through the codec that the caller may have set for that type.
+_ASYNCPG = insert("CAST(CAST($1 AS refcursor) AS text)")
+_SQLALCHEMY = insert("CAST(CAST(:document AS refcursor) AS text)")
+# Options of the caller's connection or session that would make a server-side cursor of the statement.
+_PLAIN = {"stream_results": False, "yield_per": None}
+
+
+class _Rows(Protocol):
+    """What a blocking ``execute`` returns; a coroutine is not one."""
+
+    def fetchall(self) -> Any: ...
+
+
+class AsyncpgConnection(Protocol):
+    """asyncpg's Connection, also one of its Pool."""
+
+    def is_in_transaction(self) -> bool: ...  # noqa: D102
+    def execute(self, query: str, /, *args: Any) -> Awaitable[Any]: ...  # noqa: D102
+
+
+class AsyncTransaction(Protocol):
+    """SQLAlchemy's AsyncConnection, AsyncSession or async_scoped_session, or psycopg's AsyncConnection."""
+
+    def rollback(self) -> Awaitable[None]: ...  # noqa: D102
+    def execute(self, statement: Any, parameters: Any = ..., /) -> Awaitable[Any]: ...  # noqa: D102
+
+
+class BlockingConnection(Protocol):
+    """SQLAlchemy's Connection, Session or scoped_session, or psycopg's Connection."""
+
+    def rollback(self) -> None: ...  # noqa: D102
+    def execute(self, statement: Any, parameters: Any = ..., /) -> _Rows: ...  # noqa: D102
+
+
+AsyncConnection: TypeAlias = AsyncpgConnection | AsyncTransaction
+
+
+async def write(connection: Any, document: str, *, autocommit: bool) -> None:
+    """Write *document* by way of an AsyncConnection.
+
+    Raises:
+        ConfigError: It is something else, is closed, or commits each statement by itself and *autocommit* is False.
+    """
+    kind = _kind_of(connection)
+    if kind in _SESSIONS:
+        connection = await _opened(connection).connection()
+    if kind in _ASYNC_SQLALCHEMY:
+        _check_sqlalchemy(connection, connection.sync_connection, autocommit=autocommit)
+        await connection.execute(_text(), {"document": document}, execution_options=_PLAIN)
+    elif kind == "psycopg.AsyncConnection":
+        _check_psycopg(connection, autocommit=autocommit)
+        await _psycopg_cursor("AsyncCursor", connection).execute(_literal(document), prepare=False)
+    elif kind == "asyncpg.Connection":
+        _check_asyncpg(connection, autocommit=autocommit)
+        await connection.execute(_ASYNCPG, document)
+    else:
+        _refuse("publish", connection, kind)
+
+
+def write_blocking(connection: Any, document: str, *, autocommit: bool) -> None:
+    """Write *document* by way of a BlockingConnection; it raises as ``write`` does."""
+    kind = _kind_of(connection)
+    if kind in _SESSIONS_BLOCKING:
+        connection = _opened(connection).connection()
+    if kind in _BLOCKING_SQLALCHEMY:
+        _check_sqlalchemy(connection, connection, autocommit=autocommit)
+        connection.execute(_text(), {"document": document}, execution_options=_PLAIN)
+    elif kind == "psycopg.Connection":
+        _check_psycopg(connection, autocommit=autocommit)
+        _psycopg_cursor("Cursor", connection).execute(_literal(document), prepare=False)
+    else:
+        _refuse("publish_blocking", connection, kind)
+
+
+# By the module that has them and their name; a subclass of the user's counts as what it is made from.
+_NAMES = {
+    ("asyncpg.connection", "Connection"): "asyncpg.Connection",
+    ("asyncpg.pool", "PoolConnectionProxy"): "asyncpg.Connection",
+    ("asyncpg.pool", "Pool"): "a pool",
+    ("psycopg", "Connection"): "psycopg.Connection",
+    ("psycopg", "AsyncConnection"): "psycopg.AsyncConnection",
+    ("psycopg_pool", "ConnectionPool"): "a pool",
+    ("psycopg_pool", "AsyncConnectionPool"): "a pool",
+    ("sqlalchemy.engine", "Connection"): "Connection",
+    ("sqlalchemy.engine", "Engine"): "an engine",
+    ("sqlalchemy.orm", "Session"): "Session",
+    ("sqlalchemy.orm", "scoped_session"): "scoped_session",
+    ("sqlalchemy.orm", "sessionmaker"): "a factory of sessions",
+    ("sqlalchemy.ext.asyncio", "AsyncConnection"): "AsyncConnection",
+    ("sqlalchemy.ext.asyncio", "AsyncSession"): "AsyncSession",
+    ("sqlalchemy.ext.asyncio", "async_scoped_session"): "async_scoped_session",
+    ("sqlalchemy.ext.asyncio", "AsyncEngine"): "an engine",
+    ("sqlalchemy.ext.asyncio", "async_sessionmaker"): "a factory of sessions",
+}
+_SESSIONS = {"AsyncSession", "async_scoped_session"}
+_SESSIONS_BLOCKING = {"Session", "scoped_session"}
+_ASYNC_SQLALCHEMY = {"AsyncConnection", *_SESSIONS}
+_BLOCKING_SQLALCHEMY = {"Connection", *_SESSIONS_BLOCKING}
+_ASYNC = {"asyncpg.Connection", "psycopg.AsyncConnection", *_ASYNC_SQLALCHEMY}
+_BLOCKING = {"psycopg.Connection", *_BLOCKING_SQLALCHEMY}
+
+
+def _kind_of(connection: Any) -> str:
+    """Return what *connection* is, of the values of ``_NAMES``; empty for anything else."""
+    for (module, name), kind in _NAMES.items():
+        loaded = sys.modules.get(module)  # what nobody has imported, nobody has an object of
+        cls = getattr(loaded, name, None)
+        if cls is not None and isinstance(connection, cls):
+            return kind
+    return ""
+
+
+def _opened(session: Any) -> Any:
+    """Return the session behind a scoped one."""
+    return session if hasattr(session, "sync_session") or not callable(session) else session()
+
+
+def _check_asyncpg(connection: Any, *, autocommit: bool) -> None:
+    try:
+        closed, within = connection.is_closed(), connection.is_in_transaction()
+    except Exception as error:  # asyncpg.InterfaceError, of one that was released to its pool
+        raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} was released to its pool") from error
+    if closed:
+        _refuse_closed(connection)
+    if not within and not autocommit:
+        _refuse_autocommit(connection, "is in no transaction, so the event would be committed at once")
+
+
+def _check_psycopg(connection: Any, *, autocommit: bool) -> None:
+    if connection.closed:
+        _refuse_closed(connection)
+    idle = connection.info.transaction_status == 0  # psycopg.pq.TransactionStatus.IDLE
+    if connection.autocommit and idle and not autocommit:
+        _refuse_autocommit(connection, "is in autocommit mode, outside of a transaction")
+
+
+def _check_sqlalchemy(given: Any, connection: Any, *, autocommit: bool) -> None:
+    if connection is None or connection.closed:
+        _refuse_closed(given)
+    if connection.dialect.name != "postgresql":
+        raise ConfigError(
+            f"{_GIVEN.format(found=_name_of(given))} leads to {connection.dialect.name}, and the outbox is a table in "
+            "PostgreSQL"
+        )
+    driver = connection.connection.dbapi_connection
+    if getattr(driver, "autocommit", False) and not autocommit:
+        _refuse_autocommit(given, 'has the isolation level "AUTOCOMMIT", so the event would be committed at once')
+
+
+def _psycopg_cursor(name: str, connection: Any) -> Any:
+    """Return a plain cursor, whatever kind the connection makes."""
+    return getattr(sys.modules["psycopg"], name)(connection)
+
+
+def _literal(document: str) -> str:
+    """Return the statement with *document* in it, which is Base64: there is nothing to quote or to adapt."""
+    return insert(f"'{document}'")
+
+
+def _text() -> Any:
+    from sqlalchemy import text  # the caller has it, or it could not have come here
+
+    return text(_SQLALCHEMY)
+
+
+_GIVEN = "outbox.publish(connection=...): this {found}"
+_EXPECTED = {
+    "publish": "the asyncpg Connection, the SQLAlchemy AsyncConnection or AsyncSession, or the psycopg AsyncConnection",
+    "publish_blocking": "the SQLAlchemy Connection or Session, or the psycopg Connection",
+}
+_OTHER = {"publish": "outbox.publish_blocking", "publish_blocking": "await outbox.publish"}
+
+
+def _refuse(verb: str, connection: Any, kind: str) -> NoReturn:
+    if kind in _ASYNC | _BLOCKING:
+        nature = "async" if kind in _ASYNC else "blocking"
+        why = f"is {nature}; write {_OTHER[verb]}(...)"
+    elif kind:
+        why = f"is {kind}, which has no transaction of its own; give it the connection or session that has"
+    else:
+        why = f"is not a connection; give it {_EXPECTED[verb]} that the transaction is open on"
+    raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} {why}")
+
+
+def _refuse_closed(connection: Any) -> NoReturn:
+    raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} is closed; give it one with an open transaction")
+
+
+def _refuse_autocommit(connection: Any, why: str) -> NoReturn:
+    raise ConfigError(
+        f"{_GIVEN.format(found=_name_of(connection))} {why}, whatever becomes of the rest of your work; begin a "
+        "transaction first, or pass autocommit=True if that is meant"
+    )
+
+
+def _name_of(connection: Any) -> str:
+    return type(connection).__name__
