@@ -7,7 +7,7 @@ import re
 import time
 from contextlib import AsyncExitStack
 from math import ceil
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -17,6 +17,7 @@ from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
 from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.effects.stores.keys import stored_key
+from smartpipe.effects.stores.reading import attempt_of, lease_left
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.topology.claims import KEY_ATTRIBUTE, another_kind
 
@@ -38,14 +39,15 @@ MAX_KEY_BYTES = 2_048
 """https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
 
 _FREE = (
-    "attribute_not_exists(#claim) OR "
-    "(#expires_at > :now AND (#state = :released OR (#state = :held AND #lease_until <= :now)))"
+    "attribute_not_exists(#claim) OR (attribute_type(#expires_at, :number) AND attribute_type(#lease_until, "
+    ":number) AND attribute_type(#attempt, :number) AND #expires_at > :now AND "
+    "(#state = :released OR (#state = :held AND #lease_until <= :now)))"
 )
-_AS_IT_WAS = "#token = :old_token AND #expires_at = :old_expires_at"
 _HOLD = (
     "SET #token = :token, #state = :held, #lease_until = :lease_until, #expires_at = :expires_at, #attempt = {attempt}"
 )
-_MINE = "#token = :token AND #state = :held AND #expires_at > :now"
+_STATES = frozenset({"held", "completed", "released"})
+_MINE = "#token = :token AND #state = :held AND attribute_type(#expires_at, :number) AND #expires_at > :now"
 
 
 class DynamoStore:
@@ -140,23 +142,23 @@ class DynamoStore:
             now = time.time()
             attempt = "if_not_exists(#attempt, :zero) + :one"
             done, item = await self._update(claim, _HOLD.format(attempt=attempt), _FREE, now)
-            if not done and item and _number(item, "expires_at") <= now:
-                # What TTL has not deleted yet begins anew, unless somebody else has begun it meanwhile.
-                known = {":old_token": item["token"], ":old_expires_at": item["expires_at"]}
-                done, item = await self._update(claim, _HOLD.format(attempt=":one"), _AS_IT_WAS, now, known)
+            record = _record_of(item)
+            if not done and item and (record is None or record.expires_at <= now):
+                # What TTL has not deleted yet, or what is no claim, begins again, unless it has been changed meanwhile.
+                condition, known = _as_it_is(item)
+                done, item = await self._update(claim, _HOLD.format(attempt=":one"), condition, now, known)
+                record = _record_of(item)
             if done:
-                return Claimed(int(_number(item, "attempt")))
-            if item:  # else it was deleted between the two calls
-                return _refused(item, claim, now)
+                return Claimed(record.attempt if record else 1)
+            if record:  # else it was deleted or changed between the two calls
+                return _refused(record, claim, now)
 
     async def _change(self, claim: Claim, change: str, *, already: str) -> bool:
         now = time.time()
         done, item = await self._update(claim, change, _MINE, now)
+        record = _record_of(item)
         return done or (
-            bool(item)
-            and item["token"]["S"] == claim.token
-            and item["state"]["S"] == already
-            and _number(item, "expires_at") > now
+            record is not None and record.token == claim.token and record.state == already and record.expires_at > now
         )
 
     async def _update(
@@ -190,10 +192,10 @@ class DynamoStore:
             answer = await self._client.get_item(TableName=self.table, Key=self._key(key), ConsistentRead=True)
         except Exception as error:
             raise self._fault(error, "GetItem") from error
-        item, now = answer.get("Item"), time.time()
-        if not item or _number(item, "expires_at") <= now:
+        record, now = _record_of(answer.get("Item")), time.time()
+        if record is None or record.expires_at <= now:
             return None
-        return known(item["state"]["S"], _number(item, "lease_until") - now)
+        return known(record.state, lease_left(record.lease_until - now))
 
     async def _delete(self, key: str) -> None:
         try:
@@ -250,6 +252,7 @@ def _values(claim: Claim, now: float) -> dict[str, dict[str, str]]:
         ":released": {"S": "released"},
         ":zero": {"N": "0"},
         ":one": {"N": "1"},
+        ":number": {"S": "N"},
         ":now": {"N": f"{now:.3f}"},
         ":lease_until": {"N": f"{now + claim.lease_seconds:.3f}"},
         ":expires_at": {"N": str(ceil(now + claim.lease_seconds + claim.ttl_seconds))},
@@ -257,13 +260,43 @@ def _values(claim: Claim, now: float) -> dict[str, dict[str, str]]:
     }
 
 
-def _refused(item: Item, claim: Claim, now: float) -> ClaimOutcome:
-    if item["state"]["S"] == "completed":
+class _Record(NamedTuple):
+    """An item that is a claim."""
+
+    token: str
+    state: str
+    attempt: int
+    lease_until: float
+    expires_at: float
+
+
+def _record_of(item: Item | None) -> _Record | None:
+    """Read an item; None for one that lacks an attribute of claims, or has it with another type."""
+    try:
+        found = item or {}
+        numbers = [float(found[name]["N"]) for name in ("attempt", "lease_until", "expires_at")]
+        state = found["state"]["S"]
+        record = _Record(found["token"]["S"], state, attempt_of(numbers[0]), numbers[1], numbers[2])
+    except (KeyError, ValueError):
+        return None
+    return record if state in _STATES else None
+
+
+def _as_it_is(item: Item) -> tuple[str, dict[str, Any]]:
+    """Return the condition that *item* is still what it was, and its values."""
+    parts, values = [], {}
+    for name in ("token", "expires_at", "state", "lease_until", "attempt"):
+        if name in item:
+            parts.append(f"#{name} = :old_{name}")
+            values[f":old_{name}"] = item[name]
+        else:
+            parts.append(f"attribute_not_exists(#{name})")
+    return " AND ".join(parts), values
+
+
+def _refused(record: _Record, claim: Claim, now: float) -> ClaimOutcome:
+    if record.state == "completed":
         return Completed()
-    if item["token"]["S"] == claim.token:  # the same claim again: its answer was lost
-        return Claimed(int(_number(item, "attempt")))
-    return InProgress(max(0.0, _number(item, "lease_until") - now))
-
-
-def _number(item: Item, name: str) -> float:
-    return float(item[name]["N"])
+    if record.token == claim.token:  # the same claim again: its answer was lost
+        return Claimed(record.attempt)
+    return InProgress(lease_left(record.lease_until - now))

@@ -13,6 +13,7 @@ from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.effects.stores.database import FAULTS, DatabaseUrl, PooledConnection
 from smartpipe.effects.stores.keys import stored_key
 from smartpipe.effects.stores.migrate import missing_migrations
+from smartpipe.effects.stores.reading import attempt_of, lease_left
 from smartpipe.effects.stores.statements import CLAIM, COMPLETE, FORGET, LOOK, PURGE, RELEASE, RENEW
 from smartpipe.errors import ConfigError, StoreError
 
@@ -114,7 +115,7 @@ class PostgresStore:
         """Say what is known of each key."""
         stored = [self._key(key) for key in keys]
         rows = await self._call("look", LOOK, stored) if stored else []
-        found = {row["key"]: known(row["state"], row["seconds"]) for row in rows}
+        found = {row["key"]: known(row["state"], lease_left(row["seconds"])) for row in rows}
         return [found.get(key) for key in stored]
 
     async def forget(self, keys: Sequence[str]) -> None:
@@ -266,4 +267,6 @@ def _columns(claims: Iterable[tuple[str, Claim]]) -> tuple[list[str], list[str],
 def _outcome(row: asyncpg.Record, claim: Claim) -> ClaimOutcome:
     if row["state"] == "completed":
         return Completed()
-    return Claimed(row["attempt"]) if row["token"] == claim.token else InProgress(max(0.0, row["seconds"]))
+    if row["token"] == claim.token:
+        return Claimed(attempt_of(row["attempt"]))
+    return InProgress(lease_left(row["seconds"]))

@@ -12,10 +12,11 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.effects.stores.keys import stored_key
+from smartpipe.effects.stores.reading import lease_left
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.urls import redacted, scheme_of, shown
 
@@ -47,7 +48,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {}
 for i, key in ipairs(KEYS) do
   local token, lease, ttl = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-  local found = redis.call('HMGET', key, 'state', 'token', 'attempt', 'until')
+  local found = redis.pcall('HMGET', key, 'state', 'token', 'attempt', 'until')
+  local foreign = found.err  -- a key of another type: it is no claim, and must not fail the whole batch
+  if foreign then found = {} end
   local state, mine = found[1], found[2] == token
 """
 _END = """
@@ -55,8 +58,12 @@ end
 return answer
 """
 _CLAIM = f"""{_BEGIN}
-  local left = (tonumber(found[4]) or 0) - now
-  local attempt = tonumber(found[3]) or 0
+  -- Redis cuts numbers of an answer to integers, so what is not one is rounded here: half a millisecond is not none.
+  local left = math.ceil((tonumber(found[4]) or 0) - now)
+  local attempt = math.floor(tonumber(found[3]) or 0)
+  if left ~= left then left = 0 end  -- not a number
+  if left > 43200000 then left = 43200000 end
+  if not (attempt >= 0 and attempt < 2147483646) then attempt = 0 end
   if state == 'completed' then
     answer[i] = {{0, 0}}
   elseif state == 'held' and left > 0 and not mine then
@@ -64,10 +71,11 @@ _CLAIM = f"""{_BEGIN}
   else
     if state ~= 'held' or left <= 0 then
       attempt = attempt + 1
+      if foreign then redis.call('DEL', key) end
       redis.call('HSET', key, 'state', 'held', 'token', token, 'attempt', attempt, 'until', now + lease)
       redis.call('PEXPIRE', key, lease + ttl)
     end
-    answer[i] = {{attempt, 0}}
+    answer[i] = {{math.max(attempt, 1), 0}}
   end
 {_END}"""
 _RENEW = f"""{_BEGIN}
@@ -180,9 +188,9 @@ class RedisStore:
             pipe.time()
             for key in keys:
                 pipe.hmget(self._key(key), "state", "until")
-            (seconds, microseconds), *found = await pipe.execute()
-        now = seconds * 1000 + microseconds // 1000
-        return [state and known(state.decode(), (int(until) - now) / 1000) for state, until in found]
+            (seconds, microseconds), *found = await pipe.execute(raise_on_error=False)
+            now = seconds * 1000 + microseconds // 1000
+            return [_known(answer, now) for answer in found]
 
     async def forget(self, keys: Sequence[str]) -> None:
         """Remove all memory of these keys."""
@@ -237,3 +245,17 @@ class RedisStore:
             raise StoreError(f"{verb} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
         except (RedisError, OSError) as error:
             raise StoreError(f"{verb} at {self._server}: {redacted(str(error)) or type(error).__name__}") from error
+
+
+def _known(answer: Any, now: int) -> Known:
+    """Return what a key's state and lease say; a key of another type is no claim."""
+    if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    state, until = (value.decode(errors="replace") if isinstance(value, bytes) else value or "" for value in answer)
+    try:
+        left = (float(until) - now) / 1000
+    except ValueError:
+        left = 0.0
+    return known(state, lease_left(left))

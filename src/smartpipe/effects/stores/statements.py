@@ -19,14 +19,15 @@ SET (token, state, attempt, lease_until, expires_at) = (
     SELECT
         CASE WHEN free THEN excluded.token ELSE c.token END,
         CASE WHEN free THEN 'held' ELSE c.state END,
-        CASE WHEN forgotten THEN 1 WHEN free THEN c.attempt + 1 ELSE c.attempt END,
+        CASE WHEN forgotten THEN 1 WHEN free THEN least(c.attempt, 2147483646) + 1 ELSE c.attempt END,
         CASE WHEN free THEN clock + (excluded.lease_until - now()) ELSE c.lease_until END,
         CASE WHEN free THEN clock + (excluded.expires_at - now()) ELSE c.expires_at END
     FROM (
         SELECT
             clock,
             c.expires_at <= clock AS forgotten,
-            c.expires_at <= clock OR c.state = 'released' OR (c.state = 'held' AND c.lease_until <= clock) AS free
+            c.expires_at <= clock OR c.state NOT IN ('held', 'completed')
+                OR (c.state = 'held' AND c.lease_until <= clock) AS free
         FROM (SELECT clock_timestamp() AS clock) AS reading
     ) AS verdict
 )

@@ -1,0 +1,19 @@
+"""Numbers of a claim as they stand in a store, where anybody may have written them. Pure."""
+
+from __future__ import annotations
+
+import math
+
+MAX_LEASE_SECONDS = 43_200.0
+"""SQS's longest visibility timeout: no claim is held for longer without being renewed."""
+MAX_ATTEMPTS = 2_147_483_646
+
+
+def lease_left(seconds: float) -> float:
+    """Return for how long a claim is held: 0 to 12 hours, whatever the store says."""
+    return 0.0 if math.isnan(seconds) else min(max(0.0, seconds), MAX_LEASE_SECONDS)
+
+
+def attempt_of(number: float) -> int:
+    """Return which attempt it is, at least 1."""
+    return 1 if math.isnan(number) else int(min(max(1, number), MAX_ATTEMPTS))
