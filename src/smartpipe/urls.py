@@ -6,6 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
+_POSTGRES = re.compile(r"postgres(ql)?(\+[a-z0-9_]+)?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]{1,5})?")
 # From the scheme to the last "@" of the word: a password may hold an unencoded "/", "?", "#" or "@".
 _USER_IN_TEXT = re.compile(r"(?<=://)[^\s\"'<>]*@")
@@ -29,6 +30,11 @@ def scheme_of(url: str) -> str:
     """Return the scheme of *url* in lower case; empty where there is none, as then anything may be secret."""
     scheme, separator, _ = url.partition("://")
     return scheme.lower() if separator and _SCHEME.fullmatch(scheme) else ""
+
+
+def is_postgres(url: str) -> bool:
+    """Return whether *url* is ``postgresql://`` or ``postgres://``, also with SQLAlchemy's driver as ``+asyncpg``."""
+    return _POSTGRES.fullmatch(scheme_of(url)) is not None
 
 
 def is_readable(url: str) -> bool:

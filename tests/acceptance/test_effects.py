@@ -126,7 +126,8 @@ def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(hap
     assert refused.returncode == 2
     assert "run smartpipe store migrate" in refused.stderr
     assert "3 migrations run" in first.stdout
-    assert again.stdout == "nothing to migrate\n"
+    assert again.stdout.startswith("nothing to migrate at postgresql://")
+    assert "/acceptance_empty" in again.stdout
     assert (first.returncode, again.returncode) == (0, 0)
 
 
@@ -144,6 +145,107 @@ def test_migrating_what_has_no_tables_is_one_clear_line(url: str, sentence: str)
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
     assert sentence in line
+    assert "secret" not in line
+
+
+@pytest.fixture
+def two_databases(postgres_url: str) -> Iterator[list[str]]:
+    """Empty databases of one server."""
+    names = ["acceptance_claims", "acceptance_outbox"]
+    for name in names:
+        execute(postgres_url, f"CREATE DATABASE {name}")
+    yield [urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}")) for name in names]
+    for name in names:
+        execute(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_the_databases_of_the_claims_and_of_the_outbox_are_both_migrated_and_named(two_databases: list[str]) -> None:
+    claims, outbox = two_databases
+    urls = {
+        "SMARTPIPE_IDEMPOTENCY_URL": claims.replace("postgresql://", "postgresql+psycopg://"),
+        "SMARTPIPE_OUTBOX_URL": outbox.replace("postgresql://", "postgresql+asyncpg://"),
+        "AWS_REGION": "eu-west-1",
+    }
+
+    first, again = smartpipe("store", "migrate", **urls), smartpipe("store", "migrate", "--json", **urls)
+    relay = smartpipe("relay", "--once", **urls)
+
+    assert (first.returncode, again.returncode, relay.returncode) == (0, 0, 0), relay.stderr
+    assert first.stdout.count("2 migrations run at postgresql:") == 2
+    assert list(json.loads(again.stdout).values()) == [[], []]
+    assert [url.rpartition("/")[2] for url in json.loads(again.stdout)] == ["acceptance_claims", "acceptance_outbox"]
+
+
+@pytest.mark.parametrize(
+    "claims", ["redis://cache", "valkeys://cache", "unix:///run/redis.sock", "dynamodb://claims", "memory://"]
+)
+def test_with_claims_elsewhere_the_outbox_is_migrated(two_databases: list[str], claims: str) -> None:
+    done = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=claims, SMARTPIPE_OUTBOX_URL=two_databases[1])
+
+    assert done.returncode == 0, done.stderr
+    assert "2 migrations run" in done.stdout
+
+
+def test_one_database_by_two_spellings_is_migrated_once_and_left_alone_once(two_databases: list[str]) -> None:
+    claims = two_databases[0]
+    done = smartpipe(
+        "store",
+        "migrate",
+        SMARTPIPE_IDEMPOTENCY_URL=claims.replace("postgresql://", "postgres://"),
+        SMARTPIPE_OUTBOX_URL=f"{claims}&application_name=relay"
+        if "?" in claims
+        else f"{claims}?application_name=relay",
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("0001_claims") == 1
+
+
+def test_a_database_that_cannot_be_reached_does_not_keep_the_other_from_being_migrated(
+    two_databases: list[str],
+) -> None:
+    done = smartpipe(
+        "store",
+        "migrate",
+        SMARTPIPE_IDEMPOTENCY_URL="postgresql://app:s3cr3t@127.0.0.1:9/claims",
+        SMARTPIPE_OUTBOX_URL=two_databases[1],
+    )
+
+    assert done.returncode == 1
+    assert "2 migrations run" in done.stdout
+    assert done.stderr.startswith("smartpipe: migrate at postgresql://127.0.0.1:9/claims: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "url", "sentence"),
+    [
+        ("relay", "mysql://user:secret@host/db", "SMARTPIPE_OUTBOX_URL: mysql:// is not PostgreSQL"),
+        ("relay", "secret", "SMARTPIPE_OUTBOX_URL: it is not a URL"),
+        (
+            "relay",
+            "postgresql://user:secret/x@host/db",
+            "SMARTPIPE_OUTBOX_URL: the URL at postgresql:// cannot be read",
+        ),
+        (
+            "migrate",
+            "redis://user:secret@host",
+            "only PostgreSQL has tables to migrate, and SMARTPIPE_OUTBOX_URL leads",
+        ),
+        (
+            "migrate",
+            "postgresql://user:x@db:secret/db",
+            "SMARTPIPE_OUTBOX_URL: the URL at postgresql:// cannot be read",
+        ),
+        ("migrate", "postgresql://h/db?statement_cache_size=secret", "SMARTPIPE_OUTBOX_URL: statement_cache_size must"),
+    ],
+)
+def test_a_wrong_url_of_the_outbox_is_told_by_its_own_name(command: str, url: str, sentence: str) -> None:
+    arguments = ["relay", "--once"] if command == "relay" else ["store", "migrate"]
+    result = smartpipe(*arguments, SMARTPIPE_OUTBOX_URL=url, AWS_REGION="eu-west-1")
+
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"smartpipe: {sentence}")
     assert "secret" not in line
 
 

@@ -24,6 +24,16 @@ SECRET = "hunter2"
         ("redis://localhost", RedisStore),
         ("redis://ada:pa%40ss@cache.internal:6379/3", RedisStore),
         ("rediss://:secret@cache.internal", RedisStore),
+        ("rediss://cache.internal:6380/2?ssl_cert_reqs=none&socket_keepalive=yes&health_check_interval=30", RedisStore),
+        ("valkey://ada:pa%40ss@cache.internal:6379/3", RedisStore),
+        ("valkeys://cache.internal", RedisStore),
+        ("postgresql+asyncpg://ada:pa%2Fss@db.internal:5432/claims?ssl=require", PostgresStore),
+        ("postgres+psycopg://db.internal/claims", PostgresStore),
+        (
+            "postgresql://ada:x@one.internal:5432,two.internal:5433/claims?target_session_attrs=read-write",
+            PostgresStore,
+        ),
+        ("postgresql://ada:x@[::1]:5432/claims", PostgresStore),
         ("unix:///run/redis.sock?db=1", RedisStore),
         ("postgresql://ada:pa%2Fss@db.internal:5432/claims?sslmode=require", PostgresStore),
         ("postgres://db.internal/claims", PostgresStore),
@@ -71,6 +81,14 @@ def test_an_unknown_scheme_is_told_the_known_ones(url: str) -> None:
         f"dynamodb://table/{SECRET}",
         "dynamodb://",
         "redis://cache?socket_timeout=soon",
+        f"redis://cache?passwrd={SECRET}",
+        f"redis://cache/{SECRET}",
+        f"valkey://ada:{SECRET}/x@cache",
+        f"valkeys://cache:{SECRET}",
+        f"postgresql+asyncpg://ada:{SECRET}?x@db/claims",
+        f"postgresql://ada:{SECRET}@x@db/claims",
+        f"postgresql://{SECRET}[x@db/claims",
+        f"postgresql://db1,db2:{SECRET}/claims",
     ],
 )
 def test_a_url_that_cannot_be_read_is_told_without_any_part_of_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +142,28 @@ def test_no_region_is_told_as_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with pytest.raises(ConfigError, match="no AWS region"):
         store_for("dynamodb://claims")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"{SECRET}",
+        f"ada:{SECRET}@db",
+        f"ada:{SECRET}@db://x",
+        f"postgresql://ada:{SECRET}/x@db/claims",
+        f"postgresql://ada:x/{SECRET}@db/claims",
+        f"postgresql://ada:x@{SECRET}@db/claims",
+        f"postgresql://ada:{SECRET}",
+        f"postgresql://ada:{SECRET}/x",
+        f"postgresql://db/claims?password={SECRET}",
+        f"postgresql://db/claims?password=x@{SECRET}",
+        f"postgresql://db/claims#{SECRET}",
+        f"redis://:{SECRET}@",
+        f"redis://[{SECRET}@db",
+    ],
+)
+def test_nothing_of_a_password_is_shown_where_it_cannot_be_told_from_the_rest(url: str) -> None:
+    assert SECRET not in shown(url)
 
 
 def test_what_is_shown_of_a_url_is_its_server() -> None:

@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
-store = typer.Typer(help="Where idempotent handlers remember what they did.", no_args_is_help=True)
+store = typer.Typer(help="The tables of idempotent handlers and of the outbox.", no_args_is_help=True)
 app.add_typer(topology, name="topology")
 app.add_typer(dlq, name="dlq")
 app.add_typer(schema, name="schema")
@@ -136,7 +136,7 @@ def relay(
 @store.command()
 def migrate(
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print the names of the migrations as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the migrations of each database as JSON.")] = False,
     forget_old_claims: Annotated[
         bool,
         typer.Option(
@@ -145,7 +145,7 @@ def migrate(
         ),
     ] = False,
 ) -> None:
-    """Make or update the tables in the PostgreSQL of SMARTPIPE_IDEMPOTENCY_URL. Twice is once."""
+    """Create or update the tables in each PostgreSQL of SMARTPIPE_IDEMPOTENCY_URL and SMARTPIPE_OUTBOX_URL."""
     from smartpipe.cli.store import run_migrate
 
     run_migrate(as_json=json, forget_old_claims=forget_old_claims)

@@ -1,45 +1,93 @@
-"""``smartpipe store``: the tables that idempotent handlers need."""
+"""``smartpipe store``: the tables that idempotent handlers and the outbox need."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from typing import TYPE_CHECKING
 
 import typer
 
-from smartpipe.errors import ConfigError
+from smartpipe.effects.stores import home_of
+from smartpipe.errors import ConfigError, StoreError
 from smartpipe.settings import WorkerSettings
+from smartpipe.urls import is_postgres, scheme_of
+
+if TYPE_CHECKING:
+    from smartpipe.effects.stores.database import DatabaseUrl
+
+CLAIMS = "SMARTPIPE_IDEMPOTENCY_URL"
+OUTBOX = "SMARTPIPE_OUTBOX_URL"
 
 
 def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
-    """Run the migrations that the database of ``SMARTPIPE_IDEMPOTENCY_URL`` (or ``_OUTBOX_URL``) lacks; say which.
+    """Run the migrations that each PostgreSQL of the settings lacks, and name them.
+
+    Two URLs of one database are migrated one after the other, and the second finds nothing to do.
+
+    Args:
+        forget_old_claims: Delete the claims of earlier versions that this one cannot use.
 
     Raises:
-        ConfigError: The setting is missing, or leads to no PostgreSQL.
-        StoreError: The database cannot be reached, or refuses.
+        ConfigError: No setting leads to a PostgreSQL, or one cannot be read.
+        StoreError: A database cannot be reached, or refuses; the others were migrated.
     """
-    settings = WorkerSettings.load()
-    url = settings.idempotency_url or settings.outbox_url
-    if url is None:
-        msg = (
-            "which database? Set SMARTPIPE_IDEMPOTENCY_URL or SMARTPIPE_OUTBOX_URL, as in "
-            "postgresql://user:password@host/name"
-        )
-        raise ConfigError(msg)
-    scheme = url.get_secret_value().partition("://")[0].lower()
-    if scheme not in {"postgresql", "postgres"}:
-        raise ConfigError(f"only PostgreSQL has tables to migrate, and SMARTPIPE_IDEMPOTENCY_URL leads to {scheme}://")
+    databases = _databases(WorkerSettings.load())
+    from smartpipe.effects.stores.migrate import migrate  # _databases has said so if asyncpg is missing
+
+    done: dict[str, list[str]] = {}
+    failures: list[str] = []
+    for database, (setting, url) in databases.items():
+        try:
+            done.setdefault(database.server, []).extend(
+                asyncio.run(migrate(url, setting, forget_old_claims=forget_old_claims))
+            )
+        except StoreError as error:
+            failures.append(str(error))
+    _report(done, as_json=as_json)
+    if failures:
+        raise StoreError("\n".join(failures))
+
+
+def _databases(settings: WorkerSettings) -> dict[DatabaseUrl, tuple[str, str]]:
+    """Return each distinct PostgreSQL, with the first setting that leads to it and the URL there."""
+    databases: dict[DatabaseUrl, tuple[str, str]] = {}
+    problems: list[str] = []
+    other = ""
+    for setting, secret in ((CLAIMS, settings.idempotency_url), (OUTBOX, settings.outbox_url)):
+        url = secret.get_secret_value() if secret else ""
+        if is_postgres(url):
+            try:
+                databases.setdefault(_read(url, setting), (setting, url))
+            except ConfigError as error:
+                problems += error.problems
+        elif url:
+            other = f"only PostgreSQL has tables to migrate, and {setting} leads to {scheme_of(url) or '...'}://"
+            if setting == OUTBOX or home_of(url) is None:  # no store of claims either
+                problems.append(other)
+    if not databases and not problems:
+        ask = f"{other}: set" if other else "which database? Set"
+        problems = [f"{ask} {CLAIMS} or {OUTBOX}, as in postgresql://user:password@host/name"]
+    if problems:
+        raise ConfigError(problems)
+    return databases
+
+
+def _read(url: str, setting: str) -> DatabaseUrl:
     try:
-        from smartpipe.effects.stores.migrate import migrate
+        from smartpipe.effects.stores.database import DatabaseUrl
     except ModuleNotFoundError as error:
         msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    names = asyncio.run(migrate(url.get_secret_value(), forget_old_claims=forget_old_claims))
+    return DatabaseUrl.read(url, setting)
+
+
+def _report(done: dict[str, list[str]], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(names))
-    elif names:
+        typer.echo(json.dumps(done))
+        return
+    for server, names in done.items():
         for name in names:
             typer.echo(f"  {name}")
-        typer.echo(f"{len(names)} migration{'' if len(names) == 1 else 's'} run")
-    else:
-        typer.echo("nothing to migrate")
+        count = f"{len(names)} migration{'' if len(names) == 1 else 's'} run" if names else "nothing to migrate"
+        typer.echo(f"{count} at {server}")

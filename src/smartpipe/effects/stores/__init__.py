@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.errors import ConfigError
-from smartpipe.urls import is_readable, scheme_of, shown
+from smartpipe.urls import is_postgres, is_readable, scheme_of, shown
 
 if TYPE_CHECKING:
     from smartpipe.effects.idempotency import Store
@@ -77,6 +77,4 @@ def store_for(url: str, *, prefix: str = "") -> Store:
 
 def home_of(url: str) -> _Home | None:
     """Return where the store of *url* is implemented; None for an unknown scheme."""
-    scheme, plus, _ = scheme_of(url).partition("+")
-    home = _HOMES.get(scheme)
-    return home if home is _POSTGRES or not plus else None
+    return _POSTGRES if is_postgres(url) else _HOMES.get(scheme_of(url))

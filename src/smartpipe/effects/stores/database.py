@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.urls import is_readable, redacted, scheme_of, shown
+from smartpipe.urls import is_postgres, is_readable, redacted, scheme_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,7 +22,6 @@ FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientE
 _MIXED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 CLOSE_SECONDS = 2.0
 CACHE_SIZE = "statement_cache_size"
-_SCHEME = re.compile(r"postgres(ql)?(\+[a-z0-9_]+)?")
 # SQLAlchemy's names of options that asyncpg calls otherwise.
 _RENAMED = {"prepared_statement_cache_size": CACHE_SIZE, "ssl": "sslmode"}
 
@@ -119,11 +118,6 @@ class DatabaseUrl(NamedTuple):
         said = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         advice = f"; through a connection pooler, add ?{CACHE_SIZE}=0 to the URL" if isinstance(error, _MIXED) else ""
         return StoreError(f"{verb} at {self.server}: {redacted(said)}{advice}")
-
-
-def is_postgres(url: str) -> bool:
-    """Return whether the scheme of *url* is one of PostgreSQL's."""
-    return _SCHEME.fullmatch(scheme_of(url)) is not None
 
 
 def unreadable(setting: str, scheme: str) -> str:

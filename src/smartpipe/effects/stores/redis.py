@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import asynccontextmanager
 from math import ceil
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -109,6 +111,8 @@ class RedisStore:
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         scheme = scheme_of(url)
+        if scheme != "unix" and not re.fullmatch(r"/?[0-9]*", urlsplit(url).path):
+            raise ValueError(url)  # redis-py would take database 0
         pool = BlockingConnectionPool.from_url(
             f"{_SCHEMES.get(scheme, scheme)}{url[len(scheme) :]}",
             max_connections=MAX_CONNECTIONS,
