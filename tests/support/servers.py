@@ -152,7 +152,11 @@ class PostgresServer(Server):
         return [str(self._bin / "postgres"), "-D", str(self.directory / "data"), *options]
 
     def answers(self) -> bool:
-        return self._run("pg_isready", "-q", "-h", str(self.directory), check=False) == 0
+        return self.is_ready(self.directory)
+
+    def is_ready(self, directory: Path) -> bool:
+        """Say whether a server, or a pooler before it, takes connections on the socket in *directory*."""
+        return self._run("pg_isready", "-q", "-h", str(directory), check=False) == 0
 
     @contextmanager
     def database(self) -> Iterator[str]:
@@ -171,6 +175,44 @@ class PostgresServer(Server):
         done = subprocess.run(command, capture_output=True, check=False, cwd=self.directory, **self.user)
         assert done.returncode == 0 or not check, done.stderr.decode()
         return done.returncode
+
+
+class PgBouncer(Server):
+    """Debian's PgBouncer before a PostgresServer.
+
+    Args:
+        mode: ``transaction``, ``session`` or ``statement``.
+    """
+
+    def __init__(self, before: PostgresServer, mode: str) -> None:
+        super().__init__()
+        self._before = before
+        self._mode = mode
+
+    def prepare(self) -> None:
+        """Write its configuration, for a user that is not root: PgBouncer refuses to run as root."""
+        self.user = _as_user()
+        if self.user:
+            os.chown(self.directory, self.user["user"], self.user["group"])
+        (self.directory / "pgbouncer.ini").write_text(
+            f"[databases]\n* = host={self._before.directory} user=postgres\n"
+            f"[pgbouncer]\nlisten_port = 5432\nunix_socket_dir = {self.directory}\nauth_type = any\n"
+            f"pool_mode = {self._mode}\nserver_round_robin = 1\nmax_client_conn = 200\n"
+            # In session mode each client has one for itself; in the others four are handed to the clients in turn.
+            f"default_pool_size = {60 if self._mode == 'session' else 4}\n"
+        )
+        self.url = self._before.url.replace(str(self._before.directory), str(self.directory))
+
+    def command(self) -> list[str]:
+        return [str(pgbouncer_program()), "pgbouncer.ini"]
+
+    def answers(self) -> bool:
+        return self._before.is_ready(self.directory)
+
+
+def pgbouncer_program() -> str | None:
+    """Return where PgBouncer is; Debian installs it where only root's PATH looks."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 class RedisServer(Server):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     import asyncpg
@@ -154,16 +154,25 @@ class Relay:
 
     async def _relay(self) -> None:
         """Publish, on connections of one life, until stopped."""
-        async with self._connected() as connection:
-            pooled = await self._database.is_pooled(connection)
-            await self._check_tables(connection)
-            if pooled:
-                await self._publish_until_stopped(connection, None)
-                return
-            async with self._connected() as listening:
+        async with self._working() as (connection, listening):
+            if listening is not None:
                 await listening.add_listener(CHANNEL, lambda *_: self._woken.set())
                 listening.add_termination_listener(lambda _: self._woken.set())
-                await self._publish_until_stopped(connection, listening)
+            await self._publish_until_stopped(connection, listening)
+
+    @asynccontextmanager
+    async def _working(self) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection | None]]:
+        """Give the connection to work on and, unless there is a pooler, another one to listen on."""
+        async with self._connected() as first:
+            pooled = await self._database.is_pooled(first)
+            missing = await missing_migrations(first, "outbox")
+            if missing:
+                raise ConfigError(f"{self._database.server} lacks {', '.join(missing)}: run smartpipe store migrate")
+            if pooled:
+                yield first, None
+            else:
+                async with self._connected(**self._database.cache_options(pooled=False)) as second:
+                    yield second, first
 
     async def _publish_until_stopped(
         self, connection: asyncpg.Connection, listening: asyncpg.Connection | None
@@ -199,9 +208,7 @@ class Relay:
             StoreError: The database cannot be reached.
         """
         try:
-            async with self._connected() as connection:
-                await self._database.is_pooled(connection)  # in statement mode it raises
-                await self._check_tables(connection)
+            async with self._working() as (connection, _):
                 await self._park_lost(connection)
                 while (await self.once(connection))[0]:
                     continue
@@ -209,13 +216,8 @@ class Relay:
         except FAULTS as error:
             raise self._database.fault("outbox", error) from error
 
-    def _connected(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        return self._database.connected(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
-
-    async def _check_tables(self, connection: asyncpg.Connection) -> None:
-        missing = await missing_migrations(connection, "outbox")
-        if missing:
-            raise ConfigError(f"{self._database.server} lacks {', '.join(missing)}: run smartpipe store migrate")
+    def _connected(self, **options: Any) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        return self._database.connected(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, **options)
 
     async def _park_lost(self, connection: asyncpg.Connection) -> None:
         """Park the rows in lanes that no relay takes."""

@@ -22,6 +22,8 @@ FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientE
 _MIXED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 CLOSE_SECONDS = 2.0
 CACHE_SIZE = "statement_cache_size"
+DEFAULT_CACHE_SIZE = 100
+"""asyncpg's own."""
 # SQLAlchemy's names of options that asyncpg calls otherwise.
 _RENAMED = {"prepared_statement_cache_size": CACHE_SIZE, "ssl": "sslmode"}
 
@@ -67,16 +69,15 @@ class DatabaseUrl(NamedTuple):
     async def connected(self, **options: Any) -> AsyncIterator[asyncpg.Connection]:
         """Give a connection, and close it at the end, politely if that takes at most 2 s.
 
-        It has no cache of prepared statements, so it works through a pooler as well.
-
         Args:
-            options: Of asyncpg.connect: its timeouts.
+            options: Of asyncpg.connect. By default it has no cache of prepared statements, so that it works through a
+                pooler as well.
 
         Raises:
             ConfigError: asyncpg cannot read an option of the URL.
         """
         try:
-            connection = await asyncpg.connect(self.dsn, statement_cache_size=0, **options)
+            connection = await asyncpg.connect(self.dsn, **{CACHE_SIZE: 0, **options})
         except ValueError:
             raise self.refused() from None
         try:
@@ -108,6 +109,11 @@ class DatabaseUrl(NamedTuple):
                 "pool_mode to transaction or session for this database, or connect past it"
             ) from None
         return bool(connection.get_server_pid() != answering)
+
+    def cache_options(self, *, pooled: bool) -> dict[str, Any]:
+        """Return the options that let asyncpg keep prepared statements, or not: where they work, as the URL says."""
+        size = self.cache_size
+        return {CACHE_SIZE: (0 if pooled else DEFAULT_CACHE_SIZE) if size is None else size}
 
     def refused(self) -> ConfigError:
         """Return the error for an option that asyncpg refuses, whose own text quotes parts of the URL."""

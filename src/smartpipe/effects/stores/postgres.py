@@ -184,12 +184,11 @@ class PostgresStore:
                     pool.terminate()
 
     async def _make_pools(self, *, pooled: bool) -> None:
-        size = self._database.cache_size
-        if pooled and size is None:
-            log.info("%s is a connection pooler: claims do without prepared statements", self._server)
-            size = 0
-        options: dict[str, Any] = {} if size is None else {"statement_cache_size": size}
+        options = self._database.cache_options(pooled=pooled)
         if pooled:
+            log.info(
+                "%s is a connection pooler: claims go with statement_cache_size=%d", self._server, *options.values()
+            )
             options |= {"connection_class": PooledConnection, "init": _learn_types}
         # Claims leave nothing behind in their session; a reset would cost each call a second round trip. Behind a
         # pooler a reset would reach any server connection, and not the one that was used.
