@@ -16,6 +16,7 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
     {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines", "keys"},
+    {"exhaustion"},
     {
         "urls",
         "topology.naming",
@@ -44,9 +45,9 @@ LAYERS: list[set[str]] = [
         "handling.breaker",
         "handling.settlement",
         "handling.subscribing",
-        "handling.threads",
+        "handling.capacity",
     },
-    {"handling.signature", "handling.invocation"},
+    {"handling.signature", "handling.invocation", "handling.threads"},
     {"handling.gatherer", "handling.guard"},
     {"handling.handlers"},
     {"middleware"},

@@ -14,8 +14,8 @@ class Counts:
         handled: Deliveries whose handlers all returned.
         ignored: Events of an unknown type that the service ignores.
         retried: Deliveries that failed and were given back to the queue.
-        deferred: Deliveries given back because their effect was under way elsewhere, or the idempotency store
-            could not be asked.
+        deferred: Deliveries given back although nothing has failed: their effect was under way elsewhere, the
+            idempotency store could not be asked, or this process had run out of a resource.
         halted: Deliveries that stop their FIFO group, as its retry policy asks.
         dead_lettered: Messages moved to the dead-letter queue, with a reason.
         released: Deliveries given back unhandled, because the worker was stopping or because a message
@@ -23,6 +23,7 @@ class Counts:
         cancelled: Handlers cancelled because the drain's budget was over.
         lease_lost: Deliveries whose lease ran out while they were being handled.
         not_deleted: Finished messages that could not be deleted, and will be delivered again.
+        not_ended: Async handlers that did not end although they were cancelled at their timeout.
         abandoned_threads: Sync handlers that ran into their timeout; their threads still run.
         deduplicated: Calls of idempotent handlers that were left out, because their effect had happened.
         fenced: Calls of idempotent handlers whose claim had gone to another worker when they returned.
@@ -39,6 +40,7 @@ class Counts:
     cancelled: int = 0
     lease_lost: int = 0
     not_deleted: int = 0
+    not_ended: int = 0
     abandoned_threads: int = 0
     deduplicated: int = 0
     fenced: int = 0

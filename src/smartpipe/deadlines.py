@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextvars import Context
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
@@ -50,15 +51,24 @@ class Deadlines:
         """Let it not strike any more; return whether it is in time for that."""
         return self._pending.pop(deadline, None) is not None
 
-    async def within(self, seconds: float, call: Callable[[A], Awaitable[R]], argument: A) -> R:
+    async def within(
+        self,
+        seconds: float,
+        call: Callable[[A], Awaitable[R]],
+        argument: A,
+        on_strike: Callable[[asyncio.Task[Any], A], object] | None = None,
+    ) -> R:
         """Return what *call* does with *argument*; cancel it after *seconds*, or never if they are infinite.
+
+        Args:
+            on_strike: Called with the task and *argument* instead of cancelling the task, which it must do itself.
 
         Raises:
             TimeIsUp: It was cancelled for that, and ended by it.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task(self.loop))
         cancelling = task.cancelling()
-        deadline = self.set(seconds, task.cancel)
+        deadline = self.set(seconds, task.cancel if on_strike is None else partial(on_strike, task, argument))
         try:
             return await call(argument)
         except asyncio.CancelledError as error:

@@ -24,10 +24,11 @@ from smartpipe.counts import Counts
 from smartpipe.handling.handlers import slots_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.consuming.groups import Chain
     from smartpipe.consuming.visibility import Lease
+    from smartpipe.handling.delivery import Delivery
     from smartpipe.message import Message
     from smartpipe.service import Service
     from smartpipe.topology.model import Queue
@@ -82,7 +83,7 @@ class Consumer:
         self._transport = transport
         self._poll_seconds = poll_seconds
         self._observer = observer
-        self._processor = Processor(service, queue.name, resources, self.counts)
+        self._processor = Processor(service, queue.name, resources, self.counts, on_overdue=self._overdue)
         self._visibility = Visibility(
             queue.name,
             transport,
@@ -100,8 +101,10 @@ class Consumer:
         )
         for circuit in self._processor.circuits:
             circuit.on_change = self.poller.wake
+        resources.threads.capacity.on_room(self.poller.wake)
         self._groups = Groups(fifo=queue.fifo)
         self._tasks: dict[_Task, Chain] = {}
+        self._not_ended: set[_Task] = set()
         self._ended = 0
         self._held_back: list[tuple[Lease, float]] = []
         self._ticker: _Task | None = None
@@ -129,7 +132,7 @@ class Consumer:
         self.poller.stop()
         self._processor.stop()
         await self._wait_for_handlers(handlers_until, hard)
-        for task in self._tasks:
+        for task in (*self._tasks, *self._not_ended):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CANCEL_SECONDS)
@@ -189,18 +192,37 @@ class Consumer:
 
     def _accept(self, messages: Sequence[Message]) -> None:
         self.counts.received += len(messages)
-        loop = asyncio.get_running_loop()
         for lease in self._visibility.hold(messages):
             chain = self._groups.chain_for(lease)
             if chain is not None:
-                task = loop.create_task(
-                    self._groups.run(chain, self._process, self._give_back_unbegun, self._ended_one)
-                )
-                self._tasks[task] = chain
-                task.add_done_callback(self._done)
+                self._run(chain, self._process)
+
+    def _run(self, chain: Chain, process: Callable[[Lease], Awaitable[float | None]]) -> None:
+        task = asyncio.get_running_loop().create_task(
+            self._groups.run(chain, process, self._give_back_unbegun, self._ended_one)
+        )
+        self._tasks[task] = chain
+        task.add_done_callback(self._done)
+
+    def _overdue(self, task: _Task, delivery: Delivery) -> None:
+        """Go on in a new task, first with the message whose handler does not end; the old task is left to itself."""
+        self._not_ended.add(task)
+        chain = self._groups.take_over(self._tasks.pop(task))
+        late, processed, started = chain[0], self._processor.timed_out(delivery, chain[0]), time.perf_counter()
+
+        async def process(lease: Lease) -> float | None:
+            if lease is not late:
+                return await self._process(lease)
+            try:
+                return await self._settle(lease, processed, started)
+            except Exception as error:  # noqa: BLE001 - an internal error; nothing is lost
+                return self._settler.fault(lease, error)
+
+        self._run(chain, process)
 
     def _done(self, task: _Task) -> None:
-        chain = self._tasks.pop(task)
+        self._not_ended.discard(task)
+        chain = self._tasks.pop(task, [])
         while chain:  # cancelled before its first step, so that it could not give back its messages itself
             self._cancelled(chain[0], "cancelled before it began, and given back")
             self._ended_one(chain)
@@ -231,17 +253,21 @@ class Consumer:
                 raise NotBegun  # noqa: TRY301 - given back in the one way
             started = time.perf_counter()
             processed = await self._processor.process(lease.message, lease)
-            again_seconds = await self._settler.settle(lease, processed, time.perf_counter() - started)
-            if self._observer is not None:
-                self._observer(Settled(self.queue.name, lease.message, processed, again_seconds))
+            return None if lease.detached else await self._settle(lease, processed, started)
         except NotBegun:
             self._give_back_unbegun(lease, 0)
             return 0
         except asyncio.CancelledError:
-            self._cancelled(lease, "cancelled and given back")
+            if not lease.detached:
+                self._cancelled(lease, "cancelled and given back")
             return 0
         except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
-            return self._settler.fault(lease, error)
+            return 0 if lease.detached else self._settler.fault(lease, error)
+
+    async def _settle(self, lease: Lease, processed: Processed, started: float) -> float | None:
+        again_seconds = await self._settler.settle(lease, processed, time.perf_counter() - started)
+        if self._observer is not None:
+            self._observer(Settled(self.queue.name, lease.message, processed, again_seconds))
         return again_seconds
 
     def _cancelled(self, lease: Lease, what: str) -> None:

@@ -48,6 +48,15 @@ class Groups:
         chain = self._chains[group] = [lease]
         return chain
 
+    def take_over(self, chain: Chain) -> Chain:
+        """Return a new chain with the messages of *chain*, which is empty then: its ``run`` does nothing more."""
+        taken = chain[:]
+        chain.clear()
+        group = taken[0].message.group_id
+        if self._fifo and group is not None:
+            self._chains[group] = taken
+        return taken
+
     def ended(self, chain: Chain) -> Lease:
         """Take the first of *chain* from it, which has been dealt with."""
         lease = chain.pop(0)
@@ -75,6 +84,8 @@ class Groups:
         while chain and again_seconds is None and not (self._fifo and chain[0].lost):
             lease = chain[0]
             again_seconds = await process(lease)
+            if not chain:  # taken over
+                return
             if again_seconds is None and self._unbegun:
                 self._unbegun.pop(lease.message.message_id, None)
             ended(chain)

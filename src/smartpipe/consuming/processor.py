@@ -15,17 +15,18 @@ from smartpipe.consuming.room import Room
 from smartpipe.envelope import current_envelope
 from smartpipe.envelope.reader import Reader
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
+from smartpipe.exhaustion import exhausted_resource
 from smartpipe.handling.breaker import Circuit, CircuitBreaker
 from smartpipe.handling.delivery import Delivery
 from smartpipe.handling.gatherer import Gatherer
-from smartpipe.handling.guard import HANDLED, Deferred, Guard, Guarded
-from smartpipe.handling.invocation import Invocation
-from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide
+from smartpipe.handling.guard import HANDLED, Guard, Guarded
+from smartpipe.handling.invocation import Deferred, HandlerTimeout, Invocation
+from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide, shown
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from smartpipe.consuming.visibility import Lease
     from smartpipe.counts import Counts
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.handling.delivery import Publishes
     from smartpipe.handling.handlers import Handler
+    from smartpipe.handling.invocation import OnOverdue
     from smartpipe.handling.threads import Threads
     from smartpipe.message import Message
     from smartpipe.payloads.payloads import Payloads
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 STORE = "the idempotency store"
 S3_WAITS = wait_random_exponential(multiplier=1, min=1, max=300)
 """Long ones: SQS counts these deliveries too, and dead-letters a message after some, though nothing failed."""
+DEFERRAL_WAITS = S3_WAITS
+"""Likewise, of messages that this process had no resources for."""
+MAX_SPARED = 10_000
 STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
 
 
@@ -81,22 +86,40 @@ class _Route(NamedTuple):
     room: Room | None
     circuit: Circuit | None
     guard: Guard | None
+    on_strike: OnOverdue
 
 
 class Processor:
     """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
 
-    ``gates`` hold back the polling of its queue, as its handlers ask.
+    ``gates`` hold back the polling of its queue, as its handlers ask, or when the process can take on nothing more.
+
+    It also remembers how often messages were deferred because a resource had run out. SQS, and the idempotency store,
+    count these deliveries as well. Only this process's own are known, of the latest 10,000 messages.
+
+    Args:
+        on_overdue: Called with the task of a handler that does not end after its timeout, and its delivery: settles
+            the message as ``timed_out`` says, and goes on with other messages.
     """
 
-    def __init__(self, service: Service, queue: str, resources: Resources, counts: Counts) -> None:
+    def __init__(
+        self,
+        service: Service,
+        queue: str,
+        resources: Resources,
+        counts: Counts,
+        *,
+        on_overdue: Callable[[asyncio.Task[Any], Delivery], None],
+    ) -> None:
+        self._on_overdue = on_overdue
+        self._spared: dict[str, int] = {}
         self._service = service
         self._queue = queue
         self._resources = resources
         self._counts = counts
         self._invocation = Invocation(resources.threads, counts)
         self._gatherers: list[Gatherer] = []
-        self.gates: list[Gate] = []
+        self.gates: list[Gate] = [resources.threads.capacity]
         self.circuits: list[Circuit] = []
         self._routes: dict[type[Event], list[_Route]] = {}
         for handler in service.handlers_on(queue):
@@ -106,7 +129,7 @@ class Processor:
 
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
-        attempt = message.receive_count - lease.unbegun
+        attempt = self._attempt(message.receive_count - lease.unbegun, message)
         if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
             message = without_reason(message)
         try:
@@ -116,14 +139,52 @@ class Processor:
         except (DecodeError, PayloadError, UnknownEventType) as error:
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
+        except Exception as error:
+            if exhausted_resource(error) is None:
+                raise
+            return Processed(self._defer(message, Deferred(f"not read: {shown(error)}", 1.0, exhausted=True)))
         for route in self._routes[type(envelope.data)]:
             failure, attempted = await self._call(route, envelope, message, lease)
+            if lease.detached:  # settled long since
+                return Processed(ACK, envelope, route.handler)
             if isinstance(failure, Deferred):
-                return Processed(Defer(math.ceil(failure.seconds), failure), envelope, route.handler)
+                return Processed(self._defer(message, failure), envelope, route.handler)
             if failure is not None:
-                outcome = decide(failure, attempted or attempt, route.handler.retry)
+                claimed = attempt if attempted is None else self._attempt(attempted, message)
+                outcome = decide(failure, claimed, route.handler.retry)
                 return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
+        if self._spared:
+            self._spared.pop(message.message_id, None)
         return Processed(ACK, envelope, route.handler)
+
+    def timed_out(self, delivery: Delivery, lease: Lease) -> Processed:
+        """Return what to do with a message whose handler does not end; what that does later changes nothing more."""
+        lease.detached = True
+        envelope, message, claim = delivery.envelope, delivery.message, delivery.holding
+        route = next(one for one in self._routes[type(envelope.data)] if one.handler.name == delivery.handler)
+        if route.room is not None:
+            route.room.leave()
+        count = message.receive_count - lease.unbegun
+        if claim is not None:
+            claim.abandon()
+            count = claim.attempt
+        error = HandlerTimeout("it ran into its timeout, and does not end although it was cancelled")
+        _tell(route.circuit, route.handler, error)
+        outcome = decide(error, self._attempt(count, message), route.handler.retry)
+        return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
+
+    def _attempt(self, count: int, message: Message) -> int:
+        """Return which attempt a delivery is, by its count without those that were deferred for want of a resource."""
+        return max(1, count - self._spared.get(message.message_id, 0)) if self._spared else count
+
+    def _defer(self, message: Message, deferred: Deferred) -> Defer:
+        seconds = deferred.seconds
+        if deferred.exhausted:
+            seconds = max(seconds, backoff_seconds(DEFERRAL_WAITS, message.receive_count, deferred))
+            self._spared[message.message_id] = self._spared.get(message.message_id, 0) + 1
+            if len(self._spared) > MAX_SPARED:
+                del self._spared[next(iter(self._spared))]
+        return Defer(math.ceil(seconds), deferred)
 
     @property
     def _guarded(self) -> bool:
@@ -177,7 +238,9 @@ class Processor:
         else:
             innermost = _one_by_one(self._invocation, handler)
             room = Room(options.concurrency) if options.concurrency else None
-        return _Route(handler, compose(self._service.middleware, innermost), room, circuit, self._guard(handler))
+        on_strike = self._invocation.cancelling(handler, self._on_overdue)
+        middleware = compose(self._service.middleware, innermost)
+        return _Route(handler, middleware, room, circuit, self._guard(handler), on_strike)
 
     def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
         circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
@@ -217,16 +280,16 @@ class Processor:
             seconds = options.timeout_seconds
             limit = lease.seconds_left if seconds is None or options.batch is not None else seconds
             if route.guard is None:
-                failure = await self._invocation.outcome_of(route.call, delivery, limit)
+                failure = await self._invocation.outcome_of(route.call, delivery, limit, route.on_strike)
                 guarded = HANDLED if failure is None else Guarded(failure)
             else:
-                call = partial(self._invocation.outcome_of, route.call, delivery, limit)
+                call = partial(self._invocation.outcome_of, route.call, delivery, limit, route.on_strike)
                 guarded = await route.guard.run(delivery, lease, call)
                 self._tell_of_store(guarded.failure)
         finally:
-            if route.room is not None:
+            if route.room is not None and not lease.detached:
                 route.room.leave()
-        if options.batch is None:  # a batch is one call, whatever the number of its items
+        if options.batch is None and not lease.detached:  # a batch is one call, whatever the number of its items
             _tell(route.circuit, handler, guarded.failure)
         return guarded
 

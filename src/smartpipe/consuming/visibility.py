@@ -34,7 +34,8 @@ class Lease:
 
     ``leaving`` is set when the message is on its way to be deleted or given back; ``extension`` is the
     call that extends it at the moment. ``unbegun`` is how many deliveries of it, before this one, were
-    given back without a handler having seen them.
+    given back without a handler having seen them. ``detached`` is set when the message has been settled as timed out
+    although its handler still runs.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Lease:
         "_lost",
         "ceiling",
         "deadline",
+        "detached",
         "extension",
         "handler",
         "leaving",
@@ -57,6 +59,7 @@ class Lease:
         self.extension: asyncio.Task[None] | None = None
         self.handler: str | None = None
         self.unbegun = 0
+        self.detached = False
         self.leaving = False
         self.returning = False
         self._lost = False
@@ -65,7 +68,7 @@ class Lease:
     @property
     def lost(self) -> bool:
         """Whether somebody else may have the message by now; also true while the loop that renews it is blocked."""
-        return self._lost or self._clock() >= self.deadline
+        return self._lost or self.returning or self._clock() >= self.deadline
 
     @property
     def seconds_left(self) -> float:

@@ -65,6 +65,11 @@ class BatchDelivery:
         self.calls = 0
         self.ids: DerivedIds | None = None
 
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """Return the first item's fields for a log, and the number of items."""
+        return {**self.deliveries[0].log_fields, "items": len(self.deliveries)}
+
     def __len__(self) -> int:
         """Return how many events there are."""
         return len(self.deliveries)

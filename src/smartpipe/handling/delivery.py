@@ -53,6 +53,13 @@ class Transactional(Protocol):
     key: str
     by_id: bool
 
+    @property
+    def attempt(self) -> int:
+        """Which attempt it is, by the store's count."""
+
+    def abandon(self) -> None:
+        """Stop renewing the claim."""
+
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """Open the one transaction that completes it."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from smartpipe.envelope import current_envelope
 from smartpipe.handling.batch import Batch, BatchDelivery
+from smartpipe.handling.invocation import HandlerTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from smartpipe.handling.delivery import Delivery, Publishes
     from smartpipe.handling.handlers import Handler
@@ -56,7 +56,9 @@ class Gatherer:
         self._publisher = publisher
         self._on_outcome = on_outcome
         concurrency = handler.options.concurrency
-        self._room = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
+        self._room = asyncio.Semaphore(concurrency) if concurrency else None
+        self._on_strike = invocation.cancelling(handler, self._overdue)
+        self._running: dict[asyncio.Task[Any], list[tuple[Delivery, _Fate]]] = {}
         self._items = _Items()
         self._timer: asyncio.TimerHandle | None = None
         self._lingering = True
@@ -103,22 +105,42 @@ class Gatherer:
 
     async def _run(self, items: _Items) -> None:
         current_envelope.set(None)  # not that of the item which happened to fill the batch
-        async with self._room:
-            live = items.live()
-            if not live:
-                return
-            batch = BatchDelivery([delivery for delivery, _ in live], self._publisher)
-            for delivery in batch.deliveries:
-                delivery.calls += 1
-            call = partial(self._invocation.call, self._handler, [delivery.event for delivery, _ in live])
-            seconds = self._handler.options.timeout_seconds
-            error: BaseException | None
-            try:
-                error = await self._invocation.outcome_of(call, batch, math.inf if seconds is None else seconds)
-            except asyncio.CancelledError as cancelled:  # by us, with nobody waiting; or by the handler itself
-                error = cancelled
-        failures = [batch.failure(index) if error is None else error for index in range(len(live))]
-        self._on_outcome(None if None in failures else failures[0])
-        for (_, fate), failure in zip(live, failures, strict=True):
+        if self._room is not None:
+            await self._room.acquire()
+        live, task = items.live(), cast("asyncio.Task[Any]", items.task)
+        self._running[task] = live
+        failures: Sequence[BaseException | None] = ()
+        try:
+            if live:
+                failures = await self._failures(BatchDelivery([delivery for delivery, _ in live], self._publisher))
+        finally:
+            if self._running.pop(task, None) is not None:  # else overdue: its items have been settled
+                self._end(live, failures)
+
+    async def _failures(self, batch: BatchDelivery) -> list[BaseException | None]:
+        """Call the handler; return what each item failed by."""
+        for delivery in batch.deliveries:
+            delivery.calls += 1
+        call = partial(self._invocation.call, self._handler, [delivery.event for delivery in batch.deliveries])
+        seconds = self._handler.options.timeout_seconds
+        limit = math.inf if seconds is None else seconds
+        error: BaseException | None
+        try:
+            error = await self._invocation.outcome_of(call, batch, limit, self._on_strike)
+        except asyncio.CancelledError as cancelled:  # by us, with nobody waiting; or by the handler itself
+            error = cancelled
+        return [batch.failure(index) if error is None else error for index in range(len(batch))]
+
+    def _overdue(self, task: asyncio.Task[Any], batch: BatchDelivery) -> None:
+        """Let the items of a batch go whose handler does not end."""
+        live = self._running.pop(task)
+        self._end(live, [HandlerTimeout("its batch ran into its timeout, and does not end")] * len(batch))
+
+    def _end(self, live: list[tuple[Delivery, _Fate]], failures: Sequence[BaseException | None]) -> None:
+        if self._room is not None:
+            self._room.release()
+        if failures:
+            self._on_outcome(None if None in failures else failures[0])
+        for (_, fate), failure in zip(live, failures, strict=False):
             if not fate.done():
                 fate.set_result(failure)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from smartpipe.effects.idempotency import Claim, Claimed, Completed, InProgress
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.handling.invocation import HandlerTimeout
+from smartpipe.handling.invocation import Deferred, HandlerTimeout
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 
 if TYPE_CHECKING:
@@ -29,19 +29,6 @@ log = logging.getLogger("smartpipe.idempotency")
 MIN_LEASE_SECONDS = 10.0
 PATIENT_DELIVERIES = 3
 MAX_DEFERRAL_SECONDS = 300.0
-
-
-class Deferred(Exception):
-    """The delivery comes again, in *seconds*; nothing has failed, and no attempt is spent.
-
-    Args:
-        store_failed: The store could not be asked, so nothing may be received for a while.
-    """
-
-    def __init__(self, reason: str, seconds: float, *, store_failed: bool = False) -> None:
-        self.seconds = seconds
-        self.store_failed = store_failed
-        super().__init__(reason)
 
 
 class Guarded(NamedTuple):
@@ -105,7 +92,7 @@ class Guard:
     async def _held(
         self, claim: Claim, outcome: Claimed, delivery: Delivery, call: Callable[[], Awaitable[BaseException | None]]
     ) -> Guarded:
-        holding = Holding(self._claims, claim, by_id=self._options.key is None)
+        holding = Holding(self._claims, claim, outcome.attempt, by_id=self._options.key is None)
         delivery.holding = holding
         try:
             failure = await call()
@@ -158,14 +145,19 @@ def _lose(lease: Lease) -> None:
 
 
 class Holding:
-    """A claim while its handler runs, as the delivery knows it."""
+    """A claim while its handler runs, as the delivery knows it; *attempt* is the store's count, this one included."""
 
-    def __init__(self, claims: Claims, claim: Claim, *, by_id: bool) -> None:
+    def __init__(self, claims: Claims, claim: Claim, attempt: int, *, by_id: bool) -> None:
+        self.attempt = attempt
         self._claims = claims
         self._claim = claim
         self.key = claim.key
         self.by_id = by_id
         self.completed = False
+
+    def abandon(self) -> None:
+        """Stop renewing the claim of a handler that does not end: others may have it when its lease is over."""
+        self._claims.drop(self._claim)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:

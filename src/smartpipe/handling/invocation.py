@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, TypeVar
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from smartpipe.deadlines import Deadlines, TimeIsUp
 from smartpipe.envelope.ids import Cause, current_cause
+from smartpipe.errors import Reject, Retry
+from smartpipe.exhaustion import ResourceExhausted, exhausted_resource
+from smartpipe.handling.settlement import shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -16,11 +21,33 @@ if TYPE_CHECKING:
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.threads import Threads
 
+log = logging.getLogger("smartpipe.consumer")
+
 T = TypeVar("T", bound=Cause)
+
+OnOverdue: TypeAlias = "Callable[[asyncio.Task[Any], Any], None]"
+
+CANCEL_GRACE_SECONDS = 5.0
+"""An async handler may take this long to clean up after its cancellation; after that it is overdue."""
 
 
 class HandlerTimeout(Exception):
     """A handler ran longer than its ``timeout_seconds``."""
+
+
+class Deferred(Exception):
+    """The delivery comes again, in *seconds*; nothing has failed, and no attempt is spent.
+
+    Args:
+        store_failed: The store could not be asked, so nothing may be received for a while.
+        exhausted: This process has run out of something; ``seconds`` is the least time to wait.
+    """
+
+    def __init__(self, reason: str, seconds: float, *, store_failed: bool = False, exhausted: bool = False) -> None:
+        self.seconds = seconds
+        self.store_failed = store_failed
+        self.exhausted = exhausted
+        super().__init__(reason)
 
 
 class Invocation:
@@ -28,17 +55,25 @@ class Invocation:
 
     def __init__(self, threads: Threads, counts: Counts) -> None:
         self._threads = threads
+        self._capacity = threads.capacity
         self._counts = counts
         self._deadlines = Deadlines()
+        self._cancelled: dict[asyncio.Task[Any], tuple[str, float]] = {}  # handler and time, of calls still running
 
     async def call(self, handler: Handler, event: object, delivery: Cause) -> None:
-        """Call the function with what its parameters want, and wait for it."""
+        """Call the function with what its parameters want, and wait for it.
+
+        Raises:
+            ResourceExhausted: So many handler calls are overdue that no other may begin.
+        """
+        if self._capacity.full:
+            raise ResourceExhausted(self._capacity.reasons[0])
         delivery.calls += 1
         arguments = handler.arguments(event, delivery)
         if handler.is_async:
             result = await handler.function(*arguments)
         else:
-            result = await self._threads.run(handler.function, arguments, self._abandoned)
+            result = await self._threads.run(handler.function, arguments, self._abandoned, handler.name)
             if inspect.isawaitable(result):  # from a lambda, a partial or a wrapper that only looks sync
                 result = await result
         if result is not None and (inspect.isgenerator(result) or inspect.isasyncgen(result)):
@@ -46,15 +81,23 @@ class Invocation:
             raise TypeError(msg)
 
     async def outcome_of(
-        self, call: Callable[[T], Awaitable[None]], delivery: T, seconds: float
+        self,
+        call: Callable[[T], Awaitable[None]],
+        delivery: T,
+        seconds: float,
+        on_strike: OnOverdue | None = None,
     ) -> BaseException | None:
         """Return what *call* raised of *delivery*, or None; cut off after *seconds*, it has failed by HandlerTimeout.
 
-        Raises nothing but the CancelledError of its own task, and KeyboardInterrupt.
+        A failure because a resource ran out is returned as Deferred. Raises nothing but the CancelledError of its
+        own task, and KeyboardInterrupt.
+
+        Args:
+            on_strike: From ``cancelling``: what to do when the time is up.
         """
         current_cause.set(delivery)
         try:
-            await self._deadlines.within(seconds, call, delivery)
+            await self._deadlines.within(seconds, call, delivery, on_strike)
         except TimeIsUp:
             return HandlerTimeout(f"it ran longer than {seconds:g} s")
         except asyncio.CancelledError as error:
@@ -65,12 +108,67 @@ class Invocation:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit and a Rust panic too: the retry policy judges it
-            return error
+            return self._deferred(error) or error
+        finally:
+            if self._cancelled:
+                self._ended()
+        if self._capacity.exhausted is not None:
+            self._capacity.succeeded()
         return None
+
+    def cancelling(self, handler: Handler, on_overdue: OnOverdue) -> OnOverdue:
+        """Return what cancels a call of *handler* at its timeout and, if it does not end, calls *on_overdue*.
+
+        *on_overdue* gets the task and the delivery. It settles the message: the task is left to itself.
+        """
+        return partial(self._cancel, handler, on_overdue)
 
     def close(self) -> None:
         """Stop its timer."""
         self._deadlines.close()
+
+    def _deferred(self, error: BaseException) -> Deferred | None:
+        """Return what *error* is if it is nobody's failure; a handler's own Retry and Reject are its word."""
+        if isinstance(error, Deferred):
+            return error  # of a batch
+        resource = None if isinstance(error, (Retry, Reject)) else exhausted_resource(error)
+        if resource is None:
+            return None
+        if isinstance(error, ResourceExhausted):
+            reason = str(error)
+        else:
+            self._capacity.ran_out(resource)
+            reason = f"this process has run out of {resource}: {shown(error)}"
+        deferred = Deferred(reason, 1.0, exhausted=True)
+        deferred.__cause__ = error
+        return deferred
+
+    def _cancel(self, handler: Handler, on_overdue: OnOverdue, task: asyncio.Task[Any], delivery: Any) -> None:
+        self._cancelled[task] = handler.name, self._deadlines.loop.time()
+        task.cancel()
+        self._deadlines.set(CANCEL_GRACE_SECONDS, partial(self._check_ended, on_overdue, task, delivery))
+
+    def _check_ended(self, on_overdue: OnOverdue, task: asyncio.Task[Any], delivery: Any) -> None:
+        if task not in self._cancelled:
+            return
+        name, cancelled_at = self._cancelled[task]
+        self._counts.not_ended += 1
+        log.error(
+            "Handler %s does not end although it was cancelled %.0f s ago, at its timeout. It is left to itself, and "
+            "its slot is free; its message counts as timed out",
+            name,
+            self._deadlines.loop.time() - cancelled_at,
+            extra={"fields": delivery.log_fields},
+        )
+        self._capacity.add(task, name)
+        on_overdue(task, delivery)
+
+    def _ended(self) -> None:
+        task = asyncio.current_task()
+        name, cancelled_at = self._cancelled.pop(cast("asyncio.Task[Any]", task), ("", 0.0))
+        if self._capacity.remove(task):
+            seconds = self._deadlines.loop.time() - cancelled_at
+            log.warning("Handler %s has ended at last, %.0f s after it was cancelled at its timeout", name, seconds)
 
     def _abandoned(self) -> None:
         self._counts.abandoned_threads += 1

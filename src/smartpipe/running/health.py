@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from aiohttp import web
 
 from smartpipe.errors import ConfigError
-from smartpipe.running.metrics import CONTENT_TYPE, QueueState, families_of, families_of_transport, render
+from smartpipe.running.metrics import (
+    CONTENT_TYPE,
+    QueueState,
+    Sample,
+    families_of,
+    families_of_transport,
+    family_of_overdue,
+    render,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -16,6 +24,7 @@ if TYPE_CHECKING:
 
     from smartpipe.consuming.consumer import Consumer
     from smartpipe.counts import TransportCounts
+    from smartpipe.handling.capacity import Capacity
 
 
 class Answer(NamedTuple):
@@ -54,6 +63,10 @@ class Observed(Protocol):
         """Whether it takes messages."""
 
     @property
+    def capacity(self) -> Capacity:
+        """Its handler calls that do not end, and the resources it has run out of."""
+
+    @property
     def consumers(self) -> Sequence[Consumer]:
         """One for each queue."""
 
@@ -83,7 +96,8 @@ class WorkerReport:
             QueueState(service, one.queue.name, one.counts, one.in_flight, round(one.poller.seconds_since_success(), 1))
             for one in self._observed.consumers
         ]
-        families = list(families_of(states))
+        overdue = Sample({"service": service}, self._observed.capacity.overdue)
+        families = [*families_of(states), family_of_overdue(overdue)]
         counts = self._observed.transport_counts
         if counts is not None:
             families += families_of_transport(counts, {"service": service})
@@ -99,7 +113,8 @@ class WorkerReport:
             }
             for consumer in self._observed.consumers
         }
-        return Answer(good, {word: good, "queues": queues})
+        reasons = self._observed.capacity.reasons
+        return Answer(good, {word: good, **({"reasons": reasons} if reasons else {}), "queues": queues})
 
 
 class HealthServer:

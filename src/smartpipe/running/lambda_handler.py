@@ -27,9 +27,11 @@ from smartpipe.settings import AwsSettings, WorkerSettings
 from smartpipe.transport import BATCH_LIMIT, open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from smartpipe.consuming.groups import Chain
+    from smartpipe.consuming.processor import Processed
+    from smartpipe.handling.delivery import Delivery
     from smartpipe.message import Message
     from smartpipe.service import Service
     from smartpipe.transport import Transport
@@ -74,6 +76,27 @@ class _Source(NamedTuple):
     unfinished: _Unfinished
 
 
+class _Running:
+    """The tasks of one invocation: each with its queue and its messages."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[asyncio.Task[None], tuple[_Source, Chain]] = {}
+        self.changed = asyncio.Event()
+
+    async def wait(self, until: float) -> list[asyncio.Task[None]]:
+        """Wait for all tasks, also for those that are added meanwhile; return the ones that still run at *until*."""
+        loop = asyncio.get_running_loop()
+        while (pending := [task for task in self.tasks if not task.done()]) and loop.time() < until:
+            self.changed.clear()
+            waits = {loop.create_task(asyncio.wait(pending)), loop.create_task(self.changed.wait())}
+            try:
+                await asyncio.wait(waits, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+        return pending
+
+
 class LambdaHandler:
     """The function for Lambda to call: ``handler(event, context)``. See ``Service.lambda_handler``."""
 
@@ -87,6 +110,7 @@ class LambdaHandler:
         self._transport: Transport | None = None
         self._resources: Resources | None = None
         self._sources: dict[str, _Source] = {}
+        self._running = _Running()
 
     def __call__(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
         """Handle one invocation; return the partial batch response."""
@@ -143,37 +167,67 @@ class LambdaHandler:
 
     async def _run_all(self, chains: list[tuple[_Source, Chain]], until: float) -> None:
         loop = asyncio.get_running_loop()
-        tasks = {loop.create_task(self._run(source, chain)) for source, chain in chains}
+        running = self._running = _Running()
+        for source, chain in chains:
+            running.tasks[loop.create_task(self._run(source, chain))] = source, chain
         processors = {source.name: source.processor for source, _ in chains if source.processor.gathers}
-        gathering = loop.create_task(_flush_when_all_wait(list(processors.values()), tasks))
+        gathering = loop.create_task(_flush_when_all_wait(list(processors.values()), running.tasks))
         try:
-            _, late = await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()))
+            late = await running.wait(until)
             if late:
                 log.warning("%d messages are given back: the function's time is over", len(late))
                 for task in late:
                     task.cancel()
                 await asyncio.wait(late, timeout=CANCEL_SECONDS)
         finally:  # also when this invocation is cancelled
-            for task in (gathering, *tasks):
+            for task in (gathering, *running.tasks):
                 task.cancel()
-        for source, chain in chains:  # of tasks that were cancelled before they began, or do not end
+        for source, chain in running.tasks.values():  # of tasks that were cancelled before they began, or do not end
             while chain:
-                source.unfinished.release(source.groups.ended(chain), 0)
+                lease = source.groups.ended(chain)
+                lease.returning = True  # whatever its handler still does changes nothing in a later invocation
+                source.unfinished.release(lease, 0)
 
-    async def _run(self, source: _Source, chain: Chain) -> None:
+    def _overdue(self, task: asyncio.Task[None], delivery: Delivery) -> None:
+        """Go on in a new task, first with the message whose handler does not end; the old task is left to itself.
+
+        Where the task is of an earlier invocation, Lambda has its messages back already.
+        """
+        if task not in self._running.tasks:
+            return
+        source, chain = self._running.tasks.pop(task)
+        source.room.release()
+        chain = source.groups.take_over(chain)
+        late = chain[0], source.processor.timed_out(delivery, chain[0])
+        self._running.tasks[asyncio.get_running_loop().create_task(self._run(source, chain, late))] = source, chain
+        self._running.changed.set()
+
+    async def _run(self, source: _Source, chain: Chain, late: tuple[Lease, Processed] | None = None) -> None:
         async def process(lease: Lease) -> float | None:
             started = time.perf_counter()
             try:
-                async with source.room:
-                    processed = await source.processor.process(lease.message, lease)
+                if late is not None and lease is late[0]:
+                    return await source.settler.settle(lease, late[1], 0.0)
+                processed = await self._process(source, lease)
+                if lease.detached or lease.returning:
+                    return 0
                 return await source.settler.settle(lease, processed, time.perf_counter() - started)
             except asyncio.CancelledError:
-                source.unfinished.release(lease, 0)
+                if not (lease.detached or lease.returning):
+                    source.unfinished.release(lease, 0)
                 return 0
             except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
                 return source.settler.fault(lease, error)
 
         await source.groups.run(chain, process, source.unfinished.release, source.groups.ended)
+
+    async def _process(self, source: _Source, lease: Lease) -> Processed:
+        await source.room.acquire()
+        try:
+            return await source.processor.process(lease.message, lease)
+        finally:
+            if not lease.detached:
+                source.room.release()
 
     async def _give_back(self, source: _Source, until: float) -> None:
         """Ask for the retries' delays. Lambda's own is the queue's visibility timeout; that is right too, if later."""
@@ -206,7 +260,7 @@ class LambdaHandler:
         counts, unfinished = Counts(), _Unfinished()
         source = self._sources[arn] = _Source(
             name,
-            Processor(self._service, name, resources, counts),
+            Processor(self._service, name, resources, counts, on_overdue=self._overdue),
             Settler(self._service.name, queues[name], transport, acknowledger=unfinished, counts=counts),
             Groups(fifo=queues[name].fifo),
             asyncio.Semaphore(slots_for(self._service.handlers_on(name), WorkerSettings.load().concurrency)),
@@ -235,7 +289,7 @@ class LambdaHandler:
         return self._resources, self._transport
 
 
-async def _flush_when_all_wait(processors: list[Processor], tasks: set[asyncio.Task[None]]) -> None:
+async def _flush_when_all_wait(processors: list[Processor], tasks: Collection[asyncio.Task[None]]) -> None:
     """Let batches go out as soon as nobody else can join them: Lambda's time costs more than a linger is worth."""
     while processors:
         await asyncio.sleep(GATHERED_EVERY_SECONDS)

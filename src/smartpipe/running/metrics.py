@@ -19,6 +19,10 @@ NOT_OUTCOMES = {
     "not_deleted": ("smartpipe_messages_not_deleted_total", "Finished messages that could not be deleted."),
     "deduplicated": ("smartpipe_deduplicated_total", "Calls left out because their effect had happened."),
     "fenced": ("smartpipe_fenced_total", "Calls that returned after their claim had gone to another worker."),
+    "not_ended": (
+        "smartpipe_handlers_not_ended_total",
+        "Async handlers that did not end although cancelled at their timeout.",
+    ),
     "abandoned_threads": ("smartpipe_threads_abandoned_total", "Sync handlers that ran into their timeout."),
 }
 OF_TRANSPORT = {
@@ -72,6 +76,13 @@ def families_of(queues: Sequence[QueueState]) -> Iterator[Family]:
     ages = [Sample(label, state.seconds_since_poll) for label, state in zip(labels, queues, strict=True)]
     yield Family(
         "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages
+    )
+
+
+def family_of_overdue(calls: Sample) -> Family:
+    """Return the number of handler calls that ran into their timeout and still run."""
+    return Family(
+        "smartpipe_handlers_overdue", "gauge", "Handler calls that ran into their timeout and still run.", [calls]
     )
 
 

@@ -17,6 +17,7 @@ from smartpipe.errors import (
     TopologyError,
     TransportError,
 )
+from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.settlement import shown
 from smartpipe.handling.threads import Threads
 from smartpipe.publishing.attempts import until_possible
@@ -77,7 +78,7 @@ class Worker:
         self._failed = False
         self._store = store
         self._claims: Claims | None = None
-        self.abandoned_threads = 0
+        self.capacity = Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
         self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
 
@@ -92,15 +93,21 @@ class Worker:
         return (
             self._verified
             and not self._stopping.is_set()
+            and self.capacity.ready
             and not any(consumer.poller.failing for consumer in self.consumers)
             and not (self._claims is not None and self._claims.failures)
         )
 
     @property
     def alive(self) -> bool:
-        """Whether every queue has been polled successfully of late, or has no slot free to poll for."""
+        """Whether the process makes progress: each queue was polled successfully within the limit, or is busy.
+
+        It does not while too many handler calls do not end, or a resource keeps running out.
+        """
         limit = self._settings.liveness_seconds
-        return all(consumer.poller.seconds_since_success() < limit for consumer in self.consumers)
+        return self.capacity.alive and all(
+            consumer.poller.seconds_since_success() < limit for consumer in self.consumers
+        )
 
     @property
     def transport_counts(self) -> TransportCounts | None:
@@ -163,7 +170,7 @@ class Worker:
             TopologyError: Something the service needs does not exist.
         """
         settings = self._settings
-        threads = Threads(self._service.slots(settings.concurrency))
+        threads = Threads(self._service.slots(settings.concurrency), self.capacity)
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
             level = logging.DEBUG if self.health.private else logging.INFO
@@ -179,7 +186,6 @@ class Worker:
                     self._stopped_at + settings.drain_seconds, asyncio.get_running_loop().time() + MIN_CLOSE_SECONDS
                 )
                 unpublished = await self._close(publisher, threads, until)
-        self.abandoned_threads = threads.abandoned
         return self._report(unpublished)
 
     async def _serve(self, publisher: Publisher, threads: Threads) -> None:
@@ -272,7 +278,7 @@ class Worker:
         if self.transport_counts is not None:
             totals.update(self.transport_counts.as_dict())
         fields = {"service": self._service.name, **totals}
-        unfinished = totals["cancelled"] + totals["not_deleted"] + self.abandoned_threads + unpublished
+        unfinished = totals["cancelled"] + totals["not_deleted"] + self.capacity.overdue + unpublished
         counts = ", ".join(f"{name} {count}" for name, count in totals.items()) or "nothing received"
         log.info("stopped: %s", counts, extra={"fields": fields})
         return 1 if unfinished or self._failed else 0

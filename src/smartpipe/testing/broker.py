@@ -12,6 +12,7 @@ from smartpipe.consuming.processor import Resources
 from smartpipe.effects.claims import Claims
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.errors import ConfigError
+from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.signature import name_of
 from smartpipe.handling.threads import Threads
 from smartpipe.memory.transport import NAMING
@@ -85,7 +86,7 @@ class MemoryBroker:
 
     async def __aenter__(self) -> Self:
         """Create the topology and start the services."""
-        threads = Threads(1_000)
+        threads = Threads(1_000, Capacity(sum(service.slots(self._concurrency) for service in self._services)))
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             stack.callback(threads.close)

@@ -1,0 +1,435 @@
+"""Handlers that do not end at their timeout: their messages are settled, their slots freed, their number bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from tenacity import wait_fixed
+
+from smartpipe import Batch, BatchDelivery, Delivery, Event, Queue, Retry, RetryPolicy, Service, Topic
+from smartpipe.handling.capacity import Capacity
+from smartpipe.handling.invocation import CANCEL_GRACE_SECONDS
+from smartpipe.testing import MemoryBroker
+from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
+from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import run_virtually
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+SEVEN = RetryPolicy(attempts=3, wait=wait_fixed(7))
+TIMEOUT = 10.0
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run it on virtual time; what is still deaf at its end, or when it fails, is released."""
+
+    async def released() -> None:
+        try:
+            await main
+        finally:
+            for deaf in Deaf.all:
+                deaf.released.set()
+            Deaf.all.clear()
+            await asyncio.sleep(1)
+
+    run_virtually(released())
+
+
+def given_back(transport: FakeTransport) -> list[tuple[str, float]]:
+    """Return what was made visible again, without the extensions of leases."""
+    return sorted(entry for entry in transport.entries("change_visibility") if entry[1] < VISIBILITY_SECONDS)
+
+
+class Deaf:
+    """Swallows every cancellation until it is released."""
+
+    all: ClassVar[list[Deaf]] = []
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.swallowed = 0
+        self.ended = 0
+        self.all.append(self)
+
+    async def __call__(self) -> None:
+        while not self.released.is_set():
+            try:
+                await self.released.wait()
+            except asyncio.CancelledError:
+                self.swallowed += 1
+        self.ended += 1
+
+
+def test_a_handler_that_swallows_its_cancellation_is_settled_as_timed_out_and_frees_its_slot(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        service, transport, deaf, seen = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport(), Deaf(), []
+
+        @service.subscribe(UserSignedUp)
+        async def handle(event: UserSignedUp) -> None:
+            if event == ADA:
+                await deaf()
+            seen.append(event)
+
+        transport.put(*[ADA] * 4)
+        async with consuming(service, transport, concurrency=4) as consumer:
+            await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS - 0.1)
+            assert given_back(transport) == []
+            await asyncio.sleep(0.2)
+            assert given_back(transport) == [(f"r{n}", 7) for n in range(1, 5)]
+            assert consumer.in_flight == 0
+            assert (consumer.counts.retried, consumer.counts.not_ended) == (4, 4)
+            deaf.released.set()
+            await asyncio.sleep(1)
+        assert deaf.ended == 4
+        assert transport.entries("delete") == []
+        assert consumer.counts.handled == 0
+
+    with caplog.at_level(logging.INFO):
+        run(main())
+
+    [first, *_] = [record for record in caplog.records if "does not end although" in record.message]
+    assert "handle" in first.message
+    assert "5 s ago" in first.message
+    assert first.fields["event_id"]  # type: ignore[attr-defined]
+    assert sum("has ended at last" in record.message for record in caplog.records) == 4
+
+
+def test_one_that_swallows_its_cancellation_once_and_ends_soon_after_is_as_it_was() -> None:
+    async def main() -> None:
+        service, transport = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport()
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp) -> None:
+            try:
+                await asyncio.sleep(1_000)
+            except asyncio.CancelledError:
+                await asyncio.sleep(CANCEL_GRACE_SECONDS - 1)
+
+        transport.put(ADA)
+        async with consuming(service, transport) as consumer:
+            await asyncio.sleep(60)
+        assert consumer.counts.as_dict() == {"received": 1, "handled": 1}
+
+    run(main())
+
+
+def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        service, transport, deaf = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport(), Deaf()
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp) -> None:
+            await deaf()
+
+        @service.subscribe(UserLeft)
+        async def good(_: UserLeft) -> None: ...
+
+        transport.put(*[ADA] * 3)
+        async with consuming(service, transport, concurrency=3) as consumer:
+            capacity = consumer.poller._gates[0]
+            assert isinstance(capacity, Capacity)
+            await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 1)
+            assert capacity.full
+            assert not capacity.alive
+            assert not capacity.ready
+            transport.put(UserLeft(name="7"))
+            await asyncio.sleep(300)
+            assert consumer.counts.handled == 0
+            deaf.released.set()
+            await asyncio.sleep(30)
+            assert consumer.counts.handled == 1
+            assert (capacity.full, capacity.alive, capacity.ready, capacity.overdue) == (False, True, True, 0)
+
+    with caplog.at_level(logging.INFO):
+        run(main())
+
+    [stopped] = [record.message for record in caplog.records if record.message.startswith("Receiving no more")]
+    assert "handle (3)" in stopped
+    assert sum(record.message.startswith("Receiving messages again") for record in caplog.records) == 1
+
+
+def test_a_drain_does_not_wait_for_overdue_handlers() -> None:
+    async def main() -> None:
+        service, transport, deaf = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport(), Deaf()
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp) -> None:
+            await deaf()
+
+        transport.put(ADA)
+        async with consuming(service, transport):
+            await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 1)
+            before = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - before <= 21
+        await asyncio.sleep(0)
+        assert deaf.swallowed == 2
+        deaf.released.set()
+
+    run(main())
+
+
+def test_a_fifo_group_goes_on_behind_a_handler_that_does_not_end() -> None:
+    async def main() -> None:
+        users = Topic("users", fifo=True)
+
+        class Moved(Event, topic=users, type="user.moved", version="1.0", key="who"):
+            who: str
+            number: int
+
+        service = Service("mover", queue=Queue("mover", fifo=True), retry=SEVEN, timeout_seconds=TIMEOUT)
+        deaf, seen = Deaf(), list[tuple[int, int]]()
+
+        @service.subscribe(Moved)
+        async def handle(event: Moved, delivery: Delivery) -> None:
+            if event.number == 1 and delivery.receive_count == 1:
+                await deaf()
+                assert delivery.lease_lost
+            else:
+                seen.append((event.number, delivery.receive_count))
+
+        async with MemoryBroker(service, virtual=False) as broker:
+            for number in (1, 2, 3):
+                await broker.publish(Moved(who="ada", number=number))
+            await broker.drain()
+            assert [number for number, _ in seen] == [1, 2, 3]
+            deaf.released.set()
+            await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_the_items_of_a_batch_whose_handler_does_not_end_are_settled_one_by_one() -> None:
+    async def main() -> None:
+        service, transport, deaf = make_service(retry=SEVEN), FakeTransport(), Deaf()
+        calls = list[int]()
+
+        @service.subscribe(UserSignedUp, batch=Batch(size=3, linger_seconds=1), timeout_seconds=TIMEOUT, concurrency=1)
+        async def handle(events: list[UserSignedUp], _: BatchDelivery) -> None:
+            calls.append(len(events))
+            if len(calls) == 1:
+                await deaf()
+
+        transport.put(*[ADA] * 3)
+        async with consuming(service, transport) as consumer:
+            await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 2)
+            assert given_back(transport) == [(f"r{n}", 7) for n in range(1, 4)]
+            transport.put(*[ADA] * 3)
+            await asyncio.sleep(5)
+            assert consumer.counts.as_dict() == {"received": 6, "handled": 3, "retried": 3, "not_ended": 1}
+            deaf.released.set()
+            await asyncio.sleep(1)
+        assert calls == [3, 3]
+
+    run(main())
+
+
+def test_an_idempotent_handler_that_ends_late_is_remembered_and_its_event_not_handled_again() -> None:
+    async def main() -> None:
+        service = Service("mailer", retry=RetryPolicy(attempts=5, wait=wait_fixed(100)), timeout_seconds=TIMEOUT)
+        begun = list[int]()
+
+        @service.subscribe(UserSignedUp, idempotent=True)
+        async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+            begun.append(delivery.receive_count)
+            try:
+                await asyncio.sleep(1_000)
+            except asyncio.CancelledError:
+                await asyncio.sleep(20)
+
+        async with MemoryBroker(service, virtual=False) as broker:
+            await broker.publish(ADA)
+            await broker.drain()
+            assert begun == [1]
+            assert len(broker.retried()) == 1
+            assert len(broker.handled(UserSignedUp)) == 1
+
+    run(main())
+
+
+def test_a_handler_with_room_for_one_takes_the_next_message_when_the_first_is_overdue() -> None:
+    async def main() -> None:
+        service, transport, deaf = make_service(retry=SEVEN), FakeTransport(), Deaf()
+        handled = list[UserSignedUp]()
+
+        @service.subscribe(UserSignedUp, timeout_seconds=TIMEOUT, concurrency=1)
+        async def handle(event: UserSignedUp) -> None:
+            if not handled:
+                handled.append(event)
+                await deaf()
+            handled.append(event)
+
+        @service.subscribe(UserLeft, concurrency=9)
+        async def other(_: UserLeft) -> None: ...
+
+        transport.put(ADA, ADA)
+        async with consuming(service, transport) as consumer:
+            await asyncio.sleep(60)
+            assert consumer.counts.handled == 1
+            deaf.released.set()
+            await asyncio.sleep(1)
+            transport.put(ADA)
+            await asyncio.sleep(1)
+            assert consumer.counts.handled == 2
+
+    run(main())
+
+
+def test_the_attempts_of_a_handler_that_never_ends_run_out() -> None:
+    async def main() -> None:
+        service, deaf = Service("mailer", retry=SEVEN, timeout_seconds=TIMEOUT), Deaf()
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp) -> None:
+            await deaf()
+
+        async with MemoryBroker(service, virtual=False) as broker:
+            await broker.publish(ADA)
+            await broker.drain()
+            assert broker.assert_dead_lettered(UserSignedUp).kind == "retries-exhausted"
+            deaf.released.set()
+
+    run(main())
+
+
+async def test_abandoned_threads_are_bounded_and_good_messages_wait_for_them_to_end() -> None:
+    service, transport = make_service(retry=RetryPolicy(attempts=3, base_seconds=0)), FakeTransport()
+    release, alive = threading.Event(), threading.active_count()
+
+    @service.subscribe(UserSignedUp, timeout_seconds=0.05)
+    def hang(_: UserSignedUp) -> None:
+        release.wait(60)
+
+    @service.subscribe(UserLeft)
+    def good(_: UserLeft) -> None: ...
+
+    transport.put(*[ADA] * 300)
+    async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
+        capacity = consumer.poller._gates[0]
+        assert isinstance(capacity, Capacity)
+        await until(lambda: capacity.full and not consumer.in_flight and not consumer.poller.open_polls)
+        received = consumer.counts.received
+        assert threading.active_count() - alive <= 2 * 5
+        assert received <= 5 * 5
+        transport._inbox.clear()
+        transport.put(*[UserLeft(name="7")] * 20)
+        await asyncio.sleep(0.1)
+        assert consumer.counts.handled == 0
+        release.set()
+        await until(lambda: consumer.counts.handled == 20)
+
+    assert consumer.counts.dead_lettered == 0
+    assert capacity.overdue == 0
+    assert transport.entries("send") == []
+
+
+async def test_a_thread_that_cannot_start_defers_the_message_and_runs_nothing_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service, transport = make_service(retry=RetryPolicy(attempts=1)), FakeTransport()
+    ran, start, refuse = list[str](), threading.Thread.start, [True]
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "smartpipe-handler" and refuse:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+
+    @service.subscribe(UserSignedUp)
+    def handle(_: UserSignedUp) -> None:
+        ran.append("handled")
+
+    transport.put(ADA)
+    async with consuming(service, transport, poll_seconds=1) as consumer:
+        await until(lambda: consumer.counts.deferred == 1)
+        capacity = consumer.poller._gates[0]
+        assert isinstance(capacity, Capacity)
+        assert not capacity.ready
+        assert ran == []
+        refuse.clear()
+        transport.put(ADA, receive_count=2)
+        await until(lambda: consumer.counts.handled == 1)
+        assert capacity.ready
+
+    assert ran == ["handled"]
+    assert transport.entries("send") == []
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files"), RuntimeError("x")], ids=repr)
+def test_a_message_deferred_for_want_of_a_resource_has_all_its_attempts_afterwards(error: Exception) -> None:
+    wrapped = RuntimeError("can't start new thread") if isinstance(error, RuntimeError) else error
+
+    async def main() -> None:
+        service = Service("mailer", retry=RetryPolicy(attempts=2, wait=wait_fixed(1)))
+        failures = iter([wrapped] * 5 + [ValueError("the handler's own")])
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp) -> None:
+            for failure in failures:
+                raise failure
+
+        async with MemoryBroker(service, virtual=False) as broker:
+            await broker.publish(ADA)
+            await broker.drain()
+            assert len(broker.handled(UserSignedUp)) == 1
+            broker.assert_nothing_dead_lettered()
+
+    run(main())
+
+
+@pytest.mark.parametrize("batch", [None, Batch(size=2, linger_seconds=0.5)], ids=["single", "batch"])
+def test_an_idempotent_handler_gives_its_claim_back_when_a_resource_ran_out(batch: Batch | None) -> None:
+    async def main() -> None:
+        service = Service("mailer", retry=RetryPolicy(attempts=1))
+        failures = iter([OSError(24, "Too many open files")] * 3)
+        handled = list[Any]()
+
+        async def single(event: UserSignedUp) -> None:
+            for failure in failures:
+                raise ValueError("wrapped") from failure
+            handled.append(event)
+
+        async def many(events: list[UserSignedUp]) -> None:
+            await single(events[0])
+
+        if batch is None:
+            service.subscribe(UserSignedUp, idempotent=True)(single)
+        else:
+            service.subscribe(UserSignedUp, idempotent=True, batch=batch)(many)
+
+        async with MemoryBroker(service, virtual=False) as broker:
+            await broker.publish(ADA)
+            await broker.drain()
+            assert len(handled) == 1
+            broker.assert_nothing_dead_lettered()
+
+    run(main())
+
+
+def test_retry_and_reject_are_the_handlers_word_also_when_a_resource_ran_out() -> None:
+    async def main() -> None:
+        service = Service("mailer")
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+            if delivery.receive_count == 1:
+                try:
+                    raise OSError(24, "Too many open files")
+                except OSError as error:
+                    raise Retry("the handler knows", after_seconds=77) from error
+
+        async with MemoryBroker(service, virtual=False) as broker:
+            await broker.publish(ADA)
+            await broker.drain()
+            assert [retried.after_seconds for retried in broker.retried()] == [77]
+
+    run(main())
