@@ -72,7 +72,7 @@ LAYERS: list[set[str]] = [
     {"deadletters.letters", "deadletters.memories"},
     {"deadletters.walk"},
     {"deadletters.redrive"},
-    {"running.metrics", "running.signals", "running.loops", "running.garbage"},
+    {"running.metrics", "running.signals", "running.loops", "running.garbage", "running.limits"},
     {"running.health"},
     {"running.worker", "running.lambda_handler", "running.processes"},
     {"testing", "bench"},

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import socket
 from typing import Any
 
 import pytest
@@ -186,3 +188,35 @@ def test_fault_23_a_poll_is_read_for_longer_than_it_can_wait() -> None:
 
     assert options["read_timeout"] >= 20 + 5
     assert options["retries"]["total_max_attempts"] == 1
+
+
+def unreachable(cause: OSError) -> EndpointConnectionError:
+    """What botocore, and the direct transport, make of a connection that could not be opened."""
+    return EndpointConnectionError(endpoint_url="https://sqs.eu-west-1.amazonaws.com", error=cause)
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_a_connection_that_fails_for_want_of_file_descriptors_says_so_and_how_many_there_are(chained: bool) -> None:
+    cause = OSError(errno.EMFILE, "Too many open files")
+    error = unreachable(cause)
+    if chained:
+        error = EndpointConnectionError(endpoint_url="https://sqs.eu-west-1.amazonaws.com", error="refused")
+        error.__cause__ = cause
+
+    fault = classify(error, action="sqs:ReceiveMessage", target="orders")
+
+    assert (fault.code, fault.retryable) == ("EMFILE", True)
+    assert "file descriptors (EMFILE): its limit is " in fault.detail
+    assert "ulimit -n" in fault.detail
+    assert "AWS_ENDPOINT_URL" not in fault.detail
+
+
+def test_a_name_that_cannot_be_resolved_is_not_blamed_on_the_endpoint_alone() -> None:
+    fault = classify(
+        unreachable(socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
+        action="sqs:ReceiveMessage",
+        target="orders",
+    )
+
+    assert (fault.code, fault.retryable) == ("EndpointConnectionError", True)
+    assert "the host's name cannot be resolved (Name or service not known): check this machine's DNS" in fault.detail

@@ -100,4 +100,5 @@ def test_eagain_counts_where_a_process_could_not_be_started() -> None:
 def test_the_code_of_a_shortage_is_the_name_of_its_errno() -> None:
     assert shortage_code(caused(ValueError("wrapped"), EMFILE)) == "EMFILE"
     assert shortage_code(ConnectionRefusedError(errno.ECONNREFUSED, "refused")) is None
-    assert shortage_code(MemoryError()) is None
+    assert shortage_code(MemoryError()) == "ENOMEM"
+    assert shortage_code(RuntimeError("can't start new thread")) == "EAGAIN"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,11 +19,13 @@ from smartpipe.testing import virtual_time
 from smartpipe.transport import opening
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from smartpipe import Event
+    from smartpipe.running.lambda_handler import LambdaHandler
 
 ARN = "arn:aws:sqs:us-east-2:123456789012:"
 
@@ -325,3 +329,71 @@ def test_an_idempotent_handler_runs_once_however_often_lambda_brings_the_event(
 
     assert [failed(answer) for answer in answers] == [[], []]
     assert seen == [ADA]
+
+
+async def test_a_handler_that_does_not_end_is_reported_and_does_not_hold_the_invocation(
+    transport: FakeTransport,
+) -> None:
+    service, released = Service("mailer", retry=RetryPolicy(wait=wait_fixed(7)), timeout_seconds=10), asyncio.Event()
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        while event.name == "deaf" and not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+
+    handler = service.lambda_handler()
+    with virtual_time():
+        began = asyncio.get_running_loop().time()
+        records = [record(UserLeft(name="deaf")), record(UserLeft(name="good"), 2)]
+        response = await handler.handle({"Records": records}, Context(900_000))
+        seconds = asyncio.get_running_loop().time() - began
+        released.set()
+        await asyncio.sleep(1)
+        await handler.aclose()
+
+    assert failed(response) == ["id-1"]
+    assert 15 <= seconds < 20
+    assert transport.entries("change_visibility") == [("receipt-1", 7)]
+
+
+async def test_invocations_are_deferred_while_too_many_handlers_have_not_ended(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "2")
+    service, released = Service("mailer", retry=RetryPolicy(attempts=1), timeout_seconds=0.05), threading.Event()
+    begun = list[str]()
+
+    @service.subscribe(UserLeft)
+    def leave(event: UserLeft) -> None:
+        begun.append(event.name)
+        if event.name.startswith("deaf"):
+            released.wait(60)
+
+    handler = service.lambda_handler()
+    await handler.handle({"Records": [record(UserLeft(name=f"deaf{n}"), n) for n in (1, 2)]}, Context(60_000))
+    sent = transport.entries("send")
+    response = await handler.handle({"Records": [record(UserLeft(name="good"), 3)]}, Context(60_000))
+    assert failed(response) == ["id-3"]
+    assert begun == ["deaf1", "deaf2"]
+    assert transport.entries("send") == sent
+
+    released.set()
+    await until(lambda: not failed_now(handler))
+    await handler.aclose()
+
+
+def failed_now(handler: LambdaHandler) -> bool:
+    """Return whether its threads still hold calls back."""
+    return handler._resources is not None and handler._resources.threads.capacity.full
+
+
+async def test_a_resource_that_ran_out_gives_the_message_back_on_lambda_too(transport: FakeTransport) -> None:
+    service = Service("mailer", retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        raise ConnectionError("no socket") from OSError(errno.EMFILE, "Too many open files")
+
+    assert await handled(service, record(UserLeft(name="x"))) == ["id-1"]
+    assert transport.entries("send") == []

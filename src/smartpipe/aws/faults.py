@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from botocore.exceptions import (
 )
 
 from smartpipe.errors import SmartpipeError, TransportError
+from smartpipe.exhaustion import causes, exhausted_resource, shortage_code
 from smartpipe.message import Failure
 
 if TYPE_CHECKING:
@@ -103,11 +105,37 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
     if isinstance(error, SSLError):
         # Of a certificate that is refused, the next try will think no better; other faults of TLS may be the line's.
         return TransportError("SSLError", f"{detail}; {_tls_mend(detail)}", retryable=_REFUSED not in detail)
+    shortage = shortage_code(error)
+    if shortage is not None:
+        return TransportError(shortage, f"{detail}; {_shortage(error, shortage)}", retryable=True)
     if isinstance(error, EndpointConnectionError):
-        detail += "; does AWS_ENDPOINT_URL, or the network, lead there?"
+        detail += f"; {_unreachable(error)}"
     if isinstance(error, (BotoCoreError, OSError, TimeoutError)):  # connection faults, in botocore's words or Python's
         return TransportError(type(error).__name__, detail, retryable=True)
     return TransportError(type(error).__name__, f"{detail} (an answer that could not be read)", retryable=True)
+
+
+def _shortage(error: BaseException, code: str) -> str:
+    """Say which resource ran out and, for file descriptors, how many there are."""
+    said = f"this process has run out of {exhausted_resource(error)}"
+    if code != "EMFILE":
+        return said
+    import resource  # which Windows does not have, where one may publish
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = f"{soft:,}" if soft == hard else f"{soft:,}, at most {hard:,}"
+    return f"{said}: its limit is {limits} (ulimit -n); raise it, or find the connections or files that stay open"
+
+
+def _unreachable(error: BaseException) -> str:
+    """Say why there is no connection, as far as the operating system says it."""
+    unknown = next((one for one in causes(error) if isinstance(one, socket.gaierror)), None)
+    if unknown is None:
+        return "does AWS_ENDPOINT_URL, or the network, lead there?"
+    return (
+        f"the host's name cannot be resolved ({unknown.strerror or unknown}): check this machine's DNS, and that the "
+        "region and AWS_ENDPOINT_URL are spelled correctly"
+    )
 
 
 def _tls_mend(detail: str) -> str:

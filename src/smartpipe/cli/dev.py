@@ -17,6 +17,7 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.embedded import EmbeddedBroker
 from smartpipe.embedded.broker import environment_of
 from smartpipe.errors import SmartpipeError
+from smartpipe.running.limits import raise_file_limit
 from smartpipe.running.processes import Changes, Command, Supervisor, can_watch, run_to_end
 from smartpipe.running.processes.output import prefixes
 from smartpipe.running.signals import on_stop
@@ -46,6 +47,7 @@ def run(targets: Sequence[str], backend: str, port: int, *, reload: bool | None,
     broker = EmbeddedBroker(backend, port=port)
     own, theirs = prefixes(OWN_NAME, [service.name for service in services], coloured=has_colours())
     configure(settings.log_level, "text", prefix=own)
+    raise_file_limit()
     for sentence in unknown_settings():
         log.warning("%s", sentence)
     watched = can_watch() if reload is None else reload

@@ -11,6 +11,7 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.running.health import Answer, HealthServer
+from smartpipe.running.limits import raise_file_limit
 from smartpipe.running.metrics import Family, Sample, families_of_transport, render
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings, unknown_settings
@@ -33,6 +34,7 @@ def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
     if settings.outbox_url is None:
         raise ConfigError("which database? Set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
     configure(settings.log_level, settings.log_format)
+    raise_file_limit()
     for sentence in unknown_settings():
         log.warning("%s", sentence)
     exit_now(asyncio.run(_run(settings, aws_settings, settings.outbox_url.get_secret_value(), once=once)))

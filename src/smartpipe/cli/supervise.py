@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import configured
 from smartpipe.cli.worker import exit_now, load_service, load_settings, run
+from smartpipe.running.limits import raise_file_limit
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import unknown_settings
 
@@ -31,6 +32,7 @@ def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) ->
     if settings.processes == 1 and not reload:
         run(target, flags)
     configure(settings.log_level, settings.log_format)
+    raise_file_limit()
     for sentence in (*unknown_settings(), *settings.doubts):
         log.warning("%s", sentence)
     service = load_service(target)

@@ -13,6 +13,7 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
 from smartpipe.running.garbage import spare_collections
+from smartpipe.running.limits import raise_file_limit
 from smartpipe.running.loops import loop_factory
 from smartpipe.running.signals import on_stop, on_supervisor
 from smartpipe.running.worker import Worker
@@ -38,6 +39,7 @@ def run(
     """
     settings, aws_settings = load_settings(flags)
     configure(settings.log_level, settings.log_format, process=process)
+    raise_file_limit()
     if socket is None:
         for sentence in unknown_settings():
             log.warning("%s", sentence)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, cast
 
 from aiohttp import web
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from smartpipe.consuming.consumer import Consumer
     from smartpipe.counts import TransportCounts
     from smartpipe.handling.capacity import Capacity
+
+    _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_CONNECTIONS = 32
+"""A prober, a scraper and a supervisor need a few; each is a file descriptor."""
+REQUEST_SECONDS = 5.0
+ANSWER_SECONDS = 15.0
+"""After those for the request: Prometheus gives up after 10 s by default."""
 
 
 class Answer(NamedTuple):
@@ -118,7 +127,12 @@ class WorkerReport:
 
 
 class HealthServer:
-    """Serves a Report on a port, or on a Unix socket instead; ``port`` is the bound one once entered."""
+    """Serves a Report on a port, or on a Unix socket instead; ``port`` is the bound one once entered.
+
+    Whoever can reach the port cannot take the process's file descriptors: at most 32 connections are open, each for
+    one request, which must have arrived after 5 s and been answered and read after 20 s. Beyond 32, the connection
+    that has waited for its request the longest is closed, so that probes get through.
+    """
 
     def __init__(self, report: Report, host: str, port: int, *, socket: Path | None = None) -> None:
         self._report = report
@@ -126,6 +140,8 @@ class HealthServer:
         self.port = port
         self._socket = socket
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
 
     async def __aenter__(self) -> Self:
         """Bind the port.
@@ -133,17 +149,18 @@ class HealthServer:
         Raises:
             ConfigError: Another process has it.
         """
-        app = web.Application()
+        app = web.Application(middlewares=[self._once])
         app.router.add_get("/livez", _probe(self._report.livez))
         app.router.add_get("/readyz", _probe(self._report.readyz))
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
+        loop = asyncio.get_running_loop()
         if self._socket is not None:
-            await web.UnixSite(self._runner, self._socket).start()
+            self._server = await loop.create_unix_server(self._connection, str(self._socket))
             return self
         try:
-            await web.TCPSite(self._runner, self._host, self.port).start()
+            self._server = await loop.create_server(self._connection, self._host, self.port)
         except OSError as error:
             await self._runner.cleanup()
             msg = (
@@ -151,7 +168,7 @@ class HealthServer:
                 "with --port or SMARTPIPE_PORT, 0 for any that is free"
             )
             raise ConfigError(msg) from None
-        self.port = self._runner.addresses[0][1]
+        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     @property
@@ -174,12 +191,87 @@ class HealthServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the port."""
+        """Close the port, and what is connected to it."""
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        for connection in list(self._connections.values()):
+            connection.abort()
+
+    def _connection(self) -> asyncio.Protocol:
+        assert self._runner is not None  # noqa: S101 - it is set up before the port is bound
+        assert self._runner.server is not None  # noqa: S101 - likewise
+        return _Connection(self._runner.server(), self._connections)
+
+    @web.middleware
+    async def _once(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Let the connection end with its answer."""
+        connection = self._connections.get(cast("asyncio.BaseTransport", request.transport))
+        if connection is not None:
+            connection.requested = True
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            error.force_close()
+            raise
+        response.force_close()
+        return response
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=(await self._report.metrics()).encode(), headers={"Content-Type": CONTENT_TYPE})
+
+
+class _Connection(asyncio.Protocol):
+    """One of a server's connections, bounded in number and time; what it receives goes to aiohttp's protocol."""
+
+    def __init__(self, inner: asyncio.Protocol, connections: dict[asyncio.BaseTransport, _Connection]) -> None:
+        self.requested = False
+        self._inner = inner
+        self._connections = connections
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if len(self._connections) >= MAX_CONNECTIONS:
+            waiting = (one for one in self._connections.values() if not one.requested)
+            next(waiting, self).abort()
+        if not self._transport.is_closing():
+            self._connections[transport] = self
+            self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS, self._check_requested)
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._connections.pop(self._transport, None)
+        self._inner.connection_lost(exc)
+
+    def abort(self) -> None:
+        """Close it now, whatever it has still to send."""
+        if self._transport is not None:
+            self._connections.pop(self._transport, None)
+            self._transport.abort()
+
+    def _check_requested(self) -> None:
+        if self.requested:
+            self._timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self.abort)
+        else:
+            self.abort()
 
 
 def _probe(ask: Callable[[], Awaitable[Answer]]) -> Callable[[web.Request], Awaitable[web.Response]]:

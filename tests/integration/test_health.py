@@ -1,0 +1,129 @@
+"""The health server on real sockets: whoever can reach its port cannot take the process's file descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+
+from smartpipe.running import health
+from smartpipe.running.health import Answer, HealthServer
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+Streams: TypeAlias = "tuple[asyncio.StreamReader, asyncio.StreamWriter]"
+
+
+class Fine:
+    """A Report that is always good."""
+
+    async def livez(self) -> Answer:
+        return Answer(True, {"alive": True})
+
+    async def readyz(self) -> Answer:
+        return Answer(True, {"ready": True})
+
+    async def metrics(self) -> str:
+        return "up 1\n" * 1_000_000
+
+
+@asynccontextmanager
+async def connected(
+    server: HealthServer, path: Path | None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await (
+        asyncio.open_connection("127.0.0.1", server.port) if path is None else asyncio.open_unix_connection(path)
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def probe(server: HealthServer, path: Path | None, request: bytes = b"GET /livez HTTP/1.1") -> bytes:
+    async with asyncio.timeout(20), connected(server, path) as (reader, writer):
+        writer.write(request + b"\r\nHost: x\r\n\r\n")
+        return await reader.read()
+
+
+async def received(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the connection's end, which is a reset on TCP."""
+    async with asyncio.timeout(20):
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b""
+
+
+def half_open(server: HealthServer, path: Path | None, stack: ExitStack) -> socket.socket:
+    one = stack.enter_context(socket.socket(socket.AF_INET if path is None else socket.AF_UNIX))
+    one.connect(("127.0.0.1", server.port) if path is None else str(path))
+    return one
+
+
+@pytest.fixture(params=["port", "socket"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "health.sock" if request.param == "socket" else None
+
+
+@pytest.mark.parametrize("opening", [b"", b"GET /livez HT", b"POST /livez HTTP/1.1\r\nContent-Length: 10\r\n"])
+async def test_probes_get_through_however_many_connections_wait_for_their_request(
+    path: Path | None, opening: bytes
+) -> None:
+    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
+        with ExitStack() as stack:
+            for _ in range(200):
+                half_open(server, path, stack).send(opening)
+                await asyncio.sleep(0)
+            await until(lambda: len(server._connections) >= health.MAX_CONNECTIONS)
+
+            answer = await probe(server, path)
+
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert len(server._connections) <= health.MAX_CONNECTIONS
+
+
+@pytest.mark.parametrize("request_line", [b"GET /livez HTTP/1.1", b"GET /nothing HTTP/1.1", b"POST /livez HTTP/1.1"])
+async def test_a_connection_ends_with_its_answer(path: Path | None, request_line: bytes) -> None:
+    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
+        head, _, body = (await probe(server, path, request_line)).partition(b"\r\n\r\n")
+
+        assert b"Connection: close" in head
+        if b"200" in head.splitlines()[0]:
+            assert json.loads(body) == {"alive": True}
+        await until(lambda: not server._connections)
+
+
+async def test_a_connection_without_a_request_is_closed(path: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.05)
+    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server, connected(server, path) as (reader, writer):
+        writer.write(b"GET /livez HTTP/1.1\r\n")
+        assert await received(reader) == b""
+
+
+async def test_a_client_that_does_not_read_its_answer_is_cut_off(
+    path: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(health, "ANSWER_SECONDS", 0.05)
+    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server, connected(server, path) as (_, writer):
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: server._connections)
+        await until(lambda: not server._connections)
+
+
+async def test_no_connection_is_left_open_by_the_end_of_the_server(path: Path | None) -> None:
+    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
+        reader, writer = await (
+            asyncio.open_connection("127.0.0.1", server.port) if path is None else asyncio.open_unix_connection(path)
+        )
+        await until(lambda: server._connections)
+    assert await received(reader) == b""
+    writer.close()
