@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
-    {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines", "keys"},
+    {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines", "keys", "escaping"},
     {"exhaustion"},
     {
         "urls",
@@ -73,6 +73,7 @@ LAYERS: list[set[str]] = [
     {"deadletters.walk"},
     {"deadletters.redrive"},
     {"running.metrics", "running.signals", "running.loops", "running.garbage", "running.limits"},
+    {"running.writer"},
     {"running.health"},
     {"running.worker", "running.lambda_handler", "running.processes"},
     {"testing", "bench"},

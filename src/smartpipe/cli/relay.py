@@ -14,6 +14,7 @@ from smartpipe.running.health import Answer, HealthServer
 from smartpipe.running.limits import raise_file_limit
 from smartpipe.running.metrics import Family, Sample, families_of_transport, render
 from smartpipe.running.signals import on_stop
+from smartpipe.running.writer import family_of_dropped_lines
 from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.transport import counts_of
 
@@ -90,6 +91,7 @@ class RelayReport:
         counts = counts_of(self._transport)
         if counts is not None:
             families += families_of_transport(counts, {})
+        families.append(family_of_dropped_lines({}))
         seen = await self._relay.backlog_reader.last()
         if seen is None:
             return render(families)

@@ -7,6 +7,8 @@ import atexit
 import logging
 import os
 import sys
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartpipe.cli.logs import configure
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from smartpipe.service import Service
 
 log = logging.getLogger("smartpipe.worker")
+
+FLUSH_SECONDS = 1.0
 
 
 def run(
@@ -68,12 +72,21 @@ def exit_now(code: int) -> NoReturn:
     """End the process now: the drain's budget is the promise, and threads that never end would break it.
 
     The interpreter's own way out joins every thread, those of abandoned sync handlers and of the
-    loop's executor too. Exit handlers still run.
+    loop's executor too. Exit handlers still run. Standard output that nobody reads delays the end by a second or two.
     """
     atexit._run_exitfuncs()  # noqa: SLF001 - the only way to them that does not join threads first
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flushing = threading.Thread(target=_flush, daemon=True)  # what a handler has printed, to whoever may not read
+    with suppress(RuntimeError):  # no thread can be started
+        flushing.start()
+        flushing.join(FLUSH_SECONDS)
     os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):
+                stream.flush()
 
 
 async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, cast
 
 from aiohttp import web
 
 from smartpipe.errors import ConfigError
+from smartpipe.escaping import escaped_json
 from smartpipe.running.metrics import (
     CONTENT_TYPE,
     QueueState,
@@ -17,6 +19,7 @@ from smartpipe.running.metrics import (
     family_of_overdue,
     render,
 )
+from smartpipe.running.writer import family_of_dropped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -110,6 +113,7 @@ class WorkerReport:
         counts = self._observed.transport_counts
         if counts is not None:
             families += families_of_transport(counts, {"service": service})
+        families.append(family_of_dropped_lines({"service": service}))
         return render(families)
 
     def _answer(self, word: str, *, good: bool) -> Answer:
@@ -274,9 +278,13 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
 
+def _dumps(body: Any) -> str:
+    return escaped_json(json.dumps(body))
+
+
 def _probe(ask: Callable[[], Awaitable[Answer]]) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def answered(_: web.Request) -> web.Response:
         answer = await ask()
-        return web.json_response(answer.body, status=200 if answer.good else 503)
+        return web.json_response(answer.body, status=200 if answer.good else 503, dumps=_dumps)
 
     return answered

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
+from smartpipe.escaping import escaped
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -112,7 +114,7 @@ def merged(texts: Mapping[str, str], label: str) -> str:
     for key, text in texts.items():
         pair = f'{label}="{_escaped(key, quotes=True)}"'
         family = ""
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):
             if line.startswith("# HELP "):
                 family = line.split(" ", 3)[2]
                 samples.setdefault(family, [])
@@ -134,5 +136,6 @@ def _labelled(line: str, pair: str) -> str:
 
 
 def _escaped(text: str, *, quotes: bool = False) -> str:
+    text = "\n".join(map(escaped, text.split("\n")))
     text = text.replace("\\", "\\\\").replace("\n", "\\n")
     return text.replace('"', '\\"') if quotes else text

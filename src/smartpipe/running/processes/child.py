@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from smartpipe.running.processes.ask import Unanswered, ask
 from smartpipe.running.processes.output import PrefixedLines
 from smartpipe.running.processes.restarts import AwaitChange, Exit, GiveUp, after_exit, described, failures_in_a_row
+from smartpipe.running.writer import standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,12 +76,10 @@ async def _finished(process: asyncio.subprocess.Process, prefix: str | None) -> 
 
 
 async def _pass_on(stream: asyncio.StreamReader | None, prefix: str) -> None:
-    lines = PrefixedLines(prefix, sys.stdout.write)
+    lines = PrefixedLines(prefix, standard_output().write)
     while stream is not None and (chunk := await stream.read(READ_BYTES)):
         lines.feed(chunk)
-        sys.stdout.flush()
     lines.end()
-    sys.stdout.flush()
 
 
 class Child:

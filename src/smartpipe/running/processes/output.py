@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smartpipe.escaping import escaped, escaped_but_colours
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -12,10 +14,14 @@ QUIET = "2"
 
 
 class PrefixedLines:
-    """Writes whole lines, each after its prefix; what has no newline yet waits for it, or for the end."""
+    """Writes whole lines, each after its prefix; what has no newline yet waits for it, or for the end.
+
+    Of control characters a line keeps colours, if the prefix has one, and tabs.
+    """
 
     def __init__(self, prefix: str, write: Callable[[str], object]) -> None:
         self._prefix = prefix
+        self._coloured = "\x1b" in prefix
         self._write = write
         self._rest = b""
 
@@ -23,7 +29,8 @@ class PrefixedLines:
         """Take what was read; lines may be cut anywhere."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
-            self._write(f"{self._prefix}{line.decode(errors='replace')}\n")
+            text = line.decode(errors="replace")
+            self._write(f"{self._prefix}{escaped_but_colours(text) if self._coloured else escaped(text)}\n")
 
     def end(self) -> None:
         """Write a last line that has no newline."""

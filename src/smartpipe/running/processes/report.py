@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from smartpipe.running.health import Answer
 from smartpipe.running.metrics import Family, Sample, merged, render
 from smartpipe.running.processes.ask import Unanswered, ask
+from smartpipe.running.writer import family_of_dropped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.running.processes.child import Child
+
+
+SUPERVISOR = "supervisor"
+"""What its own samples have as their ``process``."""
 
 
 class Parent(Protocol):
@@ -61,7 +66,9 @@ class GroupReport:
         restarts = Family(
             "smartpipe_process_restarts_total", "counter", "Restarts of a process that ended by itself.", samples
         )
-        return render([restarts]) + merged({one.child.name: one.text for one in seen if one.text}, "process")
+        texts = {one.child.name: one.text for one in seen if one.text}
+        texts[SUPERVISOR] = render([family_of_dropped_lines({})])
+        return render([restarts]) + merged(texts, "process")
 
     async def _all(self, word: str, path: str, *, otherwise: dict[str, bool]) -> Answer:
         processes: dict[str, dict[str, Any]] = {}

@@ -1,0 +1,50 @@
+"""Makes text from messages, and from AWS, safe to print: it cannot forge a line, nor command a terminal.
+
+Escaped are the control characters C0, DEL and C1 (ECMA-48), the bidirectional controls that can make a line look
+unlike it is (Unicode Standard Annex 9; CVE-2021-42574), line and paragraph separators, and lone surrogates, which
+cannot be encoded at all.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BEYOND_C0 = "\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_FORBIDDEN = re.compile(f"[\x00-\x1f{_BEYOND_C0}]")
+_FORBIDDEN_IN_JSON = re.compile(f"[{_BEYOND_C0}]")
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
+_UNCOLOURED = "\x1b[0m"
+
+
+def escaped(text: str) -> str:
+    r"""Return *text* as one line: ``\n``, ``\x1b``, ``\u202e`` in place of what could do harm."""
+    return text if text.isprintable() else _FORBIDDEN.sub(_escape, text)
+
+
+def escaped_but_colours(text: str) -> str:
+    """Return *text*, one line of a program that may print in colours: these are kept, and end with it; tabs too."""
+    parts = _COLOURS.split(text)
+    kept = "".join(part if place % 2 else "\t".join(map(escaped, part.split("\t"))) for place, part in enumerate(parts))
+    return kept if len(parts) == 1 else kept + _UNCOLOURED
+
+
+def escaped_json(text: str) -> str:
+    r"""Return JSON *text* with ``\u009b`` and the like in its strings, which a parser reads as what they were."""
+    return text if text.isprintable() else _FORBIDDEN_IN_JSON.sub(_escape_in_json, text)
+
+
+def cut(text: str, characters: int) -> str:
+    """Return *text*, or its beginning and how long it is: ``abc…(1000 characters)``."""
+    return text if len(text) <= characters else f"{text[:characters]}…({len(text)} characters)"
+
+
+def _escape(match: re.Match[str]) -> str:
+    one = match[0]
+    if one in _SHORT:
+        return _SHORT[one]
+    return f"\\x{ord(one):02x}" if one <= "\xff" else f"\\u{ord(one):04x}"
+
+
+def _escape_in_json(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
