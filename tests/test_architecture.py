@@ -62,6 +62,7 @@ LAYERS: list[set[str]] = [
         "consuming.pace",
         "consuming.groups",
         "consuming.deadletter",
+        "consuming.isolation",
         "consuming.poller",
         "consuming.visibility",
         "consuming.acknowledger",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 from smartpipe import Delivery, Event, Queue, RetryPolicy, Service, Topic
@@ -24,8 +25,12 @@ class EffectWanted(Event, topic=jobs, type="effect.wanted", version="1.0"):
 
 service = Service(
     "jobs",
-    queue=Queue("jobs", visibility_timeout_seconds=int(os.environ.get("ACCEPTANCE_LEASE", "30"))),
-    retry=RetryPolicy(attempts=3, base_seconds=0),
+    queue=Queue(
+        "jobs",
+        visibility_timeout_seconds=int(os.environ.get("ACCEPTANCE_LEASE", "30")),
+        max_receive_count=int(os.environ.get("ACCEPTANCE_RECEIVES", "10")),
+    ),
+    retry=RetryPolicy(attempts=int(os.environ.get("ACCEPTANCE_ATTEMPTS", "3")), base_seconds=0),
     publishes=[JobPosted],
 )
 effects = Service(
@@ -46,6 +51,8 @@ def note(what: str) -> None:
 @service.subscribe(JobPosted)
 async def work(event: JobPosted, delivery: Delivery) -> None:
     note(f"begun {event.name} {delivery.receive_count}")
+    if event.name.startswith("killer"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if event.name.startswith("poison"):
         raise ValueError(f"{event.name} cannot be done")
     await asyncio.sleep(event.seconds)

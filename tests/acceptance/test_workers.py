@@ -52,6 +52,35 @@ def test_a_kill_in_the_middle_of_a_handler_redelivers(jobs: Jobs, monkeypatch: p
     assert jobs.happened == ["begun victim 1", "begun victim 2", "done victim 2"]
 
 
+def test_a_message_that_kills_its_worker_takes_nothing_with_it_in_the_end_and_is_dead_lettered(
+    jobs: Jobs, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One attempt may fail; a second delivery is more than that explains, and the eighth is SQS's last."""
+    monkeypatch.setenv("ACCEPTANCE_LEASE", "1")
+    monkeypatch.setenv("ACCEPTANCE_ATTEMPTS", "1")
+    monkeypatch.setenv("ACCEPTANCE_RECEIVES", "8")
+    jobs.post("killer", "beside it", seconds=0.5)
+    for kills in range(1, 8):
+        worker = jobs.start_worker("--wait-seconds", "1")
+        jobs.post(f"good{kills}", seconds=0.5)
+        until_blocking(lambda: not worker.running)  # noqa: B023 - asked before the next one starts
+        assert jobs.count("begun killer") == kills
+    worker = jobs.start_worker("--wait-seconds", "1")
+    worker.wait_until(lambda: worker.logged("dead-lettered (worker-lost)"))
+    jobs.wait_for("done", 8)
+
+    reasons = queues.dead_letter_reasons("jobs")
+    assert [(reason["kind"], reason["receive_count"]) for reason in reasons] == [("worker-lost", 8)]
+    assert jobs.count("begun killer") == 7
+    for delivery in range(2, 8):
+        before = jobs.happened[: jobs.happened.index(f"begun killer {delivery}")]
+        begun, done = (
+            {line.partition(" ")[2] for line in before if line.startswith(f"{word} good")} for word in ("begun", "done")
+        )
+        lost_at_first = {name for name in begun - done if name.endswith(" 1") and name.startswith("good1")}
+        assert begun - done <= lost_at_first
+
+
 def test_fault_11_poison_beside_good_messages_is_dead_lettered_with_its_reason(jobs: Jobs, queues: Queues) -> None:
     worker = jobs.start_worker()
     jobs.post("good1", "poison", "good2", "good3")

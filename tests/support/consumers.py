@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smartpipe import Publisher, Queue, RetryPolicy, Service
 from smartpipe.consuming.consumer import Consumer
@@ -37,14 +37,20 @@ def make_service(
 
 
 def make_consumer(
-    service: Service, transport: FakeTransport, *, concurrency: int = 10, poll_seconds: int = POLL_SECONDS
+    service: Service,
+    transport: FakeTransport,
+    *,
+    concurrency: int = 10,
+    poll_seconds: int = POLL_SECONDS,
+    **shared: Any,
 ) -> Consumer:
+    """A consumer of the service's queue; *shared* are further fields of its Resources."""
     publisher = Publisher(service.name, transport=transport)
     return Consumer(
         service,
         service.queue,
         transport,
-        resources=Resources(publisher, Threads(concurrency), publisher.payloads),
+        resources=Resources(publisher, Threads(concurrency), publisher.payloads, **shared),
         concurrency=concurrency,
         poll_seconds=poll_seconds,
     )

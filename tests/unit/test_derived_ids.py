@@ -318,7 +318,7 @@ async def test_a_derived_id_is_a_uuid_version_8_that_keeps_the_time_of_its_cause
     assert derived != of_derived
 
 
-@pytest.mark.parametrize("foreign", ["4711", "", "../x", "é", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x" * 600])
+@pytest.mark.parametrize("foreign", ["4711", "", "../x", "é", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x" * 256])
 async def test_a_cause_with_any_id_leads_to_a_uuid_and_always_to_the_same(foreign: str) -> None:
     cause = wrap(Asked(), source="a|b")._replace(id=foreign or "0")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.consuming.acknowledger import Acknowledger
 from smartpipe.consuming.groups import Groups
+from smartpipe.consuming.isolation import Isolation
 from smartpipe.consuming.poller import Poller
 from smartpipe.consuming.processor import NotBegun, Processed, Processor, Resources
 from smartpipe.consuming.settler import Settler
@@ -92,13 +93,16 @@ class Consumer:
         )
         self._acknowledger = Acknowledger(queue.name, transport, on_settled=self._settled, counts=self.counts)
         self._settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counts=self.counts)
+        self._suspect_above = self._processor.thresholds.suspect
+        self._isolation = resources.isolation or Isolation()
         self.poller = Poller(
             queue.name,
             self._receive,
             self._accept,
             slots=slots_for(service.handlers_on(queue.name), concurrency),
-            gates=self._processor.gates,
+            gates=[*self._processor.gates, self._isolation],
         )
+        self._isolation.join(lambda: len(self._tasks) + self.poller.open_polls, self.poller.wake)
         for circuit in self._processor.circuits:
             circuit.on_change = self.poller.wake
         resources.threads.capacity.on_room(self.poller.wake)
@@ -130,6 +134,7 @@ class Consumer:
         loop = asyncio.get_running_loop()
         self._draining = True
         self.poller.stop()
+        self._isolation.stop()
         self._processor.stop()
         await self._wait_for_handlers(handlers_until, hard)
         for task in (*self._tasks, *self._not_ended):
@@ -195,7 +200,8 @@ class Consumer:
         for lease in self._visibility.hold(messages):
             chain = self._groups.chain_for(lease)
             if chain is not None:
-                self._run(chain, self._process)
+                suspect = lease.message.receive_count - lease.unbegun > self._suspect_above
+                self._run(chain, self._process_alone if suspect else self._process)
 
     def _run(self, chain: Chain, process: Callable[[Lease], Awaitable[float | None]]) -> None:
         task = asyncio.get_running_loop().create_task(
@@ -263,6 +269,17 @@ class Consumer:
             return 0
         except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
             return 0 if lease.detached else self._settler.fault(lease, error)
+
+    async def _process_alone(self, lease: Lease) -> float | None:
+        """Do the same when nothing else is being handled: the message may have killed its process before."""
+        fields = self._settler.fields(lease.message)
+        log.warning("Delivered more often than failures explain, so it is handled last and alone", extra=fields)
+        try:
+            async with self._isolation.alone():
+                return await self._process(lease)
+        except asyncio.CancelledError:  # before its turn
+            self._cancelled(lease, "cancelled and given back")
+            return 0
 
     async def _settle(self, lease: Lease, processed: Processed, started: float) -> float | None:
         again_seconds = await self._settler.settle(lease, processed, time.perf_counter() - started)

@@ -17,7 +17,14 @@ EARLY = 1e-6
 
 
 class Gate(Protocol):
-    """What a poller asks before it polls."""
+    """What a poller asks before it polls.
+
+    ``counts_ends`` says whether ``ended`` does anything: it would be called for each message.
+    """
+
+    @property
+    def counts_ends(self) -> bool:
+        """Whether it wants to be told when a message has been dealt with."""
 
     def admit(self, wanted: int) -> int:
         """Return how many of *wanted* messages a poll may ask for."""
@@ -37,6 +44,8 @@ class TokenBucket:
 
     Source: the token bucket of ITU-T I.371 and RFC 2697.
     """
+
+    counts_ends = False
 
     def __init__(self, rate_per_second: float, clock: Callable[[], float]) -> None:
         self._rate = rate_per_second

@@ -55,6 +55,7 @@ class Poller:
         self._slots = slots
         self._free = slots
         self._gates = gates
+        self._counting_ends = [gate for gate in gates if gate.counts_ends]
         self._gather_slots = min(GATHER_SLOTS, slots // 2)
         self._wake_up: asyncio.TimerHandle | None = None
         self._gathering: asyncio.Handle | None = None
@@ -73,7 +74,7 @@ class Poller:
     def free(self) -> None:
         """Give back the slot of one message."""
         self._free += 1
-        for gate in self._gates:
+        for gate in self._counting_ends:
             gate.ended(1)
         if self._gathering is None or self._free == self._gather_slots:
             if self._gathering is not None:

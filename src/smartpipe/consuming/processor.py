@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tenacity import wait_random_exponential
 
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, without_reason
+from smartpipe.consuming.isolation import NEVER, Isolation, thresholds_of
 from smartpipe.consuming.pace import Gate, TokenBucket
 from smartpipe.consuming.room import Room
 from smartpipe.envelope import current_envelope
@@ -21,7 +22,7 @@ from smartpipe.handling.delivery import Delivery
 from smartpipe.handling.gatherer import Gatherer
 from smartpipe.handling.guard import HANDLED, Guard, Guarded
 from smartpipe.handling.invocation import Deferred, HandlerTimeout, Invocation
-from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, decide, shown
+from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide, shown
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 
@@ -69,6 +70,7 @@ class Resources(NamedTuple):
     Args:
         state: What the service's lifespan yielded.
         claims: What idempotent handlers claim with.
+        isolation: Of the messages of all queues; None: each queue has one of its own.
     """
 
     publisher: Publishes
@@ -76,6 +78,7 @@ class Resources(NamedTuple):
     payloads: Payloads
     state: Any = None
     claims: Claims | None = None
+    isolation: Isolation | None = None
 
 
 class _Route(NamedTuple):
@@ -92,6 +95,7 @@ class _Route(NamedTuple):
 class Processor:
     """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
 
+    ``thresholds`` say from which receive count on a message is handled alone, and at which it is dead-lettered unseen.
     ``gates`` hold back the polling of its queue, as its handlers ask, or when the process can take on nothing more.
 
     It also remembers how often messages were deferred because a resource had run out. SQS, and the idempotency store,
@@ -125,6 +129,8 @@ class Processor:
         for handler in service.handlers_on(queue):
             self._routes.setdefault(handler.event, []).append(self._route(handler))
         self._reader = Reader(self._routes, resources.payloads)
+        bindings = [binding for binding in service.bindings if binding.queue.name == queue]
+        self.thresholds = thresholds_of(bindings[0], service.handlers_on(queue)) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
 
     async def process(self, message: Message, lease: Lease) -> Processed:
@@ -132,6 +138,12 @@ class Processor:
         attempt = self._attempt(message.receive_count - lease.unbegun, message)
         if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
             message = without_reason(message)
+        if attempt >= self.thresholds.lost:
+            lost = WorkerLost(
+                f"delivered {message.receive_count} times, and no worker reported a result: it probably killed each of "
+                "them, by running out of memory for instance. SQS would move it at its next delivery, without a reason"
+            )
+            return Processed(decide(lost, attempt, self._service.retry))
         try:
             envelope = await self._reader.read(message)
         except TransportError as error:  # an outage of S3 is nobody's failure
@@ -284,7 +296,8 @@ class Processor:
                 guarded = HANDLED if failure is None else Guarded(failure)
             else:
                 call = partial(self._invocation.outcome_of, route.call, delivery, limit, route.on_strike)
-                guarded = await route.guard.run(delivery, lease, call)
+                spared = self._spared.get(message.message_id, 0)
+                guarded = await route.guard.run(delivery, lease, call, spared=spared)
                 self._tell_of_store(guarded.failure)
         finally:
             if route.room is not None and not lease.detached:

@@ -85,6 +85,8 @@ class Circuit:
         on_change: Called when polling may go on.
     """
 
+    counts_ends = True
+
     def __init__(
         self,
         name: str,

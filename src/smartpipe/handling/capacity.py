@@ -35,6 +35,8 @@ class Capacity:
         limit: The number of slots of the process; at least 2 calls may be overdue.
     """
 
+    counts_ends = False
+
     def __init__(self, limit: int) -> None:
         self.full = False
         self.exhausted: str | None = None

@@ -12,6 +12,7 @@ from uuid import uuid4
 from smartpipe.effects.idempotency import Claim, Claimed, Completed, InProgress
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.handling.invocation import Deferred, HandlerTimeout
+from smartpipe.handling.settlement import WorkerLost
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ log = logging.getLogger("smartpipe.idempotency")
 
 MIN_LEASE_SECONDS = 10.0
 PATIENT_DELIVERIES = 3
+CLAIMS_WITHOUT_RESULT = 2
+"""So many more claims than attempts are taken for lost workers, and the next one for a message that kills them."""
 MAX_DEFERRAL_SECONDS = 300.0
 
 
@@ -64,11 +67,17 @@ class Guard:
         self._counts = counts
 
     async def run(
-        self, delivery: Delivery, lease: Lease, call: Callable[[], Awaitable[BaseException | None]]
+        self, delivery: Delivery, lease: Lease, call: Callable[[], Awaitable[BaseException | None]], *, spared: int = 0
     ) -> Guarded:
         """Run *call*, which returns what the handler raised, unless its effect has happened or is happening elsewhere.
 
+        The store counts claims, and failures end at the last attempt of the retry policy. A claim after that means
+        that earlier ones ended without a result: after two more, *call* is not run again.
+
         Cancelled, it gives the claim back.
+
+        Args:
+            spared: How many claims of it were no attempts, because a resource had run out.
         """
         key = self._options.key_of(self._name, delivery.envelope)
         claim = Claim(key, uuid4().hex, self._lease_seconds, self._options.ttl_seconds)
@@ -86,6 +95,13 @@ class Guard:
         if isinstance(outcome, InProgress):
             seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
             return Guarded(Deferred("it is being handled elsewhere", seconds))
+        if outcome.attempt - spared > self._handler.retry.attempts + CLAIMS_WITHOUT_RESULT:
+            await self._claims.release(claim)
+            lost = WorkerLost(
+                f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed each of them, "
+                "by running out of memory for instance"
+            )
+            return Guarded(lost, outcome.attempt)
         self._claims.hold(claim, asked_at, partial(_lose, lease))
         return await self._held(claim, outcome, delivery, call)
 

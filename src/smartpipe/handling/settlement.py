@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 UnknownEvents: TypeAlias = Literal["dead-letter", "ignore", "retry"]
 
 
+class WorkerLost(Exception):
+    """Deliveries of a message ended without a result, again and again: it probably killed its worker each time."""
+
+
 class Ack(NamedTuple):
     """Delete the message: it is done. *ignored* when no handler wanted it."""
 
@@ -29,7 +33,7 @@ class RetryAfter(NamedTuple):
 class DeadLetter(NamedTuple):
     """Move the message to the dead-letter queue.
 
-    *kind* is ``rejected``, ``permanent-error`` (the policy's ``never_on``), ``retries-exhausted``,
+    *kind* is ``rejected``, ``permanent-error`` (the policy's ``never_on``), ``retries-exhausted``, ``worker-lost``,
     ``unknown-event-type``, or a DecodeError's or PayloadError's kind.
     """
 
@@ -77,6 +81,8 @@ def _decide(
         return DeadLetter("rejected", error)
     if isinstance(error, DecodeError):
         return DeadLetter(error.kind, error)
+    if isinstance(error, WorkerLost):
+        return DeadLetter("worker-lost", error)
     if isinstance(error, UnknownEventType):
         if unknown_events == "ignore":
             return Ack(ignored=True)

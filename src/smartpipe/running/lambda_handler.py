@@ -10,6 +10,7 @@ import base64
 import logging
 import time
 from contextlib import AsyncExitStack
+from random import shuffle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.consuming.groups import Groups
@@ -27,7 +28,7 @@ from smartpipe.settings import AwsSettings, WorkerSettings
 from smartpipe.transport import BATCH_LIMIT, open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from smartpipe.consuming.groups import Chain
     from smartpipe.consuming.processor import Processed
@@ -42,6 +43,7 @@ MARGIN_SECONDS = 1.0
 """So long before Lambda's own end handlers are cut off, that their messages can still be reported."""
 CANCEL_SECONDS = 0.3
 GIVE_BACK_SECONDS = 0.8
+DELETE_SECONDS = 3.0
 NO_LIMIT_SECONDS = 900.0
 GATHERED_EVERY_SECONDS = 0.01
 
@@ -142,7 +144,15 @@ class LambdaHandler:
             chain = source.groups.chain_for(Lease(_message(record, loop.time()), until, until, loop.time))
             if chain is not None:
                 chains.append((source, chain))
-        await self._run_all(chains, until)
+        ordinary: list[tuple[_Source, Chain]] = []
+        suspects: list[tuple[_Source, Chain]] = []
+        for source, chain in chains:
+            lease = chain[0]
+            suspect = lease.message.receive_count - lease.unbegun > source.processor.thresholds.suspect
+            (suspects if suspect else ordinary).append((source, chain))
+        await self._run_all(ordinary, until)
+        if suspects:
+            await self._run_suspects(suspects, records, sources, until)
         for source in sources.values():
             await self._give_back(source, until + GIVE_BACK_SECONDS)
         failures = [
@@ -187,6 +197,45 @@ class LambdaHandler:
                 lease = source.groups.ended(chain)
                 lease.returning = True  # whatever its handler still does changes nothing in a later invocation
                 source.unfinished.release(lease, 0)
+
+    async def _run_suspects(
+        self,
+        suspects: list[tuple[_Source, Chain]],
+        records: Sequence[Mapping[str, Any]],
+        sources: Mapping[str, _Source],
+        until: float,
+    ) -> None:
+        """Handle messages that may kill this process: last, one at a time, and when the others have been deleted.
+
+        Lambda deletes the others only when the function returns, and would deliver them again.
+        """
+        theirs = {lease.message.message_id for _, chain in suspects for lease in chain}
+        for arn, source in sources.items():
+            done = [
+                record["receiptHandle"]
+                for record in records
+                if record["eventSourceARN"] == arn
+                and record["messageId"] not in theirs
+                and record["messageId"] not in source.unfinished.message_ids
+            ]
+            try:
+                async with asyncio.timeout(DELETE_SECONDS):
+                    for start in range(0, len(done), BATCH_LIMIT):
+                        await self._opened_transport.delete(source.name, done[start : start + BATCH_LIMIT])
+            except (TransportError, TimeoutError) as error:
+                log.warning("Cannot delete handled messages before a message that may end this process: %s", error)
+        shuffle(suspects)  # one that kills this process must not always come before the same others
+        for suspect in suspects:
+            log.warning(
+                "Delivered more often than failures explain, so it is handled last and alone",
+                extra=suspect[0].settler.fields(suspect[1][0].message),
+            )
+            await self._run_all([suspect], until)
+
+    @property
+    def _opened_transport(self) -> Transport:
+        assert self._transport is not None  # noqa: S101 - _source has opened it
+        return self._transport
 
     def _overdue(self, task: asyncio.Task[None], delivery: Delivery) -> None:
         """Go on in a new task, first with the message whose handler does not end; the old task is left to itself.

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.consuming.consumer import Consumer
+from smartpipe.consuming.isolation import Isolation
 from smartpipe.consuming.processor import Resources
 from smartpipe.effects.claims import Claims, claims_of
 from smartpipe.errors import (
@@ -223,12 +224,13 @@ class Worker:
 
     def _start(self, publisher: Publisher, threads: Threads, state: Any) -> None:
         settings = self._settings
+        resources = Resources(publisher, threads, publisher.payloads, state, self._claims, Isolation())
         for binding in self._service.bindings:
             consumer = Consumer(
                 self._service,
                 binding.queue,
                 self._transport,
-                resources=Resources(publisher, threads, publisher.payloads, state, self._claims),
+                resources=resources,
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,
             )

@@ -1,0 +1,287 @@
+"""A message that may kill its process is handled last and alone, and in the end dead-lettered with that reason."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tenacity import wait_fixed
+
+from smartpipe import CircuitBreaker, Queue, RetryPolicy, Service
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
+from smartpipe.consuming.isolation import PATIENCE_SECONDS, Isolation, Thresholds, thresholds_of
+from smartpipe.effects.claims import Claims
+from smartpipe.effects.stores.memory import MemoryStore
+from smartpipe.handling.handlers import Handler
+from smartpipe.testing import virtual_time
+from smartpipe.transport import opening
+from tests.support.consumers import consuming, drain, make_consumer, make_service
+from tests.support.events import Paid, UserLeft, UserSignedUp
+from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import run_virtually
+from tests.unit.test_lambda import failed, record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from smartpipe.effects.idempotency import Claim, ClaimOutcome
+
+THREE = RetryPolicy(attempts=3, wait=wait_fixed(1))
+SUSPECT = 4
+LAST = 10
+
+
+def kinds(transport: FakeTransport) -> list[str]:
+    return [json.loads(message.attributes[REASON_ATTRIBUTE].value)["kind"] for message in transport.entries("send")]
+
+
+def subscribed(service: Service, log: list[str]) -> Callable[..., Any]:
+    """Handlers that note when they begin and end, each for ten seconds."""
+
+    @service.subscribe(UserLeft)
+    async def handle(event: UserLeft) -> None:
+        log.append(f"{event.name} begins")
+        await asyncio.sleep(10)
+        log.append(f"{event.name} ends")
+
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        (Service("s", retry=RetryPolicy(attempts=8)), Thresholds(8, 24)),
+        (Service("s", retry=RetryPolicy(attempts=1)), Thresholds(1, 10)),
+        (Service("s", queue=Queue("s", max_receive_count=14)), Thresholds(8, math.inf)),
+        (Service("s", queue=Queue("s", max_receive_count=15)), Thresholds(8, 15)),
+        (Service("s", queue=Queue("s", fifo=True)), Thresholds(48, 96)),
+    ],
+)
+def test_more_deliveries_than_failures_explain_make_a_suspect(service: Service, expected: Thresholds) -> None:
+    @service.subscribe(Paid)
+    async def handle(event: Paid) -> None: ...
+
+    assert thresholds_of(service.bindings[0], service.handlers) == expected
+
+
+def test_the_probes_of_a_breaker_explain_half_of_the_receives_and_a_halted_group_all() -> None:
+    breaking, halting = Service("s"), Service("t", queue=Queue("t", fifo=True))
+
+    @breaking.subscribe(UserLeft, breaker=CircuitBreaker())
+    async def leave(event: UserLeft) -> None: ...
+
+    @halting.subscribe(Paid, retry=RetryPolicy(on_exhausted="halt"))
+    async def pay(event: Paid) -> None: ...
+
+    assert thresholds_of(breaking.bindings[0], breaking.handlers) == Thresholds(50, 100)
+    assert thresholds_of(halting.bindings[0], halting.handlers) == Thresholds(1_000, math.inf)
+
+
+def test_a_suspect_begins_when_all_others_have_ended_and_nothing_begins_beside_it() -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        service, transport = make_service(retry=THREE), FakeTransport()
+        subscribed(service, log)
+        transport.put(UserLeft(name="suspect"), receive_count=SUSPECT)
+        transport.put(UserLeft(name="a"), UserLeft(name="b"), receive_count=3)
+        async with consuming(service, transport):
+            await asyncio.sleep(35)  # a poll of 20 s was open
+            transport.put(UserLeft(name="c"))
+            await asyncio.sleep(60)
+
+    run_virtually(main())
+
+    assert sorted(log[:4]) == ["a begins", "a ends", "b begins", "b ends"]
+    assert log[4:] == ["suspect begins", "suspect ends", "c begins", "c ends"]
+
+
+def test_suspects_are_handled_one_after_the_other_also_those_of_other_queues() -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        isolation = Isolation()
+        consumers = []
+        for name in ("s", "t"):
+            service, transport = Service(name, retry=THREE), FakeTransport()
+            subscribed(service, log)
+            transport.put(UserLeft(name=f"{name}1"), UserLeft(name=f"{name}2"), receive_count=SUSPECT)
+            transport.put(UserLeft(name="other"))
+            consumers.append(make_consumer(service, transport, isolation=isolation))
+        for consumer in consumers:
+            consumer.start()
+        await asyncio.sleep(200)
+        for consumer in consumers:
+            await drain(consumer)
+
+    run_virtually(main())
+
+    assert log[:4] == ["other begins", "other begins", "other ends", "other ends"]
+    assert [line.partition(" ")[2] for line in log[4:]] == ["begins", "ends"] * 4
+    assert {line.partition(" ")[0] for line in log[4:]} == {"s1", "s2", "t1", "t2"}
+
+
+def test_a_suspect_waits_a_minute_at_most_for_a_handler_that_takes_longer() -> None:
+    begun: list[float] = []
+
+    async def main() -> None:
+        service, transport = make_service(retry=THREE, timeout_seconds=None), FakeTransport()
+
+        @service.subscribe(UserLeft)
+        async def handle(event: UserLeft) -> None:
+            begun.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(3_600)
+
+        transport.put(UserLeft(name="long"))
+        transport.put(UserLeft(name="suspect"), receive_count=SUSPECT)
+        transport.put(UserLeft(name="another"), receive_count=SUSPECT)
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        await asyncio.sleep(500)
+        transport.put(UserLeft(name="later"))
+        await asyncio.sleep(100)
+        await drain(consumer, budget_seconds=10)
+
+    run_virtually(main())
+
+    assert begun[0] == 0
+    assert PATIENCE_SECONDS <= begun[1] <= PATIENCE_SECONDS + 1
+    assert 2 * PATIENCE_SECONDS <= begun[2] <= 2 * PATIENCE_SECONDS + 1
+    assert begun[3] == pytest.approx(500)  # and it holds back no poll for longer either
+
+
+def test_a_worker_that_stops_gives_a_suspect_back_that_has_not_had_its_turn() -> None:
+    log: list[str] = []
+
+    async def main() -> Any:
+        service, transport = make_service(retry=THREE), FakeTransport()
+        subscribed(service, log)
+        transport.put(UserLeft(name="a"))
+        transport.put(UserLeft(name="suspect"), receive_count=SUSPECT)
+        consumer = make_consumer(service, transport)
+        consumer.start()
+        await asyncio.sleep(1)
+        await drain(consumer)
+        return consumer.counts, transport
+
+    counts, transport = run_virtually(main())
+
+    assert log == ["a begins", "a ends"]
+    assert (counts.handled, counts.released, counts.cancelled) == (1, 1, 0)
+    assert len(transport.entries("change_visibility")) >= 1
+
+
+def test_a_suspect_that_fails_is_judged_by_its_retry_policy() -> None:
+    async def main() -> FakeTransport:
+        service, transport = make_service(retry=THREE), FakeTransport()
+
+        @service.subscribe(UserLeft)
+        async def handle(event: UserLeft) -> None:
+            raise OSError("down")
+
+        transport.put(UserLeft(name="suspect"), receive_count=SUSPECT)
+        async with consuming(service, transport):
+            await asyncio.sleep(60)
+        return transport
+
+    assert kinds(run_virtually(main())) == ["retries-exhausted"]
+
+
+def test_the_last_delivery_that_sqs_allows_is_dead_lettered_without_a_try() -> None:
+    log: list[str] = []
+
+    async def main() -> FakeTransport:
+        service, transport = make_service(retry=THREE), FakeTransport()
+        subscribed(service, log)
+        transport.put(UserLeft(name="the last but one"), receive_count=LAST - 1)
+        transport.put(UserLeft(name="the last"), "not even JSON", receive_count=LAST)
+        async with consuming(service, transport):
+            await asyncio.sleep(120)
+        return transport
+
+    transport = run_virtually(main())
+
+    assert log == ["the last but one begins", "the last but one ends"]
+    assert kinds(transport) == ["worker-lost", "worker-lost"]
+    assert len(transport.entries("delete")) == 3
+
+
+@pytest.mark.parametrize(("lost_claims", "runs"), [(4, 1), (5, 0)])
+def test_a_claim_that_ended_without_result_too_often_is_not_run_once_more(lost_claims: int, runs: int) -> None:
+    """The store counts claims, where SQS also counts deliveries that found the claim held by another worker."""
+    service, transport, store = make_service(retry=THREE), FakeTransport(), MemoryStore()
+    ran: list[UserLeft] = []
+
+    @service.subscribe(UserLeft, idempotent=True)
+    async def handle(event: UserLeft) -> None:
+        ran.append(event)
+
+    class Crashed(MemoryStore):
+        """Workers have claimed this before, and died with it."""
+
+        async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+            for number in range(lost_claims):
+                await store.claim([claim._replace(token=f"lost {number}") for claim in claims])
+                await asyncio.sleep(claims[0].lease_seconds)
+            return await store.claim(claims)
+
+        async def complete(self, claims: Sequence[Claim]) -> list[bool]:
+            return await store.complete(claims)
+
+        async def release(self, claims: Sequence[Claim]) -> list[bool]:
+            return await store.release(claims)
+
+    async def main() -> None:
+        claims = Claims(Crashed())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("smartpipe.effects.claims.CALL_SECONDS", 1_000)
+            consumer = make_consumer(service, transport, claims=claims)
+            transport.put(UserLeft(name="killer"))
+            consumer.start()
+            await asyncio.sleep(500)
+            await drain(consumer)
+        await claims.aclose()
+
+    run_virtually(main())
+
+    assert len(ran) == runs
+    assert kinds(transport) == ["worker-lost"] * (1 - runs)
+
+
+async def test_lambda_handles_suspects_behind_the_others_and_deletes_those_before() -> None:
+    service, transport = Service("mailer", retry=THREE), FakeTransport()
+    log: list[str] = []
+    subscribed(service, log)
+    records = [record(UserLeft(name=f"{number}"), number) for number in range(4)]
+    for number in (0, 2):
+        records[number]["attributes"]["ApproximateReceiveCount"] = str(SUSPECT)
+
+    with opening(transport), virtual_time():
+        handler = service.lambda_handler()
+
+        @service.subscribe(UserSignedUp)
+        async def also(event: UserSignedUp) -> None: ...
+
+        response = await handler.handle({"Records": records})
+        await handler.aclose()
+
+    assert failed(response) == []
+    assert log[:4] == ["1 begins", "3 begins", "1 ends", "3 ends"]
+    assert log[4:] in (
+        ["0 begins", "0 ends", "2 begins", "2 ends"],
+        ["2 begins", "2 ends", "0 begins", "0 ends"],
+    )
+    assert transport.entries("delete") == ["receipt-1", "receipt-3"]
+
+
+def test_handlers_of_one_queue_share_the_longest_retry_policy() -> None:
+    service = Service("s", retry=RetryPolicy(attempts=2))
+
+    @service.subscribe(UserLeft, retry=RetryPolicy(attempts=5))
+    async def leave(event: UserLeft) -> None: ...
+
+    assert isinstance(service.handlers[0], Handler)
+    assert thresholds_of(service.bindings[0], service.handlers) == Thresholds(5, 15)
