@@ -11,7 +11,7 @@ WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 # Containers often forbid bytecode, and then each worker, and each of hundreds of commands, compiles everything anew.
 test chaos: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test chaos check format bench compare
+.PHONY: install demo test chaos fuzz check format bench compare
 
 install: $(INSTALLED)
 
@@ -35,6 +35,11 @@ test: $(INSTALLED) $(SPECS)
 # Kills and hinders everything, three scenarios at a time: some seven minutes; writes docs/delivery-guarantees.md.
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos
+
+# Random input, guided by coverage, for everything that reads what others wrote: some five minutes.
+fuzz: $(INSTALLED)
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

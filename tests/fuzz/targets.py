@@ -1,0 +1,192 @@
+"""What is fuzzed: functions of bytes that raise nothing but the errors their callers expect, and return little."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from smartpipe.aws.wire import queues, topics
+from smartpipe.aws.wire.response import Framing, Response
+from smartpipe.cli.dlq import describe
+from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
+from smartpipe.deadletters.letters import read_letter
+from smartpipe.effects.stores.reading import attempt_of, lease_left
+from smartpipe.envelope.decoder import Decoder, Packed
+from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
+from smartpipe.handling.settlement import DeadLetter
+from smartpipe.message import Attribute, Message, size_bytes
+from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
+from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES
+from smartpipe.payloads.compression import decompressed
+from smartpipe.payloads.pointer import payload_at, pointer_to
+from tests.support.bodies import Demanding, Measured, body_of
+from tests.support.forgeries import FORGED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smartpipe import Event
+    from smartpipe.envelope import Envelope
+
+QUEUE_LIMIT_BYTES = 1_048_576
+LIMIT_BYTES = 200_000
+LIMIT_OBJECTS = 1_000
+MAX_ERROR_CHARACTERS = 3_000
+MAX_ERRORS = 20
+
+decoder = Decoder([Measured, Demanding])
+REJECTED = DeadLetter("rejected", Reject("no"))
+WHERE = Where("service", "queue", None, None)
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def decode(data: bytes) -> None:
+    """Bodies: both ways of decoding agree, and errors are few and short."""
+    body = text_of(data)
+    small = outcome_of(decoder.decode, body)
+    large = outcome_of(lambda text: decoder.decode_large(text, LIMIT_OBJECTS), body)
+    assert large in (small, "too-many-values")
+
+
+def outcome_of(decode: Callable[[str], Envelope], body: str) -> Event | str:
+    """Return the event, or the kind of error."""
+    try:
+        return decode(body).data
+    except (DecodeError, UnknownEventType) as error:
+        kept, kind = getattr(error, "errors", ()), error.kind
+        text = str(error)
+    except Packed:
+        return "packed"
+    assert len(text) < MAX_ERROR_CHARACTERS
+    assert len(kept) <= MAX_ERRORS
+    return kind
+
+
+def unpack(data: bytes) -> None:
+    """Compressed bodies: no more comes out than is allowed."""
+    encoding, _, body = text_of(data).partition(" ")
+    with suppress(DecodeError, PayloadError):
+        assert len(decompressed(body, encoding, LIMIT_BYTES).encode()) <= max(LIMIT_BYTES, len(data) * 3)
+
+
+def point(data: bytes) -> None:
+    """Pointers of the claim check."""
+    with suppress(DecodeError):
+        payload = payload_at(text_of(data))
+        assert payload.bucket
+        assert payload.key
+
+
+def give_reason(data: bytes) -> None:
+    """Reasons of dead letters: SQS takes what goes back, and what goes to the dead-letter queue again."""
+    attributes = {f"a{n}": Attribute("String", "v") for n in range(len(data) % 10)}
+    attributes[REASON_ATTRIBUTE] = Attribute("String", text_of(data) or "?")
+    message = Message("m", "r", "body", attributes=attributes)
+    for copy in (bare_copy(message), dead_letter(message, REJECTED, WHERE)):
+        assert len(copy.attributes) <= MAX_ATTRIBUTES
+        assert all(ATTRIBUTE_NAME.fullmatch(name) for name in copy.attributes)
+        assert copy.size_bytes == size_bytes(copy.body, copy.attributes) <= QUEUE_LIMIT_BYTES
+    json.dumps(read_letter(message).reason)
+
+
+def look(data: bytes) -> None:
+    """Dead letters on a terminal: printable lines, whatever is in the body and in each attribute."""
+    text = text_of(data)
+    for attributes in (
+        {},
+        {"content-encoding": Attribute("String", "gzip"), "type": Attribute("Binary", data)},
+        {"ExtendedPayloadSize": Attribute("Number", text[:40]), "type": Attribute("String", text)},
+        {REASON_ATTRIBUTE: Attribute("String", text)},
+    ):
+        lines = describe(read_letter(Message("m", "r", text, attributes=attributes)))
+        assert all(line.isprintable() for line in lines)
+
+
+def read_row(data: bytes) -> None:
+    """Rows of the outbox, as anybody may have written them."""
+    text = text_of(data)
+    number = int.from_bytes(data[:4], "big", signed=True)
+    parts = [*text.split("|"), *(None,) * 8]
+    row = {
+        "id": 1,
+        "event_id": text,
+        "lane": number,
+        "ordered_group": parts[0],
+        "destination": parts[1] or text,
+        "body": parts[2],
+        "body_bytes": number,
+        "attributes": parts[3],
+        "group_id": parts[4],
+        "deduplication_id": parts[5],
+        "delay_seconds": number % 1_000,
+        "payload": parts[6],
+        "payload_bytes": number,
+        "attempts": 0,
+    }
+    problem = ""
+    try:
+        assert len(waiting_of(row).message.attributes) <= MAX_ATTRIBUTES
+    except UnreadableRow as error:
+        problem = str(error)
+    assert "\0" not in storable(problem)
+
+
+def read_claim(data: bytes) -> None:
+    """Numbers of claims."""
+    with suppress(ValueError):
+        number = float(text_of(data))
+        assert 0 <= lease_left(number) <= 43_200
+        assert attempt_of(number) >= 1
+
+
+def respond(data: bytes) -> None:
+    """Answers of HTTP, byte by byte: a body is never read twice, nor longer than what came."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    with suppress(ValueError):
+        framing = Framing(head, len(head) + 4)
+        received = bytearray(data[: len(head) + 4])
+        for position in range(len(body) + 1):
+            found = framing.body_in(received)
+            if found is not None:
+                assert len(found) <= len(data)
+                assert framing.end <= len(received) or framing.to_the_end
+                break
+            received += body[position : position + 1]
+    for read in (queues.error_in, topics.error_in):
+        assert set(read(Response(400, head, body))["Error"]) == {"Code", "Message"}
+    with suppress(ValueError, KeyError, TypeError, AttributeError):  # a poll that fails by them is tried again
+        queues.messages_in(body, 0.0)
+    with suppress(ValueError, KeyError):
+        topics.answer_in(body)
+
+
+GZIPPED = "gzip H4sIAAAAAAAAA0tMTAYAwkEkNQMAAAA="
+ROW = '|topic:users|{"a":1}|{"type":["String","x"]}|||'
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n{"Messages":[{"MessageId":"1","ReceiptHandle":"r","Body":"b"}]}'
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+FAILED = (
+    b"HTTP/1.1 400 Bad\r\n\r\n<ErrorResponse><Error><Type>Sender</Type><Code>Throttling</Code>"
+    b"<Message>slow down</Message></Error></ErrorResponse>"
+)
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
+    "decoder": (
+        decode,
+        [
+            *(body_of(data).encode() for data in ('{"numbers":[1,2]}', '{"points":[{"x":1}],"by_name":{"a":1}}', "[]")),
+            body_of('{"a":1}', "demanding").encode(),
+            b'{"Type":"Notification","MessageId":"1","TopicArn":"t","Message":"{}"}',
+        ],
+    ),
+    "compression": (unpack, [GZIPPED.encode(), b"zstd KLUv/SADGQAAYWJj", b"identity abc"]),
+    "pointer": (point, [pointer_to("bucket", "key").encode()]),
+    "reason": (give_reason, [text.encode()[:4_000] for text in FORGED.values()]),
+    "letter": (look, [body_of('{"anything":[1]}').encode(), GZIPPED.encode(), FORGED["unknown fields"].encode()]),
+    "row": (read_row, [ROW.encode(), b'|queue:q.fifo|b|"{}"|g|d|']),
+    "claim": (read_claim, [b"1e309", b"nan", b"-1", b"43200"]),
+    "response": (respond, [ANSWER, CHUNKED, FAILED]),
+}
