@@ -90,6 +90,7 @@ class Publisher:
         self._sqs: SQSClient | None = None
         self._s3: S3Client | None = None
         self._queue_urls: dict[str, str] = {}
+        self._known_account_id = self._settings.account_id
         self._naming: Naming | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -224,7 +225,7 @@ class Publisher:
             with self._lock:
                 if self._s3 is None:
                     self._s3 = self._session.client("s3", region_name=self._region, config=self._config)
-            self._s3.put_object(**put_request(payload))
+            self._s3.put_object(**put_request(payload, self._account_id()))
         except Exception as error:  # noqa: BLE001 - whatever it is, classified
             return classify(error, action="s3:PutObject", target=payload.url)
         return None
@@ -237,15 +238,18 @@ class Publisher:
             return self._sns[region]
 
     def _topic_arn(self, topic: str) -> str:
-        with self._lock:
-            if self._naming is None:
-                account_id = self._settings.account_id
-                if account_id is None:
-                    sts = self._session.client("sts", region_name=self._region, config=self._config)
-                    account_id = sts.get_caller_identity()["Account"]
-                partition = self._sns[self._region].meta.partition
-                self._naming = Naming(partition, self._region, account_id, self._settings.prefix)
+        if self._naming is None:
+            partition = self._sns[self._region].meta.partition
+            self._naming = Naming(partition, self._region, self._account_id(), self._settings.prefix)
         return self._naming.topic_arn(topic)
+
+    def _account_id(self) -> str:
+        """Return the account of the settings or, asked for once, of the credentials."""
+        with self._lock:
+            if self._known_account_id is None:
+                sts = self._session.client("sts", region_name=self._region, config=self._config)
+                self._known_account_id = sts.get_caller_identity()["Account"]
+            return self._known_account_id
 
 
 def _session_of_the_environment() -> boto3.Session:

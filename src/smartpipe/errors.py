@@ -83,8 +83,8 @@ class DecodeError(SmartpipeError):
     """A message body that cannot become an event; retrying cannot help, so it is dead-lettered.
 
     Args:
-        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``too-many-values``, ``not-compressed`` or
-            ``not-a-pointer``.
+        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``too-many-values``, ``not-compressed``,
+            ``not-a-pointer`` or ``payload-not-allowed``.
         errors: The first 20 of Pydantic's errors, without the input values, where validation failed.
     """
 

@@ -72,11 +72,13 @@ class Payload(NamedTuple):
 
     Args:
         text: What has to be put there before the message goes; empty where it is to be read.
+        owner: The account that the bucket has to belong to; None: this process's own.
     """
 
     bucket: str
     key: str
     text: str = ""
+    owner: str | None = None
 
     @property
     def url(self) -> str:

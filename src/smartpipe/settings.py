@@ -63,6 +63,9 @@ class PayloadSettings(_Environment):
     Args:
         claim_check_url: ``s3://BUCKET/PREFIX``: where bodies wait that are too large for SNS and SQS. Without it
             such events are refused.
+        claim_check_read: Further locations that bodies may be read from: ``s3://BUCKET/PREFIX``, or an access point
+            in place of the bucket, with commas or spaces between them. Only the location of ``claim_check_url`` is
+            allowed besides: a message says where its body is, and anyone who may publish can send one.
         claim_check_bytes: Messages above this size wait there too; by default only what the topic does not take.
         claim_check_days: For how long S3 keeps them: ``topology apply`` sets the bucket's rule. Longer than
             the queues and dead-letter queues that point to them, and any redrive, can need them.
@@ -77,6 +80,7 @@ class PayloadSettings(_Environment):
     """
 
     claim_check_url: str | None = None
+    claim_check_read: str | None = None
     claim_check_bytes: int | None = Field(None, ge=1_024)
     claim_check_days: int = Field(30, ge=1, le=3_650)
     compression: Annotated[Literal["gzip", "zstd"], _AnyCase] | None = None

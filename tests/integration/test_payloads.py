@@ -118,7 +118,10 @@ async def test_a_bucket_is_made_with_an_expiry_and_its_drift_is_mended(bucket: s
     assert events_in(bucket) == [f"staging/{event_id}"]
 
 
-async def test_what_awss_own_client_offloads_is_handled(bucket: str, queues: Queues) -> None:
+async def test_what_awss_own_client_offloads_is_handled(
+    bucket: str, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", f"s3://{bucket}")  # it writes no prefix before its keys
     seen: list[Event] = []
     service = serving(seen)
     await provision(service)

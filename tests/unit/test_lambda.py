@@ -15,6 +15,9 @@ from tenacity import wait_fixed
 from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service, TransportError
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
+from smartpipe.message import Payload
+from smartpipe.payloads.objects import keep
+from smartpipe.payloads.pointer import pointer_to
 from smartpipe.testing import virtual_time
 from smartpipe.transport import opening
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
@@ -113,6 +116,27 @@ async def test_a_dead_letter_is_copied_and_then_done_with(transport: FakeTranspo
 
     kinds = [json.loads(copy.attributes[REASON_ATTRIBUTE].value)["kind"] for copy in transport.entries("send")]
     assert sorted(kinds) == ["not-json", "rejected"]
+
+
+async def test_a_pointer_to_where_nothing_may_be_read_is_dead_lettered(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads/folder")
+    keep(Payload("secrets", "x", encode(wrap(UserLeft(name="x"), source="s"))))
+    service = Service("mailer")
+    seen: list[Event] = []
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        seen.append(event)
+
+    pointing = record(pointer_to("secrets", "x"))
+    pointing["messageAttributes"]["ExtendedPayloadSize"] = {"stringValue": "2", "dataType": "Number"}
+
+    assert await handled(service, pointing) == []
+
+    [kind] = [json.loads(copy.attributes[REASON_ATTRIBUTE].value)["kind"] for copy in transport.entries("send")]
+    assert (kind, seen) == ("payload-not-allowed", [])
 
 
 async def test_a_dead_letter_that_cannot_be_copied_comes_back(transport: FakeTransport) -> None:

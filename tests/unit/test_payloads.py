@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 reports = Topic("reports")
 LIMIT_BYTES = 10_000_000
 MEMORY = ClaimCheck("memory", "payloads", "")
+MEMORY_FOLDER = ClaimCheck("memory", "payloads", "big/")
+"""As the fixture ``memory`` sets it."""
 _WRAPPED = {
     "Type": "Notification",
     "MessageId": "1",
@@ -309,7 +311,7 @@ async def test_compressed_and_in_s3_at_once_is_read_too(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("memory")
 async def test_what_sns_wrapped_is_read_too() -> None:
     seen: list[Event] = []
-    message = prepared(report(300_000), packing(claim_check=MEMORY))
+    message = prepared(report(300_000), packing(claim_check=MEMORY_FOLDER))
     assert message.payload is not None
     await MemoryObjects().put(message.payload)
     attributes = {name: {"Type": kind, "Value": value} for name, (kind, value) in message.attributes.items()}
@@ -331,7 +333,7 @@ async def test_what_sns_wrapped_is_read_too() -> None:
 @pytest.mark.usefixtures("memory")
 async def test_fault_55_a_missing_payload_is_tried_again_and_then_dead_lettered_with_that_reason() -> None:
     seen: list[Event] = []
-    message = prepared(report(300_000), packing(claim_check=ClaimCheck("memory", "lost", "")))
+    message = prepared(report(300_000), packing(claim_check=MEMORY_FOLDER))
     assert message.payload is not None
 
     async with MemoryBroker(serving(seen)) as broker:
@@ -341,7 +343,7 @@ async def test_fault_55_a_missing_payload_is_tried_again_and_then_dead_lettered_
         assert len(broker.retried()) == 2
         [dead] = broker.dead_lettered()
         assert dead.kind == "payload-missing"
-        assert f"the body at s3://lost/{message.payload.key} cannot be read" in dead.reason
+        assert f"the body at s3://payloads/{message.payload.key} cannot be read" in dead.reason
         assert dead.body == message.body  # it still points there: put the object back, and it can be redriven
     assert seen == []
 

@@ -114,13 +114,14 @@ def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dic
     }
 
 
-def put_request(payload: Payload) -> dict[str, Any]:
-    """Return PutObject's arguments."""
+def put_request(payload: Payload, account_id: str) -> dict[str, Any]:
+    """Return PutObject's arguments; *account_id* owns the bucket where the payload does not say who does."""
     return {
         "Bucket": payload.bucket,
         "Key": payload.key,
         "Body": payload.text.encode(),
         "ContentType": "application/json",
+        "ExpectedBucketOwner": payload.owner or account_id,
     }
 
 

@@ -11,7 +11,7 @@ from smartpipe.topology.naming import name_in
 from smartpipe.topology.resources import TAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from smartpipe.topology.changes import Change
     from smartpipe.topology.resources import Attributes
@@ -39,29 +39,36 @@ async def read_table(dynamodb: Any, call: Callable[..., Awaitable[Any]], arn: st
     }
 
 
-async def read_bucket(s3: Any, call: Callable[..., Awaitable[Any]], arn: str, prefix: str) -> Attributes | None:
-    """Return what is there of a bucket, and of our rule for *prefix*."""
-    name = name_in(arn)
-    listed = await call(partial(s3.list_objects_v2, Bucket=name, MaxKeys=1), "s3:ListBucket", arn)
+async def read_bucket(
+    s3: Any, call: Callable[..., Awaitable[Any]], arn: str, prefix: str, owner: str
+) -> Attributes | None:
+    """Return what is there of a bucket of account *owner*, and of our rule for *prefix*."""
+    bucket = _of(name_in(arn), owner)
+    listed = await call(partial(s3.list_objects_v2, **bucket, MaxKeys=1), "s3:ListBucket", arn)
     if listed is None:
         return None
-    rules = await _or_none(call(partial(rules_of, s3, name), "s3:GetLifecycleConfiguration", arn))
-    tags = await _or_none(call(partial(tags_of, s3, name), "s3:GetBucketTagging", arn))
+    rules = await _or_none(call(partial(rules_of, s3, bucket), "s3:GetLifecycleConfiguration", arn))
+    tags = await _or_none(call(partial(tags_of, s3, bucket), "s3:GetBucketTagging", arn))
     return {LIFECYCLE: expiry_in(rules or [], prefix), TAGS: tags or {}}
 
 
-async def rules_of(s3: Any, name: str) -> list[dict[str, Any]]:
+def _of(name: str, owner: str) -> dict[str, str]:
+    """Return the arguments that name a bucket, which S3 refuses if it belongs to another account."""
+    return {"Bucket": name, "ExpectedBucketOwner": owner}
+
+
+async def rules_of(s3: Any, bucket: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the rules of a bucket's lifecycle."""
-    rules: list[dict[str, Any]] = (await s3.get_bucket_lifecycle_configuration(Bucket=name)).get("Rules", [])
+    rules: list[dict[str, Any]] = (await s3.get_bucket_lifecycle_configuration(**bucket)).get("Rules", [])
     return rules
 
 
-async def tags_of(s3: Any, name: str) -> dict[str, str]:
+async def tags_of(s3: Any, bucket: Mapping[str, str]) -> dict[str, str]:
     """Return a bucket's tags."""
-    return {one["Key"]: one["Value"] for one in (await s3.get_bucket_tagging(Bucket=name)).get("TagSet", [])}
+    return {one["Key"]: one["Value"] for one in (await s3.get_bucket_tagging(**bucket)).get("TagSet", [])}
 
 
-async def create_bucket(s3: Any, call: Callable[..., Awaitable[Any]], change: Change, region: str) -> None:
+async def create_bucket(s3: Any, call: Callable[..., Awaitable[Any]], change: Change, region: str, owner: str) -> None:
     """Create the bucket, and set what it has to have; one that is there already gets the same."""
     where = {} if region == _NO_CONSTRAINT else {"CreateBucketConfiguration": {"LocationConstraint": region}}
     try:
@@ -69,21 +76,21 @@ async def create_bucket(s3: Any, call: Callable[..., Awaitable[Any]], change: Ch
     except TransportError as error:
         if error.code not in _OURS_ALREADY:
             raise
-    await update_bucket(s3, call, change)
+    await update_bucket(s3, call, change, owner)
 
 
-async def update_bucket(s3: Any, call: Callable[..., Awaitable[Any]], change: Change) -> None:
+async def update_bucket(s3: Any, call: Callable[..., Awaitable[Any]], change: Change, owner: str) -> None:
     """Set our rule and our tags among those that are there: S3 has no call for one alone."""
-    name = change.name
+    bucket = _of(change.name, owner)
     if LIFECYCLE in change.attributes:
-        reading = call(rules_of(s3, name), change, "s3:GetLifecycleConfiguration")
+        reading = call(rules_of(s3, bucket), change, "s3:GetLifecycleConfiguration")
         rules = with_rule(await _or_none(reading) or [], change.attributes[LIFECYCLE])
-        put = s3.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration={"Rules": rules})
+        put = s3.put_bucket_lifecycle_configuration(**bucket, LifecycleConfiguration={"Rules": rules})
         await call(put, change, "s3:PutLifecycleConfiguration")
     if TAGS in change.attributes:
-        present = await _or_none(call(tags_of(s3, name), change, "s3:GetBucketTagging")) or {}
+        present = await _or_none(call(tags_of(s3, bucket), change, "s3:GetBucketTagging")) or {}
         tags = [{"Key": key, "Value": value} for key, value in {**present, **change.attributes[TAGS]}.items()]
-        put = s3.put_bucket_tagging(Bucket=name, Tagging={"TagSet": tags})
+        put = s3.put_bucket_tagging(**bucket, Tagging={"TagSet": tags})
         await call(put, change, "s3:PutBucketTagging")
 
 

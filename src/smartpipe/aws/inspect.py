@@ -155,7 +155,8 @@ class Inspector:
 
     async def _bucket(self, arn: str, wanted: Topology) -> Attributes | None:
         prefix = wanted.buckets[arn][LIFECYCLE]["Prefix"]
-        return await read_bucket(await self._transport.client("s3"), self._call, arn, prefix)
+        owner = (await self._transport.addresses.naming()).account_id
+        return await read_bucket(await self._transport.client("s3"), self._call, arn, prefix, owner)
 
     async def with_sources(self, actual: Topology, given: frozenset[str]) -> Topology:
         """Return *actual* with the queues that use each of its queues, but the *given*, as their dead-letter queue.

@@ -185,10 +185,12 @@ class Mutations:
             await _called(call, change, "dynamodb:TagResource")
 
     async def _create_bucket(self, change: Change) -> None:
-        await create_bucket(await self._transport.client("s3"), _called, change, self._transport.region)
+        s3, naming = await self._transport.client("s3"), await self._transport.addresses.naming()
+        await create_bucket(s3, _called, change, self._transport.region, naming.account_id)
 
     async def _update_bucket(self, change: Change) -> None:
-        await update_bucket(await self._transport.client("s3"), _called, change)
+        s3, naming = await self._transport.client("s3"), await self._transport.addresses.naming()
+        await update_bucket(s3, _called, change, naming.account_id)
 
     async def _create_subscription(self, change: Change) -> None:
         """Subscribe, and look whether it took: an old subscription may have been returned, unchanged."""

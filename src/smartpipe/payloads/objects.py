@@ -25,7 +25,8 @@ class Objects(Protocol):
         """Return the text that is there.
 
         Raises:
-            PayloadError: It is not there, may not be read, is longer than *limit_bytes*, or no text.
+            PayloadError: It is not there, may not be read, is longer than *limit_bytes*, is not text, or the store
+                refuses it in a way that it will repeat.
             TransportError: The store cannot be asked for now.
         """
 

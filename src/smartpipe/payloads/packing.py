@@ -25,7 +25,9 @@ MAX_COMPRESSED_BYTES = 1_048_576
 MAX_PREFIX_LENGTH = 500
 MAX_NAME_LENGTH = 500
 """Of what follows the prefix; S3's keys end at 1,024 bytes."""
-_URL = re.compile(r"(s3|memory)://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/[!-~]*)?")
+BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+ARN = rf"{BUCKET}|arn:[a-z0-9-]+:s3[a-z0-9-]*:[a-z0-9-]*:[0-9]{{12}}:accesspoint[/:][A-Za-z0-9.-]+"
+"""A bucket's name, or the ARN of an access point, whose name may come after a slash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +37,45 @@ class ClaimCheck:
     Args:
         scheme: ``s3``; or ``memory`` for tests, which is gone with the process.
         prefix: Goes before each key; ends with a slash, or is empty.
+        owner: The account that the bucket has to belong to; None: that of ``SMARTPIPE_ACCOUNT_ID``, or of the
+            credentials.
     """
 
     scheme: str
     bucket: str
     prefix: str
+    owner: str | None = None
 
     @classmethod
-    def at(cls, url: str) -> Self:
-        """Read ``s3://BUCKET/PREFIX``.
+    def at(cls, url: str, *, setting: str = "SMARTPIPE_CLAIM_CHECK_URL", bucket: str = BUCKET) -> Self:
+        """Read ``s3://BUCKET/PREFIX?owner=ACCOUNT``, of which prefix and owner may be missing.
+
+        Args:
+            setting: Where it is from, for the error.
+            bucket: The regular expression of a bucket.
 
         Raises:
             ConfigError: It is something else.
         """
-        match = _URL.fullmatch(url)
-        if match is None:
+        match = re.fullmatch(rf"(s3|memory)://({bucket})(/[!-~]*?)?(?:\?owner=([0-9]{{12}}))?", url)
+        if match is None or "?owner=" in (match[3] or ""):
             raise ConfigError(
-                f"SMARTPIPE_CLAIM_CHECK_URL={url}: it must be like s3://my-bucket or s3://my-bucket/folder"
+                f"{setting}={url}: it must be like s3://my-bucket or s3://my-bucket/folder; of another account, like "
+                "s3://my-bucket/folder?owner=123456789012"
             )
         prefix = (match[3] or "").strip("/")
         if len(prefix) > MAX_PREFIX_LENGTH:
             raise ConfigError(
-                f"SMARTPIPE_CLAIM_CHECK_URL={url}: its path has {len(prefix)} characters, and at most "
-                f"{MAX_PREFIX_LENGTH} leave room for the names of payloads in S3; shorten it"
+                f"{setting}={url}: its path has {len(prefix)} characters, and at most {MAX_PREFIX_LENGTH} leave room "
+                "for the names of payloads in S3; shorten it"
             )
-        return cls(match[1], match[2], f"{prefix}/" if prefix else "")
+        owner = match[4] or (match[2].split(":")[4] if match[2].startswith("arn:") else None)
+        return cls(match[1], match[2], f"{prefix}/" if prefix else "", owner)
+
+    @property
+    def url(self) -> str:
+        """Where it is, as it is set."""
+        return f"{self.scheme}://{self.bucket}/{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +163,7 @@ def _checked(message: OutgoingMessage, at: ClaimCheck, event_id: str) -> Outgoin
     key = at.prefix + bounded(event_id, sha256(data).hexdigest(), max_length=MAX_NAME_LENGTH)
     size = Attribute("Number", str(len(data)))
     pointing = _with(message, pointer_to(at.bucket, key), SIZE_ATTRIBUTE, size)
-    return pointing._replace(payload=Payload(at.bucket, key, message.body))
+    return pointing._replace(payload=Payload(at.bucket, key, message.body, at.owner))
 
 
 def _with(message: OutgoingMessage, body: str, name: str, value: Attribute) -> OutgoingMessage:

@@ -11,6 +11,7 @@ from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, decompressed
 from smartpipe.payloads.objects import Objects, objects_for
 from smartpipe.payloads.packing import RESERVED_ATTRIBUTES, Packing
 from smartpipe.payloads.pointer import is_pointer, payload_at
+from smartpipe.payloads.readable import Readable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,12 +27,13 @@ class Payloads:
     """What a publisher and the consumers of a process share.
 
     Args:
-        packing: By default as the environment says.
+        packing: By default as the environment says, which also says where bodies may be read from.
     """
 
     def __init__(self, packing: Packing | None = None) -> None:
         self.packing = packing or Packing.from_environment()
-        self._objects: Objects | None = None
+        self._readable = Readable.from_environment()
+        self._objects: dict[str, Objects] = {}
         self._put_before: dict[tuple[str, str], None] = {}  # lest each retry of the message puts it again
 
     async def send(
@@ -54,7 +56,7 @@ class Payloads:
         """Return the body that *attributes* say this one stands for, and to how many bytes it may be decompressed.
 
         Raises:
-            DecodeError: It is not a pointer, though they say so.
+            DecodeError: It is not a pointer, though they say so; or it points to where nothing may be read.
             PayloadError: The object does not exist.
             TransportError: S3 cannot be asked for now.
         """
@@ -62,18 +64,21 @@ class Payloads:
             return body, self.packing.decompressed_limit_bytes
         limit_bytes = self.packing.payload_limit_bytes
         payload = payload_at(body)
-        return await self._open().get(payload, limit_bytes), limit_bytes
+        location = self._readable.location_of(payload)
+        stored = payload._replace(owner=location.owner)
+        return await self._open(location.scheme).get(stored, limit_bytes), limit_bytes
 
     async def aclose(self) -> None:
         """Release connections. A second call does nothing."""
-        if self._objects is not None:
-            await self._objects.aclose()
+        for objects in self._objects.values():
+            await objects.aclose()
 
     async def _put(self, payload: Payload | None) -> TransportError | None:
         if payload is None or (payload.bucket, payload.key) in self._put_before:
             return None
         try:
-            await self._open().put(payload)
+            at = self.packing.claim_check
+            await self._open("s3" if at is None else at.scheme).put(payload)
         except TransportError as error:
             return error
         self._put_before[payload.bucket, payload.key] = None
@@ -81,11 +86,10 @@ class Payloads:
             del self._put_before[next(iter(self._put_before))]
         return None
 
-    def _open(self) -> Objects:
-        if self._objects is None:
-            at = self.packing.claim_check
-            self._objects = objects_for("s3" if at is None else at.scheme)
-        return self._objects
+    def _open(self, scheme: str) -> Objects:
+        if scheme not in self._objects:
+            self._objects[scheme] = objects_for(scheme)
+        return self._objects[scheme]
 
 
 def unpacked(body: str, attributes: Mapping[str, Attribute], limit_bytes: int) -> str:

@@ -15,6 +15,7 @@ from smartpipe.memory.transport import MemoryTransport
 from smartpipe.payloads.objects import kept
 from smartpipe.payloads.payloads import is_packed, unpacked
 from smartpipe.payloads.pointer import is_pointer, payload_at
+from smartpipe.payloads.readable import Readable
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
 
@@ -120,11 +121,17 @@ class Recorder(MemoryTransport):
         return asyncio.get_running_loop().time() - self._started_at
 
 
+def _kept(pointer: str) -> str:
+    payload = payload_at(pointer)
+    Readable.from_environment().location_of(payload)
+    return kept(payload)
+
+
 def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
     """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
     try:
         if is_packed(attributes):
-            body = unpacked(kept(payload_at(body)) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
+            body = unpacked(_kept(body) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
         return decoder_of(frozenset({cls})).decode(body) if cls else None

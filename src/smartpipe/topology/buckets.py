@@ -31,11 +31,14 @@ class Bucket(NamedTuple):
     Args:
         prefix: Of the keys: ends with a slash, or is empty.
         days: After which S3 deletes them.
+        owner: The account that it belongs to; None: the environment's. A bucket of another account is its owner's to
+            make and to change.
     """
 
     name: str
     prefix: str
     days: int
+    owner: str | None = None
 
     @property
     def expiry(self) -> dict[str, Any]:
@@ -44,7 +47,17 @@ class Bucket(NamedTuple):
 
     def objects_arn(self, partition: str) -> str:
         """Return the ARN pattern of its objects."""
-        return f"arn:{partition}:s3:::{self.name}/{self.prefix}*"
+        return objects_arn(partition, self.name, self.prefix)
+
+
+def objects_arn(partition: str, bucket: str, prefix: str) -> str:
+    """Return the ARN pattern of the objects with *prefix* in a bucket, or behind an access point's ARN.
+
+    Source: Amazon S3, "Configuring IAM policies for using access points".
+    """
+    if bucket.startswith("arn:"):
+        return f"{bucket}/object/{prefix}*"
+    return f"arn:{partition}:s3:::{bucket}/{prefix}*"
 
 
 def rule_of(expiry: dict[str, Any]) -> dict[str, Any]:

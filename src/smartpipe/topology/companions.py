@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smartpipe.payloads.packing import ClaimCheck
+from smartpipe.payloads.readable import Readable
 from smartpipe.settings import PayloadSettings, WorkerSettings
-from smartpipe.topology.buckets import LIFECYCLE, Bucket
+from smartpipe.topology.buckets import LIFECYCLE, Bucket, objects_arn
 from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in
 from smartpipe.topology.resources import TAGS
 from smartpipe.topology.tags import APPLICATION
@@ -22,27 +23,30 @@ class Companions(NamedTuple):
     Args:
         claims_table: The DynamoDB table that idempotent handlers claim in, if it is one.
         bucket: Where large bodies wait, if they do.
+        readable: Where consumers may read bodies from.
         packs: Whether publishers compress, or put into S3, some of the bodies; no filter sees into these.
     """
 
     claims_table: str | None = None
     bucket: Bucket | None = None
     packs: bool = False
+    readable: Readable = Readable()
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read ``SMARTPIPE_IDEMPOTENCY_URL``, ``SMARTPIPE_CLAIM_CHECK_URL`` and ``SMARTPIPE_COMPRESSION``.
+        """Read ``SMARTPIPE_IDEMPOTENCY_URL``, ``SMARTPIPE_CLAIM_CHECK_*`` and ``SMARTPIPE_COMPRESSION``.
 
         Raises:
             ConfigError: Faulty settings.
         """
         store_url, settings = WorkerSettings.load().idempotency_url, PayloadSettings.load()
         at = ClaimCheck.at(settings.claim_check_url) if settings.claim_check_url else None
-        bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days) if at and at.scheme == "s3" else None
+        bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days, at.owner) if at and at.scheme == "s3" else None
         return cls(
             table_in(store_url.get_secret_value() if store_url else None),
             bucket,
             at is not None or settings.compression is not None,
+            Readable.from_environment(),
         )
 
     def tables(self, naming: Naming) -> dict[str, Attributes]:
@@ -53,9 +57,15 @@ class Companions(NamedTuple):
     def buckets(self, naming: Naming) -> dict[str, Attributes]:
         """Return the buckets that are wanted, by ARN."""
         bucket = self.bucket
-        if bucket is None:
+        if bucket is None or bucket.owner not in (None, naming.account_id):
             return {}
         return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: _tags(naming)}}
+
+    def readable_objects(self, partition: str) -> list[str]:
+        """Return the ARN patterns of the objects that consumers may read."""
+        written = [self.bucket.objects_arn(partition)] if self.bucket else []
+        others = [objects_arn(partition, at.bucket, at.prefix) for at in self.readable.locations if at.scheme == "s3"]
+        return list(dict.fromkeys([*written, *others]))
 
 
 def _tags(naming: Naming) -> dict[str, str]:

@@ -39,11 +39,12 @@ def policies(service: Declares, naming: Naming, companions: Companions = NO_COMP
     """
     topology = derive([service], naming, companions)
     objects = [companions.bucket.objects_arn(naming.partition)] if companions.bucket else []
+    readable = companions.readable_objects(naming.partition)
     found = {
         "publish": _publish(service, naming, objects),
-        "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, objects)],
+        "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, readable)],
         "provision": _provision(topology, naming),
-        "redrive": [*_redrive(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, objects)],
+        "redrive": [*_redrive(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, readable)],
     }
     return {name: {"Version": VERSION, "Statement": statements} for name, statements in found.items() if statements}
 
