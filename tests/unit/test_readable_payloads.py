@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
 from smartpipe import ConfigError, DecodeError, Event, Service
 from smartpipe.envelope import encode, wrap
-from smartpipe.message import Attribute, OutgoingMessage, Payload
+from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.payloads.objects import MemoryObjects
 from smartpipe.payloads.packing import ClaimCheck
 from smartpipe.payloads.payloads import Payloads
@@ -19,6 +20,9 @@ from smartpipe.topology.companions import Companions
 from smartpipe.topology.export.iam import policies
 from smartpipe.topology.naming import Naming
 from tests.support.events import ADA, UserSignedUp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 POINTS = {"ExtendedPayloadSize": Attribute("Number", "2")}
 ACCESS_POINT = "arn:aws:s3:us-west-2:210987654321:accesspoint/partners"
@@ -283,6 +287,28 @@ async def test_the_owner_of_a_location_goes_along_with_what_is_read(monkeypatch:
     await payloads.restored(pointer_to("theirs", "in/x"), POINTS)
 
     assert [one.owner for one in asked] == [None, "222222222222"]
+
+
+@pytest.mark.parametrize(("bucket", "expected"), [("payloads", "222222222222"), ("elsewhere", None)])
+async def test_what_the_outbox_wrote_is_put_into_a_bucket_of_the_configured_owner(
+    bucket: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[Payload] = []
+
+    class Noting(MemoryObjects):
+        async def put(self, payload: Payload) -> None:
+            put.append(payload)
+
+    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: Noting())
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/folder?owner=222222222222")
+    payloads = Payloads()
+
+    async def send(_: Sequence[OutgoingMessage]) -> list[Failure]:
+        return []
+
+    await payloads.send([OutgoingMessage("", 0, payload=Payload(bucket, "folder/x", "{}"))], send)
+
+    assert [one.owner for one in put] == [expected]
 
 
 def test_policies_allow_consumers_the_locations_that_they_may_read_and_publishers_one(

@@ -130,9 +130,10 @@ async def provisioned(place: Place, load: Load, tell: Callable[[str], None]) -> 
 async def _destroyed(provisioner: Provisioner, place: Place, load: Load, tell: Callable[[str], None]) -> None:
     gone = False
     try:
-        survey = await provisioner.survey(services_of(load), even_if_faulty=True)
-        await provisioner.apply(survey.destruction(even_if_not_empty=True))
-        gone = True
+        survey = await provisioner.survey(services_of(load), even_if_faulty=True, destroying=True)
+        changes = survey.destruction(even_if_not_empty=True)
+        await provisioner.apply(changes)
+        gone = all(change.pending for change in changes)
     except SmartpipeError as error:  # the run's own outcome counts
         tell(str(error))
     finally:
