@@ -20,13 +20,14 @@ ACCOUNTS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a scenario. Effects are counted by event.
+    """What came of a scenario. Effects are counted by service and event.
 
     Args:
         key: The scenario's.
         not_played: Why it could not be played to its end; empty: it was.
         published: Events that SNS, SQS or a commit is known to have taken.
-        effects: How many of these have an effect.
+        wanted: How many effects they should have: one in each service.
+        effects: How many of these are there.
         plain: Events with an effect that is made outside of the claim's transaction.
         twice: Events with more than one effect, where effect and claim are one transaction.
         twice_plain: Events with more than one effect, where the effect is made outside of it.
@@ -40,6 +41,7 @@ class Outcome:
     key: str
     not_played: str = ""
     published: int = 0
+    wanted: int = 0
     effects: int = 0
     plain: int = 0
     twice: int = 0
@@ -58,7 +60,7 @@ class Outcome:
 
     @property
     def missing(self) -> int:
-        return self.published - self.effects
+        return self.wanted - self.effects
 
     @property
     def broken(self) -> list[str]:
@@ -90,10 +92,11 @@ def play(stand: Stand, key: str, *, seed: int, extent: Extent) -> Outcome:
         return Outcome(
             key=key,
             published=len(published),
-            effects=len(published & {event_id for _, event_id, _ in counted}),
-            plain=sum(handler == "plain" for handler, _, _ in counted),
-            twice=sum(times > 1 for handler, _, times in counted if handler == "transaction"),
-            twice_plain=sum(times > 1 for handler, _, times in counted if handler == "plain"),
+            wanted=len(published) * len(stage.form.services),
+            effects=len({(one.service, one.event_id) for one in counted if one.event_id in published}),
+            plain=sum(one.handler == "plain" for one in counted),
+            twice=sum(one.times > 1 for one in counted if one.handler == "transaction"),
+            twice_plain=sum(one.times > 1 for one in counted if one.handler == "plain"),
             overtaken=stage.ledger.overtaken() if scenario.form == "fifo" else 0,
             dead=stage.dead(),
             stranded=stranded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -22,7 +22,9 @@ CHUNK = 10
 EFFECTS = "SELECT count(*) AS found FROM chaos_effects"
 COMPLETED = "SELECT count(*) AS found FROM smartpipe_claims WHERE state = 'completed'"
 UNPUBLISHED = "SELECT count(*) AS found FROM smartpipe_outbox WHERE published_at IS NULL"
-COUNTED = "SELECT handler, event_id, count(*) AS times FROM chaos_effects GROUP BY handler, event_id"
+COUNTED = """
+SELECT service, handler, event_id, count(*) AS times FROM chaos_effects GROUP BY service, handler, event_id
+"""
 OVERTAKEN = """
 SELECT count(*) AS found FROM (
     SELECT number, max(number) OVER (
@@ -31,6 +33,15 @@ SELECT count(*) AS found FROM (
     FROM (SELECT account, number, min(place) AS first FROM chaos_effects GROUP BY account, number) AS firsts
 ) AS seen WHERE before > number
 """
+
+
+class Counted(NamedTuple):
+    """How often an event has had its effect in a service."""
+
+    service: str
+    handler: str
+    event_id: str
+    times: int
 
 
 class Ledger:
@@ -67,10 +78,10 @@ class Ledger:
         """How many events had their first effect after a later event of their account."""
         return self._found(OVERTAKEN)
 
-    def counted(self) -> list[tuple[str, str, int]]:
-        """Handler, event id, and how often its effect is there."""
+    def counted(self) -> list[Counted]:
+        """How often each event's effect is there."""
         rows = self._with_connection(lambda connection: connection.fetch(COUNTED))
-        return [(row["handler"], row["event_id"], row["times"]) for row in rows]
+        return [Counted(*row) for row in rows]
 
     def _found(self, statement: str) -> int:
         return int(self._with_connection(lambda connection: connection.fetchval(statement)))

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.md")
 HEADINGS = {
     "events": "published: SNS or SQS took them, or the outbox's transaction committed",
-    "effects": "how many of these had their effect",
-    "missing": "how many had none. Must be 0",
-    "twice": "events whose effect is there more than once, in handlers with `delivery.transaction()`. Must be 0",
+    "effects": "the effects that they had; where two services handle every event, each has an effect of its own",
+    "missing": "the effects that they did not have. Must be 0",
+    "twice": "effects that are there more than once, in handlers with `delivery.transaction()`. Must be 0",
     "plain": (
         "the same in handlers that insert with a connection of their own. Must be 0, but for rows marked *: see below"
     ),

@@ -67,7 +67,7 @@ class Scenario:
     name: str
     before: Trouble = nothing
     during: Trouble = nothing
-    form: Literal["single", "batch", "fifo"] = "single"
+    form: Literal["single", "batch", "fifo", "twins"] = "single"
     store: Literal["postgres", "redis", "dynamodb"] = "postgres"
     copies: int = 0
     seconds: float = 0.0
@@ -150,6 +150,8 @@ VARIANTS = {
     "fifo": Variant("a FIFO queue", {"form": "fifo"},
                     ("killed-before-commit", "killed-after-commit", "killed-in-drain", "receive-replies-lost",
                      "publish-replies-lost", "handles-expired", "throttled")),
+    "twins": Variant("two services have handlers of one module and name, and share the store", {"form": "twins"},
+                     ("killed-before-commit", "delivered-twice", "copies")),
     "batch": Variant("batch handlers", {"form": "batch"},
                      ("killed-before-commit", "killed-after-commit", "killed-in-drain", "delete-replies-lost",
                       "delivered-twice")),

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 TABLE = """
 CREATE TABLE chaos_effects (
-    place bigint GENERATED ALWAYS AS IDENTITY, handler text NOT NULL, event_id text NOT NULL,
+    place bigint GENERATED ALWAYS AS IDENTITY, service text NOT NULL, handler text NOT NULL, event_id text NOT NULL,
     account text NOT NULL, number int NOT NULL
 )
 """
-EFFECT = "INSERT INTO chaos_effects (handler, event_id, account, number) VALUES ($1, $2, $3, $4)"
+EFFECT = "INSERT INTO chaos_effects (service, handler, event_id, account, number) VALUES ($1, $2, $3, $4, $5)"
 DIRECTORY = Path(os.environ.get("CHAOS_DIR", "."))
 LEASE_SECONDS = 5
 
@@ -47,17 +47,21 @@ class MailedInOrder(Happening, topic=in_order, type="chaos.mailed_in_order", ver
 
 
 class Form(NamedTuple):
-    """One way to handle events: the service is this module's attribute of the form's name."""
+    """One way to handle events.
 
-    service: Service
+    Args:
+        services: By their attributes in this module. Each handles every event.
+    """
+
+    services: dict[str, Service]
     booked: type[Happening]
     mailed: type[Happening]
 
 
-def _service(booked: type[Happening], mailed: type[Happening]) -> Service:
+def _service(booked: type[Happening], mailed: type[Happening], name: str = "chaos") -> Service:
     return Service(
-        "chaos",
-        queue=Queue("chaos", visibility_timeout_seconds=LEASE_SECONDS, fifo=booked is BookedInOrder),
+        name,
+        queue=Queue(name, visibility_timeout_seconds=LEASE_SECONDS, fifo=booked is BookedInOrder),
         retry=RetryPolicy(attempts=20, base_seconds=0.5, max_seconds=3),
         publishes=[booked, mailed],
     )
@@ -66,18 +70,22 @@ def _service(booked: type[Happening], mailed: type[Happening]) -> Service:
 single = _service(Booked, Mailed)
 batch = _service(Booked, Mailed)
 fifo = _service(BookedInOrder, MailedInOrder)
+twin = _service(Booked, Mailed, "chaos-twin")
 TENS = Batch(size=10, linger_seconds=0.2)
 FORMS = {
-    "single": Form(single, Booked, Mailed),
-    "batch": Form(batch, Booked, Mailed),
-    "fifo": Form(fifo, BookedInOrder, MailedInOrder),
+    "single": Form({"single": single}, Booked, Mailed),
+    "batch": Form({"batch": batch}, Booked, Mailed),
+    "fifo": Form({"fifo": fifo}, BookedInOrder, MailedInOrder),
+    "twins": Form({"single": single, "twin": twin}, Booked, Mailed),
 }
 
 
 async def book(event: Happening, delivery: Delivery) -> None:
     """Have the effect in the claim's own transaction."""
     async with delivery.transaction() as connection:
-        await connection.execute(EFFECT, "transaction", delivery.event_id, event.account, event.number)
+        await connection.execute(
+            EFFECT, delivery.service, "transaction", delivery.event_id, event.account, event.number
+        )
         await asyncio.sleep(event.seconds)
         await held("before")
     await held("after")
@@ -89,14 +97,15 @@ async def mail(event: Happening, delivery: Delivery) -> None:
     await held("before")
     connection = await asyncpg.connect(os.environ["CHAOS_DATABASE_URL"])
     try:
-        await connection.execute(EFFECT, "plain", delivery.event_id, event.account, event.number)
+        await connection.execute(EFFECT, delivery.service, "plain", delivery.event_id, event.account, event.number)
     finally:
         await connection.close(timeout=5)
     await held("after")
 
 
-single.subscribe(Booked, idempotent=True)(book)
-single.subscribe(Mailed, idempotent=True)(mail)
+for one in (single, twin):
+    one.subscribe(Booked, idempotent=True)(book)
+    one.subscribe(Mailed, idempotent=True)(mail)
 fifo.subscribe(BookedInOrder, idempotent=True)(book)
 fifo.subscribe(MailedInOrder, idempotent=True)(mail)
 

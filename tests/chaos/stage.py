@@ -32,7 +32,7 @@ from tests.support.waiting import DEADLINE_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe import Event
+    from smartpipe import Event, Service
     from tests.chaos.deliveries import Deliveries
     from tests.chaos.scenarios import Scenario
     from tests.chaos.stand import Extent, Stand
@@ -64,14 +64,15 @@ class Stage:
             self.ledger = Ledger(stack.enter_context(self.stand.postgres.database()))
             self.proxy = stack.enter_context(FaultProxy(self.stand.broker.endpoint_url))
             stack.enter_context(patch.dict(os.environ, self._environment(f"c{uuid4().hex[:8]}-")))
-            asyncio.run(provision(self.form.service))
+            asyncio.run(provision(*self.form.services.values()))
             sqs = boto3.client("sqs", endpoint_url=self.stand.broker.endpoint_url)
             stack.callback(sqs.close)
             self._sqs: Any = sqs
             self.queues = Queues(sqs)
             stack.callback(self._end)
-            for _ in range(WORKERS):
-                self._start("worker")
+            for target in self.form.services:
+                for _ in range(WORKERS):
+                    self._start("worker", f"tests.chaos.service:{target}")
             self._start("relay")
             for actor in self.actors:
                 ready = "ready" if actor.kind == "worker" else "relaying the outbox"
@@ -96,16 +97,13 @@ class Stage:
         return taken
 
     def send_copies(self, events: Sequence[Event], copies: int) -> list[str]:
-        """Send each of them to the queue several times, in an order by lot."""
+        """Send each of them to every queue several times, in a random order."""
         envelopes = [wrap(event, source="chaos-copies") for event in events]
         bodies = [encode(envelope) for envelope in envelopes] * copies
         self.random.shuffle(bodies)
-        self.queues.send(self.queue, *bodies)
+        for service in self.form.services.values():
+            self.queues.send(service.queue.name, *bodies)
         return [envelope.id for envelope in envelopes]
-
-    @property
-    def queue(self) -> str:
-        return self.form.service.queue.name
 
     @property
     def relay(self) -> Actor:
@@ -182,17 +180,20 @@ class Stage:
                 self.ended_by_themselves.append(f"{actor.key}, exit code {actor.process.wait()}: {lines[-1:]}")
             actor.process.end()
             self.actors.remove(actor)
-            self._start(actor.kind)
+            self._start(actor.kind, *actor.target)
 
     def waiting(self) -> int:
-        """How many messages are in the queue in any way, and how many events in the outbox."""
-        answer = self._sqs.get_queue_attributes(QueueUrl=self.queues.url(self.queue), AttributeNames=_DEPTHS)
-        in_queue = sum(int(answer["Attributes"].get(name, 0)) for name in _DEPTHS)
-        return in_queue + self.ledger.unpublished()
+        """How many messages are in the queues in any way, and how many events in the outbox."""
+        return sum(map(self._in_queue, self.form.services.values())) + self.ledger.unpublished()
+
+    def _in_queue(self, service: Service) -> int:
+        url = self.queues.url(service.queue.name)
+        answer = self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=_DEPTHS)
+        return sum(int(answer["Attributes"].get(name, 0)) for name in _DEPTHS)
 
     def dead(self) -> int:
-        """How many messages are in the dead-letter queue."""
-        return sum(self.queues.depth(self.form.service.queue.dead_letter_name))
+        """How many messages are in dead-letter queues."""
+        return sum(sum(self.queues.depth(one.queue.dead_letter_name)) for one in self.form.services.values())
 
     def settle(self, bound_seconds: float) -> int:
         """Wait until nothing waits any more; return what still does after the bound."""
@@ -229,9 +230,8 @@ class Stage:
             "SMARTPIPE_LOG_FORMAT": "json",
         }
 
-    def _start(self, kind: str) -> None:
+    def _start(self, kind: str, *target: str) -> None:
         self._started += 1
-        target = (f"tests.chaos.service:{self.scenario.form}",) if kind == "worker" else ()
         self.actors.append(Actor(f"{kind}-{self._started:03}", kind, *target))
 
     def _end(self) -> None:

@@ -94,6 +94,7 @@ class Actor:
 
     def __init__(self, key: str, *arguments: str, **environment: str) -> None:
         self.key = key
+        self.target = arguments[1:]
         self.killed = False
         self.process = Process(*arguments, "--host", "127.0.0.1", "--port", "0", AWS_ACCESS_KEY_ID=key, **environment)
 

@@ -43,6 +43,14 @@ def test_lost_replies_of_deletes_double_nothing(stand: Stand) -> None:
     assert outcome.hindered > 0
 
 
+def test_two_services_with_handlers_of_one_name_have_an_effect_each_of_every_event(stand: Stand) -> None:
+    outcome = played(stand, "twins-delivered-twice")
+
+    assert outcome.broken == []
+    assert outcome.effects == 2 * outcome.published == outcome.wanted > 0
+    assert outcome.hindered > 0
+
+
 def test_a_relay_killed_while_publishing_loses_nothing_and_doubles_nothing(stand: Stand) -> None:
     outcome = played(stand, "relay-killed")
 
