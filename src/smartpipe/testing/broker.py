@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from smartpipe.consuming.consumer import Consumer
 from smartpipe.consuming.processor import Resources
 from smartpipe.effects.claims import Claims
-from smartpipe.effects.stores.memory import MemoryStore
+from smartpipe.effects.stores import store_for
 from smartpipe.errors import ConfigError
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.signature import name_of
@@ -18,6 +18,7 @@ from smartpipe.handling.threads import Threads
 from smartpipe.memory.transport import NAMING
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.publishing.publisher import Publisher
+from smartpipe.settings import AwsSettings
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, fits
@@ -60,9 +61,14 @@ class MemoryBroker:
             out twice, which SQS may do.
         shuffle: Standard queues hand out messages in any order, which SQS may do.
         seed: Of the two above: the same seed does the same again.
+        idempotency_url: Where idempotent handlers claim, as ``SMARTPIPE_IDEMPOTENCY_URL``; by default in memory.
+            With PostgreSQL, handlers can use ``delivery.transaction()``. A server does not follow virtual time, so it
+            needs ``virtual=False``.
 
     Raises:
-        ConfigError: What the services declare contradicts itself, or the loop's time cannot be virtual.
+        ConfigError: What the services declare contradicts itself, the loop's time cannot be virtual, or the store
+            cannot be used.
+        StoreError: The store cannot be asked.
     """
 
     def __init__(
@@ -73,8 +79,14 @@ class MemoryBroker:
         duplicate_share: float = 0.0,
         shuffle: bool = False,
         seed: int = 0,
+        idempotency_url: str = "memory://",
     ) -> None:
+        if virtual and not idempotency_url.startswith("memory:"):
+            raise ConfigError(
+                "MemoryBroker(idempotency_url=...): a server does not follow virtual time; add virtual=False"
+            )
         self._services = services
+        self._store_url = idempotency_url
         self._concurrency = concurrency
         self._virtual = virtual
         self._weather: dict[str, Any] = {"duplicate_share": duplicate_share, "shuffle": shuffle, "seed": seed}
@@ -97,8 +109,9 @@ class MemoryBroker:
             stack.enter_context(opening(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
             stack.callback(self._consumers.clear)
-            self._claims = Claims(MemoryStore())
+            self._claims = Claims(store_for(self._store_url), prefix=AwsSettings.load().prefix)
             stack.push_async_callback(self._claims.aclose)
+            await self._claims.store.open()
             for service in self._services:
                 await self._start(service, threads, stack)
             self._stack = stack.pop_all()
