@@ -566,6 +566,27 @@ def test_a_queue_of_another_service_of_the_same_application_is_a_fault() -> None
     assert "remove the queue's tag smartpipe:service first" in fault
 
 
+@pytest.mark.parametrize("theirs", ["mail", ""])
+def test_a_queue_of_another_environment_whose_prefix_makes_the_same_name_is_a_fault(theirs: str) -> None:
+    tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:prefix": theirs}
+
+    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), Tags=tags))
+
+    assert f"belongs to the environment with SMARTPIPE_PREFIX={theirs!r}" in fault
+    assert "end each prefix with a hyphen" in fault
+
+
+def test_so_is_a_topic() -> None:
+    actual = as_it_is(wanted())
+    tags = {**actual.topics[USERS]["Tags"], "smartpipe:prefix": "us"}
+    actual.topics[USERS] = {**actual.topics[USERS], "Tags": tags}
+
+    [fault] = faults(wanted(), actual)
+
+    assert "topic" in fault
+    assert "SMARTPIPE_PREFIX='us'" in fault
+
+
 def test_a_queue_of_another_account_than_was_said_is_a_fault() -> None:
     theirs = MAILER.replace("123456789012", "999999999999")
 

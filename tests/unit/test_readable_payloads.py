@@ -266,7 +266,7 @@ async def test_each_location_is_read_from_its_own_kind_of_store(monkeypatch: pyt
     await MemoryObjects().put(Payload("copies", "x", "found"))
     payloads = Payloads()
 
-    assert await payloads.restored(pointer_to("copies", "x"), POINTS) == "found"
+    assert await payloads.fetch(pointer_to("copies", "x"), POINTS) == "found"
     await payloads.aclose()
 
 
@@ -283,8 +283,8 @@ async def test_the_owner_of_a_location_goes_along_with_what_is_read(monkeypatch:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "s3://theirs/in?owner=222222222222")
     payloads = Payloads()
 
-    await payloads.restored(pointer_to("payloads", "x"), POINTS)
-    await payloads.restored(pointer_to("theirs", "in/x"), POINTS)
+    await payloads.fetch(pointer_to("payloads", "x"), POINTS)
+    await payloads.fetch(pointer_to("theirs", "in/x"), POINTS)
 
     assert [one.owner for one in asked] == [None, "222222222222"]
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 RESERVED_ATTRIBUTES = frozenset({ENCODING_ATTRIBUTE, SIZE_ATTRIBUTE, OLD_SIZE_ATTRIBUTE})
 MAX_COMPRESSED_BYTES = 1_048_576
 """What SNS and SQS take at most: compressing more than that would hold up the event loop for what goes to S3 anyway."""
-MAX_PREFIX_LENGTH = 500
+MAX_PREFIX_LENGTH = 200
+"""The lifecycle rule is called after it, and S3's names of rules end at 255 characters."""
 MAX_NAME_LENGTH = 500
 """Of what follows the prefix; S3's keys end at 1,024 bytes."""
 BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
@@ -66,8 +67,8 @@ class ClaimCheck:
         prefix = (match[3] or "").strip("/")
         if len(prefix) > MAX_PREFIX_LENGTH:
             raise ConfigError(
-                f"{setting}={url}: its path has {len(prefix)} characters, and at most {MAX_PREFIX_LENGTH} leave room "
-                "for the names of payloads in S3; shorten it"
+                f"{setting}={url}: its path has {len(prefix)} characters, and at most {MAX_PREFIX_LENGTH} fit into the "
+                "names of S3's keys and rules; shorten it"
             )
         owner = match[4] or (match[2].split(":")[4] if match[2].startswith("arn:") else None)
         return cls(match[1], match[2], f"{prefix}/" if prefix else "", owner)

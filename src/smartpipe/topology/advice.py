@@ -20,7 +20,7 @@ from smartpipe.topology.policy import (
     statements,
 )
 from smartpipe.topology.resources import TAGS, dead_letter_of
-from smartpipe.topology.tags import SERVICE
+from smartpipe.topology.tags import PREFIX, SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,7 @@ def faults(desired: Topology, actual: Topology) -> list[str]:
     ]
     for arn, wanted in desired.topics.items():
         present = actual.topics.get(arn)
+        found += _faults_of_prefix("topic", arn, wanted, present)
         if arn in desired.given and present is None:
             found.append(f"topic {arn} is declared by its ARN and does not exist, or may not be seen from here")
         if present and (present.get("FifoThroughputScope"), wanted.get("FifoThroughputScope")) == (
@@ -54,6 +55,16 @@ def faults(desired: Topology, actual: Topology) -> list[str]:
                 f"topic {name_in(arn)}: AWS never takes high throughput back; keep high_throughput=True, or delete it"
             )
     return found
+
+
+def _faults_of_prefix(kind: str, arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+    """Prefix and name are put together without a separator, so two environments can mean one topic or queue."""
+    ours, theirs = (one.get(TAGS, {}).get(PREFIX) for one in (wanted, present or {}))
+    if ours is not None and theirs is not None and ours != theirs:
+        yield (
+            f"{kind} {name_in(arn)} belongs to the environment with SMARTPIPE_PREFIX={theirs!r}, and {ours!r} makes "
+            "the same name of another one: end each prefix with a hyphen"
+        )
 
 
 def _redriven(actual: Topology) -> set[str]:
@@ -76,6 +87,7 @@ def _faults_of_existing(arn: str, wanted: Attributes, present: Attributes | None
 def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
     if present is None:
         return
+    yield from _faults_of_prefix("queue", arn, wanted, present)
     owner = owner_of(present)
     if owner not in (None, owner_of(wanted)):
         yield (
