@@ -285,8 +285,8 @@ class Service:
         if handler.options.idempotency and any(one.options.idempotency for one in namesakes):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} has an idempotent handler of this name for "
-                f"{handler.event.__qualname__} already, and the two would share their claims; define a function with a "
-                "name of its own for each"
+                f"{handler.event.__qualname__} already, and the two would share their claims; give each function its "
+                "own name"
             )
         if handler.options.idempotency or not namesakes:
             return handler

@@ -75,7 +75,7 @@ def test_an_example_prints_what_its_page_says(example: Path, output: str, reques
 
 @pytest.fixture
 def database(postgres_server: PostgresServer) -> Iterator[str]:
-    """A database of its own, with smartpipe's tables."""
+    """An empty database with smartpipe's tables."""
     with postgres_server.database() as url:
         asyncio.run(migrate(url))
         yield url

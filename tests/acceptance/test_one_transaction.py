@@ -53,7 +53,7 @@ class Session:
 
 
 class Shop:
-    """The example with its topology, its database and somebody who gets what it publishes."""
+    """The example with its topology, its database and a queue that gets what it publishes."""
 
     def __init__(self, url: str, module: ModuleType, proxy: FaultProxy, queues: Queues, stack: ExitStack) -> None:
         self.proxy = proxy

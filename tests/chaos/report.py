@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.md")
 HEADINGS = {
     "events": "published: SNS or SQS took them, or the outbox's transaction committed",
-    "effects": "the effects that they had; where two services handle every event, each has an effect of its own",
+    "effects": "the effects that they had; where two services handle every event, each has its own effect",
     "missing": "the effects that they did not have. Must be 0",
     "twice": "effects that are there more than once, in handlers with `delivery.transaction()`. Must be 0",
     "plain": (

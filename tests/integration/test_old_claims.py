@@ -1,4 +1,4 @@
-"""Claims of an earlier version, whose keys name no service and no queue: nobody passes over them without a word."""
+"""Claims of an earlier version, whose keys name no service and no queue: no worker ignores them silently."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ def test_two_idempotent_handlers_of_one_name_on_one_queue_are_refused() -> None:
     first, second = closures()
     service = serving(first)
 
-    with pytest.raises(ConfigError, match="the two would share their claims; define a function with a name of its own"):
+    with pytest.raises(ConfigError, match="the two would share their claims; give each function its own name"):
         service.subscribe(UserSignedUp, idempotent=True)(second)
     service.subscribe(UserSignedUp)(partial(second))  # has no claims
     service.subscribe(UserSignedUp, queue="another", idempotent=True)(second)

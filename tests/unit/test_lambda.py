@@ -421,3 +421,20 @@ async def test_a_resource_that_ran_out_gives_the_message_back_on_lambda_too(tran
 
     assert await handled(service, record(UserLeft(name="x"))) == ["id-1"]
     assert transport.entries("send") == []
+
+
+async def test_the_next_invocation_publishes_the_same_ids(transport: FakeTransport) -> None:
+    published: list[str] = []
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp, delivery: Delivery) -> None:
+        published.append(await delivery.publish(UserLeft(name="Ada")))
+        if len(published) < 2:
+            raise ValueError("not yet")
+
+    body = encode(wrap(ADA, source="test"))
+
+    assert await handled(service, record(body)) == ["id-1"]
+    assert await handled(service, record(body)) == []
+    assert published[0] == published[1]

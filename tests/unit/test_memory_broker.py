@@ -396,3 +396,14 @@ async def test_pausing_an_unknown_queue_names_those_there_are() -> None:
     async with MemoryBroker(failing_service()) as broker:
         with pytest.raises(ConfigError, match="queue 'zzz' is none of those that the services poll: mailer"):
             broker.pause("zzz")
+
+
+def test_a_real_store_is_refused_on_virtual_time() -> None:
+    with pytest.raises(ConfigError, match="a server does not follow virtual time; add virtual=False"):
+        MemoryBroker(idempotency_url="postgresql://db/claims")
+
+
+async def test_a_store_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is none of memory://"):
+        async with MemoryBroker(virtual=False, idempotency_url="mysql://db"):
+            pass

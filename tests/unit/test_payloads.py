@@ -175,7 +175,7 @@ def test_only_what_gets_smaller_is_compressed() -> None:
 @pytest.mark.parametrize(
     "event_id", ["..", "../../etc/passwd", "a\0b", "x" * 2_000, "é" * 900, "\ud83e", "a b%/?#", ""]
 )
-def test_whatever_the_id_of_an_event_the_key_is_one_that_s3_takes_and_nobody_elses(event_id: str) -> None:
+def test_an_event_with_any_id_gets_a_key_that_s3_takes_and_no_other_body_has(event_id: str) -> None:
     at = ClaimCheck.at(f"s3://b1b/{'f' * 200}")
     keys = []
     for body in ("x" * 1_000, "y" * 1_000):

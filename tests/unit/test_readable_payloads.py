@@ -266,7 +266,8 @@ async def test_each_location_is_read_from_its_own_kind_of_store(monkeypatch: pyt
     await MemoryObjects().put(Payload("copies", "x", "found"))
     payloads = Payloads()
 
-    assert await payloads.fetch(pointer_to("copies", "x"), POINTS) == "found"
+    text, _ = await payloads.fetch(pointer_to("copies", "x"), POINTS)
+    assert text == "found"
     await payloads.aclose()
 
 

@@ -19,7 +19,7 @@ MAX_TTL_SECONDS = 31_536_000
 
 
 class HandlerName(NamedTuple):
-    """What tells a handler from every other one that claims in the same store.
+    """The full name of a handler: no other handler that claims in the same store has it.
 
     Args:
         prefix: The environment's (``SMARTPIPE_PREFIX``).

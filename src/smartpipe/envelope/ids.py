@@ -23,7 +23,7 @@ class Cause(Protocol):
     """A call of a handler, as far as the ids of what it publishes are concerned.
 
     ``calls`` counts the calls of the handler's function that this delivery has led to: more than one if a middleware
-    tries again. Each call begins anew, as it would in another process.
+    tries again. Each call starts from the beginning, as it would in another process.
     """
 
     calls: int

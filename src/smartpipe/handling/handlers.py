@@ -111,7 +111,7 @@ class Handler:
         return self.options.retry
 
     def named(self, prefix: str) -> HandlerName:
-        """Return what tells it from every other handler, in the environment with this *prefix*."""
+        """Return its full name in the environment with this *prefix*."""
         return HandlerName(prefix, self.service, self.queue.name, self.name)
 
     def arguments(self, event: object, delivery: object) -> list[Any]:

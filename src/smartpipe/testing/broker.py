@@ -11,6 +11,7 @@ from smartpipe.consuming.consumer import Consumer
 from smartpipe.consuming.processor import Resources
 from smartpipe.effects.claims import Claims
 from smartpipe.effects.stores import store_for
+from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.errors import ConfigError
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.signature import name_of
@@ -79,9 +80,9 @@ class MemoryBroker:
         duplicate_share: float = 0.0,
         shuffle: bool = False,
         seed: int = 0,
-        idempotency_url: str = "memory://",
+        idempotency_url: str | None = None,
     ) -> None:
-        if virtual and not idempotency_url.startswith("memory:"):
+        if virtual and idempotency_url is not None:
             raise ConfigError(
                 "MemoryBroker(idempotency_url=...): a server does not follow virtual time; add virtual=False"
             )
@@ -109,7 +110,8 @@ class MemoryBroker:
             stack.enter_context(opening(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
             stack.callback(self._consumers.clear)
-            self._claims = Claims(store_for(self._store_url), prefix=AwsSettings.load().prefix)
+            store = MemoryStore() if self._store_url is None else store_for(self._store_url)
+            self._claims = Claims(store, prefix=AwsSettings.load().prefix)
             stack.push_async_callback(self._claims.aclose)
             await self._claims.store.open()
             for service in self._services:

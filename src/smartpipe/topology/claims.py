@@ -50,14 +50,14 @@ def another_kind(
     wanted = claims_table(name)
     if key_schema == wanted["KeySchema"] and definitions in (None, wanted["AttributeDefinitions"]):
         return None
-    mend = "name another one in SMARTPIPE_IDEMPOTENCY_URL and run smartpipe topology apply"
+    remedy = "name another one in SMARTPIPE_IDEMPOTENCY_URL and run smartpipe topology apply"
     if key_schema == [{"AttributeName": "key", "KeyType": "HASH"}]:
         return (
             f"DynamoDB table {name!r} has claims of an earlier version. They name no service and no queue, so this "
             "version cannot use them: if one of their events is delivered again, its effect happens again. Stop the "
-            f"workers, wait until their queues are empty, then {mend}"
+            f"workers, wait until their queues are empty, then {remedy}"
         )
-    return f"DynamoDB table {name!r} is not one of claims: its key must be the string {KEY_ATTRIBUTE!r}; {mend}"
+    return f"DynamoDB table {name!r} is not one of claims: its key must be the string {KEY_ATTRIBUTE!r}; {remedy}"
 
 
 def time_to_live(name: str) -> dict[str, Any]:
