@@ -41,7 +41,8 @@ class Idempotency:
     Args:
         key: The event's field whose value names the effect, as in ``"order_id"``; by default the event's own
             ``source`` and ``id``, which every redelivery and every copy by SNS has, but no second event.
-            An event whose field is None or empty is known by its ``source`` and ``id``.
+            An event whose field is None or empty is known by its ``source`` and ``id``. Values of different types
+            are different, such as 4711 and "4711".
         ttl_seconds: A copy that comes later runs again: 60 to a year. Default a week: longer than the four days
             that a queue keeps messages by default.
 
@@ -64,7 +65,7 @@ class Idempotency:
         if self.key is None or value is None:
             effect = f"id/{escape(envelope.source)}/{escape(envelope.id)}"
         else:
-            effect = compose("key", self.key, *value)
+            effect = f"key/{escape(self.key)}/{value[0]}/{escape(value[1])}"
         return shortened(f"{_claims_of(handler, envelope.type)}/{effect}", MAX_KEY_LENGTH)
 
 
