@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import ConfigError
+from smartpipe.cli import main
+from smartpipe.cli.changes import Line, tell
 from smartpipe.cli.dlq import dead_letter_queues
 
 if TYPE_CHECKING:
@@ -57,3 +59,25 @@ def test_a_mistake_is_told_with_what_there_is(targets: list[str], wanted: str | 
         dead_letter_queues(targets, wanted)
 
     assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize("line", [Line("a\x1b[2Jb\nforged\u202e", "red"), "a\x1b[2Jb\nforged\u202e"])
+def test_a_printed_line_is_one_line_that_commands_no_terminal(
+    line: Line | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell(line)
+
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\nforged\\u202e\n"
+
+
+def test_an_error_is_printed_as_one_line_that_commands_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["smartpipe", "dlq", "list", "dead_shop:\x1b[2Jnone\u202e"])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    error = capsys.readouterr().err
+    assert "\\x1b[2Jnone\\u202e" in error
+    assert "\x1b" not in error

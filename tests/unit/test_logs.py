@@ -5,8 +5,11 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smartpipe.cli.logs import JsonLines, Text, has_colours
+from tests.unit.test_escaping import evil, harmless
 
 
 def record(message: str = "handled %s", *arguments: object, **fields: object) -> logging.LogRecord:
@@ -77,3 +80,81 @@ def test_colours_are_for_terminals_and_for_those_who_ask(
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: terminal))
 
     assert has_colours() == coloured
+
+
+EVIL = "7\n12:00:00.000 info    all is well\x1b[2J\x9b\u202e\u2028\ud800\x7f"
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def failed(made: logging.LogRecord, error: BaseException) -> logging.LogRecord:
+    made.exc_info = (type(error), error, error.__traceback__)
+    return made
+
+
+@given(text=evil, others=st.dictionaries(evil, st.one_of(evil, st.integers(), st.lists(evil), st.none())))
+def test_a_record_is_one_line_of_json_whatever_it_holds(text: str, others: dict[str, object]) -> None:
+    made = failed(record("%s", text, event_id=text), ValueError(text))
+    made.__dict__["fields"] |= others
+
+    line = JsonLines().format(made)
+
+    assert harmless(line)
+    line.encode()
+    assert isinstance(json.loads(line), dict)
+
+
+@given(text=evil)
+def test_a_line_for_people_forges_no_other_and_commands_no_terminal(text: str) -> None:
+    made = failed(record("%s", text, event_id=text, handler=text), ValueError(text))
+
+    line, *traceback = Text(coloured=False).format(made).split("\n")
+
+    assert harmless(line)
+    assert all(harmless(one) and one.startswith("  ") for one in traceback)
+
+
+def test_values_from_a_message_are_read_back_from_json_as_they_were() -> None:
+    line = json.loads(JsonLines().format(record("%s", EVIL, event_id=EVIL)))
+
+    assert line["event_id"] == line["message"] == EVIL
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), Text()])
+def test_long_values_are_cut(formatter: logging.Formatter) -> None:
+    text = "x" * 100_000
+    made = failed(record("%s", text, event_id=text, nested=[text] * 10, other=Unspeakable()), ValueError(text * 10))
+
+    line = formatter.format(made)
+
+    assert f"{'x' * 256}…(100000 characters)" in line
+    assert len(line) < 20_000
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), Text()])
+@pytest.mark.parametrize(
+    "made",
+    [
+        record("%d", "no number"),
+        record("%s", Unspeakable()),
+        record("x", strange=Unspeakable(), nested={"a": Unspeakable()}, keys={(1, 2): 3}),
+        record("too many", 1, 2, 3),
+    ],
+    ids=["arguments", "unspeakable argument", "unspeakable fields", "too many arguments"],
+)
+def test_a_record_that_cannot_be_formatted_is_a_line_all_the_same(
+    formatter: logging.Formatter, made: logging.LogRecord
+) -> None:
+    assert formatter.format(made)
+
+
+@pytest.mark.parametrize("fields", [["a", "list"], None, "text", {(1, 2): "x"}])
+def test_fields_that_are_no_fields_lose_no_line(fields: object) -> None:
+    made = record()
+    made.fields = fields
+
+    assert json.loads(JsonLines().format(made))["message"] == "handled it"
+    assert "handled it" in Text().format(made)

@@ -407,3 +407,18 @@ async def test_a_store_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="is none of memory://"):
         async with MemoryBroker(virtual=False, idempotency_url="mysql://db"):
             pass
+
+
+async def test_a_line_of_the_timeline_commands_no_terminal_and_forges_no_other() -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        raise Reject("\x1b[2J\n      0.000 s  handled\u202e")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    assert len(broker.timeline.splitlines()) == 2
+    assert "\\x1b[2J\\n      0.000 s  handled\\u202e" in broker.timeline

@@ -76,3 +76,12 @@ def test_what_several_processes_answer_becomes_one_text_with_each_family_once() 
 
 def test_no_answers_are_no_text() -> None:
     assert merged({}, "process") == ""
+
+
+def test_a_label_commands_no_terminal_and_adds_no_line() -> None:
+    text = render([Family("up", "gauge", "Up.", [Sample({"queue": "a\x1b[2J\u2028\r\nb 1"}, 1)])])
+
+    assert text.splitlines()[2:] == ['up{queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1']
+    assert merged({"1": text}, "process").splitlines()[2:] == [
+        'up{process="1",queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1'
+    ]

@@ -181,6 +181,28 @@ async def test_the_first_signal_stops_the_second_kills_and_the_third_has_its_def
     assert third == before == signal.SIG_DFL
 
 
+async def test_a_closed_terminal_stops_and_never_kills_and_quit_is_a_signal_like_sigterm() -> None:
+    heard: list[str] = []
+
+    with on_stop(lambda name: heard.append(f"stop {name}"), lambda name: heard.append(f"kill {name}")):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: heard == ["stop SIGHUP"])
+        await asyncio.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGQUIT)
+        await until(lambda: heard == ["stop SIGHUP", "kill SIGQUIT"])
+
+
+async def test_a_command_under_nohup_goes_on_ignoring_sighup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with on_stop(lambda _: None):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 async def test_an_unknown_path_of_the_health_port_is_not_found() -> None:
     worker = make_worker(FakeTransport())
     running = asyncio.create_task(worker.run())

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from smartpipe.cli.ask import ask
+from smartpipe.cli.changes import tell
 from smartpipe.errors import ConfigError, SmartpipeError
+from smartpipe.escaping import escaped_json
 from smartpipe.running.signals import on_stop
 
 if TYPE_CHECKING:
@@ -57,9 +59,10 @@ def run_bench(flags: dict[str, Any], manner: Manner) -> None:
     padding_for(load.size_bytes)
     figures = _in_memory(load, manner) if manner.backend == MEMORY else _in_processes(load, manner)
     if manner.as_json:
-        typer.echo(json.dumps(as_json(figures, machine()), indent=2))
+        typer.echo(escaped_json(json.dumps(as_json(figures, machine()), indent=2)))
     else:
-        typer.echo("\n".join(in_words(figures, machine())))
+        for line in in_words(figures, machine()):
+            tell(line)
     if manner.picture is not None:
         from smartpipe.bench.plot import plot
 
@@ -184,4 +187,4 @@ def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]
 
 
 def _warn(text: str) -> None:
-    typer.echo(f"smartpipe: {text}", err=True)
+    tell(f"smartpipe: {text}", err=True)

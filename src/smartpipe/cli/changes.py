@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
+from smartpipe.escaping import escaped, escaped_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -64,10 +66,11 @@ def in_words(changes: Sequence[Change], *, every: bool = False, deleting: bool =
         yield Line("orphaned: is every TARGET of the application named, and is SMARTPIPE_APPLICATION its own?")
 
 
-def tell(line: Line) -> None:
-    """Print a line, in colour where somebody looks."""
-    coloured = line.colour is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    typer.echo(typer.style(line.text, fg=line.colour) if coloured else line.text)
+def tell(line: Line | str, *, err: bool = False) -> None:
+    """Print one line, in colour on a terminal; what could command the terminal, or forge a line, is escaped."""
+    text, colour = line if isinstance(line, Line) else (line, None)
+    coloured = colour is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    typer.echo(typer.style(escaped(text), fg=colour) if coloured else escaped(text), err=err)
 
 
 def as_json_text(survey: Survey, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
@@ -78,4 +81,4 @@ def as_json_text(survey: Survey, changes: Sequence[Change], kept: Sequence[Chang
         **({} if kept is None else {"kept": [change.as_json() for change in kept]}),
         "notes": survey.notes,
     }
-    return json.dumps(fields, indent=2)
+    return escaped_json(json.dumps(fields, indent=2))

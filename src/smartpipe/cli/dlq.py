@@ -19,6 +19,7 @@ from smartpipe.cli.topology import with_transport
 from smartpipe.deadletters.letters import preview
 from smartpipe.deadletters.walk import Walk
 from smartpipe.errors import ConfigError
+from smartpipe.escaping import escaped, escaped_json
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.naming import name_in, physical
@@ -95,7 +96,7 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
         ]
         typer.echo(json.dumps({**naming._asdict(), "dead_letter_queues": plain, "notes": notes}, indent=2))
         return
-    typer.echo(heading(naming))
+    tell(heading(naming))
     width = max((len(state.name) for state in states), default=0)
     for one, state in zip(queues, states, strict=True):
         said = contents(state) if state.exists else "not there: run smartpipe topology apply"
@@ -104,7 +105,7 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
     if not states:
         typer.echo("no queues: these services only publish")
     for note in notes:
-        typer.echo(f"note: {note}")
+        tell(f"note: {note}")
 
 
 def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *, as_json: bool) -> None:
@@ -120,16 +121,16 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
     shown = list(zip(queues, letters, strict=True))
     if as_json:
         plain = [_plain(one, letter) for one, found in shown for letter in found]
-        typer.echo(json.dumps({**naming._asdict(), "messages": plain}, indent=2, ensure_ascii=False))
+        typer.echo(escaped_json(json.dumps({**naming._asdict(), "messages": plain}, indent=2, ensure_ascii=False)))
         return
-    typer.echo(heading(naming))
+    tell(heading(naming))
     for one, found in shown:
         most = " or more" if len(found) == selection.limit else ""
         what = messages(len(found)) if found else "nothing" + (" that fits" if selection.filters else "")
-        typer.echo(f"{one.name} (of {one.source}): {what}{most}")
+        tell(f"{one.name} (of {one.source}): {what}{most}")
         for letter in found:
             for line in describe(letter):
-                typer.echo(line)
+                tell(line)
 
 
 def messages(count: int) -> str:
@@ -183,8 +184,8 @@ def _times(count: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return *text* on one line, without what would command a terminal."""
-    return "".join(one if one.isprintable() else " " if one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in text)
+    """Return *text* on one line, with what would command a terminal escaped."""
+    return escaped(text)
 
 
 def _cut(line: str, width: int) -> str:

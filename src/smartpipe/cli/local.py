@@ -11,6 +11,7 @@ import typer
 
 from smartpipe.embedded import EmbeddedBroker
 from smartpipe.errors import SmartpipeError
+from smartpipe.running.signals import heard_signals
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,7 +24,7 @@ def run(backend: str, port: int, *, as_json: bool) -> int:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         stopped.set()
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in heard_signals():
         signal.signal(signum, stop)
     with EmbeddedBroker(backend, port=port) as broker:
         if as_json:

@@ -73,7 +73,7 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
 def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False, destroying: bool = False) -> Survey:
     """Compare what the targets declare with what is there; errors as those of ``Provisioner.survey``."""
     for sentence in unknown_settings():
-        typer.echo(f"smartpipe: {sentence}", err=True)
+        tell(f"smartpipe: {sentence}", err=True)
     services = load_services(targets)
 
     def work(transport: AwsTransport) -> Awaitable[Survey]:
@@ -96,11 +96,11 @@ def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
 
 
 def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> None:
-    typer.echo(heading(survey.naming))
+    tell(heading(survey.naming))
     for line in in_words(changes, every=every, deleting=deleting):
         tell(line)
     for note in survey.not_seen if deleting else survey.notes:
-        typer.echo(f"note: {note}")
+        tell(f"note: {note}")
 
 
 def _carry_out(
@@ -113,7 +113,7 @@ def _carry_out(
         made.append(change)
         if not as_json:
             width = len(str(len(changes)))
-            typer.echo(f"  [{len(made):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
+            tell(f"  [{len(made):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
 
     def work(transport: AwsTransport) -> Awaitable[Any]:
         return Provisioner(transport).apply(changes, on_change)

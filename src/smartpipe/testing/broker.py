@@ -13,6 +13,7 @@ from smartpipe.effects.claims import Claims
 from smartpipe.effects.stores import store_for
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.errors import ConfigError
+from smartpipe.escaping import escaped
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.signature import name_of
 from smartpipe.handling.threads import Threads
@@ -235,7 +236,7 @@ class MemoryBroker:
     @property
     def timeline(self) -> str:
         """All that happened, a line for each."""
-        return "\n".join(str(record) for record in self.transport.records)
+        return "\n".join(escaped(str(record)) for record in self.transport.records)
 
     async def _start(self, service: Service, threads: Threads, stack: AsyncExitStack) -> None:
         state = await stack.enter_async_context(service.open())

@@ -29,7 +29,7 @@ class PrefixedLines:
         """Take what was read; lines may be cut anywhere."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
-            text = line.decode(errors="replace")
+            text = line.removesuffix(b"\r").decode(errors="replace")
             self._write(f"{self._prefix}{escaped_but_colours(text) if self._coloured else escaped(text)}\n")
 
     def end(self) -> None:
