@@ -19,7 +19,7 @@ from smartpipe.cli.topology import with_transport
 from smartpipe.deadletters.letters import preview
 from smartpipe.deadletters.walk import Walk
 from smartpipe.errors import ConfigError
-from smartpipe.escaping import escaped, escaped_json
+from smartpipe.escaping import escaped_json
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.naming import name_in, physical
@@ -184,8 +184,11 @@ def _times(count: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return *text* on one line, with what would command a terminal escaped."""
-    return escaped(text)
+    """Return *text* on one line, without what would command a terminal; ``--json`` has it in full.
+
+    A body is data that people read, so a character that cannot be shown takes no more place than one that can.
+    """
+    return "".join(one if one.isprintable() else " " if one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _cut(line: str, width: int) -> str:
