@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from smartpipe import Event, RetryPolicy, Service, Topic
@@ -23,7 +23,11 @@ class AsyncTask(Event, topic=tasks, type="task.async", version="1.0"):
     name: str
 
 
-service = Service("hanging", retry=RetryPolicy(attempts=50, base_seconds=0), publishes=[SyncTask, AsyncTask])
+class FilesTask(Event, topic=tasks, type="task.files", version="1.0"):
+    name: str
+
+
+service = Service("hanging", retry=RetryPolicy(attempts=50, base_seconds=0), publishes=[SyncTask, AsyncTask, FilesTask])
 
 
 def released() -> bool:
@@ -47,4 +51,14 @@ async def deaf(event: AsyncTask) -> None:
     while event.name == "hang" and not released():
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.1)
+    note(f"done {event.name}")
+
+
+@service.subscribe(FilesTask, retry=RetryPolicy(attempts=1))
+async def open_files(event: FilesTask) -> None:
+    """Open more files than the process may have, if several of these run at once."""
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(open(os.devnull))  # noqa: PTH123, ASYNC230 - it costs nothing but its number
+        await asyncio.sleep(0.05)
     note(f"done {event.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ import pytest
 from smartpipe.blocking import Publisher
 from smartpipe.testing import provision
 from tests.acceptance import hanging_services
-from tests.acceptance.hanging_services import AsyncTask, SyncTask
+from tests.acceptance.hanging_services import AsyncTask, FilesTask, SyncTask
 from tests.support.processes import Process, http_status
 from tests.support.waiting import until_blocking
 
@@ -49,7 +50,7 @@ def url_of(worker: Process) -> str:
     return str(record["url"])
 
 
-def publish(*events: SyncTask | AsyncTask) -> None:
+def publish(*events: SyncTask | AsyncTask | FilesTask) -> None:
     with Publisher("test") as publisher:
         publisher.publish_many(events)
 
@@ -86,6 +87,26 @@ def test_handlers_that_hang_are_bounded_fail_the_probes_and_let_good_messages_wa
     hanging.wait_until(lambda: http_status(f"{url}/livez")[0] == http_status(f"{url}/readyz")[0] == 200)
     hanging.signal(signal.SIGTERM)
     assert hanging.wait() == 0
+
+
+def test_a_worker_without_file_descriptors_defers_messages_and_dead_letters_none(
+    hanging: Process, queues: Queues, tmp_path: Path
+) -> None:
+    limit = len(list(Path(f"/proc/{hanging.pid}/fd").iterdir())) + 30
+    resource.prlimit(hanging.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    publish(*(FilesTask(name=f"file{number}") for number in range(30)))
+
+    happened = tmp_path / "happened"
+    hanging.wait_until(lambda: happened.exists() and len(set(happened.read_text().splitlines())) == 30, 120)
+    assert hanging.logged("This process has run out of file descriptors (EMFILE)")
+    hanging.signal(signal.SIGTERM)
+
+    assert hanging.wait() == 0
+    assert queues.depth("hanging-dlq") == (0, 0)
+    stopped: Any = hanging.logged("stopped")
+    assert stopped["deferred"] > 0
+    assert "retried" not in stopped
+    assert "dead_lettered" not in stopped
 
 
 def test_half_open_connections_to_the_health_port_cost_no_message(jobs: Jobs, queues: Queues) -> None:

@@ -11,7 +11,6 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import Batch, BatchDelivery, Delivery, Event, Queue, Retry, RetryPolicy, Service, Topic
-from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.invocation import CANCEL_GRACE_SECONDS
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
@@ -135,8 +134,7 @@ def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(cap
 
         transport.put(*[ADA] * 3)
         async with consuming(service, transport, concurrency=3) as consumer:
-            capacity = consumer.poller._gates[0]
-            assert isinstance(capacity, Capacity)
+            capacity = consumer._processor._resources.threads.capacity
             await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 1)
             assert capacity.full
             assert not capacity.alive
@@ -313,8 +311,7 @@ async def test_abandoned_threads_are_bounded_and_good_messages_wait_for_them_to_
 
     transport.put(*[ADA] * 300)
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
-        capacity = consumer.poller._gates[0]
-        assert isinstance(capacity, Capacity)
+        capacity = consumer._processor._resources.threads.capacity
         await until(lambda: capacity.full and not consumer.in_flight and not consumer.poller.open_polls)
         received = consumer.counts.received
         assert threading.active_count() - alive <= 2 * 5
@@ -351,8 +348,7 @@ async def test_a_thread_that_cannot_start_defers_the_message_and_runs_nothing_la
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
         await until(lambda: consumer.counts.deferred == 1)
-        capacity = consumer.poller._gates[0]
-        assert isinstance(capacity, Capacity)
+        capacity = consumer._processor._resources.threads.capacity
         assert not capacity.ready
         assert ran == []
         refuse.clear()

@@ -6,7 +6,9 @@ from contextvars import ContextVar
 
 import pytest
 
-from smartpipe.handling.threads import Threads
+from smartpipe import RetryPolicy
+from smartpipe.handling.capacity import Capacity
+from smartpipe.handling.threads import LoopExecutor, Threads, use_loop_executor
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
@@ -72,3 +74,58 @@ async def test_fault_29_a_sync_handler_past_its_timeout_is_abandoned_and_reporte
 
     assert consumer.counts.abandoned_threads == 1
     assert transport.entries("delete") == []
+
+
+async def test_functions_that_hang_in_the_loops_executor_count_as_overdue_and_take_no_thread_from_others() -> None:
+    capacity, release = Capacity(100), threading.Event()
+    executor = LoopExecutor(capacity)
+    asyncio.get_running_loop().set_default_executor(executor)
+    size = executor._max_workers
+
+    waiting = [asyncio.create_task(asyncio.to_thread(release.wait, 60)) for _ in range(size)]
+    queued = asyncio.create_task(asyncio.to_thread(lambda: "queued"))
+    await until(lambda: executor._work_queue.qsize() == 1)
+    for task in waiting:
+        task.cancel()
+
+    assert await asyncio.wait_for(queued, 30) == "queued"
+    assert await asyncio.wait_for(asyncio.to_thread(lambda: "later"), 30) == "later"
+    assert capacity.overdue == size
+    release.set()
+    await until(lambda: capacity.overdue == 0)
+    assert executor._max_workers == size
+
+
+async def test_a_function_that_ends_is_not_abandoned_by_a_cancel_that_comes_too_late_or_before_it_began() -> None:
+    capacity = Capacity(100)
+    executor = LoopExecutor(capacity)
+
+    done = executor.submit(lambda: 1)
+    done.result(30)
+    done.cancel()
+
+    assert capacity.overdue == 0
+    executor.shutdown()
+
+
+async def test_async_handlers_that_hang_in_threads_stop_receiving_and_good_messages_wait() -> None:
+    service, transport = make_service(retry=RetryPolicy(attempts=50, base_seconds=0)), FakeTransport()
+    release = threading.Event()
+
+    @service.subscribe(UserSignedUp, timeout_seconds=0.05)
+    async def hang(_: UserSignedUp) -> None:
+        await asyncio.to_thread(release.wait, 60)
+
+    transport.put(*[ADA] * 100)
+    async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
+        capacity = consumer._processor._resources.threads.capacity
+        use_loop_executor(capacity)
+        await until(lambda: capacity.full and not consumer.in_flight and not consumer.poller.open_polls)
+        assert capacity.overdue <= 10
+        assert "Event.wait" in capacity.reasons[0]
+        release.set()
+        transport._inbox.clear()
+        transport.put(ADA)
+        await until(lambda: consumer.counts.handled == 1)
+
+    assert consumer.counts.dead_lettered == 0

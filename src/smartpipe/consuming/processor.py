@@ -123,7 +123,7 @@ class Processor:
         self._counts = counts
         self._invocation = Invocation(resources.threads, counts)
         self._gatherers: list[Gatherer] = []
-        self.gates: list[Gate] = [resources.threads.capacity]
+        self.gates: list[Gate] = [resources.threads.capacity.gate()]
         self.circuits: list[Circuit] = []
         self._routes: dict[type[Event], list[_Route]] = {}
         for handler in service.handlers_on(queue):

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+    from concurrent.futures import Future
 
 log = logging.getLogger("smartpipe.capacity")
 
@@ -25,11 +27,15 @@ NAMES_SHOWN = 5
 
 
 class Capacity:
-    """One for each process, shared by all its queues; a Gate of their pollers.
+    """One for each process, shared by all its queues, whose polls its gates hold back.
 
     A handler call is overdue when it did not end at its timeout: a sync handler's thread was abandoned, or an async
     handler does not end although it was cancelled. Its message has been settled and its slot is free, so that other
     messages are handled. At *limit* overdue calls the process takes on nothing more, until some of them end.
+
+    A resource that runs out leaves the process under strain. Polls stop for 1 s, or for up to 30 s while no handler
+    succeeds; then each queue has one message out. Each success lets one more message out, and the next
+    shortage halves that number, as TCP does with its window (RFC 5681).
 
     Args:
         limit: The number of slots of the process; at least 2 calls may be overdue.
@@ -39,10 +45,13 @@ class Capacity:
 
     def __init__(self, limit: int) -> None:
         self.full = False
+        self.strained = False
         self.exhausted: str | None = None
         self._limit = max(MIN_OVERDUE, limit)
         self._overdue: dict[Hashable, str] = {}
         self._wakes: list[Callable[[], None]] = []
+        self._window = 1
+        self.strains = 0
         self._since = self._last = self._opens_at = -math.inf
         self._pause = FIRST_PAUSE_SECONDS
 
@@ -89,6 +98,17 @@ class Capacity:
                 self.reasons[0],
             )
 
+    def abandon(self, future: Future[Any], handler: str) -> None:
+        """Take note that a function in a thread is overdue, until its *future* is done. Call it in the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[Any]) -> None:  # in its thread
+            with suppress(RuntimeError):  # the loop is closed, and nobody counts any more
+                loop.call_soon_threadsafe(self.remove, future)
+
+        self.add(future, handler)
+        future.add_done_callback(ended)
+
     def remove(self, call: Hashable) -> bool:
         """Take note that *call* has ended after all; return whether it was overdue. Call it in the event loop."""
         was_overdue = self._overdue.pop(call, None) is not None
@@ -99,54 +119,61 @@ class Capacity:
         return was_overdue
 
     def ran_out(self, resource: str) -> None:
-        """Take note that *resource* ran out: receive nothing for a second, or longer each time, up to 30 s."""
+        """Take note that *resource* ran out."""
         now = asyncio.get_running_loop().time()
         if now - self._last > QUIET_SECONDS:
-            self.exhausted, self._pause = None, FIRST_PAUSE_SECONDS
-        if self.exhausted is None:
-            self._since = now
+            self._recover()
+        if not self.strained:
+            self.strained, self._window = True, 1
+            self.strains += 1
+            self._pause = FIRST_PAUSE_SECONDS
             log.error(
                 "This process has run out of %s: messages are deferred, none is dead-lettered, and fewer are received",
                 resource,
             )
+        if self.exhausted is None:
+            self._since = now
         self.exhausted, self._last = resource, now
-        if now >= self._opens_at:
+        if now >= self._opens_at:  # else of another message in the same moment
             self._opens_at = now + self._pause
             self._pause = min(2 * self._pause, MAX_PAUSE_SECONDS)
+            self._window = max(1, self._window // 2)
 
     def succeeded(self) -> None:
-        """Take note that a handler returned, while a resource counts as exhausted."""
-        if asyncio.get_running_loop().time() >= self._opens_at:
+        """Take note that a handler returned, while the process is under strain."""
+        if asyncio.get_running_loop().time() < self._opens_at:
+            return  # it may have had what others wanted
+        self.exhausted, self._pause = None, FIRST_PAUSE_SECONDS
+        self._window += 1
+        if self._window > self._limit:
             self._recover()
 
-    def admit(self, wanted: int) -> int:
-        """Return how many of *wanted* messages may be received: one, as a probe, after a resource ran out."""
+    def gate(self) -> CapacityGate:
+        """Return a gate for one queue's poller."""
+        return CapacityGate(self)
+
+    def allowed(self) -> int | None:
+        """Return how many messages each queue may have out, or None without a bound."""
         if self.full:
             return 0
-        if self.exhausted is None:
-            return wanted
+        if not self.strained:
+            return None
         now = asyncio.get_running_loop().time()
-        if now < self._opens_at:
-            return 0
         if now - self._last > QUIET_SECONDS:
             self._recover()
-            return wanted
-        return min(1, wanted)
-
-    def polled(self, admitted: int, received: int) -> None:
-        """Do nothing: what a poll brings is counted elsewhere."""
-
-    def ended(self, count: int) -> None:
-        """Do nothing: the end of an overdue call is reported to ``remove``."""
+            return None
+        return 0 if now < self._opens_at else self._window
 
     def seconds_until_open(self) -> float | None:
-        """Return when a probe is due; None while overdue calls hold polls back: `remove` wakes the pollers."""
-        return None if self.full else max(0.0, self._opens_at - asyncio.get_running_loop().time())
+        """Return when the pause ends; None while nothing but the end of a message or of an overdue call helps."""
+        seconds = self._opens_at - asyncio.get_running_loop().time()
+        return seconds if seconds > 0 and not self.full else None
 
     def _recover(self) -> None:
-        log.info("This process no longer runs out of %s: receiving as before", self.exhausted)
-        self.exhausted = None
-        self._wake()
+        if self.strained:
+            log.info("This process has its resources again: receiving as before")
+            self.strained, self.exhausted = False, None
+            self._wake()
 
     def _wake(self) -> None:
         for wake in self._wakes:
@@ -156,3 +183,37 @@ class Capacity:
         counts = Counter(self._overdue.values()).most_common()
         more = f" and {len(counts) - NAMES_SHOWN} more handlers" if len(counts) > NAMES_SHOWN else ""
         return ", ".join(f"{name} ({count})" for name, count in counts[:NAMES_SHOWN]) + more
+
+
+class CapacityGate:
+    """A Gate of one queue's poller: counts what the queue has out while the process is under strain."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._strain = 0
+        self._out = 0
+
+    def admit(self, wanted: int) -> int:
+        """Return how many of *wanted* messages may be received."""
+        allowed = self._capacity.allowed()
+        if allowed is None:
+            return wanted
+        if self._strain != self._capacity.strains:
+            self._strain, self._out = self._capacity.strains, 0
+        admitted = max(0, min(wanted, allowed - self._out))
+        self._out += admitted
+        return admitted
+
+    def polled(self, admitted: int, received: int) -> None:
+        """Take note that a poll for so many messages has ended and brought so many."""
+        if self._out:
+            self._out = max(0, self._out - (admitted - received))
+
+    def ended(self, count: int) -> None:
+        """Take note that so many messages have been dealt with."""
+        if self._out:
+            self._out = max(0, self._out - count)
+
+    def seconds_until_open(self) -> float | None:
+        """Return when the pause after a shortage ends, if that is what polls wait for."""
+        return self._capacity.seconds_until_open()

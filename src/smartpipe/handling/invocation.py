@@ -112,7 +112,7 @@ class Invocation:
         finally:
             if self._cancelled:
                 self._ended()
-        if self._capacity.exhausted is not None:
+        if self._capacity.strained:
             self._capacity.succeeded()
         return None
 

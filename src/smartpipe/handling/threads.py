@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from concurrent.futures import Future
+import socket
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -90,18 +92,9 @@ class Threads:
             self._idle.pop().put(None)
 
     def _abandon(self, future: Future[Any], name: str) -> None:
-        loop = asyncio.get_running_loop()
-
-        def ended(_: Future[Any]) -> None:  # in its thread
-            self._abandoned.discard(future)
-            try:
-                loop.call_soon_threadsafe(self.capacity.remove, future)
-            except RuntimeError:  # the loop is closed, and nobody counts any more
-                return
-
         self._abandoned.add(future)
-        self.capacity.add(future, name)
-        future.add_done_callback(ended)
+        future.add_done_callback(self._abandoned.discard)
+        self.capacity.abandon(future, name)
 
     def _new_thread(self) -> _Jobs:
         if self._closed:
@@ -141,3 +134,52 @@ def _call(function: Callable[..., Any], arguments: list[Any]) -> Any:
     except StopIteration as error:  # no future can carry it: whoever waited would wait for ever
         msg = "the handler raised StopIteration"
         raise RuntimeError(msg) from error
+
+
+class LoopExecutor(ThreadPoolExecutor):
+    """An event loop's executor, for ``asyncio.to_thread`` in async handlers, that knows its abandoned functions.
+
+    A function whose caller was cancelled keeps its thread. asyncio's own executor has a few threads more than there
+    are cores; a few functions that hang would take them all, and every later one would wait for ever. Here each
+    abandoned function counts as an overdue call, and another thread takes its place.
+    """
+
+    def __init__(self, capacity: Capacity) -> None:
+        super().__init__(thread_name_prefix="smartpipe-executor")
+        self._capacity = capacity
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit it in the event loop; cancelling the future while it runs abandons the function."""
+        future = super().submit(fn, *args, **kwargs)
+        # A name that the system cannot resolve is no handler's, and ends by itself.
+        if fn is not socket.getaddrinfo and fn is not socket.getnameinfo:
+            future.cancel = partial(self._cancel, future, fn)  # type: ignore[method-assign]
+        return future
+
+    def _cancel(self, future: Future[Any], function: Callable[..., Any]) -> bool:
+        if Future.cancel(future):
+            return True
+        if future.running():
+            self._replace(1)
+            self._capacity.abandon(future, f"{_inner_name(function)} in a thread of the event loop")
+            future.add_done_callback(lambda _: self._replace(-1))
+        return False
+
+    def _replace(self, threads: int) -> None:
+        # ThreadPoolExecutor has no public way to grow.
+        self._max_workers += threads
+        if threads > 0 and not self._shutdown:
+            self._adjust_thread_count()
+
+
+def use_loop_executor(capacity: Capacity) -> None:
+    """Give the running event loop a LoopExecutor, unless it has an executor of its user's."""
+    loop = asyncio.get_running_loop()
+    if getattr(loop, "_default_executor", None) is None:
+        loop.set_default_executor(LoopExecutor(capacity))
+
+
+def _inner_name(function: Callable[..., Any]) -> str:
+    """Return the name of what ``asyncio.to_thread`` wraps, or of the function itself."""
+    inner = function.args[0] if isinstance(function, partial) and function.args else function
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__))

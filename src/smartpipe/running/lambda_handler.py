@@ -21,7 +21,7 @@ from smartpipe.counts import Counts
 from smartpipe.effects.claims import claims_of
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.handling.handlers import slots_for
-from smartpipe.handling.threads import Threads
+from smartpipe.handling.threads import Threads, use_loop_executor
 from smartpipe.message import Attribute, received_message
 from smartpipe.publishing.publisher import Publisher
 from smartpipe.settings import AwsSettings, WorkerSettings
@@ -325,6 +325,7 @@ class LambdaHandler:
                 stack.push_async_callback(transport.aclose)
                 threads = Threads(self._service.slots(WorkerSettings.load().concurrency))
                 stack.callback(threads.close)
+                use_loop_executor(threads.capacity)
                 publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
                 claims = await claims_of(self._service, WorkerSettings.load().idempotency_url)
                 if claims is not None:

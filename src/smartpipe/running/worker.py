@@ -20,7 +20,7 @@ from smartpipe.errors import (
 )
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.settlement import shown
-from smartpipe.handling.threads import Threads
+from smartpipe.handling.threads import Threads, use_loop_executor
 from smartpipe.publishing.attempts import until_possible
 from smartpipe.publishing.publisher import Publisher
 from smartpipe.running.health import HealthServer, WorkerReport
@@ -172,6 +172,7 @@ class Worker:
         """
         settings = self._settings
         threads = Threads(self._service.slots(settings.concurrency), self.capacity)
+        use_loop_executor(self.capacity)
         publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
             level = logging.DEBUG if self.health.private else logging.INFO

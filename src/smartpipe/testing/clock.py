@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FASTER = 50
 """With sockets open, or threads running that the loop does not know, time is at most so much faster."""
 THREAD_SECONDS = 0.05
-_KNOWN_THREADS = ("asyncio_", "smartpipe-handler", "smartpipe-decoder")
+_KNOWN_THREADS = ("asyncio_", "smartpipe-")
 
 
 def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe.handling.capacity import (
+    MAX_PAUSE_SECONDS,
+    MIN_OVERDUE,
+    QUIET_SECONDS,
+    RESTART_AFTER_SECONDS,
+    Capacity,
+)
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def run() -> None:
+        run_virtually(test())
+
+    run.__name__ = test.__name__
+    return run
+
+
+@pytest.mark.parametrize(("slots", "limit"), [(1, MIN_OVERDUE), (2, 2), (10, 10)])
+async def test_as_many_calls_as_slots_may_be_overdue_and_two_where_there_is_one_slot(slots: int, limit: int) -> None:
+    capacity, woken = Capacity(slots), list[str]()
+    capacity.on_room(lambda: woken.append("woken"))
+
+    gate = capacity.gate()
+    for call in range(limit):
+        assert capacity.ready
+        assert gate.admit(7) == 7
+        capacity.add(call, "slow" if call else "slower")
+    assert (capacity.ready, capacity.alive, gate.admit(7), capacity.overdue) == (False, False, 0, limit)
+    assert gate.seconds_until_open() is None
+    assert "slow (" in capacity.reasons[0]
+    assert "slower (1)" in capacity.reasons[0]
+
+    assert capacity.remove(0)
+    assert not capacity.remove(0)
+    assert (capacity.ready, capacity.alive, capacity.reasons, woken) == (True, True, [], ["woken"])
+
+
+def test_many_handlers_are_named_as_a_few_and_a_number() -> None:
+    capacity = Capacity(9)
+    for call in range(9):
+        capacity.add(call, f"handler{call}")
+
+    assert capacity.reasons[0].endswith("and 4 more handlers")
+
+
+@virtually
+async def test_a_resource_that_ran_out_stops_polls_for_longer_each_time_and_lets_one_message_through() -> None:
+    capacity, pauses = Capacity(10), list[float]()
+    gate = capacity.gate()
+    for _ in range(8):
+        capacity.ran_out("memory")
+        capacity.ran_out("memory")  # of another message in the same moment
+        assert gate.admit(5) == 0
+        seconds = gate.seconds_until_open()
+        assert seconds is not None
+        pauses.append(seconds)
+        await asyncio.sleep(seconds)
+        assert gate.admit(5) == 1
+        assert gate.admit(5) == 0
+        gate.polled(1, 1)
+        assert gate.admit(5) == 0
+        gate.ended(1)
+
+    assert pauses == [1, 2, 4, 8, 16, MAX_PAUSE_SECONDS, MAX_PAUSE_SECONDS, MAX_PAUSE_SECONDS]
+
+
+@virtually
+async def test_each_success_lets_one_more_message_out_and_the_next_shortage_halves_them() -> None:
+    capacity, woken = Capacity(10), list[str]()
+    gate = capacity.gate()
+    capacity.on_room(lambda: woken.append("woken"))
+    capacity.ran_out("memory")
+    capacity.succeeded()  # begun before, it may have had the memory
+    assert not capacity.ready
+    assert gate.admit(5) == 0
+
+    await asyncio.sleep(1)
+    for _ in range(5):
+        capacity.succeeded()
+    assert capacity.ready
+    assert gate.admit(9) == 6
+    gate.polled(6, 0)
+
+    capacity.ran_out("memory")
+    assert gate.seconds_until_open() == 1
+    await asyncio.sleep(1)
+    assert gate.admit(9) == 3
+    assert woken == []
+
+    for _ in range(8):
+        capacity.succeeded()
+    assert woken == ["woken"]
+    assert gate.admit(9) == 9
+
+
+@virtually
+async def test_each_queue_has_its_own_probe_so_that_an_idle_one_starves_no_other() -> None:
+    capacity = Capacity(10)
+    idle, busy = capacity.gate(), capacity.gate()
+    capacity.ran_out("memory")
+    await asyncio.sleep(1)
+
+    assert (idle.admit(5), busy.admit(5)) == (1, 1)
+
+
+@virtually
+async def test_a_resource_that_nothing_has_wanted_for_a_minute_counts_as_available() -> None:
+    capacity = Capacity(10)
+    gate = capacity.gate()
+    capacity.ran_out("memory")
+    await asyncio.sleep(QUIET_SECONDS + 1)
+
+    assert gate.admit(5) == 5
+    assert capacity.ready
+
+
+@virtually
+async def test_a_resource_that_keeps_running_out_fails_liveness_and_a_success_restores_it() -> None:
+    capacity = Capacity(10)
+    capacity.ran_out("memory")
+    await asyncio.sleep(RESTART_AFTER_SECONDS - 1)
+    capacity.ran_out("file descriptors (EMFILE)")
+    assert capacity.alive
+    await asyncio.sleep(1)
+    capacity.ran_out("file descriptors (EMFILE)")
+    assert not capacity.alive
+    assert capacity.reasons == ["this process has run out of file descriptors (EMFILE)"]
+
+    await asyncio.sleep(MAX_PAUSE_SECONDS)
+    capacity.succeeded()
+    assert capacity.alive
