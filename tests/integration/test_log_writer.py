@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -175,3 +176,16 @@ def test_a_process_whose_output_nobody_reads_ends_all_the_same(ending: str) -> N
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_line_of_json_is_json_in_any_encoding(encoding: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM + "log.info('ü 漢 \x9b')"],
+        capture_output=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+
+    assert json.loads(run.stdout.decode(encoding))["message"] == "ü 漢 \x9b"

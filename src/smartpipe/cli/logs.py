@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import logging
@@ -32,11 +33,16 @@ class JsonLines(logging.Formatter):
     """One JSON object a line; a record's ``fields`` stand beside time, level, logger, process and message.
 
     Control characters, and what else could do harm on a terminal, are escaped as JSON does; long values are cut.
+
+    Args:
+        process: The number of this process among those of a supervisor.
+        ascii_only: Escape everything beyond ASCII, where the output is not in UTF-8.
     """
 
-    def __init__(self, process: int | None = None) -> None:
+    def __init__(self, process: int | None = None, *, ascii_only: bool = False) -> None:
         super().__init__()
         self._process = {} if process is None else {"process": process}
+        self._ascii_only = ascii_only
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -52,9 +58,10 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = "\n".join(traceback_of(self, record))
         try:
-            text = json.dumps(line, ensure_ascii=False)
+            text = json.dumps(line, ensure_ascii=self._ascii_only)
         except (TypeError, ValueError):  # keys that JSON does not have
-            text = json.dumps({str(name): _text(value) for name, value in line.items()}, ensure_ascii=False)
+            plain = {str(name): _text(value) for name, value in line.items()}
+            text = json.dumps(plain, ensure_ascii=self._ascii_only)
         return escaped_json(text)
 
 
@@ -179,8 +186,10 @@ def configure(level: str, log_format: str, *, process: int | None = None, prefix
         sys.stdout.reconfigure(line_buffering=True)  # what handlers print appears when they print it
     lines = standard_output()
     handler = LinesHandler(lines)
-    formatter = Text(coloured=has_colours(), process=process, prefix=prefix) if text else JsonLines(process)
-    handler.setFormatter(formatter)
+    if text:
+        handler.setFormatter(Text(coloured=has_colours(), process=process, prefix=prefix))
+    else:
+        handler.setFormatter(JsonLines(process, ascii_only=not _takes_unicode()))
     lines.describe = handler.describe_dropped
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in NOISY:  # their debug lines hold credentials and bodies
@@ -190,6 +199,11 @@ def configure(level: str, log_format: str, *, process: int | None = None, prefix
 def has_colours() -> bool:
     """Return whether standard output shows them: a terminal, or what FORCE_COLOR calls one, without NO_COLOR."""
     return not os.environ.get("NO_COLOR") and bool(os.environ.get("FORCE_COLOR") or _is_terminal())
+
+
+def _takes_unicode() -> bool:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _is_terminal() -> bool:
