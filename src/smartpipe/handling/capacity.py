@@ -41,8 +41,6 @@ class Capacity:
         limit: The number of slots of the process; at least 2 calls may be overdue.
     """
 
-    counts_ends = False
-
     def __init__(self, limit: int) -> None:
         self.full = False
         self.strained = False
@@ -187,6 +185,8 @@ class Capacity:
 
 class CapacityGate:
     """A Gate of one queue's poller: counts what the queue has out while the process is under strain."""
+
+    counts_ends = True
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
