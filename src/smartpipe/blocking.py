@@ -13,7 +13,15 @@ from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 
 from smartpipe.aws.addresses import queue_lookup
-from smartpipe.aws.client import check_ca_bundle, client_options, configuration_faults, put_request, region_of
+from smartpipe.aws.client import (
+    check_ca_bundle,
+    check_urls,
+    client_options,
+    configuration_faults,
+    endpoint_fault,
+    put_request,
+    region_of,
+)
 from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
@@ -84,8 +92,13 @@ class Publisher:
         check_ca_bundle(botocore_session)
         check_before_signing_blocking(botocore_session)
         refresh_when_refused_blocking(botocore_session)
+        for service in ("sns", "sqs", "s3", "sts"):
+            check_urls(service)
         with configuration_faults():
             here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
+        fault = endpoint_fault(here.meta.endpoint_url)
+        if fault:  # of an AWS profile; those of the environment have been checked
+            raise ConfigError(f"AWS configuration: endpoint_url {fault}")
         self._sns = {self._region: here}
         self._sqs: SQSClient | None = None
         self._s3: S3Client | None = None

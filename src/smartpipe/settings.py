@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from smartpipe.characters import fault_in
 from smartpipe.errors import ConfigError
 from smartpipe.topology.naming import DEFAULT_APPLICATION
+from smartpipe.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,5 +187,6 @@ def _sentences(error: ValidationError, overrides: dict[str, Any]) -> Iterator[st
             yield message
             continue
         name = str(fault["loc"][0])
-        shown = f"--{name.replace('_', '-')}" if overrides.get(name) is not None else f"{ENV_PREFIX}{name.upper()}"
-        yield f"{shown}={fault['input']}: {message[0].lower()}{message[1:]}"
+        setting = f"--{name.replace('_', '-')}" if overrides.get(name) is not None else f"{ENV_PREFIX}{name.upper()}"
+        value = shown(str(fault["input"])) if name.endswith("_url") else fault["input"]
+        yield f"{setting}={value}: {message[0].lower()}{message[1:]}"

@@ -10,6 +10,7 @@ _POSTGRES = re.compile(r"postgres(ql)?(\+[a-z0-9_]+)?")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]{1,5})?")
 # From the scheme to the last "@" of the word: a password may hold an unencoded "/", "?", "#" or "@".
 _USER_IN_TEXT = re.compile(r"(?<=://)[^\s\"'<>]*@")
+_QUERY_IN_TEXT = re.compile(r"(://[^\s\"'<>?#]*)[?#][^\s\"'<>]*")
 
 
 def shown(url: str) -> str:
@@ -37,21 +38,24 @@ def is_postgres(url: str) -> bool:
     return _POSTGRES.fullmatch(scheme_of(url)) is not None
 
 
-def is_readable(url: str) -> bool:
+def is_readable(url: str, *, at_in_password: bool = False) -> bool:
     """Return whether every reader of URLs finds the same user, password, hosts and ports in *url*.
 
     It is not when the password holds an unencoded character that ends the part of the URL that it is in (RFC 3986,
     section 3.2): libraries then take the rest of it for a port, a path or a host, and print that.
+
+    Args:
+        at_in_password: Allow an unencoded "@" in the password, as the readers of proxies' URLs do.
     """
     try:
         parts = urlsplit(url)
     except ValueError:  # its text quotes parts of the URL
         return False
-    if parts.netloc.count("@") > 1 or "@" in parts.path + parts.query + parts.fragment:
+    if (parts.netloc.count("@") > 1 and not at_in_password) or "@" in parts.path + parts.query + parts.fragment:
         return False
     return all(_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(","))
 
 
 def redacted(text: str) -> str:
-    """Return *text* with the user and the password taken out of every URL in it."""
-    return _USER_IN_TEXT.sub("", text)
+    """Return *text* with the user, the password and the query taken out of every URL in it."""
+    return _QUERY_IN_TEXT.sub(r"\1", _USER_IN_TEXT.sub("", text))

@@ -13,6 +13,7 @@ from botocore.httpsession import where
 
 from smartpipe.aws.variables import check_region
 from smartpipe.errors import ConfigError
+from smartpipe.urls import is_readable, scheme_of
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ CONNECT_TIMEOUT_SECONDS = 5
 CALL_TIMEOUT_SECONDS = 15
 POLL_MARGIN_SECONDS = 10
 """A poll's answer may come so long after its wait: a read timeout below the wait strands messages."""
+_PROXIES = frozenset({"all_proxy", "http_proxy", "https_proxy"})
 _OWN_ENDPOINT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -55,8 +57,8 @@ def configuration_faults() -> Iterator[None]:
         yield
     except InvalidRegionError as error:
         raise ConfigError(f"AWS configuration: {error}") from None
-    except ValueError as error:  # botocore: an endpoint URL without a scheme
-        raise ConfigError(f"{error}; AWS_ENDPOINT_URL must begin with http:// or https://") from None
+    except ValueError:  # botocore: an endpoint URL without a scheme; its text quotes it
+        raise ConfigError("AWS configuration: endpoint_url must begin with http:// or https://") from None
     except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
         raise ConfigError(f"AWS configuration: {error}") from None
 
@@ -93,6 +95,44 @@ def _configured(session: Session, name: str) -> str | None:
         return session.get_config_variable(name) or None
     except BotoCoreError as error:  # a profile that does not exist, a configuration file that cannot be read
         raise ConfigError(f"AWS configuration: {error}") from None
+
+
+def check_urls(service: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Check the endpoints of *service* and the proxies before botocore, aiohttp or urllib3 read and quote them.
+
+    Args:
+        service: As botocore calls it, such as ``sns``.
+
+    Raises:
+        ConfigError: An endpoint that is not an http or https URL or that has a user, or a proxy that cannot be read.
+    """
+    problems = []
+    if environment.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() != "true":
+        names = ("AWS_ENDPOINT_URL", f"AWS_ENDPOINT_URL_{service.upper()}")
+        problems += [f"{name} {fault}" for name in names if (fault := endpoint_fault(environment.get(name)))]
+    for name, value in environment.items():
+        url = value if "://" in value else f"http://{value}"
+        # urllib3 takes a backslash for the end of the host, and quotes what is before it.
+        if name.lower() in _PROXIES and value and ("\\" in url or not is_readable(url, at_in_password=True)):
+            problems.append(
+                f"{name} cannot be read; are all special characters of its password percent-encoded, as in %2F for /, "
+                "and is its port a number?"
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def endpoint_fault(url: str | None) -> str:
+    """Say what is wrong with an endpoint's URL, and nothing of what is in it; empty if nothing is."""
+    if not url:
+        return ""
+    if scheme_of(url) not in {"http", "https"}:
+        return "must begin with http:// or https://"
+    if not is_readable(url) or "?" in url or "#" in url:
+        return "cannot be read; it must be like http://localhost:4566"
+    if "@" in url:
+        return "has a user or a password, and AWS takes credentials from its own variables only"
+    return ""
 
 
 def client_options(*, read_timeout_seconds: float = CALL_TIMEOUT_SECONDS) -> dict[str, Any]:

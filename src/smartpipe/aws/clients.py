@@ -8,8 +8,16 @@ from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioEnvProvider
 from aiobotocore.session import AioSession, get_session
 
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, check_ca_bundle, client_options, configuration_faults
+from smartpipe.aws.client import (
+    CALL_TIMEOUT_SECONDS,
+    check_ca_bundle,
+    check_urls,
+    client_options,
+    configuration_faults,
+    endpoint_fault,
+)
 from smartpipe.aws.variables import check_before_signing, check_variables, read_as_other_sdks_do
+from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -44,7 +52,12 @@ async def open_client(
     Raises:
         ConfigError: The AWS configuration is faulty.
     """
+    check_urls(service)
     config = AioConfig(max_pool_connections=0, **client_options(read_timeout_seconds=read_timeout_seconds))
     create: Any = session.create_client
     with configuration_faults():
-        return await stack.enter_async_context(create(service, region_name=region, config=config))
+        client = await stack.enter_async_context(create(service, region_name=region, config=config))
+    fault = endpoint_fault(client.meta.endpoint_url)
+    if fault:  # of an AWS profile; those of the environment have been checked
+        raise ConfigError(f"AWS configuration: endpoint_url {fault}")
+    return client

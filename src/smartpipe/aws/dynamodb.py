@@ -19,7 +19,7 @@ from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
 from smartpipe.effects.stores.keys import stored_key
 from smartpipe.effects.stores.reading import attempt_of, lease_left
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.topology.claims import KEY_ATTRIBUTE, another_kind
+from smartpipe.topology.claims import KEY_ATTRIBUTE, TABLE_NAME, another_kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ class DynamoStore:
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         self.table = url.partition("://")[2]
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{3,255}", self.table):
+        if not TABLE_NAME.fullmatch(self.table):
             raise ValueError(url)
         self._prefix = prefix
         self._session = open_session()

@@ -20,6 +20,7 @@ from botocore.exceptions import (
 from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.exhaustion import causes, exhausted_resource, shortage_code
 from smartpipe.message import Failure
+from smartpipe.urls import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +102,7 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
         return TransportError("NoRegion", "no AWS region; set AWS_REGION", retryable=False)
     if isinstance(error, ParamValidationError):
         return TransportError("InvalidParameter", f"{action} on {target}: {error}", retryable=False)
-    detail = f"{action} on {target}: {error or type(error).__name__}"
+    detail = f"{action} on {target}: {redacted(str(error)) or type(error).__name__}"
     if isinstance(error, SSLError):
         # Of a certificate that is refused, the next try will think no better; other faults of TLS may be the line's.
         return TransportError("SSLError", f"{detail}; {_tls_mend(detail)}", retryable=_REFUSED not in detail)

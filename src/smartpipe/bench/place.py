@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from smartpipe.aws.client import check_urls, endpoint_fault
 from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
 from smartpipe.bench.fanout import services_of
@@ -15,6 +16,7 @@ from smartpipe.embedded import EmbeddedBroker
 from smartpipe.embedded.broker import REGION, environment_of
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.topology.companions import NO_COMPANIONS
+from smartpipe.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -66,9 +68,10 @@ def environment_at(endpoint: str, inherited: Mapping[str, str]) -> dict[str, str
     """
     environment = {name: value for name, value in inherited.items() if not name.startswith(NOT_MEANT)}
     if endpoint != AWS:
-        parts = urlsplit(endpoint)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            msg = f"--endpoint {endpoint!r} is neither a URL, as in http://localhost:4566, nor aws"
+        fault = endpoint_fault(endpoint)
+        if fault or not urlsplit(endpoint).hostname:
+            found = f"{shown(endpoint)} {fault}" if fault else shown(endpoint)
+            msg = f"--endpoint {found}: it is neither a URL, as in http://localhost:4566, nor aws"
             raise ConfigError(msg)
         environment = {name: value for name, value in environment.items() if not name.startswith("AWS_ENDPOINT_URL_")}
         environment["AWS_ENDPOINT_URL"] = endpoint
@@ -98,6 +101,8 @@ def broker_of_our_own(backend: str) -> Iterator[Place]:
 def place_at(endpoint: str) -> Place:
     """Return the place of an endpoint; errors as those of ``environment_at``."""
     environment = environment_at(endpoint, os.environ)
+    for service in SERVICES:
+        check_urls(service, environment)
     name = "AWS" if is_aws(environment) else " and ".join(endpoints(environment))
     return Place(name, environment, lasting=True)
 

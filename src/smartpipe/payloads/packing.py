@@ -13,6 +13,7 @@ from smartpipe.message import Attribute, Payload, size_bytes
 from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, check_encoding, compressed
 from smartpipe.payloads.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.settings import PayloadSettings
+from smartpipe.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,8 +62,8 @@ class ClaimCheck:
         match = re.fullmatch(rf"(s3|memory)://({bucket})(/[!-~]*?)?(?:\?owner=([0-9]{{12}}))?", url)
         if match is None or "?owner=" in (match[3] or ""):
             raise ConfigError(
-                f"{setting}={url}: it must be like s3://my-bucket or s3://my-bucket/folder; of another account, like "
-                "s3://my-bucket/folder?owner=123456789012"
+                f"{setting}={shown(url)}: it must be like s3://my-bucket or s3://my-bucket/folder; of another account, "
+                "like s3://my-bucket/folder?owner=123456789012"
             )
         prefix = (match[3] or "").strip("/")
         if len(prefix) > MAX_PREFIX_LENGTH:

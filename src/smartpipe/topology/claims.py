@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from smartpipe.errors import ConfigError
 
 TTL_ATTRIBUTE = "expires_at"
 """For UpdateTimeToLive: epoch seconds, after which DynamoDB deletes the item, typically within a few days."""
 
 KEY_ATTRIBUTE = "claim"
 """Tables of earlier versions have ``key``: their claims name no service and no queue, and are not mixed with ours."""
+TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+"""https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
 
 USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
 """What a worker needs on the table's ARN."""
@@ -28,9 +33,17 @@ CREATE_ACTIONS = (
 
 
 def table_in(url: str | None) -> str | None:
-    """Return the table that a store's URL names; None where the store is another."""
+    """Return the table that a store's URL names; None where the store is another.
+
+    Raises:
+        ConfigError: It names none, or has a user: AWS takes credentials from its own variables only.
+    """
     scheme, _, name = (url or "").partition("://")
-    return name if scheme.lower() == "dynamodb" else None
+    if scheme.lower() != "dynamodb":
+        return None
+    if not TABLE_NAME.fullmatch(name):
+        raise ConfigError("SMARTPIPE_IDEMPOTENCY_URL: dynamodb:// must name a table, as in dynamodb://claims")
+    return name
 
 
 def claims_table(name: str) -> dict[str, Any]:
