@@ -19,12 +19,13 @@ from smartpipe import EmbeddedBroker
 from smartpipe.effects.stores.migrate import migrate
 from smartpipe.embedded import BACKENDS
 from tests.support.places import make_table
+from tests.support.planted import PLANTED, refuse_planted
 from tests.support.proxy import FaultProxy
 from tests.support.queues import Queues
 from tests.support.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,10 +88,22 @@ def fast_broker(ministack: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> E
     return ministack
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail each test whose output, log or error holds a secret of its settings."""
+    report = yield
+    try:
+        refuse_planted(*(text for _, text in report.sections), str(report.longrepr or ""))
+    except AssertionError as error:
+        report.outcome, report.longrepr = "failed", str(error)
+    return report
+
+
 def lead_to(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the environment, and a prefix that nobody else has."""
+    """Set the environment, with a secret that nothing may print, and a prefix that nobody else has."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PLANTED)
     monkeypatch.setenv("SMARTPIPE_PREFIX", f"t{uuid4().hex[:8]}-")
 
 

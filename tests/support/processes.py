@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from tests.support.planted import refuse_planted
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "smartpipe", *arguments],
         cwd=directory,
         env={**os.environ, **environment},
@@ -33,6 +34,8 @@ def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -
         timeout=DEADLINE_SECONDS,
         check=False,
     )
+    refuse_planted(done.stdout, done.stderr)
+    return done
 
 
 class Process:
@@ -82,6 +85,7 @@ class Process:
         """Return the exit code."""
         code = self._process.wait(deadline_seconds)
         self._reader.join()
+        refuse_planted(*self.lines)
         return code
 
     def end(self) -> None:

@@ -20,6 +20,8 @@ from uuid import uuid4
 
 import psutil
 
+from tests.support.planted import PLANTED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -138,7 +140,8 @@ class PostgresServer(Server):
         self._run(
             "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", "data"
         )
-        self.url = f"postgresql://postgres@/postgres?host={self.directory}"
+        # It trusts everybody on this machine, so the password is only there to be kept secret.
+        self.url = f"postgresql://postgres:{PLANTED}@/postgres?host={self.directory}"
 
     def command(self) -> list[str]:
         settings = {

@@ -193,6 +193,31 @@ def test_an_event_class_that_names_what_is_nowhere_is_refused() -> None:
             Decoder(events)
 
 
+class Gauge(Event, topic=users, type="decoder.gauge", version="1.0"):
+    value: float
+    label: str = ""
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_a_number_that_json_does_not_have_is_refused_where_numbers_are_wanted(number: str) -> None:
+    body = plain(type="decoder.gauge", data={"value": 1.5}).replace("1.5", number)
+
+    with pytest.raises(DecodeError, match=r"data.value: input should be a finite number") as caught:
+        Decoder([Gauge]).decode(body)
+
+    assert caught.value.kind == "invalid-data"
+
+
+def test_characters_that_sqs_refuses_arrive_as_escapes_and_a_lone_surrogate_is_not_json() -> None:
+    odd = "a\u0000b\ufffe\uffffc"
+    arrived = Decoder([Gauge]).decode(plain(type="decoder.gauge", data={"value": 1, "label": odd}))
+
+    assert arrived.data == Gauge(value=1, label=odd)
+    with pytest.raises(DecodeError, match="the body is not JSON: .*hex escape") as caught:
+        Decoder([Gauge]).decode(plain(type="decoder.gauge", data={"value": 1, "label": "\ud800"}))
+    assert caught.value.kind == "not-json"
+
+
 class Told:
     """A plugin of Pydantic's, as Logfire's is."""
 

@@ -11,6 +11,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 
 from smartpipe import (
     ConfigError,
@@ -126,6 +127,17 @@ async def test_a_body_that_is_not_compressed_may_say_so(name: str) -> None:
         await broker.drain()
 
     assert seen == [report(10)]
+
+
+def test_a_zstd_frame_that_wants_gigabytes_of_window_is_refused() -> None:
+    """Long-distance matching lets a frame ask for 128 MiB and more (RFC 8878, section 3.1.1.1.2)."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)
+    frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    bomb = b64encode(frame.compress(b"0" * 1_000) + frame.flush()).decode()
+
+    with pytest.raises(DecodeError, match="not what its content-encoding 'zstd' says") as caught:
+        decompressed(bomb, "zstd", LIMIT_BYTES)
+    assert caught.value.kind == "not-compressed"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])

@@ -1,0 +1,11 @@
+"""A secret in every setting that has one: whatever the suite's commands, logs and errors print must not hold it."""
+
+from __future__ import annotations
+
+PLANTED = "planted-s3cr3t-in-a-setting"
+
+
+def refuse_planted(*texts: str) -> None:
+    """Raise AssertionError, without the text, if one of *texts* holds the secret."""
+    if any(PLANTED in text for text in texts):
+        raise AssertionError("a secret of the settings was printed")
