@@ -317,6 +317,29 @@ async def test_keys_of_a_process_that_no_header_may_hold_are_refused_by_its_name
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize("transport", ["wire", "botocore"])
+@pytest.mark.parametrize(
+    "command", [("worker", "tests.acceptance.services:service", "--port", "0", "--verify", "off"), ("relay", "--once")]
+)
+def test_processes_end_with_2_at_the_start_whatever_they_verify(
+    fast_broker: EmbeddedBroker, files: Path, command: tuple[str, ...], transport: str
+) -> None:
+    (files / "credentials").write_text(
+        f"[default]\naws_access_key_id = k\naws_secret_access_key = s\naws_session_token = {SECRET}\n  X-Evil: y\n"
+    )
+
+    ended = smartpipe(
+        *command,
+        AWS_ENDPOINT_URL=fast_broker.endpoint_url,
+        SMARTPIPE_TRANSPORT=transport,
+        SMARTPIPE_OUTBOX_URL="postgresql://x@127.0.0.1:1/y",
+    )
+
+    assert ended.returncode == 2
+    assert "from the shared credentials file: the session token contains a line break" in ended.stderr
+    assert SECRET not in ended.stderr + ended.stdout
+
+
 async def test_keys_of_a_session_that_was_passed_in_are_refused(fast_broker: EmbeddedBroker) -> None:
     session = boto3.Session(aws_access_key_id="k\n", aws_secret_access_key="s", region_name="us-east-1")
 

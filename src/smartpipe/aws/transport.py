@@ -14,6 +14,7 @@ from smartpipe.aws.clients import open_client, open_session
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
 from smartpipe.aws.faults import MISSING, classify
+from smartpipe.aws.variables import check_credentials
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.topology.naming import Naming, region_in
 
@@ -116,6 +117,24 @@ class AwsTransport:
         sqs: SQSClient = await self.client("sqs")
         call = sqs.send_message_batch(QueueUrl=url, Entries=send_entries(messages))  # type: ignore[arg-type]
         return await self._call_queue(call, "sqs:SendMessage", queue, lambda answer: failures(answer, len(messages)))
+
+    async def check_credentials(self) -> None:
+        """Check that the credentials can stand in a request's headers. None of SNS, SQS and S3 is asked.
+
+        Fetching them can fail for a while, as from a container's endpoint. That is not raised here: the first call of
+        AWS will report it, and will be retried.
+
+        Raises:
+            ConfigError: They cannot; the error names where they are from.
+        """
+        try:
+            found: Any = await self._session.get_credentials()
+            frozen = await found.get_frozen_credentials() if found else None
+        except Exception as error:  # noqa: BLE001 - botocore, or a provider's own
+            log.debug("the credentials could not be fetched: %s", error)
+            return
+        if frozen is not None:
+            check_credentials(frozen, found.method)
 
     async def aclose(self) -> None:
         """Close every client. A second call does nothing; a verb after it fails."""

@@ -50,6 +50,7 @@ async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *,
     from smartpipe.aws.opening import transport_for
 
     transport = transport_for(aws_settings)
+    await transport.check_credentials()
     relay = Relay(url, transport)
     try:
         if once:

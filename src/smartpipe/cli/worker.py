@@ -94,6 +94,7 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
     from smartpipe.aws.verify import verify
 
     transport = transport_for(aws_settings)
+    await transport.check_credentials()
 
     async def check() -> None:
         drifts = await verify(service, transport)
