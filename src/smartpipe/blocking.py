@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import boto3
 import botocore.session
@@ -94,11 +94,7 @@ class Publisher:
         refresh_when_refused_blocking(botocore_session)
         for service in ("sns", "sqs", "s3", "sts"):
             check_urls(service)
-        with configuration_faults():
-            here: SNSClient = self._session.client("sns", region_name=self._region, config=self._config)
-        fault = endpoint_fault(here.meta.endpoint_url)
-        if fault:  # of an AWS profile; those of the environment have been checked
-            raise ConfigError(f"AWS configuration: endpoint_url {fault}")
+        here: SNSClient = self._client("sns")
         self._sns = {self._region: here}
         self._sqs: SQSClient | None = None
         self._s3: S3Client | None = None
@@ -213,7 +209,7 @@ class Publisher:
         try:
             with self._lock:
                 if self._sqs is None:
-                    self._sqs = self._session.client("sqs", region_name=self._region, config=self._config)
+                    self._sqs = self._client("sqs")
                 if queue not in self._queue_urls:
                     lookup = queue_lookup(self._settings.prefix, queue, self._region)
                     self._queue_urls[queue] = self._sqs.get_queue_url(**lookup)["QueueUrl"]
@@ -237,7 +233,7 @@ class Publisher:
         try:
             with self._lock:
                 if self._s3 is None:
-                    self._s3 = self._session.client("s3", region_name=self._region, config=self._config)
+                    self._s3 = self._client("s3")
             self._s3.put_object(**put_request(payload, self._account_id()))
         except Exception as error:  # noqa: BLE001 - whatever it is, classified
             return classify(error, action="s3:PutObject", target=payload.url)
@@ -247,7 +243,7 @@ class Publisher:
         """Return the client of a topic's region: one declared by its ARN may have another."""
         with self._lock:
             if region not in self._sns:
-                self._sns[region] = self._session.client("sns", region_name=region, config=self._config)
+                self._sns[region] = self._client("sns", region)
             return self._sns[region]
 
     def _topic_arn(self, topic: str) -> str:
@@ -256,12 +252,20 @@ class Publisher:
             self._naming = Naming(partition, self._region, self._account_id(), self._settings.prefix)
         return self._naming.topic_arn(topic)
 
+    def _client(self, service: Literal["sns", "sqs", "s3", "sts"], region: str | None = None) -> Any:
+        with configuration_faults():
+            client: Any = self._session.client(service, region_name=region or self._region, config=self._config)
+        fault = endpoint_fault(client.meta.endpoint_url)
+        if fault:  # of an AWS profile; those of the environment have been checked
+            raise ConfigError(f"AWS configuration: endpoint_url {fault}")
+        return client
+
     def _account_id(self) -> str:
         """Return the account of the settings or, asked for once, of the credentials."""
         with self._lock:
             if self._known_account_id is None:
-                sts = self._session.client("sts", region_name=self._region, config=self._config)
-                self._known_account_id = sts.get_caller_identity()["Account"]
+                sts = self._client("sts")
+                self._known_account_id = str(sts.get_caller_identity()["Account"])
             return self._known_account_id
 
 

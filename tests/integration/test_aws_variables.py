@@ -19,7 +19,7 @@ from smartpipe.aws.opening import transport_for, transport_from_environment
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.settings import AwsSettings
-from tests.support.events import ADA
+from tests.support.events import ADA, UserLeft
 from tests.support.processes import smartpipe
 
 if TYPE_CHECKING:
@@ -338,6 +338,18 @@ def test_processes_end_with_2_at_the_start_whatever_they_verify(
     assert ended.returncode == 2
     assert "from the shared credentials file: the session token contains a line break" in ended.stderr
     assert SECRET not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize("service", ["", "_SNS", "_SQS", "_S3", "_STS"])
+def test_an_endpoint_without_a_scheme_is_a_configuration_error_of_the_blocking_publisher_too(
+    fast_broker: EmbeddedBroker, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"AWS_ENDPOINT_URL{service}", "localhost")
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads")
+
+    with pytest.raises(ConfigError, match="must begin with http:// or https://"):  # noqa: SIM117
+        with BlockingPublisher("test", deadline_seconds=5) as publisher:
+            publisher.publish(UserLeft(name="x" * 300_000), queue="jobs" if service == "_SQS" else None)
 
 
 async def test_keys_of_a_session_that_was_passed_in_are_refused(fast_broker: EmbeddedBroker) -> None:
