@@ -10,7 +10,7 @@ _NOT_ASCII = re.compile(r"[^ -~]")
 
 
 def fault_in(value: str, *, ascii_only: bool = False) -> str:
-    """Return what is wrong with *value* and what to do, as words that follow its name; empty if nothing is.
+    """Return the fault of *value* and its remedy, as words that follow its name; empty if there is none.
 
     The words never have the value, which may be a secret. White space around a value is a fault and is not cut off:
     other programs that read the same variable would not cut it off either.

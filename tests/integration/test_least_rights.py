@@ -95,12 +95,16 @@ async def test_an_application_writes_to_the_outbox_and_reads_nothing_of_it(urls:
 async def test_a_redis_user_claims_with_the_rights_of_the_page(redis_url: str) -> None:
     from redis.asyncio import Redis
 
-    [rights] = re.findall(r"A Redis user needs `([^`]*)`", PAGE)
+    [rights] = re.findall(r"A Redis user needs `~smartpipe:\* ([^`]*)`", PAGE)
+    categories = [right for right in rights.split() if "@" in right]
+    commands = [right for right in rights.split() if "@" not in right]
     user = f"worker{uuid4().hex[:8]}"
     async with Redis.from_url(redis_url) as owner:
-        await owner.execute_command("ACL", "SETUSER", user, "on", ">s3cr3t", *rights.split())
+        await owner.acl_setuser(
+            user, enabled=True, passwords=["+s3cr3t"], keys=["smartpipe:*"], categories=categories, commands=commands
+        )
         try:
             url = re.sub(r"^(\w+)://", rf"\1://{user}:s3cr3t@", redis_url)
             await assert_claims(store_for(url, prefix=user))
         finally:
-            await owner.execute_command("ACL", "DELUSER", user)
+            await owner.acl_deluser(user)

@@ -13,7 +13,7 @@ from botocore.httpsession import where
 
 from smartpipe.aws.variables import check_region
 from smartpipe.errors import ConfigError
-from smartpipe.urls import is_readable, scheme_of
+from smartpipe.urls import is_readable, redacted, scheme_of
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _OWN_ENDPOINT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 
 
 def region_of(session: Session) -> str:
-    """Return the region of AWS's own settings: the one set on *session*, else AWS_REGION, else what botocore reads.
+    """Return the region: the one set on *session*, else AWS_REGION, else the one that botocore finds.
 
     Raises:
         ConfigError: There is none, or it cannot be one, or the AWS configuration is faulty.
@@ -52,13 +52,15 @@ def region_of(session: Session) -> str:
 
 @contextmanager
 def configuration_faults() -> Iterator[None]:
-    """Raise ConfigError in place of what botocore raises for a faulty configuration when it makes a client."""
+    """Raise ConfigError in place of botocore's exceptions for a faulty configuration, while a client is made."""
     try:
         yield
     except InvalidRegionError as error:
         raise ConfigError(f"AWS configuration: {error}") from None
-    except ValueError:  # botocore: an endpoint URL without a scheme; its text quotes it
-        raise ConfigError("AWS configuration: endpoint_url must begin with http:// or https://") from None
+    except ValueError as error:
+        if "endpoint" in str(error).lower():  # without a scheme; the text quotes it
+            raise ConfigError("AWS configuration: endpoint_url must begin with http:// or https://") from None
+        raise ConfigError(f"AWS configuration: {redacted(str(error))}") from None  # credentials that cannot be read
     except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
         raise ConfigError(f"AWS configuration: {error}") from None
 

@@ -42,7 +42,7 @@ async def read_table(dynamodb: Any, call: Callable[..., Awaitable[Any]], arn: st
 async def read_bucket(
     s3: Any, call: Callable[..., Awaitable[Any]], arn: str, prefix: str, owner: str
 ) -> Attributes | None:
-    """Return what is there of a bucket of account *owner*, and of our rule for *prefix*."""
+    """Return the deployed attributes of a bucket of account *owner*, with our rule for *prefix*."""
     bucket = _of(name_in(arn), owner)
     listed = await call(partial(s3.list_objects_v2, **bucket, MaxKeys=1), "s3:ListBucket", arn)
     if listed is None:

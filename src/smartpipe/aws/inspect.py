@@ -51,7 +51,7 @@ class Inspector:
     """Asks SNS and SQS what there is of one topology, or of one subscription; of use once.
 
     ``notes`` tells afterwards what could not be looked at, ``denials`` what IAM refused; ``knows_orphans`` is
-    False where nobody could be asked for what no TARGET declares, and ``orphans`` has what was found of it.
+    False if AWS could not be asked for resources that no TARGET declares, and ``orphans`` has their ARNs.
     """
 
     def __init__(self, transport: AwsTransport) -> None:

@@ -36,7 +36,7 @@ _NEVER_READ = (
     UnsupportedS3ArnError,
     UnsupportedS3ConfigurationError,
 )
-"""What botocore raises for the name of a bucket or access point before it connects to anything."""
+"""botocore's exceptions for the name of a bucket or access point, raised before it connects to anything."""
 
 
 class S3Objects:
@@ -70,8 +70,8 @@ class S3Objects:
     async def get(self, payload: Payload, limit_bytes: int) -> str:
         """Call GetObject, and read no more than *limit_bytes* and one of the body, whatever length it is said to have.
 
-        A missing object is ``AccessDenied`` to whoever may not list the bucket, and so is a bucket of another account,
-        so these are treated alike. So is everything else that S3 will say again at the next try.
+        S3 answers ``AccessDenied`` for a missing object if the caller may not list the bucket, and for a bucket of
+        another account. So these are treated alike, and like every other refusal that S3 will repeat.
         """
         client, account_id = await self._open()
         owner = payload.owner or account_id
@@ -134,7 +134,7 @@ async def _read(stream: Any, limit_bytes: int) -> bytes:
 
 
 def _fault(error: Exception, payload: Payload, owner: str) -> PayloadError | TransportError:
-    """Return a PayloadError for what the next try would be told too; the rest is an outage of S3 or of this process."""
+    """Return a PayloadError for a refusal that S3 will repeat; the rest is an outage of S3 or of this process."""
     if isinstance(error, _NEVER_READ):
         return missing(payload, str(error))
     fault = classify(error, action="s3:GetObject", target=payload.url)

@@ -29,7 +29,7 @@ _BESIDES_BOTOCORES = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CREDENTIAL_EXPIRATION",
     "AWS_EXECUTION_ENV", "AWS_REGION", "AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_WEB_IDENTITY_TOKEN_FILE",
 )  # fmt: skip
-"""What botocore reads and its table of settings does not have; the first goes into every request's User-Agent."""
+"""Variables that botocore reads and that are not in its table of settings."""
 _ENDPOINTS = "AWS_ENDPOINT_URL"
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
@@ -47,7 +47,7 @@ _PLACES = {
 
 
 def read_as_other_sdks_do(session: Session | AioSession, env_provider: Any) -> None:
-    """Let *session*, which nobody else uses, read the environment with the precedence of AWS's other SDKs.
+    """Let *session*, which must be ours alone, read the environment with the precedence of AWS's other SDKs.
 
     ``AWS_REGION`` wins over ``AWS_DEFAULT_REGION`` and the profile, ``AWS_PROFILE`` over ``AWS_DEFAULT_PROFILE``, and
     ``AWS_SESSION_TOKEN`` over ``AWS_SECURITY_TOKEN``; botocore does not know the first, and prefers the older name of
@@ -83,7 +83,7 @@ def check_region(region: str, source: str) -> str:
 
 
 def check_variables(session: Session | AioSession) -> None:
-    """Check what the environment has of AWS's variables. Their values get into headers, URLs and signatures.
+    """Check AWS's variables in the environment. Their values get into headers, URLs and signatures.
 
     White space around a value is refused too, and not cut off: other programs and libraries that read the same
     variable would go on failing, and so would this process's own clients of boto3.
@@ -114,7 +114,7 @@ def _listed(variables: list[str] | str | None) -> list[str]:
 
 
 def check_credentials(credentials: Credentials, method: str) -> None:
-    """Check what the requests will be signed with.
+    """Check the credentials that requests will be signed with.
 
     Args:
         method: botocore's name of where they are from.

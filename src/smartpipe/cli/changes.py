@@ -74,7 +74,7 @@ def tell(line: Line | str, *, err: bool = False) -> None:
 
 
 def as_json_text(survey: Survey, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
-    """Return *changes* as JSON, with where they are and, of a destroy, what is *kept*."""
+    """Return *changes* as JSON with account, region and prefix, and after a destroy with the *kept* resources."""
     fields = {
         **survey.naming._asdict(),
         "changes": [change.as_json() for change in changes],

@@ -106,7 +106,7 @@ def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, del
 def _carry_out(
     survey: Survey, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
 ) -> None:
-    """Make *changes*, and tell of each; as JSON at the end, with what is *kept*, whatever happens meanwhile."""
+    """Make *changes* and print each; as JSON, print all at the end, with the *kept* resources, also on failure."""
     made: list[Change] = []
 
     def on_change(change: Change) -> None:

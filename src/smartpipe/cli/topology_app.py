@@ -53,7 +53,7 @@ def destroy(
     yes: Yes = False,
     json: AsJson = False,
 ) -> None:
-    """Delete what the services declare and carries this application's tags; keep whatever others may still use."""
+    """Delete what the services declare and carries this application's tags; keep what others may still use."""
     from smartpipe.cli.topology import run_destroy
 
     run_destroy(targets or [], orphaned=orphaned, even_if_not_empty=even_if_not_empty, yes=yes, as_json=json)

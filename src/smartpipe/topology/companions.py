@@ -69,7 +69,7 @@ class Companions(NamedTuple):
 
 
 def _tags(naming: Naming) -> dict[str, str]:
-    """Return the tags of what environments may share: each with a prefix of its own would overwrite the other's."""
+    """Return the tags of a shared resource. A prefix among them would be overwritten by every environment's apply."""
     return {APPLICATION: naming.application}
 
 

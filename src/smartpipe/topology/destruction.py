@@ -1,4 +1,4 @@
-"""What ``destroy`` deletes, and what it keeps. Pure.
+"""The resources that ``destroy`` deletes, and those that it keeps. Pure.
 
 A resource that more than one owner may use is never deleted for one of them. Tables and buckets carry no trace of
 who uses them, so they are always kept. A topic or queue is kept while there is a sign of another user: a
@@ -43,13 +43,13 @@ def destruction(
     even_if_not_empty: bool = False,
     orphans: Iterable[str] | None = (),
 ) -> list[Change]:
-    """Return what goes, subscriptions first and dead-letter queues last, and what is kept although it was declared.
+    """Return the deletions, subscriptions first and dead-letter queues last, and then the kept resources with reasons.
 
     Only topics and queues that carry smartpipe's tags for this application and prefix are deleted, and only while
     nothing shows that others use them. Tables and buckets are always kept.
 
     Args:
-        orphaned: Also delete what carries the tags and no TARGET declares.
+        orphaned: Also delete resources that carry the tags and that no TARGET declares.
         even_if_not_empty: Delete queues whatever they hold, and whatever has arrived since.
         orphans: ARNs that carry the tags and no TARGET declares, besides those in *actual*; None if unknown.
     """

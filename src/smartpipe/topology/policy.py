@@ -209,7 +209,7 @@ _LIMITING = frozenset(
 
 
 def key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
-    """Return what the policy of a KMS key needs, so that SNS can deliver from these topics to this queue under it.
+    """Return the statement that a KMS key's policy needs, so that SNS can deliver from these topics to this queue.
 
     Source: Amazon SNS, "Configuring Amazon SNS topic encryption with an encrypted Amazon SQS queue subscription".
     """

@@ -22,7 +22,7 @@ ENABLED_BY_DEFAULT = (
 """The regions of the partition ``aws`` that every account has. The list is complete: each region launched after
 20 March 2019 is opt-in, so a region that is not in it, or is not known yet, is treated as opt-in."""
 LISTED_TWICE = frozenset({"ap-northeast-3"})
-"""Osaka is enabled by default, and SNS's own page has it among the opt-in regions: both principals are let in."""
+"""Osaka is enabled by default, but SNS's own page lists it among the opt-in regions. Both principals are allowed."""
 _PARTITION = "aws"
 """The other partitions have no opt-in regions."""
 
@@ -31,7 +31,7 @@ def sns_principals(topic_arns: Iterable[str], queue_region: str) -> list[str]:
     """Return the service principals that a queue's policy has to let in for deliveries from these topics.
 
     Within one region it is ``sns.amazonaws.com``. Between two regions of which one is opt-in, it is that of the queue's
-    region, unless only the topic's region is opt-in. SNS drops a message that the policy refuses, and nobody is told.
+    region, unless only the topic's region is opt-in. SNS drops a message that the policy refuses, without an error.
 
     Args:
         topic_arns: Or patterns of ARNs that end with ``*``.
