@@ -10,7 +10,7 @@ import pytest
 
 from smartpipe.errors import TransportError
 from smartpipe.outbox import Outbox, Relay, RelayOptions
-from smartpipe.outbox.rows import MAX_BODY_BYTES
+from smartpipe.outbox.rows import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, UnreadableRow, waiting_of
 from tests.support.events import ADA, Paid
 from tests.support.fakes import FakeTransport
 
@@ -91,6 +91,8 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({**FIFO, "deduplication_id": None}, "deduplication_id is missing"),
         ({**FIFO, "deduplication_id": ""}, "deduplication_id is not"),
         ({"payload": "{}"}, "the body does not point to S3"),
+        ({"destination": "topic:" + "x" * 10_000_000}, "destination is neither"),
+        ({**FIFO, "group_id": "x" * 10_000_000}, "group_id is not"),
         ({"lane": 64}, "lane 64 is not one of 0 to 63"),
         ({"lane": -1}, "lane -1 is not one of 0 to 63"),
     ],
@@ -110,6 +112,13 @@ async def test_a_row_that_cannot_be_read_is_parked_with_the_reason_and_the_other
     assert event_id == "bad"
     assert error.startswith("UnreadableRow: ")
     assert reason in error
+
+
+def test_a_payload_that_postgresql_could_not_send_is_not_read() -> None:
+    row = {**GOOD, "group_id": None, "deduplication_id": None, "delay_seconds": 0}
+
+    with pytest.raises(UnreadableRow, match="payload has 536,870,913 bytes"):
+        waiting_of({**row, "payload": None, "payload_bytes": MAX_PAYLOAD_BYTES + 1})
 
 
 @pytest.mark.parametrize(

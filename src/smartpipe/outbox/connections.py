@@ -120,7 +120,8 @@ def _kind_of(connection: Any) -> str:
         cls = getattr(loaded, name, None)
         if cls is not None and isinstance(connection, cls):
             return kind
-    return ""
+    # Instrumentation and pools of others wrap asyncpg's connections, and have its methods.
+    return "asyncpg.Connection" if hasattr(connection, "is_in_transaction") else ""
 
 
 def _opened(session: Any) -> Any:
@@ -131,7 +132,7 @@ def _opened(session: Any) -> Any:
 def _check_asyncpg(connection: Any, *, autocommit: bool) -> None:
     try:
         closed, within = connection.is_closed(), connection.is_in_transaction()
-    except Exception as error:  # asyncpg.InterfaceError, of one that was released to its pool
+    except sys.modules["asyncpg"].InterfaceError as error:
         raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} was released to its pool") from error
     if closed:
         _refuse_closed(connection)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LANES = 64
 MAX_BODY_BYTES = 1_048_576
 """The largest message that a topic or a queue can be set to take; a longer body is not even read."""
+MAX_PAYLOAD_BYTES = 536_870_912
+"""Half of what PostgreSQL can send in one row."""
 MAX_ERROR_LENGTH = 2_000
 _COLUMNS = {
     "event_id": "text",
@@ -148,7 +150,8 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
         delay_seconds,
         _payload_of(row),
     )
-    return Waiting(row["id"], row["event_id"], row["ordered_group"], row["destination"], row["attempts"], message)
+    group = row["ordered_group"] or (f"{row['destination']}|{row['group_id']}" if fifo else None)
+    return Waiting(row["id"], row["event_id"], group, row["destination"], row["attempts"], message)
 
 
 def storable(text: str) -> str:
@@ -206,6 +209,8 @@ def _attribute_of(name: str, pair: object) -> Attribute:
 
 
 def _payload_of(row: Mapping[str, Any]) -> Any:
+    if row["payload_bytes"] > MAX_PAYLOAD_BYTES:
+        raise UnreadableRow(f"payload has {row['payload_bytes']:,} bytes, and may have {MAX_PAYLOAD_BYTES:,} at most")
     if not row["payload"]:
         return None
     try:
