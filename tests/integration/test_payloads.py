@@ -208,7 +208,8 @@ async def test_the_relay_puts_what_the_outbox_holds(bucket: str, postgres_url: s
     connection = await asyncpg.connect(postgres_url)
     await connection.execute("TRUNCATE smartpipe_outbox")
 
-    event_id = await Outbox("shop").publish(LARGE, connection=connection)
+    async with connection.transaction():
+        event_id = await Outbox("shop").publish(LARGE, connection=connection)
     assert keys_in(bucket) == []
     transport = transport_from_environment()
     relay = Relay(postgres_url, transport)
