@@ -56,6 +56,14 @@ def is_readable(url: str, *, at_in_password: bool = False) -> bool:
     return all(_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(","))
 
 
+def unreadable(setting: str, scheme: str) -> str:
+    """Say that the URL of *setting* cannot be read, and nothing of it but its scheme."""
+    return (
+        f"{setting}: the URL at {scheme}:// cannot be read; are all special characters of its password "
+        "percent-encoded, as in %40 for @, and is its port a number?"
+    )
+
+
 def redacted(text: str) -> str:
     """Return *text* with the user, the password and the query taken out of every URL in it."""
     return _QUERY_IN_TEXT.sub(r"\1", _USER_IN_TEXT.sub("", text))

@@ -18,6 +18,7 @@ from smartpipe.outbox import Outbox
 from tests.acceptance.services import EffectWanted
 from tests.support.processes import Process, http_status, smartpipe
 from tests.support.proxy import Fault, FaultProxy
+from tests.support.servers import PgBouncer, pgbouncer_program
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from smartpipe import EmbeddedBroker
     from tests.support.queues import Queues
+    from tests.support.servers import PostgresServer
 
 TARGET = "tests.acceptance.services:effects"
 
@@ -54,8 +56,8 @@ def workers() -> Iterator[ExitStack]:
         yield stack
 
 
-def start(workers: ExitStack) -> Process:
-    worker = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0")
+def start(workers: ExitStack, **environment: str) -> Process:
+    worker = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", **environment)
     workers.callback(worker.end)
     worker.wait_until(lambda: worker.logged("ready"))
     return worker
@@ -111,6 +113,29 @@ def test_copies_of_one_event_have_one_effect_among_two_workers(
 
     rows = execute(postgres_url, "SELECT name FROM acceptance_effects")
     assert sorted(int(row["name"]) for row in rows) == list(range(20))
+
+
+@pytest.mark.skipif(pgbouncer_program() is None, reason="pgbouncer is not installed")
+def test_effects_through_a_pooler_in_transaction_mode_happen_once(
+    happened: Path, workers: ExitStack, queues: Queues, postgres_server: PostgresServer
+) -> None:
+    migrated = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=postgres_server.url)
+    assert migrated.returncode == 0, migrated.stderr
+    execute(postgres_server.url, "CREATE TABLE IF NOT EXISTS acceptance_effects (name text)")
+    pooler = workers.enter_context(PgBouncer(postgres_server, "transaction"))
+    with Publisher("test") as publisher:
+        publisher.publish_many(EffectWanted(name=str(number)) for number in range(50))
+    for copy in queues.take("effects") * 2:
+        queues.send("effects", copy["Body"])
+
+    both = [start(workers, SMARTPIPE_IDEMPOTENCY_URL=pooler.url) for _ in range(2)]
+    until_blocking(lambda: queues.depth("effects") == (0, 0))
+    for worker in both:
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+
+    rows = execute(postgres_server.url, "SELECT name FROM acceptance_effects")
+    assert sorted(int(row["name"]) for row in rows) == list(range(50))
 
 
 def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(happened: Path, postgres_url: str) -> None:

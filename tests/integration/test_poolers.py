@@ -163,6 +163,17 @@ async def test_a_pooler_in_statement_mode_is_refused_by_name(
         await relay.aclose()
 
 
+@needs_pgbouncer
+async def test_an_option_that_a_pooler_refuses_is_told_with_the_remedy(
+    poolers: dict[str, PgBouncer], postgres_server: PostgresServer
+) -> None:
+    pooler = poolers["transaction"]
+    store = PostgresStore(f"{pooler.url}&search_path=claims")
+
+    with pytest.raises(ConfigError, match="unsupported startup parameter: search_path; set it on the role"):
+        await store.open()
+
+
 async def statements_of(store: PostgresStore) -> list[str]:
     """Return the names of the prepared statements that a claim leaves on its connection."""
     await store.claim([claim_of("order-1")])

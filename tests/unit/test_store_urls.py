@@ -40,6 +40,8 @@ SECRET = "hunter2"
         ("postgresql://ada@/claims?host=/run/postgresql", PostgresStore),
         ("dynamodb://Claims_of-staging.1", DynamoStore),
         ("REDIS://localhost", RedisStore),
+        (" dynamodb://claims\n", DynamoStore),
+        ("postgresql://db.internal/claims\n", PostgresStore),
     ],
 )
 def test_a_url_leads_to_its_store(url: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def _databases(settings: WorkerSettings) -> dict[DatabaseUrl, tuple[str, str]]:
     problems: list[str] = []
     other = ""
     for setting, secret in ((CLAIMS, settings.idempotency_url), (OUTBOX, settings.outbox_url)):
-        url = secret.get_secret_value() if secret else ""
+        url = secret.get_secret_value().strip() if secret else ""
         if is_postgres(url):
             try:
                 databases.setdefault(_read(url, setting), (setting, url))

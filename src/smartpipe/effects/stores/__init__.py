@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.errors import ConfigError
-from smartpipe.urls import is_postgres, is_readable, scheme_of, shown
+from smartpipe.urls import is_postgres, is_readable, scheme_of, shown, unreadable
 
 if TYPE_CHECKING:
     from smartpipe.effects.idempotency import Store
@@ -49,6 +49,7 @@ def store_for(url: str, *, prefix: str = "") -> Store:
         ConfigError: An unknown scheme, a part that cannot be read, or a package that is not installed. It says
             nothing of the URL but its scheme: the rest may hold a password, and where, only a good URL tells.
     """
+    url = url.strip()
     scheme = scheme_of(url)
     home = home_of(url)
     if home is None:
@@ -68,10 +69,7 @@ def store_for(url: str, *, prefix: str = "") -> Store:
             raise ValueError  # noqa: TRY301 - as for what the store itself cannot read
         store: Store = getattr(module, home.name)(url, prefix=prefix)
     except ValueError:  # its text quotes parts of the URL
-        raise ConfigError(
-            f"SMARTPIPE_IDEMPOTENCY_URL: the store's URL at {scheme}:// cannot be read; are all special characters of "
-            "its password percent-encoded, as in %40 for @, and is its port a number?"
-        ) from None
+        raise ConfigError(unreadable("SMARTPIPE_IDEMPOTENCY_URL", scheme)) from None
     return store
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.urls import is_postgres, is_readable, redacted, scheme_of, shown
+from smartpipe.urls import is_postgres, is_readable, redacted, scheme_of, shown, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +51,7 @@ class DatabaseUrl(NamedTuple):
         Raises:
             ConfigError: It cannot be read; no part of it but the scheme is told.
         """
+        url = url.strip()
         scheme = scheme_of(url)
         if not is_postgres(url):
             found = f"{scheme}:// is not PostgreSQL" if scheme else "it is not a URL"
@@ -74,12 +75,19 @@ class DatabaseUrl(NamedTuple):
                 pooler as well.
 
         Raises:
-            ConfigError: asyncpg cannot read an option of the URL.
+            ConfigError: asyncpg cannot read an option of the URL, or a pooler refuses it.
         """
         try:
             connection = await asyncpg.connect(self.dsn, **{CACHE_SIZE: 0, **options})
         except ValueError:
             raise self.refused() from None
+        except asyncpg.ProtocolViolationError as error:
+            if "startup parameter" not in str(error):
+                raise
+            raise ConfigError(
+                f"{self.server} is a connection pooler that refuses an option of this URL: {error}; set it on the role "
+                "or the database instead"
+            ) from None
         try:
             yield connection
         finally:
@@ -124,14 +132,6 @@ class DatabaseUrl(NamedTuple):
         said = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         advice = f"; through a connection pooler, add ?{CACHE_SIZE}=0 to the URL" if isinstance(error, _MIXED) else ""
         return StoreError(f"{verb} at {self.server}: {redacted(said)}{advice}")
-
-
-def unreadable(setting: str, scheme: str) -> str:
-    """Say that a URL cannot be read, and nothing of it but its scheme."""
-    return (
-        f"{setting}: the URL at {scheme}:// cannot be read; are all special characters of its password "
-        "percent-encoded, as in %40 for @, and is its port a number?"
-    )
 
 
 class PooledConnection(asyncpg.Connection):
