@@ -14,7 +14,7 @@ _QUERY_IN_TEXT = re.compile(r"(://[^\s\"'<>?#]*)[?#][^\s\"'<>]*")
 
 
 def shown(url: str) -> str:
-    """Return *url* without what may be secret: the user, the password, the query and the fragment.
+    """Return *url* without its secrets: the user, the password, the query and the fragment.
 
     Where it is not certain which part is the password, only the scheme is left, as in ``postgresql://...``.
     """

@@ -114,7 +114,7 @@ def check_urls(service: str, environment: Mapping[str, str] = os.environ) -> Non
         problems += [f"{name} {fault}" for name in names if (fault := endpoint_fault(environment.get(name)))]
     for name, value in environment.items():
         url = value if "://" in value else f"http://{value}"
-        # urllib3 takes a backslash for the end of the host, and quotes what is before it.
+        # urllib3 ends the host at a backslash, and quotes the part before it.
         if name.lower() in _PROXIES and value and ("\\" in url or not is_readable(url, at_in_password=True)):
             problems.append(
                 f"{name} cannot be read; are all special characters of its password percent-encoded, as in %2F for /, "
@@ -125,7 +125,7 @@ def check_urls(service: str, environment: Mapping[str, str] = os.environ) -> Non
 
 
 def endpoint_fault(url: str | None) -> str:
-    """Say what is wrong with an endpoint's URL, and nothing of what is in it; empty if nothing is."""
+    """Return the fault of an endpoint's URL, without any part of the URL; empty if there is none."""
     if not url:
         return ""
     if scheme_of(url) not in {"http", "https"}:

@@ -144,7 +144,7 @@ class DynamoStore:
             done, item = await self._update(claim, _HOLD.format(attempt=attempt), _FREE, now)
             record = _record_of(item)
             if not done and item and (record is None or record.expires_at <= now):
-                # What TTL has not deleted yet, or what is no claim, begins again, unless it has been changed meanwhile.
+                # An expired item, or one that is not a claim, is replaced unless it has changed meanwhile.
                 condition, known = _as_it_is(item)
                 done, item = await self._update(claim, _HOLD.format(attempt=":one"), condition, now, known)
                 record = _record_of(item)
@@ -283,7 +283,7 @@ def _record_of(item: Item | None) -> _Record | None:
 
 
 def _as_it_is(item: Item) -> tuple[str, dict[str, Any]]:
-    """Return the condition that *item* is still what it was, and its values."""
+    """Return the condition that *item* has not changed, and its values."""
     parts, values = [], {}
     for name in ("token", "expires_at", "state", "lease_until", "attempt"):
         if name in item:

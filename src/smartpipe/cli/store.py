@@ -33,7 +33,7 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
         StoreError: A database cannot be reached, or refuses; the others were migrated.
     """
     databases = _databases(WorkerSettings.load())
-    from smartpipe.effects.stores.migrate import migrate  # _databases has said so if asyncpg is missing
+    from smartpipe.effects.stores.migrate import migrate  # if asyncpg is missing, _databases has raised
 
     done: dict[str, list[str]] = {}
     failures: list[str] = []

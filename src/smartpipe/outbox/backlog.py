@@ -1,4 +1,4 @@
-"""What waits in the outbox, asked of the database once in some seconds however many want to know."""
+"""The backlog of the outbox, read from the database at most once in 5 s, however many requests ask for it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAIT_SECONDS = 3.0
 
 
 class Backlog(NamedTuple):
-    """What waits in the outbox, what was parked, and how old the oldest that waits is."""
+    """The number of events that wait and that are parked, and the age of the oldest that waits."""
 
     waiting: int
     parked: int
@@ -33,7 +33,7 @@ class Backlog(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A backlog, and how long ago the database said so."""
+    """A backlog, and how long ago it was read."""
 
     backlog: Backlog
     age_seconds: float

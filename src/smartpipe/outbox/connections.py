@@ -1,4 +1,4 @@
-"""Writes a row into the transaction of somebody's connection, and refuses every object that has none."""
+"""Writes a row into the transaction of the caller's connection, and refuses objects that have none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = {"stream_results": False, "yield_per": None}
 
 
 class _Rows(Protocol):
-    """What a blocking ``execute`` returns; a coroutine is not one."""
+    """The result of a blocking ``execute``. A coroutine does not match."""
 
     def fetchall(self) -> Any: ...
 
@@ -85,7 +85,7 @@ def write_blocking(connection: Any, document: str, *, autocommit: bool) -> None:
         _refuse("publish_blocking", connection, kind)
 
 
-# By the module that has them and their name; a subclass of the user's counts as what it is made from.
+# By module and name. A subclass counts as its base class.
 _NAMES = {
     ("asyncpg.connection", "Connection"): "asyncpg.Connection",
     ("asyncpg.pool", "PoolConnectionProxy"): "asyncpg.Connection",
@@ -114,9 +114,9 @@ _BLOCKING = {"psycopg.Connection", *_BLOCKING_SQLALCHEMY}
 
 
 def _kind_of(connection: Any) -> str:
-    """Return what *connection* is, of the values of ``_NAMES``; empty for anything else."""
+    """Return the kind of *connection*, one of the values of ``_NAMES``; empty for anything else."""
     for (module, name), kind in _NAMES.items():
-        loaded = sys.modules.get(module)  # what nobody has imported, nobody has an object of
+        loaded = sys.modules.get(module)  # objects of a module that is not loaded cannot exist
         cls = getattr(loaded, name, None)
         if cls is not None and isinstance(connection, cls):
             return kind
@@ -162,7 +162,7 @@ def _check_sqlalchemy(given: Any, connection: Any, *, autocommit: bool) -> None:
 
 
 def _psycopg_cursor(name: str, connection: Any) -> Any:
-    """Return a plain cursor, whatever kind the connection makes."""
+    """Return a plain cursor, also if the connection has another cursor factory."""
     return getattr(sys.modules["psycopg"], name)(connection)
 
 
@@ -202,7 +202,7 @@ def _refuse_closed(connection: Any) -> NoReturn:
 
 def _refuse_autocommit(connection: Any, why: str) -> NoReturn:
     raise ConfigError(
-        f"{_GIVEN.format(found=_name_of(connection))} {why}, whatever becomes of the rest of your work; begin a "
+        f"{_GIVEN.format(found=_name_of(connection))} {why}, even if the rest of your work fails; begin a "
         "transaction first, or pass autocommit=True if that is meant"
     )
 

@@ -59,7 +59,7 @@ class Outbox:
                 AsyncConnection. Its codecs, row factories and session settings do not matter, but its
                 ``search_path`` must lead to the table.
             autocommit: Allow a connection that commits each statement by itself, so that the event is published
-                whatever becomes of the rest: asyncpg's outside of a transaction, or one in autocommit mode.
+                even if the rest fails: asyncpg's outside of a transaction, or one in autocommit mode.
 
         Raises:
             EventTooLarge, PublishError: It can never be published so; the transaction is left as it was.

@@ -49,7 +49,7 @@ CLEAN_UP_EVERY_SECONDS = 60.0
 CLEAN_UP_ROWS = 10_000
 MAX_WAIT_SECONDS = 300
 MAX_ATTEMPTS = 2_147_483_647
-"""What the column takes."""
+"""The column is an integer."""
 SURROUNDINGS = frozenset(
     {
         "AccessDenied", "ConfigError", "InvalidClientTokenId", "InvalidSignatureException", "NoCredentials",
@@ -279,7 +279,7 @@ class Relay:
             except TransportError:
                 raise
             except (ArithmeticError, AttributeError, LookupError, SmartpipeError, TypeError, ValueError) as error:
-                # Nothing that is in a row may end the relay, whatever a transport makes of it.
+                # A transport may fail in its own way on the contents of a row, and that must not end the relay.
                 raise TransportError(type(error).__name__, str(error), retryable=False) from error
 
         failed = await deliver(call, chunk, deadline_seconds=DELIVER_SECONDS)
@@ -307,7 +307,7 @@ class Relay:
             await connection.execute(FAILED, *map(list, zip(*marks, strict=True)))
 
     async def backlog(self) -> Backlog:
-        """Return what waits, as the database said at most 5 s ago or, while it cannot be asked, when it last could.
+        """Return the backlog, at most 5 s old, or older while the database cannot be asked.
 
         Raises:
             StoreError: It never could, or has not answered yet.

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 LANES = 64
 MAX_BODY_BYTES = 1_048_576
-"""The largest message that a topic or a queue can be set to take; a longer body is not even read."""
+"""The largest message that a topic or a queue can be set to take; a longer body is not read."""
 MAX_PAYLOAD_BYTES = 536_870_912
-"""Half of what PostgreSQL can send in one row."""
+"""PostgreSQL sends at most twice as much in one row."""
 MAX_ERROR_LENGTH = 2_000
 MAX_CACHED_LENGTH = 1_000
 _COLUMNS = {
@@ -124,7 +124,7 @@ class UnreadableRow(Exception):
 
 
 def waiting_of(row: Mapping[str, Any]) -> Waiting:
-    """Read a row, whoever wrote it: SNS and SQS refuse a whole request of ten for some of these errors.
+    """Read a row, and check every column: for some errors in one entry SNS and SQS refuse the whole request of ten.
 
     Raises:
         UnreadableRow: It can never be published.

@@ -21,7 +21,7 @@ ORDER BY random() LIMIT $1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608 - constants
 
 # Nothing overtakes one of its group that waits to be tried again. Sizes are measured: size_bytes may hold anything.
-# What is too long to be published is not fetched, or cut so that it is still too long, because its row is parked.
+# A value too long to be published is not fetched, or cut so that it is still too long, because its row is parked.
 WAITING_ROWS = f"""
 SELECT * FROM (
 SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before
@@ -45,7 +45,7 @@ ORDER BY id LIMIT $2
 ) AS first ) AS sized WHERE bytes_before < $3 ORDER BY id
 """  # noqa: S608 - constants
 
-# No relay ever locks another lane, so nobody else would report these rows.
+# No relay ever locks another lane, so these rows would wait for ever without a word.
 PARK_LOST = f"""
 UPDATE smartpipe_outbox
 SET parked_at = clock_timestamp(), error = 'UnreadableRow: lane ' || lane || ' is not one of 0 to {LANES - 1}'

@@ -66,7 +66,7 @@ def store_for(url: str, *, prefix: str = "") -> Store:
         ) from None
     try:
         if not is_readable(url):
-            raise ValueError  # noqa: TRY301 - as for what the store itself cannot read
+            raise ValueError  # noqa: TRY301 - handled like a URL that the store itself cannot read
         store: Store = getattr(module, home.name)(url, prefix=prefix)
     except ValueError:  # its text quotes parts of the URL
         raise ConfigError(unreadable("SMARTPIPE_IDEMPOTENCY_URL", scheme)) from None

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: which database a URL leads to, and what a connection pooler before it allows."""
+"""Connections to PostgreSQL: reads its URLs, connects, and finds out whether a connection pooler is in between."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""What asyncpg raises when the server cannot be reached or refuses; a timeout is an OSError."""
+"""asyncpg raises these when the server cannot be reached or refuses; a timeout is an OSError."""
 # A prepared statement that another connection has, or has not: server connections change under the client.
 _MIXED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 CLOSE_SECONDS = 2.0
@@ -49,7 +49,7 @@ class DatabaseUrl(NamedTuple):
             setting: Where it comes from, for the error.
 
         Raises:
-            ConfigError: It cannot be read; no part of it but the scheme is told.
+            ConfigError: It cannot be read. The error shows no part of it but the scheme.
         """
         url = url.strip()
         scheme = scheme_of(url)
@@ -128,10 +128,10 @@ class DatabaseUrl(NamedTuple):
         return ConfigError(f"{self.server}: asyncpg cannot read an option of this URL, such as sslmode")
 
     def fault(self, verb: str, error: BaseException) -> StoreError:
-        """Return what is raised for one of FAULTS, without anything secret."""
-        said = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        """Return the StoreError for one of FAULTS, without any secret."""
+        detail = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         advice = f"; through a connection pooler, add ?{CACHE_SIZE}=0 to the URL" if isinstance(error, _MIXED) else ""
-        return StoreError(f"{verb} at {self.server}: {redacted(said)}{advice}")
+        return StoreError(f"{verb} at {self.server}: {redacted(detail)}{advice}")
 
 
 class PooledConnection(asyncpg.Connection):

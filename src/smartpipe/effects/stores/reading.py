@@ -1,4 +1,4 @@
-"""Numbers of a claim as they stand in a store, where anybody may have written them. Pure."""
+"""Limits for the numbers of a claim that is read from a store, which may hold any value. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_ATTEMPTS = 2_147_483_646
 
 
 def lease_left(seconds: float) -> float:
-    """Return for how long a claim is held: 0 to 12 hours, whatever the store says."""
+    """Return for how long a claim is held: 0 to 12 hours, also if the store holds another number."""
     return 0.0 if math.isnan(seconds) else min(max(0.0, seconds), MAX_LEASE_SECONDS)
 
 

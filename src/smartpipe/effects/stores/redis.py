@@ -51,7 +51,7 @@ local answer = {}
 for i, key in ipairs(KEYS) do
   local token, lease, ttl = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
   local found = redis.pcall('HMGET', key, 'state', 'token', 'attempt', 'until')
-  local foreign = found.err  -- a key of another type: it is no claim, and must not fail the whole batch
+  local foreign = found.err  -- a key of another type: it is not a claim, and must not fail the whole batch
   if foreign then found = {} end
   local state, mine = found[1], found[2] == token
 """
@@ -60,7 +60,7 @@ end
 return answer
 """
 _CLAIM = f"""{_BEGIN}
-  -- Redis cuts numbers of an answer to integers, so what is not one is rounded here: half a millisecond is not none.
+  -- Redis truncates the numbers of an answer, so round up: with half a millisecond left, the claim is still held.
   local left = math.ceil((tonumber(found[4]) or 0) - now)
   local attempt = math.floor(tonumber(found[3]) or 0)
   if left ~= left then left = 0 end  -- not a number
@@ -252,7 +252,7 @@ class RedisStore:
 
 
 def _known(answer: Any, now: int) -> Known:
-    """Return what a key's state and lease say; a key of another type is no claim."""
+    """Read a key's state and lease; a key of another type is not a claim."""
     if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
         return None
     if isinstance(answer, Exception):
