@@ -18,7 +18,7 @@ _UNCOLOURED = "\x1b[0m"
 
 
 def escaped(text: str) -> str:
-    r"""Return *text* as one line: ``\n``, ``\x1b``, ``\u202e`` in place of what could do harm."""
+    r"""Return *text* as one line: ``\n``, ``\x1b``, ``\u202e`` in place of harmful characters."""
     return text if text.isprintable() else _FORBIDDEN.sub(_escape, text)
 
 
@@ -30,7 +30,7 @@ def escaped_but_colours(text: str) -> str:
 
 
 def escaped_json(text: str) -> str:
-    r"""Return JSON *text* with ``\u009b`` and the like in its strings, which a parser reads as what they were."""
+    r"""Return JSON *text* with ``\u009b`` and the like in its strings: a parser reads the original characters."""
     return text if text.isprintable() else _FORBIDDEN_IN_JSON.sub(_escape_in_json, text)
 
 

@@ -1,4 +1,4 @@
-"""Recognizes failures that mean "this process or machine has run out of something", whoever raised them.
+"""Recognizes failures whose cause is that this process, or its machine, has run out of a resource.
 
 Such a failure says nothing about the message: it is deferred, and spends no attempt of its retry policy.
 """

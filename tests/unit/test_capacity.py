@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,7 +47,7 @@ async def test_as_many_calls_as_slots_may_be_overdue_and_two_where_there_is_one_
     assert (capacity.ready, capacity.alive, capacity.reasons, woken) == (True, True, [], ["woken"])
 
 
-def test_many_handlers_are_named_as_a_few_and_a_number() -> None:
+async def test_many_handlers_are_named_as_a_few_and_a_number() -> None:
     capacity = Capacity(9)
     for call in range(9):
         capacity.add(call, f"handler{call}")
@@ -140,3 +141,19 @@ async def test_a_resource_that_keeps_running_out_fails_liveness_and_a_success_re
     await asyncio.sleep(MAX_PAUSE_SECONDS)
     capacity.succeeded()
     assert capacity.alive
+
+
+def test_calls_that_end_late_all_the_time_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        capacity = Capacity(2)
+        for _ in range(100):
+            for call in (1, 2):
+                capacity.add(call, "slow")
+            capacity.remove(1)
+            capacity.remove(2)
+            await asyncio.sleep(1)
+
+    with caplog.at_level(logging.INFO):
+        run_virtually(main())
+
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.INFO] * 2

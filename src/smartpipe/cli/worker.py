@@ -72,10 +72,10 @@ def exit_now(code: int) -> NoReturn:
     """End the process now: the drain's budget is the promise, and threads that never end would break it.
 
     The interpreter's own way out joins every thread, those of abandoned sync handlers and of the
-    loop's executor too. Exit handlers still run. Standard output that nobody reads delays the end by a second or two.
+    loop's executor too. Exit handlers still run. Unread standard output delays the end by up to three seconds.
     """
     atexit._run_exitfuncs()  # noqa: SLF001 - the only way to them that does not join threads first
-    flushing = threading.Thread(target=_flush, daemon=True)  # what a handler has printed, to whoever may not read
+    flushing = threading.Thread(target=_flush, daemon=True)  # a handler's prints may find no reader
     with suppress(RuntimeError):  # no thread can be started
         flushing.start()
         flushing.join(FLUSH_SECONDS)

@@ -170,7 +170,7 @@ class Processor:
         return Processed(ACK, envelope, route.handler)
 
     def timed_out(self, delivery: Delivery, lease: Lease) -> Processed:
-        """Return what to do with a message whose handler does not end; what that does later changes nothing more."""
+        """Return the outcome of a message whose handler does not end; the handler's own end will change nothing."""
         lease.detached = True
         envelope, message, claim = delivery.envelope, delivery.message, delivery.holding
         route = next(one for one in self._routes[type(envelope.data)] if one.handler.name == delivery.handler)

@@ -1,4 +1,4 @@
-"""What a process can still take on: counts handler calls that do not end, and notices resources that ran out."""
+"""The capacity of a process: counts handler calls that do not end, and notices resources that ran out."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ QUIET_SECONDS = 60.0
 """A resource that has not run out again for this long counts as available."""
 RESTART_AFTER_SECONDS = 30.0
 """A resource that keeps running out for this long fails liveness: a restart frees it."""
+LOG_EVERY_SECONDS = 60.0
+"""Calls that end late all the time would otherwise be logged over and over."""
 NAMES_SHOWN = 5
 
 
@@ -52,6 +54,8 @@ class Capacity:
         self.strains = 0
         self._since = self._last = self._opens_at = -math.inf
         self._pause = FIRST_PAUSE_SECONDS
+        self._filled_at = -math.inf
+        self._quietly = False
 
     @property
     def overdue(self) -> int:
@@ -90,7 +94,12 @@ class Capacity:
         self._overdue[call] = handler
         if not self.full and self.overdue >= self._limit:
             self.full = True
-            log.error(
+            now = asyncio.get_running_loop().time()
+            self._quietly = now - self._filled_at < LOG_EVERY_SECONDS
+            if not self._quietly:
+                self._filled_at = now
+            log.log(
+                logging.DEBUG if self._quietly else logging.ERROR,
                 "Receiving no more messages: %s. /livez fails, so that a restart frees them; if enough of them end, "
                 "receiving goes on",
                 self.reasons[0],
@@ -101,7 +110,7 @@ class Capacity:
         loop = asyncio.get_running_loop()
 
         def ended(_: Future[Any]) -> None:  # in its thread
-            with suppress(RuntimeError):  # the loop is closed, and nobody counts any more
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self.remove, future)
 
         self.add(future, handler)
@@ -112,7 +121,8 @@ class Capacity:
         was_overdue = self._overdue.pop(call, None) is not None
         if self.full and self.overdue < self._limit:
             self.full = False
-            log.info("Receiving messages again: %d overdue handler calls are left", self.overdue)
+            level = logging.DEBUG if self._quietly else logging.INFO
+            log.log(level, "Receiving messages again: %d overdue handler calls are left", self.overdue)
             self._wake()
         return was_overdue
 
@@ -140,7 +150,7 @@ class Capacity:
     def succeeded(self) -> None:
         """Take note that a handler returned, while the process is under strain."""
         if asyncio.get_running_loop().time() < self._opens_at:
-            return  # it may have had what others wanted
+            return  # it may have begun before, and have had the resource all the time
         self.exhausted, self._pause = None, FIRST_PAUSE_SECONDS
         self._window += 1
         if self._window > self._limit:
@@ -184,7 +194,7 @@ class Capacity:
 
 
 class CapacityGate:
-    """A Gate of one queue's poller: counts what the queue has out while the process is under strain."""
+    """A Gate of one queue's poller: counts the messages that the queue has out while the process is under strain."""
 
     counts_ends = True
 
@@ -205,15 +215,15 @@ class CapacityGate:
         return admitted
 
     def polled(self, admitted: int, received: int) -> None:
-        """Take note that a poll for so many messages has ended and brought so many."""
+        """Take note that a poll for *admitted* messages has ended and brought *received*."""
         if self._out:
             self._out = max(0, self._out - (admitted - received))
 
     def ended(self, count: int) -> None:
-        """Take note that so many messages have been dealt with."""
+        """Take note that *count* messages have been settled."""
         if self._out:
             self._out = max(0, self._out - count)
 
     def seconds_until_open(self) -> float | None:
-        """Return when the pause after a shortage ends, if that is what polls wait for."""
+        """Return when the pause after a shortage ends, or None while polls wait for something else."""
         return self._capacity.seconds_until_open()

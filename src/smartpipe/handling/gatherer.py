@@ -118,7 +118,7 @@ class Gatherer:
                 self._end(live, failures)
 
     async def _failures(self, batch: BatchDelivery) -> list[BaseException | None]:
-        """Call the handler; return what each item failed by."""
+        """Call the handler; return the failure of each item."""
         for delivery in batch.deliveries:
             delivery.calls += 1
         call = partial(self._invocation.call, self._handler, [delivery.event for delivery in batch.deliveries])

@@ -93,7 +93,7 @@ class Invocation:
         own task, and KeyboardInterrupt.
 
         Args:
-            on_strike: From ``cancelling``: what to do when the time is up.
+            on_strike: Called when the time is up, from ``cancelling``; by default the task is cancelled.
         """
         current_cause.set(delivery)
         try:
@@ -117,9 +117,11 @@ class Invocation:
         return None
 
     def cancelling(self, handler: Handler, on_overdue: OnOverdue) -> OnOverdue:
-        """Return what cancels a call of *handler* at its timeout and, if it does not end, calls *on_overdue*.
+        """Return a function that cancels a call of *handler* at its timeout, for ``outcome_of``.
 
-        *on_overdue* gets the task and the delivery. It settles the message: the task is left to itself.
+        Args:
+            on_overdue: Called with the task and the delivery if the call has not ended 5 s later. It settles the
+                message; the task is left to itself.
         """
         return partial(self._cancel, handler, on_overdue)
 
@@ -128,7 +130,7 @@ class Invocation:
         self._deadlines.close()
 
     def _deferred(self, error: BaseException) -> Deferred | None:
-        """Return what *error* is if it is nobody's failure; a handler's own Retry and Reject are its word."""
+        """Return a Deferred if a resource ran out; None for other failures, and if the handler itself decided."""
         if isinstance(error, Deferred):
             return error  # of a batch
         resource = None if isinstance(error, (Retry, Reject)) else exhausted_resource(error)

@@ -133,9 +133,9 @@ class WorkerReport:
 class HealthServer:
     """Serves a Report on a port, or on a Unix socket instead; ``port`` is the bound one once entered.
 
-    Whoever can reach the port cannot take the process's file descriptors: at most 32 connections are open, each for
-    one request, which must have arrived after 5 s and been answered and read after 20 s. Beyond 32, the connection
-    that has waited for its request the longest is closed, so that probes get through.
+    Clients of the port cannot use up the process's file descriptors: at most 32 connections are open. Each is for one
+    request, which must have arrived after 5 s, and whose answer must have been read after 20 s. When a 33rd
+    connection comes, the one that has waited for its request the longest is closed, so that probes get through.
     """
 
     def __init__(self, report: Report, host: str, port: int, *, socket: Path | None = None) -> None:
@@ -195,7 +195,7 @@ class HealthServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the port, and what is connected to it."""
+        """Close the port and its connections."""
         if self._server is not None:
             self._server.close()
         if self._runner is not None:
@@ -227,7 +227,7 @@ class HealthServer:
 
 
 class _Connection(asyncio.Protocol):
-    """One of a server's connections, bounded in number and time; what it receives goes to aiohttp's protocol."""
+    """One of a server's connections, bounded in number and time, in front of aiohttp's own protocol."""
 
     def __init__(self, inner: asyncio.Protocol, connections: dict[asyncio.BaseTransport, _Connection]) -> None:
         self.requested = False

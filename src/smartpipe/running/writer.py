@@ -1,7 +1,7 @@
-"""Writes lines from a thread, so that nobody who fails to read them stops the event loop.
+"""Writes lines from a thread, so that a reader that is slow or gone never stops the event loop.
 
-logging.handlers.QueueHandler and QueueListener would do without three things: a bound that drops and counts instead
-of raising, an end that waits for so long and no longer, and a process that forks.
+logging.handlers.QueueHandler and QueueListener lack three things: a bound beyond which lines are dropped and counted,
+a wait at the end that is bounded too, and a way to go on in a forked process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_PENDING_CHARACTERS = 4_194_304
 """Some ten thousand lines: more than any burst, and little memory."""
 MAX_WRITE_BYTES = 4_096
-"""Linux's PIPE_BUF: what is written to a pipe at once is not mixed with the lines of other processes (pipe(7))."""
+"""Linux's PIPE_BUF: a pipe does not mix a write of this size with those of other processes (pipe(7))."""
 FLUSH_SECONDS = 2.0
 STALLED_SECONDS = 0.5
 LOOK_SECONDS = 0.02
@@ -47,8 +47,8 @@ class Lines(Protocol):
 class LineWriter:
     """Writes to a duplicate of a file descriptor, in order. Beyond 4 million characters, lines are dropped and counted.
 
-    What cannot be written, because a disk is full or nobody reads any more, is dropped and counted too. After a fork
-    the child process writes without a thread. Pending lines are lost by SIGKILL and ``os._exit``.
+    So are lines that cannot be written, because a disk is full or the reader has gone. After a fork the child process
+    writes without a thread. Pending lines are lost by SIGKILL and ``os._exit``.
 
     Args:
         describe: Makes a line of the number of lines dropped, which is written as soon as writing works again.
@@ -133,7 +133,7 @@ class LineWriter:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:  # another process has made it non-blocking
                 select.select([], [self._fd], [])
-            except OSError:  # nobody reads any more, or the disk is full
+            except OSError:  # the reader has gone, or the disk is full
                 self.dropped += len(lines) if counted else 0
                 return False
         return True

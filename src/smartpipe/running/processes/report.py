@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 SUPERVISOR = "supervisor"
-"""What its own samples have as their ``process``."""
+"""The label ``process`` of the supervisor's own samples."""
 
 
 class Parent(Protocol):
