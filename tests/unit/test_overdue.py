@@ -8,9 +8,11 @@ import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from pydantic import field_validator
 from tenacity import wait_fixed
 
 from smartpipe import Batch, BatchDelivery, Delivery, Event, Queue, Retry, RetryPolicy, Service, Topic
+from smartpipe.envelope import encode, wrap
 from smartpipe.handling.invocation import CANCEL_GRACE_SECONDS
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
@@ -427,5 +429,35 @@ def test_retry_and_reject_are_the_handlers_word_also_when_a_resource_ran_out() -
             await broker.publish(ADA)
             await broker.drain()
             assert [retried.after_seconds for retried in broker.retried()] == [77]
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")], ids=repr)
+def test_a_message_that_could_not_be_read_for_want_of_a_resource_is_deferred(error: Exception) -> None:
+    errors = iter([error] * 3)
+
+    class Read(Event, topic=Topic("reading"), type="read.once", version="1.0"):
+        name: str
+
+        @field_validator("name")
+        @classmethod
+        def check(cls, name: str) -> str:
+            if name == "arrived":
+                for one in errors:
+                    raise one
+            return name
+
+    async def main() -> None:
+        service, transport = Service("reader", retry=RetryPolicy(attempts=1)), FakeTransport()
+
+        @service.subscribe(Read)
+        async def handle(_: Read) -> None: ...
+
+        body = encode(wrap(Read(name="published"), source="test")).replace("published", "arrived")
+        transport.put(*[body] * 4)
+        async with consuming(service, transport, concurrency=1) as consumer:
+            await asyncio.sleep(60)
+        assert consumer.counts.as_dict() == {"received": 4, "handled": 1, "deferred": 3}
 
     run(main())

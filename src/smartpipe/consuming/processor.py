@@ -16,13 +16,12 @@ from smartpipe.consuming.room import Room
 from smartpipe.envelope import current_envelope
 from smartpipe.envelope.reader import Reader
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
-from smartpipe.exhaustion import exhausted_resource
 from smartpipe.handling.breaker import Circuit, CircuitBreaker
 from smartpipe.handling.delivery import Delivery
 from smartpipe.handling.gatherer import Gatherer
 from smartpipe.handling.guard import HANDLED, Guard, Guarded
 from smartpipe.handling.invocation import Deferred, HandlerTimeout, Invocation
-from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide, shown
+from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 
@@ -148,13 +147,14 @@ class Processor:
             envelope = await self._reader.read(message)
         except TransportError as error:  # an outage of S3 is nobody's failure
             return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, attempt, error)), error))
-        except (DecodeError, PayloadError, UnknownEventType) as error:
+        except Exception as error:
+            deferred = self._invocation.deferred(error)  # of a validator that found no memory, too
+            if deferred is not None:
+                return Processed(self._defer(message, deferred))
+            if not isinstance(error, (DecodeError, PayloadError, UnknownEventType)):
+                raise
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
-        except Exception as error:
-            if exhausted_resource(error) is None:
-                raise
-            return Processed(self._defer(message, Deferred(f"not read: {shown(error)}", 1.0, exhausted=True)))
         for route in self._routes[type(envelope.data)]:
             failure, attempted = await self._call(route, envelope, message, lease)
             if lease.detached:  # settled long since

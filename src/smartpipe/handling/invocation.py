@@ -108,7 +108,7 @@ class Invocation:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit and a Rust panic too: the retry policy judges it
-            return self._deferred(error) or error
+            return self.deferred(error) or error
         finally:
             if self._cancelled:
                 self._ended()
@@ -129,7 +129,7 @@ class Invocation:
         """Stop its timer."""
         self._deadlines.close()
 
-    def _deferred(self, error: BaseException) -> Deferred | None:
+    def deferred(self, error: BaseException) -> Deferred | None:
         """Return a Deferred if a resource ran out; None for other failures, and if the handler itself decided."""
         if isinstance(error, Deferred):
             return error  # of a batch
