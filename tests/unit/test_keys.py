@@ -15,7 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
+from smartpipe import Event, Idempotency, Topic
+from smartpipe.effects.idempotency import HandlerName
 from smartpipe.effects.stores.keys import stored_key
+from smartpipe.envelope import wrap
+from smartpipe.envelope.ids import DerivedIds
 from smartpipe.keys import MAX_SQS_ID_LENGTH, bounded, compose, escape, sqs_id, typed_text
 
 # Any text at all, lone surrogates and NUL included, with much of what a careless encoding would confuse.
@@ -98,6 +102,48 @@ def test_a_digest_in_a_store_is_no_other_keys_text() -> None:
 
     assert stored_key("", digest, max_bytes=100) != digest
     assert stored_key("", literal, max_bytes=100) != digest
+
+
+NAMES = st.builds(HandlerName, ANYTHING, ANYTHING, ANYTHING, ANYTHING)
+FIELDS = st.none() | st.sampled_from(["", 0, 1, "1", "0"]) | ANYTHING
+EFFECTS = st.tuples(NAMES, FIELDS, ANYTHING, ANYTHING)
+
+
+class Valued(Event, topic=Topic("keys"), type="keys.valued", version="1.0"):
+    value: int | str | None = None
+
+
+def claim_key(effect: tuple[HandlerName, int | str | None, str, str]) -> str:
+    name, value, source, id_ = effect
+    envelope = wrap(Valued.model_construct(value=value), source=source)._replace(id=id_)
+    return Idempotency(key="value").key_of(name, envelope)
+
+
+@given(EFFECTS, EFFECTS)
+@example((HandlerName("a", "bc", "q", "f"), None, "s", "1"), (HandlerName("ab", "c", "q", "f"), None, "s", "1"))
+@example((HandlerName("", "s", "q", "f"), None, "value", "str/1"), (HandlerName("", "s", "q", "f"), "1", "", ""))
+def test_effects_share_a_claim_if_and_only_if_handler_and_event_are_the_same(
+    one: tuple[HandlerName, int | str | None, str, str], other: tuple[HandlerName, int | str | None, str, str]
+) -> None:
+    def named(effect: tuple[HandlerName, int | str | None, str, str]) -> tuple[object, ...]:
+        name, value, source, id_ = effect
+        return (name, source, id_) if value in (None, "") else (name, type(value), value)
+
+    assert (claim_key(one) == claim_key(other)) == (named(one) == named(other))
+    assert len(claim_key(one)) <= 512
+
+
+@given(PARTS, PARTS, st.lists(PARTS, min_size=2, max_size=6))
+def test_what_one_call_publishes_has_ids_of_its_own_and_the_same_in_each_attempt(
+    cause: list[str], other: list[str], published: list[list[str]]
+) -> None:
+    attempts = [DerivedIds(*cause, call=1), DerivedIds(*cause, call=2), DerivedIds(*other, call=1)]
+    first, again, of_other = ([ids.next(*what) for what in published] for ids in attempts)
+
+    assert first == again
+    assert len(set(first)) == len(first)
+    assert (set(first) == set(of_other)) == (cause == other)
+    assert {UUID(one).version for one in first} == {8}
 
 
 class Colour(StrEnum):
