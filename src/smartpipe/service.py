@@ -275,21 +275,21 @@ class Service:
         return queue
 
     def _named_apart(self, handler: Handler) -> Handler:
-        """Number a handler whose function is called as that of another one of the same event on the same queue.
+        """Number a handler whose function has the name of another handler of the same event on the same queue.
 
-        Closures, partials and bound methods can be. Claims go by the name, so it must not depend on the order of
-        registration: idempotent handlers are refused instead.
+        Closures, partials and bound methods can. The ids of what a handler publishes go by its name. So do claims, but
+        they must not depend on the order of registration: an idempotent handler is refused instead.
         """
         others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
         namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
-        if handler.options.idempotency and any(one.options.idempotency for one in namesakes):
-            raise ConfigError(
-                f"handler {handler.name}: queue {handler.queue.name!r} has an idempotent handler of this name for "
-                f"{handler.event.__qualname__} already, and the two would share their claims; give each function its "
-                "own name"
-            )
-        if handler.options.idempotency or not namesakes:
+        if not namesakes:
             return handler
+        if any(one.options.idempotency for one in (handler, *namesakes)):
+            raise ConfigError(
+                f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
+                f"{handler.event.__qualname__}, and claims of idempotent handlers go by the name; give each function "
+                "its own name"
+            )
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
     def _refuse_second_class(self, handler: Handler) -> None:

@@ -9,10 +9,24 @@ from uuid import UUID
 
 import pytest
 
-from smartpipe import Batch, BatchDelivery, Delivery, Event, Idempotency, Publisher, Queue, RetryPolicy, Service, Topic
+from smartpipe import (
+    Batch,
+    BatchDelivery,
+    Delivery,
+    Event,
+    Idempotency,
+    Publisher,
+    PublishError,
+    Queue,
+    RetryPolicy,
+    Service,
+    Topic,
+)
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.ids import DerivedIds, current_cause
 from smartpipe.testing import MemoryBroker
 from smartpipe.testing.records import Published
+from tests.support.fakes import FakeTransport, refused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -205,21 +219,22 @@ async def test_a_middleware_that_tries_again_publishes_the_same_ids_again_and_it
     assert before not in rest
 
 
-async def test_two_events_that_name_one_effect_lead_to_one_id() -> None:
-    fail = failing(1)
+async def test_an_effect_that_happens_again_when_its_memory_has_run_out_leads_to_new_ids() -> None:
+    """As with one mail an hour for each order: consumers remember for longer, and would drop the second."""
 
     async def charge(_: Asked, delivery: Delivery) -> None:
         await delivery.publish(Charged())
-        fail()
 
-    service = service_of(charge, idempotent=Idempotency(key="order_id"))
+    service = service_of(charge, idempotent=Idempotency(key="order_id", ttl_seconds=3_600))
     async with MemoryBroker(service) as broker:
-        await broker.publish(Asked())
-        await broker.publish(Asked())
-        await broker.drain()
+        for _ in range(3):
+            await broker.publish(Asked())
+            await broker.publish(Asked())
+            await broker.drain()
+            await asyncio.sleep(3_700)
 
-        assert len(ids(broker, Charged)) == 2
-        assert len(set(ids(broker, Charged))) == 1
+        assert len(ids(broker, Charged)) == 3
+        assert len(set(ids(broker, Charged))) == 3
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
@@ -334,3 +349,29 @@ async def test_what_no_handler_publishes_has_a_new_id_each_time() -> None:
 
     assert first != second
     assert UUID(first).version == UUID(second).version == 7
+
+
+class Copy:
+    """A delivery of one event, of which there are several at once."""
+
+    def __init__(self) -> None:
+        self.calls = 1
+        self.ids: DerivedIds | None = None
+
+    def derive_ids(self) -> DerivedIds:
+        return DerivedIds("one event", call=self.calls)
+
+
+async def test_of_two_events_with_one_id_in_a_request_only_the_refused_one_fails() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(1)])
+
+    async def publish(publisher: Publisher) -> str:
+        current_cause.set(Copy())
+        return await publisher.publish(Charged())
+
+    async with Publisher("test", transport=transport) as publisher:
+        one, other = await asyncio.gather(publish(publisher), publish(publisher), return_exceptions=True)
+
+    assert isinstance(other, PublishError)
+    assert [failure.event_id for failure in other.failures] == [one]

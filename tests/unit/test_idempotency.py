@@ -407,14 +407,14 @@ def closures() -> list[Callable[..., Any]]:
     return [closure(), closure()]
 
 
-def test_two_idempotent_handlers_of_one_name_on_one_queue_are_refused() -> None:
+@pytest.mark.parametrize(("one", "other"), [(True, True), (True, False), (False, True)])
+def test_an_idempotent_handler_shares_its_name_with_no_other_one_of_its_event_and_queue(one: bool, other: bool) -> None:
     first, second = closures()
-    service = serving(first)
+    service = serving(first, idempotent=one)
 
-    with pytest.raises(ConfigError, match="the two would share their claims; give each function its own name"):
-        service.subscribe(UserSignedUp, idempotent=True)(second)
-    service.subscribe(UserSignedUp)(partial(second))  # has no claims
-    service.subscribe(UserSignedUp, queue="another", idempotent=True)(second)
+    with pytest.raises(ConfigError, match="already has a handler of this name.*give each function its own name"):
+        service.subscribe(UserSignedUp, idempotent=other)(partial(second))
+    service.subscribe(UserSignedUp, queue="another", idempotent=other)(second)
 
 
 def test_handlers_of_one_name_are_numbered() -> None:

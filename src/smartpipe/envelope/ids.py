@@ -45,7 +45,7 @@ class DerivedIds:
     The order among events that are not alike does not matter, nor does what their other fields say.
 
     Args:
-        cause: Names the handler and the event that it handles, or the effect.
+        cause: Names the handler and the event, or events, that it handles.
         call: Which call of the function it is; 0: none yet, a middleware publishes.
         time_of: The cause's event id. If it is a UUID version 7, or one of these, its first 48 bits are kept: they are
             a time, so ids of one chain of events stay close together in an index. The time of the publication would

@@ -43,15 +43,7 @@ class Held(Protocol):
 
 
 class Transactional(Protocol):
-    """What a delivery knows of its claim.
-
-    Args:
-        key: The claim's.
-        by_id: Whether the key goes by the event's own id.
-    """
-
-    key: str
-    by_id: bool
+    """What a delivery knows of its claim."""
 
     @property
     def attempt(self) -> int:
@@ -197,15 +189,13 @@ class Delivery:
 
     @property
     def cause(self) -> tuple[str, ...]:
-        """What the ids of published events are derived from: the effect, if one is claimed, else handler and event.
+        """What the ids of published events are derived from: the handler and the event.
 
-        So whatever names the same effect, such as two events with one order id, leads to the same ids.
+        Not the effect that an idempotent handler claims by a field: it can happen again, for another event, when its
+        memory has run out, and what that publishes is new.
         """
-        if self.holding is not None:
-            return ("claim", self.holding.key)
-        return ("event", self.service, self.queue, self.handler, self.source, self.event_id)
+        return (self.service, self.queue, self.handler, self.source, self.event_id)
 
     def derive_ids(self) -> DerivedIds:
         """Return the ids of what this delivery publishes, from the first on."""
-        by_id = self.holding is None or self.holding.by_id
-        return DerivedIds(*self.cause, call=self.calls, time_of=self.event_id if by_id else "")
+        return DerivedIds("event", *self.cause, call=self.calls, time_of=self.event_id)

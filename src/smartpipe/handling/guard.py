@@ -108,7 +108,7 @@ class Guard:
     async def _held(
         self, claim: Claim, outcome: Claimed, delivery: Delivery, call: Callable[[], Awaitable[BaseException | None]]
     ) -> Guarded:
-        holding = Holding(self._claims, claim, outcome.attempt, by_id=self._options.key is None)
+        holding = Holding(self._claims, claim, outcome.attempt)
         delivery.holding = holding
         try:
             failure = await call()
@@ -163,12 +163,10 @@ def _lose(lease: Lease) -> None:
 class Holding:
     """A claim while its handler runs, as the delivery knows it; *attempt* is the store's count, this one included."""
 
-    def __init__(self, claims: Claims, claim: Claim, attempt: int, *, by_id: bool) -> None:
+    def __init__(self, claims: Claims, claim: Claim, attempt: int) -> None:
         self.attempt = attempt
         self._claims = claims
         self._claim = claim
-        self.key = claim.key
-        self.by_id = by_id
         self.completed = False
 
     def abandon(self) -> None:

@@ -124,6 +124,7 @@ class Singles:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
             return
-        by_id = {outgoing.event_id: failure for outgoing, failure in failures}
+        # Two of them may have one event id, as what a handler publishes for two copies of an event has.
+        failed = {id(outgoing): failure for outgoing, failure in failures}
         for waiting in wanted:
-            waiting.settle(by_id.get(waiting.outgoing.event_id))
+            waiting.settle(failed.get(id(waiting.outgoing)))
