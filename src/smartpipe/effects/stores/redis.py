@@ -223,9 +223,11 @@ class RedisStore:
                 return
         cursor = -1
         while cursor:
-            async with self._faults("SCAN"):
+            async with self._faults("SCAN"), self._redis.pipeline(transaction=False) as pipe:
                 cursor, keys = await self._redis.scan(max(0, cursor), match=OLD_CLAIMS, count=SCAN_KEYS, _type="hash")
-                states = [await self._redis.hget(key, "state") for key in keys]
+                for key in keys:
+                    pipe.hget(key, "state")
+                states = await pipe.execute()
             if any(state in {b"completed", b"held"} for state in states):
                 raise ConfigError(
                     f"{self._server} remembers claims of an earlier version. They name no service and no queue, so "
