@@ -188,7 +188,8 @@ class Decoder:
         }
         self._adapters = {key: _adapter(form) for key, form in forms.items()}
         types = Counter(type_ for type_, _ in forms)
-        single = [form for (type_, _), form in forms.items() if types[type_] == 1]
+        self._told_apart = {key for key in forms if types[key[0]] == 1}
+        single = [form for key, form in forms.items() if key in self._told_apart]
         form: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
         if len(single) > 1:
             form = Annotated[form, Field(discriminator="type")]
@@ -233,7 +234,9 @@ class Decoder:
             if inner:
                 refuse_too_many_values(inner, limit_objects)  # they were in a string before
                 body = inner
-            validate = validators.by_type.get(_kind_of(body))
+            kind = _kind_of(body)
+            again = inner or kind not in self._told_apart  # else it has been validated so
+            validate = validators.by_type.get(kind) if again else None
             fields = _validated(validate, body) if validate else None
         return _envelope(self._examine(body) if fields is None else fields)
 
