@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}")
 _POSTGRES = re.compile(r"postgres(ql)?(\+[a-z0-9_]+)?")
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]*)(:[0-9]{1,5})?")
+_HOST = re.compile(r"(\[[0-9A-Za-z:.%]+\]|[A-Za-z0-9._~%-]*)(:[0-9]{1,5})?")
 # From the scheme to the last "@" of the word: a password may hold an unencoded "/", "?", "#" or "@".
 _USER_IN_TEXT = re.compile(r"(?<=://)[^\s\"'<>]*@")
 _QUERY_IN_TEXT = re.compile(r"(://[^\s\"'<>?#]*)[?#][^\s\"'<>]*")

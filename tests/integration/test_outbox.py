@@ -261,6 +261,22 @@ async def test_what_has_been_published_is_cleaned_up_after_its_retention(
     assert await database.fetchval("SELECT published_at IS NOT NULL FROM smartpipe_outbox")
 
 
+async def test_a_role_with_a_stricter_isolation_level_changes_nothing(
+    database: asyncpg.Connection, postgres_url: str
+) -> None:
+    await database.execute("ALTER ROLE CURRENT_USER SET default_transaction_isolation = 'serializable'")
+    try:
+        written = await write(database, *(Paid(account=str(number % 3), number=number) for number in range(90)))
+        transport = FakeTransport()
+        relays = [Relay(postgres_url, transport, RelayOptions(rows=10, lanes=2)) for _ in range(3)]
+        while await database.fetchval("SELECT count(*) FROM smartpipe_outbox WHERE published_at IS NULL"):
+            await asyncio.gather(*(relay.drain() for relay in relays))
+    finally:
+        await database.execute("ALTER ROLE CURRENT_USER RESET default_transaction_isolation")
+
+    assert sorted(ids(transport)) == sorted(written)
+
+
 async def test_a_relay_outlives_its_connections(database: asyncpg.Connection, postgres_url: str) -> None:
     transport = FakeTransport()
     async with relaying(postgres_url, transport) as relay:

@@ -63,6 +63,21 @@ async def test_effect_and_completion_are_committed_together(store: PostgresStore
     assert await store.complete([claim]) == [True]
 
 
+@pytest.mark.parametrize("name", ["text", "varchar", "float8", "int4", "timestamptz"])
+async def test_the_codecs_that_a_handler_sets_do_not_change_its_completion(store: PostgresStore, name: str) -> None:
+    claim = claim_of("order-1")
+    await store.claim([claim])
+
+    async with store.acquire() as connection:
+        await connection.set_type_codec(name, encoder=repr, decoder=repr, schema="pg_catalog", format="text")
+        async with connection.transaction():
+            assert not await store.complete_in(connection, claim_of("order-1"))
+            assert await store.complete_in(connection, claim)
+            assert await store.complete_in(connection, claim)
+
+    assert await store.claim([claim_of("order-1")]) == [Completed()]
+
+
 async def test_a_rollback_takes_effect_and_completion_back(store: PostgresStore) -> None:
     claim = claim_of("order-1")
     await store.claim([claim])

@@ -34,6 +34,8 @@ SECRET = "hunter2"
             PostgresStore,
         ),
         ("postgresql://ada:x@[::1]:5432/claims", PostgresStore),
+        ("postgresql://ada:x@[fe80::1%25eth0]:5432/claims", PostgresStore),
+        ("postgresql://ada:x@%2Frun%2Fpostgresql/claims", PostgresStore),
         ("unix:///run/redis.sock?db=1", RedisStore),
         ("postgresql://ada:pa%2Fss@db.internal:5432/claims?sslmode=require", PostgresStore),
         ("postgres://db.internal/claims", PostgresStore),

@@ -230,7 +230,8 @@ class Relay:
         Returns:
             How many rows were taken, and for how many seconds AWS is better left alone.
         """
-        async with connection.transaction():
+        # Not the default of the role: a stricter level would read the rows as they were before the lanes were locked.
+        async with connection.transaction(isolation="read_committed"):
             lanes = [row["lane"] for row in await connection.fetch(TAKE_LANES, self.options.lanes)]
             if not lanes:
                 return 0, 0.0

@@ -14,7 +14,7 @@ from smartpipe.effects.stores.database import FAULTS, DatabaseUrl, PooledConnect
 from smartpipe.effects.stores.keys import stored_key
 from smartpipe.effects.stores.migrate import missing_migrations
 from smartpipe.effects.stores.reading import attempt_of, lease_left
-from smartpipe.effects.stores.statements import CLAIM, COMPLETE, FORGET, LOOK, PURGE, RELEASE, RENEW
+from smartpipe.effects.stores.statements import CLAIM, COMPLETE, COMPLETE_IN, FORGET, LOOK, PURGE, RELEASE, RENEW
 from smartpipe.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ class PostgresStore:
         Raises:
             StoreError: The statement failed, and with it the transaction.
         """
-        columns = _columns([(self._key(claim.key), claim)])
+        values = (self._key(claim.key), claim.token, str(claim.ttl_seconds))
         try:
-            rows = await connection.fetch(COMPLETE, *columns, timeout=CALL_SECONDS)
+            status: str = await connection.execute(COMPLETE_IN, *values, timeout=CALL_SECONDS)
         except FAULTS as error:
             raise self._fault("complete_in", error) from error
-        return bool(rows)
+        return status == "UPDATE 1"
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:

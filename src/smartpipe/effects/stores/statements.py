@@ -57,6 +57,15 @@ RENEW = _CHANGE.format(
 COMPLETE = _CHANGE.format(changes=f"state = 'completed', {_REMEMBER}", already="completed")
 RELEASE = _CHANGE.format(changes=f"state = 'released', {_REMEMBER}", already="released")
 
+# For the caller's own connection: a parameter of another type would go through the codec that a handler may have set
+# for it, and a changed key would never match.
+COMPLETE_IN = f"""
+UPDATE smartpipe_claims AS c
+SET state = 'completed', expires_at = {_WHILE_HELD.format(seconds="$3::refcursor::text::float8", column="expires_at")}
+WHERE c.key = $1::refcursor::text AND c.token = $2::refcursor::text
+  AND c.state IN ('held', 'completed') AND c.expires_at > clock_timestamp()
+"""  # noqa: S608 - constants
+
 LOOK = """
 SELECT key, state, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds
 FROM smartpipe_claims WHERE key = ANY ($1::text[]) AND expires_at > clock_timestamp()
