@@ -192,7 +192,7 @@ def _refuse(verb: str, connection: Any, kind: str) -> NoReturn:
     elif kind:
         why = f"is {kind}, which has no transaction of its own; give it the connection or session that has"
     else:
-        why = f"is not a connection; give it {_EXPECTED[verb]} that the transaction is open on"
+        why = f"cannot be used; give it {_EXPECTED[verb]} that the transaction is open on"
     raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} {why}")
 
 
