@@ -69,7 +69,8 @@ def test_handlers_that_hang_are_bounded_fail_the_probes_and_let_good_messages_wa
     publish(*[task(name="hang")] * 30)
     hanging.wait_until(lambda: http_status(f"{url}/livez")[0] == 503)
     status, body = http_status(f"{url}/readyz")
-    metrics = urlopen(f"{url}/metrics").read().decode()
+    with urlopen(f"{url}/metrics", timeout=5) as answer:
+        metrics = answer.read().decode()
     publish(*[task(name="good")] * 10)
 
     assert status == 503

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -35,7 +35,10 @@ def answers(url: str) -> str:
     try:
         with urlopen(url, timeout=5) as answer:
             return str(answer.read().decode())
-    except (URLError, OSError):
+    except HTTPError as error:
+        error.close()
+        return ""
+    except OSError:
         return ""
 
 

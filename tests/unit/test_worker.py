@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -208,7 +209,8 @@ async def test_an_unknown_path_of_the_health_port_is_not_found() -> None:
     running = asyncio.create_task(worker.run())
     await until(lambda: worker.ready)
 
-    with pytest.raises(OSError, match="404"):
+    with pytest.raises(HTTPError, match="404") as raised:
         await asyncio.to_thread(urlopen, worker.health.url + "/nowhere")
+    raised.value.close()
     worker.stop()
     await running

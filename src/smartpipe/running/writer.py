@@ -63,6 +63,7 @@ class LineWriter:
         self._encoding = encoding
         self._lock = RLock()  # a signal handler may write a line in the middle of another
         self._lines: SimpleQueue[_Item] = SimpleQueue()
+        self._held: _Item | None = None
         self._put = self._taken = self._reported = 0
         self._thread: Thread | None = None
         forked = weakref.WeakMethod(self._forked)
@@ -76,7 +77,7 @@ class LineWriter:
     def write(self, line: str) -> None:
         """Have *line*, which ends with a newline, written soon."""
         if self._thread is None:
-            self._write([line])
+            self._write([self._encoded(line)])
             return
         size = len(line)
         with self._lock:
@@ -99,40 +100,53 @@ class LineWriter:
                 taken, moved_at = self._taken, now
 
     def _work(self) -> None:
-        held: _Item | None = None
         while True:
-            item, held = held or self._lines.get(), None
-            if isinstance(item, Event):
-                item.set()
-                continue
-            batch, size = [item], len(item)
             try:
-                while True:
-                    held = self._lines.get_nowait()
-                    if isinstance(held, Event) or size + len(held) > MAX_WRITE_BYTES:
-                        break
-                    batch.append(held)
-                    size, held = size + len(held), None
-            except Empty:
-                pass
-            self._write(batch)
-            self._taken += size
-            if self.dropped != self._reported and self._put - self._taken < MAX_PENDING_CHARACTERS // 2:
-                self._report()
+                self._write_next()
+            except MemoryError:  # without this thread there would be no log any more
+                self.dropped += 1
 
-    def _report(self) -> None:
-        count = self.dropped - self._reported
-        if self._write([self.describe(count)], counted=False):
-            self._reported += count
+    def _write_next(self) -> None:
+        """Wait for a line, and write it with those behind it that fit into one write."""
+        item, self._held = self._held or self._lines.get(), None
+        if isinstance(item, Event):
+            item.set()
+            return
+        batch, characters = [self._encoded(item)], len(item)
+        size = len(batch[0])
+        try:
+            while True:
+                item = self._lines.get_nowait()
+                data = b"" if isinstance(item, Event) else self._encoded(item)
+                size += len(data)
+                if isinstance(item, Event) or size > MAX_WRITE_BYTES:
+                    self._held = item
+                    break
+                batch.append(data)
+                characters += len(item)
+        except Empty:
+            pass
+        finally:
+            self._taken += characters
+        self._write(batch)
+        if self.dropped != self._reported and self._put - self._taken < MAX_PENDING_CHARACTERS // 2:
+            count = self.dropped - self._reported
+            if self._write([self._encoded(self.describe(count))], counted=False):
+                self._reported += count
 
-    def _write(self, lines: list[str], *, counted: bool = True) -> bool:
+    def _encoded(self, line: str) -> bytes:
+        return line.encode(self._encoding, "backslashreplace")
+
+    def _write(self, lines: list[bytes], *, counted: bool = True) -> bool:
         """Write all of it, however long that takes; return whether it could be written."""
-        data = memoryview("".join(lines).encode(self._encoding, "backslashreplace"))
+        data = memoryview(b"".join(lines))
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:  # another process has made it non-blocking
-                select.select([], [self._fd], [])
+                writable = select.poll()
+                writable.register(self._fd, select.POLLOUT)
+                writable.poll()
             except OSError:  # the reader has gone, or the disk is full
                 self.dropped += len(lines) if counted else 0
                 return False
@@ -143,6 +157,7 @@ class LineWriter:
         self._thread = None
         self._lock = RLock()
         self._lines = SimpleQueue()
+        self._held = None
 
 
 class StreamLines:
