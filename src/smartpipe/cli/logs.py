@@ -42,7 +42,7 @@ class JsonLines(logging.Formatter):
     def __init__(self, process: int | None = None, *, ascii_only: bool = False) -> None:
         super().__init__()
         self._process = {} if process is None else {"process": process}
-        self._ascii_only = ascii_only
+        self._encode = json.JSONEncoder(ensure_ascii=ascii_only).encode
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -54,14 +54,14 @@ class JsonLines(logging.Formatter):
             "message": message_of(record),
         }
         for name, value in fields_of(record).items():
-            line[name] = value if isinstance(value, (int, float)) else _bounded(value)
+            short = isinstance(value, str) and len(value) <= FIELD_CHARACTERS
+            line[name] = value if short or isinstance(value, (int, float)) else _bounded(value)
         if record.exc_info:
             line["exception"] = "\n".join(traceback_of(self, record))
         try:
-            text = json.dumps(line, ensure_ascii=self._ascii_only)
+            text = self._encode(line)
         except (TypeError, ValueError):  # keys that JSON does not have
-            plain = {str(name): _text(value) for name, value in line.items()}
-            text = json.dumps(plain, ensure_ascii=self._ascii_only)
+            text = self._encode({str(name): _text(value) for name, value in line.items()})
         return escaped_json(text)
 
 
