@@ -312,7 +312,7 @@ async def test_a_backlog_of_large_events_is_read_by_and_by(
     database: asyncpg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://outbox")
-    monkeypatch.setattr("smartpipe.outbox.relay.MAX_BYTES", 2_000_000)  # their keys are in the envelope, too
+    monkeypatch.setattr("smartpipe.outbox.relay.MAX_BYTES", 1_000_000)
     outbox, transport = Outbox("shop"), FakeTransport()
     large = OrderPlaced(order_id="x" * 600_000)
     sent = [await outbox.publish(large, connection=database, autocommit=True) for _ in range(5)]

@@ -59,13 +59,20 @@ async def write(connection: Any, document: str, *, autocommit: bool) -> None:
         connection = await _opened(connection).connection()
     if kind in _ASYNC_SQLALCHEMY:
         _check_sqlalchemy(connection, connection.sync_connection, autocommit=autocommit)
-        await connection.execute(_text(), {"document": document}, execution_options=_PLAIN)
+        driver = (await connection.get_raw_connection()).driver_connection
+        if _kind_of(driver) == "asyncpg.Connection" and not _in_utf8(driver):
+            await connection.exec_driver_sql(_literal(document), execution_options=_PLAIN)
+        else:
+            await connection.execute(_text(), {"document": document}, execution_options=_PLAIN)
     elif kind == "psycopg.AsyncConnection":
         _check_psycopg(connection, autocommit=autocommit)
         await _psycopg_cursor("AsyncCursor", connection).execute(_literal(document), prepare=False)
     elif kind == "asyncpg.Connection":
         _check_asyncpg(connection, autocommit=autocommit)
-        await connection.execute(_ASYNCPG, document)
+        if _in_utf8(connection):
+            await connection.execute(_ASYNCPG, document)
+        else:
+            await connection.execute(_literal(document))
     else:
         _refuse("publish", connection, kind)
 
@@ -164,6 +171,15 @@ def _check_sqlalchemy(given: Any, connection: Any, *, autocommit: bool) -> None:
 def _psycopg_cursor(name: str, connection: Any) -> Any:
     """Return a plain cursor, also if the connection has another cursor factory."""
     return getattr(sys.modules["psycopg"], name)(connection)
+
+
+def _in_utf8(connection: Any) -> bool:
+    """Return whether asyncpg encodes parameters in UTF-8.
+
+    In any other ``client_encoding`` asyncpg 0.32 frees the encoded text before it sends it, so that a parameter may
+    arrive as other bytes. The text of a statement is safe.
+    """
+    return str(connection.get_settings().client_encoding).upper().replace("-", "") == "UTF8"
 
 
 def _literal(document: str) -> str:

@@ -241,9 +241,10 @@ class _Connection(asyncio.Protocol):
         if len(self._connections) >= MAX_CONNECTIONS:
             waiting = (one for one in self._connections.values() if not one.requested)
             next(waiting, self).abort()
-        if not self._transport.is_closing():
-            self._connections[transport] = self
-            self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS, self._check_requested)
+        if self._transport.is_closing():
+            return
+        self._connections[transport] = self
+        self._timer = asyncio.get_running_loop().call_later(REQUEST_SECONDS, self._check_requested)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -259,8 +260,9 @@ class _Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._timer is None:  # it was closed at once, and aiohttp does not know of it
+            return
+        self._timer.cancel()
         if self._transport is not None:
             self._connections.pop(self._transport, None)
         self._inner.connection_lost(exc)
