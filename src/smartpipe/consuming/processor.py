@@ -139,8 +139,8 @@ class Processor:
             message = without_reason(message)
         if attempt >= self.thresholds.lost:
             lost = WorkerLost(
-                f"delivered {message.receive_count} times, and no worker reported a result: it probably killed each of "
-                "them, by running out of memory for instance. SQS would move it at its next delivery, without a reason"
+                f"delivered {message.receive_count} times, and no worker reported a result: it probably killed them, "
+                "by running out of memory for instance, or they gave it back. SQS would move it at its next delivery"
             )
             return Processed(decide(lost, attempt, self._service.retry))
         try:

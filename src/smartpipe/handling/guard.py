@@ -98,8 +98,8 @@ class Guard:
         if outcome.attempt - spared > self._handler.retry.attempts + CLAIMS_WITHOUT_RESULT:
             await self._claims.release(claim)
             lost = WorkerLost(
-                f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed each of them, "
-                "by running out of memory for instance"
+                f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed them, by "
+                "running out of memory for instance"
             )
             return Guarded(lost, outcome.attempt)
         self._claims.hold(claim, asked_at, partial(_lose, lease))
