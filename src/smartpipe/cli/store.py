@@ -39,9 +39,8 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
     failures: list[str] = []
     for database, (setting, url) in databases.items():
         try:
-            done.setdefault(database.server, []).extend(
-                asyncio.run(migrate(url, setting, forget_old_claims=forget_old_claims))
-            )
+            names = asyncio.run(migrate(url, setting, forget_old_claims=forget_old_claims))
+            done.setdefault(database.server, []).extend(names)
         except StoreError as error:
             failures.append(str(error))
     _report(done, as_json=as_json)
