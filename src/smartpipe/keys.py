@@ -13,6 +13,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import MAX_PREC, Context, Decimal
 from enum import Enum
@@ -20,7 +22,7 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 MAX_SQS_ID_LENGTH = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._-]*")
@@ -28,6 +30,8 @@ _OTHER = re.compile(r"[^A-Za-z0-9._-]")
 # SQS SendMessage: MessageGroupId and MessageDeduplicationId take alphanumerics and ASCII punctuation.
 SQS_ID = re.compile(r"[!-~]{1,128}")
 _EXACT = Context(prec=MAX_PREC)
+_LARGE = 10**4_000
+"""Python refuses to write integers of more than 4,300 digits (``sys.set_int_max_str_digits``)."""
 
 
 def escape(part: str) -> str:
@@ -75,9 +79,10 @@ def own_sqs_id(kind: str, value: str) -> str:
 def typed_text(value: Any) -> tuple[str, str] | None:
     """Return the type and the text of an event field's *value* for a key; None if there is no value.
 
-    None and empty text, bytes and collections are no value. Equal values of one type have one text: Decimals ``1.0``
-    and ``1.00``, one moment in two time zones. Values of different types have different ones: ``1``, ``"1"``, ``1.0``
-    and ``True``. An enumeration counts as its value, whatever its class is called, and a model as all of its fields.
+    None and empty text, bytes and collections are no value, and neither is one whose own methods raise. Equal values
+    of one type have one text: Decimals ``1.0`` and ``1.00``, one moment in two time zones. Values of different types
+    have different ones: ``1``, ``"1"``, ``1.0`` and ``True``. An enumeration counts as its value, whatever its class
+    is called, and a model or dataclass as all of its fields.
     """
     if isinstance(value, Enum):
         value = value.value
@@ -85,7 +90,10 @@ def typed_text(value: Any) -> tuple[str, str] | None:
         return None
     if isinstance(value, str):
         return "str", value
-    return "json", json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+    try:
+        return "json", json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
+    except Exception:  # noqa: BLE001 - a type of the user's may raise anything; its event goes by source and id
+        return None
 
 
 def _escape(found: re.Match[str]) -> str:
@@ -102,7 +110,7 @@ def _plain(value: Any) -> Any:
         case str():
             return str(value)
         case int():
-            return int(value)
+            return int(value) if abs(value) < _LARGE else ["int", hex(value)]  # the decimal form has a limit
         case float():
             return float(value) + 0.0  # -0.0 equals 0.0
         case Mapping():
@@ -113,26 +121,43 @@ def _plain(value: Any) -> Any:
             return ["list", [_plain(one) for one in value]]
         case AbstractSet():
             return ["set", sorted((_plain(one) for one in value), key=json.dumps)]
-        case BaseModel():
-            return _plain(value.model_dump())
+        case BaseModel():  # not its dump, which leaves fields out and runs serializers
+            fields = {name: getattr(value, name) for name in type(value).model_fields}
+            return _plain(fields | (value.model_extra or {}))
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain({field.name: getattr(value, field.name) for field in dataclass_fields(value)})
     return _tagged(value)
 
 
 def _tagged(value: Any) -> list[str]:
     match value:
         case Decimal():
-            return ["decimal", str(value.normalize(_EXACT) if value else Decimal(0))]
+            return ["decimal", _decimal(value)]
         case UUID():
             return ["uuid", str(value)]
         case datetime():
-            return ["datetime", (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()]
+            return ["datetime", _moment(value)]
         case date():
             return ["date", value.isoformat()]
         case time():
             return ["time", value.isoformat()]
         case timedelta():
-            return ["seconds", str(value / timedelta(microseconds=1))]
-        case SecretStr() | SecretBytes():  # their text is the same for all, and a key must not show any of it
-            secret = value.get_secret_value()
-            return ["secret", sha256(secret.encode() if isinstance(secret, str) else secret).hexdigest()]
+            return ["timedelta", f"{value.days} {value.seconds} {value.microseconds}"]
+        case Secret() | SecretStr() | SecretBytes():  # their text is the same for all, and no key may show any of it
+            secret = json.dumps(_plain(value.get_secret_value()))
+            return ["secret", sha256(secret.encode(errors="surrogatepass")).hexdigest()]
     return ["text", str(value)]
+
+
+def _decimal(value: Decimal) -> str:
+    try:
+        return str(value.normalize(_EXACT) if value else Decimal(0))
+    except ArithmeticError:  # an exponent out of range, or a signaling NaN
+        return repr(value.as_tuple())
+
+
+def _moment(value: datetime) -> str:
+    try:
+        return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()
+    except OverflowError:  # in UTC it would be in year 0 or 10,000
+        return value.isoformat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
@@ -13,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Field, Secret, SecretStr
 
 from smartpipe import Event, Idempotency, Topic
 from smartpipe.effects.idempotency import HandlerName
@@ -170,12 +171,34 @@ class Cat(BaseModel):
 
 WEST = timezone(timedelta(hours=-5))
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+EDGES = [
+    (9999, 12, 31, timezone(-timedelta(hours=1))),
+    (9999, 12, 31, timezone(-timedelta(hours=2))),
+    (1, 1, 1, timezone(timedelta(hours=23, minutes=59, seconds=59, microseconds=999_999))),
+]
+
+
+@dataclass
+class Card:
+    number: SecretStr
+
+
+class Hidden(BaseModel):
+    number: int = Field(exclude=True)
+
+
 DIFFERENT: list[Any] = [
     1, "1", 1.0, True, Decimal(1), b"1", UUID(int=1), str(UUID(int=1)), "true", "null", False, 0, "0",
     NOON, NOON.replace(tzinfo=None), NOON.isoformat(), date(2026, 11, 26), "2026-11-26", timedelta(days=1), 86_400.0,
     ["1"], [1], "[1]", ["1", "1"], [["1"], "1"], ["1", ["1"]], [str(UUID(int=1))], [UUID(int=1)], ["uuid", "1"],
     {"1": 1}, {1: 1}, [("1", 1)], {1}, ["list", [1]], [None], ["null"],
     Dog(name="Rex"), Cat(name="Rex"), SecretStr("one"), SecretStr("two"), "**********",
+    *(datetime(year, month, day, 23, 59, 59, tzinfo=zone) for year, month, day, zone in EDGES),
+    Decimal("1E+999999999999999999"), Decimal("2E+999999999999999999"), Decimal("sNaN1"), Decimal("sNaN2"),
+    10**5_000, 10**5_000 + 1, -(10**5_000), timedelta.max, timedelta.max - timedelta(microseconds=1),
+    Card(SecretStr("1")), Card(SecretStr("2")), Secret[int](1), Secret[int](2), Hidden(number=1), Hidden(number=2),
 ]  # fmt: skip
 
 
@@ -205,6 +228,19 @@ def test_values_that_differ_to_their_user_have_different_texts() -> None:
 )
 def test_values_that_are_equal_to_their_user_have_one_text(one: Any, other: Any) -> None:
     assert typed_text(one) == typed_text(other)
+
+
+class Raising(BaseModel):
+    name: str = "x"
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "name":
+            raise RuntimeError("not to be had")
+        return super().__getattribute__(name)
+
+
+def test_a_value_that_cannot_be_written_is_no_value() -> None:
+    assert typed_text(Raising()) is None
 
 
 @pytest.mark.parametrize("value", [None, "", b"", [], (), {}, set()], ids=repr)
