@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, ValidationError, field_validator, model_validator
 from typing_extensions import TypedDict
 
 from smartpipe import DecodeError, Event, PublishError, Topic
 from smartpipe.envelope import MAX_ID_CHARACTERS, encode, validators, wrap
 from smartpipe.envelope.decoder import Decoder, envelope_form
 from smartpipe.envelope.reader import INLINE_CHARACTERS, Reader
-from smartpipe.envelope.structure import exceeds, shorten
+from smartpipe.envelope.structure import exceeds
 from smartpipe.errors import ConfigError
 from smartpipe.message import Attribute, Message
 from smartpipe.outgoing import Publication, prepare
@@ -154,6 +154,9 @@ def test_a_large_body_lets_other_threads_run_after_each_object(monkeypatch: pyte
         ('["\\\\"' + ",{}" * LIMIT_OBJECTS + "]", True),
         ('{"a":"' + "[" * 100_000, False),
         ('"' * 999_999 + "[" * 100_000, False),
+        ("{" + '"":0,' * 174_762 + '"":0}', False),
+        ("{" + '"":0,' * 174_763 + '"":0}', True),
+        ('{"' + ":" * 200_000 + '":0}', False),
     ],
 )
 def test_objects_and_values_are_counted_where_they_are_not_in_a_string(body: str, too_many: bool) -> None:
@@ -199,23 +202,102 @@ def test_an_error_behind_the_first_items_of_a_large_body_is_found() -> None:
 def test_what_is_missing_or_wrong_in_a_large_body_is_named() -> None:
     junk = {"junk": "x" * 100_000}
 
-    with pytest.raises(DecodeError, match=r"data.a: Field required; data.b: Field required.*and 12 more"):
+    with pytest.raises(DecodeError, match=r"data: Field required: a, b, c, d, e, f, g, h, i, j and 5 more$"):
         decoder.decode_large(body_of(json.dumps(junk), "demanding"), LIMIT_OBJECTS)
-    with pytest.raises(DecodeError, match=r"not a CloudEvent 1.0: source: Field required"):
+    with pytest.raises(DecodeError, match=r"not a CloudEvent 1.0: body: Field required: source$"):
         decoder.decode_large(
             json.dumps({"specversion": "1.0", "id": "1", "type": "survey", "data": junk}), LIMIT_OBJECTS
         )
 
 
-def test_a_shortened_text_is_json_with_all_its_names() -> None:
-    value = {"a": [{"b": list(range(5_000))}] * 500, "c": "x" * 5_000, "d": None}
+class Guarded(Event, topic=Topic("guarded"), type="guarded", version="1.0", extra="forbid"):
+    """A model whose validator runs before, so that its fields are not the first thing in its core schema."""
 
-    short = json.loads(shorten(json.dumps(value)))
+    name: str = "x"
 
-    assert list(short) == ["a", "c", "d"]
-    assert len(short["a"]) <= 100
-    assert len(json.dumps(short)) < 80_000
-    assert shorten("[" * 10_000) == "[" * 10_000
+    @model_validator(mode="before")
+    @classmethod
+    def check(cls, value: Any) -> Any:
+        return value
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_forbidden_field_is_refused_in_a_body_of_any_size(size: int) -> None:
+    guarded = Decoder([Guarded, Measured])
+    decode = guarded.decode if size == 10 else partial(guarded.decode_large, limit_objects=LIMIT_OBJECTS)
+
+    for body in (
+        body_of(json.dumps({"name": "x" * size, "admin": True}), "guarded"),
+        body_of(json.dumps({"closed": {"x": 1, "admin": True}, "anything": "x" * size})),
+    ):
+        with pytest.raises(DecodeError, match="admin: Extra inputs are not permitted"):
+            decode(body)
+    right: Any = decode(body_of(json.dumps({"closed": {"x": 1}, "anything": "x" * size}))).data
+    assert right.closed.model_extra is None
+
+
+def test_an_explanation_is_true_of_the_whole_body() -> None:
+    class Wide(Event, topic=Topic("wide"), type="wide", version="1.0"):
+        __annotations__ = {f"field_{n}": int for n in range(350)}
+
+    class Long(Event, topic=Topic("long"), type="long", version="1.0"):
+        numbers: list[int] = Field(min_length=1_500)
+        text: str = Field(min_length=1_500)
+        inner: Json[list[int]]
+
+    wide, long = Decoder([Wide]), Decoder([Long])
+    data = {f"field_{n}": n for n in range(350)} | {"field_349": "x"}
+    right = {"numbers": [1] * 2_000, "text": "x" * 2_000, "inner": json.dumps([1] * 3_000)}
+
+    for decode in (wide.decode, partial(wide.decode_large, limit_objects=LIMIT_OBJECTS)):
+        with pytest.raises(DecodeError, match=r"wide 1.0: data.field_349: input should be a valid integer[^;]*$"):
+            decode(body_of(json.dumps(data), "wide"))
+    for decode in (long.decode, partial(long.decode_large, limit_objects=LIMIT_OBJECTS)):
+        with pytest.raises(DecodeError, match=r"long 1.0: data.numbers.1999: input should be a valid integer[^;]*$"):
+            decode(body_of(json.dumps(right | {"numbers": [1] * 1_999 + ["x"]}), "long"))
+        assert len(decode(body_of(json.dumps(right), "long")).data.numbers) == 2_000  # type: ignore[attr-defined]
+
+
+def test_many_extension_attributes_before_the_others_hide_nothing() -> None:
+    extensions = {f"extension{n}": n for n in range(1_000)}
+    body = json.dumps(extensions | json.loads(body_of('{"numbers":1}')))
+
+    with pytest.raises(DecodeError, match="does not fit survey 1.0: data.numbers: input should be a valid array"):
+        decoder.decode(body)
+
+
+async def test_a_small_body_of_many_objects_is_decoded_in_a_thread() -> None:
+    seen: list[str] = []
+
+    class Crowded(Event, topic=Topic("crowded"), type="crowded", version="1.0"):
+        points: list[Point]
+
+        def model_post_init(self, _: Any) -> None:
+            seen.append(threading.current_thread().name.partition("_")[0])
+
+    reading = Reader([Crowded], Payloads(Packing()))
+    for count in (900, 2_000):
+        await reading.read(plain(body_of(json.dumps({"points": [{}] * count}), "crowded")))
+
+    assert seen == [threading.current_thread().name, "smartpipe-decoder"]
+
+
+def test_a_validator_whose_exception_cannot_be_shown_makes_a_decode_error() -> None:
+    class Unspeakable(RuntimeError):
+        def __repr__(self) -> str:
+            raise ValueError
+
+    class Broken(Event, topic=Topic("broken"), type="broken.validator", version="1.0"):
+        name: str
+
+        @field_validator("name")
+        @classmethod
+        def check(cls, _: str) -> str:
+            raise Unspeakable
+
+    with pytest.raises(DecodeError, match="Unspeakable") as caught:
+        Decoder([Broken]).decode(body_of('{"name":"x"}', "broken.validator"))
+    assert caught.value.kind == "invalid-data"
 
 
 @pytest.mark.parametrize("name", ["id", "source", "correlationid", "causationid", "partitionkey"])

@@ -15,10 +15,12 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.envelope import MAX_ID_CHARACTERS, Envelope
-from smartpipe.envelope.structure import refuse_too_many_values, shorten
+from smartpipe.envelope.structure import refuse_too_many_values
 from smartpipe.envelope.validators import (
+    MAX_FORBIDDEN_FIELDS,
     TooManyForbiddenFields,
     bounded_validator,
+    cooperative_explaining_validator,
     cooperative_validator,
     explaining_validator,
 )
@@ -142,6 +144,7 @@ Context = TypedDict("Context", _CONTEXT)  # type: ignore[misc] # made at run tim
 _notification = bounded_validator(TypeAdapter(_Notification))
 _kind = bounded_validator(TypeAdapter(_Kind))
 _context = explaining_validator(TypeAdapter[Any](Context))
+_context_of_large = cooperative_explaining_validator(TypeAdapter[Any](Context))
 
 
 _Validate: TypeAlias = "Callable[[str], Any]"
@@ -153,10 +156,14 @@ class _Validators(NamedTuple):
     Args:
         any_type: For the types with one major version, told apart by ``type``; None where there are none.
         by_type: For each type and major version.
+        context: For the context attributes alone; it raises ValidationError.
+        explain: Returns a function for a type and major version that raises ValidationError.
     """
 
     any_type: _Validate | None
     by_type: Mapping[tuple[str, int], _Validate]
+    context: _Validate
+    explain: Callable[[TypeAdapter[Any]], _Validate]
 
 
 class Packed(Exception):
@@ -194,19 +201,21 @@ class Decoder:
         if len(single) > 1:
             form = Annotated[form, Field(discriminator="type")]
         self._adapter = _adapter(form) if single else None
-        self._small = self._validators(bounded_validator)
+        self._small = self._validators(bounded_validator, _context, explaining_validator)
 
     @cached_property
     def _large(self) -> _Validators:
-        return self._validators(cooperative_validator)
+        return self._validators(cooperative_validator, _context_of_large, cooperative_explaining_validator)
 
-    @cached_property
-    def _explaining(self) -> dict[tuple[str, int], _Validate]:
-        return {key: explaining_validator(adapter) for key, adapter in self._adapters.items()}
-
-    def _validators(self, build: Callable[[TypeAdapter[Any]], _Validate]) -> _Validators:
+    def _validators(
+        self,
+        build: Callable[[TypeAdapter[Any]], _Validate],
+        context: _Validate,
+        explain: Callable[[TypeAdapter[Any]], _Validate],
+    ) -> _Validators:
         by_type = {key: build(adapter) for key, adapter in self._adapters.items()}
-        return _Validators(None if self._adapter is None else build(self._adapter), by_type)
+        any_type = None if self._adapter is None else build(self._adapter)
+        return _Validators(any_type, by_type, context, lru_cache(maxsize=64)(explain))
 
     def decode(self, body: str) -> Envelope:
         """Return the envelope in *body*, its data validated.
@@ -238,33 +247,36 @@ class Decoder:
             again = inner or kind not in self._told_apart  # else it has been validated so
             validate = validators.by_type.get(kind) if again else None
             fields = _validated(validate, body) if validate else None
-        return _envelope(self._examine(body) if fields is None else fields)
+        return _envelope(self._examine(body, validators) if fields is None else fields)
 
-    def _examine(self, body: str) -> dict[str, Any]:
+    def _examine(self, body: str, validators: _Validators) -> dict[str, Any]:
         """Find out, step by step, why *body* was refused, and raise the error that says so."""
-        shortened = shorten(body)
-        context = _context_of(shortened)
+        context = _context_of(body, validators.context)
         type_, version = context["type"], context.get("dataversion", DEFAULT_VERSION)
-        validate = self._explaining.get(_key(type_, version))
-        if validate is None:
+        adapter = self._adapters.get(_key(type_, version))
+        if adapter is None:
             known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._adapters}))
             msg = f"no handler takes {type_!r} version {version}; this queue's handlers take {known}"
             raise UnknownEventType(msg)
         try:
-            fields: dict[str, Any] = validate(shortened)
-            # What is wrong was cut off: then it is an item of a collection, and few errors are expected.
-            return fields if shortened is body else validate(body)
+            validators.explain(adapter)(body)
+            # It found nothing wrong: Pydantic itself decides.
+            fields: dict[str, Any] = adapter.validator.validate_json(body)
         except ValidationError as error:
             faults, summary = _reported(error)
-            raise DecodeError("invalid-data", f"the data does not fit {type_} {version}: {summary}", faults) from None
+        except TooManyForbiddenFields:
+            faults, summary = [], f"it has more than {MAX_FORBIDDEN_FIELDS} fields that the event class forbids"
         except Exception as error:
             raise _broken_validator(error) from error
+        else:
+            return fields
+        raise DecodeError("invalid-data", f"the data does not fit {type_} {version}: {summary}", faults)
 
 
 def _validated(validate: _Validate, body: str) -> dict[str, Any] | None:
     try:
         fields: dict[str, Any] | None = validate(body)
-    except (ValidationError, TooManyForbiddenFields):
+    except ValidationError:  # not JSON
         return None
     except Exception as error:
         raise _broken_validator(error) from error
@@ -283,9 +295,9 @@ def _key(type_: str, version: str) -> tuple[str, int]:
     return type_, int(version.partition(".")[0])
 
 
-def _context_of(body: str) -> dict[str, Any]:
+def _context_of(body: str, validate: _Validate) -> dict[str, Any]:
     try:
-        context: dict[str, Any] = _context(body)
+        context: dict[str, Any] = validate(body)
     except ValidationError as error:
         faults, summary = _reported(error)
         if faults and faults[0]["type"] == "json_invalid":
@@ -312,8 +324,11 @@ def decoder_of(events: frozenset[type[Event]]) -> Decoder:
 
 def _broken_validator(error: Exception) -> DecodeError:
     """Return the DecodeError for a validator of the event class that raised what Pydantic does not expect of one."""
-    detail = f"a validator of the event class failed: {type(error).__name__}: {repr(error)[:MAX_ERROR_CHARACTERS]}"
-    return DecodeError("invalid-data", detail)
+    try:
+        text = repr(error)[:MAX_ERROR_CHARACTERS]
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not keep a message from its dead-letter queue
+        text = "(its text cannot be had)"
+    return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {text}")
 
 
 def envelope_form(cls: type[Event]) -> Any:

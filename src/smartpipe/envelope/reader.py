@@ -9,6 +9,7 @@ from os import register_at_fork
 from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.envelope.decoder import Packed, decoder_of
+from smartpipe.envelope.structure import is_simple
 from smartpipe.errors import DecodeError
 from smartpipe.payloads.compression import ENCODING_ATTRIBUTE
 from smartpipe.payloads.payloads import is_packed, unpacked
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SMALL_CHARACTERS = 4_096
 INLINE_CHARACTERS = 65_536
-"""Longer bodies are decoded in a thread. This much takes the event loop 11 ms at most, in a list of tiny models."""
+INLINE_OBJECTS = 1_000
+"""Longer bodies, and those above 4,096 characters with more objects and arrays, are decoded in a thread. A model with
+Python validators takes 16 µs, so the event loop waits for some 20 ms at most."""
 
 
 class Reader:
@@ -69,7 +73,7 @@ class Reader:
             raise DecodeError("not-compressed", "what was unpacked says that it is packed once more") from None
 
     async def _decode(self, body: str) -> Envelope:
-        if len(body) <= INLINE_CHARACTERS:
+        if len(body) <= SMALL_CHARACTERS or (len(body) <= INLINE_CHARACTERS and is_simple(body, INLINE_OBJECTS)):
             return self._decoder.decode(body)
         return await _in_thread(lambda: self._decoder.decode_large(body, self._limit_objects))
 

@@ -1,4 +1,4 @@
-"""How many values a JSON text holds, counted before it is parsed; and a shorter copy of it. Pure.
+"""How many values a JSON text holds, counted before it is parsed. Pure.
 
 Each object of a JSON text becomes a Python object of 200 bytes or more, so a limit on bytes alone bounds neither the
 time nor the memory that a body takes.
@@ -6,21 +6,13 @@ time nor the memory that a body takes.
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING, Any
-
-from pydantic_core import from_json, to_json
+from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHORT_CHARACTERS = 4_096
-MAX_ITEMS_EXPLAINED = 100
-MAX_MEMBERS_EXPLAINED = 300
-MAX_CHARACTERS_EXPLAINED = 1_000
-MAX_VALUES_EXPLAINED = 10_000
 VALUES_FOR_EACH_OBJECT = 8
 """How many values a body may have for each object or array that it may have."""
 
@@ -28,8 +20,8 @@ VALUES_FOR_EACH_OBJECT = 8
 def refuse_too_many_values(body: str, limit_objects: float) -> None:
     """Raise DecodeError if *body* has more than *limit_objects* objects and arrays, or eight times as many values.
 
-    By default that is 65,536 objects and arrays, one for each 16 bytes of the largest message, and 524,288 values,
-    as many as an uncompressed message can hold at all.
+    By default that is 65,536 objects and arrays, one for each 16 bytes of the largest message; and 524,288 values, or
+    174,763 members of objects, as many as an uncompressed message can hold at all.
 
     Raises:
         DecodeError: Of the kind ``too-many-values``.
@@ -40,50 +32,31 @@ def refuse_too_many_values(body: str, limit_objects: float) -> None:
 
 def exceeds(body: str, limit_objects: float) -> bool:
     """Return whether *body* has more objects and arrays than that, or eight times as many values."""
-    limit_values = limit_objects * VALUES_FOR_EACH_OBJECT
+    limits = _Counts(
+        limit_objects, limit_objects * VALUES_FOR_EACH_OBJECT - 1, limit_objects * VALUES_FOR_EACH_OBJECT / 3 + 1
+    )
     # A few microseconds for each 100 kB. It also counts what is inside of strings, so it can only be too much.
-    if not _is_beyond(_count(body), limit_objects, limit_values):
+    if not _beyond(_count(body), limits):
         return False
-    objects = commas = 0
+    counted = _Counts(0, 0, 0)
     for part in _outside_strings(body):
-        more_objects, more_commas = _count(part)
-        objects, commas = objects + more_objects, commas + more_commas
-        if _is_beyond((objects, commas), limit_objects, limit_values):
+        counted = _Counts(*map(sum, zip(counted, _count(part), strict=True)))
+        if _beyond(counted, limits):
             return True
     return False
 
 
-def shorten(body: str) -> str:
-    """Return *body* with few items in each array, so that errors found in it are few and hold little.
-
-    A short text is returned as it is, and so is one that is not JSON.
-    """
-    if len(body) <= SHORT_CHARACTERS:
-        return body
-    try:
-        value = from_json(body)
-    except ValueError:
-        return body
-    return to_json(_Shortener().shorten(value)).decode()
+def is_simple(body: str, limit_objects: int) -> bool:
+    """Return whether *body* has certainly no more objects and arrays than that; strings are not looked into."""
+    return body.count("{") + body.count("[") <= limit_objects
 
 
-class _Shortener:
-    """Copies a value without most of its items; arrays are empty where there have been enough values."""
+class _Counts(NamedTuple):
+    """What a text holds: objects and arrays, commas, and colons, of which each member of an object has one."""
 
-    def __init__(self) -> None:
-        self._values_left = MAX_VALUES_EXPLAINED
-
-    def shorten(self, value: Any) -> Any:
-        self._values_left -= 1
-        if isinstance(value, str):
-            return value[:MAX_CHARACTERS_EXPLAINED]
-        if isinstance(value, dict):
-            members = islice(value.items(), MAX_MEMBERS_EXPLAINED)
-            return {name[:MAX_CHARACTERS_EXPLAINED]: self.shorten(one) for name, one in members}
-        if isinstance(value, list):
-            items = islice(value, MAX_ITEMS_EXPLAINED)
-            return [self.shorten(one) for one in items if self._values_left > 0]
-        return value
+    objects: float
+    commas: float
+    colons: float
 
 
 def _too_many(limit_objects: float) -> str:
@@ -93,13 +66,12 @@ def _too_many(limit_objects: float) -> str:
     )
 
 
-def _count(text: str) -> tuple[int, int]:
-    return text.count("{") + text.count("["), text.count(",")
+def _count(text: str) -> _Counts:
+    return _Counts(text.count("{") + text.count("["), text.count(","), text.count(":"))
 
 
-def _is_beyond(counted: tuple[int, int], limit_objects: float, limit_values: float) -> bool:
-    objects, commas = counted
-    return objects > limit_objects or commas + 1 > limit_values
+def _beyond(counted: _Counts, limits: _Counts) -> bool:
+    return counted.objects > limits.objects or counted.commas > limits.commas or counted.colons > limits.colons
 
 
 def _outside_strings(body: str) -> Iterator[str]:

@@ -8,21 +8,24 @@ its first error, and make no error objects unless asked to.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import PydanticKnownError, SchemaValidator, core_schema
+from pydantic_core import PydanticCustomError, PydanticKnownError, SchemaValidator, core_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from pydantic import TypeAdapter
 
-MAX_FORBIDDEN_FIELDS = 10_000
-"""A body with more unknown fields, in models that forbid them, is refused without looking at the rest."""
+MAX_FORBIDDEN_FIELDS = 100
+"""Of a body with more unknown fields, in models that forbid them, the others are not looked for."""
+NAMES_SHOWN = 10
 
 _COLLECTIONS = frozenset(
     {"list", "tuple", "set", "frozenset", "deque", "dict", "frozen-dict", "ordered-dict", "counter"}
 )
+_DICTS = frozenset({"dict", "frozen-dict", "ordered-dict", "counter"})
 _CONTAINERS = _COLLECTIONS | {"model", "dataclass", "typed-dict"}
 # Where a core schema holds other schemas. "fields" and "choices" map a user's names to schemas, so their own keys say
 # nothing; what is not named here is a value, such as a default, that may look like a schema.
@@ -47,7 +50,7 @@ _NAMED = ("fields", "choices")
 
 
 class TooManyForbiddenFields(Exception):
-    """The body has more unknown fields than are worth listing. It ends a validation at once."""
+    """The body has more unknown fields than are worth listing. It ends an explanation at once."""
 
 
 def bounded_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
@@ -69,26 +72,36 @@ def explaining_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
 def cooperative_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
     """Return what ``bounded_validator`` returns, for large bodies and to be called in a thread.
 
-    Pydantic holds Python's global lock from the first byte to the last. After each container this one calls a Python
-    function, which is where CPython lets other threads run: the event loop waits for milliseconds, not for the whole
-    body. That costs some 100 ns a container.
-
-    It also raises TooManyForbiddenFields.
+    Pydantic holds Python's global lock from the first byte to the last. After each container, and each value of a
+    dict, this one calls a Python function, which is where CPython lets other threads run: the event loop waits for
+    milliseconds, not for the whole body. That costs some 100 ns for each.
     """
     if type(adapter.validator) is not SchemaValidator:
         return adapter.validator.validate_json
+    return _build(_none_where_wrong(_cooperative(adapter.core_schema)))
+
+
+def cooperative_explaining_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
+    """Return what ``explaining_validator`` returns, for large bodies and to be called in a thread.
+
+    An object that lacks required fields has one error, which names them. What the function returns is not the value.
+    It also raises TooManyForbiddenFields.
+    """
     forbidden = _ForbiddenFields()
-    schema: Any = adapter.core_schema
-    # The later ones wrap schemas, so that the earlier ones would not find what they change.
-    for change in (_stop_at_first_error, forbidden.bound, _OneErrorForMissingFields(schema).change, _yield_after):
-        schema = _changed(schema, change)
-    validate = _build(_none_where_wrong(schema))
+    validate = _build(_cooperative(_changed(adapter.core_schema, forbidden.bound)))
 
     def validate_json(body: str) -> Any:
         forbidden.count = 0
         return validate(body)
 
     return validate_json
+
+
+def _cooperative(schema: Any) -> Any:
+    # The later ones wrap schemas, so that the earlier ones would not find what they change.
+    for change in (_stop_at_first_error, _yield_inside, _OneErrorForMissingFields(schema).change, _yield_after):
+        schema = _changed(schema, change)
+    return schema
 
 
 def _build(schema: Any) -> Callable[[str], Any]:
@@ -126,6 +139,19 @@ def _stop_at_first_error(schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("type") in _COLLECTIONS:
         schema["fail_fast"] = True
     return schema
+
+
+def _yield_inside(schema: dict[str, Any]) -> dict[str, Any]:
+    """Yield after each value of a dict, and each field of an object that allows unknown ones."""
+    if schema.get("type") in _DICTS:
+        schema["values_schema"] = _yielding(schema.get("values_schema", core_schema.any_schema()))
+    elif schema.get("type") in ("model-fields", "typed-dict") and schema.get("extra_behavior") == "allow":
+        schema["extras_schema"] = _yielding(schema.get("extras_schema", core_schema.any_schema()))
+    return schema
+
+
+def _yielding(schema: Any) -> Any:
+    return core_schema.no_info_after_validator_function(_unchanged, schema)
 
 
 def _yield_after(schema: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +194,7 @@ class _OneErrorForMissingFields:
                 name: field | {"required": False} if name in required else field
                 for name, field in schema["fields"].items()
             }
-            return _checked_after(schema | {"fields": fields}, lambda value: required <= value.keys())
+            return _checked_after(schema | {"fields": fields}, required, lambda value: value)
         if schema.get("type") == "model-fields":
             required = frozenset(name for name, field in schema["fields"].items() if self._plain(field))
             fields = {
@@ -178,7 +204,7 @@ class _OneErrorForMissingFields:
                 for name, field in schema["fields"].items()
             }
             # Validated model fields are a tuple: values, extra values, names of the fields that were set.
-            return _checked_after(schema | {"fields": fields}, lambda value: required <= value[2])
+            return _checked_after(schema | {"fields": fields}, required, itemgetter(2))
         return schema
 
     def _plain(self, field: dict[str, Any]) -> bool:
@@ -186,10 +212,16 @@ class _OneErrorForMissingFields:
         return schema["type"] in self._REQUIRED or schema.get("schema_ref") in self._required_refs
 
 
-def _checked_after(schema: dict[str, Any], complete: Callable[[Any], bool]) -> dict[str, Any]:
+def _checked_after(
+    schema: dict[str, Any], required: frozenset[str], names_in: Callable[[Any], Container[str]]
+) -> dict[str, Any]:
     def check(value: Any) -> Any:
-        if not complete(value):
-            raise PydanticKnownError("missing")
+        there = names_in(value)
+        missing = [name for name in required if name not in there]
+        if missing:
+            names = ", ".join(sorted(missing)[:NAMES_SHOWN])
+            more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
+            raise PydanticCustomError("missing", "Field required: {names}", {"names": names + more})
         return value
 
     ref = schema.pop("ref", None)
@@ -206,15 +238,15 @@ class _ForbiddenFields:
     def bound(self, schema: dict[str, Any]) -> dict[str, Any]:
         """Let each unknown field call ``_refuse``, in place of Pydantic's own list of all of them."""
         config = schema.get("config", {})
-        if config.get("extra_fields_behavior") != "forbid" or schema["type"] not in ("model", "typed-dict"):
+        if config.get("extra_fields_behavior") != "forbid":
             return schema
-        schema["config"] = {**config, "extra_fields_behavior": "allow"}
+        allowed = schema | {"config": {**config, "extra_fields_behavior": "allow"}}
         refuse = core_schema.no_info_plain_validator_function(self._refuse)
         if schema["type"] == "typed-dict":
-            return schema | {"extra_behavior": "allow", "extras_schema": refuse}
-        inner = schema["schema"]
-        if inner.get("type") == "model-fields":
-            schema["schema"] = inner | {"extra_behavior": "allow", "extras_keys_schema": refuse}
+            return allowed | {"extra_behavior": "allow", "extras_schema": refuse}
+        inner = schema.get("schema", {})
+        if schema["type"] == "model" and inner.get("type") == "model-fields":
+            return allowed | {"schema": inner | {"extra_behavior": "allow", "extras_keys_schema": refuse}}
         return schema
 
     def _refuse(self, _: object) -> object:
