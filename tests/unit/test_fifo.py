@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import ConfigError, Event, Queue, Reject, RetryPolicy, Service
-from smartpipe.consuming.groups import MAX_UNBEGUN, Groups
+from smartpipe.consuming.groups import MAX_REMEMBERED, Groups
 from smartpipe.consuming.visibility import Lease
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import consuming
@@ -278,16 +279,32 @@ async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
     assert ran == [0]
 
 
-def test_the_memory_of_unbegun_messages_is_bounded() -> None:
+async def test_the_memory_of_what_was_given_back_is_bounded() -> None:
     groups, transport = Groups(fifo=True), FakeTransport()
-    first = Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0)
 
-    groups._not_begun(first)
-    for _ in range(MAX_UNBEGUN):
-        groups._not_begun(Lease(transport.message("x", group_id="a"), 0, 0, lambda: 0))
+    async def come_again(lease: Lease) -> float:
+        return 1
 
-    assert len(groups._unbegun) == MAX_UNBEGUN
-    assert first.message.message_id not in groups._unbegun
+    def lease_of(message: Message) -> Lease:
+        return Lease(message, math.inf, math.inf, lambda: 0)
+
+    async def give_back(messages: list[Message]) -> None:
+        [chain, *_] = [groups.chain_for(lease_of(message)) for message in messages]
+        assert chain is not None
+        await groups.run(chain, come_again, lambda *_: None, groups.ended)
+
+    first, second = transport.put("x", "y", group_id="a")
+    await give_back([first, second])
+    [chain] = [groups.chain_for(lease_of(second))]
+    assert chain is not None
+    assert (chain[0].unbegun, chain[0].explained) == (1, 1)
+    groups.ended(chain)
+
+    await give_back([transport.message("x", group_id="a") for _ in range(MAX_REMEMBERED + 1)])
+
+    [chain] = [groups.chain_for(lease_of(second))]
+    assert chain is not None
+    assert (chain[0].unbegun, chain[0].explained) == (0, 0)
 
 
 def test_a_fifo_queue_and_a_standard_topic_cannot_be_connected() -> None:

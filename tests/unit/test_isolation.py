@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_fixed
 
-from smartpipe import CircuitBreaker, Queue, RetryPolicy, Service
+from smartpipe import CircuitBreaker, Delivery, Queue, RetryPolicy, Service
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
-from smartpipe.consuming.isolation import PATIENCE_SECONDS, Isolation, Thresholds, thresholds_of
+from smartpipe.consuming.isolation import PATIENCE_SECONDS, Isolation, Thresholds, claim_thresholds_of, thresholds_of
 from smartpipe.effects.claims import Claims
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.handling.handlers import Handler
-from smartpipe.testing import virtual_time
+from smartpipe.testing import MemoryBroker, virtual_time
 from smartpipe.transport import opening
 from tests.support.consumers import consuming, drain, make_consumer, make_service
-from tests.support.events import Paid, UserLeft, UserSignedUp
+from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
 from tests.unit.test_lambda import failed, record
@@ -67,8 +67,8 @@ def test_more_deliveries_than_failures_explain_make_a_suspect(service: Service, 
     assert thresholds_of(service.bindings[0], service.handlers) == expected
 
 
-def test_the_probes_of_a_breaker_explain_half_of_the_receives_and_a_halted_group_all() -> None:
-    breaking, halting = Service("s"), Service("t", queue=Queue("t", fifo=True))
+def test_probes_of_a_breaker_and_claims_of_others_explain_half_of_the_receives_and_a_halted_group_all() -> None:
+    breaking, halting, claiming = Service("s"), Service("t", queue=Queue("t", fifo=True)), Service("u")
 
     @breaking.subscribe(UserLeft, breaker=CircuitBreaker())
     async def leave(event: UserLeft) -> None: ...
@@ -76,7 +76,13 @@ def test_the_probes_of_a_breaker_explain_half_of_the_receives_and_a_halted_group
     @halting.subscribe(Paid, retry=RetryPolicy(on_exhausted="halt"))
     async def pay(event: Paid) -> None: ...
 
+    @claiming.subscribe(UserLeft, idempotent=True)
+    async def forget(event: UserLeft) -> None: ...
+
     assert thresholds_of(breaking.bindings[0], breaking.handlers) == Thresholds(50, 100)
+    assert thresholds_of(claiming.bindings[0], claiming.handlers) == Thresholds(50, 100)
+    assert claim_thresholds_of(claiming.handlers[0]) == Thresholds(9, 16)
+    assert claim_thresholds_of(breaking.handlers[0]) == Thresholds(9, math.inf)
     assert thresholds_of(halting.bindings[0], halting.handlers) == Thresholds(1_000, math.inf)
 
 
@@ -153,6 +159,29 @@ def test_a_suspect_waits_a_minute_at_most_for_a_handler_that_takes_longer() -> N
     assert begun[3] == pytest.approx(500)  # and it holds back no poll for longer either
 
 
+def test_nothing_begins_beside_a_suspect_that_began_beside_a_slow_one() -> None:
+    begun: list[float] = []
+
+    async def main() -> None:
+        service, transport = make_service(retry=THREE, timeout_seconds=None), FakeTransport()
+
+        @service.subscribe(UserLeft)
+        async def handle(event: UserLeft) -> None:
+            begun.append(asyncio.get_running_loop().time())
+            await asyncio.sleep({1: 70, 2: 40}.get(len(begun), 1))
+
+        for number in range(3):
+            transport.put(UserLeft(name=f"{number}"), receive_count=SUSPECT)
+        async with consuming(service, transport):
+            await asyncio.sleep(500)
+
+    run_virtually(main())
+
+    first, second, third = begun
+    assert PATIENCE_SECONDS <= second - first < 70  # the first takes longer than the others are patient
+    assert third - second >= 40
+
+
 def test_a_worker_that_stops_gives_a_suspect_back_that_has_not_had_its_turn() -> None:
     log: list[str] = []
 
@@ -209,15 +238,24 @@ def test_the_last_delivery_that_sqs_allows_is_dead_lettered_without_a_try() -> N
     assert len(transport.entries("delete")) == 3
 
 
-@pytest.mark.parametrize(("lost_claims", "runs"), [(4, 1), (5, 0)])
-def test_a_claim_that_ended_without_result_too_often_is_not_run_once_more(lost_claims: int, runs: int) -> None:
+@pytest.mark.parametrize(("lost_claims", "runs"), [(9, 1), (10, 0)])
+def test_a_claim_that_ended_without_result_too_often_is_run_alone_and_in_the_end_not_at_all(
+    lost_claims: int, runs: int
+) -> None:
     """The store counts claims, where SQS also counts deliveries that found the claim held by another worker."""
     service, transport, store = make_service(retry=THREE), FakeTransport(), MemoryStore()
     ran: list[UserLeft] = []
+    others: list[str] = []
 
     @service.subscribe(UserLeft, idempotent=True)
     async def handle(event: UserLeft) -> None:
         ran.append(event)
+        others.append("killer")
+
+    @service.subscribe(UserSignedUp)
+    async def welcome(event: UserSignedUp) -> None:
+        await asyncio.sleep(290)  # the lost claims take 270 of them
+        others.append("other")
 
     class Crashed(MemoryStore):
         """Workers have claimed this before, and died with it."""
@@ -239,7 +277,7 @@ def test_a_claim_that_ended_without_result_too_often_is_not_run_once_more(lost_c
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("smartpipe.effects.claims.CALL_SECONDS", 1_000)
             consumer = make_consumer(service, transport, claims=claims)
-            transport.put(UserLeft(name="killer"))
+            transport.put(UserLeft(name="killer"), ADA)
             consumer.start()
             await asyncio.sleep(500)
             await drain(consumer)
@@ -248,7 +286,71 @@ def test_a_claim_that_ended_without_result_too_often_is_not_run_once_more(lost_c
     run_virtually(main())
 
     assert len(ran) == runs
+    assert others == ["other", "killer"][: 1 + runs]
     assert kinds(transport) == ["worker-lost"] * (1 - runs)
+
+
+async def test_probes_of_a_breaker_that_this_process_made_itself_make_no_suspect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it gave back did not kill it, however often that was; SQS moves the message after so many receives."""
+    service, calls = Service("s", queue=Queue("s", max_receive_count=15), retry=THREE), 0
+
+    @service.subscribe(UserLeft, breaker=CircuitBreaker(failures=3))
+    async def handle(event: UserLeft) -> None:
+        nonlocal calls
+        calls += 1
+        raise ConnectionError("down")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(UserLeft(name="innocent"))
+        await broker.drain()
+
+        assert broker.assert_dead_lettered(UserLeft, kind="redriven")
+    assert calls == 15
+    assert "handled last and alone" not in caplog.text
+
+
+async def test_a_message_that_runs_out_of_memory_every_time_is_dead_lettered_with_that_reason() -> None:
+    service, calls = Service("s", queue=Queue("s", max_receive_count=10), retry=THREE), 0
+
+    @service.subscribe(UserLeft)
+    async def handle(event: UserLeft) -> None:
+        nonlocal calls
+        calls += 1
+        raise MemoryError
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(UserLeft(name="too large"))
+        await broker.drain()
+
+        assert broker.assert_dead_lettered(UserLeft, kind="worker-lost")
+    assert calls == 9
+
+
+def test_a_suspect_in_the_midst_of_its_group_waits_for_its_turn_as_well() -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        service = Service("s", queue=Queue("s", fifo=True, max_receive_count=20), retry=THREE)
+        transport = FakeTransport()
+
+        @service.subscribe(Paid)
+        async def handle(event: Paid, delivery: Delivery) -> None:
+            log.append(f"{delivery.message.group_id} begins")
+            await asyncio.sleep(10)
+            log.append(f"{delivery.message.group_id} ends")
+
+        transport.put(Paid(account="a", number=1), group_id="a")
+        transport.put(Paid(account="a", number=1), group_id="a", receive_count=11)
+        async with consuming(service, transport):
+            await asyncio.sleep(5)
+            transport.put(Paid(account="a", number=1), group_id="b")
+            await asyncio.sleep(100)
+
+    run_virtually(main())
+
+    assert log == ["a begins", "b begins", "a ends", "b ends", "a begins", "a ends"]
 
 
 async def test_lambda_handles_suspects_behind_the_others_and_deletes_those_before() -> None:

@@ -84,6 +84,8 @@ class Consumer:
         self._transport = transport
         self._poll_seconds = poll_seconds
         self._observer = observer
+        self._isolation = resources.isolation or Isolation()
+        resources = resources._replace(isolation=self._isolation)
         self._processor = Processor(service, queue.name, resources, self.counts, on_overdue=self._overdue)
         self._visibility = Visibility(
             queue.name,
@@ -93,8 +95,6 @@ class Consumer:
         )
         self._acknowledger = Acknowledger(queue.name, transport, on_settled=self._settled, counts=self.counts)
         self._settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counts=self.counts)
-        self._suspect_above = self._processor.thresholds.suspect
-        self._isolation = resources.isolation or Isolation()
         self.poller = Poller(
             queue.name,
             self._receive,
@@ -200,8 +200,7 @@ class Consumer:
         for lease in self._visibility.hold(messages):
             chain = self._groups.chain_for(lease)
             if chain is not None:
-                suspect = lease.message.receive_count - lease.unbegun > self._suspect_above
-                self._run(chain, self._process_alone if suspect else self._process)
+                self._run(chain, self._process_in_turn if self.queue.fifo else self._process_of(lease))
 
     def _run(self, chain: Chain, process: Callable[[Lease], Awaitable[float | None]]) -> None:
         task = asyncio.get_running_loop().create_task(
@@ -270,12 +269,18 @@ class Consumer:
         except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
             return 0 if lease.detached else self._settler.fault(lease, error)
 
+    def _process_of(self, lease: Lease) -> Callable[[Lease], Awaitable[float | None]]:
+        return self._process_alone if self._processor.is_suspect(lease) else self._process
+
+    async def _process_in_turn(self, lease: Lease) -> float | None:
+        return await self._process_of(lease)(lease)
+
     async def _process_alone(self, lease: Lease) -> float | None:
         """Do the same when nothing else is being handled: the message may have killed its process before."""
         fields = self._settler.fields(lease.message)
         log.warning("Delivered more often than failures explain, so it is handled last and alone", extra=fields)
         try:
-            async with self._isolation.alone():
+            async with self._isolation.alone(lease):
                 return await self._process(lease)
         except asyncio.CancelledError:  # before its turn
             self._cancelled(lease, "cancelled and given back")

@@ -1,18 +1,25 @@
-"""Which messages wait for which: of a FIFO queue those of one group, of a standard queue none."""
+"""Which messages wait for which, of a FIFO queue those of one group, of a standard queue none; and how they ended."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from smartpipe.consuming.visibility import Lease
 
-MAX_UNBEGUN = 10_000
+MAX_REMEMBERED = 10_000
 
 Chain: TypeAlias = "list[Lease]"
 """Messages to be taken one after the other, the first being processed; a deque takes half a kilobyte for one."""
+
+
+class _Memory(NamedTuple):
+    """How often messages were given back by this process, by message id: unbegun ones, and for any reason."""
+
+    unbegun: dict[str, int]
+    explained: dict[str, int]
 
 
 class Groups:
@@ -21,26 +28,28 @@ class Groups:
     Whether a queue is FIFO is told by the queue: messages of a standard queue have groups too, which
     are tenants, and order nothing.
 
-    It also remembers how often messages were given back without having begun. SQS counts these
-    deliveries as well, and a group behind a message that is tried again has many. Only this process's
-    own are known, of the latest 10,000 messages; what else is counted is taken for attempts.
+    It also remembers how often messages were given back: without having begun, which a group behind a message that is
+    tried again does often, or for any reason that is not a crash. SQS counts these deliveries as well. Only this
+    process's own are known, of the latest 10,000 messages. What else is counted is taken for attempts.
     """
 
-    def __init__(self, *, fifo: bool, unbegun: dict[str, int] | None = None) -> None:
+    def __init__(self, *, fifo: bool, memory: _Memory | None = None) -> None:
         self._fifo = fifo
         self._chains: dict[str, Chain] = {}
-        self._unbegun: dict[str, int] = {} if unbegun is None else unbegun
+        self._memory = memory or _Memory({}, {})
 
     def anew(self) -> Groups:
         """Return groups without chains, but with the same memory."""
-        return Groups(fifo=self._fifo, unbegun=self._unbegun)
+        return Groups(fifo=self._fifo, memory=self._memory)
 
     def chain_for(self, lease: Lease) -> Chain | None:
         """Return the new chain that *lease* begins, or None when it has joined one that is under way."""
         group = lease.message.group_id
+        if self._memory.explained:
+            lease.explained = self._memory.explained.get(lease.message.message_id, 0)
         if not self._fifo or group is None:
             return [lease]
-        lease.unbegun = self._unbegun.get(lease.message.message_id, 0)
+        lease.unbegun = self._memory.unbegun.get(lease.message.message_id, 0)
         under_way = self._chains.get(group)
         if under_way is not None:  # SQS hands out no more of it, but where leases of ours were lost
             under_way.append(lease)
@@ -86,15 +95,20 @@ class Groups:
             again_seconds = await process(lease)
             if not chain:  # taken over
                 return
-            if again_seconds is None and self._unbegun:
-                self._unbegun.pop(lease.message.message_id, None)
+            if again_seconds is not None:
+                _remember(self._memory.explained, lease, lease.explained + 1)
+            elif self._memory.explained:
+                self._memory.explained.pop(lease.message.message_id, None)
+                self._memory.unbegun.pop(lease.message.message_id, None)
             ended(chain)
         while chain:
-            self._not_begun(chain[0])
+            _remember(self._memory.unbegun, chain[0], chain[0].unbegun + 1)
+            _remember(self._memory.explained, chain[0], chain[0].explained + 1)
             give_back(chain[0], again_seconds or 0)
             ended(chain)
 
-    def _not_begun(self, lease: Lease) -> None:
-        self._unbegun[lease.message.message_id] = lease.unbegun + 1
-        if len(self._unbegun) > MAX_UNBEGUN:
-            del self._unbegun[next(iter(self._unbegun))]
+
+def _remember(counts: dict[str, int], lease: Lease, count: int) -> None:
+    counts[lease.message.message_id] = count
+    if len(counts) > MAX_REMEMBERED:
+        del counts[next(iter(counts))]

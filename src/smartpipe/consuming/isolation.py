@@ -19,6 +19,7 @@ from smartpipe.topology.derive import redrive_count
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from smartpipe.consuming.visibility import Lease
     from smartpipe.handling.handlers import Handler
     from smartpipe.topology.derive import Binding
 
@@ -39,9 +40,10 @@ class Thresholds(NamedTuple):
     """From which receive count on a message of one queue is treated differently.
 
     Args:
-        suspect: A message received more often is handled last and alone.
+        suspect: A message received, or claimed, more often is handled last and alone.
         lost: A message received this often is dead-lettered: it is the last delivery before SQS itself would move the
-            message, without a reason. Infinite where the queue allows hardly more receives than attempts.
+            message, without a reason. Infinite where the queue allows hardly more receives than attempts. One claimed
+            more often is dead-lettered, too.
     """
 
     suspect: float
@@ -54,14 +56,27 @@ NEVER = Thresholds(math.inf, math.inf)
 def thresholds_of(binding: Binding, handlers: Sequence[Handler]) -> Thresholds:
     """Return the thresholds of a queue with these handlers.
 
-    Failures explain as many deliveries as the retry policy has attempts. Probes of a circuit breaker, and on FIFO
-    queues the messages before it in its group, explain many more: there a message is a suspect from half of the
-    receives that the queue allows.
+    Failures explain as many deliveries as the retry policy has attempts. Probes of a circuit breaker, looks at a claim
+    that another worker holds, and on FIFO queues the messages before it in its group, explain many more: there a
+    message is a suspect from half of the receives that the queue allows.
     """
     receives = redrive_count(binding)
-    often = binding.queue.fifo or any(handler.options.breaker for handler in handlers)
+    often = binding.queue.fifo or any(one.options.breaker or one.options.idempotency for one in handlers)
     suspect = max(binding.attempts, receives // 2) if often else binding.attempts
     return Thresholds(suspect, receives if receives >= binding.attempts + UNEXPLAINED_DELIVERIES else math.inf)
+
+
+def claim_thresholds_of(handler: Handler) -> Thresholds:
+    """Return the thresholds of an idempotent handler's claims, which its store counts.
+
+    No look at a claim that another worker holds is among them. Those given back by a worker that stops are, or lost by
+    one that crashed for another reason, of which one is nothing unusual; so are the probes of a circuit breaker, to
+    which there is no end.
+    """
+    attempts = handler.retry.attempts
+    return Thresholds(
+        attempts + 1, math.inf if handler.options.breaker else attempts + max(attempts, UNEXPLAINED_DELIVERIES)
+    )
 
 
 class Isolation:
@@ -76,7 +91,7 @@ class Isolation:
     def __init__(self) -> None:
         self._open_work: list[Callable[[], int]] = []
         self._wakes: list[Callable[[], None]] = []
-        self._taken = False
+        self._begun = 0
         self._suspects = 0
         self._holds_polls_until = -math.inf
         self._stopped = False
@@ -86,31 +101,40 @@ class Isolation:
         self._open_work.append(open_work)
         self._wakes.append(wake)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to begin."""
+        return self._stopped
+
     def stop(self) -> None:
         """Let those that wait for their turn go on: the worker is draining, and they give their messages back."""
         self._stopped = True
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Wait for a turn, and keep it inside of the block. Cancelled, it gives the turn up."""
+    async def alone(self, lease: Lease) -> AsyncIterator[None]:
+        """Wait for a turn, and keep it inside of the block, unless *lease* has it. Cancelled, it gives the turn up."""
+        if lease.alone:
+            yield
+            return
+        lease.alone = True
         loop = asyncio.get_running_loop()
         self._suspects += 1
         self._holds_polls_until = max(self._holds_polls_until, loop.time() + 2 * PATIENCE_SECONDS)
-        holds_turn = False
+        begun = 0
         try:
             until = loop.time() + PATIENCE_SECONDS
             while not self._stopped and (  # noqa: ASYNC110
-                loop.time() < self._holds_polls_until if self._taken else self._others and loop.time() < until
+                loop.time() < self._holds_polls_until if self._begun else self._others and loop.time() < until
             ):
                 # An event would cost every other message a call. Whose sleep ends first, has the next turn.
                 await asyncio.sleep(LOOK_EVERY_SECONDS * (0.5 + random()))  # noqa: S311 - nobody may foresee nothing
-            holds_turn, self._taken = not self._taken, True
+            begun = 1
+            self._begun += begun  # those that have overrun their time included: nothing begins beside them
             self._holds_polls_until = loop.time() + PATIENCE_SECONDS
             yield
         finally:
             self._suspects -= 1
-            if holds_turn:
-                self._taken = False
+            self._begun -= begun
             if not self._suspects:
                 for wake in self._wakes:
                     wake()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tenacity import wait_random_exponential
 
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, without_reason
-from smartpipe.consuming.isolation import NEVER, Isolation, thresholds_of
+from smartpipe.consuming.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consuming.pace import Gate, TokenBucket
 from smartpipe.consuming.room import Room
 from smartpipe.envelope import current_envelope
@@ -132,12 +132,16 @@ class Processor:
         self.thresholds = thresholds_of(bindings[0], service.handlers_on(queue)) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
 
+    def is_suspect(self, lease: Lease) -> bool:
+        """Whether more deliveries of it than failures explain ended in no known way: it may have killed a process."""
+        return lease.message.receive_count - lease.explained > self.thresholds.suspect
+
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
         attempt = self._attempt(message.receive_count - lease.unbegun, message)
         if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
             message = without_reason(message)
-        if attempt >= self.thresholds.lost:
+        if message.receive_count - lease.explained + self._spared.get(message.message_id, 0) >= self.thresholds.lost:
             lost = WorkerLost(
                 f"delivered {message.receive_count} times, and no worker reported a result: it probably killed them, "
                 "by running out of memory for instance, or they gave it back. SQS would move it at its next delivery"
@@ -267,7 +271,17 @@ class Processor:
         if claims is None:
             raise ConfigError(f"handler {handler.name} is idempotent, and there is nothing to claim with")
         seconds = handler.queue.visibility_timeout_seconds
-        return Guard(handler, options, claims, lease_seconds=seconds, counts=self._counts)
+        thresholds = claim_thresholds_of(handler)
+        isolation = self._resources.isolation
+        return Guard(
+            handler,
+            options,
+            claims,
+            lease_seconds=seconds,
+            thresholds=thresholds,
+            isolation=isolation,
+            counts=self._counts,
+        )
 
     async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> Guarded:
         """Run one handler, if its effect has not happened yet; return how that ended."""

@@ -34,16 +34,20 @@ class Lease:
 
     ``leaving`` is set when the message is on its way to be deleted or given back; ``extension`` is the
     call that extends it at the moment. ``unbegun`` is how many deliveries of it, before this one, were
-    given back without a handler having seen them. ``detached`` is set when the message has been settled as timed out
+    given back without a handler having seen them, and ``explained`` how many of them ended here without a crash,
+    these included. ``alone`` is set while it has its turn, or waits for it, among those that may kill
+    their process. ``detached`` is set when the message has been settled as timed out
     although its handler still runs.
     """
 
     __slots__ = (
         "_clock",
         "_lost",
+        "alone",
         "ceiling",
         "deadline",
         "detached",
+        "explained",
         "extension",
         "handler",
         "leaving",
@@ -59,6 +63,8 @@ class Lease:
         self.extension: asyncio.Task[None] | None = None
         self.handler: str | None = None
         self.unbegun = 0
+        self.alone = False
+        self.explained = 0
         self.detached = False
         self.leaving = False
         self.returning = False

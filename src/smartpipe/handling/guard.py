@@ -18,6 +18,7 @@ from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from smartpipe.consuming.isolation import Isolation, Thresholds
     from smartpipe.consuming.visibility import Lease
     from smartpipe.counts import Counts
     from smartpipe.effects.claims import Claims
@@ -29,8 +30,6 @@ log = logging.getLogger("smartpipe.idempotency")
 
 MIN_LEASE_SECONDS = 10.0
 PATIENT_DELIVERIES = 3
-CLAIMS_WITHOUT_RESULT = 2
-"""So many more claims than attempts are taken for lost workers, and the next one for a message that kills them."""
 MAX_DEFERRAL_SECONDS = 300.0
 
 
@@ -54,16 +53,28 @@ class Guard:
 
     Args:
         lease_seconds: How long a crashed worker's claim keeps others waiting: its queue's visibility timeout.
+        thresholds: Of the number of claims of one message.
+        isolation: Where messages that may kill the process take turns; None: only their claims are counted.
     """
 
     def __init__(
-        self, handler: Handler, options: Idempotency, claims: Claims, *, lease_seconds: float, counts: Counts
+        self,
+        handler: Handler,
+        options: Idempotency,
+        claims: Claims,
+        *,
+        lease_seconds: float,
+        thresholds: Thresholds,
+        isolation: Isolation | None,
+        counts: Counts,
     ) -> None:
         self._handler = handler
         self._name = handler.named(claims.prefix)
         self._options = options
         self._claims = claims
         self._lease_seconds = max(MIN_LEASE_SECONDS, lease_seconds)
+        self._thresholds = thresholds
+        self._isolation = isolation
         self._counts = counts
 
     async def run(
@@ -71,10 +82,8 @@ class Guard:
     ) -> Guarded:
         """Run *call*, which returns what the handler raised, unless its effect has happened or is happening elsewhere.
 
-        The store counts claims, and failures end at the last attempt of the retry policy. A claim after that means
-        that earlier ones ended without a result: after two more, *call* is not run again.
-
-        Cancelled, it gives the claim back.
+        A message that was claimed more often than failures explain may have killed its workers: *call* is run alone,
+        and in the end not at all. Cancelled, it gives the claim back.
 
         Args:
             spared: How many claims of it were no attempts, because a resource had run out.
@@ -95,14 +104,20 @@ class Guard:
         if isinstance(outcome, InProgress):
             seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
             return Guarded(Deferred("it is being handled elsewhere", seconds))
-        if outcome.attempt - spared > self._handler.retry.attempts + CLAIMS_WITHOUT_RESULT:
+        if outcome.attempt - spared > self._thresholds.lost:
             await self._claims.release(claim)
             lost = WorkerLost(
                 f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed them, by "
-                "running out of memory for instance"
+                "running out of memory for instance, or they gave it back"
             )
             return Guarded(lost, outcome.attempt)
         self._claims.hold(claim, asked_at, partial(_lose, lease))
+        if outcome.attempt - spared > self._thresholds.suspect and self._isolation is not None and not lease.alone:
+            log.warning(
+                "Claimed more often than failures explain, so it is handled last and alone",
+                extra={"fields": delivery.log_fields},
+            )
+            call = partial(_call_alone, self._isolation, lease, call)
         return await self._held(claim, outcome, delivery, call)
 
     async def _held(
@@ -154,6 +169,13 @@ def _deferral(lease_left_seconds: float, receive_count: int, lease_seconds: floa
     """
     longer = lease_seconds * 2.0 ** min(receive_count - PATIENT_DELIVERIES, 10)
     return max(lease_left_seconds, min(longer, MAX_DEFERRAL_SECONDS)) if longer > lease_seconds else lease_left_seconds
+
+
+async def _call_alone(
+    isolation: Isolation, lease: Lease, call: Callable[[], Awaitable[BaseException | None]]
+) -> BaseException | None:
+    async with isolation.alone(lease):
+        return Deferred("its worker stops", 0.0) if isolation.stopped else await call()
 
 
 def _lose(lease: Lease) -> None:

@@ -147,8 +147,7 @@ class LambdaHandler:
         ordinary: list[tuple[_Source, Chain]] = []
         suspects: list[tuple[_Source, Chain]] = []
         for source, chain in chains:
-            lease = chain[0]
-            suspect = lease.message.receive_count - lease.unbegun > source.processor.thresholds.suspect
+            suspect = any(map(source.processor.is_suspect, chain))
             (suspects if suspect else ordinary).append((source, chain))
         await self._run_all(ordinary, until)
         if suspects:
