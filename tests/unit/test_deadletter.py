@@ -112,6 +112,23 @@ def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all(
     assert copy.attributes == {}
 
 
+@pytest.mark.parametrize(
+    ("last", "limit_bytes"),
+    [
+        (Attribute("String", "v" * 1_000), 1_300),
+        (Attribute("String", "\u20ac" * 300), 1_300),
+        (Attribute("Number", "a form that SQS may take one day"), 1_048_576),
+    ],
+    ids=["long", "longer in JSON", "unknown"],
+)
+def test_an_attribute_that_cannot_move_into_the_reason_stays_in_its_place(last: Attribute, limit_bytes: int) -> None:
+    attributes = {**{f"a{number}": Attribute("String", "x") for number in range(9)}, "b": last}
+
+    copy = dead_letter(message(attributes=attributes), failure(), WHERE, limit_bytes=limit_bytes)
+
+    assert copy.attributes == attributes
+
+
 @pytest.mark.parametrize("forged", FORGED)
 def test_a_message_whose_producer_wrote_a_reason_is_dead_lettered_like_any_other(forged: str) -> None:
     own = {f"a{n}": Attribute("String", "v") for n in range(9)}

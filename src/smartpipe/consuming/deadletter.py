@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 REASON_ATTRIBUTE = "smartpipe_dead_letter"
 TRACEBACK_CHARACTERS = 4_000
 MESSAGE_CHARACTERS = 1_000
-_EXPENDABLE = ("traceback", "errors", "attributes", "message")
+_EXPENDABLE = ("traceback", "errors", "message")
 """What the reason does without, in this order, when the body leaves no room for it."""
-
 
 _DATA_TYPE = r"^(String|Number|Binary)(\.[ -~]{1,249})?$"
 _NUMBER = re.compile(r"[+-]?[0-9]{1,38}(\.[0-9]{1,126})?")
@@ -96,13 +95,17 @@ def dead_letter(
 
     The reason counts as one of SQS's ten attributes: of a message with ten, the last by name moves
     into it, but none that says how to read the body. When the body leaves too little room, the
-    reason loses its longest parts first, and is left out (and only logged) in the end: the message itself always goes.
+    reason loses its longest parts first, and is left out (and only logged) in the end: the message itself always goes,
+    with all its attributes.
     """
     attributes = _original_attributes(message)
     reason = _reason(message, outcome, where)
     moved = sorted(attributes, key=lambda name: (name not in RESERVED_ATTRIBUTES, name))[MAX_ATTRIBUTES - 1 :]
     if moved:
-        reason["attributes"] = {name: _plain(attributes.pop(name)) for name in moved}
+        plain = {name: _plain(attributes[name]) for name in moved}
+        if any(_from_plain(name, plain[name]) != attributes.pop(name) for name in moved):
+            return bare_copy(message)  # of a form that could not be given back
+        reason["attributes"] = plain
     for part in (None, *_EXPENDABLE):
         if part is not None:
             reason.pop(part, None)
@@ -191,7 +194,7 @@ def _message(error: BaseException) -> str:
         return "(its text cannot be had)"
 
 
-def _plain(attribute: Attribute) -> dict[str, str]:
+def _plain(attribute: Attribute) -> _MovedAttribute:
     value = attribute.value
     return {"data_type": attribute.data_type, "value": value if isinstance(value, str) else value.hex()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, cast
 
 from aiohttp import web
@@ -134,8 +135,9 @@ class HealthServer:
     """Serves a Report on a port, or on a Unix socket instead; ``port`` is the bound one once entered.
 
     Clients of the port cannot use up the process's file descriptors: at most 32 connections are open. Each is for one
-    request, which must have arrived after 5 s, and whose answer must have been read after 20 s. When a 33rd
-    connection comes, the one that has waited for its request the longest is closed, so that probes get through.
+    request, which must have arrived after 5 s, and whose answer must have been read after 20 s. A body that comes with
+    it is not read. When a 33rd connection comes, the one that has waited for its request the longest is closed, or
+    else the one that has not read its answer for the longest, so that probes get through.
     """
 
     def __init__(self, report: Report, host: str, port: int, *, socket: Path | None = None) -> None:
@@ -157,7 +159,7 @@ class HealthServer:
         app.router.add_get("/livez", _probe(self._report.livez))
         app.router.add_get("/readyz", _probe(self._report.readyz))
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, lingering_time=0)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if self._socket is not None:
@@ -219,6 +221,9 @@ class HealthServer:
         except web.HTTPException as error:
             error.force_close()
             raise
+        finally:
+            if connection is not None:
+                connection.answered = True
         response.force_close()
         return response
 
@@ -231,6 +236,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, inner: asyncio.Protocol, connections: dict[asyncio.BaseTransport, _Connection]) -> None:
         self.requested = False
+        self.answered = False
         self._inner = inner
         self._connections = connections
         self._transport: asyncio.Transport | None = None
@@ -240,7 +246,8 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         if len(self._connections) >= MAX_CONNECTIONS:
             waiting = (one for one in self._connections.values() if not one.requested)
-            next(waiting, self).abort()
+            answered = (one for one in self._connections.values() if one.answered)
+            next(chain(waiting, answered, [self])).abort()
         if self._transport.is_closing():
             return
         self._connections[transport] = self
