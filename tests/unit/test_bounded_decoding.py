@@ -237,10 +237,10 @@ def test_a_forbidden_field_is_refused_in_a_body_of_any_size(size: int) -> None:
 
 
 def test_an_explanation_is_true_of_the_whole_body() -> None:
-    class Wide(Event, topic=Topic("wide"), type="wide", version="1.0"):
+    class Wide(Event, topic=Topic("wide"), type="bounded.wide", version="1.0"):
         __annotations__ = {f"field_{n}": int for n in range(350)}
 
-    class Long(Event, topic=Topic("long"), type="long", version="1.0"):
+    class Long(Event, topic=Topic("long"), type="bounded.long", version="1.0"):
         numbers: list[int] = Field(min_length=1_500)
         text: str = Field(min_length=1_500)
         inner: Json[list[int]]
@@ -250,12 +250,16 @@ def test_an_explanation_is_true_of_the_whole_body() -> None:
     right = {"numbers": [1] * 2_000, "text": "x" * 2_000, "inner": json.dumps([1] * 3_000)}
 
     for decode in (wide.decode, partial(wide.decode_large, limit_objects=LIMIT_OBJECTS)):
-        with pytest.raises(DecodeError, match=r"wide 1.0: data.field_349: input should be a valid integer[^;]*$"):
-            decode(body_of(json.dumps(data), "wide"))
+        with pytest.raises(
+            DecodeError, match=r"bounded.wide 1.0: data.field_349: input should be a valid integer[^;]*$"
+        ):
+            decode(body_of(json.dumps(data), "bounded.wide"))
     for decode in (long.decode, partial(long.decode_large, limit_objects=LIMIT_OBJECTS)):
-        with pytest.raises(DecodeError, match=r"long 1.0: data.numbers.1999: input should be a valid integer[^;]*$"):
-            decode(body_of(json.dumps(right | {"numbers": [1] * 1_999 + ["x"]}), "long"))
-        assert len(decode(body_of(json.dumps(right), "long")).data.numbers) == 2_000  # type: ignore[attr-defined]
+        with pytest.raises(
+            DecodeError, match=r"bounded.long 1.0: data.numbers.1999: input should be a valid integer[^;]*$"
+        ):
+            decode(body_of(json.dumps(right | {"numbers": [1] * 1_999 + ["x"]}), "bounded.long"))
+        assert len(decode(body_of(json.dumps(right), "bounded.long")).data.numbers) == 2_000  # type: ignore[attr-defined]
 
 
 def test_many_extension_attributes_before_the_others_hide_nothing() -> None:
