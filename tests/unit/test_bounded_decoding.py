@@ -7,13 +7,23 @@ import subprocess
 import sys
 import threading
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, Json, TypeAdapter, ValidationError, field_validator, model_validator
-from typing_extensions import TypedDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Json,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import TypeAliasType, TypedDict
 
 from smartpipe import DecodeError, Event, PublishError, Topic
 from smartpipe.envelope import MAX_ID_CHARACTERS, encode, validators, wrap
@@ -392,3 +402,68 @@ def test_bounded_validators_accept_what_pydantic_accepts_and_return_the_same(dat
             found = None
         assert found == expected
         assert type(getattr(found, "type", None)) is type(getattr(expected, "type", None))
+
+
+class Fork(BaseModel):
+    left: Fork | Leaf | None = None
+    size: int = 0
+
+
+class Leaf(BaseModel):
+    left: Fork | Leaf | None = None
+    colour: int = 0
+
+
+class Even(BaseModel):
+    kind: Literal["even"] = "even"
+    next: Annotated[Even | Odd, Field(discriminator="kind")] | None = None
+
+
+class Odd(BaseModel):
+    kind: Literal["odd"] = "odd"
+    next: Annotated[Even | Odd, Field(discriminator="kind")] | None = None
+
+
+Nested = TypeAliasType("Nested", "list[Nested] | dict[str, Nested] | int")
+
+
+class Forest(Event, topic=Topic("forest"), type="bounded.forest", version="1.0"):
+    tree: Fork | Leaf | None = None
+    told_apart: Even | None = None
+    anything: JsonValue = None
+    nested: Nested = 0
+
+
+def nested(name: str, inner: object, depth: int, **fields: object) -> object:
+    for _ in range(depth):
+        inner = {name: inner, **fields}
+    return inner
+
+
+@pytest.mark.parametrize("depth", [30, 120])
+@pytest.mark.parametrize("inner", [{"colour": "x"}, {"size": "x"}, "x"])
+def test_a_union_of_recursive_classes_is_not_tried_in_every_combination(depth: int, inner: object) -> None:
+    body = body_of(json.dumps({"tree": nested("left", inner, depth)}), "bounded.forest")
+    decoder = Decoder([Forest])
+
+    for decode in (decoder.decode, partial(decoder.decode_large, limit_objects=LIMIT_OBJECTS)):
+        with pytest.raises(DecodeError, match=r"its nested unions allow too many combinations; .*discriminator"):
+            decode(body)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"tree": nested("left", {"colour": 1}, 10)},
+        {"told_apart": nested("next", None, 100, kind="even")},
+        {"anything": [[{"x": [1] * 100}] * 100] * 10},
+        {"nested": [[{"x": [1] * 100}] * 100] * 10},
+    ],
+    ids=["a shallow tree", "told apart", "any JSON", "lists and dicts"],
+)
+def test_recursive_classes_whose_choices_are_soon_told_apart_are_validated(data: dict[str, object]) -> None:
+    body = body_of(json.dumps(data), "bounded.forest")
+    decoder = Decoder([Forest])
+
+    for decode in (decoder.decode, partial(decoder.decode_large, limit_objects=LIMIT_OBJECTS)):
+        assert decode(body).data.model_dump(exclude_unset=True) == data

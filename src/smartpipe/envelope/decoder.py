@@ -16,6 +16,7 @@ from typing_extensions import TypedDict  # Pydantic refuses the standard one bef
 
 from smartpipe.envelope import MAX_ID_CHARACTERS, Envelope
 from smartpipe.envelope.structure import refuse_too_many_values
+from smartpipe.envelope.unions import TooManyTries
 from smartpipe.envelope.validators import (
     MAX_FORBIDDEN_FIELDS,
     TooManyForbiddenFields,
@@ -278,6 +279,8 @@ def _validated(validate: _Validate, body: str) -> dict[str, Any] | None:
         fields: dict[str, Any] | None = validate(body)
     except ValidationError:  # not JSON
         return None
+    except TooManyTries as error:
+        raise DecodeError("invalid-data", f"the data cannot be validated: {error}") from None
     except Exception as error:
         raise _broken_validator(error) from error
     return fields

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError, PydanticKnownError, SchemaValidator, core_schema
 
+from smartpipe.envelope.unions import Tries
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
@@ -105,6 +107,13 @@ def _cooperative(schema: Any) -> Any:
 
 
 def _build(schema: Any) -> Callable[[str], Any]:
+    tries = Tries(schema)
+    if tries.needed:
+        return tries.counting(_built(_changed(schema, tries.bound)))
+    return _built(schema)
+
+
+def _built(schema: Any) -> Callable[[str], Any]:
     # Of the strings in a body, ids for example, only names are worth a cache. Prebuilt validators are those of the
     # classes, which know nothing of the change.
     return SchemaValidator(schema, {"cache_strings": "keys"}, _use_prebuilt=False).validate_json
