@@ -38,6 +38,7 @@ from smartpipe.publishing.bulk import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.model import Topic
 from smartpipe.topology.naming import Naming, physical, region_in
+from smartpipe.urls import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -253,8 +254,11 @@ class Publisher:
         return self._naming.topic_arn(topic)
 
     def _client(self, service: Literal["sns", "sqs", "s3", "sts"], region: str | None = None) -> Any:
-        with configuration_faults():
-            client: Any = self._session.client(service, region_name=region or self._region, config=self._config)
+        try:
+            with configuration_faults():
+                client: Any = self._session.client(service, region_name=region or self._region, config=self._config)
+        except BotoCoreError as error:  # boto3 asks for credentials now, and its text quotes where
+            raise ConfigError(f"AWS configuration: {redacted(str(error))}") from None
         fault = endpoint_fault(client.meta.endpoint_url)
         if fault:  # of an AWS profile; those of the environment have been checked
             raise ConfigError(f"AWS configuration: endpoint_url {fault}")

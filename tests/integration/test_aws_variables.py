@@ -204,6 +204,22 @@ def test_a_variable_that_no_header_may_hold_is_refused_by_its_name_and_without_i
 
 
 @pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("port", ["1", "1x"], ids=["closed", "no port"])
+def test_where_credentials_cannot_be_had_is_told_without_the_password_in_it(
+    port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_METADATA_SERVICE_NUM_ATTEMPTS", "1")
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://user:{SECRET}@127.0.0.1:{port}/role")
+
+    with pytest.raises(ConfigError, match=r"AWS configuration: .*127\.0\.0\.1") as caught:
+        BlockingPublisher("test")
+
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize(("value", "what"), [one for one in BROKEN.items() if one[1]])
 def test_each_kind_of_character_is_named(value: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
