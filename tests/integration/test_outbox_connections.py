@@ -261,6 +261,7 @@ class Kinds:
             "nothing": None,
             "object": object(),
             "class": AsyncSession,
+            "asyncpg's class": asyncpg.Connection,
         }
 
 

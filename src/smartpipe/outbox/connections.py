@@ -128,7 +128,8 @@ def _kind_of(connection: Any) -> str:
         if cls is not None and isinstance(connection, cls):
             return kind
     # Instrumentation and pools of others wrap asyncpg's connections, and have its methods.
-    return "asyncpg.Connection" if hasattr(connection, "is_in_transaction") else ""
+    wraps = hasattr(connection, "is_in_transaction") and not isinstance(connection, type)
+    return "asyncpg.Connection" if wraps else ""
 
 
 def _opened(session: Any) -> Any:
