@@ -471,12 +471,13 @@ class Flaky(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.down: set[str] = set()
+        self.fault: Exception = StoreError("the store is down")
         self.calls: list[tuple[str, int]] = []
 
     def _called(self, verb: str, claims: Sequence[Claim]) -> None:
         self.calls.append((verb, len(claims)))
         if verb in self.down:
-            raise StoreError(f"{verb}: the store is down")
+            raise self.fault
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         self._called("claim", claims)
@@ -503,8 +504,12 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
     return store
 
 
-async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is_received(flaky: Flaky) -> None:
+@pytest.mark.parametrize("fault", [StoreError("the store is down"), KeyError("of a store that breaks its word")])
+async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is_received(
+    flaky: Flaky, fault: Exception
+) -> None:
     seen: list[Event] = []
+    flaky.fault = fault
 
     async def handle(event: UserSignedUp) -> None:
         seen.append(event)

@@ -111,6 +111,9 @@ class _Verb(Generic[T]):
             fault = error
         except TimeoutError:
             fault = StoreError(f"the idempotency store did not answer within {CALL_SECONDS:g} s")
+        except Exception as error:
+            log.exception("the idempotency store raised what no store may raise")
+            fault = StoreError(f"the idempotency store failed: {type(error).__name__}")
         self._answered(fault is None)
         for index, (_, future) in enumerate(asked):
             if future.cancelled():  # nobody waits for a release any more
