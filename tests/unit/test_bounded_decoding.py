@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextvars import ContextVar
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,7 @@ from tests.support.fakes import FakeTransport
 
 decoder = Decoder([Measured, Demanding])
 LIMIT_OBJECTS = 65_536
+TENANT = ContextVar("tenant", default="nobody")
 GZIP = {"content-encoding": Attribute("String", "gzip")}
 
 
@@ -402,6 +404,25 @@ def test_bounded_validators_accept_what_pydantic_accepts_and_return_the_same(dat
             found = None
         assert found == expected
         assert type(getattr(found, "type", None)) is type(getattr(expected, "type", None))
+
+
+async def test_validators_of_large_bodies_see_the_context_variables_of_the_worker() -> None:
+    class Tenanted(Event, topic=Topic("tenanted"), type="bounded.tenanted", version="1.0"):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def note(cls, text: str) -> str:
+            seen.append((TENANT.get(), threading.current_thread() is threading.main_thread()))
+            return text
+
+    seen: list[tuple[str, bool]] = []
+    TENANT.set("acme")
+    body = body_of(json.dumps({"text": "x" * (INLINE_CHARACTERS + 1)}), "bounded.tenanted")
+
+    await Reader([Tenanted], Payloads(Packing())).read(plain(body))
+
+    assert seen == [("acme", False)]
 
 
 class Fork(BaseModel):

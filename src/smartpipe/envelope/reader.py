@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache, partial
 from os import register_at_fork
 from typing import TYPE_CHECKING, TypeVar
@@ -79,7 +80,8 @@ class Reader:
 
 
 async def _in_thread(function: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_thread(), function)
+    """Run *function* in the thread of large bodies, with the caller's context variables."""
+    return await asyncio.get_running_loop().run_in_executor(_thread(), copy_context().run, function)
 
 
 @lru_cache(maxsize=1)
