@@ -311,7 +311,7 @@ async def test_probes_of_a_breaker_that_this_process_made_itself_make_no_suspect
     assert "handled last and alone" not in caplog.text
 
 
-async def test_a_message_that_runs_out_of_memory_every_time_is_dead_lettered_with_that_reason() -> None:
+async def test_a_message_that_runs_out_of_memory_every_time_is_deferred_until_sqs_moves_it() -> None:
     service, calls = Service("s", queue=Queue("s", max_receive_count=10), retry=THREE), 0
 
     @service.subscribe(UserLeft)
@@ -324,8 +324,8 @@ async def test_a_message_that_runs_out_of_memory_every_time_is_dead_lettered_wit
         await broker.publish(UserLeft(name="too large"))
         await broker.drain()
 
-        assert broker.assert_dead_lettered(UserLeft, kind="worker-lost")
-    assert calls == 9
+        assert broker.assert_dead_lettered(UserLeft, kind="redriven")
+    assert calls == 10
 
 
 def test_a_suspect_in_the_midst_of_its_group_waits_for_its_turn_as_well() -> None:

@@ -217,7 +217,7 @@ class Consumer:
 
         async def process(lease: Lease) -> float | None:
             if lease is not late:
-                return await self._process(lease)
+                return await self._process_in_turn(lease)
             try:
                 return await self._settle(lease, processed, started)
             except Exception as error:  # noqa: BLE001 - an internal error; nothing is lost

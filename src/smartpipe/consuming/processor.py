@@ -141,7 +141,7 @@ class Processor:
         attempt = self._attempt(message.receive_count - lease.unbegun, message)
         if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
             message = without_reason(message)
-        if message.receive_count - lease.explained + self._spared.get(message.message_id, 0) >= self.thresholds.lost:
+        if message.receive_count - lease.explained >= self.thresholds.lost:
             lost = WorkerLost(
                 f"delivered {message.receive_count} times, and no worker reported a result: it probably killed them, "
                 "by running out of memory for instance, or they gave it back. SQS would move it at its next delivery"
