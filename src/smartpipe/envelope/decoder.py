@@ -176,6 +176,10 @@ class Packed(Exception):
         super().__init__("the message inside of SNS's envelope is packed")
 
 
+class UndecidedUnions(DecodeError):
+    """The data has unions of recursive classes that would have to be tried more often than there is time for."""
+
+
 class Decoder:
     """Decodes bodies into the given event classes.
 
@@ -224,6 +228,7 @@ class Decoder:
         Raises:
             DecodeError: Not JSON, not a CloudEvent, or the data does not fit the event class.
             UnknownEventType: None of the event classes has this type and major version.
+            UndecidedUnions: ``decode_large`` has the time for more tries.
             Packed: SNS wrapped it, and it has to be unpacked first.
         """
         return self._decode(body, self._small, math.inf)
@@ -280,7 +285,7 @@ def _validated(validate: _Validate, body: str) -> dict[str, Any] | None:
     except ValidationError:  # not JSON
         return None
     except TooManyTries as error:
-        raise DecodeError("invalid-data", f"the data cannot be validated: {error}") from None
+        raise UndecidedUnions("invalid-data", f"the data cannot be validated: {error}") from None
     except Exception as error:
         raise _broken_validator(error) from error
     return fields

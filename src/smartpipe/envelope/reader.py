@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from os import register_at_fork
 from typing import TYPE_CHECKING, TypeVar
 
-from smartpipe.envelope.decoder import Packed, decoder_of
+from smartpipe.envelope.decoder import Packed, UndecidedUnions, decoder_of
 from smartpipe.envelope.structure import is_simple
 from smartpipe.errors import DecodeError
 from smartpipe.payloads.compression import ENCODING_ATTRIBUTE
@@ -75,7 +75,10 @@ class Reader:
 
     async def _decode(self, body: str) -> Envelope:
         if len(body) <= SMALL_CHARACTERS or (len(body) <= INLINE_CHARACTERS and is_simple(body, INLINE_OBJECTS)):
-            return self._decoder.decode(body)
+            try:
+                return self._decoder.decode(body)
+            except UndecidedUnions:
+                pass
         return await _in_thread(lambda: self._decoder.decode_large(body, self._limit_objects))
 
 

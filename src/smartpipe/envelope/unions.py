@@ -15,9 +15,10 @@ from pydantic_core import core_schema
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FREE_TRIES = 2_048
-TRIES_FOR_EACH_CHARACTER = 8
-"""A body has fewer values than characters, so this is only too little where each value is tried again and again."""
+INLINE_TRIES = 8_192
+"""Some 3 µs each. What needs more is validated in a thread."""
+THREAD_TRIES = 131_072
+"""And one for each character: a body has fewer values, so this is too little only where they are tried repeatedly."""
 
 
 class TooManyTries(Exception):
@@ -31,9 +32,14 @@ class TooManyTries(Exception):
 
 
 class Tries:
-    """Counts the tries of one validation in each thread, over those unions that lead to themselves in several ways."""
+    """Counts the tries of one validation, over those unions that lead to themselves in several ways.
 
-    def __init__(self, schema: Any) -> None:
+    Args:
+        in_thread: It may take as long as a thread has, not only as long as an event loop.
+    """
+
+    def __init__(self, schema: Any, *, in_thread: bool) -> None:
+        self._in_thread = in_thread
         self._left = threading.local()
         definitions = {one["ref"]: one for one in schema.get("definitions", ())} if isinstance(schema, dict) else {}
         direct = {ref: set(_references(one)) for ref, one in definitions.items()}
@@ -57,8 +63,11 @@ class Tries:
         return partial(self._validate, validate)
 
     def _validate(self, validate: Callable[[str], Any], body: str) -> Any:
-        self._left.tries = FREE_TRIES + TRIES_FOR_EACH_CHARACTER * len(body)
-        return validate(body)
+        self._left.tries = THREAD_TRIES + len(body) if self._in_thread else INLINE_TRIES
+        value = validate(body)
+        if self._left.tries < 0:  # a default for what does not fit takes the place of any exception
+            raise TooManyTries
+        return value
 
     def _spend(self, value: Any) -> Any:
         self._left.tries -= 1

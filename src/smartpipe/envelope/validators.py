@@ -63,12 +63,12 @@ def bounded_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
     """
     if type(adapter.validator) is not SchemaValidator:
         return adapter.validator.validate_json
-    return _build(_none_where_wrong(_changed(adapter.core_schema, _stop_at_first_error)))
+    return _build(_none_where_wrong(_changed(adapter.core_schema, _stop_at_first_error)), in_thread=False)
 
 
 def explaining_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
     """Return a function that raises ValidationError with the first error of each collection: for small bodies."""
-    return _build(_changed(adapter.core_schema, _stop_at_first_error))
+    return _build(_changed(adapter.core_schema, _stop_at_first_error), in_thread=False)
 
 
 def cooperative_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
@@ -80,7 +80,7 @@ def cooperative_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
     """
     if type(adapter.validator) is not SchemaValidator:
         return adapter.validator.validate_json
-    return _build(_none_where_wrong(_cooperative(adapter.core_schema)))
+    return _build(_none_where_wrong(_cooperative(adapter.core_schema)), in_thread=True)
 
 
 def cooperative_explaining_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
@@ -90,7 +90,7 @@ def cooperative_explaining_validator(adapter: TypeAdapter[Any]) -> Callable[[str
     It also raises TooManyForbiddenFields.
     """
     forbidden = _ForbiddenFields()
-    validate = _build(_cooperative(_changed(adapter.core_schema, forbidden.bound)))
+    validate = _build(_cooperative(_changed(adapter.core_schema, forbidden.bound)), in_thread=True)
 
     def validate_json(body: str) -> Any:
         forbidden.count = 0
@@ -106,8 +106,8 @@ def _cooperative(schema: Any) -> Any:
     return schema
 
 
-def _build(schema: Any) -> Callable[[str], Any]:
-    tries = Tries(schema)
+def _build(schema: Any, *, in_thread: bool) -> Callable[[str], Any]:
+    tries = Tries(schema, in_thread=in_thread)
     if tries.needed:
         return tries.counting(_built(_changed(schema, tries.bound)))
     return _built(schema)
