@@ -406,6 +406,33 @@ def test_bounded_validators_accept_what_pydantic_accepts_and_return_the_same(dat
         assert type(getattr(found, "type", None)) is type(getattr(expected, "type", None))
 
 
+@pytest.mark.parametrize(("unknown", "known", "passes"), [(5_000, 0, [1]), (50, 5_000, [1, 0]), (50, 50, [0])])
+def test_pydantic_lists_no_unknown_fields_of_a_body_that_may_have_many(
+    unknown: int, known: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, called, build = 0, [], validators._build
+
+    def counting(schema: Any, *, in_thread: bool) -> Any:
+        nonlocal built
+        validate, number = build(schema, in_thread=in_thread), built
+        built += 1
+
+        def noting(body: str) -> Any:
+            called.append(number)
+            return validate(body)
+
+        return noting
+
+    monkeypatch.setattr(validators, "_build", counting)
+    data = {f"unknown_{n}": 0 for n in range(unknown)} | {"numbers": {f"n{n}": n for n in range(known)}}
+
+    class Closed(BaseModel, extra="forbid"):
+        numbers: dict[str, int]
+
+    assert validators.cooperative_validator(TypeAdapter(Closed))(json.dumps(data)) is None
+    assert called == passes
+
+
 async def test_validators_of_large_bodies_see_the_context_variables_of_the_worker() -> None:
     class Tenanted(Event, topic=Topic("tenanted"), type="bounded.tenanted", version="1.0"):
         text: str

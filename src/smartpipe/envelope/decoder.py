@@ -245,6 +245,8 @@ class Decoder:
     def _decode(self, body: str, validators: _Validators, limit_objects: float) -> Envelope:
         fields = _validated(validators.any_type, body) if validators.any_type else None
         if fields is None:
+            if not body.lstrip().startswith("{"):
+                _context_of(body, validators.context)  # it raises, and large bodies are not looked through four times
             inner = unwrapped(body)
             if inner:
                 refuse_too_many_values(inner, limit_objects)  # they were in a string before
