@@ -433,6 +433,16 @@ def test_pydantic_lists_no_unknown_fields_of_a_body_that_may_have_many(
     assert called == passes
 
 
+def test_a_large_body_that_is_no_object_is_refused_without_being_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing = Decoder([Measured])
+    monkeypatch.setattr(refusing, "_decode", None)
+
+    with pytest.raises(DecodeError, match="it is not a JSON object") as caught:
+        refusing.decode_large(WRONG["no event"](), limit_objects=LIMIT_OBJECTS)
+
+    assert caught.value.kind == "not-cloudevent"
+
+
 async def test_validators_of_large_bodies_see_the_context_variables_of_the_worker() -> None:
     class Tenanted(Event, topic=Topic("tenanted"), type="bounded.tenanted", version="1.0"):
         text: str

@@ -43,6 +43,8 @@ MAX_TYPE_CHARACTERS = 255
 MAX_ERRORS_READ = 1_000
 """Pydantic makes a dict of each error. Of a body with more errors only their number is reported."""
 MAX_ERRORS_KEPT = 20
+UNPARSED_CHARACTERS = 65_536
+"""Whether a longer body is JSON is not looked for where it can be no object."""
 MAX_ERROR_CHARACTERS = 500
 MAX_NAME_CHARACTERS = 100
 
@@ -240,13 +242,13 @@ class Decoder:
             DecodeError: Also of the kind ``too-many-values``.
         """
         refuse_too_many_values(body, limit_objects)
+        if len(body) > UNPARSED_CHARACTERS and not body.lstrip().startswith("{"):  # Pydantic would parse it in one go
+            raise DecodeError("not-cloudevent", "the body is not a CloudEvent 1.0: it is not a JSON object")
         return self._decode(body, self._large, limit_objects)
 
     def _decode(self, body: str, validators: _Validators, limit_objects: float) -> Envelope:
         fields = _validated(validators.any_type, body) if validators.any_type else None
         if fields is None:
-            if not body.lstrip().startswith("{"):
-                _context_of(body, validators.context)  # it raises, and large bodies are not looked through four times
             inner = unwrapped(body)
             if inner:
                 refuse_too_many_values(inner, limit_objects)  # they were in a string before
