@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 from tenacity import wait_fixed
 
 from tests.support.proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from smartpipe import EmbeddedBroker
 
@@ -31,6 +32,16 @@ def fast_proxy(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> 
 def each_proxy(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """Each broker in turn, by way of a proxy."""
     yield from _before(broker, monkeypatch)
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database whose outbox is empty."""
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute("TRUNCATE smartpipe_outbox")
+    yield connection
+    await connection.execute("TRUNCATE smartpipe_outbox")
+    await connection.close()
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-import asyncpg
 import boto3
-import pytest
 from sqlalchemy import create_engine
 
 from smartpipe import Delivery, Event, RetryPolicy, Service, Topic
@@ -23,7 +21,8 @@ from tests.integration.test_inbox import run
 from tests.support.fakes import FakeTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import asyncpg
+    import pytest
 
     from smartpipe import EmbeddedBroker
     from tests.support.queues import Queues
@@ -35,15 +34,6 @@ class OrderPlaced(Event, topic=Topic("derived-orders"), type="derived.order_plac
 
 class Charged(Event, topic=Topic("derived-orders"), type="derived.order_charged", version="1.0"):
     attempt: int = 0
-
-
-@pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    yield connection
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    await connection.close()
 
 
 async def outbox_ids(database: asyncpg.Connection) -> list[str]:

@@ -7,7 +7,6 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -25,16 +24,9 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import asyncpg
+
 OUTBOX = Outbox("shop")
-
-
-@pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    yield connection
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    await connection.close()
 
 
 def ids(transport: FakeTransport, verb: str = "publish") -> list[str]:

@@ -33,15 +33,6 @@ def of_driver(url: str, driver: str) -> str:
     return url.replace("postgresql", driver, 1)
 
 
-@pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    yield connection
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    await connection.close()
-
-
 async def count(database: asyncpg.Connection) -> int:
     return int(await database.fetchval("SELECT count(*) FROM smartpipe_outbox"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 from smartpipe.errors import TransportError
@@ -15,7 +14,9 @@ from tests.support.events import ADA, Paid
 from tests.support.fakes import FakeTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
+
+    import asyncpg
 
     from smartpipe.message import Failure, OutgoingMessage
 
@@ -27,15 +28,6 @@ FIFO = {
     "group_id": "a",
     "deduplication_id": "1",
 }
-
-
-@pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(postgres_url)
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    yield connection
-    await connection.execute("TRUNCATE smartpipe_outbox")
-    await connection.close()
 
 
 async def insert(database: asyncpg.Connection, **columns: Any) -> None:

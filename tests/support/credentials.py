@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+
+from tests.support.loopback import LoopbackServer
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import pytest
 
 
-class CredentialEndpoint:
-    """Use it as a context manager; it serves on loopback, from a thread of its own.
+class CredentialEndpoint(LoopbackServer):
+    """The credentials of a role.
 
     ``issued`` has every access key that it handed out; while ``failing`` it answers 503. The credentials are
     said to last for ``lifetime_seconds``: botocore fetches others when ten minutes are left.
@@ -26,25 +25,13 @@ class CredentialEndpoint:
         self.asked = 0
         self.failing = False
         self.lifetime_seconds = 3_600.0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(self._handler())
 
     @property
     def environment(self) -> dict[str, str]:
         """Leads botocore here, when it finds no credentials elsewhere."""
         return {
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{self._server.server_address[1]}/role",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.endpoint_url}/role",
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
             "AWS_CONFIG_FILE": "/dev/null",
         }
