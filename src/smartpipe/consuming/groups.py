@@ -96,19 +96,21 @@ class Groups:
             if not chain:  # taken over
                 return
             if again_seconds is not None:
-                _remember(self._memory.explained, lease, lease.explained + 1)
+                remember(self._memory.explained, lease.message.message_id, lease.explained + 1)
             elif self._memory.explained:
                 self._memory.explained.pop(lease.message.message_id, None)
                 self._memory.unbegun.pop(lease.message.message_id, None)
             ended(chain)
         while chain:
-            _remember(self._memory.unbegun, chain[0], chain[0].unbegun + 1)
-            _remember(self._memory.explained, chain[0], chain[0].explained + 1)
+            message_id = chain[0].message.message_id
+            remember(self._memory.unbegun, message_id, chain[0].unbegun + 1)
+            remember(self._memory.explained, message_id, chain[0].explained + 1)
             give_back(chain[0], again_seconds or 0)
             ended(chain)
 
 
-def _remember(counts: dict[str, int], lease: Lease, count: int) -> None:
-    counts[lease.message.message_id] = count
+def remember(counts: dict[str, int], message_id: str, count: int) -> None:
+    """Note the *count* of a message, and forget the message that was noted first if there are more than 10,000."""
+    counts[message_id] = count
     if len(counts) > MAX_REMEMBERED:
         del counts[next(iter(counts))]

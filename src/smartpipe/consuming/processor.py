@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tenacity import wait_random_exponential
 
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, without_reason
+from smartpipe.consuming.groups import remember
 from smartpipe.consuming.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consuming.pace import Gate, TokenBucket
 from smartpipe.consuming.room import Room
@@ -47,7 +48,6 @@ S3_WAITS = wait_random_exponential(multiplier=1, min=1, max=300)
 """Long ones: SQS counts these deliveries too, and dead-letters a message after some, though nothing failed."""
 DEFERRAL_WAITS = S3_WAITS
 """Likewise, of messages that this process had no resources for."""
-MAX_SPARED = 10_000
 STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
 
 
@@ -197,9 +197,7 @@ class Processor:
         seconds = deferred.seconds
         if deferred.exhausted:
             seconds = max(seconds, backoff_seconds(DEFERRAL_WAITS, message.receive_count, deferred))
-            self._spared[message.message_id] = self._spared.get(message.message_id, 0) + 1
-            if len(self._spared) > MAX_SPARED:
-                del self._spared[next(iter(self._spared))]
+            remember(self._spared, message.message_id, self._spared.get(message.message_id, 0) + 1)
         return Defer(math.ceil(seconds), deferred)
 
     @property

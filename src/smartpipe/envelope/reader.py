@@ -78,7 +78,7 @@ class Reader:
             try:
                 return self._decoder.decode(body)
             except UndecidedUnions:
-                pass
+                pass  # a thread has the time
         return await _in_thread(lambda: self._decoder.decode_large(body, self._limit_objects))
 
 
