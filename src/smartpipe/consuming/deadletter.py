@@ -103,9 +103,10 @@ def dead_letter(
     moved = sorted(attributes, key=lambda name: (name not in RESERVED_ATTRIBUTES, name))[MAX_ATTRIBUTES - 1 :]
     if moved:
         plain = {name: _plain(attributes[name]) for name in moved}
-        if any(_from_plain(name, plain[name]) != attributes.pop(name) for name in moved):
+        if any(_from_plain(name, plain[name]) != attributes[name] for name in moved):
             return bare_copy(message)  # of a form that could not be given back
         reason["attributes"] = plain
+        attributes = {name: value for name, value in attributes.items() if name not in plain}
     for part in (None, *_EXPENDABLE):
         if part is not None:
             reason.pop(part, None)
