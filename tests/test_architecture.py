@@ -15,11 +15,11 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
-    {"version", "characters", "errors", "message", "telemetry", "counts", "deadlines", "keys", "escaping"},
+    {"version", "characters", "errors", "message", "telemetry", "counters", "deadlines", "keys", "escaping"},
     {"exhaustion"},
     {
         "urls",
-        "topology.naming",
+        "names",
         "topology.tags",
         "topology.filters",
         "topology.resources",
@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
         "topology.claims",
         "topology.buckets",
     },
-    {"topology.model", "topology.regions", "retry", "transport"},
+    {"topics", "topology.regions", "retry", "transport"},
     {"events", "settings"},
     {"payloads"},
     {"envelope", "envelope.structure", "envelope.unions"},
@@ -41,8 +41,8 @@ LAYERS: list[set[str]] = [
     {"effects.idempotency"},
     {"effects.claims", "effects.stores"},
     {
-        "handling.delivery",
-        "handling.batch",
+        "delivery",
+        "batch",
         "handling.breaker",
         "handling.settlement",
         "handling.subscribing",
@@ -144,7 +144,7 @@ def test_imports_point_down_only(path: Path) -> None:
     assert own is not None, f"{module} stands in no layer: give it one in LAYERS and in docs/architecture.md"
 
     for name in imports_of_ours(path):
-        other = place_of("topology.model" if name == "topology" else name)
+        other = place_of("topics" if name == "topology" else name)
         assert other is not None, f"{module} imports {name}, which stands in no layer"
         assert other[0] < own[0] or other == own, f"{module} imports {name}, which is not below it"
 

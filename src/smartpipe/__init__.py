@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
+    from smartpipe.batch import Batch, BatchDelivery
+    from smartpipe.delivery import Delivery
     from smartpipe.effects.idempotency import Idempotency
     from smartpipe.embedded import EmbeddedBroker
     from smartpipe.errors import (
@@ -27,16 +29,14 @@ if TYPE_CHECKING:
         UnknownEventType,
     )
     from smartpipe.events import Event
-    from smartpipe.handling.batch import Batch, BatchDelivery
     from smartpipe.handling.breaker import CircuitBreaker
-    from smartpipe.handling.delivery import Delivery
     from smartpipe.outgoing import PublishReport
     from smartpipe.publishing.publisher import Publisher
     from smartpipe.retry import RetryPolicy
     from smartpipe.running.worker import Worker
     from smartpipe.service import Service
+    from smartpipe.topics import Queue, Topic
     from smartpipe.topology.filters import FilterPolicy
-    from smartpipe.topology.model import Queue, Topic
     from smartpipe.transport import Transport
 
 __all__ = [
@@ -79,20 +79,20 @@ _ERRORS = {name for name in __all__ if name.endswith("Error")} | {
     "UnknownEventType",
 }
 _HOMES = {
-    "Batch": "handling.batch",
-    "BatchDelivery": "handling.batch",
+    "Batch": "batch",
+    "BatchDelivery": "batch",
     "CircuitBreaker": "handling.breaker",
-    "Delivery": "handling.delivery",
+    "Delivery": "delivery",
     "EmbeddedBroker": "embedded",
     "Event": "events",
     "FilterPolicy": "topology.filters",
     "Idempotency": "effects.idempotency",
     "PublishReport": "outgoing",
     "Publisher": "publishing.publisher",
-    "Queue": "topology.model",
+    "Queue": "topics",
     "RetryPolicy": "retry",
     "Service": "service",
-    "Topic": "topology.model",
+    "Topic": "topics",
     "Transport": "transport",
     "Worker": "running.worker",
     **dict.fromkeys(_ERRORS, "errors"),

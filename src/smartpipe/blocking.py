@@ -29,6 +29,7 @@ from smartpipe.aws.variables import check_before_signing_blocking, check_variabl
 from smartpipe.envelope import source_problems
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
+from smartpipe.names import Naming, physical, region_in
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.payloads.objects import keep
 from smartpipe.payloads.packing import Packing
@@ -36,8 +37,7 @@ from smartpipe.payloads.payloads import parted, placed
 from smartpipe.publishing.attempts import deliver_blocking
 from smartpipe.publishing.bulk import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
-from smartpipe.topology.model import Topic
-from smartpipe.topology.naming import Naming, physical, region_in
+from smartpipe.topics import Topic
 from smartpipe.urls import redacted
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
 
 MAX_CONNECTIONS = 50
 

@@ -21,7 +21,7 @@ from smartpipe.handling.signature import name_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.handling.delivery import Delivery
+    from smartpipe.delivery import Delivery
     from smartpipe.outgoing import Publication
 
 T = TypeVar("T")

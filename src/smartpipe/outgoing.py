@@ -16,8 +16,8 @@ from smartpipe.events import Event, contract_of, text_of
 from smartpipe.keys import sqs_id
 from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
 from smartpipe.payloads.packing import NO_PACKING, RESERVED_ATTRIBUTES
+from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
-from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

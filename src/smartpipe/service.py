@@ -16,17 +16,17 @@ from smartpipe.handling.handlers import Handler, HandlerOptions, make_handler, s
 from smartpipe.handling.settlement import UnknownEvents
 from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
+from smartpipe.topics import MAX_RECEIVES, Queue
 from smartpipe.topology.derive import Binding
-from smartpipe.topology.model import MAX_RECEIVES, Queue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from smartpipe.batch import Batch
+    from smartpipe.delivery import Delivery
     from smartpipe.events import Contract
-    from smartpipe.handling.batch import Batch
     from smartpipe.handling.breaker import CircuitBreaker
-    from smartpipe.handling.delivery import Delivery
     from smartpipe.handling.subscribing import Subscribe, SubscribeBatch
     from smartpipe.middleware import Middleware
     from smartpipe.running.lambda_handler import LambdaHandler

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smartpipe.characters import fault_in
 from smartpipe.errors import ConfigError
-from smartpipe.topology.naming import DEFAULT_APPLICATION
+from smartpipe.names import DEFAULT_APPLICATION
 from smartpipe.urls import shown
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from smartpipe.counts import TransportCounts
+    from smartpipe.counters import TransportCounts
     from smartpipe.message import Failure, Message, OutgoingMessage
 
 BATCH_LIMIT = 10

@@ -13,8 +13,8 @@ import boto3
 import pytest
 
 from smartpipe.blocking import Publisher
+from smartpipe.names import Naming
 from smartpipe.topology.export.iam import policies
-from smartpipe.topology.naming import Naming
 from tests.acceptance import services
 from tests.acceptance.conftest import TARGET
 from tests.support.processes import ROOT, Process, smartpipe

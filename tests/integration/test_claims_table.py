@@ -10,10 +10,10 @@ import boto3
 import pytest
 
 from smartpipe import Publisher, Service, TopologyError
+from smartpipe.names import Naming
 from smartpipe.testing import planned, provision, working
 from smartpipe.topology.companions import Companions
 from smartpipe.topology.export.iam import policies
-from smartpipe.topology.naming import Naming
 from tests.conftest import lead_to
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.topologies import destroy

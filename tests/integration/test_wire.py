@@ -18,7 +18,7 @@ from smartpipe import ConfigError, Publisher
 from smartpipe.aws.opening import transport_for
 from smartpipe.aws.transport import AwsTransport
 from smartpipe.aws.wire.transport import WireTransport
-from smartpipe.counts import TransportCounts
+from smartpipe.counters import TransportCounts
 from smartpipe.errors import TransportError
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.running.metrics import OF_TRANSPORT

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from smartpipe import Service
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
 
 SEVEN = RetryPolicy(attempts=3, wait=wait_fixed(7))
 

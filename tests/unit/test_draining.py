@@ -9,7 +9,7 @@ from tests.support.fakes import UNREACHABLE, FakeTransport
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
 
 
 def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released() -> None:

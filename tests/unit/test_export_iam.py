@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from smartpipe import Event, Queue, Service, Topic
+from smartpipe.names import Naming
 from smartpipe.topology.export.iam import policies
-from smartpipe.topology.naming import Naming
 from tests.support import exported
 from tests.support.exported import AccountOpened, SecretTold, subscribed
 

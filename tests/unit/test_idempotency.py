@@ -13,11 +13,11 @@ from smartpipe.effects.claims import Claims
 from smartpipe.effects.idempotency import Claim, Completed, HandlerName, Idempotency
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
+from smartpipe.names import Naming
 from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
-from smartpipe.topology.naming import Naming
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from smartpipe.counts import Counts, TransportCounts
+from smartpipe.counters import Counts, TransportCounts
 from smartpipe.running.metrics import (
     NOT_OUTCOMES,
     OF_TRANSPORT,

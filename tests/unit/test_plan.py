@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
+from smartpipe.names import Naming
 from smartpipe.topology.advice import faults, notes
 from smartpipe.topology.changes import Change, pending
 from smartpipe.topology.derive import derive
 from smartpipe.topology.destruction import destruction, holding
-from smartpipe.topology.naming import Naming
 from smartpipe.topology.plan import plan
 from smartpipe.topology.policy import POLICY_SID, merged, statement
 from smartpipe.topology.resources import Topology

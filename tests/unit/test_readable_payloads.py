@@ -10,6 +10,7 @@ import pytest
 from smartpipe import ConfigError, DecodeError, Event, Service
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
+from smartpipe.names import Naming
 from smartpipe.payloads.objects import MemoryObjects
 from smartpipe.payloads.packing import ClaimCheck
 from smartpipe.payloads.payloads import Payloads
@@ -18,7 +19,6 @@ from smartpipe.payloads.readable import Readable
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.companions import Companions
 from smartpipe.topology.export.iam import policies
-from smartpipe.topology.naming import Naming
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:

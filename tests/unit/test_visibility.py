@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe import Retry
 from smartpipe.consuming.visibility import Visibility
-from smartpipe.counts import Counts
+from smartpipe.counters import Counts
 from smartpipe.message import Failure, Message
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
 from tests.support.events import ADA, UserSignedUp

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError
-from smartpipe.topology.naming import account_in, is_arn, name_in, physical, region_in
+from smartpipe.names import account_in, is_arn, name_in, physical, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from smartpipe.topology.naming import Naming
+    from smartpipe.names import Naming
 
 
 def queue_lookup(prefix: str, name: str, region: str) -> dict[str, str]:

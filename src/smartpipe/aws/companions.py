@@ -6,8 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import TransportError
+from smartpipe.names import name_in
 from smartpipe.topology.buckets import LIFECYCLE, expiry_in, with_rule
-from smartpipe.topology.naming import name_in
 from smartpipe.topology.resources import TAGS
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from smartpipe.aws.transport import AwsTransport
-    from smartpipe.topology.naming import Naming
+    from smartpipe.names import Naming
     from smartpipe.topology.resources import Topology
 
 log = logging.getLogger("smartpipe.topology")

@@ -16,7 +16,7 @@ from smartpipe.aws.entries import IDS, failures, publish_entries, received, send
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.variables import check_credentials
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.topology.naming import Naming, region_in
+from smartpipe.names import Naming, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

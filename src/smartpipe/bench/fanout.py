@@ -11,7 +11,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.events import Event
 from smartpipe.outgoing import Publication, prepare
 from smartpipe.service import Service
-from smartpipe.topology.model import Topic
+from smartpipe.topics import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smartpipe.aws.provision import Survey
+    from smartpipe.names import Naming
     from smartpipe.topology.changes import Action, Change
-    from smartpipe.topology.naming import Naming
 
 MARKS: dict[Action, tuple[str, str]] = {
     "create": ("+", "green"),

@@ -20,9 +20,9 @@ from smartpipe.deadletters.letters import preview
 from smartpipe.deadletters.walk import Walk
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escaped_json
+from smartpipe.names import name_in, physical
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings
-from smartpipe.topology.naming import name_in, physical
 from smartpipe.topology.resources import Topology
 from smartpipe.topology.tree import state_of
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from smartpipe.aws.transport import AwsTransport
     from smartpipe.deadletters.letters import Letter, Selection
+    from smartpipe.names import Naming
     from smartpipe.service import Service
-    from smartpipe.topology.model import Queue
-    from smartpipe.topology.naming import Naming
+    from smartpipe.topics import Queue
     from smartpipe.topology.tree import QueueState
 
 PEEK_LEASE_SECONDS = 30.0

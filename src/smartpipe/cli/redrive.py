@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smartpipe.cli.dlq import DeadLetterQueue
     from smartpipe.deadletters.letters import Letter, Selection
     from smartpipe.message import Failure
-    from smartpipe.topology.naming import Naming
+    from smartpipe.names import Naming
 
 FAILURES_SHOWN = 10
 PROGRESS_SECONDS = 10.0

@@ -17,14 +17,14 @@ from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
 from smartpipe.errors import TransportError
 from smartpipe.escaping import escaped, escaped_json
-from smartpipe.topology.naming import name_in
+from smartpipe.names import name_in
 from smartpipe.topology.tree import tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.aws.transport import AwsTransport
-    from smartpipe.topology.naming import Naming
+    from smartpipe.names import Naming
     from smartpipe.topology.tree import Branch, QueueState, TopicState
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.consuming.visibility import Lease
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
     from smartpipe.message import Failure
     from smartpipe.transport import Transport
 

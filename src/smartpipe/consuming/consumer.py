@@ -21,7 +21,7 @@ from smartpipe.consuming.poller import Poller
 from smartpipe.consuming.processor import NotBegun, Processed, Processor, Resources
 from smartpipe.consuming.settler import Settler
 from smartpipe.consuming.visibility import Visibility
-from smartpipe.counts import Counts
+from smartpipe.counters import Counts
 from smartpipe.handling.handlers import slots_for
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from smartpipe.consuming.groups import Chain
     from smartpipe.consuming.visibility import Lease
-    from smartpipe.handling.delivery import Delivery
+    from smartpipe.delivery import Delivery
     from smartpipe.message import Message
     from smartpipe.service import Service
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.consumer")

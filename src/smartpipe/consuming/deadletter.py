@@ -17,7 +17,7 @@ from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
 from smartpipe.telemetry import trace_id
-from smartpipe.topology.model import QUEUE_LIMIT_BYTES
+from smartpipe.topics import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from smartpipe.envelope import Envelope

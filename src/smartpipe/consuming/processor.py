@@ -14,11 +14,11 @@ from smartpipe.consuming.groups import remember
 from smartpipe.consuming.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consuming.pace import Gate, TokenBucket
 from smartpipe.consuming.room import Room
+from smartpipe.delivery import Delivery
 from smartpipe.envelope import current_envelope
 from smartpipe.envelope.reader import Reader
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
 from smartpipe.handling.breaker import Circuit, CircuitBreaker
-from smartpipe.handling.delivery import Delivery
 from smartpipe.handling.gatherer import Gatherer
 from smartpipe.handling.guard import HANDLED, Guard, Guarded
 from smartpipe.handling.invocation import Deferred, HandlerTimeout, Invocation
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from smartpipe.consuming.visibility import Lease
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
+    from smartpipe.delivery import Publishes
     from smartpipe.effects.claims import Claims
     from smartpipe.envelope import Envelope
     from smartpipe.events import Event
-    from smartpipe.handling.delivery import Publishes
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.invocation import OnOverdue
     from smartpipe.handling.threads import Threads

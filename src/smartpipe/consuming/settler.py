@@ -14,9 +14,9 @@ from smartpipe.telemetry import trace_id
 if TYPE_CHECKING:
     from smartpipe.consuming.processor import Processed
     from smartpipe.consuming.visibility import Lease
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
     from smartpipe.message import Failure, Message, OutgoingMessage
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.consumer")

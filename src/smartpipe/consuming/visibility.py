@@ -14,7 +14,7 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
     from smartpipe.message import Message
     from smartpipe.transport import Transport
 

@@ -19,7 +19,7 @@ from smartpipe.keys import own_sqs_id
 from smartpipe.message import Failure
 from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.chunks import Chunker
-from smartpipe.topology.model import QUEUE_LIMIT_BYTES
+from smartpipe.topics import QUEUE_LIMIT_BYTES
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smartpipe.deadletters.letters import Letter, Selection
     from smartpipe.deadletters.memories import Memories
     from smartpipe.message import OutgoingMessage
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
 LOOK_LEASE_SECONDS = 120.0

@@ -7,14 +7,14 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from smartpipe.batch import Batch, BatchDelivery
 from smartpipe.envelope import current_envelope
-from smartpipe.handling.batch import Batch, BatchDelivery
 from smartpipe.handling.invocation import HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.handling.delivery import Delivery, Publishes
+    from smartpipe.delivery import Delivery, Publishes
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.invocation import Invocation
 

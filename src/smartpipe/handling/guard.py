@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from smartpipe.consuming.isolation import Isolation, Thresholds
     from smartpipe.consuming.visibility import Lease
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
+    from smartpipe.delivery import Delivery
     from smartpipe.effects.claims import Claims
     from smartpipe.effects.idempotency import Idempotency
-    from smartpipe.handling.delivery import Delivery
     from smartpipe.handling.handlers import Handler
 
 log = logging.getLogger("smartpipe.idempotency")

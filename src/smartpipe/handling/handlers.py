@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.batch import Batch
 from smartpipe.effects.idempotency import HandlerName, Idempotency
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
-from smartpipe.handling.batch import Batch
 from smartpipe.handling.breaker import CircuitBreaker
 from smartpipe.handling.signature import Parameter, name_of, provided, read_signature
 from smartpipe.retry import RetryPolicy
@@ -16,7 +16,7 @@ from smartpipe.retry import RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
 
 MAX_TIMEOUT_SECONDS = 43_200
 MAX_CONCURRENCY = 10_000

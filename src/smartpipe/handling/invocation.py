@@ -17,7 +17,7 @@ from smartpipe.handling.settlement import shown
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from smartpipe.counts import Counts
+    from smartpipe.counters import Counts
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.threads import Threads
 

@@ -9,9 +9,9 @@ from operator import or_
 from types import UnionType
 from typing import Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from smartpipe.batch import BatchDelivery
+from smartpipe.delivery import Delivery
 from smartpipe.events import Event
-from smartpipe.handling.batch import BatchDelivery
-from smartpipe.handling.delivery import Delivery
 
 _LISTS = (list, Sequence)
 

@@ -15,7 +15,7 @@ from smartpipe.memory.store import FifoStore, StandardStore, Store, Stored
 from smartpipe.message import Failure
 from smartpipe.outgoing import MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.retry import MAX_VISIBILITY_SECONDS
-from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, MAX_RECEIVES, QUEUE_LIMIT_BYTES
+from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, MAX_RECEIVES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

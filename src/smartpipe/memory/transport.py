@@ -13,8 +13,8 @@ from smartpipe.errors import ConfigError, TransportError
 from smartpipe.memory.filters import matches
 from smartpipe.memory.queue import MemoryQueue, Weather
 from smartpipe.message import Failure, Message, made
-from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
-from smartpipe.topology.naming import Naming, name_in
+from smartpipe.names import Naming, name_in
+from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:

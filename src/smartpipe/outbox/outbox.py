@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Event
     from smartpipe.outbox.connections import AsyncConnection, BlockingConnection
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
 
 
 class Outbox:

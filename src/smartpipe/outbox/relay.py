@@ -20,7 +20,7 @@ from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.bulk import MAX_IN_FLIGHT, STOPPED, Requests
 from smartpipe.publishing.chunks import Chunker
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
-from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
+from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

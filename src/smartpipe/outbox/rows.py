@@ -13,10 +13,10 @@ from zlib import crc32
 from smartpipe.errors import ConfigError, DecodeError, PublishFailure
 from smartpipe.keys import SQS_ID
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
+from smartpipe.names import is_arn
 from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.payloads.pointer import payload_at
-from smartpipe.topology.model import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
-from smartpipe.topology.naming import is_arn
+from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,7 +17,7 @@ from smartpipe.payloads.payloads import Payloads
 from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.bulk import publish_each, publish_in_chunks
 from smartpipe.publishing.singles import Singles
-from smartpipe.topology.model import Topic
+from smartpipe.topics import Topic
 from smartpipe.transport import open_transport
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.events import Event
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.consuming.consumer import Consumer
-    from smartpipe.counts import TransportCounts
+    from smartpipe.counters import TransportCounts
     from smartpipe.handling.capacity import Capacity
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]

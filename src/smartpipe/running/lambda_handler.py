@@ -17,7 +17,7 @@ from smartpipe.consuming.groups import Groups
 from smartpipe.consuming.processor import Processor, Resources
 from smartpipe.consuming.settler import Settler
 from smartpipe.consuming.visibility import Lease
-from smartpipe.counts import Counts
+from smartpipe.counters import Counts
 from smartpipe.effects.claims import claims_of
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.handling.handlers import slots_for
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from smartpipe.consuming.groups import Chain
     from smartpipe.consuming.processor import Processed
-    from smartpipe.handling.delivery import Delivery
+    from smartpipe.delivery import Delivery
     from smartpipe.message import Message
     from smartpipe.service import Service
     from smartpipe.transport import Transport

@@ -10,7 +10,7 @@ from smartpipe.escaping import escaped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from smartpipe.counts import Counts, TransportCounts
+    from smartpipe.counters import Counts, TransportCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from smartpipe.counts import TransportCounts
+    from smartpipe.counters import TransportCounts
     from smartpipe.effects.idempotency import Store
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings

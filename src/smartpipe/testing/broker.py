@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Event
     from smartpipe.service import Service
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
 
 E = TypeVar("E", bound="Event")
 T = TypeVar("T")

@@ -1,5 +1,5 @@
 """What has to exist on AWS: declared by events and services, derived, compared. Pure: no I/O here."""
 
-from smartpipe.topology.model import Queue, Topic
+from smartpipe.topics import Queue, Topic
 
 __all__ = ["Queue", "Topic"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from smartpipe.names import name_in
+from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 from smartpipe.topology.claims import another_kind
-from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
-from smartpipe.topology.naming import name_in
 from smartpipe.topology.plan import owner_of
 from smartpipe.topology.policy import (
     MAX_STATEMENTS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from smartpipe.topology.naming import name_in
+from smartpipe.names import name_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

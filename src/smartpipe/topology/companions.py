@@ -13,7 +13,7 @@ from smartpipe.topology.resources import TAGS
 from smartpipe.topology.tags import APPLICATION
 
 if TYPE_CHECKING:
-    from smartpipe.topology.naming import Naming
+    from smartpipe.names import Naming
     from smartpipe.topology.resources import Attributes
 
 

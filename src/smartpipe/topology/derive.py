@@ -6,9 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
-from smartpipe.topology.companions import NO_COMPANIONS
-from smartpipe.topology.filters import TYPE_ATTRIBUTE, policy_problems
-from smartpipe.topology.model import (
+from smartpipe.names import name_in
+from smartpipe.topics import (
     DEFAULT_TOPIC_LIMIT_BYTES,
     MAX_QUEUE_NAME_LENGTH,
     MAX_RECEIVES,
@@ -17,7 +16,8 @@ from smartpipe.topology.model import (
     Topic,
     name_problems,
 )
-from smartpipe.topology.naming import name_in
+from smartpipe.topology.companions import NO_COMPANIONS
+from smartpipe.topology.filters import TYPE_ATTRIBUTE, policy_problems
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fitting, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import VERSION
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from smartpipe.events import Contract
+    from smartpipe.names import Naming
+    from smartpipe.topics import Queue
     from smartpipe.topology.companions import Companions
-    from smartpipe.topology.model import Queue
-    from smartpipe.topology.naming import Naming
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
 AWS_SQS_KEY = "alias/aws/sqs"

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.names import name_in
 from smartpipe.topology.changes import Change
-from smartpipe.topology.naming import name_in
 from smartpipe.topology.resources import TAGS, dead_letter_of
 from smartpipe.topology.tags import APPLICATION, PREFIX, SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from smartpipe.names import Naming
     from smartpipe.topology.changes import Kind
-    from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Attributes, Topology
 
 _COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")

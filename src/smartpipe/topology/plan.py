@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.topology.changes import Change, Kind
-from smartpipe.topology.model import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.topology.policy import fitting, merged, our_statement, source_topics, statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.topology.naming import account_in, region_in
+from smartpipe.names import account_in, region_in
 from smartpipe.topology.regions import sns_principals
 from smartpipe.topology.rights import VERSION
 

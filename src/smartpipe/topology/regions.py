@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smartpipe.topology.naming import partition_in, region_in
+from smartpipe.names import partition_in, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

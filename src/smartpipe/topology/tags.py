@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.topology.naming import Naming
+    from smartpipe.names import Naming
 
 APPLICATION = "smartpipe:application"
 PREFIX = "smartpipe:prefix"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.topology.naming import name_in
+from smartpipe.names import name_in
 from smartpipe.topology.resources import dead_letter_of
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from smartpipe.aws.faults import STALE, classify
 from smartpipe.aws.transport import AwsTransport, still_there
 from smartpipe.aws.wire import queues, topics
 from smartpipe.aws.wire.endpoint import Endpoint, look
-from smartpipe.counts import TransportCounts
+from smartpipe.counters import TransportCounts
 from smartpipe.errors import TransportError
-from smartpipe.topology.naming import region_in
+from smartpipe.names import region_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.envelope.schemas import event_schema
 from smartpipe.events import event_class
+from smartpipe.names import account_in, name_in
+from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import portable, typed, unique
-from smartpipe.topology.model import FIFO_SUFFIX
-from smartpipe.topology.naming import account_in, name_in
 from smartpipe.topology.resources import TAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from smartpipe.events import Contract
+    from smartpipe.names import Naming
     from smartpipe.topology.derive import Declares
-    from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Attributes, Topology
 
 CONTENT_TYPE = "application/cloudevents+json"

@@ -12,6 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
+from smartpipe.names import name_in, region_in
+from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import (
     REGION,
@@ -24,8 +26,6 @@ from smartpipe.topology.export.portable import (
     unique,
     with_tokens,
 )
-from smartpipe.topology.model import FIFO_SUFFIX
-from smartpipe.topology.naming import name_in, region_in
 from smartpipe.topology.regions import ENABLED_BY_DEFAULT, LISTED_TWICE
 from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, dead_letter_of, without_defaults
 

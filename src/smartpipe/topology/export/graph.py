@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from smartpipe.names import account_in, is_arn, name_in, region_in
 from smartpipe.topology.derive import redrive_count
-from smartpipe.topology.naming import account_in, is_arn, name_in, region_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from smartpipe.topics import Queue, Topic
     from smartpipe.topology.derive import Binding, Declares
-    from smartpipe.topology.model import Queue, Topic
 
 Column: TypeAlias = Literal["publisher", "topic", "queue", "handler"]
 Place: TypeAlias = tuple[int, str]

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.names import account_in, is_arn
 from smartpipe.topology import buckets, claims
 from smartpipe.topology.buckets import READ_ACTIONS, WRITE_ACTIONS
 from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.derive import derive
-from smartpipe.topology.naming import account_in, is_arn
 from smartpipe.topology.rights import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from smartpipe.names import Naming
     from smartpipe.topology.companions import Companions
     from smartpipe.topology.derive import Declares
-    from smartpipe.topology.naming import Naming
     from smartpipe.topology.resources import Topology
 
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")

@@ -7,7 +7,7 @@ from collections import Counter
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from smartpipe.topology.naming import Naming, name_in, partition_in, region_in
+from smartpipe.names import Naming, name_in, partition_in, region_in
 from smartpipe.topology.policy import source_topics
 from smartpipe.topology.regions import ENABLED_BY_DEFAULT, LISTED_TWICE, is_opt_in, sns_principals
 

@@ -12,6 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
+from smartpipe.names import name_in, region_in
+from smartpipe.topics import QUEUE_LIMIT_BYTES
 from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import (
     REGION,
@@ -24,8 +26,6 @@ from smartpipe.topology.export.portable import (
     unique,
     with_tokens,
 )
-from smartpipe.topology.model import QUEUE_LIMIT_BYTES
-from smartpipe.topology.naming import name_in, region_in
 from smartpipe.topology.regions import ENABLED_BY_DEFAULT
 from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, without_defaults
 

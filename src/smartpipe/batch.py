@@ -13,9 +13,9 @@ from smartpipe.keys import compose
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from smartpipe.delivery import Delivery, Publishes
     from smartpipe.events import Event
-    from smartpipe.handling.delivery import Delivery, Publishes
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
 
 MAX_SIZE = 1_000
 MAX_LINGER_SECONDS = 300

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
-from smartpipe.topology.naming import is_arn, name_in
+from smartpipe.names import is_arn, name_in
 from smartpipe.topology.tags import tag_problems
 
 if TYPE_CHECKING:

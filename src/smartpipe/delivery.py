@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smartpipe.envelope import Envelope
     from smartpipe.events import Event
     from smartpipe.message import Attribute, Message
-    from smartpipe.topology.model import Queue
+    from smartpipe.topics import Queue
 
 
 class Publishes(Protocol):
