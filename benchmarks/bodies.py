@@ -15,11 +15,11 @@ import time
 
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, full
 
-from smartpipe.envelope.reader import Reader
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compressed
+from smartpipe.envelope.offload import Payloads
+from smartpipe.envelope.read import Reader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
-from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, compressed
-from smartpipe.payloads.payloads import Payloads
 from smartpipe.running.garbage import spare_collections
 
 TICK_SECONDS = 0.001

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
-    {"version", "characters", "errors", "message", "telemetry", "counters", "deadlines", "keys", "escaping"},
+    {"version", "characters", "errors", "message", "envelope.traceparent", "counters", "deadlines", "keys", "escaping"},
     {"exhaustion"},
     {
         "urls",
@@ -32,8 +32,8 @@ LAYERS: list[set[str]] = [
     {"payloads"},
     {"envelope", "envelope.structure", "envelope.unions"},
     {"envelope.validators"},
-    {"envelope.decoder"},
-    {"envelope.reader", "envelope.schemas"},
+    {"envelope.decode"},
+    {"envelope.read", "envelope.schemas"},
     {"outgoing"},
     {"topology.policy", "topology.changes", "topology.companions"},
     {"topology.derive", "topology.plan", "topology.stages", "topology.destruction", "topology.tree"},

@@ -27,13 +27,13 @@ from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.variables import check_before_signing_blocking, check_variables, read_as_other_sdks_do
 from smartpipe.envelope import source_problems
+from smartpipe.envelope.encoding import Packing
+from smartpipe.envelope.object_store import keep
+from smartpipe.envelope.offload import parted, placed
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import Naming, physical, region_in
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
-from smartpipe.payloads.objects import keep
-from smartpipe.payloads.packing import Packing
-from smartpipe.payloads.payloads import parted, placed
 from smartpipe.publishing.attempts import deliver_blocking
 from smartpipe.publishing.bulk import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings

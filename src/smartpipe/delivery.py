@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from smartpipe.envelope import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
+from smartpipe.envelope.traceparent import trace_id
 from smartpipe.errors import ConfigError
-from smartpipe.telemetry import trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

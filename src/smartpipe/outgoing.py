@@ -9,20 +9,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.encoding import NO_PACKING, RESERVED_ATTRIBUTES
 from smartpipe.envelope.ids import current_cause, next_event_id
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.keys import sqs_id
 from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
-from smartpipe.payloads.packing import NO_PACKING, RESERVED_ATTRIBUTES
 from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.payloads.packing import Packing
+    from smartpipe.envelope.encoding import Packing
 
 Destination: TypeAlias = Topic | Queue
 

@@ -13,9 +13,9 @@ from smartpipe import Publisher, RetryPolicy, Service
 from smartpipe.aws.objects import S3Objects
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Payload
-from smartpipe.payloads.pointer import pointer_to
 from smartpipe.testing import provision, working
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.processes import smartpipe

@@ -28,15 +28,15 @@ from typing_extensions import TypeAliasType, TypedDict
 
 from smartpipe import DecodeError, Event, PublishError, Topic
 from smartpipe.envelope import MAX_ID_CHARACTERS, encode, validators, wrap
-from smartpipe.envelope.decoder import Decoder, envelope_form
-from smartpipe.envelope.reader import INLINE_CHARACTERS, Reader
+from smartpipe.envelope.compression import compressed
+from smartpipe.envelope.decode import Decoder, envelope_form
+from smartpipe.envelope.encoding import Packing
+from smartpipe.envelope.offload import Payloads
+from smartpipe.envelope.read import INLINE_CHARACTERS, Reader
 from smartpipe.envelope.structure import exceeds
 from smartpipe.errors import ConfigError
 from smartpipe.message import Attribute, Message
 from smartpipe.outgoing import Publication, prepare
-from smartpipe.payloads.compression import compressed
-from smartpipe.payloads.packing import Packing
-from smartpipe.payloads.payloads import Payloads
 from smartpipe.publishing.publisher import Publisher
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, Point, body_of, full
 from tests.support.fakes import FakeTransport

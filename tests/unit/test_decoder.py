@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from smartpipe import ConfigError, DecodeError, Event, UnknownEventType
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.decoder import Decoder
+from smartpipe.envelope.decode import Decoder
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp, users
 
 decoder = Decoder([UserSignedUp, UserLeft, OrderPlaced])

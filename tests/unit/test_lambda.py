@@ -15,9 +15,9 @@ from tenacity import wait_fixed
 from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service, TransportError
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.object_store import keep
+from smartpipe.envelope.pointer import pointer_to
 from smartpipe.message import Payload
-from smartpipe.payloads.objects import keep
-from smartpipe.payloads.pointer import pointer_to
 from smartpipe.testing import virtual_time
 from smartpipe.transport import opening
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp

@@ -9,9 +9,9 @@ from smartpipe.cli.dlq import describe
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.deadletters.letters import NO_REASON, Selection, preview, read_letter, was_there
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.compression import compressed
+from smartpipe.envelope.pointer import pointer_to
 from smartpipe.message import Attribute, Message
-from smartpipe.payloads.compression import compressed
-from smartpipe.payloads.pointer import pointer_to
 from tests.support.bodies import body_of
 from tests.support.events import ADA
 from tests.support.forgeries import FORGED, UNREADABLE

@@ -26,13 +26,13 @@ from smartpipe import (
     Topic,
 )
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.compression import compressed, decompressed
+from smartpipe.envelope.encoding import ClaimCheck, Packing
+from smartpipe.envelope.object_store import MemoryObjects
+from smartpipe.envelope.pointer import payload_at
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Attribute, OutgoingMessage, Payload, size_bytes
 from smartpipe.outgoing import Publication, prepare
-from smartpipe.payloads.compression import compressed, decompressed
-from smartpipe.payloads.objects import MemoryObjects
-from smartpipe.payloads.packing import ClaimCheck, Packing
-from smartpipe.payloads.pointer import payload_at
 from smartpipe.testing import MemoryBroker
 from tests.support.fakes import FakeTransport
 
@@ -371,7 +371,7 @@ async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(m
                 raise TransportError("SlowDown", "S3 is not well", retryable=True)
             return await super().get(payload, limit_bytes)
 
-    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: Ailing())
+    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Ailing())
     seen: list[Event] = []
 
     async with MemoryBroker(serving(seen)) as broker:
@@ -425,7 +425,7 @@ class _Half(MemoryObjects):
 
 @pytest.mark.usefixtures("memory")
 async def test_an_event_whose_payload_is_refused_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: _Half(retryable=False))
+    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: _Half(retryable=False))
     events: Sequence[ReportMade] = [report(300_000, seed=seed) for seed in range(4)]
     seen: list[Event] = []
 
@@ -442,7 +442,7 @@ async def test_an_event_whose_payload_is_refused_fails_alone(monkeypatch: pytest
 
 @pytest.mark.usefixtures("memory")
 async def test_a_payload_that_cannot_be_put_for_now_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: _Half(retryable=True))
+    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: _Half(retryable=True))
     seen: list[Event] = []
 
     async with MemoryBroker(serving(seen)) as broker, Publisher("test") as publisher:

@@ -9,13 +9,13 @@ import pytest
 
 from smartpipe import ConfigError, DecodeError, Event, Service
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.encoding import ClaimCheck
+from smartpipe.envelope.object_store import MemoryObjects
+from smartpipe.envelope.offload import Payloads
+from smartpipe.envelope.pointer import payload_at, pointer_to
+from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.names import Naming
-from smartpipe.payloads.objects import MemoryObjects
-from smartpipe.payloads.packing import ClaimCheck
-from smartpipe.payloads.payloads import Payloads
-from smartpipe.payloads.pointer import payload_at, pointer_to
-from smartpipe.payloads.readable import Readable
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.companions import Companions
 from smartpipe.topology.export.iam import policies
@@ -202,7 +202,7 @@ class Untouched(MemoryObjects):
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: Untouched())
+    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Untouched())
 
 
 def serving(seen: list[Event]) -> Service:
@@ -279,7 +279,7 @@ async def test_the_owner_of_a_location_goes_along_with_what_is_read(monkeypatch:
             asked.append(payload)
             return "{}"
 
-    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: Noting())
+    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Noting())
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "s3://theirs/in?owner=222222222222")
     payloads = Payloads()
@@ -300,7 +300,7 @@ async def test_what_the_outbox_wrote_is_put_into_a_bucket_of_the_configured_owne
         async def put(self, payload: Payload) -> None:
             put.append(payload)
 
-    monkeypatch.setattr("smartpipe.payloads.payloads.objects_for", lambda _: Noting())
+    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Noting())
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/folder?owner=222222222222")
     payloads = Payloads()
 

@@ -18,13 +18,13 @@ from smartpipe.effects.claims import Claims
 from smartpipe.effects.idempotency import Claim
 from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.object_store import keep
+from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import StoreError
 from smartpipe.handling.settlement import DeadLetter
 from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
 from smartpipe.outgoing import MAX_ATTRIBUTES
-from smartpipe.payloads.objects import keep
-from smartpipe.payloads.pointer import pointer_to
 from smartpipe.publishing.attempts import _TOO_LATE
 from smartpipe.topology.derive import derive
 from tests.support.events import OrderPlaced, Paid, UserLeft

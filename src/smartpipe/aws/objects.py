@@ -17,8 +17,8 @@ from smartpipe.aws.client import put_request, region_of
 from smartpipe.aws.clients import open_client, open_session
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import DENIED, SKEWED, classify, is_skew
+from smartpipe.envelope.object_store import missing, too_long
 from smartpipe.errors import PayloadError
-from smartpipe.payloads.objects import missing, too_long
 from smartpipe.settings import AwsSettings
 
 if TYPE_CHECKING:

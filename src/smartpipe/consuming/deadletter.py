@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
+from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES
+from smartpipe.envelope.traceparent import trace_id
 from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
-from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
-from smartpipe.telemetry import trace_id
 from smartpipe.topics import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from smartpipe.consuming.pace import Gate, TokenBucket
 from smartpipe.consuming.room import Room
 from smartpipe.delivery import Delivery
 from smartpipe.envelope import current_envelope
-from smartpipe.envelope.reader import Reader
+from smartpipe.envelope.read import Reader
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
 from smartpipe.handling.breaker import Circuit, CircuitBreaker
 from smartpipe.handling.gatherer import Gatherer
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from smartpipe.delivery import Publishes
     from smartpipe.effects.claims import Claims
     from smartpipe.envelope import Envelope
+    from smartpipe.envelope.offload import Payloads
     from smartpipe.events import Event
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.invocation import OnOverdue
     from smartpipe.handling.threads import Threads
     from smartpipe.message import Message
-    from smartpipe.payloads.payloads import Payloads
     from smartpipe.service import Service
 
 

@@ -15,12 +15,12 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.consuming.deadletter import reason_of
-from smartpipe.envelope.decoder import Packed, TextOrNone, unwrapped
+from smartpipe.envelope.decode import Packed, TextOrNone, unwrapped
+from smartpipe.envelope.offload import unpacked
+from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.structure import exceeds
 from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError, PayloadError
-from smartpipe.payloads.payloads import unpacked
-from smartpipe.payloads.pointer import is_pointer, payload_at
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.effects.claims import MAX_CLAIMS
 from smartpipe.effects.idempotency import Completed, InProgress
-from smartpipe.envelope.reader import Reader
+from smartpipe.envelope.offload import Payloads
+from smartpipe.envelope.read import Reader
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
-from smartpipe.payloads.payloads import Payloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic_core import PydanticSerializationError, to_json
 
 from smartpipe.envelope.ids import new_event_id
+from smartpipe.envelope.traceparent import child_of, new_traceparent
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
 from smartpipe.message import made
-from smartpipe.telemetry import child_of, new_traceparent
 
 if TYPE_CHECKING:
     from smartpipe.events import Event

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from smartpipe.envelope.decoder import Context, envelope_form
+from smartpipe.envelope.decode import Context, envelope_form
 from smartpipe.events import contract_of
 
 if TYPE_CHECKING:

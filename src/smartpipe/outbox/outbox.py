@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.envelope import source_problems
+from smartpipe.envelope.encoding import Packing
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
 from smartpipe.outgoing import Publication, prepare, queue_named
-from smartpipe.payloads.packing import Packing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

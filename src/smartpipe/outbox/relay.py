@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.effects.stores.database import FAULTS, DatabaseUrl
 from smartpipe.effects.stores.migrate import missing_migrations
+from smartpipe.envelope.offload import Payloads
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS
-from smartpipe.payloads.payloads import Payloads
 from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.bulk import MAX_IN_FLIGHT, STOPPED, Requests
 from smartpipe.publishing.chunks import Chunker

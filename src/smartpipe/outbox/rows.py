@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
+from smartpipe.envelope.pointer import payload_at
 from smartpipe.errors import ConfigError, DecodeError, PublishFailure
 from smartpipe.keys import SQS_ID
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.names import is_arn
 from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
-from smartpipe.payloads.pointer import payload_at
 from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:

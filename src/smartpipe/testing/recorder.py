@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 
-from smartpipe.envelope.decoder import decoder_of
+from smartpipe.envelope.decode import decoder_of
+from smartpipe.envelope.object_store import kept
+from smartpipe.envelope.offload import is_packed, unpacked
+from smartpipe.envelope.pointer import is_pointer, payload_at
+from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
 from smartpipe.handling.settlement import Ack, DeadLetter
 from smartpipe.memory.transport import MemoryTransport
-from smartpipe.payloads.objects import kept
-from smartpipe.payloads.payloads import is_packed, unpacked
-from smartpipe.payloads.pointer import is_pointer, payload_at
-from smartpipe.payloads.readable import Readable
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from smartpipe.payloads.packing import ClaimCheck
-from smartpipe.payloads.readable import Readable
+from smartpipe.envelope.encoding import ClaimCheck
+from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.settings import PayloadSettings, WorkerSettings
 from smartpipe.topology.buckets import LIFECYCLE, Bucket, objects_arn
 from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in

@@ -15,7 +15,9 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.envelope import MAX_ID_CHARACTERS, Envelope
+from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES
 from smartpipe.envelope.structure import refuse_too_many_values
+from smartpipe.envelope.traceparent import TRACEPARENT_PATTERNS
 from smartpipe.envelope.unions import TooManyTries
 from smartpipe.envelope.validators import (
     MAX_FORBIDDEN_FIELDS,
@@ -28,8 +30,6 @@ from smartpipe.envelope.validators import (
 from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
 from smartpipe.events import contract_of
 from smartpipe.message import Attribute, made
-from smartpipe.payloads.packing import RESERVED_ATTRIBUTES
-from smartpipe.telemetry import TRACEPARENT_PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

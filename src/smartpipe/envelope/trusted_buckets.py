@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import unquote
 
+from smartpipe.envelope.encoding import ARN, ClaimCheck
 from smartpipe.errors import ConfigError, DecodeError
-from smartpipe.payloads.packing import ARN, ClaimCheck
 from smartpipe.settings import PayloadSettings
 
 if TYPE_CHECKING:

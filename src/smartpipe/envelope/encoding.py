@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, check_encoding, compressed
+from smartpipe.envelope.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.errors import ConfigError
 from smartpipe.keys import bounded
 from smartpipe.message import Attribute, Payload, size_bytes
-from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, check_encoding, compressed
-from smartpipe.payloads.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.settings import PayloadSettings
 from smartpipe.urls import shown
 

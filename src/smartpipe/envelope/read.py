@@ -9,19 +9,19 @@ from functools import lru_cache, partial
 from os import register_at_fork
 from typing import TYPE_CHECKING, TypeVar
 
-from smartpipe.envelope.decoder import Packed, UndecidedUnions, decoder_of
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
+from smartpipe.envelope.decode import Packed, UndecidedUnions, decoder_of
+from smartpipe.envelope.offload import is_packed, unpacked
 from smartpipe.envelope.structure import is_simple
 from smartpipe.errors import DecodeError
-from smartpipe.payloads.compression import ENCODING_ATTRIBUTE
-from smartpipe.payloads.payloads import is_packed, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from smartpipe.envelope import Envelope
+    from smartpipe.envelope.offload import Payloads
     from smartpipe.events import Event
     from smartpipe.message import Message
-    from smartpipe.payloads.payloads import Payloads
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, decompressed
+from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES, Packing
+from smartpipe.envelope.object_store import Objects, objects_for
+from smartpipe.envelope.pointer import is_pointer, payload_at
+from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
-from smartpipe.payloads.compression import ENCODING_ATTRIBUTE, decompressed
-from smartpipe.payloads.objects import Objects, objects_for
-from smartpipe.payloads.packing import RESERVED_ATTRIBUTES, Packing
-from smartpipe.payloads.pointer import is_pointer, payload_at
-from smartpipe.payloads.readable import Readable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
