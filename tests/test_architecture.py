@@ -15,7 +15,17 @@ PACKAGE = ROOT / "src" / "smartpipe"
 # From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
 # named as a whole is one layer, whose modules may import one another.
 LAYERS: list[set[str]] = [
-    {"version", "characters", "errors", "message", "envelope.traceparent", "counters", "deadlines", "keys", "escaping"},
+    {
+        "version",
+        "characters",
+        "errors",
+        "message",
+        "envelope.traceparent",
+        "counters",
+        "batching.timers",
+        "keys",
+        "escaping",
+    },
     {"exhaustion"},
     {
         "urls",
@@ -52,8 +62,8 @@ LAYERS: list[set[str]] = [
     {"handling.gatherer", "handling.guard"},
     {"handling.handlers"},
     {"middleware"},
-    {"publishing.attempts", "publishing.chunks"},
-    {"publishing.batcher", "publishing.bulk"},
+    {"batching.resend", "batching.chunker"},
+    {"batching.batcher", "publishing.bulk"},
     {"publishing.singles"},
     {"publishing.publisher"},
     {"outbox", "aws", "memory", "embedded"},

@@ -26,6 +26,7 @@ from smartpipe.aws.credentials import refresh_when_refused_blocking
 from smartpipe.aws.entries import failures, publish_entries, send_entries
 from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.variables import check_before_signing_blocking, check_variables, read_as_other_sdks_do
+from smartpipe.batching.resend import deliver_blocking
 from smartpipe.envelope import source_problems
 from smartpipe.envelope.encoding import Packing
 from smartpipe.envelope.object_store import keep
@@ -34,7 +35,6 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import Naming, physical, region_in
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
-from smartpipe.publishing.attempts import deliver_blocking
 from smartpipe.publishing.bulk import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic

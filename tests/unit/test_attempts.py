@@ -4,8 +4,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from smartpipe.batching.resend import deliver, deliver_blocking
 from smartpipe.errors import TransportError
-from smartpipe.publishing.attempts import deliver, deliver_blocking
 from tests.support.fakes import UNREACHABLE, refused, throttled
 from tests.support.virtual_time import run_virtually
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from smartpipe.deadlines import Deadlines, TimeIsUp
+from smartpipe.batching.timers import Deadlines, TimeIsUp
 from smartpipe.testing.clock import virtual_time
 
 

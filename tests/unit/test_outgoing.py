@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, EventTooLarge, PublishError
+from smartpipe.batching.chunker import Chunker
 from smartpipe.message import Attribute, size_bytes
 from smartpipe.outgoing import Publication, prepare
-from smartpipe.publishing.chunks import Chunker
 from tests.support.events import ADA, Note, small
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
+from smartpipe.batching.resend import _TOO_LATE
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
 from smartpipe.deadletters.letters import Selection, preview
 from smartpipe.deadletters.memories import Memories
@@ -25,7 +26,6 @@ from smartpipe.handling.settlement import DeadLetter
 from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
 from smartpipe.outgoing import MAX_ATTRIBUTES
-from smartpipe.publishing.attempts import _TOO_LATE
 from smartpipe.topology.derive import derive
 from tests.support.events import OrderPlaced, Paid, UserLeft
 from tests.support.fakes import FakeTransport, refused, throttled

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Publisher
-from smartpipe.publishing.attempts import deliver
+from smartpipe.batching.resend import deliver
 from tests.support.events import UserLeft
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import VirtualTimeLoop, run_virtually

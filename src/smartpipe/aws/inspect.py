@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.aws.companions import read_bucket, read_table
 from smartpipe.aws.faults import MISSING, classify
+from smartpipe.batching.resend import persist
 from smartpipe.errors import TransportError
 from smartpipe.names import account_in, is_arn, name_in, queue_arn_at, region_in, service_in
-from smartpipe.publishing.attempts import persist
 from smartpipe.topology.buckets import LIFECYCLE
 from smartpipe.topology.destruction import SOURCES
 from smartpipe.topology.policy import our_statement, source_topics

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from smartpipe.deadlines import Deadlines
-from smartpipe.publishing.attempts import deliver
-from smartpipe.publishing.batcher import Batcher
+from smartpipe.batching.batcher import Batcher
+from smartpipe.batching.resend import deliver
+from smartpipe.batching.timers import Deadlines
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

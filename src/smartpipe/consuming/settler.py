@@ -6,10 +6,10 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
+from smartpipe.batching.resend import deliver
 from smartpipe.consuming.deadletter import Where, bare_copy, dead_letter
 from smartpipe.envelope.traceparent import trace_id
 from smartpipe.handling.settlement import Ack, DeadLetter, Defer, Halt, RetryAfter, shown
-from smartpipe.publishing.attempts import deliver
 
 if TYPE_CHECKING:
     from smartpipe.consuming.processor import Processed

@@ -11,14 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from smartpipe.batching.chunker import Chunker
+from smartpipe.batching.resend import deliver
 from smartpipe.consuming.deadletter import bare_copy
 from smartpipe.consuming.pace import TokenBucket
 from smartpipe.deadletters.letters import was_there
 from smartpipe.deadletters.walk import DEADLINE_SECONDS, Walk
 from smartpipe.keys import own_sqs_id
 from smartpipe.message import Failure
-from smartpipe.publishing.attempts import deliver
-from smartpipe.publishing.chunks import Chunker
 from smartpipe.topics import QUEUE_LIMIT_BYTES
 from smartpipe.transport import BATCH_LIMIT
 

@@ -6,8 +6,8 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from smartpipe.batching.resend import deliver, persist
 from smartpipe.deadletters.letters import read_letter
-from smartpipe.publishing.attempts import deliver, persist
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from smartpipe.deadlines import Deadlines, TimeIsUp
+from smartpipe.batching.timers import Deadlines, TimeIsUp
 from smartpipe.envelope.ids import Cause, current_cause
 from smartpipe.errors import Reject, Retry
 from smartpipe.exhaustion import ResourceExhausted, exhausted_resource

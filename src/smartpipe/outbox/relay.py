@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.batching.chunker import Chunker
+from smartpipe.batching.resend import deliver
 from smartpipe.effects.stores.database import FAULTS, DatabaseUrl
 from smartpipe.effects.stores.migrate import missing_migrations
 from smartpipe.envelope.offload import Payloads
@@ -16,9 +18,7 @@ from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportE
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS
-from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.bulk import MAX_IN_FLIGHT, STOPPED, Requests
-from smartpipe.publishing.chunks import Chunker
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
+from smartpipe.batching.chunker import Chunks
 from smartpipe.errors import PublishError
 from smartpipe.message import Failure
-from smartpipe.publishing.chunks import Chunks
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:

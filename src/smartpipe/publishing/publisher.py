@@ -7,14 +7,14 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from smartpipe.deadlines import Deadlines
+from smartpipe.batching.resend import deliver
+from smartpipe.batching.timers import Deadlines
 from smartpipe.envelope import source_problems
 from smartpipe.envelope.offload import Payloads
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, checked, compose
 from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
-from smartpipe.publishing.attempts import deliver
 from smartpipe.publishing.bulk import publish_each, publish_in_chunks
 from smartpipe.publishing.singles import Singles
 from smartpipe.topics import Topic

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from smartpipe.batching.batcher import Batcher
+from smartpipe.batching.chunker import Chunker
 from smartpipe.errors import PublishError
 from smartpipe.message import Failure
-from smartpipe.publishing.batcher import Batcher
 from smartpipe.publishing.bulk import MAX_IN_FLIGHT
-from smartpipe.publishing.chunks import Chunker
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from smartpipe.deadlines import Deadlines
+    from smartpipe.batching.timers import Deadlines
     from smartpipe.errors import PublishFailure
     from smartpipe.outgoing import Destination, Outgoing
 

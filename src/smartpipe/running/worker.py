@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.batching.resend import until_possible
 from smartpipe.consuming.consumer import Consumer
 from smartpipe.consuming.isolation import Isolation
 from smartpipe.consuming.processor import Resources
@@ -21,7 +22,6 @@ from smartpipe.errors import (
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.settlement import shown
 from smartpipe.handling.threads import Threads, use_loop_executor
-from smartpipe.publishing.attempts import until_possible
 from smartpipe.publishing.publisher import Publisher
 from smartpipe.running.health import HealthServer, WorkerReport
 from smartpipe.transport import counts_of

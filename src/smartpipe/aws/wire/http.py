@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from smartpipe.aws.wire.dialing import connect
 from smartpipe.aws.wire.response import END, Framing, Response
-from smartpipe.deadlines import Deadlines
+from smartpipe.batching.timers import Deadlines
 
 if TYPE_CHECKING:
     import ssl

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from smartpipe.deadlines import Deadlines
+from smartpipe.batching.timers import Deadlines
 from smartpipe.errors import StoreError, TransportError
 from smartpipe.message import Failure
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds

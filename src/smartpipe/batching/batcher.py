@@ -7,12 +7,12 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from smartpipe.publishing.chunks import Chunker
+from smartpipe.batching.chunker import Chunker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from smartpipe.deadlines import Deadline, Deadlines
+    from smartpipe.batching.timers import Deadline, Deadlines
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Entries gathered into requests of ten, and sent again when they fail."""
