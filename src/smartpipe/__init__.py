@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     )
     from smartpipe.events import Event
     from smartpipe.handling.breaker import CircuitBreaker
-    from smartpipe.outgoing import PublishReport
-    from smartpipe.publishing.publisher import Publisher
+    from smartpipe.publisher.prepare import PublishReport
+    from smartpipe.publisher.publisher import Publisher
     from smartpipe.retry import RetryPolicy
     from smartpipe.running.worker import Worker
     from smartpipe.service import Service
@@ -87,8 +87,8 @@ _HOMES = {
     "Event": "events",
     "FilterPolicy": "topology.filters",
     "Idempotency": "effects.idempotency",
-    "PublishReport": "outgoing",
-    "Publisher": "publishing.publisher",
+    "PublishReport": "publisher.prepare",
+    "Publisher": "publisher.publisher",
     "Queue": "topics",
     "RetryPolicy": "retry",
     "Service": "service",

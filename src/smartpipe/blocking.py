@@ -34,8 +34,8 @@ from smartpipe.envelope.offload import parted, placed
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import Naming, physical, region_in
-from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
-from smartpipe.publishing.bulk import StoppedGroups, read_chunks
+from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
 from smartpipe.urls import redacted

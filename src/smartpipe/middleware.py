@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.delivery import Delivery
-    from smartpipe.outgoing import Publication
+    from smartpipe.publisher.prepare import Publication
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,7 +19,7 @@ from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
 from smartpipe.handling.settlement import DeadLetter
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
-from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES
+from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from tests.support.bodies import Demanding, Measured, body_of
 from tests.support.forgeries import FORGED
 

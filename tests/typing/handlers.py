@@ -12,7 +12,7 @@ from smartpipe.middleware import Logging, Next, Timeout
 from tests.support.events import ADA, UserLeft, UserSignedUp
 
 if TYPE_CHECKING:
-    from smartpipe.outgoing import Publication
+    from smartpipe.publisher.prepare import Publication
 
 service = Service("typed")
 

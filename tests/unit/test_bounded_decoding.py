@@ -36,8 +36,8 @@ from smartpipe.envelope.read import INLINE_CHARACTERS, Reader
 from smartpipe.envelope.structure import exceeds
 from smartpipe.errors import ConfigError
 from smartpipe.message import Attribute, Message
-from smartpipe.outgoing import Publication, prepare
-from smartpipe.publishing.publisher import Publisher
+from smartpipe.publisher.prepare import Publication, prepare
+from smartpipe.publisher.publisher import Publisher
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, Point, body_of, full
 from tests.support.fakes import FakeTransport
 

@@ -14,7 +14,7 @@ from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    from smartpipe.outgoing import Publication
+    from smartpipe.publisher.prepare import Publication
 
 
 def test_the_first_middleware_is_the_outermost() -> None:

@@ -11,7 +11,7 @@ import pytest
 from smartpipe import Event, Publisher, PublishError, Queue
 from smartpipe.aws.entries import send_entries
 from smartpipe.keys import sqs_id
-from smartpipe.outgoing import Publication, prepare, queue_named
+from smartpipe.publisher.prepare import Publication, prepare, queue_named
 from tests.support.events import ADA, Clicked, OrderPlaced, Paid, ledger
 from tests.support.fakes import FakeTransport, refused, throttled
 from tests.support.virtual_time import run_virtually

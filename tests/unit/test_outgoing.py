@@ -7,7 +7,7 @@ import pytest
 from smartpipe import ConfigError, Event, EventTooLarge, PublishError
 from smartpipe.batching.chunker import Chunker
 from smartpipe.message import Attribute, size_bytes
-from smartpipe.outgoing import Publication, prepare
+from smartpipe.publisher.prepare import Publication, prepare
 from tests.support.events import ADA, Note, small
 
 

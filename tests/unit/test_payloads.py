@@ -32,7 +32,7 @@ from smartpipe.envelope.object_store import MemoryObjects
 from smartpipe.envelope.pointer import payload_at
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Attribute, OutgoingMessage, Payload, size_bytes
-from smartpipe.outgoing import Publication, prepare
+from smartpipe.publisher.prepare import Publication, prepare
 from smartpipe.testing import MemoryBroker
 from tests.support.fakes import FakeTransport
 

@@ -25,7 +25,7 @@ from smartpipe.errors import StoreError
 from smartpipe.handling.settlement import DeadLetter
 from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
-from smartpipe.outgoing import MAX_ATTRIBUTES
+from smartpipe.publisher.prepare import MAX_ATTRIBUTES
 from smartpipe.topology.derive import derive
 from tests.support.events import OrderPlaced, Paid, UserLeft
 from tests.support.fakes import FakeTransport, refused, throttled

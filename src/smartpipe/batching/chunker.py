@@ -9,7 +9,7 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from smartpipe.outgoing import Destination, Outgoing
+    from smartpipe.publisher.prepare import Destination, Outgoing
 
 T = TypeVar("T")
 

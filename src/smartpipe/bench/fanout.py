@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event
-from smartpipe.outgoing import Publication, prepare
+from smartpipe.publisher.prepare import Publication, prepare
 from smartpipe.service import Service
 from smartpipe.topics import Topic
 

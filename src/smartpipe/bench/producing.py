@@ -11,7 +11,7 @@ from smartpipe.bench.counting import CountingTransport
 from smartpipe.bench.fanout import SOURCE, TICKS_PER_SECOND, Measured, padding_for
 from smartpipe.bench.messages import Published
 from smartpipe.errors import PublishError
-from smartpipe.publishing.publisher import Publisher
+from smartpipe.publisher.publisher import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

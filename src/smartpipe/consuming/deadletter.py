@@ -16,7 +16,7 @@ from smartpipe.envelope.traceparent import trace_id
 from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
-from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
+from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.topics import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:

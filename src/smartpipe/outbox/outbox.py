@@ -9,7 +9,7 @@ from smartpipe.envelope.encoding import Packing
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
-from smartpipe.outgoing import Publication, prepare, queue_named
+from smartpipe.publisher.prepare import Publication, prepare, queue_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportE
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS
-from smartpipe.publishing.bulk import MAX_IN_FLIGHT, STOPPED, Requests
+from smartpipe.publisher.publish_many import MAX_IN_FLIGHT, STOPPED, Requests
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 

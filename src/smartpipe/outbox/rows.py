@@ -15,14 +15,14 @@ from smartpipe.errors import ConfigError, DecodeError, PublishFailure
 from smartpipe.keys import SQS_ID
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.names import is_arn
-from smartpipe.outgoing import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
+from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.message import Failure
-    from smartpipe.outgoing import Outgoing
+    from smartpipe.publisher.prepare import Outgoing
 
 LANES = 64
 MAX_BODY_BYTES = 1_048_576

@@ -23,7 +23,7 @@ from smartpipe.errors import ConfigError, TransportError
 from smartpipe.handling.handlers import slots_for
 from smartpipe.handling.threads import Threads, use_loop_executor
 from smartpipe.message import Attribute, received_message
-from smartpipe.publishing.publisher import Publisher
+from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings, WorkerSettings
 from smartpipe.transport import BATCH_LIMIT, open_transport
 

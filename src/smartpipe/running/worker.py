@@ -22,7 +22,7 @@ from smartpipe.errors import (
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.settlement import shown
 from smartpipe.handling.threads import Threads, use_loop_executor
-from smartpipe.publishing.publisher import Publisher
+from smartpipe.publisher.publisher import Publisher
 from smartpipe.running.health import HealthServer, WorkerReport
 from smartpipe.transport import counts_of
 

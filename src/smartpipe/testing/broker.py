@@ -19,7 +19,7 @@ from smartpipe.handling.signature import name_of
 from smartpipe.handling.threads import Threads
 from smartpipe.memory.transport import NAMING
 from smartpipe.message import OutgoingMessage, utf8_length
-from smartpipe.publishing.publisher import Publisher
+from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.errors import PublishFailure
-    from smartpipe.outgoing import Outgoing, Publication
+    from smartpipe.publisher.prepare import Outgoing, Publication
 
 MAX_IN_FLIGHT = 16
 """Requests at once, of one ``publish_many`` or to one destination."""

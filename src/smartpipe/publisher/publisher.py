@@ -14,9 +14,9 @@ from smartpipe.envelope.offload import Payloads
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, checked, compose
-from smartpipe.outgoing import Outgoing, Publication, PublishReport, prepare, queue_named
-from smartpipe.publishing.bulk import publish_each, publish_in_chunks
-from smartpipe.publishing.singles import Singles
+from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
+from smartpipe.publisher.publish_one import Singles
 from smartpipe.topics import Topic
 from smartpipe.transport import open_transport
 

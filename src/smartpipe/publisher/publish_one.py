@@ -9,14 +9,14 @@ from smartpipe.batching.batcher import Batcher
 from smartpipe.batching.chunker import Chunker
 from smartpipe.errors import PublishError
 from smartpipe.message import Failure
-from smartpipe.publishing.bulk import MAX_IN_FLIGHT
+from smartpipe.publisher.publish_many import MAX_IN_FLIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from smartpipe.batching.timers import Deadlines
     from smartpipe.errors import PublishFailure
-    from smartpipe.outgoing import Destination, Outgoing
+    from smartpipe.publisher.prepare import Destination, Outgoing
 
 _CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
 

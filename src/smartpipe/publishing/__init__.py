@@ -1,1 +1,0 @@
-"""From events to requests: gathered, cut to size, sent, and sent again."""
