@@ -20,7 +20,7 @@ from tests.support.servers import PostgresServer
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
 from smartpipe.aws.opening import transport_from_environment
-from smartpipe.effects.stores.migrate import migrate
+from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import provision
 

@@ -48,8 +48,8 @@ LAYERS: list[set[str]] = [
     {"topology.policy", "topology.changes", "topology.companions"},
     {"topology.derive", "topology.plan", "topology.stages", "topology.destruction", "topology.tree"},
     {"topology.advice", "topology.export"},
-    {"effects.idempotency"},
-    {"effects.claims", "effects.stores"},
+    {"idempotency.store"},
+    {"idempotency.claims", "idempotency.stores"},
     {
         "delivery",
         "batch",

@@ -12,7 +12,6 @@ from smartpipe.version import __version__
 if TYPE_CHECKING:
     from smartpipe.batch import Batch, BatchDelivery
     from smartpipe.delivery import Delivery
-    from smartpipe.effects.idempotency import Idempotency
     from smartpipe.embedded import EmbeddedBroker
     from smartpipe.errors import (
         ConfigError,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     )
     from smartpipe.events import Event
     from smartpipe.handling.breaker import CircuitBreaker
+    from smartpipe.idempotency.store import Idempotency
     from smartpipe.publisher.prepare import PublishReport
     from smartpipe.publisher.publisher import Publisher
     from smartpipe.retry import RetryPolicy
@@ -86,7 +86,7 @@ _HOMES = {
     "EmbeddedBroker": "embedded",
     "Event": "events",
     "FilterPolicy": "topology.filters",
-    "Idempotency": "effects.idempotency",
+    "Idempotency": "idempotency.store",
     "PublishReport": "publisher.prepare",
     "Publisher": "publisher.publisher",
     "Queue": "topics",

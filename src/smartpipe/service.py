@@ -9,11 +9,11 @@ from importlib import import_module
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
-from smartpipe.effects.idempotency import Idempotency
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.handling.handlers import Handler, HandlerOptions, make_handler, slots_for
 from smartpipe.handling.settlement import UnknownEvents
+from smartpipe.idempotency.store import Idempotency
 from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
 from smartpipe.topics import MAX_RECEIVES, Queue

@@ -15,9 +15,9 @@ import boto3
 import pytest
 
 from smartpipe.cli.redrive import CLEAR
-from smartpipe.effects.idempotency import Claim
-from smartpipe.effects.stores import store_for
 from smartpipe.envelope import Envelope, encode, wrap
+from smartpipe.idempotency.store import Claim
+from smartpipe.idempotency.stores import store_for
 from tests.acceptance import services
 from tests.acceptance.conftest import TARGET
 from tests.acceptance.services import EffectWanted, JobPosted
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from smartpipe import EmbeddedBroker, Event, Service
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
     from tests.acceptance.conftest import Command, Jobs
     from tests.support.queues import Queues
 

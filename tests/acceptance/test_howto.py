@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.effects.stores.migrate import migrate
+from smartpipe.idempotency.stores.migrate import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

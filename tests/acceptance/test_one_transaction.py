@@ -15,7 +15,7 @@ import pytest
 
 from smartpipe import Service
 from smartpipe.blocking import Publisher
-from smartpipe.effects.stores.migrate import migrate
+from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.testing import provision
 from tests.support.processes import ROOT, Process, smartpipe
 from tests.support.proxy import Fault, FaultProxy

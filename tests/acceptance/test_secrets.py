@@ -206,7 +206,7 @@ def test_of_the_endpoint_in_a_profile_nothing_secret_is_told(
 def test_what_a_program_of_its_own_raises_tells_nothing_secret_with_all_its_causes(setting: str, url: str) -> None:
     program = """
 import asyncio, os
-from smartpipe.effects.stores import store_for
+from smartpipe.idempotency.stores import store_for
 from smartpipe.outbox import Relay
 
 async def main():

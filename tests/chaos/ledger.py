@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import asyncpg
 
-from smartpipe.effects.stores.migrate import migrate
+from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.outbox import Outbox
 from tests.chaos.service import TABLE
 

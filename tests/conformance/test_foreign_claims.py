@@ -9,7 +9,7 @@ import boto3
 import pytest
 import redis
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress
+from smartpipe.idempotency.store import Claimed, Completed, InProgress
 from tests.support.places import Place, claim_of
 
 if TYPE_CHECKING:

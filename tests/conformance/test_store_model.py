@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smartpipe.effects.idempotency import Claim, InProgress
-from smartpipe.effects.stores.memory import MemoryStore
+from smartpipe.idempotency.store import Claim, InProgress
+from smartpipe.idempotency.stores.memory import MemoryStore
 from tests.support.places import LONG, Place
 
 if TYPE_CHECKING:
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
 
 SHORT = 0.001
 """What lasts so long is over after the call in which it began."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress
+from smartpipe.idempotency.store import Claimed, Completed, InProgress
 from tests.support.places import LONG, Place, claim_of, until_claimed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
-    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Store
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, Store
 
 
 @pytest.fixture(params=["memory", "redis", "postgres", "dynamodb"])

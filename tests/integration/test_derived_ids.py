@@ -13,8 +13,8 @@ from sqlalchemy import create_engine
 
 from smartpipe import Delivery, Event, RetryPolicy, Service, Topic
 from smartpipe.blocking import Publisher
-from smartpipe.effects.stores.postgres import PostgresStore
 from smartpipe.envelope import encode, wrap
+from smartpipe.idempotency.stores.postgres import PostgresStore
 from smartpipe.outbox import Outbox
 from smartpipe.testing import MemoryBroker
 from tests.integration.test_inbox import run

@@ -9,8 +9,8 @@ import asyncpg
 import pytest
 
 from smartpipe import Delivery, RetryPolicy, Service
-from smartpipe.effects.stores.postgres import PostgresStore
 from smartpipe.handling.guard import ClaimLost
+from smartpipe.idempotency.stores.postgres import PostgresStore
 from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
 from tests.support.events import ADA, UserSignedUp

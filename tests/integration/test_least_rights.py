@@ -10,9 +10,9 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from smartpipe.effects.idempotency import Claim, Claimed, Completed
-from smartpipe.effects.stores import store_for
-from smartpipe.effects.stores.migrate import migrate
+from smartpipe.idempotency.store import Claim, Claimed, Completed
+from smartpipe.idempotency.stores import store_for
+from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.outbox.statements import CLEAN_UP
 from tests.support.events import ADA
@@ -21,7 +21,7 @@ from tests.support.fakes import FakeTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 ROLES = ("worker", "application", "relay")

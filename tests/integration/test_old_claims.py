@@ -11,10 +11,10 @@ import boto3
 import pytest
 import redis
 
-from smartpipe.effects.idempotency import Claimed, Completed
-from smartpipe.effects.stores import store_for
-from smartpipe.effects.stores.migrate import migrate, migrations
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed
+from smartpipe.idempotency.stores import store_for
+from smartpipe.idempotency.stores.migrate import migrate, migrations
 from tests.support.places import claim_of
 from tests.support.processes import smartpipe
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from smartpipe.effects.idempotency import Claimed, Completed
-from smartpipe.effects.stores.migrate import migrate, migrations
-from smartpipe.effects.stores.postgres import PostgresStore
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed
+from smartpipe.idempotency.stores.migrate import migrate, migrations
+from smartpipe.idempotency.stores.postgres import PostgresStore
 from smartpipe.outbox import Outbox, Relay, RelayOptions
 from tests.support.events import ADA
 from tests.support.fakes import FakeTransport

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress
-from smartpipe.effects.stores import migrate as migrating
-from smartpipe.effects.stores import postgres
-from smartpipe.effects.stores.migrate import migrate, migrations
-from smartpipe.effects.stores.postgres import PostgresStore
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed, InProgress
+from smartpipe.idempotency.stores import migrate as migrating
+from smartpipe.idempotency.stores import postgres
+from smartpipe.idempotency.stores.migrate import migrate, migrations
+from smartpipe.idempotency.stores.postgres import PostgresStore
 from tests.support.places import LONG, claim_of, until_claimed
 from tests.support.waiting import until
 
@@ -152,8 +152,8 @@ async def test_a_failed_statement_within_the_transaction_is_an_error_of_the_stor
 
 CRASHING = """
 import asyncio, os, signal, sys
-from smartpipe.effects.idempotency import Claim
-from smartpipe.effects.stores.postgres import PostgresStore
+from smartpipe.idempotency.store import Claim
+from smartpipe.idempotency.stores.postgres import PostgresStore
 
 async def main():
     url, commits, token = sys.argv[1:]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.aws import dynamodb as dynamodb_store
-from smartpipe.effects.idempotency import Claimed, Completed
-from smartpipe.effects.stores import postgres, redis, store_for
-from smartpipe.effects.stores.migrate import migrate
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed
+from smartpipe.idempotency.stores import dynamodb as dynamodb_store
+from smartpipe.idempotency.stores import postgres, redis, store_for
+from smartpipe.idempotency.stores.migrate import migrate
 from tests.support.places import Place, claim_of
 from tests.support.proxy import Fault
 from tests.support.servers import PostgresServer, RedisServer, Server
@@ -20,7 +20,7 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
     from tests.support.proxy import FaultProxy
 
 BOUND_SECONDS = 40.0

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import boto3
 
-from smartpipe.effects.idempotency import Claim, Claimed
-from smartpipe.effects.stores import store_for
+from smartpipe.idempotency.store import Claim, Claimed
+from smartpipe.idempotency.stores import store_for
 from smartpipe.topology.claims import claims_table, time_to_live
 
 if TYPE_CHECKING:
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
 
 DEADLINE_SECONDS = 45.0
 LONG = 600.0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Reject, RetryPolicy, Service, StoreError, Topic
-from smartpipe.effects.claims import Claims
-from smartpipe.effects.idempotency import Claim, Completed, HandlerName, Idempotency
-from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
+from smartpipe.idempotency.claims import Claims
+from smartpipe.idempotency.store import Claim, Completed, HandlerName, Idempotency
+from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.names import Naming
 from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
@@ -25,8 +25,8 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.effects.idempotency import ClaimOutcome
     from smartpipe.envelope import Envelope
+    from smartpipe.idempotency.store import ClaimOutcome
 
 LEASE_SECONDS = 30
 

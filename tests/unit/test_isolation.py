@@ -13,9 +13,9 @@ from tenacity import wait_fixed
 from smartpipe import CircuitBreaker, Delivery, Queue, RetryPolicy, Service
 from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
 from smartpipe.consuming.isolation import PATIENCE_SECONDS, Isolation, Thresholds, claim_thresholds_of, thresholds_of
-from smartpipe.effects.claims import Claims
-from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.handling.handlers import Handler
+from smartpipe.idempotency.claims import Claims
+from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.testing import MemoryBroker, virtual_time
 from smartpipe.transport import opening
 from tests.support.consumers import consuming, drain, make_consumer, make_service
@@ -27,7 +27,7 @@ from tests.unit.test_lambda import failed, record
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.effects.idempotency import Claim, ClaimOutcome
+    from smartpipe.idempotency.store import Claim, ClaimOutcome
 
 THREE = RetryPolicy(attempts=3, wait=wait_fixed(1))
 SUSPECT = 4
@@ -275,7 +275,7 @@ def test_a_claim_that_ended_without_result_too_often_is_run_alone_and_in_the_end
     async def main() -> None:
         claims = Claims(Crashed())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("smartpipe.effects.claims.CALL_SECONDS", 1_000)
+            patch.setattr("smartpipe.idempotency.claims.CALL_SECONDS", 1_000)
             consumer = make_consumer(service, transport, claims=claims)
             transport.put(UserLeft(name="killer"), ADA)
             consumer.start()

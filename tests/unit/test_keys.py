@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, Secret, SecretStr
 
 from smartpipe import Event, Idempotency, Topic
-from smartpipe.effects.idempotency import HandlerName
-from smartpipe.effects.stores.keys import stored_key
 from smartpipe.envelope import wrap
 from smartpipe.envelope.ids import DerivedIds
+from smartpipe.idempotency.store import HandlerName
+from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.keys import MAX_SQS_ID_LENGTH, bounded, compose, escape, sqs_id, typed_text
 
 # Any text at all, lone surrogates and NUL included, with much of what a careless encoding would confuse.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress
-from smartpipe.effects.stores.memory import MemoryStore
+from smartpipe.idempotency.store import Claimed, Completed, InProgress
+from smartpipe.idempotency.stores.memory import MemoryStore
 from tests.support.places import claim_of
 from tests.support.virtual_time import run_virtually
 

@@ -15,14 +15,14 @@ from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
 from smartpipe.deadletters.letters import Selection, preview
 from smartpipe.deadletters.memories import Memories
 from smartpipe.deadletters.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
-from smartpipe.effects.claims import Claims
-from smartpipe.effects.idempotency import Claim
-from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.object_store import keep
 from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import StoreError
 from smartpipe.handling.settlement import DeadLetter
+from smartpipe.idempotency.claims import Claims
+from smartpipe.idempotency.store import Claim
+from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
 from smartpipe.publisher.prepare import MAX_ATTRIBUTES
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
     from smartpipe import Event, Transport
-    from smartpipe.effects.idempotency import Known
     from smartpipe.envelope import Envelope
+    from smartpipe.idempotency.store import Known
 
 EVERYTHING = Selection()
 

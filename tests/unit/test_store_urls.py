@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from smartpipe.aws.dynamodb import DynamoStore
-from smartpipe.effects.stores import shown, store_for
-from smartpipe.effects.stores.keys import stored_key
-from smartpipe.effects.stores.memory import MemoryStore
-from smartpipe.effects.stores.postgres import PostgresStore
-from smartpipe.effects.stores.redis import RedisStore
 from smartpipe.errors import ConfigError
+from smartpipe.idempotency.stores import shown, store_for
+from smartpipe.idempotency.stores.dynamodb import DynamoStore
+from smartpipe.idempotency.stores.keys import stored_key
+from smartpipe.idempotency.stores.memory import MemoryStore
+from smartpipe.idempotency.stores.postgres import PostgresStore
+from smartpipe.idempotency.stores.redis import RedisStore
 
 SECRET = "hunter2"
 
@@ -117,7 +117,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
     url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [
-        name for name in sys.modules if name.partition(".")[0] == package or "smartpipe.effects.stores." in name
+        name for name in sys.modules if name.partition(".")[0] == package or "smartpipe.idempotency.stores." in name
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_Without(package), *sys.meta_path])

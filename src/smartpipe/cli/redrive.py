@@ -18,8 +18,8 @@ from smartpipe.cli.topology import with_transport
 from smartpipe.deadletters.letters import NO_REASON
 from smartpipe.deadletters.memories import Memories
 from smartpipe.deadletters.redrive import Clearing, Looked, Purge, Redrive, Tally, look
-from smartpipe.effects.claims import claims_of
 from smartpipe.errors import SmartpipeError, StoreError
+from smartpipe.idempotency.claims import claims_of
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import WorkerSettings
 

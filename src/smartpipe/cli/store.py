@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from smartpipe.effects.stores import home_of
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.stores import home_of
 from smartpipe.settings import WorkerSettings
 from smartpipe.urls import is_postgres, scheme_of
 
 if TYPE_CHECKING:
-    from smartpipe.effects.stores.database import DatabaseUrl
+    from smartpipe.idempotency.stores.database import DatabaseUrl
 
 CLAIMS = "SMARTPIPE_IDEMPOTENCY_URL"
 OUTBOX = "SMARTPIPE_OUTBOX_URL"
@@ -33,7 +33,7 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
         StoreError: A database cannot be reached, or refuses; the others were migrated.
     """
     databases = _databases(WorkerSettings.load())
-    from smartpipe.effects.stores.migrate import migrate  # if asyncpg is missing, _databases has raised
+    from smartpipe.idempotency.stores.migrate import migrate  # if asyncpg is missing, _databases has raised
 
     done: dict[str, list[str]] = {}
     failures: list[str] = []
@@ -74,7 +74,7 @@ def _databases(settings: WorkerSettings) -> dict[DatabaseUrl, tuple[str, str]]:
 
 def _read(url: str, setting: str) -> DatabaseUrl:
     try:
-        from smartpipe.effects.stores.database import DatabaseUrl
+        from smartpipe.idempotency.stores.database import DatabaseUrl
     except ModuleNotFoundError as error:
         msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from smartpipe.consuming.visibility import Lease
     from smartpipe.counters import Counts
     from smartpipe.delivery import Publishes
-    from smartpipe.effects.claims import Claims
     from smartpipe.envelope import Envelope
     from smartpipe.envelope.offload import Payloads
     from smartpipe.events import Event
     from smartpipe.handling.handlers import Handler
     from smartpipe.handling.invocation import OnOverdue
     from smartpipe.handling.threads import Threads
+    from smartpipe.idempotency.claims import Claims
     from smartpipe.message import Message
     from smartpipe.service import Service
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.effects.claims import MAX_CLAIMS
-from smartpipe.effects.idempotency import Completed, InProgress
 from smartpipe.envelope.offload import Payloads
 from smartpipe.envelope.read import Reader
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
+from smartpipe.idempotency.claims import MAX_CLAIMS
+from smartpipe.idempotency.store import Completed, InProgress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from smartpipe.deadletters.letters import Letter
-    from smartpipe.effects.claims import Claims
-    from smartpipe.effects.idempotency import Known
     from smartpipe.handling.handlers import Handler
+    from smartpipe.idempotency.claims import Claims
+    from smartpipe.idempotency.store import Known
 
 
 class Memory(NamedTuple):

@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
-from smartpipe.effects.idempotency import Claim, Claimed, Completed, InProgress
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.handling.invocation import Deferred, HandlerTimeout
 from smartpipe.handling.settlement import WorkerLost
+from smartpipe.idempotency.store import Claim, Claimed, Completed, InProgress
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from smartpipe.consuming.visibility import Lease
     from smartpipe.counters import Counts
     from smartpipe.delivery import Delivery
-    from smartpipe.effects.claims import Claims
-    from smartpipe.effects.idempotency import Idempotency
     from smartpipe.handling.handlers import Handler
+    from smartpipe.idempotency.claims import Claims
+    from smartpipe.idempotency.store import Idempotency
 
 log = logging.getLogger("smartpipe.idempotency")
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.batch import Batch
-from smartpipe.effects.idempotency import HandlerName, Idempotency
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.handling.breaker import CircuitBreaker
 from smartpipe.handling.signature import Parameter, name_of, provided, read_signature
+from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.retry import RetryPolicy
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ import logging
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.effects.stores.database import FAULTS
 from smartpipe.errors import SmartpipeError
+from smartpipe.idempotency.stores.database import FAULTS
 from smartpipe.outbox.statements import LAG
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from smartpipe.effects.stores.database import DatabaseUrl
+    from smartpipe.idempotency.stores.database import DatabaseUrl
 
 log = logging.getLogger("smartpipe.relay")
 

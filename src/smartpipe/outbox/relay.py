@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.batching.chunker import Chunker
 from smartpipe.batching.resend import deliver
-from smartpipe.effects.stores.database import FAULTS, DatabaseUrl
-from smartpipe.effects.stores.migrate import missing_migrations
 from smartpipe.envelope.offload import Payloads
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
+from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
+from smartpipe.idempotency.stores.migrate import missing_migrations
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS

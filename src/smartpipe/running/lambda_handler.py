@@ -18,10 +18,10 @@ from smartpipe.consuming.processor import Processor, Resources
 from smartpipe.consuming.settler import Settler
 from smartpipe.consuming.visibility import Lease
 from smartpipe.counters import Counts
-from smartpipe.effects.claims import claims_of
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.handling.handlers import slots_for
 from smartpipe.handling.threads import Threads, use_loop_executor
+from smartpipe.idempotency.claims import claims_of
 from smartpipe.message import Attribute, received_message
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings, WorkerSettings

@@ -11,7 +11,6 @@ from smartpipe.batching.resend import until_possible
 from smartpipe.consuming.consumer import Consumer
 from smartpipe.consuming.isolation import Isolation
 from smartpipe.consuming.processor import Resources
-from smartpipe.effects.claims import Claims, claims_of
 from smartpipe.errors import (
     ConfigError,
     PublishError,
@@ -22,6 +21,7 @@ from smartpipe.errors import (
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.settlement import shown
 from smartpipe.handling.threads import Threads, use_loop_executor
+from smartpipe.idempotency.claims import Claims, claims_of
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.running.health import HealthServer, WorkerReport
 from smartpipe.transport import counts_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from smartpipe.counters import TransportCounts
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
     from smartpipe.transport import Transport

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from smartpipe.consuming.consumer import Consumer
 from smartpipe.consuming.processor import Resources
-from smartpipe.effects.claims import Claims
-from smartpipe.effects.stores import store_for
-from smartpipe.effects.stores.memory import MemoryStore
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escaped
 from smartpipe.handling.capacity import Capacity
 from smartpipe.handling.signature import name_of
 from smartpipe.handling.threads import Threads
+from smartpipe.idempotency.claims import Claims
+from smartpipe.idempotency.stores import store_for
+from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.memory.transport import NAMING
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.publisher.publisher import Publisher

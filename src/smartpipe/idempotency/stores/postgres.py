@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
-from smartpipe.effects.stores.database import FAULTS, DatabaseUrl, PooledConnection
-from smartpipe.effects.stores.keys import stored_key
-from smartpipe.effects.stores.migrate import missing_migrations
-from smartpipe.effects.stores.reading import attempt_of, lease_left
-from smartpipe.effects.stores.statements import CLAIM, COMPLETE, COMPLETE_IN, FORGET, LOOK, PURGE, RELEASE, RENEW
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
+from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl, PooledConnection
+from smartpipe.idempotency.stores.keys import stored_key
+from smartpipe.idempotency.stores.migrate import missing_migrations
+from smartpipe.idempotency.stores.reading import attempt_of, lease_left
+from smartpipe.idempotency.stores.statements import CLAIM, COMPLETE, COMPLETE_IN, FORGET, LOOK, PURGE, RELEASE, RENEW
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
-    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Known
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, Known
 
 log = logging.getLogger("smartpipe.stores")
 

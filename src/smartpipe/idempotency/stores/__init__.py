@@ -9,7 +9,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.urls import is_postgres, is_readable, scheme_of, shown, unreadable
 
 if TYPE_CHECKING:
-    from smartpipe.effects.idempotency import Store
+    from smartpipe.idempotency.store import Store
 
 __all__ = ["shown", "store_for"]
 
@@ -20,10 +20,10 @@ class _Home(NamedTuple):
     extra: str
 
 
-_REDIS = _Home("smartpipe.effects.stores.redis", "RedisStore", "redis")
-_POSTGRES = _Home("smartpipe.effects.stores.postgres", "PostgresStore", "postgres")
+_REDIS = _Home("smartpipe.idempotency.stores.redis", "RedisStore", "redis")
+_POSTGRES = _Home("smartpipe.idempotency.stores.postgres", "PostgresStore", "postgres")
 _HOMES = {
-    "memory": _Home("smartpipe.effects.stores.memory", "MemoryStore", ""),
+    "memory": _Home("smartpipe.idempotency.stores.memory", "MemoryStore", ""),
     "redis": _REDIS,
     "rediss": _REDIS,
     "valkey": _REDIS,
@@ -31,7 +31,7 @@ _HOMES = {
     "unix": _REDIS,
     "postgresql": _POSTGRES,
     "postgres": _POSTGRES,
-    "dynamodb": _Home("smartpipe.aws.dynamodb", "DynamoStore", "dynamodb"),
+    "dynamodb": _Home("smartpipe.idempotency.stores.dynamodb", "DynamoStore", "dynamodb"),
 }
 
 

@@ -15,16 +15,16 @@ from smartpipe.aws.client import region_of
 from smartpipe.aws.clients import open_client, open_session
 from smartpipe.aws.credentials import refresh_when_refused
 from smartpipe.aws.faults import classify
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
-from smartpipe.effects.stores.keys import stored_key
-from smartpipe.effects.stores.reading import attempt_of, lease_left
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
+from smartpipe.idempotency.stores.keys import stored_key
+from smartpipe.idempotency.stores.reading import attempt_of, lease_left
 from smartpipe.topology.claims import KEY_ATTRIBUTE, TABLE_NAME, another_kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Known
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, Known
 
 X = TypeVar("X")
 T = TypeVar("T")

@@ -8,12 +8,12 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Literal
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
+from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Known
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, Known
 
 
 @dataclass(slots=True)

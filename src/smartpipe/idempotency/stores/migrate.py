@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from smartpipe.effects.stores.database import FAULTS, DatabaseUrl
+from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,7 @@ STATEMENT_SECONDS = 300.0
 
 def migrations() -> dict[str, str]:
     """Return the SQL of every migration by its name, in their order."""
-    found = (files("smartpipe.effects.stores") / "migrations").iterdir()
+    found = (files("smartpipe.idempotency.stores") / "migrations").iterdir()
     return {file.name.removesuffix(".sql"): file.read_text() for file in sorted(found, key=lambda file: file.name)}
 
 

@@ -16,16 +16,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from smartpipe.effects.idempotency import Claimed, Completed, InProgress, known
-from smartpipe.effects.stores.keys import stored_key
-from smartpipe.effects.stores.reading import lease_left
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
+from smartpipe.idempotency.stores.keys import stored_key
+from smartpipe.idempotency.stores.reading import lease_left
 from smartpipe.urls import redacted, scheme_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from smartpipe.effects.idempotency import Claim, ClaimOutcome, Known
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, Known
 
 log = logging.getLogger("smartpipe.stores")
 

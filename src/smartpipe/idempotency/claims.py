@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
-from smartpipe.effects.idempotency import Claim, Claimed
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.store import Claim, Claimed
 from smartpipe.settings import AwsSettings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from smartpipe.effects.idempotency import ClaimOutcome, Store
+    from smartpipe.idempotency.store import ClaimOutcome, Store
 
 log = logging.getLogger("smartpipe.idempotency")
 
@@ -53,7 +53,7 @@ async def claims_of(service: Claimant, url: SecretStr | None, store: Store | Non
                 f"service {service.name!r} has idempotent handlers, and no store to remember what they did: set "
                 "SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://..., redis://... or dynamodb://TABLE"
             )
-        store = import_module("smartpipe.effects.stores").store_for(url.get_secret_value())
+        store = import_module("smartpipe.idempotency.stores").store_for(url.get_secret_value())
     await store.open()
     return Claims(store, prefix=AwsSettings.load().prefix)
 

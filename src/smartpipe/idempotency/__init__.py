@@ -1,0 +1,1 @@
+"""Effects that happen once: claims, and the stores that keep them."""
