@@ -11,6 +11,7 @@ from smartpipe.version import __version__
 
 if TYPE_CHECKING:
     from smartpipe.batch import Batch, BatchDelivery
+    from smartpipe.consumer.breaker import CircuitBreaker
     from smartpipe.delivery import Delivery
     from smartpipe.embedded import EmbeddedBroker
     from smartpipe.errors import (
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         UnknownEventType,
     )
     from smartpipe.events import Event
-    from smartpipe.handling.breaker import CircuitBreaker
     from smartpipe.idempotency.store import Idempotency
     from smartpipe.publisher.prepare import PublishReport
     from smartpipe.publisher.publisher import Publisher
@@ -81,7 +81,7 @@ _ERRORS = {name for name in __all__ if name.endswith("Error")} | {
 _HOMES = {
     "Batch": "batch",
     "BatchDelivery": "batch",
-    "CircuitBreaker": "handling.breaker",
+    "CircuitBreaker": "consumer.breaker",
     "Delivery": "delivery",
     "EmbeddedBroker": "embedded",
     "Event": "events",

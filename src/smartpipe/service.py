@@ -9,10 +9,10 @@ from importlib import import_module
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
 
+from smartpipe.consumer.decide import UnknownEvents
+from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
-from smartpipe.handling.handlers import Handler, HandlerOptions, make_handler, slots_for
-from smartpipe.handling.settlement import UnknownEvents
 from smartpipe.idempotency.store import Idempotency
 from smartpipe.middleware import checked
 from smartpipe.retry import RetryPolicy
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from smartpipe.batch import Batch
+    from smartpipe.consumer.breaker import CircuitBreaker
+    from smartpipe.consumer.subscribing import Subscribe, SubscribeBatch
     from smartpipe.delivery import Delivery
     from smartpipe.events import Contract
-    from smartpipe.handling.breaker import CircuitBreaker
-    from smartpipe.handling.subscribing import Subscribe, SubscribeBatch
     from smartpipe.middleware import Middleware
     from smartpipe.running.lambda_handler import LambdaHandler
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
 
-from smartpipe.handling.guard import MIN_LEASE_SECONDS
+from smartpipe.consumer.guard import MIN_LEASE_SECONDS
 from smartpipe.version import __version__
 from tests.chaos.service import LEASE_SECONDS
 

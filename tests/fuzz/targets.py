@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from smartpipe.aws.wire import queues, topics
 from smartpipe.aws.wire.response import Framing, Response
 from smartpipe.cli.dlq import describe
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
+from smartpipe.consumer.decide import DeadLetter
 from smartpipe.deadletters.letters import read_letter
 from smartpipe.envelope.compression import decompressed
 from smartpipe.envelope.decode import Decoder, Packed
 from smartpipe.envelope.pointer import payload_at, pointer_to
 from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
-from smartpipe.handling.settlement import DeadLetter
 from smartpipe.idempotency.stores.reading import attempt_of, lease_left
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of

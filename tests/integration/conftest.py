@@ -47,11 +47,11 @@ async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 def no_time_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed polls are tried again soon."""
-    monkeypatch.setattr("smartpipe.consuming.poller.OUTAGE_WAITS", wait_fixed(0.02))
+    monkeypatch.setattr("smartpipe.consumer.poller.OUTAGE_WAITS", wait_fixed(0.02))
 
 
 @pytest.fixture
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are extended every hundredth of their time, however much of it is left."""
-    monkeypatch.setattr("smartpipe.consuming.visibility.EXTEND_BELOW", 1.0)
-    monkeypatch.setattr("smartpipe.consuming.visibility.TICKS_PER_TIMEOUT", 100)
+    monkeypatch.setattr("smartpipe.consumer.leases.EXTEND_BELOW", 1.0)
+    monkeypatch.setattr("smartpipe.consumer.leases.TICKS_PER_TIMEOUT", 100)

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from smartpipe import Delivery, RetryPolicy, Service
-from smartpipe.handling.guard import ClaimLost
+from smartpipe.consumer.guard import ClaimLost
 from smartpipe.idempotency.stores.postgres import PostgresStore
 from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from smartpipe import Publisher, Queue, RetryPolicy, Service
-from smartpipe.consuming.consumer import Consumer
-from smartpipe.consuming.processor import Resources
-from smartpipe.handling.threads import Threads
+from smartpipe.consumer.consumer import Consumer
+from smartpipe.consumer.processor import Resources
+from smartpipe.consumer.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from smartpipe.handling.settlement import UnknownEvents
+    from smartpipe.consumer.decide import UnknownEvents
     from tests.support.fakes import FakeTransport
 
 VISIBILITY_SECONDS = 30

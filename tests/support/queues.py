@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 
 if TYPE_CHECKING:
     from types_boto3_sqs import SQSClient

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe.handling.capacity import (
+from smartpipe.consumer.capacity import (
     MAX_PAUSE_SECONDS,
     MIN_OVERDUE,
     QUIET_SECONDS,

@@ -10,7 +10,7 @@ from pydantic import field_validator
 from tenacity import wait_fixed
 
 from smartpipe import Delivery, Event, Reject, Retry, RetryPolicy
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute
 from tests.support.consumers import consuming, make_service
@@ -329,7 +329,7 @@ def test_fault_43_whatever_a_handler_raises_is_its_failure_and_not_a_shutdown(er
 
 
 def test_fault_43_a_heartbeat_that_dies_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smartpipe.consuming.visibility import Visibility
+    from smartpipe.consumer.leases import Visibility
 
     tick, faults = Visibility.tick, [ZeroDivisionError("a bug")]
 
@@ -472,7 +472,7 @@ def test_a_fault_of_smartpipe_gives_the_message_back(monkeypatch: pytest.MonkeyP
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
 
-    monkeypatch.setattr("smartpipe.consuming.processor.Delivery", None)
+    monkeypatch.setattr("smartpipe.consumer.processor.Delivery", None)
     transport.put(ADA)
     counts = consume(service, transport)
 

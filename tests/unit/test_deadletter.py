@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from smartpipe import DecodeError
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter, without_reason
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter, without_reason
+from smartpipe.consumer.decide import DeadLetter
 from smartpipe.envelope import encode, wrap
-from smartpipe.handling.settlement import DeadLetter
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
 from tests.support.events import ADA
 from tests.support.forgeries import FORGED, GENUINE, MOVED

@@ -11,8 +11,8 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import ConfigError, Event, Queue, Reject, RetryPolicy, Service
-from smartpipe.consuming.groups import MAX_REMEMBERED, Groups
-from smartpipe.consuming.visibility import Lease
+from smartpipe.consumer.groups import MAX_REMEMBERED, Groups
+from smartpipe.consumer.leases import Lease
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import consuming
 from tests.support.events import ADA, Clicked, Paid, UserSignedUp

@@ -11,9 +11,9 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import CircuitBreaker, Delivery, Queue, RetryPolicy, Service
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
-from smartpipe.consuming.isolation import PATIENCE_SECONDS, Isolation, Thresholds, claim_thresholds_of, thresholds_of
-from smartpipe.handling.handlers import Handler
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
+from smartpipe.consumer.handlers import Handler
+from smartpipe.consumer.isolation import PATIENCE_SECONDS, Isolation, Thresholds, claim_thresholds_of, thresholds_of
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.testing import MemoryBroker, virtual_time

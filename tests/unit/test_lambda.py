@@ -13,7 +13,7 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service, TransportError
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.object_store import keep
 from smartpipe.envelope.pointer import pointer_to

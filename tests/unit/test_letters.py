@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from smartpipe.cli.dlq import describe
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.deadletters.letters import NO_REASON, Selection, preview, read_letter, was_there
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.compression import compressed

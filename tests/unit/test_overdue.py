@@ -12,8 +12,8 @@ from pydantic import field_validator
 from tenacity import wait_fixed
 
 from smartpipe import Batch, BatchDelivery, Delivery, Event, Queue, Retry, RetryPolicy, Service, Topic
+from smartpipe.consumer.invoke import CANCEL_GRACE_SECONDS
 from smartpipe.envelope import encode, wrap
-from smartpipe.handling.invocation import CANCEL_GRACE_SECONDS
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
 from tests.support.events import ADA, UserLeft, UserSignedUp

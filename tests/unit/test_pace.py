@@ -10,9 +10,9 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
-from smartpipe.consuming.pace import TokenBucket
-from smartpipe.consuming.room import Room
-from smartpipe.handling.handlers import slots_for
+from smartpipe.consumer.handlers import slots_for
+from smartpipe.consumer.pace import TokenBucket
+from smartpipe.consumer.room import Room
 from smartpipe.memory.transport import NAMING
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smartpipe import Service
-    from smartpipe.consuming.consumer import Consumer
+    from smartpipe.consumer.consumer import Consumer
 
 
 def observe(service: Service, transport: FakeTransport, look: Callable[[Consumer], object], **when: int) -> object:

@@ -11,7 +11,8 @@ import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
 from smartpipe.batching.resend import _TOO_LATE
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.consumer.decide import DeadLetter
 from smartpipe.deadletters.letters import Selection, preview
 from smartpipe.deadletters.memories import Memories
 from smartpipe.deadletters.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
@@ -19,7 +20,6 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.object_store import keep
 from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import StoreError
-from smartpipe.handling.settlement import DeadLetter
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim
 from smartpipe.idempotency.stores.memory import MemoryStore

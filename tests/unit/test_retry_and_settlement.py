@@ -6,7 +6,7 @@ import pytest
 from tenacity import wait_fixed, wait_incrementing
 
 from smartpipe import ConfigError, DecodeError, Reject, Retry, RetryPolicy, UnknownEventType
-from smartpipe.handling.settlement import Ack, DeadLetter, RetryAfter, UnknownEvents, decide
+from smartpipe.consumer.decide import Ack, DeadLetter, RetryAfter, UnknownEvents, decide
 
 FAULT = ValueError("broken")
 FIVE = RetryPolicy(attempts=5, wait=wait_fixed(7))

@@ -7,8 +7,8 @@ from contextvars import ContextVar
 import pytest
 
 from smartpipe import RetryPolicy
-from smartpipe.handling.capacity import Capacity
-from smartpipe.handling.threads import LoopExecutor, Threads, use_loop_executor
+from smartpipe.consumer.capacity import Capacity
+from smartpipe.consumer.threads import LoopExecutor, Threads, use_loop_executor
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport

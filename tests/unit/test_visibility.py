@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from smartpipe import Retry
-from smartpipe.consuming.visibility import Visibility
+from smartpipe.consumer.leases import Visibility
 from smartpipe.counters import Counts
 from smartpipe.message import Failure, Message
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service

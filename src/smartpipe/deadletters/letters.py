@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.consuming.deadletter import reason_of
+from smartpipe.consumer.dead_letter import reason_of
 from smartpipe.envelope.decode import Packed, TextOrNone, unwrapped
 from smartpipe.envelope.offload import unpacked
 from smartpipe.envelope.pointer import is_pointer, payload_at
@@ -24,7 +24,7 @@ from smartpipe.errors import DecodeError, PayloadError
 from smartpipe.topology.filters import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
-    from smartpipe.consuming.deadletter import Reason
+    from smartpipe.consumer.dead_letter import Reason
     from smartpipe.message import Message
 
 UNPACKED_LIMIT_BYTES = 4_194_304

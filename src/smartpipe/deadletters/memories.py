@@ -13,8 +13,8 @@ from smartpipe.idempotency.store import Completed, InProgress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from smartpipe.consumer.handlers import Handler
     from smartpipe.deadletters.letters import Letter
-    from smartpipe.handling.handlers import Handler
     from smartpipe.idempotency.claims import Claims
     from smartpipe.idempotency.store import Known
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from smartpipe.batching.chunker import Chunker
 from smartpipe.batching.resend import deliver
-from smartpipe.consuming.deadletter import bare_copy
-from smartpipe.consuming.pace import TokenBucket
+from smartpipe.consumer.dead_letter import bare_copy
+from smartpipe.consumer.pace import TokenBucket
 from smartpipe.deadletters.letters import was_there
 from smartpipe.deadletters.walk import DEADLINE_SECONDS, Walk
 from smartpipe.keys import own_sqs_id

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from smartpipe.consuming.consumer import Consumer
+    from smartpipe.consumer.capacity import Capacity
+    from smartpipe.consumer.consumer import Consumer
     from smartpipe.counters import TransportCounts
-    from smartpipe.handling.capacity import Capacity
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

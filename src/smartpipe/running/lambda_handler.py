@@ -13,14 +13,14 @@ from contextlib import AsyncExitStack
 from random import shuffle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.consuming.groups import Groups
-from smartpipe.consuming.processor import Processor, Resources
-from smartpipe.consuming.settler import Settler
-from smartpipe.consuming.visibility import Lease
+from smartpipe.consumer.groups import Groups
+from smartpipe.consumer.handlers import slots_for
+from smartpipe.consumer.leases import Lease
+from smartpipe.consumer.processor import Processor, Resources
+from smartpipe.consumer.settle import Settler
+from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.counters import Counts
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.handling.handlers import slots_for
-from smartpipe.handling.threads import Threads, use_loop_executor
 from smartpipe.idempotency.claims import claims_of
 from smartpipe.message import Attribute, received_message
 from smartpipe.publisher.publisher import Publisher
@@ -30,8 +30,8 @@ from smartpipe.transport import BATCH_LIMIT, open_transport
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from smartpipe.consuming.groups import Chain
-    from smartpipe.consuming.processor import Processed
+    from smartpipe.consumer.groups import Chain
+    from smartpipe.consumer.processor import Processed
     from smartpipe.delivery import Delivery
     from smartpipe.message import Message
     from smartpipe.service import Service

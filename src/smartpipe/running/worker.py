@@ -8,9 +8,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.batching.resend import until_possible
-from smartpipe.consuming.consumer import Consumer
-from smartpipe.consuming.isolation import Isolation
-from smartpipe.consuming.processor import Resources
+from smartpipe.consumer.capacity import Capacity
+from smartpipe.consumer.consumer import Consumer
+from smartpipe.consumer.decide import shown
+from smartpipe.consumer.isolation import Isolation
+from smartpipe.consumer.processor import Resources
+from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.errors import (
     ConfigError,
     PublishError,
@@ -18,9 +21,6 @@ from smartpipe.errors import (
     TopologyError,
     TransportError,
 )
-from smartpipe.handling.capacity import Capacity
-from smartpipe.handling.settlement import shown
-from smartpipe.handling.threads import Threads, use_loop_executor
 from smartpipe.idempotency.claims import Claims, claims_of
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.running.health import HealthServer, WorkerReport

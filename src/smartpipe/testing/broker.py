@@ -7,13 +7,13 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from smartpipe.consuming.consumer import Consumer
-from smartpipe.consuming.processor import Resources
+from smartpipe.consumer.capacity import Capacity
+from smartpipe.consumer.consumer import Consumer
+from smartpipe.consumer.processor import Resources
+from smartpipe.consumer.signature import name_of
+from smartpipe.consumer.threads import Threads
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escaped
-from smartpipe.handling.capacity import Capacity
-from smartpipe.handling.signature import name_of
-from smartpipe.handling.threads import Threads
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.stores import store_for
 from smartpipe.idempotency.stores.memory import MemoryStore

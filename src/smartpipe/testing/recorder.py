@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 
+from smartpipe.consumer.decide import Ack, DeadLetter
 from smartpipe.envelope.decode import decoder_of
 from smartpipe.envelope.object_store import kept
 from smartpipe.envelope.offload import is_packed, unpacked
@@ -14,7 +15,6 @@ from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
-from smartpipe.handling.settlement import Ack, DeadLetter
 from smartpipe.memory.transport import MemoryTransport
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
@@ -22,7 +22,7 @@ from smartpipe.topology.resources import Topology
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.consuming.consumer import Settled
+    from smartpipe.consumer.consumer import Settled
     from smartpipe.envelope import Envelope
     from smartpipe.memory.store import Stored
     from smartpipe.message import Attribute, Failure, OutgoingMessage

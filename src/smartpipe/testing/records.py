@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.handling.settlement import shown
+from smartpipe.consumer.decide import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -20,8 +20,8 @@ from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.topics import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
+    from smartpipe.consumer.decide import DeadLetter
     from smartpipe.envelope import Envelope
-    from smartpipe.handling.settlement import DeadLetter
     from smartpipe.message import Message
 
 REASON_ATTRIBUTE = "smartpipe_dead_letter"

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.batch import Batch
+from smartpipe.consumer.breaker import CircuitBreaker
+from smartpipe.consumer.signature import Parameter, name_of, provided, read_signature
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
-from smartpipe.handling.breaker import CircuitBreaker
-from smartpipe.handling.signature import Parameter, name_of, provided, read_signature
 from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.retry import RetryPolicy
 

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from smartpipe.handling.capacity import Capacity
+from smartpipe.consumer.capacity import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

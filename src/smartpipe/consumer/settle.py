@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from smartpipe.batching.resend import deliver
-from smartpipe.consuming.deadletter import Where, bare_copy, dead_letter
+from smartpipe.consumer.dead_letter import Where, bare_copy, dead_letter
+from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, RetryAfter, shown
 from smartpipe.envelope.traceparent import trace_id
-from smartpipe.handling.settlement import Ack, DeadLetter, Defer, Halt, RetryAfter, shown
 
 if TYPE_CHECKING:
-    from smartpipe.consuming.processor import Processed
-    from smartpipe.consuming.visibility import Lease
+    from smartpipe.consumer.leases import Lease
+    from smartpipe.consumer.processor import Processed
     from smartpipe.counters import Counts
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.topics import Queue

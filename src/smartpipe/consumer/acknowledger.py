@@ -13,7 +13,7 @@ from smartpipe.batching.timers import Deadlines
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.consuming.visibility import Lease
+    from smartpipe.consumer.leases import Lease
     from smartpipe.counters import Counts
     from smartpipe.message import Failure
     from smartpipe.transport import Transport

@@ -14,21 +14,21 @@ import math
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from smartpipe.consuming.acknowledger import Acknowledger
-from smartpipe.consuming.groups import Groups
-from smartpipe.consuming.isolation import Isolation
-from smartpipe.consuming.poller import Poller
-from smartpipe.consuming.processor import NotBegun, Processed, Processor, Resources
-from smartpipe.consuming.settler import Settler
-from smartpipe.consuming.visibility import Visibility
+from smartpipe.consumer.acknowledger import Acknowledger
+from smartpipe.consumer.groups import Groups
+from smartpipe.consumer.handlers import slots_for
+from smartpipe.consumer.isolation import Isolation
+from smartpipe.consumer.leases import Visibility
+from smartpipe.consumer.poller import Poller
+from smartpipe.consumer.processor import NotBegun, Processed, Processor, Resources
+from smartpipe.consumer.settle import Settler
 from smartpipe.counters import Counts
-from smartpipe.handling.handlers import slots_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.consuming.groups import Chain
-    from smartpipe.consuming.visibility import Lease
+    from smartpipe.consumer.groups import Chain
+    from smartpipe.consumer.leases import Lease
     from smartpipe.delivery import Delivery
     from smartpipe.message import Message
     from smartpipe.service import Service

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from smartpipe.consuming.visibility import Lease
+    from smartpipe.consumer.leases import Lease
 
 MAX_REMEMBERED = 10_000
 

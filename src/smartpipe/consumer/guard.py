@@ -9,20 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from smartpipe.consumer.decide import WorkerLost
+from smartpipe.consumer.invoke import Deferred, HandlerTimeout
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.handling.invocation import Deferred, HandlerTimeout
-from smartpipe.handling.settlement import WorkerLost
 from smartpipe.idempotency.store import Claim, Claimed, Completed, InProgress
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from smartpipe.consuming.isolation import Isolation, Thresholds
-    from smartpipe.consuming.visibility import Lease
+    from smartpipe.consumer.handlers import Handler
+    from smartpipe.consumer.isolation import Isolation, Thresholds
+    from smartpipe.consumer.leases import Lease
     from smartpipe.counters import Counts
     from smartpipe.delivery import Delivery
-    from smartpipe.handling.handlers import Handler
     from smartpipe.idempotency.claims import Claims
     from smartpipe.idempotency.store import Idempotency
 

@@ -8,15 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from smartpipe.batch import Batch, BatchDelivery
+from smartpipe.consumer.invoke import HandlerTimeout
 from smartpipe.envelope import current_envelope
-from smartpipe.handling.invocation import HandlerTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from smartpipe.consumer.handlers import Handler
+    from smartpipe.consumer.invoke import Invocation
     from smartpipe.delivery import Delivery, Publishes
-    from smartpipe.handling.handlers import Handler
-    from smartpipe.handling.invocation import Invocation
 
 _Fate: TypeAlias = "asyncio.Future[BaseException | None]"
 

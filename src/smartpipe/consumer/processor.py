@@ -9,35 +9,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import wait_random_exponential
 
-from smartpipe.consuming.deadletter import REASON_ATTRIBUTE, without_reason
-from smartpipe.consuming.groups import remember
-from smartpipe.consuming.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
-from smartpipe.consuming.pace import Gate, TokenBucket
-from smartpipe.consuming.room import Room
+from smartpipe.consumer.batches import Gatherer
+from smartpipe.consumer.breaker import Circuit, CircuitBreaker
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, without_reason
+from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide
+from smartpipe.consumer.groups import remember
+from smartpipe.consumer.guard import HANDLED, Guard, Guarded
+from smartpipe.consumer.invoke import Deferred, HandlerTimeout, Invocation
+from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
+from smartpipe.consumer.pace import Gate, TokenBucket
+from smartpipe.consumer.room import Room
 from smartpipe.delivery import Delivery
 from smartpipe.envelope import current_envelope
 from smartpipe.envelope.read import Reader
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
-from smartpipe.handling.breaker import Circuit, CircuitBreaker
-from smartpipe.handling.gatherer import Gatherer
-from smartpipe.handling.guard import HANDLED, Guard, Guarded
-from smartpipe.handling.invocation import Deferred, HandlerTimeout, Invocation
-from smartpipe.handling.settlement import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from smartpipe.consuming.visibility import Lease
+    from smartpipe.consumer.handlers import Handler
+    from smartpipe.consumer.invoke import OnOverdue
+    from smartpipe.consumer.leases import Lease
+    from smartpipe.consumer.threads import Threads
     from smartpipe.counters import Counts
     from smartpipe.delivery import Publishes
     from smartpipe.envelope import Envelope
     from smartpipe.envelope.offload import Payloads
     from smartpipe.events import Event
-    from smartpipe.handling.handlers import Handler
-    from smartpipe.handling.invocation import OnOverdue
-    from smartpipe.handling.threads import Threads
     from smartpipe.idempotency.claims import Claims
     from smartpipe.message import Message
     from smartpipe.service import Service

@@ -19,8 +19,8 @@ from smartpipe.topology.derive import redrive_count
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from smartpipe.consuming.visibility import Lease
-    from smartpipe.handling.handlers import Handler
+    from smartpipe.consumer.handlers import Handler
+    from smartpipe.consumer.leases import Lease
     from smartpipe.topology.derive import Binding
 
 log = logging.getLogger("smartpipe.consumer")

@@ -9,17 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from smartpipe.batching.timers import Deadlines, TimeIsUp
+from smartpipe.consumer.decide import shown
 from smartpipe.envelope.ids import Cause, current_cause
 from smartpipe.errors import Reject, Retry
 from smartpipe.exhaustion import ResourceExhausted, exhausted_resource
-from smartpipe.handling.settlement import shown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from smartpipe.consumer.handlers import Handler
+    from smartpipe.consumer.threads import Threads
     from smartpipe.counters import Counts
-    from smartpipe.handling.handlers import Handler
-    from smartpipe.handling.threads import Threads
 
 log = logging.getLogger("smartpipe.consumer")
 

@@ -13,7 +13,7 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.consuming.pace import Gate
+    from smartpipe.consumer.pace import Gate
     from smartpipe.message import Message
 
 log = logging.getLogger("smartpipe.poller")
