@@ -19,10 +19,10 @@ import asyncpg
 from tests.support.servers import PostgresServer
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import provision
+from smartpipe.transports.aws.opening import transport_from_environment
 
 OUTBOX = Outbox("benchmark")
 SINGLE = 200

@@ -15,8 +15,8 @@ import os
 import time
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
+from smartpipe.transports.aws.opening import transport_from_environment
 
 
 def services(count: int) -> list[Service]:

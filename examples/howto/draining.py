@@ -3,9 +3,9 @@
 import asyncio
 
 from smartpipe import Event, Publisher, Service, Topic, Worker
-from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.settings import WorkerSettings
 from smartpipe.topology.derive import derive
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 
 
 class Ticked(Event, topic=Topic("clock"), type="clock.ticked", version="1.0"):

@@ -12,20 +12,6 @@ from botocore.config import Config
 from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 
-from smartpipe.aws.addresses import queue_lookup
-from smartpipe.aws.client import (
-    check_ca_bundle,
-    check_urls,
-    client_options,
-    configuration_faults,
-    endpoint_fault,
-    put_request,
-    region_of,
-)
-from smartpipe.aws.credentials import refresh_when_refused_blocking
-from smartpipe.aws.entries import failures, publish_entries, send_entries
-from smartpipe.aws.faults import MISSING, classify
-from smartpipe.aws.variables import check_before_signing_blocking, check_variables, read_as_other_sdks_do
 from smartpipe.batching.resend import deliver_blocking
 from smartpipe.envelope import source_problems
 from smartpipe.envelope.encoding import Packing
@@ -38,6 +24,20 @@ from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, pr
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
+from smartpipe.transports.aws.addresses import queue_lookup
+from smartpipe.transports.aws.client import (
+    check_ca_bundle,
+    check_urls,
+    client_options,
+    configuration_faults,
+    endpoint_fault,
+    put_request,
+    region_of,
+)
+from smartpipe.transports.aws.credentials import refresh_when_refused_blocking
+from smartpipe.transports.aws.entries import failures, publish_entries, send_entries
+from smartpipe.transports.aws.errors import MISSING, classify
+from smartpipe.transports.aws.variables import check_before_signing_blocking, check_variables, read_as_other_sdks_do
 from smartpipe.urls import redacted
 
 if TYPE_CHECKING:

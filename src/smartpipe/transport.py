@@ -88,4 +88,4 @@ def open_transport() -> Transport:
     """
     if _instead:
         return _instead[-1]
-    return cast("Transport", import_module("smartpipe.aws.opening").transport_from_environment())
+    return cast("Transport", import_module("smartpipe.transports.aws.opening").transport_from_environment())

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
-from smartpipe.aws.transport import AwsTransport
-from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.topology.derive import derive
+from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.aws.transport import AwsTransport
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from tests.conftest import lead_to
 
 if TYPE_CHECKING:

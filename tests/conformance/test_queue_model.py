@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
 from smartpipe import EmbeddedBroker, Queue, RetryPolicy, Service
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
-from smartpipe.aws.transport import AwsTransport
-from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Message, OutgoingMessage
 from smartpipe.topology.derive import derive
+from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.aws.transport import AwsTransport
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from tests.support.events import UserSignedUp
 from tests.support.virtual_time import VirtualTimeLoop
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
-from smartpipe.memory.transport import MemoryTransport
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
+from smartpipe.transports.memory.transport import MemoryTransport
 from tests.support.events import Paid, UserSignedUp
 
 if TYPE_CHECKING:

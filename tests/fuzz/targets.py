@@ -6,8 +6,6 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.wire import queues, topics
-from smartpipe.aws.wire.response import Framing, Response
 from smartpipe.cli.dlq import describe
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
 from smartpipe.consumer.decide import DeadLetter
@@ -20,6 +18,9 @@ from smartpipe.idempotency.stores.reading import attempt_of, lease_left
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES
+from smartpipe.transports.aws.direct import sns as topics
+from smartpipe.transports.aws.direct import sqs as queues
+from smartpipe.transports.aws.direct.response import Framing, Response
 from tests.support.bodies import Demanding, Measured, body_of
 from tests.support.forgeries import FORGED
 

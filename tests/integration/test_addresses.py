@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import Publisher, PublishError, Service
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import provision
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import pytest
 from aiobotocore.session import AioSession
 
 from smartpipe import ConfigError, Publisher
-from smartpipe.aws.objects import S3Objects
-from smartpipe.aws.opening import transport_for, transport_from_environment
-from smartpipe.aws.transport import AwsTransport
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.idempotency.stores.dynamodb import DynamoStore
 from smartpipe.settings import AwsSettings
+from smartpipe.transports.aws.opening import transport_for, transport_from_environment
+from smartpipe.transports.aws.s3 import S3Objects
+from smartpipe.transports.aws.transport import AwsTransport
 from tests.support.events import ADA, UserLeft
 from tests.support.processes import smartpipe
 

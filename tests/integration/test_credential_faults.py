@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Publisher
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.testing import working
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.credentials import CredentialEndpoint
 from tests.support.events import OrderPlaced
 from tests.support.proxy import Fault
@@ -112,7 +112,7 @@ async def test_fault_19_new_credentials_that_are_refused_too_are_not_fetched_at_
 async def test_fault_19_a_publisher_outlives_a_place_without_credentials(
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smartpipe.aws.credentials.REFRESH_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr("smartpipe.transports.aws.credentials.REFRESH_EVERY_SECONDS", 0.05)
     refused = refusing(fast_proxy, "ROLE00000001", operation="SendMessageBatch")
 
     async def fail_for_a_while() -> None:
@@ -167,7 +167,7 @@ async def test_fault_19_without_credentials_polling_backs_off_and_what_is_being_
     why: str,
 ) -> None:
     caplog.set_level(logging.CRITICAL, "botocore")
-    monkeypatch.setattr("smartpipe.aws.credentials.REFRESH_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr("smartpipe.transports.aws.credentials.REFRESH_EVERY_SECONDS", 0.05)
     endpoint.lifetime_seconds = 300 if why == "run-out" else 3_600  # with 300 left, each call wants others
     shop.release.clear()
     await shop.put("7")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import ConfigError, Delivery, Publisher, Queue, Service, TransportError
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.envelope import encode, wrap
 from smartpipe.testing import provision, working
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.events import ADA, UserSignedUp
 from tests.support.waiting import until
 

@@ -12,7 +12,6 @@ import boto3
 import pytest
 
 from smartpipe import Publisher, PublishError, Queue, RetryPolicy, Service
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.names import Naming
@@ -20,6 +19,7 @@ from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import planned, provision, working
 from smartpipe.topology.companions import Companions
 from smartpipe.topology.export.iam import policies
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.events import UserLeft, UserSignedUp
 from tests.support.topologies import destroy
 from tests.support.waiting import until

@@ -14,9 +14,9 @@ import boto3
 import pytest
 
 from smartpipe import ConfigError, Event, Publisher, PublishError, Queue, Service, Topic
-from smartpipe.aws.client import client_options
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.testing import provision, working
+from smartpipe.transports.aws.client import client_options
 from tests.support.answers import Refused, failing, silent_about
 from tests.support.events import OrderPlaced, Paid
 from tests.support.proxy import Fault
@@ -251,9 +251,9 @@ async def test_fault_35_a_publish_that_is_never_answered_is_given_up_and_tried_a
     fast_proxy: FaultProxy, publish: Publish, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = partial(client_options, read_timeout_seconds=0.5)
-    monkeypatch.setattr("smartpipe.aws.transport.CALL_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("smartpipe.transports.aws.transport.CALL_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr("smartpipe.blocking.client_options", impatient)
-    monkeypatch.setattr("smartpipe.aws.wire.transport.CALL_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("smartpipe.transports.aws.direct.transport.CALL_TIMEOUT_SECONDS", 0.5)
     stalled = fast_proxy.add(Fault(way.operation, times=1, delay_seconds=600))
 
     ids = await publish(way.events, way.queue)

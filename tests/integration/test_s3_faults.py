@@ -10,13 +10,13 @@ import boto3
 import pytest
 
 from smartpipe import Publisher, RetryPolicy, Service
-from smartpipe.aws.objects import S3Objects
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Payload
 from smartpipe.testing import provision, working
+from smartpipe.transports.aws.s3 import S3Objects
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.processes import smartpipe
 from tests.support.s3 import S3Server

@@ -10,11 +10,11 @@ import boto3
 import pytest
 
 from smartpipe import Delivery, EmbeddedBroker, Publisher, PublishError, Queue, Reject, RetryPolicy, Service
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import OutgoingMessage
 from smartpipe.testing import provision, working
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.events import ADA, Note, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.waiting import until
 

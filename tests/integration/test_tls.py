@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import ConfigError
-from smartpipe.aws.opening import transport_from_environment
-from smartpipe.aws.wire.transport import WireTransport
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.errors import PublishError, TransportError
 from smartpipe.message import OutgoingMessage
+from smartpipe.transports.aws.direct.transport import WireTransport
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.certificates import Authority
 from tests.support.events import ADA
 from tests.support.proxy import FaultProxy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from smartpipe import EmbeddedBroker
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
 default_context = ssl.create_default_context
 TRANSPORTS = ["wire", "botocore"]

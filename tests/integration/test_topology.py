@@ -12,10 +12,10 @@ import pytest
 
 from smartpipe import EmbeddedBroker, Event, FilterPolicy, Publisher, Queue, Service, Topic, TopologyError
 from smartpipe.aws.inspect import MAX_CALLS
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.verify import verify
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
+from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
 from tests.support.topologies import destroy, left_to_do, provisioner, survey

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.opening import transport_from_environment
 from smartpipe.aws.provision import Provisioner
+from smartpipe.transports.aws.opening import transport_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,11 +15,11 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from smartpipe.aws.client import POLL_MARGIN_SECONDS, client_options
-from smartpipe.aws.entries import failures, publish_entries, received, send_entries
-from smartpipe.aws.faults import classify, entry_failure
-from smartpipe.aws.transport import MAX_POLL_SECONDS
 from smartpipe.message import Attribute, OutgoingMessage
+from smartpipe.transports.aws.client import POLL_MARGIN_SECONDS, client_options
+from smartpipe.transports.aws.entries import failures, publish_entries, received, send_entries
+from smartpipe.transports.aws.errors import classify, entry_failure
+from smartpipe.transports.aws.transport import MAX_POLL_SECONDS
 
 
 def answer(code: str, *, status: int = 400, query_code: str | None = None, date: str | None = None) -> ClientError:

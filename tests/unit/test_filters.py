@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from smartpipe.memory.filters import matches
 from smartpipe.message import Attribute, OutgoingMessage
+from smartpipe.transports.memory.filters import matches
 
 ATTRIBUTES = {
     "store": Attribute("String", "example_corp"),

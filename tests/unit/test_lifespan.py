@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol
 import pytest
 
 from smartpipe import ConfigError, Delivery, RetryPolicy, Service, Worker
-from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.middleware import Logging, Next, Timeout
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import MemoryBroker, virtual_time
 from smartpipe.topology.derive import derive
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Event, Publisher, PublishError, Queue
-from smartpipe.aws.entries import send_entries
 from smartpipe.keys import sqs_id
 from smartpipe.publisher.prepare import Publication, prepare, queue_named
+from smartpipe.transports.aws.entries import send_entries
 from tests.support.events import ADA, Clicked, OrderPlaced, Paid, ledger
 from tests.support.fakes import FakeTransport, refused, throttled
 from tests.support.virtual_time import run_virtually

@@ -13,9 +13,9 @@ from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPo
 from smartpipe.consumer.handlers import slots_for
 from smartpipe.consumer.pace import TokenBucket
 from smartpipe.consumer.room import Room
-from smartpipe.memory.transport import NAMING
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
+from smartpipe.transports.memory.transport import NAMING
 from tests.support.consumers import consuming
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport

@@ -23,10 +23,10 @@ from smartpipe.errors import StoreError
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim
 from smartpipe.idempotency.stores.memory import MemoryStore
-from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
 from smartpipe.publisher.prepare import MAX_ATTRIBUTES
 from smartpipe.topology.derive import derive
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from tests.support.events import OrderPlaced, Paid, UserLeft
 from tests.support.fakes import FakeTransport, refused, throttled
 from tests.support.forgeries import FORGED

@@ -11,7 +11,7 @@ from smartpipe.aws.inspect import retrying
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
 QUERIES_AT_ONCE = 500
 """CloudWatch: GetMetricData."""

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.aws.companions import read_bucket, read_table
-from smartpipe.aws.faults import MISSING, classify
 from smartpipe.batching.resend import persist
 from smartpipe.errors import TransportError
 from smartpipe.names import account_in, is_arn, name_in, queue_arn_at, region_in, service_in
@@ -19,11 +18,12 @@ from smartpipe.topology.policy import our_statement, source_topics
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import Denial, request
 from smartpipe.topology.tags import APPLICATION, PREFIX
+from smartpipe.transports.aws.errors import MISSING, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
 log = logging.getLogger("smartpipe.topology")
 

@@ -7,7 +7,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.aws.companions import create_bucket, update_bucket
-from smartpipe.aws.faults import MISSING, classify
 from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TransportError
 from smartpipe.names import name_in, queue_arn_at, region_in
@@ -24,12 +23,13 @@ from smartpipe.topology.resources import (
     without_defaults,
 )
 from smartpipe.topology.rights import Denial
+from smartpipe.transports.aws.errors import MISSING, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from smartpipe.aws.transport import AwsTransport
     from smartpipe.topology.changes import Change
+    from smartpipe.transports.aws.transport import AwsTransport
 
 _FIXED = frozenset({"FifoQueue", "FifoTopic"})
 _NAME_TAKEN = frozenset({"QueueNameExists", "QueueAlreadyExists"})

@@ -24,9 +24,9 @@ from smartpipe.topology.stages import stages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from smartpipe.aws.transport import AwsTransport
     from smartpipe.names import Naming
     from smartpipe.topology.resources import Topology
+    from smartpipe.transports.aws.transport import AwsTransport
 
 log = logging.getLogger("smartpipe.topology")
 

@@ -13,7 +13,7 @@ from smartpipe.topology.plan import plan
 from smartpipe.topology.resources import SAID_ONCE, TAGS, Attributes, Topology
 
 if TYPE_CHECKING:
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
 
 async def verify(service: Declares, transport: AwsTransport) -> list[str]:

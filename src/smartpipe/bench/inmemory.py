@@ -10,8 +10,8 @@ from smartpipe.bench.fanout import services_of
 from smartpipe.bench.handling import Handling
 from smartpipe.bench.producing import Producer
 from smartpipe.bench.run import Reports, Standing
-from smartpipe.memory.transport import NAMING, MemoryTransport
 from smartpipe.topology.derive import derive
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,12 +29,12 @@ from smartpipe.topology.tree import state_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.aws.transport import AwsTransport
     from smartpipe.deadletters.letters import Letter, Selection
     from smartpipe.names import Naming
     from smartpipe.service import Service
     from smartpipe.topics import Queue
     from smartpipe.topology.tree import QueueState
+    from smartpipe.transports.aws.transport import AwsTransport
 
 PEEK_LEASE_SECONDS = 30.0
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from smartpipe.aws.transport import AwsTransport
     from smartpipe.cli.dlq import DeadLetterQueue
     from smartpipe.deadletters.letters import Letter, Selection
     from smartpipe.message import Failure
     from smartpipe.names import Naming
+    from smartpipe.transports.aws.transport import AwsTransport
 
 FAILURES_SHOWN = 10
 PROGRESS_SECONDS = 10.0

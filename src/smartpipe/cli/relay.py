@@ -47,7 +47,7 @@ async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *,
     except ModuleNotFoundError as error:
         msg = f"the outbox needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    from smartpipe.aws.opening import transport_for
+    from smartpipe.transports.aws.opening import transport_for
 
     transport = transport_for(aws_settings)
     await transport.check_credentials()

@@ -23,9 +23,9 @@ from smartpipe.topology.tree import tree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.aws.transport import AwsTransport
     from smartpipe.names import Naming
     from smartpipe.topology.tree import Branch, QueueState, TopicState
+    from smartpipe.transports.aws.transport import AwsTransport
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 

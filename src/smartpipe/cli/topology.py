@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from smartpipe.aws.opening import transport_for
 from smartpipe.aws.provision import Provisioner
 from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import as_json_text, heading, in_words, tell
@@ -16,12 +15,13 @@ from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.changes import Change, pending
 from smartpipe.topology.destruction import holding
+from smartpipe.transports.aws.opening import transport_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.aws.provision import Survey
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
 T = TypeVar("T")
 

@@ -90,8 +90,8 @@ def _flush() -> None:
 
 
 async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
-    from smartpipe.aws.opening import transport_for
     from smartpipe.aws.verify import verify
+    from smartpipe.transports.aws.opening import transport_for
 
     transport = transport_for(aws_settings)
     await transport.check_credentials()

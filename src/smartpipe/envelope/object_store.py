@@ -93,4 +93,4 @@ def objects_for(scheme: str) -> Objects:
     """
     if scheme == "memory":
         return MemoryObjects()
-    return cast("Objects", import_module("smartpipe.aws.objects").S3Objects())
+    return cast("Objects", import_module("smartpipe.transports.aws.s3").S3Objects())

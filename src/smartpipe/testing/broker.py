@@ -17,7 +17,6 @@ from smartpipe.escaping import escaped
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.stores import store_for
 from smartpipe.idempotency.stores.memory import MemoryStore
-from smartpipe.memory.transport import NAMING
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings
@@ -26,6 +25,7 @@ from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, fits
 from smartpipe.topology.derive import derive
 from smartpipe.transport import opening
+from smartpipe.transports.memory.transport import NAMING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

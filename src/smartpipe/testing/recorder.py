@@ -15,17 +15,17 @@ from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
-from smartpipe.memory.transport import MemoryTransport
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
+from smartpipe.transports.memory.transport import MemoryTransport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from smartpipe.consumer.consumer import Settled
     from smartpipe.envelope import Envelope
-    from smartpipe.memory.store import Stored
     from smartpipe.message import Attribute, Failure, OutgoingMessage
+    from smartpipe.transports.memory.store import Stored
 
 
 LIMIT_BYTES = 2**31 - 1

@@ -28,8 +28,8 @@ async def planned(*services: Service) -> list[str]:
 
 
 async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
-    from smartpipe.aws.opening import transport_from_environment
     from smartpipe.aws.provision import Provisioner
+    from smartpipe.transports.aws.opening import transport_from_environment
 
     transport = transport_from_environment()
     try:
@@ -55,8 +55,8 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
         TopologyError: Something the service needs does not exist: ``provision`` it.
         AssertionError: The drain had to cancel a handler, or could not delete a message.
     """
-    from smartpipe.aws.opening import transport_from_environment
     from smartpipe.aws.verify import verify
+    from smartpipe.transports.aws.opening import transport_from_environment
 
     transport = transport_from_environment()
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpipe.aws.wire import queues, topics
-from smartpipe.aws.wire.response import Response
+from smartpipe.transports.aws.direct import sns as topics
+from smartpipe.transports.aws.direct import sqs as queues
+from smartpipe.transports.aws.direct.response import Response
 
 
 @given(st.text(st.characters(codec="utf-8")))

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import uvloop
 
-from smartpipe.aws.wire import dialing
-from smartpipe.aws.wire.http import Lost, Pool
+from smartpipe.transports.aws.direct import connect as dialing
+from smartpipe.transports.aws.direct.http import Lost, Pool
 from tests.support.certificates import Authority
 from tests.support.waiting import until
 

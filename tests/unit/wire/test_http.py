@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.aws.wire import http
-from smartpipe.aws.wire.http import Lost, Pool
+from smartpipe.transports.aws.direct import http
+from smartpipe.transports.aws.direct.http import Lost, Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from smartpipe.aws.wire.response import Response
+    from smartpipe.transports.aws.direct.response import Response
 
 REQUEST = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nhi"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nDate: today\r\n\r\nabc"

@@ -12,7 +12,7 @@ from botocore.credentials import Credentials as BotoCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpipe.aws.wire.signing import Signer
+from smartpipe.transports.aws.direct.signing import Signer
 
 if TYPE_CHECKING:
     import pytest

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from botocore.exceptions import ClientError
 
-from smartpipe.aws.client import region_of
-from smartpipe.aws.clients import open_client, open_session
-from smartpipe.aws.credentials import refresh_when_refused
-from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.idempotency.stores.reading import attempt_of, lease_left
 from smartpipe.topology.claims import KEY_ATTRIBUTE, TABLE_NAME, another_kind
+from smartpipe.transports.aws.client import region_of
+from smartpipe.transports.aws.clients import open_client, open_session
+from smartpipe.transports.aws.credentials import refresh_when_refused
+from smartpipe.transports.aws.errors import classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

@@ -13,13 +13,13 @@ from botocore.exceptions import (
     UnsupportedS3ConfigurationError,
 )
 
-from smartpipe.aws.client import put_request, region_of
-from smartpipe.aws.clients import open_client, open_session
-from smartpipe.aws.credentials import refresh_when_refused
-from smartpipe.aws.faults import DENIED, SKEWED, classify, is_skew
 from smartpipe.envelope.object_store import missing, too_long
 from smartpipe.errors import PayloadError
 from smartpipe.settings import AwsSettings
+from smartpipe.transports.aws.client import put_request, region_of
+from smartpipe.transports.aws.clients import open_client, open_session
+from smartpipe.transports.aws.credentials import refresh_when_refused
+from smartpipe.transports.aws.errors import DENIED, SKEWED, classify, is_skew
 
 if TYPE_CHECKING:
     from smartpipe.errors import TransportError

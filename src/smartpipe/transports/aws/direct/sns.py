@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
-from smartpipe.aws.entries import IDS
+from smartpipe.transports.aws.entries import IDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.aws.wire.response import Response
     from smartpipe.message import Attribute, OutgoingMessage
+    from smartpipe.transports.aws.direct.response import Response
 
 CONTENT_TYPE = "application/x-www-form-urlencoded; charset=utf-8"
 SHORT = 64

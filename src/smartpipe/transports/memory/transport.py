@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.memory.filters import matches
-from smartpipe.memory.queue import MemoryQueue, Weather
 from smartpipe.message import Failure, Message, made
 from smartpipe.names import Naming, name_in
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
 from smartpipe.transport import BATCH_LIMIT
+from smartpipe.transports.memory.filters import matches
+from smartpipe.transports.memory.queue import MemoryQueue, Weather
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.memory.store import Stored
     from smartpipe.message import OutgoingMessage
     from smartpipe.topology.resources import Attributes, Topology
+    from smartpipe.transports.memory.store import Stored
 
 NAMING = Naming("aws", "local", "000000000000")
 """Of what is in memory; it has no prefix."""

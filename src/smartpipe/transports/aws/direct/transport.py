@@ -7,22 +7,23 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS
-from smartpipe.aws.entries import failures
-from smartpipe.aws.faults import STALE, classify
-from smartpipe.aws.transport import AwsTransport, still_there
-from smartpipe.aws.wire import queues, topics
-from smartpipe.aws.wire.endpoint import Endpoint, look
 from smartpipe.counters import TransportCounts
 from smartpipe.errors import TransportError
 from smartpipe.names import region_in
+from smartpipe.transports.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS
+from smartpipe.transports.aws.direct import sns as topics
+from smartpipe.transports.aws.direct import sqs as queues
+from smartpipe.transports.aws.direct.endpoint import Endpoint, look
+from smartpipe.transports.aws.entries import failures
+from smartpipe.transports.aws.errors import STALE, classify
+from smartpipe.transports.aws.transport import AwsTransport, still_there
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.aws.wire.http import Pool
-    from smartpipe.aws.wire.response import Response
     from smartpipe.message import Failure, Message, OutgoingMessage
+    from smartpipe.transports.aws.direct.http import Pool
+    from smartpipe.transports.aws.direct.response import Response
 
 log = logging.getLogger("smartpipe.aws")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.credentials import RefreshableCredentials
 
-from smartpipe.aws.faults import STALE, code_of
+from smartpipe.transports.aws.errors import STALE, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

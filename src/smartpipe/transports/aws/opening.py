@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from smartpipe.settings import AwsSettings, unknown_settings
 
 if TYPE_CHECKING:
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
 log = logging.getLogger("smartpipe.aws")
 
@@ -20,10 +20,10 @@ def transport_for(settings: AwsSettings) -> AwsTransport:
         ConfigError: No region, or a CA bundle that cannot be read.
     """
     if settings.transport == "wire":
-        from smartpipe.aws.wire.transport import WireTransport
+        from smartpipe.transports.aws.direct.transport import WireTransport
 
         return WireTransport(settings)
-    from smartpipe.aws.transport import AwsTransport
+    from smartpipe.transports.aws.transport import AwsTransport
 
     return AwsTransport(settings)
 

@@ -11,11 +11,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
-from smartpipe.memory.store import FifoStore, StandardStore, Store, Stored
 from smartpipe.message import Failure
 from smartpipe.publisher.prepare import MAX_ATTRIBUTES, SQS_TEXT
 from smartpipe.retry import MAX_VISIBILITY_SECONDS
 from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, MAX_RECEIVES, QUEUE_LIMIT_BYTES
+from smartpipe.transports.memory.store import FifoStore, StandardStore, Store, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,7 +8,8 @@ from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioEnvProvider
 from aiobotocore.session import AioSession, get_session
 
-from smartpipe.aws.client import (
+from smartpipe.errors import ConfigError
+from smartpipe.transports.aws.client import (
     CALL_TIMEOUT_SECONDS,
     check_ca_bundle,
     check_urls,
@@ -16,8 +17,7 @@ from smartpipe.aws.client import (
     configuration_faults,
     endpoint_fault,
 )
-from smartpipe.aws.variables import check_before_signing, check_variables, read_as_other_sdks_do
-from smartpipe.errors import ConfigError
+from smartpipe.transports.aws.variables import check_before_signing, check_variables, read_as_other_sdks_do
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack

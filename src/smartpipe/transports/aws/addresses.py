@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.faults import classify
 from smartpipe.errors import ConfigError
 from smartpipe.names import account_in, is_arn, name_in, physical, region_in
+from smartpipe.transports.aws.errors import classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ConfigNotFound, ConfigParseError, InvalidRegionError, ProfileNotFound
 from botocore.httpsession import where
 
-from smartpipe.aws.variables import check_region
 from smartpipe.errors import ConfigError
+from smartpipe.transports.aws.variables import check_region
 from smartpipe.urls import is_readable, redacted, scheme_of
 from smartpipe.version import __version__
 

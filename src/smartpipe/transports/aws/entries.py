@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.aws.faults import entry_failure
 from smartpipe.message import Attribute, Failure, received_message
+from smartpipe.transports.aws.errors import entry_failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

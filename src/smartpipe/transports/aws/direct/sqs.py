@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
-from smartpipe.aws.entries import IDS, send_entries
 from smartpipe.message import Attribute, made, received_message
+from smartpipe.transports.aws.entries import IDS, send_entries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.aws.wire.response import Response
     from smartpipe.message import Message, OutgoingMessage
+    from smartpipe.transports.aws.direct.response import Response
 
 log = logging.getLogger("smartpipe.aws")
 

@@ -11,9 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from smartpipe.aws.wire.dialing import connect
-from smartpipe.aws.wire.response import END, Framing, Response
 from smartpipe.batching.timers import Deadlines
+from smartpipe.transports.aws.direct.connect import connect
+from smartpipe.transports.aws.direct.response import END, Framing, Response
 
 if TYPE_CHECKING:
     import ssl

@@ -8,15 +8,15 @@ import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from smartpipe.aws.addresses import Addresses, queue_lookup
-from smartpipe.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
-from smartpipe.aws.clients import open_client, open_session
-from smartpipe.aws.credentials import refresh_when_refused
-from smartpipe.aws.entries import IDS, failures, publish_entries, received, send_entries
-from smartpipe.aws.faults import MISSING, classify
-from smartpipe.aws.variables import check_credentials
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.names import Naming, region_in
+from smartpipe.transports.aws.addresses import Addresses, queue_lookup
+from smartpipe.transports.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
+from smartpipe.transports.aws.clients import open_client, open_session
+from smartpipe.transports.aws.credentials import refresh_when_refused
+from smartpipe.transports.aws.entries import IDS, failures, publish_entries, received, send_entries
+from smartpipe.transports.aws.errors import MISSING, classify
+from smartpipe.transports.aws.variables import check_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

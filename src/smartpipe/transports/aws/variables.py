@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aiobotocore.session import AioSession
     from botocore.session import Session
 
-    from smartpipe.aws.wire.signing import Credentials
+    from smartpipe.transports.aws.direct.signing import Credentials
 
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _TOKENS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")

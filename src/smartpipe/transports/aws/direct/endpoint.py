@@ -20,19 +20,19 @@ from botocore.exceptions import (
 )
 from botocore.utils import get_environ_proxies
 
-from smartpipe.aws.client import tls_of
-from smartpipe.aws.faults import is_skew
-from smartpipe.aws.variables import check_credentials
-from smartpipe.aws.wire.http import NO_ANSWER, Lost, Pool
-from smartpipe.aws.wire.signing import Signer
+from smartpipe.transports.aws.client import tls_of
+from smartpipe.transports.aws.direct.http import NO_ANSWER, Lost, Pool
+from smartpipe.transports.aws.direct.signing import Signer
+from smartpipe.transports.aws.errors import is_skew
+from smartpipe.transports.aws.variables import check_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiobotocore.session import AioSession
 
-    from smartpipe.aws.wire.response import Response
-    from smartpipe.aws.wire.signing import Credentials
+    from smartpipe.transports.aws.direct.response import Response
+    from smartpipe.transports.aws.direct.signing import Credentials
 
 log = logging.getLogger("smartpipe.aws")
 

@@ -1,0 +1,1 @@
+"""Transports: AWS, and memory."""

@@ -1,0 +1,1 @@
+"""SNS and SQS on AWS, or on anything that speaks their API."""
