@@ -30,8 +30,8 @@ LAYERS: list[set[str]] = [
     {
         "urls",
         "names",
-        "topology.tags",
-        "topology.filters",
+        "tags",
+        "filter_policy",
         "topology.resources",
         "topology.rights",
         "topology.claims",

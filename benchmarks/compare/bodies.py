@@ -11,7 +11,7 @@ from uuid import uuid4
 from benchmarks.compare.clients import meter
 from benchmarks.compare.clients.meter import event
 
-from smartpipe.topology.filters import TYPE_ATTRIBUTE
+from smartpipe.filter_policy import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

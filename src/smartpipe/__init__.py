@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnknownEventType,
     )
     from smartpipe.events import Event
+    from smartpipe.filter_policy import FilterPolicy
     from smartpipe.idempotency.store import Idempotency
     from smartpipe.publisher.prepare import PublishReport
     from smartpipe.publisher.publisher import Publisher
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from smartpipe.running.worker import Worker
     from smartpipe.service import Service
     from smartpipe.topics import Queue, Topic
-    from smartpipe.topology.filters import FilterPolicy
     from smartpipe.transport import Transport
 
 __all__ = [
@@ -85,7 +85,7 @@ _HOMES = {
     "Delivery": "delivery",
     "EmbeddedBroker": "embedded",
     "Event": "events",
-    "FilterPolicy": "topology.filters",
+    "FilterPolicy": "filter_policy",
     "Idempotency": "idempotency.store",
     "PublishReport": "publisher.prepare",
     "Publisher": "publisher.publisher",

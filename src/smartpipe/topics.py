@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
 from smartpipe.names import is_arn, name_in
-from smartpipe.topology.tags import tag_problems
+from smartpipe.tags import tag_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.topology.filters import FilterPolicy
+    from smartpipe.filter_policy import FilterPolicy
 
 DEAD_LETTER_SUFFIX = "-dlq"
 FIFO_SUFFIX = ".fifo"

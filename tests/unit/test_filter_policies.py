@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Queue, Service
+from smartpipe.filter_policy import FilterPolicy, policy_problems
 from smartpipe.names import Naming
 from smartpipe.topology.companions import Companions
 from smartpipe.topology.derive import derive
-from smartpipe.topology.filters import FilterPolicy, policy_problems
 from tests.support.events import UserLeft
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import ConfigError, Event, Queue, RetryPolicy, Service, Topic
+from smartpipe.filter_policy import FilterPolicy
 from smartpipe.names import Naming
 from smartpipe.topology.derive import derive
-from smartpipe.topology.filters import FilterPolicy
 from tests.support.events import OrderPlaced, Paid, UserLeft, UserSignedUp
 
 if TYPE_CHECKING:

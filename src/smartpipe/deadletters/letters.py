@@ -21,7 +21,7 @@ from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.structure import exceeds
 from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError, PayloadError
-from smartpipe.topology.filters import TYPE_ATTRIBUTE
+from smartpipe.filter_policy import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
     from smartpipe.consumer.dead_letter import Reason

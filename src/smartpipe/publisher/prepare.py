@@ -14,10 +14,10 @@ from smartpipe.envelope.ids import current_cause, next_event_id
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
+from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.keys import sqs_id
 from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
 from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
-from smartpipe.topology.filters import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

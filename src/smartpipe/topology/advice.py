@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from smartpipe.names import name_in
+from smartpipe.tags import PREFIX, SERVICE
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 from smartpipe.topology.claims import another_kind
 from smartpipe.topology.plan import owner_of
@@ -20,7 +21,6 @@ from smartpipe.topology.policy import (
     statements,
 )
 from smartpipe.topology.resources import TAGS, dead_letter_of
-from smartpipe.topology.tags import PREFIX, SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from smartpipe.envelope.encoding import ClaimCheck
 from smartpipe.envelope.trusted_buckets import Readable
 from smartpipe.settings import PayloadSettings, WorkerSettings
+from smartpipe.tags import APPLICATION
 from smartpipe.topology.buckets import LIFECYCLE, Bucket, objects_arn
 from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in
 from smartpipe.topology.resources import TAGS
-from smartpipe.topology.tags import APPLICATION
 
 if TYPE_CHECKING:
     from smartpipe.names import Naming

@@ -6,7 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
+from smartpipe.filter_policy import TYPE_ATTRIBUTE, policy_problems
 from smartpipe.names import name_in
+from smartpipe.tags import own_tags
 from smartpipe.topics import (
     DEFAULT_TOPIC_LIMIT_BYTES,
     MAX_QUEUE_NAME_LENGTH,
@@ -17,11 +19,9 @@ from smartpipe.topics import (
     name_problems,
 )
 from smartpipe.topology.companions import NO_COMPANIONS
-from smartpipe.topology.filters import TYPE_ATTRIBUTE, policy_problems
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fitting, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import VERSION
-from smartpipe.topology.tags import own_tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.names import name_in
+from smartpipe.tags import APPLICATION, PREFIX, SERVICE
 from smartpipe.topology.changes import Change
 from smartpipe.topology.resources import TAGS, dead_letter_of
-from smartpipe.topology.tags import APPLICATION, PREFIX, SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.tags import APPLICATION, SERVICE
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.topology.changes import Change, Kind
 from smartpipe.topology.policy import fitting, merged, our_statement, source_topics, statement
@@ -17,7 +18,6 @@ from smartpipe.topology.resources import (
     Attributes,
     dead_letter_of,
 )
-from smartpipe.topology.tags import APPLICATION, SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
