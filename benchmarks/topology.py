@@ -15,7 +15,7 @@ import os
 import time
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
-from smartpipe.aws.provision import Provisioner
+from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.transports.aws.opening import transport_from_environment
 
 

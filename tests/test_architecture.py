@@ -46,8 +46,8 @@ LAYERS: list[set[str]] = [
     {"envelope.read", "envelope.schemas"},
     {"publisher.prepare"},
     {"topology.policy", "topology.changes", "topology.companions"},
-    {"topology.derive", "topology.plan", "topology.stages", "topology.destruction", "topology.tree"},
-    {"topology.advice", "topology.export"},
+    {"topology.derive", "topology.plan", "topology.stages", "topology.destroy", "topology.status"},
+    {"topology.checks", "topology.export"},
     {"idempotency.store"},
     {"idempotency.claims", "idempotency.stores"},
     {

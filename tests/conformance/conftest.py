@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.aws.provision import Provisioner
+from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.derive import derive
 from smartpipe.transports.aws.opening import transport_from_environment
 from smartpipe.transports.aws.transport import AwsTransport

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
 from smartpipe import EmbeddedBroker, Queue, RetryPolicy, Service
-from smartpipe.aws.provision import Provisioner
 from smartpipe.message import Message, OutgoingMessage
+from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.derive import derive
 from smartpipe.transports.aws.opening import transport_from_environment
 from smartpipe.transports.aws.transport import AwsTransport

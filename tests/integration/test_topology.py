@@ -11,10 +11,10 @@ import boto3
 import pytest
 
 from smartpipe import EmbeddedBroker, Event, FilterPolicy, Publisher, Queue, Service, Topic, TopologyError
-from smartpipe.aws.inspect import MAX_CALLS
-from smartpipe.aws.verify import verify
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
+from smartpipe.topology.aws.read import MAX_CALLS
+from smartpipe.topology.aws.verify import verify
 from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
@@ -300,7 +300,7 @@ async def test_a_dead_letter_queue_that_is_not_to_be_seen_yet_is_waited_for(prox
 
 
 async def test_what_does_not_settle_in_time_is_told(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.aws.provision.REUSE_SECONDS", 0.1)
+    monkeypatch.setattr("smartpipe.topology.aws.provision.REUSE_SECONDS", 0.1)
     proxy.add(Fault("CreateQueue", answer=(400, "QueueDeletedRecently", "wait 60 seconds")))
 
     with pytest.raises(TopologyError, match="QueueDeletedRecently"):

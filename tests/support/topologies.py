@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.provision import Provisioner
+from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.transports.aws.opening import transport_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from smartpipe import Service
-    from smartpipe.aws.provision import Survey
+    from smartpipe.topology.aws.provision import Survey
 
 
 @asynccontextmanager

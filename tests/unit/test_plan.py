@@ -9,10 +9,10 @@ import pytest
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
 from smartpipe.names import Naming
-from smartpipe.topology.advice import faults, notes
 from smartpipe.topology.changes import Change, pending
+from smartpipe.topology.checks import faults, notes
 from smartpipe.topology.derive import derive
-from smartpipe.topology.destruction import destruction, holding
+from smartpipe.topology.destroy import destruction, holding
 from smartpipe.topology.plan import plan
 from smartpipe.topology.policy import POLICY_SID, merged, statement
 from smartpipe.topology.resources import Topology

@@ -14,8 +14,8 @@ from smartpipe.escaping import escaped, escaped_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from smartpipe.aws.provision import Survey
     from smartpipe.names import Naming
+    from smartpipe.topology.aws.provision import Survey
     from smartpipe.topology.changes import Action, Change
 
 MARKS: dict[Action, tuple[str, str]] = {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from smartpipe.aws.inspect import Inspector
 from smartpipe.cli.changes import Line, heading, tell
 from smartpipe.cli.show import contents, known_ages
 from smartpipe.cli.targets import load_services
@@ -23,8 +22,9 @@ from smartpipe.escaping import escaped_json
 from smartpipe.names import name_in, physical
 from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings
+from smartpipe.topology.aws.read import Inspector
 from smartpipe.topology.resources import Topology
-from smartpipe.topology.tree import state_of
+from smartpipe.topology.status import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from smartpipe.names import Naming
     from smartpipe.service import Service
     from smartpipe.topics import Queue
-    from smartpipe.topology.tree import QueueState
+    from smartpipe.topology.status import QueueState
     from smartpipe.transports.aws.transport import AwsTransport
 
 PEEK_LEASE_SECONDS = 30.0

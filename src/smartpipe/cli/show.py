@@ -10,21 +10,21 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from smartpipe.aws.ages import oldest_ages
-from smartpipe.aws.provision import Provisioner
 from smartpipe.cli.changes import heading
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
 from smartpipe.errors import TransportError
 from smartpipe.escaping import escaped, escaped_json
 from smartpipe.names import name_in
-from smartpipe.topology.tree import tree
+from smartpipe.topology.aws.cloudwatch import oldest_ages
+from smartpipe.topology.aws.provision import Provisioner
+from smartpipe.topology.status import tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.names import Naming
-    from smartpipe.topology.tree import Branch, QueueState, TopicState
+    from smartpipe.topology.status import Branch, QueueState, TopicState
     from smartpipe.transports.aws.transport import AwsTransport
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400

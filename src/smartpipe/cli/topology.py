@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from smartpipe.aws.provision import Provisioner
 from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import as_json_text, heading, in_words, tell
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, unknown_settings
+from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.changes import Change, pending
-from smartpipe.topology.destruction import holding
+from smartpipe.topology.destroy import holding
 from smartpipe.transports.aws.opening import transport_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.aws.provision import Survey
+    from smartpipe.topology.aws.provision import Survey
     from smartpipe.transports.aws.transport import AwsTransport
 
 T = TypeVar("T")

@@ -90,7 +90,7 @@ def _flush() -> None:
 
 
 async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
-    from smartpipe.aws.verify import verify
+    from smartpipe.topology.aws.verify import verify
     from smartpipe.transports.aws.opening import transport_for
 
     transport = transport_for(aws_settings)

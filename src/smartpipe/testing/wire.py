@@ -28,7 +28,7 @@ async def planned(*services: Service) -> list[str]:
 
 
 async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
-    from smartpipe.aws.provision import Provisioner
+    from smartpipe.topology.aws.provision import Provisioner
     from smartpipe.transports.aws.opening import transport_from_environment
 
     transport = transport_from_environment()
@@ -55,7 +55,7 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
         TopologyError: Something the service needs does not exist: ``provision`` it.
         AssertionError: The drain had to cancel a handler, or could not delete a message.
     """
-    from smartpipe.aws.verify import verify
+    from smartpipe.topology.aws.verify import verify
     from smartpipe.transports.aws.opening import transport_from_environment
 
     transport = transport_from_environment()

@@ -1,5 +1,1 @@
-"""What has to exist on AWS: declared by events and services, derived, compared. Pure: no I/O here."""
-
-from smartpipe.topics import Queue, Topic
-
-__all__ = ["Queue", "Topic"]
+"""The AWS resources that services need: derived from code, compared with AWS, exported."""

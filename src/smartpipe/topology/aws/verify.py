@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TopologyError
-from smartpipe.topology.advice import faults
+from smartpipe.topology.aws.read import Denied, Inspector
 from smartpipe.topology.changes import pending
+from smartpipe.topology.checks import faults
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.plan import plan
 from smartpipe.topology.resources import SAID_ONCE, TAGS, Attributes, Topology

@@ -6,13 +6,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.aws.companions import create_bucket, update_bucket
-from smartpipe.aws.inspect import Denied, Inspector
 from smartpipe.errors import TransportError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.names import name_in, queue_arn_at, region_in
+from smartpipe.topology.aws.read import Denied, Inspector
+from smartpipe.topology.aws.table_and_bucket import create_bucket, update_bucket
 from smartpipe.topology.claims import claims_table, time_to_live
-from smartpipe.topology.destruction import MESSAGES, SOURCES, SUBSCRIBERS, messages_in
+from smartpipe.topology.destroy import MESSAGES, SOURCES, SUBSCRIBERS, messages_in
 from smartpipe.topology.policy import merged, our_statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,

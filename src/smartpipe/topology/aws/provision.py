@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
-from smartpipe.aws.inspect import MAX_CALLS, Denied, Inspector
-from smartpipe.aws.mutations import Mutations
 from smartpipe.errors import TopologyError, TransportError
-from smartpipe.topology.advice import faults, notes
+from smartpipe.topology.aws.read import MAX_CALLS, Denied, Inspector
+from smartpipe.topology.aws.write import Mutations
 from smartpipe.topology.changes import Change, pending
+from smartpipe.topology.checks import faults, notes
 from smartpipe.topology.companions import Companions
 from smartpipe.topology.derive import Declares, derive
-from smartpipe.topology.destruction import destruction
+from smartpipe.topology.destroy import destruction
 from smartpipe.topology.plan import plan
 from smartpipe.topology.rights import request
 from smartpipe.topology.stages import stages

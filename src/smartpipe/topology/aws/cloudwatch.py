@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from smartpipe.aws.inspect import retrying
+from smartpipe.topology.aws.read import retrying
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,13 +8,13 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from smartpipe.aws.companions import read_bucket, read_table
 from smartpipe.batching.resend import persist
 from smartpipe.errors import TransportError
 from smartpipe.names import account_in, is_arn, name_in, queue_arn_at, region_in, service_in
 from smartpipe.tags import APPLICATION, PREFIX
+from smartpipe.topology.aws.table_and_bucket import read_bucket, read_table
 from smartpipe.topology.buckets import LIFECYCLE
-from smartpipe.topology.destruction import SOURCES
+from smartpipe.topology.destroy import SOURCES
 from smartpipe.topology.policy import our_statement, source_topics
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import Denial, request

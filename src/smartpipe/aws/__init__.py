@@ -1,1 +1,0 @@
-"""Amazon SNS and SQS: the only place, with ``smartpipe.blocking``, that knows botocore."""

@@ -1,0 +1,1 @@
+"""The topology on AWS: read, written, verified."""
