@@ -20,7 +20,7 @@ from smartpipe.envelope.offload import Payloads
 from smartpipe.envelope.read import Reader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
-from smartpipe.running.garbage import spare_collections
+from smartpipe.worker.garbage import spare_collections
 
 TICK_SECONDS = 0.001
 EXPANDED = {

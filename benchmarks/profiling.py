@@ -24,11 +24,11 @@ from benchmarks.scale import Endless
 from benchmarks.scale_service import Placed
 
 from smartpipe import EmbeddedBroker, Publisher, Service, Worker
-from smartpipe.running.garbage import spare_collections
-from smartpipe.running.loops import loop_factory
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
 from smartpipe.transport import open_transport
+from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.loops import loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

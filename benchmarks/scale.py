@@ -27,11 +27,11 @@ from tests.support.processes import Process
 from smartpipe import EmbeddedBroker, Publisher, Queue, Service
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message
-from smartpipe.running.garbage import spare_collections
-from smartpipe.running.loops import loop_factory
-from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
+from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

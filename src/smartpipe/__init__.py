@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from smartpipe.publisher.prepare import PublishReport
     from smartpipe.publisher.publisher import Publisher
     from smartpipe.retry import RetryPolicy
-    from smartpipe.running.worker import Worker
     from smartpipe.service import Service
     from smartpipe.topics import Queue, Topic
     from smartpipe.transport import Transport
+    from smartpipe.worker.worker import Worker
 
 __all__ = [
     "Batch",
@@ -94,7 +94,7 @@ _HOMES = {
     "Service": "service",
     "Topic": "topics",
     "Transport": "transport",
-    "Worker": "running.worker",
+    "Worker": "worker.worker",
     **dict.fromkeys(_ERRORS, "errors"),
 }
 

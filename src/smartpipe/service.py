@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smartpipe.delivery import Delivery
     from smartpipe.events import Contract
     from smartpipe.middleware import Middleware
-    from smartpipe.running.lambda_handler import LambdaHandler
+    from smartpipe.worker.aws_lambda import LambdaHandler
 
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
@@ -219,7 +219,7 @@ class Service:
         Raises:
             ConfigError: The service has no handlers.
         """
-        return cast("LambdaHandler", import_module("smartpipe.running.lambda_handler").LambdaHandler(self))
+        return cast("LambdaHandler", import_module("smartpipe.worker.aws_lambda").LambdaHandler(self))
 
     @property
     def handlers(self) -> tuple[Handler, ...]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from smartpipe.running import health
-from smartpipe.running.health import Answer, HealthServer
+from smartpipe.worker import health
+from smartpipe.worker.health import Answer, HealthServer
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

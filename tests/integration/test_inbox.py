@@ -11,8 +11,8 @@ import pytest
 from smartpipe import Delivery, RetryPolicy, Service
 from smartpipe.consumer.guard import ClaimLost
 from smartpipe.idempotency.stores.postgres import PostgresStore
-from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
+from smartpipe.worker.worker import Worker
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until

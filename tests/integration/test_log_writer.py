@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.running import writer as module
-from smartpipe.running.writer import LineWriter
+from smartpipe.worker import log_writer as module
+from smartpipe.worker.log_writer import LineWriter
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def test_a_pipe_that_nobody_reads_blocks_nobody_and_costs_bounded_memory(
 
 
 def test_processes_that_share_a_pipe_do_not_mix_their_lines(pipe: Pipe) -> None:
-    program = "import sys; from smartpipe.running.writer import LineWriter; w = LineWriter(1)\n"
+    program = "import sys; from smartpipe.worker.log_writer import LineWriter; w = LineWriter(1)\n"
     program += "for _ in range(2000): w.write(sys.argv[1] * 99 + '\\n')\nw.flush()"
     writers = [subprocess.Popen([sys.executable, "-c", program, letter], stdout=pipe[1]) for letter in "abc"]
     lines = read_all(pipe)

@@ -14,7 +14,7 @@ import pytest
 from smartpipe.cli.relay import RelayReport
 from smartpipe.errors import StoreError
 from smartpipe.outbox import Outbox, Relay
-from smartpipe.running.health import HealthServer
+from smartpipe.worker.health import HealthServer
 from tests.support.events import ADA
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until

@@ -16,7 +16,7 @@ from tests.support.shop import Shop
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from smartpipe.running.worker import Worker
+    from smartpipe.worker.worker import Worker
     from tests.support.calls import Call
     from tests.support.proxy import FaultProxy, Rewrite
 

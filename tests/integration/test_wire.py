@@ -18,12 +18,12 @@ from smartpipe import ConfigError, Publisher
 from smartpipe.counters import TransportCounts
 from smartpipe.errors import TransportError
 from smartpipe.message import Attribute, OutgoingMessage
-from smartpipe.running.metrics import OF_TRANSPORT
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import working
 from smartpipe.transports.aws.direct.transport import WireTransport
 from smartpipe.transports.aws.opening import transport_for
 from smartpipe.transports.aws.transport import AwsTransport
+from smartpipe.worker.metrics import OF_TRANSPORT
 from tests.conftest import lead_to
 from tests.support.events import ADA
 from tests.support.proxy import Fault, FaultProxy

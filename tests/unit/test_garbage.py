@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.running.garbage import THRESHOLD, spare_collections
+from smartpipe.worker.garbage import THRESHOLD, spare_collections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

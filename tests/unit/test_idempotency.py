@@ -14,10 +14,10 @@ from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim, Completed, HandlerName, Idempotency
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.names import Naming
-from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
+from smartpipe.worker.worker import Worker
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until

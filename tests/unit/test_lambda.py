@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from smartpipe import Event
-    from smartpipe.running.lambda_handler import LambdaHandler
+    from smartpipe.worker.aws_lambda import LambdaHandler
 
 ARN = "arn:aws:sqs:us-east-2:123456789012:"
 

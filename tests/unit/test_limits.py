@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import logging, resource, sys
-from smartpipe.running.limits import raise_file_limit
+from smartpipe.worker.limits import raise_file_limit
 logging.basicConfig(level="DEBUG", stream=sys.stdout, format="%(message)s")
 soft, hard = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from smartpipe.counters import Counts, TransportCounts
-from smartpipe.running.metrics import (
+from smartpipe.worker.metrics import (
     NOT_OUTCOMES,
     OF_TRANSPORT,
     Family,

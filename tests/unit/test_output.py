@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smartpipe.running.processes.output import PrefixedLines, prefixes
+from smartpipe.worker.supervisor.output import PrefixedLines, prefixes
 
 
 @pytest.mark.parametrize(

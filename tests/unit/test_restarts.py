@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smartpipe.running.processes.restarts import (
+from smartpipe.worker.supervisor.restarts import (
     AwaitChange,
     Exit,
     GiveUp,

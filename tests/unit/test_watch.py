@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import ConfigError
-from smartpipe.running.processes import Changes
-from smartpipe.running.processes.supervisor import shown
+from smartpipe.worker.supervisor import Changes
+from smartpipe.worker.supervisor.supervisor import shown
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ async def test_changed_sources_are_told_and_other_files_are_not(tmp_path: Path) 
 
 
 async def test_without_watchfiles_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.running.processes.watch.find_spec", lambda _: None)
+    monkeypatch.setattr("smartpipe.worker.supervisor.watch.find_spec", lambda _: None)
 
     with pytest.raises(ConfigError, match=r"--reload needs watchfiles; run pip install 'smartpipe\[local\]'"):
         Changes(tmp_path)

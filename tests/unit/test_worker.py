@@ -11,8 +11,8 @@ from urllib.request import urlopen
 import pytest
 
 from smartpipe import ConfigError, Delivery, Service, TopologyError, TransportError, Worker
-from smartpipe.running.signals import on_stop
 from smartpipe.settings import WorkerSettings
+from smartpipe.worker.signals import on_stop
 from tests.support.consumers import make_service
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.fakes import UNREACHABLE, FakeTransport, refused

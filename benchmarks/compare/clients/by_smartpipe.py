@@ -14,11 +14,11 @@ from pydantic import BaseModel
 
 from smartpipe import Event, Publisher, Service, Topic, Worker
 from smartpipe.cli.logs import configure
-from smartpipe.running.garbage import spare_collections
 from smartpipe.settings import WorkerSettings
 from smartpipe.topology.derive import derive
 from smartpipe.transport import Transport, open_transport
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
+from smartpipe.worker.garbage import spare_collections
 
 IDLE_SECONDS = 30
 IDLE_SETTLE_SECONDS = 2

@@ -16,8 +16,8 @@ from smartpipe.bench.latencies import packed
 from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said, Tally, written
 from smartpipe.bench.producing import Producer
 from smartpipe.errors import SmartpipeError
-from smartpipe.running.loops import loop_factory
 from smartpipe.transport import open_transport
+from smartpipe.worker.loops import loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from smartpipe.bench.counting import CountingTransport
 from smartpipe.bench.fanout import Ledger, course, service_of
 from smartpipe.bench.latencies import encoded, packed
 from smartpipe.bench.messages import Handled
-from smartpipe.running.garbage import spare_collections
-from smartpipe.running.worker import Worker
 from smartpipe.settings import WorkerSettings
+from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
     from smartpipe.bench.load import Load

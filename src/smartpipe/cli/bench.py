@@ -15,7 +15,7 @@ from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import tell
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.escaping import escaped_json
-from smartpipe.running.signals import on_stop
+from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ def _check(manner: Manner) -> None:
 def _in_memory(load: Load, manner: Manner) -> Figures:
     from smartpipe.bench.figures import Setting, figures
     from smartpipe.bench.inmemory import InMemory
-    from smartpipe.running.loops import loop_factory
+    from smartpipe.worker.loops import loop_factory
 
     if load.producers > 1 or load.processes > 1:
         raise ConfigError("--backend memory is one process: leave --producers and --processes out")

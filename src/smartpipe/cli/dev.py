@@ -17,11 +17,11 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.embedded import EmbeddedBroker
 from smartpipe.embedded.broker import environment_of
 from smartpipe.errors import SmartpipeError
-from smartpipe.running.limits import raise_file_limit
-from smartpipe.running.processes import Changes, Command, Supervisor, can_watch, run_to_end
-from smartpipe.running.processes.output import prefixes
-from smartpipe.running.signals import on_stop
 from smartpipe.settings import unknown_settings
+from smartpipe.worker.limits import raise_file_limit
+from smartpipe.worker.signals import on_stop
+from smartpipe.worker.supervisor import Changes, Command, Supervisor, can_watch, run_to_end
+from smartpipe.worker.supervisor.output import prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

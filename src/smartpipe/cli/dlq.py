@@ -20,11 +20,11 @@ from smartpipe.deadletters.walk import Walk
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escaped_json
 from smartpipe.names import name_in, physical
-from smartpipe.running.signals import on_stop
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.aws.read import Inspector
 from smartpipe.topology.resources import Topology
 from smartpipe.topology.status import state_of
+from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

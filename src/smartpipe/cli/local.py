@@ -11,7 +11,7 @@ import typer
 
 from smartpipe.embedded import EmbeddedBroker
 from smartpipe.errors import SmartpipeError
-from smartpipe.running.signals import heard_signals
+from smartpipe.worker.signals import heard_signals
 
 if TYPE_CHECKING:
     from types import FrameType

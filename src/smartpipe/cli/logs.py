@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.escaping import cut, escaped, escaped_json
-from smartpipe.running.writer import standard_output
+from smartpipe.worker.log_writer import standard_output
 
 if TYPE_CHECKING:
-    from smartpipe.running.writer import Lines
+    from smartpipe.worker.log_writer import Lines
 
 COLOURS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1"}
 NOISY = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3", "watchfiles")

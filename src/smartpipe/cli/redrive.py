@@ -20,8 +20,8 @@ from smartpipe.deadletters.memories import Memories
 from smartpipe.deadletters.redrive import Clearing, Looked, Purge, Redrive, Tally, look
 from smartpipe.errors import SmartpipeError, StoreError
 from smartpipe.idempotency.claims import claims_of
-from smartpipe.running.signals import on_stop
 from smartpipe.settings import WorkerSettings
+from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
     from collections import Counter

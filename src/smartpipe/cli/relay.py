@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
-from smartpipe.running.health import Answer, HealthServer
-from smartpipe.running.limits import raise_file_limit
-from smartpipe.running.metrics import Family, Sample, families_of_transport, render
-from smartpipe.running.signals import on_stop
-from smartpipe.running.writer import family_of_dropped_lines
 from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.transport import counts_of
+from smartpipe.worker.health import Answer, HealthServer
+from smartpipe.worker.limits import raise_file_limit
+from smartpipe.worker.log_writer import family_of_dropped_lines
+from smartpipe.worker.metrics import Family, Sample, families_of_transport, render
+from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import configured
 from smartpipe.cli.worker import exit_now, load_service, load_settings, run
-from smartpipe.running.limits import raise_file_limit
-from smartpipe.running.signals import on_stop
 from smartpipe.settings import unknown_settings
+from smartpipe.worker.limits import raise_file_limit
+from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) ->
 
 
 async def _supervise(target: str, flags: Mapping[str, Any], settings: WorkerSettings, *, reload: bool) -> int:
-    from smartpipe.running.processes import Address, Changes, Command, Supervisor
+    from smartpipe.worker.supervisor import Address, Changes, Command, Supervisor
 
     arguments = worker_arguments(target, quick_to_drain(flags, settings) if reload else flags)
     several = settings.processes > 1

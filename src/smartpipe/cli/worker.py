@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
-from smartpipe.running.garbage import spare_collections
-from smartpipe.running.limits import raise_file_limit
-from smartpipe.running.loops import loop_factory
-from smartpipe.running.signals import on_stop, on_supervisor
-from smartpipe.running.worker import Worker
 from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
+from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.limits import raise_file_limit
+from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.signals import on_stop, on_supervisor
+from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,15 +6,15 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from smartpipe.running.health import Answer
-from smartpipe.running.metrics import Family, Sample, merged, render
-from smartpipe.running.processes.ask import Unanswered, ask
-from smartpipe.running.writer import family_of_dropped_lines
+from smartpipe.worker.health import Answer
+from smartpipe.worker.log_writer import family_of_dropped_lines
+from smartpipe.worker.metrics import Family, Sample, merged, render
+from smartpipe.worker.supervisor.ask import Unanswered, ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.running.processes.child import Child
+    from smartpipe.worker.supervisor.child import Child
 
 
 SUPERVISOR = "supervisor"

@@ -11,16 +11,16 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.running.health import HealthServer
-from smartpipe.running.processes.child import Child
-from smartpipe.running.processes.report import GroupReport
-from smartpipe.running.processes.restarts import exit_code
+from smartpipe.worker.health import HealthServer
+from smartpipe.worker.supervisor.child import Child
+from smartpipe.worker.supervisor.report import GroupReport
+from smartpipe.worker.supervisor.restarts import exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
-    from smartpipe.running.processes.child import Command
-    from smartpipe.running.processes.watch import Changes
+    from smartpipe.worker.supervisor.child import Command
+    from smartpipe.worker.supervisor.watch import Changes
 
 log = logging.getLogger("smartpipe.supervisor")
 

@@ -8,10 +8,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.running.processes.ask import Unanswered, ask
-from smartpipe.running.processes.output import PrefixedLines
-from smartpipe.running.processes.restarts import AwaitChange, Exit, GiveUp, after_exit, described, failures_in_a_row
-from smartpipe.running.writer import standard_output
+from smartpipe.worker.log_writer import standard_output
+from smartpipe.worker.supervisor.ask import Unanswered, ask
+from smartpipe.worker.supervisor.output import PrefixedLines
+from smartpipe.worker.supervisor.restarts import AwaitChange, Exit, GiveUp, after_exit, described, failures_in_a_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

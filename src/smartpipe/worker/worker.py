@@ -23,8 +23,8 @@ from smartpipe.errors import (
 )
 from smartpipe.idempotency.claims import Claims, claims_of
 from smartpipe.publisher.publisher import Publisher
-from smartpipe.running.health import HealthServer, WorkerReport
 from smartpipe.transport import counts_of
+from smartpipe.worker.health import HealthServer, WorkerReport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,7 +11,8 @@ from aiohttp import web
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escaped_json
-from smartpipe.running.metrics import (
+from smartpipe.worker.log_writer import family_of_dropped_lines
+from smartpipe.worker.metrics import (
     CONTENT_TYPE,
     QueueState,
     Sample,
@@ -20,7 +21,6 @@ from smartpipe.running.metrics import (
     family_of_overdue,
     render,
 )
-from smartpipe.running.writer import family_of_dropped_lines
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
