@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import Queue, Service
-from smartpipe.deadletters.letters import Selection
-from smartpipe.deadletters.memories import Memories
-from smartpipe.deadletters.redrive import Clearing, Redrive, Tally, look
+from smartpipe.dlq.messages import Selection
+from smartpipe.dlq.processed import Memories
+from smartpipe.dlq.redrive import Clearing, Redrive, Tally, look
 from smartpipe.message import OutgoingMessage
 from tests.support.events import OrderPlaced, Paid
 

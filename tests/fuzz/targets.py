@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from smartpipe.cli.dlq import describe
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
 from smartpipe.consumer.decide import DeadLetter
-from smartpipe.deadletters.letters import read_letter
+from smartpipe.dlq.messages import read_letter
 from smartpipe.envelope.compression import decompressed
 from smartpipe.envelope.decode import Decoder, Packed
 from smartpipe.envelope.pointer import payload_at, pointer_to

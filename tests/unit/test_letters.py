@@ -7,7 +7,7 @@ import pytest
 
 from smartpipe.cli.dlq import describe
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
-from smartpipe.deadletters.letters import NO_REASON, Selection, preview, read_letter, was_there
+from smartpipe.dlq.messages import NO_REASON, Selection, preview, read_letter, was_there
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.compression import compressed
 from smartpipe.envelope.pointer import pointer_to

@@ -13,9 +13,9 @@ from smartpipe import Queue, RetryPolicy, Service, TransportError
 from smartpipe.batching.resend import _TOO_LATE
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, dead_letter
 from smartpipe.consumer.decide import DeadLetter
-from smartpipe.deadletters.letters import Selection, preview
-from smartpipe.deadletters.memories import Memories
-from smartpipe.deadletters.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.dlq.messages import Selection, preview
+from smartpipe.dlq.processed import Memories
+from smartpipe.dlq.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.object_store import keep
 from smartpipe.envelope.pointer import pointer_to

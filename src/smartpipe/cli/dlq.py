@@ -15,8 +15,8 @@ from smartpipe.cli.changes import Line, heading, tell
 from smartpipe.cli.show import contents, known_ages
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
-from smartpipe.deadletters.letters import preview
-from smartpipe.deadletters.walk import Walk
+from smartpipe.dlq.messages import preview
+from smartpipe.dlq.scan import Walk
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escaped_json
 from smartpipe.names import name_in, physical
@@ -29,7 +29,7 @@ from smartpipe.worker.signals import on_stop
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.deadletters.letters import Letter, Selection
+    from smartpipe.dlq.messages import Letter, Selection
     from smartpipe.names import Naming
     from smartpipe.service import Service
     from smartpipe.topics import Queue

@@ -54,7 +54,7 @@ def peek(
 ) -> None:
     """Show dead letters and leave them where they are. SQS counts it as a receive, and hides them meanwhile."""
     from smartpipe.cli.dlq import run_peek
-    from smartpipe.deadletters.letters import Selection
+    from smartpipe.dlq.messages import Selection
 
     selection = Selection(types=tuple(types or ()), reasons=tuple(reasons or ()), ids=tuple(ids or ()), limit=limit)
     run_peek(targets or [], queue, selection, as_json=json)
@@ -79,7 +79,7 @@ def redrive(  # noqa: PLR0913 - typer makes an option of each
 ) -> None:
     """Send dead letters back to the queue that they came from: shows what would go, and asks."""
     from smartpipe.cli.redrive import Manner, run_redrive
-    from smartpipe.deadletters.letters import Selection
+    from smartpipe.dlq.messages import Selection
 
     selection = Selection(types=tuple(types or ()), reasons=tuple(reasons or ()), ids=tuple(ids or ()), limit=limit)
     run_redrive(
@@ -108,7 +108,7 @@ def purge(  # noqa: PLR0913 - typer makes an option of each
 ) -> None:
     """Delete dead letters for good: shows what would go, and asks."""
     from smartpipe.cli.redrive import Manner, run_purge
-    from smartpipe.deadletters.letters import Selection
+    from smartpipe.dlq.messages import Selection
 
     selection = Selection(
         types=tuple(types or ()),

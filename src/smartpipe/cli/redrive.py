@@ -15,9 +15,9 @@ from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import heading, tell
 from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
-from smartpipe.deadletters.letters import NO_REASON
-from smartpipe.deadletters.memories import Memories
-from smartpipe.deadletters.redrive import Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.dlq.messages import NO_REASON
+from smartpipe.dlq.processed import Memories
+from smartpipe.dlq.redrive import Clearing, Looked, Purge, Redrive, Tally, look
 from smartpipe.errors import SmartpipeError, StoreError
 from smartpipe.idempotency.claims import claims_of
 from smartpipe.settings import WorkerSettings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from smartpipe.cli.dlq import DeadLetterQueue
-    from smartpipe.deadletters.letters import Letter, Selection
+    from smartpipe.dlq.messages import Letter, Selection
     from smartpipe.message import Failure
     from smartpipe.names import Naming
     from smartpipe.transports.aws.transport import AwsTransport

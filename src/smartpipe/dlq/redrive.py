@@ -15,8 +15,8 @@ from smartpipe.batching.chunker import Chunker
 from smartpipe.batching.resend import deliver
 from smartpipe.consumer.dead_letter import bare_copy
 from smartpipe.consumer.pace import TokenBucket
-from smartpipe.deadletters.letters import was_there
-from smartpipe.deadletters.walk import DEADLINE_SECONDS, Walk
+from smartpipe.dlq.messages import was_there
+from smartpipe.dlq.scan import DEADLINE_SECONDS, Walk
 from smartpipe.keys import own_sqs_id
 from smartpipe.message import Failure
 from smartpipe.topics import QUEUE_LIMIT_BYTES
@@ -25,8 +25,8 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.deadletters.letters import Letter, Selection
-    from smartpipe.deadletters.memories import Memories
+    from smartpipe.dlq.messages import Letter, Selection
+    from smartpipe.dlq.processed import Memories
     from smartpipe.message import OutgoingMessage
     from smartpipe.topics import Queue
     from smartpipe.transport import Transport

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from smartpipe.consumer.handlers import Handler
-    from smartpipe.deadletters.letters import Letter
+    from smartpipe.dlq.messages import Letter
     from smartpipe.idempotency.claims import Claims
     from smartpipe.idempotency.store import Known
 

@@ -7,14 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from smartpipe.batching.resend import deliver, persist
-from smartpipe.deadletters.letters import read_letter
+from smartpipe.dlq.messages import read_letter
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from smartpipe.deadletters.letters import Letter
+    from smartpipe.dlq.messages import Letter
     from smartpipe.message import Failure, Message
     from smartpipe.transport import Transport
 

@@ -1,0 +1,1 @@
+"""Operations on dead-letter queues: list, show, redrive, purge."""
