@@ -16,8 +16,8 @@ import botocore.loaders
 import pytest
 
 from smartpipe import EmbeddedBroker
-from smartpipe.embedded import BACKENDS
 from smartpipe.idempotency.stores.migrate import migrate
+from smartpipe.local import BACKENDS
 from tests.support.places import make_table
 from tests.support.planted import PLANTED, refuse_planted
 from tests.support.proxy import FaultProxy

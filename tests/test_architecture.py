@@ -66,7 +66,7 @@ LAYERS: list[set[str]] = [
     {"batching.batcher", "publisher.publish_many"},
     {"publisher.publish_one"},
     {"publisher.publisher"},
-    {"outbox", "aws", "transports.memory", "embedded"},
+    {"outbox", "aws", "transports.memory", "local"},
     {"service", "blocking"},
     {
         "consumer.room",

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from smartpipe.batch import Batch, BatchDelivery
     from smartpipe.consumer.breaker import CircuitBreaker
     from smartpipe.delivery import Delivery
-    from smartpipe.embedded import EmbeddedBroker
     from smartpipe.errors import (
         ConfigError,
         DecodeError,
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.filter_policy import FilterPolicy
     from smartpipe.idempotency.store import Idempotency
+    from smartpipe.local import EmbeddedBroker
     from smartpipe.publisher.prepare import PublishReport
     from smartpipe.publisher.publisher import Publisher
     from smartpipe.retry import RetryPolicy
@@ -83,7 +83,7 @@ _HOMES = {
     "BatchDelivery": "batch",
     "CircuitBreaker": "consumer.breaker",
     "Delivery": "delivery",
-    "EmbeddedBroker": "embedded",
+    "EmbeddedBroker": "local",
     "Event": "events",
     "FilterPolicy": "filter_policy",
     "Idempotency": "idempotency.store",

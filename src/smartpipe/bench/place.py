@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from smartpipe.bench.fanout import services_of
-from smartpipe.embedded import EmbeddedBroker
-from smartpipe.embedded.broker import REGION, environment_of
 from smartpipe.errors import ConfigError, SmartpipeError
+from smartpipe.local import EmbeddedBroker
+from smartpipe.local.broker import REGION, environment_of
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.transports.aws.client import check_urls, endpoint_fault

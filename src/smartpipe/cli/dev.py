@@ -14,9 +14,9 @@ from smartpipe.cli.logs import configure, has_colours
 from smartpipe.cli.supervise import quick_to_drain, worker_arguments
 from smartpipe.cli.targets import configured, load_services
 from smartpipe.cli.worker import exit_now, load_settings
-from smartpipe.embedded import EmbeddedBroker
-from smartpipe.embedded.broker import environment_of
 from smartpipe.errors import SmartpipeError
+from smartpipe.local import EmbeddedBroker
+from smartpipe.local.broker import environment_of
 from smartpipe.settings import unknown_settings
 from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.signals import on_stop

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from smartpipe.embedded import EmbeddedBroker
 from smartpipe.errors import SmartpipeError
+from smartpipe.local import EmbeddedBroker
 from smartpipe.worker.signals import heard_signals
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from smartpipe.embedded import EmbeddedBroker
+    from smartpipe.local import EmbeddedBroker
 
 
 def _entered() -> Any:
@@ -32,7 +32,7 @@ def pytest_runtest_makereport() -> Generator[None, Any, None]:
 
 @pytest.fixture(scope="session")
 def _smartpipe_moto_server() -> Iterator[EmbeddedBroker]:
-    from smartpipe.embedded import EmbeddedBroker
+    from smartpipe.local import EmbeddedBroker
 
     with EmbeddedBroker("moto") as broker:
         yield broker

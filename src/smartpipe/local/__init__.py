@@ -1,5 +1,5 @@
 """The embedded broker: a well-kept emulator of SNS and SQS, as a child process on loopback."""
 
-from smartpipe.embedded.broker import BACKENDS, EmbeddedBroker
+from smartpipe.local.broker import BACKENDS, EmbeddedBroker
 
 __all__ = ["BACKENDS", "EmbeddedBroker"]

@@ -126,7 +126,7 @@ class EmbeddedBroker:
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_ENDPOINT_URL", "MOTO_"))}
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "smartpipe.embedded.child", self.backend, str(self.port)],
+            [sys.executable, "-m", "smartpipe.local.child", self.backend, str(self.port)],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""The broker's process: ``python -m smartpipe.embedded.child BACKEND PORT``, started by EmbeddedBroker only.
+"""The broker's process: ``python -m smartpipe.local.child BACKEND PORT``, started by EmbeddedBroker only.
 
 It ends when standard input does, which the system closes however the parent went.
 """
