@@ -15,9 +15,9 @@ import time
 
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, full
 
-from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compressed
-from smartpipe.envelope.offload import Payloads
-from smartpipe.envelope.read import Reader
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
+from smartpipe.envelope.offload import PayloadOffload
+from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
 from smartpipe.worker.garbage import spare_collections
@@ -34,7 +34,7 @@ ALL = {**WRONG, **VALID, **EXPANDED}
 
 async def measure(body: str, attributes: dict[str, Attribute]) -> tuple[str, float, float]:
     """Return the outcome, the longest pause of the event loop in ms, and the additional memory in MiB."""
-    reader = Reader([Measured, Demanding], Payloads())
+    reader = MessageReader([Measured, Demanding], PayloadOffload())
     await reader.read(Message("0", "0", full("numbers", "1", wanted=70_000)))  # builds validators, starts the thread
     longest, decoding = 0.0, True
 
@@ -66,7 +66,7 @@ def run_one(name: str, encoding: str) -> None:
     body = ALL[name]()
     attributes = {}
     if encoding != "plain":
-        body, attributes = compressed(body, encoding), {ENCODING_ATTRIBUTE: Attribute("String", encoding)}
+        body, attributes = compress(body, encoding), {ENCODING_ATTRIBUTE: Attribute("String", encoding)}
     size = len(body)
     spare_collections()
     outcome, longest, more = asyncio.run(measure(body, attributes))

@@ -12,11 +12,11 @@ from botocore.config import Config
 from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 
-from smartpipe.batching.resend import deliver_blocking
-from smartpipe.envelope import source_problems
-from smartpipe.envelope.encoding import Packing
-from smartpipe.envelope.object_store import keep
-from smartpipe.envelope.offload import parted, placed
+from smartpipe.batching.resend import send_with_retries_blocking
+from smartpipe.envelope.encode import source_problems
+from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.object_store import put_in_memory
+from smartpipe.envelope.offload import reindex, split_failed
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import Naming, physical, region_in
@@ -38,7 +38,7 @@ from smartpipe.transports.aws.credentials import refresh_when_refused_blocking
 from smartpipe.transports.aws.entries import failures, publish_entries, send_entries
 from smartpipe.transports.aws.errors import MISSING, classify
 from smartpipe.transports.aws.variables import check_before_signing_blocking, check_variables, read_as_other_sdks_do
-from smartpipe.urls import redacted
+from smartpipe.urls import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,7 +80,7 @@ class Publisher:
         self.source = source
         self._deadline_seconds = deadline_seconds
         self._settings = AwsSettings.load()
-        self._packing = Packing.from_environment()
+        self._packing = BodyEncoding.from_environment()
         try:
             self._session = session or _session_of_the_environment()
         except BotoCoreError as error:  # a profile that does not exist
@@ -184,14 +184,14 @@ class Publisher:
         destination = chunk[0].destination
 
         def call(entries: list[Outgoing]) -> list[Failure]:
-            going, failed = parted([self._put(outgoing.message.payload) for outgoing in entries])
+            going, failed = split_failed([self._put(outgoing.message.payload) for outgoing in entries])
             if not going:
                 return failed
             messages = [entries[index].message for index in going]
             send = self._publish if isinstance(destination, Topic) else self._send
-            return [*failed, *placed(send(destination.name, messages), going)]
+            return [*failed, *reindex(send(destination.name, messages), going)]
 
-        failed = deliver_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
+        failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
     def _publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
@@ -229,7 +229,7 @@ class Publisher:
         if payload is None or at is None:
             return None
         if at.scheme == "memory":
-            keep(payload)
+            put_in_memory(payload)
             return None
         try:
             with self._lock:
@@ -258,7 +258,7 @@ class Publisher:
             with configuration_faults():
                 client: Any = self._session.client(service, region_name=region or self._region, config=self._config)
         except BotoCoreError as error:  # boto3 asks for credentials now, and its text quotes where
-            raise ConfigError(f"AWS configuration: {redacted(str(error))}") from None
+            raise ConfigError(f"AWS configuration: {redact(str(error))}") from None
         fault = endpoint_fault(client.meta.endpoint_url)
         if fault:  # of an AWS profile; those of the environment have been checked
             raise ConfigError(f"AWS configuration: endpoint_url {fault}")

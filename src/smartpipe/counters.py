@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(slots=True)
-class Counts:
+class Counters:
     """Counts since the process started.
 
     Args:
@@ -51,7 +51,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class TransportCounts:
+class TransportCounters:
     """What a transport noticed, since it was made.
 
     Args:
@@ -68,5 +68,5 @@ class TransportCounts:
         return _not_zero(self)
 
 
-def _not_zero(counts: Counts | TransportCounts) -> dict[str, int]:
+def _not_zero(counts: Counters | TransportCounters) -> dict[str, int]:
     return {name: count for name, count in asdict(counts).items() if count}

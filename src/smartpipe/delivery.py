@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smartpipe.envelope import current_envelope
+from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
 from smartpipe.envelope.traceparent import trace_id
 from smartpipe.errors import ConfigError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
-    from smartpipe.envelope import Envelope
+    from smartpipe.envelope.encode import Envelope
     from smartpipe.events import Event
     from smartpipe.message import Attribute, Message
     from smartpipe.topics import Queue
@@ -34,7 +34,7 @@ class Publishes(Protocol):
         """Publish one event and return its envelope id."""
 
 
-class Held(Protocol):
+class LeaseView(Protocol):
     """What a delivery knows of its lease."""
 
     @property
@@ -75,7 +75,7 @@ class Delivery:
         handler: str,
         service: str,
         queue: str,
-        lease: Held,
+        lease: LeaseView,
         publisher: Publishes,
         state: Any = None,
     ) -> None:

@@ -17,26 +17,28 @@ _COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 _UNCOLOURED = "\x1b[0m"
 
 
-def escaped(text: str) -> str:
+def escape_text(text: str) -> str:
     r"""Return *text* as one line: ``\n``, ``\x1b``, ``\u202e`` in place of harmful characters."""
     return text if text.isprintable() else _FORBIDDEN.sub(_escape, text)
 
 
-def escaped_but_colours(text: str) -> str:
+def escape_keeping_colours(text: str) -> str:
     """Return *text*, one line of a program that may print in colours: these are kept, and end with it; tabs too."""
     parts = _COLOURS.split(text)
-    kept = "".join(part if place % 2 else "\t".join(map(escaped, part.split("\t"))) for place, part in enumerate(parts))
+    kept = "".join(
+        part if place % 2 else "\t".join(map(escape_text, part.split("\t"))) for place, part in enumerate(parts)
+    )
     return kept if len(parts) == 1 else kept + _UNCOLOURED
 
 
-def escaped_json(text: str) -> str:
+def escape_json(text: str) -> str:
     r"""Return JSON *text* with ``\u009b`` and the like in its strings: a parser reads the original characters."""
     if text.isascii() and "\x7f" not in text:  # nearly always, and found out at once
         return text
     return _FORBIDDEN_IN_JSON.sub(_escape_in_json, text)
 
 
-def cut(text: str, characters: int) -> str:
+def shorten_text(text: str, characters: int) -> str:
     """Return *text*, or its beginning and how long it is: ``abc…(1000 characters)``."""
     return text if len(text) <= characters else f"{text[:characters]}…({len(text)} characters)"
 

@@ -50,12 +50,12 @@ def compose(*parts: str) -> str:
     return "/".join(map(escape, parts))
 
 
-def bounded(*parts: str, max_length: int) -> str:
+def compose_bounded(*parts: str, max_length: int) -> str:
     """Do the same; a key longer than *max_length* is replaced by its SHA-256, with a colon, which no other key has."""
-    return shortened(compose(*parts), max_length)
+    return shorten(compose(*parts), max_length)
 
 
-def shortened(key: str, max_length: int) -> str:
+def shorten(key: str, max_length: int) -> str:
     """Return a composed *key*, or its SHA-256 if it is longer than *max_length* characters."""
     return key if len(key) <= max_length else f"sha256:{sha256(key.encode()).hexdigest()}"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-made = tuple.__new__
+construct = tuple.__new__
 """What a named tuple's own constructor calls, which costs as much again: for those that each message has."""
 
 
@@ -50,7 +50,7 @@ def received_message(
     """
     get = system.get
     sent, first_received = get("SentTimestamp"), get("ApproximateFirstReceiveTimestamp")
-    return made(
+    return construct(
         Message,
         (
             ids[0],

@@ -39,7 +39,7 @@ def compose(middleware: Sequence[Middleware[T, R]], innermost: Next[T, R]) -> Ne
     return innermost
 
 
-def checked(middleware: Sequence[Middleware[T, R]], whose: str) -> tuple[Middleware[T, R], ...]:
+def validate_middleware(middleware: Sequence[Middleware[T, R]], whose: str) -> tuple[Middleware[T, R], ...]:
     """Return *middleware* as a tuple.
 
     Raises:

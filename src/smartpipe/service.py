@@ -14,7 +14,7 @@ from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, s
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import Idempotency
-from smartpipe.middleware import checked
+from smartpipe.middleware import validate_middleware
 from smartpipe.retry import RetryPolicy
 from smartpipe.topics import MAX_RECEIVES, Queue
 from smartpipe.topology.derive import Binding
@@ -84,7 +84,7 @@ class Service:
         self.retry = retry or RetryPolicy()
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
-        self.middleware = checked(middleware, f"service {name!r}")
+        self.middleware = validate_middleware(middleware, f"service {name!r}")
         self.publishes = _publications(name, publishes)
         if lifespan is not None and not callable(lifespan):
             msg = f"service {name!r}: lifespan={lifespan!r} is no function: write an async generator, and yield once"

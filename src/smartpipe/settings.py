@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from smartpipe.characters import fault_in
 from smartpipe.errors import ConfigError
 from smartpipe.names import DEFAULT_APPLICATION
-from smartpipe.urls import shown
+from smartpipe.urls import describe_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,5 +188,5 @@ def _sentences(error: ValidationError, overrides: dict[str, Any]) -> Iterator[st
             continue
         name = str(fault["loc"][0])
         setting = f"--{name.replace('_', '-')}" if overrides.get(name) is not None else f"{ENV_PREFIX}{name.upper()}"
-        value = shown(str(fault["input"])) if name.endswith("_url") else fault["input"]
+        value = describe_url(str(fault["input"])) if name.endswith("_url") else fault["input"]
         yield f"{setting}={value}: {message[0].lower()}{message[1:]}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from smartpipe.counters import TransportCounts
+    from smartpipe.counters import TransportCounters
     from smartpipe.message import Failure, Message, OutgoingMessage
 
 BATCH_LIMIT = 10
@@ -52,17 +52,17 @@ class Transport(Protocol):
 
 
 @runtime_checkable
-class _Counts(Protocol):
+class _Counted(Protocol):
     """A Transport that notices what the answers of its verbs do not tell. Not every adapter has such a thing."""
 
     @property
-    def counts(self) -> TransportCounts:
+    def counts(self) -> TransportCounters:
         """What it has noticed since it was made; it can be read after ``aclose``, too."""
 
 
-def counts_of(transport: Transport) -> TransportCounts | None:
+def counters_of(transport: Transport) -> TransportCounters | None:
     """Return what *transport* counts, None if it is one that counts nothing."""
-    return transport.counts if isinstance(transport, _Counts) else None
+    return transport.counts if isinstance(transport, _Counted) else None
 
 
 _instead: list[Transport] = []

@@ -13,7 +13,7 @@ _USER_IN_TEXT = re.compile(r"(?<=://)[^\s\"'<>]*@")
 _QUERY_IN_TEXT = re.compile(r"(://[^\s\"'<>?#]*)[?#][^\s\"'<>]*")
 
 
-def shown(url: str) -> str:
+def describe_url(url: str) -> str:
     """Return *url* without its secrets: the user, the password, the query and the fragment.
 
     Where it is not certain which part is the password, only the scheme is left, as in ``postgresql://...``.
@@ -56,7 +56,7 @@ def is_readable(url: str, *, at_in_password: bool = False) -> bool:
     return all(_HOST.fullmatch(host) for host in parts.netloc.rpartition("@")[2].split(","))
 
 
-def unreadable(setting: str, scheme: str) -> str:
+def unreadable_url_message(setting: str, scheme: str) -> str:
     """Say that the URL of *setting* cannot be read, and nothing of it but its scheme."""
     return (
         f"{setting}: the URL at {scheme}:// cannot be read; are all special characters of its password "
@@ -64,6 +64,6 @@ def unreadable(setting: str, scheme: str) -> str:
     )
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """Return *text* with the user, the password and the query taken out of every URL in it."""
     return _QUERY_IN_TEXT.sub(r"\1", _USER_IN_TEXT.sub("", text))

@@ -16,8 +16,8 @@ import pytest
 
 from smartpipe.cli.redrive import CLEAR
 from smartpipe.envelope import Envelope, encode, wrap
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claim
-from smartpipe.idempotency.stores import store_for
 from tests.acceptance import services
 from tests.acceptance.conftest import TARGET
 from tests.acceptance.services import EffectWanted, JobPosted
@@ -275,7 +275,7 @@ def test_a_body_cannot_command_the_terminal_it_is_shown_on(queues: Queues, dlq: 
 
 @asynccontextmanager
 async def memory_of(url: str) -> AsyncIterator[Store]:
-    store = store_for(url)
+    store = open_store(url)
     await store.open()
     try:
         yield store

@@ -206,14 +206,14 @@ def test_of_the_endpoint_in_a_profile_nothing_secret_is_told(
 def test_what_a_program_of_its_own_raises_tells_nothing_secret_with_all_its_causes(setting: str, url: str) -> None:
     program = """
 import asyncio, os
-from smartpipe.idempotency.stores import store_for
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.outbox import Relay
 
 async def main():
     if "SMARTPIPE_OUTBOX_URL" in os.environ:
         await Relay(os.environ["SMARTPIPE_OUTBOX_URL"], None).drain()
     else:
-        await store_for(os.environ["SMARTPIPE_IDEMPOTENCY_URL"]).open()
+        await open_store(os.environ["SMARTPIPE_IDEMPOTENCY_URL"]).open()
 
 asyncio.run(main())
 """

@@ -9,8 +9,8 @@ import pytest
 
 from smartpipe import Queue, Service
 from smartpipe.dlq.messages import Selection
-from smartpipe.dlq.processed import Memories
-from smartpipe.dlq.redrive import Clearing, Redrive, Tally, look
+from smartpipe.dlq.processed import ProcessedEvents
+from smartpipe.dlq.redrive import Clearing, Redrive, Tally, scan
 from smartpipe.message import OutgoingMessage
 from tests.support.events import OrderPlaced, Paid
 
@@ -43,9 +43,9 @@ async def test_all_are_moved_once_and_the_order_of_a_group_is_kept(bus: Bus, fif
         group, deduplication = (f"g{number % 2}", f"d{number}") if fifo else (None, None)
         copy = OutgoingMessage(str(number), 2, group_id=group, deduplication_id=deduplication)
         assert await transport.send(queue.dead_letter_name, [copy]) == []
-    memories, everything, tally = Memories(service.handlers, None), Selection(), Tally()
+    memories, everything, tally = ProcessedEvents(service.handlers, None), Selection(), Tally()
 
-    looked = await look(transport, queue, everything, memories, stop)
+    looked = await scan(transport, queue, everything, memories, stop)
     clearing = Clearing(transport, queue, rate_per_second=None, stop=stop, on_progress=lambda _: None)
     await clearing.clear(looked, everything, Redrive(transport, queue, memories, force=False), tally)
 

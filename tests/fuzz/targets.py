@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from smartpipe.cli.dlq import describe
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
 from smartpipe.consumer.decide import DeadLetter
-from smartpipe.dlq.messages import read_letter
-from smartpipe.envelope.compression import decompressed
-from smartpipe.envelope.decode import Decoder, Packed
+from smartpipe.dlq.messages import read_message
+from smartpipe.envelope.compression import decompress
+from smartpipe.envelope.decode import Decoder, EncodedBody
 from smartpipe.envelope.pointer import payload_at, pointer_to
 from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
-from smartpipe.idempotency.stores.reading import attempt_of, lease_left
+from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES
@@ -60,7 +60,7 @@ def outcome_of(decode: Callable[[str], Envelope], body: str) -> Event | str:
     except (DecodeError, UnknownEventType) as error:
         kept, kind = getattr(error, "errors", ()), error.kind
         text = str(error)
-    except Packed:
+    except EncodedBody:
         return "packed"
     assert len(text) < MAX_ERROR_CHARACTERS
     assert len(kept) <= MAX_ERRORS
@@ -71,7 +71,7 @@ def unpack(data: bytes) -> None:
     """Compressed bodies: no more comes out than is allowed."""
     encoding, _, body = text_of(data).partition(" ")
     with suppress(DecodeError, PayloadError):
-        assert len(decompressed(body, encoding, LIMIT_BYTES).encode()) <= max(LIMIT_BYTES, len(data) * 3)
+        assert len(decompress(body, encoding, LIMIT_BYTES).encode()) <= max(LIMIT_BYTES, len(data) * 3)
 
 
 def point(data: bytes) -> None:
@@ -91,7 +91,7 @@ def give_reason(data: bytes) -> None:
         assert len(copy.attributes) <= MAX_ATTRIBUTES
         assert all(ATTRIBUTE_NAME.fullmatch(name) for name in copy.attributes)
         assert copy.size_bytes == size_bytes(copy.body, copy.attributes) <= QUEUE_LIMIT_BYTES
-    json.dumps(read_letter(message).reason)
+    json.dumps(read_message(message).reason)
 
 
 def look(data: bytes) -> None:
@@ -103,7 +103,7 @@ def look(data: bytes) -> None:
         {"ExtendedPayloadSize": Attribute("Number", text[:40]), "type": Attribute("String", text)},
         {REASON_ATTRIBUTE: Attribute("String", text)},
     ):
-        lines = describe(read_letter(Message("m", "r", text, attributes=attributes)))
+        lines = describe(read_message(Message("m", "r", text, attributes=attributes)))
         assert all(line.isprintable() for line in lines)
 
 
@@ -140,8 +140,8 @@ def read_claim(data: bytes) -> None:
     """Numbers of claims."""
     with suppress(ValueError):
         number = float(text_of(data))
-        assert 0 <= lease_left(number) <= 43_200
-        assert attempt_of(number) >= 1
+        assert 0 <= limit_lease(number) <= 43_200
+        assert limit_attempt(number) >= 1
 
 
 def respond(data: bytes) -> None:
@@ -157,12 +157,12 @@ def respond(data: bytes) -> None:
                 assert framing.end <= len(received) or framing.to_the_end
                 break
             received += body[position : position + 1]
-    for read in (queues.error_in, topics.error_in):
+    for read in (queues.read_error, topics.read_error):
         assert set(read(Response(400, head, body))["Error"]) == {"Code", "Message"}
     with suppress(ValueError, KeyError, TypeError, AttributeError):  # a poll that fails by them is tried again
-        queues.messages_in(body, 0.0)
+        queues.read_messages(body, 0.0)
     with suppress(ValueError, KeyError):
-        topics.answer_in(body)
+        topics.read_response(body)
 
 
 GZIPPED = "gzip H4sIAAAAAAAAA0tMTAYAwkEkNQMAAAA="

@@ -17,7 +17,7 @@ from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.idempotency.stores.dynamodb import DynamoStore
 from smartpipe.settings import AwsSettings
 from smartpipe.transports.aws.opening import transport_for, transport_from_environment
-from smartpipe.transports.aws.s3 import S3Objects
+from smartpipe.transports.aws.s3 import S3ObjectStore
 from smartpipe.transports.aws.transport import AwsTransport
 from tests.support.events import ADA, UserLeft
 from tests.support.processes import smartpipe
@@ -64,7 +64,7 @@ ENTRIES: dict[str, Callable[[], str]] = {
     "wire": lambda: _by_transport("wire"),
     "botocore": lambda: _by_transport("botocore"),
     "blocking": lambda: BlockingPublisher("test")._region,
-    "s3": lambda: S3Objects()._region,
+    "s3": lambda: S3ObjectStore()._region,
     "dynamodb": lambda: DynamoStore("dynamodb://claims")._region,
 }
 

@@ -10,8 +10,8 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claim, Claimed, Completed
-from smartpipe.idempotency.stores import store_for
 from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.outbox.statements import CLEAN_UP
@@ -66,7 +66,7 @@ async def assert_claims(store: Store) -> None:
 
 
 async def test_a_worker_claims_with_its_grants(urls: dict[str, str]) -> None:
-    await assert_claims(store_for(urls["worker"]))
+    await assert_claims(open_store(urls["worker"]))
 
 
 async def test_an_application_writes_to_the_outbox_and_reads_nothing_of_it(urls: dict[str, str]) -> None:
@@ -105,6 +105,6 @@ async def test_a_redis_user_claims_with_the_rights_of_the_page(redis_url: str) -
         )
         try:
             url = re.sub(r"^(\w+)://", rf"\1://{user}:s3cr3t@", redis_url)
-            await assert_claims(store_for(url, prefix=user))
+            await assert_claims(open_store(url, prefix=user))
         finally:
             await owner.acl_deluser(user)

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claimed, Completed
-from smartpipe.idempotency.stores import store_for
 from smartpipe.idempotency.stores.migrate import migrate, migrations
 from tests.support.places import claim_of
 from tests.support.processes import smartpipe
@@ -50,7 +50,7 @@ def execute(url: str, statement: str, *arguments: Any) -> None:
 
 
 async def opened(url: str) -> Any:
-    store = store_for(url)
+    store = open_store(url)
     try:
         await store.open()
     except BaseException:
@@ -176,7 +176,7 @@ async def test_dynamodb_keeps_claims_of_an_earlier_version_in_a_table_of_another
         KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
         BillingMode="PAY_PER_REQUEST",
     )
-    store = store_for(f"dynamodb://{table}")
+    store = open_store(f"dynamodb://{table}")
 
     with pytest.raises(ConfigError, match="has claims of an earlier version.*its effect happens again.*name another"):
         await store.open()

@@ -16,7 +16,7 @@ from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Payload
 from smartpipe.testing import provision, working
-from smartpipe.transports.aws.s3 import S3Objects
+from smartpipe.transports.aws.s3 import S3ObjectStore
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.processes import smartpipe
 from tests.support.s3 import S3Server
@@ -44,7 +44,7 @@ def s3(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 async def got(payload: Payload = PAYLOAD, limit_bytes: int = 1_000_000) -> str:
-    objects = S3Objects()
+    objects = S3ObjectStore()
     try:
         return await objects.get(payload, limit_bytes)
     finally:
@@ -164,7 +164,7 @@ async def test_every_call_names_the_account_that_the_bucket_has_to_belong_to(
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", f"s3://payloads/folder{query}")
     monkeypatch.delenv("SMARTPIPE_ACCOUNT_ID") if not variables["SMARTPIPE_ACCOUNT_ID"] else None
     owner = query.partition("=")[2] or None
-    objects = S3Objects()
+    objects = S3ObjectStore()
 
     await objects.put(PAYLOAD._replace(text="{}", owner=owner))
     await objects.get(PAYLOAD._replace(owner=owner), 1_000)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe.errors import ConfigError, StoreError
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claimed, Completed
 from smartpipe.idempotency.stores import dynamodb as dynamodb_store
-from smartpipe.idempotency.stores import postgres, redis, store_for
+from smartpipe.idempotency.stores import postgres, redis
 from smartpipe.idempotency.stores.migrate import migrate
 from tests.support.places import Place, claim_of
 from tests.support.proxy import Fault
@@ -113,7 +114,7 @@ async def test_a_server_that_is_down_at_the_start_may_be_tried_again(server: Ser
 
 @pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:9", "postgresql://ada:s3cret@127.0.0.1:9/claims"])
 async def test_where_nobody_listens_the_error_names_the_server_and_not_the_password(url: str) -> None:
-    store = store_for(url)
+    store = open_store(url)
 
     with pytest.raises(StoreError, match="127.0.0.1:9") as caught:
         await asyncio.wait_for(store.open(), BOUND_SECONDS)
@@ -125,7 +126,7 @@ async def test_where_nobody_listens_the_error_names_the_server_and_not_the_passw
 async def test_a_store_that_is_not_open_says_so(postgres_url: str, dynamodb_url: str) -> None:
     for url in (postgres_url, dynamodb_url):
         with pytest.raises(StoreError, match="is not open"):
-            await store_for(url).claim([claim_of("order-1")])
+            await open_store(url).claim([claim_of("order-1")])
 
 
 async def test_dynamodb_throttles_are_errors_of_the_store(dynamodb: FaultProxy, dynamodb_url: str) -> None:
@@ -201,7 +202,7 @@ async def test_a_dynamodb_that_hangs_is_given_up_in_bounded_time(
 async def test_a_missing_table_of_dynamodb_is_told_with_the_command_that_makes_it(
     dynamodb_url: str,
 ) -> None:
-    store = store_for("dynamodb://missing")
+    store = open_store("dynamodb://missing")
 
     with pytest.raises(ConfigError, match="'missing'.*smartpipe topology apply"):
         await store.open()
@@ -220,7 +221,7 @@ async def test_a_dynamodb_table_of_another_kind_is_refused(dynamodb_url: str) ->
         KeySchema=keys,  # type: ignore[arg-type]
         BillingMode="PAY_PER_REQUEST",
     )
-    store = store_for("dynamodb://orders")
+    store = open_store("dynamodb://orders")
 
     with pytest.raises(ConfigError, match="'orders' is not one of claims"):
         await store.open()
@@ -233,7 +234,7 @@ async def test_a_database_without_tables_is_told_with_the_command_that_makes_the
     postgres_server: PostgresServer,
 ) -> None:
     with postgres_server.database() as url:
-        store = store_for(url)
+        store = open_store(url)
         with pytest.raises(ConfigError, match="lacks 0001_claims, 0003_keys_of_claims: run smartpipe store migrate"):
             await store.open()
 

@@ -12,7 +12,7 @@ from smartpipe import ConfigError
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.errors import PublishError, TransportError
 from smartpipe.message import OutgoingMessage
-from smartpipe.transports.aws.direct.transport import WireTransport
+from smartpipe.transports.aws.direct.transport import DirectTransport
 from smartpipe.transports.aws.opening import transport_from_environment
 from tests.support.certificates import Authority
 from tests.support.events import ADA
@@ -105,7 +105,7 @@ async def test_an_authority_that_is_named_is_trusted_for_every_verb(
 
     async with opened() as transport:
         assert await use_every_verb(transport) == ["published", "sent"]
-        if isinstance(transport, WireTransport):
+        if isinstance(transport, DirectTransport):
             urls = [endpoint.url for endpoint in transport._endpoints.values() if endpoint]
             assert urls == [secured.endpoint_url] * 2  # neither service went another way
 

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smartpipe import ConfigError, Publisher
-from smartpipe.counters import TransportCounts
+from smartpipe.counters import TransportCounters
 from smartpipe.errors import TransportError
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import working
-from smartpipe.transports.aws.direct.transport import WireTransport
+from smartpipe.transports.aws.direct.transport import DirectTransport
 from smartpipe.transports.aws.opening import transport_for
 from smartpipe.transports.aws.transport import AwsTransport
 from smartpipe.worker.metrics import OF_TRANSPORT
@@ -69,7 +69,7 @@ def script() -> Iterator[Script]:
 def both(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[asyncio.Runner, list[AwsTransport]]]:
     """The two transports, on one loop."""
     lead_to({**ENVIRONMENT, "AWS_ENDPOINT_URL": script.proxy.endpoint_url}, monkeypatch)
-    transports = [WireTransport(AwsSettings.load()), AwsTransport(AwsSettings.load())]
+    transports = [DirectTransport(AwsSettings.load()), AwsTransport(AwsSettings.load())]
     with asyncio.Runner() as runner:
         yield runner, transports
         for transport in transports:
@@ -302,7 +302,7 @@ async def opened(**environment: str) -> AsyncIterator[AwsTransport]:
 )
 async def test_the_wire_goes_where_botocore_would_go(environment: dict[str, str], urls: tuple[str, str]) -> None:
     async with opened(**environment) as transport:
-        assert isinstance(transport, WireTransport)
+        assert isinstance(transport, DirectTransport)
         for service, url in zip(("sqs", "sns"), urls, strict=True):
             endpoint = await transport._endpoint(service, transport.region)
             assert endpoint is not None
@@ -321,7 +321,7 @@ async def test_what_the_wire_does_not_do_goes_through_aiobotocore_and_a_line_say
 ) -> None:
     caplog.set_level("INFO", "smartpipe")
     async with opened(**environment) as transport:
-        assert isinstance(transport, WireTransport)
+        assert isinstance(transport, DirectTransport)
         assert await transport._endpoint("sqs", transport.region) is None
         assert await transport._endpoint("sqs", transport.region) is None
 
@@ -333,7 +333,7 @@ async def test_what_the_wire_does_not_do_goes_through_aiobotocore_and_a_line_say
 def test_that_the_wire_does_not_go_somewhere_is_found_out_once(script: Script) -> None:
     async def main() -> None:
         async with opened(AWS_ENDPOINT_URL=f"{script.proxy.endpoint_url}/aws") as transport:
-            assert isinstance(transport, WireTransport)
+            assert isinstance(transport, DirectTransport)
             assert await transport.delete("shop", ["r"]) == []
             async with transport._looking:  # whoever would look again waits here for ever
                 assert await transport.delete("shop", ["r"]) == []
@@ -344,7 +344,7 @@ def test_that_the_wire_does_not_go_somewhere_is_found_out_once(script: Script) -
 
 async def test_the_transport_is_what_the_environment_says() -> None:
     async with opened() as transport:
-        assert type(transport) is WireTransport
+        assert type(transport) is DirectTransport
     async with opened(SMARTPIPE_TRANSPORT="botocore") as transport:
         assert type(transport) is AwsTransport
     with pytest.raises(ConfigError, match="SMARTPIPE_TRANSPORT"):
@@ -358,7 +358,7 @@ def test_a_transport_of_another_loop_is_refused(fast_broker: EmbeddedBroker) -> 
     async def publish() -> None:
         nonlocal publisher
         publisher = publisher or Publisher("test")
-        assert isinstance(publisher._transport, WireTransport)
+        assert isinstance(publisher._transport, DirectTransport)
         try:
             await publisher._transport.publish("nowhere", [OutgoingMessage("x", 1)])
         finally:
@@ -386,7 +386,7 @@ async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
     """No budget of retries is shared, as botocore's standard mode has it, and one deadline holds for all tries."""
     async with Publisher("test", deadline_seconds=5) as publisher:
         transport = publisher._transport
-        assert isinstance(transport, WireTransport)
+        assert isinstance(transport, DirectTransport)
         sns = await transport.client("sns")
         await sns.create_topic(Name=transport.addresses.physical("users"))
         sqs = await transport.client("sqs")
@@ -407,7 +407,7 @@ async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
 async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_proxy: FaultProxy) -> None:
     async with Publisher("test") as publisher:
         transport = publisher._transport
-        assert isinstance(transport, WireTransport)
+        assert isinstance(transport, DirectTransport)
         sqs = await transport.client("sqs")
         await sqs.create_queue(QueueName=transport.addresses.physical("mailer"))
         await transport.send("mailer", [OutgoingMessage("whole", 5)])
@@ -421,7 +421,7 @@ async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_pro
         second = await transport.receive("mailer", **options)
 
     assert first == []
-    assert transport.counts == TransportCounts(damaged=1)
+    assert transport.counts == TransportCounters(damaged=1)
     assert [message.body for message in second] == ["whole"]
     assert second[0].receive_count == 2
 

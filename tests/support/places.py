@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import boto3
 
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claim, Claimed
-from smartpipe.idempotency.stores import store_for
 from smartpipe.topology.claims import claims_table, time_to_live
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Place:
         """Open one more store here; only a memory's is the same again."""
         if self.url.startswith("memory:") and self.stores:
             return self.stores[0]
-        store = store_for(self.url, prefix=self._prefix)
+        store = open_store(self.url, prefix=self._prefix)
         self.stores.append(store)
         await store.open()
         return store

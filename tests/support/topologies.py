@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from smartpipe import Service
-    from smartpipe.topology.aws.provision import Survey
+    from smartpipe.topology.aws.provision import PlanContext
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ async def provisioner() -> AsyncIterator[Provisioner]:
         await transport.aclose()
 
 
-async def survey(*services: Service) -> Survey:
+async def survey(*services: Service) -> PlanContext:
     async with provisioner() as found:
         return await found.survey(services)
 

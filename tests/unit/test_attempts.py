@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from smartpipe.batching.resend import deliver, deliver_blocking
+from smartpipe.batching.resend import send_with_retries, send_with_retries_blocking
 from smartpipe.errors import TransportError
 from tests.support.fakes import UNREACHABLE, refused, throttled
 from tests.support.virtual_time import run_virtually
@@ -36,7 +36,7 @@ class Service:
 def test_fault_04_only_what_failed_for_the_moment_is_sent_again() -> None:
     service = Service([throttled(1), refused(2)], [throttled(0)])
 
-    failed = run_virtually(deliver(service, ["a", "b", "c", "d"], deadline_seconds=30))
+    failed = run_virtually(send_with_retries(service, ["a", "b", "c", "d"], deadline_seconds=30))
 
     assert service.calls == [["a", "b", "c", "d"], ["b"], ["b"]]
     assert failed == [("c", refused(2))]
@@ -45,14 +45,14 @@ def test_fault_04_only_what_failed_for_the_moment_is_sent_again() -> None:
 def test_a_call_that_fails_as_a_whole_is_made_again() -> None:
     service = Service(UNREACHABLE, UNREACHABLE)
 
-    assert run_virtually(deliver(service, ["a", "b"], deadline_seconds=30)) == []
+    assert run_virtually(send_with_retries(service, ["a", "b"], deadline_seconds=30)) == []
     assert service.calls == [["a", "b"]] * 3
 
 
 def test_a_call_that_can_never_succeed_is_not_made_again() -> None:
     service = Service(TransportError("AccessDenied", "no", retryable=False))
 
-    failed = run_virtually(deliver(service, ["a", "b"], deadline_seconds=30))
+    failed = run_virtually(send_with_retries(service, ["a", "b"], deadline_seconds=30))
 
     assert [(entry, failure.code) for entry, failure in failed] == [("a", "AccessDenied"), ("b", "AccessDenied")]
     assert len(service.calls) == 1
@@ -62,7 +62,7 @@ def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> 
     service = Service(*[[throttled(0)]] * 1_000)
 
     async def timed() -> tuple[list[tuple[str, Failure]], float]:
-        failed = await deliver(service, ["a"], deadline_seconds=30)
+        failed = await send_with_retries(service, ["a"], deadline_seconds=30)
         return failed, asyncio.get_running_loop().time()
 
     failed, seconds = run_virtually(timed())
@@ -75,7 +75,7 @@ def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> 
 def test_without_a_deadline_there_is_one_try() -> None:
     service = Service([throttled(0)], [throttled(0)], [throttled(0)])
 
-    failed = run_virtually(deliver(service, ["a"], deadline_seconds=0))
+    failed = run_virtually(send_with_retries(service, ["a"], deadline_seconds=0))
 
     assert failed == [("a", throttled(0))]
     assert len(service.calls) == 1
@@ -87,7 +87,7 @@ def test_a_call_that_hangs_is_cut_off_at_the_deadline() -> None:
         return []
 
     async def timed() -> tuple[list[tuple[str, Failure]], float]:
-        return await deliver(hang, ["a"], deadline_seconds=30), asyncio.get_running_loop().time()
+        return await send_with_retries(hang, ["a"], deadline_seconds=30), asyncio.get_running_loop().time()
 
     failed, seconds = run_virtually(timed())
 
@@ -104,7 +104,7 @@ def test_a_call_that_hangs_leaves_time_for_another_where_calls_have_a_bound() ->
             await asyncio.sleep(1_000)
         return []
 
-    failed = run_virtually(deliver(hang_once, ["a"], deadline_seconds=10, call_seconds=3))
+    failed = run_virtually(send_with_retries(hang_once, ["a"], deadline_seconds=10, call_seconds=3))
 
     assert failed == []
     assert 3 <= calls[1] <= 4
@@ -114,7 +114,7 @@ def test_the_blocking_form_does_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(time, "sleep", lambda _: None)
     service = Service([throttled(1), refused(2)], UNREACHABLE, [throttled(0)])
 
-    failed = deliver_blocking(service.answer, ["a", "b", "c"], deadline_seconds=30)
+    failed = send_with_retries_blocking(service.answer, ["a", "b", "c"], deadline_seconds=30)
 
     assert service.calls == [["a", "b", "c"], ["b"], ["b"], ["b"]]
     assert failed == [("c", refused(2))]

@@ -17,7 +17,7 @@ from botocore.exceptions import (
 
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.transports.aws.client import POLL_MARGIN_SECONDS, client_options
-from smartpipe.transports.aws.entries import failures, publish_entries, received, send_entries
+from smartpipe.transports.aws.entries import failures, publish_entries, read_received, send_entries
 from smartpipe.transports.aws.errors import classify, entry_failure
 from smartpipe.transports.aws.transport import MAX_POLL_SECONDS
 
@@ -170,7 +170,7 @@ def test_a_received_message_is_read_with_its_attributes_and_times() -> None:
         "MessageAttributes": {"type": {"DataType": "String", "StringValue": "t"}},
     }
 
-    message = received(fields, 5.0)
+    message = read_received(fields, 5.0)
 
     assert (message.receive_count, message.sent_at, message.first_received_at) == (3, 1_700_000_000.25, 1_700_000_001)
     assert (message.group_id, message.received_at) == ("tenant", 5.0)
@@ -178,7 +178,7 @@ def test_a_received_message_is_read_with_its_attributes_and_times() -> None:
 
 
 def test_a_received_message_without_optional_fields_is_read() -> None:
-    message = received({"MessageId": "m", "ReceiptHandle": "r", "Body": "b"}, 0.0)
+    message = read_received({"MessageId": "m", "ReceiptHandle": "r", "Body": "b"}, 0.0)
 
     assert (message.receive_count, message.sent_at, message.attributes) == (1, None, {})
 

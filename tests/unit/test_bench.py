@@ -14,7 +14,7 @@ from smartpipe.bench.fanout import Ledger, Measured, padding_for
 from smartpipe.bench.figures import Figures, Flow, Moment, Setting, figures
 from smartpipe.bench.latencies import count_seen, encoded, packed, summed
 from smartpipe.bench.load import Load, usual_warmup
-from smartpipe.bench.messages import Assignment, Handled, Message, Progress, Published, Said, Tally, read, written
+from smartpipe.bench.messages import Assignment, Handled, Message, Progress, Published, Said, Tally, read, write
 from smartpipe.bench.place import environment_at, is_aws
 from smartpipe.bench.producing import Producer
 from smartpipe.bench.report import IN_TURN, SATURATED, as_json, caveat, in_words
@@ -303,7 +303,7 @@ def test_what_a_process_says_is_one_line_and_reads_as_it_was_said() -> None:
     said: list[Message] = [Said(kind="ready"), Progress(done=3), Tally(seen="x"), *reports()[1].handled]
 
     for message in said:
-        line = written(message)
+        line = write(message)
         assert line.count(b"\n") == 1
         assert read(line) == message
 

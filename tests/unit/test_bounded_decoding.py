@@ -27,12 +27,13 @@ from pydantic import (
 from typing_extensions import TypeAliasType, TypedDict
 
 from smartpipe import DecodeError, Event, PublishError, Topic
-from smartpipe.envelope import MAX_ID_CHARACTERS, encode, validators, wrap
-from smartpipe.envelope.compression import compressed
+from smartpipe.envelope import encode, validators, wrap
+from smartpipe.envelope.compression import compress
 from smartpipe.envelope.decode import Decoder, envelope_form
-from smartpipe.envelope.encoding import Packing
-from smartpipe.envelope.offload import Payloads
-from smartpipe.envelope.read import INLINE_CHARACTERS, Reader
+from smartpipe.envelope.encode import MAX_ID_CHARACTERS
+from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.offload import PayloadOffload
+from smartpipe.envelope.read import INLINE_CHARACTERS, MessageReader
 from smartpipe.envelope.structure import exceeds
 from smartpipe.errors import ConfigError
 from smartpipe.message import Attribute, Message
@@ -47,9 +48,9 @@ TENANT = ContextVar("tenant", default="nobody")
 GZIP = {"content-encoding": Attribute("String", "gzip")}
 
 
-def reader(*, decompressed_limit_bytes: int = 4_194_304, limit_objects: int = LIMIT_OBJECTS) -> Reader:
-    packing = Packing(decompressed_limit_bytes=decompressed_limit_bytes, limit_objects=limit_objects)
-    return Reader([Measured, Demanding], Payloads(packing))
+def reader(*, decompressed_limit_bytes: int = 4_194_304, limit_objects: int = LIMIT_OBJECTS) -> MessageReader:
+    packing = BodyEncoding(decompressed_limit_bytes=decompressed_limit_bytes, limit_objects=limit_objects)
+    return MessageReader([Measured, Demanding], PayloadOffload(packing))
 
 
 def plain(body: str) -> Message:
@@ -57,7 +58,7 @@ def plain(body: str) -> Message:
 
 
 def zipped(body: str) -> Message:
-    return Message("m", "r", compressed(body, "gzip"), attributes=GZIP)
+    return Message("m", "r", compress(body, "gzip"), attributes=GZIP)
 
 
 def wrapped(body: str) -> Message:
@@ -130,7 +131,7 @@ async def test_large_and_compressed_bodies_are_decoded_in_a_thread_and_others_ar
     def body(characters: int) -> str:
         return body_of(json.dumps({"text": "x" * characters}), "watched")
 
-    watching = Reader([Watched], Payloads(Packing()))
+    watching = MessageReader([Watched], PayloadOffload(BodyEncoding()))
     for message in (plain(body(10)), plain(body(INLINE_CHARACTERS)), zipped(body(10))):
         await watching.read(message)
 
@@ -189,7 +190,7 @@ async def test_the_limit_of_objects_can_be_raised() -> None:
 async def test_a_message_expands_to_four_mebibytes_at_most_unless_told_otherwise(encoding: str) -> None:
     body = body_of(json.dumps({"anything": "0" * 5_000_000}))
     attributes = {"content-encoding": Attribute("String", encoding)}
-    message = Message("m", "r", compressed(body, encoding), attributes=attributes)
+    message = Message("m", "r", compress(body, encoding), attributes=attributes)
 
     with pytest.raises(DecodeError, match=r"4,194,304 bytes.*SMARTPIPE_DECOMPRESSED_LIMIT_BYTES"):
         await reader().read(message)
@@ -201,7 +202,7 @@ def test_a_publisher_refuses_what_consumers_would() -> None:
 
     with pytest.raises(PublishError, match="SMARTPIPE_PAYLOAD_LIMIT_OBJECTS"):
         prepare(Publication(event), source="s")
-    assert prepare(Publication(event), source="s", packing=Packing(limit_objects=100_000)).event is event
+    assert prepare(Publication(event), source="s", packing=BodyEncoding(limit_objects=100_000)).event is event
 
 
 def test_an_error_behind_the_first_items_of_a_large_body_is_found() -> None:
@@ -291,7 +292,7 @@ async def test_a_small_body_of_many_objects_is_decoded_in_a_thread() -> None:
         def model_post_init(self, _: Any) -> None:
             seen.append(threading.current_thread().name.partition("_")[0])
 
-    reading = Reader([Crowded], Payloads(Packing()))
+    reading = MessageReader([Crowded], PayloadOffload(BodyEncoding()))
     for count in (900, 2_000):
         await reading.read(plain(body_of(json.dumps({"points": [{}] * count}), "crowded")))
 
@@ -457,7 +458,7 @@ async def test_validators_of_large_bodies_see_the_context_variables_of_the_worke
     TENANT.set("acme")
     body = body_of(json.dumps({"text": "x" * (INLINE_CHARACTERS + 1)}), "bounded.tenanted")
 
-    await Reader([Tenanted], Payloads(Packing())).read(plain(body))
+    await MessageReader([Tenanted], PayloadOffload(BodyEncoding())).read(plain(body))
 
     assert seen == [("acme", False)]
 
@@ -526,6 +527,6 @@ def test_a_union_of_recursive_classes_is_not_tried_in_every_combination(depth: i
 async def test_recursive_classes_whose_choices_are_soon_told_apart_are_validated(data: dict[str, object]) -> None:
     body = body_of(json.dumps(data), "bounded.forest")
 
-    read = await Reader([Forest], Payloads(Packing())).read(plain(body))
+    read = await MessageReader([Forest], PayloadOffload(BodyEncoding())).read(plain(body))
 
     assert read.data.model_dump(exclude_unset=True) == data

@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from smartpipe import Service
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
 
 SEVEN = RetryPolicy(attempts=3, wait=wait_fixed(7))
 
 
-def consume(service: Service, transport: FakeTransport, *, seconds: float = 60, concurrency: int = 10) -> Counts:
+def consume(service: Service, transport: FakeTransport, *, seconds: float = 60, concurrency: int = 10) -> Counters:
     """Let the service consume for so many (virtual) seconds, then drain it."""
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         async with consuming(service, transport, concurrency=concurrency) as consumer:
             await asyncio.sleep(seconds)
         return consumer.counts
@@ -329,16 +329,16 @@ def test_fault_43_whatever_a_handler_raises_is_its_failure_and_not_a_shutdown(er
 
 
 def test_fault_43_a_heartbeat_that_dies_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from smartpipe.consumer.leases import Visibility
+    from smartpipe.consumer.leases import Leases
 
-    tick, faults = Visibility.tick, [ZeroDivisionError("a bug")]
+    tick, faults = Leases.tick, [ZeroDivisionError("a bug")]
 
-    def failing_once(self: Visibility) -> None:
+    def failing_once(self: Leases) -> None:
         if faults:
             raise faults.pop()
         tick(self)
 
-    monkeypatch.setattr(Visibility, "tick", failing_once)
+    monkeypatch.setattr(Leases, "tick", failing_once)
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)

@@ -9,7 +9,7 @@ from tests.support.fakes import UNREACHABLE, FakeTransport
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
 
 
 def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released() -> None:
@@ -21,7 +21,7 @@ def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released
         await asyncio.sleep(15)
         finished.append(event.name)
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         consumer = make_consumer(service, transport, concurrency=10)
         consumer.start()
         transport.put(*[ADA] * 4)
@@ -47,7 +47,7 @@ def test_fault_02_messages_received_in_the_same_step_as_the_stop_are_released_to
     async def handle(_: UserSignedUp) -> None:
         raise AssertionError("it must not begin")
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         consumer = make_consumer(service, transport)
         consumer._accept([transport.message(ADA, received_at=0.0) for _ in range(3)])
         await drain(consumer, budget_seconds=25)
@@ -83,7 +83,7 @@ def test_heartbeats_go_on_while_handlers_finish() -> None:
     async def handle(_: UserSignedUp) -> None:
         await asyncio.sleep(100)
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         async with consuming(service, transport) as consumer:
             transport.put(ADA)
             await asyncio.sleep(1)
@@ -102,7 +102,7 @@ def test_fault_25_at_the_deadline_handlers_are_cancelled_and_their_messages_rele
     async def handle(_: UserSignedUp) -> None:
         await asyncio.sleep(1_000)
 
-    async def main() -> tuple[Counts, float]:
+    async def main() -> tuple[Counters, float]:
         consumer = make_consumer(service, transport)
         consumer.start()
         transport.put(ADA, ADA)
@@ -125,7 +125,7 @@ def test_fault_25_a_hard_stop_does_not_wait_for_the_deadline() -> None:
     async def handle(_: UserSignedUp) -> None:
         await asyncio.sleep(1_000)
 
-    async def main() -> tuple[Counts, float]:
+    async def main() -> tuple[Counters, float]:
         consumer, hard = make_consumer(service, transport, concurrency=2), asyncio.Event()
         consumer.start()
         transport.put(ADA)
@@ -168,7 +168,7 @@ def test_fault_13_a_flush_that_fails_is_reported_and_does_not_hang() -> None:
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
 
-    async def main() -> tuple[Counts, float]:
+    async def main() -> tuple[Counters, float]:
         consumer = make_consumer(service, transport)
         consumer.start()
         transport.put(ADA)
@@ -192,7 +192,7 @@ def test_fault_22_a_drain_gives_a_message_back_once_and_not_to_its_own_open_poll
     async def handle(_: UserSignedUp) -> None:
         await asyncio.sleep(5)
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         consumer = make_consumer(service, transport, concurrency=60)
         consumer.start()
         transport.put(*[ADA] * 20)  # two full batches: a third and a fourth poll stay open
@@ -222,7 +222,7 @@ def test_fault_25_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_end(
             except asyncio.CancelledError:
                 continue
 
-    async def main() -> tuple[Counts, float]:
+    async def main() -> tuple[Counters, float]:
         consumer = make_consumer(service, transport)
         consumer.start()
         transport.put(ADA)
@@ -247,7 +247,7 @@ def test_fault_13_what_could_not_be_deleted_in_time_is_counted() -> None:
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         consumer = make_consumer(service, transport)
         consumer.start()
         await asyncio.sleep(19)
@@ -268,7 +268,7 @@ def test_a_message_whose_task_is_cancelled_before_it_began_is_given_back() -> No
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
 
-    async def main() -> Counts:
+    async def main() -> Counters:
         consumer = make_consumer(service, transport)
         consumer._accept([transport.message(ADA, received_at=0.0)])
         for task in consumer._tasks:

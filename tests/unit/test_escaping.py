@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpipe.escaping import cut, escaped, escaped_but_colours, escaped_json
+from smartpipe.escaping import escape_json, escape_keeping_colours, escape_text, shorten_text
 
 FORBIDDEN = {
     *map(chr, range(0x20)),
@@ -26,7 +26,7 @@ evil = st.text(st.one_of(st.sampled_from(sorted(FORBIDDEN)), st.characters(), st
 
 @given(evil)
 def test_an_escaped_text_is_one_line_that_commands_no_terminal(text: str) -> None:
-    line = escaped(text)
+    line = escape_text(text)
 
     assert harmless(line)
     assert len(line.splitlines()) <= 1
@@ -35,7 +35,7 @@ def test_an_escaped_text_is_one_line_that_commands_no_terminal(text: str) -> Non
 
 @given(evil)
 def test_escaped_json_is_read_as_what_it_was(text: str) -> None:
-    line = escaped_json(json.dumps({text: [text]}, ensure_ascii=False))
+    line = escape_json(json.dumps({text: [text]}, ensure_ascii=False))
 
     assert harmless(line)
     line.encode()
@@ -44,7 +44,7 @@ def test_escaped_json_is_read_as_what_it_was(text: str) -> None:
 
 @given(evil)
 def test_a_line_of_another_process_keeps_only_colours_and_tabs(text: str) -> None:
-    line = escaped_but_colours(f"\x1b[31mred\x1b[0m\t{text}")
+    line = escape_keeping_colours(f"\x1b[31mred\x1b[0m\t{text}")
 
     assert line.startswith("\x1b[31mred\x1b[0m\t")
     assert line.endswith("\x1b[0m")
@@ -66,9 +66,9 @@ def test_a_line_of_another_process_keeps_only_colours_and_tabs(text: str) -> Non
     ],
 )
 def test_what_is_escaped_can_still_be_recognized(text: str, line: str) -> None:
-    assert escaped(text) == line
+    assert escape_text(text) == line
 
 
 def test_a_long_text_is_cut_and_says_how_long_it_was() -> None:
-    assert cut("x" * 256, 256) == "x" * 256
-    assert cut("x" * 100_000, 256) == "x" * 256 + "…(100000 characters)"
+    assert shorten_text("x" * 256, 256) == "x" * 256
+    assert shorten_text("x" * 100_000, 256) == "x" * 256 + "…(100000 characters)"

@@ -10,7 +10,7 @@ import pytest
 from smartpipe import ConfigError, Queue, Service
 from smartpipe.filter_policy import FilterPolicy, policy_problems
 from smartpipe.names import Naming
-from smartpipe.topology.companions import Companions
+from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.derive import derive
 from tests.support.events import UserLeft
 
@@ -84,5 +84,5 @@ def test_fault_47_a_filter_into_bodies_is_refused_where_some_are_packed(
     async def handle(_: UserLeft) -> None: ...
 
     with pytest.raises(ConfigError, match="filter by attributes"):
-        derive([service], naming, Companions.from_environment())
+        derive([service], naming, TableAndBucket.from_environment())
     assert derive([service], naming)

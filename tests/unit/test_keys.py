@@ -21,7 +21,7 @@ from smartpipe.envelope import wrap
 from smartpipe.envelope.ids import DerivedIds
 from smartpipe.idempotency.store import HandlerName
 from smartpipe.idempotency.stores.keys import stored_key
-from smartpipe.keys import MAX_SQS_ID_LENGTH, bounded, compose, escape, sqs_id, typed_text
+from smartpipe.keys import MAX_SQS_ID_LENGTH, compose, compose_bounded, escape, sqs_id, typed_text
 
 # Any text at all, lone surrogates and NUL included, with much of what a careless encoding would confuse.
 ANYTHING = st.text(st.characters() | st.sampled_from("/|!:.%=\0\ud83d\ude00é"), max_size=12)
@@ -44,7 +44,7 @@ def test_different_parts_have_different_keys_and_equal_parts_the_same(one: list[
 
 @given(PARTS, PARTS, st.integers(71, 90))
 def test_a_digest_in_place_of_a_long_key_is_no_other_parts_key(one: list[str], other: list[str], limit: int) -> None:
-    keys = [bounded(*parts, max_length=limit) for parts in (one, other, [bounded(*one, max_length=-1)])]
+    keys = [compose_bounded(*parts, max_length=limit) for parts in (one, other, [compose_bounded(*one, max_length=-1)])]
 
     assert (keys[0] == keys[1]) == (one == other)
     assert keys[2] != keys[0]

@@ -15,7 +15,7 @@ from tenacity import wait_fixed
 from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, Service, TransportError
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.object_store import keep
+from smartpipe.envelope.object_store import put_in_memory
 from smartpipe.envelope.pointer import pointer_to
 from smartpipe.message import Payload
 from smartpipe.testing import virtual_time
@@ -122,7 +122,7 @@ async def test_a_pointer_to_where_nothing_may_be_read_is_dead_lettered(
     transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads/folder")
-    keep(Payload("secrets", "x", encode(wrap(UserLeft(name="x"), source="s"))))
+    put_in_memory(Payload("secrets", "x", encode(wrap(UserLeft(name="x"), source="s"))))
     service = Service("mailer")
     seen: list[Event] = []
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from smartpipe.counters import Counts, TransportCounts
+from smartpipe.counters import Counters, TransportCounters
 from smartpipe.worker.metrics import (
     NOT_OUTCOMES,
     OF_TRANSPORT,
@@ -13,7 +13,7 @@ from smartpipe.worker.metrics import (
     Sample,
     families_of,
     families_of_transport,
-    merged,
+    merge,
     render,
 )
 
@@ -39,9 +39,9 @@ def test_a_family_is_written_as_prometheus_reads_it(family: Family, text: str) -
 
 
 def test_every_count_is_shown_even_when_it_is_0() -> None:
-    text = render(families_of([QueueState("mailer", "mailer-audit", Counts(handled=2), 3, 0.5)]))
+    text = render(families_of([QueueState("mailer", "mailer-audit", Counters(handled=2), 3, 0.5)]))
 
-    for name in {field.name for field in fields(Counts)} - set(NOT_OUTCOMES):
+    for name in {field.name for field in fields(Counters)} - set(NOT_OUTCOMES):
         value = 2 if name == "handled" else 0
         assert f'smartpipe_messages_total{{service="mailer",queue="mailer-audit",outcome="{name}"}} {value}\n' in text
     for name, _ in NOT_OUTCOMES.values():
@@ -51,19 +51,19 @@ def test_every_count_is_shown_even_when_it_is_0() -> None:
 
 
 def test_what_a_transport_counts_is_shown_by_the_labels_of_its_process() -> None:
-    text = render(families_of_transport(TransportCounts(damaged=3), {"service": "mailer"}))
+    text = render(families_of_transport(TransportCounters(damaged=3), {"service": "mailer"}))
 
-    assert {field.name for field in fields(TransportCounts)} == set(OF_TRANSPORT)
+    assert {field.name for field in fields(TransportCounters)} == set(OF_TRANSPORT)
     assert 'smartpipe_messages_damaged_total{service="mailer"} 3\n' in text
     assert 'smartpipe_requests_resent_total{service="mailer"} 0\n' in text
-    assert "smartpipe_requests_resent_total 2\n" in render(families_of_transport(TransportCounts(resent=2), {}))
+    assert "smartpipe_requests_resent_total 2\n" in render(families_of_transport(TransportCounters(resent=2), {}))
 
 
 def test_what_several_processes_answer_becomes_one_text_with_each_family_once() -> None:
     first = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="x{y"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n'
     second = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="z"} 3\n# HELP b B.\n# TYPE b gauge\n'
 
-    assert merged({"1": first, 'two"': second}, "process") == (
+    assert merge({"1": first, 'two"': second}, "process") == (
         "# HELP a_total A.\n"
         "# TYPE a_total counter\n"
         'a_total{process="1",q="x{y"} 1\n'
@@ -75,13 +75,13 @@ def test_what_several_processes_answer_becomes_one_text_with_each_family_once() 
 
 
 def test_no_answers_are_no_text() -> None:
-    assert merged({}, "process") == ""
+    assert merge({}, "process") == ""
 
 
 def test_a_label_commands_no_terminal_and_adds_no_line() -> None:
     text = render([Family("up", "gauge", "Up.", [Sample({"queue": "a\x1b[2J\u2028\r\nb 1"}, 1)])])
 
     assert text.splitlines()[2:] == ['up{queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1']
-    assert merged({"1": text}, "process").splitlines()[2:] == [
+    assert merge({"1": text}, "process").splitlines()[2:] == [
         'up{process="1",queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1'
     ]

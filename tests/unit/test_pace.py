@@ -12,7 +12,7 @@ from tenacity import wait_fixed
 from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
 from smartpipe.consumer.handlers import slots_for
 from smartpipe.consumer.pace import TokenBucket
-from smartpipe.consumer.room import Room
+from smartpipe.consumer.room import HandlerLimit
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING
@@ -309,7 +309,7 @@ def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
 
 
 async def test_a_room_serves_who_came_first_and_forgets_who_gave_up() -> None:
-    room, order = Room(1), list[str]()
+    room, order = HandlerLimit(1), list[str]()
 
     async def visit(name: str) -> None:
         assert await room.enter(leaves=False)
@@ -329,7 +329,7 @@ async def test_a_room_serves_who_came_first_and_forgets_who_gave_up() -> None:
 
 
 async def test_a_place_that_came_too_late_goes_to_the_next() -> None:
-    room = Room(1)
+    room = HandlerLimit(1)
     assert await room.enter(leaves=True)
     waiting = asyncio.create_task(room.enter(leaves=True))
     await asyncio.sleep(0)
@@ -341,7 +341,7 @@ async def test_a_place_that_came_too_late_goes_to_the_next() -> None:
 
 
 async def test_a_closed_room_sends_away_only_those_who_may_leave() -> None:
-    room = Room(1)
+    room = HandlerLimit(1)
     assert await room.enter(leaves=True)
     leaving, staying = (asyncio.create_task(room.enter(leaves=leaves)) for leaves in (True, False))
     await asyncio.sleep(0)

@@ -26,9 +26,9 @@ from smartpipe import (
     Topic,
 )
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.compression import compressed, decompressed
-from smartpipe.envelope.encoding import ClaimCheck, Packing
-from smartpipe.envelope.object_store import MemoryObjects
+from smartpipe.envelope.compression import compress, decompress
+from smartpipe.envelope.encoding import BodyEncoding, ClaimCheck
+from smartpipe.envelope.object_store import MemoryObjectStore
 from smartpipe.envelope.pointer import payload_at
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Attribute, OutgoingMessage, Payload, size_bytes
@@ -51,7 +51,7 @@ _WRAPPED = {
     "Message": "x",
     "MessageAttributes": {"content-encoding": {"Type": "String", "Value": "gzip"}},
 }
-TWICE = compressed(json.dumps(_WRAPPED), "gzip")
+TWICE = compress(json.dumps(_WRAPPED), "gzip")
 WORDS = [f"{number:x}" for number in random.Random(1).choices(range(2**32), k=1_000)]
 
 
@@ -65,11 +65,11 @@ def report(size: int, *, seed: int = 1) -> ReportMade:
     return ReportMade(text=" ".join(words)[:size])
 
 
-def packing(**settings: object) -> Packing:
-    return Packing(**{"payload_limit_bytes": LIMIT_BYTES, "compression_bytes": 1_000, **settings})  # type: ignore[arg-type]
+def packing(**settings: object) -> BodyEncoding:
+    return BodyEncoding(**{"payload_limit_bytes": LIMIT_BYTES, "compression_bytes": 1_000, **settings})  # type: ignore[arg-type]
 
 
-def prepared(event: Event, packing: Packing, attributes: dict[str, str] | None = None) -> OutgoingMessage:
+def prepared(event: Event, packing: BodyEncoding, attributes: dict[str, str] | None = None) -> OutgoingMessage:
     return prepare(Publication(event, attributes), source="s", packing=packing).message
 
 
@@ -94,26 +94,26 @@ def serving(seen: list[Event], deliveries: list[Delivery] | None = None) -> Serv
 def test_a_compressed_body_is_text_and_comes_back_as_it_was(encoding: str) -> None:
     body = json.dumps({"text": "é😀\x00" * 5_000})
 
-    packed = compressed(body, encoding)
+    packed = compress(body, encoding)
 
     assert packed.isascii()
     assert len(packed) < len(body) / 10
-    assert decompressed(packed, encoding, LIMIT_BYTES) == body
-    assert decompressed(packed, f" {encoding.upper()}", LIMIT_BYTES) == body
+    assert decompress(packed, encoding, LIMIT_BYTES) == body
+    assert decompress(packed, f" {encoding.upper()}", LIMIT_BYTES) == body
 
 
 def test_gzip_of_several_members_is_read_to_its_end() -> None:
     packed = b64encode(gzip.compress(b"one ") + gzip.compress(b"two")).decode()
 
-    assert decompressed(packed, "gzip", LIMIT_BYTES) == "one two"
+    assert decompress(packed, "gzip", LIMIT_BYTES) == "one two"
 
 
 def test_gzip_of_very_many_members_is_refused_before_it_takes_the_loops_time() -> None:
     empty = gzip.compress(b"")
 
     with pytest.raises(DecodeError, match="more than 1,000 members"):
-        decompressed(b64encode(empty * 300_000).decode(), "gzip", LIMIT_BYTES)
-    assert decompressed(b64encode(empty * 999 + gzip.compress(b"x")).decode(), "gzip", LIMIT_BYTES) == "x"
+        decompress(b64encode(empty * 300_000).decode(), "gzip", LIMIT_BYTES)
+    assert decompress(b64encode(empty * 999 + gzip.compress(b"x")).decode(), "gzip", LIMIT_BYTES) == "x"
 
 
 @pytest.mark.parametrize("name", ["identity", "utf-8", ""])
@@ -136,17 +136,17 @@ def test_a_zstd_frame_that_wants_gigabytes_of_window_is_refused() -> None:
     bomb = b64encode(frame.compress(b"0" * 1_000) + frame.flush()).decode()
 
     with pytest.raises(DecodeError, match="not what its content-encoding 'zstd' says") as caught:
-        decompressed(bomb, "zstd", LIMIT_BYTES)
+        decompress(bomb, "zstd", LIMIT_BYTES)
     assert caught.value.kind == "not-compressed"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_what_would_unpack_to_more_than_the_limit_is_refused_before_it_does(encoding: str) -> None:
-    bomb = compressed("0" * 50_000_000, encoding)
+    bomb = compress("0" * 50_000_000, encoding)
 
     with pytest.raises(DecodeError, match="longer than 1,000,000 bytes"):
-        decompressed(bomb, encoding, 1_000_000)
-    assert len(decompressed(compressed("0" * 1_000_000, encoding), encoding, 1_000_000)) == 1_000_000
+        decompress(bomb, encoding, 1_000_000)
+    assert len(decompress(compress("0" * 1_000_000, encoding), encoding, 1_000_000)) == 1_000_000
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
@@ -162,16 +162,16 @@ def test_what_would_unpack_to_more_than_the_limit_is_refused_before_it_does(enco
     ids=["half of it", "another first byte", "no Base64", "no ASCII", "nothing"],
 )
 def test_a_body_that_is_not_what_its_encoding_says_is_a_decode_error(encoding: str, spoil: object) -> None:
-    packed = b64decode(compressed("x" * 1_000, encoding))
+    packed = b64decode(compress("x" * 1_000, encoding))
 
     with pytest.raises(DecodeError, match=f"not what its content-encoding '{encoding}' says") as caught:
-        decompressed(spoil(packed), encoding, LIMIT_BYTES)  # type: ignore[operator]
+        decompress(spoil(packed), encoding, LIMIT_BYTES)  # type: ignore[operator]
     assert caught.value.kind == "not-compressed"
 
 
 def test_an_encoding_that_nobody_here_reads_may_be_read_by_a_later_version() -> None:
     with pytest.raises(PayloadError, match="'br' is none of gzip, zstd"):
-        decompressed("xxxx", "br", LIMIT_BYTES)
+        decompress("xxxx", "br", LIMIT_BYTES)
 
 
 def test_only_what_gets_smaller_is_compressed() -> None:
@@ -288,7 +288,7 @@ def test_zstd_without_its_package_is_refused_with_the_command(monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"pip install 'smartpipe\[zstd\]'"):
         Publisher("test", transport=FakeTransport())
     with pytest.raises(PayloadError, match=r"pip install 'smartpipe\[zstd\]'"):
-        decompressed("xxxx", "zstd", LIMIT_BYTES)
+        decompress("xxxx", "zstd", LIMIT_BYTES)
 
 
 @pytest.mark.usefixtures("memory")
@@ -325,7 +325,7 @@ async def test_what_sns_wrapped_is_read_too() -> None:
     seen: list[Event] = []
     message = prepared(report(300_000), packing(claim_check=MEMORY_FOLDER))
     assert message.payload is not None
-    await MemoryObjects().put(message.payload)
+    await MemoryObjectStore().put(message.payload)
     attributes = {name: {"Type": kind, "Value": value} for name, (kind, value) in message.attributes.items()}
     wrapped = {
         "Type": "Notification",
@@ -362,7 +362,7 @@ async def test_fault_55_a_missing_payload_is_tried_again_and_then_dead_lettered_
 
 @pytest.mark.usefixtures("memory")
 async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ailing(MemoryObjects):
+    class Ailing(MemoryObjectStore):
         tries = 0
 
         async def get(self, payload: Payload, limit_bytes: int) -> str:
@@ -371,7 +371,7 @@ async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(m
                 raise TransportError("SlowDown", "S3 is not well", retryable=True)
             return await super().get(payload, limit_bytes)
 
-    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Ailing())
+    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Ailing())
     seen: list[Event] = []
 
     async with MemoryBroker(serving(seen)) as broker:
@@ -409,7 +409,7 @@ def test_the_older_extended_client_wrote_another_class() -> None:
     assert payload_at(old) == Payload("b", "k")
 
 
-class _Half(MemoryObjects):
+class _Half(MemoryObjectStore):
     """Refuses every second payload, for good or for now."""
 
     def __init__(self, *, retryable: bool) -> None:
@@ -425,7 +425,7 @@ class _Half(MemoryObjects):
 
 @pytest.mark.usefixtures("memory")
 async def test_an_event_whose_payload_is_refused_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: _Half(retryable=False))
+    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: _Half(retryable=False))
     events: Sequence[ReportMade] = [report(300_000, seed=seed) for seed in range(4)]
     seen: list[Event] = []
 
@@ -442,7 +442,7 @@ async def test_an_event_whose_payload_is_refused_fails_alone(monkeypatch: pytest
 
 @pytest.mark.usefixtures("memory")
 async def test_a_payload_that_cannot_be_put_for_now_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: _Half(retryable=True))
+    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: _Half(retryable=True))
     seen: list[Event] = []
 
     async with MemoryBroker(serving(seen)) as broker, Publisher("test") as publisher:

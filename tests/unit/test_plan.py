@@ -9,12 +9,12 @@ import pytest
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
 from smartpipe.names import Naming
-from smartpipe.topology.changes import Change, pending
-from smartpipe.topology.checks import faults, notes
+from smartpipe.topology.changes import Change, pending_changes
+from smartpipe.topology.checks import find_errors, find_warnings
 from smartpipe.topology.derive import derive
 from smartpipe.topology.destroy import destruction, holding
 from smartpipe.topology.plan import plan
-from smartpipe.topology.policy import POLICY_SID, merged, statement
+from smartpipe.topology.policy import POLICY_SID, merge_statements, statement
 from smartpipe.topology.resources import Topology
 from smartpipe.topology.stages import stages
 from tests.support.events import OrderPlaced, UserLeft, UserSignedUp
@@ -65,7 +65,7 @@ def test_a_statement_that_lets_sns_in_by_another_regions_principal_is_brought_in
     [ours] = desired.queues[MAILER]["Policy"]["Statement"]
     old = json.dumps({"Version": "2012-10-17", "Statement": [{**ours, "Principal": {"Service": "sns.amazonaws.com"}}]})
 
-    changes = pending(plan(desired, with_queue(as_it_is(desired), Policy=old)))
+    changes = pending_changes(plan(desired, with_queue(as_it_is(desired), Policy=old)))
 
     path = "Policy.Statement.SmartpipeAllowSns.Principal.Service"
     after = '["sns.amazonaws.com", "sns.me-south-1.amazonaws.com"]'
@@ -79,7 +79,7 @@ def test_the_statement_for_a_key_names_the_principal_of_another_region() -> None
 
     desired = wanted(Sent, queue=Queue("mailer", kms_key="alias/shop"))
 
-    [note] = notes(desired, as_it_is(desired))
+    [note] = find_warnings(desired, as_it_is(desired))
 
     assert '"Principal": {"Service": "sns.me-south-1.amazonaws.com"}' in note
 
@@ -106,7 +106,7 @@ def test_what_is_in_place_is_unchanged() -> None:
     changes = plan(wanted(), as_it_is(wanted()))
 
     assert {change.action for change in changes} == {"unchanged"}
-    assert pending(changes) == []
+    assert pending_changes(changes) == []
 
 
 ABSENT: Any = object()
@@ -152,7 +152,7 @@ def test_what_was_changed_by_hand_is_shown_as_old_and_new(
     if present is ABSENT:
         del actual.queues[arn][attribute]
 
-    changes = pending(plan(wanted(), actual))
+    changes = pending_changes(plan(wanted(), actual))
 
     assert lines(changes) == ([] if line is None else [line])
 
@@ -160,7 +160,7 @@ def test_what_was_changed_by_hand_is_shown_as_old_and_new(
 def test_a_changed_tag_is_named_and_tags_of_others_are_left_alone() -> None:
     tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:prefix": "", "cost": "42"}
 
-    [change] = pending(plan(wanted(), with_queue(as_it_is(wanted()), Tags=tags)))
+    [change] = pending_changes(plan(wanted(), with_queue(as_it_is(wanted()), Tags=tags)))
 
     assert str(change) == 'update queue staging-mailer (Tags.smartpipe:prefix: "" → staging-)'
     assert change.attributes == {"Tags": {"smartpipe:prefix": "staging-"}}
@@ -171,7 +171,7 @@ def test_a_subscription_that_was_deleted_or_filtered_otherwise_is_named() -> Non
     users = actual.subscriptions.pop((USERS, MAILER))
     actual.subscriptions[ORDERS, MAILER] = {**users, "FilterPolicy": {"type": ["x"]}, "RawMessageDelivery": "false"}
 
-    changes = pending(plan(wanted(), actual))
+    changes = pending_changes(plan(wanted(), actual))
 
     assert lines(changes) == [
         "create subscription staging-users → staging-mailer",
@@ -187,7 +187,7 @@ def test_a_filter_in_another_order_is_the_same() -> None:
     policy = {"type": ["user.left", "member.signed_up"]}
     actual.subscriptions[USERS, MAILER] = {**actual.subscriptions[USERS, MAILER], "FilterPolicy": policy}
 
-    assert pending(plan(wanted(), actual)) == []
+    assert pending_changes(plan(wanted(), actual)) == []
 
 
 FOREIGN = {"Sid": "theirs", "Effect": "Allow", "Principal": {"AWS": "x"}, "Action": "sqs:*", "Resource": MAILER}
@@ -196,9 +196,9 @@ FOREIGN = {"Sid": "theirs", "Effect": "Allow", "Principal": {"AWS": "x"}, "Actio
 @pytest.mark.parametrize("ours", [None, statement(MAILER, [USERS])], ids=["none of ours", "a stale one of ours"])
 def test_policy_statements_of_others_are_kept_and_the_difference_is_ours_alone(ours: dict[str, Any] | None) -> None:
     theirs = {"Version": "2012-10-17", "Id": "kept", "Statement": [FOREIGN]}
-    text = merged(json.dumps(theirs), ours)
+    text = merge_statements(json.dumps(theirs), ours)
 
-    [change] = pending(plan(wanted(), with_queue(as_it_is(wanted()), Policy=text)))
+    [change] = pending_changes(plan(wanted(), with_queue(as_it_is(wanted()), Policy=text)))
 
     policy = json.loads(change.attributes["Policy"])
     assert policy["Id"] == "kept"
@@ -211,7 +211,7 @@ def test_policy_statements_of_others_are_kept_and_the_difference_is_ours_alone(o
 def test_a_policy_with_its_one_statement_outside_of_a_list_is_understood() -> None:
     text = json.dumps({"Version": "2012-10-17", "Statement": FOREIGN})
 
-    [change] = pending(plan(wanted(), with_queue(as_it_is(wanted()), Policy=text)))
+    [change] = pending_changes(plan(wanted(), with_queue(as_it_is(wanted()), Policy=text)))
 
     assert [s["Sid"] for s in json.loads(change.attributes["Policy"])["Statement"]] == ["theirs", POLICY_SID]
 
@@ -219,7 +219,7 @@ def test_a_policy_with_its_one_statement_outside_of_a_list_is_understood() -> No
 def test_a_subscription_that_no_handler_wants_goes_after_the_new_ones_and_its_topic_is_shut_out_last() -> None:
     before, after = wanted(UserSignedUp), wanted(OrderPlaced)
 
-    changes = pending(plan(after, as_it_is(before)))
+    changes = pending_changes(plan(after, as_it_is(before)))
 
     assert [str(change).partition(" (")[0] for change in changes] == [
         "update queue staging-mailer-dlq",
@@ -244,7 +244,7 @@ def test_a_subscription_of_our_queue_that_somebody_else_made_is_left_alone() -> 
 
     changes = plan(wanted(), actual)
 
-    assert pending(changes) == []
+    assert pending_changes(changes) == []
     assert [str(change) for change in changes if change.action == "foreign"] == [
         "foreign subscription staging-users → https://example.com (not of these TARGETs)"
     ]
@@ -257,7 +257,7 @@ def test_what_carries_the_tags_and_nobody_declares_is_orphaned_and_stays() -> No
 
     changes = plan(wanted(), actual)
 
-    assert pending(changes) == []
+    assert pending_changes(changes) == []
     assert str(changes[-1]) == "orphaned queue staging-old (no TARGET declares it; it was service oldie's)"
 
 
@@ -267,7 +267,7 @@ def test_a_topic_that_another_application_manages_is_left_alone() -> None:
 
     changes = plan(wanted(), actual)
 
-    assert pending(changes) == []
+    assert pending_changes(changes) == []
     assert "foreign topic staging-users (application billing manages it)" in lines(changes)
 
 
@@ -289,7 +289,7 @@ def test_what_is_somebody_elses_is_never_changed_whatever_it_looks_like() -> Non
     changes = plan(desired, actual)
 
     assert {change.action for change in changes} == {"foreign"}
-    assert faults(desired, actual) == []
+    assert find_errors(desired, actual) == []
     assert "missing: the queue's owner has to subscribe it" in lines(changes)[-1]
 
 
@@ -308,7 +308,7 @@ def test_an_existing_queue_that_is_not_as_expected_is_a_fault(queue: dict[str, A
     arn = NAMING.queue_arn("theirs")
     found = {f"{arn}-dlq": dict[str, Any](), **({} if queue is None else {arn: queue})}
 
-    [fault] = faults(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+    [fault] = find_errors(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
 
     assert sentence in fault
 
@@ -323,7 +323,7 @@ def test_everything_that_stands_in_the_way_is_told_together() -> None:
     del actual.topics["arn:aws:sns:eu-west-1:999999999999:parcels"]
     long = json.dumps({"Statement": [{"Sid": "theirs", "Resource": "x" * 8_000}]})
 
-    told = faults(desired, with_queue(actual, Policy=long))
+    told = find_errors(desired, with_queue(actual, Policy=long))
 
     assert len(told) == 4
     for sentence in (
@@ -338,7 +338,7 @@ def test_everything_that_stands_in_the_way_is_told_together() -> None:
 def test_fault_49_a_dead_letter_queue_that_keeps_no_longer_than_its_source_is_warned_of() -> None:
     desired = wanted(queue=Queue("mailer", retention_seconds=1_209_600))
 
-    [note] = notes(desired, as_it_is(desired))
+    [note] = find_warnings(desired, as_it_is(desired))
 
     assert "late dead letters vanish at once" in note
 
@@ -347,7 +347,7 @@ def test_fault_49_also_of_a_queue_that_is_somebody_elses() -> None:
     arn = NAMING.queue_arn("theirs")
     found = {arn: {"MessageRetentionPeriod": "345600"}, f"{arn}-dlq": {"MessageRetentionPeriod": "60"}}
 
-    [note] = notes(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+    [note] = find_warnings(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
 
     assert "keeps messages for 60 s" in note
 
@@ -364,14 +364,14 @@ def test_fault_49_a_folded_policy_is_told() -> None:
         event = type(f"Event{number}", (Event,), {}, topic=Topic(name), type=f"plan.e{number}", version="1.0")
         service.subscribe(event)(handle)
 
-    [note] = notes(derive([service], NAMING), NOTHING)[1:]
+    [note] = find_warnings(derive([service], NAMING), NOTHING)[1:]
 
     assert "too many topics for a policy of 8,192 bytes, so it lets in all of" in note
     assert note.endswith("* of their own account")
 
 
 def test_fault_10_the_statement_that_a_queues_key_needs_is_printed() -> None:
-    [note] = notes(wanted(queue=Queue("mailer", kms_key="alias/shop")), NOTHING)
+    [note] = find_warnings(wanted(queue=Queue("mailer", kms_key="alias/shop")), NOTHING)
 
     assert "under key alias/shop only if" in note
     assert json.loads(note.partition("has this statement: ")[2])["Sid"] == "SmartpipeAllowSnsToEncrypt"
@@ -381,15 +381,15 @@ def test_what_is_taken_over_is_told_before() -> None:
     actual = as_it_is(wanted())
     actual.topics[USERS] = {**actual.topics[USERS], "Tags": {}}
 
-    [note] = notes(wanted(), with_queue(actual, Tags={}))[:1]
+    [note] = find_warnings(wanted(), with_queue(actual, Tags={}))[:1]
 
     assert "queue staging-mailer is there and carries no tags of smartpipe: apply makes it this application's" in note
 
 
 def test_a_statement_of_others_that_lets_anybody_in_is_told() -> None:
-    text = merged(json.dumps({"Statement": [{"Sid": "open", "Effect": "Allow", "Principal": "*"}]}), None)
+    text = merge_statements(json.dumps({"Statement": [{"Sid": "open", "Effect": "Allow", "Principal": "*"}]}), None)
 
-    [note] = notes(wanted(), with_queue(as_it_is(wanted()), Policy=text))
+    [note] = find_warnings(wanted(), with_queue(as_it_is(wanted()), Policy=text))
 
     assert "statement 'open', which is not smartpipe's, lets anybody in" in note
 
@@ -423,7 +423,7 @@ def test_destroying_keeps_what_does_not_carry_the_tags_of_this_application_and_p
         "staging-mailer": reason,
         "staging-mailer-dlq": "queues that stay use it as their dead-letter queue: staging-mailer",
     }
-    assert not any(change.kind == "queue" for change in pending(changes))
+    assert not any(change.kind == "queue" for change in pending_changes(changes))
 
 
 def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
@@ -441,7 +441,7 @@ def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
 def kept_by_destroying(desired: Topology, actual: Topology, **options: Any) -> dict[str, str]:
     changes = destruction(desired, actual, NAMING, **options)
     kept = {change.name: change.reason for change in changes if change.action == "foreign"}
-    assert not kept.keys() & {change.name for change in pending(changes)}
+    assert not kept.keys() & {change.name for change in pending_changes(changes)}
     return kept
 
 
@@ -520,7 +520,9 @@ def test_destroying_keeps_topics_where_it_is_not_known_what_else_the_application
 
 
 def test_what_goes_remembers_who_used_it_so_that_newcomers_are_noticed() -> None:
-    going = {change.name: change.before for change in pending(destruction(wanted(), as_it_is(wanted()), NAMING))}
+    going = {
+        change.name: change.before for change in pending_changes(destruction(wanted(), as_it_is(wanted()), NAMING))
+    }
 
     assert going["staging-users"] == {"Subscribers": [MAILER]}
     assert going["staging-mailer-dlq"]["DeadLetterSources"] == [MAILER]
@@ -551,16 +553,16 @@ def test_queues_that_hold_messages_are_named_with_how_many() -> None:
 
 @pytest.mark.parametrize("arn", [MAILER, DEAD])
 def test_a_queue_that_takes_less_than_its_topics_is_made_to_take_it(arn: str) -> None:
-    changes = pending(plan(wanted(), with_queue(as_it_is(wanted()), arn, MaximumMessageSize="1024")))
+    changes = pending_changes(plan(wanted(), with_queue(as_it_is(wanted()), arn, MaximumMessageSize="1024")))
 
     assert [(change.arns, change.attributes) for change in changes] == [((arn,), {"MaximumMessageSize": "262144"})]
-    assert pending(plan(wanted(), with_queue(as_it_is(wanted()), arn, MaximumMessageSize="262144"))) == []
+    assert pending_changes(plan(wanted(), with_queue(as_it_is(wanted()), arn, MaximumMessageSize="262144"))) == []
 
 
 def test_a_queue_of_another_service_of_the_same_application_is_a_fault() -> None:
     tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:service": "alpha"}
 
-    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), Tags=tags))
+    [fault] = find_errors(wanted(), with_queue(as_it_is(wanted()), Tags=tags))
 
     assert "is of service 'alpha', and 'mailer' claims it" in fault
     assert "remove the queue's tag smartpipe:service first" in fault
@@ -570,7 +572,7 @@ def test_a_queue_of_another_service_of_the_same_application_is_a_fault() -> None
 def test_a_queue_of_another_environment_whose_prefix_makes_the_same_name_is_a_fault(theirs: str) -> None:
     tags = {**wanted().queues[MAILER]["Tags"], "smartpipe:prefix": theirs}
 
-    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), Tags=tags))
+    [fault] = find_errors(wanted(), with_queue(as_it_is(wanted()), Tags=tags))
 
     assert f"belongs to the environment with SMARTPIPE_PREFIX={theirs!r}" in fault
     assert "end each prefix with a hyphen" in fault
@@ -581,7 +583,7 @@ def test_so_is_a_topic() -> None:
     tags = {**actual.topics[USERS]["Tags"], "smartpipe:prefix": "us"}
     actual.topics[USERS] = {**actual.topics[USERS], "Tags": tags}
 
-    [fault] = faults(wanted(), actual)
+    [fault] = find_errors(wanted(), actual)
 
     assert "topic" in fault
     assert "SMARTPIPE_PREFIX='us'" in fault
@@ -590,7 +592,7 @@ def test_so_is_a_topic() -> None:
 def test_a_queue_of_another_account_than_was_said_is_a_fault() -> None:
     theirs = MAILER.replace("123456789012", "999999999999")
 
-    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), QueueArn=theirs))
+    [fault] = find_errors(wanted(), with_queue(as_it_is(wanted()), QueueArn=theirs))
 
     assert "is SMARTPIPE_ACCOUNT_ID right?" in fault
 
@@ -598,7 +600,7 @@ def test_a_queue_of_another_account_than_was_said_is_a_fault() -> None:
 def test_more_statements_than_a_policy_may_have_are_a_fault() -> None:
     text = json.dumps({"Statement": [{"Sid": str(number)} for number in range(20)]})
 
-    [fault] = faults(wanted(), with_queue(as_it_is(wanted()), Policy=text))
+    [fault] = find_errors(wanted(), with_queue(as_it_is(wanted()), Policy=text))
 
     assert "its policy would have 21 statements, and SQS takes 20" in fault
 
@@ -608,7 +610,7 @@ def test_an_existing_queue_that_gives_up_early_or_takes_little_is_told() -> None
     redrive = {"deadLetterTargetArn": f"{arn}-dlq", "maxReceiveCount": 1}
     found = {arn: {"RedrivePolicy": redrive, "MaximumMessageSize": "1024"}, f"{arn}-dlq": {}}
 
-    early, small = notes(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+    early, small = find_warnings(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
 
     assert "SQS dead-letters after 1 deliveries, without a reason" in early
     assert "takes messages of 1,024 bytes; SNS drops what is longer" in small

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from smartpipe.topology.policy import (
     POLICY_LIMIT_BYTES,
     POLICY_SID,
-    fitting,
-    folded,
+    fit_statements,
+    fold_sources,
     key_statement,
-    merged,
+    merge_statements,
     open_to_anybody,
     our_statement,
     source_topics,
@@ -55,11 +55,11 @@ def policy(*raw: str) -> str:
     ],
 )
 def test_the_statements_of_others_are_kept_byte_for_byte(text: str, expected: str) -> None:
-    assert merged(text, OURS) == expected
+    assert merge_statements(text, OURS) == expected
 
 
 def test_two_statements_of_ours_become_one() -> None:
-    text = merged(policy(json.dumps(STALE), THEIRS, json.dumps(STALE)), OURS)
+    text = merge_statements(policy(json.dumps(STALE), THEIRS, json.dumps(STALE)), OURS)
 
     assert [one.get("Sid") for one in statements(text)] == ["th\u00e9irs", POLICY_SID]
     assert THEIRS in text
@@ -70,13 +70,13 @@ NO_POLICIES = [None, "", "no policy", "[]", '{"Version": "2012-10-17"}', "{", '{
 
 @pytest.mark.parametrize("text", [*NO_POLICIES, '{"Statement": null}', '{"Statement": "x"}'])
 def test_where_there_is_no_policy_ours_is_the_whole_of_it(text: str | None) -> None:
-    assert json.loads(merged(text, OURS)) == {"Version": "2012-10-17", "Statement": [OURS]}
+    assert json.loads(merge_statements(text, OURS)) == {"Version": "2012-10-17", "Statement": [OURS]}
 
 
 def test_ours_is_taken_out_when_nothing_subscribes_any_more() -> None:
-    assert merged(policy(json.dumps(OURS)), None) == ""
-    assert statements(merged(policy(THEIRS, json.dumps(OURS)), None)) == [json.loads(THEIRS)]
-    assert merged(policy(THEIRS), None) == policy(THEIRS)
+    assert merge_statements(policy(json.dumps(OURS)), None) == ""
+    assert statements(merge_statements(policy(THEIRS, json.dumps(OURS)), None)) == [json.loads(THEIRS)]
+    assert merge_statements(policy(THEIRS), None) == policy(THEIRS)
 
 
 def test_a_list_of_one_and_another_order_are_the_same_statement() -> None:
@@ -84,8 +84,8 @@ def test_a_list_of_one_and_another_order_are_the_same_statement() -> None:
     written = {**one, "Condition": {**one["Condition"], "ArnEquals": {"aws:SourceArn": USERS}}}
     shuffled = {**OURS, "Condition": {**OURS["Condition"], "ArnEquals": {"aws:SourceArn": [USERS, ORDERS]}}}
 
-    assert merged(policy(json.dumps(written)), one) == policy(json.dumps(written))
-    assert merged(policy(json.dumps(shuffled)), OURS) == policy(json.dumps(shuffled))
+    assert merge_statements(policy(json.dumps(written)), one) == policy(json.dumps(written))
+    assert merge_statements(policy(json.dumps(shuffled)), OURS) == policy(json.dumps(shuffled))
 
 
 json_values = st.recursive(
@@ -111,7 +111,7 @@ def test_whatever_others_wrote_is_there_afterwards(
     ]
     text = policy(*raw, *([json.dumps(STALE)] if ours_is_there else []))
 
-    result = merged(text, OURS)
+    result = merge_statements(text, OURS)
 
     assert all(one in result for one in raw)
     assert our_statement(result) == OURS
@@ -123,8 +123,8 @@ def topics(count: int, name: str = "team-growth-events-of-a-long-name-{:03}") ->
 
 
 def test_fault_49_sixty_topics_into_one_queue_are_one_statement_within_the_limit() -> None:
-    short = fitting(None, statement(QUEUE, topics(60, "topic-{}")))
-    long = fitting(None, statement(QUEUE, topics(60, "a-very-long-name-" * 8 + "{}")))
+    short = fit_statements(None, statement(QUEUE, topics(60, "topic-{}")))
+    long = fit_statements(None, statement(QUEUE, topics(60, "a-very-long-name-" * 8 + "{}")))
 
     assert len(statements(short)) == len(statements(long)) == 1
     assert len(source_topics(our_statement(short) or {})) == 60
@@ -155,7 +155,7 @@ def test_the_principal_is_the_one_that_sns_delivers_as_between_these_regions(
     queue = f"arn:aws:sqs:{queue_region}:123456789012:mailer"
     topic = f"arn:aws:sns:{topic_region}:123456789012:users"
 
-    for found in (statement(queue, [topic]), folded(statement(queue, [topic])), key_statement(queue, [topic])):
+    for found in (statement(queue, [topic]), fold_sources(statement(queue, [topic])), key_statement(queue, [topic])):
         assert found["Principal"] == {"Service": expected}
 
 
@@ -201,7 +201,7 @@ def test_regions_enabled_by_default_are_regions_of_the_partition_and_hold_all_th
 def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> None:
     other = "arn:aws:sns:eu-west-1:999999999999:theirs"
 
-    pattern = folded(statement(QUEUE, [*topics(3), other]))
+    pattern = fold_sources(statement(QUEUE, [*topics(3), other]))
 
     assert pattern["Principal"] == {"Service": "sns.amazonaws.com"}
     assert pattern["Condition"] == {
@@ -213,7 +213,7 @@ def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> N
 def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
     theirs = policy(json.dumps({"Sid": "theirs", "Resource": "x" * 4_000}))
 
-    text = fitting(theirs, statement(QUEUE, topics(60)))
+    text = fit_statements(theirs, statement(QUEUE, topics(60)))
 
     assert "ArnLike" in (our_statement(text) or {})["Condition"]
     assert "x" * 4_000 in text

@@ -10,14 +10,14 @@ import pytest
 from smartpipe import ConfigError, DecodeError, Event, Service
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.encoding import ClaimCheck
-from smartpipe.envelope.object_store import MemoryObjects
-from smartpipe.envelope.offload import Payloads
+from smartpipe.envelope.object_store import MemoryObjectStore
+from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.envelope.pointer import payload_at, pointer_to
-from smartpipe.envelope.trusted_buckets import Readable
+from smartpipe.envelope.trusted_buckets import TrustedLocations
 from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.names import Naming
 from smartpipe.testing import MemoryBroker
-from smartpipe.topology.companions import Companions
+from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.iam import policies
 from tests.support.events import ADA, UserSignedUp
 
@@ -29,11 +29,11 @@ ACCESS_POINT = "arn:aws:s3:us-west-2:210987654321:accesspoint/partners"
 NAMING = Naming("aws", "eu-west-1", "123456789012")
 
 
-def readable(url: str | None = "s3://payloads/folder", read: str | None = None) -> Readable:
+def readable(url: str | None = "s3://payloads/folder", read: str | None = None) -> TrustedLocations:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("URL", url), ("READ", read)):
             patch.setenv(f"SMARTPIPE_CLAIM_CHECK_{name}", value or "")
-        return Readable.from_environment()
+        return TrustedLocations.from_environment()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_longest_key_that_s3_takes_is_a_key() -> None:
     assert payload_at(pointer_to("b", "é" * 512)).key == "é" * 512
 
 
-class Untouched(MemoryObjects):
+class Untouched(MemoryObjectStore):
     """A store that nothing may be read from."""
 
     async def get(self, payload: Payload, limit_bytes: int) -> str:
@@ -202,7 +202,7 @@ class Untouched(MemoryObjects):
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Untouched())
+    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Untouched())
 
 
 def serving(seen: list[Event]) -> Service:
@@ -249,7 +249,7 @@ async def test_a_worker_dead_letters_a_pointer_elsewhere_at_once_and_reads_nothi
 
 async def test_memory_of_another_name_is_elsewhere_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads")
-    await MemoryObjects().put(Payload("secrets", "x", encode(wrap(ADA, source="s"))))
+    await MemoryObjectStore().put(Payload("secrets", "x", encode(wrap(ADA, source="s"))))
     body = pointer_to("secrets", "x")
 
     async with MemoryBroker(serving([])) as broker:
@@ -263,8 +263,8 @@ async def test_memory_of_another_name_is_elsewhere_too(monkeypatch: pytest.Monke
 async def test_each_location_is_read_from_its_own_kind_of_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "memory://copies")
-    await MemoryObjects().put(Payload("copies", "x", "found"))
-    payloads = Payloads()
+    await MemoryObjectStore().put(Payload("copies", "x", "found"))
+    payloads = PayloadOffload()
 
     text, _ = await payloads.fetch(pointer_to("copies", "x"), POINTS)
     assert text == "found"
@@ -274,15 +274,15 @@ async def test_each_location_is_read_from_its_own_kind_of_store(monkeypatch: pyt
 async def test_the_owner_of_a_location_goes_along_with_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Payload] = []
 
-    class Noting(MemoryObjects):
+    class Noting(MemoryObjectStore):
         async def get(self, payload: Payload, limit_bytes: int) -> str:
             asked.append(payload)
             return "{}"
 
-    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Noting())
+    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Noting())
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "s3://theirs/in?owner=222222222222")
-    payloads = Payloads()
+    payloads = PayloadOffload()
 
     await payloads.fetch(pointer_to("payloads", "x"), POINTS)
     await payloads.fetch(pointer_to("theirs", "in/x"), POINTS)
@@ -296,13 +296,13 @@ async def test_what_the_outbox_wrote_is_put_into_a_bucket_of_the_configured_owne
 ) -> None:
     put: list[Payload] = []
 
-    class Noting(MemoryObjects):
+    class Noting(MemoryObjectStore):
         async def put(self, payload: Payload) -> None:
             put.append(payload)
 
-    monkeypatch.setattr("smartpipe.envelope.offload.objects_for", lambda _: Noting())
+    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Noting())
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/folder?owner=222222222222")
-    payloads = Payloads()
+    payloads = PayloadOffload()
 
     async def send(_: Sequence[OutgoingMessage]) -> list[Failure]:
         return []
@@ -319,7 +319,7 @@ def test_policies_allow_consumers_the_locations_that_they_may_read_and_publisher
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", f"s3://theirs?owner=222222222222, s3://{ACCESS_POINT}/in")
     service = serving([])
     publishing = Service("api", publishes=[UserSignedUp])
-    companions = Companions.from_environment()
+    companions = TableAndBucket.from_environment()
 
     read = {
         role: one["Resource"]
@@ -340,8 +340,8 @@ def test_policies_allow_consumers_the_locations_that_they_may_read_and_publisher
 
 def test_a_bucket_of_another_account_is_not_part_of_the_topology(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads?owner=222222222222")
-    theirs = Companions.from_environment().buckets(NAMING)
+    theirs = TableAndBucket.from_environment().buckets(NAMING)
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", f"s3://payloads?owner={NAMING.account_id}")
 
     assert theirs == {}
-    assert list(Companions.from_environment().buckets(NAMING)) == ["arn:aws:s3:::payloads"]
+    assert list(TableAndBucket.from_environment().buckets(NAMING)) == ["arn:aws:s3:::payloads"]

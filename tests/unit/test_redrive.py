@@ -14,10 +14,10 @@ from smartpipe.batching.resend import _TOO_LATE
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, dead_letter
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.dlq.messages import Selection, preview
-from smartpipe.dlq.processed import Memories
-from smartpipe.dlq.redrive import LEASE_SECONDS, Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.dlq.processed import ProcessedEvents
+from smartpipe.dlq.redrive import LEASE_SECONDS, Clearing, Purge, Redrive, ScanResult, Tally, scan
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.object_store import keep
+from smartpipe.envelope.object_store import put_in_memory
 from smartpipe.envelope.pointer import pointer_to
 from smartpipe.errors import StoreError
 from smartpipe.idempotency.claims import Claims
@@ -76,7 +76,7 @@ class Desk:
         self.memory = MemoryTransport()
         self.memory.apply(derive([service], NAMING))
         self.transport = transport or self.memory
-        self.memories = Memories(service.handlers, None if store is None else Claims(store))
+        self.memories = ProcessedEvents(service.handlers, None if store is None else Claims(store))
         self.stop = asyncio.Event()
         self.progress: list[int] = []
         self._numbers = count()
@@ -96,8 +96,8 @@ class Desk:
             copy = copy._replace(deduplication_id=f"dead-{next(self._numbers)}")
         assert await self.memory.send(self.queue.dead_letter_name, [copy]) == []
 
-    async def look(self, selection: Selection = EVERYTHING) -> Looked:
-        return await look(self.transport, self.queue, selection, self.memories, self.stop)
+    async def look(self, selection: Selection = EVERYTHING) -> ScanResult:
+        return await scan(self.transport, self.queue, selection, self.memories, self.stop)
 
     async def redrive(
         self, selection: Selection = EVERYTHING, *, rate: float | None = None, force: bool = False
@@ -108,7 +108,7 @@ class Desk:
         )
 
     async def clear(
-        self, looked: Looked, selection: Selection, treatment: Redrive | Purge, rate: float | None = None
+        self, looked: ScanResult, selection: Selection, treatment: Redrive | Purge, rate: float | None = None
     ) -> Tally:
         tally = Tally()
         clearing = Clearing(
@@ -382,7 +382,7 @@ def test_what_is_throttled_is_sent_again_and_what_is_sent_is_deleted_alone() -> 
         transport = FakeTransport()
         desk = Desk(billing(), transport)
         transport.put(order(1), order(2), order(3))
-        looked = Looked(*(await desk.look())[:-2], complete=True, seconds=0)
+        looked = ScanResult(*(await desk.look())[:-2], complete=True, seconds=0)
         transport.put(order(1), order(2), order(3))
         transport.script["send"].extend([[throttled(0), refused(2)], []])
 
@@ -528,7 +528,7 @@ def test_fault_45_an_event_whose_body_waits_in_s3_is_looked_up_by_what_is_there(
         service, store = billing(idempotent=True), MemoryStore()
         desk = Desk(service, store=store)
         envelope = wrap(order(1), source="shop")
-        keep(Payload("dead", envelope.id, encode(envelope)))
+        put_in_memory(Payload("dead", envelope.id, encode(envelope)))
         size = {"ExtendedPayloadSize": Attribute("Number", "9")}
         for key in (envelope.id, "lost"):
             body = pointer_to("dead", key)

@@ -8,7 +8,7 @@ from smartpipe.worker.supervisor.restarts import (
     GiveUp,
     Restart,
     after_exit,
-    described,
+    describe_exit,
     exit_code,
     failures_in_a_row,
 )
@@ -72,4 +72,4 @@ def test_the_exit_code_is_0_when_all_drained_well(exits: list[Exit], expected: i
     ("code", "expected"), [(0, "exit code 0"), (137, "exit code 137"), (-9, "SIGKILL"), (-63, "signal 63")]
 )
 def test_an_exit_is_told_by_code_or_signal(code: int, expected: str) -> None:
-    assert described(code) == expected
+    assert describe_exit(code) == expected

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Publisher
-from smartpipe.batching.resend import deliver
+from smartpipe.batching.resend import send_with_retries
 from tests.support.events import UserLeft
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import VirtualTimeLoop, run_virtually
@@ -87,7 +87,7 @@ def test_a_delivery_that_has_ended_leaves_no_timer_behind() -> None:
         return []
 
     async def main() -> None:
-        await deliver(taken, ["a"], deadline_seconds=30)
+        await send_with_retries(taken, ["a"], deadline_seconds=30)
 
         assert live_timers() == []
 

@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from smartpipe.errors import ConfigError
-from smartpipe.idempotency.stores import shown, store_for
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.stores.dynamodb import DynamoStore
 from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.idempotency.stores.postgres import PostgresStore
 from smartpipe.idempotency.stores.redis import RedisStore
+from smartpipe.urls import describe_url
 
 SECRET = "hunter2"
 
@@ -49,13 +50,13 @@ SECRET = "hunter2"
 def test_a_url_leads_to_its_store(url: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
 
-    assert isinstance(store_for(url), kind)
+    assert isinstance(open_store(url), kind)
 
 
 def test_a_dynamodb_url_keeps_the_case_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
 
-    store = store_for("dynamodb://Claims")
+    store = open_store("dynamodb://Claims")
 
     assert isinstance(store, DynamoStore)
     assert store.table == "Claims"
@@ -64,7 +65,7 @@ def test_a_dynamodb_url_keeps_the_case_of_its_table(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("url", ["mysql://db/claims", "localhost:6379", "", "://", f"{SECRET}", f"x{SECRET}@host://"])
 def test_an_unknown_scheme_is_told_the_known_ones(url: str) -> None:
     with pytest.raises(ConfigError, match="is none of memory://, redis://") as caught:
-        store_for(url)
+        open_store(url)
 
     assert f"{SECRET}@" not in str(caught.value)
     assert len(caught.value.problems) == 1
@@ -99,7 +100,7 @@ def test_a_url_that_cannot_be_read_is_told_without_any_part_of_it(url: str, monk
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
 
     with pytest.raises(ConfigError, match="cannot be read") as caught:
-        store_for(url)
+        open_store(url)
 
     assert SECRET not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -123,7 +124,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
     monkeypatch.setattr(sys, "meta_path", [_Without(package), *sys.meta_path])
 
     with pytest.raises(ConfigError) as caught:
-        store_for(url)
+        open_store(url)
 
     assert f"pip install 'smartpipe[{extra}]'" in str(caught.value)
 
@@ -145,7 +146,7 @@ def test_no_region_is_told_as_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
 
     with pytest.raises(ConfigError, match="no AWS region"):
-        store_for("dynamodb://claims")
+        open_store("dynamodb://claims")
 
 
 @pytest.mark.parametrize(
@@ -167,12 +168,12 @@ def test_no_region_is_told_as_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_nothing_of_a_password_is_shown_where_it_cannot_be_told_from_the_rest(url: str) -> None:
-    assert SECRET not in shown(url)
+    assert SECRET not in describe_url(url)
 
 
 def test_what_is_shown_of_a_url_is_its_server() -> None:
-    assert shown(f"postgresql://ada:{SECRET}@db:5432/claims?password={SECRET}") == "postgresql://db:5432/claims"
-    assert shown(f"unix://ada@/run/redis.sock?password={SECRET}") == "unix:///run/redis.sock"
+    assert describe_url(f"postgresql://ada:{SECRET}@db:5432/claims?password={SECRET}") == "postgresql://db:5432/claims"
+    assert describe_url(f"unix://ada@/run/redis.sock?password={SECRET}") == "unix:///run/redis.sock"
 
 
 def test_a_key_is_stored_under_its_prefix_or_as_its_digest() -> None:

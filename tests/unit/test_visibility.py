@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from smartpipe import Retry
-from smartpipe.consumer.leases import Visibility
-from smartpipe.counters import Counts
+from smartpipe.consumer.leases import Leases
+from smartpipe.counters import Counters
 from smartpipe.message import Failure, Message
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
 from tests.support.events import ADA, UserSignedUp
@@ -34,8 +34,8 @@ def slow_service(seconds: float, told: list[bool] | None = None, *, timeout_seco
     return service
 
 
-def consume(service: Service, transport: FakeTransport, seconds: float) -> Counts:
-    async def main() -> Counts:
+def consume(service: Service, transport: FakeTransport, seconds: float) -> Counters:
+    async def main() -> Counters:
         async with consuming(service, transport, concurrency=30) as consumer:
             await asyncio.sleep(seconds)
         return consumer.counts
@@ -130,9 +130,9 @@ def test_fault_54_a_handler_with_a_longer_timeout_than_that_is_told_that_its_lea
 def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     transport = FakeTransport()
 
-    async def main() -> tuple[bool, Counts]:
-        counts = Counts()
-        visibility = Visibility("q", transport, visibility_timeout_seconds=1, counts=counts)
+    async def main() -> tuple[bool, Counters]:
+        counts = Counters()
+        visibility = Leases("q", transport, visibility_timeout_seconds=1, counts=counts)
         ticker = asyncio.create_task(visibility.run())
         lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
         lease.handler = "app.block"
@@ -183,7 +183,7 @@ def test_fault_09_an_answer_that_a_blocked_loop_read_late_is_no_fresh_lease() ->
     transport = FakeTransport()
 
     async def main() -> bool:
-        visibility = Visibility("q", transport, visibility_timeout_seconds=1, counts=Counts())
+        visibility = Leases("q", transport, visibility_timeout_seconds=1, counts=Counters())
         ticker = asyncio.create_task(visibility.run())
         await asyncio.sleep(0.05)
         time.sleep(2.5)  # noqa: ASYNC251 - meanwhile the answer lies in the socket

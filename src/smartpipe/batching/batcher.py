@@ -12,7 +12,7 @@ from smartpipe.batching.chunker import Chunker
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from smartpipe.batching.timers import Deadline, Deadlines
+    from smartpipe.batching.timers import Timer, Timers
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class Batcher(Generic[T]):
     not raise: what it cannot do with its items, it says to whoever waits for them.
 
     Args:
-        deadlines: Of the loop in which it is used.
+        timers: Of the loop in which it is used.
         linger_seconds: 0 sends each item by itself, at once.
         max_in_flight: How many calls of *send* run at once; further batches wait their turn.
     """
@@ -32,7 +32,7 @@ class Batcher(Generic[T]):
     def __init__(
         self,
         send: Callable[[list[T]], Awaitable[None]],
-        deadlines: Deadlines,
+        timers: Timers,
         *,
         linger_seconds: float,
         chunker: Chunker[T] | None = None,
@@ -42,8 +42,8 @@ class Batcher(Generic[T]):
         self._linger_seconds = linger_seconds
         self._chunker = Chunker[T]() if chunker is None else chunker
         self._room = asyncio.Semaphore(max_in_flight)
-        self._deadlines = deadlines
-        self._linger: Deadline | None = None
+        self._timers = timers
+        self._linger: Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[Hashable, asyncio.Task[None]] = {}
 
@@ -56,12 +56,12 @@ class Batcher(Generic[T]):
             self.flush()
         elif self._linger is None:
             # In the context of the first item, as the timer would be that each batch had of its own.
-            self._linger = self._deadlines.set(self._linger_seconds, partial(copy_context().run, self.flush))
+            self._linger = self._timers.call_later(self._linger_seconds, partial(copy_context().run, self.flush))
 
     def flush(self) -> None:
         """Start sending what has been gathered, without waiting."""
         if self._linger is not None:
-            self._deadlines.clear(self._linger)
+            self._timers.cancel(self._linger)
             self._linger = None
         if self._chunker:
             self._start(self._chunker.take())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from smartpipe.batching.timers import Deadlines
+from smartpipe.batching.timers import Timers
 from smartpipe.errors import StoreError, TransportError
 from smartpipe.message import Failure
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
@@ -62,13 +62,13 @@ class Pending(Generic[T]):
         return self.refused + [(entry, self._last[index]) for index, entry in enumerate(self.entries)]
 
 
-async def deliver(
+async def send_with_retries(
     call: Callable[[list[T]], Awaitable[list[Failure]]],
     entries: Sequence[T],
     *,
     deadline_seconds: float,
     call_seconds: float = math.inf,
-    deadlines: Deadlines | None = None,
+    timers: Timers | None = None,
 ) -> list[tuple[T, Failure]]:
     """Call with *entries*, then with those that failed for the moment, until the deadline.
 
@@ -76,23 +76,23 @@ async def deliver(
     hangs is cut off after *call_seconds* or at the deadline, but each has a second at least.
 
     Args:
-        deadlines: Shared by those who deliver often, which spares them a timer for each call.
+        timers: Shared by those who deliver often, which spares them a timer for each call.
     """
-    if deadlines is None:
-        deadlines = Deadlines()
+    if timers is None:
+        timers = Timers()
         try:
-            return await deliver(
-                call, entries, deadline_seconds=deadline_seconds, call_seconds=call_seconds, deadlines=deadlines
+            return await send_with_retries(
+                call, entries, deadline_seconds=deadline_seconds, call_seconds=call_seconds, timers=timers
             )
         finally:
-            deadlines.close()
+            timers.close()
     pending = Pending(entries)
-    clock = deadlines.loop.time
+    clock = timers.loop.time
     deadline = clock() + deadline_seconds
     for attempt in count(1):
         try:
             seconds = max(MIN_CALL_SECONDS, min(call_seconds, deadline - clock()))
-            again = pending.record(await deadlines.within(seconds, call, pending.entries))
+            again = pending.record(await timers.timeout(seconds, call, pending.entries))
         except TransportError as error:
             again = pending.record_error(error)
         except TimeoutError:
@@ -104,7 +104,7 @@ async def deliver(
     return pending.failed()
 
 
-async def persist(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) -> T:
+async def retry(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) -> T:
     """Call, and while it fails for the moment call again, until the deadline. Waits have full jitter, up to 5 s.
 
     Raises:
@@ -119,7 +119,7 @@ async def persist(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) 
     return await retrying(call)
 
 
-async def until_possible(what: str, work: Callable[[], Awaitable[None]], *, stopping: asyncio.Event) -> None:
+async def retry_until_stopped(what: str, work: Callable[[], Awaitable[None]], *, stopping: asyncio.Event) -> None:
     """Do *work*; while AWS or the store cannot be asked, try on until *stopping*, saying so once per change of state.
 
     Args:
@@ -141,10 +141,10 @@ async def until_possible(what: str, work: Callable[[], Awaitable[None]], *, stop
             return
 
 
-def deliver_blocking(
+def send_with_retries_blocking(
     call: Callable[[list[T]], list[Failure]], entries: Sequence[T], *, deadline_seconds: float
 ) -> list[tuple[T, Failure]]:
-    """Do what ``deliver`` does, in the calling thread, where a call that hangs ends by its own timeout."""
+    """Do what ``send_with_retries`` does, in the calling thread, where a call that hangs ends by its own timeout."""
     pending = Pending(entries)
     deadline = time.monotonic() + deadline_seconds
     for attempt in count(1):

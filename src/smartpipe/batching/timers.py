@@ -16,15 +16,15 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-class TimeIsUp(TimeoutError):
+class TimerExpired(TimeoutError):
     """The call was cancelled because it took too long; a TimeoutError of the call's own is none of these."""
 
 
-Deadline = NewType("Deadline", int)
+Timer = NewType("Timer", int)
 """What one is called by; an object for each would cost as much as all the rest."""
 
 
-class Deadlines:
+class Timers:
     """Does what ``asyncio.timeout`` and ``call_later`` do, which take 5 and 2 µs; a message costs some 40 in all.
 
     It belongs to the event loop in which it is made. The price: a timer that nobody needs any more stays until it
@@ -33,50 +33,50 @@ class Deadlines:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self._pending: dict[Deadline, tuple[float, Callable[[], object]]] = {}
+        self._pending: dict[Timer, tuple[float, Callable[[], object]]] = {}
         self._numbers = count()
         self._fires_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def set(self, seconds: float, strike: Callable[[], object]) -> Deadline:
-        """Have *strike* called, in an empty context, in *seconds*; or never if they are infinite."""
-        deadline = cast("Deadline", next(self._numbers))
-        strikes_at = self.loop.time() + seconds
-        self._pending[deadline] = strikes_at, strike
-        if strikes_at < self._fires_at:
-            self._arm(strikes_at)
-        return deadline
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Have *callback* called, in an empty context, in *seconds*; or never if they are infinite."""
+        timer = cast("Timer", next(self._numbers))
+        fires_at = self.loop.time() + seconds
+        self._pending[timer] = fires_at, callback
+        if fires_at < self._fires_at:
+            self._arm(fires_at)
+        return timer
 
-    def clear(self, deadline: Deadline) -> bool:
+    def cancel(self, timer: Timer) -> bool:
         """Let it not strike any more; return whether it is in time for that."""
-        return self._pending.pop(deadline, None) is not None
+        return self._pending.pop(timer, None) is not None
 
-    async def within(
+    async def timeout(
         self,
         seconds: float,
         call: Callable[[A], Awaitable[R]],
         argument: A,
-        on_strike: Callable[[asyncio.Task[Any], A], object] | None = None,
+        on_timeout: Callable[[asyncio.Task[Any], A], object] | None = None,
     ) -> R:
         """Return what *call* does with *argument*; cancel it after *seconds*, or never if they are infinite.
 
         Args:
-            on_strike: Called with the task and *argument* instead of cancelling the task, which it must do itself.
+            on_timeout: Called with the task and *argument* instead of cancelling the task, which it must do itself.
 
         Raises:
             TimeIsUp: It was cancelled for that, and ended by it.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task(self.loop))
         cancelling = task.cancelling()
-        deadline = self.set(seconds, task.cancel if on_strike is None else partial(on_strike, task, argument))
+        timer = self.call_later(seconds, task.cancel if on_timeout is None else partial(on_timeout, task, argument))
         try:
             return await call(argument)
         except asyncio.CancelledError as error:
-            if deadline not in self._pending and task.cancelling() <= cancelling + 1:
-                raise TimeIsUp from error
+            if timer not in self._pending and task.cancelling() <= cancelling + 1:
+                raise TimerExpired from error
             raise
         finally:
-            if not self.clear(deadline):
+            if not self.cancel(timer):
                 task.uncancel()
 
     def close(self) -> None:
@@ -95,11 +95,11 @@ class Deadlines:
         now = max(self.loop.time(), self._fires_at)  # timers come early by the clock's resolution
         self._fires_at = math.inf
         try:
-            for deadline in [deadline for deadline, (strikes_at, _) in self._pending.items() if strikes_at <= now]:
-                due = self._pending.pop(deadline, None)
-                if due is not None:  # else cleared by one that struck just now
+            for timer in [timer for timer, (fires_at, _) in self._pending.items() if fires_at <= now]:
+                due = self._pending.pop(timer, None)
+                if due is not None:  # otherwise cancelled by a callback that ran just now
                     due[1]()
         finally:
-            next_at = min((strikes_at for strikes_at, _ in self._pending.values()), default=math.inf)
+            next_at = min((fires_at for fires_at, _ in self._pending.values()), default=math.inf)
             if next_at < self._fires_at:
                 self._arm(next_at)

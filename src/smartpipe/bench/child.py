@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe.bench.handling import Handling
 from smartpipe.bench.latencies import packed
-from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said, Tally, written
+from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said, Tally, write
 from smartpipe.bench.producing import Producer
 from smartpipe.errors import SmartpipeError
 from smartpipe.transport import open_transport
@@ -28,7 +28,7 @@ STANDARD_OUTPUT = 1
 
 def say(message: Message) -> None:
     """Tell the run. It reads all the time, so that this does not wait."""
-    line = written(message)
+    line = write(message)
     while line:
         line = line[os.write(STANDARD_OUTPUT, line) :]
 

@@ -128,6 +128,6 @@ def read(line: bytes) -> Message:
     return _MESSAGES.validate_json(line)
 
 
-def written(message: Message) -> bytes:
+def write(message: Message) -> bytes:
     """Return the line that says it."""
     return _MESSAGES.dump_json(message) + b"\n"

@@ -16,7 +16,7 @@ from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.transports.aws.client import check_urls, endpoint_fault
 from smartpipe.transports.aws.opening import transport_from_environment
-from smartpipe.urls import shown
+from smartpipe.urls import describe_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -70,7 +70,7 @@ def environment_at(endpoint: str, inherited: Mapping[str, str]) -> dict[str, str
     if endpoint != AWS:
         fault = endpoint_fault(endpoint)
         if fault or not urlsplit(endpoint).hostname:
-            found = f"{shown(endpoint)} {fault}" if fault else shown(endpoint)
+            found = f"{describe_url(endpoint)} {fault}" if fault else describe_url(endpoint)
             msg = f"--endpoint {found}: it is neither a URL, as in http://localhost:4566, nor aws"
             raise ConfigError(msg)
         environment = {name: value for name, value in environment.items() if not name.startswith("AWS_ENDPOINT_URL_")}
@@ -108,7 +108,7 @@ def place_at(endpoint: str) -> Place:
 
 
 @asynccontextmanager
-async def provisioned(place: Place, load: Load, tell: Callable[[str], None]) -> AsyncIterator[None]:
+async def provision(place: Place, load: Load, tell: Callable[[str], None]) -> AsyncIterator[None]:
     """Make the topic and the queues; at the end, however it comes, delete them where they would stay.
 
     Args:

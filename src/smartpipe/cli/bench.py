@@ -14,7 +14,7 @@ import typer
 from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import tell
 from smartpipe.errors import ConfigError, SmartpipeError
-from smartpipe.escaping import escaped_json
+from smartpipe.escaping import escape_json
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run_bench(flags: dict[str, Any], manner: Manner) -> None:
     padding_for(load.size_bytes)
     figures = _in_memory(load, manner) if manner.backend == MEMORY else _in_processes(load, manner)
     if manner.as_json:
-        typer.echo(escaped_json(json.dumps(as_json(figures, machine()), indent=2)))
+        typer.echo(escape_json(json.dumps(as_json(figures, machine()), indent=2)))
     else:
         for line in in_words(figures, machine()):
             tell(line)
@@ -113,7 +113,7 @@ def _in_memory(load: Load, manner: Manner) -> Figures:
 def _in_processes(load: Load, manner: Manner) -> Figures:
     from smartpipe.bench.cost import at_most
     from smartpipe.bench.figures import Setting, figures
-    from smartpipe.bench.place import broker_of_our_own, is_aws, place_at, provisioned
+    from smartpipe.bench.place import broker_of_our_own, is_aws, place_at, provision
     from smartpipe.bench.report import worst_case
     from smartpipe.bench.run import run
 
@@ -133,7 +133,7 @@ def _in_processes(load: Load, manner: Manner) -> Figures:
             )
 
         async def work(watch: Callable[[Standing], None]) -> Reports:
-            async with provisioned(place, load, _warn):
+            async with provision(place, load, _warn):
                 return await run(load, place.environment, watch)
 
         return figures(load, Setting(place.name), asyncio.run(_measured(load, manner, work)))

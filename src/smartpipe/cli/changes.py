@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
-from smartpipe.escaping import escaped, escaped_json
+from smartpipe.escaping import escape_json, escape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smartpipe.names import Naming
-    from smartpipe.topology.aws.provision import Survey
+    from smartpipe.topology.aws.provision import PlanContext
     from smartpipe.topology.changes import Action, Change
 
 MARKS: dict[Action, tuple[str, str]] = {
@@ -70,10 +70,10 @@ def tell(line: Line | str, *, err: bool = False) -> None:
     """Print one line, in colour on a terminal; what could command the terminal, or forge a line, is escaped."""
     text, colour = line if isinstance(line, Line) else (line, None)
     coloured = colour is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    typer.echo(typer.style(escaped(text), fg=colour) if coloured else escaped(text), err=err)
+    typer.echo(typer.style(escape_text(text), fg=colour) if coloured else escape_text(text), err=err)
 
 
-def as_json_text(survey: Survey, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
+def as_json_text(survey: PlanContext, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
     """Return *changes* as JSON with account, region and prefix, and after a destroy with the *kept* resources."""
     fields = {
         **survey.naming._asdict(),
@@ -81,4 +81,4 @@ def as_json_text(survey: Survey, changes: Sequence[Change], kept: Sequence[Chang
         **({} if kept is None else {"kept": [change.as_json() for change in kept]}),
         "notes": survey.notes,
     }
-    return escaped_json(json.dumps(fields, indent=2))
+    return escape_json(json.dumps(fields, indent=2))

@@ -16,12 +16,12 @@ from smartpipe.cli.show import contents, known_ages
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import preview
-from smartpipe.dlq.scan import Walk
+from smartpipe.dlq.scan import Scan
 from smartpipe.errors import ConfigError
-from smartpipe.escaping import escaped_json
+from smartpipe.escaping import escape_json
 from smartpipe.names import name_in, physical
 from smartpipe.settings import AwsSettings
-from smartpipe.topology.aws.read import Inspector
+from smartpipe.topology.aws.read import TopologyReader
 from smartpipe.topology.resources import Topology
 from smartpipe.topology.status import state_of
 from smartpipe.worker.signals import on_stop
@@ -29,7 +29,7 @@ from smartpipe.worker.signals import on_stop
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.dlq.messages import Letter, Selection
+    from smartpipe.dlq.messages import DeadLetterMessage, Selection
     from smartpipe.names import Naming
     from smartpipe.service import Service
     from smartpipe.topics import Queue
@@ -84,7 +84,7 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
     async def look(transport: AwsTransport) -> tuple[Naming, list[QueueState], list[str]]:
         naming = await transport.addresses.naming()
         arns = [naming.queue_arn(one.queue.dead_letter_name) for one in queues]
-        actual = await Inspector(transport).read(Topology({}, {arn: {} for arn in arns}, {}), tags=False)
+        actual = await TopologyReader(transport).read(Topology({}, {arn: {} for arn in arns}, {}), tags=False)
         ages, notes = await known_ages(transport, [name_in(arn) for arn in actual.queues])
         return naming, [state_of(arn, actual.queues.get(arn), ages) for arn in arns], notes
 
@@ -112,7 +112,7 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
     """Print dead letters, and give them back."""
     queues = dead_letter_queues(targets, wanted)
 
-    async def look(transport: AwsTransport) -> tuple[Naming, list[list[Letter]]]:
+    async def look(transport: AwsTransport) -> tuple[Naming, list[list[DeadLetterMessage]]]:
         naming, stop = await transport.addresses.naming(), asyncio.Event()
         with on_stop(lambda _: stop.set()):
             return naming, [await _peeked(transport, one, selection, stop) for one in queues]
@@ -121,7 +121,7 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
     shown = list(zip(queues, letters, strict=True))
     if as_json:
         plain = [_plain(one, letter) for one, found in shown for letter in found]
-        typer.echo(escaped_json(json.dumps({**naming._asdict(), "messages": plain}, indent=2, ensure_ascii=False)))
+        typer.echo(escape_json(json.dumps({**naming._asdict(), "messages": plain}, indent=2, ensure_ascii=False)))
         return
     tell(heading(naming))
     for one, found in shown:
@@ -140,10 +140,10 @@ def messages(count: int) -> str:
 
 async def _peeked(
     transport: AwsTransport, one: DeadLetterQueue, selection: Selection, stop: asyncio.Event
-) -> list[Letter]:
+) -> list[DeadLetterMessage]:
     limit = selection.limit or 0
-    found: list[Letter] = []
-    async with Walk(transport, one.queue.dead_letter_name, lease_seconds=PEEK_LEASE_SECONDS) as walk:
+    found: list[DeadLetterMessage] = []
+    async with Scan(transport, one.queue.dead_letter_name, lease_seconds=PEEK_LEASE_SECONDS) as walk:
         while len(found) < limit and not stop.is_set() and (letters := await walk.next()):
             found += [letter for letter in letters if selection.takes(letter)]
     return found[:limit]
@@ -162,7 +162,7 @@ def _suggestion(wanted: str, names: dict[str, DeadLetterQueue], found: dict[str,
     return f"; they have {', '.join(one.name for one in found.values())}" if found else ", which have none"
 
 
-def describe(letter: Letter) -> list[str]:
+def describe(letter: DeadLetterMessage) -> list[str]:
     """Return what ``dlq peek`` prints of a message: lines without control characters, none wider than the terminal."""
     message, reason = letter.message, letter.reason
     source = f" from {printable(letter.source)}" if letter.source else ""
@@ -206,7 +206,7 @@ def _utc(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _plain(one: DeadLetterQueue, letter: Letter) -> dict[str, Any]:
+def _plain(one: DeadLetterQueue, letter: DeadLetterMessage) -> dict[str, Any]:
     message = letter.message
     sent = None if message.sent_at is None else datetime.fromtimestamp(message.sent_at, UTC).isoformat()
     return {

@@ -10,7 +10,7 @@ import typer
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.settings import AwsSettings
-from smartpipe.topology.companions import Companions
+from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.asyncapi import document
 from smartpipe.topology.export.cloudformation import template
 from smartpipe.topology.export.iam import policies
@@ -63,7 +63,7 @@ def _policies(services: Sequence[Service]) -> dict[str, Any]:
     from smartpipe.cli.topology import with_transport
 
     naming = with_transport(lambda transport: transport.addresses.naming())
-    companions = Companions.from_environment()
+    companions = TableAndBucket.from_environment()
     by_name = sorted(services, key=lambda one: one.name)
     return {service.name: policies(service, naming, companions) for service in by_name}
 

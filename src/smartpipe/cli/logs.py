@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.escaping import cut, escaped, escaped_json
+from smartpipe.escaping import escape_json, escape_text, shorten_text
 from smartpipe.worker.log_writer import standard_output
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class JsonLines(logging.Formatter):
             text = self._encode(line)
         except (TypeError, ValueError):  # keys that JSON does not have
             text = self._encode({str(name): _text(value) for name, value in line.items()})
-        return escaped_json(text)
+        return escape_json(text)
 
 
 class Text(logging.Formatter):
@@ -87,14 +87,16 @@ class Text(logging.Formatter):
         fields = fields_of(record)
         names = self.shown if "event_id" in fields else self.shown_without_event
         rest = " ".join(
-            f"{name}={cut(_text(fields[name]), FIELD_CHARACTERS)}" for name in names if fields.get(name) is not None
+            f"{name}={shorten_text(_text(fields[name]), FIELD_CHARACTERS)}"
+            for name in names
+            if fields.get(name) is not None
         )
-        level = self._paint(COLOURS.get(record.levelno, "0"), f"{escaped(record.levelname).lower():<7}")
-        line = f"{self._prefix}{moment} {level} {self._process}{escaped(message_of(record))}"
+        level = self._paint(COLOURS.get(record.levelno, "0"), f"{escape_text(record.levelname).lower():<7}")
+        line = f"{self._prefix}{moment} {level} {self._process}{escape_text(message_of(record))}"
         if rest:
-            line += " " + self._paint("2", escaped(rest))
+            line += " " + self._paint("2", escape_text(rest))
         if record.exc_info:
-            line += "".join(f"\n  {escaped(one)}" for one in traceback_of(self, record))
+            line += "".join(f"\n  {escape_text(one)}" for one in traceback_of(self, record))
         return line
 
     def _paint(self, code: str, text: str) -> str:
@@ -133,7 +135,7 @@ def message_of(record: logging.LogRecord) -> str:
         message = record.getMessage()
     except Exception:  # noqa: BLE001 - arguments that do not fit, or that have no text
         message = f"{_text(record.msg)} {_text(record.args)}"
-    return cut(message, MESSAGE_CHARACTERS)
+    return shorten_text(message, MESSAGE_CHARACTERS)
 
 
 def fields_of(record: logging.LogRecord) -> Mapping[Any, Any]:
@@ -149,20 +151,20 @@ def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> lis
     left_out = len(lines) - 2 * TRACEBACK_LINES
     if left_out > 0:
         lines[TRACEBACK_LINES:-TRACEBACK_LINES] = [f"…({left_out} lines)"]
-    return [cut(line, TRACEBACK_LINE_CHARACTERS) for line in lines]
+    return [shorten_text(line, TRACEBACK_LINE_CHARACTERS) for line in lines]
 
 
 def _bounded(value: Any) -> Any:
     """Return a field's value as JSON can have it, and cut if it is long."""
     if value is None or isinstance(value, str):
-        return value if value is None else cut(value, FIELD_CHARACTERS)
+        return value if value is None else shorten_text(value, FIELD_CHARACTERS)
     if not isinstance(value, (dict, list, tuple)):
-        return cut(_text(value), FIELD_CHARACTERS)
+        return shorten_text(_text(value), FIELD_CHARACTERS)
     try:
         text = json.dumps(value, default=_text, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
-        return cut(_text(value), FIELD_CHARACTERS)
-    return json.loads(text) if len(text) <= NESTED_CHARACTERS else cut(text, NESTED_CHARACTERS)
+        return shorten_text(_text(value), FIELD_CHARACTERS)
+    return json.loads(text) if len(text) <= NESTED_CHARACTERS else shorten_text(text, NESTED_CHARACTERS)
 
 
 def _text(value: object) -> str:

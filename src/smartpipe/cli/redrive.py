@@ -16,8 +16,8 @@ from smartpipe.cli.changes import heading, tell
 from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import NO_REASON
-from smartpipe.dlq.processed import Memories
-from smartpipe.dlq.redrive import Clearing, Looked, Purge, Redrive, Tally, look
+from smartpipe.dlq.processed import ProcessedEvents
+from smartpipe.dlq.redrive import Clearing, Purge, Redrive, ScanResult, Tally, scan
 from smartpipe.errors import SmartpipeError, StoreError
 from smartpipe.idempotency.claims import claims_of
 from smartpipe.settings import WorkerSettings
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from smartpipe.cli.dlq import DeadLetterQueue
-    from smartpipe.dlq.messages import Letter, Selection
+    from smartpipe.dlq.messages import DeadLetterMessage, Selection
     from smartpipe.message import Failure
     from smartpipe.names import Naming
     from smartpipe.transports.aws.transport import AwsTransport
@@ -106,18 +106,18 @@ def _run(work: Work) -> None:
         raise typer.Exit(1)
 
 
-async def _look(work: Work, transport: AwsTransport) -> tuple[Naming, list[Looked]]:
+async def _look(work: Work, transport: AwsTransport) -> tuple[Naming, list[ScanResult]]:
     naming, stop, looks = await transport.addresses.naming(), asyncio.Event(), []
     with on_stop(lambda _: stop.set()):
         for one in work.queues:
             async with _memories(work, one) as memories:
-                looks.append(await look(transport, one.queue, work.selection, memories, stop))
+                looks.append(await scan(transport, one.queue, work.selection, memories, stop))
     if stop.is_set():
         raise SmartpipeError("interrupted: nothing was changed")
     return naming, looks
 
 
-async def _carry_out(work: Work, transport: AwsTransport, looks: list[Looked], tallies: list[Tally]) -> None:
+async def _carry_out(work: Work, transport: AwsTransport, looks: list[ScanResult], tallies: list[Tally]) -> None:
     stop = asyncio.Event()
     with on_stop(lambda _: stop.set()):
         for one, looked, tally in zip(work.queues, looks, tallies, strict=True):
@@ -137,16 +137,16 @@ async def _carry_out(work: Work, transport: AwsTransport, looks: list[Looked], t
 
 
 @asynccontextmanager
-async def _memories(work: Work, one: DeadLetterQueue) -> AsyncIterator[Memories]:
+async def _memories(work: Work, one: DeadLetterQueue) -> AsyncIterator[ProcessedEvents]:
     """Open the store, where the queue's handlers have one."""
     handlers = one.service.handlers_on(one.queue.name)
     if not (work.remembers and any(handler.options.idempotency for handler in handlers)):
-        yield Memories(handlers, None)
+        yield ProcessedEvents(handlers, None)
         return
     try:
         claims = await claims_of(one.service, WorkerSettings.load().idempotency_url)
         assert claims is not None  # noqa: S101 - it has idempotent handlers
-        memories = Memories(handlers, claims)
+        memories = ProcessedEvents(handlers, claims)
         try:
             yield memories
         finally:
@@ -160,7 +160,7 @@ async def _memories(work: Work, one: DeadLetterQueue) -> AsyncIterator[Memories]
 class Progress:
     """Says how far it is: on a terminal in one line, elsewhere every ten seconds."""
 
-    def __init__(self, work: Work, one: DeadLetterQueue, looked: Looked) -> None:
+    def __init__(self, work: Work, one: DeadLetterQueue, looked: ScanResult) -> None:
         self._quiet = work.manner.as_json
         self._terminal = sys.stderr.isatty()
         self._text = f"{one.name}: {work.done} {{:,}} of {looked.wanted.total():,}{'' if looked.complete else '+'}"
@@ -182,7 +182,7 @@ class Progress:
             typer.echo(f"\r{CLEAR}", nl=False, err=True)
 
 
-def _in_words(work: Work, one: DeadLetterQueue, looked: Looked) -> Iterator[str]:
+def _in_words(work: Work, one: DeadLetterQueue, looked: ScanResult) -> Iterator[str]:
     """Yield what would become of the letters of one queue."""
     total, others = looked.wanted.total(), looked.others.total()
     to = f" → {one.source}" if work.remembers else ""
@@ -219,7 +219,7 @@ def _kinds(counts: Counter[tuple[str, str]], indent: str) -> Iterator[str]:
         yield f"{indent}{count:>{width},} {printable(type_) or 'no event'}, {printable(why)}"
 
 
-def _tell(work: Work, one: DeadLetterQueue, looked: Looked, tally: Tally) -> None:
+def _tell(work: Work, one: DeadLetterQueue, looked: ScanResult, tally: Tally) -> None:
     """Say what has become of the letters of one queue."""
     parts = [f"{work.done} {_done(work, tally):,}"]
     parts += [f"skipped {tally.skipped:,}"] if tally.skipped else []
@@ -238,7 +238,7 @@ def _tell(work: Work, one: DeadLetterQueue, looked: Looked, tally: Tally) -> Non
             typer.echo(f"  and {len(letters) - FAILURES_SHOWN:,} more", err=True)
 
 
-def _not_reached(looked: Looked, tally: Tally) -> int:
+def _not_reached(looked: ScanResult, tally: Tally) -> int:
     """Return how many were left alone: it was interrupted, gave up, or somebody else has taken them."""
     return max(0, looked.wanted.total() - tally.dealt_with)
 
@@ -248,7 +248,7 @@ def _done(work: Work, tally: Tally) -> int:
     return tally.done if work.remembers else tally.done - len(tally.not_deleted)
 
 
-def _plain(work: Work, naming: Naming, looks: list[Looked], tallies: list[Tally]) -> dict[str, Any]:
+def _plain(work: Work, naming: Naming, looks: list[ScanResult], tallies: list[Tally]) -> dict[str, Any]:
     queues = [
         {
             "queue": one.name,
@@ -278,5 +278,5 @@ def _counted(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
     return [{"type": type_ or None, "reason": kind, "count": count} for (type_, kind), count in counts.most_common()]
 
 
-def _told(letters: list[tuple[Letter, Failure]]) -> list[dict[str, str]]:
+def _told(letters: list[tuple[DeadLetterMessage, Failure]]) -> list[dict[str, str]]:
     return [{"id": letter.name, "code": failure.code, "detail": failure.detail} for letter, failure in letters]

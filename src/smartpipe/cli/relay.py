@@ -11,7 +11,7 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, unknown_settings
-from smartpipe.transport import counts_of
+from smartpipe.transport import counters_of
 from smartpipe.worker.health import Answer, HealthServer
 from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.log_writer import family_of_dropped_lines
@@ -89,7 +89,7 @@ class RelayReport:
     async def metrics(self) -> str:
         """Return the counts, and the backlog as the database last reported it: 5 s ago, or longer while it is away."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
-        counts = counts_of(self._transport)
+        counts = counters_of(self._transport)
         if counts is not None:
             families += families_of_transport(counts, {})
         families.append(family_of_dropped_lines({}))

@@ -14,7 +14,7 @@ from smartpipe.cli.changes import heading
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
 from smartpipe.errors import TransportError
-from smartpipe.escaping import escaped, escaped_json
+from smartpipe.escaping import escape_json, escape_text
 from smartpipe.names import name_in
 from smartpipe.topology.aws.cloudwatch import oldest_ages
 from smartpipe.topology.aws.provision import Provisioner
@@ -42,17 +42,17 @@ def run_show(targets: Sequence[str], *, as_json: bool) -> None:
     naming, topics, notes = with_transport(look)
     if as_json:
         typer.echo(
-            escaped_json(
+            escape_json(
                 json.dumps({**naming._asdict(), "topics": [_plain(one) for one in topics], "notes": notes}, indent=2)
             )
         )
         return
     console = Console(highlight=False, soft_wrap=True)
-    console.print(escaped(heading(naming)), markup=False)
+    console.print(escape_text(heading(naming)), markup=False)
     for topic in topics:
         console.print(_drawn(topic))
     for note in notes:
-        console.print(escaped(f"note: {note}"), markup=False)
+        console.print(escape_text(f"note: {note}"), markup=False)
 
 
 async def known_ages(transport: AwsTransport, names: Sequence[str]) -> tuple[dict[str, float], list[str]]:
@@ -91,7 +91,7 @@ def _subscription(branch: Branch) -> Text:
     if not branch.exists:
         return Text.assemble(("subscription", "dim"), _missing(exists=False))
     wanted = "everything" if branch.filter is None else _filter(branch.filter)
-    return Text.assemble(("subscription ", "dim"), escaped(wanted), "" if branch.raw else ("  not raw", "yellow"))
+    return Text.assemble(("subscription ", "dim"), escape_text(wanted), "" if branch.raw else ("  not raw", "yellow"))
 
 
 def _filter(policy: Any) -> str:
@@ -107,10 +107,10 @@ def _value(rule: object) -> str:
 
 def _queue(label: str, queue: QueueState) -> Text:
     if not queue.exists:
-        return Text.assemble((f"{label} ", "dim"), (escaped(queue.name), "bold"), _missing(exists=False))
+        return Text.assemble((f"{label} ", "dim"), (escape_text(queue.name), "bold"), _missing(exists=False))
     alarming = label == "dead letters" and queue.visible + queue.in_flight
     style = "red" if alarming else ""
-    return Text.assemble((f"{label} ", "dim"), (escaped(queue.name), "bold"), (f"  {contents(queue)}", style))
+    return Text.assemble((f"{label} ", "dim"), (escape_text(queue.name), "bold"), (f"  {contents(queue)}", style))
 
 
 def _missing(exists: bool) -> Text:  # noqa: FBT001 - it says which

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency.stores import home_of
+from smartpipe.idempotency.open_store import is_store_url
 from smartpipe.settings import WorkerSettings
 from smartpipe.urls import is_postgres, scheme_of
 
@@ -62,7 +62,7 @@ def _databases(settings: WorkerSettings) -> dict[DatabaseUrl, tuple[str, str]]:
                 problems += error.problems
         elif url:
             other = f"only PostgreSQL has tables to migrate, and {setting} leads to {scheme_of(url) or '...'}://"
-            if setting == OUTBOX or home_of(url) is None:  # no store of claims either
+            if setting == OUTBOX or not is_store_url(url):  # no store of claims either
                 problems.append(other)
     if not databases and not problems:
         ask = f"{other}: set" if other else "which database? Set"

@@ -13,14 +13,14 @@ from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.aws.provision import Provisioner
-from smartpipe.topology.changes import Change, pending
+from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.destroy import holding
 from smartpipe.transports.aws.opening import transport_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from smartpipe.topology.aws.provision import Survey
+    from smartpipe.topology.aws.provision import PlanContext
     from smartpipe.transports.aws.transport import AwsTransport
 
 T = TypeVar("T")
@@ -64,19 +64,19 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
     if full:
         msg = "nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty"
         raise SmartpipeError("\n".join([*full, msg]))
-    going = pending(changes)
+    going = pending_changes(changes)
     if going:
         ask("Delete these?", yes=yes, as_json=as_json)
     _carry_out(survey, going, as_json=as_json, kept=[change for change in changes if not change.pending])
 
 
-def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False, destroying: bool = False) -> Survey:
+def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False, destroying: bool = False) -> PlanContext:
     """Compare what the targets declare with what is there; errors as those of ``Provisioner.survey``."""
     for sentence in unknown_settings():
         tell(f"smartpipe: {sentence}", err=True)
     services = load_services(targets)
 
-    def work(transport: AwsTransport) -> Awaitable[Survey]:
+    def work(transport: AwsTransport) -> Awaitable[PlanContext]:
         return Provisioner(transport).survey(services, even_if_faulty=even_if_faulty, destroying=destroying)
 
     return with_transport(work)
@@ -95,7 +95,7 @@ def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> None:
+def _show(survey: PlanContext, changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> None:
     tell(heading(survey.naming))
     for line in in_words(changes, every=every, deleting=deleting):
         tell(line)
@@ -104,7 +104,7 @@ def _show(survey: Survey, changes: Sequence[Change], *, every: bool = False, del
 
 
 def _carry_out(
-    survey: Survey, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
+    survey: PlanContext, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
 ) -> None:
     """Make *changes* and print each; as JSON, print all at the end, with the *kept* resources, also on failure."""
     made: list[Change] = []

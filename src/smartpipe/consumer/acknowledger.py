@@ -7,14 +7,14 @@ import logging
 from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.batching.batcher import Batcher
-from smartpipe.batching.resend import deliver
-from smartpipe.batching.timers import Deadlines
+from smartpipe.batching.resend import send_with_retries
+from smartpipe.batching.timers import Timers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.consumer.leases import Lease
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
     from smartpipe.message import Failure
     from smartpipe.transport import Transport
 
@@ -39,17 +39,17 @@ class Acknowledger:
     """
 
     def __init__(
-        self, queue: str, transport: Transport, *, on_settled: Callable[[Sequence[Lease]], None], counts: Counts
+        self, queue: str, transport: Transport, *, on_settled: Callable[[Sequence[Lease]], None], counts: Counters
     ) -> None:
         self._queue = queue
         self._transport = transport
         self._on_settled = on_settled
         self._counts = counts
         self._unsettled = 0
-        self._deadlines = Deadlines()
-        self._deletes: Batcher[Lease] = Batcher(self._delete, self._deadlines, linger_seconds=LINGER_SECONDS)
+        self._timers = Timers()
+        self._deletes: Batcher[Lease] = Batcher(self._delete, self._timers, linger_seconds=LINGER_SECONDS)
         self._releases: Batcher[tuple[Lease, float]] = Batcher(
-            self._release, self._deadlines, linger_seconds=LINGER_SECONDS
+            self._release, self._timers, linger_seconds=LINGER_SECONDS
         )
 
     @property
@@ -76,7 +76,7 @@ class Acknowledger:
         """Send what is gathered and wait until it is settled."""
         await self._deletes.drain()
         await self._releases.drain()
-        self._deadlines.close()
+        self._timers.close()
 
     async def _delete(self, leases: list[Lease]) -> None:
         async def call(entries: list[Lease]) -> list[Failure]:
@@ -109,8 +109,8 @@ class Acknowledger:
     async def _deliver(
         self, call: Callable[[list[T]], Awaitable[list[Failure]]], entries: list[T]
     ) -> list[tuple[T, Failure]]:
-        return await deliver(
-            call, entries, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS, deadlines=self._deadlines
+        return await send_with_retries(
+            call, entries, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS, timers=self._timers
         )
 
     def _settled(self, leases: Sequence[Lease]) -> None:

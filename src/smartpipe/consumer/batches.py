@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from smartpipe.batch import Batch, BatchDelivery
 from smartpipe.consumer.invoke import HandlerTimeout
-from smartpipe.envelope import current_envelope
+from smartpipe.envelope.encode import current_envelope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class _Items:
         return [(delivery, fate) for delivery, fate in self.waiting if not fate.done()]
 
 
-class Gatherer:
+class BatchCollector:
     """The batches of one handler. Calling it with a delivery returns, or raises, what became of that one.
 
     A batch goes out when it is full, or ``linger_seconds`` after its first item, or at ``flush`` or ``close``.
@@ -57,7 +57,7 @@ class Gatherer:
         self._on_outcome = on_outcome
         concurrency = handler.options.concurrency
         self._room = asyncio.Semaphore(concurrency) if concurrency else None
-        self._on_strike = invocation.cancelling(handler, self._overdue)
+        self._on_timeout = invocation.cancelling(handler, self._overdue)
         self._running: dict[asyncio.Task[Any], list[tuple[Delivery, _Fate]]] = {}
         self._items = _Items()
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +126,7 @@ class Gatherer:
         limit = math.inf if seconds is None else seconds
         error: BaseException | None
         try:
-            error = await self._invocation.outcome_of(call, batch, limit, self._on_strike)
+            error = await self._invocation.outcome_of(call, batch, limit, self._on_timeout)
         except asyncio.CancelledError as cancelled:  # by us, with nobody waiting; or by the handler itself
             error = cancelled
         return [batch.failure(index) if error is None else error for index in range(len(batch))]

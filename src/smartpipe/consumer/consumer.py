@@ -18,11 +18,11 @@ from smartpipe.consumer.acknowledger import Acknowledger
 from smartpipe.consumer.groups import Groups
 from smartpipe.consumer.handlers import slots_for
 from smartpipe.consumer.isolation import Isolation
-from smartpipe.consumer.leases import Visibility
+from smartpipe.consumer.leases import Leases
 from smartpipe.consumer.poller import Poller
 from smartpipe.consumer.processor import NotBegun, Processed, Processor, Resources
 from smartpipe.consumer.settle import Settler
-from smartpipe.counters import Counts
+from smartpipe.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -79,7 +79,7 @@ class Consumer:
         observer: Callable[[Settled], None] | None = None,
     ) -> None:
         self.queue = queue
-        self.counts = Counts()
+        self.counts = Counters()
         self._service = service
         self._transport = transport
         self._poll_seconds = poll_seconds
@@ -87,7 +87,7 @@ class Consumer:
         self._isolation = resources.isolation or Isolation()
         resources = resources._replace(isolation=self._isolation)
         self._processor = Processor(service, queue.name, resources, self.counts, on_overdue=self._overdue)
-        self._visibility = Visibility(
+        self._visibility = Leases(
             queue.name,
             transport,
             visibility_timeout_seconds=queue.visibility_timeout_seconds,

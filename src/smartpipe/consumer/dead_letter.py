@@ -21,7 +21,7 @@ from smartpipe.topics import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from smartpipe.consumer.decide import DeadLetter
-    from smartpipe.envelope import Envelope
+    from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Message
 
 REASON_ATTRIBUTE = "smartpipe_dead_letter"

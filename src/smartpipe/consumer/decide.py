@@ -98,7 +98,7 @@ def _decide(
     return RetryAfter(math.ceil(seconds), error)
 
 
-def shown(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what a log line says of *error*: its type and text, whatever its ``__str__`` does."""
     if isinstance(error, (Reject, DecodeError, PayloadError, UnknownEventType)):
         return str(error)

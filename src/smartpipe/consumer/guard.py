@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.handlers import Handler
     from smartpipe.consumer.isolation import Isolation, Thresholds
     from smartpipe.consumer.leases import Lease
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
     from smartpipe.delivery import Delivery
     from smartpipe.idempotency.claims import Claims
     from smartpipe.idempotency.store import Idempotency
@@ -33,7 +33,7 @@ PATIENT_DELIVERIES = 3
 MAX_DEFERRAL_SECONDS = 300.0
 
 
-class Guarded(NamedTuple):
+class GuardedResult(NamedTuple):
     """How a guarded call ended.
 
     Args:
@@ -45,10 +45,10 @@ class Guarded(NamedTuple):
     attempt: int | None = None
 
 
-HANDLED = Guarded(None)
+HANDLED = GuardedResult(None)
 
 
-class Guard:
+class IdempotencyGuard:
     """The guard of one handler.
 
     Args:
@@ -66,7 +66,7 @@ class Guard:
         lease_seconds: float,
         thresholds: Thresholds,
         isolation: Isolation | None,
-        counts: Counts,
+        counts: Counters,
     ) -> None:
         self._handler = handler
         self._name = handler.named(claims.prefix)
@@ -79,7 +79,7 @@ class Guard:
 
     async def run(
         self, delivery: Delivery, lease: Lease, call: Callable[[], Awaitable[BaseException | None]], *, spared: int = 0
-    ) -> Guarded:
+    ) -> GuardedResult:
         """Run *call*, which returns what the handler raised, unless its effect has happened or is happening elsewhere.
 
         A message that was claimed more often than failures explain may have killed its workers: *call* is run alone,
@@ -96,21 +96,21 @@ class Guard:
         except StoreError as error:
             self._claims.release_soon(claim)  # it may have been granted, and only the answer lost
             seconds = max(1.0, backoff_seconds(OUTAGE_WAITS, self._claims.failures, error))
-            return Guarded(Deferred(f"not handled unprotected: {error}", seconds, store_failed=True))
+            return GuardedResult(Deferred(f"not handled unprotected: {error}", seconds, store_failed=True))
         if isinstance(outcome, Completed):
             self._counts.deduplicated += 1
             log.debug("deduplicated", extra={"fields": delivery.log_fields})
             return HANDLED
         if isinstance(outcome, InProgress):
             seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
-            return Guarded(Deferred("it is being handled elsewhere", seconds))
+            return GuardedResult(Deferred("it is being handled elsewhere", seconds))
         if outcome.attempt - spared > self._thresholds.lost:
             await self._claims.release(claim)
             lost = WorkerLost(
                 f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed them, by "
                 "running out of memory for instance, or they gave it back"
             )
-            return Guarded(lost, outcome.attempt)
+            return GuardedResult(lost, outcome.attempt)
         self._claims.hold(claim, asked_at, partial(_lose, lease))
         if outcome.attempt - spared > self._thresholds.suspect and self._isolation is not None and not lease.alone:
             log.warning(
@@ -122,8 +122,8 @@ class Guard:
 
     async def _held(
         self, claim: Claim, outcome: Claimed, delivery: Delivery, call: Callable[[], Awaitable[BaseException | None]]
-    ) -> Guarded:
-        holding = Holding(self._claims, claim, outcome.attempt)
+    ) -> GuardedResult:
+        holding = ClaimHandle(self._claims, claim, outcome.attempt)
         delivery.holding = holding
         try:
             failure = await call()
@@ -134,14 +134,14 @@ class Guard:
         finally:
             self._claims.drop(claim)
         if holding.completed:
-            return Guarded(failure, outcome.attempt)
+            return GuardedResult(failure, outcome.attempt)
         if failure is None:
             return await self._complete(claim, outcome, delivery)
         if not isinstance(failure, HandlerTimeout) or self._handler.is_async:  # an abandoned thread goes on
             await self._claims.release(claim)
-        return Guarded(failure, outcome.attempt)
+        return GuardedResult(failure, outcome.attempt)
 
-    async def _complete(self, claim: Claim, outcome: Claimed, delivery: Delivery) -> Guarded:
+    async def _complete(self, claim: Claim, outcome: Claimed, delivery: Delivery) -> GuardedResult:
         """Let the effect be remembered; what the store cannot be told is deleted all the same, for it has happened."""
         try:
             remembered = await self._claims.complete(claim)
@@ -153,13 +153,13 @@ class Guard:
             )
             remembered = True
         if remembered:
-            return Guarded(None, outcome.attempt)
+            return GuardedResult(None, outcome.attempt)
         self._counts.fenced += 1
         log.warning(
             "handled after its claim had gone to another worker: the effect may have happened twice",
             extra={"fields": delivery.log_fields},
         )
-        return Guarded(Deferred("its claim had gone to another worker", 1.0), outcome.attempt)
+        return GuardedResult(Deferred("its claim had gone to another worker", 1.0), outcome.attempt)
 
 
 def _deferral(lease_left_seconds: float, receive_count: int, lease_seconds: float) -> float:
@@ -182,7 +182,7 @@ def _lose(lease: Lease) -> None:
     lease.lose()
 
 
-class Holding:
+class ClaimHandle:
     """A claim while its handler runs, as the delivery knows it; *attempt* is the store's count, this one included."""
 
     def __init__(self, claims: Claims, claim: Claim, attempt: int) -> None:

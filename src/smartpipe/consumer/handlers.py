@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.batch import Batch
 from smartpipe.consumer.breaker import CircuitBreaker
-from smartpipe.consumer.signature import Parameter, name_of, provided, read_signature
+from smartpipe.consumer.signature import Parameter, find_dependency, name_of, read_signature
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
@@ -128,7 +128,7 @@ class Handler:
         faults = []
         for parameter in self.parameters:
             if parameter.wants == "state":
-                self.state[parameter.name], fault = provided(state, parameter)
+                self.state[parameter.name], fault = find_dependency(state, parameter)
                 if fault:
                     faults.append(f"handler {self.name}: {fault}")
         return faults

@@ -8,8 +8,8 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from smartpipe.batching.timers import Deadlines, TimeIsUp
-from smartpipe.consumer.decide import shown
+from smartpipe.batching.timers import TimerExpired, Timers
+from smartpipe.consumer.decide import describe_error
 from smartpipe.envelope.ids import Cause, current_cause
 from smartpipe.errors import Reject, Retry
 from smartpipe.exhaustion import ResourceExhausted, exhausted_resource
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from smartpipe.consumer.handlers import Handler
     from smartpipe.consumer.threads import Threads
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
 
 log = logging.getLogger("smartpipe.consumer")
 
@@ -53,11 +53,11 @@ class Deferred(Exception):
 class Invocation:
     """Calls handlers; one for all of a queue's."""
 
-    def __init__(self, threads: Threads, counts: Counts) -> None:
+    def __init__(self, threads: Threads, counts: Counters) -> None:
         self._threads = threads
         self._capacity = threads.capacity
         self._counts = counts
-        self._deadlines = Deadlines()
+        self._timers = Timers()
         self._cancelled: dict[asyncio.Task[Any], tuple[str, float]] = {}  # handler and time, of calls still running
 
     async def call(self, handler: Handler, event: object, delivery: Cause) -> None:
@@ -85,7 +85,7 @@ class Invocation:
         call: Callable[[T], Awaitable[None]],
         delivery: T,
         seconds: float,
-        on_strike: OnOverdue | None = None,
+        on_timeout: OnOverdue | None = None,
     ) -> BaseException | None:
         """Return what *call* raised of *delivery*, or None; cut off after *seconds*, it has failed by HandlerTimeout.
 
@@ -93,12 +93,12 @@ class Invocation:
         own task, and KeyboardInterrupt.
 
         Args:
-            on_strike: Called when the time is up, from ``cancelling``; by default the task is cancelled.
+            on_timeout: Called when the time is up, from ``cancelling``; by default the task is cancelled.
         """
         current_cause.set(delivery)
         try:
-            await self._deadlines.within(seconds, call, delivery, on_strike)
-        except TimeIsUp:
+            await self._timers.timeout(seconds, call, delivery, on_timeout)
+        except TimerExpired:
             return HandlerTimeout(f"it ran longer than {seconds:g} s")
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -127,7 +127,7 @@ class Invocation:
 
     def close(self) -> None:
         """Stop its timer."""
-        self._deadlines.close()
+        self._timers.close()
 
     def deferred(self, error: BaseException) -> Deferred | None:
         """Return a Deferred if a resource ran out; None for other failures, and if the handler itself decided."""
@@ -140,15 +140,15 @@ class Invocation:
             reason = str(error)
         else:
             self._capacity.ran_out(resource)
-            reason = f"this process has run out of {resource}: {shown(error)}"
+            reason = f"this process has run out of {resource}: {describe_error(error)}"
         deferred = Deferred(reason, 1.0, exhausted=True)
         deferred.__cause__ = error
         return deferred
 
     def _cancel(self, handler: Handler, on_overdue: OnOverdue, task: asyncio.Task[Any], delivery: Any) -> None:
-        self._cancelled[task] = handler.name, self._deadlines.loop.time()
+        self._cancelled[task] = handler.name, self._timers.loop.time()
         task.cancel()
-        self._deadlines.set(CANCEL_GRACE_SECONDS, partial(self._check_ended, on_overdue, task, delivery))
+        self._timers.call_later(CANCEL_GRACE_SECONDS, partial(self._check_ended, on_overdue, task, delivery))
 
     def _check_ended(self, on_overdue: OnOverdue, task: asyncio.Task[Any], delivery: Any) -> None:
         if task not in self._cancelled:
@@ -159,7 +159,7 @@ class Invocation:
             "Handler %s does not end although it was cancelled %.0f s ago, at its timeout. It is left to itself, and "
             "its slot is free; its message counts as timed out",
             name,
-            self._deadlines.loop.time() - cancelled_at,
+            self._timers.loop.time() - cancelled_at,
             extra={"fields": delivery.log_fields},
         )
         self._capacity.add(task, name)
@@ -169,7 +169,7 @@ class Invocation:
         task = asyncio.current_task()
         name, cancelled_at = self._cancelled.pop(cast("asyncio.Task[Any]", task), ("", 0.0))
         if self._capacity.remove(task):
-            seconds = self._deadlines.loop.time() - cancelled_at
+            seconds = self._timers.loop.time() - cancelled_at
             log.warning("Handler %s has ended at last, %.0f s after it was cancelled at its timeout", name, seconds)
 
     def _abandoned(self) -> None:

@@ -14,7 +14,7 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
     from smartpipe.message import Message
     from smartpipe.transport import Transport
 
@@ -88,7 +88,7 @@ class Lease:
         return news
 
 
-class Visibility:
+class Leases:
     """Keeps the leases of one queue's messages: one ticker for all, ten to a call.
 
     The lease is the visibility timeout given with each receive, counted from before the extension
@@ -96,7 +96,9 @@ class Visibility:
     the receive, which is as far as SQS goes.
     """
 
-    def __init__(self, queue: str, transport: Transport, *, visibility_timeout_seconds: float, counts: Counts) -> None:
+    def __init__(
+        self, queue: str, transport: Transport, *, visibility_timeout_seconds: float, counts: Counters
+    ) -> None:
         self._queue = queue
         self._transport = transport
         self._timeout_seconds = visibility_timeout_seconds

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import wait_random_exponential
 
-from smartpipe.consumer.batches import Gatherer
+from smartpipe.consumer.batches import BatchCollector
 from smartpipe.consumer.breaker import Circuit, CircuitBreaker
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, without_reason
 from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide
 from smartpipe.consumer.groups import remember
-from smartpipe.consumer.guard import HANDLED, Guard, Guarded
+from smartpipe.consumer.guard import HANDLED, GuardedResult, IdempotencyGuard
 from smartpipe.consumer.invoke import Deferred, HandlerTimeout, Invocation
 from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consumer.pace import Gate, TokenBucket
-from smartpipe.consumer.room import Room
+from smartpipe.consumer.room import HandlerLimit
 from smartpipe.delivery import Delivery
-from smartpipe.envelope import current_envelope
-from smartpipe.envelope.read import Reader
+from smartpipe.envelope.encode import current_envelope
+from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from smartpipe.consumer.invoke import OnOverdue
     from smartpipe.consumer.leases import Lease
     from smartpipe.consumer.threads import Threads
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
     from smartpipe.delivery import Publishes
-    from smartpipe.envelope import Envelope
-    from smartpipe.envelope.offload import Payloads
+    from smartpipe.envelope.encode import Envelope
+    from smartpipe.envelope.offload import PayloadOffload
     from smartpipe.events import Event
     from smartpipe.idempotency.claims import Claims
     from smartpipe.message import Message
@@ -74,7 +74,7 @@ class Resources(NamedTuple):
 
     publisher: Publishes
     threads: Threads
-    payloads: Payloads
+    payloads: PayloadOffload
     state: Any = None
     claims: Claims | None = None
     isolation: Isolation | None = None
@@ -85,10 +85,10 @@ class _Route(NamedTuple):
 
     handler: Handler
     call: Next[Delivery, None]
-    room: Room | None
+    room: HandlerLimit | None
     circuit: Circuit | None
-    guard: Guard | None
-    on_strike: OnOverdue
+    guard: IdempotencyGuard | None
+    on_timeout: OnOverdue
 
 
 class Processor:
@@ -110,7 +110,7 @@ class Processor:
         service: Service,
         queue: str,
         resources: Resources,
-        counts: Counts,
+        counts: Counters,
         *,
         on_overdue: Callable[[asyncio.Task[Any], Delivery], None],
     ) -> None:
@@ -121,13 +121,13 @@ class Processor:
         self._resources = resources
         self._counts = counts
         self._invocation = Invocation(resources.threads, counts)
-        self._gatherers: list[Gatherer] = []
+        self._gatherers: list[BatchCollector] = []
         self.gates: list[Gate] = [resources.threads.capacity.gate()]
         self.circuits: list[Circuit] = []
         self._routes: dict[type[Event], list[_Route]] = {}
         for handler in service.handlers_on(queue):
             self._routes.setdefault(handler.event, []).append(self._route(handler))
-        self._reader = Reader(self._routes, resources.payloads)
+        self._reader = MessageReader(self._routes, resources.payloads)
         bindings = [binding for binding in service.bindings if binding.queue.name == queue]
         self.thresholds = thresholds_of(bindings[0], service.handlers_on(queue)) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
@@ -241,7 +241,7 @@ class Processor:
         innermost: Next[Delivery, None]
         room = None
         if options.batch is not None:
-            innermost = Gatherer(
+            innermost = BatchCollector(
                 handler,
                 options.batch,
                 self._invocation,
@@ -251,10 +251,10 @@ class Processor:
             self._gatherers.append(innermost)
         else:
             innermost = _one_by_one(self._invocation, handler)
-            room = Room(options.concurrency) if options.concurrency else None
-        on_strike = self._invocation.cancelling(handler, self._on_overdue)
+            room = HandlerLimit(options.concurrency) if options.concurrency else None
+        on_timeout = self._invocation.cancelling(handler, self._on_overdue)
         middleware = compose(self._service.middleware, innermost)
-        return _Route(handler, middleware, room, circuit, self._guard(handler), on_strike)
+        return _Route(handler, middleware, room, circuit, self._guard(handler), on_timeout)
 
     def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
         circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
@@ -262,7 +262,7 @@ class Processor:
         self.gates.append(circuit)
         return circuit
 
-    def _guard(self, handler: Handler) -> Guard | None:
+    def _guard(self, handler: Handler) -> IdempotencyGuard | None:
         options, claims = handler.options.idempotency, self._resources.claims
         if options is None:
             return None
@@ -271,7 +271,7 @@ class Processor:
         seconds = handler.queue.visibility_timeout_seconds
         thresholds = claim_thresholds_of(handler)
         isolation = self._resources.isolation
-        return Guard(
+        return IdempotencyGuard(
             handler,
             options,
             claims,
@@ -281,7 +281,7 @@ class Processor:
             counts=self._counts,
         )
 
-    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> Guarded:
+    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> GuardedResult:
         """Run one handler, if its effect has not happened yet; return how that ended."""
         handler = route.handler
         delivery = Delivery(
@@ -304,10 +304,10 @@ class Processor:
             seconds = options.timeout_seconds
             limit = lease.seconds_left if seconds is None or options.batch is not None else seconds
             if route.guard is None:
-                failure = await self._invocation.outcome_of(route.call, delivery, limit, route.on_strike)
-                guarded = HANDLED if failure is None else Guarded(failure)
+                failure = await self._invocation.outcome_of(route.call, delivery, limit, route.on_timeout)
+                guarded = HANDLED if failure is None else GuardedResult(failure)
             else:
-                call = partial(self._invocation.outcome_of, route.call, delivery, limit, route.on_strike)
+                call = partial(self._invocation.outcome_of, route.call, delivery, limit, route.on_timeout)
                 spared = self._spared.get(message.message_id, 0)
                 guarded = await route.guard.run(delivery, lease, call, spared=spared)
                 self._tell_of_store(guarded.failure)

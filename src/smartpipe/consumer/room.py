@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 
-class Room:
+class HandlerLimit:
     """A semaphore that can be closed. First come, first served.
 
     Args:

@@ -6,15 +6,15 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smartpipe.batching.resend import deliver
+from smartpipe.batching.resend import send_with_retries
 from smartpipe.consumer.dead_letter import Where, bare_copy, dead_letter
-from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, RetryAfter, shown
+from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, RetryAfter, describe_error
 from smartpipe.envelope.traceparent import trace_id
 
 if TYPE_CHECKING:
     from smartpipe.consumer.leases import Lease
     from smartpipe.consumer.processor import Processed
-    from smartpipe.counters import Counts
+    from smartpipe.counters import Counters
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.topics import Queue
     from smartpipe.transport import Transport
@@ -42,7 +42,7 @@ class Settler:
     """Settles the deliveries of one queue of a service."""
 
     def __init__(
-        self, service: str, queue: Queue, transport: Transport, *, acknowledger: Acknowledges, counts: Counts
+        self, service: str, queue: Queue, transport: Transport, *, acknowledger: Acknowledges, counts: Counters
     ) -> None:
         self._service = service
         self._queue = queue
@@ -76,7 +76,9 @@ class Settler:
         elif isinstance(outcome, RetryAfter):
             self._counts.retried += 1
             raised = outcome.error if log.isEnabledFor(logging.DEBUG) else None
-            log.warning("retried in %d s: %s", outcome.seconds, shown(outcome.error), extra=fields, exc_info=raised)
+            log.warning(
+                "retried in %d s: %s", outcome.seconds, describe_error(outcome.error), extra=fields, exc_info=raised
+            )
         else:
             self._halt(message, outcome, fields)
         self._acknowledger.release(lease, outcome.seconds)
@@ -113,7 +115,7 @@ class Settler:
             message.group_id,
             outcome.kind,
             outcome.seconds,
-            shown(outcome.error),
+            describe_error(outcome.error),
             extra=fields,
             exc_info=outcome.error if outcome.kind in WITH_TRACEBACK else None,
         )
@@ -130,7 +132,7 @@ class Settler:
         for made in (dead_letter(message, outcome, where), bare_copy(message)):
             # FIFO queues want one; like SQS's own redrive, its id in this queue.
             copy = made._replace(deduplication_id=message.message_id) if self._queue.fifo else made
-            failed = await deliver(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
+            failed = await send_with_retries(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
             if not failed or failed[0][1].retryable:
                 break  # a copy that is refused for good, as too large for an older queue, goes without its reason
         fields = self.fields(message, processed, kind=outcome.kind)
@@ -142,6 +144,6 @@ class Settler:
             return FAULT_RETRY_SECONDS
         self._counts.dead_lettered += 1
         raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
-        log.error("dead-lettered (%s): %s", outcome.kind, shown(outcome.error), extra=fields, exc_info=raised)
+        log.error("dead-lettered (%s): %s", outcome.kind, describe_error(outcome.error), extra=fields, exc_info=raised)
         self._acknowledger.delete(lease)
         return None

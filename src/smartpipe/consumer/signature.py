@@ -81,7 +81,7 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def provided(state: Any, parameter: Parameter) -> tuple[Any, str | None]:
+def find_dependency(state: Any, parameter: Parameter) -> tuple[Any, str | None]:
     """Return what *state* has for *parameter*, or what is wrong: itself, or the value in it of that type.
 
     Of several values of the type, the one that has the parameter's name is meant.

@@ -15,8 +15,8 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.consumer.dead_letter import reason_of
-from smartpipe.envelope.decode import Packed, TextOrNone, unwrapped
-from smartpipe.envelope.offload import unpacked
+from smartpipe.envelope.decode import EncodedBody, TextOrNone, unwrap
+from smartpipe.envelope.offload import decompress_body
 from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.structure import exceeds
 from smartpipe.envelope.validators import bounded_validator
@@ -46,7 +46,7 @@ class _Context(TypedDict):
 _context = bounded_validator(TypeAdapter(_Context))
 
 
-class Letter(NamedTuple):
+class DeadLetterMessage(NamedTuple):
     """A message in a dead-letter queue, with what can be read of its event; None where nothing can.
 
     Args:
@@ -76,7 +76,7 @@ class Letter(NamedTuple):
         return self.event_id or self.message.message_id
 
 
-def read_letter(message: Message) -> Letter:
+def read_message(message: Message) -> DeadLetterMessage:
     """Read what can be read: whatever is in a body, also what no decoder takes, becomes a letter.
 
     A body that waits in S3 is left there: its type is in the attributes, and its key ends with its event's id. The
@@ -87,11 +87,11 @@ def read_letter(message: Message) -> Letter:
         if is_pointer(message.attributes):
             # Others write other keys; what smartpipe publishes has its type beside it.
             type_, key = _type_of(message), payload_at(message.body).key
-            return Letter(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
+            return DeadLetterMessage(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
         context = _context(_json_of(message)) or {}
-    except (ValidationError, DecodeError, PayloadError, Packed):
+    except (ValidationError, DecodeError, PayloadError, EncodedBody):
         context = {}
-    return Letter(message, context.get("id"), context.get("type"), context.get("source"), reason)
+    return DeadLetterMessage(message, context.get("id"), context.get("type"), context.get("source"), reason)
 
 
 def preview(message: Message, limit_characters: int) -> str:
@@ -99,7 +99,7 @@ def preview(message: Message, limit_characters: int) -> str:
     try:
         body = "" if is_pointer(message.attributes) else _json_of(message)
         found = None if exceeds(body, LIMIT_OBJECTS) else from_json(body)
-    except (ValueError, DecodeError, PayloadError, Packed):
+    except (ValueError, DecodeError, PayloadError, EncodedBody):
         found = None
     if not isinstance(found, dict) or "data" not in found:
         return message.body[:limit_characters]
@@ -110,8 +110,8 @@ def preview(message: Message, limit_characters: int) -> str:
 
 def _json_of(message: Message) -> str:
     """Return the text of the event: unpacked, and out of SNS's envelope."""
-    body = unpacked(message.body, message.attributes, UNPACKED_LIMIT_BYTES)
-    return unwrapped(body) or body
+    body = decompress_body(message.body, message.attributes, UNPACKED_LIMIT_BYTES)
+    return unwrap(body) or body
 
 
 def _type_of(message: Message) -> str | None:
@@ -142,7 +142,7 @@ class Selection:
         """Whether it leaves anything out."""
         return bool(self.types or self.reasons or self.ids or self.sent_before is not None)
 
-    def takes(self, letter: Letter) -> bool:
+    def takes(self, letter: DeadLetterMessage) -> bool:
         """Return whether *letter* is meant."""
         return (
             (not self.types or letter.event_type in self.types)
@@ -152,15 +152,15 @@ class Selection:
         )
 
 
-def was_there(letter: Letter, until: float) -> bool:
+def existed_before(letter: DeadLetterMessage, until: float) -> bool:
     """Return whether it was sent by then; one that its broker gives no time was."""
     return letter.message.sent_at is None or _sent_by(letter, until)
 
 
-def _sent_by(letter: Letter, moment: float) -> bool:
+def _sent_by(letter: DeadLetterMessage, moment: float) -> bool:
     sent_at = letter.message.sent_at
     return sent_at is not None and sent_at <= moment
 
 
-def _is_reason(wanted: str, letter: Letter) -> bool:
+def _is_reason(wanted: str, letter: DeadLetterMessage) -> bool:
     return wanted == letter.kind or wanted.lower() in letter.error.lower()

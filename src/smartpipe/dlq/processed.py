@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.envelope.offload import Payloads
-from smartpipe.envelope.read import Reader
+from smartpipe.envelope.offload import PayloadOffload
+from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.idempotency.claims import MAX_CLAIMS
 from smartpipe.idempotency.store import Completed, InProgress
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from smartpipe.consumer.handlers import Handler
-    from smartpipe.dlq.messages import Letter
+    from smartpipe.dlq.messages import DeadLetterMessage
     from smartpipe.idempotency.claims import Claims
     from smartpipe.idempotency.store import Known
 
 
-class Memory(NamedTuple):
+class ProcessedEvent(NamedTuple):
     """What is remembered of one letter.
 
     Args:
@@ -38,7 +38,7 @@ class Memory(NamedTuple):
         return 0 < self.handlers == len(self.completed)
 
 
-class Memories:
+class ProcessedEvents:
     """Asks the store about the letters of one queue.
 
     Args:
@@ -50,10 +50,10 @@ class Memories:
         self._handlers = handlers
         self._store = None if claims is None else claims.store
         self._prefix = "" if claims is None else claims.prefix
-        self._payloads = Payloads()
-        self._reader = Reader({handler.event for handler in handlers}, self._payloads)
+        self._payloads = PayloadOffload()
+        self._reader = MessageReader({handler.event for handler in handlers}, self._payloads)
 
-    async def ask(self, letters: Sequence[Letter]) -> list[Memory]:
+    async def ask(self, letters: Sequence[DeadLetterMessage]) -> list[ProcessedEvent]:
         """Return what is remembered of each letter.
 
         Raises:
@@ -61,7 +61,7 @@ class Memories:
             TransportError: S3 cannot be asked for the body of one.
         """
         if self._store is None:
-            return [Memory()] * len(letters)
+            return [ProcessedEvent()] * len(letters)
         reached = [await self._reached(letter) for letter in letters]
         keys = [key for _, wanted in reached for key in wanted]
         known: dict[str, Known] = {}
@@ -69,7 +69,7 @@ class Memories:
             part = keys[start : start + MAX_CLAIMS]
             known.update(zip(part, await self._store.look(part), strict=True))
         return [
-            Memory(
+            ProcessedEvent(
                 handlers,
                 tuple(key for key in wanted if isinstance(known[key], Completed)),
                 sum(isinstance(known[key], InProgress) for key in wanted),
@@ -77,7 +77,7 @@ class Memories:
             for handlers, wanted in reached
         ]
 
-    async def forget(self, memories: Iterable[Memory]) -> None:
+    async def forget(self, memories: Iterable[ProcessedEvent]) -> None:
         """Let the effects that have happened happen again; what is in progress is left to its holder.
 
         Raises:
@@ -91,7 +91,7 @@ class Memories:
         """Release connections to S3; the store is its opener's. A second call does nothing."""
         await self._payloads.aclose()
 
-    async def _reached(self, letter: Letter) -> tuple[int, list[str]]:
+    async def _reached(self, letter: DeadLetterMessage) -> tuple[int, list[str]]:
         """Return how many handlers take the letter, and the keys of the idempotent ones."""
         try:
             envelope = await self._reader.read(letter.message)

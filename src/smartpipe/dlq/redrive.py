@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from smartpipe.batching.chunker import Chunker
-from smartpipe.batching.resend import deliver
+from smartpipe.batching.resend import send_with_retries
 from smartpipe.consumer.dead_letter import bare_copy
 from smartpipe.consumer.pace import TokenBucket
-from smartpipe.dlq.messages import was_there
-from smartpipe.dlq.scan import DEADLINE_SECONDS, Walk
+from smartpipe.dlq.messages import existed_before
+from smartpipe.dlq.scan import DEADLINE_SECONDS, Scan
 from smartpipe.keys import own_sqs_id
 from smartpipe.message import Failure
 from smartpipe.topics import QUEUE_LIMIT_BYTES
@@ -25,8 +25,8 @@ from smartpipe.transport import BATCH_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe.dlq.messages import Letter, Selection
-    from smartpipe.dlq.processed import Memories
+    from smartpipe.dlq.messages import DeadLetterMessage, Selection
+    from smartpipe.dlq.processed import ProcessedEvents
     from smartpipe.message import OutgoingMessage
     from smartpipe.topics import Queue
     from smartpipe.transport import Transport
@@ -40,7 +40,7 @@ FAILED_BATCHES = 3
 GROUP_STOPPED = Failure(0, "GroupStopped", "one before it of its group could not be sent", retryable=True)
 
 
-class Looked(NamedTuple):
+class ScanResult(NamedTuple):
     """What was in a dead-letter queue.
 
     Args:
@@ -77,8 +77,8 @@ class Tally:
 
     done: int = 0
     skipped: int = 0
-    failed: list[tuple[Letter, Failure]] = field(default_factory=list)
-    not_deleted: list[tuple[Letter, Failure]] = field(default_factory=list)
+    failed: list[tuple[DeadLetterMessage, Failure]] = field(default_factory=list)
+    not_deleted: list[tuple[DeadLetterMessage, Failure]] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -90,13 +90,13 @@ class Tally:
 class Treatment(Protocol):
     """What is done with letters before they are deleted."""
 
-    async def treat(self, letters: list[Letter], tally: Tally) -> list[Letter]:
+    async def treat(self, letters: list[DeadLetterMessage], tally: Tally) -> list[DeadLetterMessage]:
         """Return those to delete; count the others."""
 
 
-async def look(
-    transport: Transport, queue: Queue, selection: Selection, memories: Memories, stop: asyncio.Event
-) -> Looked:
+async def scan(
+    transport: Transport, queue: Queue, selection: Selection, memories: ProcessedEvents, stop: asyncio.Event
+) -> ScanResult:
     """Look at the queue's dead letters and give them back; ends early at the selection's limit, or when told to.
 
     Raises:
@@ -106,7 +106,7 @@ async def look(
     clock = asyncio.get_running_loop().time
     began, until = clock(), time.time()
     wanted, others, remembered = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
-    async with Walk(transport, queue.dead_letter_name, lease_seconds=LOOK_LEASE_SECONDS) as walk:
+    async with Scan(transport, queue.dead_letter_name, lease_seconds=LOOK_LEASE_SECONDS) as walk:
         while not stop.is_set() and not _full(selection, wanted.total()) and (letters := await walk.next()):
             until = max(until, *(letter.message.sent_at or 0.0 for letter in letters))
             meant = [letter for letter in letters if selection.takes(letter)]
@@ -118,7 +118,7 @@ async def look(
                 remembered["all"] += memory.all_done
                 remembered["partly"] += bool(memory.completed) and not memory.all_done
                 remembered["in progress"] += bool(memory.in_progress)
-    return Looked(
+    return ScanResult(
         wanted,
         others,
         remembered["all"],
@@ -156,7 +156,7 @@ class Clearing:
         self._bucket = TokenBucket(rate_per_second, clock) if rate_per_second is not None else None
         self._batch_seconds = BATCH_LIMIT / rate_per_second if rate_per_second is not None else 0.0
 
-    async def clear(self, looked: Looked, selection: Selection, treatment: Treatment, tally: Tally) -> None:
+    async def clear(self, looked: ScanResult, selection: Selection, treatment: Treatment, tally: Tally) -> None:
         """Treat and delete; *tally* says how far it came, also when it fails.
 
         What comes to the queue meanwhile stays, and so nothing goes round in circles.
@@ -166,16 +166,16 @@ class Clearing:
             TransportError: The queue could not be asked.
         """
         lease_seconds = min(MAX_LEASE_SECONDS, max(LEASE_SECONDS + self._batch_seconds, 3 * looked.seconds))
-        async with Walk(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as walk:
+        async with Scan(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as walk:
             try:
                 await self._clear(walk, looked, selection, treatment, tally)
             finally:
                 tally.not_deleted = walk.not_deleted
 
     async def _clear(
-        self, walk: Walk, looked: Looked, selection: Selection, treatment: Treatment, tally: Tally
+        self, walk: Scan, looked: ScanResult, selection: Selection, treatment: Treatment, tally: Tally
     ) -> None:
-        waiting: list[Letter] = []
+        waiting: list[DeadLetterMessage] = []
         in_vain = 0
         while not _enough(looked, selection, tally) and in_vain < FAILED_BATCHES:
             if self._stop.is_set():
@@ -185,7 +185,7 @@ class Clearing:
                 letters = await walk.next()
                 if not letters:
                     break
-                waiting = [one for one in letters if was_there(one, looked.until) and selection.takes(one)]
+                waiting = [one for one in letters if existed_before(one, looked.until) and selection.takes(one)]
                 continue
             room = len(waiting) if selection.limit is None else selection.limit - tally.dealt_with
             batch = waiting[: await self._admitted(min(room, len(waiting)))]
@@ -216,7 +216,7 @@ class Clearing:
 class Purge:
     """Treats letters by doing nothing: they are deleted for good."""
 
-    async def treat(self, letters: list[Letter], tally: Tally) -> list[Letter]:
+    async def treat(self, letters: list[DeadLetterMessage], tally: Tally) -> list[DeadLetterMessage]:
         """Return all."""
         tally.done += len(letters)
         return letters
@@ -229,14 +229,14 @@ class Redrive:
         force: Let effects that are remembered happen again; without, letters all of whose effects are stay.
     """
 
-    def __init__(self, transport: Transport, queue: Queue, memories: Memories, *, force: bool) -> None:
+    def __init__(self, transport: Transport, queue: Queue, memories: ProcessedEvents, *, force: bool) -> None:
         self._transport = transport
         self._queue = queue
         self._memories = memories
         self._force = force
         self._stopped_groups: set[str | None] = set()
 
-    async def treat(self, letters: list[Letter], tally: Tally) -> list[Letter]:
+    async def treat(self, letters: list[DeadLetterMessage], tally: Tally) -> list[DeadLetterMessage]:
         """Send them; return those that were."""
         memories = await self._memories.ask(letters)
         going = [one for one, memory in zip(letters, memories, strict=True) if self._force or not memory.all_done]
@@ -250,32 +250,32 @@ class Redrive:
         tally.done += len(sent)
         return sent
 
-    async def _send(self, letters: Sequence[Letter]) -> list[tuple[Letter, Failure]]:
+    async def _send(self, letters: Sequence[DeadLetterMessage]) -> list[tuple[DeadLetterMessage, Failure]]:
         """Send, of each group one after the other; return those that were not sent."""
-        chunker: Chunker[tuple[Letter, OutgoingMessage]] = Chunker(
+        chunker: Chunker[tuple[DeadLetterMessage, OutgoingMessage]] = Chunker(
             QUEUE_LIMIT_BYTES, lambda pair: pair[1].size_bytes, lambda pair: self._ordered_group(pair[0])
         )
         chunks = [chunker.add((letter, self._copy(letter))) for letter in letters]
-        failed: list[tuple[Letter, Failure]] = []
+        failed: list[tuple[DeadLetterMessage, Failure]] = []
         for chunk in [*chunks, chunker.take()]:
             going = [pair for pair in chunk or () if pair[1].group_id not in self._stopped_groups]
             failed += [(letter, GROUP_STOPPED) for letter, copy in chunk or () if copy.group_id in self._stopped_groups]
-            refused = await deliver(self._call, going, deadline_seconds=DEADLINE_SECONDS) if going else []
+            refused = await send_with_retries(self._call, going, deadline_seconds=DEADLINE_SECONDS) if going else []
             failed += [(letter, failure) for (letter, _), failure in refused]
             self._stopped_groups.update(copy.group_id for (_, copy), _ in refused if self._queue.fifo)
         return failed
 
-    async def _call(self, pairs: list[tuple[Letter, OutgoingMessage]]) -> list[Failure]:
+    async def _call(self, pairs: list[tuple[DeadLetterMessage, OutgoingMessage]]) -> list[Failure]:
         return await self._transport.send(self._queue.name, [copy for _, copy in pairs])
 
-    def _copy(self, letter: Letter) -> OutgoingMessage:
+    def _copy(self, letter: DeadLetterMessage) -> OutgoingMessage:
         copy = bare_copy(letter.message)
         if not self._queue.fifo:
             return copy
         # Of this very move: again after a crash it is the same, and no earlier send of the event had it.
         return copy._replace(deduplication_id=own_sqs_id("redrive", letter.message.message_id))
 
-    def _ordered_group(self, letter: Letter) -> str | None:
+    def _ordered_group(self, letter: DeadLetterMessage) -> str | None:
         return letter.message.group_id if self._queue.fifo else None
 
 
@@ -283,6 +283,6 @@ def _full(selection: Selection, count: int) -> bool:
     return selection.limit is not None and count >= selection.limit
 
 
-def _enough(looked: Looked, selection: Selection, tally: Tally) -> bool:
+def _enough(looked: ScanResult, selection: Selection, tally: Tally) -> bool:
     """Return whether all that was looked at is dealt with, or as many as were wanted."""
     return _full(selection, tally.dealt_with) or (looked.complete and tally.dealt_with >= looked.wanted.total())

@@ -6,15 +6,15 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from smartpipe.batching.resend import deliver, persist
-from smartpipe.dlq.messages import read_letter
+from smartpipe.batching.resend import retry, send_with_retries
+from smartpipe.dlq.messages import read_message
 from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from smartpipe.dlq.messages import Letter
+    from smartpipe.dlq.messages import DeadLetterMessage
     from smartpipe.message import Failure, Message
     from smartpipe.transport import Transport
 
@@ -26,7 +26,7 @@ STALE_RECEIVES = 20
 CALLS_AT_ONCE = 8
 
 
-class Walk:
+class Scan:
     """An async context manager. A second walker, or a worker, does not see what this one holds.
 
     Args:
@@ -39,7 +39,7 @@ class Walk:
         self._lease_seconds = lease_seconds
         self._held: dict[str, str] = {}  # receipts, by message id
         self._dealt_with: set[str] = set()
-        self._not_deleted: dict[str, tuple[Letter, Failure]] = {}
+        self._not_deleted: dict[str, tuple[DeadLetterMessage, Failure]] = {}
 
     async def __aenter__(self) -> Self:
         """Return itself."""
@@ -55,7 +55,7 @@ class Walk:
         for start in range(0, len(batches), CALLS_AT_ONCE):
             await asyncio.gather(*map(self._release, batches[start : start + CALLS_AT_ONCE]))
 
-    async def next(self, max_messages: int = BATCH_LIMIT) -> list[Letter]:
+    async def next(self, max_messages: int = BATCH_LIMIT) -> list[DeadLetterMessage]:
         """Return messages that this walk has not seen, or none at its end.
 
         On a FIFO queue the end is what SQS shows while the messages before it are held: ten or so of a group.
@@ -73,10 +73,10 @@ class Walk:
             fresh = [message for id_, message in by_id.items() if id_ not in again and id_ not in self._held]
             self._held |= {id_: message.receipt_handle for id_, message in by_id.items() if id_ not in again}
             if fresh:
-                return [read_letter(message) for message in fresh]
+                return [read_message(message) for message in fresh]
         return []
 
-    async def delete(self, letters: Sequence[Letter]) -> None:
+    async def delete(self, letters: Sequence[DeadLetterMessage]) -> None:
         """Delete at most ten; this walk shows them no more, but deletes them again should they come by."""
         ids = [letter.message.message_id for letter in letters]
         self._dealt_with.update(ids)
@@ -88,7 +88,7 @@ class Walk:
         }
 
     @property
-    def not_deleted(self) -> list[tuple[Letter, Failure]]:
+    def not_deleted(self) -> list[tuple[DeadLetterMessage, Failure]]:
         """What was to be deleted and is still there, with the last thing that the service said of it."""
         return list(self._not_deleted.values())
 
@@ -100,7 +100,7 @@ class Walk:
             wait_seconds=WAIT_SECONDS,
             visibility_timeout_seconds=self._lease_seconds,
         )
-        return await persist(receive, deadline_seconds=DEADLINE_SECONDS)
+        return await retry(receive, deadline_seconds=DEADLINE_SECONDS)
 
     async def _delete(self, receipts: dict[str, str]) -> dict[str, Failure]:
         """Delete by message id and receipt; return the failures by message id."""
@@ -110,7 +110,7 @@ class Walk:
 
         if not receipts:
             return {}
-        failed = await deliver(call, list(receipts.items()), deadline_seconds=DEADLINE_SECONDS)
+        failed = await send_with_retries(call, list(receipts.items()), deadline_seconds=DEADLINE_SECONDS)
         failures = {id_: failure for (id_, _), failure in failed}
         for id_ in receipts.keys() - failures.keys():
             self._not_deleted.pop(id_, None)
@@ -120,4 +120,4 @@ class Walk:
         async def call(entries: list[str]) -> list[Failure]:
             return await self._transport.change_visibility(self._queue, [(receipt, 0.0) for receipt in entries])
 
-        await deliver(call, receipts, deadline_seconds=DEADLINE_SECONDS)
+        await send_with_retries(call, receipts, deadline_seconds=DEADLINE_SECONDS)

@@ -39,7 +39,7 @@ def check_encoding(encoding: str) -> None:
             raise ConfigError(msg) from None
 
 
-def compressed(body: str, encoding: str) -> str:
+def compress(body: str, encoding: str) -> str:
     """Return *body* compressed, in Base64."""
     data = body.encode()
     if encoding == "zstd":
@@ -50,7 +50,7 @@ def compressed(body: str, encoding: str) -> str:
     return b64encode(packed).decode()
 
 
-def decompressed(body: str, encoding: str, limit_bytes: int) -> str:
+def decompress(body: str, encoding: str, limit_bytes: int) -> str:
     """Return what *body* was before it was compressed.
 
     Raises:

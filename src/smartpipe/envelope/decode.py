@@ -14,7 +14,7 @@ from pydantic.errors import PydanticUndefinedAnnotation
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.envelope import MAX_ID_CHARACTERS, Envelope
+from smartpipe.envelope.encode import MAX_ID_CHARACTERS, Envelope
 from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES
 from smartpipe.envelope.structure import refuse_too_many_values
 from smartpipe.envelope.traceparent import TRACEPARENT_PATTERNS
@@ -29,7 +29,7 @@ from smartpipe.envelope.validators import (
 )
 from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
 from smartpipe.events import contract_of
-from smartpipe.message import Attribute, made
+from smartpipe.message import Attribute, construct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -169,7 +169,7 @@ class _Validators(NamedTuple):
     explain: Callable[[TypeAdapter[Any]], _Validate]
 
 
-class Packed(Exception):
+class EncodedBody(Exception):
     """What SNS wrapped is no envelope yet: its attributes say that it is compressed, or waits in S3."""
 
     def __init__(self, body: str, attributes: Mapping[str, Attribute]) -> None:
@@ -249,7 +249,7 @@ class Decoder:
     def _decode(self, body: str, validators: _Validators, limit_objects: float) -> Envelope:
         fields = _validated(validators.any_type, body) if validators.any_type else None
         if fields is None:
-            inner = unwrapped(body)
+            inner = unwrap(body)
             if inner:
                 refuse_too_many_values(inner, limit_objects)  # they were in a string before
                 body = inner
@@ -362,12 +362,12 @@ def _is_default(contract: Contract) -> bool:
 
 def _envelope(fields: dict[str, Any]) -> Envelope:
     try:
-        return made(Envelope, _in_order(fields))
+        return construct(Envelope, _in_order(fields))
     except KeyError:  # of another producer
-        return made(Envelope, _in_order({**_ABSENT, **fields}))
+        return construct(Envelope, _in_order({**_ABSENT, **fields}))
 
 
-def unwrapped(body: str) -> str | None:
+def unwrap(body: str) -> str | None:
     """Return the message inside of an SNS envelope, or None when *body* is none.
 
     Raises:
@@ -383,7 +383,7 @@ def unwrapped(body: str) -> str | None:
     attributes = notification.get("MessageAttributes") or {}
     packing = {name: Attribute(fields["Type"], fields["Value"]) for name, fields in attributes.items() if fields}
     if packing:
-        raise Packed(message, packing)
+        raise EncodedBody(message, packing)
     return message
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
-from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, check_encoding, compressed
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, check_encoding, compress
 from smartpipe.envelope.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.errors import ConfigError
-from smartpipe.keys import bounded
+from smartpipe.keys import compose_bounded
 from smartpipe.message import Attribute, Payload, size_bytes
 from smartpipe.settings import PayloadSettings
-from smartpipe.urls import shown
+from smartpipe.urls import describe_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,8 +62,8 @@ class ClaimCheck:
         match = re.fullmatch(rf"(s3|memory)://({bucket})(/[!-~]*?)?(?:\?owner=([0-9]{{12}}))?", url)
         if match is None or "?owner=" in (match[3] or ""):
             raise ConfigError(
-                f"{setting}={shown(url)}: it must be like s3://my-bucket or s3://my-bucket/folder; of another account, "
-                "like s3://my-bucket/folder?owner=123456789012"
+                f"{setting}={describe_url(url)}: it must be like s3://my-bucket or s3://my-bucket/folder; of another "
+                "account, like s3://my-bucket/folder?owner=123456789012"
             )
         prefix = (match[3] or "").strip("/")
         if len(prefix) > MAX_PREFIX_LENGTH:
@@ -81,7 +81,7 @@ class ClaimCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Packing:
+class BodyEncoding:
     """How this environment's publishers make bodies fit.
 
     Args:
@@ -154,15 +154,15 @@ class Packing:
 
     def _compressed(self, message: OutgoingMessage) -> OutgoingMessage:
         encoding = self.encoding or ""
-        return _with(message, compressed(message.body, encoding), ENCODING_ATTRIBUTE, Attribute("String", encoding))
+        return _with(message, compress(message.body, encoding), ENCODING_ATTRIBUTE, Attribute("String", encoding))
 
 
-NO_PACKING = Packing()
+NO_ENCODING = BodyEncoding()
 
 
 def _checked(message: OutgoingMessage, at: ClaimCheck, event_id: str) -> OutgoingMessage:
     data = message.body.encode()
-    key = at.prefix + bounded(event_id, sha256(data).hexdigest(), max_length=MAX_NAME_LENGTH)
+    key = at.prefix + compose_bounded(event_id, sha256(data).hexdigest(), max_length=MAX_NAME_LENGTH)
     size = Attribute("Number", str(len(data)))
     pointing = _with(message, pointer_to(at.bucket, key), SIZE_ATTRIBUTE, size)
     return pointing._replace(payload=Payload(at.bucket, key, message.body, at.owner))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from smartpipe.message import Payload
 
 
-class Objects(Protocol):
+class ObjectStore(Protocol):
     """A store of objects by bucket and key. It may be called concurrently, from the loop that first used it."""
 
     async def put(self, payload: Payload) -> None:
@@ -37,30 +37,30 @@ class Objects(Protocol):
 _kept: dict[tuple[str, str], str] = {}
 
 
-class MemoryObjects:
+class MemoryObjectStore:
     """Objects of this process; every one of this class sees the same."""
 
     async def put(self, payload: Payload) -> None:
         """Write it."""
-        keep(payload)
+        put_in_memory(payload)
 
     async def get(self, payload: Payload, limit_bytes: int) -> str:
         """Return it."""
-        text = kept(payload)
+        text = get_from_memory(payload)
         if len(text.encode()) > limit_bytes:
-            raise too_long(payload, limit_bytes)
+            raise payload_too_long(payload, limit_bytes)
         return text
 
     async def aclose(self) -> None:
         """Keep what is there, for the others."""
 
 
-def keep(payload: Payload) -> None:
+def put_in_memory(payload: Payload) -> None:
     """Write *payload* into this process's memory; so does the blocking publisher."""
     _kept[payload.bucket, payload.key] = payload.text
 
 
-def kept(payload: Payload) -> str:
+def get_from_memory(payload: Payload) -> str:
     """Return what was written there.
 
     Raises:
@@ -69,21 +69,23 @@ def kept(payload: Payload) -> str:
     try:
         return _kept[payload.bucket, payload.key]
     except KeyError:
-        raise missing(payload, "there is no such object in this process's memory") from None
+        raise payload_missing(payload, "there is no such object in this process's memory") from None
 
 
-def missing(payload: Payload, reason: str) -> PayloadError:
+def payload_missing(payload: Payload, reason: str) -> PayloadError:
     """Say that the body is not to be had."""
     detail = f"the body at {payload.url} cannot be read: {reason}"
     return PayloadError("payload-missing", detail)
 
 
-def too_long(payload: Payload, limit_bytes: int) -> PayloadError:
+def payload_too_long(payload: Payload, limit_bytes: int) -> PayloadError:
     """Say that the body is longer than this worker reads."""
-    return missing(payload, f"it is longer than {limit_bytes:,} bytes, which SMARTPIPE_PAYLOAD_LIMIT_BYTES sets")
+    return payload_missing(
+        payload, f"it is longer than {limit_bytes:,} bytes, which SMARTPIPE_PAYLOAD_LIMIT_BYTES sets"
+    )
 
 
-def objects_for(scheme: str) -> Objects:
+def open_object_store(scheme: str) -> ObjectStore:
     """Return the store for *scheme*: ``s3`` or ``memory``. It connects when it is first asked.
 
     The AWS client is found by name, so that nobody imports it who needs it not.
@@ -92,5 +94,5 @@ def objects_for(scheme: str) -> Objects:
         ConfigError: The environment's AWS settings are faulty.
     """
     if scheme == "memory":
-        return MemoryObjects()
-    return cast("Objects", import_module("smartpipe.transports.aws.s3").S3Objects())
+        return MemoryObjectStore()
+    return cast("ObjectStore", import_module("smartpipe.transports.aws.s3").S3Objects())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, decompressed
-from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES, Packing
-from smartpipe.envelope.object_store import Objects, objects_for
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, decompress
+from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES, BodyEncoding
+from smartpipe.envelope.object_store import ObjectStore, open_object_store
 from smartpipe.envelope.pointer import is_pointer, payload_at
-from smartpipe.envelope.trusted_buckets import Readable
+from smartpipe.envelope.trusted_buckets import TrustedLocations
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
 
@@ -23,17 +23,17 @@ NOT_PUT = "PayloadNotPut"
 MAX_REMEMBERED = 10_000
 
 
-class Payloads:
+class PayloadOffload:
     """What a publisher and the consumers of a process share.
 
     Args:
         packing: By default as the environment says, which also says where bodies may be read from.
     """
 
-    def __init__(self, packing: Packing | None = None) -> None:
-        self.packing = packing or Packing.from_environment()
-        self._readable = Readable.from_environment()
-        self._objects: dict[str, Objects] = {}
+    def __init__(self, packing: BodyEncoding | None = None) -> None:
+        self.packing = packing or BodyEncoding.from_environment()
+        self._readable = TrustedLocations.from_environment()
+        self._objects: dict[str, ObjectStore] = {}
         self._put_before: dict[tuple[str, str], None] = {}  # lest each retry of the message puts it again
 
     async def send(
@@ -48,9 +48,9 @@ class Payloads:
         """
         if not any(message.payload for message in messages):
             return await send(messages)
-        going, failed = parted(await asyncio.gather(*(self._put(message.payload) for message in messages)))
+        going, failed = split_failed(await asyncio.gather(*(self._put(message.payload) for message in messages)))
         refused = await send([messages[index] for index in going]) if going else []
-        return [*failed, *placed(refused, going)]
+        return [*failed, *reindex(refused, going)]
 
     async def fetch(self, body: str, attributes: Mapping[str, Attribute]) -> tuple[str, int]:
         """Return the body that *attributes* say this one stands for, and to how many bytes it may be decompressed.
@@ -88,19 +88,19 @@ class Payloads:
             del self._put_before[next(iter(self._put_before))]
         return None
 
-    def _open(self, scheme: str) -> Objects:
+    def _open(self, scheme: str) -> ObjectStore:
         if scheme not in self._objects:
-            self._objects[scheme] = objects_for(scheme)
+            self._objects[scheme] = open_object_store(scheme)
         return self._objects[scheme]
 
 
-def unpacked(body: str, attributes: Mapping[str, Attribute], limit_bytes: int) -> str:
-    """Return *body* decompressed, if its attributes say that it is compressed; it fails as ``decompressed``."""
+def decompress_body(body: str, attributes: Mapping[str, Attribute], limit_bytes: int) -> str:
+    """Return *body* decompressed, if its attributes say that it is compressed; it fails as ``decompress``."""
     encoding = attributes.get(ENCODING_ATTRIBUTE)
-    return body if encoding is None else decompressed(body, str(encoding.value), limit_bytes)
+    return body if encoding is None else decompress(body, str(encoding.value), limit_bytes)
 
 
-def parted(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Failure]]:
+def split_failed(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Failure]]:
     """Return which messages may go, and which not, from what went wrong with putting the payload of each."""
     going = [index for index, fault in enumerate(faults) if fault is None]
     failed = [
@@ -111,11 +111,11 @@ def parted(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Fai
     return going, failed
 
 
-def placed(failures: Sequence[Failure], going: Sequence[int]) -> list[Failure]:
+def reindex(failures: Sequence[Failure], going: Sequence[int]) -> list[Failure]:
     """Return *failures* of those that went, by their positions among all."""
     return [failure._replace(position=going[failure.position]) for failure in failures]
 
 
-def is_packed(attributes: Mapping[str, Attribute]) -> bool:
+def is_encoded(attributes: Mapping[str, Attribute]) -> bool:
     """Return whether a body with these attributes stands for another."""
     return not RESERVED_ATTRIBUTES.isdisjoint(attributes)

@@ -10,16 +10,16 @@ from os import register_at_fork
 from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
-from smartpipe.envelope.decode import Packed, UndecidedUnions, decoder_of
-from smartpipe.envelope.offload import is_packed, unpacked
+from smartpipe.envelope.decode import EncodedBody, UndecidedUnions, decoder_of
+from smartpipe.envelope.offload import decompress_body, is_encoded
 from smartpipe.envelope.structure import is_simple
 from smartpipe.errors import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from smartpipe.envelope import Envelope
-    from smartpipe.envelope.offload import Payloads
+    from smartpipe.envelope.encode import Envelope
+    from smartpipe.envelope.offload import PayloadOffload
     from smartpipe.events import Event
     from smartpipe.message import Message
 
@@ -32,7 +32,7 @@ INLINE_OBJECTS = 1_000
 Python validators takes 16 µs, so the event loop waits for some 20 ms at most."""
 
 
-class Reader:
+class MessageReader:
     """Reads the messages of one queue.
 
     A body that is large or compressed is decoded in a thread, one at a time in a process, so that heartbeats go on and
@@ -42,7 +42,7 @@ class Reader:
         events: At most one class for each type and major version.
     """
 
-    def __init__(self, events: Iterable[type[Event]], payloads: Payloads) -> None:
+    def __init__(self, events: Iterable[type[Event]], payloads: PayloadOffload) -> None:
         self._decoder = decoder_of(frozenset(events))
         self._payloads = payloads
         self._limit_objects = payloads.packing.limit_objects
@@ -59,18 +59,18 @@ class Reader:
             TransportError: S3 cannot be asked for now.
         """
         body, attributes = message.body, message.attributes
-        if not is_packed(attributes):
+        if not is_encoded(attributes):
             try:
                 return await self._decode(body)
-            except Packed as inner:
+            except EncodedBody as inner:
                 body, attributes = inner.body, inner.attributes
         fetched, limit_bytes = await self._payloads.fetch(body, attributes)
         try:
             if ENCODING_ATTRIBUTE in attributes:
-                unpack = partial(unpacked, fetched, attributes, limit_bytes)
+                unpack = partial(decompress_body, fetched, attributes, limit_bytes)
                 return await _in_thread(lambda: self._decoder.decode_large(unpack(), self._limit_objects))
             return await self._decode(fetched)
-        except Packed:
+        except EncodedBody:
             raise DecodeError("not-compressed", "what was unpacked says that it is packed once more") from None
 
     async def _decode(self, body: str) -> Envelope:

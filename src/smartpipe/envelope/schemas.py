@@ -44,10 +44,10 @@ def export(events: Iterable[type[Event]], directory: Path) -> dict[Path, bool]:
     for event in events:
         contract = contract_of(event)
         files[directory / contract.type / f"{contract.version}.json"] = event_schema(event)
-    return {path: _write(path, rendered(schema)) for path, schema in sorted(files.items())}
+    return {path: _write(path, render_schema(schema)) for path, schema in sorted(files.items())}
 
 
-def rendered(schema: dict[str, Any]) -> str:
+def render_schema(schema: dict[str, Any]) -> str:
     """Return the bytes that a schema file holds."""
     return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

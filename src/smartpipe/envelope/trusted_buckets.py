@@ -20,7 +20,7 @@ _WRITE, _READ = "SMARTPIPE_CLAIM_CHECK_URL", "SMARTPIPE_CLAIM_CHECK_READ"
 _SHOWN = 200
 
 
-class Readable(NamedTuple):
+class TrustedLocations(NamedTuple):
     """The locations that bodies may be read from.
 
     A key is in a location if it begins with its prefix, which ends with a slash unless it is empty, and goes on. The

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -53,7 +52,9 @@ async def claims_of(service: Claimant, url: SecretStr | None, store: Store | Non
                 f"service {service.name!r} has idempotent handlers, and no store to remember what they did: set "
                 "SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://..., redis://... or dynamodb://TABLE"
             )
-        store = import_module("smartpipe.idempotency.stores").store_for(url.get_secret_value())
+        from smartpipe.idempotency.open_store import open_store
+
+        store = open_store(url.get_secret_value())
     await store.open()
     return Claims(store, prefix=AwsSettings.load().prefix)
 

@@ -7,12 +7,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from smartpipe.errors import ConfigError
-from smartpipe.keys import compose, escape, shortened, typed_text
+from smartpipe.keys import compose, escape, shorten, typed_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.envelope import Envelope
+    from smartpipe.envelope.encode import Envelope
 
 MAX_KEY_LENGTH = 512
 MAX_TTL_SECONDS = 31_536_000
@@ -66,7 +66,7 @@ class Idempotency:
             effect = f"id/{escape(envelope.source)}/{escape(envelope.id)}"
         else:
             effect = f"key/{escape(self.key)}/{value[0]}/{escape(value[1])}"
-        return shortened(f"{_claims_of(handler, envelope.type)}/{effect}", MAX_KEY_LENGTH)
+        return shorten(f"{_claims_of(handler, envelope.type)}/{effect}", MAX_KEY_LENGTH)
 
 
 @lru_cache(maxsize=1024)

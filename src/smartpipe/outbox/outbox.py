@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.envelope import source_problems
-from smartpipe.envelope.encoding import Packing
+from smartpipe.envelope.encode import source_problems
+from smartpipe.envelope.encoding import BodyEncoding
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
@@ -36,7 +36,7 @@ class Outbox:
         if problems := source_problems("Outbox", source):
             raise ConfigError(problems)
         self.source = source
-        self._packing = Packing.from_environment()
+        self._packing = BodyEncoding.from_environment()
 
     async def publish(
         self,

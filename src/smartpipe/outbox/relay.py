@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.batching.chunker import Chunker
-from smartpipe.batching.resend import deliver
-from smartpipe.envelope.offload import Payloads
+from smartpipe.batching.resend import send_with_retries
+from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
 from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
 from smartpipe.idempotency.stores.migrate import missing_migrations
@@ -117,7 +117,7 @@ class Relay:
         self._database = DatabaseUrl.read(url, "SMARTPIPE_OUTBOX_URL")
         self._transport = transport
         self.options = options or RelayOptions()
-        self._payloads = Payloads()
+        self._payloads = PayloadOffload()
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self.backlog_reader = BacklogReader(self._database)
@@ -283,7 +283,7 @@ class Relay:
                 # A transport may fail in its own way on the contents of a row, and that must not end the relay.
                 raise TransportError(type(error).__name__, str(error), retryable=False) from error
 
-        failed = await deliver(call, chunk, deadline_seconds=DELIVER_SECONDS)
+        failed = await send_with_retries(call, chunk, deadline_seconds=DELIVER_SECONDS)
         return [(row, row.failed(failure)) for row, failure in failed]
 
     def _marks(self, rows: Sequence[Waiting], failures: Mapping[int, PublishFailure]) -> list[_Mark]:

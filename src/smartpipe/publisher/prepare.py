@@ -8,21 +8,21 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.encoding import NO_PACKING, RESERVED_ATTRIBUTES
+from smartpipe.envelope.encode import encode, wrap
+from smartpipe.envelope.encoding import NO_ENCODING, RESERVED_ATTRIBUTES
 from smartpipe.envelope.ids import current_cause, next_event_id
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.keys import sqs_id
-from smartpipe.message import Attribute, Failure, OutgoingMessage, made, size_bytes, utf8_length
+from smartpipe.message import Attribute, Failure, OutgoingMessage, construct, size_bytes, utf8_length
 from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.envelope.encoding import Packing
+    from smartpipe.envelope.encoding import BodyEncoding
 
 Destination: TypeAlias = Topic | Queue
 
@@ -100,7 +100,7 @@ class PublishReport(NamedTuple):
     event_ids: list[str]
 
 
-def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACKING) -> Outgoing:
+def prepare(publication: Publication, *, source: str, packing: BodyEncoding = NO_ENCODING) -> Outgoing:
     """Wrap and encode the event; its type goes along as a message attribute, which filter policies match.
 
     Args:
@@ -145,7 +145,7 @@ def prepare(publication: Publication, *, source: str, packing: Packing = NO_PACK
         message = packing.pack(message, envelope.id, limit_bytes=limit, room=MAX_ATTRIBUTES - len(all_attributes))
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
-    return made(Outgoing, (event, envelope.id, destination, message))
+    return construct(Outgoing, (event, envelope.id, destination, message))
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from smartpipe.publisher.publish_many import MAX_IN_FLIGHT
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from smartpipe.batching.timers import Deadlines
+    from smartpipe.batching.timers import Timers
     from smartpipe.errors import PublishFailure
     from smartpipe.publisher.prepare import Destination, Outgoing
 
@@ -46,19 +46,17 @@ class _Waiting:
             self.future.set_result(None)
 
 
-class Singles:
+class SinglePublisher:
     """Publishes single events, several to a request. It belongs to one event loop.
 
     Args:
-        deadlines: The loop's.
+        timers: The loop's.
         linger_seconds: How long an event waits for others to share its request.
         deadline_seconds: For how long each is tried.
     """
 
-    def __init__(
-        self, deliver: Deliver, deadlines: Deadlines, *, linger_seconds: float, deadline_seconds: float
-    ) -> None:
-        self.deadlines = deadlines
+    def __init__(self, deliver: Deliver, timers: Timers, *, linger_seconds: float, deadline_seconds: float) -> None:
+        self.timers = timers
         self._deliver = deliver
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
@@ -71,7 +69,7 @@ class Singles:
         Raises:
             PublishError: It was refused, or could not be sent in time.
         """
-        loop = self.deadlines.loop
+        loop = self.timers.loop
         waiting = _Waiting(outgoing, loop.create_future(), loop.time() + self._deadline_seconds)
         self._waiting[waiting] = None
         try:
@@ -101,7 +99,7 @@ class Singles:
         if batcher is None:
             batcher = self._batchers[destination] = Batcher(
                 self._send,
-                self.deadlines,
+                self.timers,
                 linger_seconds=self._linger_seconds,
                 chunker=Chunker(
                     destination.limit_bytes,
@@ -116,7 +114,7 @@ class Singles:
         wanted = [waiting for waiting in batch if not waiting.future.done()]
         if not wanted:
             return
-        seconds = max(0.0, wanted[0].deadline - self.deadlines.loop.time())
+        seconds = max(0.0, wanted[0].deadline - self.timers.loop.time())
         try:
             failures = await self._deliver([waiting.outgoing for waiting in wanted], seconds)
         except Exception as error:  # noqa: BLE001 - a bug must reach those who wait, not only a log

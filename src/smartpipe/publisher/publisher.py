@@ -7,16 +7,16 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from smartpipe.batching.resend import deliver
-from smartpipe.batching.timers import Deadlines
-from smartpipe.envelope import source_problems
-from smartpipe.envelope.offload import Payloads
+from smartpipe.batching.resend import send_with_retries
+from smartpipe.batching.timers import Timers
+from smartpipe.envelope.encode import source_problems
+from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
-from smartpipe.middleware import Middleware, checked, compose
+from smartpipe.middleware import Middleware, compose, validate_middleware
 from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
-from smartpipe.publisher.publish_one import Singles
+from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.topics import Topic
 from smartpipe.transport import open_transport
 
@@ -71,12 +71,12 @@ class Publisher:
         self.source = source
         self._owns_transport = transport is None
         self._transport = open_transport() if transport is None else transport
-        self.payloads = Payloads()
+        self.payloads = PayloadOffload()
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
-        self._publish = compose(checked(middleware, f"Publisher {source!r}"), self._publish_one)
+        self._publish = compose(validate_middleware(middleware, f"Publisher {source!r}"), self._publish_one)
         self._middleware = bool(middleware)
-        self._singles: Singles | None = None
+        self._singles: SinglePublisher | None = None
         self._bulk: set[asyncio.Future[None]] = set()
         self._closed = False
         self._fault: str | None = None
@@ -195,19 +195,19 @@ class Publisher:
             seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
             failures = await singles.drain(self._bulk, seconds)
         finally:
-            singles.deadlines.close()
+            singles.timers.close()
             await self.payloads.aclose()
             if self._owns_transport:
                 await self._transport.aclose()
         if failures:
             raise PublishError(failures)
 
-    def _here(self) -> Singles:
+    def _here(self) -> SinglePublisher:
         """Return what is the running loop's. What was gathered in another, which has ended, nobody waits for."""
-        if self._singles is None or self._singles.deadlines.loop is not asyncio.get_running_loop():
-            self._singles = Singles(
+        if self._singles is None or self._singles.timers.loop is not asyncio.get_running_loop():
+            self._singles = SinglePublisher(
                 self._deliver,
-                Deadlines(),
+                Timers(),
                 linger_seconds=self._linger_seconds,
                 deadline_seconds=self._deadline_seconds,
             )
@@ -230,7 +230,7 @@ class Publisher:
             return failed
 
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
-        failed = await deliver(call, chunk, deadline_seconds=seconds, deadlines=self._here().deadlines)
+        failed = await send_with_retries(call, chunk, deadline_seconds=seconds, timers=self._here().timers)
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
 
     def _note(self, error: TransportError | None) -> None:

@@ -13,9 +13,9 @@ from smartpipe.consumer.processor import Resources
 from smartpipe.consumer.signature import name_of
 from smartpipe.consumer.threads import Threads
 from smartpipe.errors import ConfigError
-from smartpipe.escaping import escaped
+from smartpipe.escaping import escape_text
 from smartpipe.idempotency.claims import Claims
-from smartpipe.idempotency.stores import store_for
+from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.publisher.publisher import Publisher
@@ -111,7 +111,7 @@ class MemoryBroker:
             stack.enter_context(opening(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
             stack.callback(self._consumers.clear)
-            store = MemoryStore() if self._store_url is None else store_for(self._store_url)
+            store = MemoryStore() if self._store_url is None else open_store(self._store_url)
             self._claims = Claims(store, prefix=AwsSettings.load().prefix)
             stack.push_async_callback(self._claims.aclose)
             await self._claims.store.open()
@@ -236,7 +236,7 @@ class MemoryBroker:
     @property
     def timeline(self) -> str:
         """All that happened, a line for each."""
-        return "\n".join(escaped(str(record)) for record in self.transport.records)
+        return "\n".join(escape_text(str(record)) for record in self.transport.records)
 
     async def _start(self, service: Service, threads: Threads, stack: AsyncExitStack) -> None:
         state = await stack.enter_async_context(service.open())

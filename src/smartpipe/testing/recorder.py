@@ -9,10 +9,10 @@ from pydantic_core import from_json
 
 from smartpipe.consumer.decide import Ack, DeadLetter
 from smartpipe.envelope.decode import decoder_of
-from smartpipe.envelope.object_store import kept
-from smartpipe.envelope.offload import is_packed, unpacked
+from smartpipe.envelope.object_store import get_from_memory
+from smartpipe.envelope.offload import decompress_body, is_encoded
 from smartpipe.envelope.pointer import is_pointer, payload_at
-from smartpipe.envelope.trusted_buckets import Readable
+from smartpipe.envelope.trusted_buckets import TrustedLocations
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from smartpipe.consumer.consumer import Settled
-    from smartpipe.envelope import Envelope
+    from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Attribute, Failure, OutgoingMessage
     from smartpipe.transports.memory.store import Stored
 
@@ -123,15 +123,15 @@ class Recorder(MemoryTransport):
 
 def _kept(pointer: str) -> str:
     payload = payload_at(pointer)
-    Readable.from_environment().location_of(payload)
-    return kept(payload)
+    TrustedLocations.from_environment().location_of(payload)
+    return get_from_memory(payload)
 
 
 def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
     """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
     try:
-        if is_packed(attributes):
-            body = unpacked(_kept(body) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
+        if is_encoded(attributes):
+            body = decompress_body(_kept(body) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
         return decoder_of(frozenset({cls})).decode(body) if cls else None

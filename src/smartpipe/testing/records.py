@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.consumer.decide import shown
+from smartpipe.consumer.decide import describe_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ class Retried(Delivered):
 
     def __str__(self) -> str:
         """Return its line of the timeline."""
-        return self._line("retried", f", again after {self.after_seconds:g} s: {shown(self.error)}")
+        return self._line("retried", f", again after {self.after_seconds:g} s: {describe_error(self.error)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ class DeadLettered(Delivered):
 
     def __str__(self) -> str:
         """Return its line of the timeline."""
-        return self._line("dead-lettered", f", {self.kind}: {shown(self.error)}")
+        return self._line("dead-lettered", f", {self.kind}: {describe_error(self.error)}")
 
 
 def fits(record: Record, event: type[Event] | None, fields: Mapping[str, Any]) -> bool:

@@ -78,7 +78,7 @@ class Difference(NamedTuple):
         return f"{self.path}: {_text(self.before)} → {_text(self.after)}"
 
 
-def pending(changes: Iterable[Change]) -> list[Change]:
+def pending_changes(changes: Iterable[Change]) -> list[Change]:
     """Return what ``apply`` has to do."""
     return [change for change in changes if change.pending]
 

@@ -13,7 +13,7 @@ from smartpipe.topology.plan import owner_of
 from smartpipe.topology.policy import (
     MAX_STATEMENTS,
     POLICY_LIMIT_BYTES,
-    fitting,
+    fit_statements,
     key_statement,
     open_to_anybody,
     our_statement,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smartpipe.topology.resources import Attributes, Topology
 
 
-def faults(desired: Topology, actual: Topology) -> list[str]:
+def find_errors(desired: Topology, actual: Topology) -> list[str]:
     """Say why the plan cannot be carried out: nothing is changed while any of these holds."""
     found: list[str] = []
     for arn, wanted in desired.queues.items():
@@ -104,7 +104,7 @@ def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> 
         yield f"queue {name_in(arn)} is {present['QueueArn']}, not {arn}: is SMARTPIPE_ACCOUNT_ID right?"
     text = present.get("Policy")
     ours = next(iter(wanted["Policy"]["Statement"]), None)
-    planned = fitting(text, ours)
+    planned = fit_statements(text, ours)
     size, count = len(planned.encode()), len(statements(planned))
     if ours and count > MAX_STATEMENTS:
         yield f"queue {name_in(arn)}: its policy would have {count} statements, and SQS takes {MAX_STATEMENTS}"
@@ -115,7 +115,7 @@ def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> 
         )
 
 
-def notes(desired: Topology, actual: Topology) -> list[str]:
+def find_warnings(desired: Topology, actual: Topology) -> list[str]:
     """Say what is allowed, and may be not what was meant."""
     found: list[str] = []
     for arn, wanted in desired.queues.items():
@@ -156,7 +156,7 @@ def _known(desired: Topology, actual: Topology, arn: str) -> Attributes:
 def _notes_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
     name = name_in(arn)
     text = (present or {}).get("Policy")
-    planned = fitting(text, next(iter(wanted["Policy"]["Statement"]), None))
+    planned = fit_statements(text, next(iter(wanted["Policy"]["Statement"]), None))
     ours = our_statement(planned)
     if present is not None and owner_of(present) is None:
         yield _adopted("queue", arn, "declare it Queue(..., existing=True)")

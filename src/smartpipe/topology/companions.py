@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smartpipe.envelope.encoding import ClaimCheck
-from smartpipe.envelope.trusted_buckets import Readable
+from smartpipe.envelope.trusted_buckets import TrustedLocations
 from smartpipe.settings import PayloadSettings, WorkerSettings
 from smartpipe.tags import APPLICATION
 from smartpipe.topology.buckets import LIFECYCLE, Bucket, objects_arn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from smartpipe.topology.resources import Attributes
 
 
-class Companions(NamedTuple):
+class TableAndBucket(NamedTuple):
     """A table and a bucket that are part of the topology.
 
     Args:
@@ -30,7 +30,7 @@ class Companions(NamedTuple):
     claims_table: str | None = None
     bucket: Bucket | None = None
     packs: bool = False
-    readable: Readable = Readable()
+    readable: TrustedLocations = TrustedLocations()
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -46,7 +46,7 @@ class Companions(NamedTuple):
             table_in(store_url.get_secret_value() if store_url else None),
             bucket,
             at is not None or settings.compression is not None,
-            Readable.from_environment(),
+            TrustedLocations.from_environment(),
         )
 
     def tables(self, naming: Naming) -> dict[str, Attributes]:
@@ -73,4 +73,4 @@ def _tags(naming: Naming) -> dict[str, str]:
     return {APPLICATION: naming.application}
 
 
-NO_COMPANIONS = Companions()
+NO_COMPANIONS = TableAndBucket()

@@ -19,7 +19,7 @@ from smartpipe.topics import (
     name_problems,
 )
 from smartpipe.topology.companions import NO_COMPANIONS
-from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fitting, statement, statements
+from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fit_statements, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import VERSION
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smartpipe.events import Contract
     from smartpipe.names import Naming
     from smartpipe.topics import Queue
-    from smartpipe.topology.companions import Companions
+    from smartpipe.topology.companions import TableAndBucket
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
 AWS_SQS_KEY = "alias/aws/sqs"
@@ -74,7 +74,7 @@ class Declares(Protocol):
         """The queues that it says it sends to directly."""
 
 
-def derive(services: Iterable[Declares], naming: Naming, companions: Companions = NO_COMPANIONS) -> Topology:
+def derive(services: Iterable[Declares], naming: Naming, companions: TableAndBucket = NO_COMPANIONS) -> Topology:
     """Return every topic, queue, dead-letter queue and subscription that *services* need.
 
     Args:
@@ -199,7 +199,7 @@ def _subscription(queue: Queue, types: set[str], dead_letter_arn: str | None) ->
 def _policy(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
     """Return our part of the queue's policy."""
     topics = list(topic_arns)
-    text = fitting(None, statement(queue_arn, topics) if topics else None)
+    text = fit_statements(None, statement(queue_arn, topics) if topics else None)
     return {"Version": VERSION, "Statement": statements(text)}
 
 
@@ -255,7 +255,7 @@ def _topic_problems(topic: Topic, naming: Naming) -> list[str]:
     return name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
 
 
-def _binding_problems(binding: Binding, naming: Naming, companions: Companions) -> list[str]:
+def _binding_problems(binding: Binding, naming: Naming, companions: TableAndBucket) -> list[str]:
     queue = binding.queue
     name = naming.physical(queue.dead_letter_name)
     problems = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)

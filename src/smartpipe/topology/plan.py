@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.tags import APPLICATION, SERVICE
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.topology.changes import Change, Kind
-from smartpipe.topology.policy import fitting, merged, our_statement, source_topics, statement
+from smartpipe.topology.policy import fit_statements, merge_statements, our_statement, source_topics, statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,
     SAID_ONCE,
@@ -91,11 +91,13 @@ def _policy(wanted: Attributes, text: str | None, arn: str, leaving: list[str]) 
     """Return the policy's text with our statement in it, which lets those in too that are about to leave."""
     ours = next(iter(wanted["Statement"]), None)
     if not leaving:
-        return fitting(text, ours)
+        return fit_statements(text, ours)
     staying = source_topics(ours) if ours else []
     if any(pattern.endswith("*") for pattern in staying):
-        return merged(text, ours)  # a pattern was let in; it does no harm that it lets fewer in a moment earlier
-    return fitting(text, statement(arn, {*staying, *leaving}))
+        return merge_statements(
+            text, ours
+        )  # a pattern was let in; it does no harm that it lets fewer in a moment earlier
+    return fit_statements(text, statement(arn, {*staying, *leaving}))
 
 
 def _topic_change(arn: str, wanted: Attributes, present: Attributes | None, desired: Topology) -> Change:

@@ -48,7 +48,7 @@ def _principal(topic_arns: list[str], queue_region: str) -> dict[str, Any]:
     return {"Service": found[0] if len(found) == 1 else found}
 
 
-def folded(ours: Mapping[str, Any]) -> dict[str, Any]:
+def fold_sources(ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return the statement with one pattern for each account and region in place of its list of topics.
 
     The price: any topic there whose name begins alike may send, as long as it is of the same account.
@@ -76,15 +76,15 @@ def source_topics(ours: Mapping[str, Any]) -> list[str]:
     return [found] if isinstance(found, str) else list(found)
 
 
-def fitting(text: str | None, ours: Mapping[str, Any] | None) -> str:
+def fit_statements(text: str | None, ours: Mapping[str, Any] | None) -> str:
     """Return the policy with our statement in it, folded if the whole would be too long otherwise.
 
     It may be too long even so: what others wrote is theirs to shorten.
     """
-    whole = merged(text, ours)
+    whole = merge_statements(text, ours)
     if ours is None or len(whole.encode()) <= POLICY_LIMIT_BYTES:
         return whole
-    return merged(text, folded(ours))
+    return merge_statements(text, fold_sources(ours))
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -117,7 +117,7 @@ def our_statement(text: str | None) -> dict[str, Any] | None:
     return next((span.value for span in _spans(text)[0] if span.ours), None) if text else None
 
 
-def merged(text: str | None, ours: Mapping[str, Any] | None) -> str:
+def merge_statements(text: str | None, ours: Mapping[str, Any] | None) -> str:
     """Return the policy *text* with our statement put in, put right or (None) taken out; the rest stays to the byte.
 
     Unchanged, if ours is there already by value. Empty, which for SQS means no policy, when nothing is left.

@@ -19,7 +19,7 @@ from smartpipe.consumer.leases import Lease
 from smartpipe.consumer.processor import Processor, Resources
 from smartpipe.consumer.settle import Settler
 from smartpipe.consumer.threads import Threads, use_loop_executor
-from smartpipe.counters import Counts
+from smartpipe.counters import Counters
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.idempotency.claims import claims_of
 from smartpipe.message import Attribute, received_message
@@ -305,7 +305,7 @@ class LambdaHandler:
                 f"{', '.join(queues)}. Is SMARTPIPE_PREFIX set as it was when the topology was applied?"
             )
             raise ConfigError(msg)
-        counts, unfinished = Counts(), _Unfinished()
+        counts, unfinished = Counters(), _Unfinished()
         source = self._sources[arn] = _Source(
             name,
             Processor(self._service, name, resources, counts, on_overdue=self._overdue),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, ca
 from aiohttp import web
 
 from smartpipe.errors import ConfigError
-from smartpipe.escaping import escaped_json
+from smartpipe.escaping import escape_json
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import (
     CONTENT_TYPE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from smartpipe.consumer.capacity import Capacity
     from smartpipe.consumer.consumer import Consumer
-    from smartpipe.counters import TransportCounts
+    from smartpipe.counters import TransportCounters
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -84,7 +84,7 @@ class Observed(Protocol):
         """One for each queue."""
 
     @property
-    def transport_counts(self) -> TransportCounts | None:
+    def transport_counts(self) -> TransportCounters | None:
         """Those of its transport, if that counts."""
 
 
@@ -288,7 +288,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _dumps(body: Any) -> str:
-    return escaped_json(json.dumps(body))
+    return escape_json(json.dumps(body))
 
 
 def _probe(ask: Callable[[], Awaitable[Answer]]) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.escaping import escaped
+from smartpipe.escaping import escape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from smartpipe.counters import Counts, TransportCounts
+    from smartpipe.counters import Counters, TransportCounters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -54,7 +54,7 @@ class QueueState(NamedTuple):
 
     service: str
     queue: str
-    counts: Counts
+    counts: Counters
     in_flight: int
     seconds_since_poll: float
 
@@ -88,7 +88,7 @@ def family_of_overdue(calls: Sample) -> Family:
     )
 
 
-def families_of_transport(counts: TransportCounts, labels: Mapping[str, str]) -> Iterator[Family]:
+def families_of_transport(counts: TransportCounters, labels: Mapping[str, str]) -> Iterator[Family]:
     """Yield what a transport counts, by nothing but *labels*: its connections are of all queues."""
     values = asdict(counts)
     for field, (name, text) in OF_TRANSPORT.items():
@@ -107,7 +107,7 @@ def render(families: Iterable[Family]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def merged(texts: Mapping[str, str], label: str) -> str:
+def merge(texts: Mapping[str, str], label: str) -> str:
     """Return *texts*, as `render` wrote them, as one: each family once, each sample with its key as *label*."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
@@ -136,6 +136,6 @@ def _labelled(line: str, pair: str) -> str:
 
 
 def _escaped(text: str, *, quotes: bool = False) -> str:
-    text = "\n".join(map(escaped, text.split("\n")))
+    text = "\n".join(map(escape_text, text.split("\n")))
     text = text.replace("\\", "\\\\").replace("\n", "\\n")
     return text.replace('"', '\\"') if quotes else text

@@ -7,10 +7,10 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.batching.resend import until_possible
+from smartpipe.batching.resend import retry_until_stopped
 from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.consumer import Consumer
-from smartpipe.consumer.decide import shown
+from smartpipe.consumer.decide import describe_error
 from smartpipe.consumer.isolation import Isolation
 from smartpipe.consumer.processor import Resources
 from smartpipe.consumer.threads import Threads, use_loop_executor
@@ -23,14 +23,14 @@ from smartpipe.errors import (
 )
 from smartpipe.idempotency.claims import Claims, claims_of
 from smartpipe.publisher.publisher import Publisher
-from smartpipe.transport import counts_of
+from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, WorkerReport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from smartpipe.counters import TransportCounts
+    from smartpipe.counters import TransportCounters
     from smartpipe.idempotency.store import Store
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
@@ -111,9 +111,9 @@ class Worker:
         )
 
     @property
-    def transport_counts(self) -> TransportCounts | None:
+    def transport_counts(self) -> TransportCounters | None:
         """What the transport counted, if it is one that counts."""
-        return counts_of(self._transport)
+        return counters_of(self._transport)
 
     def stop(self, reason: str = "stop()") -> None:
         """Begin to drain. A second call does nothing."""
@@ -179,8 +179,8 @@ class Worker:
             fields = {"url": self.health.url}
             log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
             try:
-                await until_possible("check the topology", self._verified_topology, stopping=self._stopping)
-                await until_possible("open the idempotency store", self._open_store, stopping=self._stopping)
+                await retry_until_stopped("check the topology", self._verified_topology, stopping=self._stopping)
+                await retry_until_stopped("open the idempotency store", self._open_store, stopping=self._stopping)
                 if not self._stopping.is_set():
                     await self._serve(publisher, threads)
             finally:
@@ -205,7 +205,7 @@ class Worker:
             if self._limit is not None and self._limit.expired():
                 log.error("the lifespan of %s did not end in time and was cancelled", self._service.name)  # noqa: TRY400
             else:
-                log.error("the lifespan of %s failed: %s", self._service.name, shown(error), exc_info=error)  # noqa: TRY400 - one way to say it
+                log.error("the lifespan of %s failed: %s", self._service.name, describe_error(error), exc_info=error)  # noqa: TRY400 - one way to say it
 
     def _end_within(self, seconds: float) -> None:
         if self._limit is not None and not self._limit.expired():

@@ -18,13 +18,13 @@ from smartpipe.transports.aws.direct.response import Response
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_a_form_is_encoded_as_urllib_does_it(text: str) -> None:
-    assert topics.form_encoded(text) == quote(text, safe="").encode()
+    assert topics.encode_form(text) == quote(text, safe="").encode()
 
 
 def test_what_is_encoded_is_read_back() -> None:
     text = '{"a": "b=c&d+e%20;é\n"} ~-_.'
 
-    assert parse_qsl(f"x={topics.form_encoded(text).decode()}") == [("x", text)]
+    assert parse_qsl(f"x={topics.encode_form(text).decode()}") == [("x", text)]
 
 
 def answer(successful: list[str], failed: list[tuple[str, str, bool]]) -> bytes:
@@ -45,12 +45,12 @@ def test_an_answer_without_failures_is_not_taken_apart(none_failed: str, monkeyp
     monkeypatch.setattr(topics, "_parsed", lambda _: pytest.fail("it was parsed, which takes six times as long"))
     body = answer(["0", "1"], []).replace(b"<Failed/>", none_failed.encode())
 
-    assert topics.answer_in(body) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
+    assert topics.read_response(body) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
 
 
 def test_an_answer_says_which_entries_were_taken_and_why_others_were_not() -> None:
-    assert topics.answer_in(answer(["0", "1"], [])) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
-    found = topics.answer_in(answer(["1"], [("0", "InternalError", False), ("2", "InvalidParameter", True)]))
+    assert topics.read_response(answer(["0", "1"], [])) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
+    found = topics.read_response(answer(["1"], [("0", "InternalError", False), ("2", "InvalidParameter", True)]))
     assert found["Successful"] == [{"Id": "1"}]
     assert found["Failed"] == [
         {"Id": "0", "Code": "InternalError", "Message": "no", "SenderFault": False},
@@ -61,13 +61,13 @@ def test_an_answer_says_which_entries_were_taken_and_why_others_were_not() -> No
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"{}", answer(["0"], [])[:-30]])
 def test_an_answer_that_is_none_of_sns_is_not_taken_for_one(body: bytes) -> None:
     with pytest.raises(ValueError, match="the answer is"):
-        topics.answer_in(body)
+        topics.read_response(body)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"Messages": [', b"half"])
 def test_an_answer_that_is_no_json_is_no_empty_queue(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        queues.messages_in(body, 0.0)
+        queues.read_messages(body, 0.0)
 
 
 def test_fault_59_a_message_that_was_damaged_is_left_to_come_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -76,7 +76,7 @@ def test_fault_59_a_message_that_was_damaged_is_left_to_come_again(caplog: pytes
     bad = {**good, "MessageId": "2", "Body": "e"}
     unsaid = {"MessageId": "3", "ReceiptHandle": "r3", "Body": "x"}
 
-    found, damaged = queues.messages_in(json.dumps({"Messages": [good, bad, unsaid]}).encode(), 1.5)
+    found, damaged = queues.read_messages(json.dumps({"Messages": [good, bad, unsaid]}).encode(), 1.5)
 
     assert [message.message_id for message in found] == ["1", "3"]
     assert damaged == 1
@@ -111,7 +111,7 @@ def response(status: int, body: str, query_error: str = "") -> Response:
     ],
 )
 def test_an_error_of_sqs_has_botocores_form(found: Response, code: str, message: str) -> None:
-    assert queues.error_in(found) == {"Error": {"Code": code, "Message": message}}
+    assert queues.read_error(found) == {"Error": {"Code": code, "Message": message}}
 
 
 def test_an_error_of_sns_has_botocores_form() -> None:
@@ -121,5 +121,5 @@ def test_an_error_of_sns_has_botocores_form() -> None:
         f"<Code>SignatureDoesNotMatch</Code><Message>{escape(said)}</Message></Error></ErrorResponse>"
     )
 
-    assert topics.error_in(response(403, body)) == {"Error": {"Code": "SignatureDoesNotMatch", "Message": said}}
-    assert topics.error_in(response(503, "slow"))["Error"]["Code"] == "503"
+    assert topics.read_error(response(403, body)) == {"Error": {"Code": "SignatureDoesNotMatch", "Message": said}}
+    assert topics.read_error(response(503, "slow"))["Error"]["Code"] == "503"

@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.urls import is_postgres, is_readable, redacted, scheme_of, shown, unreadable
+from smartpipe.urls import describe_url, is_postgres, is_readable, redact, scheme_of, unreadable_url_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -57,14 +57,14 @@ class DatabaseUrl(NamedTuple):
             found = f"{scheme}:// is not PostgreSQL" if scheme else "it is not a URL"
             raise ConfigError(f"{setting}: {found}; write postgresql://user:password@host/name")
         if not is_readable(url):
-            raise ConfigError(unreadable(setting, scheme))
+            raise ConfigError(unreadable_url_message(setting, scheme))
         parts = urlsplit(url)
         options = {_RENAMED.get(name, name): value for name, value in parse_qsl(parts.query, keep_blank_values=True)}
         size = options.pop(CACHE_SIZE, None)
         if size is not None and not re.fullmatch(r"[0-9]{1,6}", size):
             raise ConfigError(f"{setting}: {CACHE_SIZE} must be a number, 0 behind a connection pooler")
         dsn = urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(options), ""))
-        return cls(dsn, shown(dsn), None if size is None else int(size))
+        return cls(dsn, describe_url(dsn), None if size is None else int(size))
 
     @asynccontextmanager
     async def connected(self, **options: Any) -> AsyncIterator[asyncpg.Connection]:
@@ -131,7 +131,7 @@ class DatabaseUrl(NamedTuple):
         """Return the StoreError for one of FAULTS, without any secret."""
         detail = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         advice = f"; through a connection pooler, add ?{CACHE_SIZE}=0 to the URL" if isinstance(error, _MIXED) else ""
-        return StoreError(f"{verb} at {self.server}: {redacted(detail)}{advice}")
+        return StoreError(f"{verb} at {self.server}: {redact(detail)}{advice}")
 
 
 class PooledConnection(asyncpg.Connection):

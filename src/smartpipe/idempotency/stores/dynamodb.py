@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 from smartpipe.idempotency.stores.keys import stored_key
-from smartpipe.idempotency.stores.reading import attempt_of, lease_left
+from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
 from smartpipe.topology.claims import KEY_ATTRIBUTE, TABLE_NAME, another_kind
 from smartpipe.transports.aws.client import region_of
 from smartpipe.transports.aws.clients import open_client, open_session
@@ -195,7 +195,7 @@ class DynamoStore:
         record, now = _record_of(answer.get("Item")), time.time()
         if record is None or record.expires_at <= now:
             return None
-        return known(record.state, lease_left(record.lease_until - now))
+        return known(record.state, limit_lease(record.lease_until - now))
 
     async def _delete(self, key: str) -> None:
         try:
@@ -276,7 +276,7 @@ def _record_of(item: Item | None) -> _Record | None:
         found = item or {}
         numbers = [float(found[name]["N"]) for name in ("attempt", "lease_until", "expires_at")]
         state = found["state"]["S"]
-        record = _Record(found["token"]["S"], state, attempt_of(numbers[0]), numbers[1], numbers[2])
+        record = _Record(found["token"]["S"], state, limit_attempt(numbers[0]), numbers[1], numbers[2])
     except (KeyError, ValueError):
         return None
     return record if state in _STATES else None
@@ -299,4 +299,4 @@ def _refused(record: _Record, claim: Claim, now: float) -> ClaimOutcome:
         return Completed()
     if record.token == claim.token:  # the same claim again: its answer was lost
         return Claimed(record.attempt)
-    return InProgress(lease_left(record.lease_until - now))
+    return InProgress(limit_lease(record.lease_until - now))

@@ -14,7 +14,7 @@ from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl, PooledConnection
 from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.idempotency.stores.migrate import missing_migrations
-from smartpipe.idempotency.stores.reading import attempt_of, lease_left
+from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
 from smartpipe.idempotency.stores.statements import CLAIM, COMPLETE, COMPLETE_IN, FORGET, LOOK, PURGE, RELEASE, RENEW
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class PostgresStore:
         """Say what is known of each key."""
         stored = [self._key(key) for key in keys]
         rows = await self._call("look", LOOK, stored) if stored else []
-        found = {row["key"]: known(row["state"], lease_left(row["seconds"])) for row in rows}
+        found = {row["key"]: known(row["state"], limit_lease(row["seconds"])) for row in rows}
         return [found.get(key) for key in stored]
 
     async def forget(self, keys: Sequence[str]) -> None:
@@ -267,5 +267,5 @@ def _outcome(row: asyncpg.Record, claim: Claim) -> ClaimOutcome:
     if row["state"] == "completed":
         return Completed()
     if row["token"] == claim.token:
-        return Claimed(attempt_of(row["attempt"]))
-    return InProgress(lease_left(row["seconds"]))
+        return Claimed(limit_attempt(row["attempt"]))
+    return InProgress(limit_lease(row["seconds"]))

@@ -9,11 +9,11 @@ MAX_LEASE_SECONDS = 43_200.0
 MAX_ATTEMPTS = 2_147_483_646
 
 
-def lease_left(seconds: float) -> float:
+def limit_lease(seconds: float) -> float:
     """Return for how long a claim is held: 0 to 12 hours, also if the store holds another number."""
     return 0.0 if math.isnan(seconds) else min(max(0.0, seconds), MAX_LEASE_SECONDS)
 
 
-def attempt_of(number: float) -> int:
+def limit_attempt(number: float) -> int:
     """Return which attempt it is, at least 1."""
     return 1 if math.isnan(number) else int(min(max(1, number), MAX_ATTEMPTS))

@@ -19,8 +19,8 @@ from redis.exceptions import RedisError, ResponseError
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 from smartpipe.idempotency.stores.keys import stored_key
-from smartpipe.idempotency.stores.reading import lease_left
-from smartpipe.urls import redacted, scheme_of, shown
+from smartpipe.idempotency.stores.reading import limit_lease
+from smartpipe.urls import describe_url, redact, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -129,7 +129,7 @@ class RedisStore:
         except TypeError as error:
             raise ValueError(str(error)) from None
         self._redis = Redis.from_pool(pool)
-        self._server = shown(url)
+        self._server = describe_url(url)
         self._prefix = prefix
         self._scripts = {
             verb: self._redis.register_script(script)
@@ -250,7 +250,7 @@ class RedisStore:
         except TimeoutError:
             raise StoreError(f"{verb} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
         except (RedisError, OSError) as error:
-            raise StoreError(f"{verb} at {self._server}: {redacted(str(error)) or type(error).__name__}") from error
+            raise StoreError(f"{verb} at {self._server}: {redact(str(error)) or type(error).__name__}") from error
 
 
 def _known(answer: Any, now: int) -> Known:
@@ -264,4 +264,4 @@ def _known(answer: Any, now: int) -> Known:
         left = (float(until) - now) / 1000
     except ValueError:
         left = 0.0
-    return known(state, lease_left(left))
+    return known(state, limit_lease(left))

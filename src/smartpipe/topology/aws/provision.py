@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from smartpipe.errors import TopologyError, TransportError
-from smartpipe.topology.aws.read import MAX_CALLS, Denied, Inspector
-from smartpipe.topology.aws.write import Mutations
-from smartpipe.topology.changes import Change, pending
-from smartpipe.topology.checks import faults, notes
-from smartpipe.topology.companions import Companions
+from smartpipe.topology.aws.read import MAX_CALLS, Denied, TopologyReader
+from smartpipe.topology.aws.write import TopologyWriter
+from smartpipe.topology.changes import Change, pending_changes
+from smartpipe.topology.checks import find_errors, find_warnings
+from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destroy import destruction
 from smartpipe.topology.plan import plan
@@ -36,10 +36,10 @@ SETTLE_SECONDS = 30.0
 """SQS: a new queue is there for everybody after a second or so."""
 
 
-class Survey:
-    """What services want and what is there, read once: ``changes`` has every resource, ``notes`` what else to know."""
+class PlanContext:
+    """The declared and the deployed topology, read once: ``changes`` has every resource, ``notes`` the warnings."""
 
-    def __init__(self, desired: Topology, actual: Topology, naming: Naming, inspector: Inspector) -> None:
+    def __init__(self, desired: Topology, actual: Topology, naming: Naming, inspector: TopologyReader) -> None:
         self.desired = desired
         self.actual = actual
         self.naming = naming
@@ -47,12 +47,12 @@ class Survey:
         self.not_seen = inspector.notes
         self.knows_orphans = inspector.knows_orphans
         self._orphans = inspector.orphans if inspector.knows_orphans else None
-        self.notes = [*notes(desired, actual), *self.not_seen]
+        self.notes = [*find_warnings(desired, actual), *self.not_seen]
 
     @property
     def pending(self) -> list[Change]:
         """What ``apply`` has to do."""
-        return pending(self.changes)
+        return pending_changes(self.changes)
 
     def destruction(self, *, orphaned: bool = False, even_if_not_empty: bool = False) -> list[Change]:
         """Return what ``destroy`` deletes, and what it keeps."""
@@ -76,15 +76,15 @@ class Provisioner:
         ConfigError: Faulty settings in the environment.
     """
 
-    def __init__(self, transport: AwsTransport, *, companions: Companions | None = None) -> None:
+    def __init__(self, transport: AwsTransport, *, companions: TableAndBucket | None = None) -> None:
         self._transport = transport
-        self._companions = Companions.from_environment() if companions is None else companions
-        self._mutations = Mutations(transport)
+        self._companions = TableAndBucket.from_environment() if companions is None else companions
+        self._mutations = TopologyWriter(transport)
         self._room = asyncio.Semaphore(MAX_CALLS)
 
     async def survey(
         self, services: Iterable[Declares], *, even_if_faulty: bool = False, destroying: bool = False
-    ) -> Survey:
+    ) -> PlanContext:
         """Read what is there of what *services* need, with what becomes of each resource.
 
         Args:
@@ -98,14 +98,14 @@ class Provisioner:
         """
         naming = await self._transport.addresses.naming()
         desired = derive(services, naming, self._companions)
-        inspector = Inspector(self._transport)
+        inspector = TopologyReader(self._transport)
         actual = await inspector.read(desired)
-        found = [] if even_if_faulty else faults(desired, actual)
+        found = [] if even_if_faulty else find_errors(desired, actual)
         if found:
             raise TopologyError(found)
         if destroying:
             actual = await inspector.with_sources(actual, desired.given)
-        return Survey(desired, actual, naming, inspector)
+        return PlanContext(desired, actual, naming, inspector)
 
     async def plan(self, services: Iterable[Declares]) -> list[Change]:
         """Return what ``apply`` has to do for *services*, and nothing else; it fails as ``survey`` does."""
@@ -120,7 +120,7 @@ class Provisioner:
         Raises:
             TopologyError: What AWS refused, all of a stage; the stages after it have not begun.
         """
-        for stage in stages(pending(changes)):
+        for stage in stages(pending_changes(changes)):
             tasks = [asyncio.create_task(self._carry_out(change, on_change)) for change in stage]
             try:
                 outcomes = await asyncio.gather(*tasks)

@@ -8,7 +8,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from smartpipe.batching.resend import persist
+from smartpipe.batching.resend import retry
 from smartpipe.errors import TransportError
 from smartpipe.names import account_in, is_arn, name_in, queue_arn_at, region_in, service_in
 from smartpipe.tags import APPLICATION, PREFIX
@@ -47,7 +47,7 @@ class Denied(TransportError):
         super().__init__("AccessDenied", "\n".join(request(self.denials)), retryable=False)
 
 
-class Inspector:
+class TopologyReader:
     """Asks SNS and SQS what there is of one topology, or of one subscription; of use once.
 
     ``notes`` tells afterwards what could not be looked at, ``denials`` what IAM refused; ``knows_orphans`` is
@@ -144,7 +144,7 @@ class Inspector:
         answer = await self._call(read, "sqs:GetQueueAttributes", arn)
         if answer is None:
             return None
-        attributes = parsed(answer["Attributes"])
+        attributes = parse_policy(answer["Attributes"])
         if tags:
             listed = await self._call(partial(sqs.list_queue_tags, QueueUrl=url), "sqs:ListQueueTags", arn)
             attributes[TAGS] = dict((listed or {}).get("Tags", {}))
@@ -240,7 +240,7 @@ class Inspector:
         sns = await self._transport.client("sns", region=region_in(topic_arn))
         read = partial(sns.get_subscription_attributes, SubscriptionArn=arn)
         answer = await self._call(read, "sns:GetSubscriptionAttributes", "*")
-        return None if answer is None else parsed(answer["Attributes"])
+        return None if answer is None else parse_policy(answer["Attributes"])
 
     async def _listed(self, topic_arn: str) -> dict[str, str] | None:
         """Return the ARNs of the topic's confirmed subscriptions by endpoint; ours alone, of another account's."""
@@ -318,10 +318,10 @@ async def retrying(call: Callable[[], Awaitable[Any]], action: str, target: str)
         except Exception as error:
             raise classify(error, action=action, target=target) from error
 
-    return await persist(classified, deadline_seconds=RETRY_SECONDS)
+    return await retry(classified, deadline_seconds=RETRY_SECONDS)
 
 
-def parsed(attributes: Mapping[str, Any]) -> Attributes:
+def parse_policy(attributes: Mapping[str, Any]) -> Attributes:
     """Return AWS's attributes with their JSON as values; a policy stays text, to be kept to the byte."""
     found = {
         name: json.loads(value) if name in _JSON_ATTRIBUTES and value else value for name, value in attributes.items()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import TopologyError
-from smartpipe.topology.aws.read import Denied, Inspector
-from smartpipe.topology.changes import pending
-from smartpipe.topology.checks import faults
+from smartpipe.topology.aws.read import Denied, TopologyReader
+from smartpipe.topology.changes import pending_changes
+from smartpipe.topology.checks import find_errors
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.plan import plan
 from smartpipe.topology.resources import SAID_ONCE, TAGS, Attributes, Topology
@@ -26,12 +26,12 @@ async def verify(service: Declares, transport: AwsTransport) -> list[str]:
         TransportError: AWS could not be asked, or the rights to ask are missing.
     """
     desired = _consumed(derive([service], await transport.addresses.naming()))
-    inspector = Inspector(transport)
+    inspector = TopologyReader(transport)
     actual = await inspector.look(desired, tags=False)
     hidden = {denial.resource for denial in inspector.denials}
-    changes = [change for change in pending(plan(desired, actual)) if not hidden.intersection(change.arns)]
+    changes = [change for change in pending_changes(plan(desired, actual)) if not hidden.intersection(change.arns)]
     missing = [f"missing: {change.kind} {change.name}" for change in changes if change.action == "create"]
-    problems = [] if inspector.denials else faults(desired, actual)
+    problems = [] if inspector.denials else find_errors(desired, actual)
     if missing:
         problems += [*missing, "create what is missing with `smartpipe topology apply`"]
     if problems:

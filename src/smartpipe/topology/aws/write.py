@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.errors import TransportError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.names import name_in, queue_arn_at, region_in
-from smartpipe.topology.aws.read import Denied, Inspector
+from smartpipe.topology.aws.read import Denied, TopologyReader
 from smartpipe.topology.aws.table_and_bucket import create_bucket, update_bucket
 from smartpipe.topology.claims import claims_table, time_to_live
 from smartpipe.topology.destroy import MESSAGES, SOURCES, SUBSCRIBERS, messages_in
-from smartpipe.topology.policy import merged, our_statement
+from smartpipe.topology.policy import merge_statements, our_statement
 from smartpipe.topology.resources import (
     QUEUE_DEFAULTS,
     SUBSCRIPTION_DEFAULTS,
@@ -36,7 +36,7 @@ _NAME_TAKEN = frozenset({"QueueNameExists", "QueueAlreadyExists"})
 _REFUSED = frozenset({"InvalidParameter", "InvalidParameterValue"})
 
 
-class Mutations:
+class TopologyWriter:
     """Makes one change at a time.
 
     What is there already, because another process was quicker or an earlier run was killed, is brought
@@ -77,7 +77,9 @@ class Mutations:
         url = await self._transport.addresses.queue_url(change.arns[0])
         attributes = _texts(_changeable(_said(change.attributes)))
         if "Policy" in attributes:
-            attributes["Policy"] = merged(await self._policy(url, change), our_statement(attributes["Policy"]))
+            attributes["Policy"] = merge_statements(
+                await self._policy(url, change), our_statement(attributes["Policy"])
+            )
         if attributes:
             await _called(sqs.set_queue_attributes(QueueUrl=url, Attributes=attributes), change)
         if TAGS in change.attributes:
@@ -111,7 +113,7 @@ class Mutations:
         SQS may still list the sources that were deleted a moment ago, so those that ``before`` names do not count.
         """
         try:
-            urls = await Inspector(self._transport).dead_letter_sources(change.arns[0])
+            urls = await TopologyReader(self._transport).dead_letter_sources(change.arns[0])
         except TransportError as error:
             if error.retryable or error.code in MISSING:
                 raise
@@ -134,7 +136,7 @@ class Mutations:
                 raise
             await self._update_topic(change)
         if (
-            await Inspector(self._transport).topic_tags(change.arns[0]) != change.attributes[TAGS]
+            await TopologyReader(self._transport).topic_tags(change.arns[0]) != change.attributes[TAGS]
         ):  # an old one, or a broker's gap
             await _called(sns.tag_resource(ResourceArn=change.arns[0], Tags=tags), change, "sns:TagResource")
 
@@ -153,7 +155,7 @@ class Mutations:
         SNS may still list the subscriptions that were deleted a moment ago, so those do not count.
         """
         sns = await self._transport.client("sns")
-        endpoints = await Inspector(self._transport).subscribers(change.arns[0])
+        endpoints = await TopologyReader(self._transport).subscribers(change.arns[0])
         if others := set(endpoints).difference(change.before[SUBSCRIBERS]):
             names = ", ".join(sorted(map(name_in, others)))
             detail = f"topic {change.name} has new subscribers ({names}), and is not deleted"
@@ -174,7 +176,7 @@ class Mutations:
     async def _update_table(self, change: Change) -> None:
         dynamodb = await self._transport.client("dynamodb")
         [arn] = change.arns
-        found = await Inspector(self._transport).table(arn)
+        found = await TopologyReader(self._transport).table(arn)
         if found is None or found["TableStatus"] not in {"ACTIVE", "UPDATING"}:
             raise TransportError("TableNotActive", f"table {change.name} is not active yet", retryable=True)
         if found["TimeToLive"] != change.attributes.get("TimeToLive", found["TimeToLive"]):
@@ -209,7 +211,7 @@ class Mutations:
 
     async def _update_subscription(self, change: Change) -> None:
         topic_arn, queue_arn = change.arns
-        found = await Inspector(self._transport).subscription((topic_arn, queue_arn))
+        found = await TopologyReader(self._transport).subscription((topic_arn, queue_arn))
         if found is None:
             raise TransportError("NotFound", f"subscription {change.name} is not to be seen yet", retryable=True)
         arn, present = found
@@ -221,7 +223,7 @@ class Mutations:
 
     async def _delete_subscription(self, change: Change) -> None:
         topic_arn, queue_arn = change.arns
-        found = await Inspector(self._transport).subscription((topic_arn, queue_arn))
+        found = await TopologyReader(self._transport).subscription((topic_arn, queue_arn))
         if found is not None:
             sns = await self._transport.client("sns", region=region_in(topic_arn))
             await _called(sns.unsubscribe(SubscriptionArn=found[0]), change)

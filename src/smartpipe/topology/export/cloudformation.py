@@ -21,7 +21,7 @@ from smartpipe.topology.export.portable import (
     declared_names,
     portable,
     principals_of,
-    rewritten,
+    rewrite,
     typed,
     unique,
     with_tokens,
@@ -111,7 +111,7 @@ def _queue(arn: str, attributes: Attributes, ids: Mapping[str, str]) -> dict[str
     }
     for name, say in references.items():
         if name in said:
-            said[name] = rewritten(said[name], say)
+            said[name] = rewrite(said[name], say)
     return {"Type": "AWS::SQS::Queue", "Properties": {"QueueName": name_in(arn), **_properties(said)}}
 
 
@@ -138,7 +138,7 @@ def _policies(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _statement(statement: dict[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = rewritten(statement, partial(_say, ids))
+    found: dict[str, Any] = rewrite(statement, partial(_say, ids))
     principals = principals_of(statement)
     return found if principals is None else {**found, "Principal": {"Service": _chosen(principals)}}
 
@@ -194,7 +194,7 @@ def _subscription(topic_arn: str, queue_arn: str, attributes: Attributes, ids: M
     said = {name: typed(name, value) for name, value in attributes.items()}
     said["FilterPolicy"] = _literal(said["FilterPolicy"])
     if dead_letter:
-        said["RedrivePolicy"] = rewritten(said["RedrivePolicy"], partial(_say, ids))
+        said["RedrivePolicy"] = rewrite(said["RedrivePolicy"], partial(_say, ids))
     return {
         "Type": "AWS::SNS::Subscription",
         # What is published before the policies let it in would be lost.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smartpipe.names import Naming
-    from smartpipe.topology.companions import Companions
+    from smartpipe.topology.companions import TableAndBucket
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Topology
 
@@ -27,7 +27,9 @@ _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
 
-def policies(service: Declares, naming: Naming, companions: Companions = NO_COMPANIONS) -> dict[str, dict[str, Any]]:
+def policies(
+    service: Declares, naming: Naming, companions: TableAndBucket = NO_COMPANIONS
+) -> dict[str, dict[str, Any]]:
     """Return the policy documents ``publish``, ``consume``, ``provision`` and ``redrive``, without the empty ones.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues

@@ -64,12 +64,12 @@ def principals_of(statement: Mapping[str, Any]) -> Principals | None:
     return Principals(tuple(regions), within, by_default, opt_in) if within or by_default != opt_in else None
 
 
-def rewritten(value: Any, change: Callable[[str], Any]) -> Any:
+def rewrite(value: Any, change: Callable[[str], Any]) -> Any:
     """Return *value* with every text in it, but for keys, changed."""
     if isinstance(value, dict):
-        return {name: rewritten(one, change) for name, one in value.items()}
+        return {name: rewrite(one, change) for name, one in value.items()}
     if isinstance(value, list):
-        return [rewritten(one, change) for one in value]
+        return [rewrite(one, change) for one in value]
     return change(value) if isinstance(value, str) else value
 
 

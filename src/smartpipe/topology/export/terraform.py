@@ -21,7 +21,7 @@ from smartpipe.topology.export.portable import (
     declared_names,
     portable,
     principals_of,
-    rewritten,
+    rewrite,
     typed,
     unique,
     with_tokens,
@@ -129,7 +129,7 @@ def _say(references: Mapping[str, str], text: str) -> str:
 
 
 def _json(value: Any, references: Mapping[str, str]) -> str:
-    return json.dumps(rewritten(value, partial(_say, references)))
+    return json.dumps(rewrite(value, partial(_say, references)))
 
 
 def _arguments(attributes: Attributes, arguments: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from botocore.httpsession import where
 
 from smartpipe.errors import ConfigError
 from smartpipe.transports.aws.variables import check_region
-from smartpipe.urls import is_readable, redacted, scheme_of
+from smartpipe.urls import is_readable, redact, scheme_of
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def configuration_faults() -> Iterator[None]:
     except ValueError as error:
         if "endpoint" in str(error).lower():  # without a scheme; the text quotes it
             raise ConfigError("AWS configuration: endpoint_url must begin with http:// or https://") from None
-        raise ConfigError(f"AWS configuration: {redacted(str(error))}") from None  # credentials that cannot be read
+        raise ConfigError(f"AWS configuration: {redact(str(error))}") from None  # credentials that cannot be read
     except (ConfigNotFound, ConfigParseError, ProfileNotFound) as error:
         raise ConfigError(f"AWS configuration: {error}") from None
 

@@ -41,7 +41,7 @@ def failures(answer: Mapping[str, Any], count: int) -> list[Failure]:
     ]
 
 
-def received(fields: Mapping[str, Any], received_at: float) -> Message:
+def read_received(fields: Mapping[str, Any], received_at: float) -> Message:
     """Read one element of ReceiveMessage's ``Messages``."""
     attributes = {name: _attribute(value) for name, value in (fields.get("MessageAttributes") or {}).items()}
     ids = fields["MessageId"], fields["ReceiptHandle"]

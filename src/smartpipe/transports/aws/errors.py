@@ -20,7 +20,7 @@ from botocore.exceptions import (
 from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.exhaustion import causes, exhausted_resource, shortage_code
 from smartpipe.message import Failure
-from smartpipe.urls import redacted
+from smartpipe.urls import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +62,7 @@ MISSING = frozenset({"QueueDoesNotExist", "NotFound"})
 _REFUSED = "CERTIFICATE_VERIFY_FAILED"
 
 
-def normalised(code: str) -> str:
+def normalise(code: str) -> str:
     """Return *code* without its legacy prefix and under its one name."""
     code = code.rpartition("#")[2].removeprefix(_LEGACY_PREFIX)
     return _ALIASES.get(code, code)
@@ -71,12 +71,12 @@ def normalised(code: str) -> str:
 def code_of(answer: Mapping[str, Any]) -> str:
     """Return the one name of what went wrong in a parsed answer, ``Unknown`` where it has none."""
     fault = answer.get("Error", {})
-    return normalised(str(fault.get("QueryErrorCode") or fault.get("Code") or "Unknown"))
+    return normalise(str(fault.get("QueryErrorCode") or fault.get("Code") or "Unknown"))
 
 
 def entry_failure(index: int, entry: Mapping[str, Any]) -> Failure:
     """Read one element of a batch answer's ``Failed`` list."""
-    code = normalised(str(entry.get("Code", "Unknown")))
+    code = normalise(str(entry.get("Code", "Unknown")))
     retryable = not entry.get("SenderFault", False) or code in THROTTLES or code in UNAVAILABLE
     return Failure(index, code, str(entry.get("Message") or code), retryable)
 
@@ -102,7 +102,7 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
         return TransportError("NoRegion", "no AWS region; set AWS_REGION", retryable=False)
     if isinstance(error, ParamValidationError):
         return TransportError("InvalidParameter", f"{action} on {target}: {error}", retryable=False)
-    detail = f"{action} on {target}: {redacted(str(error)) or type(error).__name__}"
+    detail = f"{action} on {target}: {redact(str(error)) or type(error).__name__}"
     if isinstance(error, SSLError):
         # Of a certificate that is refused, the next try will think no better; other faults of TLS may be the line's.
         return TransportError("SSLError", f"{detail}; {_tls_mend(detail)}", retryable=_REFUSED not in detail)

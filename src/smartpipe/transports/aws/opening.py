@@ -20,9 +20,9 @@ def transport_for(settings: AwsSettings) -> AwsTransport:
         ConfigError: No region, or a CA bundle that cannot be read.
     """
     if settings.transport == "wire":
-        from smartpipe.transports.aws.direct.transport import WireTransport
+        from smartpipe.transports.aws.direct.transport import DirectTransport
 
-        return WireTransport(settings)
+        return DirectTransport(settings)
     from smartpipe.transports.aws.transport import AwsTransport
 
     return AwsTransport(settings)

@@ -13,7 +13,7 @@ from botocore.exceptions import (
     UnsupportedS3ConfigurationError,
 )
 
-from smartpipe.envelope.object_store import missing, too_long
+from smartpipe.envelope.object_store import payload_missing, payload_too_long
 from smartpipe.errors import PayloadError
 from smartpipe.settings import AwsSettings
 from smartpipe.transports.aws.client import put_request, region_of
@@ -39,7 +39,7 @@ _NEVER_READ = (
 """botocore's exceptions for the name of a bucket or access point, raised before it connects to anything."""
 
 
-class S3Objects:
+class S3ObjectStore:
     """S3, or whatever speaks like it at ``AWS_ENDPOINT_URL``; region and credentials are AWS's own variables.
 
     Every call names the account that the bucket has to belong to (``ExpectedBucketOwner``): that of the payload, else
@@ -79,15 +79,15 @@ class S3Objects:
             answer = await client.get_object(Bucket=payload.bucket, Key=payload.key, ExpectedBucketOwner=owner)
             async with answer["Body"] as stream:
                 if int(answer.get("ContentLength") or 0) > limit_bytes:
-                    raise too_long(payload, limit_bytes)  # noqa: TRY301 - the stream is to be closed
+                    raise payload_too_long(payload, limit_bytes)  # noqa: TRY301 - the stream is to be closed
                 data = await _read(stream, limit_bytes)
             if len(data) > limit_bytes:
-                raise too_long(payload, limit_bytes)  # noqa: TRY301
+                raise payload_too_long(payload, limit_bytes)  # noqa: TRY301
             return data.decode()
         except PayloadError:
             raise
         except UnicodeDecodeError as error:
-            raise missing(payload, f"it is no text in UTF-8: {error.reason}") from None
+            raise payload_missing(payload, f"it is no text in UTF-8: {error.reason}") from None
         except Exception as error:
             raise _fault(error, payload, owner) from error
 
@@ -136,13 +136,13 @@ async def _read(stream: Any, limit_bytes: int) -> bytes:
 def _fault(error: Exception, payload: Payload, owner: str) -> PayloadError | TransportError:
     """Return a PayloadError for a refusal that S3 will repeat; the rest is an outage of S3 or of this process."""
     if isinstance(error, _NEVER_READ):
-        return missing(payload, str(error))
+        return payload_missing(payload, str(error))
     fault = classify(error, action="s3:GetObject", target=payload.url)
     answer = getattr(error, "response", {})
     if fault.retryable or fault.code in _OF_THE_PROCESS or is_skew(answer):
         return fault
     if fault.code == "AccessDenied":
-        return missing(
+        return payload_missing(
             payload, f"{fault}; the bucket has to belong to account {owner} (?owner= of its URL says another)"
         )
-    return missing(payload, str(fault))
+    return payload_missing(payload, str(fault))

@@ -14,7 +14,7 @@ from smartpipe.transports.aws.addresses import Addresses, queue_lookup
 from smartpipe.transports.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
 from smartpipe.transports.aws.clients import open_client, open_session
 from smartpipe.transports.aws.credentials import refresh_when_refused
-from smartpipe.transports.aws.entries import IDS, failures, publish_entries, received, send_entries
+from smartpipe.transports.aws.entries import IDS, failures, publish_entries, read_received, send_entries
 from smartpipe.transports.aws.errors import MISSING, classify
 from smartpipe.transports.aws.variables import check_credentials
 
@@ -83,7 +83,7 @@ class AwsTransport:
 
         def read(answer: Any) -> list[Message]:
             received_at = clock()
-            return [received(fields, received_at) for fields in answer.get("Messages") or ()]
+            return [read_received(fields, received_at) for fields in answer.get("Messages") or ()]
 
         return await self._call_queue(call, "sqs:ReceiveMessage", queue, read)
 

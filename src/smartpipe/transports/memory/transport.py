@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.message import Failure, Message, made
+from smartpipe.message import Failure, Message, construct
 from smartpipe.names import Naming, name_in
 from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
 from smartpipe.transport import BATCH_LIMIT
@@ -175,7 +175,7 @@ class MemoryTransport:
         content, start = stored.content, self._unix_start
         if start is None:
             start = self._unix_start = time.time() - now  # of the loop's clock
-        return made(
+        return construct(
             Message,
             (
                 stored.message_id,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from smartpipe.worker.log_writer import standard_output
 from smartpipe.worker.supervisor.ask import Unanswered, ask
 from smartpipe.worker.supervisor.output import PrefixedLines
-from smartpipe.worker.supervisor.restarts import AwaitChange, Exit, GiveUp, after_exit, described, failures_in_a_row
+from smartpipe.worker.supervisor.restarts import AwaitChange, Exit, GiveUp, after_exit, describe_exit, failures_in_a_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,7 +120,7 @@ class Child:
                 break
             failures = failures_in_a_row(failures, ended)
             next_step = after_exit(ended, failures, any_was_ready=any_was_ready(), reloading=self._reloading)
-            how = f"process {self.name} ended by itself: {described(ended.code)}"
+            how = f"process {self.name} ended by itself: {describe_exit(ended.code)}"
             if isinstance(next_step, GiveUp):
                 log.error("%s, before any was ready; starting it again would not help", how)
                 return next_step.code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smartpipe.escaping import escaped, escaped_but_colours
+from smartpipe.escaping import escape_keeping_colours, escape_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ class PrefixedLines:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             text = line.removesuffix(b"\r").decode(errors="replace")
-            self._write(f"{self._prefix}{escaped_but_colours(text) if self._coloured else escaped(text)}\n")
+            self._write(f"{self._prefix}{escape_keeping_colours(text) if self._coloured else escape_text(text)}\n")
 
     def end(self) -> None:
         """Write a last line that has no newline."""

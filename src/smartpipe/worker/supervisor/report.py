@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.worker.health import Answer
 from smartpipe.worker.log_writer import family_of_dropped_lines
-from smartpipe.worker.metrics import Family, Sample, merged, render
+from smartpipe.worker.metrics import Family, Sample, merge, render
 from smartpipe.worker.supervisor.ask import Unanswered, ask
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class GroupReport:
         )
         texts = {one.child.name: one.text for one in seen if one.text}
         texts[SUPERVISOR] = render([family_of_dropped_lines({})])
-        return render([restarts]) + merged(texts, "process")
+        return render([restarts]) + merge(texts, "process")
 
     async def _all(self, word: str, path: str, *, otherwise: dict[str, bool]) -> Answer:
         processes: dict[str, dict[str, Any]] = {}

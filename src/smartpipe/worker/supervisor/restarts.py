@@ -65,7 +65,7 @@ def exit_code(drained: Iterable[Exit]) -> int:
     return int(any(one.code and not (one.code == -signal.SIGTERM and not one.was_ready) for one in drained))
 
 
-def described(code: int) -> str:
+def describe_exit(code: int) -> str:
     """Return ``exit code 3``, or the signal's name."""
     if code >= 0:
         return f"exit code {code}"

@@ -56,7 +56,7 @@ class Place(NamedTuple):
     user_agent: str
 
 
-async def look(client: Any, operation: str) -> Place | str:
+async def find_endpoint(client: Any, operation: str) -> Place | str:
     """Return where *client* would send *operation*; or, in words, why the wire does not go there.
 
     botocore is let go all its way to before the sending: endpoints, partitions, dual stack, FIPS, profiles and

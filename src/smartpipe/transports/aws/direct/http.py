@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from smartpipe.batching.timers import Deadlines
+from smartpipe.batching.timers import Timers
 from smartpipe.transports.aws.direct.connect import connect
 from smartpipe.transports.aws.direct.response import END, Framing, Response
 
@@ -154,7 +154,7 @@ class Pool:
         self._port = port
         self._tls = tls
         self._loop = asyncio.get_running_loop()
-        self._deadlines = Deadlines()
+        self._timers = Timers()
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._closed = False
@@ -186,14 +186,14 @@ class Pool:
     async def _exchange(self, connection: Connection, request: bytes, timeout_seconds: float) -> Response:
         self._busy.add(connection)
         waiter = connection.send(request)
-        deadline = self._deadlines.set(timeout_seconds, partial(_time_out, waiter))
+        deadline = self._timers.call_later(timeout_seconds, partial(_time_out, waiter))
         try:
             response = await waiter
         except BaseException:
             connection.abort()  # its answer would be taken for the next one's
             raise
         finally:
-            self._deadlines.clear(deadline)
+            self._timers.cancel(deadline)
             self._busy.discard(connection)
         if self._closed:
             connection.abort()
@@ -225,7 +225,7 @@ class Pool:
         for connection in (*self._idle, *self._busy):
             connection.abort()
         self._idle.clear()
-        self._deadlines.close()
+        self._timers.close()
 
 
 def _time_out(waiter: asyncio.Future[Response]) -> None:

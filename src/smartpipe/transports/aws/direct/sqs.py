@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
-from smartpipe.message import Attribute, made, received_message
+from smartpipe.message import Attribute, construct, received_message
 from smartpipe.transports.aws.entries import IDS, send_entries
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def send_body(url: str, messages: Sequence[OutgoingMessage]) -> bytes:
     return to_json({"QueueUrl": url, "Entries": entries})
 
 
-def answer_in(body: bytes) -> Any:
+def read_response(body: bytes) -> Any:
     """Read an answer.
 
     Raises:
@@ -89,7 +89,7 @@ def answer_in(body: bytes) -> Any:
         raise JSONDecodeError(str(error), "", 0) from None  # the name by which it is known elsewhere
 
 
-def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
+def read_messages(body: bytes, received_at: float) -> tuple[list[Message], int]:
     """Read what was received; return it, and how many messages were damaged on the way and left out.
 
     A damaged one, whose body does not have the MD5 sum that SQS says, comes again after its timeout.
@@ -99,7 +99,7 @@ def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
     """
     found: list[Message] = []
     damaged = 0
-    for fields in answer_in(body).get("Messages") or ():
+    for fields in read_response(body).get("Messages") or ():
         text, expected = fields["Body"], fields.get("MD5OfBody")
         if expected and md5(text.encode(), usedforsecurity=False).hexdigest() != expected:
             damaged += 1
@@ -115,13 +115,13 @@ def messages_in(body: bytes, received_at: float) -> tuple[list[Message], int]:
 
 def _attribute(fields: Mapping[str, str]) -> Attribute:
     value = fields.get("StringValue")
-    return made(Attribute, (fields["DataType"], b64decode(fields["BinaryValue"]) if value is None else value))
+    return construct(Attribute, (fields["DataType"], b64decode(fields["BinaryValue"]) if value is None else value))
 
 
-def error_in(response: Response) -> dict[str, Any]:
+def read_error(response: Response) -> dict[str, Any]:
     """Read an answer that is an error, into the form that botocore gives it."""
     try:
-        fields: Mapping[str, Any] = answer_in(response.body)
+        fields: Mapping[str, Any] = read_response(response.body)
         code, message = str(fields.get("__type", response.status)), fields.get("message") or fields.get("Message") or ""
     except (ValueError, AttributeError):
         code, message = str(response.status), ""

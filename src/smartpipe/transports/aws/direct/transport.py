@@ -7,13 +7,13 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from smartpipe.counters import TransportCounts
+from smartpipe.counters import TransportCounters
 from smartpipe.errors import TransportError
 from smartpipe.names import region_in
 from smartpipe.transports.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
-from smartpipe.transports.aws.direct.endpoint import Endpoint, look
+from smartpipe.transports.aws.direct.endpoint import Endpoint, find_endpoint
 from smartpipe.transports.aws.entries import failures
 from smartpipe.transports.aws.errors import STALE, classify
 from smartpipe.transports.aws.transport import AwsTransport, still_there
@@ -39,12 +39,12 @@ class _Protocol(NamedTuple):
 
 
 _PROTOCOLS = {
-    "sqs": _Protocol(queues.CONTENT_TYPE, queues.error_in, "ListQueues"),
-    "sns": _Protocol(topics.CONTENT_TYPE, topics.error_in, "ListTopics"),
+    "sqs": _Protocol(queues.CONTENT_TYPE, queues.read_error, "ListQueues"),
+    "sns": _Protocol(topics.CONTENT_TYPE, topics.read_error, "ListTopics"),
 }
 
 
-class WireTransport(AwsTransport):
+class DirectTransport(AwsTransport):
     """An AwsTransport whose five verbs go beneath botocore, at a tenth of its CPU.
 
     Region, endpoint, credentials and all configuration stay botocore's. Where something is configured that the wire
@@ -60,9 +60,9 @@ class WireTransport(AwsTransport):
         self._damaged = 0
 
     @property
-    def counts(self) -> TransportCounts:
+    def counts(self) -> TransportCounters:
         """What it has noticed since it was made; it can be read after ``aclose``, too."""
-        return TransportCounts(self._damaged, sum(pool.resent for pool in self._pools))
+        return TransportCounters(self._damaged, sum(pool.resent for pool in self._pools))
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
@@ -71,7 +71,7 @@ class WireTransport(AwsTransport):
         if endpoint is None:
             return await super().publish(topic, messages)
         body = topics.publish_body(arn, messages)
-        read = partial(_failures, topics.answer_in, len(messages))
+        read = partial(_failures, topics.read_response, len(messages))
 
         def call() -> Awaitable[list[Failure]]:
             posted = endpoint.post("", body, timeout_seconds=CALL_TIMEOUT_SECONDS)
@@ -96,7 +96,7 @@ class WireTransport(AwsTransport):
         seconds = wait_seconds + POLL_MARGIN_SECONDS
 
         def read(answer: bytes) -> list[Message]:
-            found, damaged = queues.messages_in(answer, endpoint.loop.time())
+            found, damaged = queues.read_messages(answer, endpoint.loop.time())
             self._damaged += damaged
             return found
 
@@ -144,7 +144,7 @@ class WireTransport(AwsTransport):
     async def _batch(
         self, endpoint: Endpoint, verb: str, action: str, queue: str, body: bytes, count: int
     ) -> list[Failure]:
-        target, read = queues.TARGET + verb, partial(_failures, queues.answer_in, count)
+        target, read = queues.TARGET + verb, partial(_failures, queues.read_response, count)
 
         def call() -> Awaitable[list[Failure]]:
             posted = endpoint.post(target, body, timeout_seconds=CALL_TIMEOUT_SECONDS)
@@ -179,7 +179,7 @@ class WireTransport(AwsTransport):
             if key not in self._endpoints:
                 protocol = _PROTOCOLS[service]
                 try:
-                    place = await look(client, protocol.operation)
+                    place = await find_endpoint(client, protocol.operation)
                 except Exception as error:
                     raise classify(error, action=f"{service}:{protocol.operation}", target=service) from error
                 if self._closed:

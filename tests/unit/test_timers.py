@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from smartpipe.batching.timers import Deadlines, TimeIsUp
+from smartpipe.batching.timers import TimerExpired, Timers
 from smartpipe.testing.clock import virtual_time
 
 
@@ -18,8 +18,8 @@ async def pause(seconds: float) -> None:
 
 async def test_a_call_that_takes_too_long_is_cancelled_and_the_task_goes_on() -> None:
     with virtual_time():
-        with pytest.raises(TimeIsUp):
-            await Deadlines().within(5, pause, 60)
+        with pytest.raises(TimerExpired):
+            await Timers().timeout(5, pause, 60)
 
         task = asyncio.current_task()
         assert task is not None
@@ -33,15 +33,15 @@ async def test_a_call_in_time_returns_what_it_returns() -> None:
         return 2 * number
 
     with virtual_time():
-        assert await Deadlines().within(5, double, 21) == 42
+        assert await Timers().timeout(5, double, 21) == 42
 
 
 async def test_the_shorter_of_many_limits_fires_first_and_the_others_still_fire() -> None:
-    deadlines, ended = Deadlines(), []
+    timers, ended = Timers(), []
 
     async def limited(seconds: float) -> None:
-        with pytest.raises(TimeIsUp):
-            await deadlines.within(seconds, pause, 1000)
+        with pytest.raises(TimerExpired):
+            await timers.timeout(seconds, pause, 1000)
         ended.append((seconds, asyncio.get_running_loop().time() - started))
 
     with virtual_time():
@@ -54,22 +54,22 @@ async def test_the_shorter_of_many_limits_fires_first_and_the_others_still_fire(
 
 async def test_a_thousand_calls_of_one_length_share_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
-    timers: list[float] = []
+    scheduled: list[float] = []
     call_at = loop.call_at
-    deadlines = Deadlines()
+    timers = Timers()
 
     async def at_once(_: None) -> None: ...
 
     def counted(when: float, *arguments: Any, **more: Any) -> asyncio.TimerHandle:
-        timers.append(when)
+        scheduled.append(when)
         return call_at(when, *arguments, **more)
 
     with virtual_time():
         monkeypatch.setattr(loop, "call_at", counted)
         for _ in range(1000):
-            await deadlines.within(300, at_once, None)
+            await timers.timeout(300, at_once, None)
 
-    assert len(timers) == 1
+    assert len(scheduled) == 1
 
 
 async def test_a_timeout_of_the_calls_own_is_not_its_deadline() -> None:
@@ -77,15 +77,15 @@ async def test_a_timeout_of_the_calls_own_is_not_its_deadline() -> None:
         raise TimeoutError("of a database")
 
     with pytest.raises(TimeoutError) as raised:
-        await Deadlines().within(5, impatient, None)
+        await Timers().timeout(5, impatient, None)
 
-    assert not isinstance(raised.value, TimeIsUp)
+    assert not isinstance(raised.value, TimerExpired)
 
 
 async def test_whoever_cancels_the_task_is_heard_even_if_its_time_is_up_too() -> None:
-    deadlines = Deadlines()
+    timers = Timers()
     with virtual_time():
-        task = asyncio.create_task(deadlines.within(5, pause, 60))
+        task = asyncio.create_task(timers.timeout(5, pause, 60))
         asyncio.get_running_loop().call_later(5, task.cancel)
 
         with pytest.raises(asyncio.CancelledError):
@@ -93,63 +93,63 @@ async def test_whoever_cancels_the_task_is_heard_even_if_its_time_is_up_too() ->
 
 
 async def test_a_limit_inside_of_another_is_its_own() -> None:
-    deadlines = Deadlines()
+    timers = Timers()
 
     async def inner(_: None) -> str:
-        with pytest.raises(TimeIsUp):
-            await deadlines.within(1, pause, 60)
+        with pytest.raises(TimerExpired):
+            await timers.timeout(1, pause, 60)
         await pause(1)
         return "went on"
 
     with virtual_time():
-        assert await deadlines.within(5, inner, None) == "went on"
-        with pytest.raises(TimeIsUp):
-            await deadlines.within(1.5, inner, None)
+        assert await timers.timeout(5, inner, None) == "went on"
+        with pytest.raises(TimerExpired):
+            await timers.timeout(1.5, inner, None)
 
 
 async def test_infinite_seconds_are_no_limit() -> None:
     with virtual_time():
-        await Deadlines().within(math.inf, pause, 1_000_000)
+        await Timers().timeout(math.inf, pause, 1_000_000)
 
 
 async def test_what_has_ended_is_forgotten() -> None:
-    deadlines = Deadlines()
+    timers = Timers()
 
     async def at_once(_: None) -> None: ...
 
     with virtual_time():
-        await deadlines.within(5, at_once, None)
+        await timers.timeout(5, at_once, None)
         await asyncio.sleep(10)  # the timer fires, and must not cancel this task
 
 
 async def test_what_is_set_strikes_at_its_time_and_what_is_cleared_does_not() -> None:
-    deadlines, struck = Deadlines(), list[str]()
+    timers, struck = Timers(), list[str]()
     with virtual_time():
-        deadlines.set(5, lambda: struck.append("five"))
-        cleared = deadlines.set(3, lambda: struck.append("three"))
-        deadlines.set(7, lambda: struck.append("seven"))
+        timers.call_later(5, lambda: struck.append("five"))
+        cleared = timers.call_later(3, lambda: struck.append("three"))
+        timers.call_later(7, lambda: struck.append("seven"))
 
-        assert deadlines.clear(cleared)
+        assert timers.cancel(cleared)
         await asyncio.sleep(6)
 
         assert struck == ["five"]
-        assert not deadlines.clear(cleared)
+        assert not timers.cancel(cleared)
         await asyncio.sleep(2)
 
     assert struck == ["five", "seven"]
 
 
 async def test_one_that_strikes_may_clear_another_or_set_a_new_one() -> None:
-    deadlines, struck = Deadlines(), list[str]()
+    timers, struck = Timers(), list[str]()
 
     def first() -> None:
-        deadlines.clear(second)
-        deadlines.set(1, lambda: struck.append("new"))
+        timers.cancel(second)
+        timers.call_later(1, lambda: struck.append("new"))
 
     with virtual_time():
-        deadlines.set(5, first)
-        second = deadlines.set(5, lambda: struck.append("cleared"))
-        deadlines.set(60, lambda: struck.append("last"))
+        timers.call_later(5, first)
+        second = timers.call_later(5, lambda: struck.append("cleared"))
+        timers.call_later(60, lambda: struck.append("last"))
         await asyncio.sleep(10)
 
         assert struck == ["new"]
