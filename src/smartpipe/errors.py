@@ -20,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.limits import MAX_VISIBILITY_SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -149,7 +151,7 @@ class Retry(SmartpipeError):
     """
 
     def __init__(self, reason: str = "", *, after_seconds: float | None = None) -> None:
-        if after_seconds is not None and not 0 <= after_seconds <= 43_200:  # noqa: PLR2004
+        if after_seconds is not None and not 0 <= after_seconds <= MAX_VISIBILITY_SECONDS:
             msg = f"Retry(after_seconds={after_seconds}) is outside of 0 to 43,200, the range SQS knows"
             raise ValueError(msg)
         self.after_seconds = after_seconds

@@ -24,10 +24,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
+from smartpipe.limits import MAX_ID_LENGTH, MESSAGE_ID
+
 MAX_SQS_ID_LENGTH = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._-]*")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]")
-# SQS SendMessage: MessageGroupId and MessageDeduplicationId take alphanumerics and ASCII punctuation.
 SQS_ID = re.compile(r"[!-~]{1,128}")
 _EXACT = Context(prec=MAX_PREC)
 _LARGE = 10**4_000
@@ -66,14 +67,14 @@ def sqs_id(value: str) -> str:
     A value that SQS takes stays as it is, because producers in other languages send it so too. Any other one becomes
     a key of ours; so does a value that begins as those do, with ``smartpipe/``.
     """
-    plain = SQS_ID.fullmatch(value) and not value.startswith("smartpipe/")
+    plain = MESSAGE_ID.fullmatch(value) and not value.startswith("smartpipe/")
     return value if plain else own_sqs_id("value", value)
 
 
 def own_sqs_id(kind: str, value: str) -> str:
     """Return an id that ``sqs_id`` returns for no value that SQS takes; a long one by its SHA-256."""
     key = compose("smartpipe", kind, value)
-    return key if len(key) <= MAX_SQS_ID_LENGTH else compose("smartpipe", "sha256", sha256(key.encode()).hexdigest())
+    return key if len(key) <= MAX_ID_LENGTH else compose("smartpipe", "sha256", sha256(key.encode()).hexdigest())
 
 
 def typed_text(value: Any) -> tuple[str, str] | None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal, cast
 from tenacity import wait_random_exponential
 
 from smartpipe.errors import ConfigError
+from smartpipe.limits import MAX_RECEIVES, MAX_VISIBILITY_SECONDS
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
     from tenacity.wait import wait_base
 
-MAX_VISIBILITY_SECONDS = 43_200
 OUTAGE_WAITS = wait_random_exponential(multiplier=0.5, min=0.2, max=30)
 """Between tries to reach AWS, for as long as it takes; never none, so that no loop runs hot."""
 
@@ -53,7 +53,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         """Check everything, and report it together."""
         problems = []
-        if not 1 <= self.attempts <= 1_000:  # noqa: PLR2004 - SQS's own limit of maxReceiveCount
+        if not 1 <= self.attempts <= MAX_RECEIVES:
             problems.append(f"RetryPolicy: attempts={self.attempts} is outside of 1 to 1,000")
         if not 0 <= self.base_seconds <= MAX_VISIBILITY_SECONDS:
             problems.append(f"RetryPolicy: base_seconds={self.base_seconds} is outside of 0 to 43,200")

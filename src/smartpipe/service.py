@@ -14,9 +14,10 @@ from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, s
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import Idempotency
+from smartpipe.limits import MAX_RECEIVES
 from smartpipe.middleware import validate_middleware
 from smartpipe.retry import RetryPolicy
-from smartpipe.topics import MAX_RECEIVES, Queue
+from smartpipe.topics import Queue
 from smartpipe.topology.derive import Binding
 
 if TYPE_CHECKING:

@@ -8,6 +8,16 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
+from smartpipe.limits import (
+    DEFAULT_TOPIC_LIMIT_BYTES,
+    MAX_DELAY_SECONDS,
+    MAX_MESSAGE_BYTES,
+    MAX_QUEUE_NAME_LENGTH,
+    MAX_RECEIVES,
+    MAX_TOPIC_NAME_LENGTH,
+    MAX_VISIBILITY_SECONDS,
+    MIN_MESSAGE_LIMIT_BYTES,
+)
 from smartpipe.names import is_arn, name_in
 from smartpipe.tags import tag_problems
 
@@ -19,14 +29,6 @@ if TYPE_CHECKING:
 DEAD_LETTER_SUFFIX = "-dlq"
 FIFO_SUFFIX = ".fifo"
 """What SNS and SQS want FIFO names to end with; it counts for their length."""
-MAX_QUEUE_NAME_LENGTH = 80
-MAX_TOPIC_NAME_LENGTH = 256
-QUEUE_LIMIT_BYTES = 1_048_576
-DEFAULT_TOPIC_LIMIT_BYTES = 262_144
-MAX_RECEIVES = 1_000
-"""SQS: the highest maxReceiveCount."""
-MAX_DELAY_SECONDS = 900
-"""SQS: the longest DelaySeconds, of a queue or of one message."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _ARN = re.compile(r"arn:aws[a-z-]*:(sns|sqs):[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]+(\.fifo)?")
 
@@ -72,7 +74,7 @@ class Topic:
             problems += _foreign_topic_problems(self)
             object.__setattr__(self, "name", self.arn)
             object.__setattr__(self, "fifo", self.arn.endswith(FIFO_SUFFIX))
-        if not 1_024 <= self.limit_bytes <= 1_048_576:  # noqa: PLR2004 - SNS: MaximumMessageSize
+        if not MIN_MESSAGE_LIMIT_BYTES <= self.limit_bytes <= MAX_MESSAGE_BYTES:
             problems.append(f"topic {self.name!r}: limit_bytes={self.limit_bytes} is outside of 1,024 to 1,048,576")
         problems += _common_problems("topic", self)
         if problems:
@@ -140,7 +142,7 @@ class Queue:
         object.__setattr__(self, "name", _suffixed(self.name, fifo=self.fifo))
         problems = _queue_name_problems(self)
         ranges = (
-            ("visibility_timeout_seconds", self.visibility_timeout_seconds, 1, 43_200),
+            ("visibility_timeout_seconds", self.visibility_timeout_seconds, 1, MAX_VISIBILITY_SECONDS),
             ("retention_seconds", self.retention_seconds, 60, 1_209_600),
             ("max_receive_count", self.max_receive_count, 1, MAX_RECEIVES),
             ("delay_seconds", self.delay_seconds, 0, MAX_DELAY_SECONDS),
@@ -167,7 +169,7 @@ class Queue:
     @property
     def limit_bytes(self) -> int:
         """The largest message, and batch of messages, that SQS takes."""
-        return QUEUE_LIMIT_BYTES
+        return MAX_MESSAGE_BYTES
 
     @property
     def dead_letter_name(self) -> str:

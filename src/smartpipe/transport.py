@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from smartpipe.counters import TransportCounters
     from smartpipe.message import Failure, Message, OutgoingMessage
 
-BATCH_LIMIT = 10
-
 
 class Transport(Protocol):
     """Moves messages. Topics and queues are named as declared; the adapter finds their addresses.

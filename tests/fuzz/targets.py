@@ -15,9 +15,9 @@ from smartpipe.envelope.decode import Decoder, EncodedBody
 from smartpipe.envelope.pointer import payload_at, pointer_to
 from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
 from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
+from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
-from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
 from smartpipe.transports.aws.direct.response import Framing, Response

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe.errors import TransportError
+from smartpipe.limits import MAX_MESSAGE_BYTES
 from smartpipe.outbox import Outbox, Relay, RelayOptions
-from smartpipe.outbox.rows import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, UnreadableRow, waiting_of
+from smartpipe.outbox.rows import MAX_PAYLOAD_BYTES, UnreadableRow, waiting_of
 from tests.support.events import ADA, Paid
 from tests.support.fakes import FakeTransport
 
@@ -62,7 +63,7 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({"attributes": "[" * 6_000 + "]" * 6_000}, "attributes are not JSON, or nested too deeply"),
         ({"attributes": f'{{"a": {"9" * 5_000}}}'}, "attributes are not JSON, or nested too deeply"),
         (
-            {"attributes": json.dumps({"a": ["String", "x" * MAX_BODY_BYTES]})},
+            {"attributes": json.dumps({"a": ["String", "x" * MAX_MESSAGE_BYTES]})},
             "attributes have more than 1,048,576 bytes",
         ),
         ({"destination": "users"}, "destination is neither"),
@@ -76,7 +77,7 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({"destination": "queue:" + "x" * 300}, "destination is neither"),
         ({"body": ""}, "body is empty"),
         ({"body": "a\x01b"}, "characters that SNS and SQS do not take"),
-        ({"body": "x" * (MAX_BODY_BYTES + 1)}, "body has 1,048,577 bytes"),
+        ({"body": "x" * (MAX_MESSAGE_BYTES + 1)}, "body has 1,048,577 bytes"),
         ({"delay_seconds": -5, "destination": "queue:mailer"}, "delay_seconds=-5"),
         ({"delay_seconds": 901, "destination": "queue:mailer"}, "delay_seconds=901"),
         ({"delay_seconds": 5}, "only a standard queue delays"),

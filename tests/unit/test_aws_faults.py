@@ -15,11 +15,11 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from smartpipe.limits import MAX_WAIT_SECONDS
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.transports.aws.client import POLL_MARGIN_SECONDS, client_options
 from smartpipe.transports.aws.entries import failures, publish_entries, read_received, send_entries
 from smartpipe.transports.aws.errors import classify, entry_failure
-from smartpipe.transports.aws.transport import MAX_POLL_SECONDS
 
 
 def answer(code: str, *, status: int = 400, query_code: str | None = None, date: str | None = None) -> ClientError:
@@ -184,7 +184,7 @@ def test_a_received_message_without_optional_fields_is_read() -> None:
 
 
 def test_fault_23_a_poll_is_read_for_longer_than_it_can_wait() -> None:
-    options = client_options(read_timeout_seconds=MAX_POLL_SECONDS + POLL_MARGIN_SECONDS)
+    options = client_options(read_timeout_seconds=MAX_WAIT_SECONDS + POLL_MARGIN_SECONDS)
 
     assert options["read_timeout"] >= 20 + 5
     assert options["retries"]["total_max_attempts"] == 1

@@ -21,7 +21,8 @@ from smartpipe.envelope import wrap
 from smartpipe.envelope.ids import DerivedIds
 from smartpipe.idempotency.store import HandlerName
 from smartpipe.idempotency.stores.keys import stored_key
-from smartpipe.keys import MAX_SQS_ID_LENGTH, compose, compose_bounded, escape, sqs_id, typed_text
+from smartpipe.keys import compose, compose_bounded, escape, sqs_id, typed_text
+from smartpipe.limits import MAX_ID_LENGTH
 
 # Any text at all, lone surrogates and NUL included, with much of what a careless encoding would confuse.
 ANYTHING = st.text(st.characters() | st.sampled_from("/|!:.%=\0\ud83d\ude00é"), max_size=12)
@@ -70,7 +71,7 @@ def test_an_sqs_id_is_one_that_sqs_takes_and_no_other_values(one: str, other: st
     assert (sqs_id(one) == sqs_id(other)) == (one == other)
 
 
-@pytest.mark.parametrize("value", ["order-1", "a|b", "!" * MAX_SQS_ID_LENGTH])
+@pytest.mark.parametrize("value", ["order-1", "a|b", "!" * MAX_ID_LENGTH])
 def test_a_value_that_sqs_takes_is_the_id_that_other_producers_send_too(value: str) -> None:
     assert sqs_id(value) == value
 

@@ -23,8 +23,8 @@ from smartpipe.errors import StoreError
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim
 from smartpipe.idempotency.stores.memory import MemoryStore
+from smartpipe.limits import MAX_ATTRIBUTES
 from smartpipe.message import Attribute, Failure, Message, OutgoingMessage, Payload
-from smartpipe.publisher.prepare import MAX_ATTRIBUTES
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from tests.support.events import OrderPlaced, Paid, UserLeft

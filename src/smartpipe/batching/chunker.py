@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from smartpipe.transport import BATCH_LIMIT
+from smartpipe.limits import MAX_BATCH_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -29,7 +29,7 @@ class Chunker(Generic[T]):
         limit_bytes: int | None = None,
         size_of: Callable[[T], int] = lambda _: 0,
         group_of: Callable[[T], Hashable] | None = None,
-        limit_entries: int = BATCH_LIMIT,
+        limit_entries: int = MAX_BATCH_ENTRIES,
     ) -> None:
         self._limit_entries = limit_entries
         self._limit_bytes = limit_bytes

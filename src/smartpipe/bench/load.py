@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from smartpipe.errors import ConfigError
-from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES
+from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES
 
 MAX_EVENTS = 100_000_000
 """Each worker has a byte for each event, to know which of them came."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from smartpipe.errors import ConfigError
+from smartpipe.limits import MAX_VISIBILITY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = logging.getLogger("smartpipe.breaker")
 
-MAX_RESET_SECONDS = 43_200
 DEFAULT_MAX_RESET_SECONDS = 300.0
 
 
@@ -52,11 +52,11 @@ class CircuitBreaker:
         problems = []
         if self.failures < 1:
             problems.append(f"CircuitBreaker: failures={self.failures} must be 1 or more")
-        if not 0 < self.reset_seconds <= self.longest_reset_seconds <= MAX_RESET_SECONDS:
+        if not 0 < self.reset_seconds <= self.longest_reset_seconds <= MAX_VISIBILITY_SECONDS:
             problems.append(
                 f"CircuitBreaker: reset_seconds={self.reset_seconds} and "
                 f"max_reset_seconds={self.longest_reset_seconds} must be above 0, in this order, and at most "
-                f"{MAX_RESET_SECONDS:,}"
+                f"{MAX_VISIBILITY_SECONDS:,}"
             )
         if problems:
             raise ConfigError(problems)

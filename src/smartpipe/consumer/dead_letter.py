@@ -15,9 +15,8 @@ from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES
 from smartpipe.envelope.traceparent import trace_id
 from smartpipe.envelope.validators import bounded_validator
 from smartpipe.errors import DecodeError
+from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_MESSAGE_BYTES, MESSAGE_TEXT
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
-from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
-from smartpipe.topics import QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from smartpipe.consumer.decide import DeadLetter
@@ -89,7 +88,7 @@ class Where(NamedTuple):
 
 
 def dead_letter(
-    message: Message, outcome: DeadLetter, where: Where, *, limit_bytes: int = QUEUE_LIMIT_BYTES
+    message: Message, outcome: DeadLetter, where: Where, *, limit_bytes: int = MAX_MESSAGE_BYTES
 ) -> OutgoingMessage:
     """Return *message*'s body and attributes as they were, and the reason as JSON in ``smartpipe_dead_letter``.
 
@@ -210,7 +209,7 @@ def _from_plain(name: str, plain: _MovedAttribute) -> Attribute | None:
             return Attribute(data_type, bytes.fromhex(value))
         except ValueError:
             return None
-    form = _NUMBER if data_type.startswith("Number") else SQS_TEXT
+    form = _NUMBER if data_type.startswith("Number") else MESSAGE_TEXT
     return Attribute(data_type, value) if form.fullmatch(value) else None
 
 

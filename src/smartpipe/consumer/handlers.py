@@ -11,6 +11,7 @@ from smartpipe.consumer.signature import Parameter, find_dependency, name_of, re
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
+from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from smartpipe.topics import Queue
 
-MAX_TIMEOUT_SECONDS = 43_200
 MAX_CONCURRENCY = 10_000
 
 
@@ -67,7 +67,7 @@ class HandlerOptions:
 
     def _range_problems(self) -> list[str]:
         problems = []
-        if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= MAX_VISIBILITY_SECONDS:
             problems.append(f"timeout_seconds={self.timeout_seconds} is outside of 0 to 43,200")
         if self.concurrency is not None and not 1 <= self.concurrency <= MAX_CONCURRENCY:
             problems.append(f"concurrency={self.concurrency} is outside of 1 to {MAX_CONCURRENCY:,}")

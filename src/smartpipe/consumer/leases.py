@@ -8,8 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import TransportError
-from smartpipe.retry import MAX_VISIBILITY_SECONDS
-from smartpipe.transport import BATCH_LIMIT
+from smartpipe.limits import MAX_BATCH_ENTRIES, MAX_VISIBILITY_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -149,8 +148,8 @@ class Leases:
                 and self._extension(lease, now) > lease.deadline - now
             ):
                 due.append(lease)
-        for start in range(0, len(due), BATCH_LIMIT):
-            leases = due[start : start + BATCH_LIMIT]
+        for start in range(0, len(due), MAX_BATCH_ENTRIES):
+            leases = due[start : start + MAX_BATCH_ENTRIES]
             call = asyncio.get_running_loop().create_task(self._extend(leases))
             for lease in leases:
                 lease.extension = call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from smartpipe.transport import BATCH_LIMIT
+from smartpipe.limits import MAX_BATCH_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ class TokenBucket:
     def __init__(self, rate_per_second: float, clock: Callable[[], float]) -> None:
         self._rate = rate_per_second
         self._capacity = max(1.0, rate_per_second)
-        self._least = max(1.0, min(BATCH_LIMIT, rate_per_second * GATHER_SECONDS))
+        self._least = max(1.0, min(MAX_BATCH_ENTRIES, rate_per_second * GATHER_SECONDS))
         self._tokens = self._capacity
         self._asked = 0
         self._clock = clock

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import TransportError
+from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
-from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -143,7 +143,7 @@ class Poller:
 
     def _open(self) -> None:
         while self._free > 0 and len(self._polls) < self._wanted_polls and not self._stopping.is_set():
-            asked = 0 if self.paused else self._admitted(min(self._free, BATCH_LIMIT))
+            asked = 0 if self.paused else self._admitted(min(self._free, MAX_BATCH_ENTRIES))
             if not asked:
                 return
             self._free -= asked

@@ -18,9 +18,8 @@ from smartpipe.consumer.pace import TokenBucket
 from smartpipe.dlq.messages import existed_before
 from smartpipe.dlq.scan import DEADLINE_SECONDS, Scan
 from smartpipe.keys import own_sqs_id
+from smartpipe.limits import MAX_BATCH_ENTRIES, MAX_MESSAGE_BYTES, MAX_VISIBILITY_SECONDS
 from smartpipe.message import Failure
-from smartpipe.topics import QUEUE_LIMIT_BYTES
-from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 LOOK_LEASE_SECONDS = 120.0
 LEASE_SECONDS = 60.0
 """Longer than a batch can take to be asked about, sent and deleted."""
-MAX_LEASE_SECONDS = 43_200.0
 FAILED_BATCHES = 3
 """After so many, one after the other, of which nothing could be sent, the fault is not the letters'."""
 GROUP_STOPPED = Failure(0, "GroupStopped", "one before it of its group could not be sent", retryable=True)
@@ -154,7 +152,7 @@ class Clearing:
         self._on_progress = on_progress
         clock = asyncio.get_running_loop().time
         self._bucket = TokenBucket(rate_per_second, clock) if rate_per_second is not None else None
-        self._batch_seconds = BATCH_LIMIT / rate_per_second if rate_per_second is not None else 0.0
+        self._batch_seconds = MAX_BATCH_ENTRIES / rate_per_second if rate_per_second is not None else 0.0
 
     async def clear(self, looked: ScanResult, selection: Selection, treatment: Treatment, tally: Tally) -> None:
         """Treat and delete; *tally* says how far it came, also when it fails.
@@ -165,7 +163,7 @@ class Clearing:
             StoreError: What is remembered cannot be said; what was not treated yet is given back.
             TransportError: The queue could not be asked.
         """
-        lease_seconds = min(MAX_LEASE_SECONDS, max(LEASE_SECONDS + self._batch_seconds, 3 * looked.seconds))
+        lease_seconds = min(MAX_VISIBILITY_SECONDS, max(LEASE_SECONDS + self._batch_seconds, 3 * looked.seconds))
         async with Scan(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as walk:
             try:
                 await self._clear(walk, looked, selection, treatment, tally)
@@ -253,7 +251,7 @@ class Redrive:
     async def _send(self, letters: Sequence[DeadLetterMessage]) -> list[tuple[DeadLetterMessage, Failure]]:
         """Send, of each group one after the other; return those that were not sent."""
         chunker: Chunker[tuple[DeadLetterMessage, OutgoingMessage]] = Chunker(
-            QUEUE_LIMIT_BYTES, lambda pair: pair[1].size_bytes, lambda pair: self._ordered_group(pair[0])
+            MAX_MESSAGE_BYTES, lambda pair: pair[1].size_bytes, lambda pair: self._ordered_group(pair[0])
         )
         chunks = [chunker.add((letter, self._copy(letter))) for letter in letters]
         failed: list[tuple[DeadLetterMessage, Failure]] = []

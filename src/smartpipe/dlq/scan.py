@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from smartpipe.batching.resend import retry, send_with_retries
 from smartpipe.dlq.messages import read_message
-from smartpipe.transport import BATCH_LIMIT
+from smartpipe.limits import MAX_BATCH_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,11 +51,11 @@ class Scan:
         """Give back what is held; what cannot be, comes back when its lease ends."""
         receipts = list(self._held.values())
         self._held.clear()
-        batches = [receipts[start : start + BATCH_LIMIT] for start in range(0, len(receipts), BATCH_LIMIT)]
+        batches = [receipts[start : start + MAX_BATCH_ENTRIES] for start in range(0, len(receipts), MAX_BATCH_ENTRIES)]
         for start in range(0, len(batches), CALLS_AT_ONCE):
             await asyncio.gather(*map(self._release, batches[start : start + CALLS_AT_ONCE]))
 
-    async def next(self, max_messages: int = BATCH_LIMIT) -> list[DeadLetterMessage]:
+    async def next(self, max_messages: int = MAX_BATCH_ENTRIES) -> list[DeadLetterMessage]:
         """Return messages that this walk has not seen, or none at its end.
 
         On a FIFO queue the end is what SQS shows while the messages before it are held: ten or so of a group.

@@ -11,6 +11,7 @@ from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, check_encoding, c
 from smartpipe.envelope.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.errors import ConfigError
 from smartpipe.keys import compose_bounded
+from smartpipe.limits import MAX_MESSAGE_BYTES
 from smartpipe.message import Attribute, Payload, size_bytes
 from smartpipe.settings import PayloadSettings
 from smartpipe.urls import describe_url
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from smartpipe.message import OutgoingMessage
 
 RESERVED_ATTRIBUTES = frozenset({ENCODING_ATTRIBUTE, SIZE_ATTRIBUTE, OLD_SIZE_ATTRIBUTE})
-MAX_COMPRESSED_BYTES = 1_048_576
-"""What SNS and SQS take at most: compressing more than that would hold up the event loop for what goes to S3 anyway."""
 MAX_PREFIX_LENGTH = 200
 """The lifecycle rule is called after it, and S3's names of rules end at 255 characters."""
 MAX_NAME_LENGTH = 500
@@ -126,9 +125,9 @@ class BodyEncoding:
 
     def __post_init__(self) -> None:
         """Work out once what every event is compared with."""
-        compressed_from = self.compression_bytes if self.encoding else MAX_COMPRESSED_BYTES
+        compressed_from = self.compression_bytes if self.encoding else MAX_MESSAGE_BYTES
         checked_above = self.claim_check_bytes if self.claim_check else None
-        object.__setattr__(self, "untouched_bytes", min(compressed_from - 1, checked_above or MAX_COMPRESSED_BYTES))
+        object.__setattr__(self, "untouched_bytes", min(compressed_from - 1, checked_above or MAX_MESSAGE_BYTES))
 
     def pack(self, message: OutgoingMessage, event_id: str, *, limit_bytes: int, room: int) -> OutgoingMessage:
         """Return *message* as it travels.
@@ -142,7 +141,7 @@ class BodyEncoding:
             room: How many more attributes it may have.
         """
         threshold = min(self.claim_check_bytes or limit_bytes, limit_bytes)
-        if self.encoding and room and self.compression_bytes <= message.size_bytes <= MAX_COMPRESSED_BYTES:
+        if self.encoding and room and self.compression_bytes <= message.size_bytes <= MAX_MESSAGE_BYTES:
             smaller = self._compressed(message)
             # The last attribute is worth more to the claim check, where compressing does not spare that.
             if smaller.size_bytes < message.size_bytes and (room > 1 or smaller.size_bytes <= threshold):

@@ -15,12 +15,12 @@ from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
 from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
 from smartpipe.idempotency.stores.migrate import missing_migrations
+from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS
 from smartpipe.publisher.publish_many import MAX_IN_FLIGHT, STOPPED, Requests
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
-from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -253,7 +253,7 @@ class Relay:
             by_destination.setdefault(row.destination, []).append(row)
         async with Requests[Any](self._deliver, failures, MAX_IN_FLIGHT) as requests:
             for waiting in by_destination.values():
-                limit = DEFAULT_TOPIC_LIMIT_BYTES if waiting[0].for_topic else QUEUE_LIMIT_BYTES
+                limit = DEFAULT_TOPIC_LIMIT_BYTES if waiting[0].for_topic else MAX_MESSAGE_BYTES
                 chunker = Chunker[Any](limit, lambda row: row.message.size_bytes, lambda row: row.ordered_group)
                 for row in waiting:
                     full = chunker.add(row)

@@ -12,11 +12,17 @@ from zlib import crc32
 
 from smartpipe.envelope.pointer import payload_at
 from smartpipe.errors import ConfigError, DecodeError, PublishFailure
-from smartpipe.keys import SQS_ID
+from smartpipe.limits import (
+    ATTRIBUTE_NAME,
+    MAX_ATTRIBUTES,
+    MAX_DELAY_SECONDS,
+    MAX_MESSAGE_BYTES,
+    MESSAGE_ID,
+    MESSAGE_TEXT,
+)
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 from smartpipe.names import is_arn
-from smartpipe.publisher.prepare import ATTRIBUTE_NAME, MAX_ATTRIBUTES, SQS_TEXT
-from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
+from smartpipe.topics import FIFO_SUFFIX, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +31,6 @@ if TYPE_CHECKING:
     from smartpipe.publisher.prepare import Outgoing
 
 LANES = 64
-MAX_BODY_BYTES = 1_048_576
-"""The largest message that a topic or a queue can be set to take; a longer body is not read."""
 MAX_PAYLOAD_BYTES = 536_870_912
 """PostgreSQL sends at most twice as much in one row."""
 MAX_ERROR_LENGTH = 2_000
@@ -136,7 +140,7 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
         if value is None:
             if fifo:
                 raise UnreadableRow(f"{name} is missing, which a FIFO topic or queue needs")
-        elif not SQS_ID.fullmatch(value):
+        elif not MESSAGE_ID.fullmatch(value):
             raise UnreadableRow(f"{name} is not 1 to 128 letters, digits and punctuation marks of ASCII")
     delay_seconds = row["delay_seconds"]
     if not 0 <= delay_seconds <= MAX_DELAY_SECONDS:
@@ -180,9 +184,9 @@ def _is_fifo(destination: str) -> bool:
 def _body_of(row: Mapping[str, Any]) -> str:
     body: str | None = row["body"]
     if body is None:
-        raise UnreadableRow(f"body has {row['body_bytes']:,} bytes, and SNS and SQS take {MAX_BODY_BYTES:,} at most")
+        raise UnreadableRow(f"body has {row['body_bytes']:,} bytes, and SNS and SQS take {MAX_MESSAGE_BYTES:,} at most")
     # The first two look at most bodies in a tenth of the time; a printable character of ASCII is always taken.
-    if not (body and body.isascii() and body.isprintable()) and not SQS_TEXT.fullmatch(body):
+    if not (body and body.isascii() and body.isprintable()) and not MESSAGE_TEXT.fullmatch(body):
         raise UnreadableRow("body is empty" if not body else "body has characters that SNS and SQS do not take")
     return body
 
@@ -190,7 +194,7 @@ def _body_of(row: Mapping[str, Any]) -> str:
 def _attributes_of(text: str | None) -> Mapping[str, Attribute]:
     """Return the attributes; most events have the same few, the type alone, so these are read once."""
     if text is None:
-        raise UnreadableRow(f"attributes have more than {MAX_BODY_BYTES:,} bytes")
+        raise UnreadableRow(f"attributes have more than {MAX_MESSAGE_BYTES:,} bytes")
     return _read_once(text) if len(text) <= MAX_CACHED_LENGTH else _read(text)
 
 
@@ -215,7 +219,7 @@ _read_once = lru_cache(maxsize=1024)(_read)
 def _attribute_of(name: str, pair: object) -> Attribute:
     match pair:
         case [str(data_type), str(value)] if (
-            ATTRIBUTE_NAME.fullmatch(name) and _DATA_TYPE.fullmatch(data_type) and SQS_TEXT.fullmatch(value)
+            ATTRIBUTE_NAME.fullmatch(name) and _DATA_TYPE.fullmatch(data_type) and MESSAGE_TEXT.fullmatch(value)
         ):
             return Attribute(data_type, value)
     raise UnreadableRow(f'attribute {name[:100]!r} is not [data type, value], as in ["String", "order.placed"]')

@@ -6,7 +6,8 @@ several consumers; under READ COMMITTED each statement sees what was committed b
 
 from __future__ import annotations
 
-from smartpipe.outbox.rows import LANES, MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
+from smartpipe.limits import MAX_MESSAGE_BYTES
+from smartpipe.outbox.rows import LANES, MAX_PAYLOAD_BYTES
 
 _WAITING = "published_at IS NULL AND parked_at IS NULL"
 
@@ -28,12 +29,12 @@ SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before
 FROM (
 SELECT id, left(event_id, 256) AS event_id, left(ordered_group, 2000) AS ordered_group,
        left(destination, 2000) AS destination,
-       CASE WHEN octet_length(body) <= {MAX_BODY_BYTES} THEN body END AS body, octet_length(body) AS body_bytes,
-       CASE WHEN octet_length(attributes::text) <= {MAX_BODY_BYTES} THEN attributes::text END AS attributes,
+       CASE WHEN octet_length(body) <= {MAX_MESSAGE_BYTES} THEN body END AS body, octet_length(body) AS body_bytes,
+       CASE WHEN octet_length(attributes::text) <= {MAX_MESSAGE_BYTES} THEN attributes::text END AS attributes,
        left(group_id, 200) AS group_id, left(deduplication_id, 200) AS deduplication_id, delay_seconds, attempts,
        CASE WHEN octet_length(payload) <= {MAX_PAYLOAD_BYTES} THEN payload END AS payload,
        coalesce(octet_length(payload), 0) AS payload_bytes,
-       least(octet_length(body), {MAX_BODY_BYTES})::bigint + coalesce(octet_length(payload), 0) AS bytes
+       least(octet_length(body), {MAX_MESSAGE_BYTES})::bigint + coalesce(octet_length(payload), 0) AS bytes
 FROM smartpipe_outbox AS rows
 WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestamp()
   AND NOT EXISTS (

@@ -16,8 +16,9 @@ from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFa
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.keys import sqs_id
+from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_DELAY_SECONDS, MESSAGE_TEXT
 from smartpipe.message import Attribute, Failure, OutgoingMessage, construct, size_bytes, utf8_length
-from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, Queue, Topic
+from smartpipe.topics import FIFO_SUFFIX, Queue, Topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,13 +27,10 @@ if TYPE_CHECKING:
 
 Destination: TypeAlias = Topic | Queue
 
-MAX_ATTRIBUTES = 10
 MANY_VALUES_CHARACTERS = 65_536
 """A shorter body cannot have more values than consumers accept by default."""
 RESERVED_PREFIX = "smartpipe_"
 """Message attributes whose names begin so are smartpipe's own: the reason of a dead letter is one."""
-ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
-# SQS SendMessage, "valid Unicode characters": the same for bodies and attribute values.
 SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
 
 
@@ -236,6 +234,6 @@ def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
         reserved = name == TYPE_ATTRIBUTE or name in RESERVED_ATTRIBUTES or name.lower().startswith(RESERVED_PREFIX)
         if reserved or not ATTRIBUTE_NAME.fullmatch(name):
             return f"attribute name {name!r} is taken, or not what SQS allows (letters, digits, '_', '-', inner '.')"
-        if not isinstance(value, str) or not SQS_TEXT.fullmatch(value):
+        if not isinstance(value, str) or not MESSAGE_TEXT.fullmatch(value):
             return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"
     return None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeV
 
 from smartpipe.batching.chunker import Chunks
 from smartpipe.errors import PublishError
+from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Failure
-from smartpipe.transport import BATCH_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
@@ -211,7 +211,7 @@ async def publish_each(
             return [(one, one.failed(Failure(0, type(error).__name__, str(error), retryable=False)))]
         return []
 
-    async with Requests(deliver, failures, MAX_IN_FLIGHT * BATCH_LIMIT) as requests:
+    async with Requests(deliver, failures, MAX_IN_FLIGHT * MAX_BATCH_ENTRIES) as requests:
         for number, publication in enumerate(publications):
             await requests.start([_Numbered(publication, number)])
     return [event_ids[number] for number in sorted(event_ids)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.names import name_in
 from smartpipe.tags import PREFIX, SERVICE
-from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, QUEUE_LIMIT_BYTES
 from smartpipe.topology.claims import another_kind
 from smartpipe.topology.plan import owner_of
 from smartpipe.topology.policy import (
@@ -177,7 +177,7 @@ def _notes_of_existing(arn: str, wanted: Attributes, present: Attributes) -> Ite
             f"queue {name_in(arn)}: SQS dead-letters after {count} deliveries, without a reason; its retry policies "
             f"want {recommended}"
         )
-    size = int(present.get("MaximumMessageSize", QUEUE_LIMIT_BYTES))
+    size = int(present.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
     if size < DEFAULT_TOPIC_LIMIT_BYTES:
         yield f"queue {name_in(arn)} takes messages of {size:,} bytes; SNS drops what is longer without a word"
 

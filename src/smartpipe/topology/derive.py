@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE, policy_problems
-from smartpipe.names import name_in
-from smartpipe.tags import own_tags
-from smartpipe.topics import (
+from smartpipe.limits import (
     DEFAULT_TOPIC_LIMIT_BYTES,
+    MAX_MESSAGE_BYTES,
     MAX_QUEUE_NAME_LENGTH,
     MAX_RECEIVES,
     MAX_TOPIC_NAME_LENGTH,
-    QUEUE_LIMIT_BYTES,
-    Topic,
-    name_problems,
 )
+from smartpipe.names import name_in
+from smartpipe.tags import own_tags
+from smartpipe.topics import Topic, name_problems
 from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fit_statements, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
@@ -223,7 +222,7 @@ def _size(topics: Iterable[Topic]) -> Attributes:
     """An old queue may have been made with 256 KiB, and SNS drops what is longer than its queue takes."""
     if all(topic.limit_bytes <= DEFAULT_TOPIC_LIMIT_BYTES for topic in topics):
         return {}
-    return {"MaximumMessageSize": str(QUEUE_LIMIT_BYTES)}
+    return {"MaximumMessageSize": str(MAX_MESSAGE_BYTES)}
 
 
 def _topic_attributes(topic: Topic, naming: Naming) -> Attributes:

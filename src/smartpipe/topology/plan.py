@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.tags import APPLICATION, SERVICE
-from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES
 from smartpipe.topology.changes import Change, Kind
 from smartpipe.topology.policy import fit_statements, merge_statements, our_statement, source_topics, statement
 from smartpipe.topology.resources import (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-MAX_LEASE_SECONDS = 43_200.0
-"""SQS's longest visibility timeout: no claim is held for longer without being renewed."""
+from smartpipe.limits import MAX_VISIBILITY_SECONDS
+
 MAX_ATTEMPTS = 2_147_483_646
 
 
 def limit_lease(seconds: float) -> float:
     """Return for how long a claim is held: 0 to 12 hours, also if the store holds another number."""
-    return 0.0 if math.isnan(seconds) else min(max(0.0, seconds), MAX_LEASE_SECONDS)
+    return 0.0 if math.isnan(seconds) else min(max(0.0, seconds), float(MAX_VISIBILITY_SECONDS))
 
 
 def limit_attempt(number: float) -> int:

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
+from smartpipe.limits import MAX_MESSAGE_BYTES
 from smartpipe.names import name_in, region_in
-from smartpipe.topics import QUEUE_LIMIT_BYTES
 from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import (
     REGION,
@@ -148,7 +148,7 @@ def _topic(arn: str, attributes: Attributes) -> dict[str, Any]:
 
 def _queue(arn: str, attributes: Attributes, references: Mapping[str, str]) -> dict[str, Any]:
     # SQS's own default has grown, the provider's has not; dead letters and direct messages may be as long.
-    said = {"MaximumMessageSize": QUEUE_LIMIT_BYTES, **attributes}
+    said = {"MaximumMessageSize": MAX_MESSAGE_BYTES, **attributes}
     redrive = attributes.get("RedrivePolicy")
     return {
         "name": name_in(arn),

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.errors import ConfigError, TransportError
+from smartpipe.limits import MAX_WAIT_SECONDS
 from smartpipe.names import Naming, region_in
 from smartpipe.transports.aws.addresses import Addresses, queue_lookup
 from smartpipe.transports.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
@@ -167,7 +168,7 @@ class AwsTransport:
             return client
         async with self._opening:
             if key not in self._clients:
-                seconds = MAX_POLL_SECONDS + POLL_MARGIN_SECONDS if purpose == "poll" else CALL_TIMEOUT_SECONDS
+                seconds = MAX_WAIT_SECONDS + POLL_MARGIN_SECONDS if purpose == "poll" else CALL_TIMEOUT_SECONDS
                 self._clients[key] = await open_client(
                     self._stack, self._session, service, region, read_timeout_seconds=seconds
                 )

@@ -11,10 +11,16 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from smartpipe.limits import (
+    MAX_ATTRIBUTES,
+    MAX_DELAY_SECONDS,
+    MAX_MESSAGE_BYTES,
+    MAX_RECEIVES,
+    MAX_VISIBILITY_SECONDS,
+    MESSAGE_TEXT,
+)
 from smartpipe.message import Failure
-from smartpipe.publisher.prepare import MAX_ATTRIBUTES, SQS_TEXT
-from smartpipe.retry import MAX_VISIBILITY_SECONDS
-from smartpipe.topics import FIFO_SUFFIX, MAX_DELAY_SECONDS, MAX_RECEIVES, QUEUE_LIMIT_BYTES
+from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.transports.memory.store import FifoStore, StandardStore, Store, Stored
 
 if TYPE_CHECKING:
@@ -86,7 +92,7 @@ class MemoryQueue:
     @property
     def limit_bytes(self) -> int:
         """The largest message, and batch of messages, that it takes."""
-        return int(self.attributes.get("MaximumMessageSize", QUEUE_LIMIT_BYTES))
+        return int(self.attributes.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
 
     @property
     def depth(self) -> Depth:
@@ -229,7 +235,7 @@ class MemoryQueue:
 
     def _problem(self, message: OutgoingMessage) -> tuple[str, str] | None:
         """Say what SQS would refuse; SendMessage."""
-        if not SQS_TEXT.fullmatch(message.body):
+        if not MESSAGE_TEXT.fullmatch(message.body):
             return "InvalidMessageContents", "Invalid characters found."
         limit = self.limit_bytes
         if message.size_bytes > limit or len(message.attributes) > MAX_ATTRIBUTES:

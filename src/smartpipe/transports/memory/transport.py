@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from smartpipe.errors import ConfigError, TransportError
+from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_BATCH_ENTRIES, MAX_WAIT_SECONDS
 from smartpipe.message import Failure, Message, construct
 from smartpipe.names import Naming, name_in
-from smartpipe.topics import DEFAULT_TOPIC_LIMIT_BYTES, FIFO_SUFFIX
-from smartpipe.transport import BATCH_LIMIT
+from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.transports.memory.filters import matches
 from smartpipe.transports.memory.queue import MemoryQueue, Weather
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NAMING = Naming("aws", "local", "000000000000")
 """Of what is in memory; it has no prefix."""
-MAX_RECEIVE_SECONDS = 20
 
 
 class MemoryTransport:
@@ -117,10 +116,10 @@ class MemoryTransport:
     ) -> list[Message]:
         """Hand out what is visible, or wait for it. Cancelled, it strands nothing, where SQS might."""
         found = self.queue(queue)
-        until = _now() + min(wait_seconds, MAX_RECEIVE_SECONDS)
+        until = _now() + min(wait_seconds, MAX_WAIT_SECONDS)
         await asyncio.sleep(0)
         while True:
-            taken = found.receive(min(max_messages, BATCH_LIMIT), visibility_timeout_seconds)
+            taken = found.receive(min(max_messages, MAX_BATCH_ENTRIES), visibility_timeout_seconds)
             if taken or _now() >= until:
                 now = _now()
                 return [self._message(stored, now) for stored in taken]
