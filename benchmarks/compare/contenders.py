@@ -60,8 +60,8 @@ CONSUMERS = (
         transport="memory",
         concurrency=80,
     ),
-    Contender(SMARTPIPE, OURS, "by_smartpipe", 30, "concurrency 80", transport="wire", concurrency=80),
-    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 30, "the default", transport="wire"),
+    Contender(SMARTPIPE, OURS, "by_smartpipe", 30, "concurrency 80", transport="direct", concurrency=80),
+    Contender("smartpipe, concurrency 10", OURS, "by_smartpipe", 30, "the default", transport="direct"),
     Contender(
         "smartpipe over botocore",
         OURS,
@@ -81,7 +81,7 @@ CONSUMERS = (
     Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 2, "ten to a receive, a delete each", "taskiq"),
 )
 PUBLISHERS = (
-    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 30, "ten to a PublishBatch", transport="wire"),
+    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 30, "ten to a PublishBatch", transport="direct"),
     Contender(
         "smartpipe over botocore, publish_many",
         OURS,
@@ -95,7 +95,7 @@ PUBLISHERS = (
 )
 SINGLE_PUBLISHERS = (
     Contender(
-        "smartpipe, publish", OURS, "by_smartpipe", 30, "gathered for 5 ms, ten to a PublishBatch", transport="wire"
+        "smartpipe, publish", OURS, "by_smartpipe", 30, "gathered for 5 ms, ten to a PublishBatch", transport="direct"
     ),
     Contender(
         "smartpipe over botocore, publish",
@@ -108,6 +108,6 @@ SINGLE_PUBLISHERS = (
     Contender(BARE, LOOP, "by_aiobotocore", 5, "a Publish each"),
     Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "a Publish each"),
 )
-IDLE = Contender("smartpipe, idle", OURS, "by_smartpipe", 0, "20-second polls of an empty queue", transport="wire")
+IDLE = Contender("smartpipe, idle", OURS, "by_smartpipe", 0, "20-second polls of an empty queue", transport="direct")
 
 TABLES = {"consume": CONSUMERS, "publish": PUBLISHERS, "publish-single": SINGLE_PUBLISHERS}

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from smartpipe.characters import fault_in
 from smartpipe.errors import ConfigError
+from smartpipe.limits import MAX_MESSAGE_BYTES, MAX_WAIT_SECONDS
 from smartpipe.names import DEFAULT_APPLICATION
 from smartpipe.urls import describe_url
 
@@ -49,13 +50,14 @@ class AwsSettings(_Environment):
         prefix: Goes before the name of every topic and queue, as in ``staging-``.
         account_id: The AWS account of topics and queues; by default that of the credentials.
         application: Whose topics and queues they are: tags say so, and ``topology destroy`` deletes no others.
-        transport: How publishing, polling and settling reach AWS: on the ``wire``, or by ``botocore`` as all else does.
+        transport: How the SNS and SQS calls of publishers and workers are made: ``direct`` or ``botocore``. Everything
+            else uses botocore.
     """
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
     account_id: str | None = Field(None, pattern=r"^[0-9]{12}$")
     application: str = Field(DEFAULT_APPLICATION, pattern=r"^[A-Za-z0-9_ .:/=+@-]+$", max_length=256)
-    transport: Annotated[Literal["wire", "botocore"], _AnyCase] = "wire"
+    transport: Annotated[Literal["direct", "botocore"], _AnyCase] = "direct"
 
 
 class PayloadSettings(_Environment):
@@ -86,49 +88,91 @@ class PayloadSettings(_Environment):
     claim_check_days: int = Field(30, ge=1, le=3_650)
     compression: Annotated[Literal["gzip", "zstd"], _AnyCase] | None = None
     compression_bytes: int = Field(16_384, ge=256)
-    payload_limit_bytes: int = Field(16_777_216, ge=1_048_576, le=2_147_483_647)
-    decompressed_limit_bytes: int = Field(4_194_304, ge=1_048_576, le=2_147_483_647)
+    payload_limit_bytes: int = Field(16_777_216, ge=MAX_MESSAGE_BYTES, le=2_147_483_647)
+    decompressed_limit_bytes: int = Field(4_194_304, ge=MAX_MESSAGE_BYTES, le=2_147_483_647)
     payload_limit_objects: int = Field(65_536, ge=1_024, le=100_000_000)
 
 
-class WorkerSettings(_Environment):
-    """How a worker process behaves.
+class ClaimSettings(_Environment):
+    """Where the claims of idempotent handlers are stored.
 
     Args:
-        concurrency: How many messages one queue's consumer handles at once.
-        drain_seconds: The budget from SIGTERM to exit: what is not finished by then is cancelled and
-            given back. 25 fits into the 30 s that Kubernetes and ECS allow by default.
-        wait_seconds: How long a poll waits for messages: 1 to SQS's 20. A drain has to sit out the open
-            poll, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
-        liveness_seconds: After so long without a successful poll ``/livez`` fails.
-        processes: How many processes run the service; with more than one, under a supervisor.
-        idempotency_url: Where idempotent handlers remember what they did: ``postgresql://…``, ``redis://…``,
-            ``dynamodb://TABLE``, or ``memory://`` for one process and tests; with more, a start warns of it.
-        outbox_url: The PostgreSQL whose outbox ``smartpipe relay`` publishes.
-        verify: What a start checks of the topology: ``missing`` things end it, and differences are warned of;
-            ``strict``: differences end it too; ``off``: nothing is asked, nor may be.
-        host, port: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; port 0 takes a free one.
+        idempotency_url: ``postgresql://…``, ``redis://…``, ``dynamodb://TABLE``, or ``memory://`` for one process and
+            for tests.
+    """
+
+    idempotency_url: SecretStr | None = None
+
+
+class StoreSettings(ClaimSettings):
+    """The databases that may hold tables of smartpipe.
+
+    Args:
+        outbox_url: The PostgreSQL database whose outbox ``smartpipe relay`` publishes.
+    """
+
+    outbox_url: SecretStr | None = None
+
+
+class ConcurrencySettings(ClaimSettings):
+    """How many messages a process handles at once.
+
+    Args:
+        concurrency: The maximum for each queue.
     """
 
     concurrency: int = Field(10, ge=1, le=10_000)
-    drain_seconds: float = Field(25.0, ge=2, le=7_200, allow_inf_nan=False)
-    wait_seconds: int | None = Field(None, ge=1, le=20)
-    liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
-    processes: int = Field(1, ge=1, le=1_000)
-    host: str = "0.0.0.0"  # noqa: S104 - probes come from outside of the container
+
+
+class ServerSettings(_Environment):
+    """Settings of every process that serves ``/livez``, ``/readyz`` and ``/metrics``.
+
+    Args:
+        host, port: The address to listen on; port 0 takes a free one.
+    """
+
+    host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the container
     port: int = Field(8080, ge=0, le=65_535)
-    idempotency_url: SecretStr | None = None
-    outbox_url: SecretStr | None = None
-    verify: Literal["missing", "strict", "off"] = "missing"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _AnyCase] = "info"
     log_format: Annotated[Literal["auto", "json", "text"], _AnyCase] = "auto"
+
+
+class RelaySettings(ServerSettings):
+    """Settings of ``smartpipe relay``.
+
+    Args:
+        outbox_url: The PostgreSQL database whose outbox the relay publishes.
+    """
+
+    outbox_url: SecretStr | None = None
+
+
+class WorkerSettings(ConcurrencySettings, ServerSettings):
+    """How a worker process behaves.
+
+    Args:
+        drain_seconds: The time from SIGTERM to exit. The worker cancels handlers that are still running then, and
+            returns their messages to the queue. 25 fits into the 30 s that Kubernetes and ECS allow by default.
+        wait_seconds: How long a receive call waits for messages: 1 to 20. A drain has to wait for the open receive
+            calls, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
+        liveness_seconds: ``/livez`` fails when no receive call has succeeded for this long.
+        processes: The number of processes that run the service; with more than one, under a supervisor.
+        verify: The worker's check of the topology at its start. ``missing``: missing resources end the worker, and
+            differences are logged. ``strict``: differences end it too. ``off``: no check.
+    """
+
+    drain_seconds: float = Field(25.0, ge=2, le=7_200, allow_inf_nan=False)
+    wait_seconds: int | None = Field(None, ge=1, le=MAX_WAIT_SECONDS)
+    liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
+    processes: int = Field(1, ge=1, le=1_000)
+    verify: Literal["missing", "strict", "off"] = "missing"
 
     @property
     def poll_seconds(self) -> int:
         """The wait of a poll, in whole seconds as SQS takes it."""
         if self.wait_seconds is not None:
             return self.wait_seconds
-        return max(1, min(20, int(self.drain_seconds - 5)))
+        return max(1, min(MAX_WAIT_SECONDS, int(self.drain_seconds - 5)))
 
     @property
     def flush_seconds(self) -> float:
@@ -136,8 +180,8 @@ class WorkerSettings(_Environment):
         return min(3.0, self.drain_seconds / 5)
 
     @property
-    def doubts(self) -> list[str]:
-        """A sentence for each setting that is allowed, and hardly meant."""
+    def warnings(self) -> list[str]:
+        """A sentence for each setting that is allowed and probably a mistake."""
         url = self.idempotency_url.get_secret_value() if self.idempotency_url else ""
         if self.processes > 1 and url.lower().startswith("memory:"):
             msg = (
@@ -158,7 +202,7 @@ class WorkerSettings(_Environment):
         return self
 
 
-_ALL = (AwsSettings, PayloadSettings, WorkerSettings)
+_ALL = (AwsSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
 
 
 def unknown_settings() -> Iterator[str]:

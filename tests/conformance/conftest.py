@@ -64,7 +64,7 @@ async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         lead_to({}, monkeypatch)
     else:
         lead_to(request.getfixturevalue(name).environment, monkeypatch)
-    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore" if request.param == "botocore" else "wire")
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore" if request.param == "botocore" else "direct")
     transport = transport_from_environment()
     try:
         yield Bus(name, transport)

@@ -61,7 +61,7 @@ def _by_transport(transport: str) -> str:
 
 
 ENTRIES: dict[str, Callable[[], str]] = {
-    "wire": lambda: _by_transport("wire"),
+    "direct": lambda: _by_transport("direct"),
     "botocore": lambda: _by_transport("botocore"),
     "blocking": lambda: BlockingPublisher("test")._region,
     "s3": lambda: S3ObjectStore()._region,
@@ -72,7 +72,7 @@ ENTRIES: dict[str, Callable[[], str]] = {
 @pytest.fixture(params=ENTRIES)
 def region_of_entry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """Return the region that each way into AWS works in."""
-    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "wire")
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "direct")
     return ENTRIES[request.param]
 
 
@@ -270,7 +270,7 @@ def test_a_profile_that_is_not_there_is_a_configuration_error_everywhere(
         region_of_entry()
 
 
-@pytest.fixture(params=["wire", "botocore", "blocking"])
+@pytest.fixture(params=["direct", "botocore", "blocking"])
 def publish(request: pytest.FixtureRequest, fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Publish by each way; assert that no request was made."""
 
@@ -285,7 +285,7 @@ def publish(request: pytest.FixtureRequest, fast_proxy: FaultProxy, monkeypatch:
     async def in_a_thread() -> None:
         await asyncio.to_thread(by_blocking)
 
-    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "wire" if request.param == "blocking" else request.param)
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "direct" if request.param == "blocking" else request.param)
     yield in_a_thread if request.param == "blocking" else by_asyncio
     assert fast_proxy.operations() == []
 
@@ -333,7 +333,7 @@ async def test_keys_of_a_process_that_no_header_may_hold_are_refused_by_its_name
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("transport", ["wire", "botocore"])
+@pytest.mark.parametrize("transport", ["direct", "botocore"])
 @pytest.mark.parametrize(
     "command", [("worker", "tests.acceptance.services:service", "--port", "0", "--verify", "off"), ("relay", "--once")]
 )

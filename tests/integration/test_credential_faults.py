@@ -42,7 +42,7 @@ def endpoint(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Credential
         yield found
 
 
-@pytest.fixture(params=["wire", "botocore", "blocking"])
+@pytest.fixture(params=["direct", "botocore", "blocking"])
 def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Send the order to the shop's queue with either publisher."""
 

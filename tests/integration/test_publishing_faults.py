@@ -85,7 +85,7 @@ def provisioned(proxy: FaultProxy) -> FaultProxy:
     return proxy
 
 
-@pytest.fixture(params=["wire", "botocore", "blocking"])
+@pytest.fixture(params=["direct", "botocore", "blocking"])
 def publish(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Publish events with either publisher; return their ids."""
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smartpipe.transports.aws.transport import AwsTransport
 
 default_context = ssl.create_default_context
-TRANSPORTS = ["wire", "botocore"]
+TRANSPORTS = ["direct", "botocore"]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from smartpipe import ConfigError
-from smartpipe.settings import AwsSettings, PayloadSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import (
+    AwsSettings,
+    ClaimSettings,
+    ConcurrencySettings,
+    PayloadSettings,
+    RelaySettings,
+    StoreSettings,
+    WorkerSettings,
+    unknown_settings,
+)
 
 
 def test_settings_come_from_the_environment_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +76,13 @@ def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
         (AwsSettings, "smartpipe_transport"),
         (PayloadSettings, "SMARTPIPE_CLAIM_CHECK_URL"),
         (WorkerSettings, "SMARTPIPE_IDEMPOTENCY_URL"),
-        (WorkerSettings, "SMARTPIPE_OUTBOX_URL"),
+        (RelaySettings, "SMARTPIPE_OUTBOX_URL"),
         (WorkerSettings, "SMARTPIPE_HOST"),
         (WorkerSettings, "SMARTPIPE_PORT"),
     ],
 )
 def test_a_setting_with_a_line_break_or_white_space_around_it_is_refused_without_its_value(
-    settings: type[AwsSettings | PayloadSettings | WorkerSettings],
+    settings: type[AwsSettings | PayloadSettings | RelaySettings | WorkerSettings],
     name: str,
     value: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,3 +111,26 @@ def test_a_misspelt_setting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert "SMARTPIPE_CONCURENCY" in sentence
     assert "did you mean SMARTPIPE_CONCURRENCY?" in sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        (ClaimSettings, "SMARTPIPE_WAIT_SECONDS"),
+        (ClaimSettings, "SMARTPIPE_CONCURRENCY"),
+        (StoreSettings, "SMARTPIPE_WAIT_SECONDS"),
+        (ConcurrencySettings, "SMARTPIPE_WAIT_SECONDS"),
+        (ConcurrencySettings, "SMARTPIPE_PORT"),
+        (RelaySettings, "SMARTPIPE_WAIT_SECONDS"),
+        (RelaySettings, "SMARTPIPE_CONCURRENCY"),
+    ],
+)
+def test_a_command_reads_only_the_settings_that_it_uses(
+    settings: type[ClaimSettings | RelaySettings], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "soon")
+
+    settings.load()
+
+    with pytest.raises(ConfigError, match=variable):
+        WorkerSettings.load()

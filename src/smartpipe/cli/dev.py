@@ -17,7 +17,7 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import SmartpipeError
 from smartpipe.local import EmbeddedBroker
 from smartpipe.local.broker import environment_of
-from smartpipe.settings import unknown_settings
+from smartpipe.settings import WorkerSettings, unknown_settings
 from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.signals import on_stop
 from smartpipe.worker.supervisor import Changes, Command, Supervisor, can_watch, run_to_end
@@ -26,7 +26,6 @@ from smartpipe.worker.supervisor.output import prefixes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.settings import WorkerSettings
 
 log = logging.getLogger("smartpipe.supervisor")
 
@@ -43,7 +42,7 @@ def run(targets: Sequence[str], backend: str, port: int, *, reload: bool | None,
     names = list(dict.fromkeys(targets or configured()))
     services = load_services(names)
     flags = {"log_level": log_level, "log_format": "text"}
-    settings, _ = load_settings(flags)
+    settings, _ = load_settings(WorkerSettings, flags)
     broker = EmbeddedBroker(backend, port=port)
     own, theirs = prefixes(OWN_NAME, [service.name for service in services], coloured=has_colours())
     configure(settings.log_level, "text", prefix=own)

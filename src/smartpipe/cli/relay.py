@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
-from smartpipe.settings import AwsSettings, unknown_settings
+from smartpipe.settings import AwsSettings, RelaySettings, unknown_settings
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import Answer, HealthServer
 from smartpipe.worker.limits import raise_file_limit
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from smartpipe.outbox import Relay
-    from smartpipe.settings import WorkerSettings
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.relay")
@@ -31,7 +30,7 @@ log = logging.getLogger("smartpipe.relay")
 
 def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
     """Run a relay until SIGTERM or SIGINT, or until nothing waits any more, and end the process."""
-    settings, aws_settings = load_settings(flags)
+    settings, aws_settings = load_settings(RelaySettings, flags)
     if settings.outbox_url is None:
         raise ConfigError("which database? Set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
     configure(settings.log_level, settings.log_format)
@@ -41,7 +40,7 @@ def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
     exit_now(asyncio.run(_run(settings, aws_settings, settings.outbox_url.get_secret_value(), once=once)))
 
 
-async def _run(settings: WorkerSettings, aws_settings: AwsSettings, url: str, *, once: bool) -> int:
+async def _run(settings: RelaySettings, aws_settings: AwsSettings, url: str, *, once: bool) -> int:
     try:
         from smartpipe.outbox import Relay
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ import typer
 
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.open_store import is_store_url
-from smartpipe.settings import WorkerSettings
+from smartpipe.settings import StoreSettings
 from smartpipe.urls import is_postgres, scheme_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
         ConfigError: No setting leads to a PostgreSQL, or one cannot be read.
         StoreError: A database cannot be reached, or refuses; the others were migrated.
     """
-    databases = _databases(WorkerSettings.load())
+    databases = _databases(StoreSettings.load())
     from smartpipe.idempotency.stores.migrate import migrate  # if asyncpg is missing, _databases has raised
 
     done: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
         raise StoreError("\n".join(failures))
 
 
-def _databases(settings: WorkerSettings) -> dict[DatabaseUrl, tuple[str, str]]:
+def _databases(settings: StoreSettings) -> dict[DatabaseUrl, tuple[str, str]]:
     """Return each distinct PostgreSQL, with the first setting that leads to it and the URL there."""
     databases: dict[DatabaseUrl, tuple[str, str]] = {}
     problems: list[str] = []

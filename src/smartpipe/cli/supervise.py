@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import configured
 from smartpipe.cli.worker import exit_now, load_service, load_settings, run
-from smartpipe.settings import unknown_settings
+from smartpipe.settings import WorkerSettings, unknown_settings
 from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.settings import WorkerSettings
 
 log = logging.getLogger("smartpipe.supervisor")
 
@@ -28,12 +27,12 @@ DEVELOPMENT_WAIT_SECONDS = 1
 
 def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) -> NoReturn:
     """Run one process as it is, or a supervisor; end this process with the exit code."""
-    settings, _ = load_settings(flags)
+    settings, _ = load_settings(WorkerSettings, flags)
     if settings.processes == 1 and not reload:
         run(target, flags)
     configure(settings.log_level, settings.log_format)
     raise_file_limit()
-    for sentence in (*unknown_settings(), *settings.doubts):
+    for sentence in (*unknown_settings(), *settings.warnings):
         log.warning("%s", sentence)
     service = load_service(target)
     name = target or configured()[0]

@@ -9,12 +9,12 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
-from smartpipe.settings import AwsSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import AwsSettings, ServerSettings, WorkerSettings, unknown_settings
 from smartpipe.worker.garbage import spare_collections
 from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.loops import loop_factory
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("smartpipe.worker")
 
+S = TypeVar("S", bound=ServerSettings)
+
 FLUSH_SECONDS = 1.0
 
 
@@ -41,7 +43,7 @@ def run(
         process: Its number among those of a supervisor.
         socket: Where the supervisor asks for its health.
     """
-    settings, aws_settings = load_settings(flags)
+    settings, aws_settings = load_settings(WorkerSettings, flags)
     configure(settings.log_level, settings.log_format, process=process)
     raise_file_limit()
     if socket is None:
@@ -112,11 +114,11 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
         return await worker.run()
 
 
-def load_settings(flags: Mapping[str, Any]) -> tuple[WorkerSettings, AwsSettings]:
-    """Read both groups of settings, and report the faults of both together."""
+def load_settings(settings: type[S], flags: Mapping[str, Any]) -> tuple[S, AwsSettings]:
+    """Read *settings* and those of AWS, and report the errors of both together."""
     problems: list[str] = []
     loaded: list[Any] = []
-    for load in (lambda: WorkerSettings.load(**flags), AwsSettings.load):
+    for load in (lambda: settings.load(**flags), AwsSettings.load):
         try:
             loaded.append(load())
         except ConfigError as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smartpipe.envelope.encoding import ClaimCheck
 from smartpipe.envelope.trusted_buckets import TrustedLocations
-from smartpipe.settings import PayloadSettings, WorkerSettings
+from smartpipe.settings import ClaimSettings, PayloadSettings
 from smartpipe.tags import APPLICATION
 from smartpipe.topology.buckets import LIFECYCLE, Bucket, objects_arn
 from smartpipe.topology.claims import TTL_ATTRIBUTE, table_in
@@ -39,7 +39,7 @@ class TableAndBucket(NamedTuple):
         Raises:
             ConfigError: Faulty settings.
         """
-        store_url, settings = WorkerSettings.load().idempotency_url, PayloadSettings.load()
+        store_url, settings = ClaimSettings.load().idempotency_url, PayloadSettings.load()
         at = ClaimCheck.at(settings.claim_check_url) if settings.claim_check_url else None
         bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days, at.owner) if at and at.scheme == "s3" else None
         return cls(

@@ -22,10 +22,11 @@ from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.counters import Counters
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.idempotency.claims import claims_of
+from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Attribute, received_message
 from smartpipe.publisher.publisher import Publisher
-from smartpipe.settings import AwsSettings, WorkerSettings
-from smartpipe.transport import BATCH_LIMIT, open_transport
+from smartpipe.settings import AwsSettings, ConcurrencySettings
+from smartpipe.transport import open_transport
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -219,8 +220,8 @@ class LambdaHandler:
             ]
             try:
                 async with asyncio.timeout(DELETE_SECONDS):
-                    for start in range(0, len(done), BATCH_LIMIT):
-                        await self._opened_transport.delete(source.name, done[start : start + BATCH_LIMIT])
+                    for start in range(0, len(done), MAX_BATCH_ENTRIES):
+                        await self._opened_transport.delete(source.name, done[start : start + MAX_BATCH_ENTRIES])
             except (TransportError, TimeoutError) as error:
                 log.warning("Cannot delete handled messages before a message that may end this process: %s", error)
         shuffle(suspects)  # one that kills this process must not always come before the same others
@@ -285,8 +286,8 @@ class LambdaHandler:
             return
         try:
             async with asyncio.timeout_at(until):
-                for start in range(0, len(leases), BATCH_LIMIT):
-                    await transport.change_visibility(source.name, leases[start : start + BATCH_LIMIT])
+                for start in range(0, len(leases), MAX_BATCH_ENTRIES):
+                    await transport.change_visibility(source.name, leases[start : start + MAX_BATCH_ENTRIES])
         except (TransportError, TimeoutError) as error:
             log.warning("failed messages come back after the visibility timeout, not by their policy: %s", error)
 
@@ -311,7 +312,7 @@ class LambdaHandler:
             Processor(self._service, name, resources, counts, on_overdue=self._overdue),
             Settler(self._service.name, queues[name], transport, acknowledger=unfinished, counts=counts),
             Groups(fifo=queues[name].fifo),
-            asyncio.Semaphore(slots_for(self._service.handlers_on(name), WorkerSettings.load().concurrency)),
+            asyncio.Semaphore(slots_for(self._service.handlers_on(name), ConcurrencySettings.load().concurrency)),
             unfinished,
         )
         return source
@@ -322,11 +323,11 @@ class LambdaHandler:
             async with AsyncExitStack() as stack:
                 transport = open_transport()
                 stack.push_async_callback(transport.aclose)
-                threads = Threads(self._service.slots(WorkerSettings.load().concurrency))
+                threads = Threads(self._service.slots(ConcurrencySettings.load().concurrency))
                 stack.callback(threads.close)
                 use_loop_executor(threads.capacity)
                 publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
-                claims = await claims_of(self._service, WorkerSettings.load().idempotency_url)
+                claims = await claims_of(self._service, ConcurrencySettings.load().idempotency_url)
                 if claims is not None:
                     stack.push_async_callback(claims.aclose)
                 state = await stack.enter_async_context(self._service.open())

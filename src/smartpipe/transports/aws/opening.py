@@ -19,7 +19,7 @@ def transport_for(settings: AwsSettings) -> AwsTransport:
     Raises:
         ConfigError: No region, or a CA bundle that cannot be read.
     """
-    if settings.transport == "wire":
+    if settings.transport == "direct":
         from smartpipe.transports.aws.direct.transport import DirectTransport
 
         return DirectTransport(settings)
