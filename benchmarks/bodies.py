@@ -16,10 +16,10 @@ import time
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, full
 
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
-from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.worker.garbage import spare_collections
 
 TICK_SECONDS = 0.001

@@ -23,7 +23,7 @@ from benchmarks.compare.runs import Place
 from benchmarks.compare.venvs import CLIENTS
 
 from smartpipe import EmbeddedBroker
-from smartpipe.transport import open_transport
+from smartpipe.transports.open import open_transport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -22,7 +22,7 @@ from smartpipe import EmbeddedBroker, Event, Service, Topic
 from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import provision
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 
 OUTBOX = Outbox("benchmark")
 SINGLE = 200
@@ -38,7 +38,7 @@ async def measure(url: str, count: int) -> None:
     await migrate(url)
     connection = await asyncpg.connect(url)
     await connection.execute("TRUNCATE smartpipe_outbox")
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     begun = time.perf_counter()
     async with connection.transaction():
         for number in range(count):

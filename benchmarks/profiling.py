@@ -26,7 +26,7 @@ from benchmarks.scale_service import Placed
 from smartpipe import EmbeddedBroker, Publisher, Service, Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
-from smartpipe.transport import open_transport
+from smartpipe.transports.open import open_transport
 from smartpipe.worker.garbage import spare_collections
 from smartpipe.worker.loops import loop_factory
 

@@ -16,7 +16,7 @@ import time
 
 from smartpipe import EmbeddedBroker, Event, Service, Topic
 from smartpipe.topology.aws.provision import Provisioner
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 
 
 def services(count: int) -> list[Service]:
@@ -40,7 +40,7 @@ def _event(topic: str, number: int) -> type[Event]:
 
 async def measure(count: int) -> None:
     wanted = services(count)
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     provisioner = Provisioner(transport)
     for label, work in (
         ("plan, with nothing there", False),

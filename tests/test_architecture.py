@@ -1,98 +1,87 @@
-"""The shape of the code, held: layers, rooms, and who may know botocore."""
+"""The shape of the code: order of imports, sizes, and which modules know the AWS libraries."""
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
+import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from smartpipe import Delivery, Event, Publisher, Service, Topic
+from smartpipe.publisher.prepare import Publication, prepare
+from smartpipe.topology.derive import derive
+from smartpipe.transports.memory.transport import NAMING, MemoryTransport
+from tests.support.consumers import drain, make_consumer
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "smartpipe"
 
-# From the bottom to the top: a module imports only from layers below its own. The longest name counts. A folder that is
-# named as a whole is one layer, whose modules may import one another.
-LAYERS: list[set[str]] = [
-    {
-        "version",
-        "characters",
-        "errors",
-        "message",
-        "envelope.traceparent",
-        "counters",
-        "batching.timers",
-        "keys",
-        "escaping",
-    },
-    {"exhaustion"},
-    {
-        "urls",
-        "names",
-        "tags",
-        "filter_policy",
-        "topology.resources",
-        "topology.rights",
-        "topology.claims",
-        "topology.buckets",
-    },
-    {"topics", "topology.regions", "retry", "transport"},
-    {"events", "settings"},
-    {"payloads"},
-    {"envelope", "envelope.structure", "envelope.unions"},
-    {"envelope.validators"},
-    {"envelope.decode"},
-    {"envelope.read", "envelope.schemas"},
-    {"publisher.prepare"},
-    {"topology.policy", "topology.changes", "topology.companions"},
-    {"topology.derive", "topology.plan", "topology.stages", "topology.destroy", "topology.status"},
-    {"topology.checks", "topology.export"},
-    {"idempotency.store"},
-    {"idempotency.claims", "idempotency.stores"},
-    {
-        "delivery",
-        "batch",
-        "consumer.breaker",
-        "consumer.decide",
-        "consumer.subscribing",
-        "consumer.capacity",
-    },
-    {"consumer.signature", "consumer.invoke", "consumer.threads"},
-    {"consumer.batches", "consumer.guard"},
-    {"consumer.handlers"},
-    {"middleware"},
-    {"batching.resend", "batching.chunker"},
-    {"batching.batcher", "publisher.publish_many"},
-    {"publisher.publish_one"},
-    {"publisher.publisher"},
-    {"outbox", "aws", "transports.memory", "local"},
-    {"service", "blocking"},
-    {
-        "consumer.room",
-        "consumer.pace",
-        "consumer.groups",
-        "consumer.dead_letter",
-        "consumer.isolation",
-        "consumer.poller",
-        "consumer.leases",
-        "consumer.acknowledger",
-    },
-    {"consumer.processor"},
-    {"consumer.settle"},
-    {"consumer.consumer"},
-    {"dlq.messages", "dlq.processed"},
-    {"dlq.scan"},
-    {"dlq.redrive"},
-    {"worker.metrics", "worker.signals", "worker.loops", "worker.garbage", "worker.limits"},
-    {"worker.log_writer"},
-    {"worker.health"},
-    {"worker.worker", "worker.aws_lambda", "worker.supervisor"},
-    {"testing", "bench"},
-    {"cli"},
-    {"__main__"},
+# From the lowest to the highest. A module imports only from units to the left of its own and, in a folder, from its own
+# folder. The longest name counts: topology's pure modules are below the transports, and `topology.aws` is above them.
+ORDER = [
+    "version",
+    "limits",
+    "characters",
+    "escaping",
+    "counters",
+    "names",
+    "keys",
+    "errors",
+    "message",
+    "exhaustion",
+    "tags",
+    "filter_policy",
+    "urls",
+    "retry",
+    "transport",
+    "topics",
+    "events",
+    "settings",
+    "envelope",
+    "topology",
+    "batching",
+    "transports",
+    "payload_offload",
+    "topology.export",
+    "topology.aws",
+    "idempotency",
+    "delivery",
+    "batch",
+    "middleware",
+    "publisher",
+    "consumer",
+    "service",
+    "outbox",
+    "blocking",
+    "dlq",
+    "worker",
+    "local",
+    "testing",
+    "bench",
+    "cli",
+    "__main__",
 ]
-LAZY_OR_NAMES_ONLY = {"", "testing", "topology"}
+UPWARD = {("service", "worker.aws_lambda")}
+"""``Service.lambda_handler()`` is the one import that points up. It is made when it is called."""
+LAZY = {"", "testing"}
+"""Packages whose ``__init__`` imports public names at their first use, so that ``import smartpipe`` stays fast."""
+NOT_IMPORTS = {"getLogger", "files"}
+"""Functions that take a module's name and do not import it."""
+AWS_LIBRARIES = {"boto3", "botocore", "aiobotocore"}
+KNOW_AWS_LIBRARIES = ("transports.aws", "topology.aws", "idempotency.stores.dynamodb", "blocking")
+MAX_PUBLISH_FILES = 9
+MAX_CONSUME_FILES = 11
 
 
 def module_of(path: Path) -> str:
@@ -104,34 +93,53 @@ def holds_code(path: Path) -> bool:
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if holds_code(path)]
+MODULES = {module_of(path) for path in PACKAGE.rglob("*.py")}
 
 
-def place_of(module: str) -> tuple[int, str] | None:
-    """Return the module's layer, and the name there that says so: its own or a folder's."""
-    named = [(i, name) for i, names in enumerate(LAYERS) for name in names if f"{module}.".startswith(f"{name}.")]
-    return max(named, key=lambda place: len(place[1]), default=None)
+def unit_of(module: str) -> tuple[int, str] | None:
+    """Return the place of a module in ORDER, and the name that gives it: the module's own or a folder's."""
+    named = [(place, name) for place, name in enumerate(ORDER) if f"{module}.".startswith(f"{name}.")]
+    return max(named, key=lambda unit: len(unit[1]), default=None)
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module imported at run time, at the top or inside of a function; not those for type checkers only."""
+    """Every module imported at run time, at the top or inside a function, by a statement or by its name as text.
+
+    Imports for type checkers only do not count.
+    """
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             node.body = []
-    found: set[str] = set()
+    return set(_imported(tree))
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [name for name in inner if name.removeprefix("smartpipe.") in MODULES] or [node.module]
+        elif isinstance(node, ast.Call) and _name_of_call(node) in NOT_IMPORTS:
+            node.args = []
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value
+            if name.startswith("smartpipe.") and name.removeprefix("smartpipe.") in MODULES:
+                yield name
+
+
+def _name_of_call(call: ast.Call) -> str:
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
 def imports_of_ours(path: Path) -> set[str]:
-    return {name.removeprefix("smartpipe.") for name in imports_of(path) if name.startswith("smartpipe.")}
+    return {name.removeprefix("smartpipe.") for name in imports_of(path) if name.startswith("smartpipe.")} - {
+        module_of(path) if path.is_relative_to(PACKAGE) else ""
+    }
 
 
-def assert_no_circle(graph: dict[str, set[str]]) -> None:
+def assert_no_cycle(graph: dict[str, set[str]]) -> None:
     done: set[str] = set()
 
     def visit(node: str, trail: tuple[str, ...]) -> None:
@@ -148,26 +156,54 @@ def assert_no_circle(graph: dict[str, set[str]]) -> None:
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_imports_point_down_only(path: Path) -> None:
     module = module_of(path)
-    if module in LAZY_OR_NAMES_ONLY:
+    if module in LAZY:
         return
-    own = place_of(module)
-    assert own is not None, f"{module} stands in no layer: give it one in LAYERS and in docs/architecture.md"
+    own = unit_of(module)
+    assert own is not None, f"{module} has no place: add it to ORDER and to docs/architecture.md"
 
     for name in imports_of_ours(path):
-        other = place_of("topics" if name == "topology" else name)
-        assert other is not None, f"{module} imports {name}, which stands in no layer"
-        assert other[0] < own[0] or other == own, f"{module} imports {name}, which is not below it"
+        other = unit_of(name)
+        assert other is not None, f"{module} imports {name}, which has no place in ORDER"
+        allowed = other[0] < own[0] or other == own or (module, name) in UPWARD
+        assert allowed, f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        'import_module("smartpipe.cli.app")',
+        'HOMES = {"app": "smartpipe.cli.app"}',
+        "def late():\n    from smartpipe.cli import app",
+    ],
+)
+def test_imports_by_text_and_inside_functions_are_seen(hidden: str, tmp_path: Path) -> None:
+    module = tmp_path / "hiding.py"
+    module.write_text(hidden)
+
+    assert imports_of_ours(module) == {"cli.app"}
+
+
+def test_only_packages_with_lazy_names_import_modules_of_ours_by_computed_names() -> None:
+    computed = {
+        module_of(path)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and _name_of_call(node) == "import_module"
+        and not isinstance(node.args[0], ast.Constant)
+    }
+
+    assert computed == {*LAZY, "cli.targets"}  # the last one imports the modules of users
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_only_aws_and_blocking_know_the_aws_libraries(path: Path) -> None:
-    module = module_of(path)
-    if module == "blocking" or module.startswith("aws."):
+def test_only_adapters_know_the_aws_libraries(path: Path) -> None:
+    if f"{module_of(path)}.".startswith(tuple(f"{name}." for name in KNOW_AWS_LIBRARIES)):
         return
 
     roots = {name.partition(".")[0] for name in imports_of(path)}
 
-    assert roots & {"boto3", "botocore", "aiobotocore"} == set()
+    assert roots & AWS_LIBRARIES == set()
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -184,20 +220,11 @@ def test_modules_and_functions_stay_short(path: Path) -> None:
 
 
 def test_there_is_no_import_cycle() -> None:
-    assert_no_circle({module_of(path): imports_of_ours(path) for path in FILES if module_of(path)})
+    graph = {module_of(path): imports_of_ours(path) for path in FILES if module_of(path)}
 
-
-def test_folders_too_import_one_another_in_one_direction_only() -> None:
-    def folder_of(module: str) -> str:
-        # Topology's words are below events, and what becomes of them above: its modules count by themselves.
-        return module if module.startswith("topology") else module.partition(".")[0]
-
-    graph: dict[str, set[str]] = {}
-    for path in FILES:
-        if folder := folder_of(module_of(path)):
-            graph.setdefault(folder, set()).update({folder_of(name) for name in imports_of_ours(path)} - {folder})
-
-    assert_no_circle(graph)
+    assert_no_cycle(
+        {module: names - {name for one, name in UPWARD if one == module} for module, names in graph.items()}
+    )
 
 
 def test_a_folder_is_small() -> None:
@@ -205,7 +232,18 @@ def test_a_folder_is_small() -> None:
 
     crowded = {str(folder): count for folder, count in Counter(path.parent for path in modules).items() if count > 20}
 
-    assert crowded == {}
+    assert crowded == {PACKAGE: len([path for path in modules if path.parent == PACKAGE])}
+
+
+def test_an_init_file_holds_no_logic() -> None:
+    busy = {
+        module_of(path)
+        for path in PACKAGE.rglob("__init__.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
+
+    assert busy == {*LAZY, "cli"}  # `cli` catches what commands raise
 
 
 def test_the_map_in_the_docs_names_every_module() -> None:
@@ -215,3 +253,72 @@ def test_the_map_in_the_docs_names_every_module() -> None:
     modules = {module_of(path) for path in FILES} - {"", "__main__"}
 
     assert {module for module in modules if module not in named} == set()
+
+
+class Traced(Event, topic=Topic("traced"), type="tests.traced", version="1.0"):
+    number: int
+
+
+def traced_files(frames: set[str]) -> set[str]:
+    """Return the modules of the package among the files of *frames*."""
+    return {module_of(Path(name)) for name in frames if Path(name).is_relative_to(PACKAGE)}
+
+
+@contextmanager
+def tracing() -> Iterator[set[str]]:
+    """Collect the files whose functions are called inside the block."""
+    files = set[str]()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            files.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        yield files
+    finally:
+        sys.setprofile(None)
+
+
+async def test_publishing_an_event_enters_few_files() -> None:
+    transport = MemoryTransport()
+    transport.apply(derive([tracing_service(asyncio.Event())], NAMING))
+
+    async with Publisher("tests", transport=transport) as publisher:
+        await publisher.publish(Traced(number=1))  # what happens once in a process does not count
+        with tracing() as files:
+            await publisher.publish(Traced(number=2))
+
+    entered = traced_files(files)
+    assert len(entered) <= MAX_PUBLISH_FILES, " ".join(sorted(entered))
+
+
+async def test_handling_an_event_enters_few_files() -> None:
+    transport, handled = MemoryTransport(), asyncio.Event()
+    service = tracing_service(handled)
+    transport.apply(derive([service], NAMING))
+    consumer = make_consumer(service, transport)
+    consumer.start()
+    first, second = (prepare(Publication(Traced(number=number)), source="tests").message for number in (1, 2))
+    await transport.send("tracing", [first])
+    await until(lambda: not len(transport.queue("tracing")))
+
+    with tracing() as files:
+        await transport.send("tracing", [second])
+        await handled.wait()
+        await until(lambda: not len(transport.queue("tracing")))
+
+    await drain(consumer)
+    entered = traced_files(files)
+    assert len(entered) <= MAX_CONSUME_FILES, " ".join(sorted(entered))
+
+
+def tracing_service(handled: asyncio.Event) -> Service:
+    service = Service("tracing")
+
+    @service.subscribe(Traced)
+    async def handle(event: Traced, delivery: Delivery) -> None:
+        if event.number == 2:
+            handled.set()
+
+    return service

@@ -16,10 +16,10 @@ from smartpipe.batching.resend import send_with_retries_blocking
 from smartpipe.envelope.encode import source_problems
 from smartpipe.envelope.encoding import BodyEncoding
 from smartpipe.envelope.object_store import put_in_memory
-from smartpipe.envelope.offload import reindex, split_failed
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import Naming, physical, region_in
+from smartpipe.payload_offload import reindex, split_failed
 from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings

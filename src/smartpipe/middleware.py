@@ -14,9 +14,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from smartpipe.consumer.signature import name_of
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
+from smartpipe.names import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -1,8 +1,12 @@
-"""Physical names and ARNs. Pure: an environment's five words make every address and every tag."""
+"""Names: of topics and queues on AWS, with their ARNs, and of handler functions. Pure."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEFAULT_APPLICATION = "smartpipe"
 
@@ -90,3 +94,17 @@ def region_in(arn: str) -> str:
 def account_in(arn: str) -> str:
     """Return the account that *arn* names."""
     return arn.split(":")[4]
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return the module and qualified name of the function behind partials and callable objects."""
+    function = without_partials(function)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a chain of ``functools.partial`` calls in the end."""
+    while isinstance(function, partial):
+        function = function.func
+    return function

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from importlib import import_module
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, overload
 
 from smartpipe.consumer.decide import UnknownEvents
 from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
@@ -220,7 +219,9 @@ class Service:
         Raises:
             ConfigError: The service has no handlers.
         """
-        return cast("LambdaHandler", import_module("smartpipe.worker.aws_lambda").LambdaHandler(self))
+        from smartpipe.worker.aws_lambda import LambdaHandler  # the one import upwards: it is above this module
+
+        return LambdaHandler(self)
 
     @property
     def handlers(self) -> tuple[Handler, ...]:

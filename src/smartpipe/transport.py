@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from smartpipe.counters import TransportCounters
     from smartpipe.message import Failure, Message, OutgoingMessage
@@ -61,29 +59,3 @@ class _Counted(Protocol):
 def counters_of(transport: Transport) -> TransportCounters | None:
     """Return what *transport* counts, None if it is one that counts nothing."""
     return transport.counts if isinstance(transport, _Counted) else None
-
-
-_instead: list[Transport] = []
-
-
-@contextmanager
-def opening(transport: Transport) -> Iterator[None]:
-    """Let ``open_transport`` return *transport* inside of the block, in this whole process: for tests."""
-    _instead.append(transport)
-    try:
-        yield
-    finally:
-        _instead.remove(transport)
-
-
-def open_transport() -> Transport:
-    """Return the transport that the environment asks for: AWS, or what ``AWS_ENDPOINT_URL`` names.
-
-    Adapters are found by name, so that importing smartpipe pulls in no AWS client.
-
-    Raises:
-        ConfigError: The environment's settings are faulty.
-    """
-    if _instead:
-        return _instead[-1]
-    return cast("Transport", import_module("smartpipe.transports.aws.opening").transport_from_environment())

@@ -9,9 +9,9 @@ import pytest
 
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.derive import derive
-from smartpipe.transports.aws.opening import transport_from_environment
 from smartpipe.transports.aws.transport import AwsTransport
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
+from smartpipe.transports.open import open_aws_transport
 from tests.conftest import lead_to
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Bus:
 
     def fresh(self) -> Transport:
         """Return a transport that a worker may close."""
-        return self.transport if isinstance(self.transport, MemoryTransport) else transport_from_environment()
+        return self.transport if isinstance(self.transport, MemoryTransport) else open_aws_transport()
 
     async def provision(self, *services: Service) -> None:
         """Make what *services* declare."""
@@ -65,7 +65,7 @@ async def bus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     else:
         lead_to(request.getfixturevalue(name).environment, monkeypatch)
     monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore" if request.param == "botocore" else "direct")
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     try:
         yield Bus(name, transport)
     finally:

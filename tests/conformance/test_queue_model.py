@@ -21,9 +21,9 @@ from smartpipe import EmbeddedBroker, Queue, RetryPolicy, Service
 from smartpipe.message import Message, OutgoingMessage
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.derive import derive
-from smartpipe.transports.aws.opening import transport_from_environment
 from smartpipe.transports.aws.transport import AwsTransport
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
+from smartpipe.transports.open import open_aws_transport
 from tests.support.events import UserSignedUp
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -202,7 +202,7 @@ def test_the_memory_broker_does_what_the_model_of_a_queue_allows() -> None:
 @pytest.mark.usefixtures("fast_broker")
 def test_the_embedded_broker_does_what_the_model_of_a_queue_allows(fast_broker: EmbeddedBroker) -> None:
     loop = asyncio.new_event_loop()
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     try:
         run_model(transport, loop, examples=4, steps=SHORT, most_seconds=1)
     finally:

@@ -9,7 +9,7 @@ import pytest
 from smartpipe import Publisher, PublishError, Service
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import provision
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def service(fast_broker: EmbeddedBroker) -> Service:
 async def test_an_account_in_the_settings_spares_the_question_to_sts(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     account_id = (await transport.addresses.naming()).account_id
     await transport.aclose()
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", account_id)
@@ -53,7 +53,7 @@ async def test_without_account_and_without_sts_the_error_names_the_setting(
 
 
 async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     first = await transport.addresses.naming()
     monkeypatch.setattr(transport, "_settings", AwsSettings.load(account_id="999999999999"))
 
@@ -62,7 +62,7 @@ async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pyte
 
 
 async def test_a_closed_transport_refuses_to_open_again(service: Service) -> None:
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     await transport.aclose()
     await transport.aclose()
 

@@ -16,9 +16,9 @@ from smartpipe import ConfigError, Publisher
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.idempotency.stores.dynamodb import DynamoStore
 from smartpipe.settings import AwsSettings
-from smartpipe.transports.aws.opening import transport_for, transport_from_environment
 from smartpipe.transports.aws.s3 import S3ObjectStore
 from smartpipe.transports.aws.transport import AwsTransport
+from smartpipe.transports.open import create_aws_transport, open_aws_transport
 from tests.support.events import ADA, UserLeft
 from tests.support.processes import smartpipe
 
@@ -55,7 +55,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _by_transport(transport: str) -> str:
     os.environ["SMARTPIPE_TRANSPORT"] = transport
-    found = transport_from_environment()
+    found = open_aws_transport()
     assert AwsTransport(AwsSettings.load()).region == found.region
     return found.region
 
@@ -120,7 +120,7 @@ def test_a_region_that_is_passed_in_wins_over_the_environment(monkeypatch: pytes
 @pytest.mark.usefixtures("files")
 async def test_clients_that_botocore_makes_for_itself_have_the_region_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "us-west-2")
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     blocking = BlockingPublisher("test")
 
     assert transport._session.get_config_variable("region") == "us-west-2"
@@ -150,7 +150,7 @@ async def test_credentials_are_those_that_other_sdks_would_take(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    found: Any = await transport_from_environment()._session.get_credentials()
+    found: Any = await open_aws_transport()._session.get_credentials()
     blocking: Any = BlockingPublisher("test")._session.get_credentials()
 
     assert (found.access_key, found.token or None) == expected
@@ -225,7 +225,7 @@ def test_each_kind_of_character_is_named(value: str, what: str, monkeypatch: pyt
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
 
     with pytest.raises(ConfigError, match=f"AWS_SECRET_ACCESS_KEY {what}"):
-        transport_for(AwsSettings.load())
+        create_aws_transport(AwsSettings.load())
 
 
 @pytest.mark.parametrize("proxy", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
@@ -235,7 +235,7 @@ def test_a_proxy_with_a_line_break_is_refused_without_its_password(proxy: str, m
     monkeypatch.setenv(proxy, f"http://me:{SECRET}@proxy:3128\n")
 
     with pytest.raises(ConfigError, match=f"^{proxy} ") as caught:
-        transport_for(AwsSettings.load())
+        create_aws_transport(AwsSettings.load())
 
     assert SECRET not in str(caught.value)
 

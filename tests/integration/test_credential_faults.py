@@ -11,7 +11,7 @@ import pytest
 from smartpipe import Publisher
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.testing import working
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.credentials import CredentialEndpoint
 from tests.support.events import OrderPlaced
 from tests.support.proxy import Fault
@@ -84,7 +84,7 @@ async def test_fault_19_credentials_are_fetched_once_for_all_calls_that_were_ref
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint
 ) -> None:
     refused = refusing(fast_proxy, "ROLE00000001", operation="ReceiveMessage")
-    transport = transport_from_environment()
+    transport = open_aws_transport()
 
     polls = [transport.receive("shop", max_messages=1, wait_seconds=0, visibility_timeout_seconds=5) for _ in range(8)]
     try:

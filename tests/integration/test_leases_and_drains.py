@@ -11,7 +11,7 @@ import pytest
 from smartpipe import ConfigError, Delivery, Publisher, Queue, Service, TransportError
 from smartpipe.envelope import encode, wrap
 from smartpipe.testing import provision, working
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, UserSignedUp
 from tests.support.waiting import until
 
@@ -117,7 +117,7 @@ async def test_fault_07_acks_do_not_wait_behind_open_polls(queues: Queues) -> No
     async def handle(_: UserSignedUp) -> None: ...
 
     await provision(service)
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     polls = [
         asyncio.create_task(transport.receive("mailer", max_messages=1, wait_seconds=8, visibility_timeout_seconds=30))
         for _ in range(12)
@@ -143,7 +143,7 @@ async def test_fault_30_one_lost_lease_of_a_batch_is_told_alone(queues: Queues) 
 
     await provision(service)
     queues.send("mailer", *[BODY] * 3)
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     messages = await transport.receive("mailer", max_messages=10, wait_seconds=1, visibility_timeout_seconds=30)
     receipts = [message.receipt_handle for message in messages]
     await transport.delete("mailer", receipts[1:2])
@@ -166,7 +166,7 @@ async def test_fault_54_an_extension_beyond_twelve_hours_is_refused_by_the_broke
 
     await provision(service)
     queues.send("mailer", BODY)
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     [message] = await transport.receive("mailer", max_messages=1, wait_seconds=1, visibility_timeout_seconds=30)
 
     try:
@@ -205,7 +205,7 @@ def test_fault_60_a_transport_used_from_another_event_loop_says_so() -> None:
 
     async def first() -> None:
         nonlocal transport
-        transport = transport_from_environment()
+        transport = open_aws_transport()
         await transport.addresses.naming()
 
     async def second() -> None:

@@ -19,7 +19,7 @@ from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import planned, provision, working
 from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.iam import policies
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.events import UserLeft, UserSignedUp
 from tests.support.topologies import destroy
 from tests.support.waiting import until
@@ -211,7 +211,7 @@ async def test_the_relay_puts_what_the_outbox_holds(bucket: str, postgres_url: s
     async with connection.transaction():
         event_id = await Outbox("shop").publish(LARGE, connection=connection)
     assert keys_in(bucket) == []
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     relay = Relay(postgres_url, transport)
     left = await relay.drain()
     await relay.aclose()

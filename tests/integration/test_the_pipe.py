@@ -14,7 +14,7 @@ from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import OutgoingMessage
 from smartpipe.testing import provision, working
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, Note, OrderPlaced, UserLeft, UserSignedUp
 from tests.support.waiting import until
 
@@ -210,7 +210,7 @@ async def test_fault_28_raw_wrapped_and_direct_messages_on_one_queue_all_decode(
     await provision(service)
     envelopes = [wrap(ADA, source=source) for source in ("raw", "wrapped", "direct")]
     sns = boto3.client("sns")
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     naming = await transport.addresses.naming()
     await transport.aclose()
     plain = sns.create_topic(Name=naming.physical("plain"))["TopicArn"]
@@ -232,7 +232,7 @@ async def test_fault_04_one_entry_with_bad_characters_fails_alone(broker: Embedd
         pytest.skip("moto accepts every character: no entry fails")
     service, _ = recording("mailer", UserSignedUp)
     await provision(service)
-    transport = transport_from_environment()
+    transport = open_aws_transport()
 
     failures = await transport.send("mailer", [OutgoingMessage(body, 4) for body in ("good", "b\x00d", "fine")])
     await transport.aclose()
@@ -244,7 +244,7 @@ async def test_fault_14_deleting_what_is_deleted_already_is_no_failure(queues: Q
     service, _ = recording("mailer", UserSignedUp)
     await provision(service)
     queues.send("mailer", "one", "two")
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     messages = await transport.receive("mailer", max_messages=10, wait_seconds=1, visibility_timeout_seconds=30)
     receipts = [message.receipt_handle for message in messages]
 

@@ -13,7 +13,7 @@ from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.errors import PublishError, TransportError
 from smartpipe.message import OutgoingMessage
 from smartpipe.transports.aws.direct.transport import DirectTransport
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.certificates import Authority
 from tests.support.events import ADA
 from tests.support.proxy import FaultProxy
@@ -47,7 +47,7 @@ def transport_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @asynccontextmanager
 async def opened() -> AsyncIterator[AwsTransport]:
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     try:
         yield transport
     finally:
@@ -200,6 +200,6 @@ def test_a_bundle_of_authorities_that_cannot_be_read_is_told_at_once_by_its_name
         bundle.write_text(content)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
 
-    for open_one in (transport_from_environment, lambda: BlockingPublisher("test")):
+    for open_one in (open_aws_transport, lambda: BlockingPublisher("test")):
         with pytest.raises(ConfigError, match=rf"the CA bundle {bundle} .* cannot be read"):
             open_one()

@@ -15,7 +15,7 @@ from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
 from smartpipe.topology.aws.read import MAX_CALLS
 from smartpipe.topology.aws.verify import verify
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
 from tests.support.topologies import destroy, left_to_do, provisioner, survey
@@ -599,7 +599,7 @@ async def test_a_workers_start_reports_a_policy_that_names_the_principal_of_the_
     before = text.replace("sns.me-south-1.amazonaws.com", "sns.amazonaws.com")
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": before})
 
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     try:
         [difference] = await verify(service, transport)
     finally:

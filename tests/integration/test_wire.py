@@ -21,8 +21,8 @@ from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import working
 from smartpipe.transports.aws.direct.transport import DirectTransport
-from smartpipe.transports.aws.opening import transport_for
 from smartpipe.transports.aws.transport import AwsTransport
+from smartpipe.transports.open import create_aws_transport
 from smartpipe.worker.metrics import OF_TRANSPORT
 from tests.conftest import lead_to
 from tests.support.events import ADA
@@ -276,7 +276,7 @@ def test_an_answer_that_cannot_be_read_is_told_and_can_be_tried_again(
 async def opened(**environment: str) -> AsyncIterator[AwsTransport]:
     with pytest.MonkeyPatch.context() as patch:
         lead_to({**ENVIRONMENT, **environment}, patch)
-        transport = transport_for(AwsSettings.load())
+        transport = create_aws_transport(AwsSettings.load())
         try:
             yield transport
         finally:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from smartpipe.topology.aws.provision import Provisioner
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def provisioner() -> AsyncIterator[Provisioner]:
     """A provisioner of the environment's, closed at the end."""
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     try:
         yield Provisioner(transport)
     finally:

@@ -32,11 +32,11 @@ from smartpipe.envelope.compression import compress
 from smartpipe.envelope.decode import Decoder, envelope_form
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS
 from smartpipe.envelope.encoding import BodyEncoding
-from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.envelope.read import INLINE_CHARACTERS, MessageReader
 from smartpipe.envelope.structure import exceeds
 from smartpipe.errors import ConfigError
 from smartpipe.message import Attribute, Message
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.publisher.prepare import Publication, prepare
 from smartpipe.publisher.publisher import Publisher
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, Point, body_of, full

@@ -17,7 +17,7 @@ from smartpipe.consumer.isolation import PATIENCE_SECONDS, Isolation, Thresholds
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.testing import MemoryBroker, virtual_time
-from smartpipe.transport import opening
+from smartpipe.transports.open import use_transport
 from tests.support.consumers import consuming, drain, make_consumer, make_service
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
@@ -361,7 +361,7 @@ async def test_lambda_handles_suspects_behind_the_others_and_deletes_those_befor
     for number in (0, 2):
         records[number]["attributes"]["ApproximateReceiveCount"] = str(SUSPECT)
 
-    with opening(transport), virtual_time():
+    with use_transport(transport), virtual_time():
         handler = service.lambda_handler()
 
         @service.subscribe(UserSignedUp)

@@ -19,7 +19,7 @@ from smartpipe.envelope.object_store import put_in_memory
 from smartpipe.envelope.pointer import pointer_to
 from smartpipe.message import Payload
 from smartpipe.testing import virtual_time
-from smartpipe.transport import opening
+from smartpipe.transports.open import use_transport
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until
@@ -75,7 +75,7 @@ class Context:
 @pytest.fixture
 def transport() -> Iterator[FakeTransport]:
     transport = FakeTransport()
-    with opening(transport):
+    with use_transport(transport):
         yield transport
 
 

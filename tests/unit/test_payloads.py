@@ -371,7 +371,7 @@ async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(m
                 raise TransportError("SlowDown", "S3 is not well", retryable=True)
             return await super().get(payload, limit_bytes)
 
-    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Ailing())
+    monkeypatch.setattr("smartpipe.payload_offload.open_object_store", lambda _: Ailing())
     seen: list[Event] = []
 
     async with MemoryBroker(serving(seen)) as broker:
@@ -425,7 +425,7 @@ class _Half(MemoryObjectStore):
 
 @pytest.mark.usefixtures("memory")
 async def test_an_event_whose_payload_is_refused_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: _Half(retryable=False))
+    monkeypatch.setattr("smartpipe.payload_offload.open_object_store", lambda _: _Half(retryable=False))
     events: Sequence[ReportMade] = [report(300_000, seed=seed) for seed in range(4)]
     seen: list[Event] = []
 
@@ -442,7 +442,7 @@ async def test_an_event_whose_payload_is_refused_fails_alone(monkeypatch: pytest
 
 @pytest.mark.usefixtures("memory")
 async def test_a_payload_that_cannot_be_put_for_now_is_put_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: _Half(retryable=True))
+    monkeypatch.setattr("smartpipe.payload_offload.open_object_store", lambda _: _Half(retryable=True))
     seen: list[Event] = []
 
     async with MemoryBroker(serving(seen)) as broker, Publisher("test") as publisher:

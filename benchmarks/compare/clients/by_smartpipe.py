@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import TYPE_CHECKING
 
 import uvloop
 from meter import TOGETHER, Job, Meter, event, slices
@@ -16,9 +17,12 @@ from smartpipe import Event, Publisher, Service, Topic, Worker
 from smartpipe.cli.logs import configure
 from smartpipe.settings import WorkerSettings
 from smartpipe.topology.derive import derive
-from smartpipe.transport import Transport, open_transport
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
+from smartpipe.transports.open import open_transport
 from smartpipe.worker.garbage import spare_collections
+
+if TYPE_CHECKING:
+    from smartpipe.transport import Transport
 
 IDLE_SECONDS = 30
 IDLE_SETTLE_SECONDS = 2

@@ -16,7 +16,7 @@ from smartpipe.bench.latencies import packed
 from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said, Tally, write
 from smartpipe.bench.producing import Producer
 from smartpipe.errors import SmartpipeError
-from smartpipe.transport import open_transport
+from smartpipe.transports.open import open_transport
 from smartpipe.worker.loops import loop_factory
 
 if TYPE_CHECKING:

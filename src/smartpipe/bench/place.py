@@ -15,7 +15,7 @@ from smartpipe.local.broker import REGION, environment_of
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.transports.aws.client import check_urls, endpoint_fault
-from smartpipe.transports.aws.opening import transport_from_environment
+from smartpipe.transports.open import open_aws_transport
 from smartpipe.urls import describe_url
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ async def provision(place: Place, load: Load, tell: Callable[[str], None]) -> As
         TopologyError, TransportError: They cannot be made.
     """
     with _environment(place.environment):
-        transport = transport_from_environment()
+        transport = open_aws_transport()
         try:
             provisioner = Provisioner(transport, companions=NO_COMPANIONS)
             changes = await provisioner.plan(services_of(load))

@@ -46,9 +46,9 @@ async def _run(settings: RelaySettings, aws_settings: AwsSettings, url: str, *, 
     except ModuleNotFoundError as error:
         msg = f"the outbox needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    from smartpipe.transports.aws.opening import transport_for
+    from smartpipe.transports.open import create_aws_transport
 
-    transport = transport_for(aws_settings)
+    transport = create_aws_transport(aws_settings)
     await transport.check_credentials()
     relay = Relay(url, transport)
     try:

@@ -15,7 +15,7 @@ from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.destroy import holding
-from smartpipe.transports.aws.opening import transport_for
+from smartpipe.transports.open import create_aws_transport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -86,7 +86,7 @@ def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
     """Run *work* on a transport of the environment's, and close that."""
 
     async def run() -> T:
-        transport = transport_for(AwsSettings.load())
+        transport = create_aws_transport(AwsSettings.load())
         try:
             return await work(transport)
         finally:

@@ -93,9 +93,9 @@ def _flush() -> None:
 
 async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
     from smartpipe.topology.aws.verify import verify
-    from smartpipe.transports.aws.opening import transport_for
+    from smartpipe.transports.open import create_aws_transport
 
-    transport = transport_for(aws_settings)
+    transport = create_aws_transport(aws_settings)
     await transport.check_credentials()
 
     async def check() -> None:

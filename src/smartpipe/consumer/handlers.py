@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.batch import Batch
 from smartpipe.consumer.breaker import CircuitBreaker
-from smartpipe.consumer.signature import Parameter, find_dependency, name_of, read_signature
+from smartpipe.consumer.signature import Parameter, find_dependency, read_signature
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
+from smartpipe.names import name_of
 from smartpipe.retry import RetryPolicy
 
 if TYPE_CHECKING:

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from smartpipe.counters import Counters
     from smartpipe.delivery import Publishes
     from smartpipe.envelope.encode import Envelope
-    from smartpipe.envelope.offload import PayloadOffload
     from smartpipe.events import Event
     from smartpipe.idempotency.claims import Claims
     from smartpipe.message import Message
+    from smartpipe.payload_offload import PayloadOffload
     from smartpipe.service import Service
 
 

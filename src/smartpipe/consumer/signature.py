@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
 from types import UnionType
 from typing import Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -12,6 +12,7 @@ from typing import Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get
 from smartpipe.batch import BatchDelivery
 from smartpipe.delivery import Delivery
 from smartpipe.events import Event
+from smartpipe.names import without_partials
 
 _LISTS = (list, Sequence)
 
@@ -72,13 +73,6 @@ def read_signature(function: Callable[..., Any], event: type[Event], *, batch: b
         context = "batch: BatchDelivery" if batch else "delivery: Delivery"
         faults.append(f"takes no event; write ({shown}) or ({shown}, {context})")
     return Signature(tuple(bound), faults, inspect.iscoroutinefunction(inner))
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """Return the module and qualified name of the function behind partials and callable objects."""
-    function = _without_partials(function)
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
 
 
 def find_dependency(state: Any, parameter: Parameter) -> tuple[Any, str | None]:
@@ -173,14 +167,8 @@ def _event_in(annotation: Any, *, batch: bool) -> type[Event] | None:
 
 def _innermost(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function behind partials and callable objects, but not behind a decorator's wrapper."""
-    function = _without_partials(function)
+    function = without_partials(function)
     return function if inspect.isroutine(function) else type(function).__call__
-
-
-def _without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
-    while isinstance(function, partial):
-        function = function.func
-    return function
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict  # Pydantic refuses the standard one bef
 
 from smartpipe.consumer.dead_letter import reason_of
 from smartpipe.envelope.decode import EncodedBody, TextOrNone, unwrap
-from smartpipe.envelope.offload import decompress_body
+from smartpipe.envelope.encoding import decompress_body
 from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.structure import exceeds
 from smartpipe.envelope.validators import bounded_validator

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.idempotency.claims import MAX_CLAIMS
 from smartpipe.idempotency.store import Completed, InProgress
+from smartpipe.payload_offload import PayloadOffload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
-from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, check_encoding, compress
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, check_encoding, compress, decompress
 from smartpipe.envelope.pointer import OLD_SIZE_ATTRIBUTE, SIZE_ATTRIBUTE, pointer_to
 from smartpipe.errors import ConfigError
 from smartpipe.keys import compose_bounded
@@ -170,3 +170,14 @@ def _checked(message: OutgoingMessage, at: ClaimCheck, event_id: str) -> Outgoin
 def _with(message: OutgoingMessage, body: str, name: str, value: Attribute) -> OutgoingMessage:
     attributes: Mapping[str, Attribute] = {**message.attributes, name: value}
     return message._replace(body=body, attributes=attributes, size_bytes=size_bytes(body, attributes))
+
+
+def decompress_body(body: str, attributes: Mapping[str, Attribute], limit_bytes: int) -> str:
+    """Return *body* decompressed, if its attributes say that it is compressed; it fails as ``decompress``."""
+    encoding = attributes.get(ENCODING_ATTRIBUTE)
+    return body if encoding is None else decompress(body, str(encoding.value), limit_bytes)
+
+
+def is_encoded(attributes: Mapping[str, Attribute]) -> bool:
+    """Return whether a body with these attributes stands for another."""
+    return not RESERVED_ATTRIBUTES.isdisjoint(attributes)

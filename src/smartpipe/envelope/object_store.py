@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 from smartpipe.errors import PayloadError
 
@@ -83,16 +82,3 @@ def payload_too_long(payload: Payload, limit_bytes: int) -> PayloadError:
     return payload_missing(
         payload, f"it is longer than {limit_bytes:,} bytes, which SMARTPIPE_PAYLOAD_LIMIT_BYTES sets"
     )
-
-
-def open_object_store(scheme: str) -> ObjectStore:
-    """Return the store for *scheme*: ``s3`` or ``memory``. It connects when it is first asked.
-
-    The AWS client is found by name, so that nobody imports it who needs it not.
-
-    Raises:
-        ConfigError: The environment's AWS settings are faulty.
-    """
-    if scheme == "memory":
-        return MemoryObjectStore()
-    return cast("ObjectStore", import_module("smartpipe.transports.aws.s3").S3Objects())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
 from smartpipe.envelope.decode import EncodedBody, UndecidedUnions, decoder_of
-from smartpipe.envelope.offload import decompress_body, is_encoded
+from smartpipe.envelope.encoding import decompress_body, is_encoded
 from smartpipe.envelope.structure import is_simple
 from smartpipe.errors import DecodeError
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from smartpipe.envelope.encode import Envelope
-    from smartpipe.envelope.offload import PayloadOffload
     from smartpipe.events import Event
     from smartpipe.message import Message
+    from smartpipe.payload_offload import PayloadOffload
 
 T = TypeVar("T")
 

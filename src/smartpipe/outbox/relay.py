@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.batching.chunker import Chunker
 from smartpipe.batching.resend import send_with_retries
-from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
 from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
 from smartpipe.idempotency.stores.migrate import missing_migrations
@@ -19,6 +18,7 @@ from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
 from smartpipe.outbox.statements import CLEAN_UP, FAILED, PARK_LOST, PUBLISHED, TAKE_LANES, WAITING_ROWS
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.publisher.publish_many import MAX_IN_FLIGHT, STOPPED, Requests
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 

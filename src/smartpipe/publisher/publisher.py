@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Self
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
 from smartpipe.envelope.encode import source_problems
-from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, compose, validate_middleware
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.topics import Topic
-from smartpipe.transport import open_transport
+from smartpipe.transports.open import open_transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smartpipe.testing.broker import MemoryBroker
     from smartpipe.testing.clock import virtual_time
     from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
-    from smartpipe.testing.wire import planned, provision, working
+    from smartpipe.testing.real_broker import planned, provision, working
 
 __all__ = [
     "DeadLettered",
@@ -29,10 +29,10 @@ __all__ = [
 
 _HOMES = {
     "MemoryBroker": "broker",
-    "planned": "wire",
-    "provision": "wire",
+    "planned": "real_broker",
+    "provision": "real_broker",
     "virtual_time": "clock",
-    "working": "wire",
+    "working": "real_broker",
     **dict.fromkeys(("DeadLettered", "Handled", "Published", "Retried"), "records"),
 }
 

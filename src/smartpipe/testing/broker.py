@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.consumer import Consumer
 from smartpipe.consumer.processor import Resources
-from smartpipe.consumer.signature import name_of
 from smartpipe.consumer.threads import Threads
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_text
@@ -18,14 +17,15 @@ from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.message import OutgoingMessage, utf8_length
+from smartpipe.names import name_of
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, fits
 from smartpipe.topology.derive import derive
-from smartpipe.transport import opening
 from smartpipe.transports.memory.transport import NAMING
+from smartpipe.transports.open import use_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,7 +108,7 @@ class MemoryBroker:
                 stack.enter_context(virtual_time(lambda: threads.running))
             self._recorder = Recorder(**self._weather)
             self._recorder.apply(derive(self._services, NAMING))
-            stack.enter_context(opening(self._recorder))
+            stack.enter_context(use_transport(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
             stack.callback(self._consumers.clear)
             store = MemoryStore() if self._store_url is None else open_store(self._store_url)

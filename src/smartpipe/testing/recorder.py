@@ -9,10 +9,10 @@ from pydantic_core import from_json
 
 from smartpipe.consumer.decide import Ack, DeadLetter
 from smartpipe.envelope.decode import decoder_of
+from smartpipe.envelope.encoding import decompress_body, is_encoded
 from smartpipe.envelope.object_store import get_from_memory
-from smartpipe.envelope.offload import decompress_body, is_encoded
 from smartpipe.envelope.pointer import is_pointer, payload_at
-from smartpipe.envelope.trusted_buckets import TrustedLocations
+from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
 from smartpipe.events import event_class
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried

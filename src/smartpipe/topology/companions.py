@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smartpipe.envelope.encoding import ClaimCheck
-from smartpipe.envelope.trusted_buckets import TrustedLocations
+from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.settings import ClaimSettings, PayloadSettings
 from smartpipe.tags import APPLICATION
 from smartpipe.topology.buckets import LIFECYCLE, Bucket, objects_arn

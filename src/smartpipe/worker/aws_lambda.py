@@ -26,7 +26,7 @@ from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Attribute, received_message
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings, ConcurrencySettings
-from smartpipe.transport import open_transport
+from smartpipe.transports.open import open_transport
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

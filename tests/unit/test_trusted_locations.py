@@ -11,11 +11,11 @@ from smartpipe import ConfigError, DecodeError, Event, Service
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.encoding import ClaimCheck
 from smartpipe.envelope.object_store import MemoryObjectStore
-from smartpipe.envelope.offload import PayloadOffload
 from smartpipe.envelope.pointer import payload_at, pointer_to
-from smartpipe.envelope.trusted_buckets import TrustedLocations
+from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.names import Naming
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.iam import policies
@@ -202,7 +202,7 @@ class Untouched(MemoryObjectStore):
 
 @pytest.fixture
 def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Untouched())
+    monkeypatch.setattr("smartpipe.payload_offload.open_object_store", lambda _: Untouched())
 
 
 def serving(seen: list[Event]) -> Service:
@@ -279,7 +279,7 @@ async def test_the_owner_of_a_location_goes_along_with_what_is_read(monkeypatch:
             asked.append(payload)
             return "{}"
 
-    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Noting())
+    monkeypatch.setattr("smartpipe.payload_offload.open_object_store", lambda _: Noting())
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "s3://theirs/in?owner=222222222222")
     payloads = PayloadOffload()
@@ -300,7 +300,7 @@ async def test_what_the_outbox_wrote_is_put_into_a_bucket_of_the_configured_owne
         async def put(self, payload: Payload) -> None:
             put.append(payload)
 
-    monkeypatch.setattr("smartpipe.envelope.offload.open_object_store", lambda _: Noting())
+    monkeypatch.setattr("smartpipe.payload_offload.open_object_store", lambda _: Noting())
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/folder?owner=222222222222")
     payloads = PayloadOffload()
 

@@ -1,15 +1,17 @@
-"""Payloads of one process: put in S3 before their messages go, and brought back before they are decoded."""
+"""Payload offload, the claim check pattern: large bodies are stored in S3, and messages carry a pointer.
+
+Source: Gregor Hohpe and Bobby Woolf, "Enterprise Integration Patterns", 2003, "Claim Check".
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, decompress
-from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES, BodyEncoding
-from smartpipe.envelope.object_store import ObjectStore, open_object_store
+from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.object_store import MemoryObjectStore, ObjectStore
 from smartpipe.envelope.pointer import is_pointer, payload_at
-from smartpipe.envelope.trusted_buckets import TrustedLocations
+from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
 
@@ -94,12 +96,6 @@ class PayloadOffload:
         return self._objects[scheme]
 
 
-def decompress_body(body: str, attributes: Mapping[str, Attribute], limit_bytes: int) -> str:
-    """Return *body* decompressed, if its attributes say that it is compressed; it fails as ``decompress``."""
-    encoding = attributes.get(ENCODING_ATTRIBUTE)
-    return body if encoding is None else decompress(body, str(encoding.value), limit_bytes)
-
-
 def split_failed(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Failure]]:
     """Return which messages may go, and which not, from what went wrong with putting the payload of each."""
     going = [index for index, fault in enumerate(faults) if fault is None]
@@ -116,6 +112,14 @@ def reindex(failures: Sequence[Failure], going: Sequence[int]) -> list[Failure]:
     return [failure._replace(position=going[failure.position]) for failure in failures]
 
 
-def is_encoded(attributes: Mapping[str, Attribute]) -> bool:
-    """Return whether a body with these attributes stands for another."""
-    return not RESERVED_ATTRIBUTES.isdisjoint(attributes)
+def open_object_store(scheme: str) -> ObjectStore:
+    """Return the store for *scheme*: ``s3`` or ``memory``. It connects on its first use.
+
+    Raises:
+        ConfigError: The environment's AWS settings are faulty.
+    """
+    if scheme == "memory":
+        return MemoryObjectStore()
+    from smartpipe.transports.aws.s3 import S3ObjectStore  # so that only those who use S3 load an AWS client
+
+    return S3ObjectStore()

@@ -29,9 +29,9 @@ async def planned(*services: Service) -> list[str]:
 
 async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
     from smartpipe.topology.aws.provision import Provisioner
-    from smartpipe.transports.aws.opening import transport_from_environment
+    from smartpipe.transports.open import open_aws_transport
 
-    transport = transport_from_environment()
+    transport = open_aws_transport()
     try:
         provisioner = Provisioner(transport)
         changes = await provisioner.plan(services)
@@ -56,9 +56,9 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
         AssertionError: The drain had to cancel a handler, or could not delete a message.
     """
     from smartpipe.topology.aws.verify import verify
-    from smartpipe.transports.aws.opening import transport_from_environment
+    from smartpipe.transports.open import open_aws_transport
 
-    transport = transport_from_environment()
+    transport = open_aws_transport()
 
     async def check() -> None:
         await verify(service, transport)
