@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.table import Table
@@ -24,22 +25,23 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.md")
 HEADINGS = {
-    "events": "published: SNS or SQS took them, or the outbox's transaction committed",
-    "effects": "the effects that they had; where two services handle every event, each has its own effect",
-    "missing": "the effects that they did not have. Must be 0",
-    "twice": "effects that are there more than once, in handlers with `delivery.transaction()`. Must be 0",
+    "events": "published events: SNS or SQS accepted them, or the outbox's transaction committed",
+    "effects": "effects of these events. If two services handle every event, each service has its own effect",
+    "missing": "effects that did not happen. Must be 0",
+    "twice": "effects that happened more than once, in handlers with `delivery.transaction()`. Must be 0",
     "plain": (
-        "the same in handlers that insert with a connection of their own. Must be 0, but for rows marked *: see below"
+        "effects that happened more than once, in handlers that insert on their own connection. Must be 0, except in "
+        "rows marked *: see below"
     ),
-    "turned": "events of a FIFO queue whose effect came after that of a later event of their group. Must be 0",
-    "dead": "messages in the dead-letter queue. Must be 0: no handler here fails for good",
+    "order": "events of a FIFO queue whose effect happened after that of a later event of their group. Must be 0",
+    "DLQ": "messages in the dead-letter queue. Must be 0, because no handler here fails permanently",
     "left": (
-        "messages still in the queue, visible, in flight or delayed, and events still in the outbox, two minutes after "
-        "the fault. Must be 0"
+        "messages that are still in the queue (visible, in flight or delayed) and events that are still in the outbox "
+        "two minutes after the fault. Must be 0"
     ),
-    "kills": "processes killed with SIGKILL; each was replaced",
-    "calls": "calls to AWS and deliveries that were hindered",
-    "s": "seconds that it took, with start and end of the processes",
+    "kills": "processes killed with SIGKILL. Each was replaced",
+    "faults": "calls to AWS and deliveries with an injected fault",
+    "s": "duration in seconds, including the start and the end of the processes",
 }
 
 
@@ -72,8 +74,8 @@ def named(outcome: Outcome) -> str:
 
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Make what the terminal shows; it fits 100 columns."""
-    made = Table(padding=(0, 0), caption="* may be more than 0: docs/delivery-guarantees.md says why")
-    made.add_column("what happens", ratio=1)
+    made = Table(padding=(0, 0), caption="* may be more than 0: docs/delivery-guarantees.md explains why")
+    made.add_column("scenario", ratio=1)
     for heading in HEADINGS:
         made.add_column(heading, justify="right")
     for outcome in outcomes:
@@ -89,13 +91,13 @@ def page(outcomes: Sequence[Outcome], run: Run, servers: Mapping[str, str]) -> s
     """
     packages = ("ministack", "moto", "asyncpg", "redis", "aiobotocore")
     versions = {"smartpipe": __version__, **servers, **{name: version(name) for name in packages}}
-    rows = ["| what happens | " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * len(HEADINGS)]
+    rows = ["| scenario | " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * len(HEADINGS)]
     rows += [f"| {named(outcome)} | " + " | ".join(figures(outcome)) + " |" for outcome in outcomes]
     broken = [f"- **{outcome.scenario.name}**: {', '.join(outcome.broken)}." for outcome in outcomes if outcome.broken]
     marked = [
-        f"  - {outcome.scenario.name}: {outcome.twice_plain} of {outcome.plain}; {outcome.scenario.may_double}."
-        for outcome in outcomes
-        if outcome.scenario.may_double and not outcome.not_played
+        _item(f"{one.scenario.name}: {one.twice_plain} of {one.plain} effects ({one.scenario.may_double}).", "  ")
+        for one in outcomes
+        if one.scenario.may_double and not one.not_played
     ]
     return Template(PAGE.read_text()).substitute(
         seed=run.seed,
@@ -109,13 +111,19 @@ def page(outcomes: Sequence[Outcome], run: Run, servers: Mapping[str, str]) -> s
         machine=f"{platform.system()} on {platform.machine()}",
         cores=os.cpu_count(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
-        versions=", ".join(f"{name} {number}" for name, number in versions.items()),
+        versions=fill(", ".join(f"{name} {number}" for name, number in versions.items()), 108),
         published=f"{sum(outcome.published for outcome in outcomes):,}",
         kills=sum(outcome.kills for outcome in outcomes),
         hindered=f"{sum(outcome.hindered for outcome in outcomes):,}",
         ended=sum(len(outcome.ended) for outcome in outcomes) or "no",
         rows="\n".join(rows),
-        meanings="\n".join(f"- **{heading}**: {meaning}." for heading, meaning in HEADINGS.items()),
-        broken="\n".join(["## What is broken in this run", "", *broken, "", ""]) if broken else "",
+        meanings="\n".join(_item(f"**{heading}**: {meaning}.") for heading, meaning in HEADINGS.items()),
+        broken="\n".join(["## Failures in this run", "", *broken, "", ""]) if broken else "",
         marked="\n".join(marked),
     )
+
+
+def _item(text: str, indent: str = "") -> str:
+    """Return a list item with lines of at most 120 characters."""
+    first, rest = f"{indent}- ", f"{indent}  "
+    return fill(text, 120, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
