@@ -56,7 +56,7 @@ CONSUMERS = (
         OURS,
         "by_smartpipe",
         10,
-        "no network, concurrency 80: the framework's own cost",
+        "no network, concurrency 80; this is the framework's own cost",
         transport="memory",
         concurrency=80,
     ),
@@ -71,17 +71,22 @@ CONSUMERS = (
         transport="botocore",
         concurrency=80,
     ),
-    Contender(BARE, LOOP, "by_aiobotocore", 20, "8 tasks, ten to a receive and to a delete"),
+    Contender(BARE, LOOP, "by_aiobotocore", 20, "8 tasks, ten messages per receive and per delete"),
     Contender(
-        "sqs-workers", SQS_WORKERS, "by_sqs_workers", 3, "blocking, ten to a receive and to a delete", "sqs-workers"
+        "sqs-workers",
+        SQS_WORKERS,
+        "by_sqs_workers",
+        3,
+        "blocking, ten messages per receive and per delete",
+        "sqs-workers",
     ),
-    Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten to a receive and to a delete"),
-    Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "ten to a receive, a delete each", "tomodachi"),
-    Contender("kombu", KOMBU, "by_kombu", 2, "blocking, ten to a receive, a delete each", "kombu"),
-    Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 2, "ten to a receive, a delete each", "taskiq"),
+    Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten messages per receive and per delete"),
+    Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "ten messages per receive, one per delete", "tomodachi"),
+    Contender("kombu", KOMBU, "by_kombu", 2, "blocking, ten messages per receive, one per delete", "kombu"),
+    Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 2, "ten messages per receive, one per delete", "taskiq"),
 )
 PUBLISHERS = (
-    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 30, "ten to a PublishBatch", transport="direct"),
+    Contender("smartpipe, publish_many", OURS, "by_smartpipe", 30, "ten events per PublishBatch", transport="direct"),
     Contender(
         "smartpipe over botocore, publish_many",
         OURS,
@@ -90,12 +95,17 @@ PUBLISHERS = (
         "the same, SMARTPIPE_TRANSPORT=botocore",
         transport="botocore",
     ),
-    Contender(BARE, LOOP, "by_aiobotocore", 20, "8 tasks, ten to a PublishBatch"),
-    Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten to a PublishBatch"),
+    Contender(BARE, LOOP, "by_aiobotocore", 20, "8 tasks, ten events per PublishBatch"),
+    Contender("boto3, 4 threads", BOTO3, "by_boto3", 3, "ten events per PublishBatch"),
 )
 SINGLE_PUBLISHERS = (
     Contender(
-        "smartpipe, publish", OURS, "by_smartpipe", 30, "gathered for 5 ms, ten to a PublishBatch", transport="direct"
+        "smartpipe, publish",
+        OURS,
+        "by_smartpipe",
+        30,
+        "batched for 5 ms, ten events per PublishBatch",
+        transport="direct",
     ),
     Contender(
         "smartpipe over botocore, publish",
@@ -105,8 +115,8 @@ SINGLE_PUBLISHERS = (
         "the same, SMARTPIPE_TRANSPORT=botocore",
         transport="botocore",
     ),
-    Contender(BARE, LOOP, "by_aiobotocore", 5, "a Publish each"),
-    Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "a Publish each"),
+    Contender(BARE, LOOP, "by_aiobotocore", 5, "one event per Publish"),
+    Contender("tomodachi", TOMODACHI, "by_tomodachi", 2, "one event per Publish"),
 )
 IDLE = Contender("smartpipe, idle", OURS, "by_smartpipe", 0, "20-second polls of an empty queue", transport="direct")
 

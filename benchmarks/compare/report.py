@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.compare.contenders import BARE, IDLE, SMARTPIPE, TABLES
@@ -15,13 +16,14 @@ Runs = dict[str, dict[str, list[Figures]]]
 TITLES = {
     "consume": "Consuming: receive, handle, delete",
     "publish": "Publishing many",
-    "publish-single": "Publishing singly, 100 at once",
+    "publish-single": "Publishing one by one, with 100 concurrent calls",
 }
 HEAD = """# Results
 
-CPU time of the client's process for each message, in µs: user and system time of all threads, from the
-{warm}th message to the answer to the last delete. The median of {rounds} rounds, in each of which every client
-ran once, in rotating order, on the same broker. Made by `{command}`; how, is told [below](#how).
+The figures are the CPU time of the client's process per message, in µs. This is the user and system time of all
+threads, from the {warm}th message to the response to the last delete. Each figure is the median of {rounds} rounds. In
+each round, every client ran once, in rotating order, on the same broker. [How](#how) describes the method.
+To make this page again, run `{command}`.
 """
 PICTURE = """
 ![CPU per message of each client, with the bare aiobotocore loop marked](results.svg)
@@ -29,25 +31,27 @@ PICTURE = """
 HOW = """
 ## How
 
-- **A process and a queue for each run.** The queue is new, and filled before by another process. A run counts only if
-  every event was handled and the queue is empty after it or, of publishing, if the queue that subscribes to the
-  topic has every event.
-- **The same event for all**: nested JSON of some 300 bytes, in the envelope that each client wants: CloudEvents for
-  smartpipe and for the loops of aiobotocore and boto3 (some 600 bytes), and their own for sqs-workers, kombu (Base64
-  twice), taskiq and tomodachi (inside of SNS's). The loops publish what smartpipe publishes, `type` attribute
-  included. The handler counts the event, and no more.
-- **smartpipe does all of its work**: a `Worker` with a service and a typed event, validated by Pydantic; routing,
-  leases, heartbeats, batched deletes, JSON logs, health server. Its figure holds the drain, too. The others do not
-  validate, and renew no lease. Concurrency 80 is what the bare loop has in hand; a worker's default
-  is 10.
-- **The bare loop** is aiobotocore and nothing else: 8 tasks, each of which receives ten, parses them and deletes them
-  in one call. All that are on asyncio run on uvloop, as smartpipe's worker does, the bare loop included. taskiq,
-  kombu and tomodachi delete one by one, as they are made.
-- **Not in the tables of publishing**: kombu, taskiq and sqs-workers, which send to SQS and do not publish to SNS.
-- **Slow clients get fewer messages**, so that a run ends, and quick ones more, so that it lasts. Thousands of them,
-  after the {warm} before the clock starts: {counts}.
-- CPU time, not wall clock: the broker shares the cores, and says more about throughput than any client. So do others
-  at times: hence medians, and their spread.
+- **Each run has its own process and queue.** The queue is new, and another process fills it beforehand. A run counts
+  only if the client has handled every event and has left the queue empty. A run that publishes counts only if the
+  queue that subscribes to the topic has received every event.
+- **All clients process the same event**: nested JSON of some 300 bytes, in the envelope that each client expects. This
+  is CloudEvents for smartpipe and for the loops of aiobotocore and boto3 (some 600 bytes). sqs-workers, kombu (Base64
+  twice), taskiq and tomodachi (inside SNS's envelope) have their own. The loops publish the same messages as smartpipe,
+  with the `type` attribute. The handler only counts the event.
+- **smartpipe does all of its work**: it runs a `Worker` with a service and a typed event that Pydantic validates,
+  with routing, leases, heartbeats, batched deletes, JSON logs and the health server. Its figure includes the drain. The
+  other clients do not validate events and do not renew leases. Concurrency 80 is the number of messages that the bare
+  loop has in flight. The default of a worker is 10.
+- **The bare loop** is aiobotocore and nothing else: 8 tasks, each of which receives ten messages, parses them and
+  deletes them in one call. All clients that use asyncio run on uvloop, as smartpipe's worker does. So does the
+  bare loop. taskiq, kombu and tomodachi delete messages one by one, because they are built that way.
+- **The tables of publishing leave out** kombu, taskiq and sqs-workers, which send to SQS and do not publish to SNS.
+- **Slow clients get fewer messages**, so that a run ends. Quick clients get more, so that a run lasts long enough. The
+  clock starts after {warm} messages. After that, the clients get these numbers of messages, in thousands:
+  {counts}.
+- **The figures are CPU time**, not wall time. The broker shares the cores with the client, so the throughput says more
+  about the broker than about any client. At times, other processes share the cores too. This is why you see medians,
+  with their spread.
 """
 
 
@@ -61,10 +65,10 @@ class Target(NamedTuple):
     digits: int = 3
 
 
-RATIO = Target("worker, of the bare loop", 0.35, 0.22)
-MEMORY = Target("worker in memory, µs a message", 40, 20, " µs", 0)
-MANY = Target("`publish_many`, of bare PublishBatch", 0.30, 0.15)
-SINGLE = Target("100 single `publish` at once, of a bare Publish each", 0.10, 0.04)
+RATIO = Target("worker, relative to the bare loop", 0.35, 0.22)
+MEMORY = Target("worker in memory, µs per message", 40, 20, " µs", 0)
+MANY = Target("`publish_many`, relative to bare PublishBatch", 0.30, 0.15)
+SINGLE = Target("100 concurrent `publish` calls, relative to one bare Publish each", 0.10, 0.04)
 IDLING = Target("idle worker on 20-second polls, CPU", 0.5, 0.2, " %", 2)
 
 
@@ -72,7 +76,7 @@ def report(runs: Runs, machine: Mapping[str, str], *, warm: int) -> str:
     """Return the whole page."""
     tables = {what: lines(runs[what], bare=BARE) for what in TABLES}
     rounds = max(len(found) for found in runs["consume"].values())
-    counts = "; ".join(f"{one.name}: {one.weight}" for one in TABLES["consume"])
+    counts = fill("; ".join(f"{one.name}: {one.weight}" for one in TABLES["consume"]), 116, subsequent_indent="  ")
     parts = [HEAD.format(warm=warm, rounds=rounds, command=machine["command"]), targets(tables, runs["idle"]), PICTURE]
     for what, title in TITLES.items():
         notes = {contender.name: contender.note for contender in TABLES[what]}
@@ -95,7 +99,7 @@ def targets(tables: Mapping[str, Sequence[Line]], idle: Mapping[str, Sequence[Fi
         (SINGLE, single[f"{SMARTPIPE}, publish"].ratio),
         (IDLING, idling),
     ]
-    head = "| figure | at most | aim | measured | |\n|---|--:|--:|--:|---|\n"
+    head = "| figure | limit | aim | measured | result |\n|---|--:|--:|--:|---|\n"
     return head + "\n".join(_row(target, value) for target, value in rows) + "\n"
 
 

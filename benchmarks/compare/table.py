@@ -75,7 +75,7 @@ def _line(name: str, figures: Sequence[Figures]) -> Line:
 
 def markdown(found: Sequence[Line], notes: Mapping[str, str]) -> str:
     """The table as Markdown."""
-    rows = ["| client | µs CPU each | min to max | of bare | how |", "|---|--:|--:|--:|---|"]
+    rows = ["| client | CPU µs per message | min to max | relative to bare loop | setup |", "|---|--:|--:|--:|---|"]
     for line in found:
         if line.fault:
             rows.append(f"| {line.name} | not run: {_cell(line.fault)} | | | {notes[line.name]} |")
