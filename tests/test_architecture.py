@@ -230,9 +230,9 @@ def test_there_is_no_import_cycle() -> None:
 def test_a_folder_is_small() -> None:
     modules = [path for path in FILES if not path.name.startswith("__")]
 
-    crowded = {str(folder): count for folder, count in Counter(path.parent for path in modules).items() if count > 20}
+    crowded = {folder: count for folder, count in Counter(path.parent for path in modules).items() if count > 20}
 
-    assert crowded == {PACKAGE: len([path for path in modules if path.parent == PACKAGE])}
+    assert set(crowded) <= {PACKAGE}  # shared modules and those that users import by their path
 
 
 def test_an_init_file_holds_no_logic() -> None:

@@ -4,9 +4,10 @@ SmartpipeError
 ├─ ConfigError              wrong settings or declarations, all of them at once
 ├─ PublishError             events that SNS did not take
 │   └─ EventTooLarge        refused before any I/O
-├─ DecodeError              a body that is no valid envelope, or data that does not fit
-├─ PayloadError             a body in S3 that is not there, or a coding that nothing here reads
-├─ UnknownEventType         no handler for this type and major version
+├─ MessageError             a message that cannot become an event; ``kind`` says why
+│   ├─ DecodeError          the body is not a valid envelope, or the data does not fit its class
+│   ├─ PayloadError         the body in S3 does not exist, or its encoding is unknown
+│   └─ UnknownEventType     no handler for this type and major version
 ├─ TopologyError            a topic, queue or subscription that is missing or not allowed
 ├─ TransportError           AWS unreachable, or it refused the call
 ├─ StoreError               the idempotency store unreachable, or it refused the call
@@ -81,8 +82,20 @@ class EventTooLarge(PublishError):
         super().__init__([PublishFailure(event, event_id, "EventTooLarge", detail, retryable=False)])
 
 
-class DecodeError(SmartpipeError):
-    """A message body that cannot become an event; retrying cannot help, so it is dead-lettered.
+class MessageError(SmartpipeError):
+    """A message that cannot become an event.
+
+    Args:
+        kind: The reason, as the dead-letter message and the log have it.
+    """
+
+    def __init__(self, kind: str, detail: str) -> None:
+        self.kind = kind
+        super().__init__(detail)
+
+
+class DecodeError(MessageError):
+    """A message body that cannot become an event. Retrying cannot help, so it is dead-lettered.
 
     Args:
         kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``too-many-values``, ``not-compressed``,
@@ -91,27 +104,22 @@ class DecodeError(SmartpipeError):
     """
 
     def __init__(self, kind: str, detail: str, errors: Sequence[dict[str, Any]] = ()) -> None:
-        self.kind = kind
         self.errors = tuple(errors)
-        super().__init__(detail)
+        super().__init__(kind, detail)
 
 
-class PayloadError(SmartpipeError):
-    """A body that could not be had now: it is tried again as the service's retry policy says, then dead-lettered.
+class PayloadError(MessageError):
+    """A body that cannot be read now. The service's retry policy decides when to retry and when to dead-letter.
 
-    Args:
-        kind: ``payload-missing`` or ``unknown-encoding``.
+    Its ``kind`` is ``payload-missing`` or ``unknown-encoding``.
     """
 
-    def __init__(self, kind: str, detail: str) -> None:
-        self.kind = kind
-        super().__init__(detail)
 
-
-class UnknownEventType(SmartpipeError):
+class UnknownEventType(MessageError):
     """A valid envelope whose type and major version no handler of this queue subscribes to."""
 
-    kind = "unknown-event-type"
+    def __init__(self, detail: str) -> None:
+        super().__init__("unknown-event-type", detail)
 
 
 class TopologyError(SmartpipeError):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from smartpipe.consumer.decide import UnknownEvents
+    from smartpipe.transport import Transport
     from tests.support.fakes import FakeTransport
 
 VISIBILITY_SECONDS = 30
@@ -38,7 +39,7 @@ def make_service(
 
 def make_consumer(
     service: Service,
-    transport: FakeTransport,
+    transport: Transport,
     *,
     concurrency: int = 10,
     poll_seconds: int = POLL_SECONDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from smartpipe.errors import DecodeError, PayloadError, Reject, Retry, UnknownEventType
+from smartpipe.errors import DecodeError, MessageError, PayloadError, Reject, Retry, UnknownEventType
 
 if TYPE_CHECKING:
     from smartpipe.retry import RetryPolicy
@@ -100,7 +100,7 @@ def _decide(
 
 def describe_error(error: BaseException) -> str:
     """Return what a log line says of *error*: its type and text, whatever its ``__str__`` does."""
-    if isinstance(error, (Reject, DecodeError, PayloadError, UnknownEventType)):
+    if isinstance(error, (Reject, MessageError)):
         return str(error)
     try:
         return f"{type(error).__name__}: {error}"

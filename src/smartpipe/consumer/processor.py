@@ -22,7 +22,7 @@ from smartpipe.consumer.room import HandlerLimit
 from smartpipe.delivery import Delivery
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.read import MessageReader
-from smartpipe.errors import ConfigError, DecodeError, PayloadError, Reject, Retry, TransportError, UnknownEventType
+from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 
@@ -155,7 +155,7 @@ class Processor:
             deferred = self._invocation.deferred(error)  # of a validator that found no memory, too
             if deferred is not None:
                 return Processed(self._defer(message, deferred))
-            if not isinstance(error, (DecodeError, PayloadError, UnknownEventType)):
+            if not isinstance(error, MessageError):
                 raise
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))

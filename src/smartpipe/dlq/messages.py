@@ -20,7 +20,7 @@ from smartpipe.envelope.encoding import decompress_body
 from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.structure import exceeds
 from smartpipe.envelope.validators import bounded_validator
-from smartpipe.errors import DecodeError, PayloadError
+from smartpipe.errors import MessageError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def read_message(message: Message) -> DeadLetterMessage:
             type_, key = _type_of(message), payload_at(message.body).key
             return DeadLetterMessage(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
         context = _context(_json_of(message)) or {}
-    except (ValidationError, DecodeError, PayloadError, EncodedBody):
+    except (ValidationError, MessageError, EncodedBody):
         context = {}
     return DeadLetterMessage(message, context.get("id"), context.get("type"), context.get("source"), reason)
 
@@ -99,7 +99,7 @@ def preview(message: Message, limit_characters: int) -> str:
     try:
         body = "" if is_pointer(message.attributes) else _json_of(message)
         found = None if exceeds(body, LIMIT_OBJECTS) else from_json(body)
-    except (ValueError, DecodeError, PayloadError, EncodedBody):
+    except (ValueError, MessageError, EncodedBody):
         found = None
     if not isinstance(found, dict) or "data" not in found:
         return message.body[:limit_characters]

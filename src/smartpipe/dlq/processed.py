@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.envelope.read import MessageReader
-from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
+from smartpipe.errors import MessageError
 from smartpipe.idempotency.claims import MAX_CLAIMS
 from smartpipe.idempotency.store import Completed, InProgress
 from smartpipe.payload_offload import PayloadOffload
@@ -95,7 +95,7 @@ class ProcessedEvents:
         """Return how many handlers take the letter, and the keys of the idempotent ones."""
         try:
             envelope = await self._reader.read(letter.message)
-        except (DecodeError, PayloadError, UnknownEventType):
+        except MessageError:
             return 0, []
         taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
         options = [(handler.named(self._prefix), handler.options.idempotency) for handler in taking]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smartpipe.testing.broker import MemoryBroker
     from smartpipe.testing.clock import virtual_time
-    from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
     from smartpipe.testing.real_broker import planned, provision, working
+    from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
 
 __all__ = [
     "DeadLettered",

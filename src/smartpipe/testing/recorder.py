@@ -13,7 +13,7 @@ from smartpipe.envelope.encoding import decompress_body, is_encoded
 from smartpipe.envelope.object_store import get_from_memory
 from smartpipe.envelope.pointer import is_pointer, payload_at
 from smartpipe.envelope.trusted_locations import TrustedLocations
-from smartpipe.errors import DecodeError, PayloadError, UnknownEventType
+from smartpipe.errors import MessageError
 from smartpipe.events import event_class
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Published, Record, Retried
 from smartpipe.topology.resources import Topology
@@ -135,5 +135,5 @@ def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
         return decoder_of(frozenset({cls})).decode(body) if cls else None
-    except (ValueError, TypeError, KeyError, AttributeError, DecodeError, PayloadError, UnknownEventType):
+    except (ValueError, TypeError, KeyError, AttributeError, MessageError):
         return None
