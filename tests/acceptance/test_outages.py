@@ -47,12 +47,12 @@ def test_fault_05_a_worker_outlives_its_broker_and_goes_on(tmp_path: Path, monke
         until_blocking(lambda: Queues(boto3.client("sqs")).depth("jobs") == (0, 0))
 
         first.stop()
-        worker.wait_until(lambda: worker.logged("queue jobs cannot be polled"))
+        worker.wait_until(lambda: worker.logged("Cannot receive from queue jobs"))
         unready = http_status(health + "/readyz")[0]
         alive = http_status(health + "/livez")[0]
         stack.enter_context(EmbeddedBroker(port=first.port))
         post("after")
-        worker.wait_until(lambda: worker.logged("queue jobs can be polled again"))
+        worker.wait_until(lambda: worker.logged("Receiving from queue jobs again"))
         ready = http_status(health + "/readyz")[0]
         worker.signal(signal.SIGTERM)
 

@@ -66,7 +66,7 @@ def test_a_message_that_kills_its_worker_takes_nothing_with_it_in_the_end_and_is
         until_blocking(lambda: not worker.running)  # noqa: B023 - asked before the next one starts
         assert jobs.count("begun killer") == kills
     worker = jobs.start_worker("--wait-seconds", "1")
-    worker.wait_until(lambda: worker.logged("dead-lettered (worker-lost)"))
+    worker.wait_until(lambda: worker.logged("Dead-lettered (worker-lost)"))
     jobs.wait_for("done", 8)
 
     reasons = queues.dead_letter_reasons("jobs")

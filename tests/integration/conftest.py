@@ -47,7 +47,7 @@ async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 def no_time_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed polls are tried again soon."""
-    monkeypatch.setattr("smartpipe.consumer.poller.OUTAGE_WAITS", wait_fixed(0.02))
+    monkeypatch.setattr("smartpipe.consumer.receive_health.OUTAGE_WAITS", wait_fixed(0.02))
 
 
 @pytest.fixture

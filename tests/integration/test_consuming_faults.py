@@ -29,7 +29,7 @@ async def shop(fast_proxy: FaultProxy) -> Shop:
 
 
 def polling(worker: Worker) -> bool:
-    return worker.ready and worker.consumers[0].poller.open_polls > 0
+    return worker.ready and worker.consumers[0].open_calls > 0
 
 
 class Names:
@@ -92,11 +92,11 @@ async def test_fault_05_polling_outlives_every_kind_of_failure_and_says_each_onc
         await shop.put("7")
         await until(lambda: shop.seen == ["7"])
 
-    codes = [line.split(": ")[1] for line in said(caplog, "cannot be polled")]
+    codes = [line.split(": ")[1] for line in said(caplog, "Cannot receive from queue")]
     cut_off = "ConnectionClosedError"
     assert codes[:6] == ["ServiceUnavailable", cut_off, "JSONDecodeError", "503", cut_off, "NeverHeardOf"]
     assert codes[6:] in (["EndpointConnectionError"], [cut_off, "EndpointConnectionError"])  # a call was under way
-    assert len(said(caplog, "can be polled again")) == 1
+    assert len(said(caplog, "Receiving from queue")) == 1
 
 
 @pytest.mark.usefixtures("no_time_lost")
@@ -119,8 +119,8 @@ async def test_fault_05_polling_outlives_a_name_that_cannot_be_looked_up(
         await shop.put("7")
         await until(lambda: shop.seen == ["7"])
 
-    assert len(said(caplog, "can be polled again")) == 1
-    assert said(caplog, "cannot be polled, trying on: EndpointConnectionError")
+    assert len(said(caplog, "Receiving from queue")) == 1
+    assert said(caplog, "Cannot receive from queue mailer, retrying: EndpointConnectionError")
 
 
 NO_QUEUE = (400, "QueueDoesNotExist", "The specified queue does not exist.")
@@ -155,7 +155,7 @@ async def test_fault_16_a_queue_that_is_missing_or_denied_is_named_and_polled_sl
         fast_proxy.faults.clear()
         await until(lambda: worker.ready)
 
-    [line] = said(caplog, "cannot be polled")
+    [line] = said(caplog, "Cannot receive from queue")
     assert words in line
     assert worker.consumers[0].queue.name in line
     assert all(later - earlier > 0.19 for earlier, later in pairwise(fault.hit_at))
@@ -193,8 +193,8 @@ async def throttled(
     assert [fault.hits for fault in faults] == [2, 2]
     assert shop.seen == ["7"]
     assert worker.consumers[0].counts.not_deleted == 0
-    assert len(said(caplog, f"cannot be polled, trying on: {answer[1]}")) == 1
-    assert len(said(caplog, "can be polled again after 2 failed polls")) == 1
+    assert len(said(caplog, f"Cannot receive from queue mailer, retrying: {answer[1]}")) == 1
+    assert len(said(caplog, "again after 2 failed calls")) == 1
 
 
 @pytest.mark.usefixtures("no_time_lost")
@@ -208,7 +208,7 @@ async def test_fault_35_a_poll_that_is_never_answered_is_given_up_after_its_wait
     async with working(shop.service):
         await until(lambda: shop.seen)
 
-    assert said(caplog, "cannot be polled, trying on: ReadTimeoutError")
+    assert said(caplog, "Cannot receive from queue mailer, retrying: ReadTimeoutError")
 
 
 @pytest.mark.usefixtures("no_time_lost", "restless")
@@ -244,10 +244,10 @@ async def test_fault_53_a_clock_that_is_wrong_is_told_with_both_times(
     answer = (403, "InvalidSignatureException", "Signature expired: 20261123T020000Z is now earlier than")
     fast_proxy.add(Fault("ReceiveMessage", answer=answer, headers=headers))
     async with working(shop.service) as worker:
-        await until(lambda: said(caplog, "cannot be polled"))
+        await until(lambda: said(caplog, "Cannot receive from queue"))
         assert not worker.ready
 
-    [line] = said(caplog, "cannot be polled")
+    [line] = said(caplog, "Cannot receive from queue")
     assert f"AWS's {theirs:%Y-%m-%d %H:%M:%S} UTC" in line
     assert "this machine's clock says" in line
 

@@ -102,7 +102,7 @@ async def test_fault_03_a_message_that_comes_during_the_last_poll_is_not_strande
 
     await provision(service)
     async with working(service, wait_seconds=3) as worker:
-        await until(lambda: worker.consumers and worker.consumers[0].poller.open_polls == 1)
+        await until(lambda: worker.consumers and worker.consumers[0].open_calls == 1)
         worker.stop("now")
         await asyncio.sleep(0.5)
         await asyncio.to_thread(queues.send, "mailer", BODY)

@@ -30,7 +30,7 @@ def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Non
 @pytest.mark.parametrize(("slots", "limit"), [(1, MIN_OVERDUE), (2, 2), (10, 10)])
 async def test_as_many_calls_as_slots_may_be_overdue_and_two_where_there_is_one_slot(slots: int, limit: int) -> None:
     capacity, woken = Capacity(slots), list[str]()
-    capacity.on_room(lambda: woken.append("woken"))
+    capacity.on_open(lambda: woken.append("woken"))
 
     gate = capacity.gate()
     for call in range(limit):
@@ -80,7 +80,7 @@ async def test_a_resource_that_ran_out_stops_polls_for_longer_each_time_and_lets
 async def test_each_success_lets_one_more_message_out_and_the_next_shortage_halves_them() -> None:
     capacity, woken = Capacity(10), list[str]()
     gate = capacity.gate()
-    capacity.on_room(lambda: woken.append("woken"))
+    capacity.on_open(lambda: woken.append("woken"))
     capacity.ran_out("memory")
     capacity.succeeded()  # begun before, it may have had the memory
     assert not capacity.ready

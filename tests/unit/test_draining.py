@@ -271,7 +271,7 @@ def test_a_message_whose_task_is_cancelled_before_it_began_is_given_back() -> No
     async def main() -> Counters:
         consumer = make_consumer(service, transport)
         consumer._accept([transport.message(ADA, received_at=0.0)])
-        for task in consumer._tasks:
+        for task in consumer._runner.tasks:
             task.cancel()
         await drain(consumer, budget_seconds=25)
         return consumer.counts

@@ -11,7 +11,7 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import ConfigError, Event, Queue, Reject, RetryPolicy, Service
-from smartpipe.consumer.groups import MAX_REMEMBERED, Groups
+from smartpipe.consumer.history import MAX_REMEMBERED, DeliveryHistory
 from smartpipe.consumer.leases import Lease
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import consuming
@@ -165,7 +165,7 @@ async def test_fault_24_a_halted_group_waits_and_alarms_until_it_can_go_on(caplo
         assert ("b", 1) in ran
         assert 55 <= ran.count(("a", 0)) <= 65
         assert broker.dead_lettered() == []
-        assert "group a halted (retries-exhausted), tried again in 60 s: OSError: poison" in caplog.messages
+        assert "Group a is halted (retries-exhausted), will retry in 60 s: OSError: poison" in caplog.messages
         broken = False
         await broker.drain()
 
@@ -260,7 +260,7 @@ async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
     async def main() -> None:
         async with consuming(ledger(handle), transport) as consumer:
             leases.clear()
-            consumer._visibility.hold = keep(consumer._visibility.hold)  # type: ignore[method-assign, assignment]
+            consumer._leases.hold = keep(consumer._leases.hold)  # type: ignore[method-assign, assignment]
             transport.put(*payments("a", 3), group_id="a")
             await asyncio.sleep(5)
 
@@ -279,32 +279,24 @@ async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
     assert ran == [0]
 
 
-async def test_the_memory_of_what_was_given_back_is_bounded() -> None:
-    groups, transport = Groups(fifo=True), FakeTransport()
+async def test_the_history_of_returned_messages_is_bounded() -> None:
+    history, transport = DeliveryHistory(), FakeTransport()
 
-    async def come_again(lease: Lease) -> float:
-        return 1
-
-    def lease_of(message: Message) -> Lease:
-        return Lease(message, math.inf, math.inf, lambda: 0)
-
-    async def give_back(messages: list[Message]) -> None:
-        [chain, *_] = [groups.chain_for(lease_of(message)) for message in messages]
-        assert chain is not None
-        await groups.run(chain, come_again, lambda *_: None, groups.ended)
+    def recalled(message: Message) -> Lease:
+        lease = Lease(message, math.inf, math.inf, lambda: 0)
+        history.recall(lease)
+        return lease
 
     first, second = transport.put("x", "y", group_id="a")
-    await give_back([first, second])
-    [chain] = [groups.chain_for(lease_of(second))]
-    assert chain is not None
-    assert (chain[0].unbegun, chain[0].explained) == (1, 1)
-    groups.ended(chain)
+    history.record_return(recalled(first))
+    history.record_skip(recalled(second))
+    assert (recalled(first).skipped, recalled(first).returned) == (0, 1)
+    assert (recalled(second).skipped, recalled(second).returned) == (1, 1)
 
-    await give_back([transport.message("x", group_id="a") for _ in range(MAX_REMEMBERED + 1)])
+    for _ in range(MAX_REMEMBERED + 1):
+        history.record_skip(recalled(transport.message("x", group_id="a")))
 
-    [chain] = [groups.chain_for(lease_of(second))]
-    assert chain is not None
-    assert (chain[0].unbegun, chain[0].explained) == (0, 0)
+    assert (recalled(second).skipped, recalled(second).returned) == (0, 0)
 
 
 def test_a_fifo_queue_and_a_standard_topic_cannot_be_connected() -> None:

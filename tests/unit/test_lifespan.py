@@ -302,7 +302,7 @@ async def test_a_lifespan_that_hangs_does_not_outlive_the_drain(
 
     assert code == 1
     assert seconds < 3 + 4 + 4
-    assert "the lifespan of mailer did not end in time and was cancelled" in caplog.messages
+    assert "The lifespan of mailer did not end in time and was cancelled" in caplog.messages
 
 
 @pytest.mark.parametrize("lifespan", [fail_at_the_start, fail_at_the_end])
@@ -315,7 +315,7 @@ async def test_a_lifespan_that_fails_is_told_and_the_worker_ends_with_1(
 
         assert await running.run() == 1
 
-    [told] = [message for message in caplog.messages if message.startswith("the lifespan of mailer failed")]
+    [told] = [message for message in caplog.messages if message.startswith("The lifespan of mailer failed")]
     assert "ConnectionError: no " in told
 
 

@@ -314,7 +314,7 @@ async def test_abandoned_threads_are_bounded_and_good_messages_wait_for_them_to_
     transport.put(*[ADA] * 300)
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
         capacity = consumer._processor._resources.threads.capacity
-        await until(lambda: capacity.full and not consumer.in_flight and not consumer.poller.open_polls)
+        await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
         received = consumer.counts.received
         assert threading.active_count() - alive <= 2 * 5
         assert received <= 5 * 5

@@ -10,9 +10,8 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
+from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
 from smartpipe.consumer.handlers import slots_for
-from smartpipe.consumer.pace import TokenBucket
-from smartpipe.consumer.room import HandlerLimit
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING
@@ -147,7 +146,7 @@ def test_fault_42_what_is_received_and_waits_never_exceeds_the_slots() -> None:
                 while len(transport._inbox) < 50:
                     transport.put(ADA if len(transport._inbox) % 2 else UserLeft(name="x"))
                 await asyncio.sleep(1)
-                unsettled = len(consumer._visibility._leases) - consumer._acknowledger.unsettled
+                unsettled = len(consumer._leases._leases) - consumer._slots.unsettled
                 most = max(most, consumer.in_flight, unsettled)
             transport._inbox.clear()
         return consumer.counts.received
@@ -308,46 +307,57 @@ def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
     assert released["r2"] == released["r3"] < 10  # not when the running one ended
 
 
-async def test_a_room_serves_who_came_first_and_forgets_who_gave_up() -> None:
-    room, order = HandlerLimit(1), list[str]()
+async def test_a_handler_limit_serves_in_order_and_forgets_cancelled_waiters() -> None:
+    limit, order = HandlerLimit(1), list[str]()
 
     async def visit(name: str) -> None:
-        assert await room.enter(leaves=False)
+        assert await limit.acquire(name, may_leave=False)
         order.append(name)
         await asyncio.sleep(0)
-        room.leave()
+        limit.release(name)
 
-    assert await room.enter(leaves=True)
+    assert await limit.acquire("first", may_leave=True)
     visits = [asyncio.create_task(visit(name)) for name in "abc"]
     await asyncio.sleep(0)
     visits[0].cancel()
-    room.leave()
+    limit.release("first")
     await asyncio.wait(visits)
 
     assert order == ["b", "c"]
-    assert await room.enter(leaves=True)
+    assert await limit.acquire("last", may_leave=True)
 
 
-async def test_a_place_that_came_too_late_goes_to_the_next() -> None:
-    room = HandlerLimit(1)
-    assert await room.enter(leaves=True)
-    waiting = asyncio.create_task(room.enter(leaves=True))
+async def test_a_place_that_comes_after_the_cancel_goes_to_the_next() -> None:
+    limit = HandlerLimit(1)
+    assert await limit.acquire("first", may_leave=True)
+    waiting = asyncio.create_task(limit.acquire("second", may_leave=True))
     await asyncio.sleep(0)
-    room.leave()
+    limit.release("first")
     waiting.cancel()
     await asyncio.wait([waiting])
 
-    assert await room.enter(leaves=True)
+    assert await limit.acquire("third", may_leave=True)
 
 
-async def test_a_closed_room_sends_away_only_those_who_may_leave() -> None:
-    room = HandlerLimit(1)
-    assert await room.enter(leaves=True)
-    leaving, staying = (asyncio.create_task(room.enter(leaves=leaves)) for leaves in (True, False))
+async def test_a_closed_handler_limit_sends_away_only_those_that_may_leave() -> None:
+    limit = HandlerLimit(1)
+    assert await limit.acquire("first", may_leave=True)
+    leaving, staying = (asyncio.create_task(limit.acquire(may, may_leave=may)) for may in (True, False))
     await asyncio.sleep(0)
-    room.close()
+    limit.close()
 
     assert not await leaving
-    assert not await room.enter(leaves=True)
-    room.leave()
+    assert not await limit.acquire("late", may_leave=True)
+    limit.release("first")
     assert await staying
+
+
+async def test_a_second_release_of_one_holder_lets_nobody_else_in() -> None:
+    limit = HandlerLimit(1)
+    assert await limit.acquire("first", may_leave=True)
+    limit.release("first")
+    assert await limit.acquire("second", may_leave=True)
+    limit.release("first")
+    limit.close()
+
+    assert not await limit.acquire("third", may_leave=True)

@@ -44,7 +44,7 @@ def service_that_takes(seconds: float) -> Service:
 def test_an_idle_consumer_has_one_long_poll_open() -> None:
     transport = FakeTransport()
 
-    seen = observe(service_that_takes(1), transport, lambda c: c.poller.open_polls, seconds=610, concurrency=100)
+    seen = observe(service_that_takes(1), transport, lambda c: c.open_calls, seconds=610, concurrency=100)
 
     assert seen == 1
     assert set(transport.asked) == {10}
@@ -66,7 +66,7 @@ def test_nothing_is_polled_while_every_slot_is_taken_and_that_counts_as_alive() 
     transport.put(*[ADA] * 3)
 
     def look(consumer: Consumer) -> tuple[int, float]:
-        return consumer.poller.open_polls, consumer.poller.seconds_since_success()
+        return consumer.open_calls, consumer.seconds_since_success()
 
     assert observe(service_that_takes(5_000), transport, look, seconds=2_000, concurrency=3) == (0, 0)
 
@@ -136,7 +136,7 @@ def test_fault_05_a_change_of_state_is_logged_once(caplog: pytest.LogCaptureFixt
     assert len(messages) == 3
     assert "could not connect" in messages[0]
     assert "needs sqs:ReceiveMessage" in messages[1]
-    assert "can be polled again after 10 failed polls" in messages[2]
+    assert "again after 10 failed calls" in messages[2]
 
 
 def test_fault_05_the_time_since_the_last_successful_poll_grows_while_polls_fail() -> None:
@@ -144,7 +144,7 @@ def test_fault_05_the_time_since_the_last_successful_poll_grows_while_polls_fail
     transport.script["receive"].extend([UNREACHABLE] * 10_000)
 
     def look(consumer: Consumer) -> tuple[bool, bool]:
-        return consumer.poller.failing, consumer.poller.seconds_since_success() > 590
+        return consumer.failing, consumer.seconds_since_success() > 590
 
     assert observe(service_that_takes(0), transport, look, seconds=600, concurrency=10) == (True, True)
 
@@ -154,7 +154,7 @@ def test_fault_16_a_queue_that_is_gone_is_polled_slowly_and_found_again() -> Non
     gone = TransportError("QueueDoesNotExist", "run `smartpipe topology apply`", retryable=False)
     transport.script["receive"].extend([gone] * 1_000)
 
-    seen = observe(service_that_takes(0), transport, lambda c: c.poller.failing, seconds=3_600, concurrency=10)
+    seen = observe(service_that_takes(0), transport, lambda c: c.failing, seconds=3_600, concurrency=10)
 
     assert seen is True
     assert len(transport.asked) < 3_600 / 5  # waits average 15 s once at the cap

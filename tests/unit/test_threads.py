@@ -120,7 +120,7 @@ async def test_async_handlers_that_hang_in_threads_stop_receiving_and_good_messa
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
         capacity = consumer._processor._resources.threads.capacity
         use_loop_executor(capacity)
-        await until(lambda: capacity.full and not consumer.in_flight and not consumer.poller.open_polls)
+        await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
         assert capacity.overdue <= 10
         assert "Event.wait" in capacity.reasons[0]
         release.set()

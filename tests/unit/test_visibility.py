@@ -132,7 +132,7 @@ def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplo
 
     async def main() -> tuple[bool, Counters]:
         counts = Counters()
-        visibility = Leases("q", transport, visibility_timeout_seconds=1, counts=counts)
+        visibility = Leases("q", transport, visibility_timeout_seconds=1, counters=counts)
         ticker = asyncio.create_task(visibility.run())
         lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
         lease.handler = "app.block"
@@ -183,7 +183,7 @@ def test_fault_09_an_answer_that_a_blocked_loop_read_late_is_no_fresh_lease() ->
     transport = FakeTransport()
 
     async def main() -> bool:
-        visibility = Leases("q", transport, visibility_timeout_seconds=1, counts=Counters())
+        visibility = Leases("q", transport, visibility_timeout_seconds=1, counters=Counters())
         ticker = asyncio.create_task(visibility.run())
         await asyncio.sleep(0.05)
         time.sleep(2.5)  # noqa: ASYNC251 - meanwhile the answer lies in the socket

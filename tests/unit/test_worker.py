@@ -121,7 +121,7 @@ async def test_livez_fails_when_no_poll_has_succeeded_for_too_long(monkeypatch: 
     worker = make_worker(FakeTransport())
     running = asyncio.create_task(worker.run())
     await until(lambda: worker.ready)
-    monkeypatch.setattr(worker.consumers[0].poller, "seconds_since_success", lambda: 301.0)
+    monkeypatch.setattr(worker.consumers[0], "seconds_since_success", lambda: 301.0)
 
     status, answer = await asyncio.to_thread(http_status, worker.health.url + "/livez")
     worker.stop()

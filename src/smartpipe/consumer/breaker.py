@@ -82,10 +82,7 @@ class Circuit:
     Args:
         name: The handler's, for the log.
         call_later: Calls a function after so many seconds: the event loop's.
-        on_change: Called when polling may go on.
     """
-
-    counts_ends = True
 
     def __init__(
         self,
@@ -93,9 +90,8 @@ class Circuit:
         breaker: CircuitBreaker,
         *,
         call_later: Callable[[float, Callable[[], None]], Timer],
-        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self.on_change = on_change
+        self._wakes: list[Callable[[], None]] = []
         self.state = "closed"
         self.reset_seconds = breaker.reset_seconds
         self._name = name
@@ -116,7 +112,7 @@ class Circuit:
         if self.state == "half-open":
             log.info("circuit of %s closed: its probe succeeded, its queue is polled again", self._name)
             self.state, self.reset_seconds = "closed", self._breaker.reset_seconds
-            self.on_change()
+            self._wake()
 
     def failed(self) -> None:
         """Take note that the handler failed."""
@@ -147,10 +143,23 @@ class Circuit:
             self._probing = False
 
     def seconds_until_open(self) -> None:
-        """Return nothing: ``on_change`` tells."""
+        """Return None: ``on_open`` reports it."""
+
+    @property
+    def passive(self) -> bool:
+        """Whether it limits nothing: it is closed."""
+        return self.state == "closed"
+
+    def on_open(self, wake: Callable[[], None]) -> None:
+        """Have *wake* called when messages may be received again."""
+        self._wakes.append(wake)
+
+    def _wake(self) -> None:
+        for wake in self._wakes:
+            wake()
 
     def close(self) -> None:
-        """Call off the next probe."""
+        """Cancel the next probe."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -163,4 +172,4 @@ class Circuit:
     def _half_open(self) -> None:
         self.state = "half-open"
         log.info("circuit of %s half-open: one message is tried", self._name)
-        self.on_change()
+        self._wake()

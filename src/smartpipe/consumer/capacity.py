@@ -46,6 +46,7 @@ class Capacity:
     def __init__(self, limit: int) -> None:
         self.full = False
         self.strained = False
+        self._gates: list[CapacityGate] = []
         self.exhausted: str | None = None
         self._limit = max(MIN_OVERDUE, limit)
         self._overdue: dict[Hashable, str] = {}
@@ -85,8 +86,8 @@ class Capacity:
             reasons.append(f"this process has run out of {self.exhausted}")
         return reasons
 
-    def on_room(self, wake: Callable[[], None]) -> None:
-        """Have *wake* called whenever messages may be received again."""
+    def on_open(self, wake: Callable[[], None]) -> None:
+        """Have *wake* called when messages may be received again."""
         self._wakes.append(wake)
 
     def add(self, call: Hashable, handler: str) -> None:
@@ -94,6 +95,7 @@ class Capacity:
         self._overdue[call] = handler
         if not self.full and self.overdue >= self._limit:
             self.full = True
+            self._set_gates()
             now = asyncio.get_running_loop().time()
             self._quietly = now - self._filled_at < LOG_EVERY_SECONDS
             if not self._quietly:
@@ -121,6 +123,7 @@ class Capacity:
         was_overdue = self._overdue.pop(call, None) is not None
         if self.full and self.overdue < self._limit:
             self.full = False
+            self._set_gates()
             level = logging.DEBUG if self._quietly else logging.INFO
             log.log(level, "Receiving messages again: %d overdue handler calls are left", self.overdue)
             self._wake()
@@ -133,6 +136,7 @@ class Capacity:
             self._recover()
         if not self.strained:
             self.strained, self._window = True, 1
+            self._set_gates()
             self.strains += 1
             self._pause = FIRST_PAUSE_SECONDS
             log.error(
@@ -157,8 +161,15 @@ class Capacity:
             self._recover()
 
     def gate(self) -> CapacityGate:
-        """Return a gate for one queue's poller."""
-        return CapacityGate(self)
+        """Return a gate for the slots of one queue."""
+        gate = CapacityGate(self)
+        self._gates.append(gate)
+        return gate
+
+    @property
+    def passive(self) -> bool:
+        """Whether messages are received without a limit."""
+        return not self.full and not self.strained
 
     def allowed(self) -> int | None:
         """Return how many messages each queue may have out, or None without a bound."""
@@ -181,7 +192,12 @@ class Capacity:
         if self.strained:
             log.info("This process has its resources again: receiving as before")
             self.strained, self.exhausted = False, None
+            self._set_gates()
             self._wake()
+
+    def _set_gates(self) -> None:
+        for gate in self._gates:
+            gate.passive = self.passive
 
     def _wake(self) -> None:
         for wake in self._wakes:
@@ -196,9 +212,8 @@ class Capacity:
 class CapacityGate:
     """A Gate of one queue's poller: counts the messages that the queue has out while the process is under strain."""
 
-    counts_ends = True
-
     def __init__(self, capacity: Capacity) -> None:
+        self.passive = capacity.passive
         self._capacity = capacity
         self._strain = 0
         self._out = 0
@@ -225,5 +240,9 @@ class CapacityGate:
             self._out = max(0, self._out - count)
 
     def seconds_until_open(self) -> float | None:
-        """Return when the pause after a shortage ends, or None while polls wait for something else."""
+        """Return when the pause after a shortage ends, or None while receive calls wait for something else."""
         return self._capacity.seconds_until_open()
+
+    def on_open(self, wake: Callable[[], None]) -> None:
+        """Have *wake* called when messages may be received again."""
+        self._capacity.on_open(wake)

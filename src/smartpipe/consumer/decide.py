@@ -1,4 +1,4 @@
-"""What becomes of a delivery. Pure: no clock, no client; the consumer carries the outcome out."""
+"""Decide the outcome of a delivery. Pure: no clock and no client. ``settle`` carries the outcome out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ UnknownEvents: TypeAlias = Literal["dead-letter", "ignore", "retry"]
 
 
 class WorkerLost(Exception):
-    """Deliveries of a message ended without a result, again and again: it probably killed its worker each time."""
+    """Several deliveries of a message ended without a result: it probably killed its worker each time."""
 
 
 class Ack(NamedTuple):
-    """Delete the message: it is done. *ignored* when no handler wanted it."""
+    """Delete the message. *ignored*: no handler subscribes to it."""
 
     ignored: bool = False
 
 
 class RetryAfter(NamedTuple):
-    """Make the message visible again in *seconds*: whole ones, as SQS knows no others."""
+    """Make the message visible again in *seconds*, a whole number as in SQS. The delivery failed by *error*."""
 
     seconds: int
     error: BaseException
@@ -42,7 +42,7 @@ class DeadLetter(NamedTuple):
 
 
 class Halt(NamedTuple):
-    """Keep the message and its FIFO group where they are: visible again in *seconds*, and an alarm each time."""
+    """Keep the message and its FIFO group where they are: visible again in *seconds*, with an error in the log."""
 
     seconds: int
     kind: str
@@ -50,20 +50,31 @@ class Halt(NamedTuple):
 
 
 class Defer(NamedTuple):
-    """Make the message visible again in *seconds*: nothing has failed, and no attempt is spent."""
+    """Make the message visible again in *seconds*. Nothing has failed, and no attempt is spent."""
 
     seconds: int
     error: BaseException
 
 
+class Release(NamedTuple):
+    """Make the message visible again in *seconds*, without a result.
+
+    *reason* is ``skipped`` (no handler has seen it), ``cancelled`` (the worker stops) or ``internal-error``.
+    """
+
+    seconds: float
+    reason: Literal["skipped", "cancelled", "internal-error"]
+    error: BaseException | None = None
+
+
 ACK = Ack()
-Outcome: TypeAlias = Ack | RetryAfter | DeadLetter | Halt | Defer
+Outcome: TypeAlias = Ack | RetryAfter | DeadLetter | Halt | Defer | Release
 
 
 def decide(
     error: BaseException | None, receive_count: int, policy: RetryPolicy, unknown_events: UnknownEvents = "dead-letter"
 ) -> Outcome:
-    """Decide from how the delivery ended, its receive count and the failing handler's policy."""
+    """Return the outcome of a delivery that ended with *error*, by the policy of the handler that failed."""
     outcome = _decide(error, receive_count, policy, unknown_events)
     if policy.on_exhausted == "halt" and isinstance(outcome, DeadLetter) and outcome.kind != "rejected":
         return Halt(max(1, math.ceil(policy.max_seconds)), outcome.kind, outcome.error)
@@ -76,7 +87,7 @@ def _decide(
     if error is None:
         return ACK
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]  # what a TaskGroup in the handler made of its one failure
+        error = error.exceptions[0]  # a TaskGroup in the handler has wrapped its only failure
     if isinstance(error, Reject):
         return DeadLetter("rejected", error)
     if isinstance(error, DecodeError):
@@ -99,7 +110,7 @@ def _decide(
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what a log line says of *error*: its type and text, whatever its ``__str__`` does."""
+    """Return the type and text of *error* for a log line, also if its ``__str__`` raises."""
     if isinstance(error, (Reject, MessageError)):
         return str(error)
     try:

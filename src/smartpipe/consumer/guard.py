@@ -66,7 +66,7 @@ class IdempotencyGuard:
         lease_seconds: float,
         thresholds: Thresholds,
         isolation: Isolation | None,
-        counts: Counters,
+        counters: Counters,
     ) -> None:
         self._handler = handler
         self._name = handler.named(claims.prefix)
@@ -75,7 +75,7 @@ class IdempotencyGuard:
         self._lease_seconds = max(MIN_LEASE_SECONDS, lease_seconds)
         self._thresholds = thresholds
         self._isolation = isolation
-        self._counts = counts
+        self._counters = counters
 
     async def run(
         self, delivery: Delivery, lease: Lease, call: Callable[[], Awaitable[BaseException | None]], *, spared: int = 0
@@ -98,7 +98,7 @@ class IdempotencyGuard:
             seconds = max(1.0, backoff_seconds(OUTAGE_WAITS, self._claims.failures, error))
             return GuardedResult(Deferred(f"not handled unprotected: {error}", seconds, store_failed=True))
         if isinstance(outcome, Completed):
-            self._counts.deduplicated += 1
+            self._counters.deduplicated += 1
             log.debug("deduplicated", extra={"fields": delivery.log_fields})
             return HANDLED
         if isinstance(outcome, InProgress):
@@ -112,7 +112,11 @@ class IdempotencyGuard:
             )
             return GuardedResult(lost, outcome.attempt)
         self._claims.hold(claim, asked_at, partial(_lose, lease))
-        if outcome.attempt - spared > self._thresholds.suspect and self._isolation is not None and not lease.alone:
+        if (
+            outcome.attempt - spared > self._thresholds.suspect
+            and self._isolation is not None
+            and not self._isolation.is_alone(lease)
+        ):
             log.warning(
                 "Claimed more often than failures explain, so it is handled last and alone",
                 extra={"fields": delivery.log_fields},
@@ -154,7 +158,7 @@ class IdempotencyGuard:
             remembered = True
         if remembered:
             return GuardedResult(None, outcome.attempt)
-        self._counts.fenced += 1
+        self._counters.fenced += 1
         log.warning(
             "handled after its claim had gone to another worker: the effect may have happened twice",
             extra={"fields": delivery.log_fields},

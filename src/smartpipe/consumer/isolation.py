@@ -12,7 +12,7 @@ import logging
 import math
 from contextlib import asynccontextmanager
 from random import random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from smartpipe.topology.derive import redrive_count
 
@@ -34,6 +34,14 @@ UNEXPLAINED_DELIVERIES = 7
 Those that died with it have the same count, and then are suspects too. Suspects take their turns in random order, so
 that another one has had no turn yet, after seven deliveries, in 1 of 128 cases.
 """
+
+
+class HasOpenWork(Protocol):
+    """A consumer, as the isolation of its process sees it."""
+
+    @property
+    def open_work(self) -> int:
+        """The number of groups being handled, and of receive calls that may bring more."""
 
 
 class Thresholds(NamedTuple):
@@ -86,20 +94,27 @@ class Isolation:
     poll is opened from when it is received until it has been dealt with, or has run for 60 s.
     """
 
-    counts_ends = False
-
     def __init__(self) -> None:
-        self._open_work: list[Callable[[], int]] = []
+        self.passive = True  # of a gate: whether there are no suspects
+        self._consumers: list[HasOpenWork] = []
         self._wakes: list[Callable[[], None]] = []
+        self._turns: set[Lease] = set()
         self._begun = 0
         self._suspects = 0
         self._holds_polls_until = -math.inf
         self._stopped = False
 
-    def join(self, open_work: Callable[[], int], wake: Callable[[], None]) -> None:
-        """Take part in it: *open_work* counts messages and open polls, and *wake* is called when polls may go on."""
-        self._open_work.append(open_work)
+    def join(self, consumer: HasOpenWork) -> None:
+        """Make suspects wait for the other messages of *consumer*, too."""
+        self._consumers.append(consumer)
+
+    def on_open(self, wake: Callable[[], None]) -> None:
+        """Have *wake* called when messages may be received again."""
         self._wakes.append(wake)
+
+    def is_alone(self, lease: Lease) -> bool:
+        """Return whether *lease* has its turn, or waits for it."""
+        return lease in self._turns
 
     @property
     def stopped(self) -> bool:
@@ -113,12 +128,13 @@ class Isolation:
     @asynccontextmanager
     async def alone(self, lease: Lease) -> AsyncIterator[None]:
         """Wait for a turn, and keep it inside of the block, unless *lease* has it. Cancelled, it gives the turn up."""
-        if lease.alone:
+        if lease in self._turns:
             yield
             return
-        lease.alone = True
+        self._turns.add(lease)
         loop = asyncio.get_running_loop()
         self._suspects += 1
+        self.passive = False
         self._holds_polls_until = max(self._holds_polls_until, loop.time() + 2 * PATIENCE_SECONDS)
         begun = 0
         try:
@@ -133,16 +149,18 @@ class Isolation:
             self._holds_polls_until = loop.time() + PATIENCE_SECONDS
             yield
         finally:
+            self._turns.discard(lease)
             self._suspects -= 1
             self._begun -= begun
             if not self._suspects:
+                self.passive = True
                 for wake in self._wakes:
                     wake()
 
     @property
     def _others(self) -> bool:
         """Whether there are messages besides the suspects, or polls that may bring some."""
-        return sum(count() for count in self._open_work) > self._suspects
+        return sum(consumer.open_work for consumer in self._consumers) > self._suspects
 
     def admit(self, wanted: int) -> int:
         """Return how many of *wanted* messages may be received: none while there are suspects, for a while."""

@@ -1,10 +1,11 @@
-"""Leases: while a message is being handled, its visibility timeout is extended over and over."""
+"""Leases: the visibility timeout of a message is extended for as long as the message is being handled."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import TransportError
@@ -21,97 +22,125 @@ log = logging.getLogger("smartpipe.visibility")
 
 TICKS_PER_TIMEOUT = 6
 EXTEND_BELOW = 2 / 3
-"""Extended when less than this part of the timeout is left: at a third to a half of it, after SQS practice."""
+"""Extend a lease when less than this part of its timeout is left: it has run for a third to a half of it by then."""
 CEILING_MARGIN_SECONDS = 60
 LAG_SECONDS = 1.0
 MIN_CALL_SECONDS = 1.0
 MAX_CALLS = 16
 
 
-class Lease:
-    """A received message, and until when it is ours.
+class LeaseState(IntEnum):
+    """How far a message has come. A lease only ever moves down this list."""
 
-    ``leaving`` is set when the message is on its way to be deleted or given back; ``extension`` is the
-    call that extends it at the moment. ``unbegun`` is how many deliveries of it, before this one, were
-    given back without a handler having seen them, and ``explained`` how many of them ended here without a crash,
-    these included. ``alone`` is set while it has its turn, or waits for it, among those that may kill
-    their process. ``detached`` is set when the message has been settled as timed out
-    although its handler still runs.
+    RECEIVED = 0
+    """No handler has begun: the message is being decoded, or waits for its turn."""
+    RUNNING = 1
+    """A handler has begun."""
+    OVERDUE = 2
+    """The handler has not ended after its timeout. Another task settles the message, and this one may not."""
+    SETTLING = 3
+    """The message is being deleted. Its lease is still extended, until the delete is confirmed."""
+    DONE = 4
+    """The message has been deleted, or deleting it was given up."""
+    RETURNED = 5
+    """The message is being made visible again, or is so already: another worker may have it."""
+
+
+RECEIVED, RUNNING, OVERDUE, SETTLING, DONE, RETURNED = LeaseState
+
+
+class Lease:
+    """A received message, and the right to handle it until a deadline.
+
+    ``deadline`` and ``ceiling`` are times of the event loop: when the visibility timeout ends, and the latest time to
+    which SQS allows it to be extended. ``extension`` is the call that extends it at the moment. ``handler`` is the name
+    of the handler that was called last. ``skipped`` counts earlier deliveries that were returned before a handler saw
+    them, and ``returned`` all earlier deliveries that this process has returned, skipped ones included.
     """
 
     __slots__ = (
-        "_clock",
-        "_lost",
-        "alone",
-        "ceiling",
-        "deadline",
-        "detached",
-        "explained",
-        "extension",
-        "handler",
-        "leaving",
-        "message",
-        "returning",
-        "unbegun",
-    )
+        "_clock", "ceiling", "deadline", "extension", "handler", "message", "returned", "skipped", "state",
+    )  # fmt: skip
 
     def __init__(self, message: Message, deadline: float, ceiling: float, clock: Callable[[], float]) -> None:
         self.message = message
         self.deadline = deadline
         self.ceiling = ceiling
+        self.state = RECEIVED
         self.extension: asyncio.Task[None] | None = None
         self.handler: str | None = None
-        self.unbegun = 0
-        self.alone = False
-        self.explained = 0
-        self.detached = False
-        self.leaving = False
-        self.returning = False
-        self._lost = False
+        self.skipped = 0
+        self.returned = 0
         self._clock = clock
 
     @property
     def lost(self) -> bool:
-        """Whether somebody else may have the message by now; also true while the loop that renews it is blocked."""
-        return self._lost or self.returning or self._clock() >= self.deadline
+        """Whether another worker may have the message by now; also true while the loop that extends it is blocked."""
+        return self.state is RETURNED or self._clock() >= self.deadline
 
     @property
     def seconds_left(self) -> float:
-        """For how long it can be extended in all."""
+        """For how many seconds it can be extended in all."""
         return max(0.0, self.ceiling - self._clock())
 
+    def begin(self, handler: str) -> None:
+        """Take note that *handler* is called now."""
+        self.handler = handler
+        if self.state is RECEIVED:
+            self.state = RUNNING
+
+    def overrun(self) -> None:
+        """Take note that the handler does not end after its timeout."""
+        self.state = OVERDUE
+
+    def start_delete(self) -> None:
+        """Take note that the message is about to be deleted."""
+        self.state = SETTLING
+
+    def end_delete(self) -> None:
+        """Take note that the message has been deleted, or that this was given up."""
+        self.state = DONE
+
+    def start_return(self) -> None:
+        """Take note that the message is about to become visible again."""
+        self.state = RETURNED
+
+    def extend(self, deadline: float) -> None:
+        """Take note that the visibility timeout ends at *deadline* now. A lost lease stays lost."""
+        if self.deadline > -math.inf:
+            self.deadline = deadline
+
     def lose(self) -> bool:
-        """Mark it lost; return whether that is news."""
-        news = not self._lost
-        self._lost = True
+        """End the right to the message now; return whether this had not happened before."""
+        news, self.deadline = self.deadline > -math.inf, -math.inf
         return news
 
 
 class Leases:
-    """Keeps the leases of one queue's messages: one ticker for all, ten to a call.
+    """Extends the leases of one queue's messages: one ticker for all of them, ten in a call.
 
-    The lease is the visibility timeout given with each receive, counted from before the extension
-    was asked for, so that it is never thought longer than it is. It ends for good 12 hours after
-    the receive, which is as far as SQS goes.
+    The length of a lease is the visibility timeout that each receive call asks for. It is counted from the time before
+    the call that extends it, so that a lease is never thought to last longer than it does. SQS extends no lease to
+    more than 12 hours after the receive.
     """
 
     def __init__(
-        self, queue: str, transport: Transport, *, visibility_timeout_seconds: float, counts: Counters
+        self, queue: str, transport: Transport, *, visibility_timeout_seconds: float, counters: Counters
     ) -> None:
         self._queue = queue
         self._transport = transport
         self._timeout_seconds = visibility_timeout_seconds
         self._period_seconds = visibility_timeout_seconds / TICKS_PER_TIMEOUT
-        self._counts = counts
+        self._counters = counters
         self._clock = asyncio.get_running_loop().time
         self._leases: dict[str, Lease] = {}
-        self._room = asyncio.Semaphore(MAX_CALLS)
+        self._calls = asyncio.Semaphore(MAX_CALLS)
         self._failing = False
         self._ticked_at = self._clock()
         self._blocked = (-math.inf, -math.inf)
 
     def hold(self, messages: Sequence[Message]) -> list[Lease]:
-        """Begin to keep *messages*, which came in one answer."""
+        """Begin to extend *messages*, which came in one response."""
         received_at = messages[0].received_at
         received_at = min(received_at, self._unread_since(received_at))
         deadline = received_at + self._timeout_seconds
@@ -122,7 +151,7 @@ class Leases:
         return leases
 
     def drop(self, leases: Sequence[Lease]) -> None:
-        """Stop keeping them: they are settled."""
+        """Stop extending them: their messages have been settled."""
         for lease in leases:
             self._leases.pop(lease.message.receipt_handle, None)
 
@@ -134,15 +163,14 @@ class Leases:
             await asyncio.sleep(self._period_seconds)
 
     def tick(self) -> None:
-        """Start extending the leases that want it, and mark those that ran out."""
+        """Extend the leases that are due, and notice those that have run out."""
         now = self._clock()
         due: list[Lease] = []
         for lease in self._leases.values():
             if now >= lease.deadline:
-                self._lost(lease, "its visibility timeout ran out before it could be extended")
+                self._lose(lease, "its visibility timeout ran out before it could be extended")
             elif (
-                not lease.lost
-                and not lease.returning
+                lease.state is not RETURNED
                 and lease.extension is None
                 and lease.deadline - now <= self._timeout_seconds * EXTEND_BELOW
                 and self._extension(lease, now) > lease.deadline - now
@@ -155,13 +183,13 @@ class Leases:
                 lease.extension = call
 
     def _extension(self, lease: Lease, now: float) -> float:
-        """Return for how long from *now* the lease can be asked for: SQS refuses what goes past 12 hours."""
+        """Return the number of seconds from *now* to ask for: SQS refuses to go past 12 hours."""
         return min(self._timeout_seconds, int(lease.ceiling - now))
 
     async def _extend(self, leases: Sequence[Lease]) -> None:
         try:
-            async with self._room:
-                await self._extend_in_turn([lease for lease in leases if not lease.returning])
+            async with self._calls:
+                await self._extend_in_turn([lease for lease in leases if lease.state is not RETURNED])
         finally:
             for lease in leases:
                 lease.extension = None
@@ -182,38 +210,40 @@ class Leases:
         for position, lease in enumerate(leases):
             failure = failures.get(position)
             if failure is None:
-                lease.deadline = now + asked[position][1]
-            elif not failure.retryable and not lease.leaving and lease.message.receipt_handle in self._leases:
-                self._lost(lease, f"SQS did not extend it: {failure.code}: {failure.detail}")
+                lease.extend(now + asked[position][1])
+            elif not failure.retryable and lease.state < SETTLING and lease.message.receipt_handle in self._leases:
+                self._lose(lease, f"SQS did not extend it: {failure.code}: {failure.detail}")
 
     def _report(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
-            log.warning("leases of queue %s cannot be extended for now: %s", self._queue, error or "no answer")
+            log.warning(
+                "Cannot extend visibility timeouts on queue %s, retrying: %s", self._queue, error or "no answer"
+            )
 
-    def _lost(self, lease: Lease, why: str) -> None:
+    def _lose(self, lease: Lease, why: str) -> None:
         if lease.lose():
-            self._counts.lease_lost += 1
+            self._counters.lease_lost += 1
             fields = {"message_id": lease.message.message_id, "queue": self._queue, "handler": lease.handler}
-            log.warning("lease lost, the message may be handled twice: %s", why, extra={"fields": fields})
+            log.warning("Lost the lease of a message, which may be handled twice: %s", why, extra={"fields": fields})
 
     def _watch_lag(self) -> None:
-        """Notice, at a tick, that the loop was blocked since the one before."""
+        """Notice at a tick that the event loop was blocked since the tick before."""
         now, expected = self._clock(), self._ticked_at + self._period_seconds
         lag_seconds = now - expected
         if lag_seconds > max(LAG_SECONDS, self._period_seconds):
             self._blocked = (self._ticked_at, now)
             handlers = sorted({lease.handler for lease in self._leases.values() if lease.handler})
             log.warning(
-                "the event loop was blocked for %.1f s, and with it every heartbeat; use `def` handlers, which run in "
-                "threads, for blocking code. Running: %s",
+                "The event loop was blocked for %.1f s, so no visibility timeout was extended. Put blocking code into "
+                "`def` handlers, which run in threads. Running: %s",
                 lag_seconds,
                 ", ".join(handlers) or "no handler",
             )
         self._ticked_at = now
 
     def _unread_since(self, now: float) -> float:
-        """Return since when an answer that was read *now* may have waited for a blocked loop to read it."""
+        """Return the earliest time at which a response that is read *now* may have arrived, if the loop was blocked."""
         if now - self._ticked_at > 2 * self._period_seconds + LAG_SECONDS:
             return self._ticked_at
         since, until = self._blocked

@@ -12,13 +12,13 @@ from tenacity import wait_random_exponential
 from smartpipe.consumer.batches import BatchCollector
 from smartpipe.consumer.breaker import Circuit, CircuitBreaker
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, without_reason
-from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, RetryAfter, WorkerLost, decide
-from smartpipe.consumer.groups import remember
+from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, Release, RetryAfter, WorkerLost, decide
 from smartpipe.consumer.guard import HANDLED, GuardedResult, IdempotencyGuard
+from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
+from smartpipe.consumer.history import remember
 from smartpipe.consumer.invoke import Deferred, HandlerTimeout, Invocation
 from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
-from smartpipe.consumer.pace import Gate, TokenBucket
-from smartpipe.consumer.room import HandlerLimit
+from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.read import MessageReader
@@ -27,11 +27,12 @@ from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from smartpipe.consumer.handlers import Handler
     from smartpipe.consumer.invoke import OnOverdue
     from smartpipe.consumer.leases import Lease
+    from smartpipe.consumer.slots import Gate
     from smartpipe.consumer.threads import Threads
     from smartpipe.counters import Counters
     from smartpipe.delivery import Publishes
@@ -51,16 +52,15 @@ DEFERRAL_WAITS = S3_WAITS
 STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
 
 
-class NotBegun(Exception):
-    """A message that waited for its handler's room when the worker was told to stop: no handler has seen it."""
-
-
 class Processed(NamedTuple):
-    """What became of a message, and whose doing it was."""
+    """The outcome of a message, and the handler that decided it."""
 
     outcome: Outcome
     envelope: Envelope | None = None
     handler: Handler | None = None
+
+
+SKIPPED = Processed(Release(0, "skipped"))
 
 
 class Resources(NamedTuple):
@@ -85,7 +85,7 @@ class _Route(NamedTuple):
 
     handler: Handler
     call: Next[Delivery, None]
-    room: HandlerLimit | None
+    limit: HandlerLimit | None
     circuit: Circuit | None
     guard: IdempotencyGuard | None
     on_timeout: OnOverdue
@@ -94,33 +94,23 @@ class _Route(NamedTuple):
 class Processor:
     """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
 
-    ``thresholds`` say from which receive count on a message is handled alone, and at which it is dead-lettered unseen.
-    ``gates`` hold back the polling of its queue, as its handlers ask, or when the process can take on nothing more.
+    ``thresholds`` are the receive counts from which a message is handled alone, and dead-lettered unseen. ``gates``
+    hold back receive calls, as the handlers ask, or when the process can take on nothing more.
+    ``on_overdue`` is called with the task of a handler that does not end after its timeout, and its delivery. It must
+    settle the message with the result of ``timed_out``, and go on with other messages.
 
-    It also remembers how often messages were deferred because a resource had run out. SQS, and the idempotency store,
-    count these deliveries as well. Only this process's own are known, of the latest 10,000 messages.
-
-    Args:
-        on_overdue: Called with the task of a handler that does not end after its timeout, and its delivery: settles
-            the message as ``timed_out`` says, and goes on with other messages.
+    The processor also remembers how often messages were deferred because a resource had run out. SQS and the
+    idempotency store count these deliveries, too. Only those of this process are known, of the latest 10,000 messages.
     """
 
-    def __init__(
-        self,
-        service: Service,
-        queue: str,
-        resources: Resources,
-        counts: Counters,
-        *,
-        on_overdue: Callable[[asyncio.Task[Any], Delivery], None],
-    ) -> None:
-        self._on_overdue = on_overdue
+    def __init__(self, service: Service, queue: str, resources: Resources, counters: Counters) -> None:
+        self.on_overdue: OnOverdue = _ignore
         self._spared: dict[str, int] = {}
         self._service = service
         self._queue = queue
         self._resources = resources
-        self._counts = counts
-        self._invocation = Invocation(resources.threads, counts)
+        self._counters = counters
+        self._invocation = Invocation(resources.threads, counters)
         self._gatherers: list[BatchCollector] = []
         self.gates: list[Gate] = [resources.threads.capacity.gate()]
         self.circuits: list[Circuit] = []
@@ -132,16 +122,12 @@ class Processor:
         self.thresholds = thresholds_of(bindings[0], service.handlers_on(queue)) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
 
-    def is_suspect(self, lease: Lease) -> bool:
-        """Whether more deliveries of it than failures explain ended in no known way: it may have killed a process."""
-        return lease.message.receive_count - lease.explained > self.thresholds.suspect
-
     async def process(self, message: Message, lease: Lease) -> Processed:
-        """Return what to do with *message*. Raises nothing but NotBegun, and the CancelledError of its own task."""
-        attempt = self._attempt(message.receive_count - lease.unbegun, message)
+        """Return the outcome of *message*. Raises nothing but the CancelledError of its own task."""
+        attempt = self._attempt(message.receive_count - lease.skipped, message)
         if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
             message = without_reason(message)
-        if message.receive_count - lease.explained >= self.thresholds.lost:
+        if message.receive_count - lease.returned >= self.thresholds.lost:
             lost = WorkerLost(
                 f"delivered {message.receive_count} times, and no worker reported a result: it probably killed them, "
                 "by running out of memory for instance, or they gave it back. SQS would move it at its next delivery"
@@ -160,9 +146,12 @@ class Processor:
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
         for route in self._routes[type(envelope.data)]:
-            failure, attempted = await self._call(route, envelope, message, lease)
-            if lease.detached:  # settled long since
+            guarded = await self._call(route, envelope, message, lease)
+            if guarded is None:
+                return SKIPPED
+            if lease.state >= OVERDUE:  # another task has settled the message
                 return Processed(ACK, envelope, route.handler)
+            failure, attempted = guarded
             if isinstance(failure, Deferred):
                 return Processed(self._defer(message, failure), envelope, route.handler)
             if failure is not None:
@@ -175,12 +164,12 @@ class Processor:
 
     def timed_out(self, delivery: Delivery, lease: Lease) -> Processed:
         """Return the outcome of a message whose handler does not end; the handler's own end will change nothing."""
-        lease.detached = True
+        lease.overrun()
         envelope, message, claim = delivery.envelope, delivery.message, delivery.holding
         route = next(one for one in self._routes[type(envelope.data)] if one.handler.name == delivery.handler)
-        if route.room is not None:
-            route.room.leave()
-        count = message.receive_count - lease.unbegun
+        if route.limit is not None:
+            route.limit.release(lease)
+        count = message.receive_count - lease.skipped
         if claim is not None:
             claim.abandon()
             count = claim.attempt
@@ -188,6 +177,9 @@ class Processor:
         _tell(route.circuit, route.handler, error)
         outcome = decide(error, self._attempt(count, message), route.handler.retry)
         return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
+
+    def _overdue(self, task: asyncio.Task[Any], delivery: Delivery) -> None:
+        self.on_overdue(task, delivery)
 
     def _attempt(self, count: int, message: Message) -> int:
         """Return which attempt a delivery is, by its count without those that were deferred for want of a resource."""
@@ -223,9 +215,9 @@ class Processor:
         """Let batches go out, now and from now on, and begin nothing that waits for room: the worker is draining."""
         for gatherer in self._gatherers:
             gatherer.close()
-        for room in (route.room for routes in self._routes.values() for route in routes):
-            if room is not None:
-                room.close()
+        for limit in (route.limit for routes in self._routes.values() for route in routes):
+            if limit is not None:
+                limit.close()
 
     def close(self) -> None:
         """Forget what was to happen later."""
@@ -239,7 +231,7 @@ class Processor:
         if options.rate_per_second is not None:
             self.gates.append(TokenBucket(options.rate_per_second, asyncio.get_running_loop().time))
         innermost: Next[Delivery, None]
-        room = None
+        handler_limit = None
         if options.batch is not None:
             innermost = BatchCollector(
                 handler,
@@ -251,10 +243,10 @@ class Processor:
             self._gatherers.append(innermost)
         else:
             innermost = _one_by_one(self._invocation, handler)
-            room = HandlerLimit(options.concurrency) if options.concurrency else None
-        on_timeout = self._invocation.cancelling(handler, self._on_overdue)
+            handler_limit = HandlerLimit(options.concurrency) if options.concurrency else None
+        on_timeout = self._invocation.cancelling(handler, self._overdue)
         middleware = compose(self._service.middleware, innermost)
-        return _Route(handler, middleware, room, circuit, self._guard(handler), on_timeout)
+        return _Route(handler, middleware, handler_limit, circuit, self._guard(handler), on_timeout)
 
     def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
         circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
@@ -278,11 +270,11 @@ class Processor:
             lease_seconds=seconds,
             thresholds=thresholds,
             isolation=isolation,
-            counts=self._counts,
+            counters=self._counters,
         )
 
-    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> GuardedResult:
-        """Run one handler, if its effect has not happened yet; return how that ended."""
+    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> GuardedResult | None:
+        """Call one handler, unless it has handled the event before; return the result, or None if it did not begin."""
         handler = route.handler
         delivery = Delivery(
             envelope,
@@ -296,10 +288,11 @@ class Processor:
         )
         current_envelope.set(envelope)
         options = handler.options
-        if route.room is not None and not await route.room.enter(leaves=lease.handler is None):
-            raise NotBegun
+        may_leave = lease.state is RECEIVED  # the worker stops, and no handler has seen the message
+        if route.limit is not None and not await route.limit.acquire(lease, may_leave=may_leave):
+            return None
         try:
-            lease.handler = handler.name
+            lease.begin(handler.name)
             # A batch has a time of its own, and its items wait for it.
             seconds = options.timeout_seconds
             limit = lease.seconds_left if seconds is None or options.batch is not None else seconds
@@ -312,9 +305,9 @@ class Processor:
                 guarded = await route.guard.run(delivery, lease, call, spared=spared)
                 self._tell_of_store(guarded.failure)
         finally:
-            if route.room is not None and not lease.detached:
-                route.room.leave()
-        if options.batch is None and not lease.detached:  # a batch is one call, whatever the number of its items
+            if route.limit is not None:
+                route.limit.release(lease)
+        if options.batch is None and lease.state < OVERDUE:  # a batch is one call, whatever the number of its items
             _tell(route.circuit, handler, guarded.failure)
         return guarded
 
@@ -326,6 +319,10 @@ class Processor:
             self._store_circuit.failed()
         else:
             self._store_circuit.succeeded()
+
+
+def _ignore(task: asyncio.Task[Any], delivery: Delivery) -> None:
+    """Do nothing about a handler that does not end."""
 
 
 def _one_by_one(invocation: Invocation, handler: Handler) -> Next[Delivery, None]:

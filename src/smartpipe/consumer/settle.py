@@ -1,98 +1,119 @@
-"""Carries out what was decided of a delivery: deletes, gives back, or dead-letters it; says so, and counts it."""
+"""Carry out the outcome of a delivery: delete the message, return it to the queue, or dead-letter it.
+
+Every message leaves the consumer through ``Settler.settle``, which also logs and counts it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from smartpipe.batching.batcher import Batcher
 from smartpipe.batching.resend import send_with_retries
+from smartpipe.batching.timers import Timers
 from smartpipe.consumer.dead_letter import Where, bare_copy, dead_letter
-from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, RetryAfter, describe_error
+from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, Release, RetryAfter, describe_error
 from smartpipe.envelope.traceparent import trace_id
 
 if TYPE_CHECKING:
-    from smartpipe.consumer.leases import Lease
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from smartpipe.consumer.leases import Lease, Leases
     from smartpipe.consumer.processor import Processed
+    from smartpipe.consumer.slots import Slots
     from smartpipe.counters import Counters
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.consumer")
+acknowledger_log = logging.getLogger("smartpipe.acknowledger")
 
+T = TypeVar("T")
+
+LINGER_SECONDS = 0.05
+DEADLINE_SECONDS = 10.0
+CALL_SECONDS = 3.0
+"""The limit of one call: one that hangs must leave time for others before the deadline."""
 DEAD_LETTER_DEADLINE_SECONDS = 10.0
 FAULT_RETRY_SECONDS = 30
 
 WITH_TRACEBACK = frozenset({"retries-exhausted", "permanent-error"})
-"""Kinds of dead letters whose cause is code, not the message: their log line has the traceback."""
+"""Kinds of dead-letter messages whose cause is code, not the message: their log line has the traceback."""
 
 
 class Acknowledges(Protocol):
-    """What settled messages are told to: an Acknowledger."""
+    """Deletes messages and returns them to the queue: an Acknowledger, or Lambda's partial batch response."""
 
     def delete(self, lease: Lease) -> None:
-        """Delete the message."""
+        """Delete the message soon."""
 
     def release(self, lease: Lease, seconds: float) -> None:
-        """Make the message visible again in *seconds*."""
+        """Make the message visible again in *seconds*, or as late as SQS allows."""
+
+    def release_unhandled(self, lease: Lease, seconds: float) -> None:
+        """Do the same with a message that was not handled; later if it would only be received once more."""
 
 
 class Settler:
     """Settles the deliveries of one queue of a service."""
 
     def __init__(
-        self, service: str, queue: Queue, transport: Transport, *, acknowledger: Acknowledges, counts: Counters
+        self, service: str, queue: Queue, transport: Transport, *, acknowledger: Acknowledges, counters: Counters
     ) -> None:
         self._service = service
         self._queue = queue
         self._transport = transport
         self._acknowledger = acknowledger
-        self._counts = counts
+        self._counters = counters
 
     async def settle(self, lease: Lease, processed: Processed, seconds: float) -> float | None:
-        """Settle; return in how many seconds the message comes again, or None when it is done with.
+        """Settle the message; return in how many seconds it comes again, or None if it does not.
+
+        The delete or the return itself is batched, and sent a moment later. Only dead-lettering waits for SQS; if it is
+        cancelled meanwhile, it has settled nothing.
 
         Args:
-            seconds: How long its handlers took.
+            seconds: How long the handlers took.
         """
         outcome, message = processed.outcome, lease.message
         if isinstance(outcome, Ack):
             self._acknowledger.delete(lease)
             if outcome.ignored:
-                self._counts.ignored += 1
+                self._counters.ignored += 1
             else:
-                self._counts.handled += 1
+                self._counters.handled += 1
             if log.isEnabledFor(logging.DEBUG):
                 word = "ignored" if outcome.ignored else "handled"
                 log.debug(word, extra=self.fields(message, processed, seconds=seconds))
             return None
         if isinstance(outcome, DeadLetter):
             return await self._dead_letter(lease, processed, outcome)
+        if isinstance(outcome, Release):
+            return self._release(lease, outcome)
         fields = self.fields(message, processed, seconds=seconds, retry_after_seconds=outcome.seconds)
         if isinstance(outcome, Defer):
-            self._counts.deferred += 1
-            log.info("deferred for %d s: %s", outcome.seconds, outcome.error, extra=fields)
+            self._counters.deferred += 1
+            log.info("Not handled yet, will be redelivered in %d s: %s", outcome.seconds, outcome.error, extra=fields)
         elif isinstance(outcome, RetryAfter):
-            self._counts.retried += 1
+            self._counters.retried += 1
             raised = outcome.error if log.isEnabledFor(logging.DEBUG) else None
             log.warning(
-                "retried in %d s: %s", outcome.seconds, describe_error(outcome.error), extra=fields, exc_info=raised
+                "Handler failed, will retry in %d s: %s",
+                outcome.seconds,
+                describe_error(outcome.error),
+                extra=fields,
+                exc_info=raised,
             )
         else:
             self._halt(message, outcome, fields)
         self._acknowledger.release(lease, outcome.seconds)
         return outcome.seconds
 
-    def fault(self, lease: Lease, error: Exception) -> float:
-        """Give back what a fault of ours kept from being settled. SQS's own count bounds how often."""
-        log.error("a fault in smartpipe: the message is given back", extra=self.fields(lease.message), exc_info=error)
-        self._counts.retried += 1
-        self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
-        return FAULT_RETRY_SECONDS
-
     def fields(self, message: Message, processed: Processed | None = None, **more: Any) -> dict[str, Any]:
-        """Return what a log line says of *message*, as logging's ``extra``."""
+        """Return the fields of a log line about *message*, as logging's ``extra``."""
         fields: dict[str, Any] = {
             "service": self._service,
             "queue": self._queue.name,
@@ -108,10 +129,32 @@ class Settler:
             fields["handler"] = processed.handler.name
         return {"fields": {**fields, **more}}
 
+    def _release(self, lease: Lease, outcome: Release) -> float:
+        """Return a message that has no result. SQS's own count bounds how often an internal error can do this."""
+        if outcome.reason == "skipped":
+            self._counters.released += 1
+        elif outcome.reason == "cancelled":
+            self._counters.cancelled += 1
+            log.warning(
+                "Handler cancelled, returning the message to the queue",
+                extra=self.fields(lease.message, handler=lease.handler),
+            )
+        else:
+            self._counters.retried += 1
+            log.error(
+                "Internal error in smartpipe, returning the message to the queue",
+                extra=self.fields(lease.message),
+                exc_info=outcome.error,
+            )
+            self._acknowledger.release(lease, outcome.seconds)
+            return outcome.seconds
+        self._acknowledger.release_unhandled(lease, outcome.seconds)
+        return outcome.seconds
+
     def _halt(self, message: Message, outcome: Halt, fields: dict[str, Any]) -> None:
-        self._counts.halted += 1
+        self._counters.halted += 1
         log.error(
-            "group %s halted (%s), tried again in %d s: %s",
+            "Group %s is halted (%s), will retry in %d s: %s",
             message.group_id,
             outcome.kind,
             outcome.seconds,
@@ -121,7 +164,7 @@ class Settler:
         )
 
     async def _dead_letter(self, lease: Lease, processed: Processed, outcome: DeadLetter) -> float | None:
-        """Copy the message to the dead-letter queue; only then delete it. A second copy is possible, a loss is not."""
+        """Copy the message to the dead-letter queue, and only then delete it: it may be copied twice, but not lost."""
         message = lease.message
         handler = processed.handler.name if processed.handler else None
         where = Where(self._service, self._queue.name, handler, processed.envelope)
@@ -129,21 +172,132 @@ class Settler:
         async def call(copies: list[OutgoingMessage]) -> list[Failure]:
             return await self._transport.send(self._queue.dead_letter_name, copies)
 
-        for made in (dead_letter(message, outcome, where), bare_copy(message)):
-            # FIFO queues want one; like SQS's own redrive, its id in this queue.
-            copy = made._replace(deduplication_id=message.message_id) if self._queue.fifo else made
+        for candidate in (dead_letter(message, outcome, where), bare_copy(message)):
+            # FIFO queues require a deduplication id. SQS's own redrive takes the message's id in this queue, too.
+            copy = candidate._replace(deduplication_id=message.message_id) if self._queue.fifo else candidate
             failed = await send_with_retries(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
             if not failed or failed[0][1].retryable:
-                break  # a copy that is refused for good, as too large for an older queue, goes without its reason
+                break  # a copy that can never be sent, as too large for an older queue, goes without its reason
         fields = self.fields(message, processed, kind=outcome.kind)
         if failed:
             _, failure = failed[0]
-            self._counts.retried += 1
-            log.error("could not be dead-lettered, tried again later: %s", failure.detail, extra=fields)
+            self._counters.retried += 1
+            log.error("Cannot write to the dead-letter queue, will retry: %s", failure.detail, extra=fields)
             self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
             return FAULT_RETRY_SECONDS
-        self._counts.dead_lettered += 1
+        self._counters.dead_lettered += 1
         raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
-        log.error("dead-lettered (%s): %s", outcome.kind, describe_error(outcome.error), extra=fields, exc_info=raised)
+        log.error("Dead-lettered (%s): %s", outcome.kind, describe_error(outcome.error), extra=fields, exc_info=raised)
         self._acknowledger.delete(lease)
         return None
+
+
+class Acknowledger:
+    """Batches the deletes and the returns of one queue.
+
+    A batch is sent when it has ten entries, or 50 ms after its first one. Entries that fail for the moment are sent
+    again for 10 s. A message that is being deleted keeps its lease until the delete is confirmed.
+    """
+
+    def __init__(self, queue: str, transport: Transport, *, leases: Leases, slots: Slots, counters: Counters) -> None:
+        self._queue = queue
+        self._transport = transport
+        self._leases = leases
+        self._slots = slots
+        self._counters = counters
+        self._timers = Timers()
+        self._deletes: Batcher[Lease] = Batcher(self._delete, self._timers, linger_seconds=LINGER_SECONDS)
+        self._releases: Batcher[tuple[Lease, float]] = Batcher(
+            self._send_releases, self._timers, linger_seconds=LINGER_SECONDS
+        )
+        self._draining = False
+        self._held: list[tuple[Lease, float]] = []
+
+    def delete(self, lease: Lease) -> None:
+        """Delete the message soon."""
+        lease.start_delete()
+        self._slots.unsettled += 1
+        self._deletes.add(lease)
+
+    def release(self, lease: Lease, seconds: float) -> None:
+        """Make the message visible again in *seconds*, or as late as SQS allows; do nothing if its lease is lost."""
+        self._slots.unsettled += 1
+        if lease.lost:
+            lease.start_return()
+            self._settled([lease])
+            return
+        lease.start_return()
+        self._releases.add((lease, min(seconds, int(lease.seconds_left))))
+
+    def release_unhandled(self, lease: Lease, seconds: float) -> None:
+        """Do the same; in a drain not before the last receive call of ours has ended.
+
+        An open call would only receive the message once more, and nothing would handle it.
+        """
+        if self._draining and self._slots.open_calls:
+            self._held.append((lease, seconds))
+        else:
+            self.release(lease, seconds)
+
+    def start_drain(self) -> None:
+        """Hold unhandled messages back from now on while a receive call is open."""
+        self._draining = True
+
+    def release_held(self, seconds: float) -> None:
+        """Return the messages that were held back, to be visible in *seconds* at the earliest."""
+        held, self._held = self._held, []
+        for lease, wanted_seconds in held:
+            self.release(lease, max(wanted_seconds, seconds))
+
+    async def drain(self) -> None:
+        """Send everything that is pending, and wait until it is settled."""
+        await self._deletes.drain()
+        await self._releases.drain()
+        self._timers.close()
+
+    async def _delete(self, leases: list[Lease]) -> None:
+        async def call(entries: list[Lease]) -> list[Failure]:
+            return await self._transport.delete(self._queue, [lease.message.receipt_handle for lease in entries])
+
+        try:
+            failed = await self._send(call, leases)
+        finally:
+            for lease in leases:
+                lease.end_delete()
+            self._settled(leases)
+        for lease, failure in failed:
+            self._counters.not_deleted += 1
+            self._log(lease, failure, logging.WARNING, "Cannot delete a handled message, it will be delivered again")
+
+    async def _send_releases(self, batch: list[tuple[Lease, float]]) -> None:
+        async def call(entries: list[tuple[Lease, float]]) -> list[Failure]:
+            asked = [(lease.message.receipt_handle, seconds) for lease, seconds in entries]
+            return await self._transport.change_visibility(self._queue, asked)
+
+        try:
+            # An extension that is under way would undo the return if it reached SQS after it.
+            extensions = [lease.extension for lease, _ in batch if lease.extension is not None]
+            if extensions:
+                await asyncio.wait(extensions)
+            failed = await self._send(call, batch)
+        finally:
+            self._settled([lease for lease, _ in batch])
+        for (lease, _), failure in failed:
+            self._log(
+                lease, failure, logging.INFO, "Cannot return a message, it will reappear after its visibility timeout"
+            )
+
+    async def _send(
+        self, call: Callable[[list[T]], Awaitable[list[Failure]]], entries: list[T]
+    ) -> list[tuple[T, Failure]]:
+        return await send_with_retries(
+            call, entries, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS, timers=self._timers
+        )
+
+    def _settled(self, leases: Sequence[Lease]) -> None:
+        self._leases.drop(leases)
+        self._slots.settled(len(leases))
+
+    def _log(self, lease: Lease, failure: Failure, level: int, text: str) -> None:
+        fields = {"message_id": lease.message.message_id, "queue": self._queue}
+        acknowledger_log.log(level, "%s: %s: %s", text, failure.code, failure.detail, extra={"fields": fields})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from smartpipe.batching.chunker import Chunker
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.consumer.dead_letter import bare_copy
-from smartpipe.consumer.pace import TokenBucket
+from smartpipe.consumer.handler_limits import TokenBucket
 from smartpipe.dlq.messages import existed_before
 from smartpipe.dlq.scan import DEADLINE_SECONDS, Scan
 from smartpipe.keys import own_sqs_id

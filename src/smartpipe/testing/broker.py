@@ -191,11 +191,11 @@ class MemoryBroker:
         Raises:
             ConfigError: No service polls it.
         """
-        self._consumer(queue).poller.pause()
+        self._consumer(queue).pause()
 
     def resume(self, queue: str) -> None:
         """Let the service poll *queue* again."""
-        self._consumer(queue).poller.resume()
+        self._consumer(queue).resume()
 
     def published(self, event: type[E], **fields: Any) -> list[E]:
         """Return the published events of this class whose fields have these values, in order."""

@@ -8,32 +8,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import time
 from contextlib import AsyncExitStack
 from random import shuffle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.consumer.groups import Groups
+from smartpipe.consumer.consumer import GroupRunner
+from smartpipe.consumer.handler_limits import HandlerLimit
 from smartpipe.consumer.handlers import slots_for
 from smartpipe.consumer.leases import Lease
-from smartpipe.consumer.processor import Processor, Resources
+from smartpipe.consumer.processor import Processor
 from smartpipe.consumer.settle import Settler
-from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.counters import Counters
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.idempotency.claims import claims_of
 from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Attribute, received_message
-from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings, ConcurrencySettings
 from smartpipe.transports.open import open_transport
+from smartpipe.worker.runtime import open_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from smartpipe.consumer.groups import Chain
-    from smartpipe.consumer.processor import Processed
-    from smartpipe.delivery import Delivery
+    from smartpipe.consumer.consumer import GroupQueue
+    from smartpipe.consumer.processor import Resources
     from smartpipe.message import Message
     from smartpipe.service import Service
     from smartpipe.transport import Transport
@@ -41,16 +38,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.lambda")
 
 MARGIN_SECONDS = 1.0
-"""So long before Lambda's own end handlers are cut off, that their messages can still be reported."""
+"""Handlers are cut off this long before Lambda ends the function, so that their messages can still be reported."""
 CANCEL_SECONDS = 0.3
-GIVE_BACK_SECONDS = 0.8
+RETURN_SECONDS = 0.8
 DELETE_SECONDS = 3.0
 NO_LIMIT_SECONDS = 900.0
-GATHERED_EVERY_SECONDS = 0.01
+FLUSH_EVERY_SECONDS = 0.01
 
 
-class _Unfinished:
-    """What Lambda is told to give back, in place of an acknowledger: what is not in it, Lambda deletes."""
+class _Failures:
+    """The messages that Lambda is asked to return to the queue, in place of an acknowledger: it deletes all others."""
 
     def __init__(self) -> None:
         self.message_ids: set[str] = set()
@@ -61,43 +58,23 @@ class _Unfinished:
         self.leases.clear()
 
     def delete(self, lease: Lease) -> None:
+        lease.start_delete()
         self.message_ids.discard(lease.message.message_id)
 
     def release(self, lease: Lease, seconds: float) -> None:
+        lease.start_return()
         self.message_ids.add(lease.message.message_id)
         self.leases.append((lease.message.receipt_handle, seconds))
+
+    release_unhandled = release
 
 
 class _Source(NamedTuple):
     """One queue that the function is invoked for."""
 
     name: str
-    processor: Processor
-    settler: Settler
-    groups: Groups
-    room: asyncio.Semaphore
-    unfinished: _Unfinished
-
-
-class _Running:
-    """The tasks of one invocation: each with its queue and its messages."""
-
-    def __init__(self) -> None:
-        self.tasks: dict[asyncio.Task[None], tuple[_Source, Chain]] = {}
-        self.changed = asyncio.Event()
-
-    async def wait(self, until: float) -> list[asyncio.Task[None]]:
-        """Wait for all tasks, also for those that are added meanwhile; return the ones that still run at *until*."""
-        loop = asyncio.get_running_loop()
-        while (pending := [task for task in self.tasks if not task.done()]) and loop.time() < until:
-            self.changed.clear()
-            waits = {loop.create_task(asyncio.wait(pending)), loop.create_task(self.changed.wait())}
-            try:
-                await asyncio.wait(waits, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for wait in waits:
-                    wait.cancel()
-        return pending
+    runner: GroupRunner
+    failures: _Failures
 
 
 class LambdaHandler:
@@ -113,19 +90,18 @@ class LambdaHandler:
         self._transport: Transport | None = None
         self._resources: Resources | None = None
         self._sources: dict[str, _Source] = {}
-        self._running = _Running()
 
     def __call__(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
         """Handle one invocation; return the partial batch response."""
         if self._runner is None:
-            self._runner = asyncio.Runner()  # one loop for all invocations: what the lifespan opens belongs to it
+            self._runner = asyncio.Runner()  # one loop for all invocations: the lifespan's resources belong to it
         return self._runner.run(self.handle(event, context))
 
     async def handle(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
-        """Do the same in a running loop, always the same one.
+        """Do the same in a running loop, which must be the same one for all invocations.
 
         Raises:
-            ConfigError: The event is none of SQS, or of a queue that the service has no handlers on.
+            ConfigError: The event is not one of SQS, or the service has no handlers on its queue.
         """
         records = event.get("Records")
         if not records or any(record.get("eventSource") != "aws:sqs" for record in records):
@@ -136,87 +112,74 @@ class LambdaHandler:
         seconds = remaining() / 1_000 - MARGIN_SECONDS if remaining else NO_LIMIT_SECONDS
         until = loop.time() + max(0.0, seconds)
         sources: dict[str, _Source] = {}
-        chains: list[tuple[_Source, Chain]] = []
+        ordinary: list[tuple[_Source, GroupQueue]] = []
         for record in records:
             arn = record["eventSourceARN"]
             if arn not in sources:
                 sources[arn] = await self._source(arn)
             source = sources[arn]
-            chain = source.groups.chain_for(Lease(_message(record, loop.time()), until, until, loop.time))
-            if chain is not None:
-                chains.append((source, chain))
-        ordinary: list[tuple[_Source, Chain]] = []
-        suspects: list[tuple[_Source, Chain]] = []
-        for source, chain in chains:
-            suspect = any(map(source.processor.is_suspect, chain))
-            (suspects if suspect else ordinary).append((source, chain))
-        await self._run_all(ordinary, until)
+            group = source.runner.enqueue(Lease(_message(record, loop.time()), until, until, loop.time))
+            if group is not None:
+                ordinary.append((source, group))
+        suspects = [(source, group) for source, group in ordinary if any(map(source.runner.is_suspect, group))]
+        await self._run_all([pair for pair in ordinary if pair not in suspects], until)
         if suspects:
             await self._run_suspects(suspects, records, sources, until)
         for source in sources.values():
-            await self._give_back(source, until + GIVE_BACK_SECONDS)
+            await self._set_delays(source, until + RETURN_SECONDS)
         failures = [
             {"itemIdentifier": record["messageId"]}
             for record in records
-            if record["messageId"] in sources[record["eventSourceARN"]].unfinished.message_ids
+            if record["messageId"] in sources[record["eventSourceARN"]].failures.message_ids
         ]
         return {"batchItemFailures": failures}
 
     def close(self) -> None:
-        """Close all that invocations opened, and their loop: at the end of a test. A second call does nothing."""
+        """Close everything that invocations opened, and their loop, for tests. A second call does nothing."""
         runner, self._runner = self._runner, None
         if runner is not None:
             with runner:
                 runner.run(self.aclose())
 
     async def aclose(self) -> None:
-        """Close what the lifespan opened, and connections. Lambda itself never calls it: it ends the process."""
+        """Close the lifespan and connections. Lambda itself never calls this: it ends the process."""
         await self._stack.aclose()
         self._resources = None
         self._sources.clear()
 
-    async def _run_all(self, chains: list[tuple[_Source, Chain]], until: float) -> None:
-        loop = asyncio.get_running_loop()
-        running = self._running = _Running()
-        for source, chain in chains:
-            running.tasks[loop.create_task(self._run(source, chain))] = source, chain
-        processors = {source.name: source.processor for source, _ in chains if source.processor.gathers}
-        gathering = loop.create_task(_flush_when_all_wait(list(processors.values()), running.tasks))
+    async def _run_all(self, groups: list[tuple[_Source, GroupQueue]], until: float) -> None:
+        runners = list(dict.fromkeys(source.runner for source, _ in groups))
+        for source, group in groups:
+            source.runner.start_group(group)
+        flushing = asyncio.get_running_loop().create_task(_flush_when_all_wait(runners))
         try:
-            late = await running.wait(until)
+            late = await _wait_for(runners, until)
             if late:
-                log.warning("%d messages are given back: the function's time is over", len(late))
-                for task in late:
-                    task.cancel()
-                await asyncio.wait(late, timeout=CANCEL_SECONDS)
+                log.warning("%d messages will be redelivered: the function's time is over", late)
         finally:  # also when this invocation is cancelled
-            for task in (gathering, *running.tasks):
-                task.cancel()
-        for source, chain in running.tasks.values():  # of tasks that were cancelled before they began, or do not end
-            while chain:
-                lease = source.groups.ended(chain)
-                lease.returning = True  # whatever its handler still does changes nothing in a later invocation
-                source.unfinished.release(lease, 0)
+            flushing.cancel()
+            for runner in runners:
+                await runner.cancel(CANCEL_SECONDS)
 
     async def _run_suspects(
         self,
-        suspects: list[tuple[_Source, Chain]],
+        suspects: list[tuple[_Source, GroupQueue]],
         records: Sequence[Mapping[str, Any]],
         sources: Mapping[str, _Source],
         until: float,
     ) -> None:
-        """Handle messages that may kill this process: last, one at a time, and when the others have been deleted.
+        """Handle messages that may kill this process: last, one at a time, and after the others have been deleted.
 
         Lambda deletes the others only when the function returns, and would deliver them again.
         """
-        theirs = {lease.message.message_id for _, chain in suspects for lease in chain}
+        theirs = {lease.message.message_id for _, group in suspects for lease in group}
         for arn, source in sources.items():
             done = [
                 record["receiptHandle"]
                 for record in records
                 if record["eventSourceARN"] == arn
                 and record["messageId"] not in theirs
-                and record["messageId"] not in source.unfinished.message_ids
+                and record["messageId"] not in source.failures.message_ids
             ]
             try:
                 async with asyncio.timeout(DELETE_SECONDS):
@@ -224,63 +187,22 @@ class LambdaHandler:
                         await self._opened_transport.delete(source.name, done[start : start + MAX_BATCH_ENTRIES])
             except (TransportError, TimeoutError) as error:
                 log.warning("Cannot delete handled messages before a message that may end this process: %s", error)
-        shuffle(suspects)  # one that kills this process must not always come before the same others
-        for suspect in suspects:
+        shuffle(suspects)  # a message that kills this process must not always come before the same others
+        for source, group in suspects:
             log.warning(
-                "Delivered more often than failures explain, so it is handled last and alone",
-                extra=suspect[0].settler.fields(suspect[1][0].message),
+                "Delivered more often than failures explain: it will be handled last and alone",
+                extra=source.runner.settler.fields(group[0].message),
             )
-            await self._run_all([suspect], until)
+            await self._run_all([(source, group)], until)
 
     @property
     def _opened_transport(self) -> Transport:
         assert self._transport is not None  # noqa: S101 - _source has opened it
         return self._transport
 
-    def _overdue(self, task: asyncio.Task[None], delivery: Delivery) -> None:
-        """Go on in a new task, first with the message whose handler does not end; the old task is left to itself.
-
-        Where the task is of an earlier invocation, Lambda has its messages back already.
-        """
-        if task not in self._running.tasks:
-            return
-        source, chain = self._running.tasks.pop(task)
-        source.room.release()
-        chain = source.groups.take_over(chain)
-        late = chain[0], source.processor.timed_out(delivery, chain[0])
-        self._running.tasks[asyncio.get_running_loop().create_task(self._run(source, chain, late))] = source, chain
-        self._running.changed.set()
-
-    async def _run(self, source: _Source, chain: Chain, late: tuple[Lease, Processed] | None = None) -> None:
-        async def process(lease: Lease) -> float | None:
-            started = time.perf_counter()
-            try:
-                if late is not None and lease is late[0]:
-                    return await source.settler.settle(lease, late[1], 0.0)
-                processed = await self._process(source, lease)
-                if lease.detached or lease.returning:
-                    return 0
-                return await source.settler.settle(lease, processed, time.perf_counter() - started)
-            except asyncio.CancelledError:
-                if not (lease.detached or lease.returning):
-                    source.unfinished.release(lease, 0)
-                return 0
-            except Exception as error:  # noqa: BLE001 - a fault of ours; nothing is lost
-                return source.settler.fault(lease, error)
-
-        await source.groups.run(chain, process, source.unfinished.release, source.groups.ended)
-
-    async def _process(self, source: _Source, lease: Lease) -> Processed:
-        await source.room.acquire()
-        try:
-            return await source.processor.process(lease.message, lease)
-        finally:
-            if not lease.detached:
-                source.room.release()
-
-    async def _give_back(self, source: _Source, until: float) -> None:
-        """Ask for the retries' delays. Lambda's own is the queue's visibility timeout; that is right too, if later."""
-        leases = source.unfinished.leases
+    async def _set_delays(self, source: _Source, until: float) -> None:
+        """Set the delays of retries. Lambda's own is the queue's visibility timeout, which is right too, if later."""
+        leases = source.failures.leases
         transport = self._transport
         if transport is None or not leases:
             return
@@ -289,14 +211,17 @@ class LambdaHandler:
                 for start in range(0, len(leases), MAX_BATCH_ENTRIES):
                     await transport.change_visibility(source.name, leases[start : start + MAX_BATCH_ENTRIES])
         except (TransportError, TimeoutError) as error:
-            log.warning("failed messages come back after the visibility timeout, not by their policy: %s", error)
+            log.warning(
+                "Cannot set the delays of retries, messages will reappear after the visibility timeout: %s", error
+            )
 
     async def _source(self, arn: str) -> _Source:
-        """Return what the queue is handled with, without a trace of what an earlier invocation left undone."""
+        """Return the runner of a queue, without a trace of messages that an earlier invocation did not finish."""
         known = self._sources.get(arn)
         if known is not None:
-            known.unfinished.clear()
-            return known._replace(groups=known.groups.anew())
+            known.failures.clear()
+            known.runner.reset()
+            return known
         resources, transport = await self._opened()
         name = arn.rpartition(":")[2].removeprefix(AwsSettings.load().prefix)
         queues = {binding.queue.name: binding.queue for binding in self._service.bindings}
@@ -306,44 +231,53 @@ class LambdaHandler:
                 f"{', '.join(queues)}. Is SMARTPIPE_PREFIX set as it was when the topology was applied?"
             )
             raise ConfigError(msg)
-        counts, unfinished = Counters(), _Unfinished()
-        source = self._sources[arn] = _Source(
-            name,
-            Processor(self._service, name, resources, counts, on_overdue=self._overdue),
-            Settler(self._service.name, queues[name], transport, acknowledger=unfinished, counts=counts),
-            Groups(fifo=queues[name].fifo),
-            asyncio.Semaphore(slots_for(self._service.handlers_on(name), ConcurrencySettings.load().concurrency)),
-            unfinished,
+        counters, failures = Counters(), _Failures()
+        runner = GroupRunner(
+            queues[name],
+            Processor(self._service, name, resources, counters),
+            Settler(self._service.name, queues[name], transport, acknowledger=failures, counters=counters),
+            limit=HandlerLimit(slots_for(self._service.handlers_on(name), ConcurrencySettings.load().concurrency)),
         )
+        source = self._sources[arn] = _Source(name, runner, failures)
         return source
 
     async def _opened(self) -> tuple[Resources, Transport]:
-        """Open, in the first invocation, what lasts for all of them."""
+        """Open, in the first invocation, the resources of all of them."""
         if self._resources is None or self._transport is None:
             async with AsyncExitStack() as stack:
                 transport = open_transport()
                 stack.push_async_callback(transport.aclose)
-                threads = Threads(self._service.slots(ConcurrencySettings.load().concurrency))
-                stack.callback(threads.close)
-                use_loop_executor(threads.capacity)
-                publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
-                claims = await claims_of(self._service, ConcurrencySettings.load().idempotency_url)
-                if claims is not None:
-                    stack.push_async_callback(claims.aclose)
-                state = await stack.enter_async_context(self._service.open())
+                settings = ConcurrencySettings.load()
+                runtime = await stack.enter_async_context(open_runtime(self._service, transport, settings))
                 self._stack = stack.pop_all()
-            self._transport, self._resources = (
-                transport,
-                Resources(publisher, threads, publisher.payloads, state, claims),
-            )
+            self._transport, self._resources = transport, runtime.resources()
         return self._resources, self._transport
 
 
-async def _flush_when_all_wait(processors: list[Processor], tasks: Collection[asyncio.Task[None]]) -> None:
-    """Let batches go out as soon as nobody else can join them: Lambda's time costs more than a linger is worth."""
+async def _wait_for(runners: Sequence[GroupRunner], until: float) -> int:
+    """Wait for all tasks, also for those that are started meanwhile; return the number that still run at *until*."""
+    loop = asyncio.get_running_loop()
+    while (tasks := [task for runner in runners for task in runner.tasks]) and loop.time() < until:
+        for runner in runners:
+            runner.takeover.clear()
+        waits = {
+            loop.create_task(asyncio.wait(tasks)),
+            *(loop.create_task(runner.takeover.wait()) for runner in runners),
+        }
+        try:
+            await asyncio.wait(waits, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+    return len(tasks)
+
+
+async def _flush_when_all_wait(runners: Sequence[GroupRunner]) -> None:
+    """Call batch handlers as soon as no other message can join: Lambda's time costs more than a linger is worth."""
+    processors = [runner.processor for runner in runners if runner.processor.gathers]
     while processors:
-        await asyncio.sleep(GATHERED_EVERY_SECONDS)
-        if sum(processor.gathered for processor in processors) >= sum(not task.done() for task in tasks):
+        await asyncio.sleep(FLUSH_EVERY_SECONDS)
+        if sum(processor.gathered for processor in processors) >= sum(len(runner.tasks) for runner in runners):
             for processor in processors:
                 processor.flush()
 

@@ -106,7 +106,7 @@ class WorkerReport:
         """Return its counts, two gauges a queue, and what its transport counts."""
         service = self._observed.name
         states = [
-            QueueState(service, one.queue.name, one.counts, one.in_flight, round(one.poller.seconds_since_success(), 1))
+            QueueState(service, one.queue.name, one.counts, one.in_flight, round(one.seconds_since_success(), 1))
             for one in self._observed.consumers
         ]
         overdue = Sample({"service": service}, self._observed.capacity.overdue)
@@ -120,8 +120,8 @@ class WorkerReport:
     def _answer(self, word: str, *, good: bool) -> Answer:
         queues = {
             consumer.queue.name: {
-                "seconds_since_poll": round(consumer.poller.seconds_since_success(), 1),
-                "polls_failing": consumer.poller.failing,
+                "seconds_since_poll": round(consumer.seconds_since_success(), 1),
+                "polls_failing": consumer.failing,
                 "in_flight": consumer.in_flight,
                 **consumer.counts.as_dict(),
             }

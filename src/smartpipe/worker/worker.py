@@ -5,29 +5,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from smartpipe.batching.resend import retry_until_stopped
 from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.consumer import Consumer
 from smartpipe.consumer.decide import describe_error
 from smartpipe.consumer.isolation import Isolation
-from smartpipe.consumer.processor import Resources
-from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.errors import (
     ConfigError,
-    PublishError,
     SmartpipeError,
     TopologyError,
     TransportError,
 )
-from smartpipe.idempotency.claims import Claims, claims_of
-from smartpipe.publisher.publisher import Publisher
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, WorkerReport
+from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from smartpipe.counters import TransportCounters
@@ -76,9 +73,10 @@ class Worker:
         self._verified = False
         self._stopped_at = 0.0
         self._limit: asyncio.Timeout | None = None
+        self._lifespan_expired = False
         self._failed = False
         self._store = store
-        self._claims: Claims | None = None
+        self._runtime: Runtime | None = None
         self.capacity = Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
         self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
@@ -91,12 +89,13 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether it is verified, polls successfully and does not drain."""
+        claims = None if self._runtime is None else self._runtime.claims
         return (
             self._verified
             and not self._stopping.is_set()
             and self.capacity.ready
-            and not any(consumer.poller.failing for consumer in self.consumers)
-            and not (self._claims is not None and self._claims.failures)
+            and not any(consumer.failing for consumer in self.consumers)
+            and not (claims is not None and claims.failures)
         )
 
     @property
@@ -106,9 +105,7 @@ class Worker:
         It does not while too many handler calls do not end, or a resource keeps running out.
         """
         limit = self._settings.liveness_seconds
-        return self.capacity.alive and all(
-            consumer.poller.seconds_since_success() < limit for consumer in self.consumers
-        )
+        return self.capacity.alive and all(consumer.seconds_since_success() < limit for consumer in self.consumers)
 
     @property
     def transport_counts(self) -> TransportCounters | None:
@@ -118,11 +115,11 @@ class Worker:
     def stop(self, reason: str = "stop()") -> None:
         """Begin to drain. A second call does nothing."""
         if not self._stopping.is_set():
-            polls = (c.poller.seconds_until_closed(self._settings.poll_seconds) for c in self.consumers)
+            seconds = (consumer.seconds_until_closed() for consumer in self.consumers)
             log.info(
                 "draining: %s; the open poll ends within %.0f s, the whole within %g s; a second signal stops hard",
                 reason,
-                max(polls, default=0.0),
+                max(seconds, default=0.0),
                 self._settings.drain_seconds,
             )
             self._stopping.set()
@@ -136,7 +133,7 @@ class Worker:
             ConfigError: The worker does not run, or has no such queue.
         """
         for consumer in self._consumers_of(queue):
-            consumer.poller.pause()
+            consumer.pause()
             log.info("queue %s is paused", consumer.queue.name)
 
     def resume(self, queue: str | None = None) -> None:
@@ -146,7 +143,7 @@ class Worker:
             ConfigError: The worker does not run, or has no such queue.
         """
         for consumer in self._consumers_of(queue):
-            consumer.poller.resume()
+            consumer.resume()
             log.info("queue %s is polled again", consumer.queue.name)
 
     def _consumers_of(self, queue: str | None) -> list[Consumer]:
@@ -170,42 +167,57 @@ class Worker:
         Raises:
             TopologyError: Something the service needs does not exist.
         """
-        settings = self._settings
-        threads = Threads(self._service.slots(settings.concurrency), self.capacity)
-        use_loop_executor(self.capacity)
-        publisher = Publisher(self._service.name, transport=self._transport)
         async with self.health:
             level = logging.DEBUG if self.health.private else logging.INFO
             fields = {"url": self.health.url}
             log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
             try:
-                await retry_until_stopped("check the topology", self._verified_topology, stopping=self._stopping)
-                await retry_until_stopped("open the idempotency store", self._open_store, stopping=self._stopping)
+                await retry_until_stopped("check the topology", self._verify_topology, stopping=self._stopping)
                 if not self._stopping.is_set():
-                    await self._serve(publisher, threads)
+                    await self._serve()
             finally:
-                until = max(
-                    self._stopped_at + settings.drain_seconds, asyncio.get_running_loop().time() + MIN_CLOSE_SECONDS
-                )
-                unpublished = await self._close(publisher, threads, until)
-        return self._report(unpublished)
+                await self._transport.aclose()
+        return self._report()
 
-    async def _serve(self, publisher: Publisher, threads: Threads) -> None:
-        """Run the lifespan and, inside of it, the consumers; a stop bounds how long either may take."""
+    async def _serve(self) -> None:
+        """Open the runtime and, inside it, run the consumers; a stop bounds how long either may take."""
+        bounds = Bounds(self._stopping, self._bound_lifespan, self._seconds_to_close)
         try:
-            async with asyncio.timeout(None) as self._limit, self._service.open() as state:
+            async with open_runtime(
+                self._service,
+                self._transport,
+                self._settings,
+                capacity=self.capacity,
+                store=self._store,
+                bounds=bounds,
+            ) as self._runtime:
                 if not self._stopping.is_set():
-                    self._start(publisher, threads, state)
+                    self._start(self._runtime)
                     await self._stopping.wait()
                     await self._drain()
         except SmartpipeError:
             raise
         except Exception as error:
             self._failed = True
-            if self._limit is not None and self._limit.expired():
-                log.error("the lifespan of %s did not end in time and was cancelled", self._service.name)  # noqa: TRY400
+            if self._lifespan_expired:
+                log.error("The lifespan of %s did not end in time and was cancelled", self._service.name)  # noqa: TRY400
             else:
-                log.error("the lifespan of %s failed: %s", self._service.name, describe_error(error), exc_info=error)  # noqa: TRY400 - one way to say it
+                log.error("The lifespan of %s failed: %s", self._service.name, describe_error(error), exc_info=error)  # noqa: TRY400 - the error is in its text
+
+    def _seconds_to_close(self) -> float:
+        """Return how long the publisher may go on at the end: the rest of the drain's time, and a second at least."""
+        left = self._stopped_at + self._settings.drain_seconds - asyncio.get_running_loop().time()
+        return max(MIN_CLOSE_SECONDS, left)
+
+    @asynccontextmanager
+    async def _bound_lifespan(self) -> AsyncIterator[None]:
+        """Let ``_end_within`` cut off the lifespan."""
+        async with asyncio.timeout(None) as limit:
+            self._limit = limit
+            try:
+                yield
+            finally:
+                self._limit, self._lifespan_expired = None, limit.expired()
 
     def _end_within(self, seconds: float) -> None:
         if self._limit is not None and not self._limit.expired():
@@ -223,9 +235,8 @@ class Worker:
         await asyncio.gather(*drains)
         log.info("handlers have ended, deletes are flushed")
 
-    def _start(self, publisher: Publisher, threads: Threads, state: Any) -> None:
-        settings = self._settings
-        resources = Resources(publisher, threads, publisher.payloads, state, self._claims, Isolation())
+    def _start(self, runtime: Runtime) -> None:
+        settings, resources = self._settings, runtime.resources(Isolation())
         for binding in self._service.bindings:
             consumer = Consumer(
                 self._service,
@@ -241,7 +252,7 @@ class Worker:
         queues = ", ".join(consumer.queue.name for consumer in self.consumers)
         log.info("ready: %s polls %s, concurrency %d a queue", self._service.name, queues, settings.concurrency)
 
-    async def _verified_topology(self) -> None:
+    async def _verify_topology(self) -> None:
         if self._verify is None:
             return
         try:
@@ -257,24 +268,8 @@ class Worker:
             return
         log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
 
-    async def _open_store(self) -> None:
-        self._claims = await claims_of(self._service, self._settings.idempotency_url, self._store)
-
-    async def _close(self, publisher: Publisher, threads: Threads, until: float) -> int:
-        """Flush what handlers published without waiting for it; return how many events were not taken."""
-        try:
-            await publisher.aclose(timeout_seconds=max(0.0, until - asyncio.get_running_loop().time()))
-        except PublishError as error:
-            log.error("%s", error)  # noqa: TRY400
-            return len(error.failures)
-        finally:
-            if self._claims is not None:
-                await self._claims.aclose()
-            await self._transport.aclose()
-            threads.close()
-        return 0
-
-    def _report(self, unpublished: int) -> int:
+    def _report(self) -> int:
+        unpublished = 0 if self._runtime is None else self._runtime.unpublished
         totals: Counter[str] = Counter()
         for consumer in self.consumers:
             totals.update(consumer.counts.as_dict())
