@@ -87,7 +87,7 @@ def test_fault_11_poison_beside_good_messages_is_dead_lettered_with_its_reason(j
     queues.send("jobs", "I am no event")
 
     jobs.wait_for("done", 3)
-    until_blocking(lambda: sum(r["message"].startswith("dead-lettered") for r in worker.records) == 2)
+    until_blocking(lambda: sum(r["message"].startswith("Dead-lettered") for r in worker.records) == 2)
 
     reasons = {reason["kind"]: reason for reason in queues.dead_letter_reasons("jobs")}
     assert set(reasons) == {"retries-exhausted", "not-json"}

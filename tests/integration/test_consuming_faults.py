@@ -120,7 +120,7 @@ async def test_fault_05_polling_outlives_a_name_that_cannot_be_looked_up(
         await until(lambda: shop.seen == ["7"])
 
     assert len(said(caplog, "Receiving from queue")) == 1
-    assert said(caplog, "Cannot receive from queue mailer, retrying: EndpointConnectionError")
+    assert said(caplog, "Cannot receive from queue shop, retrying: EndpointConnectionError")
 
 
 NO_QUEUE = (400, "QueueDoesNotExist", "The specified queue does not exist.")
@@ -193,7 +193,7 @@ async def throttled(
     assert [fault.hits for fault in faults] == [2, 2]
     assert shop.seen == ["7"]
     assert worker.consumers[0].counts.not_deleted == 0
-    assert len(said(caplog, f"Cannot receive from queue mailer, retrying: {answer[1]}")) == 1
+    assert len(said(caplog, f"Cannot receive from queue shop, retrying: {answer[1]}")) == 1
     assert len(said(caplog, "again after 2 failed calls")) == 1
 
 
@@ -208,7 +208,7 @@ async def test_fault_35_a_poll_that_is_never_answered_is_given_up_after_its_wait
     async with working(shop.service):
         await until(lambda: shop.seen)
 
-    assert said(caplog, "Cannot receive from queue mailer, retrying: ReadTimeoutError")
+    assert said(caplog, "Cannot receive from queue shop, retrying: ReadTimeoutError")
 
 
 @pytest.mark.usefixtures("no_time_lost", "restless")

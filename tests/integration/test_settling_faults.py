@@ -65,7 +65,7 @@ async def test_fault_14_a_delete_whose_answer_is_lost_is_repeated_and_is_no_fail
 async def test_fault_14_a_delete_that_is_never_answered_leaves_time_for_another(
     fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smartpipe.consumer.acknowledger.CALL_SECONDS", 1)
+    monkeypatch.setattr("smartpipe.consumer.settle.CALL_SECONDS", 1)
     shop = await Shop.provisioned(fast_proxy)
     fast_proxy.add(Fault("DeleteMessageBatch", times=1, delay_seconds=600))
     await shop.put("1")
@@ -106,7 +106,7 @@ async def test_fault_30_of_ten_leases_the_one_that_is_gone_is_lost_and_the_nine_
 async def test_fault_46_a_dead_letter_whose_delete_fails_comes_a_second_time_and_is_not_lost(
     fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smartpipe.consumer.acknowledger.DEADLINE_SECONDS", 0)
+    monkeypatch.setattr("smartpipe.consumer.settle.DEADLINE_SECONDS", 0)
     shop = await Shop.provisioned(fast_proxy, lease_seconds=1)
     fast_proxy.add(Fault("DeleteMessageBatch", times=1, answer=(500, "InternalError", "try later")))
     await shop.put("reject")
