@@ -80,6 +80,7 @@ NOT_IMPORTS = {"getLogger", "files"}
 """Functions that take a module's name and do not import it."""
 AWS_LIBRARIES = {"boto3", "botocore", "aiobotocore"}
 KNOW_AWS_LIBRARIES = ("transports.aws", "topology.aws", "idempotency.stores.dynamodb", "blocking")
+TRANSPORTS = str(PACKAGE / "transports")
 MAX_PUBLISH_FILES = 9
 MAX_CONSUME_FILES = 11
 
@@ -266,11 +267,12 @@ def traced_files(frames: set[str]) -> set[str]:
 
 @contextmanager
 def tracing() -> Iterator[set[str]]:
-    """Collect the files whose functions are called inside the block."""
+    """Collect the files whose functions are called inside the block, apart from a transport's and the ones it calls."""
     files = set[str]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        if event == "call":
+        caller = frame.f_back.f_code.co_filename if frame.f_back else ""
+        if event == "call" and TRANSPORTS not in caller and TRANSPORTS not in frame.f_code.co_filename:
             files.add(frame.f_code.co_filename)
 
     sys.setprofile(note)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, EventTooLarge, PublishError
-from smartpipe.batching.chunker import Chunker
+from smartpipe.batching.batcher import Chunker
 from smartpipe.message import Attribute, size_bytes
 from smartpipe.publisher.prepare import Publication, prepare
 from tests.support.events import ADA, Note, small

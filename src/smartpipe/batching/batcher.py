@@ -1,4 +1,4 @@
-"""Gathers single items into batches by count, bytes and a short linger."""
+"""Batches for SNS and SQS: entries are chunked by count, bytes and group, and gathered over a short time."""
 
 from __future__ import annotations
 
@@ -7,26 +7,87 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from smartpipe.batching.chunker import Chunker
+from smartpipe.limits import MAX_BATCH_ENTRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
 
     from smartpipe.batching.timers import Timer, Timers
 
 T = TypeVar("T")
 
 
-class Batcher(Generic[T]):
-    """Hands each batch to *send* when it is full, or *linger_seconds* after its first item.
+class Chunker(Generic[T]):
+    """Fills one request after another: at most 10 entries, whose bytes together stay below the limit. Pure.
 
-    A batch in flight never holds up the next, unless they share a group of the chunker's. *send* must
-    not raise: what it cannot do with its items, it says to whoever waits for them.
+    The byte limit of PublishBatch and SendMessageBatch is for the whole request, attributes included.
 
     Args:
-        timers: Of the loop in which it is used.
-        linger_seconds: 0 sends each item by itself, at once.
-        max_in_flight: How many calls of *send* run at once; further batches wait their turn.
+        group_of: Returns the FIFO group of an item, or None. Items of one group never share a request: an entry may
+            fail alone, and those of its group behind it in the request would have overtaken it.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int | None = None,
+        size_of: Callable[[T], int] = lambda _: 0,
+        group_of: Callable[[T], Hashable] | None = None,
+        limit_entries: int = MAX_BATCH_ENTRIES,
+    ) -> None:
+        self._limit_entries = limit_entries
+        self._limit_bytes = limit_bytes
+        self._size_of = size_of
+        self._group_of = group_of
+        self._items: list[T] = []
+        self._groups: set[Hashable] = set()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """Return the number of pending items."""
+        return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        """Whether no further item fits."""
+        return len(self._items) >= self._limit_entries
+
+    def groups_of(self, items: Sequence[T]) -> set[Hashable]:
+        """Return the FIFO groups of *items*."""
+        return set() if self._group_of is None else {self._group_of(item) for item in items} - {None}
+
+    def add(self, item: T) -> list[T] | None:
+        """Add *item*; return the chunk that it did not fit into, if there was one."""
+        done = None
+        size = 0
+        if self._limit_bytes is not None:
+            size = self._size_of(item)
+            if self._items and self._bytes + size > self._limit_bytes:
+                done = self.take()
+        group = None if self._group_of is None else self._group_of(item)
+        if len(self._items) >= self._limit_entries or group in self._groups:
+            done = self.take()
+        if group is not None:
+            self._groups.add(group)
+        self._items.append(item)
+        self._bytes += size
+        return done
+
+    def take(self) -> list[T]:
+        """Return the pending items, and start a new chunk."""
+        items, self._items, self._groups, self._bytes = self._items, [], set(), 0
+        return items
+
+
+class Batcher(Generic[T]):
+    """Calls *send* with each batch when it is full, or *linger_seconds* after its first item.
+
+    A batch in flight does not hold up the next one, unless they share a FIFO group. *send* must not raise: it reports
+    failures to the callers that wait for their items.
+
+    Args:
+        timers: The timers of the event loop in which the batcher is used.
+        linger_seconds: 0 sends each item immediately and alone.
+        max_in_flight: The maximum number of concurrent calls of *send*; further batches wait.
     """
 
     def __init__(
@@ -41,25 +102,25 @@ class Batcher(Generic[T]):
         self._send = send
         self._linger_seconds = linger_seconds
         self._chunker = Chunker[T]() if chunker is None else chunker
-        self._room = asyncio.Semaphore(max_in_flight)
+        self._calls = asyncio.Semaphore(max_in_flight)
         self._timers = timers
         self._linger: Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[Hashable, asyncio.Task[None]] = {}
 
     def add(self, item: T) -> None:
-        """Take *item* into the batch that is being gathered."""
+        """Add *item* to the pending batch."""
         ready = self._chunker.add(item)
         if ready is not None:
             self._start(ready)
         if self._chunker.full or self._linger_seconds <= 0:
             self.flush()
         elif self._linger is None:
-            # In the context of the first item, as the timer would be that each batch had of its own.
+            # The timer runs in the context of the first item, as if each batch had a timer of its own.
             self._linger = self._timers.call_later(self._linger_seconds, partial(copy_context().run, self.flush))
 
     def flush(self) -> None:
-        """Start sending what has been gathered, without waiting."""
+        """Start sending the pending batch, without waiting."""
         if self._linger is not None:
             self._timers.cancel(self._linger)
             self._linger = None
@@ -67,7 +128,7 @@ class Batcher(Generic[T]):
             self._start(self._chunker.take())
 
     async def drain(self) -> None:
-        """Flush, and wait until every batch has been sent; cancelling this leaves them on their way."""
+        """Flush, and wait until every batch has been sent. Cancelled, it leaves the batches in flight."""
         self.flush()
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -89,7 +150,7 @@ class Batcher(Generic[T]):
                 del self._last[group]
 
     async def _send_in_turn(self, batch: list[T], before: set[asyncio.Task[None]]) -> None:
-        if before:  # outside of the room: those before it may have to wait for it themselves
+        if before:  # outside the semaphore: the batches before this one may wait for it, too
             await asyncio.wait(before)
-        async with self._room:
+        async with self._calls:
             await self._send(batch)

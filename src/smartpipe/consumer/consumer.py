@@ -1,7 +1,7 @@
 """The consumer of one queue: receive → process → settle; and the drain.
 
-``Consumer.run`` receives as many messages as there are free slots. Each message, or each group of a FIFO queue, has a task
-in which ``GroupRunner`` processes and settles it. ``Consumer.drain`` ends all of it in order.
+``Consumer.run`` receives as many messages as there are free slots. Each message, or each group of a FIFO queue, has a
+task, in which ``GroupRunner`` processes and settles it. ``Consumer.drain`` ends all of it in order.
 """
 
 from __future__ import annotations

@@ -115,15 +115,6 @@ class Handler:
         """Return its full name in the environment with this *prefix*."""
         return HandlerName(prefix, self.service, self.queue.name, self.name)
 
-    def arguments(self, event: object, delivery: object) -> list[Any]:
-        """Return what to call the function with: an event or a list of them, and the delivery or deliveries."""
-        if len(self.parameters) == 1:
-            return [event]  # which every handler takes
-        return [
-            event if wants == "event" else delivery if wants == "delivery" else self.state[name]
-            for name, wants, _ in self.parameters
-        ]
-
     def bind(self, state: Any) -> list[str]:
         """Find what the lifespan provides for its parameters; return what it does not."""
         faults = []

@@ -69,7 +69,12 @@ class Invocation:
         if self._capacity.full:
             raise ResourceExhausted(self._capacity.reasons[0])
         delivery.calls += 1
-        arguments = handler.arguments(event, delivery)
+        arguments: list[Any] = [event]  # every handler takes it
+        if len(handler.parameters) > 1:
+            arguments = [
+                event if wants == "event" else delivery if wants == "delivery" else handler.state[name]
+                for name, wants, _ in handler.parameters
+            ]
         if handler.is_async:
             result = await handler.function(*arguments)
         else:

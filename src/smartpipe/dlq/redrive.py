@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from smartpipe.batching.chunker import Chunker
+from smartpipe.batching.batcher import Chunker
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.consumer.dead_letter import bare_copy
 from smartpipe.consumer.handler_limits import TokenBucket

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.batching.chunker import Chunker
+from smartpipe.batching.batcher import Chunker
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
 from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl

@@ -113,14 +113,14 @@ def prepare(publication: Publication, *, source: str, packing: BodyEncoding = NO
     if not isinstance(event, Event):
         msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
         raise ConfigError(msg)
-    contract, queue = contract_of(type(event)), publication.queue
+    contract, queue = type(event).__contract__ or contract_of(type(event)), publication.queue
     destination = queue or contract.topic
     event_id = None
     if current_cause.get() is not None:
         alike = contract.type, str(contract.major), queue.name if queue else "", text_of(event, contract.key) or ""
         event_id = next_event_id(*alike)
     envelope = wrap(event, source=source, event_id=event_id)
-    group_id = group_id_of(event, fifo=destination.fifo)
+    group_id = group_id_of(event, fifo=destination.fifo) if destination.fifo or contract.tenant else None
     if attributes or publication.delay_seconds is not None or destination.fifo:
         _refuse_problems(publication, envelope.id, group_id)
     body = encode(envelope)
@@ -130,7 +130,7 @@ def prepare(publication: Publication, *, source: str, packing: BodyEncoding = NO
         attributes_bytes = size_bytes("", all_attributes)
     message = OutgoingMessage(
         body,
-        utf8_length(body) + attributes_bytes,
+        (len(body) if body.isascii() else utf8_length(body)) + attributes_bytes,
         all_attributes,
         group_id,
         sqs_id(envelope.id) if destination.fifo else None,

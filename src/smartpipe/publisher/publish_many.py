@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
-from smartpipe.batching.chunker import Chunks
+from smartpipe.batching.batcher import Chunker
 from smartpipe.errors import PublishError
 from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Failure
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.errors import PublishFailure
-    from smartpipe.publisher.prepare import Outgoing, Publication
+    from smartpipe.publisher.prepare import Destination, Outgoing, Publication
 
 MAX_IN_FLIGHT = 16
 """Requests at once, of one ``publish_many`` or to one destination."""
@@ -42,6 +42,29 @@ STOPPED = Failure(
     "an event with the same key before it was not published, and this one would have overtaken it",
     retryable=True,
 )
+
+
+class Chunks:
+    """Fills requests, each for one destination and within its limits."""
+
+    def __init__(self) -> None:
+        self._chunkers: dict[Destination, Chunker[Outgoing]] = {}
+
+    def add(self, outgoing: Outgoing) -> list[Outgoing] | None:
+        """Take *outgoing*; return its destination's chunk that had no room for it, if there was one."""
+        chunker = self._chunkers.get(outgoing.destination)
+        if chunker is None:
+            destination = outgoing.destination
+            chunker = self._chunkers[destination] = Chunker(
+                destination.limit_bytes,
+                lambda item: item.message.size_bytes,
+                (lambda item: item.ordered_group) if destination.fifo else None,
+            )
+        return chunker.add(outgoing)
+
+    def take(self) -> list[list[Outgoing]]:
+        """Return what waits for each destination."""
+        return [chunker.take() for chunker in self._chunkers.values() if chunker]
 
 
 class StoppedGroups:

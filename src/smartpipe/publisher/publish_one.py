@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from smartpipe.batching.batcher import Batcher
-from smartpipe.batching.chunker import Chunker
+from smartpipe.batching.batcher import Batcher, Chunker
 from smartpipe.errors import PublishError
 from smartpipe.message import Failure
 from smartpipe.publisher.publish_many import MAX_IN_FLIGHT

@@ -221,8 +221,10 @@ class Publisher:
         send = partial(verb, destination.name)
 
         async def call(entries: list[Outgoing]) -> list[Failure]:
+            messages = [outgoing.message for outgoing in entries]
+            offloaded = any(message.payload is not None for message in messages)
             try:
-                failed = await self.payloads.send([outgoing.message for outgoing in entries], send)
+                failed = await (self.payloads.send(messages, send) if offloaded else send(messages))
             except TransportError as error:
                 self._note(error)
                 raise
