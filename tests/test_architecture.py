@@ -48,6 +48,7 @@ ORDER = [
     "topics",
     "events",
     "settings",
+    "options",
     "envelope",
     "topology",
     "batching",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
@@ -11,11 +11,11 @@ from smartpipe.errors import ConfigError
 from smartpipe.keys import compose
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from smartpipe.delivery import Delivery, Publishes
     from smartpipe.events import Event
-    from smartpipe.topics import Queue
+    from smartpipe.options import PublishOptions
 
 MAX_SIZE = 1_000
 MAX_LINGER_SECONDS = 300
@@ -103,14 +103,7 @@ class BatchDelivery:
         """Return what was said of item *index*."""
         return self._failures.get(index)
 
-    async def publish(
-        self,
-        event: Event,
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> str:
+    async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish *event* as one that the whole batch caused, so without a cause; see Publisher.publish.
 
         Its id is derived from the handler and all events of the batch: it is the same again only if the same events
@@ -119,7 +112,7 @@ class BatchDelivery:
         """
         envelope, cause = current_envelope.set(None), current_cause.set(self)
         try:
-            return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
+            return await self._publisher.publish(event, **options)
         finally:
             current_cause.reset(cause)
             current_envelope.reset(envelope)

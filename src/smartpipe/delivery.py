@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
@@ -17,20 +17,13 @@ if TYPE_CHECKING:
     from smartpipe.envelope.encode import Envelope
     from smartpipe.events import Event
     from smartpipe.message import Attribute, Message
-    from smartpipe.topics import Queue
+    from smartpipe.options import PublishOptions
 
 
 class Publishes(Protocol):
     """What a delivery publishes with: a Publisher."""
 
-    async def publish(
-        self,
-        event: Event,
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> str:
+    async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish one event and return its envelope id."""
 
 
@@ -167,14 +160,7 @@ class Delivery:
             raise ConfigError(msg)
         return self.holding.transaction()
 
-    async def publish(
-        self,
-        event: Event,
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> str:
+    async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish *event* with this one's trace and causation, as the service; see Publisher.publish.
 
         Its id is derived from this event and the handler: at the next attempt it is the same again.
@@ -182,7 +168,7 @@ class Delivery:
         envelope = current_envelope.set(self.envelope)  # also from a task that the handler left behind
         cause = current_cause.set(self)
         try:
-            return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
+            return await self._publisher.publish(event, **options)
         finally:
             current_cause.reset(cause)
             current_envelope.reset(envelope)

@@ -6,7 +6,7 @@ import inspect
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, overload
 
 from smartpipe.consumer.decide import UnknownEvents
 from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from smartpipe.batch import Batch
     from smartpipe.consumer.breaker import CircuitBreaker
-    from smartpipe.consumer.subscribing import Subscribe, SubscribeBatch
     from smartpipe.delivery import Delivery
     from smartpipe.events import Contract
     from smartpipe.middleware import Middleware
+    from smartpipe.options import Subscribe, SubscribeBatch, SubscribeOptions
     from smartpipe.worker.aws_lambda import LambdaHandler
 
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
@@ -95,99 +95,74 @@ class Service:
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
     @overload
-    def subscribe(
-        self,
-        event: type[E],
-        *,
-        queue: Queue | str | None = None,
-        retry: RetryPolicy | None = None,
-        timeout_seconds: float | EllipsisType | None = ...,
-        batch: None = None,
-        concurrency: int | None = None,
-        rate_per_second: float | None = None,
-        breaker: CircuitBreaker | None = None,
-        idempotent: bool | Idempotency = False,
-    ) -> Subscribe[E]: ...
+    def subscribe(self, event: type[E], *, batch: None = None, **options: Unpack[SubscribeOptions]) -> Subscribe[E]: ...
 
     @overload
-    def subscribe(
-        self,
-        event: type[E],
-        *,
-        queue: Queue | str | None = None,
-        retry: RetryPolicy | None = None,
-        timeout_seconds: float | EllipsisType | None = ...,
-        batch: Batch,
-        concurrency: int | None = None,
-        rate_per_second: float | None = None,
-        breaker: CircuitBreaker | None = None,
-        idempotent: bool | Idempotency = False,
-    ) -> SubscribeBatch[E]: ...
+    def subscribe(self, event: type[E], *, batch: Batch, **options: Unpack[SubscribeOptions]) -> SubscribeBatch[E]: ...
 
-    def subscribe(  # noqa: PLR0913 - each is an option of the handler
-        self,
-        event: type[Any],
-        *,
-        queue: Queue | str | None = None,
-        retry: RetryPolicy | None = None,
-        timeout_seconds: float | EllipsisType | None = ...,
-        batch: Batch | None = None,
-        concurrency: int | None = None,
-        rate_per_second: float | None = None,
-        breaker: CircuitBreaker | None = None,
-        idempotent: bool | Idempotency = False,
-    ) -> Any:
+    def subscribe(self, event: type[Any], *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
-        It is ``async def``, or ``def``, which runs in a thread; it takes the event and, if it wants,
-        a Delivery and what the service's lifespan provides. Returning is success. ``Retry`` and
-        ``Reject`` say otherwise; any other exception is a failure that the retry policy judges.
+        It is ``async def``, or ``def``, which runs in a thread. It takes the event and, if it wants them, a Delivery
+        and objects that the lifespan of the service provides. Returning is success. ``Retry`` and ``Reject`` say
+        otherwise; any other exception is a failure, for which the retry policy decides.
 
-        Several handlers of one event on one queue are one unit: they run in the order of their
-        registration, the first failure fails the delivery, and a retry runs all of them again. Give
-        a handler a queue of its own to let it succeed or fail by itself.
+        Several handlers of one event on one queue are one unit. They run in the order of their registration. The first
+        failure fails the delivery, and a retry runs all of them again. Give a handler a queue of its own to let it
+        succeed or fail alone.
 
         Args:
-            queue: Another queue than the service's, by name or with its settings.
-            timeout_seconds: By default the service's. A handler that runs longer is cancelled, if
-                async, or abandoned, in a thread; either counts as a failure.
-            batch: The function takes a list of events and, if it wants, a BatchDelivery. The timeout is
-                that of a whole batch. On a FIFO queue a batch has one event of each group.
-            concurrency: It runs at most so often at once: 1 to 10,000. If every kind of event on its
-                queue has such a bound, these take the place of the worker's concurrency.
-            rate_per_second: Its queue is received from no faster than this, whoever else handles it;
-                nothing is held back here. Each worker process has a rate of its own.
-            breaker: Stops the polling of its queue while this handler does nothing but fail.
-            idempotent: Its effect happens once for each event, as far as a store remembers
-                (``SMARTPIPE_IDEMPOTENCY_URL``): True, or an Idempotency with the field that names the effect.
+            batch: The function takes a list of events and, if it wants it, a BatchDelivery. The timeout is that of a
+                whole batch. On a FIFO queue a batch has one event of each group.
+            options: ``queue``, ``retry``, ``timeout_seconds``, ``concurrency``, ``rate_per_second``, ``breaker`` and
+                ``idempotent``; see ``smartpipe.options.SubscribeOptions``.
 
         Raises:
-            ConfigError: Naming the handler: a signature that does not fit, a value out of range, a
-                queue that is declared a second time with other settings.
+            ConfigError: Naming the handler: a signature that does not fit, a value out of range, or a queue that is
+                declared twice with different settings.
         """
         if not (isinstance(event, type) and issubclass(event, Event)):
             msg = f"subscribe({event!r}): write @service.subscribe(UserSignedUp), with the event's class in parentheses"
             raise ConfigError(msg)
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            options = HandlerOptions(
-                queue=self._declared(queue),
-                retry=retry or self.retry,
-                timeout_seconds=self.timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds,
-                batch=batch,
-                concurrency=concurrency,
-                rate_per_second=rate_per_second,
-                breaker=breaker,
-                idempotency=(Idempotency() if idempotent else None) if isinstance(idempotent, bool) else idempotent,
-            )
             provides_state = self._lifespan is not None
-            handler = make_handler(function, event, options, service=self.name, provides_state=provides_state)
+            handler = make_handler(
+                function,
+                event,
+                self._handler_options(batch, **options),
+                service=self.name,
+                provides_state=provides_state,
+            )
             self._refuse_second_class(handler)
             handler = self._named_apart(handler)
             self._handlers.append(handler)
             return function
 
         return register
+
+    def _handler_options(
+        self,
+        batch: Batch | None,
+        *,
+        queue: Queue | str | None = None,
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | EllipsisType | None = ...,
+        concurrency: int | None = None,
+        rate_per_second: float | None = None,
+        breaker: CircuitBreaker | None = None,
+        idempotent: bool | Idempotency = False,
+    ) -> HandlerOptions:
+        return HandlerOptions(
+            queue=self._declared(queue),
+            retry=retry or self.retry,
+            timeout_seconds=self.timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds,
+            batch=batch,
+            concurrency=concurrency,
+            rate_per_second=rate_per_second,
+            breaker=breaker,
+            idempotency=(Idempotency() if idempotent else None) if isinstance(idempotent, bool) else idempotent,
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:

@@ -74,6 +74,20 @@ class Publication(NamedTuple):
         return PublishFailure(self.event, "", failure.code, failure.detail, failure.retryable)
 
 
+def publish_options(
+    *,
+    queue: Queue | str | None = None,
+    delay_seconds: float | None = None,
+    attributes: Mapping[str, str] | None = None,
+) -> tuple[Mapping[str, str] | None, Queue | None, float | None]:
+    """Return the options of ``publish`` as the fields of a Publication.
+
+    Raises:
+        ConfigError: The queue's name is faulty.
+    """
+    return attributes, queue_named(queue) if queue else None, delay_seconds
+
+
 class Outgoing(NamedTuple):
     """An event on its way."""
 

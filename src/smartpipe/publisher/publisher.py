@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
@@ -14,18 +14,18 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure, Transpor
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, compose, validate_middleware
 from smartpipe.payload_offload import PayloadOffload
-from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, publish_options
 from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.topics import Topic
 from smartpipe.transports.open import open_transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from smartpipe.events import Event
-    from smartpipe.topics import Queue
+    from smartpipe.options import PublishOptions
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")
@@ -91,14 +91,7 @@ class Publisher:
         """Flush and close, also when the block failed."""
         await self.aclose()
 
-    async def publish(
-        self,
-        event: Event,
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> str:
+    async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish *event* to its topic and return its envelope id.
 
         Returns once SNS has taken it; the delivery to queues is SNS's. Publishing the same object
@@ -110,16 +103,14 @@ class Publisher:
         one fails, those after it are published all the same, so await each where that matters.
 
         Args:
-            queue: Send it to this queue instead, and to nobody else.
-            delay_seconds: For how long that queue hides it: 0 to 900, in whole seconds. SNS has no delay.
-            attributes: Further message attributes, up to nine, for other subscribers' filter policies.
+            options: ``queue``, ``delay_seconds`` and ``attributes``; see ``smartpipe.options.PublishOptions``.
 
         Raises:
             EventTooLarge: Before any I/O: it exceeds its topic's ``limit_bytes``.
             PublishError: It cannot be published so, SNS refused it, or could not be reached until the deadline.
             ConfigError: Its class declares no type, or the queue's name is faulty.
         """
-        return await self._publish_through(Publication(event, attributes, queue_named(queue), delay_seconds))
+        return await self._publish_through(Publication(event, *publish_options(**options)))
 
     async def _publish_through(self, publication: Publication) -> str:
         event_id = await self._publish(publication)
@@ -133,14 +124,7 @@ class Publisher:
         await self._here().publish(outgoing)
         return outgoing.event_id
 
-    async def publish_many(
-        self,
-        events: Iterable[Event],
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> PublishReport:
+    async def publish_many(self, events: Iterable[Event], **options: Unpack[PublishOptions]) -> PublishReport:
         """Publish *events*, ten to a request, several requests at once, and report when all is done.
 
         The iterable is read as requests leave, so it may be long. An event that cannot be published
@@ -152,8 +136,8 @@ class Publisher:
             PublishError: After every event has been tried: ``failures`` has those not published.
             ConfigError: An event's class declares no type.
         """
-        target = queue_named(queue)
-        publications = (Publication(event, attributes, target, delay_seconds) for event in events)
+        fields = publish_options(**options)
+        publications = (Publication(event, *fields) for event in events)
         failures: list[PublishFailure] = []
         bulk = asyncio.get_running_loop().create_future()
         self._bulk.add(bulk)

@@ -1,0 +1,78 @@
+"""The options of ``publish`` and of ``subscribe``, each written once, for type checkers and editors.
+
+Methods take them as ``**options: Unpack[...]``. Source: PEP 692.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, ParamSpec, Protocol, TypedDict, TypeVar
+
+from smartpipe.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import EllipsisType
+    from typing import Concatenate
+
+    from smartpipe.consumer.breaker import CircuitBreaker
+    from smartpipe.idempotency.store import Idempotency
+    from smartpipe.retry import RetryPolicy
+    from smartpipe.topics import Queue
+
+E = TypeVar("E", bound=Event)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class PublishOptions(TypedDict, total=False):
+    """How an event is published.
+
+    Args:
+        queue: Send the event to this queue, and not to its topic: by name, or with its settings.
+        delay_seconds: How long that queue hides the event: 0 to 900, in whole seconds. SNS has no delay.
+        attributes: Further message attributes, up to nine, for the filter policies of other subscribers.
+    """
+
+    queue: Queue | str | None
+    delay_seconds: float | None
+    attributes: Mapping[str, str] | None
+
+
+class SubscribeOptions(TypedDict, total=False):
+    """How a handler is called.
+
+    Args:
+        queue: A queue other than the service's, by name or with its settings.
+        retry: When failures are retried; by default the service's policy.
+        timeout_seconds: By default the service's; None for no timeout. A handler that runs longer is cancelled if it is
+            async. If it is sync, its thread is abandoned. Both count as failures.
+        concurrency: The maximum number of concurrent calls of this handler: 1 to 10,000. If every kind of event on its
+            queue has such a maximum, these replace the worker's concurrency.
+        rate_per_second: The maximum rate at which messages are received from its queue, whichever handler they are for.
+            Each worker process has a rate of its own.
+        breaker: Stops receiving from its queue while every call of this handler fails.
+        idempotent: Handle each event once, as far as the store remembers (``SMARTPIPE_IDEMPOTENCY_URL``): True, or an
+            Idempotency with the field that identifies the event.
+    """
+
+    queue: Queue | str | None
+    retry: RetryPolicy | None
+    timeout_seconds: float | EllipsisType | None
+    concurrency: int | None
+    rate_per_second: float | None
+    breaker: CircuitBreaker | None
+    idempotent: bool | Idempotency
+
+
+class Subscribe(Protocol, Generic[E]):
+    """The decorator that ``subscribe`` returns: the first parameter of the function must take the event."""
+
+    def __call__(self, function: Callable[Concatenate[E, P], R], /) -> Callable[Concatenate[E, P], R]:
+        """Register *function* and return it unchanged."""
+
+
+class SubscribeBatch(Protocol, Generic[E]):
+    """The decorator that ``subscribe`` returns with ``batch``: the first parameter must take the list of events."""
+
+    def __call__(self, function: Callable[Concatenate[list[E], P], R], /) -> Callable[Concatenate[list[E], P], R]:
+        """Register *function* and return it unchanged."""
