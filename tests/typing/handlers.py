@@ -25,6 +25,9 @@ async def right(event: UserSignedUp) -> None: ...
 async def right_with_delivery(event: UserSignedUp, delivery: Delivery) -> None:
     event_id: str = await delivery.publish(UserLeft(name=event.name))
     assert event_id
+    await delivery.publish(UserLeft(name=event.name), queue="leavers", delay_seconds=3, attributes={"tenant": "acme"})
+    await delivery.publish(UserLeft(name=event.name), delay=3)  # type: ignore[call-arg]
+    await delivery.publish(UserLeft(name=event.name), queue=3)  # type: ignore[arg-type]
 
 
 @service.subscribe(UserSignedUp)
