@@ -1,8 +1,9 @@
 # The one list of commands, for people and for CI. `make demo` and `make test` are all a fresh machine needs.
 
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 
 # Two for each core: these tests wait more than they work.
@@ -11,14 +12,14 @@ WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 # Containers often forbid bytecode, and then each worker, and each of hundreds of commands, compiles everything anew.
 test chaos: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test chaos fuzz check format bench compare
+.PHONY: install demo test test-all smoke chaos fuzz check format bench compare
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
-	@echo "installing into .venv: a minute or two the first time"
-	$(PYTHON) -m venv .venv
+	@echo "installing into $(VENV): a minute or two the first time"
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,local,moto,bench,speed,examples]'
 	touch $(INSTALLED)
 
@@ -31,6 +32,24 @@ $(SPECS): $(INSTALLED)
 
 test: $(INSTALLED) $(SPECS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The suite on every supported version of Python that this machine has, each in a venv of its own: .venv-3.12 and so on.
+test-all:
+	@for version in 3.11 3.12 3.13; do \
+	  python=$$(command -v python$$version || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | tail -1); \
+	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
+	  echo "Python $$version: $$python"; \
+	  $(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+	done
+
+# The wheel in a clean venv without any extra: import, command, and one event published and handled in memory.
+smoke: $(INSTALLED)
+	rm -rf .smoke
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .smoke .
+	$(BIN)/python -m venv .smoke/venv
+	.smoke/venv/bin/python -m pip install --quiet --disable-pip-version-check .smoke/*.whl
+	cd .smoke && venv/bin/smartpipe --help >/dev/null && venv/bin/python -P -W error ../tests/smoke.py
+	rm -rf .smoke
 
 # Kills and hinders everything, three scenarios at a time: some seven minutes; writes docs/delivery-guarantees.md.
 chaos: $(INSTALLED)

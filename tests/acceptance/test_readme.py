@@ -27,7 +27,7 @@ def snippets(language: str) -> list[str]:
 def test_the_producer_and_consumer_of_the_readme_work_as_pasted(
     ministack: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [program] = snippets("python")
+    _, program = snippets("python")
     start_broker, use = snippets("sh")[-2:]
     assert start_broker == ". .venv/bin/activate\nsmartpipe local --port 4566\n"
     _, exports, apply, publish, work = use.replace("4566", str(ministack.port)).splitlines()
@@ -48,10 +48,21 @@ def test_the_producer_and_consumer_of_the_readme_work_as_pasted(
         worker.end()
 
 
-def test_the_program_of_the_readme_is_about_twenty_lines() -> None:
-    [program] = snippets("python")
+def test_the_first_program_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    program, _ = snippets("python")
+    [output] = snippets("text")
+    (tmp_path / "first.py").write_text(program)
 
-    assert len([line for line in program.splitlines() if line.strip()]) <= 20
+    done = subprocess.run([sys.executable, "first.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
+
+
+def test_the_programs_of_the_readme_are_short() -> None:
+    lines = [len([line for line in program.splitlines() if line.strip()]) for program in snippets("python")]
+
+    assert lines[0] <= 16
+    assert lines[1] <= 20
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
