@@ -12,8 +12,8 @@ import pytest
 from smartpipe import Publisher, Service, TopologyError
 from smartpipe.names import Naming
 from smartpipe.testing import planned, provision, working
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.iam import policies
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from tests.conftest import lead_to
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.topologies import destroy

@@ -17,8 +17,8 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.names import Naming
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import planned, provision, working
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.iam import policies
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from smartpipe.transports.open import open_aws_transport
 from tests.support.events import UserLeft, UserSignedUp
 from tests.support.topologies import destroy

@@ -11,7 +11,7 @@ import boto3
 
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claim, Claimed
-from smartpipe.topology.claims import claims_table, time_to_live
+from smartpipe.topology.table_and_bucket import claims_table, time_to_live
 
 if TYPE_CHECKING:
     from smartpipe.idempotency.store import Store

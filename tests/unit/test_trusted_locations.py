@@ -17,8 +17,8 @@ from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.names import Naming
 from smartpipe.payload_offload import PayloadOffload
 from smartpipe.testing import MemoryBroker
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.iam import policies
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.local import EmbeddedBroker
 from smartpipe.local.broker import REGION, environment_of
 from smartpipe.topology.aws.provision import Provisioner
-from smartpipe.topology.companions import NO_COMPANIONS
+from smartpipe.topology.table_and_bucket import NO_COMPANIONS
 from smartpipe.transports.aws.client import check_urls, endpoint_fault
 from smartpipe.transports.open import open_aws_transport
 from smartpipe.urls import describe_url

@@ -10,12 +10,12 @@ import typer
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.settings import AwsSettings
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.export.asyncapi import document
 from smartpipe.topology.export.cloudformation import template
 from smartpipe.topology.export.iam import policies
 from smartpipe.topology.export.pictures import dot, mermaid
 from smartpipe.topology.export.terraform import configuration
+from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

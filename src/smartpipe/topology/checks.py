@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.names import name_in
 from smartpipe.tags import PREFIX, SERVICE
-from smartpipe.topology.claims import another_kind
 from smartpipe.topology.plan import owner_of
 from smartpipe.topology.policy import (
     MAX_STATEMENTS,
@@ -21,6 +20,7 @@ from smartpipe.topology.policy import (
     statements,
 )
 from smartpipe.topology.resources import TAGS, dead_letter_of
+from smartpipe.topology.table_and_bucket import another_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

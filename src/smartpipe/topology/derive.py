@@ -17,10 +17,10 @@ from smartpipe.limits import (
 from smartpipe.names import name_in
 from smartpipe.tags import own_tags
 from smartpipe.topics import Topic, name_problems
-from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fit_statements, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import VERSION
+from smartpipe.topology.table_and_bucket import NO_COMPANIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from smartpipe.events import Contract
     from smartpipe.names import Naming
     from smartpipe.topics import Queue
-    from smartpipe.topology.companions import TableAndBucket
+    from smartpipe.topology.table_and_bucket import TableAndBucket
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
 AWS_SQS_KEY = "alias/aws/sqs"

@@ -14,12 +14,12 @@ from smartpipe.topology.aws.read import MAX_CALLS, Denied, TopologyReader
 from smartpipe.topology.aws.write import TopologyWriter
 from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.checks import find_errors, find_warnings
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destroy import destruction
 from smartpipe.topology.plan import plan
 from smartpipe.topology.rights import request
 from smartpipe.topology.stages import stages
+from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -12,12 +12,12 @@ from smartpipe.batching.resend import retry
 from smartpipe.errors import TransportError
 from smartpipe.names import account_in, is_arn, name_in, queue_arn_at, region_in, service_in
 from smartpipe.tags import APPLICATION, PREFIX
-from smartpipe.topology.aws.table_and_bucket import read_bucket, read_table
-from smartpipe.topology.buckets import LIFECYCLE
+from smartpipe.topology.aws.storage import read_bucket, read_table
 from smartpipe.topology.destroy import SOURCES
 from smartpipe.topology.policy import our_statement, source_topics
 from smartpipe.topology.resources import TAGS, Attributes, Topology
 from smartpipe.topology.rights import Denial, request
+from smartpipe.topology.table_and_bucket import LIFECYCLE
 from smartpipe.transports.aws.errors import MISSING, classify
 
 if TYPE_CHECKING:

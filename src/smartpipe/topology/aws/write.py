@@ -10,8 +10,7 @@ from smartpipe.errors import TransportError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.names import name_in, queue_arn_at, region_in
 from smartpipe.topology.aws.read import Denied, TopologyReader
-from smartpipe.topology.aws.table_and_bucket import create_bucket, update_bucket
-from smartpipe.topology.claims import claims_table, time_to_live
+from smartpipe.topology.aws.storage import create_bucket, update_bucket
 from smartpipe.topology.destroy import MESSAGES, SOURCES, SUBSCRIBERS, messages_in
 from smartpipe.topology.policy import merge_statements, our_statement
 from smartpipe.topology.resources import (
@@ -23,6 +22,7 @@ from smartpipe.topology.resources import (
     without_defaults,
 )
 from smartpipe.topology.rights import Denial
+from smartpipe.topology.table_and_bucket import claims_table, time_to_live
 from smartpipe.transports.aws.errors import MISSING, classify
 
 if TYPE_CHECKING:

@@ -9,19 +9,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, is_arn
-from smartpipe.topology import buckets, claims
-from smartpipe.topology.buckets import READ_ACTIONS, WRITE_ACTIONS
-from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.derive import derive
 from smartpipe.topology.rights import VERSION
+from smartpipe.topology.table_and_bucket import (
+    BUCKET_CREATE_ACTIONS,
+    BUCKET_READ_ACTIONS,
+    BUCKET_WRITE_ACTIONS,
+    NO_COMPANIONS,
+    TABLE_CREATE_ACTIONS,
+    TABLE_REDRIVE_ACTIONS,
+    TABLE_USE_ACTIONS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smartpipe.names import Naming
-    from smartpipe.topology.companions import TableAndBucket
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Topology
+    from smartpipe.topology.table_and_bucket import TableAndBucket
 
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
@@ -44,9 +50,9 @@ def policies(
     readable = companions.readable_objects(naming.partition)
     found = {
         "publish": _publish(service, naming, objects),
-        "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, readable)],
+        "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", BUCKET_READ_ACTIONS, readable)],
         "provision": _provision(topology, naming),
-        "redrive": [*_redrive(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, readable)],
+        "redrive": [*_redrive(service, topology, naming), *_allow("GetPayloads", BUCKET_READ_ACTIONS, readable)],
     }
     return {name: {"Version": VERSION, "Statement": statements} for name, statements in found.items() if statements}
 
@@ -68,7 +74,7 @@ def _publish(service: Declares, naming: Naming, objects: list[str]) -> list[dict
             [naming.queue_arn(queue.name) for queue in service.sends_to],
         ),
         *_keys("EncryptWhatIsPublished", keys, naming),
-        *_allow("PutPayloads", WRITE_ACTIONS, objects if topics or service.sends_to else []),
+        *_allow("PutPayloads", BUCKET_WRITE_ACTIONS, objects if topics or service.sends_to else []),
     ]
 
 
@@ -100,7 +106,7 @@ def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict
             ],
         ),
         *_keys("DecryptWhatIsReceived", [queue.kms_key for queue in queues], naming),
-        *_allow("ClaimOnce", claims.USE_ACTIONS, topology.tables),
+        *_allow("ClaimOnce", TABLE_USE_ACTIONS, topology.tables),
     ]  # fmt: skip
 
 
@@ -132,8 +138,8 @@ def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
             ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"],
             own_queues,
         ),
-        *_allow("ChangeTables", claims.CREATE_ACTIONS, topology.tables),
-        *_allow("ChangeBuckets", buckets.CREATE_ACTIONS, topology.buckets),
+        *_allow("ChangeTables", TABLE_CREATE_ACTIONS, topology.tables),
+        *_allow("ChangeBuckets", BUCKET_CREATE_ACTIONS, topology.buckets),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
         *_anywhere(
             "ChangeSubscriptions",
@@ -161,7 +167,7 @@ def _redrive(service: Declares, topology: Topology, naming: Naming) -> list[dict
         ),
         *_anywhere("SeeHowOldTheyAre", ["cloudwatch:GetMetricData"] if queues else []),
         *_keys("DecryptAndEncryptThem", [queue.kms_key for queue in queues], naming),
-        *_allow("LookUpAndForgetClaims", claims.REDRIVE_ACTIONS, topology.tables),
+        *_allow("LookUpAndForgetClaims", TABLE_REDRIVE_ACTIONS, topology.tables),
     ]  # fmt: skip
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import TransportError
 from smartpipe.names import name_in
-from smartpipe.topology.buckets import LIFECYCLE, expiry_in, with_rule
 from smartpipe.topology.resources import TAGS
+from smartpipe.topology.table_and_bucket import LIFECYCLE, expiry_in, with_rule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
