@@ -13,10 +13,9 @@ from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.checks import find_errors, find_warnings
 from smartpipe.topology.derive import derive
 from smartpipe.topology.destroy import destruction, holding
-from smartpipe.topology.plan import plan
+from smartpipe.topology.plan import plan, stages
 from smartpipe.topology.policy import POLICY_SID, merge_statements, statement
 from smartpipe.topology.resources import Topology
-from smartpipe.topology.stages import stages
 from tests.support.events import OrderPlaced, UserLeft, UserSignedUp
 
 NAMING = Naming("aws", "eu-west-1", "123456789012", "staging-")

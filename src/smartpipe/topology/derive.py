@@ -18,8 +18,7 @@ from smartpipe.names import name_in
 from smartpipe.tags import own_tags
 from smartpipe.topics import Topic, name_problems
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fit_statements, statement, statements
-from smartpipe.topology.resources import TAGS, Attributes, Topology
-from smartpipe.topology.rights import VERSION
+from smartpipe.topology.resources import TAGS, VERSION, Attributes, Topology
 from smartpipe.topology.table_and_bucket import NO_COMPANIONS
 
 if TYPE_CHECKING:

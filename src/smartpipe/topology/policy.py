@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, region_in
 from smartpipe.topology.regions import sns_principals
-from smartpipe.topology.rights import VERSION
+from smartpipe.topology.resources import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

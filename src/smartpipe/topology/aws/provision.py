@@ -16,9 +16,8 @@ from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.checks import find_errors, find_warnings
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destroy import destruction
-from smartpipe.topology.plan import plan
-from smartpipe.topology.rights import request
-from smartpipe.topology.stages import stages
+from smartpipe.topology.plan import plan, stages
+from smartpipe.topology.resources import request
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from smartpipe.tags import APPLICATION, PREFIX
 from smartpipe.topology.aws.storage import read_bucket, read_table
 from smartpipe.topology.destroy import SOURCES
 from smartpipe.topology.policy import our_statement, source_topics
-from smartpipe.topology.resources import TAGS, Attributes, Topology
-from smartpipe.topology.rights import Denial, request
+from smartpipe.topology.resources import TAGS, Attributes, Denial, Topology, request
 from smartpipe.topology.table_and_bucket import LIFECYCLE
 from smartpipe.transports.aws.errors import MISSING, classify
 

@@ -19,9 +19,9 @@ from smartpipe.topology.resources import (
     TAGS,
     TOPIC_DEFAULTS,
     Attributes,
+    Denial,
     without_defaults,
 )
-from smartpipe.topology.rights import Denial
 from smartpipe.topology.table_and_bucket import claims_table, time_to_live
 from smartpipe.transports.aws.errors import MISSING, classify
 

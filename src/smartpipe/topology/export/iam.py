@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, is_arn
 from smartpipe.topology.derive import derive
-from smartpipe.topology.rights import VERSION
+from smartpipe.topology.resources import VERSION
 from smartpipe.topology.table_and_bucket import (
     BUCKET_CREATE_ACTIONS,
     BUCKET_READ_ACTIONS,
