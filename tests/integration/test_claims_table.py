@@ -74,7 +74,7 @@ async def test_the_table_survives_the_destroy_of_one_of_its_services_and_environ
     staging = serving([])
     await provision(staging)
 
-    line = f"foreign table {table} (services and environments may share it, and claims are in it)"
+    line = f"external table {table} (services and environments may share it, and claims are in it)"
     assert line in await destroy(staging)
     monkeypatch.setenv("SMARTPIPE_PREFIX", prefix)
     assert await planned(production) == []

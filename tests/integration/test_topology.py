@@ -430,7 +430,7 @@ async def test_a_dead_letter_queue_that_another_application_uses_is_kept(broker:
     gone = await destroy(serving("mailer"))
 
     reason = f"queues that stay use it as their dead-letter queue: {physical('theirs')}"
-    assert f"foreign queue {physical('mailer-dlq')} ({reason})" in gone
+    assert f"external queue {physical('mailer-dlq')} ({reason})" in gone
     assert f"delete queue {physical('mailer')}" in gone
     assert sqs.get_queue_url(QueueName=physical("mailer-dlq"))["QueueUrl"] == url
 
@@ -445,7 +445,7 @@ async def test_a_dead_letter_queue_is_kept_where_the_right_to_see_who_uses_it_is
         seen = await found.survey([serving("mailer")], destroying=True)
         await found.apply(seen.destruction())
 
-    kept = [change for change in seen.destruction() if change.action == "foreign"]
+    kept = [change for change in seen.destruction() if change.action == "external"]
     assert {change.name for change in kept} == {physical("mailer"), physical("mailer-dlq"), physical("users")}
     assert any("sqs:ListDeadLetterSourceQueues" in note for note in seen.notes)
 
@@ -462,7 +462,7 @@ async def test_a_topic_is_kept_while_another_service_of_the_application_may_publ
     together = await destroy(mailer, other)
 
     reason = f"other services of the application may publish to it, and are still there: queue {physical('other')}"
-    assert f"foreign topic {physical('users')} ({reason})" in spared
+    assert f"external topic {physical('users')} ({reason})" in spared
     assert f"delete queue {physical('mailer')}" in spared
     assert f"delete topic {physical('users')}" in together
 

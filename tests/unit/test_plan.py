@@ -244,8 +244,8 @@ def test_a_subscription_of_our_queue_that_somebody_else_made_is_left_alone() -> 
     changes = plan(wanted(), actual)
 
     assert pending_changes(changes) == []
-    assert [str(change) for change in changes if change.action == "foreign"] == [
-        "foreign subscription staging-users → https://example.com (not of these TARGETs)"
+    assert [str(change) for change in changes if change.action == "external"] == [
+        "external subscription staging-users → https://example.com (not of these TARGETs)"
     ]
 
 
@@ -267,7 +267,7 @@ def test_a_topic_that_another_application_manages_is_left_alone() -> None:
     changes = plan(wanted(), actual)
 
     assert pending_changes(changes) == []
-    assert "foreign topic staging-users (application billing manages it)" in lines(changes)
+    assert "external topic staging-users (application billing manages it)" in lines(changes)
 
 
 class Shipped(Event, topic=Topic(arn="arn:aws:sns:eu-west-1:999999999999:parcels"), type="plan.shipped", version="1.0"):
@@ -287,7 +287,7 @@ def test_what_is_somebody_elses_is_never_changed_whatever_it_looks_like() -> Non
 
     changes = plan(desired, actual)
 
-    assert {change.action for change in changes} == {"foreign"}
+    assert {change.action for change in changes} == {"external"}
     assert find_errors(desired, actual) == []
     assert "missing: the queue's owner has to subscribe it" in lines(changes)[-1]
 
@@ -417,7 +417,7 @@ def test_destroying_keeps_what_does_not_carry_the_tags_of_this_application_and_p
 ) -> None:
     changes = destruction(wanted(), with_queue(as_it_is(wanted()), Tags=tags), NAMING)
 
-    kept = {change.name: change.reason for change in changes if change.action == "foreign" and change.kind == "queue"}
+    kept = {change.name: change.reason for change in changes if change.action == "external" and change.kind == "queue"}
     assert kept == {
         "staging-mailer": reason,
         "staging-mailer-dlq": "queues that stay use it as their dead-letter queue: staging-mailer",
@@ -431,15 +431,15 @@ def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
 
     changes = destruction(wanted(), actual, NAMING)
 
-    [kept] = [change for change in changes if change.action == "foreign"]
-    assert str(kept) == "foreign topic staging-users (others subscribe to it: staging-friends)"
+    [kept] = [change for change in changes if change.action == "external"]
+    assert str(kept) == "external topic staging-users (others subscribe to it: staging-friends)"
     assert "delete subscription staging-users → staging-friends" not in lines(changes)
     assert "delete subscription staging-users → staging-mailer" in lines(changes)
 
 
 def kept_by_destroying(desired: Topology, actual: Topology, **options: Any) -> dict[str, str]:
     changes = destruction(desired, actual, NAMING, **options)
-    kept = {change.name: change.reason for change in changes if change.action == "foreign"}
+    kept = {change.name: change.reason for change in changes if change.action == "external"}
     assert not kept.keys() & {change.name for change in pending_changes(changes)}
     return kept
 

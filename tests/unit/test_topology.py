@@ -206,7 +206,7 @@ def test_a_topic_of_another_account_is_subscribed_to_and_never_created() -> None
 
     topology = derive([served(Queue("mailer"), Shipped)], NAMING)
 
-    assert topology.given == {THEIR_TOPIC}
+    assert topology.external == {THEIR_TOPIC}
     assert list(topology.subscriptions) == [(THEIR_TOPIC, MAILER)]
     assert "RedrivePolicy" not in topology.subscriptions[THEIR_TOPIC, MAILER]  # it would have to be in their account
     [statement] = topology.queues[MAILER]["Policy"]["Statement"]
@@ -219,7 +219,7 @@ def test_an_existing_queue_is_expected_as_it_is_and_gets_no_prefix_by_its_arn() 
     topology = derive([served(Queue(theirs, existing=True, dead_letter="graveyard"))], NAMING)
 
     dead_letters = "arn:aws:sqs:eu-west-1:999999999999:graveyard"
-    assert topology.given == {theirs, dead_letters}
+    assert topology.external == {theirs, dead_letters}
     assert topology.queues[theirs]["RedrivePolicy"]["deadLetterTargetArn"] == dead_letters
 
 

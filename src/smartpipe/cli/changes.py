@@ -23,7 +23,7 @@ MARKS: dict[Action, tuple[str, str]] = {
     "update": ("~", "yellow"),
     "delete": ("-", "red"),
     "unchanged": ("=", "white"),
-    "foreign": ("?", "cyan"),
+    "external": ("?", "cyan"),
     "orphaned": ("!", "magenta"),
 }
 """What stands before each line, and its colour on a terminal."""
@@ -47,7 +47,7 @@ def in_words(changes: Sequence[Change], *, every: bool = False, deleting: bool =
     shown = [change for change in changes if every or change.action != "unchanged"]
     for change in shown:
         mark, colour = MARKS[change.action]
-        action = "kept" if deleting and change.action == "foreign" else change.action
+        action = "kept" if deleting and change.action == "external" else change.action
         why = f"  ({action}: {change.reason})" if change.reason else ""
         yield Line(f"  {mark} {change.kind:<12} {change.name}{why}", colour)
         if change.action == "update":
@@ -55,10 +55,10 @@ def in_words(changes: Sequence[Change], *, every: bool = False, deleting: bool =
                 yield Line(f"      {difference}", colour)
     sums = {action: sum(change.action == action for change in changes) for action in MARKS}
     done = f"{sums['create']} to create, {sums['update']} to update, {sums['delete']} to delete"
-    rest = ", ".join(f"{sums[action]} {action}" for action in ("unchanged", "foreign", "orphaned") if sums[action])
+    rest = ", ".join(f"{sums[action]} {action}" for action in ("unchanged", "external", "orphaned") if sums[action])
     if deleting:
         done = f"{sums['delete']} to delete" if sums["delete"] else "nothing to delete"
-        rest = f"{sums['foreign']} kept" if sums["foreign"] else ""
+        rest = f"{sums['external']} kept" if sums["external"] else ""
     elif not any(change.pending for change in changes):
         done = "nothing to change"
     yield Line(f"{done}{'; ' + rest if rest else ''}")

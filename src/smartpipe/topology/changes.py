@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smartpipe.topology.resources import Attributes
 
 Kind: TypeAlias = Literal["queue", "topic", "subscription", "table", "bucket"]
-Action: TypeAlias = Literal["create", "update", "delete", "unchanged", "foreign", "orphaned"]
+Action: TypeAlias = Literal["create", "update", "delete", "unchanged", "external", "orphaned"]
 
 PENDING: frozenset[Action] = frozenset({"create", "update", "delete"})
 
@@ -22,7 +22,7 @@ class Change(NamedTuple):
     """One resource to create, to delete, or to bring some attributes of into line; or one that stays as it is.
 
     Args:
-        action: ``foreign``: somebody else's, left alone. ``orphaned``: smartpipe's tags say that it is this
+        action: ``external``: somebody else's, left alone. ``orphaned``: smartpipe's tags say that it is this
             application's, and no TARGET declares it; ``destroy --orphaned`` would delete it.
         arns: The resource's ARN; for a subscription its topic's and its queue's (or other endpoint).
         attributes: What to set: all wanted attributes of a new resource, or the differing ones.

@@ -33,7 +33,7 @@ def find_errors(desired: Topology, actual: Topology) -> list[str]:
     found: list[str] = []
     for arn, wanted in desired.queues.items():
         present = actual.queues.get(arn)
-        if arn in desired.given:
+        if arn in desired.external:
             found += _faults_of_existing(arn, wanted, present, _redriven(actual))
         else:
             found += _faults_of_own(arn, wanted, present)
@@ -45,7 +45,7 @@ def find_errors(desired: Topology, actual: Topology) -> list[str]:
     for arn, wanted in desired.topics.items():
         present = actual.topics.get(arn)
         found += _faults_of_prefix("topic", arn, wanted, present)
-        if arn in desired.given and present is None:
+        if arn in desired.external and present is None:
             found.append(f"topic {arn} is declared by its ARN and does not exist, or may not be seen from here")
         if present and (present.get("FifoThroughputScope"), wanted.get("FifoThroughputScope")) == (
             "MessageGroup",
@@ -120,7 +120,7 @@ def find_warnings(desired: Topology, actual: Topology) -> list[str]:
     found: list[str] = []
     for arn, wanted in desired.queues.items():
         present = actual.queues.get(arn)
-        if arn not in desired.given:
+        if arn not in desired.external:
             found += _notes_of_own(arn, wanted, present)
         elif present is not None:
             found += _notes_of_existing(arn, wanted, present)
@@ -150,7 +150,7 @@ def _keys(desired: Topology) -> Iterator[str]:
 
 def _known(desired: Topology, actual: Topology, arn: str) -> Attributes:
     """Return what a queue will be; of one that is somebody else's, what it is."""
-    return actual.queues.get(arn, {}) if arn in desired.given else desired.queues[arn]
+    return actual.queues.get(arn, {}) if arn in desired.external else desired.queues[arn]
 
 
 def _notes_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:

@@ -105,12 +105,12 @@ def derive(services: Iterable[Declares], naming: Naming, companions: TableAndBuc
             parts.append(part)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    given = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
+    external = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
     return Topology(
         topics,
         {arn: attributes for part in parts for arn, attributes in part.queues.items()},
         {arns: attributes for part in parts for arns, attributes in part.subscriptions.items()},
-        frozenset(given.union(*(part.given for part in parts))),
+        frozenset(external.union(*(part.external for part in parts))),
         companions.tables(naming) if any(service.idempotent for service in named) else {},
         companions.buckets(naming),
     )

@@ -105,7 +105,7 @@ def messages_in(attributes: Mapping[str, Any]) -> int:
 
 def _reason_to_keep(arn: str, attributes: Attributes, desired: Topology, naming: Naming) -> str:
     tags = attributes.get(TAGS, {})
-    if arn in desired.given:
+    if arn in desired.external:
         return "another team owns it"
     if (tags.get(APPLICATION), tags.get(PREFIX)) != (naming.application, naming.prefix):
         owner = tags.get(APPLICATION)
@@ -160,4 +160,4 @@ def _topic_goes(arn: str, actual: Topology) -> Change:
 
 
 def _kept(kind: Kind, arn: str, reason: str) -> Change:
-    return Change("foreign", kind, (arn,), {}, {}, reason)
+    return Change("external", kind, (arn,), {}, {}, reason)

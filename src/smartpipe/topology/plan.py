@@ -61,7 +61,7 @@ def plan(desired: Topology, actual: Topology) -> list[Change]:
 def _stale(desired: Topology, actual: Topology) -> Iterator[tuple[str, str]]:
     """Yield the subscriptions that smartpipe made and nobody wants: our statement in the queue names their topic."""
     for topic, endpoint in actual.subscriptions:
-        if (topic, endpoint) in desired.subscriptions or endpoint not in desired.queues or endpoint in desired.given:
+        if (topic, endpoint) in desired.subscriptions or endpoint not in desired.queues or endpoint in desired.external:
             continue
         ours = our_statement((actual.queues.get(endpoint) or {}).get("Policy"))
         if ours and any(_like(topic, pattern) for pattern in source_topics(ours)):
@@ -75,8 +75,8 @@ def _like(arn: str, pattern: str) -> bool:
 def _queue_change(
     arn: str, wanted: Attributes, present: Attributes | None, desired: Topology, leaving: list[str]
 ) -> Change:
-    if arn in desired.given:
-        return Change("foreign", "queue", (arn,), {}, {}, "existing=True: looked at, never changed")
+    if arn in desired.external:
+        return Change("external", "queue", (arn,), {}, {}, "existing=True: looked at, never changed")
     if int((present or {}).get("MaximumMessageSize", DEFAULT_TOPIC_LIMIT_BYTES)) < DEFAULT_TOPIC_LIMIT_BYTES:
         # Without a word, SNS drops what is longer than its queue takes.
         wanted = {"MaximumMessageSize": str(DEFAULT_TOPIC_LIMIT_BYTES), **wanted}
@@ -101,11 +101,11 @@ def _policy(wanted: Attributes, text: str | None, arn: str, leaving: list[str]) 
 
 
 def _topic_change(arn: str, wanted: Attributes, present: Attributes | None, desired: Topology) -> Change:
-    if arn in desired.given:
-        return Change("foreign", "topic", (arn,), {}, {}, "declared by its ARN: looked at, never changed")
+    if arn in desired.external:
+        return Change("external", "topic", (arn,), {}, {}, "declared by its ARN: looked at, never changed")
     owner = owner_of(present)
     if owner not in (None, owner_of(wanted)):
-        return Change("foreign", "topic", (arn,), {}, {}, f"application {owner} manages it")
+        return Change("external", "topic", (arn,), {}, {}, f"application {owner} manages it")
     return _change("topic", (arn,), wanted, present, TOPIC_DEFAULTS)
 
 
@@ -115,7 +115,7 @@ def _companion_changes(
     for arn, attributes in wanted.items():
         owner = owner_of(present.get(arn))
         if owner not in (None, owner_of(attributes)):
-            yield Change("foreign", kind, (arn,), {}, {}, f"application {owner} manages it")
+            yield Change("external", kind, (arn,), {}, {}, f"application {owner} manages it")
         else:
             yield _change(kind, (arn,), attributes, present.get(arn), {})
 
@@ -123,9 +123,9 @@ def _companion_changes(
 def _subscription_change(
     arns: tuple[str, str], wanted: Attributes, present: Attributes | None, desired: Topology
 ) -> Change:
-    if arns[1] in desired.given:
+    if arns[1] in desired.external:
         reason = "the queue is its owner's" if present is not None else "missing: the queue's owner has to subscribe it"
-        return Change("foreign", "subscription", arns, {}, {}, reason)
+        return Change("external", "subscription", arns, {}, {}, reason)
     return _change("subscription", arns, wanted, present, SUBSCRIPTION_DEFAULTS)
 
 
@@ -181,7 +181,7 @@ def _others(desired: Topology, actual: Topology, stale: set[tuple[str, str]]) ->
     for arns in actual.subscriptions:
         topic, _ = arns
         if arns not in desired.subscriptions and arns not in stale and topic in desired.topics:
-            yield Change("foreign", "subscription", arns, {}, {}, "not of these TARGETs")
+            yield Change("external", "subscription", arns, {}, {}, "not of these TARGETs")
 
 
 def stages(changes: Iterable[Change]) -> list[list[Change]]:

@@ -25,7 +25,7 @@ class Topology(NamedTuple):
         topics: By ARN.
         queues: By ARN; a dead-letter queue stands before the queue that redrives to it.
         subscriptions: By topic ARN and queue ARN (or other endpoint, of what is there).
-        given: ARNs of topics and queues that are somebody else's: looked at, never changed.
+        external: ARNs of topics and queues that are somebody else's: looked at, never changed.
         tables: DynamoDB tables of claims, by ARN.
         buckets: S3 buckets of payloads, by ARN.
     """
@@ -33,7 +33,7 @@ class Topology(NamedTuple):
     topics: dict[str, Attributes]
     queues: dict[str, Attributes]
     subscriptions: dict[tuple[str, str], Attributes]
-    given: frozenset[str] = frozenset()
+    external: frozenset[str] = frozenset()
     tables: Mapping[str, Attributes] = MappingProxyType({})
     buckets: Mapping[str, Attributes] = MappingProxyType({})
 

@@ -103,7 +103,7 @@ class Provisioner:
         if found:
             raise TopologyError(found)
         if destroying:
-            actual = await inspector.with_sources(actual, desired.given)
+            actual = await inspector.with_sources(actual, desired.external)
         return PlanContext(desired, actual, naming, inspector)
 
     async def plan(self, services: Iterable[Declares]) -> list[Change]:

@@ -80,7 +80,7 @@ class TopologyReader:
         topic_arns = [*desired.topics, *(arn for arn in orphans if service_in(arn) == "sns")]
         queue_arns = [*desired.queues, *(arn for arn in orphans if service_in(arn) == "sqs")]
         topics, queues = await asyncio.gather(
-            self._each(topic_arns, partial(self._topic, tags=tags, given=desired.given)),
+            self._each(topic_arns, partial(self._topic, tags=tags, external=desired.external)),
             self._each(queue_arns, partial(self._queue, tags=tags)),
         )
         for arn in orphans:
@@ -108,13 +108,17 @@ class TopologyReader:
         found = await asyncio.gather(*map(one, dict.fromkeys(arns)))
         return {arn: value for arn, value in found if value is not None}
 
-    async def _topic(self, arn: str, *, tags: bool, given: frozenset[str]) -> Attributes | None:
+    async def _topic(self, arn: str, *, tags: bool, external: frozenset[str]) -> Attributes | None:
         sns = await self._transport.client("sns", region=region_in(arn))
-        answer = await self._call(partial(sns.get_topic_attributes, TopicArn=arn), "sns:GetTopicAttributes", arn, given)
+        answer = await self._call(
+            partial(sns.get_topic_attributes, TopicArn=arn), "sns:GetTopicAttributes", arn, external
+        )
         if answer is None:
-            return {} if arn in given and self._forgive(arn, "is not to be looked at: so its owner wants it") else None
+            return (
+                {} if arn in external and self._forgive(arn, "is not to be looked at: so its owner wants it") else None
+            )
         attributes: Attributes = dict(answer["Attributes"])
-        if tags and arn not in given:
+        if tags and arn not in external:
             attributes[TAGS] = await self.topic_tags(arn)
         return attributes
 
@@ -157,12 +161,12 @@ class TopologyReader:
         owner = (await self._transport.addresses.naming()).account_id
         return await read_bucket(await self._transport.client("s3"), self._call, arn, prefix, owner)
 
-    async def with_sources(self, actual: Topology, given: frozenset[str]) -> Topology:
-        """Return *actual* with the queues that use each of its queues, but the *given*, as their dead-letter queue.
+    async def with_sources(self, actual: Topology, external: frozenset[str]) -> Topology:
+        """Return *actual* with the queues that use each of its queues, but the *external*, as their dead-letter queue.
 
         The list is None for a queue where IAM refuses to say. A broker without the call is taken to have no others.
         """
-        own = [arn for arn in actual.queues if arn not in given]
+        own = [arn for arn in actual.queues if arn not in external]
         found = await self._each(own, self._sources)
         queues = {**actual.queues, **{arn: {**actual.queues[arn], SOURCES: found.get(arn)} for arn in own}}
         for arn in own:
@@ -227,7 +231,7 @@ class TopologyReader:
         found: dict[tuple[str, str], Attributes] = {}
 
         async def one(topic: str, endpoint: str, arn: str) -> None:
-            if (topic, endpoint) not in desired.subscriptions or endpoint in desired.given:
+            if (topic, endpoint) not in desired.subscriptions or endpoint in desired.external:
                 found[topic, endpoint] = {"SubscriptionArn": arn}
             elif (attributes := await self._subscription(topic, arn)) is not None:
                 found[topic, endpoint] = attributes
@@ -289,7 +293,7 @@ class TopologyReader:
             token = {"PaginationToken": page["PaginationToken"]}
 
     async def _call(
-        self, call: Callable[[], Awaitable[Any]], action: str, resource: str, given: Iterable[str] = ()
+        self, call: Callable[[], Awaitable[Any]], action: str, resource: str, external: Iterable[str] = ()
     ) -> Any:
         """Return the answer, or None when the resource does not exist or may not be looked at, which is remembered."""
         try:
@@ -299,7 +303,7 @@ class TopologyReader:
             if error.code == "AccessDenied":
                 self.denials.append(Denial(action, resource, error.detail))
                 return None
-            if error.code in MISSING or (resource in given and error.code == "InvalidParameter"):
+            if error.code in MISSING or (resource in external and error.code == "InvalidParameter"):
                 return None
             raise
 

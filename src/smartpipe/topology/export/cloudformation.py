@@ -45,7 +45,7 @@ _ARN = r"arn:${AWS::Partition}:\1:${AWS::Region}:${AWS::AccountId}:"
 def template(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
     """Return the template of all that *services* need, for any account and region.
 
-    Resources of others, ``given`` by their ARNs, are subscribed to and never created. Beyond 200 topics and
+    External resources, declared by their ARNs, are subscribed to and never created. Beyond 200 topics and
     queues, which is CloudFormation's limit, there are no outputs.
 
     Raises:
@@ -165,7 +165,7 @@ def _conditions(resources: Mapping[str, Any], topology: Topology) -> dict[str, A
     """Return the conditions that *resources* go by; an ``Fn::Or`` takes ten terms."""
     halves = ENABLED_BY_DEFAULT[:9], ENABLED_BY_DEFAULT[9:]
     known = {_BY_DEFAULT: {"Fn::Or": [{"Fn::Or": [_is(region) for region in half]} for half in halves]}}
-    known |= {_within(region): _is(region) for region in (*map(region_in, topology.given), *LISTED_TWICE)}
+    known |= {_within(region): _is(region) for region in (*map(region_in, topology.external), *LISTED_TWICE)}
     text = json.dumps(resources)
     return {name: condition for name, condition in sorted(known.items()) if f'"Fn::If": ["{name}"' in text}
 

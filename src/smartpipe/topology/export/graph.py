@@ -27,13 +27,13 @@ class Node(NamedTuple):
 
     Args:
         lines: The name, and what is to be said besides.
-        foreign: It is somebody else's.
+        external: It is somebody else's.
     """
 
     column: Column
     key: str
     lines: tuple[str, ...]
-    foreign: bool = False
+    external: bool = False
 
     @property
     def place(self) -> Place:

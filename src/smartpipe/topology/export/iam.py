@@ -81,7 +81,7 @@ def _publish(service: Declares, naming: Naming, objects: list[str]) -> list[dict
 def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
     queues = [binding.queue for binding in service.bindings]
     looked_at = _looked_at([topic for topic, _ in topology.subscriptions], naming)
-    subscribed = any(endpoint not in topology.given for _, endpoint in topology.subscriptions)
+    subscribed = any(endpoint not in topology.external for _, endpoint in topology.subscriptions)
     return [
         *_allow(
             "ReceiveFromQueues",
@@ -112,10 +112,10 @@ def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict
 
 def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
     own_topics, own_queues = (
-        [arn for arn in arns if arn not in topology.given] for arns in (topology.topics, topology.queues)
+        [arn for arn in arns if arn not in topology.external] for arns in (topology.topics, topology.queues)
     )
-    given_topics = [arn for arn in topology.topics if arn in topology.given]
-    given_queues = [arn for arn in topology.queues if arn in topology.given]
+    given_topics = [arn for arn in topology.topics if arn in topology.external]
+    given_queues = [arn for arn in topology.queues if arn in topology.external]
     looked_at = _looked_at(given_topics, naming)
     return [
         *_allow(

@@ -45,7 +45,7 @@ def mermaid(services: Iterable[Declares]) -> str:
     lines = [f"%%{{init: {json.dumps({'flowchart': spacing})}}}%%", "flowchart LR"]
     for node in found.nodes:
         before, after = _MERMAID_SHAPES[node.column]
-        classes = f":::{node.column}" if not node.foreign else ":::foreign"
+        classes = f":::{node.column}" if not node.external else ":::foreign"
         lines.append(f"    {ids[node.place]}{before}{_mermaid_label(node)}{after}{classes}")
     lines += [_mermaid_arrow(arrow, ids) for arrow in found.arrows]
     lines += [
@@ -101,10 +101,10 @@ def _dot_node(node: Node, ids: Mapping[Place, str]) -> str:
     first, *others = (html.escape(line) for line in node.lines)
     label = "<br/>".join([first, *(f'<font point-size="9" color="#555555">{other}</font>' for other in others)])
     fill, border = _STYLES[node.column]
-    style = "filled,dashed" if node.foreign else "filled,rounded" if _DOT_SHAPES[node.column] == "box" else "filled"
+    style = "filled,dashed" if node.external else "filled,rounded" if _DOT_SHAPES[node.column] == "box" else "filled"
     return (
         f'{ids[node.place]} [label=<{label}>, shape={_DOT_SHAPES[node.column]}, style="{style}", '
-        f'fillcolor="{"#f4f4f4" if node.foreign else fill}", color="{border}"]'
+        f'fillcolor="{"#f4f4f4" if node.external else fill}", color="{border}"]'
     )
 
 

@@ -92,7 +92,7 @@ def typed(name: str, value: Any) -> Any:
 
 def declared_names(topology: Topology, prefix: str) -> dict[str, str]:
     """Return the names, without the prefix, of all topics and queues that the topology creates, by ARN."""
-    created = [arn for arn in (*topology.topics, *topology.queues) if arn not in topology.given]
+    created = [arn for arn in (*topology.topics, *topology.queues) if arn not in topology.external]
     return {arn: name_in(arn).removeprefix(prefix) for arn in created}
 
 
