@@ -14,7 +14,7 @@ import pytest
 
 from smartpipe.blocking import Publisher
 from smartpipe.names import Naming
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
 from tests.acceptance import services
 from tests.acceptance.conftest import TARGET
 from tests.support.processes import ROOT, Process, smartpipe
@@ -165,7 +165,7 @@ def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go
     assert refused.stdout.count("  - ") == 4
     assert refused.stderr.splitlines() == [
         f"smartpipe: queue {prefixed('jobs')} holds about 1 message",
-        "smartpipe: nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty",
+        "smartpipe: nothing is deleted: handle or move the messages, or add --even-if-not-empty to lose them",
     ]
     assert forced.returncode == 0
     assert inside("topology", "plan", TARGET).stdout.endswith("4 to create, 0 to update, 0 to delete\n")
@@ -211,7 +211,10 @@ def test_an_apply_that_is_interrupted_says_how_far_it_came(fast_broker: Embedded
         code = process.wait()
 
     assert code == 1
-    assert process.lines[-1] == "smartpipe: interrupted after 3 of 4 changes: the same command again makes the rest"
+    assert (
+        process.lines[-1]
+        == "smartpipe: interrupted after 3 of 4 changes: run the same command again to make the others"
+    )
 
 
 def test_an_apply_that_fails_says_as_json_what_it_made(inside: Command, fast_broker: EmbeddedBroker) -> None:
@@ -328,7 +331,7 @@ def judged(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The broker behind IAM: each key, as in ``consume``, may do what the policy of that name allows."""
     naming = Naming("aws", "us-east-1", "000000000000", os.environ["SMARTPIPE_PREFIX"])
     with FaultProxy(fast_broker.endpoint_url) as proxy:
-        proxy.judge = allowed_by(policies(services.service, naming), naming.account_id)
+        proxy.judge = allowed_by(build_policies(services.service, naming), naming.account_id)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
         yield proxy
 
@@ -370,7 +373,7 @@ def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
 
     for key in ("publish", "consume", "provision", "redrive"):
         used = {action for call in judged.calls if call.access_key == key for action in call.actions}
-        granted = policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
+        granted = build_policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
         allowed = {action for one in granted for action in listed(one["Action"])}
         assert allowed - used == set(), key
         assert used - allowed <= {"sts:GetCallerIdentity"}, key

@@ -12,7 +12,7 @@ import pytest
 from smartpipe import Publisher, Service, TopologyError
 from smartpipe.names import Naming
 from smartpipe.testing import planned, provision, working
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
 from smartpipe.topology.table_and_bucket import TableAndBucket
 from tests.conftest import lead_to
 from tests.support.events import ADA, UserLeft, UserSignedUp
@@ -109,7 +109,9 @@ async def test_a_table_of_another_kind_is_left_alone_and_told(table: str) -> Non
 
 
 def test_policies_name_the_table() -> None:
-    found = policies(serving([]), Naming("aws", "eu-west-1", "123456789012"), TableAndBucket(claims_table="claims"))
+    found = build_policies(
+        serving([]), Naming("aws", "eu-west-1", "123456789012"), TableAndBucket(claims_table="claims")
+    )
 
     for role in ("consume", "provision"):
         [statement] = [one for one in found[role]["Statement"] if one["Action"][0].startswith("dynamodb:")]

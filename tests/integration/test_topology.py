@@ -13,12 +13,12 @@ import pytest
 from smartpipe import EmbeddedBroker, Event, FilterPolicy, Publisher, Queue, Service, Topic, TopologyError
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
-from smartpipe.topology.aws.read import MAX_CALLS
+from smartpipe.topology.aws.calls import MAX_CALLS
 from smartpipe.topology.aws.verify import verify
 from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
-from tests.support.topologies import destroy, left_to_do, provisioner, survey
+from tests.support.topologies import compare, destroy, left_to_do, provisioner
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ async def test_fault_36_a_queue_that_somebody_made_meanwhile_is_brought_into_lin
     service = serving("mailer")
     proxy.add(Fault("CreateQueue", times=2, answer=(400, "QueueNameExists", "A queue already exists with this name.")))
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         sqs = boto3.client("sqs", endpoint_url=proxy._upstream)
         for name in ("mailer", "mailer-dlq"):
             sqs.create_queue(QueueName=physical(name), Attributes={"VisibilityTimeout": "7"})
@@ -196,7 +196,7 @@ async def test_fault_36_what_others_write_into_a_policy_meanwhile_stays(queues: 
     service = serving("mailer")
     theirs = '{"Version": "2012-10-17", "Statement": [{"Sid": "theirs", "Effect": "Deny"}]}'
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         for name in ("mailer-dlq", "mailer"):
             boto3.client("sqs").create_queue(QueueName=physical(name), Attributes={"Policy": theirs})
         await found.apply(planned.pending)
@@ -225,7 +225,7 @@ async def test_fault_47_between_two_scopes_a_filter_is_that_of_the_types_alone(p
 async def test_fault_37_a_subscription_that_is_there_with_other_attributes_is_set_right_and_read_again() -> None:
     service = serving("mailer")
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         sns: Any = boto3.client("sns")
         topic = sns.create_topic(Name=physical("users"))["TopicArn"]
         [(_, queue)] = planned.desired.subscriptions
@@ -243,9 +243,9 @@ async def test_fault_37_also_where_the_broker_says_so_as_aws_does(proxy: FaultPr
     said = "Invalid parameter: Attributes Reason: Subscription already exists with different attributes"
     proxy.add(Fault("Subscribe", answer=(400, "InvalidParameter", said)))
     async with provisioner() as found:
-        everything = (await found.survey([service])).desired
+        everything = (await found.compare([service])).desired
         [(arns, wanted)] = everything.subscriptions.items()
-        [change] = (await found.survey([service])).pending
+        [change] = (await found.compare([service])).pending
         await found.apply([change._replace(action="create", attributes=wanted)])
 
     assert arns == change.arns
@@ -254,7 +254,7 @@ async def test_fault_37_also_where_the_broker_says_so_as_aws_does(proxy: FaultPr
 
 async def test_two_at_once_make_one_topology() -> None:
     async with provisioner() as one, provisioner() as other:
-        plans = await asyncio.gather(one.survey(EVERY_SETTING), other.survey(EVERY_SETTING))
+        plans = await asyncio.gather(one.compare(EVERY_SETTING), other.compare(EVERY_SETTING))
         await asyncio.gather(one.apply(plans[0].pending), other.apply(plans[1].pending))
 
     assert await left_to_do(*EVERY_SETTING) == []
@@ -270,7 +270,7 @@ async def test_an_apply_that_ends_anywhere_is_finished_by_the_next() -> None:
     left = [await left_to_do(*EVERY_SETTING)]
     while left[-1]:
         async with provisioner() as found:
-            planned = await found.survey(EVERY_SETTING)
+            planned = await found.compare(EVERY_SETTING)
             with pytest.raises(Stopped):
                 await found.apply(planned.pending, stop)
         left.append(await left_to_do(*EVERY_SETTING))
@@ -375,7 +375,7 @@ async def test_a_right_that_is_missing_is_named_by_aws_own_words_where_it_has_th
 async def test_a_read_that_is_refused_while_applying_is_no_obstacle_where_it_is_not_needed(proxy: FaultProxy) -> None:
     service = serving("mailer")
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         proxy.add(Fault("ListTagsForResource", answer=(403, "AuthorizationError", "no")))
         await found.apply(planned.pending)
         proxy.faults.clear()
@@ -387,7 +387,7 @@ async def test_messages_that_come_while_a_queue_is_being_destroyed_are_not_lost(
     service = serving("mailer")
     await provision(service)
     async with provisioner() as found:
-        going = (await found.survey([service])).destruction()
+        going = (await found.compare([service])).plan_destroy()
         queues.send("mailer", "precious")
         with pytest.raises(TopologyError, match="holds about 1 messages by now, and is not deleted"):
             await found.apply(going)
@@ -401,7 +401,7 @@ async def test_a_topic_that_gets_a_subscriber_while_it_is_being_destroyed_is_kep
     theirs = sqs.create_queue(QueueName=physical("theirs"))["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=theirs, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     async with provisioner() as found:
-        going = (await found.survey([serving("mailer")], destroying=True)).destruction()
+        going = (await found.compare([serving("mailer")], destroying=True)).plan_destroy()
         sns, subscription = _subscription()
         topic = sns.get_subscription_attributes(SubscriptionArn=subscription)["Attributes"]["TopicArn"]
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
@@ -422,7 +422,7 @@ async def test_a_dead_letter_queue_that_another_application_uses_is_kept(broker:
     redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "5"})
 
     async with provisioner() as found:
-        going = (await found.survey([serving("mailer")], destroying=True)).destruction()
+        going = (await found.compare([serving("mailer")], destroying=True)).plan_destroy()
         sqs.create_queue(QueueName=physical("theirs"), Attributes={"RedrivePolicy": redrive})
         with pytest.raises(TopologyError, match=f"is the dead-letter queue of {physical('theirs')} by now"):
             await found.apply(going)
@@ -442,10 +442,10 @@ async def test_a_dead_letter_queue_is_kept_where_the_right_to_see_who_uses_it_is
     proxy.add(Fault("ListDeadLetterSourceQueues", answer=(403, "AccessDenied", "no")))
 
     async with provisioner() as found:
-        seen = await found.survey([serving("mailer")], destroying=True)
-        await found.apply(seen.destruction())
+        seen = await found.compare([serving("mailer")], destroying=True)
+        await found.apply(seen.plan_destroy())
 
-    kept = [change for change in seen.destruction() if change.action == "external"]
+    kept = [change for change in seen.plan_destroy() if change.action == "external"]
     assert {change.name for change in kept} == {physical("mailer"), physical("mailer-dlq"), physical("users")}
     assert any("sqs:ListDeadLetterSourceQueues" in note for note in seen.notes)
 
@@ -473,7 +473,7 @@ async def test_what_nobody_declares_any_more_is_shown_and_goes_only_when_asked(b
     old, new = serving("old", UserLeft), serving("new", UserLeft)
     await provision(old, new)
 
-    seen = [change for change in (await survey(new)).changes if change.action == "orphaned"]
+    seen = [change for change in (await compare(new)).changes if change.action == "orphaned"]
     spared = await destroy(new)
     asked = await destroy(new, orphaned=True)
 
@@ -511,7 +511,7 @@ async def test_what_others_made_and_may_not_be_looked_at_is_a_note(broker: Embed
         )
     )
 
-    found = await survey(serving("new", UserLeft))
+    found = await compare(serving("new", UserLeft))
 
     assert found.pending == []
     assert sum("is declared by no TARGET, and may not be looked at" in note for note in found.notes) == 2
@@ -523,7 +523,7 @@ async def test_without_the_tagging_api_a_plan_says_what_it_did_not_look_for(
 ) -> None:
     proxy.add(Fault("GetResources", answer=answer))
 
-    found = await survey(serving("mailer"))
+    found = await compare(serving("mailer"))
 
     assert "whether something is left that no TARGET declares is not known" in found.notes[-1]
     assert not found.knows_orphans

@@ -25,19 +25,19 @@ async def provisioner() -> AsyncIterator[Provisioner]:
         await transport.aclose()
 
 
-async def survey(*services: Service) -> PlanContext:
+async def compare(*services: Service) -> PlanContext:
     async with provisioner() as found:
-        return await found.survey(services)
+        return await found.compare(services)
 
 
 async def left_to_do(*services: Service) -> list[str]:
     """What an apply would still have to do."""
-    return [str(change) for change in (await survey(*services)).pending]
+    return [str(change) for change in (await compare(*services)).pending]
 
 
 async def destroy(*services: Service, orphaned: bool = False) -> list[str]:
     """Delete what goes; return that."""
     async with provisioner() as found:
-        going = (await found.survey(services, even_if_faulty=True, destroying=True)).destruction(orphaned=orphaned)
+        going = (await found.compare(services, ignore_errors=True, destroying=True)).plan_destroy(orphaned=orphaned)
         await found.apply(going)
     return [str(change) for change in going]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from smartpipe import Event, Queue, Service
 from smartpipe.envelope import encode, wrap
-from smartpipe.topology.export.asyncapi import document
+from smartpipe.topology.export.asyncapi import build_document
 from tests.support import exported
 from tests.support.exported import AccountClosed, AccountOpened, accounts, subscribed
 
@@ -32,7 +32,7 @@ class PetFound(Event, topic=accounts, type="pet.found", version="1.0"):
 
 
 def made(*services: Service) -> dict[str, Any]:
-    return document(services, prefix="test-", application="shop")
+    return build_document(services, prefix="test-", application="shop")
 
 
 def pets() -> Service:

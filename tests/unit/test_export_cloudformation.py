@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, FilterPolicy, Queue, Service, Topic
-from smartpipe.topology.export.cloudformation import template
+from smartpipe.topology.export.cloudformation import build_template
 from tests.support import exported
 from tests.support.exported import AccountOpened, numbered, subscribed
 
 
 def made(*services: Service) -> dict[str, Any]:
-    return template(services, prefix="test-", application="shop")
+    return build_template(services, prefix="test-", application="shop")
 
 
 def of_type(found: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_an_output_file_holds_what_would_be_printed(tmp_path: Path, capsys: pyte
 
 
 def test_an_unknown_format_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"--format 'pulumi' is none of cloudformation, .*, iam"):
+    with pytest.raises(ConfigError, match=r"--format 'pulumi' is unknown: use one of cloudformation, .*, iam"):
         run_export(TARGETS, "pulumi", None)
 
 

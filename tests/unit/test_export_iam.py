@@ -7,7 +7,7 @@ import pytest
 
 from smartpipe import Event, Queue, Service, Topic
 from smartpipe.names import Naming
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
 from tests.support import exported
 from tests.support.exported import AccountOpened, SecretTold, subscribed
 
@@ -18,7 +18,7 @@ KMS = "arn:aws:kms:eu-west-1:123456789012:key/"
 
 
 def statements(service: Service, purpose: str) -> dict[str, dict[str, Any]]:
-    return {one["Sid"]: one for one in policies(service, NAMING)[purpose]["Statement"]}
+    return {one["Sid"]: one for one in build_policies(service, NAMING)[purpose]["Statement"]}
 
 
 def allowed(service: Service, purpose: str) -> dict[str, set[str]]:
@@ -32,7 +32,7 @@ def allowed(service: Service, purpose: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("service", exported.everything(), ids=lambda service: service.name)
 def test_every_policy_is_a_valid_document(service: Service) -> None:
-    for document in policies(service, NAMING).values():
+    for document in build_policies(service, NAMING).values():
         assert document["Version"] == "2012-10-17"
         sids = [statement["Sid"] for statement in document["Statement"]]
         assert len(set(sids)) == len(sids) > 0
@@ -52,8 +52,8 @@ def test_a_publisher_may_publish_and_send_to_what_it_declares_and_nothing_else()
 
 
 def test_a_service_has_no_policy_for_what_it_does_not_do() -> None:
-    assert policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
-    assert policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive"}
+    assert build_policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
+    assert build_policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive"}
 
 
 def test_a_worker_may_receive_settle_dead_letter_and_look_at_what_it_needs() -> None:
@@ -152,7 +152,7 @@ def test_names_of_china_and_govcloud_are_in_their_partition() -> None:
     class Said(Event, topic=key, type="said", version="1.0"):
         pass
 
-    found = policies(Service("s", publishes=[Said]), china)["publish"]["Statement"]
+    found = build_policies(Service("s", publishes=[Said]), china)["publish"]["Statement"]
 
     assert [one["Resource"] for one in found] == [
         ["arn:aws-cn:sns:cn-north-1:123456789012:test-china"],

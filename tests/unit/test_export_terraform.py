@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Queue, Service
-from smartpipe.topology.export.terraform import configuration
+from smartpipe.topology.export.terraform import build_configuration
 from tests.support import exported
 from tests.support.exported import AccountOpened, numbered, subscribed
 from tests.support.terraform import faults
 
 
 def made(*services: Service) -> dict[str, Any]:
-    return configuration(services, prefix="test-", application="shop")
+    return build_configuration(services, prefix="test-", application="shop")
 
 
 def resources(kind: str, *services: Service) -> dict[str, Any]:

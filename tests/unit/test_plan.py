@@ -12,9 +12,9 @@ from smartpipe.names import Naming
 from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.checks import find_errors, find_warnings
 from smartpipe.topology.derive import derive
-from smartpipe.topology.destroy import destruction, holding
-from smartpipe.topology.plan import plan, stages
-from smartpipe.topology.policy import POLICY_SID, merge_statements, statement
+from smartpipe.topology.destroy import describe_full_queues, plan_destroy
+from smartpipe.topology.plan import group_into_stages, plan
+from smartpipe.topology.policy import POLICY_SID, build_statement, merge_statements
 from smartpipe.topology.resources import Topology
 from tests.support.events import OrderPlaced, UserLeft, UserSignedUp
 
@@ -23,7 +23,7 @@ USERS = NAMING.topic_arn("users")
 ORDERS = NAMING.topic_arn("orders")
 MAILER = NAMING.queue_arn("mailer")
 DEAD = f"{MAILER}-dlq"
-NOTHING = Topology({}, {}, {})
+NOTHING = Topology({})
 
 
 async def handle(_: Event) -> None: ...
@@ -43,11 +43,12 @@ def wanted(*events: type[Event], queue: Queue | None = None) -> Topology:
 def as_it_is(desired: Topology) -> Topology:
     """What AWS would say after an apply: policies are text there."""
     queues = {arn: {**found, "Policy": json.dumps(found["Policy"])} for arn, found in desired.queues.items()}
-    return Topology({arn: dict(found) for arn, found in desired.topics.items()}, queues, dict(desired.subscriptions))
+    topics = {arn: dict(found) for arn, found in desired.topics.items()}
+    return Topology({"topic": topics, "queue": queues, "subscription": dict(desired.subscriptions)})
 
 
 def with_queue(actual: Topology, arn: str = MAILER, **attributes: Any) -> Topology:
-    return actual._replace(queues={**actual.queues, arn: {**actual.queues[arn], **attributes}})
+    return actual.replace(queue={**actual.queues, arn: {**actual.queues[arn], **attributes}})
 
 
 def lines(changes: list[Change]) -> list[str]:
@@ -94,7 +95,7 @@ def test_from_nothing_queues_and_their_policies_come_before_subscriptions() -> N
         "create subscription staging-users → staging-mailer",
         "create subscription staging-orders → staging-mailer",
     ]
-    assert [[change.name for change in stage] for stage in stages(changes)] == [
+    assert [[change.name for change in stage] for stage in group_into_stages(changes)] == [
         ["staging-mailer-dlq"],
         ["staging-mailer", "staging-users", "staging-orders"],
         ["staging-users → staging-mailer", "staging-orders → staging-mailer"],
@@ -192,7 +193,7 @@ def test_a_filter_in_another_order_is_the_same() -> None:
 FOREIGN = {"Sid": "theirs", "Effect": "Allow", "Principal": {"AWS": "x"}, "Action": "sqs:*", "Resource": MAILER}
 
 
-@pytest.mark.parametrize("ours", [None, statement(MAILER, [USERS])], ids=["none of ours", "a stale one of ours"])
+@pytest.mark.parametrize("ours", [None, build_statement(MAILER, [USERS])], ids=["none of ours", "a stale one of ours"])
 def test_policy_statements_of_others_are_kept_and_the_difference_is_ours_alone(ours: dict[str, Any] | None) -> None:
     theirs = {"Version": "2012-10-17", "Id": "kept", "Statement": [FOREIGN]}
     text = merge_statements(json.dumps(theirs), ours)
@@ -230,9 +231,22 @@ def test_a_subscription_that_no_handler_wants_goes_after_the_new_ones_and_its_to
         "update queue staging-mailer",
     ]
     opened, shut = (change.attributes["Policy"] for change in changes if change.name == "staging-mailer")
-    assert json.loads(opened)["Statement"] == [statement(MAILER, [USERS, ORDERS])]
-    assert json.loads(shut)["Statement"] == [statement(MAILER, [ORDERS])]
-    assert [len(stage) for stage in stages(changes)] == [2, 1, 1, 1, 2]
+    assert json.loads(opened)["Statement"] == [build_statement(MAILER, [USERS, ORDERS])]
+    assert json.loads(shut)["Statement"] == [build_statement(MAILER, [ORDERS])]
+    assert [len(stage) for stage in group_into_stages(changes)] == [2, 1, 1, 1, 2]
+
+
+def test_a_plan_without_tags_deletes_an_unwanted_subscription_too() -> None:
+    after = wanted(OrderPlaced)
+    queues = {arn: {name: value for name, value in one.items() if name != "Tags"} for arn, one in after.queues.items()}
+
+    changes = pending_changes(plan(after.replace(queue=queues), as_it_is(wanted(UserSignedUp, OrderPlaced))))
+
+    assert [str(change).partition(" (")[0] for change in changes] == [
+        "delete subscription staging-users → staging-mailer",
+        "update queue staging-mailer-dlq",
+        "update queue staging-mailer",
+    ]
 
 
 def test_a_subscription_of_our_queue_that_somebody_else_made_is_left_alone() -> None:
@@ -281,9 +295,8 @@ def test_what_is_somebody_elses_is_never_changed_whatever_it_looks_like() -> Non
     desired = wanted(Shipped, queue=THEIR_QUEUE)
     queue, topic = NAMING.queue_arn("theirs"), "arn:aws:sns:eu-west-1:999999999999:parcels"
     redrive = {"deadLetterTargetArn": f"{queue}-dlq", "maxReceiveCount": 3}
-    actual = Topology(
-        {topic: {}}, {queue: {"RedrivePolicy": redrive, "VisibilityTimeout": "1"}, f"{queue}-dlq": {}}, {}
-    )
+    queues = {queue: {"RedrivePolicy": redrive, "VisibilityTimeout": "1"}, f"{queue}-dlq": {}}
+    actual = Topology({"topic": {topic: {}}, "queue": queues})
 
     changes = plan(desired, actual)
 
@@ -307,7 +320,7 @@ def test_an_existing_queue_that_is_not_as_expected_is_a_fault(queue: dict[str, A
     arn = NAMING.queue_arn("theirs")
     found = {f"{arn}-dlq": dict[str, Any](), **({} if queue is None else {arn: queue})}
 
-    [fault] = find_errors(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+    [fault] = find_errors(wanted(queue=THEIR_QUEUE), Topology({"queue": found}))
 
     assert sentence in fault
 
@@ -346,7 +359,7 @@ def test_fault_49_also_of_a_queue_that_is_somebody_elses() -> None:
     arn = NAMING.queue_arn("theirs")
     found = {arn: {"MessageRetentionPeriod": "345600"}, f"{arn}-dlq": {"MessageRetentionPeriod": "60"}}
 
-    [note] = find_warnings(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+    [note] = find_warnings(wanted(queue=THEIR_QUEUE), Topology({"queue": found}))
 
     assert "keeps messages for 60 s" in note
 
@@ -394,9 +407,9 @@ def test_a_statement_of_others_that_lets_anybody_in_is_told() -> None:
 
 
 def test_destroying_takes_subscriptions_first_and_dead_letter_queues_last() -> None:
-    changes = destruction(wanted(), as_it_is(wanted()), NAMING)
+    changes = plan_destroy(wanted(), as_it_is(wanted()), NAMING)
 
-    assert [[change.name for change in stage] for stage in stages(changes)] == [
+    assert [[change.name for change in stage] for stage in group_into_stages(changes)] == [
         ["staging-users → staging-mailer", "staging-orders → staging-mailer"],
         ["staging-users", "staging-orders"],
         ["staging-mailer"],
@@ -415,7 +428,7 @@ def test_destroying_takes_subscriptions_first_and_dead_letter_queues_last() -> N
 def test_destroying_keeps_what_does_not_carry_the_tags_of_this_application_and_prefix(
     tags: dict[str, str], reason: str
 ) -> None:
-    changes = destruction(wanted(), with_queue(as_it_is(wanted()), Tags=tags), NAMING)
+    changes = plan_destroy(wanted(), with_queue(as_it_is(wanted()), Tags=tags), NAMING)
 
     kept = {change.name: change.reason for change in changes if change.action == "external" and change.kind == "queue"}
     assert kept == {
@@ -429,7 +442,7 @@ def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
     actual = as_it_is(wanted())
     actual.subscriptions[USERS, NAMING.queue_arn("friends")] = {}
 
-    changes = destruction(wanted(), actual, NAMING)
+    changes = plan_destroy(wanted(), actual, NAMING)
 
     [kept] = [change for change in changes if change.action == "external"]
     assert str(kept) == "external topic staging-users (others subscribe to it: staging-friends)"
@@ -438,7 +451,7 @@ def test_destroying_keeps_a_topic_that_others_subscribe_to() -> None:
 
 
 def kept_by_destroying(desired: Topology, actual: Topology, **options: Any) -> dict[str, str]:
-    changes = destruction(desired, actual, NAMING, **options)
+    changes = plan_destroy(desired, actual, NAMING, **options)
     kept = {change.name: change.reason for change in changes if change.action == "external"}
     assert not kept.keys() & {change.name for change in pending_changes(changes)}
     return kept
@@ -450,10 +463,10 @@ def test_destroying_always_keeps_tables_and_buckets_whatever_their_tags(
     tags: dict[str, str], options: dict[str, bool]
 ) -> None:
     found: dict[str, Any] = {
-        "tables": {NAMING.table_arn("claims"): {"Tags": tags}},
-        "buckets": {NAMING.bucket_arn("bodies"): {"Tags": tags}},
+        "table": {NAMING.table_arn("claims"): {"Tags": tags}},
+        "bucket": {NAMING.bucket_arn("bodies"): {"Tags": tags}},
     }
-    desired, actual = wanted()._replace(**found), as_it_is(wanted())._replace(**found)
+    desired, actual = wanted().replace(**found), as_it_is(wanted()).replace(**found)
 
     assert kept_by_destroying(desired, actual, **options) == {
         "claims": "services and environments may share it, and claims are in it",
@@ -502,7 +515,7 @@ def test_destroying_keeps_a_dead_letter_queue_of_which_sqs_does_not_say_who_uses
 def test_destroying_keeps_topics_while_other_services_of_the_application_may_publish_to_them() -> None:
     actual = as_it_is(wanted(UserSignedUp))
     billing = NAMING.queue_arn("billing")
-    seen = actual._replace(queues={**actual.queues, billing: {"Tags": wanted().queues[MAILER]["Tags"]}})
+    seen = actual.replace(queue={**actual.queues, billing: {"Tags": wanted().queues[MAILER]["Tags"]}})
     reason = "other services of the application may publish to it, and are still there: queue staging-billing"
 
     assert kept_by_destroying(wanted(UserSignedUp), seen) == {"staging-users": reason}
@@ -520,7 +533,7 @@ def test_destroying_keeps_topics_where_it_is_not_known_what_else_the_application
 
 def test_what_goes_remembers_who_used_it_so_that_newcomers_are_noticed() -> None:
     going = {
-        change.name: change.before for change in pending_changes(destruction(wanted(), as_it_is(wanted()), NAMING))
+        change.name: change.before for change in pending_changes(plan_destroy(wanted(), as_it_is(wanted()), NAMING))
     }
 
     assert going["staging-users"] == {"Subscribers": [MAILER]}
@@ -532,8 +545,8 @@ def test_destroying_leaves_orphans_and_what_is_given_unless_asked() -> None:
     actual = as_it_is(desired)
     actual.queues[NAMING.queue_arn("old")] = {"Tags": wanted().queues[MAILER]["Tags"]}
 
-    spared = destruction(desired, actual, NAMING)
-    asked = destruction(desired, actual, NAMING, orphaned=True)
+    spared = plan_destroy(desired, actual, NAMING)
+    asked = plan_destroy(desired, actual, NAMING, orphaned=True)
 
     assert "delete queue staging-old" not in lines(spared)
     assert "delete queue staging-old" in lines(asked)
@@ -544,7 +557,7 @@ def test_queues_that_hold_messages_are_named_with_how_many() -> None:
     actual = with_queue(as_it_is(wanted()), ApproximateNumberOfMessages="2", ApproximateNumberOfMessagesDelayed="1")
     actual = with_queue(actual, DEAD, ApproximateNumberOfMessagesNotVisible="1")
 
-    assert holding(destruction(wanted(), actual, NAMING), actual) == [
+    assert describe_full_queues(plan_destroy(wanted(), actual, NAMING), actual) == [
         "queue staging-mailer holds about 3 messages",
         "queue staging-mailer-dlq holds about 1 message",
     ]
@@ -609,7 +622,7 @@ def test_an_existing_queue_that_gives_up_early_or_takes_little_is_told() -> None
     redrive = {"deadLetterTargetArn": f"{arn}-dlq", "maxReceiveCount": 1}
     found = {arn: {"RedrivePolicy": redrive, "MaximumMessageSize": "1024"}, f"{arn}-dlq": {}}
 
-    early, small = find_warnings(wanted(queue=THEIR_QUEUE), Topology({}, found, {}))
+    early, small = find_warnings(wanted(queue=THEIR_QUEUE), Topology({"queue": found}))
 
     assert "SQS dead-letters after 1 deliveries, without a reason" in early
     assert "takes messages of 1,024 bytes; SNS drops what is longer" in small
@@ -618,8 +631,8 @@ def test_an_existing_queue_that_gives_up_early_or_takes_little_is_told() -> None
 def test_a_queue_that_goes_remembers_how_many_messages_it_was_seen_with() -> None:
     actual = with_queue(as_it_is(wanted()), ApproximateNumberOfMessages="2")
 
-    seen = {change.arns: change.before for change in destruction(wanted(), actual, NAMING) if change.kind == "queue"}
-    forced = destruction(wanted(), actual, NAMING, even_if_not_empty=True)
+    seen = {change.arns: change.before for change in plan_destroy(wanted(), actual, NAMING) if change.kind == "queue"}
+    forced = plan_destroy(wanted(), actual, NAMING, even_if_not_empty=True)
 
     assert (seen[(MAILER,)]["Messages"], seen[(DEAD,)]["Messages"]) == (2, 0)
     assert not any("Messages" in change.before for change in forced)

@@ -1,4 +1,4 @@
-"""The DynamoDB table of idempotency claims and the S3 bucket of payloads. Pure."""
+"""The DynamoDB table of idempotency claims and the S3 bucket of payloads: names, settings and permissions. Pure."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ TTL_ATTRIBUTE = "expires_at"
 """For UpdateTimeToLive: epoch seconds, after which DynamoDB deletes the item, typically within a few days."""
 
 KEY_ATTRIBUTE = "claim"
-"""Tables of earlier versions have ``key``: their claims name no service and no queue, and are not mixed with ours."""
+"""Tables of earlier versions have ``key``. Their claims name no service and no queue, so they must not be mixed with
+ours."""
 TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 """https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
 
 TABLE_USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
-"""What a worker needs on the table's ARN."""
+"""The actions that a worker needs on the table's ARN."""
 
 TABLE_REDRIVE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:DeleteItem")
-"""What ``dlq redrive`` needs on the table's ARN."""
+"""The actions that ``dlq redrive`` needs on the table's ARN."""
 
 TABLE_CREATE_ACTIONS = (
     "dynamodb:CreateTable",
@@ -38,14 +39,14 @@ TABLE_CREATE_ACTIONS = (
     "dynamodb:TagResource",
     "dynamodb:ListTagsOfResource",
 )
-"""What making it, and seeing whether it is as it should be, needs on the table's ARN."""
+"""The actions that ``topology plan`` and ``apply`` need on the table's ARN."""
 
 
-def table_in(url: str | None) -> str | None:
-    """Return the table that a store's URL names; None where the store is another.
+def table_name_in(url: str | None) -> str | None:
+    """Return the name of the table in a store's URL; None if the store is not DynamoDB.
 
     Raises:
-        ConfigError: It names none, or has a user: AWS takes credentials from its own variables only.
+        ConfigError: The URL names no table, or has a user: AWS reads credentials only from its own variables.
     """
     scheme, _, name = (url or "").partition("://")
     if scheme.lower() != "dynamodb":
@@ -55,8 +56,8 @@ def table_in(url: str | None) -> str | None:
     return name
 
 
-def claims_table(name: str) -> dict[str, Any]:
-    """Return CreateTable's parameters: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_CreateTable.html."""
+def create_table_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of CreateTable: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_CreateTable.html."""
     return {
         "TableName": name,
         "AttributeDefinitions": [{"AttributeName": KEY_ATTRIBUTE, "AttributeType": "S"}],
@@ -65,11 +66,11 @@ def claims_table(name: str) -> dict[str, Any]:
     }
 
 
-def another_kind(
+def find_table_error(
     name: str, key_schema: list[dict[str, Any]], definitions: list[dict[str, Any]] | None = None
 ) -> str | None:
-    """Say what is wrong with the table called *name*, if it is not one of claims or an earlier version's."""
-    wanted = claims_table(name)
+    """Return why the table called *name* cannot store claims of this version; None if it can."""
+    wanted = create_table_arguments(name)
     if key_schema == wanted["KeySchema"] and definitions in (None, wanted["AttributeDefinitions"]):
         return None
     remedy = "name another one in SMARTPIPE_IDEMPOTENCY_URL and run smartpipe topology apply"
@@ -82,20 +83,20 @@ def another_kind(
     return f"DynamoDB table {name!r} is not one of claims: its key must be the string {KEY_ATTRIBUTE!r}; {remedy}"
 
 
-def time_to_live(name: str) -> dict[str, Any]:
-    """Return UpdateTimeToLive's parameters; it is called when the table is ACTIVE."""
+def update_time_to_live_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments of UpdateTimeToLive, which DynamoDB accepts once the table is ACTIVE."""
     return {"TableName": name, "TimeToLiveSpecification": {"Enabled": True, "AttributeName": TTL_ATTRIBUTE}}
 
 
 LIFECYCLE = "Lifecycle"
-"""Stands among a bucket's attributes: what our rule says."""
+"""Among the attributes of a bucket: the content of our lifecycle rule."""
 _RULE = "smartpipe-claim-check"
 
 BUCKET_READ_ACTIONS = ("s3:GetObject",)
-"""What a consumer needs on the bucket's objects."""
+"""The actions that a consumer needs on the bucket's objects."""
 
 BUCKET_WRITE_ACTIONS = ("s3:PutObject",)
-"""What a publisher needs there."""
+"""The actions that a publisher needs on the bucket's objects."""
 
 BUCKET_CREATE_ACTIONS = (
     "s3:CreateBucket",
@@ -105,17 +106,17 @@ BUCKET_CREATE_ACTIONS = (
     "s3:PutBucketTagging",
     "s3:PutLifecycleConfiguration",
 )
-"""What making it, and seeing whether it is as it should be, needs on the bucket's ARN."""
+"""The actions that ``topology plan`` and ``apply`` need on the bucket's ARN."""
 
 
 class Bucket(NamedTuple):
     """A bucket of payloads.
 
     Args:
-        prefix: Of the keys: ends with a slash, or is empty.
-        days: After which S3 deletes them.
-        owner: The account that it belongs to; None: the environment's. A bucket of another account is its owner's to
-            make and to change.
+        prefix: The prefix of its keys: ends with a slash, or is empty.
+        days: The number of days after which S3 deletes an object.
+        owner: The account that owns the bucket; None for the environment's. Only its owner creates and changes a
+            bucket of another account.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Bucket(NamedTuple):
 
     @property
     def expiry(self) -> dict[str, Any]:
-        """What its lifecycle rule says."""
+        """The content of its lifecycle rule."""
         return {"Prefix": self.prefix, "Days": self.days, "Status": "Enabled"}
 
     def objects_arn(self, partition: str) -> str:
@@ -143,10 +144,11 @@ def objects_arn(partition: str, bucket: str, prefix: str) -> str:
     return f"arn:{partition}:s3:::{bucket}/{prefix}*"
 
 
-def rule_of(expiry: dict[str, Any]) -> dict[str, Any]:
-    """Return the lifecycle rule: https://docs.aws.amazon.com/AmazonS3/latest/API/API_LifecycleRule.html.
+def lifecycle_rule_of(expiry: dict[str, Any]) -> dict[str, Any]:
+    """Return the lifecycle rule with this content: https://docs.aws.amazon.com/AmazonS3/latest/API/API_LifecycleRule.html.
 
-    One for each prefix, so that environments may share a bucket. The second expiry is for buckets with versions.
+    Each prefix has its own rule, so that environments can share a bucket. The second expiration is for buckets with
+    versioning.
     """
     return {
         "ID": _rule_id(expiry["Prefix"]),
@@ -157,14 +159,14 @@ def rule_of(expiry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_rule(rules: list[dict[str, Any]], expiry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return *rules*, which belong to whoever wrote them, with ours among them: S3 takes all rules or none."""
-    ours = rule_of(expiry)
+def merge_rule(rules: list[dict[str, Any]], expiry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rules of others and ours: S3 replaces all rules of a bucket together."""
+    ours = lifecycle_rule_of(expiry)
     return [*(rule for rule in rules if rule.get("ID") != ours["ID"]), ours]
 
 
-def expiry_in(rules: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """Return what our rule for *prefix* says; empty where there is none."""
+def find_expiry(rules: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
+    """Return the content of our rule for *prefix*; empty if there is no such rule."""
     for rule in rules:
         if rule.get("ID") == _rule_id(prefix):
             found = (rule.get("Filter") or {}).get("Prefix", rule.get("Prefix", ""))
@@ -178,18 +180,19 @@ def _rule_id(prefix: str) -> str:
 
 
 class TableAndBucket(NamedTuple):
-    """A table and a bucket that are part of the topology.
+    """The table and the bucket that are part of an environment's topology.
 
     Args:
-        claims_table: The DynamoDB table that idempotent handlers claim in, if it is one.
-        bucket: Where large bodies wait, if they do.
-        readable: Where consumers may read bodies from.
-        packs: Whether publishers compress, or put into S3, some of the bodies; no filter sees into these.
+        claims_table: The name of the DynamoDB table in which idempotent handlers claim events; None if the store is
+            not DynamoDB.
+        bucket: The bucket in which publishers store large bodies; None if they do not.
+        encodes_bodies: Whether publishers compress bodies or store them in S3; filter policies cannot match these.
+        readable: The locations from which consumers may read bodies.
     """
 
     claims_table: str | None = None
     bucket: Bucket | None = None
-    packs: bool = False
+    encodes_bodies: bool = False
     readable: TrustedLocations = TrustedLocations()
 
     @classmethod
@@ -197,25 +200,25 @@ class TableAndBucket(NamedTuple):
         """Read ``SMARTPIPE_IDEMPOTENCY_URL``, ``SMARTPIPE_CLAIM_CHECK_*`` and ``SMARTPIPE_COMPRESSION``.
 
         Raises:
-            ConfigError: Faulty settings.
+            ConfigError: A setting is invalid.
         """
         store_url, settings = ClaimSettings.load().idempotency_url, PayloadSettings.load()
         at = ClaimCheck.at(settings.claim_check_url) if settings.claim_check_url else None
         bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days, at.owner) if at and at.scheme == "s3" else None
         return cls(
-            table_in(store_url.get_secret_value() if store_url else None),
+            table_name_in(store_url.get_secret_value() if store_url else None),
             bucket,
             at is not None or settings.compression is not None,
             TrustedLocations.from_environment(),
         )
 
-    def tables(self, naming: Naming) -> dict[str, Attributes]:
-        """Return the tables that are wanted, by ARN."""
+    def derive_tables(self, naming: Naming) -> dict[str, Attributes]:
+        """Return the declared tables by ARN."""
         name = self.claims_table
         return {} if name is None else {naming.table_arn(name): {"TimeToLive": TTL_ATTRIBUTE, TAGS: _tags(naming)}}
 
-    def buckets(self, naming: Naming) -> dict[str, Attributes]:
-        """Return the buckets that are wanted, by ARN."""
+    def derive_buckets(self, naming: Naming) -> dict[str, Attributes]:
+        """Return the declared buckets by ARN; none if another account owns the bucket."""
         bucket = self.bucket
         if bucket is None or bucket.owner not in (None, naming.account_id):
             return {}
@@ -229,8 +232,8 @@ class TableAndBucket(NamedTuple):
 
 
 def _tags(naming: Naming) -> dict[str, str]:
-    """Return the tags of a shared resource. A prefix among them would be overwritten by every environment's apply."""
+    """Return the tags of a resource that environments can share, so they do not name an environment's prefix."""
     return {APPLICATION: naming.application}
 
 
-NO_COMPANIONS = TableAndBucket()
+NO_TABLE_AND_BUCKET = TableAndBucket()
