@@ -1,4 +1,4 @@
-"""What templates create is what ``topology apply`` would: nothing is left for it to do."""
+"""Templates create the same resources as ``topology apply``, which then has nothing to change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smartpipe.topology.resources import TAGS
 from tests.conftest import lead_to
 from tests.support import exported
 from tests.support.cloudformation import Stack
-from tests.support.terraform import Workspace, faults
+from tests.support.terraform import Workspace, find_errors
 from tests.support.topologies import compare, left_to_do
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def test_a_terraform_configuration_leaves_nothing_to_apply(broker: Embedde
 
 
 @pytest.mark.parametrize("tool", ["cloudformation", "terraform"])
-async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: EmbeddedBroker, tool: str) -> None:
+async def test_an_external_topic_is_subscribed_to_and_not_changed(broker: EmbeddedBroker, tool: str) -> None:
     arn = boto3.client("sns").create_topic(Name=naming()["prefix"] + "theirs")["TopicArn"]
 
     class Theirs(Event, topic=Topic(arn=arn), type="theirs", version="1.0"):
@@ -69,7 +69,7 @@ async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: Embed
 
 @pytest.mark.parametrize("tool", ["cloudformation", "terraform"])
 @pytest.mark.parametrize("region", ["us-east-1", "me-south-1", "ap-northeast-3"])
-async def test_topics_of_other_regions_are_let_in_by_the_principal_of_the_region_it_is_deployed_in(
+async def test_policies_allow_the_principal_for_the_region_of_the_deployment(
     broker: EmbeddedBroker, tool: str, region: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", region)
@@ -92,13 +92,13 @@ async def test_topics_of_other_regions_are_let_in_by_the_principal_of_the_region
         Stack(build_template(services, **naming())).make()
     else:
         found = build_configuration(services, **naming())
-        assert faults(found) == []
+        assert find_errors(found) == []
         Workspace(found).apply()
 
     assert await left_to_do(*services) == []
 
 
-async def test_a_stack_of_motos_own_engine_lacks_only_what_that_cannot_do(
+async def test_a_stack_of_motos_engine_lacks_only_the_features_that_moto_lacks(
     moto: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead_to(moto.environment, monkeypatch)

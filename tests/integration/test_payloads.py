@@ -114,7 +114,9 @@ async def test_a_bucket_is_made_with_an_expiry_and_its_drift_is_mended(bucket: s
     }
     assert {"Key": "team", "Value": "a"} in s3.get_bucket_tagging(Bucket=bucket)["TagSet"]
 
-    assert f"external bucket {bucket} (environments may share it, and messages point there)" in await destroy(service)
+    assert f"external bucket {bucket} (environments may share it, and messages may point to it)" in await destroy(
+        service
+    )
     assert events_in(bucket) == [f"staging/{event_id}"]
 
 

@@ -35,7 +35,7 @@ def test_a_flowchart_shows_who_publishes_what_to_whom() -> None:
     assert "queue_archive --> handler_archive" in lines
 
 
-def test_what_is_sent_past_the_topics_is_an_arrow_of_its_own_kind() -> None:
+def test_direct_sends_have_a_different_kind_of_arrow() -> None:
     services = [exported.portal(), exported.archive()]
 
     assert 'publisher_portal -.->|"directly"| queue_reports' in draw_mermaid(services)
@@ -43,7 +43,7 @@ def test_what_is_sent_past_the_topics_is_an_arrow_of_its_own_kind() -> None:
     assert not re.search(r"topic_\w+ -->\S* queue_reports", draw_mermaid(services))
 
 
-def test_a_queues_filter_stands_at_its_arrows_with_nothing_left_for_mermaid_to_read() -> None:
+def test_a_queues_filter_is_at_its_arrows_and_escaped_for_mermaid() -> None:
     [arrow] = [line for line in draw_mermaid([exported.mailer()]).splitlines() if "tenant" in line]
 
     label = arrow.split('|"')[1].removesuffix('"| queue_mailer')
@@ -57,14 +57,14 @@ def test_graphviz_gets_labels_that_are_valid_html() -> None:
     assert "[label=<a &lt;b&gt; &amp; &quot;c&quot;>, " in draw_dot([service])
 
 
-def test_what_is_somebody_elses_is_drawn_otherwise_and_says_where_it_is() -> None:
+def test_external_resources_look_different_and_name_account_and_region() -> None:
     picture = draw_mermaid([exported.affiliates(), exported.borrower()])
 
     assert 'topic_partners{{"partners<br/><small>210987654321, us-east-2</small>"}}:::foreign' in picture
     assert "<small>their-dead</small>" in picture
 
 
-def test_many_events_of_one_arrow_are_counted_rather_than_listed() -> None:
+def test_many_events_of_one_arrow_are_counted_instead_of_listed() -> None:
     picture = draw_mermaid([subscribed(Service("all"), *(event(number) for number in range(10)))])
 
     assert '-->|"busy.0<br/>busy.1<br/>busy.2<br/>and 7 more"| queue_all' in picture
@@ -76,7 +76,7 @@ def test_long_conditions_are_cut() -> None:
     assert f"tenant: [&quot;{'x' * 29}…" in draw_dot([subscribed(Service("s", queue=queue), AccountOpened)])
 
 
-def test_names_that_would_have_one_id_have_two() -> None:
+def test_two_names_never_share_an_id() -> None:
     one, other = (subscribed(Service(name), AccountOpened) for name in ("a-b", "a_b"))
 
     ids = re.findall(r"^ +(queue_a_b\w+)\(", draw_mermaid([one, other]), re.MULTILINE)

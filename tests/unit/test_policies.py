@@ -1,4 +1,4 @@
-"""Queue policies: one statement is ours, the others stay as they are to the byte."""
+"""Queue policies: smartpipe writes one statement, and the others stay byte for byte."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ NO_POLICIES = [None, "", "no policy", "[]", '{"Version": "2012-10-17"}', "{", '{
 
 
 @pytest.mark.parametrize("text", [*NO_POLICIES, '{"Statement": null}', '{"Statement": "x"}'])
-def test_where_there_is_no_policy_ours_is_the_whole_of_it(text: str | None) -> None:
+def test_without_a_policy_our_statement_is_the_only_one(text: str | None) -> None:
     assert json.loads(merge_statements(text, OURS)) == {"Version": "2012-10-17", "Statement": [OURS]}
 
 
-def test_ours_is_taken_out_when_nothing_subscribes_any_more() -> None:
+def test_our_statement_is_removed_when_nothing_is_subscribed() -> None:
     assert merge_statements(policy(json.dumps(OURS)), None) == ""
     assert read_statements(merge_statements(policy(THEIRS, json.dumps(OURS)), None)) == [json.loads(THEIRS)]
     assert merge_statements(policy(THEIRS), None) == policy(THEIRS)
@@ -101,7 +101,7 @@ json_values = st.recursive(
     st.booleans(),
     st.booleans(),
 )
-def test_whatever_others_wrote_is_there_afterwards(
+def test_all_statements_of_others_are_kept(
     theirs: list[dict[str, object]], indent: int, ours_is_there: bool, ascii_only: bool
 ) -> None:
     raw = [
@@ -178,7 +178,7 @@ def test_other_partitions_have_no_opt_in_regions(partition: str, topic_region: s
     assert found["Principal"] == {"Service": "sns.amazonaws.com"}
 
 
-def test_topics_of_several_regions_are_let_in_each_by_its_principal() -> None:
+def test_each_topic_region_is_allowed_by_its_principal() -> None:
     regions = ("us-east-1", "me-south-1", "af-south-1", "eu-west-1")
 
     found = build_statement(QUEUE, [f"arn:aws:sns:{region}:1:t" for region in regions])
@@ -195,14 +195,14 @@ def test_regions_enabled_by_default_are_regions_of_the_partition_and_hold_all_th
     assert set(ENABLED_BY_DEFAULT) <= set(sns)
     assert before_2019 < set(ENABLED_BY_DEFAULT)
     assert set(ENABLED_BY_DEFAULT) - before_2019 == {"ap-northeast-2", "ap-northeast-3"}
-    # What botocore has besides is all opt-in; a new one here is none of those enabled by default.
+    # All other regions of botocore are opt-in, and so are new ones.
     assert {
         "af-south-1", "ap-east-1", "ap-south-2", "ap-southeast-3", "ap-southeast-4", "ca-west-1", "eu-central-2",
         "eu-south-1", "eu-south-2", "il-central-1", "me-central-1", "me-south-1",
     } <= set(filter(is_opt_in, sns))  # fmt: skip
 
 
-def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> None:
+def test_a_folded_statement_still_names_the_account() -> None:
     other = "arn:aws:sns:eu-west-1:999999999999:theirs"
 
     pattern = fold_sources(build_statement(QUEUE, [*topics(3), other]))
@@ -214,7 +214,7 @@ def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> N
     }
 
 
-def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
+def test_statements_of_others_count_for_the_limit_and_are_not_cut() -> None:
     theirs = policy(json.dumps({"Sid": "theirs", "Resource": "x" * 4_000}))
 
     text = fit_statements(theirs, build_statement(QUEUE, topics(60)))
@@ -249,13 +249,11 @@ def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
         ({"Sid": "x", "Effect": "Allow", "Principal": {"AWS": "123456789012"}}, []),
     ],
 )
-def test_a_statement_that_lets_anybody_in_is_noticed(
-    statement_of_others: dict[str, object], expected: list[str]
-) -> None:
+def test_a_statement_that_allows_everyone_is_found(statement_of_others: dict[str, object], expected: list[str]) -> None:
     assert find_open_statements(policy(json.dumps(statement_of_others))) == expected
 
 
-def test_fault_10_the_statement_that_a_key_needs_lets_these_topics_encrypt_and_no_others() -> None:
+def test_fault_10_the_statement_for_a_key_allows_only_these_topics_to_encrypt() -> None:
     needed = build_key_statement(QUEUE, [USERS])
 
     assert needed["Action"] == ["kms:GenerateDataKey*", "kms:Decrypt"]

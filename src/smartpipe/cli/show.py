@@ -73,14 +73,14 @@ def describe_contents(queue: QueueState) -> str:
 
 def _draw(topic: TopicState) -> Tree:
     if not topic.name:
-        root = Tree(Text("sent to directly", style="bold"))
+        root = Tree(Text("direct queues", style="bold"))
     else:
         root = Tree(Text.assemble(("topic ", "dim"), (topic.name, "bold"), _mark_missing(topic.exists)))
     for branch in topic.branches:
         above = root.add(_describe_subscription(branch)) if topic.name else root
         queue = above.add(_describe_queue("queue", branch.queue))
         if branch.queue.dead_letters is not None:
-            queue.add(_describe_queue("dead letters", branch.queue.dead_letters))
+            queue.add(_describe_queue("dead-letter queue", branch.queue.dead_letters))
     if topic.elsewhere:
         root.add(Text(f"and {topic.elsewhere} subscriptions of others", style="dim"))
     if not topic.branches and not topic.elsewhere:
@@ -111,7 +111,7 @@ def _format_value(rule: object) -> str:
 def _describe_queue(label: str, queue: QueueState) -> Text:
     if not queue.exists:
         return Text.assemble((f"{label} ", "dim"), (escape_text(queue.name), "bold"), _mark_missing(exists=False))
-    alarming = label == "dead letters" and queue.visible + queue.in_flight
+    alarming = label == "dead-letter queue" and queue.visible + queue.in_flight
     style = "red" if alarming else ""
     return Text.assemble(
         (f"{label} ", "dim"), (escape_text(queue.name), "bold"), (f"  {describe_contents(queue)}", style)
@@ -119,7 +119,7 @@ def _describe_queue(label: str, queue: QueueState) -> Text:
 
 
 def _mark_missing(exists: bool) -> Text:  # noqa: FBT001 - the only argument
-    return Text("" if exists else "  not there", style="red")
+    return Text("" if exists else "  not deployed", style="red")
 
 
 def _format_age(seconds: float) -> str:

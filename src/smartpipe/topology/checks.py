@@ -48,9 +48,9 @@ def find_errors(desired: Topology, actual: Topology) -> list[str]:
 def _find_topic_errors(arn: str, wanted: Attributes, present: Attributes | None, *, is_external: bool) -> Iterator[str]:
     yield from _find_prefix_errors("topic", arn, wanted, present)
     if is_external and present is None:
-        yield f"topic {arn} is declared by its ARN and does not exist, or may not be seen from here"
+        yield f"topic {arn} is declared by its ARN and does not exist, or your credentials may not read it"
     if present and (present.get("FifoThroughputScope"), wanted.get("FifoThroughputScope")) == ("MessageGroup", "Topic"):
-        yield f"topic {name_in(arn)}: AWS never takes high throughput back; keep high_throughput=True, or delete it"
+        yield f"topic {name_in(arn)}: AWS cannot turn off high throughput; keep high_throughput=True, or delete it"
 
 
 def _find_prefix_errors(kind: str, arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
@@ -58,8 +58,8 @@ def _find_prefix_errors(kind: str, arn: str, wanted: Attributes, present: Attrib
     ours, theirs = (one.get(TAGS, {}).get(PREFIX) for one in (wanted, present or {}))
     if ours is not None and theirs is not None and ours != theirs:
         yield (
-            f"{kind} {name_in(arn)} belongs to the environment with SMARTPIPE_PREFIX={theirs!r}, and {ours!r} makes "
-            "the same name of another one: end each prefix with a hyphen"
+            f"{kind} {name_in(arn)} belongs to the environment with SMARTPIPE_PREFIX={theirs!r}, and with the prefix "
+            f"{ours!r} another {kind} has the same name: end each prefix with a hyphen"
         )
 
 
@@ -74,11 +74,11 @@ def _find_external_queue_errors(
         # The expected dead-letter queue: its queue does not exist or has another one. That is an error of its queue.
         return
     if present is None:
-        yield f"queue {arn} is declared existing=True and does not exist, or may not be seen from here"
+        yield f"queue {arn} is declared existing=True and does not exist, or your credentials may not read it"
         return
     expected, found = dead_letter_of(wanted), dead_letter_of(present)
     if expected and found != expected:
-        fix = f'declare Queue(..., dead_letter="{name_in(found)}")' if found else "its owner has to give it one"
+        fix = f'declare Queue(..., dead_letter="{name_in(found)}")' if found else "ask its owner to add it"
         yield f"queue {name_in(arn)}: its dead-letter queue is {found or 'missing'}, not {name_in(expected)}; {fix}"
 
 
@@ -95,21 +95,21 @@ def _find_own_queue_errors(arn: str, wanted: Attributes, present: Attributes | N
     service, before = wanted[TAGS].get(SERVICE) if TAGS in wanted else None, present.get(TAGS, {}).get(SERVICE)
     if service and before and service != before:
         yield (
-            f"queue {name_in(arn)} is of service {before!r}, and {service!r} claims it: rename one; if a service "
-            f"only has a new name, remove the queue's tag {SERVICE} first"
+            f"queue {name_in(arn)} belongs to service {before!r}, and service {service!r} declares it too: rename one "
+            f"queue; if you only renamed the service, remove the queue's tag {SERVICE} first"
         )
     if present.get("QueueArn", arn) != arn:
-        yield f"queue {name_in(arn)} is {present['QueueArn']}, not {arn}: is SMARTPIPE_ACCOUNT_ID right?"
+        yield f"queue {name_in(arn)} has the ARN {present['QueueArn']}, not {arn}: check SMARTPIPE_ACCOUNT_ID"
     text = present.get("Policy")
     ours = next(iter(wanted["Policy"]["Statement"]), None)
     planned = fit_statements(text, ours)
     size, count = len(planned.encode()), len(read_statements(planned))
     if ours and count > MAX_STATEMENTS:
-        yield f"queue {name_in(arn)}: its policy would have {count} statements, and SQS takes {MAX_STATEMENTS}"
+        yield f"queue {name_in(arn)}: its policy would have {count} statements; SQS accepts {MAX_STATEMENTS}"
     if ours and size > POLICY_LIMIT_BYTES:
         yield (
-            f"queue {name_in(arn)}: its policy would have {size:,} bytes with the statements of others, and SQS takes "
-            f"{POLICY_LIMIT_BYTES:,}; shorten theirs"
+            f"queue {name_in(arn)}: its policy would have {size:,} bytes with the statements of others; SQS accepts "
+            f"{POLICY_LIMIT_BYTES:,}. Shorten the statements of others"
         )
 
 
@@ -161,11 +161,11 @@ def _find_own_queue_warnings(arn: str, wanted: Attributes, present: Attributes |
         yield _warn_of_adoption("queue", arn, "declare it Queue(..., existing=True)")
     if ours and "ArnLike" in ours["Condition"]:
         yield (
-            f"queue {name}: too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so it lets in all of "
-            f"{', '.join(source_topics(ours))} of their own account"
+            f"queue {name}: it has too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so the policy allows "
+            f"all topics of their account that match {', '.join(source_topics(ours))}"
         )
     for sid in find_open_statements(text):
-        yield f"queue {name}: its policy's statement {sid!r}, which is not smartpipe's, lets anybody in"
+        yield f"queue {name}: its policy's statement {sid!r}, which smartpipe did not write, allows everyone"
 
 
 def _find_external_queue_warnings(arn: str, wanted: Attributes, present: Attributes) -> Iterator[str]:
@@ -173,12 +173,12 @@ def _find_external_queue_warnings(arn: str, wanted: Attributes, present: Attribu
     count = (present.get("RedrivePolicy") or {}).get("maxReceiveCount")
     if recommended and count and count < recommended:
         yield (
-            f"queue {name_in(arn)}: SQS dead-letters after {count} deliveries, without a reason; its retry policies "
-            f"want {recommended}"
+            f"queue {name_in(arn)}: SQS moves a message to the dead-letter queue after {count} deliveries, without a "
+            f"reason; the retry policies need {recommended}"
         )
     size = int(present.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
     if size < DEFAULT_TOPIC_LIMIT_BYTES:
-        yield f"queue {name_in(arn)} takes messages of {size:,} bytes; SNS drops what is longer without a word"
+        yield f"queue {name_in(arn)} accepts messages of up to {size:,} bytes; SNS drops longer ones without an error"
 
 
 def _find_retention_warnings(arn: str, queue: Attributes, dead_letter_queue: Attributes) -> Iterator[str]:
@@ -189,13 +189,13 @@ def _find_retention_warnings(arn: str, queue: Attributes, dead_letter_queue: Att
     source, target = (int(one.get("MessageRetentionPeriod", 0)) for one in (queue, dead_letter_queue))
     if source and target and target <= source and queue.get("FifoQueue") != "true":
         yield (
-            f"queue {name_in(arn)}: its dead-letter queue keeps messages for {target:,} s from when they were first "
-            f"sent, which is no longer than the queue's own {source:,} s: late dead letters vanish at once"
+            f"queue {name_in(arn)}: its dead-letter queue keeps messages for {target:,} s after they were first sent, "
+            f"which is not longer than the {source:,} s of the queue: SQS deletes late dead-letter messages immediately"
         )
 
 
 def _warn_of_adoption(kind: str, arn: str, alternative: str) -> str:
     return (
-        f"{kind} {name_in(arn)} is there and carries no tags of smartpipe: apply makes it this application's, which "
-        f"destroy would delete; {alternative} to leave it alone"
+        f"{kind} {name_in(arn)} exists without tags of smartpipe: apply adds the tags of this application, and then "
+        f"destroy would delete it; {alternative} to leave it alone"
     )

@@ -99,7 +99,7 @@ def _find_reason_to_keep(arn: str, kind: ResourceKind, desired: Topology, actual
         return "another team owns it"
     if (tags.get(APPLICATION), tags.get(PREFIX)) != (naming.application, naming.prefix):
         owner = tags.get(APPLICATION)
-        return f"its tags name application {owner}" if owner else "it carries no tags of smartpipe"
+        return f"its tags name application {owner}" if owner else "it has no tags of smartpipe"
     service = desired.of(kind.name).get(arn, {}).get(TAGS, {}).get(SERVICE)
     if service and tags.get(SERVICE, service) != service:
         return f"its tags name service {tags[SERVICE]}"
@@ -111,29 +111,28 @@ def _find_used_dead_letter_queues(doomed: set[str], actual: Topology) -> dict[st
     users = {arn: set(attributes.get(SOURCES) or ()) for arn, attributes in actual.queues.items() if arn in doomed}
     for source, attributes in actual.queues.items():
         users.get(dead_letter_of(attributes) or "", set()).add(source)
+    kept = {arn: ", ".join(sorted(map(name_in, sources - doomed))) for arn, sources in users.items()}
     reasons = {
-        arn: f"queues that stay use it as their dead-letter queue: {', '.join(sorted(map(name_in, sources - doomed)))}"
-        for arn, sources in users.items()
-        if sources - doomed
+        arn: f"queues that are kept use it as their dead-letter queue: {names}" for arn, names in kept.items() if names
     }
-    unknown = "which queues use it as their dead-letter queue is not known: sqs:ListDeadLetterSourceQueues was refused"
+    unknown = "IAM refused sqs:ListDeadLetterSourceQueues, so other queues may use it as their dead-letter queue"
     return reasons | {arn: unknown for arn in users if actual.queues[arn].get(SOURCES, ()) is None}
 
 
 def _find_other_subscribers(topic: str, actual: Topology, doomed: set[str]) -> str:
     others = [endpoint for on, endpoint in actual.subscriptions if on == topic and endpoint not in doomed]
-    return f"others subscribe to it: {', '.join(map(name_in, others))}" if others else ""
+    return f"it has other subscribers: {', '.join(map(name_in, others))}" if others else ""
 
 
 def _find_other_services(desired: Topology, actual: Topology, orphans: Iterable[str] | None, doomed: set[str]) -> str:
     """Return the reason to keep every topic while the application has other services, which may publish."""
     if orphans is None:
-        return "whether other services of the application publish to it is not known: see the note"
+        return "other services of the application may publish to it, and AWS did not list them: see the note"
     left = dict.fromkeys([*actual.queues, *(arn for arn in orphans if kind_of(arn) is QUEUE)])
     others = [name_in(arn) for arn in left if arn not in desired.queues and arn not in doomed]
     if not others:
         return ""
-    return f"other services of the application may publish to it, and are still there: queue {others[-1]}"
+    return f"other services of the application may publish to it, and they still exist: queue {others[-1]}"
 
 
 def _describe_before(kind: ResourceKind, arn: str, actual: Topology, *, even_if_not_empty: bool) -> Attributes:

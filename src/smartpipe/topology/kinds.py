@@ -128,7 +128,7 @@ class ResourceKind:
 
 def _find_external_topic_reason(arn: str, wanted: Attributes, present: Attributes | None, desired: Topology) -> str:
     if arn in desired.external:
-        return "declared by its ARN: looked at, never changed"
+        return "declared by its ARN: read, never changed"
     return _find_other_owner(arn, wanted, present, desired)
 
 
@@ -151,7 +151,7 @@ def _merge_queue(wanted: Attributes, present: Attributes | None) -> Attributes:
 
 
 def _find_external_queue_reason(arn: str, _wanted: Attributes, _present: Attributes | None, desired: Topology) -> str:
-    return "existing=True: looked at, never changed" if arn in desired.external else ""
+    return "existing=True: read, never changed" if arn in desired.external else ""
 
 
 def _choose_queue_stage(action: Action, attributes: Attributes) -> Stage:
@@ -174,7 +174,7 @@ def _find_external_subscription_reason(
 ) -> str:
     if key[1] not in desired.external:
         return ""
-    return "the queue is its owner's" if present is not None else "missing: the queue's owner has to subscribe it"
+    return "another team owns the queue" if present is not None else "missing: the queue's owner has to subscribe it"
 
 
 def _choose_subscription_stage(action: Action, _attributes: Attributes) -> Stage:
@@ -226,7 +226,7 @@ TABLE = ResourceKind(
     resource_type="dynamodb:table",
     derive=_derive_tables,
     find_errors=_find_table_errors,
-    kept_because="services and environments may share it, and claims are in it",
+    kept_because="services and environments may share it, and it holds claims",
     permissions=(
         Permission("consume", "ClaimOnce", TABLE_USE_ACTIONS),
         Permission("provision", "ChangeTables", TABLE_CREATE_ACTIONS),
@@ -237,7 +237,7 @@ BUCKET = ResourceKind(
     name="bucket",
     resource_type="s3",
     derive=lambda _, naming, settings: settings.derive_buckets(naming),
-    kept_because="environments may share it, and messages point there",
+    kept_because="environments may share it, and messages may point to it",
     permissions=(Permission("provision", "ChangeBuckets", BUCKET_CREATE_ACTIONS),),
 )
 SUBSCRIPTION = ResourceKind(

@@ -39,7 +39,7 @@ def plan(desired: Topology, actual: Topology) -> list[Change]:
                 tags = {TAGS: wanted[TAGS]} if TAGS in wanted else {}
                 narrowed.append(_compare(kind, key, wanted, {**(present or {}), **change.attributes, **tags}, desired))
     changes += [
-        Change("delete", "subscription", arns, {}, {}, "no handler wants its events any more") for arns in unwanted
+        Change("delete", "subscription", arns, {}, {}, "no handler needs its events any more") for arns in unwanted
     ]
     changes += [change for change in narrowed if change.pending]
     return [*changes, *_find_undeclared(desired, actual, set(unwanted))]
@@ -140,9 +140,9 @@ def _find_undeclared(desired: Topology, actual: Topology, unwanted: set[tuple[st
         for arn, attributes in actual.of(kind.name).items():
             if kind.finds_orphans and arn not in desired.of(kind.name):
                 service = attributes.get(TAGS, {}).get(SERVICE)
-                reason = "no TARGET declares it" + (f"; it was service {service}'s" if service else "")
+                reason = "no TARGET declares it" + (f"; its tags name service {service}" if service else "")
                 yield Change("orphaned", kind.name, (arn,), {}, {}, reason)
     for arns in actual.subscriptions:
         topic, _ = arns
         if arns not in desired.subscriptions and arns not in unwanted and topic in desired.topics:
-            yield Change("external", "subscription", arns, {}, {}, "not of these TARGETs")
+            yield Change("external", "subscription", arns, {}, {}, "not declared by these TARGETs")

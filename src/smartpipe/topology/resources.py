@@ -126,7 +126,7 @@ def describe_denials(denials: Iterable[Denial]) -> list[str]:
     for action, found in by_action.items():
         message = next(iter(found.values()))
         lines.append(
-            f"the credentials in use may not {action} on {', '.join(found)}" + (f" ({message})" if message else "")
+            f"your credentials may not call {action} on {', '.join(found)}" + (f" ({message})" if message else "")
         )
     by_resources: dict[tuple[str, ...], list[str]] = {}
     for action, found in by_action.items():
@@ -135,5 +135,5 @@ def describe_denials(denials: Iterable[Denial]) -> list[str]:
         {"Effect": "Allow", "Action": actions, "Resource": list(found)} for found, actions in by_resources.items()
     ]
     policy = json.dumps({"Version": POLICY_VERSION, "Statement": statements})
-    hint = "`smartpipe topology export --format iam` prints all that it takes"
-    return [*lines, f"{hint}; for what was refused, ask for this policy: {policy}"]
+    hint = "`smartpipe topology export --format iam` prints all permissions that you need"
+    return [*lines, f"{hint}; for the refused calls, ask for this policy: {policy}"]

@@ -51,7 +51,7 @@ async def read_topic(reading: Reading, arn: str, desired: Topology) -> Attribute
     get = partial(sns.get_topic_attributes, TopicArn=arn)
     found = await reading.call(get, "sns:GetTopicAttributes", arn, invalid_is_missing=is_external)
     if found is None:
-        note = "is not to be looked at: so its owner wants it"
+        note = "cannot be read, because its owner does not allow it"
         return {} if is_external and reading.turn_denials_into_note(arn, note) else None
     attributes: Attributes = dict(found["Attributes"])
     if reading.with_tags and not is_external:
@@ -107,7 +107,7 @@ async def delete_topic(session: AwsSession, change: Change) -> None:
     reading.raise_if_denied()
     if others := set(endpoints).difference(change.before[SUBSCRIBERS]):
         names = ", ".join(sorted(map(name_in, others)))
-        detail = f"topic {change.name} has new subscribers ({names}), and is not deleted"
+        detail = f"topic {change.name} has new subscribers ({names}) and was not deleted"
         raise TransportError("TopicInUse", detail, retryable=False)
     await call_for(change, sns.delete_topic(TopicArn=arn), "sns:DeleteTopic")
 
@@ -187,7 +187,7 @@ async def delete_queue(session: AwsSession, change: Change) -> None:
         get = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
         count = count_messages((await call_for(change, get, "sqs:GetQueueAttributes"))["Attributes"])
         if count > change.before[MESSAGES]:
-            detail = f"queue {change.name} holds about {count:,} messages by now, and is not deleted: look again"
+            detail = f"queue {change.name} now holds about {count:,} messages and was not deleted: make a new plan"
             raise TransportError("QueueNotEmpty", detail, retryable=False)
     if SOURCES in change.before:
         await _refuse_new_sources(session, change)
@@ -208,7 +208,7 @@ async def _refuse_new_sources(session: AwsSession, change: Change) -> None:
         return  # a broker without this call
     if others := set(sources or ()).difference(change.before[SOURCES]):
         names = ", ".join(sorted(map(name_in, others)))
-        detail = f"queue {change.name} is the dead-letter queue of {names} by now, and is not deleted"
+        detail = f"queue {change.name} is now the dead-letter queue of {names} and was not deleted"
         raise TransportError("QueueInUse", detail, retryable=False)
 
 
@@ -300,7 +300,7 @@ async def update_subscription(session: AwsSession, change: Change) -> None:
     """Set the attributes that differ, with one call for each."""
     found = await _find_subscription(session, change)
     if found is None:
-        raise TransportError("NotFound", f"subscription {change.name} is not to be seen yet", retryable=True)
+        raise TransportError("NotFound", f"SNS does not list subscription {change.name} yet", retryable=True)
     arn, present = found
     sns = await session.client("sns", region=region_in(change.arns[0]))
     for name, value in _order_subscription_updates(change.attributes, present):

@@ -30,7 +30,7 @@ class Operations(NamedTuple):
 
     Args:
         read: Returns the attributes of the resource with this ARN; None if it does not exist. The declared topology
-            tells which attributes are needed.
+            has the attributes that are needed.
         find: Instead of ``read``, for resources that are identified by others: returns those that belong to the
             deployed topology, by key. It is called with the declared topology and the deployed one.
         delete: None if ``destroy`` always keeps this kind.

@@ -75,7 +75,7 @@ class TopologyReader:
         found = Topology(dict(await asyncio.gather(*reads)))
         for arn in orphans:
             reading.turn_denials_into_note(
-                arn, "carries the application's tags, is declared by no TARGET, and may not be looked at"
+                arn, "carries the application's tags, is not declared by any TARGET, and cannot be read"
             )
         for name, operations in OPERATIONS.items():
             if operations.find is not None:
@@ -85,13 +85,13 @@ class TopologyReader:
     async def with_sources(self, actual: Topology, external: frozenset[str]) -> Topology:
         """Return *actual* in which each queue, except external ones, has the queues that redrive to it.
 
-        The list is None for a queue for which IAM refuses it. A broker without the call is assumed to have no others.
+        The list is None if IAM refuses the call. A broker that does not know the call is assumed to have no others.
         """
         own = [arn for arn in actual.queues if arn not in external]
         found = await self._reading.each(own, self._list_sources)
         queues = {**actual.queues, **{arn: {**actual.queues[arn], SOURCES: found.get(arn)} for arn in own}}
         for arn in own:
-            self._reading.turn_denials_into_note(arn, "may be the dead-letter queue of other queues, and is kept")
+            self._reading.turn_denials_into_note(arn, "may be the dead-letter queue of other queues, so it is kept")
         return actual.replace(queue=queues)
 
     async def _list_sources(self, arn: str) -> list[str] | None:
@@ -122,9 +122,7 @@ class TopologyReader:
                 page = await call
             except Exception as error:  # noqa: BLE001 - no other result depends on this call
                 classified = classify(error, action="tag:GetResources", target="*")
-                self.notes.append(
-                    f"whether something is left that no TARGET declares is not known: {classified.detail}"
-                )
+                self.notes.append(f"AWS did not list the resources that no TARGET declares: {classified.detail}")
                 self.knows_orphans = False
                 return []
             found += [one["ResourceARN"] for one in page.get("ResourceTagMappingList", [])]

@@ -35,7 +35,7 @@ async def verify(service: Declares, session: AwsSession) -> list[str]:
     missing = [f"missing: {change.kind} {change.name}" for change in changes if change.action == "create"]
     errors = [] if reader.denials else find_errors(desired, actual)
     if missing:
-        errors += [*missing, "create what is missing with `smartpipe topology apply`"]
+        errors += [*missing, "run `smartpipe topology apply` to create the missing resources"]
     if errors:
         raise TopologyError(errors)
     if reader.denials:

@@ -1,4 +1,4 @@
-"""An AWS CloudFormation template that creates what ``topology apply`` does. Pure.
+"""An AWS CloudFormation template that creates the same resources as ``topology apply``. Pure.
 
 Source: AWS CloudFormation, template reference of AWS::SQS::Queue, AWS::SQS::QueuePolicy, AWS::SNS::Topic and
 AWS::SNS::Subscription, and "Understand CloudFormation quotas".

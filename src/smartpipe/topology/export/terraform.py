@@ -1,4 +1,4 @@
-"""A Terraform configuration, in its JSON syntax, that creates what ``topology apply`` does. Pure.
+"""A Terraform configuration, in JSON syntax, that creates the same resources as ``topology apply``. Pure.
 
 Source: Terraform Registry, hashicorp/aws, ``aws_sqs_queue``, ``aws_sqs_queue_policy``,
 ``aws_sqs_queue_redrive_allow_policy``, ``aws_sns_topic`` and ``aws_sns_topic_subscription``.
