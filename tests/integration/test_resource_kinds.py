@@ -15,6 +15,7 @@ from smartpipe.tags import own_tags
 from smartpipe.testing import planned, provision, working
 from smartpipe.topology.aws.calls import call_for, from_tag_list, to_tag_list
 from smartpipe.topology.aws.operations import OPERATIONS, Operations
+from smartpipe.topology.export.cloudformation import build_template
 from smartpipe.topology.export.iam import build_policies
 from smartpipe.topology.kinds import KINDS, Permission, ResourceKind, kind_of
 from smartpipe.topology.resources import TAGS
@@ -168,6 +169,12 @@ def test_the_iam_export_has_the_permissions_of_the_new_kind(alarm: str) -> None:
         "Action": ["cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm"],
         "Resource": ["arn:aws:cloudwatch:eu-west-1:123456789012:alarm:shop-mailer-dlq"],
     } in statements
+
+
+def test_templates_leave_the_new_kind_out(alarm: str) -> None:
+    template = build_template([mailer()], prefix="shop-", application="shop")
+
+    assert {one["Type"].split("::")[1] for one in template["Resources"].values()} == {"SNS", "SQS"}
 
 
 def test_the_kind_of_an_arn_is_found_by_service_and_resource_type(alarm: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from smartpipe.names import name_in
 from smartpipe.tags import APPLICATION, PREFIX, SERVICE
 from smartpipe.topology.changes import Change
-from smartpipe.topology.kinds import KINDS, MESSAGES, QUEUE, SOURCES, kind_of, kinds_in_plan_order
+from smartpipe.topology.kinds import KINDS, MESSAGES, QUEUE, SOURCES, kinds_in_plan_order
 from smartpipe.topology.resources import TAGS, count_messages, dead_letter_of
 
 if TYPE_CHECKING:
@@ -54,26 +54,26 @@ def plan_destroy(
         for arn, kind in kinds.items()
     }
     kept = {arn: reason for arn, reason in reasons.items() if reason}
-    doomed = kinds.keys() - kept.keys()
-    while users := _find_used_dead_letter_queues(doomed, actual):
+    to_delete = kinds.keys() - kept.keys()
+    while users := _find_used_dead_letter_queues(to_delete, actual):
         # A queue that is kept after all keeps its own dead-letter queue too, so ask again.
         kept |= users
-        doomed -= users.keys()
-    other_services = _find_other_services(desired, actual, orphans, doomed)
-    for topic in [arn for arn in actual.topics if arn in doomed]:
-        reason = _find_other_subscribers(topic, actual, doomed) or other_services
+        to_delete -= users.keys()
+    other_services = _find_other_services(desired, actual, orphans, to_delete)
+    for topic in [arn for arn in actual.topics if arn in to_delete]:
+        reason = _find_other_subscribers(topic, actual, to_delete) or other_services
         if reason:
-            doomed.discard(topic)
+            to_delete.discard(topic)
             kept[topic] = reason
     deletions = [
-        Change("delete", "subscription", arns, {}, {}) for arns in actual.subscriptions if doomed.intersection(arns)
+        Change("delete", "subscription", arns, {}, {}) for arns in actual.subscriptions if to_delete.intersection(arns)
     ]
     deletions += [
         Change(
             "delete", kind.name, (arn,), {}, _describe_before(kind, arn, actual, even_if_not_empty=even_if_not_empty)
         )
         for arn, kind in kinds.items()
-        if arn in doomed
+        if arn in to_delete
     ]
     deletions.sort(key=lambda change: KINDS[change.kind].choose_stage("delete", change.before))
     return [
@@ -106,12 +106,12 @@ def _find_reason_to_keep(arn: str, kind: ResourceKind, desired: Topology, actual
     return ""
 
 
-def _find_used_dead_letter_queues(doomed: set[str], actual: Topology) -> dict[str, str]:
-    """Return the doomed queues that a queue which stays uses as its dead-letter queue, each with the reason."""
-    users = {arn: set(attributes.get(SOURCES) or ()) for arn, attributes in actual.queues.items() if arn in doomed}
+def _find_used_dead_letter_queues(to_delete: set[str], actual: Topology) -> dict[str, str]:
+    """Return the reason to keep each queue that a queue which is kept uses as its dead-letter queue."""
+    users = {arn: set(attributes.get(SOURCES) or ()) for arn, attributes in actual.queues.items() if arn in to_delete}
     for source, attributes in actual.queues.items():
         users.get(dead_letter_of(attributes) or "", set()).add(source)
-    kept = {arn: ", ".join(sorted(map(name_in, sources - doomed))) for arn, sources in users.items()}
+    kept = {arn: ", ".join(sorted(map(name_in, sources - to_delete))) for arn, sources in users.items()}
     reasons = {
         arn: f"queues that are kept use it as their dead-letter queue: {names}" for arn, names in kept.items() if names
     }
@@ -119,17 +119,19 @@ def _find_used_dead_letter_queues(doomed: set[str], actual: Topology) -> dict[st
     return reasons | {arn: unknown for arn in users if actual.queues[arn].get(SOURCES, ()) is None}
 
 
-def _find_other_subscribers(topic: str, actual: Topology, doomed: set[str]) -> str:
-    others = [endpoint for on, endpoint in actual.subscriptions if on == topic and endpoint not in doomed]
+def _find_other_subscribers(topic: str, actual: Topology, to_delete: set[str]) -> str:
+    others = [endpoint for on, endpoint in actual.subscriptions if on == topic and endpoint not in to_delete]
     return f"it has other subscribers: {', '.join(map(name_in, others))}" if others else ""
 
 
-def _find_other_services(desired: Topology, actual: Topology, orphans: Iterable[str] | None, doomed: set[str]) -> str:
+def _find_other_services(
+    desired: Topology, actual: Topology, orphans: Iterable[str] | None, to_delete: set[str]
+) -> str:
     """Return the reason to keep every topic while the application has other services, which may publish."""
     if orphans is None:
         return "other services of the application may publish to it, and AWS did not list them: see the note"
-    left = dict.fromkeys([*actual.queues, *(arn for arn in orphans if kind_of(arn) is QUEUE)])
-    others = [name_in(arn) for arn in left if arn not in desired.queues and arn not in doomed]
+    left = dict.fromkeys([*actual.queues, *(arn for arn in orphans if QUEUE.matches(arn))])
+    others = [name_in(arn) for arn in left if arn not in desired.queues and arn not in to_delete]
     if not others:
         return ""
     return f"other services of the application may publish to it, and they still exist: queue {others[-1]}"

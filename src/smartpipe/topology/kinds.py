@@ -125,6 +125,11 @@ class ResourceKind:
     kept_because: str = ""
     permissions: tuple[Permission, ...] = ()
 
+    def matches(self, arn: str) -> bool:
+        """Return whether *arn* is the ARN of a resource of this kind."""
+        service, _, prefix = self.resource_type.partition(":")
+        return service == service_in(arn) and arn.split(":", 5)[5].startswith(prefix)
+
 
 def _find_external_topic_reason(arn: str, wanted: Attributes, present: Attributes | None, desired: Topology) -> str:
     if arn in desired.external:
@@ -262,9 +267,7 @@ def kind_of(arn: str) -> ResourceKind:
     Raises:
         LookupError: There is no such kind.
     """
-    resource = arn.split(":", 5)[5]
     for kind in KINDS.values():
-        service, _, prefix = kind.resource_type.partition(":")
-        if service == service_in(arn) and resource.startswith(prefix):
+        if kind.matches(arn):
             return kind
     raise LookupError(f"no kind of resource has ARNs like {arn}")

@@ -12,7 +12,7 @@ from smartpipe.tags import APPLICATION, PREFIX
 from smartpipe.topology.aws.calls import Reading
 from smartpipe.topology.aws.delivery import list_dead_letter_sources
 from smartpipe.topology.aws.operations import OPERATIONS
-from smartpipe.topology.kinds import KINDS, SOURCES, kind_of
+from smartpipe.topology.kinds import KINDS, SOURCES
 from smartpipe.topology.resources import Topology
 from smartpipe.transports.aws.errors import classify
 
@@ -68,7 +68,7 @@ class TopologyReader:
         orphans = self.orphans = await self._find_orphans(desired) if tags else []
 
         async def read_kind(name: str, read: Read) -> tuple[str, dict[str, Attributes]]:
-            arns = [*desired.of(name), *(arn for arn in orphans if kind_of(arn) is KINDS[name])]
+            arns = [*desired.of(name), *(arn for arn in orphans if KINDS[name].matches(arn))]
             return name, await reading.each(arns, lambda arn: read(reading, arn, desired))
 
         reads = [read_kind(name, operations.read) for name, operations in OPERATIONS.items() if operations.read]
