@@ -48,11 +48,11 @@ async def measure(count: int) -> None:
         ("plan, with all in place", False),
     ):
         begun = time.perf_counter()
-        survey = await provisioner.survey(wanted)
+        context = await provisioner.compare(wanted)
         if work:
-            await provisioner.apply(survey.pending)
+            await provisioner.apply(context.pending)
         seconds = time.perf_counter() - begun
-        print(f"{label:26} {seconds:6.2f} s   {len(survey.pending):4} changes of {len(survey.changes)} resources")
+        print(f"{label:26} {seconds:6.2f} s   {len(context.pending):4} changes of {len(context.changes)} resources")
     await transport.aclose()
 
 

@@ -111,7 +111,7 @@ def test_a_worker_without_its_queues_says_what_is_missing() -> None:
         f"missing: queue {prefix}jobs",
         f"missing: topic {prefix}jobs",
         f"missing: subscription {prefix}jobs → {prefix}jobs",
-        "create what is missing with `smartpipe topology apply`",
+        "run `smartpipe topology apply` to create the missing resources",
     ]
 
 

@@ -1,4 +1,4 @@
-"""``smartpipe topology`` as people and pipelines use it."""
+"""``smartpipe topology``, as people and pipelines use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from smartpipe.blocking import Publisher
 from smartpipe.names import Naming
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
 from tests.acceptance import services
 from tests.acceptance.conftest import TARGET
 from tests.support.processes import ROOT, Process, smartpipe
@@ -37,7 +37,7 @@ def prefixed(name: str) -> str:
     return os.environ["SMARTPIPE_PREFIX"] + name
 
 
-def test_a_plan_exits_1_with_changes_0_in_sync_and_says_what_in_words(inside: Command, queues: Queues) -> None:
+def test_a_plan_exits_with_1_for_changes_and_0_without_and_describes_them(inside: Command, queues: Queues) -> None:
     new = smartpipe("topology", "plan", TARGET)
     inside("topology", "apply", "--yes", TARGET)
     same = inside("topology", "plan", TARGET)
@@ -61,7 +61,7 @@ def test_a_plan_exits_1_with_changes_0_in_sync_and_says_what_in_words(inside: Co
     ]
 
 
-def test_a_plan_as_json_has_every_resource_and_where_it_is(inside: Command) -> None:
+def test_a_plan_as_json_has_every_resource_account_and_prefix(inside: Command) -> None:
     inside("topology", "apply", "--yes", TARGET)
 
     result = inside("topology", "plan", "--json", TARGET)
@@ -79,7 +79,7 @@ def test_a_plan_as_json_has_every_resource_and_where_it_is(inside: Command) -> N
         ({"SMARTPIPE_APPLICATION": "a#b"}, "SMARTPIPE_APPLICATION=a#b"),
     ],
 )
-def test_a_plan_that_cannot_be_made_exits_2_without_a_traceback(
+def test_an_impossible_plan_exits_with_2_without_a_traceback(
     inside: Command, environment: dict[str, str], sentence: str
 ) -> None:
     result = inside("topology", "plan", TARGET, **environment)
@@ -89,7 +89,7 @@ def test_a_plan_that_cannot_be_made_exits_2_without_a_traceback(
     assert "Traceback" not in result.stderr
 
 
-def test_applying_asks_and_a_no_changes_nothing(inside: Command) -> None:
+def test_apply_asks_and_changes_nothing_after_a_no(inside: Command) -> None:
     terminal = Terminal(ROOT, "topology", "apply", TARGET)
     try:
         terminal.wait_for("Make these changes? [y/N]: ")
@@ -103,7 +103,7 @@ def test_applying_asks_and_a_no_changes_nothing(inside: Command) -> None:
     assert inside("topology", "plan", TARGET).returncode == 1
 
 
-def test_applying_asks_and_a_yes_shows_progress() -> None:
+def test_apply_asks_and_shows_progress_after_a_yes() -> None:
     terminal = Terminal(ROOT, "topology", "apply", TARGET)
     try:
         terminal.wait_for("Make these changes? [y/N]: ")
@@ -131,9 +131,7 @@ def test_where_nobody_can_answer_it_wants_to_be_told(inside: Command, command: l
 
 
 @pytest.mark.parametrize("mutations", [1, 2, 3, 4])
-def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(
-    inside: Command, fast_broker: EmbeddedBroker, mutations: int
-) -> None:
+def test_a_killed_apply_is_finished_by_the_next(inside: Command, fast_broker: EmbeddedBroker, mutations: int) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         hanging = proxy.add(Fault(skip=mutations - 1, delay_seconds=60, when=lambda call: call.operation in MUTATIONS))
         process = Process("topology", "apply", "--yes", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
@@ -152,9 +150,7 @@ def test_an_apply_that_is_killed_anywhere_is_finished_by_the_next(
 MUTATIONS = ("CreateQueue", "CreateTopic", "Subscribe")
 
 
-def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go(
-    inside: Command, queues: Queues
-) -> None:
+def test_destroy_refuses_while_a_queue_holds_messages_and_shows_the_deletions(inside: Command, queues: Queues) -> None:
     inside("topology", "apply", "--yes", TARGET)
     queues.send("jobs", "precious")
 
@@ -165,13 +161,13 @@ def test_destroying_refuses_while_a_queue_holds_messages_and_shows_what_would_go
     assert refused.stdout.count("  - ") == 4
     assert refused.stderr.splitlines() == [
         f"smartpipe: queue {prefixed('jobs')} holds about 1 message",
-        "smartpipe: nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty",
+        "smartpipe: nothing is deleted: handle or move the messages, or add --even-if-not-empty to lose them",
     ]
     assert forced.returncode == 0
     assert inside("topology", "plan", TARGET).stdout.endswith("4 to create, 0 to update, 0 to delete\n")
 
 
-def test_destroying_leaves_what_another_application_made(inside: Command) -> None:
+def test_destroy_keeps_the_resources_of_another_application(inside: Command) -> None:
     inside("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
 
     result = inside("topology", "destroy", "--yes", TARGET)
@@ -184,7 +180,7 @@ def test_destroying_leaves_what_another_application_made(inside: Command) -> Non
     assert inside("topology", "plan", TARGET, SMARTPIPE_APPLICATION="billing").returncode in {0, 1}
 
 
-def test_orphans_are_destroyed_only_by_the_name_of_an_application_and_where_they_are_known(
+def test_destroying_orphans_needs_an_application_name_and_the_tagging_api(
     inside: Command,
     fast_broker: EmbeddedBroker,
 ) -> None:
@@ -198,11 +194,11 @@ def test_orphans_are_destroyed_only_by_the_name_of_an_application_and_where_they
 
     assert (nameless.returncode, blind.returncode) == (2, 1)
     assert "set SMARTPIPE_APPLICATION" in nameless.stderr
-    assert "note: whether something is left that no TARGET declares is not known" in blind.stdout
+    assert "note: AWS did not list the resources that no TARGET declares" in blind.stdout
     assert "nothing is deleted" in blind.stderr
 
 
-def test_an_apply_that_is_interrupted_says_how_far_it_came(fast_broker: EmbeddedBroker) -> None:
+def test_an_interrupted_apply_reports_the_number_of_changes(fast_broker: EmbeddedBroker) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         hanging = proxy.add(Fault("Subscribe", delay_seconds=60))
         process = Process("topology", "apply", "--yes", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
@@ -211,10 +207,13 @@ def test_an_apply_that_is_interrupted_says_how_far_it_came(fast_broker: Embedded
         code = process.wait()
 
     assert code == 1
-    assert process.lines[-1] == "smartpipe: interrupted after 3 of 4 changes: the same command again makes the rest"
+    assert (
+        process.lines[-1]
+        == "smartpipe: interrupted after 3 of 4 changes: run the same command again to make the others"
+    )
 
 
-def test_an_apply_that_fails_says_as_json_what_it_made(inside: Command, fast_broker: EmbeddedBroker) -> None:
+def test_a_failed_apply_prints_its_changes_as_json(inside: Command, fast_broker: EmbeddedBroker) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.add(Fault("Subscribe", answer=(403, "AuthorizationError", "no")))
         result = inside("topology", "apply", "--yes", "--json", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
@@ -223,17 +222,17 @@ def test_an_apply_that_fails_says_as_json_what_it_made(inside: Command, fast_bro
     assert [change["kind"] for change in json.loads(result.stdout)["changes"]] == ["queue", "queue", "topic"]
 
 
-def test_a_reader_that_goes_away_is_no_error_of_ours() -> None:
+def test_a_closed_pipe_prints_no_error() -> None:
     command = f"{sys.executable} -m smartpipe topology plan {TARGET} | head -1; echo ${{PIPESTATUS[0]}}"
 
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert result.stdout.splitlines()[0].startswith("account ")
-    assert result.stdout.splitlines()[1] in {"141", "1"}  # 1, if all was written before the reader went
+    assert result.stdout.splitlines()[1] in {"141", "1"}  # 1, if everything was written before the pipe was closed
     assert result.stderr == ""
 
 
-def test_two_applications_that_claim_one_queue_are_told_so(inside: Command) -> None:
+def test_two_applications_that_declare_one_queue_are_an_error(inside: Command) -> None:
     inside("topology", "apply", "--yes", TARGET, SMARTPIPE_APPLICATION="billing")
 
     result = inside("topology", "plan", TARGET)
@@ -242,7 +241,7 @@ def test_two_applications_that_claim_one_queue_are_told_so(inside: Command) -> N
     assert "belongs to application 'billing': two services claim one queue" in result.stderr
 
 
-def test_show_draws_what_is_there_with_how_much_is_in_it(inside: Command, queues: Queues) -> None:
+def test_show_prints_the_deployed_topology_with_the_number_of_messages(inside: Command, queues: Queues) -> None:
     before = inside("topology", "show", TARGET)
     inside("topology", "apply", "--yes", TARGET)
     queues.send("jobs", "one", "two")
@@ -252,12 +251,12 @@ def test_show_draws_what_is_there_with_how_much_is_in_it(inside: Command, queues
     after = inside("topology", "show", TARGET)
     as_json = json.loads(inside("topology", "show", "--json", TARGET).stdout)
 
-    assert before.stdout.count("not there") == 3
+    assert before.stdout.count("not deployed") == 3
     assert after.stdout.splitlines()[1:] == [
         f"topic {prefixed('jobs')}",
         "└── subscription type in job.posted",
         f"    └── queue {prefixed('jobs')}  2 waiting, 0 in flight, oldest 1.5 min",
-        f"        └── dead letters {prefixed('jobs-dlq')}  1 waiting, 0 in flight",
+        f"        └── dead-letter queue {prefixed('jobs-dlq')}  1 waiting, 0 in flight",
     ]
     [topic] = as_json["topics"]
     assert topic["branches"][0]["queue"]["visible"] == 2
@@ -265,33 +264,35 @@ def test_show_draws_what_is_there_with_how_much_is_in_it(inside: Command, queues
 
 
 def _report_age(queue: str, seconds: float) -> None:
-    """Do what SQS does once a minute."""
+    """Report the age of the oldest message, as SQS does once a minute."""
     dimensions: Any = [{"Name": "QueueName", "Value": queue}]
     datum: Any = {"MetricName": "ApproximateAgeOfOldestMessage", "Dimensions": dimensions, "Value": seconds}
     boto3.client("cloudwatch").put_metric_data(Namespace="AWS/SQS", MetricData=[datum])
 
 
-def test_missing_rights_are_told_with_the_policy_to_ask_for(inside: Command, fast_broker: EmbeddedBroker) -> None:
+def test_missing_permissions_are_reported_with_the_policy_to_ask_for(
+    inside: Command, fast_broker: EmbeddedBroker
+) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.judge = allowed_by({}, "")
         result = inside("topology", "plan", TARGET, AWS_ENDPOINT_URL=proxy.endpoint_url)
 
     assert result.returncode == 2
-    assert "the credentials in use may not sqs:GetQueueUrl on arn:aws:sqs:us-east-1:000000000000:" in result.stderr
+    assert "your credentials may not call sqs:GetQueueUrl on arn:aws:sqs:us-east-1:000000000000:" in result.stderr
     assert 'ask for this policy: {"Version": "2012-10-17"' in result.stderr.splitlines()[-1]
 
 
-def test_a_strict_worker_that_may_not_look_does_not_start(jobs: Jobs, fast_broker: EmbeddedBroker) -> None:
+def test_a_strict_worker_does_not_start_without_permission_to_read(jobs: Jobs, fast_broker: EmbeddedBroker) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.add(Fault("GetTopicAttributes", answer=(403, "AuthorizationError", "no")))
         arguments = ("worker", TARGET, "--port", "0", "--verify", "strict")
         result = smartpipe(*arguments, AWS_ENDPOINT_URL=proxy.endpoint_url)
 
     assert result.returncode == 1
-    assert "may not sns:GetTopicAttributes" in result.stderr
+    assert "may not call sns:GetTopicAttributes" in result.stderr
 
 
-def test_a_worker_tells_what_is_missing_though_it_may_not_look_at_all(fast_broker: EmbeddedBroker) -> None:
+def test_a_worker_reports_missing_resources_even_without_permission_to_read_all(fast_broker: EmbeddedBroker) -> None:
     with FaultProxy(fast_broker.endpoint_url) as proxy:
         proxy.add(Fault("GetTopicAttributes", answer=(403, "AuthorizationError", "no")))
         result = smartpipe("worker", TARGET, "--port", "0", AWS_ENDPOINT_URL=proxy.endpoint_url)
@@ -304,7 +305,7 @@ def test_a_worker_tells_what_is_missing_though_it_may_not_look_at_all(fast_broke
     ("mode", "code", "said"),
     [("missing", 0, "differs from its declaration"), ("strict", 1, "differs: update queue"), ("off", 0, "")],
 )
-def test_a_worker_checks_the_topology_as_it_is_told(
+def test_a_worker_checks_the_topology_according_to_its_setting(
     jobs: Jobs, queues: Queues, mode: str, code: int, said: str
 ) -> None:
     boto3.client("sqs").set_queue_attributes(QueueUrl=queues.url("jobs"), Attributes={"DelaySeconds": "1"})
@@ -325,15 +326,15 @@ def test_a_worker_checks_the_topology_as_it_is_told(
 
 @pytest.fixture
 def judged(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The broker behind IAM: each key, as in ``consume``, may do what the policy of that name allows."""
+    """The broker behind IAM: an access key such as ``consume`` has the permissions of the policy with that name."""
     naming = Naming("aws", "us-east-1", "000000000000", os.environ["SMARTPIPE_PREFIX"])
     with FaultProxy(fast_broker.endpoint_url) as proxy:
-        proxy.judge = allowed_by(policies(services.service, naming), naming.account_id)
+        proxy.judge = allowed_by(build_policies(services.service, naming), naming.account_id)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
         yield proxy
 
 
-def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
+def test_the_exported_policies_are_sufficient_and_minimal(
     inside: Command, judged: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
@@ -344,7 +345,7 @@ def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
     url = sqs.get_queue_url(QueueName=prefixed("jobs"))["QueueUrl"]
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"DelaySeconds": "1"})
     sqs.untag_queue(QueueUrl=url, TagKeys=["smartpipe:service"])
-    _meddle_with_topic(judged._upstream)
+    _change_topic(judged._upstream)
     assert inside("topology", "apply", "--yes", TARGET, **provisioning).returncode == 0
     assert inside("topology", "plan", TARGET, **provisioning).returncode == 0
     assert inside("topology", "show", TARGET, **provisioning).returncode == 0
@@ -370,7 +371,7 @@ def test_the_exported_policies_are_all_that_it_takes_and_nothing_more(
 
     for key in ("publish", "consume", "provision", "redrive"):
         used = {action for call in judged.calls if call.access_key == key for action in call.actions}
-        granted = policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
+        granted = build_policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
         allowed = {action for one in granted for action in listed(one["Action"])}
         assert allowed - used == set(), key
         assert used - allowed <= {"sts:GetCallerIdentity"}, key
@@ -381,8 +382,8 @@ def post(*names: str) -> None:
         publisher.publish_many(services.JobPosted(name=name) for name in names)
 
 
-def _meddle_with_topic(endpoint_url: str) -> None:
-    """Change what only the actions for attributes put right."""
+def _change_topic(endpoint_url: str) -> None:
+    """Change attributes of topic and subscription, so that an apply has to set them."""
     sns: Any = boto3.client("sns", endpoint_url=endpoint_url)
     arn = f"arn:aws:sns:us-east-1:000000000000:{prefixed('jobs')}"
     sns.set_topic_attributes(TopicArn=arn, AttributeName="KmsMasterKeyId", AttributeValue="alias/theirs")

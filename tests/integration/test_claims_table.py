@@ -1,4 +1,4 @@
-"""The DynamoDB table of claims, made and kept by topology like everything else."""
+"""The DynamoDB table of claims, which is part of the topology."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from smartpipe import Publisher, Service, TopologyError
 from smartpipe.names import Naming
 from smartpipe.testing import planned, provision, working
-from smartpipe.topology.companions import TableAndBucket
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from tests.conftest import lead_to
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.topologies import destroy
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def table(moto: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a table that is not there yet, in moto's environment."""
+    """The name of a table that does not exist yet, in moto's environment."""
     lead_to(moto.environment, monkeypatch)
     name = f"claims-{uuid4().hex[:8]}"
     monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", f"dynamodb://{name}")
@@ -42,7 +42,7 @@ def serving(seen: list[Event]) -> Service:
     return service
 
 
-async def test_a_table_is_made_and_used_and_its_drift_is_noticed(table: str) -> None:
+async def test_a_table_is_created_and_used_and_its_drift_is_noticed(table: str) -> None:
     seen: list[Event] = []
     service = serving(seen)
 
@@ -63,7 +63,7 @@ async def test_a_table_is_made_and_used_and_its_drift_is_noticed(table: str) -> 
     assert await planned(service) == []
 
 
-async def test_the_table_survives_the_destroy_of_one_of_its_services_and_environments(
+async def test_destroying_a_service_or_an_environment_keeps_the_table(
     table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Event] = []
@@ -74,7 +74,7 @@ async def test_the_table_survives_the_destroy_of_one_of_its_services_and_environ
     staging = serving([])
     await provision(staging)
 
-    line = f"foreign table {table} (services and environments may share it, and claims are in it)"
+    line = f"external table {table} (services and environments may share it, and it holds claims)"
     assert line in await destroy(staging)
     monkeypatch.setenv("SMARTPIPE_PREFIX", prefix)
     assert await planned(production) == []
@@ -95,7 +95,7 @@ async def test_without_idempotent_handlers_there_is_no_table(table: str) -> None
     assert not any("table" in line for line in await provision(service))
 
 
-async def test_a_table_of_another_kind_is_left_alone_and_told(table: str) -> None:
+async def test_a_table_with_another_key_is_an_error_and_is_not_changed(table: str) -> None:
     dynamodb: Any = boto3.client("dynamodb")
     dynamodb.create_table(
         TableName=table,
@@ -109,7 +109,9 @@ async def test_a_table_of_another_kind_is_left_alone_and_told(table: str) -> Non
 
 
 def test_policies_name_the_table() -> None:
-    found = policies(serving([]), Naming("aws", "eu-west-1", "123456789012"), TableAndBucket(claims_table="claims"))
+    found = build_policies(
+        serving([]), Naming("aws", "eu-west-1", "123456789012"), TableAndBucket(claims_table="claims")
+    )
 
     for role in ("consume", "provision"):
         [statement] = [one for one in found[role]["Statement"] if one["Action"][0].startswith("dynamodb:")]

@@ -1,4 +1,4 @@
-"""What templates create is what ``topology apply`` would: nothing is left for it to do."""
+"""Templates create the same resources as ``topology apply``, which then has nothing to change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import boto3
 import pytest
 
 from smartpipe import Event, Service, Topic
-from smartpipe.topology.export.cloudformation import template
-from smartpipe.topology.export.terraform import configuration
+from smartpipe.topology.export.cloudformation import build_template
+from smartpipe.topology.export.terraform import build_configuration
 from smartpipe.topology.resources import TAGS
 from tests.conftest import lead_to
 from tests.support import exported
 from tests.support.cloudformation import Stack
-from tests.support.terraform import Workspace, faults
-from tests.support.topologies import left_to_do, survey
+from tests.support.terraform import Workspace, find_errors
+from tests.support.topologies import compare, left_to_do
 
 if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker
@@ -31,7 +31,7 @@ async def test_a_cloudformation_template_leaves_nothing_to_apply(broker: Embedde
     services = exported.services()
     assert await left_to_do(*services)
 
-    outputs = Stack(template(services, **naming())).make()
+    outputs = Stack(build_template(services, **naming())).make()
 
     assert await left_to_do(*services) == []
     assert outputs["MailerQueueUrl"].endswith(f"/{os.environ['SMARTPIPE_PREFIX']}mailer")
@@ -42,7 +42,7 @@ async def test_a_terraform_configuration_leaves_nothing_to_apply(broker: Embedde
     services = exported.services()
     assert await left_to_do(*services)
 
-    outputs = Workspace(configuration(services, **naming())).apply()
+    outputs = Workspace(build_configuration(services, **naming())).apply()
 
     assert await left_to_do(*services) == []
     name = f"{os.environ['SMARTPIPE_PREFIX']}mailer"
@@ -50,7 +50,7 @@ async def test_a_terraform_configuration_leaves_nothing_to_apply(broker: Embedde
 
 
 @pytest.mark.parametrize("tool", ["cloudformation", "terraform"])
-async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: EmbeddedBroker, tool: str) -> None:
+async def test_an_external_topic_is_subscribed_to_and_not_changed(broker: EmbeddedBroker, tool: str) -> None:
     arn = boto3.client("sns").create_topic(Name=naming()["prefix"] + "theirs")["TopicArn"]
 
     class Theirs(Event, topic=Topic(arn=arn), type="theirs", version="1.0"):
@@ -59,9 +59,9 @@ async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: Embed
     service = exported.subscribed(Service("s"), Theirs)
 
     if tool == "cloudformation":
-        Stack(template([service], **naming())).make()
+        Stack(build_template([service], **naming())).make()
     else:
-        Workspace(configuration([service], **naming())).apply()
+        Workspace(build_configuration([service], **naming())).apply()
 
     assert await left_to_do(service) == []
     assert boto3.client("sns").list_tags_for_resource(ResourceArn=arn)["Tags"] == []
@@ -69,7 +69,7 @@ async def test_a_topic_of_others_is_subscribed_to_and_stays_theirs(broker: Embed
 
 @pytest.mark.parametrize("tool", ["cloudformation", "terraform"])
 @pytest.mark.parametrize("region", ["us-east-1", "me-south-1", "ap-northeast-3"])
-async def test_topics_of_other_regions_are_let_in_by_the_principal_of_the_region_it_is_deployed_in(
+async def test_policies_allow_the_principal_for_the_region_of_the_deployment(
     broker: EmbeddedBroker, tool: str, region: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", region)
@@ -89,25 +89,25 @@ async def test_topics_of_other_regions_are_let_in_by_the_principal_of_the_region
     services = [exported.subscribed(Service(f"s{number}"), *events) for number, events in enumerate(wanted)]
 
     if tool == "cloudformation":
-        Stack(template(services, **naming())).make()
+        Stack(build_template(services, **naming())).make()
     else:
-        found = configuration(services, **naming())
-        assert faults(found) == []
+        found = build_configuration(services, **naming())
+        assert find_errors(found) == []
         Workspace(found).apply()
 
     assert await left_to_do(*services) == []
 
 
-async def test_a_stack_of_motos_own_engine_lacks_only_what_that_cannot_do(
+async def test_a_stack_of_motos_engine_lacks_only_the_features_that_moto_lacks(
     moto: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead_to(moto.environment, monkeypatch)
     services = exported.services()
-    body = json.dumps(template(services, **naming()))
+    body = json.dumps(build_template(services, **naming()))
 
     boto3.client("cloudformation").create_stack(StackName=naming()["prefix"] + "stack", TemplateBody=body)
 
-    left = (await survey(*services)).pending
+    left = (await compare(*services)).pending
     assert {(change.action, change.kind) for change in left} == {
         ("update", "queue"),
         ("update", "topic"),

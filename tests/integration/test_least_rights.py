@@ -1,4 +1,4 @@
-"""Roles with the rights that docs/security.md names, and no others."""
+"""Roles with the permissions that docs/security.md names, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROLES = ("worker", "application", "relay")
 
 @pytest.fixture
 async def urls(postgres_url: str) -> AsyncIterator[dict[str, str]]:
-    """A database of its own, and a URL of it for each role; the roles are new, with the page's grants."""
+    """Create a database with new roles that have the page's grants; yield a URL for each role."""
     name = f"rights_{uuid4().hex[:8]}"
     names = {role: f"{name}_{role}" for role in ROLES}
     owner = await asyncpg.connect(postgres_url)
@@ -69,7 +69,7 @@ async def test_a_worker_claims_with_its_grants(urls: dict[str, str]) -> None:
     await assert_claims(open_store(urls["worker"]))
 
 
-async def test_an_application_writes_to_the_outbox_and_reads_nothing_of_it(urls: dict[str, str]) -> None:
+async def test_an_application_may_write_to_the_outbox_and_not_read_it(urls: dict[str, str]) -> None:
     connection = await asyncpg.connect(urls["application"])
     async with connection.transaction():
         event_id = await Outbox("shop").publish(ADA, connection=connection)
@@ -92,7 +92,7 @@ async def test_an_application_writes_to_the_outbox_and_reads_nothing_of_it(urls:
         await stranger.close()
 
 
-async def test_a_redis_user_claims_with_the_rights_of_the_page(redis_url: str) -> None:
+async def test_a_redis_user_claims_with_the_permissions_of_the_page(redis_url: str) -> None:
     from redis.asyncio import Redis
 
     [rights] = re.findall(r"A Redis user needs `~smartpipe:\* ([^`]*)`", PAGE)

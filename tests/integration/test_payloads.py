@@ -17,8 +17,8 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.names import Naming
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.testing import planned, provision, working
-from smartpipe.topology.companions import TableAndBucket
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from smartpipe.transports.open import open_aws_transport
 from tests.support.events import UserLeft, UserSignedUp
 from tests.support.topologies import destroy
@@ -114,7 +114,9 @@ async def test_a_bucket_is_made_with_an_expiry_and_its_drift_is_mended(bucket: s
     }
     assert {"Key": "team", "Value": "a"} in s3.get_bucket_tagging(Bucket=bucket)["TagSet"]
 
-    assert f"foreign bucket {bucket} (environments may share it, and messages point there)" in await destroy(service)
+    assert f"external bucket {bucket} (environments may share it, and messages may point to it)" in await destroy(
+        service
+    )
     assert events_in(bucket) == [f"staging/{event_id}"]
 
 
@@ -226,7 +228,7 @@ async def test_the_relay_puts_what_the_outbox_holds(bucket: str, postgres_url: s
 
 
 def test_policies_allow_the_objects_of_the_prefix_and_no_others(bucket: str) -> None:
-    found = policies(serving([]), Naming("aws", "eu-west-1", "123456789012"), TableAndBucket.from_environment())
+    found = build_policies(serving([]), Naming("aws", "eu-west-1", "123456789012"), TableAndBucket.from_environment())
 
     objects = f"arn:aws:s3:::{bucket}/staging/*"
     assert {"Sid": "GetPayloads", "Effect": "Allow", "Action": ["s3:GetObject"], "Resource": [objects]} in found[
@@ -235,7 +237,7 @@ def test_policies_allow_the_objects_of_the_prefix_and_no_others(bucket: str) -> 
     assert "publish" not in found
 
     service = Service("shop", publishes=[UserSignedUp])
-    found = policies(service, Naming("aws", "eu-west-1", "123456789012"), TableAndBucket.from_environment())
+    found = build_policies(service, Naming("aws", "eu-west-1", "123456789012"), TableAndBucket.from_environment())
     assert {"Sid": "PutPayloads", "Effect": "Allow", "Action": ["s3:PutObject"], "Resource": [objects]} in found[
         "publish"
     ]["Statement"]

@@ -1,4 +1,4 @@
-"""Topologies on real brokers: plan, apply, drift, destroy, and what goes wrong meanwhile."""
+"""Topologies on real brokers: plan, apply, drift, destroy, and failures in between."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from smartpipe import EmbeddedBroker, Event, FilterPolicy, Publisher, Queue, Service, Topic, TopologyError
 from smartpipe.errors import TransportError
 from smartpipe.testing import provision, working
-from smartpipe.topology.aws.read import MAX_CALLS
+from smartpipe.topology.aws.calls import MAX_CALLS
 from smartpipe.topology.aws.verify import verify
 from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
-from tests.support.topologies import destroy, left_to_do, provisioner, survey
+from tests.support.topologies import compare, destroy, left_to_do, provisioner
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def serving(name: str, *events: type[Event], queue: Queue | None = None) -> Serv
 
 @pytest.fixture
 def proxy(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The environment's broker, by way of a proxy."""
+    """The environment's broker behind a proxy."""
     with FaultProxy(broker.endpoint_url) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint_url)
         yield found
@@ -75,14 +75,14 @@ EVERY_SETTING = (
 )
 
 
-async def test_after_an_apply_nothing_is_left_to_do_whatever_the_settings() -> None:
+async def test_after_an_apply_nothing_is_left_to_change() -> None:
     first = await provision(*EVERY_SETTING)
 
     assert len(first) == 14
     assert await left_to_do(*EVERY_SETTING) == []
 
 
-async def test_a_topology_that_was_destroyed_is_gone_and_can_be_made_again() -> None:
+async def test_a_destroyed_topology_is_gone_and_can_be_created_again() -> None:
     await provision(*EVERY_SETTING)
 
     gone = await destroy(*EVERY_SETTING)
@@ -111,12 +111,12 @@ def _unsubscribe(_: Queues) -> None:
     sns.unsubscribe(SubscriptionArn=arn)
 
 
-def _filter_otherwise(_: Queues) -> None:
+def _change_filter(_: Queues) -> None:
     sns, arn = _subscription()
     sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName="FilterPolicy", AttributeValue='{"type": ["x"]}')
 
 
-def _wrap(_: Queues) -> None:
+def _disable_raw_delivery(_: Queues) -> None:
     sns, arn = _subscription()
     sns.set_subscription_attributes(SubscriptionArn=arn, AttributeName="RawMessageDelivery", AttributeValue="false")
 
@@ -139,14 +139,14 @@ SHUT = '{"Version": "2012-10-17", "Statement": [{"Sid": "SmartpipeAllowSns", "Ef
         (lambda queues: _set_queue(queues, MessageRetentionPeriod="60"), "MessageRetentionPeriod: 60 → 345600"),
         (lambda queues: _set_queue(queues, Policy=SHUT), "Policy.Statement.SmartpipeAllowSns.Effect: Deny → Allow"),
         (_unsubscribe, "create subscription"),
-        (_filter_otherwise, "FilterPolicy.type: + member.signed_up, − x"),  # noqa: RUF001 - a minus sign
-        (_wrap, "RawMessageDelivery: false → true"),
+        (_change_filter, "FilterPolicy.type: + member.signed_up, − x"),  # noqa: RUF001 - a minus sign
+        (_disable_raw_delivery, "RawMessageDelivery: false → true"),
         (_untag, "Tags.smartpipe:service: nothing → mailer"),
         (_delete_dead_letters, "create queue"),
     ],
     ids=["attribute", "retention", "policy", "unsubscribed", "filter", "not raw", "tags", "dead-letter queue"],
 )
-async def test_what_somebody_changed_by_hand_is_named_and_put_right(
+async def test_a_manual_change_is_named_and_reverted(
     queues: Queues, meddle: Callable[[Queues], None], said: str
 ) -> None:
     service = serving("mailer")
@@ -160,12 +160,12 @@ async def test_what_somebody_changed_by_hand_is_named_and_put_right(
     assert await left_to_do(service) == []
 
 
-async def test_fault_36_statements_of_others_survive_every_apply_to_the_byte(queues: Queues) -> None:
+async def test_fault_36_statements_of_others_stay_byte_for_byte(queues: Queues) -> None:
     service = serving("mailer")
     await provision(service)
     theirs = '{"Sid" :  "theirs","Effect":"Allow","Principal":{"AWS":"123456789012"},"Action":"sqs:*","Resource":"*"}'
     _set_queue(queues, Policy='{"Version":"2012-10-17", "Statement": [' + theirs + "]}")
-    before = _policy(queues)  # moto writes it anew
+    before = _policy(queues)  # moto formats it again
 
     await provision(service)
 
@@ -179,11 +179,11 @@ def _policy(queues: Queues) -> str:
     return found["Attributes"]["Policy"]
 
 
-async def test_fault_36_a_queue_that_somebody_made_meanwhile_is_brought_into_line(proxy: FaultProxy) -> None:
+async def test_fault_36_a_queue_that_others_created_meanwhile_is_updated(proxy: FaultProxy) -> None:
     service = serving("mailer")
     proxy.add(Fault("CreateQueue", times=2, answer=(400, "QueueNameExists", "A queue already exists with this name.")))
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         sqs = boto3.client("sqs", endpoint_url=proxy._upstream)
         for name in ("mailer", "mailer-dlq"):
             sqs.create_queue(QueueName=physical(name), Attributes={"VisibilityTimeout": "7"})
@@ -192,11 +192,11 @@ async def test_fault_36_a_queue_that_somebody_made_meanwhile_is_brought_into_lin
     assert await left_to_do(service) == []
 
 
-async def test_fault_36_what_others_write_into_a_policy_meanwhile_stays(queues: Queues) -> None:
+async def test_fault_36_statements_that_others_add_meanwhile_stay(queues: Queues) -> None:
     service = serving("mailer")
     theirs = '{"Version": "2012-10-17", "Statement": [{"Sid": "theirs", "Effect": "Deny"}]}'
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         for name in ("mailer-dlq", "mailer"):
             boto3.client("sqs").create_queue(QueueName=physical(name), Attributes={"Policy": theirs})
         await found.apply(planned.pending)
@@ -205,7 +205,7 @@ async def test_fault_36_what_others_write_into_a_policy_meanwhile_stays(queues: 
     assert await left_to_do(service) == []
 
 
-async def test_fault_47_between_two_scopes_a_filter_is_that_of_the_types_alone(proxy: FaultProxy) -> None:
+async def test_fault_47_while_the_scope_changes_the_filter_has_the_types_alone(proxy: FaultProxy) -> None:
     body = FilterPolicy({"data": {"name": ["Bob"]}}, "MessageBody")
     await provision(serving("mailer", queue=Queue("mailer", filter_policy=body)))
     attributes = FilterPolicy({"tenant": ["acme"]})
@@ -222,20 +222,22 @@ async def test_fault_47_between_two_scopes_a_filter_is_that_of_the_types_alone(p
     ]
 
 
-async def test_fault_37_a_subscription_that_is_there_with_other_attributes_is_set_right_and_read_again() -> None:
+async def test_fault_37_an_existing_subscription_with_other_attributes_is_updated() -> None:
     service = serving("mailer")
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         sns: Any = boto3.client("sns")
         topic = sns.create_topic(Name=physical("users"))["TopicArn"]
         [(_, queue)] = planned.desired.subscriptions
-        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)  # it will be returned, silently, as it is
+        sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)  # SNS will return it unchanged, without an error
         await found.apply(planned.pending)
 
     assert await left_to_do(service) == []
 
 
-async def test_fault_37_also_where_the_broker_says_so_as_aws_does(proxy: FaultProxy) -> None:
+async def test_fault_37_an_existing_subscription_is_updated_also_if_the_broker_refuses_it_as_aws_does(
+    proxy: FaultProxy,
+) -> None:
     service = serving("mailer")
     await provision(service)
     sns, arn = _subscription()
@@ -243,24 +245,24 @@ async def test_fault_37_also_where_the_broker_says_so_as_aws_does(proxy: FaultPr
     said = "Invalid parameter: Attributes Reason: Subscription already exists with different attributes"
     proxy.add(Fault("Subscribe", answer=(400, "InvalidParameter", said)))
     async with provisioner() as found:
-        everything = (await found.survey([service])).desired
+        everything = (await found.compare([service])).desired
         [(arns, wanted)] = everything.subscriptions.items()
-        [change] = (await found.survey([service])).pending
+        [change] = (await found.compare([service])).pending
         await found.apply([change._replace(action="create", attributes=wanted)])
 
     assert arns == change.arns
     assert await left_to_do(service) == []
 
 
-async def test_two_at_once_make_one_topology() -> None:
+async def test_two_concurrent_applies_make_one_topology() -> None:
     async with provisioner() as one, provisioner() as other:
-        plans = await asyncio.gather(one.survey(EVERY_SETTING), other.survey(EVERY_SETTING))
+        plans = await asyncio.gather(one.compare(EVERY_SETTING), other.compare(EVERY_SETTING))
         await asyncio.gather(one.apply(plans[0].pending), other.apply(plans[1].pending))
 
     assert await left_to_do(*EVERY_SETTING) == []
 
 
-async def test_an_apply_that_ends_anywhere_is_finished_by_the_next() -> None:
+async def test_an_apply_that_stops_anywhere_is_finished_by_the_next() -> None:
     class Stopped(Exception):
         pass
 
@@ -270,7 +272,7 @@ async def test_an_apply_that_ends_anywhere_is_finished_by_the_next() -> None:
     left = [await left_to_do(*EVERY_SETTING)]
     while left[-1]:
         async with provisioner() as found:
-            planned = await found.survey(EVERY_SETTING)
+            planned = await found.compare(EVERY_SETTING)
             with pytest.raises(Stopped):
                 await found.apply(planned.pending, stop)
         left.append(await left_to_do(*EVERY_SETTING))
@@ -279,7 +281,7 @@ async def test_an_apply_that_ends_anywhere_is_finished_by_the_next() -> None:
     assert len(left) > 3
 
 
-async def test_a_name_that_is_not_free_yet_is_waited_for(proxy: FaultProxy) -> None:
+async def test_an_apply_waits_for_a_name_that_is_not_free_yet(proxy: FaultProxy) -> None:
     said = "You must wait 60 seconds after deleting a queue before you can create another with the same name."
     refused = proxy.add(Fault("CreateQueue", times=2, answer=(400, "QueueDeletedRecently", said)))
 
@@ -289,7 +291,7 @@ async def test_a_name_that_is_not_free_yet_is_waited_for(proxy: FaultProxy) -> N
     assert await left_to_do(serving("mailer")) == []
 
 
-async def test_a_dead_letter_queue_that_is_not_to_be_seen_yet_is_waited_for(proxy: FaultProxy) -> None:
+async def test_an_apply_waits_for_a_new_dead_letter_queue(proxy: FaultProxy) -> None:
     said = "Value for parameter RedrivePolicy is invalid. Reason: Dead letter target does not exist."
     unseen = proxy.add(Fault("CreateQueue", skip=1, times=2, answer=(400, "InvalidParameterValue", said)))
 
@@ -299,7 +301,7 @@ async def test_a_dead_letter_queue_that_is_not_to_be_seen_yet_is_waited_for(prox
     assert await left_to_do(serving("mailer")) == []
 
 
-async def test_what_does_not_settle_in_time_is_told(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_apply_that_waits_too_long_fails(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smartpipe.topology.aws.provision.REUSE_SECONDS", 0.1)
     proxy.add(Fault("CreateQueue", answer=(400, "QueueDeletedRecently", "wait 60 seconds")))
 
@@ -308,7 +310,7 @@ async def test_what_does_not_settle_in_time_is_told(proxy: FaultProxy, monkeypat
 
 
 @pytest.mark.parametrize("code", ["ThrottlingException", "InternalError"])
-async def test_what_aws_cannot_do_for_the_moment_is_tried_again(proxy: FaultProxy, code: str) -> None:
+async def test_temporary_failures_are_retried(proxy: FaultProxy, code: str) -> None:
     for operation in ("CreateQueue", "CreateTopic", "Subscribe", "GetQueueAttributes", "GetTopicAttributes"):
         proxy.add(Fault(operation, times=1, answer=(400, code, "later")))
 
@@ -317,7 +319,7 @@ async def test_what_aws_cannot_do_for_the_moment_is_tried_again(proxy: FaultProx
     assert await left_to_do(serving("mailer")) == []
 
 
-async def test_an_answer_that_is_lost_after_aws_acted_makes_nothing_twice(proxy: FaultProxy) -> None:
+async def test_a_lost_response_creates_no_resource_twice(proxy: FaultProxy) -> None:
     for operation in ("CreateQueue", "CreateTopic", "Subscribe", "SetSubscriptionAttributes"):
         proxy.add(Fault(operation, times=1, drop="reply"))
 
@@ -338,7 +340,7 @@ async def test_handlers_that_move_to_another_topic_leave_no_subscription_behind(
     assert kept
 
 
-async def test_rights_that_are_missing_are_told_together_before_anything_is_changed(proxy: FaultProxy) -> None:
+async def test_missing_permissions_are_reported_together_before_any_change(proxy: FaultProxy) -> None:
     proxy.judge = allowed_by({}, "")
 
     with pytest.raises(TransportError) as caught:
@@ -346,7 +348,7 @@ async def test_rights_that_are_missing_are_told_together_before_anything_is_chan
 
     said = str(caught.value)
     for action in ("sqs:GetQueueUrl", "sns:GetTopicAttributes"):
-        assert f"the credentials in use may not {action} on arn:aws:" in said
+        assert f"your credentials may not call {action} on arn:aws:" in said
     policy = json.loads(said.rpartition("ask for this policy: ")[2])
     assert sorted(action for one in policy["Statement"] for action in one["Action"]) == [
         "sns:GetTopicAttributes",
@@ -355,27 +357,29 @@ async def test_rights_that_are_missing_are_told_together_before_anything_is_chan
     assert not any(operation.startswith(("Create", "Set", "Subscribe")) for operation in proxy.operations())
 
 
-async def test_a_right_that_is_missing_while_applying_names_action_and_resource(proxy: FaultProxy) -> None:
+async def test_a_permission_that_is_missing_while_applying_is_reported_with_action_and_resource(
+    proxy: FaultProxy,
+) -> None:
     proxy.add(Fault("Subscribe", answer=(403, "AuthorizationError", "not authorized")))
 
-    with pytest.raises(TopologyError, match="may not sns:Subscribe on arn:aws:sns:") as caught:
+    with pytest.raises(TopologyError, match="may not call sns:Subscribe on arn:aws:sns:") as caught:
         await provision(serving("mailer"))
 
     assert '"Action": ["sns:Subscribe"]' in caught.value.problems[-1]
 
 
-async def test_a_right_that_is_missing_is_named_by_aws_own_words_where_it_has_them(proxy: FaultProxy) -> None:
+async def test_a_missing_permission_is_the_one_that_the_error_of_aws_names(proxy: FaultProxy) -> None:
     said = "User: x is not authorized to perform: sqs:tagqueue on resource: arn with an explicit deny"
     proxy.add(Fault("CreateQueue", answer=(403, "AccessDenied", said)))
 
-    with pytest.raises(TopologyError, match=r"may not sqs:tagqueue on arn:aws:sqs:.*explicit deny"):
+    with pytest.raises(TopologyError, match=r"may not call sqs:tagqueue on arn:aws:sqs:.*explicit deny"):
         await provision(serving("mailer"))
 
 
-async def test_a_read_that_is_refused_while_applying_is_no_obstacle_where_it_is_not_needed(proxy: FaultProxy) -> None:
+async def test_an_apply_continues_if_iam_refuses_an_unneeded_read(proxy: FaultProxy) -> None:
     service = serving("mailer")
     async with provisioner() as found:
-        planned = await found.survey([service])
+        planned = await found.compare([service])
         proxy.add(Fault("ListTagsForResource", answer=(403, "AuthorizationError", "no")))
         await found.apply(planned.pending)
         proxy.faults.clear()
@@ -383,29 +387,29 @@ async def test_a_read_that_is_refused_while_applying_is_no_obstacle_where_it_is_
     assert await left_to_do(service) == []
 
 
-async def test_messages_that_come_while_a_queue_is_being_destroyed_are_not_lost(queues: Queues) -> None:
+async def test_messages_that_arrive_before_a_deletion_are_not_lost(queues: Queues) -> None:
     service = serving("mailer")
     await provision(service)
     async with provisioner() as found:
-        going = (await found.survey([service])).destruction()
+        going = (await found.compare([service])).plan_destroy()
         queues.send("mailer", "precious")
-        with pytest.raises(TopologyError, match="holds about 1 messages by now, and is not deleted"):
+        with pytest.raises(TopologyError, match="now holds about 1 messages and was not deleted"):
             await found.apply(going)
 
     assert queues.depth("mailer") == (1, 0)
 
 
-async def test_a_topic_that_gets_a_subscriber_while_it_is_being_destroyed_is_kept() -> None:
+async def test_a_topic_with_a_new_subscriber_is_kept() -> None:
     sqs = boto3.client("sqs")
     await provision(serving("mailer"))
     theirs = sqs.create_queue(QueueName=physical("theirs"))["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=theirs, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     async with provisioner() as found:
-        going = (await found.survey([serving("mailer")], destroying=True)).destruction()
+        going = (await found.compare([serving("mailer")], destroying=True)).plan_destroy()
         sns, subscription = _subscription()
         topic = sns.get_subscription_attributes(SubscriptionArn=subscription)["Attributes"]["TopicArn"]
         sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
-        with pytest.raises(TopologyError, match=f"has new subscribers .{physical('theirs')}., and is not deleted"):
+        with pytest.raises(TopologyError, match=f"has new subscribers .{physical('theirs')}. and was not deleted"):
             await found.apply(going)
 
     assert [one["Endpoint"] for one in sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"]] == [arn]
@@ -422,30 +426,30 @@ async def test_a_dead_letter_queue_that_another_application_uses_is_kept(broker:
     redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": "5"})
 
     async with provisioner() as found:
-        going = (await found.survey([serving("mailer")], destroying=True)).destruction()
+        going = (await found.compare([serving("mailer")], destroying=True)).plan_destroy()
         sqs.create_queue(QueueName=physical("theirs"), Attributes={"RedrivePolicy": redrive})
-        with pytest.raises(TopologyError, match=f"is the dead-letter queue of {physical('theirs')} by now"):
+        with pytest.raises(TopologyError, match=f"is now the dead-letter queue of {physical('theirs')}"):
             await found.apply(going)
     await provision(serving("mailer"))
     gone = await destroy(serving("mailer"))
 
-    reason = f"queues that stay use it as their dead-letter queue: {physical('theirs')}"
-    assert f"foreign queue {physical('mailer-dlq')} ({reason})" in gone
+    reason = f"queues that are kept use it as their dead-letter queue: {physical('theirs')}"
+    assert f"external queue {physical('mailer-dlq')} ({reason})" in gone
     assert f"delete queue {physical('mailer')}" in gone
     assert sqs.get_queue_url(QueueName=physical("mailer-dlq"))["QueueUrl"] == url
 
 
-async def test_a_dead_letter_queue_is_kept_where_the_right_to_see_who_uses_it_is_missing(
+async def test_a_dead_letter_queue_is_kept_if_the_permission_to_list_its_sources_is_missing(
     broker: EmbeddedBroker, proxy: FaultProxy
 ) -> None:
     await provision(serving("mailer"))
     proxy.add(Fault("ListDeadLetterSourceQueues", answer=(403, "AccessDenied", "no")))
 
     async with provisioner() as found:
-        seen = await found.survey([serving("mailer")], destroying=True)
-        await found.apply(seen.destruction())
+        seen = await found.compare([serving("mailer")], destroying=True)
+        await found.apply(seen.plan_destroy())
 
-    kept = [change for change in seen.destruction() if change.action == "foreign"]
+    kept = [change for change in seen.plan_destroy() if change.action == "external"]
     assert {change.name for change in kept} == {physical("mailer"), physical("mailer-dlq"), physical("users")}
     assert any("sqs:ListDeadLetterSourceQueues" in note for note in seen.notes)
 
@@ -461,29 +465,29 @@ async def test_a_topic_is_kept_while_another_service_of_the_application_may_publ
     spared = await destroy(mailer)
     together = await destroy(mailer, other)
 
-    reason = f"other services of the application may publish to it, and are still there: queue {physical('other')}"
-    assert f"foreign topic {physical('users')} ({reason})" in spared
+    reason = f"other services of the application may publish to it, and they still exist: queue {physical('other')}"
+    assert f"external topic {physical('users')} ({reason})" in spared
     assert f"delete queue {physical('mailer')}" in spared
     assert f"delete topic {physical('users')}" in together
 
 
-async def test_what_nobody_declares_any_more_is_shown_and_goes_only_when_asked(broker: EmbeddedBroker) -> None:
+async def test_orphaned_resources_are_shown_and_deleted_only_on_request(broker: EmbeddedBroker) -> None:
     if broker.backend == "moto":
         pytest.skip("moto's tagging API knows neither queues nor topics")
     old, new = serving("old", UserLeft), serving("new", UserLeft)
     await provision(old, new)
 
-    seen = [change for change in (await survey(new)).changes if change.action == "orphaned"]
+    seen = [change for change in (await compare(new)).changes if change.action == "orphaned"]
     spared = await destroy(new)
     asked = await destroy(new, orphaned=True)
 
     assert [change.name for change in seen] == [physical("old-dlq"), physical("old")]
-    assert "it was service old's" in seen[1].reason
+    assert "its tags name service old" in seen[1].reason
     assert f"delete queue {physical('old')}" not in spared
     assert f"delete queue {physical('old')}" in asked
 
 
-async def test_a_worker_whose_topic_is_no_longer_declared_needs_no_right_to_look_at_it(proxy: FaultProxy) -> None:
+async def test_a_worker_needs_no_permission_to_read_a_topic_that_it_no_longer_declares(proxy: FaultProxy) -> None:
     before, after = serving("mailer", UserSignedUp), serving("mailer", OrderPlaced)
     await provision(before)
     await provision(serving("mailer", UserSignedUp, OrderPlaced))
@@ -499,7 +503,7 @@ async def test_a_worker_whose_topic_is_no_longer_declared_needs_no_right_to_look
         assert worker.ready
 
 
-async def test_what_others_made_and_may_not_be_looked_at_is_a_note(broker: EmbeddedBroker, proxy: FaultProxy) -> None:
+async def test_an_orphaned_resource_that_cannot_be_read_is_a_note(broker: EmbeddedBroker, proxy: FaultProxy) -> None:
     if broker.backend == "moto":
         pytest.skip("moto's tagging API knows neither queues nor topics")
     await provision(serving("old"), serving("new", UserLeft))
@@ -511,25 +515,25 @@ async def test_what_others_made_and_may_not_be_looked_at_is_a_note(broker: Embed
         )
     )
 
-    found = await survey(serving("new", UserLeft))
+    found = await compare(serving("new", UserLeft))
 
     assert found.pending == []
-    assert sum("is declared by no TARGET, and may not be looked at" in note for note in found.notes) == 2
+    assert sum("is not declared by any TARGET, and cannot be read" in note for note in found.notes) == 2
 
 
 @pytest.mark.parametrize("answer", [(403, "AccessDeniedException", "no"), (500, "InternalFailure", "no")])
-async def test_without_the_tagging_api_a_plan_says_what_it_did_not_look_for(
+async def test_without_the_tagging_api_a_plan_has_a_note_about_orphans(
     proxy: FaultProxy, answer: tuple[int, str, str]
 ) -> None:
     proxy.add(Fault("GetResources", answer=answer))
 
-    found = await survey(serving("mailer"))
+    found = await compare(serving("mailer"))
 
-    assert "whether something is left that no TARGET declares is not known" in found.notes[-1]
+    assert "AWS did not list the resources that no TARGET declares" in found.notes[-1]
     assert not found.knows_orphans
 
 
-async def test_workers_use_a_queue_of_another_team_and_change_nothing_of_it(queues: Queues) -> None:
+async def test_workers_use_a_queue_of_another_team_and_do_not_change_it(queues: Queues) -> None:
     sqs = boto3.client("sqs")
     graves = sqs.create_queue(QueueName=physical("graves"))["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=graves, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -558,7 +562,7 @@ async def test_workers_use_a_queue_of_another_team_and_change_nothing_of_it(queu
     assert queues.depth("theirs") == (0, 0)
 
 
-async def test_a_topic_by_its_arn_is_published_and_subscribed_to_and_never_changed() -> None:
+async def test_a_topic_declared_by_its_arn_is_used_and_never_changed() -> None:
     sns = boto3.client("sns")
     arn = sns.create_topic(Name=physical("theirs"))["TopicArn"]
 
@@ -584,7 +588,7 @@ async def test_a_topic_by_its_arn_is_published_and_subscribed_to_and_never_chang
     assert sns.get_topic_attributes(TopicArn=arn)
 
 
-async def test_a_workers_start_reports_a_policy_that_names_the_principal_of_the_wrong_region() -> None:
+async def test_a_starting_worker_reports_a_policy_with_the_principal_of_the_wrong_region() -> None:
     arn = boto3.client("sns", region_name="me-south-1").create_topic(Name=physical("far"))["TopicArn"]
 
     class Shipped(Event, topic=Topic(arn=arn), type="integration.shipped_far", version="1.0"):
@@ -608,7 +612,7 @@ async def test_a_workers_start_reports_a_policy_that_names_the_principal_of_the_
     assert "Principal.Service: sns.amazonaws.com → sns.me-south-1.amazonaws.com" in difference
 
 
-async def test_a_topic_or_queue_of_somebody_else_that_is_not_there_is_told_and_nothing_is_made() -> None:
+async def test_a_missing_external_topic_or_queue_is_an_error_and_is_not_created() -> None:
     missing = f"arn:aws:sns:us-east-1:123456789012:{physical('nowhere')}"
 
     class Vanished(Event, topic=Topic(arn=missing), type="integration.vanished", version="1.0"):
@@ -625,7 +629,7 @@ async def test_a_topic_or_queue_of_somebody_else_that_is_not_there_is_told_and_n
 
 
 def many_services(count: int) -> list[Service]:
-    """Each with an event of its own on a topic of its own, and one that it takes from its neighbour."""
+    """Return services that each handle an event on their own topic, and an event of their neighbour."""
     events = [
         type(f"Many{number}", (Event,), {}, topic=Topic(f"topic-{number}"), type=f"many.e{number}", version="1.0")
         for number in range(count)
@@ -633,7 +637,7 @@ def many_services(count: int) -> list[Service]:
     return [serving(f"service-{number}", events[number], events[number - 1]) for number in range(count)]
 
 
-async def test_a_plan_makes_no_more_calls_than_it_needs_and_not_all_at_once(proxy: FaultProxy) -> None:
+async def test_a_plan_makes_few_calls_and_limits_their_concurrency(proxy: FaultProxy) -> None:
     services = many_services(8)
     await provision(*services)
     proxy.calls.clear()

@@ -1,4 +1,4 @@
-"""Carries out a CloudFormation template by SNS's and SQS's own calls, where an emulator's engine does only a part.
+"""Creates the resources of a CloudFormation template with calls of SNS and SQS; emulators support only a part of it.
 
 Source: AWS CloudFormation, template reference: the "Return values" and the properties of AWS::SQS::Queue,
 AWS::SQS::QueuePolicy, AWS::SNS::Topic and AWS::SNS::Subscription; "Pseudo parameters".
@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"\$\{([^!}]+)\}")
 
 
 class Stack:
-    """One stack: ``make`` creates every resource, each after those that it refers to or depends on."""
+    """One stack: ``make`` creates each resource after those that it refers to or depends on."""
 
     def __init__(self, template: dict[str, Any]) -> None:
         self._resources: dict[str, dict[str, Any]] = template["Resources"]
@@ -37,7 +37,7 @@ class Stack:
         self._attributes: dict[tuple[str, str], str] = {}
 
     def make(self) -> dict[str, str]:
-        """Return the outputs."""
+        """Create the resources; return the outputs."""
         graph = {name: set(self._needs(resource)) for name, resource in self._resources.items()}
         make = {
             "AWS::SQS::Queue": self._make_queue,
@@ -104,7 +104,7 @@ class Stack:
 
 
 def texts(attributes: dict[str, Any]) -> dict[str, str]:
-    """Return attributes as SNS and SQS take them: all as text."""
+    """Return attributes as text, as SNS and SQS accept them."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in attributes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Services that need everything an export has to say: FIFO and standard, filters, sizes, keys, direct queues."""
+"""Services that use every feature of an export: FIFO and standard, filters, sizes, keys, direct queues."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SecretTold(Event, topic=secrets, type="secret.told", version="1.0"):
 
 
 def numbered(number: int) -> type[Event]:
-    """Return an event on a topic of its own."""
+    """Return an event on its own topic."""
 
     class Numbered(Event, topic=Topic(f"many-{number}"), type=f"many.{number}", version="1.0"):
         pass
@@ -103,16 +103,16 @@ def vault() -> Service:
 
 
 def borrower() -> Service:
-    """Handles what another team's queue gets."""
+    """Handles events from the queue of another team."""
     theirs = Queue("arn:aws:sqs:eu-west-1:210987654321:theirs", existing=True, dead_letter="their-dead")
     return subscribed(Service("borrower", queue=theirs), AccountOpened)
 
 
 def services() -> list[Service]:
-    """Return what every broker can have, and CloudFormation and Terraform too."""
+    """Return services that all brokers, CloudFormation and Terraform support."""
     return [portal(), mailer(), ledger(), archive()]
 
 
 def everything() -> list[Service]:
-    """Return besides what no emulator has, or only AWS's own."""
+    """Return these services, and others that no emulator supports."""
     return [*services(), cinema(), exchange(), affiliates(), vault(), borrower()]

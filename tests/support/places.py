@@ -11,7 +11,7 @@ import boto3
 
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claim, Claimed
-from smartpipe.topology.claims import claims_table, time_to_live
+from smartpipe.topology.table_and_bucket import create_table_arguments, update_time_to_live_arguments
 
 if TYPE_CHECKING:
     from smartpipe.idempotency.store import Store
@@ -47,8 +47,8 @@ def make_table() -> str:
     """Make a table of claims in the environment's DynamoDB, and return its store's URL."""
     table = f"claims-{uuid4().hex[:8]}"
     client: Any = boto3.client("dynamodb")
-    client.create_table(**claims_table(table))
-    client.update_time_to_live(**time_to_live(table))
+    client.create_table(**create_table_arguments(table))
+    client.update_time_to_live(**update_time_to_live_arguments(table))
     client.close()
     return f"dynamodb://{table}"
 

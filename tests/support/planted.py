@@ -1,4 +1,4 @@
-"""A secret in every setting that has one: whatever the suite's commands, logs and errors print must not hold it."""
+"""The secret in the settings of every test. No command, log or error of the suite may print it."""
 
 from __future__ import annotations
 

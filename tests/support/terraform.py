@@ -1,4 +1,4 @@
-"""Terraform's AWS provider as far as exports need it: its resources' arguments, and what it does with them.
+"""The parts of Terraform and its AWS provider that exports need: arguments of resources, and the calls for them.
 
 Written from hashicorp/aws 6.36.0's documentation of ``aws_sqs_queue``, ``aws_sqs_queue_policy``,
 ``aws_sqs_queue_redrive_allow_policy``, ``aws_sns_topic`` and ``aws_sns_topic_subscription``, and from Terraform's
@@ -24,7 +24,7 @@ _REFERENCE = re.compile(r"((?:data\.)?[a-z_]+\.[A-Za-z0-9_-]+)\.([a-z_]+)")
 LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 META_ARGUMENTS = {"depends_on": list}
 
-# Argument → type. Of 6.36.0; `region` is every resource's since 6.0.
+# Argument → type, of version 6.36.0. Every resource has `region` since 6.0.
 ARGUMENTS: dict[str, dict[str, type]] = {
     "aws_sqs_queue": {
         "name": str, "delay_seconds": int, "deduplication_scope": str, "fifo_queue": bool, "fifo_throughput_limit": str,
@@ -57,7 +57,7 @@ EXPORTED = {
     "data.aws_region": {"region"},
 }
 JSON_ARGUMENTS = {"policy", "redrive_policy", "redrive_allow_policy", "filter_policy"}
-"""Refused unless they are JSON, when the references in them are resolved."""
+"""Arguments that must be JSON after the references in them are resolved."""
 SQS_DEFAULT = "1048576"
 _QUEUE_DEFAULTS: dict[str, Any] = {
     "delay_seconds": 0, "max_message_size": 262_144, "message_retention_seconds": 345_600,
@@ -88,8 +88,8 @@ _SUBSCRIPTION_ATTRIBUTES = {
 }
 
 
-def faults(configuration: dict[str, Any]) -> list[str]:
-    """Say what Terraform or its AWS provider would refuse."""
+def find_errors(configuration: dict[str, Any]) -> list[str]:
+    """Return the errors that Terraform or its AWS provider would report."""
     found = []
     blocks = {f"{kind}.{label}": block for kind, label, block in _blocks(configuration)}
     known = {*blocks, *(f"data.{kind}.{label}" for kind, by in configuration.get("data", {}).items() for label in by)}
@@ -128,7 +128,7 @@ def faults(configuration: dict[str, Any]) -> list[str]:
 
 
 def choice_in(text: str) -> tuple[list[tuple[str, list[str]]], list[str]] | None:
-    """Read a choice by the region: conditions with a list each, and the list where none holds."""
+    """Parse a conditional on the region: conditions with a list each, and the list for all other regions."""
     whole = text.removeprefix("${").removesuffix("}")
     choices = [(found[1], json.loads(found[2])) for found in _CHOICE.finditer(whole)]
     last = _LAST.fullmatch(_CHOICE.sub("", whole))
@@ -136,7 +136,7 @@ def choice_in(text: str) -> tuple[list[tuple[str, list[str]]], list[str]] | None
 
 
 def chosen_in(text: str, region: str) -> str:
-    """Return what a choice comes to in a region, as JSON."""
+    """Return the value of a conditional in a region, as JSON."""
     choices, otherwise = choice_in(text) or ([], [])
     held = [let_in for condition, let_in in choices if _holds(condition, region)]
     return json.dumps([one.replace("${data.aws_region.current.region}", region) for one in [*held, otherwise][0]])
@@ -151,7 +151,7 @@ def _holds(condition: str, region: str) -> bool:
 
 
 class Workspace:
-    """Applies a configuration, each resource after those that it refers to."""
+    """Applies a configuration: creates each resource after those that it refers to."""
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         self._blocks = {f"{kind}.{label}": block for kind, label, block in _blocks(configuration)}
@@ -170,7 +170,7 @@ class Workspace:
         }
 
     def apply(self) -> dict[str, Any]:
-        """Return the outputs."""
+        """Create the resources; return the outputs."""
         make = {
             "aws_sqs_queue": self._make_queue,
             "aws_sqs_queue_policy": self._set_attribute,
@@ -203,7 +203,9 @@ class Workspace:
 
     def _make_queue(self, address: str, block: dict[str, Any]) -> None:
         attributes = _attributes({**_QUEUE_DEFAULTS, **block}, _QUEUE_ATTRIBUTES)
-        if attributes["MaximumMessageSize"] == SQS_DEFAULT:  # which ministack has, and refuses to be told
+        if (
+            attributes["MaximumMessageSize"] == SQS_DEFAULT
+        ):  # the default of ministack, which refuses it as an attribute
             del attributes["MaximumMessageSize"]
         made = self._sqs.create_queue(QueueName=block["name"], Attributes=attributes, tags=block.get("tags", {}))
         url = made["QueueUrl"]
@@ -213,7 +215,7 @@ class Workspace:
     def _set_attribute(self, _: str, block: dict[str, Any]) -> None:
         names = {"policy": "Policy", "redrive_allow_policy": "RedriveAllowPolicy"}
         url = block["queue_url"]
-        # moto forgets a queue's policy at any other attribute that is set.
+        # moto drops a queue's policy when another attribute is set.
         kept = self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"]).get("Attributes", {})
         self._sqs.set_queue_attributes(QueueUrl=url, Attributes={**kept, **_attributes(block, names)})
 

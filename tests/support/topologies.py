@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def provisioner() -> AsyncIterator[Provisioner]:
-    """A provisioner of the environment's, closed at the end."""
+    """Open a provisioner with the environment's settings, and close it at the end."""
     transport = open_aws_transport()
     try:
         yield Provisioner(transport)
@@ -25,19 +25,20 @@ async def provisioner() -> AsyncIterator[Provisioner]:
         await transport.aclose()
 
 
-async def survey(*services: Service) -> PlanContext:
+async def compare(*services: Service) -> PlanContext:
+    """Compare the declared topology with the deployed one."""
     async with provisioner() as found:
-        return await found.survey(services)
+        return await found.compare(services)
 
 
 async def left_to_do(*services: Service) -> list[str]:
-    """What an apply would still have to do."""
-    return [str(change) for change in (await survey(*services)).pending]
+    """Return the changes that an apply would still make."""
+    return [str(change) for change in (await compare(*services)).pending]
 
 
 async def destroy(*services: Service, orphaned: bool = False) -> list[str]:
-    """Delete what goes; return that."""
+    """Carry out a destroy; return its lines."""
     async with provisioner() as found:
-        going = (await found.survey(services, even_if_faulty=True, destroying=True)).destruction(orphaned=orphaned)
-        await found.apply(going)
-    return [str(change) for change in going]
+        changes = (await found.compare(services, ignore_errors=True, destroying=True)).plan_destroy(orphaned=orphaned)
+        await found.apply(changes)
+    return [str(change) for change in changes]

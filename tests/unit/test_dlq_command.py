@@ -6,7 +6,7 @@ import pytest
 
 from smartpipe import ConfigError
 from smartpipe.cli import main
-from smartpipe.cli.changes import Line, tell
+from smartpipe.cli.changes import Line, print_line
 from smartpipe.cli.dlq import dead_letter_queues
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def test_a_mistake_is_told_with_what_there_is(targets: list[str], wanted: str | 
 def test_a_printed_line_is_one_line_that_commands_no_terminal(
     line: Line | str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell(line)
+    print_line(line)
 
     assert capsys.readouterr().out == "a\\x1b[2Jb\\nforged\\u202e\n"
 

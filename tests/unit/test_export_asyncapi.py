@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from smartpipe import Event, Queue, Service
 from smartpipe.envelope import encode, wrap
-from smartpipe.topology.export.asyncapi import document
+from smartpipe.topology.export.asyncapi import build_document
 from tests.support import exported
 from tests.support.exported import AccountClosed, AccountOpened, accounts, subscribed
 
@@ -32,7 +32,7 @@ class PetFound(Event, topic=accounts, type="pet.found", version="1.0"):
 
 
 def made(*services: Service) -> dict[str, Any]:
-    return document(services, prefix="test-", application="shop")
+    return build_document(services, prefix="test-", application="shop")
 
 
 def pets() -> Service:
@@ -72,7 +72,7 @@ def test_a_document_does_not_depend_on_the_order_of_the_targets() -> None:
     assert json.dumps(made(*services)) == json.dumps(made(*reversed(services)))
 
 
-def test_topics_and_queues_are_channels_by_the_names_that_aws_knows() -> None:
+def test_topics_and_queues_are_channels_with_their_physical_names() -> None:
     channels = made(*exported.services())["channels"]
 
     assert {name: channel["address"] for name, channel in channels.items()} == {
@@ -87,14 +87,14 @@ def test_topics_and_queues_are_channels_by_the_names_that_aws_knows() -> None:
     assert channels["topic-payments.fifo"]["bindings"]["sns"]["ordering"]["type"] == "FIFO"
 
 
-def test_what_is_somebody_elses_has_its_arn_for_an_address() -> None:
+def test_the_address_of_an_external_resource_is_its_arn() -> None:
     channels = made(exported.affiliates(), exported.borrower())["channels"]
 
     assert channels["topic-partners"]["address"] == exported.partners.arn
     assert channels["queue-theirs"]["address"] == "arn:aws:sqs:eu-west-1:210987654321:theirs"
 
 
-def test_services_send_what_they_publish_and_receive_what_they_handle() -> None:
+def test_services_send_published_events_and_receive_handled_ones() -> None:
     operations = made(*exported.services())["operations"]
 
     assert {
@@ -117,17 +117,17 @@ def test_a_send_names_its_consumers_with_their_filters() -> None:
     archive, mailer = operations["portal.send.topic-accounts"]["bindings"]["sns"]["consumers"]
     assert archive["endpoint"] == {"name": "test-archive"}
     assert archive["filterPolicy"] == {"type": ["account.opened"]}
-    assert mailer["x-filter-policy"]["tenant"][0] == "acme"  # the binding knows no operators
+    assert mailer["x-filter-policy"]["tenant"][0] == "acme"  # the binding allows no operators
     assert mailer["rawMessageDelivery"] is True
 
 
-def test_a_send_that_nobody_here_consumes_has_no_binding() -> None:
+def test_a_send_without_consumers_has_no_binding() -> None:
     service = Service("portal", publishes=[AccountOpened])
 
     assert "bindings" not in made(service)["operations"]["portal.send.topic-accounts"]
 
 
-def test_what_is_published_is_valid_under_its_messages_payload() -> None:
+def test_a_published_event_is_valid_under_the_payload_schema() -> None:
     schemas = made(pets())["components"]["schemas"]
     payload = {"$ref": "#/components/schemas/pet.found.v1", "components": {"schemas": schemas}}
     validator = Draft7Validator(payload)
@@ -138,13 +138,13 @@ def test_what_is_published_is_valid_under_its_messages_payload() -> None:
     assert not validator.is_valid(bad)
 
 
-def test_each_message_has_definitions_of_its_own() -> None:
+def test_each_message_has_its_own_definitions() -> None:
     schemas = made(subscribed(Service("s"), AccountOpened, AccountClosed, PetFound))["components"]["schemas"]
 
     assert {"pet.found.v1.Dog", "pet.found.v1.PetFound", "account.opened.v1.AccountOpened"} <= schemas.keys()
 
 
-def test_a_queue_of_another_service_is_a_channel_even_if_nobody_here_handles_it() -> None:
+def test_a_queue_of_another_service_is_a_channel_even_without_a_handler() -> None:
     service = Service("portal", publishes=[Queue("elsewhere")])
 
     [channel] = made(service)["channels"].values()

@@ -7,31 +7,31 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, FilterPolicy, Queue, Service, Topic
-from smartpipe.topology.export.cloudformation import template
+from smartpipe.topology.export.cloudformation import build_template
 from tests.support import exported
 from tests.support.exported import AccountOpened, numbered, subscribed
 
 
-def made(*services: Service) -> dict[str, Any]:
-    return template(services, prefix="test-", application="shop")
+def template_of(*services: Service) -> dict[str, Any]:
+    return build_template(services, prefix="test-", application="shop")
 
 
 def of_type(found: dict[str, Any], kind: str) -> dict[str, Any]:
     return {name: one["Properties"] for name, one in found["Resources"].items() if one["Type"] == kind}
 
 
-def test_cfn_lint_finds_no_fault_in_a_template_of_everything() -> None:
+def test_cfn_lint_finds_no_error_in_a_template_with_every_feature() -> None:
     from cfnlint.api import ManualArgs, lint  # type: ignore[import-untyped] # 1.4 s of CPU, here for one worker only
 
-    text = json.dumps(made(*exported.everything()))
+    text = json.dumps(template_of(*exported.everything()))
 
-    faults = lint(text, config=ManualArgs(regions=["eu-west-1"]))
+    errors = lint(text, config=ManualArgs(regions=["eu-west-1"]))
 
-    assert [str(fault) for fault in faults] == []
+    assert [str(error) for error in errors] == []
 
 
-def test_a_template_is_of_no_account_and_no_region() -> None:
-    text = json.dumps(made(*exported.services()))
+def test_a_template_names_no_account_and_no_region() -> None:
+    text = json.dumps(template_of(*exported.services()))
 
     assert not re.search(r"this-|\d{12}|[a-z]{2}-[a-z]+-\d", text)
 
@@ -39,11 +39,11 @@ def test_a_template_is_of_no_account_and_no_region() -> None:
 def test_a_template_does_not_depend_on_the_order_of_the_targets() -> None:
     services = exported.everything()
 
-    assert json.dumps(made(*services)) == json.dumps(made(*reversed(services)))
+    assert json.dumps(template_of(*services)) == json.dumps(template_of(*reversed(services)))
 
 
-def test_a_queue_refers_to_its_dead_letter_queue_which_names_it_in_words_so_that_no_circle_closes() -> None:
-    queues = of_type(made(exported.mailer()), "AWS::SQS::Queue")
+def test_a_queue_refers_to_its_dead_letter_queue_without_a_circular_reference() -> None:
+    queues = of_type(template_of(exported.mailer()), "AWS::SQS::Queue")
 
     assert queues["MailerQueue"]["RedrivePolicy"] == {
         "deadLetterTargetArn": {"Fn::GetAtt": ["MailerDlqQueue", "Arn"]},
@@ -54,8 +54,8 @@ def test_a_queue_refers_to_its_dead_letter_queue_which_names_it_in_words_so_that
     ]
 
 
-def test_attributes_have_the_types_that_cloudformation_wants() -> None:
-    found = made(exported.ledger(), exported.cinema())
+def test_attributes_have_the_types_of_cloudformation() -> None:
+    found = template_of(exported.ledger(), exported.cinema())
 
     queue = of_type(found, "AWS::SQS::Queue")["LedgerQueueFifo"]
     topic = of_type(found, "AWS::SNS::Topic")["FilmsTopic"]
@@ -64,8 +64,8 @@ def test_attributes_have_the_types_that_cloudformation_wants() -> None:
     assert topic["MaximumMessageSize"] == 1_048_576
 
 
-def test_events_are_subscribed_to_only_when_queue_and_dead_letter_queue_let_them_in() -> None:
-    resources = made(exported.mailer())["Resources"]
+def test_subscriptions_depend_on_the_policies_of_queue_and_dead_letter_queue() -> None:
+    resources = template_of(exported.mailer())["Resources"]
 
     assert resources["AccountsTopicMailerQueueSubscription"]["DependsOn"] == [
         "MailerQueuePolicy",
@@ -76,7 +76,7 @@ def test_events_are_subscribed_to_only_when_queue_and_dead_letter_queue_let_them
 def test_only_the_topics_of_this_account_may_send_to_a_queue() -> None:
     [policy] = [
         one["PolicyDocument"]
-        for one in of_type(made(exported.archive()), "AWS::SQS::QueuePolicy").values()
+        for one in of_type(template_of(exported.archive()), "AWS::SQS::QueuePolicy").values()
         if one["Queues"] == [{"Ref": "ArchiveQueue"}]
     ]
 
@@ -88,8 +88,8 @@ def test_only_the_topics_of_this_account_may_send_to_a_queue() -> None:
     }
 
 
-def test_a_topic_of_others_is_subscribed_to_where_it_is_and_not_created() -> None:
-    found = made(exported.affiliates())
+def test_an_external_topic_is_subscribed_to_in_its_region_and_not_created() -> None:
+    found = template_of(exported.affiliates())
 
     [subscription] = of_type(found, "AWS::SNS::Subscription").values()
     assert subscription["TopicArn"] == exported.partners.arn
@@ -97,61 +97,61 @@ def test_a_topic_of_others_is_subscribed_to_where_it_is_and_not_created() -> Non
     assert of_type(found, "AWS::SNS::Topic") == {}
 
 
-def test_a_queue_of_others_is_left_alone() -> None:
-    assert list(made(exported.borrower())["Resources"]) == ["AccountsTopic"]
+def test_an_external_queue_is_left_out() -> None:
+    assert list(template_of(exported.borrower())["Resources"]) == ["AccountsTopic"]
 
 
-def test_a_direct_queue_is_let_in_to_by_nobody() -> None:
+def test_a_direct_queue_has_no_policy() -> None:
     service = subscribed(Service("s", queue=Queue("s", direct=True)), AccountOpened)
 
-    assert of_type(made(service), "AWS::SQS::QueuePolicy") == {}
+    assert of_type(template_of(service), "AWS::SQS::QueuePolicy") == {}
 
 
-def test_names_that_would_have_one_logical_id_have_two() -> None:
+def test_two_names_never_share_a_logical_id() -> None:
     one, other = (subscribed(Service(name), AccountOpened) for name in ("a-b", "a_b"))
 
-    ids = list(of_type(made(one, other), "AWS::SQS::Queue"))
+    ids = list(of_type(template_of(one, other), "AWS::SQS::Queue"))
 
     assert len(set(ids)) == 4
     assert all(re.fullmatch(r"AB(Dlq)?Queue[0-9a-f]{8}", one) for one in ids)
 
 
-def test_a_filter_whose_names_are_cloudformations_own_functions_is_written_as_text() -> None:
+def test_a_filter_with_names_of_cloudformation_functions_is_written_as_text() -> None:
     policy = FilterPolicy({"data": {"Ref": ["AccountsTopic"]}}, scope="MessageBody")
     service = subscribed(Service("s", queue=Queue("s", filter_policy=policy)), AccountOpened)
 
-    [subscription] = of_type(made(service), "AWS::SNS::Subscription").values()
+    [subscription] = of_type(template_of(service), "AWS::SNS::Subscription").values()
 
     assert json.loads(subscription["FilterPolicy"])["data"] == {"Ref": ["AccountsTopic"]}
 
 
-def test_a_policy_of_very_many_topics_lets_in_a_pattern_of_them() -> None:
-    policies = of_type(made(subscribed(Service("s"), *map(numbered, range(200)))), "AWS::SQS::QueuePolicy")
+def test_a_policy_for_very_many_topics_allows_a_pattern() -> None:
+    policies = of_type(template_of(subscribed(Service("s"), *map(numbered, range(200)))), "AWS::SQS::QueuePolicy")
 
     condition = policies["SQueuePolicy"]["PolicyDocument"]["Statement"][0]["Condition"]
     pattern = {"Fn::Sub": "arn:${AWS::Partition}:sns:${AWS::Region}:${AWS::AccountId}:test-many-*"}
     assert condition["ArnLike"] == {"aws:SourceArn": [pattern]}
 
 
-def test_no_logical_id_is_longer_than_cloudformation_takes() -> None:
+def test_logical_ids_stay_within_the_limit_of_cloudformation() -> None:
     class Long(Event, topic=Topic("t" * 250), type="long", version="1.0"):
         pass
 
-    resources = made(subscribed(Service("s"), Long))["Resources"]
+    resources = template_of(subscribed(Service("s"), Long))["Resources"]
 
     assert max(map(len, resources)) == 255
 
 
 def publishing(number: int) -> Service:
-    """A service of so many topics."""
+    """Return a service that publishes to this number of topics."""
     return Service("many", publishes=[numbered(one) for one in range(number)])
 
 
-def test_more_resources_than_cloudformation_takes_are_refused_with_the_mend() -> None:
+def test_too_many_resources_for_cloudformation_are_refused_with_an_alternative() -> None:
     with pytest.raises(ConfigError, match=r"501 resources.*takes 500.*--format terraform"):
-        made(publishing(501))
+        template_of(publishing(501))
 
 
-def test_more_outputs_than_cloudformation_takes_are_left_out() -> None:
-    assert len(made(publishing(200))["Outputs"]) == 200
-    assert "Outputs" not in made(publishing(201))
+def test_too_many_outputs_for_cloudformation_are_left_out() -> None:
+    assert len(template_of(publishing(200))["Outputs"]) == 200
+    assert "Outputs" not in template_of(publishing(201))

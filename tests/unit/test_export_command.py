@@ -22,7 +22,7 @@ cinema = exported.cinema()
 
 @pytest.fixture(autouse=True)
 def _shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with services, and an environment that leads nowhere."""
+    """Create a working directory with services, and an environment without AWS settings."""
     (tmp_path / "exported_shop.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -69,7 +69,9 @@ def test_policies_are_by_service_with_arns_of_the_real_account(
     assert "arn:aws:sqs:eu-west-1:123456789012:shop-archive" in found["archive"]["consume"]["Statement"][0]["Resource"]
 
 
-def test_an_output_file_holds_what_would_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_file_has_the_same_text_as_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_export(TARGETS, "mermaid", None)
     printed = capsys.readouterr().out
 
@@ -79,8 +81,8 @@ def test_an_output_file_holds_what_would_be_printed(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == f"mermaid written to {tmp_path / 'picture.mmd'}\n"
 
 
-def test_an_unknown_format_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"--format 'pulumi' is none of cloudformation, .*, iam"):
+def test_an_unknown_format_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"--format 'pulumi' is unknown: use one of cloudformation, .*, iam"):
         run_export(TARGETS, "pulumi", None)
 
 
@@ -89,6 +91,6 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         run_export(TARGETS, "dot", tmp_path / "nowhere" / "x")
 
 
-def test_what_a_format_cannot_say_is_a_mistake_with_its_mend() -> None:
+def test_services_that_a_format_cannot_represent_are_refused_with_an_alternative() -> None:
     with pytest.raises(ConfigError, match="use --format cloudformation"):
         run_export(["exported_shop:cinema"], "terraform", None)

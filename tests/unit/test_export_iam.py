@@ -7,7 +7,7 @@ import pytest
 
 from smartpipe import Event, Queue, Service, Topic
 from smartpipe.names import Naming
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
 from tests.support import exported
 from tests.support.exported import AccountOpened, SecretTold, subscribed
 
@@ -18,7 +18,7 @@ KMS = "arn:aws:kms:eu-west-1:123456789012:key/"
 
 
 def statements(service: Service, purpose: str) -> dict[str, dict[str, Any]]:
-    return {one["Sid"]: one for one in policies(service, NAMING)[purpose]["Statement"]}
+    return {one["Sid"]: one for one in build_policies(service, NAMING)[purpose]["Statement"]}
 
 
 def allowed(service: Service, purpose: str) -> dict[str, set[str]]:
@@ -32,7 +32,7 @@ def allowed(service: Service, purpose: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("service", exported.everything(), ids=lambda service: service.name)
 def test_every_policy_is_a_valid_document(service: Service) -> None:
-    for document in policies(service, NAMING).values():
+    for document in build_policies(service, NAMING).values():
         assert document["Version"] == "2012-10-17"
         sids = [statement["Sid"] for statement in document["Statement"]]
         assert len(set(sids)) == len(sids) > 0
@@ -51,12 +51,12 @@ def test_a_publisher_may_publish_and_send_to_what_it_declares_and_nothing_else()
     }
 
 
-def test_a_service_has_no_policy_for_what_it_does_not_do() -> None:
-    assert policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
-    assert policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive"}
+def test_a_service_has_policies_only_for_its_purposes() -> None:
+    assert build_policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
+    assert build_policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive"}
 
 
-def test_a_worker_may_receive_settle_dead_letter_and_look_at_what_it_needs() -> None:
+def test_a_worker_may_receive_settle_dead_letter_and_read_its_topology() -> None:
     own, dead = {f"{SQS}archive", f"{SQS}reports"}, {f"{SQS}archive-dlq", f"{SQS}reports-dlq"}
 
     assert allowed(exported.archive(), "consume") == {
@@ -72,7 +72,7 @@ def test_a_worker_may_receive_settle_dead_letter_and_look_at_what_it_needs() -> 
     }
 
 
-def test_subscriptions_of_another_accounts_topic_are_found_among_all_of_ones_own() -> None:
+def test_subscriptions_to_a_topic_of_another_account_are_found_by_listing_all() -> None:
     found = allowed(exported.affiliates(), "consume")
 
     assert found["sns:GetTopicAttributes"] == {exported.partners.arn}
@@ -80,13 +80,13 @@ def test_subscriptions_of_another_accounts_topic_are_found_among_all_of_ones_own
     assert "sns:ListSubscriptionsByTopic" not in found
 
 
-def test_a_worker_of_a_direct_queue_asks_sns_nothing() -> None:
+def test_a_worker_of_a_direct_queue_needs_no_permission_of_sns() -> None:
     service = subscribed(Service("s", queue=Queue("s", direct=True)), AccountOpened)
 
     assert not [action for action in allowed(service, "consume") if action.startswith("sns:")]
 
 
-def test_provisioning_looks_at_the_whole_prefix_and_changes_only_its_own() -> None:
+def test_provisioning_reads_the_whole_prefix_and_changes_only_its_own_resources() -> None:
     found = allowed(exported.mailer(), "provision")
 
     changing = {f"{SQS}mailer", f"{SQS}mailer-dlq"}
@@ -97,7 +97,7 @@ def test_provisioning_looks_at_the_whole_prefix_and_changes_only_its_own() -> No
     assert found["sns:SetSubscriptionAttributes"] == found["tag:GetResources"] == {"*"}
 
 
-def test_redriving_takes_dead_letters_and_sends_to_their_sources_and_nothing_else() -> None:
+def test_redriving_receives_dead_letter_messages_and_sends_to_their_queues_only() -> None:
     own, dead = {f"{SQS}archive", f"{SQS}reports"}, {f"{SQS}archive-dlq", f"{SQS}reports-dlq"}
 
     assert allowed(exported.archive(), "redrive") == {
@@ -111,7 +111,7 @@ def test_redriving_takes_dead_letters_and_sends_to_their_sources_and_nothing_els
     }
 
 
-def test_what_is_somebody_elses_is_looked_at_and_subscribed_to_and_never_changed() -> None:
+def test_external_resources_are_read_and_subscribed_to_and_never_changed() -> None:
     topics, queues = allowed(exported.affiliates(), "provision"), allowed(exported.borrower(), "provision")
 
     assert topics["sns:Subscribe"] == {exported.partners.arn}
@@ -121,7 +121,7 @@ def test_what_is_somebody_elses_is_looked_at_and_subscribed_to_and_never_changed
     assert "sqs:SetQueueAttributes" not in queues
 
 
-def test_a_key_by_its_alias_is_allowed_by_a_condition_for_an_alias_is_no_resource() -> None:
+def test_a_key_named_by_its_alias_is_allowed_by_a_condition() -> None:
     statement = statements(exported.vault(), "publish")["EncryptWhatIsPublishedByAlias"]
 
     assert statement["Action"] == ["kms:Decrypt", "kms:GenerateDataKey"]
@@ -152,7 +152,7 @@ def test_names_of_china_and_govcloud_are_in_their_partition() -> None:
     class Said(Event, topic=key, type="said", version="1.0"):
         pass
 
-    found = policies(Service("s", publishes=[Said]), china)["publish"]["Statement"]
+    found = build_policies(Service("s", publishes=[Said]), china)["publish"]["Statement"]
 
     assert [one["Resource"] for one in found] == [
         ["arn:aws-cn:sns:cn-north-1:123456789012:test-china"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import Event, FilterPolicy, Queue, Service, Topic
-from smartpipe.topology.export.pictures import dot, mermaid
+from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
 from tests.support import exported
 from tests.support.exported import AccountOpened, subscribed
 
@@ -26,7 +26,7 @@ def event(number: int) -> type[Event]:
 
 
 def test_a_flowchart_shows_who_publishes_what_to_whom() -> None:
-    lines = [line.strip() for line in mermaid([exported.portal(), exported.archive()]).splitlines()]
+    lines = [line.strip() for line in draw_mermaid([exported.portal(), exported.archive()]).splitlines()]
 
     assert 'publisher_portal("portal"):::publisher' in lines
     assert 'publisher_portal -->|"account.closed<br/>account.opened"| topic_accounts' in lines
@@ -35,16 +35,16 @@ def test_a_flowchart_shows_who_publishes_what_to_whom() -> None:
     assert "queue_archive --> handler_archive" in lines
 
 
-def test_what_is_sent_past_the_topics_is_an_arrow_of_its_own_kind() -> None:
+def test_direct_sends_have_a_different_kind_of_arrow() -> None:
     services = [exported.portal(), exported.archive()]
 
-    assert 'publisher_portal -.->|"directly"| queue_reports' in mermaid(services)
-    assert "publisher_portal -> queue_reports [label=<directly>" in dot(services)
-    assert not re.search(r"topic_\w+ -->\S* queue_reports", mermaid(services))
+    assert 'publisher_portal -.->|"directly"| queue_reports' in draw_mermaid(services)
+    assert "publisher_portal -> queue_reports [label=<directly>" in draw_dot(services)
+    assert not re.search(r"topic_\w+ -->\S* queue_reports", draw_mermaid(services))
 
 
-def test_a_queues_filter_stands_at_its_arrows_with_nothing_left_for_mermaid_to_read() -> None:
-    [arrow] = [line for line in mermaid([exported.mailer()]).splitlines() if "tenant" in line]
+def test_a_queues_filter_is_at_its_arrows_and_escaped_for_mermaid() -> None:
+    [arrow] = [line for line in draw_mermaid([exported.mailer()]).splitlines() if "tenant" in line]
 
     label = arrow.split('|"')[1].removesuffix('"| queue_mailer')
     assert label.endswith("tenant: #91;#34;acme#34;, #123;#34;prefix#34;: #34;#36;#123;x#125; #37;#123;y#125; …")
@@ -54,18 +54,18 @@ def test_a_queues_filter_stands_at_its_arrows_with_nothing_left_for_mermaid_to_r
 def test_graphviz_gets_labels_that_are_valid_html() -> None:
     service = subscribed(Service('a <b> & "c"', queue=Queue("q")), AccountOpened)
 
-    assert "[label=<a &lt;b&gt; &amp; &quot;c&quot;>, " in dot([service])
+    assert "[label=<a &lt;b&gt; &amp; &quot;c&quot;>, " in draw_dot([service])
 
 
-def test_what_is_somebody_elses_is_drawn_otherwise_and_says_where_it_is() -> None:
-    picture = mermaid([exported.affiliates(), exported.borrower()])
+def test_external_resources_look_different_and_name_account_and_region() -> None:
+    picture = draw_mermaid([exported.affiliates(), exported.borrower()])
 
     assert 'topic_partners{{"partners<br/><small>210987654321, us-east-2</small>"}}:::foreign' in picture
     assert "<small>their-dead</small>" in picture
 
 
-def test_many_events_of_one_arrow_are_counted_rather_than_listed() -> None:
-    picture = mermaid([subscribed(Service("all"), *(event(number) for number in range(10)))])
+def test_many_events_of_one_arrow_are_counted_instead_of_listed() -> None:
+    picture = draw_mermaid([subscribed(Service("all"), *(event(number) for number in range(10)))])
 
     assert '-->|"busy.0<br/>busy.1<br/>busy.2<br/>and 7 more"| queue_all' in picture
 
@@ -73,18 +73,18 @@ def test_many_events_of_one_arrow_are_counted_rather_than_listed() -> None:
 def test_long_conditions_are_cut() -> None:
     queue = Queue("q", filter_policy=FilterPolicy({"tenant": ["x" * 100]}))
 
-    assert f"tenant: [&quot;{'x' * 29}…" in dot([subscribed(Service("s", queue=queue), AccountOpened)])
+    assert f"tenant: [&quot;{'x' * 29}…" in draw_dot([subscribed(Service("s", queue=queue), AccountOpened)])
 
 
-def test_names_that_would_have_one_id_have_two() -> None:
+def test_two_names_never_share_an_id() -> None:
     one, other = (subscribed(Service(name), AccountOpened) for name in ("a-b", "a_b"))
 
-    ids = re.findall(r"^ +(queue_a_b\w+)\(", mermaid([one, other]), re.MULTILINE)
+    ids = re.findall(r"^ +(queue_a_b\w+)\(", draw_mermaid([one, other]), re.MULTILINE)
 
     assert len(set(ids)) == 2
 
 
-@pytest.mark.parametrize("draw", [mermaid, dot])
+@pytest.mark.parametrize("draw", [draw_mermaid, draw_dot])
 def test_a_picture_does_not_depend_on_the_order_of_the_targets(draw: Callable[[list[Service]], str]) -> None:
     services = exported.everything()
 
@@ -97,7 +97,7 @@ def test_graphviz_draws_it() -> None:
         pytest.skip("Graphviz is not here: install graphviz to have `dot`")
 
     drawn = subprocess.run(
-        [program, "-Tsvg"], input=dot(exported.everything()), capture_output=True, text=True, check=True
+        [program, "-Tsvg"], input=draw_dot(exported.everything()), capture_output=True, text=True, check=True
     )
 
     assert drawn.stderr == ""

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Queue, Service
-from smartpipe.topology.export.terraform import configuration
+from smartpipe.topology.export.terraform import build_configuration
 from tests.support import exported
 from tests.support.exported import AccountOpened, numbered, subscribed
-from tests.support.terraform import faults
+from tests.support.terraform import find_errors
 
 
-def made(*services: Service) -> dict[str, Any]:
-    return configuration(services, prefix="test-", application="shop")
+def configuration_of(*services: Service) -> dict[str, Any]:
+    return build_configuration(services, prefix="test-", application="shop")
 
 
 def resources(kind: str, *services: Service) -> dict[str, Any]:
-    found: dict[str, Any] = made(*services)["resource"].get(kind, {})
+    found: dict[str, Any] = configuration_of(*services)["resource"].get(kind, {})
     return found
 
 
@@ -25,12 +25,12 @@ def everything() -> list[Service]:
     return [service for service in exported.everything() if service.name != "cinema"]
 
 
-def test_the_aws_provider_knows_every_argument_of_a_configuration_of_everything() -> None:
-    assert faults(made(*everything())) == []
+def test_the_aws_provider_knows_every_argument_of_a_configuration_with_every_feature() -> None:
+    assert find_errors(configuration_of(*everything())) == []
 
 
 @pytest.mark.parametrize(
-    ("kind", "change", "fault"),
+    ("kind", "change", "error"),
     [
         ("aws_sqs_queue", {"color": "red"}, "no such argument color"),
         ("aws_sqs_queue", {"delay_seconds": "5"}, "delay_seconds is no int"),
@@ -42,15 +42,15 @@ def test_the_aws_provider_knows_every_argument_of_a_configuration_of_everything(
         ),
     ],
 )
-def test_the_table_of_the_provider_finds_faults(kind: str, change: dict[str, Any], fault: str) -> None:
-    found = made(exported.mailer())
+def test_the_table_of_the_provider_finds_errors(kind: str, change: dict[str, Any], error: str) -> None:
+    found = configuration_of(exported.mailer())
     next(iter(found["resource"][kind].values())).update(change)
 
-    assert any(fault in one for one in faults(found))
+    assert any(error in one for one in find_errors(found))
 
 
-def test_a_configuration_is_of_no_account_and_asks_the_provider_only_for_what_it_uses() -> None:
-    found = made(*exported.services())
+def test_a_configuration_names_no_account_and_has_only_the_data_sources_that_it_uses() -> None:
+    found = configuration_of(*exported.services())
 
     assert "this-" not in json.dumps(found)
     assert found["data"] == {"aws_caller_identity": {"current": {}}}
@@ -59,16 +59,16 @@ def test_a_configuration_is_of_no_account_and_asks_the_provider_only_for_what_it
 def test_a_configuration_does_not_depend_on_the_order_of_the_targets() -> None:
     services = everything()
 
-    assert json.dumps(made(*services)) == json.dumps(made(*reversed(services)))
+    assert json.dumps(configuration_of(*services)) == json.dumps(configuration_of(*reversed(services)))
 
 
-def test_a_users_text_that_looks_like_a_template_stays_text() -> None:
+def test_text_of_users_that_looks_like_a_template_stays_text() -> None:
     [subscription] = resources("aws_sns_topic_subscription", exported.mailer()).values()
 
     assert json.loads(subscription["filter_policy"])["tenant"] == ["acme", {"prefix": "$${x} %%{y} <&>\"'"}]
 
 
-def test_queue_and_dead_letter_queue_allow_each_other_without_a_circle() -> None:
+def test_queue_and_dead_letter_queue_allow_each_other_without_a_circular_reference() -> None:
     queues = resources("aws_sqs_queue", exported.mailer())
     allowing = resources("aws_sqs_queue_redrive_allow_policy", exported.mailer())
 
@@ -80,56 +80,56 @@ def test_queue_and_dead_letter_queue_allow_each_other_without_a_circle() -> None
     assert "redrive_allow_policy" not in queues["mailer_dlq"]
 
 
-def test_events_are_subscribed_to_only_when_queue_and_dead_letter_queue_let_them_in() -> None:
+def test_subscriptions_depend_on_the_policies_of_queue_and_dead_letter_queue() -> None:
     [subscription] = resources("aws_sns_topic_subscription", exported.mailer()).values()
 
     assert subscription["depends_on"] == ["aws_sqs_queue_policy.mailer", "aws_sqs_queue_policy.mailer_dlq"]
 
 
-def test_a_policy_of_very_many_topics_lets_in_a_pattern_of_them_in_the_providers_account() -> None:
-    found = made(subscribed(Service("s"), *map(numbered, range(200))))
+def test_a_policy_for_very_many_topics_allows_a_pattern_in_the_providers_account() -> None:
+    found = configuration_of(subscribed(Service("s"), *map(numbered, range(200))))
 
     condition = json.loads(found["resource"]["aws_sqs_queue_policy"]["s"]["policy"])["Statement"][0]["Condition"]
     partition, region = "${data.aws_partition.current.partition}", "${data.aws_region.current.region}"
     account = "${data.aws_caller_identity.current.account_id}"
     assert condition["ArnLike"] == {"aws:SourceArn": [f"arn:{partition}:sns:{region}:{account}:test-many-*"]}
-    assert faults(found) == []
+    assert find_errors(found) == []
 
 
-def test_queues_take_what_sqs_takes_though_the_provider_says_less_by_default() -> None:
+def test_queues_have_the_size_limit_of_sqs_and_not_the_providers_default() -> None:
     queues = resources("aws_sqs_queue", exported.mailer())
 
     assert {queue["max_message_size"] for queue in queues.values()} == {1_048_576}
 
 
-def test_a_topic_of_a_size_that_the_provider_cannot_set_is_refused_with_the_mend() -> None:
+def test_a_topic_with_a_size_limit_is_refused_with_an_alternative() -> None:
     with pytest.raises(ConfigError, match=r"topic 'test-films'.*limit_bytes=1048576.*--format cloudformation"):
-        made(exported.cinema())
+        configuration_of(exported.cinema())
 
 
-def test_a_topic_of_others_is_subscribed_to_where_it_is_and_not_created() -> None:
+def test_an_external_topic_is_subscribed_to_in_its_region_and_not_created() -> None:
     [subscription] = resources("aws_sns_topic_subscription", exported.affiliates()).values()
 
     assert (subscription["topic_arn"], subscription["region"]) == (exported.partners.arn, "us-east-2")
     assert resources("aws_sns_topic", exported.affiliates()) == {}
 
 
-def test_a_queue_of_others_is_left_alone() -> None:
-    assert list(made(exported.borrower())["resource"]) == ["aws_sns_topic"]
+def test_an_external_queue_is_left_out() -> None:
+    assert list(configuration_of(exported.borrower())["resource"]) == ["aws_sns_topic"]
 
 
-def test_a_key_of_kms_takes_the_place_of_sqss_own() -> None:
+def test_a_kms_key_replaces_the_keys_of_sqs() -> None:
     queue = resources("aws_sqs_queue", exported.vault())["vault"]
 
     assert queue["kms_master_key_id"] == "1234abcd-12ab-34cd-56ef-1234567890ab"
     assert "sqs_managed_sse_enabled" not in queue
 
 
-def test_names_that_would_have_one_label_have_two() -> None:
+def test_two_names_never_share_a_label() -> None:
     one, other = (subscribed(Service(name, queue=Queue(name)), AccountOpened) for name in ("1-b", "1_b"))
 
-    found = made(one, other)
+    found = configuration_of(one, other)
 
-    assert faults(found) == []
+    assert find_errors(found) == []
     assert len(found["resource"]["aws_sqs_queue"]) == 4
     assert len(found["resource"]["aws_sns_topic_subscription"]) == 2

@@ -10,8 +10,8 @@ import pytest
 from smartpipe import ConfigError, Queue, Service
 from smartpipe.filter_policy import FilterPolicy, policy_problems
 from smartpipe.names import Naming
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.derive import derive
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from tests.support.events import UserLeft
 
 

@@ -1,4 +1,4 @@
-"""Queue policies: one statement is ours, the others stay as they are to the byte."""
+"""Queue policies: smartpipe writes one statement, and the others stay byte for byte."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from smartpipe.topology.policy import (
     POLICY_LIMIT_BYTES,
     POLICY_SID,
+    build_key_statement,
+    build_statement,
+    find_open_statements,
+    find_our_statement,
     fit_statements,
     fold_sources,
-    key_statement,
     merge_statements,
-    open_to_anybody,
-    our_statement,
+    read_statements,
     source_topics,
-    statement,
-    statements,
 )
 from smartpipe.topology.regions import ENABLED_BY_DEFAULT, is_opt_in
 
 QUEUE = "arn:aws:sqs:eu-west-1:123456789012:mailer"
 USERS = "arn:aws:sns:eu-west-1:123456789012:users"
 ORDERS = "arn:aws:sns:eu-west-1:123456789012:orders"
-OURS = statement(QUEUE, [USERS, ORDERS])
-STALE = statement(QUEUE, [USERS])
+OURS = build_statement(QUEUE, [USERS, ORDERS])
+STALE = build_statement(QUEUE, [USERS])
 THEIRS = '{ "Effect":"Allow",\n "Sid" : "th\\u00e9irs", "Principal":"*", "Action":["sqs:*"] , "Resource":"x" }'
 
 
@@ -61,7 +61,7 @@ def test_the_statements_of_others_are_kept_byte_for_byte(text: str, expected: st
 def test_two_statements_of_ours_become_one() -> None:
     text = merge_statements(policy(json.dumps(STALE), THEIRS, json.dumps(STALE)), OURS)
 
-    assert [one.get("Sid") for one in statements(text)] == ["th\u00e9irs", POLICY_SID]
+    assert [one.get("Sid") for one in read_statements(text)] == ["th\u00e9irs", POLICY_SID]
     assert THEIRS in text
 
 
@@ -69,18 +69,18 @@ NO_POLICIES = [None, "", "no policy", "[]", '{"Version": "2012-10-17"}', "{", '{
 
 
 @pytest.mark.parametrize("text", [*NO_POLICIES, '{"Statement": null}', '{"Statement": "x"}'])
-def test_where_there_is_no_policy_ours_is_the_whole_of_it(text: str | None) -> None:
+def test_without_a_policy_our_statement_is_the_only_one(text: str | None) -> None:
     assert json.loads(merge_statements(text, OURS)) == {"Version": "2012-10-17", "Statement": [OURS]}
 
 
-def test_ours_is_taken_out_when_nothing_subscribes_any_more() -> None:
+def test_our_statement_is_removed_when_nothing_is_subscribed() -> None:
     assert merge_statements(policy(json.dumps(OURS)), None) == ""
-    assert statements(merge_statements(policy(THEIRS, json.dumps(OURS)), None)) == [json.loads(THEIRS)]
+    assert read_statements(merge_statements(policy(THEIRS, json.dumps(OURS)), None)) == [json.loads(THEIRS)]
     assert merge_statements(policy(THEIRS), None) == policy(THEIRS)
 
 
 def test_a_list_of_one_and_another_order_are_the_same_statement() -> None:
-    one = statement(QUEUE, [USERS])
+    one = build_statement(QUEUE, [USERS])
     written = {**one, "Condition": {**one["Condition"], "ArnEquals": {"aws:SourceArn": USERS}}}
     shuffled = {**OURS, "Condition": {**OURS["Condition"], "ArnEquals": {"aws:SourceArn": [USERS, ORDERS]}}}
 
@@ -101,7 +101,7 @@ json_values = st.recursive(
     st.booleans(),
     st.booleans(),
 )
-def test_whatever_others_wrote_is_there_afterwards(
+def test_all_statements_of_others_are_kept(
     theirs: list[dict[str, object]], indent: int, ours_is_there: bool, ascii_only: bool
 ) -> None:
     raw = [
@@ -114,8 +114,8 @@ def test_whatever_others_wrote_is_there_afterwards(
     result = merge_statements(text, OURS)
 
     assert all(one in result for one in raw)
-    assert our_statement(result) == OURS
-    assert len(statements(result)) == len(raw) + 1
+    assert find_our_statement(result) == OURS
+    assert len(read_statements(result)) == len(raw) + 1
 
 
 def topics(count: int, name: str = "team-growth-events-of-a-long-name-{:03}") -> list[str]:
@@ -123,12 +123,12 @@ def topics(count: int, name: str = "team-growth-events-of-a-long-name-{:03}") ->
 
 
 def test_fault_49_sixty_topics_into_one_queue_are_one_statement_within_the_limit() -> None:
-    short = fit_statements(None, statement(QUEUE, topics(60, "topic-{}")))
-    long = fit_statements(None, statement(QUEUE, topics(60, "a-very-long-name-" * 8 + "{}")))
+    short = fit_statements(None, build_statement(QUEUE, topics(60, "topic-{}")))
+    long = fit_statements(None, build_statement(QUEUE, topics(60, "a-very-long-name-" * 8 + "{}")))
 
-    assert len(statements(short)) == len(statements(long)) == 1
-    assert len(source_topics(our_statement(short) or {})) == 60
-    assert source_topics(our_statement(long) or {}) == [topics(1, "a-very-long-name-" * 8)[0] + "*"]
+    assert len(read_statements(short)) == len(read_statements(long)) == 1
+    assert len(source_topics(find_our_statement(short) or {})) == 60
+    assert source_topics(find_our_statement(long) or {}) == [topics(1, "a-very-long-name-" * 8)[0] + "*"]
     assert len(long.encode()) <= POLICY_LIMIT_BYTES
 
 
@@ -155,7 +155,11 @@ def test_the_principal_is_the_one_that_sns_delivers_as_between_these_regions(
     queue = f"arn:aws:sqs:{queue_region}:123456789012:mailer"
     topic = f"arn:aws:sns:{topic_region}:123456789012:users"
 
-    for found in (statement(queue, [topic]), fold_sources(statement(queue, [topic])), key_statement(queue, [topic])):
+    for found in (
+        build_statement(queue, [topic]),
+        fold_sources(build_statement(queue, [topic])),
+        build_key_statement(queue, [topic]),
+    ):
         assert found["Principal"] == {"Service": expected}
 
 
@@ -169,15 +173,15 @@ def test_the_principal_is_the_one_that_sns_delivers_as_between_these_regions(
     ],
 )
 def test_other_partitions_have_no_opt_in_regions(partition: str, topic_region: str, queue_region: str) -> None:
-    found = statement(f"arn:{partition}:sqs:{queue_region}:1:q", [f"arn:{partition}:sns:{topic_region}:1:t"])
+    found = build_statement(f"arn:{partition}:sqs:{queue_region}:1:q", [f"arn:{partition}:sns:{topic_region}:1:t"])
 
     assert found["Principal"] == {"Service": "sns.amazonaws.com"}
 
 
-def test_topics_of_several_regions_are_let_in_each_by_its_principal() -> None:
+def test_each_topic_region_is_allowed_by_its_principal() -> None:
     regions = ("us-east-1", "me-south-1", "af-south-1", "eu-west-1")
 
-    found = statement(QUEUE, [f"arn:aws:sns:{region}:1:t" for region in regions])
+    found = build_statement(QUEUE, [f"arn:aws:sns:{region}:1:t" for region in regions])
 
     assert found["Principal"] == {
         "Service": ["sns.amazonaws.com", "sns.af-south-1.amazonaws.com", "sns.me-south-1.amazonaws.com"]
@@ -191,17 +195,17 @@ def test_regions_enabled_by_default_are_regions_of_the_partition_and_hold_all_th
     assert set(ENABLED_BY_DEFAULT) <= set(sns)
     assert before_2019 < set(ENABLED_BY_DEFAULT)
     assert set(ENABLED_BY_DEFAULT) - before_2019 == {"ap-northeast-2", "ap-northeast-3"}
-    # What botocore has besides is all opt-in; a new one here is none of those enabled by default.
+    # All other regions of botocore are opt-in, and so are new ones.
     assert {
         "af-south-1", "ap-east-1", "ap-south-2", "ap-southeast-3", "ap-southeast-4", "ca-west-1", "eu-central-2",
         "eu-south-1", "eu-south-2", "il-central-1", "me-central-1", "me-south-1",
     } <= set(filter(is_opt_in, sns))  # fmt: skip
 
 
-def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> None:
+def test_a_folded_statement_still_names_the_account() -> None:
     other = "arn:aws:sns:eu-west-1:999999999999:theirs"
 
-    pattern = fold_sources(statement(QUEUE, [*topics(3), other]))
+    pattern = fold_sources(build_statement(QUEUE, [*topics(3), other]))
 
     assert pattern["Principal"] == {"Service": "sns.amazonaws.com"}
     assert pattern["Condition"] == {
@@ -210,12 +214,12 @@ def test_a_folded_statement_still_names_the_account_and_never_stands_open() -> N
     }
 
 
-def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
+def test_statements_of_others_count_for_the_limit_and_are_not_cut() -> None:
     theirs = policy(json.dumps({"Sid": "theirs", "Resource": "x" * 4_000}))
 
-    text = fit_statements(theirs, statement(QUEUE, topics(60)))
+    text = fit_statements(theirs, build_statement(QUEUE, topics(60)))
 
-    assert "ArnLike" in (our_statement(text) or {})["Condition"]
+    assert "ArnLike" in (find_our_statement(text) or {})["Condition"]
     assert "x" * 4_000 in text
 
 
@@ -245,14 +249,12 @@ def test_what_others_wrote_counts_for_the_limit_and_is_not_cut() -> None:
         ({"Sid": "x", "Effect": "Allow", "Principal": {"AWS": "123456789012"}}, []),
     ],
 )
-def test_a_statement_that_lets_anybody_in_is_noticed(
-    statement_of_others: dict[str, object], expected: list[str]
-) -> None:
-    assert open_to_anybody(policy(json.dumps(statement_of_others))) == expected
+def test_a_statement_that_allows_everyone_is_found(statement_of_others: dict[str, object], expected: list[str]) -> None:
+    assert find_open_statements(policy(json.dumps(statement_of_others))) == expected
 
 
-def test_fault_10_the_statement_that_a_key_needs_lets_these_topics_encrypt_and_no_others() -> None:
-    needed = key_statement(QUEUE, [USERS])
+def test_fault_10_the_statement_for_a_key_allows_only_these_topics_to_encrypt() -> None:
+    needed = build_key_statement(QUEUE, [USERS])
 
     assert needed["Action"] == ["kms:GenerateDataKey*", "kms:Decrypt"]
     assert needed["Principal"] == {"Service": "sns.amazonaws.com"}

@@ -87,7 +87,7 @@ def test_every_contradiction_is_reported_together() -> None:
     assert any("queue 'mailer' is claimed by two services" in problem for problem in caught.value.problems)
 
 
-def test_a_topic_with_a_limit_of_its_own_asks_for_it() -> None:
+def test_a_topic_with_a_size_limit_sets_it() -> None:
     big = Topic("big", limit_bytes=1_048_576)
 
     class Huge(Event, topic=big, type="huge", version="1.0"):
@@ -99,10 +99,12 @@ def test_a_topic_with_a_limit_of_its_own_asks_for_it() -> None:
     topology = derive([service], NAMING)
 
     assert topology.topics[NAMING.topic_arn("big")]["MaximumMessageSize"] == "1048576"
-    assert topology.queues[NAMING.queue_arn("s")]["MaximumMessageSize"] == "1048576"  # an old one may have 256 KiB
+    assert (
+        topology.queues[NAMING.queue_arn("s")]["MaximumMessageSize"] == "1048576"
+    )  # an old queue may have a limit of 256 KiB
 
 
-def test_a_queue_that_is_anothers_dead_letter_queue_and_a_topic_of_two_minds_are_refused() -> None:
+def test_a_queue_with_the_name_of_a_dead_letter_queue_and_a_topic_with_two_declarations_are_refused() -> None:
     class Elsewhere(Event, topic=Topic("users", limit_bytes=500_000), type="elsewhere", version="1.0"):
         pass
 
@@ -125,7 +127,7 @@ def served(queue: Queue, *events: type[Event]) -> Service:
     return service
 
 
-def test_everything_carries_the_tags_that_tell_whose_it_is() -> None:
+def test_all_resources_have_tags_that_name_their_owner() -> None:
     topology = derive([served(Queue("mailer", tags={"team": "growth"}))], NAMING._replace(application="shop"))
 
     own = {"smartpipe:application": "shop", "smartpipe:prefix": "staging-"}
@@ -134,7 +136,7 @@ def test_everything_carries_the_tags_that_tell_whose_it_is() -> None:
         assert topology.queues[arn]["Tags"] == {"team": "growth", **own, "smartpipe:service": "mailer"}
 
 
-def test_a_dead_letter_queue_takes_only_from_its_queue_and_what_sns_could_not_deliver_to_it() -> None:
+def test_a_dead_letter_queue_accepts_only_messages_of_its_queue_and_undeliverable_ones() -> None:
     topology = derive([mailer()], NAMING)
 
     dead_letters = topology.queues[f"{MAILER}-dlq"]
@@ -173,14 +175,14 @@ def test_high_throughput_counts_by_group_on_topics_and_queues() -> None:
     assert topology.topics[NAMING.topic_arn("book.fifo")]["FifoThroughputScope"] == "MessageGroup"
 
 
-def test_what_is_only_sent_to_directly_has_no_subscription_and_lets_no_topic_in() -> None:
+def test_a_direct_queue_has_no_subscription_and_admits_no_topic() -> None:
     topology = derive([served(Queue("mailer", direct=True))], NAMING)
 
     assert topology.subscriptions == {}
     assert topology.queues[MAILER]["Policy"]["Statement"] == []
 
 
-def test_fault_47_a_filter_policy_says_its_scope_first_and_the_types_with_its_own_conditions() -> None:
+def test_fault_47_a_filter_policy_has_its_scope_first_and_the_types_with_its_conditions() -> None:
     body = FilterPolicy({"data": {"country": ["ch"]}}, scope="MessageBody")
 
     [subscription] = derive([served(Queue("mailer", filter_policy=body))], NAMING).subscriptions.values()
@@ -190,7 +192,7 @@ def test_fault_47_a_filter_policy_says_its_scope_first_and_the_types_with_its_ow
     assert subscription["FilterPolicy"] == {"type": ["member.signed_up"], "data": {"country": ["ch"]}}
 
 
-def test_fault_47_types_and_conditions_together_stay_within_what_sns_takes() -> None:
+def test_fault_47_types_and_conditions_together_stay_within_the_limits_of_sns() -> None:
     many = FilterPolicy({"tenant": [str(number) for number in range(100)]})
 
     with pytest.raises(ConfigError, match="200 combinations of values"):
@@ -206,20 +208,22 @@ def test_a_topic_of_another_account_is_subscribed_to_and_never_created() -> None
 
     topology = derive([served(Queue("mailer"), Shipped)], NAMING)
 
-    assert topology.given == {THEIR_TOPIC}
+    assert topology.external == {THEIR_TOPIC}
     assert list(topology.subscriptions) == [(THEIR_TOPIC, MAILER)]
-    assert "RedrivePolicy" not in topology.subscriptions[THEIR_TOPIC, MAILER]  # it would have to be in their account
+    assert (
+        "RedrivePolicy" not in topology.subscriptions[THEIR_TOPIC, MAILER]
+    )  # it would have to be in the topic's account
     [statement] = topology.queues[MAILER]["Policy"]["Statement"]
     assert statement["Condition"]["StringEquals"] == {"aws:SourceAccount": "999999999999"}
 
 
-def test_an_existing_queue_is_expected_as_it_is_and_gets_no_prefix_by_its_arn() -> None:
+def test_an_existing_queue_declared_by_its_arn_gets_no_prefix() -> None:
     theirs = "arn:aws:sqs:eu-west-1:999999999999:theirs"
 
     topology = derive([served(Queue(theirs, existing=True, dead_letter="graveyard"))], NAMING)
 
     dead_letters = "arn:aws:sqs:eu-west-1:999999999999:graveyard"
-    assert topology.given == {theirs, dead_letters}
+    assert topology.external == {theirs, dead_letters}
     assert topology.queues[theirs]["RedrivePolicy"]["deadLetterTargetArn"] == dead_letters
 
 
@@ -255,12 +259,14 @@ def test_a_service_that_only_publishes_needs_its_topics() -> None:
         (lambda: Topic(arn="arn:aws:sns:eu-west-1:999999999999:*"), "is no topic's ARN"),
     ],
 )
-def test_what_aws_would_refuse_is_refused_where_it_is_declared(declare: Callable[[], object], sentence: str) -> None:
+def test_declarations_that_aws_would_refuse_are_refused_immediately(
+    declare: Callable[[], object], sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         declare()
 
 
-def test_two_services_of_one_name_are_refused_and_one_that_is_named_twice_is_one() -> None:
+def test_two_services_with_one_name_are_refused_and_a_repeated_service_counts_once() -> None:
     one, other = served(Queue("mailer")), served(Queue("mailer"), UserLeft)
 
     assert len(derive([one, one], NAMING).queues) == 2
@@ -271,7 +277,7 @@ def test_two_services_of_one_name_are_refused_and_one_that_is_named_twice_is_one
     assert "queue 'mailer' is claimed by two services" in str(caught.value)
 
 
-def test_a_dead_letter_queue_takes_what_its_queue_takes() -> None:
+def test_a_dead_letter_queue_has_the_size_limit_of_its_queue() -> None:
     class Vast(Event, topic=Topic("vast", limit_bytes=1_000_000), type="topology.vast", version="1.0"):
         pass
 

@@ -17,8 +17,8 @@ from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.names import Naming
 from smartpipe.payload_offload import PayloadOffload
 from smartpipe.testing import MemoryBroker
-from smartpipe.topology.companions import TableAndBucket
-from smartpipe.topology.export.iam import policies
+from smartpipe.topology.export.iam import build_policies
+from smartpipe.topology.table_and_bucket import TableAndBucket
 from tests.support.events import ADA, UserSignedUp
 
 if TYPE_CHECKING:
@@ -323,13 +323,13 @@ def test_policies_allow_consumers_the_locations_that_they_may_read_and_publisher
 
     read = {
         role: one["Resource"]
-        for role, policy in policies(service, NAMING, companions).items()
+        for role, policy in build_policies(service, NAMING, companions).items()
         for one in policy["Statement"]
         if "s3:GetObject" in one["Action"]
     }
     [written] = [
         one["Resource"]
-        for one in policies(publishing, NAMING, companions)["publish"]["Statement"]
+        for one in build_policies(publishing, NAMING, companions)["publish"]["Statement"]
         if "s3:PutObject" in one["Action"]
     ]
 
@@ -340,8 +340,8 @@ def test_policies_allow_consumers_the_locations_that_they_may_read_and_publisher
 
 def test_a_bucket_of_another_account_is_not_part_of_the_topology(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads?owner=222222222222")
-    theirs = TableAndBucket.from_environment().buckets(NAMING)
+    theirs = TableAndBucket.from_environment().derive_buckets(NAMING)
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", f"s3://payloads?owner={NAMING.account_id}")
 
     assert theirs == {}
-    assert list(TableAndBucket.from_environment().buckets(NAMING)) == ["arn:aws:s3:::payloads"]
+    assert list(TableAndBucket.from_environment().derive_buckets(NAMING)) == ["arn:aws:s3:::payloads"]

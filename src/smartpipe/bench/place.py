@@ -13,7 +13,7 @@ from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.local import EmbeddedBroker
 from smartpipe.local.broker import REGION, environment_of
 from smartpipe.topology.aws.provision import Provisioner
-from smartpipe.topology.companions import NO_COMPANIONS
+from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET
 from smartpipe.transports.aws.client import check_urls, endpoint_fault
 from smartpipe.transports.open import open_aws_transport
 from smartpipe.urls import describe_url
@@ -120,7 +120,7 @@ async def provision(place: Place, load: Load, tell: Callable[[str], None]) -> As
     with _environment(place.environment):
         transport = open_aws_transport()
         try:
-            provisioner = Provisioner(transport, companions=NO_COMPANIONS)
+            provisioner = Provisioner(transport, table_and_bucket=NO_TABLE_AND_BUCKET)
             changes = await provisioner.plan(services_of(load))
             try:
                 await provisioner.apply(changes)
@@ -135,8 +135,8 @@ async def provision(place: Place, load: Load, tell: Callable[[str], None]) -> As
 async def _destroyed(provisioner: Provisioner, place: Place, load: Load, tell: Callable[[str], None]) -> None:
     gone = False
     try:
-        survey = await provisioner.survey(services_of(load), even_if_faulty=True, destroying=True)
-        changes = survey.destruction(even_if_not_empty=True)
+        context = await provisioner.compare(services_of(load), ignore_errors=True, destroying=True)
+        changes = context.plan_destroy(even_if_not_empty=True)
         await provisioner.apply(changes)
         gone = all(change.pending for change in changes)
     except SmartpipeError as error:  # the run's own outcome counts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from smartpipe.cli.ask import ask
-from smartpipe.cli.changes import tell
+from smartpipe.cli.changes import print_line
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.escaping import escape_json
 from smartpipe.worker.signals import on_stop
@@ -62,7 +62,7 @@ def run_bench(flags: dict[str, Any], manner: Manner) -> None:
         typer.echo(escape_json(json.dumps(as_json(figures, machine()), indent=2)))
     else:
         for line in in_words(figures, machine()):
-            tell(line)
+            print_line(line)
     if manner.picture is not None:
         from smartpipe.bench.plot import plot
 
@@ -187,4 +187,4 @@ def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]
 
 
 def _warn(text: str) -> None:
-    tell(f"smartpipe: {text}", err=True)
+    print_line(f"smartpipe: {text}", err=True)

@@ -1,4 +1,4 @@
-"""A plan as people and as programs read it."""
+"""The text and the JSON of a plan."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MARKS: dict[Action, tuple[str, str]] = {
     "update": ("~", "yellow"),
     "delete": ("-", "red"),
     "unchanged": ("=", "white"),
-    "foreign": ("?", "cyan"),
+    "external": ("?", "cyan"),
     "orphaned": ("!", "magenta"),
 }
-"""What stands before each line, and its colour on a terminal."""
+"""The mark at the beginning of each line, and its colour on a terminal."""
 
 
 class Line(NamedTuple):
@@ -37,48 +37,57 @@ class Line(NamedTuple):
 
 
 def heading(naming: Naming) -> str:
-    """Say where it is, so that nobody changes the wrong account."""
+    """Return the line that names account, region, prefix and application, so that you see where changes are made."""
     prefix = f"prefix {naming.prefix}" if naming.prefix else "no prefix"
     return f"account {naming.account_id}, {naming.region}, {prefix}, application {naming.application}"
 
 
-def in_words(changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> Iterator[Line]:
-    """Yield the lines of a plan, or of what is to be deleted, and, last, its sums."""
-    shown = [change for change in changes if every or change.action != "unchanged"]
-    for change in shown:
+def describe_changes(changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> Iterator[Line]:
+    """Yield the lines of a plan, and at the end the number of changes of each kind.
+
+    Args:
+        every: Include unchanged resources.
+        deleting: The changes are those of a ``destroy``, which calls the resources that it leaves alone kept.
+    """
+    for change in changes:
+        if change.action == "unchanged" and not every:
+            continue
         mark, colour = MARKS[change.action]
-        action = "kept" if deleting and change.action == "foreign" else change.action
-        why = f"  ({action}: {change.reason})" if change.reason else ""
-        yield Line(f"  {mark} {change.kind:<12} {change.name}{why}", colour)
+        action = "kept" if deleting and change.action == "external" else change.action
+        reason = f"  ({action}: {change.reason})" if change.reason else ""
+        yield Line(f"  {mark} {change.kind:<12} {change.name}{reason}", colour)
         if change.action == "update":
             for difference in change.differences:
                 yield Line(f"      {difference}", colour)
-    sums = {action: sum(change.action == action for change in changes) for action in MARKS}
-    done = f"{sums['create']} to create, {sums['update']} to update, {sums['delete']} to delete"
-    rest = ", ".join(f"{sums[action]} {action}" for action in ("unchanged", "foreign", "orphaned") if sums[action])
+    counts = {action: sum(change.action == action for change in changes) for action in MARKS}
+    pending = f"{counts['create']} to create, {counts['update']} to update, {counts['delete']} to delete"
+    rest = ", ".join(f"{counts[action]} {action}" for action in ("unchanged", "external", "orphaned") if counts[action])
     if deleting:
-        done = f"{sums['delete']} to delete" if sums["delete"] else "nothing to delete"
-        rest = f"{sums['foreign']} kept" if sums["foreign"] else ""
+        pending = f"{counts['delete']} to delete" if counts["delete"] else "nothing to delete"
+        rest = f"{counts['external']} kept" if counts["external"] else ""
     elif not any(change.pending for change in changes):
-        done = "nothing to change"
-    yield Line(f"{done}{'; ' + rest if rest else ''}")
-    if sums["orphaned"]:
-        yield Line("orphaned: is every TARGET of the application named, and is SMARTPIPE_APPLICATION its own?")
+        pending = "nothing to change"
+    yield Line(f"{pending}{'; ' + rest if rest else ''}")
+    if counts["orphaned"]:
+        yield Line(
+            "orphaned: check that you named every TARGET of the application, and that no other application has its "
+            "SMARTPIPE_APPLICATION"
+        )
 
 
-def tell(line: Line | str, *, err: bool = False) -> None:
-    """Print one line, in colour on a terminal; what could command the terminal, or forge a line, is escaped."""
+def print_line(line: Line | str, *, err: bool = False) -> None:
+    """Print one line, in colour on a terminal, with terminal control characters and line breaks escaped."""
     text, colour = line if isinstance(line, Line) else (line, None)
     coloured = colour is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     typer.echo(typer.style(escape_text(text), fg=colour) if coloured else escape_text(text), err=err)
 
 
-def as_json_text(survey: PlanContext, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
+def format_json(context: PlanContext, changes: Sequence[Change], kept: Sequence[Change] | None = None) -> str:
     """Return *changes* as JSON with account, region and prefix, and after a destroy with the *kept* resources."""
     fields = {
-        **survey.naming._asdict(),
+        **context.naming._asdict(),
         "changes": [change.as_json() for change in changes],
         **({} if kept is None else {"kept": [change.as_json() for change in kept]}),
-        "notes": survey.notes,
+        "notes": context.notes,
     }
     return escape_json(json.dumps(fields, indent=2))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from smartpipe.cli.changes import Line, heading, tell
-from smartpipe.cli.show import contents, known_ages
+from smartpipe.cli.changes import Line, heading, print_line
+from smartpipe.cli.show import describe_contents, find_ages
 from smartpipe.cli.targets import load_services
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import preview
@@ -84,8 +84,8 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
     async def look(transport: AwsTransport) -> tuple[Naming, list[QueueState], list[str]]:
         naming = await transport.addresses.naming()
         arns = [naming.queue_arn(one.queue.dead_letter_name) for one in queues]
-        actual = await TopologyReader(transport).read(Topology({}, {arn: {} for arn in arns}, {}), tags=False)
-        ages, notes = await known_ages(transport, [name_in(arn) for arn in actual.queues])
+        actual = await TopologyReader(transport).read(Topology({"queue": {arn: {} for arn in arns}}), tags=False)
+        ages, notes = await find_ages(transport, [name_in(arn) for arn in actual.queues])
         return naming, [state_of(arn, actual.queues.get(arn), ages) for arn in arns], notes
 
     naming, states, notes = with_transport(look)
@@ -96,16 +96,16 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
         ]
         typer.echo(json.dumps({**naming._asdict(), "dead_letter_queues": plain, "notes": notes}, indent=2))
         return
-    tell(heading(naming))
+    print_line(heading(naming))
     width = max((len(state.name) for state in states), default=0)
     for one, state in zip(queues, states, strict=True):
-        said = contents(state) if state.exists else "not there: run smartpipe topology apply"
+        said = describe_contents(state) if state.exists else "not there: run smartpipe topology apply"
         alarming = not state.exists or state.visible + state.in_flight
-        tell(Line(f"  {state.name:<{width}}  {said}  (of {one.source})", "red" if alarming else None))
+        print_line(Line(f"  {state.name:<{width}}  {said}  (of {one.source})", "red" if alarming else None))
     if not states:
         typer.echo("no queues: these services only publish")
     for note in notes:
-        tell(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *, as_json: bool) -> None:
@@ -123,14 +123,14 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
         plain = [_plain(one, letter) for one, found in shown for letter in found]
         typer.echo(escape_json(json.dumps({**naming._asdict(), "messages": plain}, indent=2, ensure_ascii=False)))
         return
-    tell(heading(naming))
+    print_line(heading(naming))
     for one, found in shown:
         most = " or more" if len(found) == selection.limit else ""
         what = messages(len(found)) if found else "nothing" + (" that fits" if selection.filters else "")
-        tell(f"{one.name} (of {one.source}): {what}{most}")
+        print_line(f"{one.name} (of {one.source}): {what}{most}")
         for letter in found:
             for line in describe(letter):
-                tell(line)
+                print_line(line)
 
 
 def messages(count: int) -> str:

@@ -1,4 +1,4 @@
-"""``smartpipe topology export``. Only ``iam`` asks AWS anything: whose account it is."""
+"""``smartpipe topology export``. Only ``iam`` calls AWS, to find out the account."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.settings import AwsSettings
-from smartpipe.topology.companions import TableAndBucket
-from smartpipe.topology.export.asyncapi import document
-from smartpipe.topology.export.cloudformation import template
-from smartpipe.topology.export.iam import policies
-from smartpipe.topology.export.pictures import dot, mermaid
-from smartpipe.topology.export.terraform import configuration
+from smartpipe.topology.export.asyncapi import build_document
+from smartpipe.topology.export.cloudformation import build_template
+from smartpipe.topology.export.iam import build_policies
+from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
+from smartpipe.topology.export.terraform import build_configuration
+from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
     from smartpipe.service import Service
 
-_TEMPLATES = {"cloudformation": template, "terraform": configuration, "asyncapi": document}
-_PICTURES = {"mermaid": mermaid, "dot": dot}
-FORMATS = (*_TEMPLATES, *_PICTURES, "iam")
+_DOCUMENTS = {"cloudformation": build_template, "terraform": build_configuration, "asyncapi": build_document}
+_PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot}
+FORMATS = (*_DOCUMENTS, *_PICTURES, "iam")
 
 
 def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
-    """Print the topology of *targets* in the format *form*, or write it to *output* and say so.
+    """Print the topology of *targets* in the format *form*, or write it to the file *output*.
 
     Raises:
-        ConfigError: An unknown format, or what the format cannot say of these services.
+        ConfigError: The format is unknown, or it cannot represent these services; or the file cannot be written.
     """
     if form not in FORMATS:
-        msg = f"--format {form!r} is none of {', '.join(FORMATS)}"
+        msg = f"--format {form!r} is unknown: use one of {', '.join(FORMATS)}"
         raise ConfigError(msg)
-    text = _text(load_services(targets), form)
+    text = _render(load_services(targets), form)
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -49,24 +49,24 @@ def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
     typer.echo(f"{form} written to {output}")
 
 
-def _text(services: Sequence[Service], form: str) -> str:
+def _render(services: Sequence[Service], form: str) -> str:
     if form in _PICTURES:
         return _PICTURES[form](services)
     if form == "iam":
-        return _json(_policies(services))
+        return _format_json(_build_policies(services))
     settings = AwsSettings.load()
-    return _json(_TEMPLATES[form](services, prefix=settings.prefix, application=settings.application))
+    return _format_json(_DOCUMENTS[form](services, prefix=settings.prefix, application=settings.application))
 
 
-def _policies(services: Sequence[Service]) -> dict[str, Any]:
-    """Return each service's policies by its name."""
+def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
+    """Return the policies of each service by its name."""
     from smartpipe.cli.topology import with_transport
 
     naming = with_transport(lambda transport: transport.addresses.naming())
-    companions = TableAndBucket.from_environment()
+    table_and_bucket = TableAndBucket.from_environment()
     by_name = sorted(services, key=lambda one: one.name)
-    return {service.name: policies(service, naming, companions) for service in by_name}
+    return {service.name: build_policies(service, naming, table_and_bucket) for service in by_name}
 
 
-def _json(value: Any) -> str:
+def _format_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from smartpipe.cli.ask import ask
-from smartpipe.cli.changes import heading, tell
+from smartpipe.cli.changes import heading, print_line
 from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import NO_REASON
@@ -80,10 +80,10 @@ def _run(work: Work) -> None:
     as_json = work.manner.as_json
     naming, looks = with_transport(lambda transport: _look(work, transport))
     if not as_json:
-        tell(heading(naming))
+        print_line(heading(naming))
         for one, looked in zip(work.queues, looks, strict=True):
             for line in _in_words(work, one, looked):
-                tell(line)
+                print_line(line)
     tallies = [Tally() for _ in work.queues]
     count = sum(looked.wanted.total() for looked in looks)
     going = count > 0 and not work.manner.dry_run
@@ -227,13 +227,13 @@ def _tell(work: Work, one: DeadLetterQueue, looked: ScanResult, tally: Tally) ->
     left = _not_reached(looked, tally)
     parts += [f"not reached {left:,}"] if left else []
     ending = "; interrupted: the rest is where it was" if tally.interrupted else ""
-    tell(f"{one.name}: {', '.join(parts)}{ending}")
+    print_line(f"{one.name}: {', '.join(parts)}{ending}")
     for letters, what in (
         (tally.failed, "stays"),
         (tally.not_deleted, "was not deleted and will be seen again" if work.remembers else "was not deleted"),
     ):
         for letter, failure in letters[:FAILURES_SHOWN]:
-            tell(f"  {letter.name} {what}: {failure.code}: {failure.detail}", err=True)
+            print_line(f"  {letter.name} {what}: {failure.code}: {failure.detail}", err=True)
         if len(letters) > FAILURES_SHOWN:
             typer.echo(f"  and {len(letters) - FAILURES_SHOWN:,} more", err=True)
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 
 from smartpipe.cli.ask import ask
-from smartpipe.cli.changes import as_json_text, heading, in_words, tell
+from smartpipe.cli.changes import describe_changes, format_json, heading, print_line
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.changes import Change, pending_changes
-from smartpipe.topology.destroy import holding
+from smartpipe.topology.destroy import describe_full_queues
 from smartpipe.transports.open import create_aws_transport
 
 if TYPE_CHECKING:
@@ -27,63 +27,74 @@ T = TypeVar("T")
 
 
 def run_plan(targets: Sequence[str], *, every: bool, as_json: bool) -> NoReturn:
-    """Show the plan and exit: 0 in sync, 1 with changes, 2 if there cannot be one."""
+    """Print the plan and exit: 0 without changes, 1 with changes, 2 if no plan is possible."""
     try:
-        survey = surveyed(targets)
+        context = compare(targets)
     except SmartpipeError as error:
-        raise ConfigError(str(error).splitlines()) from error  # a plan that cannot be made is no plan with changes
+        raise ConfigError(str(error).splitlines()) from error  # exit with 2, because 1 means that there are changes
     if as_json:
-        typer.echo(as_json_text(survey, survey.changes))
+        typer.echo(format_json(context, context.changes))
     else:
-        _show(survey, survey.changes, every=every)
-    raise typer.Exit(1 if survey.pending else 0)
+        _print_plan(context, context.changes, every=every)
+    raise typer.Exit(1 if context.pending else 0)
 
 
 def run_apply(targets: Sequence[str], *, yes: bool, as_json: bool) -> None:
-    """Show the plan, ask unless told not to, and carry it out, saying each change as it is made."""
-    survey = surveyed(targets)
+    """Print the plan, ask for confirmation unless *yes*, and carry it out; print each change when it is made."""
+    context = compare(targets)
     if not as_json:
-        _show(survey, survey.changes)
-    if survey.pending:
+        _print_plan(context, context.changes)
+    if context.pending:
         ask("Make these changes?", yes=yes, as_json=as_json)
-    _carry_out(survey, survey.pending, as_json=as_json)
+    _carry_out(context, context.pending, as_json=as_json)
 
 
 def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bool, yes: bool, as_json: bool) -> None:
-    """Show what goes, refuse while queues hold messages, ask unless told not to, and delete."""
+    """Print the deletions, ask for confirmation unless *yes*, and delete.
+
+    Raises:
+        ConfigError: *orphaned* needs ``SMARTPIPE_APPLICATION``.
+        SmartpipeError: Queues hold messages, or AWS could not be asked for orphaned resources.
+    """
     if orphaned and "application" not in AwsSettings.load().model_fields_set:
-        msg = "--orphaned goes by the application's name: set SMARTPIPE_APPLICATION to one that others do not share"
+        msg = (
+            "--orphaned searches by the application's name: set SMARTPIPE_APPLICATION to a name that no other "
+            "application has"
+        )
         raise ConfigError(msg)
-    survey = surveyed(targets, even_if_faulty=True, destroying=True)
-    changes = survey.destruction(orphaned=orphaned, even_if_not_empty=even_if_not_empty)
+    context = compare(targets, ignore_errors=True, destroying=True)
+    changes = context.plan_destroy(orphaned=orphaned, even_if_not_empty=even_if_not_empty)
     if not as_json:
-        _show(survey, changes, deleting=True)
-    if orphaned and not survey.knows_orphans:
-        raise SmartpipeError("nothing is deleted: what no TARGET declares is not known, as the note says")
-    full = [] if even_if_not_empty else holding(changes, survey.actual)
+        _print_plan(context, changes, deleting=True)
+    if orphaned and not context.knows_orphans:
+        raise SmartpipeError("nothing is deleted: AWS did not list the resources that no TARGET declares; see the note")
+    full = [] if even_if_not_empty else describe_full_queues(changes, context.actual)
     if full:
-        msg = "nothing is deleted: handle or move what they hold, or lose it with --even-if-not-empty"
+        msg = "nothing is deleted: handle or move the messages, or add --even-if-not-empty to lose them"
         raise SmartpipeError("\n".join([*full, msg]))
-    going = pending_changes(changes)
-    if going:
+    deletions = pending_changes(changes)
+    if deletions:
         ask("Delete these?", yes=yes, as_json=as_json)
-    _carry_out(survey, going, as_json=as_json, kept=[change for change in changes if not change.pending])
+    _carry_out(context, deletions, as_json=as_json, kept=[change for change in changes if not change.pending])
 
 
-def surveyed(targets: Sequence[str], *, even_if_faulty: bool = False, destroying: bool = False) -> PlanContext:
-    """Compare what the targets declare with what is there; errors as those of ``Provisioner.survey``."""
+def compare(targets: Sequence[str], *, ignore_errors: bool = False, destroying: bool = False) -> PlanContext:
+    """Compare the declarations of the targets with the deployed resources; errors as those of ``Provisioner.compare``.
+
+    Print unknown settings to standard error.
+    """
     for sentence in unknown_settings():
-        tell(f"smartpipe: {sentence}", err=True)
+        print_line(f"smartpipe: {sentence}", err=True)
     services = load_services(targets)
 
     def work(transport: AwsTransport) -> Awaitable[PlanContext]:
-        return Provisioner(transport).survey(services, even_if_faulty=even_if_faulty, destroying=destroying)
+        return Provisioner(transport).compare(services, ignore_errors=ignore_errors, destroying=destroying)
 
     return with_transport(work)
 
 
 def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
-    """Run *work* on a transport of the environment's, and close that."""
+    """Open a transport with the environment's settings, run *work* with it, and close it."""
 
     async def run() -> T:
         transport = create_aws_transport(AwsSettings.load())
@@ -95,25 +106,27 @@ def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def _show(survey: PlanContext, changes: Sequence[Change], *, every: bool = False, deleting: bool = False) -> None:
-    tell(heading(survey.naming))
-    for line in in_words(changes, every=every, deleting=deleting):
-        tell(line)
-    for note in survey.not_seen if deleting else survey.notes:
-        tell(f"note: {note}")
+def _print_plan(
+    context: PlanContext, changes: Sequence[Change], *, every: bool = False, deleting: bool = False
+) -> None:
+    print_line(heading(context.naming))
+    for line in describe_changes(changes, every=every, deleting=deleting):
+        print_line(line)
+    for note in context.not_read if deleting else context.notes:
+        print_line(f"note: {note}")
 
 
 def _carry_out(
-    survey: PlanContext, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
+    context: PlanContext, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
 ) -> None:
     """Make *changes* and print each; as JSON, print all at the end, with the *kept* resources, also on failure."""
-    made: list[Change] = []
+    done: list[Change] = []
 
     def on_change(change: Change) -> None:
-        made.append(change)
+        done.append(change)
         if not as_json:
             width = len(str(len(changes)))
-            tell(f"  [{len(made):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
+            print_line(f"  [{len(done):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
 
     def work(transport: AwsTransport) -> Awaitable[Any]:
         return Provisioner(transport).apply(changes, on_change)
@@ -122,10 +135,10 @@ def _carry_out(
         if changes:
             with_transport(work)
     except KeyboardInterrupt:
-        msg = f"interrupted after {len(made)} of {len(changes)} changes: the same command again makes the rest"
+        msg = f"interrupted after {len(done)} of {len(changes)} changes: run the same command again to make the others"
         raise SmartpipeError(msg) from None
     finally:
         if as_json:
-            typer.echo(as_json_text(survey, made, kept))
+            typer.echo(format_json(context, done, kept))
     if changes and not as_json:
-        typer.echo(f"{len(made)} change{'' if len(made) == 1 else 's'} made")
+        typer.echo(f"{len(done)} change{'' if len(done) == 1 else 's'} made")

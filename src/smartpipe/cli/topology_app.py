@@ -1,4 +1,4 @@
-"""``smartpipe topology``: its commands and their options; what they do is in cli.topology, cli.show and cli.export."""
+"""The commands of ``smartpipe topology`` and their options; they call cli.topology, cli.show and cli.export."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import Annotated
 import typer
 
 topology = typer.Typer(
-    help="Topics, queues and subscriptions that services declare: an admin process, apart from workers.",
+    help="Create, compare and delete the topics, queues and subscriptions that services declare. Run it apart from "
+    "workers.",
     no_args_is_help=True,
 )
 
 Targets = Annotated[
-    list[str] | None, typer.Argument(help="module:attribute of each Service; default: services in [tool.smartpipe]")
+    list[str] | None, typer.Argument(help="module:attribute of each Service. Default: services in [tool.smartpipe].")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
 @topology.command()
 def plan(
     targets: Targets = None,
     *,
-    every: Annotated[bool, typer.Option("--all", help="List what is unchanged too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List unchanged resources too.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Show what apply would change. Exit 0: nothing; 1: something; 2: it cannot be said or done."""
+    """Show the changes that apply would make. Exit with 0: no changes, 1: changes, 2: no plan is possible."""
     from smartpipe.cli.topology import run_plan
 
     run_plan(targets or [], every=every, as_json=json)
@@ -34,7 +35,7 @@ def plan(
 
 @topology.command()
 def apply(targets: Targets = None, *, yes: Yes = False, json: AsJson = False) -> None:
-    """Create what the services declare and bring into line what differs. Twice is once."""
+    """Create the resources that the services declare, and update those that differ. You can always run it again."""
     from smartpipe.cli.topology import run_apply
 
     run_apply(targets or [], yes=yes, as_json=json)
@@ -45,15 +46,18 @@ def destroy(
     targets: Targets = None,
     *,
     orphaned: Annotated[
-        bool, typer.Option("--orphaned", help="Also what carries the application's tags and no TARGET declares.")
+        bool,
+        typer.Option(
+            "--orphaned", help="Also delete resources that carry the application's tags and that no TARGET declares."
+        ),
     ] = False,
     even_if_not_empty: Annotated[
-        bool, typer.Option("--even-if-not-empty", help="Also queues that hold messages, which are lost.")
+        bool, typer.Option("--even-if-not-empty", help="Also delete queues that hold messages, and lose these.")
     ] = False,
     yes: Yes = False,
     json: AsJson = False,
 ) -> None:
-    """Delete what the services declare and carries this application's tags; keep what others may still use."""
+    """Delete the resources that the services declare, except those that others own or may still use."""
     from smartpipe.cli.topology import run_destroy
 
     run_destroy(targets or [], orphaned=orphaned, even_if_not_empty=even_if_not_empty, yes=yes, as_json=json)
@@ -61,7 +65,7 @@ def destroy(
 
 @topology.command()
 def show(targets: Targets = None, *, json: AsJson = False) -> None:
-    """Print topics, subscriptions, queues and dead-letter queues as a tree, with what is in them now."""
+    """Print topics, subscriptions, queues and dead-letter queues as a tree, with the number of messages in them."""
     from smartpipe.cli.show import run_show
 
     run_show(targets or [], as_json=json)
@@ -72,9 +76,9 @@ def export(
     targets: Targets = None,
     *,
     form: Annotated[str, typer.Option("--format", help="cloudformation, terraform, asyncapi, mermaid, dot or iam.")],
-    output: Annotated[Path | None, typer.Option(help="Write it there instead of to standard output.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
 ) -> None:
-    """Print the topology for other tools: templates that create the very same, documents, pictures, policies."""
+    """Print the topology in the format of another tool: a template, a document, a picture or IAM policies."""
     from smartpipe.cli.export import run_export
 
     run_export(targets or [], form, output)

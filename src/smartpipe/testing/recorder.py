@@ -46,7 +46,7 @@ class Recorder(MemoryTransport):
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Publish, and remember what was taken."""
         if not self.has_topic(topic):
-            self.apply(Topology({f":{topic}": {}}, {}, {}))
+            self.apply(Topology({"topic": {f":{topic}": {}}}))
         failures = await super().publish(topic, messages)
         self._published(topic, messages, failures)
         return failures

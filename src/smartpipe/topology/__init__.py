@@ -1,1 +1,1 @@
-"""The AWS resources that services need: derived from code, compared with AWS, exported."""
+"""The AWS resources that services need: derived from declarations, compared with AWS, exported."""

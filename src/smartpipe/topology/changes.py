@@ -1,4 +1,4 @@
-"""One line of a plan: a resource, and what is to become of it. Pure."""
+"""One line of a plan: a resource, and the change that it needs. Pure."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
     from smartpipe.topology.resources import Attributes
 
-Kind: TypeAlias = Literal["queue", "topic", "subscription", "table", "bucket"]
-Action: TypeAlias = Literal["create", "update", "delete", "unchanged", "foreign", "orphaned"]
+Action: TypeAlias = Literal["create", "update", "delete", "unchanged", "external", "orphaned"]
 
 PENDING: frozenset[Action] = frozenset({"create", "update", "delete"})
 
 
 class Change(NamedTuple):
-    """One resource to create, to delete, or to bring some attributes of into line; or one that stays as it is.
+    """One resource to create, update or delete; or one that stays as it is.
 
     Args:
-        action: ``foreign``: somebody else's, left alone. ``orphaned``: smartpipe's tags say that it is this
-            application's, and no TARGET declares it; ``destroy --orphaned`` would delete it.
-        arns: The resource's ARN; for a subscription its topic's and its queue's (or other endpoint).
-        attributes: What to set: all wanted attributes of a new resource, or the differing ones.
-        before: The present values of those attributes; None for what is not there.
-        reason: Why it stays, or goes.
+        action: ``external``: smartpipe leaves the resource alone. ``orphaned``: its tags name this application, and no
+            TARGET declares it; ``destroy --orphaned`` would delete it.
+        kind: The name of its kind, as in ``kinds.KINDS``.
+        arns: The resource's ARN; for a subscription the ARNs of its topic and of its queue (or other endpoint).
+        attributes: All wanted attributes of a new resource, or the differing ones of a deployed resource.
+        before: The deployed values of those attributes; None for an attribute that is not set.
+        reason: Why the resource stays, or why it is deleted.
     """
 
     action: Action
-    kind: Kind
+    kind: str
     arns: tuple[str, ...]
     attributes: Attributes
     before: Attributes
@@ -39,62 +39,68 @@ class Change(NamedTuple):
 
     @property
     def pending(self) -> bool:
-        """Whether ``apply`` has something to do for it."""
+        """Whether ``apply`` has to change the resource."""
         return self.action in PENDING
 
     @property
     def name(self) -> str:
-        """What people call it: names without the rest of the ARN."""
+        """The names at the ends of the ARNs."""
         return " → ".join(name_in(arn) if arn.startswith("arn:") else arn for arn in self.arns)
 
     @property
     def differences(self) -> list[Difference]:
-        """What an update changes, value by value."""
-        return [one for name in self.attributes for one in _differ(name, self.before.get(name), self.attributes[name])]
+        """The values that an update changes."""
+        return [
+            one
+            for name in self.attributes
+            for one in _find_differences(name, self.before.get(name), self.attributes[name])
+        ]
 
     def __str__(self) -> str:
-        """Name the change in one line, old values before new ones."""
+        """Describe the change in one line, with old values before new ones."""
         details = ", ".join(map(str, self.differences)) if self.action == "update" else self.reason
         return f"{self.action} {self.kind} {self.name}" + (f" ({details})" if details else "")
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as ``plan --json`` has it."""
+        """Return it as ``plan --json`` prints it."""
         return {**self._asdict(), "name": self.name}
 
 
 class Difference(NamedTuple):
-    """One value that changes; ``before`` or ``after`` is None where there is none."""
+    """One value that changes; ``before`` or ``after`` is None if there is no such value."""
 
     path: str
     before: object
     after: object
 
     def __str__(self) -> str:
-        """Say it as people do: a value by value, or what joins and what leaves a list."""
+        """Describe the old and the new value, or the elements that are added to and removed from a list."""
         if isinstance(self.before, list) and isinstance(self.after, list):
-            joins = [f"+ {_text(one)}" for one in self.after if one not in self.before]
-            leaves = [f"− {_text(one)}" for one in self.before if one not in self.after]  # noqa: RUF001 - a minus sign
-            return f"{self.path}: {', '.join([*joins, *leaves])}" if joins or leaves else f"{self.path}: another order"
-        return f"{self.path}: {_text(self.before)} → {_text(self.after)}"
+            added = [f"+ {_format_value(one)}" for one in self.after if one not in self.before]
+            removed = [f"− {_format_value(one)}" for one in self.before if one not in self.after]  # noqa: RUF001 - a minus sign
+            return (
+                f"{self.path}: {', '.join([*added, *removed])}" if added or removed else f"{self.path}: another order"
+            )
+        return f"{self.path}: {_format_value(self.before)} → {_format_value(self.after)}"
 
 
 def pending_changes(changes: Iterable[Change]) -> list[Change]:
-    """Return what ``apply`` has to do."""
+    """Return the changes that ``apply`` has to make."""
     return [change for change in changes if change.pending]
 
 
-def _differ(path: str, before: Any, after: Any) -> Iterator[Difference]:
-    before, after = _parsed(before), _parsed(after)
+def _find_differences(path: str, before: Any, after: Any) -> Iterator[Difference]:
+    before, after = _parse(before), _parse(after)
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys([*before, *after]):
             if before.get(key) != after.get(key):
-                yield from _differ(f"{path}.{key}", before.get(key), after.get(key))
+                yield from _find_differences(f"{path}.{key}", before.get(key), after.get(key))
     else:
         yield Difference(path, before, after)
 
 
-def _parsed(value: Any) -> Any:
-    """Read JSON text, and let statements be found by their Sids rather than by their places."""
+def _parse(value: Any) -> Any:
+    """Parse JSON text, and key the statements of a policy by their Sids, so that their order does not matter."""
     if isinstance(value, str) and value.startswith("{"):
         try:
             value = json.loads(value)
@@ -106,7 +112,7 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _text(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "nothing"
     return value if isinstance(value, str) and value else json.dumps(value)

@@ -1,4 +1,4 @@
-"""What stands in the way of a plan, and what its reader should know. Pure."""
+"""Errors that make a plan impossible, and warnings for its reader. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.names import name_in
 from smartpipe.tags import PREFIX, SERVICE
-from smartpipe.topology.claims import another_kind
-from smartpipe.topology.plan import owner_of
+from smartpipe.topology.kinds import KINDS
 from smartpipe.topology.policy import (
     MAX_STATEMENTS,
     POLICY_LIMIT_BYTES,
+    build_key_statement,
+    find_open_statements,
+    find_our_statement,
     fit_statements,
-    key_statement,
-    open_to_anybody,
-    our_statement,
+    read_statements,
     source_topics,
-    statements,
 )
-from smartpipe.topology.resources import TAGS, dead_letter_of
+from smartpipe.topology.resources import TAGS, dead_letter_of, owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,65 +28,64 @@ if TYPE_CHECKING:
 
 
 def find_errors(desired: Topology, actual: Topology) -> list[str]:
-    """Say why the plan cannot be carried out: nothing is changed while any of these holds."""
+    """Return why the plan cannot be carried out; ``apply`` changes nothing while there is an error."""
     found: list[str] = []
     for arn, wanted in desired.queues.items():
         present = actual.queues.get(arn)
-        if arn in desired.given:
-            found += _faults_of_existing(arn, wanted, present, _redriven(actual))
+        if arn in desired.external:
+            found += _find_external_queue_errors(arn, wanted, present, _dead_letter_queues(actual))
         else:
-            found += _faults_of_own(arn, wanted, present)
-    found += [
-        fault
-        for arn in desired.tables
-        if arn in actual.tables and (fault := another_kind(name_in(arn), actual.tables[arn]["KeySchema"]))
-    ]
+            found += _find_own_queue_errors(arn, wanted, present)
+    for kind in KINDS.values():
+        deployed = actual.of(kind.name)
+        for arn in desired.of(kind.name):
+            found += kind.find_errors(arn, deployed[arn]) if arn in deployed else ()
     for arn, wanted in desired.topics.items():
-        present = actual.topics.get(arn)
-        found += _faults_of_prefix("topic", arn, wanted, present)
-        if arn in desired.given and present is None:
-            found.append(f"topic {arn} is declared by its ARN and does not exist, or may not be seen from here")
-        if present and (present.get("FifoThroughputScope"), wanted.get("FifoThroughputScope")) == (
-            "MessageGroup",
-            "Topic",
-        ):
-            found.append(
-                f"topic {name_in(arn)}: AWS never takes high throughput back; keep high_throughput=True, or delete it"
-            )
+        found += _find_topic_errors(arn, wanted, actual.topics.get(arn), is_external=arn in desired.external)
     return found
 
 
-def _faults_of_prefix(kind: str, arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
-    """Prefix and name are put together without a separator, so two environments can mean one topic or queue."""
+def _find_topic_errors(arn: str, wanted: Attributes, present: Attributes | None, *, is_external: bool) -> Iterator[str]:
+    yield from _find_prefix_errors("topic", arn, wanted, present)
+    if is_external and present is None:
+        yield f"topic {arn} is declared by its ARN and does not exist, or your credentials may not read it"
+    if present and (present.get("FifoThroughputScope"), wanted.get("FifoThroughputScope")) == ("MessageGroup", "Topic"):
+        yield f"topic {name_in(arn)}: AWS cannot turn off high throughput; keep high_throughput=True, or delete it"
+
+
+def _find_prefix_errors(kind: str, arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+    """Compare the prefixes: prefix and name have no separator, so two environments can mean one topic or queue."""
     ours, theirs = (one.get(TAGS, {}).get(PREFIX) for one in (wanted, present or {}))
     if ours is not None and theirs is not None and ours != theirs:
         yield (
-            f"{kind} {name_in(arn)} belongs to the environment with SMARTPIPE_PREFIX={theirs!r}, and {ours!r} makes "
-            "the same name of another one: end each prefix with a hyphen"
+            f"{kind} {name_in(arn)} belongs to the environment with SMARTPIPE_PREFIX={theirs!r}, and with the prefix "
+            f"{ours!r} another {kind} has the same name: end each prefix with a hyphen"
         )
 
 
-def _redriven(actual: Topology) -> set[str]:
-    """Return the dead-letter queues of what is there."""
+def _dead_letter_queues(actual: Topology) -> set[str]:
     return {dead_letter_of(one) or "" for one in actual.queues.values()}
 
 
-def _faults_of_existing(arn: str, wanted: Attributes, present: Attributes | None, redriven: set[str]) -> Iterator[str]:
-    if present is None and "RedrivePolicy" not in wanted and arn not in redriven:
-        return  # the dead-letter queue that it would have if it were there, or had not another
+def _find_external_queue_errors(
+    arn: str, wanted: Attributes, present: Attributes | None, dead_letter_queues: set[str]
+) -> Iterator[str]:
+    if present is None and "RedrivePolicy" not in wanted and arn not in dead_letter_queues:
+        # The expected dead-letter queue: its queue does not exist or has another one. That is an error of its queue.
+        return
     if present is None:
-        yield f"queue {arn} is declared existing=True and does not exist, or may not be seen from here"
+        yield f"queue {arn} is declared existing=True and does not exist, or your credentials may not read it"
         return
     expected, found = dead_letter_of(wanted), dead_letter_of(present)
     if expected and found != expected:
-        mend = f'declare Queue(..., dead_letter="{name_in(found)}")' if found else "its owner has to give it one"
-        yield f"queue {name_in(arn)}: its dead-letter queue is {found or 'missing'}, not {name_in(expected)}; {mend}"
+        fix = f'declare Queue(..., dead_letter="{name_in(found)}")' if found else "ask its owner to add it"
+        yield f"queue {name_in(arn)}: its dead-letter queue is {found or 'missing'}, not {name_in(expected)}; {fix}"
 
 
-def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+def _find_own_queue_errors(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
     if present is None:
         return
-    yield from _faults_of_prefix("queue", arn, wanted, present)
+    yield from _find_prefix_errors("queue", arn, wanted, present)
     owner = owner_of(present)
     if owner not in (None, owner_of(wanted)):
         yield (
@@ -97,103 +95,107 @@ def _faults_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> 
     service, before = wanted[TAGS].get(SERVICE) if TAGS in wanted else None, present.get(TAGS, {}).get(SERVICE)
     if service and before and service != before:
         yield (
-            f"queue {name_in(arn)} is of service {before!r}, and {service!r} claims it: rename one; if a service "
-            f"only has a new name, remove the queue's tag {SERVICE} first"
+            f"queue {name_in(arn)} belongs to service {before!r}, and service {service!r} declares it too: rename one "
+            f"queue; if you only renamed the service, remove the queue's tag {SERVICE} first"
         )
     if present.get("QueueArn", arn) != arn:
-        yield f"queue {name_in(arn)} is {present['QueueArn']}, not {arn}: is SMARTPIPE_ACCOUNT_ID right?"
+        yield f"queue {name_in(arn)} has the ARN {present['QueueArn']}, not {arn}: check SMARTPIPE_ACCOUNT_ID"
     text = present.get("Policy")
     ours = next(iter(wanted["Policy"]["Statement"]), None)
     planned = fit_statements(text, ours)
-    size, count = len(planned.encode()), len(statements(planned))
+    size, count = len(planned.encode()), len(read_statements(planned))
     if ours and count > MAX_STATEMENTS:
-        yield f"queue {name_in(arn)}: its policy would have {count} statements, and SQS takes {MAX_STATEMENTS}"
+        yield f"queue {name_in(arn)}: its policy would have {count} statements; SQS accepts {MAX_STATEMENTS}"
     if ours and size > POLICY_LIMIT_BYTES:
         yield (
-            f"queue {name_in(arn)}: its policy would have {size:,} bytes with the statements of others, and SQS takes "
-            f"{POLICY_LIMIT_BYTES:,}; shorten theirs"
+            f"queue {name_in(arn)}: its policy would have {size:,} bytes with the statements of others; SQS accepts "
+            f"{POLICY_LIMIT_BYTES:,}. Shorten the statements of others"
         )
 
 
 def find_warnings(desired: Topology, actual: Topology) -> list[str]:
-    """Say what is allowed, and may be not what was meant."""
+    """Return notes about declarations and resources that AWS allows and that may be mistakes."""
     found: list[str] = []
     for arn, wanted in desired.queues.items():
         present = actual.queues.get(arn)
-        if arn not in desired.given:
-            found += _notes_of_own(arn, wanted, present)
+        if arn not in desired.external:
+            found += _find_own_queue_warnings(arn, wanted, present)
         elif present is not None:
-            found += _notes_of_existing(arn, wanted, present)
+            found += _find_external_queue_warnings(arn, wanted, present)
         target = dead_letter_of(wanted)
         if target:
-            found += _retention(arn, _known(desired, actual, arn), _known(desired, actual, target))
+            queue, dead_letter_queue = (_expect(one, desired, actual) for one in (arn, target))
+            found += _find_retention_warnings(arn, queue, dead_letter_queue)
     for arn, wanted in desired.topics.items():
         present = actual.topics.get(arn)
         if present is not None and wanted and owner_of(present) is None:
-            found.append(_adopted("topic", arn, 'declare it Topic(arn="...")'))
-    return [*found, *_keys(desired)]
+            found.append(_warn_of_adoption("topic", arn, 'declare it Topic(arn="...")'))
+    return [*found, *_describe_key_statements(desired)]
 
 
-def _keys(desired: Topology) -> Iterator[str]:
-    """Yield the statement that each KMS key needs, once."""
+def _describe_key_statements(desired: Topology) -> Iterator[str]:
+    """Yield the statement that the policy of each KMS key needs, once for each key."""
     topics: dict[str, set[str]] = {}
-    queues: dict[str, str] = {}  # any of those under the key: all are in the key's region
+    queues: dict[str, str] = {}  # any of the queues under the key: all are in the key's region
     for (topic, queue), wanted in desired.subscriptions.items():
         for arn in filter(None, (queue, dead_letter_of(wanted))):
             if key := desired.queues.get(arn, {}).get("KmsMasterKeyId"):
                 topics.setdefault(key, set()).add(topic)
                 queues[key] = arn
     for key, arns in topics.items():
-        needed = json.dumps(key_statement(queues[key], arns))
+        needed = json.dumps(build_key_statement(queues[key], arns))
         yield f"SNS delivers to queues under key {key} only if the key's policy has this statement: {needed}"
 
 
-def _known(desired: Topology, actual: Topology, arn: str) -> Attributes:
-    """Return what a queue will be; of one that is somebody else's, what it is."""
-    return actual.queues.get(arn, {}) if arn in desired.given else desired.queues[arn]
+def _expect(arn: str, desired: Topology, actual: Topology) -> Attributes:
+    """Return the attributes that a queue will have after an apply; those of an external queue do not change."""
+    return actual.queues.get(arn, {}) if arn in desired.external else desired.queues[arn]
 
 
-def _notes_of_own(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+def _find_own_queue_warnings(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
     name = name_in(arn)
     text = (present or {}).get("Policy")
     planned = fit_statements(text, next(iter(wanted["Policy"]["Statement"]), None))
-    ours = our_statement(planned)
+    ours = find_our_statement(planned)
     if present is not None and owner_of(present) is None:
-        yield _adopted("queue", arn, "declare it Queue(..., existing=True)")
+        yield _warn_of_adoption("queue", arn, "declare it Queue(..., existing=True)")
     if ours and "ArnLike" in ours["Condition"]:
         yield (
-            f"queue {name}: too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so it lets in all of "
-            f"{', '.join(source_topics(ours))} of their own account"
+            f"queue {name}: it has too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so the policy allows "
+            f"all topics of their account that match {', '.join(source_topics(ours))}"
         )
-    for sid in open_to_anybody(text):
-        yield f"queue {name}: its policy's statement {sid!r}, which is not smartpipe's, lets anybody in"
+    for sid in find_open_statements(text):
+        yield f"queue {name}: its policy's statement {sid!r}, which smartpipe did not write, allows everyone"
 
 
-def _notes_of_existing(arn: str, wanted: Attributes, present: Attributes) -> Iterator[str]:
+def _find_external_queue_warnings(arn: str, wanted: Attributes, present: Attributes) -> Iterator[str]:
     recommended = wanted.get("RedrivePolicy", {}).get("maxReceiveCount")
     count = (present.get("RedrivePolicy") or {}).get("maxReceiveCount")
     if recommended and count and count < recommended:
         yield (
-            f"queue {name_in(arn)}: SQS dead-letters after {count} deliveries, without a reason; its retry policies "
-            f"want {recommended}"
+            f"queue {name_in(arn)}: SQS moves a message to the dead-letter queue after {count} deliveries, without a "
+            f"reason; the retry policies need {recommended}"
         )
     size = int(present.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
     if size < DEFAULT_TOPIC_LIMIT_BYTES:
-        yield f"queue {name_in(arn)} takes messages of {size:,} bytes; SNS drops what is longer without a word"
+        yield f"queue {name_in(arn)} accepts messages of up to {size:,} bytes; SNS drops longer ones without an error"
 
 
-def _retention(arn: str, queue: Attributes, dead_letter: Attributes) -> Iterator[str]:
-    """Dead letters of standard queues are as old as they were: SQS, "Setting up dead-letter queue retention"."""
-    source, target = (int(one.get("MessageRetentionPeriod", 0)) for one in (queue, dead_letter))
+def _find_retention_warnings(arn: str, queue: Attributes, dead_letter_queue: Attributes) -> Iterator[str]:
+    """Compare the retention periods: in standard queues, dead-letter messages keep the time at which they were sent.
+
+    Source: Amazon SQS, "Setting up dead-letter queue retention".
+    """
+    source, target = (int(one.get("MessageRetentionPeriod", 0)) for one in (queue, dead_letter_queue))
     if source and target and target <= source and queue.get("FifoQueue") != "true":
         yield (
-            f"queue {name_in(arn)}: its dead-letter queue keeps messages for {target:,} s from when they were first "
-            f"sent, which is no longer than the queue's own {source:,} s: late dead letters vanish at once"
+            f"queue {name_in(arn)}: its dead-letter queue keeps messages for {target:,} s after they were first sent, "
+            f"which is not longer than the {source:,} s of the queue: SQS deletes late dead-letter messages immediately"
         )
 
 
-def _adopted(kind: str, arn: str, otherwise: str) -> str:
+def _warn_of_adoption(kind: str, arn: str, alternative: str) -> str:
     return (
-        f"{kind} {name_in(arn)} is there and carries no tags of smartpipe: apply makes it this application's, which "
-        f"destroy would delete; {otherwise} to leave it alone"
+        f"{kind} {name_in(arn)} exists without tags of smartpipe: apply adds the tags of this application, and then "
+        f"destroy would delete it; {alternative} to leave it alone"
     )

@@ -1,4 +1,4 @@
-"""From what services declare to the topology they need. Pure."""
+"""Derives the topology that services need from their declarations. Pure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from smartpipe.limits import (
 from smartpipe.names import name_in
 from smartpipe.tags import own_tags
 from smartpipe.topics import Topic, name_problems
-from smartpipe.topology.companions import NO_COMPANIONS
-from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fit_statements, statement, statements
-from smartpipe.topology.resources import TAGS, Attributes, Topology
-from smartpipe.topology.rights import VERSION
+from smartpipe.topology.kinds import KINDS
+from smartpipe.topology.policy import POLICY_LIMIT_BYTES, build_statement, fit_statements, read_statements
+from smartpipe.topology.resources import POLICY_VERSION, TAGS, Attributes, Topology
+from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from smartpipe.events import Contract
     from smartpipe.names import Naming
     from smartpipe.topics import Queue
-    from smartpipe.topology.companions import TableAndBucket
+    from smartpipe.topology.table_and_bucket import TableAndBucket
 
 DEAD_LETTER_RETENTION_SECONDS = 1_209_600
 AWS_SQS_KEY = "alias/aws/sqs"
 
 
 class Binding(NamedTuple):
-    """What one queue of a service is for, as far as the topology needs to know.
+    """A queue of a service with the properties of its handlers that the topology depends on.
 
     Args:
-        attempts: The most attempts of any retry policy on this queue.
-        breaks: Whether messages are delivered besides the attempts: by the probes of a circuit breaker, or
-            because an idempotent handler's effect is under way elsewhere.
+        attempts: The highest number of attempts of a retry policy on this queue.
+        breaks: Whether SQS delivers messages more often than there are attempts: to probe a circuit breaker, or
+            because another worker is still handling the same event of an idempotent handler.
     """
 
     queue: Queue
@@ -50,165 +50,172 @@ class Binding(NamedTuple):
 
 
 class Declares(Protocol):
-    """Anything whose queues a topology can be derived from; a Service is."""
+    """Declarations from which a topology can be derived; a Service has them."""
 
     @property
     def name(self) -> str:
-        """Who declares it."""
+        """The name of the service."""
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
-        """Its queues, with what each wants."""
+        """The queues of the service."""
 
     @property
     def idempotent(self) -> bool:
-        """Whether it has idempotent handlers, which claim in a store."""
+        """Whether it has idempotent handlers, which claim events in a store."""
 
     @property
     def published(self) -> tuple[Contract, ...]:
-        """What it says that it publishes."""
+        """The events that it declares to publish."""
 
     @property
     def sends_to(self) -> tuple[Queue, ...]:
-        """The queues that it says it sends to directly."""
+        """The queues to which it declares to send directly."""
 
 
-def derive(services: Iterable[Declares], naming: Naming, companions: TableAndBucket = NO_COMPANIONS) -> Topology:
-    """Return every topic, queue, dead-letter queue and subscription that *services* need.
+def derive(
+    services: Iterable[Declares], naming: Naming, table_and_bucket: TableAndBucket = NO_TABLE_AND_BUCKET
+) -> Topology:
+    """Return every topic, queue, dead-letter queue, subscription and other resource that *services* need.
 
     Args:
-        companions: The table of claims is wanted where handlers are idempotent, the bucket always.
+        table_and_bucket: The table is needed if handlers are idempotent, the bucket in any case.
 
     Raises:
-        ConfigError: Names, filters or policies that AWS would refuse, two services that claim one queue, a
-            queue whose ``max_receive_count`` ends before its retry policies do.
+        ConfigError: Names, filters or policies that AWS would refuse, two services that claim one queue, or a
+            queue whose ``max_receive_count`` is lower than the attempts of its retry policies.
     """
     topics: dict[str, Attributes] = {}
     parts: list[Topology] = []
-    problems: list[str] = []
+    errors: list[str] = []
     owners: dict[str, tuple[Declares, str]] = {}
     declared: dict[str, Topic] = {}
     by_name: dict[str, Declares] = {}
-    named = {id(one): one for one in services}.values()  # named twice, it is still one
-    for service in named:
+    distinct = list({id(one): one for one in services}.values())  # a service that is named twice counts once
+    for service in distinct:
         if by_name.setdefault(service.name, service) is not service:
-            problems.append(f"two services are called {service.name!r}: give each a name of its own")
-        wanted = [contract.topic for binding in service.bindings for contract in binding.contracts]
-        for topic in dict.fromkeys([*wanted, *(contract.topic for contract in service.published)]):
+            errors.append(f"two services are called {service.name!r}: give each a name of its own")
+        subscribed = [contract.topic for binding in service.bindings for contract in binding.contracts]
+        for topic in dict.fromkeys([*subscribed, *(contract.topic for contract in service.published)]):
             if declared.setdefault(topic.name, topic) != topic:
-                problems.append(f"topic {topic.name!r} is declared twice with different settings")
-            problems += [] if topic.given else _topic_problems(topic, naming)
-            topics[naming.topic_arn(topic.name)] = _topic_attributes(topic, naming)
+                errors.append(f"topic {topic.name!r} is declared twice with different settings")
+            errors += [] if topic.given else _find_topic_errors(topic, naming)
+            topics[naming.topic_arn(topic.name)] = _derive_topic(topic, naming)
         for binding in service.bindings:
-            problems += _claims(service, binding, owners) + _binding_problems(binding, naming, companions)
-            part = _existing(binding, naming) if binding.queue.existing else _queue(service.name, binding, naming)
-            problems += _part_problems(binding.queue, part)
+            errors += _find_rival_claims(service, binding, owners)
+            errors += _find_binding_errors(binding, naming, table_and_bucket)
+            is_external = binding.queue.existing
+            part = _expect_queue(binding, naming) if is_external else _derive_queue(service.name, binding, naming)
+            errors += _find_part_errors(binding.queue, part)
             parts.append(part)
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    given = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
+    if errors:
+        raise ConfigError(list(dict.fromkeys(errors)))
+    external = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
     return Topology(
-        topics,
-        {arn: attributes for part in parts for arn, attributes in part.queues.items()},
-        {arns: attributes for part in parts for arns, attributes in part.subscriptions.items()},
-        frozenset(given.union(*(part.given for part in parts))),
-        companions.tables(naming) if any(service.idempotent for service in named) else {},
-        companions.buckets(naming),
+        {
+            **{kind.name: kind.derive(distinct, naming, table_and_bucket) for kind in KINDS.values()},
+            "topic": topics,
+            "queue": {arn: attributes for part in parts for arn, attributes in part.queues.items()},
+            "subscription": {arns: attributes for part in parts for arns, attributes in part.subscriptions.items()},
+        },
+        frozenset(external.union(*(part.external for part in parts))),
     )
 
 
 def redrive_count(binding: Binding) -> int:
-    """Return the queue's maxReceiveCount: well above the attempts, for deliveries that were no failures."""
+    """Return the queue's maxReceiveCount: well above the attempts, because deliveries that did not fail count too."""
     deliveries_per_attempt = 12 if binding.queue.fifo else 3
     least = 100 if binding.breaks else 10
     return binding.queue.max_receive_count or min(MAX_RECEIVES, max(least, deliveries_per_attempt * binding.attempts))
 
 
-def _queue(service: str, binding: Binding, naming: Naming) -> Topology:
+def _derive_queue(service: str, binding: Binding, naming: Naming) -> Topology:
     queue = binding.queue
     queue_arn, dead_letter_arn = naming.queue_arn(queue.name), naming.queue_arn(queue.dead_letter_name)
-    by_topic = {} if queue.direct else _by_topic(binding.contracts)
+    by_topic = {} if queue.direct else _group_types(binding.contracts)
     types = {naming.topic_arn(topic.name): names for topic, names in by_topic.items()}
-    common = {**({"FifoQueue": "true"} if queue.fifo else {}), **_encryption(queue), **_size(by_topic)}
+    common = {**({"FifoQueue": "true"} if queue.fifo else {}), **_choose_encryption(queue), **_choose_size(by_topic)}
     tags = {**queue.tags, **own_tags(naming, service)}
-    undeliverable = [naming.topic_arn(topic.name) for topic in by_topic if _takes_undeliverable(topic, queue)]
+    undeliverable = [naming.topic_arn(topic.name) for topic in by_topic if _accepts_undeliverable(topic, queue)]
     dead_letter = {
         **common,
         "MessageRetentionPeriod": str(DEAD_LETTER_RETENTION_SECONDS),
         "RedriveAllowPolicy": {"redrivePermission": "byQueue", "sourceQueueArns": [queue_arn]},
-        "Policy": _policy(dead_letter_arn, undeliverable),
+        "Policy": _build_policy(dead_letter_arn, undeliverable),
         TAGS: tags,
     }
     attributes = {
         **common,
-        **_throughput(queue),
+        **_choose_throughput(queue),
         "VisibilityTimeout": str(queue.visibility_timeout_seconds),
         "MessageRetentionPeriod": str(queue.retention_seconds),
         "DelaySeconds": str(queue.delay_seconds),
         "RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": redrive_count(binding)},
-        "Policy": _policy(queue_arn, types),
+        "Policy": _build_policy(queue_arn, types),
         TAGS: tags,
     }
     subscriptions = {
-        (topic_arn, queue_arn): _subscription(queue, names, dead_letter_arn if topic_arn in undeliverable else None)
+        (topic_arn, queue_arn): _derive_subscription(
+            queue, names, dead_letter_arn if topic_arn in undeliverable else None
+        )
         for topic_arn, names in types.items()
     }
-    return Topology({}, {dead_letter_arn: dead_letter, queue_arn: attributes}, subscriptions)
+    return Topology({"queue": {dead_letter_arn: dead_letter, queue_arn: attributes}, "subscription": subscriptions})
 
 
-def _existing(binding: Binding, naming: Naming) -> Topology:
-    """Return what is expected of a queue that somebody else owns."""
+def _expect_queue(binding: Binding, naming: Naming) -> Topology:
+    """Return the attributes that a queue of another team is expected to have."""
     queue = binding.queue
     queue_arn, dead_letter_arn = naming.queue_arn(queue.name), naming.queue_arn(queue.dead_letter_name)
     fifo = {"FifoQueue": "true"} if queue.fifo else {}
     redrive = {"deadLetterTargetArn": dead_letter_arn, "maxReceiveCount": redrive_count(binding)}
     expected = {**fifo, "RedrivePolicy": redrive}
-    topics = () if queue.direct else _by_topic(binding.contracts)
+    topics = () if queue.direct else _group_types(binding.contracts)
     subscriptions: dict[tuple[str, str], Attributes] = {
         (naming.topic_arn(topic.name), queue_arn): {} for topic in topics
     }
     queues: dict[str, Attributes] = {dead_letter_arn: dict(fifo), queue_arn: expected}
-    return Topology({}, queues, subscriptions, frozenset({queue_arn, dead_letter_arn}))
+    return Topology({"queue": queues, "subscription": subscriptions}, frozenset({queue_arn, dead_letter_arn}))
 
 
-def _by_topic(contracts: Sequence[Contract]) -> dict[Topic, set[str]]:
+def _group_types(contracts: Sequence[Contract]) -> dict[Topic, set[str]]:
     types: dict[Topic, set[str]] = {}
     for contract in contracts:
         types.setdefault(contract.topic, set()).add(contract.type)
     return types
 
 
-def _takes_undeliverable(topic: Topic, queue: Queue) -> bool:
-    """Its dead-letter queue has to be of the topic's kind, account and region: SNS, "Dead-letter queues"."""
+def _accepts_undeliverable(topic: Topic, queue: Queue) -> bool:
+    """Return whether the dead-letter queue has the topic's type, account and region: SNS, "Dead-letter queues"."""
     return topic.fifo == queue.fifo and not topic.given
 
 
-def _subscription(queue: Queue, types: set[str], dead_letter_arn: str | None) -> Attributes:
+def _derive_subscription(queue: Queue, types: set[str], dead_letter_arn: str | None) -> Attributes:
     policy = queue.filter_policy
     scope = policy.scope if policy else "MessageAttributes"
     redrive = {} if dead_letter_arn is None else {"RedrivePolicy": {"deadLetterTargetArn": dead_letter_arn}}
     return {
         "RawMessageDelivery": "true",
-        "FilterPolicyScope": scope,  # before the policy: SNS refuses a nested one for attributes
+        "FilterPolicyScope": scope,  # before the policy: SNS refuses a nested policy for attributes
         "FilterPolicy": policy.policy(types) if policy else {TYPE_ATTRIBUTE: sorted(types)},
         **redrive,
     }
 
 
-def _policy(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
-    """Return our part of the queue's policy."""
+def _build_policy(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return the queue's policy with our statement alone."""
     topics = list(topic_arns)
-    text = fit_statements(None, statement(queue_arn, topics) if topics else None)
-    return {"Version": VERSION, "Statement": statements(text)}
+    text = fit_statements(None, build_statement(queue_arn, topics) if topics else None)
+    return {"Version": POLICY_VERSION, "Statement": read_statements(text)}
 
 
-def _encryption(queue: Queue) -> Attributes:
+def _choose_encryption(queue: Queue) -> Attributes:
     if queue.kms_key is None:
         return {"SqsManagedSseEnabled": "true", "KmsMasterKeyId": ""}
     return {"KmsMasterKeyId": queue.kms_key}
 
 
-def _throughput(queue: Queue) -> Attributes:
+def _choose_throughput(queue: Queue) -> Attributes:
     if not queue.fifo:
         return {}
     by_group = queue.high_throughput
@@ -218,14 +225,14 @@ def _throughput(queue: Queue) -> Attributes:
     }
 
 
-def _size(topics: Iterable[Topic]) -> Attributes:
-    """An old queue may have been made with 256 KiB, and SNS drops what is longer than its queue takes."""
+def _choose_size(topics: Iterable[Topic]) -> Attributes:
+    """An old queue may have a limit of 256 KiB, and SNS drops a message that is longer than its queue accepts."""
     if all(topic.limit_bytes <= DEFAULT_TOPIC_LIMIT_BYTES for topic in topics):
         return {}
     return {"MaximumMessageSize": str(MAX_MESSAGE_BYTES)}
 
 
-def _topic_attributes(topic: Topic, naming: Naming) -> Attributes:
+def _derive_topic(topic: Topic, naming: Naming) -> Attributes:
     if topic.given:
         return {}
     fifo = {"FifoTopic": "true", "FifoThroughputScope": "MessageGroup" if topic.high_throughput else "Topic"}
@@ -237,52 +244,53 @@ def _topic_attributes(topic: Topic, naming: Naming) -> Attributes:
     }
 
 
-def _claims(service: Declares, binding: Binding, owners: dict[str, tuple[Declares, str]]) -> list[str]:
+def _find_rival_claims(service: Declares, binding: Binding, owners: dict[str, tuple[Declares, str]]) -> list[str]:
     claim = service, binding.queue.name
     return [
-        f"queue {name!r} is claimed by two services: {_claimant(owners[name])} and {_claimant(claim)}"
+        f"queue {name!r} is claimed by two services: {_describe_claim(owners[name])} and {_describe_claim(claim)}"
         for name in (binding.queue.name, binding.queue.dead_letter_name)
         if owners.setdefault(name, claim) != claim
     ]
 
 
-def _claimant(claim: tuple[Declares, str]) -> str:
+def _describe_claim(claim: tuple[Declares, str]) -> str:
     return f"{claim[0].name} (queue {claim[1]!r})"
 
 
-def _topic_problems(topic: Topic, naming: Naming) -> list[str]:
+def _find_topic_errors(topic: Topic, naming: Naming) -> list[str]:
     return name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
 
 
-def _binding_problems(binding: Binding, naming: Naming, companions: TableAndBucket) -> list[str]:
+def _find_binding_errors(binding: Binding, naming: Naming, table_and_bucket: TableAndBucket) -> list[str]:
     queue = binding.queue
     name = naming.physical(queue.dead_letter_name)
-    problems = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
+    errors = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
     if not queue.existing and redrive_count(binding) < binding.attempts:
-        problems.append(
-            f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would dead-letter messages without a "
-            f"reason before a retry policy's {binding.attempts} attempts are over; raise it well above them"
+        errors.append(
+            f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would let SQS dead-letter "
+            f"messages, without a reason, before the {binding.attempts} attempts of a retry policy are over; set it "
+            "well above them"
         )
-    if companions.packs and queue.filter_policy and queue.filter_policy.scope == "MessageBody":
-        problems.append(
-            f"queue {queue.name!r}: its filter policy looks into bodies, and with SMARTPIPE_CLAIM_CHECK_URL or "
-            "SMARTPIPE_COMPRESSION large ones are packed, which it would never match: filter by attributes"
+    if table_and_bucket.encodes_bodies and queue.filter_policy and queue.filter_policy.scope == "MessageBody":
+        errors.append(
+            f"queue {queue.name!r}: its filter policy matches bodies, and SMARTPIPE_CLAIM_CHECK_URL or "
+            "SMARTPIPE_COMPRESSION encodes large bodies, which it would never match; filter by attributes"
         )
     if (queue.kms_key or "").endswith(AWS_SQS_KEY) and not queue.direct:
-        problems.append(
-            f"queue {queue.name!r}: SNS cannot deliver to a queue under {AWS_SQS_KEY}, whose policy nobody can change; "
-            "leave kms_key out (SSE-SQS encrypts too), or use a key of your own"
+        errors.append(
+            f"queue {queue.name!r}: SNS cannot deliver to a queue under {AWS_SQS_KEY}, and AWS does not let you change "
+            "the policy of that key; leave kms_key out (SSE-SQS encrypts too), or use a key of your own"
         )
-    return problems
+    return errors
 
 
-def _part_problems(queue: Queue, part: Topology) -> list[str]:
-    problems = []
+def _find_part_errors(queue: Queue, part: Topology) -> list[str]:
+    errors = []
     for (topic_arn, _), attributes in part.subscriptions.items():
         found = policy_problems(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []
-        problems += [f"queue {queue.name!r}, filter policy for {name_in(topic_arn)}: {one}" for one in found]
+        errors += [f"queue {queue.name!r}, filter policy for {name_in(topic_arn)}: {one}" for one in found]
     for arn, attributes in part.queues.items():
         size = len(json.dumps(attributes.get("Policy")).encode())
         if size > POLICY_LIMIT_BYTES:
-            problems.append(f"queue {name_in(arn)!r}: its policy would have {size:,} bytes; SQS takes 8,192")
-    return problems
+            errors.append(f"queue {name_in(arn)!r}: its policy would have {size:,} bytes; SQS accepts 8,192")
+    return errors

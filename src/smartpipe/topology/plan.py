@@ -1,184 +1,148 @@
-"""What to change so that what is there becomes what is wanted. Pure."""
+"""The changes that turn the deployed topology into the declared one. Pure."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES
-from smartpipe.tags import APPLICATION, SERVICE
-from smartpipe.topology.changes import Change, Kind
-from smartpipe.topology.policy import fit_statements, merge_statements, our_statement, source_topics, statement
-from smartpipe.topology.resources import (
-    QUEUE_DEFAULTS,
-    SAID_ONCE,
-    SUBSCRIPTION_DEFAULTS,
-    TAGS,
-    TOPIC_DEFAULTS,
-    Attributes,
-    dead_letter_of,
-)
+from smartpipe.tags import SERVICE
+from smartpipe.topology.changes import Change
+from smartpipe.topology.kinds import KINDS, Stage, kinds_in_plan_order
+from smartpipe.topology.policy import build_statement, find_our_statement, source_topics
+from smartpipe.topology.resources import IGNORED_IF_ABSENT, TAGS, Attributes, arns_of, dead_letter_of, owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
-    from smartpipe.topology.resources import Topology
+    from smartpipe.topology.kinds import ResourceKind
+    from smartpipe.topology.resources import Key, Topology
 
 
 def plan(desired: Topology, actual: Topology) -> list[Change]:
-    """Return what becomes of each resource, in an order that opens no hole in delivery.
+    """Return a change for each resource, in an order that leaves no gap in delivery.
 
-    Queues and their policies come before subscriptions; a subscription that nobody wants any more goes
-    after new ones are there, and only then does its queue's policy shut its topic out. Only what
-    *desired* names is looked at; other attributes, tags, and policy statements that smartpipe did not
-    write, stay as they are.
+    Queues and their policies come before subscriptions. A subscription that no handler needs any more is deleted after
+    new ones exist. Only then does its queue's policy exclude its topic. The plan compares only attributes that
+    *desired* names. Other attributes, tags, and policy statements that smartpipe did not write, stay as they are.
     """
-    stale = list(_stale(desired, actual))
+    unwanted = list(_find_unwanted_subscriptions(desired, actual))
+    leaving = _topics_by_queue(unwanted, desired)
     changes: list[Change] = []
     narrowed: list[Change] = []
-    for arn, wanted in desired.queues.items():
-        leaving = [topic for topic, queue in stale if arn in (queue, dead_letter_of(desired.queues[queue]))]
-        present = actual.queues.get(arn)
-        change = _queue_change(arn, wanted, present, desired, leaving)
-        changes.append(change)
-        if leaving:
-            afterwards = {**(present or {}), **change.attributes, TAGS: wanted[TAGS]}
-            narrowed.append(_queue_change(arn, wanted, afterwards, desired, []))
-    changes += [_topic_change(arn, wanted, actual.topics.get(arn), desired) for arn, wanted in desired.topics.items()]
-    changes += _companion_changes("table", desired.tables, actual.tables)
-    changes += _companion_changes("bucket", desired.buckets, actual.buckets)
+    for kind in kinds_in_plan_order():
+        for key, wanted in desired.of(kind.name).items():
+            present = actual.of(kind.name).get(key)
+            topics = leaving.get(key, [])
+            change = _compare(kind, key, _admit(key, wanted, topics), present, desired)
+            changes.append(change)
+            if topics:
+                tags = {TAGS: wanted[TAGS]} if TAGS in wanted else {}
+                narrowed.append(_compare(kind, key, wanted, {**(present or {}), **change.attributes, **tags}, desired))
     changes += [
-        _subscription_change(arns, wanted, actual.subscriptions.get(arns), desired)
-        for arns, wanted in desired.subscriptions.items()
+        Change("delete", "subscription", arns, {}, {}, "no handler needs its events any more") for arns in unwanted
     ]
-    changes += [
-        Change("delete", "subscription", arns, {}, {}, "no handler wants its events any more") for arns in stale
-    ]
-    shut_out = [change for change in narrowed if change.pending]
-    return [*changes, *shut_out, *_others(desired, actual, set(stale))]
+    changes += [change for change in narrowed if change.pending]
+    return [*changes, *_find_undeclared(desired, actual, set(unwanted))]
 
 
-def _stale(desired: Topology, actual: Topology) -> Iterator[tuple[str, str]]:
-    """Yield the subscriptions that smartpipe made and nobody wants: our statement in the queue names their topic."""
+def group_into_stages(changes: Iterable[Change]) -> list[list[Change]]:
+    """Group *changes*, in the order of a plan, into stages; the changes of a stage do not depend on each other.
+
+    An update after a deletion narrows a queue's policy, which must wait until the subscription is gone.
+    """
+    stages: dict[Stage, list[Change]] = {}
+    is_deleting = False
+    for change in changes:
+        is_deletion = change.action == "delete"
+        stage = KINDS[change.kind].choose_stage(change.action, change.before if is_deletion else change.attributes)
+        if is_deleting and not is_deletion:
+            stage = Stage.NARROW_POLICIES
+        is_deleting = is_deleting or is_deletion
+        stages.setdefault(stage, []).append(change)
+    return [stages[stage] for stage in sorted(stages)]
+
+
+def _find_unwanted_subscriptions(desired: Topology, actual: Topology) -> Iterator[tuple[str, str]]:
+    """Yield subscriptions of our queues that no service declares, if smartpipe made them.
+
+    It did if its statement in the queue's policy names the topic.
+    """
     for topic, endpoint in actual.subscriptions:
-        if (topic, endpoint) in desired.subscriptions or endpoint not in desired.queues or endpoint in desired.given:
+        is_our_queue = endpoint in desired.queues and endpoint not in desired.external
+        if (topic, endpoint) in desired.subscriptions or not is_our_queue:
             continue
-        ours = our_statement((actual.queues.get(endpoint) or {}).get("Policy"))
-        if ours and any(_like(topic, pattern) for pattern in source_topics(ours)):
+        ours = find_our_statement((actual.queues.get(endpoint) or {}).get("Policy"))
+        if ours and any(_matches(topic, pattern) for pattern in source_topics(ours)):
             yield topic, endpoint
 
 
-def _like(arn: str, pattern: str) -> bool:
+def _matches(arn: str, pattern: str) -> bool:
     return arn.startswith(pattern.removesuffix("*")) if pattern.endswith("*") else arn == pattern
 
 
-def _queue_change(
-    arn: str, wanted: Attributes, present: Attributes | None, desired: Topology, leaving: list[str]
-) -> Change:
-    if arn in desired.given:
-        return Change("foreign", "queue", (arn,), {}, {}, "existing=True: looked at, never changed")
-    if int((present or {}).get("MaximumMessageSize", DEFAULT_TOPIC_LIMIT_BYTES)) < DEFAULT_TOPIC_LIMIT_BYTES:
-        # Without a word, SNS drops what is longer than its queue takes.
-        wanted = {"MaximumMessageSize": str(DEFAULT_TOPIC_LIMIT_BYTES), **wanted}
-    if "Policy" in wanted:
-        wanted = {**wanted, "Policy": _policy(wanted["Policy"], (present or {}).get("Policy"), arn, leaving)}
-        if not wanted["Policy"] and not (present or {}).get("Policy"):
-            del wanted["Policy"]
-    return _change("queue", (arn,), wanted, present, QUEUE_DEFAULTS)
-
-
-def _policy(wanted: Attributes, text: str | None, arn: str, leaving: list[str]) -> str:
-    """Return the policy's text with our statement in it, which lets those in too that are about to leave."""
-    ours = next(iter(wanted["Statement"]), None)
-    if not leaving:
-        return fit_statements(text, ours)
-    staying = source_topics(ours) if ours else []
-    if any(pattern.endswith("*") for pattern in staying):
-        return merge_statements(
-            text, ours
-        )  # a pattern was let in; it does no harm that it lets fewer in a moment earlier
-    return fit_statements(text, statement(arn, {*staying, *leaving}))
-
-
-def _topic_change(arn: str, wanted: Attributes, present: Attributes | None, desired: Topology) -> Change:
-    if arn in desired.given:
-        return Change("foreign", "topic", (arn,), {}, {}, "declared by its ARN: looked at, never changed")
-    owner = owner_of(present)
-    if owner not in (None, owner_of(wanted)):
-        return Change("foreign", "topic", (arn,), {}, {}, f"application {owner} manages it")
-    return _change("topic", (arn,), wanted, present, TOPIC_DEFAULTS)
-
-
-def _companion_changes(
-    kind: Kind, wanted: Mapping[str, Attributes], present: Mapping[str, Attributes]
-) -> Iterator[Change]:
-    for arn, attributes in wanted.items():
-        owner = owner_of(present.get(arn))
-        if owner not in (None, owner_of(attributes)):
-            yield Change("foreign", kind, (arn,), {}, {}, f"application {owner} manages it")
-        else:
-            yield _change(kind, (arn,), attributes, present.get(arn), {})
-
-
-def _subscription_change(
-    arns: tuple[str, str], wanted: Attributes, present: Attributes | None, desired: Topology
-) -> Change:
-    if arns[1] in desired.given:
-        reason = "the queue is its owner's" if present is not None else "missing: the queue's owner has to subscribe it"
-        return Change("foreign", "subscription", arns, {}, {}, reason)
-    return _change("subscription", arns, wanted, present, SUBSCRIPTION_DEFAULTS)
-
-
-def owner_of(present: Attributes | None) -> str | None:
-    """Return the application whose tags a resource carries."""
-    found: str | None = (present or {}).get(TAGS, {}).get(APPLICATION)
+def _topics_by_queue(subscriptions: Iterable[tuple[str, str]], desired: Topology) -> dict[Any, list[str]]:
+    """Return the topics of these subscriptions by the ARN of the queue, and by that of its dead-letter queue."""
+    found: dict[Any, list[str]] = {}
+    for topic, queue in subscriptions:
+        for arn in filter(None, (queue, dead_letter_of(desired.queues[queue]))):
+            found.setdefault(arn, []).append(topic)
     return found
 
 
-def _change(
-    kind: Kind, arns: tuple[str, ...], wanted: Attributes, present: Attributes | None, defaults: dict[str, str]
-) -> Change:
+def _admit(arn: str, wanted: Attributes, topics: list[str]) -> Attributes:
+    """Return the attributes of a queue with a policy that also admits these *topics*, until they are unsubscribed."""
+    if not topics:
+        return wanted
+    ours = next(iter(wanted["Policy"]["Statement"]), None)
+    staying = source_topics(ours) if ours else []
+    if any(pattern.endswith("*") for pattern in staying):
+        return wanted  # the statement names a pattern of topics; no event is lost if it is narrowed early
+    return {**wanted, "Policy": {**wanted["Policy"], "Statement": [build_statement(arn, {*staying, *topics})]}}
+
+
+def _compare(kind: ResourceKind, key: Key, wanted: Attributes, present: Attributes | None, desired: Topology) -> Change:
+    reason = kind.find_external_reason(key, wanted, present, desired)
+    if reason:
+        return Change("external", kind.name, arns_of(key), {}, {}, reason)
+    wanted = kind.merge(wanted, present)
     if present is None:
-        return Change("create", kind, arns, wanted, {})
+        return Change("create", kind.name, arns_of(key), wanted, {})
     after: Attributes = {}
     before: Attributes = {}
     for name, value in wanted.items():
-        found = present.get(name, defaults.get(name))
+        found = present.get(name, kind.defaults.get(name))
         if name == TAGS:
             tags = found or {}
             differing = {key: text for key, text in value.items() if tags.get(key) != text}
             if differing:
                 after[name], before[name] = differing, {key: tags.get(key) for key in differing}
-        elif found is None and name in SAID_ONCE and owner_of(present) is not None:
+        elif found is None and name in IGNORED_IF_ABSENT and owner_of(present) is not None:
             continue
-        elif not _same(found, value):
+        elif not _is_same(found, value):
             after[name], before[name] = value, found
     if not after:
-        return Change("unchanged", kind, arns, {}, {})
-    return Change("update", kind, arns, after, before)
+        return Change("unchanged", kind.name, arns_of(key), {}, {})
+    return Change("update", kind.name, arns_of(key), after, before)
 
 
-def _same(found: Any, wanted: Any) -> bool:
-    """Compare by value; AWS keeps lists of a filter policy in any order that it was given."""
+def _is_same(found: Any, wanted: Any) -> bool:
+    """Compare by value. AWS may return the lists of a filter policy in another order."""
     if isinstance(found, dict) and isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(_same(found[key], wanted[key]) for key in wanted)
+        return found.keys() == wanted.keys() and all(_is_same(found[key], wanted[key]) for key in wanted)
     if isinstance(found, list) and isinstance(wanted, list):
         return sorted(map(json.dumps, found)) == sorted(map(json.dumps, wanted))
     return bool(found == wanted)
 
 
-def _others(desired: Topology, actual: Topology, stale: set[tuple[str, str]]) -> Iterator[Change]:
-    """Yield what is there and nobody asked for."""
-    for kind, found, wanted in (
-        ("queue", actual.queues, desired.queues),
-        ("topic", actual.topics, desired.topics),
-    ):
-        for arn, attributes in found.items():
-            if arn not in wanted:
+def _find_undeclared(desired: Topology, actual: Topology, unwanted: set[tuple[str, str]]) -> Iterator[Change]:
+    """Yield the deployed resources that no service declares and that the plan leaves alone."""
+    for kind in kinds_in_plan_order():
+        for arn, attributes in actual.of(kind.name).items():
+            if kind.finds_orphans and arn not in desired.of(kind.name):
                 service = attributes.get(TAGS, {}).get(SERVICE)
-                reason = "no TARGET declares it" + (f"; it was service {service}'s" if service else "")
-                yield Change("orphaned", kind, (arn,), {}, {}, reason)  # type: ignore[arg-type]
+                reason = "no TARGET declares it" + (f"; its tags name service {service}" if service else "")
+                yield Change("orphaned", kind.name, (arn,), {}, {}, reason)
     for arns in actual.subscriptions:
         topic, _ = arns
-        if arns not in desired.subscriptions and arns not in stale and topic in desired.topics:
-            yield Change("foreign", "subscription", arns, {}, {}, "not of these TARGETs")
+        if arns not in desired.subscriptions and arns not in unwanted and topic in desired.topics:
+            yield Change("external", "subscription", arns, {}, {}, "not declared by these TARGETs")

@@ -1,4 +1,4 @@
-"""Queue policies: the one statement that is ours among those of others. Pure.
+"""Queue policies: smartpipe writes one statement and keeps those of others. Pure.
 
 Source: Amazon SQS, "Policy quotas" (8,192 bytes, 20 statements); Amazon SNS, "Subscribing an Amazon SQS
 queue to an Amazon SNS topic", step 2; IAM, "The confused deputy problem" (SourceArn and SourceAccount).
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, region_in
 from smartpipe.topology.regions import sns_principals
-from smartpipe.topology.rights import VERSION
+from smartpipe.topology.resources import POLICY_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,10 +23,10 @@ _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
 
 
-def statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
-    """Return the queue policy statement that lets these topics, of their accounts, and no others, send here.
+def build_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return the queue policy statement that allows these topics, of their accounts, and no others, to send.
 
-    One statement with a list, because a policy has at most 20 statements.
+    One statement lists all topics, because a policy has at most 20 statements.
     """
     topics = sorted(topic_arns)
     accounts = sorted({account_in(arn) for arn in topics})
@@ -49,9 +49,9 @@ def _principal(topic_arns: list[str], queue_region: str) -> dict[str, Any]:
 
 
 def fold_sources(ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the statement with one pattern for each account and region in place of its list of topics.
+    """Return the statement with one pattern for each account and region instead of a list of topics.
 
-    The price: any topic there whose name begins alike may send, as long as it is of the same account.
+    The cost: every topic of that account and region whose name has the same beginning may send too.
     """
     owners: dict[str, list[str]] = {}
     for arn in source_topics(ours):
@@ -70,16 +70,16 @@ def _common_start(names: list[str]) -> str:
 
 
 def source_topics(ours: Mapping[str, Any]) -> list[str]:
-    """Return the topics, or patterns of topics, that a statement of ours lets in."""
+    """Return the topics, or patterns of topics, that our statement allows."""
     condition = ours.get("Condition") or {}
     found = (condition.get("ArnEquals") or condition.get("ArnLike") or {}).get("aws:SourceArn", [])
     return [found] if isinstance(found, str) else list(found)
 
 
 def fit_statements(text: str | None, ours: Mapping[str, Any] | None) -> str:
-    """Return the policy with our statement in it, folded if the whole would be too long otherwise.
+    """Return the policy with our statement, which is folded if the policy would be too long otherwise.
 
-    It may be too long even so: what others wrote is theirs to shorten.
+    It may be too long even so: only their owners can shorten the other statements.
     """
     whole = merge_statements(text, ours)
     if ours is None or len(whole.encode()) <= POLICY_LIMIT_BYTES:
@@ -87,16 +87,16 @@ def fit_statements(text: str | None, ours: Mapping[str, Any] | None) -> str:
     return merge_statements(text, fold_sources(ours))
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Compare by value: to IAM lists are sets, and one value may stand without its list."""
+def _is_same(one: Any, other: Any) -> bool:
+    """Compare by value: for IAM, lists are sets, and a list of one value may be that value."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
     lists = [value if isinstance(value, list) else [value] for value in (one, other)]
     return set(map(str, lists[0])) == set(map(str, lists[1]))
 
 
 class _Span(NamedTuple):
-    """One statement in a policy's text."""
+    """The position and the value of one statement in the text of a policy."""
 
     start: int
     end: int
@@ -107,44 +107,45 @@ class _Span(NamedTuple):
         return isinstance(self.value, dict) and self.value.get("Sid") == POLICY_SID
 
 
-def statements(text: str | None) -> list[Any]:
-    """Return the statements of a policy; none of what is no policy."""
+def read_statements(text: str | None) -> list[Any]:
+    """Return the statements of a policy; none if *text* is not a policy."""
     return [span.value for span in _spans(text)[0]] if text else []
 
 
-def our_statement(text: str | None) -> dict[str, Any] | None:
-    """Return the statement of ours in a policy."""
+def find_our_statement(text: str | None) -> dict[str, Any] | None:
+    """Return our statement in a policy."""
     return next((span.value for span in _spans(text)[0] if span.ours), None) if text else None
 
 
 def merge_statements(text: str | None, ours: Mapping[str, Any] | None) -> str:
-    """Return the policy *text* with our statement put in, put right or (None) taken out; the rest stays to the byte.
+    """Return the policy *text* with our statement added, replaced or (None) removed; the rest stays byte for byte.
 
-    Unchanged, if ours is there already by value. Empty, which for SQS means no policy, when nothing is left.
+    Return *text* unchanged if it already has our statement, by value. Return an empty text, which for SQS means no
+    policy, if no statement is left.
     """
     spans, is_list, (first, last) = _spans(text) if text else ([], True, (0, 0))
     if text is None or not spans:
-        return "" if ours is None else json.dumps({"Version": VERSION, "Statement": [ours]})
+        return "" if ours is None else json.dumps({"Version": POLICY_VERSION, "Statement": [ours]})
     own = [span for span in spans if span.ours]
-    if (ours is None and not own) or (len(own) == 1 and _alike(own[0].value, ours)):
+    if (ours is None and not own) or (len(own) == 1 and _is_same(own[0].value, ours)):
         return text
     kept = [span for span in spans if not span.ours]
     if ours is None and not kept:
         return ""
-    if is_list and len(own) == len([ours]) and ours is not None:  # in its place
+    if is_list and len(own) == len([ours]) and ours is not None:  # replace it where it is
         return text[: own[0].start] + json.dumps(ours) + text[own[0].end :]
     raw = [text[span.start : span.end] for span in kept] + ([] if ours is None else [json.dumps(ours)])
     return f"{text[:first]}[{', '.join(raw)}]{text[last:]}"
 
 
 def _spans(text: str) -> tuple[list[_Span], bool, tuple[int, int]]:
-    """Find the statements, whether they stand in a list, and where the whole of them does."""
+    """Return the statements, whether they are in a list, and the start and end of their value in *text*."""
     try:
         start = _statement_value(text)
         value, end = _DECODER.raw_decode(text, start)
     except (ValueError, IndexError):
         return [], True, (0, 0)
-    if isinstance(value, dict):  # IAM lets a single statement stand without its list
+    if isinstance(value, dict):  # IAM accepts a single statement without a list
         return [_Span(start, end, value)], False, (start, end)
     if not isinstance(value, list):
         return [], True, (0, 0)
@@ -159,10 +160,10 @@ def _spans(text: str) -> tuple[list[_Span], bool, tuple[int, int]]:
 
 
 def _statement_value(text: str) -> int:
-    """Return where the value of the top level's "Statement" begins.
+    """Return the position of the value of "Statement" at the top level.
 
     Raises:
-        ValueError: It is no JSON object, or has none.
+        ValueError: *text* is not a JSON object, or has no statements.
     """
     position = _skip(text, 0, _SPACE)
     if text[position] != "{":
@@ -184,11 +185,11 @@ def _skip(text: str, position: int, characters: str) -> int:
     return position
 
 
-def open_to_anybody(text: str | None) -> list[str]:
-    """Return the Sids of statements that let anybody in: a principal ``*`` without a condition on the source."""
+def find_open_statements(text: str | None) -> list[str]:
+    """Return the Sids of statements that allow everyone: a principal ``*`` without a condition on the source."""
     found = []
-    for one in statements(text):
-        if isinstance(one, dict) and one.get("Effect") == "Allow" and _anybody(one):
+    for one in read_statements(text):
+        if isinstance(one, dict) and one.get("Effect") == "Allow" and _has_open_principal(one):
             tests = {name: test for name, test in (one.get("Condition") or {}).items() if "Not" not in name}
             keys = {key.lower() for test in tests.values() for key in test}
             if not keys & _LIMITING:
@@ -196,7 +197,7 @@ def open_to_anybody(text: str | None) -> list[str]:
     return found
 
 
-def _anybody(one: Mapping[str, Any]) -> bool:
+def _has_open_principal(one: Mapping[str, Any]) -> bool:
     return "NotPrincipal" in one or one.get("Principal") in ("*", {"AWS": "*"}, {"AWS": ["*"]})
 
 
@@ -208,13 +209,13 @@ _LIMITING = frozenset(
 )  # fmt: skip
 
 
-def key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
-    """Return the statement that a KMS key's policy needs, so that SNS can deliver from these topics to this queue.
+def build_key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:
+    """Return the statement that the policy of a KMS key needs, so that SNS can deliver from these topics to this queue.
 
     Source: Amazon SNS, "Configuring Amazon SNS topic encryption with an encrypted Amazon SQS queue subscription".
     """
     return {
-        **statement(queue_arn, topic_arns),
+        **build_statement(queue_arn, topic_arns),
         "Sid": "SmartpipeAllowSnsToEncrypt",
         "Action": ["kms:GenerateDataKey*", "kms:Decrypt"],
         "Resource": "*",

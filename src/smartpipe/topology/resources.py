@@ -1,49 +1,82 @@
-"""Topics, queues and subscriptions as AWS has them: what is wanted, or what is there. Pure."""
+"""Resources with their AWS attributes, and permissions that IAM refused. Pure."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from smartpipe.tags import APPLICATION
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 Attributes: TypeAlias = dict[str, Any]
+Key: TypeAlias = str | tuple[str, ...]
+"""A resource's ARN; for a subscription the ARNs of its topic and of its queue (or the address of another endpoint)."""
 
 TAGS = "Tags"
-"""Stands among the attributes, though AWS has calls of its own for them."""
+"""The tags are among the attributes, although AWS has separate calls for them."""
 
 
-class Topology(NamedTuple):
-    """Topics, queues and subscriptions with their AWS attributes: what is wanted, or what is there.
+@dataclass(frozen=True)
+class Topology:
+    """Resources with their AWS attributes: those that services declare, or those that are deployed.
 
-    Attributes have AWS's names; those that AWS takes as JSON text are plain values here, but for a queue's
-    ``Policy`` that is there, which stays text: statements of others are kept to the byte.
+    Attributes have AWS's names. Those that AWS accepts as JSON text are plain values here, except the ``Policy`` of a
+    deployed queue. It stays text, so that smartpipe can keep the statements of others byte for byte.
 
     Args:
-        topics: By ARN.
-        queues: By ARN; a dead-letter queue stands before the queue that redrives to it.
-        subscriptions: By topic ARN and queue ARN (or other endpoint, of what is there).
-        given: ARNs of topics and queues that are somebody else's: looked at, never changed.
-        tables: DynamoDB tables of claims, by ARN.
-        buckets: S3 buckets of payloads, by ARN.
+        resources: By the name of their kind, as in ``kinds.KINDS``, and then by key. A dead-letter queue comes before
+            the queue that redrives to it.
+        external: ARNs of topics and queues that another team owns: smartpipe reads them and never changes them.
     """
 
-    topics: dict[str, Attributes]
-    queues: dict[str, Attributes]
-    subscriptions: dict[tuple[str, str], Attributes]
-    given: frozenset[str] = frozenset()
-    tables: Mapping[str, Attributes] = MappingProxyType({})
-    buckets: Mapping[str, Attributes] = MappingProxyType({})
+    resources: Mapping[str, dict[Any, Attributes]]
+    external: frozenset[str] = frozenset()
+
+    def of(self, kind: str) -> dict[Any, Attributes]:
+        """Return the resources of one kind by their keys."""
+        return self.resources.get(kind, {})
+
+    @property
+    def topics(self) -> dict[str, Attributes]:
+        """By ARN."""
+        return self.of("topic")
+
+    @property
+    def queues(self) -> dict[str, Attributes]:
+        """By ARN."""
+        return self.of("queue")
+
+    @property
+    def subscriptions(self) -> dict[tuple[str, str], Attributes]:
+        """By the ARNs of topic and queue."""
+        return self.of("subscription")
+
+    def replace(self, **kinds: dict[Any, Attributes]) -> Topology:
+        """Return a copy in which the resources of these kinds are replaced, as in ``replace(queue={...})``."""
+        return Topology({**self.resources, **kinds}, self.external)
+
+
+def arns_of(key: Key) -> tuple[str, ...]:
+    """Return the ARNs that a key consists of."""
+    return (key,) if isinstance(key, str) else key
 
 
 def dead_letter_of(attributes: Attributes | None) -> str | None:
-    """Return the ARN of a queue's, or a subscription's, dead-letter queue."""
+    """Return the ARN of the dead-letter queue of a queue or subscription."""
     found: str | None = ((attributes or {}).get("RedrivePolicy") or {}).get("deadLetterTargetArn")
     return found
 
 
-# What AWS means by an attribute that is not there.
+def owner_of(attributes: Attributes | None) -> str | None:
+    """Return the application that the tags of a resource name."""
+    found: str | None = (attributes or {}).get(TAGS, {}).get(APPLICATION)
+    return found
+
+
+# The values that AWS uses for attributes that are not set.
 TOPIC_DEFAULTS = {"MaximumMessageSize": "262144", "KmsMasterKeyId": "", "FifoThroughputScope": "Topic"}
 QUEUE_DEFAULTS = {
     "DelaySeconds": "0",
@@ -52,11 +85,55 @@ QUEUE_DEFAULTS = {
     "DeduplicationScope": "queue",
     "FifoThroughputLimit": "perQueue",
 }
-SAID_ONCE = frozenset({"RedriveAllowPolicy"})
-"""Not looked for where it is missing on a queue that is ours: brokers forget it, and without it nothing is lost."""
 SUBSCRIPTION_DEFAULTS = {"FilterPolicyScope": "MessageAttributes", "RawMessageDelivery": "false"}
 
+IGNORED_IF_ABSENT = frozenset({"RedriveAllowPolicy"})
+"""A plan ignores that a queue of ours does not have it: some brokers do not store it, and no message is lost
+without it."""
 
-def without_defaults(attributes: Attributes, defaults: dict[str, str]) -> Attributes:
-    """Return what has to be said at creation: brokers that lack a feature need not hear of its default."""
+
+def omit_defaults(attributes: Attributes, defaults: Mapping[str, str]) -> Attributes:
+    """Return the attributes that a create call has to name; brokers may not know an attribute that has its default."""
     return {name: value for name, value in attributes.items() if defaults.get(name) != value}
+
+
+_COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
+
+
+def count_messages(attributes: Mapping[str, Any]) -> int:
+    """Return the approximate number of messages in a queue with these attributes."""
+    return sum(int(attributes.get(name, 0)) for name in _COUNTS)
+
+
+POLICY_VERSION = "2012-10-17"
+"""The version of the policy language."""
+
+
+class Denial(NamedTuple):
+    """A call that IAM refused: the action, the ARN of its resource or ``*``, and the message of AWS."""
+
+    action: str
+    resource: str
+    message: str = ""
+
+
+def describe_denials(denials: Iterable[Denial]) -> list[str]:
+    """Return a sentence for each refused action, with AWS's message, and the IAM policy that would allow them."""
+    by_action: dict[str, dict[str, str]] = {}
+    for action, resource, message in sorted(set(denials)):
+        by_action.setdefault(action, {}).setdefault(resource, message)
+    lines = []
+    for action, found in by_action.items():
+        message = next(iter(found.values()))
+        lines.append(
+            f"your credentials may not call {action} on {', '.join(found)}" + (f" ({message})" if message else "")
+        )
+    by_resources: dict[tuple[str, ...], list[str]] = {}
+    for action, found in by_action.items():
+        by_resources.setdefault(tuple(found), []).append(action)
+    statements = [
+        {"Effect": "Allow", "Action": actions, "Resource": list(found)} for found, actions in by_resources.items()
+    ]
+    policy = json.dumps({"Version": POLICY_VERSION, "Statement": statements})
+    hint = "`smartpipe topology export --format iam` prints all permissions that you need"
+    return [*lines, f"{hint}; for the refused calls, ask for this policy: {policy}"]

@@ -1,4 +1,4 @@
-"""Topics, their subscriptions, queues and dead-letter queues as a tree, with what is in them. Pure."""
+"""The deployed topics, subscriptions and queues as a tree, with the number of messages in each queue. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class QueueState(NamedTuple):
-    """A queue and what is in it, as far as SQS knows: its counts are approximate.
+    """A queue with the approximate numbers of its messages, as SQS counts them.
 
     Args:
-        oldest_age_seconds: How long its oldest message has waited; None where nobody knows.
-        exists: False for one that is declared and not there.
+        exists: False for a declared queue that is not deployed.
+        oldest_age_seconds: The age of its oldest message; None if it is unknown.
     """
 
     name: str
@@ -32,7 +32,7 @@ class QueueState(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """A subscription and its queue; without a ``filter``, all of the topic's messages."""
+    """A subscription and its queue; without a ``filter``, the queue gets all messages of the topic."""
 
     exists: bool
     filter: Mapping[str, Any] | None
@@ -41,9 +41,10 @@ class Branch(NamedTuple):
 
 
 class TopicState(NamedTuple):
-    """A topic, or with an empty name what is only sent to directly, and the queues it feeds.
+    """A topic and the queues that are subscribed to it.
 
-    ``elsewhere`` counts subscriptions that are not of the services shown.
+    With an empty name, the queues that get messages only directly. ``elsewhere`` is the number of subscriptions that
+    do not belong to the services shown.
     """
 
     name: str
@@ -53,9 +54,13 @@ class TopicState(NamedTuple):
     elsewhere: int = 0
 
 
-def tree(desired: Topology, actual: Topology, ages: Mapping[str, float]) -> list[TopicState]:
-    """Return what *desired* names, as it is; *ages* are of the queues' oldest messages, by physical name."""
-    fed = {queue for _, queue in desired.subscriptions}
+def build_tree(desired: Topology, actual: Topology, ages: Mapping[str, float]) -> list[TopicState]:
+    """Return the deployed state of the topology *desired*.
+
+    Args:
+        ages: The age in seconds of each queue's oldest message, by the physical name of the queue.
+    """
+    subscribed = {queue for _, queue in desired.subscriptions}
     mains = [arn for arn, wanted in desired.queues.items() if wanted.get("RedrivePolicy")]
     states = {arn: _queue(arn, actual, ages) for arn in mains}
     topics = [
@@ -68,7 +73,9 @@ def tree(desired: Topology, actual: Topology, ages: Mapping[str, float]) -> list
         )
         for topic in desired.topics
     ]
-    direct = tuple(Branch(exists=True, filter=None, raw=True, queue=states[arn]) for arn in mains if arn not in fed)
+    direct = tuple(
+        Branch(exists=True, filter=None, raw=True, queue=states[arn]) for arn in mains if arn not in subscribed
+    )
     return [*topics, TopicState("", "", exists=True, branches=direct)] if direct else topics
 
 
@@ -87,7 +94,7 @@ def _queue(arn: str, actual: Topology, ages: Mapping[str, float]) -> QueueState:
 
 
 def state_of(arn: str, attributes: Attributes | None, ages: Mapping[str, float]) -> QueueState:
-    """Return a queue as its *attributes* describe it; None: it is not there."""
+    """Return the state of a queue with these *attributes*; None if it does not exist."""
     name = name_in(arn)
     if attributes is None:
         return QueueState(name, arn, exists=False)

@@ -15,7 +15,7 @@ from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
-from smartpipe.topology.claims import KEY_ATTRIBUTE, TABLE_NAME, another_kind
+from smartpipe.topology.table_and_bucket import KEY_ATTRIBUTE, TABLE_NAME, find_table_error
 from smartpipe.transports.aws.client import region_of
 from smartpipe.transports.aws.clients import open_client, open_session
 from smartpipe.transports.aws.credentials import refresh_when_refused
@@ -98,7 +98,7 @@ class DynamoStore:
             raise self._fault(error, "DescribeTable") from error
         except Exception as error:
             raise self._fault(error, "DescribeTable") from error
-        fault = another_kind(self.table, table["KeySchema"], table["AttributeDefinitions"])
+        fault = find_table_error(self.table, table["KeySchema"], table["AttributeDefinitions"])
         if fault is not None:
             raise ConfigError(fault)
 

@@ -1,1 +1,1 @@
-"""The topology on AWS: read, written, verified."""
+"""The deployed topology: reads, changes and verifies it on AWS."""

@@ -1,4 +1,4 @@
-"""Compares and changes what there is on AWS. Runs apart from workers, with other rights."""
+"""Compares the declared topology with the deployed one, and carries changes out. It runs apart from workers."""
 
 from __future__ import annotations
 
@@ -10,53 +10,60 @@ from typing import TYPE_CHECKING
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from smartpipe.errors import TopologyError, TransportError
-from smartpipe.topology.aws.read import MAX_CALLS, Denied, TopologyReader
-from smartpipe.topology.aws.write import TopologyWriter
+from smartpipe.topology.aws.calls import MAX_CALLS, Denied
+from smartpipe.topology.aws.operations import carry_out
+from smartpipe.topology.aws.read import TopologyReader
 from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.checks import find_errors, find_warnings
-from smartpipe.topology.companions import TableAndBucket
 from smartpipe.topology.derive import Declares, derive
-from smartpipe.topology.destroy import destruction
-from smartpipe.topology.plan import plan
-from smartpipe.topology.rights import request
-from smartpipe.topology.stages import stages
+from smartpipe.topology.destroy import plan_destroy
+from smartpipe.topology.plan import group_into_stages, plan
+from smartpipe.topology.resources import describe_denials
+from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from smartpipe.names import Naming
+    from smartpipe.topology.aws.calls import AwsSession
     from smartpipe.topology.resources import Topology
-    from smartpipe.transports.aws.transport import AwsTransport
 
 log = logging.getLogger("smartpipe.topology")
 
 REUSE_SECONDS = 90.0
 """SQS: the name of a deleted queue is free again after 60 s."""
 SETTLE_SECONDS = 30.0
-"""SQS: a new queue is there for everybody after a second or so."""
+"""SQS: all servers know a new queue after about a second."""
 
 
 class PlanContext:
-    """The declared and the deployed topology, read once: ``changes`` has every resource, ``notes`` the warnings."""
+    """The declared and the deployed topology, read once, and the plan that follows from them.
 
-    def __init__(self, desired: Topology, actual: Topology, naming: Naming, inspector: TopologyReader) -> None:
+    Attributes:
+        changes: A change for every resource, including those that stay as they are.
+        notes: Warnings, and sentences about resources that could not be read.
+        not_read: Only the sentences about resources that could not be read.
+        knows_orphans: False if AWS could not be asked for resources that no TARGET declares.
+    """
+
+    def __init__(self, desired: Topology, actual: Topology, naming: Naming, reader: TopologyReader) -> None:
         self.desired = desired
         self.actual = actual
         self.naming = naming
         self.changes = plan(desired, actual)
-        self.not_seen = inspector.notes
-        self.knows_orphans = inspector.knows_orphans
-        self._orphans = inspector.orphans if inspector.knows_orphans else None
-        self.notes = [*find_warnings(desired, actual), *self.not_seen]
+        self.not_read = reader.notes
+        self.knows_orphans = reader.knows_orphans
+        self._orphans = reader.orphans if reader.knows_orphans else None
+        self.notes = [*find_warnings(desired, actual), *self.not_read]
 
     @property
     def pending(self) -> list[Change]:
-        """What ``apply`` has to do."""
+        """The changes that ``apply`` has to make."""
         return pending_changes(self.changes)
 
-    def destruction(self, *, orphaned: bool = False, even_if_not_empty: bool = False) -> list[Change]:
-        """Return what ``destroy`` deletes, and what it keeps."""
-        return destruction(
+    def plan_destroy(self, *, orphaned: bool = False, even_if_not_empty: bool = False) -> list[Change]:
+        """Return the deletions of ``destroy``, and the resources that it keeps."""
+        return plan_destroy(
             self.desired,
             self.actual,
             self.naming,
@@ -67,113 +74,112 @@ class PlanContext:
 
 
 class Provisioner:
-    """Works on the topics, queues and subscriptions of one account, region and prefix.
+    """Compares and changes the topology of one account, region and prefix.
 
     Args:
-        companions: A table of claims and a bucket of payloads; by default the environment's.
+        table_and_bucket: The table of claims and the bucket of payloads; by default those of the environment.
 
     Raises:
-        ConfigError: Faulty settings in the environment.
+        ConfigError: A setting in the environment is invalid.
     """
 
-    def __init__(self, transport: AwsTransport, *, companions: TableAndBucket | None = None) -> None:
-        self._transport = transport
-        self._companions = TableAndBucket.from_environment() if companions is None else companions
-        self._mutations = TopologyWriter(transport)
-        self._room = asyncio.Semaphore(MAX_CALLS)
+    def __init__(self, session: AwsSession, *, table_and_bucket: TableAndBucket | None = None) -> None:
+        self._session = session
+        self._table_and_bucket = TableAndBucket.from_environment() if table_and_bucket is None else table_and_bucket
+        self._limit = asyncio.Semaphore(MAX_CALLS)
 
-    async def survey(
-        self, services: Iterable[Declares], *, even_if_faulty: bool = False, destroying: bool = False
+    async def compare(
+        self, services: Iterable[Declares], *, ignore_errors: bool = False, destroying: bool = False
     ) -> PlanContext:
-        """Read what is there of what *services* need, with what becomes of each resource.
+        """Read the deployed resources that *services* need, and plan a change for each.
 
         Args:
-            even_if_faulty: For what changes nothing, or only deletes.
-            destroying: Also ask which queues use these as their dead-letter queues, at one call for each.
+            ignore_errors: For commands that change nothing, or only delete.
+            destroying: Also list the queues that redrive to each queue, with one call for each.
 
         Raises:
             ConfigError: The services' declarations contradict each other or AWS.
-            TopologyError: All that stands in the way; nothing can be applied while it does.
-            TransportError: AWS could not be asked, or ``AccessDenied``, with every right that is missing.
+            TopologyError: All errors of the plan; nothing can be applied while there are any.
+            TransportError: AWS could not be asked; ``AccessDenied`` names every missing permission.
         """
-        naming = await self._transport.addresses.naming()
-        desired = derive(services, naming, self._companions)
-        inspector = TopologyReader(self._transport)
-        actual = await inspector.read(desired)
-        found = [] if even_if_faulty else find_errors(desired, actual)
-        if found:
-            raise TopologyError(found)
+        naming = await self._session.addresses.naming()
+        desired = derive(services, naming, self._table_and_bucket)
+        reader = TopologyReader(self._session)
+        actual = await reader.read(desired)
+        errors = [] if ignore_errors else find_errors(desired, actual)
+        if errors:
+            raise TopologyError(errors)
         if destroying:
-            actual = await inspector.with_sources(actual, desired.given)
-        return PlanContext(desired, actual, naming, inspector)
+            actual = await reader.with_sources(actual, desired.external)
+        return PlanContext(desired, actual, naming, reader)
 
     async def plan(self, services: Iterable[Declares]) -> list[Change]:
-        """Return what ``apply`` has to do for *services*, and nothing else; it fails as ``survey`` does."""
-        return (await self.survey(services)).pending
+        """Return only the changes that ``apply`` has to make for *services*; errors as those of ``compare``."""
+        return (await self.compare(services)).pending
 
     async def apply(self, changes: Iterable[Change], on_change: Callable[[Change], None] = lambda _: None) -> None:
-        """Carry out what is pending among *changes*, one stage after the other, and tell each when it is done.
+        """Make the pending ones of *changes*, stage by stage, and call *on_change* after each.
 
-        Each can be carried out again, and by two at once: what is there already is brought into line. A new
-        plan shows what is left after an interruption.
+        Each change can be made again, and by two processes concurrently: an existing resource is updated. After an
+        interruption, a new plan shows the remaining changes.
 
         Raises:
-            TopologyError: What AWS refused, all of a stage; the stages after it have not begun.
+            TopologyError: All changes of a stage that failed; later stages have not begun.
         """
-        for stage in stages(pending_changes(changes)):
-            tasks = [asyncio.create_task(self._carry_out(change, on_change)) for change in stage]
+        for stage in group_into_stages(pending_changes(changes)):
+            tasks = [asyncio.create_task(self._make(change, on_change)) for change in stage]
             try:
                 outcomes = await asyncio.gather(*tasks)
-            finally:  # whoever is interrupted leaves nobody at work behind
+            finally:  # an interruption leaves no task running
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
             denials = [denial for one in outcomes if isinstance(one, Denied) for denial in one.denials]
-            problems = [str(one) for one in outcomes if one is not None and not isinstance(one, Denied)]
-            if denials or problems:
-                raise TopologyError([*problems, *(request(denials) if denials else [])])
+            errors = [str(one) for one in outcomes if one is not None and not isinstance(one, Denied)]
+            if denials or errors:
+                raise TopologyError([*errors, *(describe_denials(denials) if denials else [])])
 
-    async def _carry_out(self, change: Change, on_change: Callable[[Change], None]) -> TransportError | None:
+    async def _make(self, change: Change, on_change: Callable[[Change], None]) -> TransportError | None:
         try:
-            async with self._room:
-                await self._settling(change)
+            async with self._limit:
+                await self._make_with_retries(change)
         except TransportError as error:
             return error
         on_change(change)
         return None
 
-    async def _settling(self, change: Change) -> None:
-        """Make *change*, again while AWS is not there yet: throttled, a name not free, a queue not seen everywhere."""
+    async def _make_with_retries(self, change: Change) -> None:
+        """Make *change*; retry while AWS throttles, while a name is not free and while a new queue is not known."""
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_passes),
+            retry=retry_if_exception(_may_pass),
             wait=wait_exponential(multiplier=0.25, max=5),
             stop=_is_too_late,
-            before_sleep=partial(_tell, change),
+            before_sleep=partial(_log_wait, change),
             reraise=True,
         ):
             with attempt:
-                await self._mutations.make(change)
+                await carry_out(self._session, change)
 
 
-def _passes(error: BaseException) -> bool:
+def _may_pass(error: BaseException) -> bool:
     if not isinstance(error, TransportError):
         return False
-    unseen = (
+    is_unknown = (
         error.code in {"QueueDoesNotExist", "NotFound"} or "dead letter target does not exist" in str(error).lower()
     )
-    return error.retryable or error.code == "QueueDeletedRecently" or unseen
+    return error.retryable or error.code == "QueueDeletedRecently" or is_unknown
 
 
-def _fault(state: RetryCallState) -> BaseException | None:
+def _error_of(state: RetryCallState) -> BaseException | None:
     return state.outcome.exception() if state.outcome else None
 
 
 def _is_too_late(state: RetryCallState) -> bool:
-    error = _fault(state)
+    error = _error_of(state)
     reused = isinstance(error, TransportError) and error.code == "QueueDeletedRecently"
     return (state.seconds_since_start or 0.0) >= (REUSE_SECONDS if reused else SETTLE_SECONDS)
 
 
-def _tell(change: Change, state: RetryCallState) -> None:
+def _log_wait(change: Change, state: RetryCallState) -> None:
     if state.attempt_number == 1:
-        log.warning("%s %s %s has to wait: %s", change.action, change.kind, change.name, _fault(state))
+        log.warning("Cannot %s %s %s yet, retrying: %s", change.action, change.kind, change.name, _error_of(state))

@@ -1,1 +1,1 @@
-"""The topology for other tools: templates, documents, pictures and policies. Pure: text goes to whoever asks for it."""
+"""The topology in the formats of other tools: templates, documents, pictures and IAM policies. Pure."""

@@ -1,6 +1,6 @@
-"""An AsyncAPI 3.0.0 document: what is sent and received, where, and in which form. Pure.
+"""An AsyncAPI 3.0.0 document: the channels, operations and messages of services. Pure.
 
-Source: AsyncAPI 3.0.0, and its bindings for SNS 0.1.0 and SQS 0.2.0, which are those that its JSON Schema knows.
+Source: AsyncAPI 3.0.0, and the versions of its bindings that its JSON Schema knows: SNS 0.1.0 and SQS 0.2.0.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from smartpipe.events import event_class
 from smartpipe.names import account_in, name_in
 from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.topology.derive import derive
-from smartpipe.topology.export.portable import portable, typed, unique
-from smartpipe.topology.resources import TAGS
+from smartpipe.topology.export.portable import convert, make_unique, portable_naming
+from smartpipe.topology.kinds import TOPIC, kind_of
+from smartpipe.topology.resources import TAGS, dead_letter_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from smartpipe.events import Contract
     from smartpipe.names import Naming
@@ -37,7 +38,7 @@ _QUEUE_FIELDS = {
 
 
 class _Operation(NamedTuple):
-    """What one service does at one topic or queue."""
+    """The sending or receiving of one service at one topic or queue."""
 
     action: str
     service: str
@@ -45,16 +46,16 @@ class _Operation(NamedTuple):
     contracts: tuple[Contract, ...]
 
 
-def document(services: Sequence[Declares], *, prefix: str, application: str) -> dict[str, Any]:
+def build_document(services: Sequence[Declares], *, prefix: str, application: str) -> dict[str, Any]:
     """Return the document of *services*: a channel for each topic and queue, a message for each event's major version.
 
     Raises:
         ConfigError: The declarations contradict each other or AWS.
     """
-    naming = portable(prefix, application)
+    naming = portable_naming(prefix, application)
     topology = derive(services, naming)
     contents = _contents(services, naming)
-    channels = unique({arn: _channel_id(arn, naming) for arn in contents})
+    channels = make_unique({arn: _channel_id(arn, naming) for arn in contents})
     contracts = sorted({one for found in contents.values() for one in found}, key=_message_id)
     operations = _operations(services, naming, contents)
     return {
@@ -85,20 +86,20 @@ def _server(service: str) -> dict[str, Any]:
 
 
 def _contents(services: Iterable[Declares], naming: Naming) -> dict[str, tuple[Contract, ...]]:
-    """Return the contracts of each topic's and queue's events, by ARN; none of a queue that is only sent to."""
+    """Return the contracts of the events of each topic and queue, by ARN; none for a queue without handlers."""
     found: dict[str, set[Contract]] = {}
     for service in services:
         for binding in service.bindings:
             found.setdefault(naming.queue_arn(binding.queue.name), set()).update(binding.contracts)
-        for contract in _known(service):
+        for contract in _contracts_of(service):
             found.setdefault(naming.topic_arn(contract.topic.name), set()).add(contract)
         for queue in service.sends_to:
             found.setdefault(naming.queue_arn(queue.name), set())
     return {arn: tuple(sorted(contracts, key=_message_id)) for arn, contracts in found.items()}
 
 
-def _known(service: Declares) -> Iterator[Contract]:
-    """Yield what the service publishes, and what it subscribes to."""
+def _contracts_of(service: Declares) -> Iterator[Contract]:
+    """Yield the contracts that the service publishes and those that it subscribes to."""
     yield from service.published
     for binding in service.bindings:
         if not binding.queue.direct:
@@ -106,8 +107,8 @@ def _known(service: Declares) -> Iterator[Contract]:
 
 
 def _channel_id(arn: str, naming: Naming) -> str:
-    kind = "topic" if ":sns:" in arn else "queue"
-    return f"{kind}-{name_in(arn).removeprefix(naming.prefix) if _is_own(arn, naming) else name_in(arn)}"
+    name = name_in(arn).removeprefix(naming.prefix) if _is_own(arn, naming) else name_in(arn)
+    return f"{kind_of(arn).name}-{name}"
 
 
 def _is_own(arn: str, naming: Naming) -> bool:
@@ -115,41 +116,36 @@ def _is_own(arn: str, naming: Naming) -> bool:
 
 
 def _channel(arn: str, contracts: Iterable[Contract], topology: Topology, naming: Naming) -> dict[str, Any]:
-    kind, binding = ("sns", _topic(arn, topology)) if ":sns:" in arn else ("sqs", _queue_channel(arn, topology))
+    renderer = _RENDERERS[kind_of(arn).name]
     return {
         "address": name_in(arn) if _is_own(arn, naming) else arn,
-        "servers": [{"$ref": f"#/servers/{kind}"}],
+        "servers": [{"$ref": f"#/servers/{renderer.protocol}"}],
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in map(_message_id, contracts)},
-        "bindings": {kind: binding},
+        "bindings": {renderer.protocol: renderer.channel(arn, topology)},
     }
 
 
-def _topic(arn: str, topology: Topology) -> dict[str, Any]:
+def _topic_channel(arn: str, topology: Topology) -> dict[str, Any]:
     ordering = {"type": "FIFO" if arn.endswith(FIFO_SUFFIX) else "standard", "contentBasedDeduplication": False}
     tags = topology.topics[arn].get(TAGS)
     return {"name": name_in(arn), "ordering": ordering, **({"tags": tags} if tags else {}), **_SNS_BINDING}
 
 
 def _queue_channel(arn: str, topology: Topology) -> dict[str, Any]:
-    target = _dead_letter(topology.queues.get(arn, {}))
+    target = dead_letter_of(topology.queues.get(arn, {}))
     dead_letter = {"deadLetterQueue": _queue(target, topology)} if target else {}
     return {"queue": _queue(arn, topology), **dead_letter, **_SQS_BINDING}
 
 
 def _queue(arn: str, topology: Topology) -> dict[str, Any]:
     attributes = topology.queues.get(arn, {})
-    said = {"name": name_in(arn), "fifoQueue": arn.endswith(FIFO_SUFFIX)}
-    said |= {field: typed(name, attributes[name]) for name, field in _QUEUE_FIELDS.items() if name in attributes}
-    target = _dead_letter(attributes)
+    found = {"name": name_in(arn), "fifoQueue": arn.endswith(FIFO_SUFFIX)}
+    found |= {field: convert(name, attributes[name]) for name, field in _QUEUE_FIELDS.items() if name in attributes}
+    target = dead_letter_of(attributes)
     if target:
         redrive = {name: value for name, value in attributes["RedrivePolicy"].items() if name == "maxReceiveCount"}
-        said["redrivePolicy"] = {"deadLetterQueue": {"name": name_in(target)}, **redrive}
-    return said
-
-
-def _dead_letter(attributes: Attributes) -> str | None:
-    target: str | None = attributes.get("RedrivePolicy", {}).get("deadLetterTargetArn")
-    return target
+        found["redrivePolicy"] = {"deadLetterQueue": {"name": name_in(target)}, **redrive}
+    return found
 
 
 def _operations(
@@ -167,34 +163,36 @@ def _operations(
 
 
 def _named(operations: Iterable[_Operation], channels: Mapping[str, str]) -> list[tuple[str, _Operation]]:
-    names = unique({one: f"{one.service}.{one.action}.{channels[one.arn]}" for one in operations})
+    names = make_unique({one: f"{one.service}.{one.action}.{channels[one.arn]}" for one in operations})
     return sorted((name, one) for one, name in names.items())
 
 
 def _operation(one: _Operation, channels: Mapping[str, str], topology: Topology) -> dict[str, Any]:
     channel = f"#/channels/{channels[one.arn]}"
-    verb = "publishes to" if ":sns:" in one.arn else "sends to" if one.action == "send" else "handles"
+    verb = "publishes to" if kind_of(one.arn) is TOPIC else "sends to" if one.action == "send" else "handles"
     return {
         "action": one.action,
         "channel": {"$ref": channel},
         "title": f"{one.service} {verb} {name_in(one.arn)}",
         "tags": [{"name": one.service}],
         "messages": [{"$ref": f"{channel}/messages/{name}"} for name in sorted(map(_message_id, one.contracts))],
-        **_operation_bindings(one.arn, topology),
+        **_RENDERERS[kind_of(one.arn).name].operation(one.arn, topology),
     }
 
 
-def _operation_bindings(arn: str, topology: Topology) -> dict[str, Any]:
-    if ":sqs:" in arn:
-        target = _dead_letter(topology.queues.get(arn, {}))
-        queues = [{"name": name_in(one)} for one in (arn, target) if one]
-        return {"bindings": {"sqs": {"queues": queues, **_SQS_BINDING}}}
+def _queue_operation(arn: str, topology: Topology) -> dict[str, Any]:
+    target = dead_letter_of(topology.queues.get(arn, {}))
+    queues = [{"name": name_in(one)} for one in (arn, target) if one]
+    return {"bindings": {"sqs": {"queues": queues, **_SQS_BINDING}}}
+
+
+def _topic_operation(arn: str, topology: Topology) -> dict[str, Any]:
     consumers = [
         _consumer(queue, attributes)
         for (topic, queue), attributes in sorted(topology.subscriptions.items(), key=lambda item: item[0])
         if topic == arn and attributes
     ]
-    # The binding wants one consumer at least, and these services may have none.
+    # The binding requires at least one consumer, and these services may have none.
     return (
         {"bindings": {"sns": {"topic": {"name": name_in(arn)}, "consumers": consumers, **_SNS_BINDING}}}
         if consumers
@@ -204,16 +202,16 @@ def _operation_bindings(arn: str, topology: Topology) -> dict[str, Any]:
 
 def _consumer(queue_arn: str, attributes: Attributes) -> dict[str, Any]:
     policy = attributes["FilterPolicy"]
-    # The binding knows lists of texts only; SNS's operators stand in an extension, whole.
-    sayable = all(isinstance(one, list) and all(isinstance(value, str) for value in one) for one in policy.values())
-    target = _dead_letter(attributes)
+    # The binding allows only lists of texts; a policy with operators of SNS goes into an extension.
+    is_plain = all(isinstance(one, list) and all(isinstance(value, str) for value in one) for one in policy.values())
+    target = dead_letter_of(attributes)
     redrive = {"redrivePolicy": {"deadLetterQueue": {"name": name_in(target)}}} if target else {}
     return {
         "protocol": "sqs",
         "endpoint": {"name": name_in(queue_arn)},
-        "filterPolicy" if sayable else "x-filter-policy": policy,
+        "filterPolicy" if is_plain else "x-filter-policy": policy,
         "filterPolicyScope": attributes["FilterPolicyScope"],
-        "rawMessageDelivery": typed("RawMessageDelivery", attributes["RawMessageDelivery"]),
+        "rawMessageDelivery": convert("RawMessageDelivery", attributes["RawMessageDelivery"]),
         **redrive,
     }
 
@@ -237,7 +235,7 @@ def _message(contract: Contract) -> dict[str, Any]:
 
 
 def _schemas(contract: Contract) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the envelope's schema and those it refers to, each by a name of its own."""
+    """Yield the schema of the envelope and the schemas that it refers to, each with its name."""
     event = event_class(contract.type, contract.major)
     if event is None:
         return
@@ -245,23 +243,40 @@ def _schemas(contract: Contract) -> Iterator[tuple[str, dict[str, Any]]]:
     schema = event_schema(event)
     del schema["$schema"]
     definitions = schema.pop("$defs", {})
-    yield name, _as_asyncapi(schema, name)
+    yield name, _convert_schema(schema, name)
     for definition in sorted(definitions):
-        yield f"{name}.{definition}", _as_asyncapi(definitions[definition], name)
+        yield f"{name}.{definition}", _convert_schema(definitions[definition], name)
 
 
-def _as_asyncapi(value: Any, name: str) -> Any:
-    """Return a schema of JSON Schema 2020-12 as AsyncAPI has them: draft 07, and definitions among the components."""
+def _convert_schema(value: Any, name: str) -> Any:
+    """Convert a schema of JSON Schema 2020-12 to draft 07, with definitions among the components, for AsyncAPI."""
     if isinstance(value, list):
-        return [_as_asyncapi(one, name) for one in value]
+        return [_convert_schema(one, name) for one in value]
     if not isinstance(value, dict):
         return value
-    found = {key: _as_asyncapi(one, name) for key, one in value.items()}
+    found = {key: _convert_schema(one, name) for key, one in value.items()}
     if isinstance(found.get("$ref"), str):
         found["$ref"] = found["$ref"].replace("#/$defs/", f"#/components/schemas/{name}.")
     if isinstance(found.get("prefixItems"), list):
         rest = {"additionalItems": found.pop("items")} if "items" in found else {}
         found |= {"items": found.pop("prefixItems"), **rest}
-    if "propertyName" in (found.get("discriminator") or ()):  # Pydantic's is OpenAPI's; the alternatives tell enough
+    if "propertyName" in (
+        found.get("discriminator") or ()
+    ):  # Pydantic writes that of OpenAPI; the alternatives suffice
         del found["discriminator"]
     return found
+
+
+class _Renderer(NamedTuple):
+    """The bindings of one kind of resource, as a channel and in an operation."""
+
+    protocol: str
+    channel: Callable[[str, Topology], dict[str, Any]]
+    operation: Callable[[str, Topology], dict[str, Any]]
+
+
+_RENDERERS = {
+    "topic": _Renderer("sns", _topic_channel, _topic_operation),
+    "queue": _Renderer("sqs", _queue_channel, _queue_operation),
+}
+"""By the name of the kind."""

@@ -1,4 +1,4 @@
-"""An AWS CloudFormation template that creates what ``topology apply`` does. Pure.
+"""An AWS CloudFormation template that creates the same resources as ``topology apply``. Pure.
 
 Source: AWS CloudFormation, template reference of AWS::SQS::Queue, AWS::SQS::QueuePolicy, AWS::SNS::Topic and
 AWS::SNS::Subscription, and "Understand CloudFormation quotas".
@@ -18,16 +18,17 @@ from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import (
     REGION,
     Principals,
-    declared_names,
-    portable,
+    convert,
+    created_names,
+    make_unique,
+    portable_naming,
     principals_of,
+    replace_placeholders,
     rewrite,
-    typed,
-    unique,
-    with_tokens,
 )
+from smartpipe.topology.kinds import TOPIC, kind_of
 from smartpipe.topology.regions import ENABLED_BY_DEFAULT, LISTED_TWICE
-from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, dead_letter_of, without_defaults
+from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, dead_letter_of, omit_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -42,31 +43,26 @@ _FUNCTION = re.compile(r'"(Ref|Condition|Fn::[A-Za-z:]+)":')
 _ARN = r"arn:${AWS::Partition}:\1:${AWS::Region}:${AWS::AccountId}:"
 
 
-def template(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
-    """Return the template of all that *services* need, for any account and region.
+def build_template(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
+    """Return the template of the topics, queues and subscriptions that *services* need, for any account and region.
 
-    Resources of others, ``given`` by their ARNs, are subscribed to and never created. Beyond 200 topics and
-    queues, which is CloudFormation's limit, there are no outputs.
+    The template subscribes to external topics and does not create them. It has no outputs if it has more than 200
+    topics and queues, which is CloudFormation's limit.
 
     Raises:
         ConfigError: The declarations contradict each other, or make more than 500 resources.
     """
-    topology = derive(services, portable(prefix, application))
-    names = declared_names(topology, prefix)
-    ids = unique({arn: _logical_id(arn, name) for arn, name in names.items()})
-    resources = {
-        **{ids[arn]: _topic(arn, topology.topics[arn]) for arn in topology.topics if arn in ids},
-        **{ids[arn]: _queue(arn, topology.queues[arn], ids) for arn in topology.queues if arn in ids},
-        **_policies(topology, ids),
-        **_subscriptions(topology, ids),
-    }
+    topology = derive(services, portable_naming(prefix, application))
+    names = created_names(topology, prefix)
+    ids = make_unique({arn: _logical_id(arn, name) for arn, name in names.items()})
+    resources = {name: one for render in _RENDERERS.values() for name, one in render(topology, ids).items()}
     if len(resources) > MAX_RESOURCES:
         msg = (
-            f"the template would have {len(resources)} resources, and CloudFormation takes {MAX_RESOURCES} in a stack: "
-            "export TARGETs that share no topics by themselves, or use `--format terraform`, which has no such limit"
+            f"the template would have {len(resources)} resources, and CloudFormation takes {MAX_RESOURCES} in a stack; "
+            "export TARGETs that share no topics separately, or use `--format terraform`, which has no such limit"
         )
         raise ConfigError(msg)
-    outputs = {name: value for arn, one in ids.items() for name, value in _output(arn, one)}
+    outputs = dict(_output(arn, logical_id) for arn, logical_id in ids.items())
     conditions = _conditions(resources, topology)
     return {
         "AWSTemplateFormatVersion": "2010-09-09",
@@ -78,46 +74,54 @@ def template(services: Iterable[Declares], *, prefix: str, application: str) -> 
 
 
 def _logical_id(arn: str, name: str) -> str:
-    """Return letters and digits only, as in ``EmailVerificationQueue``."""
+    """Return an id of letters and digits, as in ``EmailVerificationQueue``."""
     words = re.split(r"[^A-Za-z0-9]+", name.removesuffix(FIFO_SUFFIX))
-    kind = "Topic" if ":sns:" in arn else "Queue"
-    return (
-        "".join(word[:1].upper() + word[1:] for word in words) + kind + ("Fifo" if name.endswith(FIFO_SUFFIX) else "")
-    )
+    kind = "Topic" if kind_of(arn) is TOPIC else "Queue"
+    suffix = "Fifo" if name.endswith(FIFO_SUFFIX) else ""
+    return "".join(word[:1].upper() + word[1:] for word in words) + kind + suffix
 
 
-def _say(ids: Mapping[str, str], text: str) -> Any:
-    """Return the reference to what has this ARN, or stands in for the account; other text as it is."""
+def _refer(ids: Mapping[str, str], text: str) -> Any:
+    """Return a reference to the resource with the ARN *text*, or a substitution; other text as it is."""
     if text in ids:
-        return {"Ref": ids[text]} if ":sns:" in text else {"Fn::GetAtt": [ids[text], "Arn"]}
-    return _substituted(text)
+        return {"Ref": ids[text]} if kind_of(text) is TOPIC else {"Fn::GetAtt": [ids[text], "Arn"]}
+    return _substitute(text)
 
 
-def _substituted(text: str) -> Any:
-    found = with_tokens(text, _ARN, "${AWS::AccountId}")
+def _substitute(text: str) -> Any:
+    found = replace_placeholders(text, _ARN, "${AWS::AccountId}")
     return text if found == text else {"Ref": "AWS::AccountId"} if found == "${AWS::AccountId}" else {"Fn::Sub": found}
 
 
+def _render_topics(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
+    return {ids[arn]: _topic(arn, attributes) for arn, attributes in topology.topics.items() if arn in ids}
+
+
 def _topic(arn: str, attributes: Attributes) -> dict[str, Any]:
-    said = without_defaults(attributes, TOPIC_DEFAULTS)
-    return {"Type": "AWS::SNS::Topic", "Properties": {"TopicName": name_in(arn), **_properties(said)}}
+    properties = _properties(omit_defaults(attributes, TOPIC_DEFAULTS))
+    return {"Type": "AWS::SNS::Topic", "Properties": {"TopicName": name_in(arn), **properties}}
+
+
+def _render_queues(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
+    queues = {ids[arn]: _queue(arn, attributes, ids) for arn, attributes in topology.queues.items() if arn in ids}
+    return {**queues, **_policies(topology, ids)}
 
 
 def _queue(arn: str, attributes: Attributes, ids: Mapping[str, str]) -> dict[str, Any]:
-    said = {name: value for name, value in attributes.items() if name != "Policy" and value != ""}
+    rendered = {name: value for name, value in attributes.items() if name != "Policy" and value != ""}
     references: dict[str, Callable[[str], Any]] = {
-        "RedrivePolicy": partial(_say, ids),
-        "RedriveAllowPolicy": _substituted,  # in words, for a reference back would close a circle
+        "RedrivePolicy": partial(_refer, ids),
+        "RedriveAllowPolicy": _substitute,  # not a reference: CloudFormation refuses circular ones
     }
-    for name, say in references.items():
-        if name in said:
-            said[name] = rewrite(said[name], say)
-    return {"Type": "AWS::SQS::Queue", "Properties": {"QueueName": name_in(arn), **_properties(said)}}
+    for name, change in references.items():
+        if name in rendered:
+            rendered[name] = rewrite(rendered[name], change)
+    return {"Type": "AWS::SQS::Queue", "Properties": {"QueueName": name_in(arn), **_properties(rendered)}}
 
 
 def _properties(attributes: Attributes) -> dict[str, Any]:
     tags = [{"Key": key, "Value": value} for key, value in attributes[TAGS].items()]
-    return {**{name: typed(name, value) for name, value in attributes.items() if name != TAGS}, TAGS: tags}
+    return {**{name: convert(name, value) for name, value in attributes.items() if name != TAGS}, TAGS: tags}
 
 
 def _policies(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
@@ -138,18 +142,18 @@ def _policies(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _statement(statement: dict[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = rewrite(statement, partial(_say, ids))
+    found: dict[str, Any] = rewrite(statement, partial(_refer, ids))
     principals = principals_of(statement)
-    return found if principals is None else {**found, "Principal": {"Service": _chosen(principals)}}
+    return found if principals is None else {**found, "Principal": {"Service": _choose(principals)}}
 
 
-def _chosen(principals: Principals) -> Any:
-    """Return the principals as a choice that CloudFormation makes by the stack's region."""
+def _choose(principals: Principals) -> Any:
+    """Return the principals with conditions, so that CloudFormation chooses them by the stack's region."""
     found: Any = [_regional(one) for one in principals.opt_in]
     if principals.by_default != principals.opt_in:
         found = {"Fn::If": [_BY_DEFAULT, principals.by_default, found]}
-    for region, let_in in principals.within.items():
-        found = {"Fn::If": [_within(region), let_in, found]}
+    for region, allowed in principals.within.items():
+        found = {"Fn::If": [_within(region), allowed, found]}
     return found
 
 
@@ -162,10 +166,10 @@ def _within(region: str) -> str:
 
 
 def _conditions(resources: Mapping[str, Any], topology: Topology) -> dict[str, Any]:
-    """Return the conditions that *resources* go by; an ``Fn::Or`` takes ten terms."""
+    """Return the conditions that *resources* use; an ``Fn::Or`` has at most ten terms."""
     halves = ENABLED_BY_DEFAULT[:9], ENABLED_BY_DEFAULT[9:]
     known = {_BY_DEFAULT: {"Fn::Or": [{"Fn::Or": [_is(region) for region in half]} for half in halves]}}
-    known |= {_within(region): _is(region) for region in (*map(region_in, topology.given), *LISTED_TWICE)}
+    known |= {_within(region): _is(region) for region in (*map(region_in, topology.external), *LISTED_TWICE)}
     text = json.dumps(resources)
     return {name: condition for name, condition in sorted(known.items()) if f'"Fn::If": ["{name}"' in text}
 
@@ -178,9 +182,9 @@ def _policy_id(queue_id: str) -> str:
     return f"{queue_id}Policy"
 
 
-def _subscriptions(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
+def _render_subscriptions(topology: Topology, ids: Mapping[str, str]) -> dict[str, Any]:
     wanted = {arns: attributes for arns, attributes in topology.subscriptions.items() if arns[1] in ids}
-    names = unique({arns: f"{_topic_id(arns[0], ids)}{ids[arns[1]]}Subscription" for arns in wanted})
+    names = make_unique({arns: f"{_topic_id(arns[0], ids)}{ids[arns[1]]}Subscription" for arns in wanted})
     return {names[arns]: _subscription(*arns, attributes, ids) for arns, attributes in wanted.items()}
 
 
@@ -190,33 +194,41 @@ def _topic_id(arn: str, ids: Mapping[str, str]) -> str:
 
 def _subscription(topic_arn: str, queue_arn: str, attributes: Attributes, ids: Mapping[str, str]) -> dict[str, Any]:
     dead_letter = dead_letter_of(attributes)
-    letting_in = [queue_arn, *([dead_letter] if dead_letter else [])]
-    said = {name: typed(name, value) for name, value in attributes.items()}
-    said["FilterPolicy"] = _literal(said["FilterPolicy"])
+    receiving = [queue_arn, *([dead_letter] if dead_letter else [])]
+    rendered = {name: convert(name, value) for name, value in attributes.items()}
+    rendered["FilterPolicy"] = _literal(rendered["FilterPolicy"])
     if dead_letter:
-        said["RedrivePolicy"] = rewrite(said["RedrivePolicy"], partial(_say, ids))
+        rendered["RedrivePolicy"] = rewrite(rendered["RedrivePolicy"], partial(_refer, ids))
     return {
         "Type": "AWS::SNS::Subscription",
-        # What is published before the policies let it in would be lost.
-        "DependsOn": [_policy_id(ids[arn]) for arn in letting_in],
+        # SNS drops events that it delivers before the policies allow it.
+        "DependsOn": [_policy_id(ids[arn]) for arn in receiving],
         "Properties": {
-            "TopicArn": _say(ids, topic_arn),
+            "TopicArn": _refer(ids, topic_arn),
             "Protocol": "sqs",
-            "Endpoint": _say(ids, queue_arn),
+            "Endpoint": _refer(ids, queue_arn),
             **({} if topic_arn in ids else {"Region": region_in(topic_arn)}),
-            **said,
+            **rendered,
         },
     }
 
 
 def _literal(policy: dict[str, Any]) -> Any:
-    """Return a user's policy as JSON text where CloudFormation would take one of its names for a function."""
+    """Return a filter policy, as JSON text if CloudFormation would mistake one of its names for a function."""
     text = json.dumps(policy)
     return text if _FUNCTION.search(text) else policy
 
 
-def _output(arn: str, logical_id: str) -> list[tuple[str, dict[str, Any]]]:
-    """Return what programs in other languages, and other stacks, ask for."""
-    if ":sns:" in arn:
-        return [(f"{logical_id}Arn", {"Description": f"ARN of {name_in(arn)}", "Value": {"Ref": logical_id}})]
-    return [(f"{logical_id}Url", {"Description": f"URL of {name_in(arn)}", "Value": {"Ref": logical_id}})]
+def _output(arn: str, logical_id: str) -> tuple[str, dict[str, Any]]:
+    """Return a topic's ARN or a queue's URL, for other programs and stacks."""
+    address = "ARN" if kind_of(arn) is TOPIC else "URL"
+    description = f"{address} of {name_in(arn)}"
+    return f"{logical_id}{address.capitalize()}", {"Description": description, "Value": {"Ref": logical_id}}
+
+
+_RENDERERS: dict[str, Callable[[Topology, Mapping[str, str]], dict[str, Any]]] = {
+    "topic": _render_topics,
+    "queue": _render_queues,
+    "subscription": _render_subscriptions,
+}
+"""By the name of the kind. Templates leave out the other kinds."""

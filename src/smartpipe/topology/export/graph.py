@@ -1,4 +1,4 @@
-"""Who publishes what to whom, as nodes and arrows. Pure."""
+"""Services, topics and queues as the nodes and arrows of a picture. Pure."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ if TYPE_CHECKING:
 Column: TypeAlias = Literal["publisher", "topic", "queue", "handler"]
 Place: TypeAlias = tuple[int, str]
 COLUMNS: tuple[Column, ...] = ("publisher", "topic", "queue", "handler")
-"""From left to right. A service that publishes and handles stands in both, so that every arrow points right."""
+"""From left to right. A service that both publishes and handles is in two columns, so that every arrow points right."""
 MOST_LINES = 4
 LONGEST_LINE = 40
 
 
 class Node(NamedTuple):
-    """A service, a topic or a queue; a picture has one of each column and key.
+    """A service, a topic or a queue; each pair of column and key is unique in a picture.
 
     Args:
-        lines: The name, and what is to be said besides.
-        foreign: It is somebody else's.
+        lines: The name, and details below it.
+        external: Whether another team owns it.
     """
 
     column: Column
     key: str
     lines: tuple[str, ...]
-    foreign: bool = False
+    external: bool = False
 
     @property
     def place(self) -> Place:
-        """What it is found and sorted by."""
+        """The key by which nodes are found and sorted."""
         return COLUMNS.index(self.column), self.key
 
 
 class Arrow(NamedTuple):
-    """Events on their way.
+    """The way of events from one node to another.
 
     Args:
-        lines: Which of them.
-        topic: The key of the topic that they come by, until they are in a queue.
+        lines: The types of the events, and the conditions of a filter policy.
+        topic: The key of the topic that they come through; None after the queue, and for events that are sent directly.
     """
 
     source: Node
@@ -56,43 +56,43 @@ class Arrow(NamedTuple):
 
     @property
     def direct(self) -> bool:
-        """Whether it goes past the topics."""
+        """Whether the events are sent to a queue without a topic."""
         return self.source.column == "publisher" and self.target.column == "queue"
 
 
 class Graph(NamedTuple):
-    """Nodes and arrows in an order that does not depend on that of the services."""
+    """Nodes and arrows, in an order that does not depend on the order of the services."""
 
     nodes: list[Node]
     arrows: list[Arrow]
 
 
-def graph(services: Iterable[Declares]) -> Graph:
-    """Return the graph of *services*; names are those declared, without an environment's prefix."""
-    found = [arrow for service in services for arrow in (*_handling(service), *_publishing(service))]
+def build_graph(services: Iterable[Declares]) -> Graph:
+    """Return the graph of *services*, with the declared names, which have no prefix."""
+    found = [arrow for service in services for arrow in (*_draw_handling(service), *_draw_publishing(service))]
     nodes = {node.place: node for arrow in found for node in (arrow.source, arrow.target)}
     bound = {node.place: node for arrow in found if arrow.target.column == "handler" for node in (arrow.source,)}
     arrows = {(arrow.source.place, arrow.target.place, arrow.lines): arrow for arrow in found}
     return Graph([one for _, one in sorted({**nodes, **bound}.items())], [one for _, one in sorted(arrows.items())])
 
 
-def _publishing(service: Declares) -> Iterator[Arrow]:
+def _draw_publishing(service: Declares) -> Iterator[Arrow]:
     publisher = Node("publisher", service.name, (service.name,))
     for topic in dict.fromkeys(contract.topic for contract in service.published):
         types = {contract.type for contract in service.published if contract.topic == topic}
-        yield Arrow(publisher, _topic(topic), _shortened(sorted(types)), topic.name)
+        yield Arrow(publisher, _topic(topic), _shorten(sorted(types)), topic.name)
     for queue in service.sends_to:
         yield Arrow(publisher, _queue(queue), ("directly",))
 
 
-def _handling(service: Declares) -> Iterator[Arrow]:
+def _draw_handling(service: Declares) -> Iterator[Arrow]:
     for binding in service.bindings:
         queue = _queue(binding.queue, binding)
         yield Arrow(queue, Node("handler", service.name, (service.name,)))
         topics = () if binding.queue.direct else dict.fromkeys(contract.topic for contract in binding.contracts)
         for topic in topics:
             types = {contract.type for contract in binding.contracts if contract.topic == topic}
-            lines = (*_shortened(sorted(types)), *_conditions(binding.queue))
+            lines = (*_shorten(sorted(types)), *_conditions(binding.queue))
             yield Arrow(_topic(topic), queue, lines, topic.name)
 
 
@@ -117,8 +117,8 @@ def _conditions(queue: Queue) -> Iterator[str]:
         yield line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
-def _shortened(lines: list[str]) -> tuple[str, ...]:
-    """Return so many lines that a picture stays one."""
+def _shorten(lines: list[str]) -> tuple[str, ...]:
+    """Return at most four lines, so that the picture stays readable."""
     if len(lines) <= MOST_LINES:
         return tuple(lines)
     return (*lines[: MOST_LINES - 1], f"and {len(lines) - MOST_LINES + 1} more")

@@ -1,7 +1,7 @@
-"""The least that a service's processes need of IAM, by what they do: publish, consume, provision, redrive. Pure.
+"""The minimum IAM permissions of a service, one policy for each purpose. Pure.
 
 Source: Service Authorization Reference, "Actions, resources, and condition keys" for Amazon SNS, Amazon SQS, AWS KMS,
-Resource Groups Tagging and CloudWatch. A batch is authorized as its single verb.
+Resource Groups Tagging and CloudWatch. IAM authorizes a batch call as the call for a single message.
 """
 
 from __future__ import annotations
@@ -9,55 +9,71 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, is_arn
-from smartpipe.topology import buckets, claims
-from smartpipe.topology.buckets import READ_ACTIONS, WRITE_ACTIONS
-from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.derive import derive
-from smartpipe.topology.rights import VERSION
+from smartpipe.topology.kinds import KINDS
+from smartpipe.topology.resources import POLICY_VERSION
+from smartpipe.topology.table_and_bucket import BUCKET_READ_ACTIONS, BUCKET_WRITE_ACTIONS, NO_TABLE_AND_BUCKET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smartpipe.names import Naming
-    from smartpipe.topology.companions import TableAndBucket
     from smartpipe.topology.derive import Declares
+    from smartpipe.topology.kinds import Purpose
     from smartpipe.topology.resources import Topology
+    from smartpipe.topology.table_and_bucket import TableAndBucket
 
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
 
-def policies(
-    service: Declares, naming: Naming, companions: TableAndBucket = NO_COMPANIONS
+def build_policies(
+    service: Declares, naming: Naming, table_and_bucket: TableAndBucket = NO_TABLE_AND_BUCKET
 ) -> dict[str, dict[str, Any]]:
-    """Return the policy documents ``publish``, ``consume``, ``provision`` and ``redrive``, without the empty ones.
+    """Return the policy documents ``publish``, ``consume``, ``provision`` and ``redrive``, without empty ones.
 
-    ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It may look at all topics and queues
-    with the environment's prefix, for a plan tells what nobody declares any more; it changes only this service's.
-    ``redrive`` is for the commands of ``dlq``.
+    ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It allows reading all topics and queues
+    with the environment's prefix, because a plan also reports resources that no service declares any more. It allows
+    changing only this service's resources. ``redrive`` is for the ``dlq`` commands.
 
     Raises:
         ConfigError: The service's declarations contradict each other or AWS.
     """
-    topology = derive([service], naming, companions)
-    objects = [companions.bucket.objects_arn(naming.partition)] if companions.bucket else []
-    readable = companions.readable_objects(naming.partition)
-    found = {
-        "publish": _publish(service, naming, objects),
-        "consume": [*_consume(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, readable)],
-        "provision": _provision(topology, naming),
-        "redrive": [*_redrive(service, topology, naming), *_allow("GetPayloads", READ_ACTIONS, readable)],
+    topology = derive([service], naming, table_and_bucket)
+    objects = [table_and_bucket.bucket.objects_arn(naming.partition)] if table_and_bucket.bucket else []
+    readable = table_and_bucket.readable_objects(naming.partition)
+    read_payloads = _allow("GetPayloads", BUCKET_READ_ACTIONS, readable)
+    found: dict[Purpose, list[dict[str, Any]]] = {
+        "publish": [*_allow_publishing(service, naming, objects), *_allow_kinds("publish", topology)],
+        "consume": [*_allow_consuming(service, topology, naming), *_allow_kinds("consume", topology), *read_payloads],
+        "provision": _allow_provisioning(topology, naming),
+        "redrive": [*_allow_redriving(service, naming), *_allow_kinds("redrive", topology), *read_payloads],
     }
-    return {name: {"Version": VERSION, "Statement": statements} for name, statements in found.items() if statements}
+    return {name: {"Version": POLICY_VERSION, "Statement": found[name]} for name in found if found[name]}
+
+
+def _allow_kinds(purpose: Purpose, topology: Topology) -> list[dict[str, Any]]:
+    """Return the statements that the kinds of resources need, for the resources that the topology creates."""
+    return [
+        statement
+        for kind in KINDS.values()
+        for permission in kind.permissions
+        if permission.purpose == purpose
+        for statement in _allow(
+            permission.sid,
+            permission.actions,
+            [arn for arn in topology.of(kind.name) if arn not in topology.external],
+        )
+    ]
 
 
 def _allow(sid: str, actions: Iterable[str], resources: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the statement, or none where there is nothing that it would be for."""
+    """Return the statement; none if there is no resource for it."""
     on = sorted(set(resources))
     return [{"Sid": sid, "Effect": "Allow", "Action": sorted(actions), "Resource": on}] if on else []
 
 
-def _publish(service: Declares, naming: Naming, objects: list[str]) -> list[dict[str, Any]]:
+def _allow_publishing(service: Declares, naming: Naming, objects: list[str]) -> list[dict[str, Any]]:
     topics = [contract.topic for contract in service.published]
     keys = [*(topic.kms_key for topic in topics), *(queue.kms_key for queue in service.sends_to)]
     return [
@@ -67,15 +83,15 @@ def _publish(service: Declares, naming: Naming, objects: list[str]) -> list[dict
             ["sqs:GetQueueUrl", "sqs:SendMessage"],
             [naming.queue_arn(queue.name) for queue in service.sends_to],
         ),
-        *_keys("EncryptWhatIsPublished", keys, naming),
-        *_allow("PutPayloads", WRITE_ACTIONS, objects if topics or service.sends_to else []),
+        *_allow_keys("EncryptWhatIsPublished", keys, naming),
+        *_allow("PutPayloads", BUCKET_WRITE_ACTIONS, objects if topics or service.sends_to else []),
     ]
 
 
-def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+def _allow_consuming(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
     queues = [binding.queue for binding in service.bindings]
-    looked_at = _looked_at([topic for topic, _ in topology.subscriptions], naming)
-    subscribed = any(endpoint not in topology.given for _, endpoint in topology.subscriptions)
+    readable = _split_by_account([topic for topic, _ in topology.subscriptions], naming)
+    subscribed = any(endpoint not in topology.external for _, endpoint in topology.subscriptions)
     return [
         *_allow(
             "ReceiveFromQueues",
@@ -90,62 +106,47 @@ def _consume(service: Declares, topology: Topology, naming: Naming) -> list[dict
             ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:SendMessage"],
             [naming.queue_arn(queue.dead_letter_name) for queue in queues],
         ),
-        *_allow("LookAtTopics", ["sns:GetTopicAttributes"], looked_at.topics),
-        *_allow("LookAtSubscribers", ["sns:ListSubscriptionsByTopic"], looked_at.own),
-        *_anywhere(
+        *_allow("LookAtTopics", ["sns:GetTopicAttributes"], readable.topics),
+        *_allow("LookAtSubscribers", ["sns:ListSubscriptionsByTopic"], readable.own),
+        *_allow_anywhere(
             "LookAtSubscriptions",
             [
                 *(["sns:GetSubscriptionAttributes"] if subscribed else []),
-                *(["sns:ListSubscriptions"] if looked_at.others else []),
+                *(["sns:ListSubscriptions"] if readable.others else []),
             ],
         ),
-        *_keys("DecryptWhatIsReceived", [queue.kms_key for queue in queues], naming),
-        *_allow("ClaimOnce", claims.USE_ACTIONS, topology.tables),
+        *_allow_keys("DecryptWhatIsReceived", [queue.kms_key for queue in queues], naming),
     ]  # fmt: skip
 
 
-def _provision(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
-    own_topics, own_queues = (
-        [arn for arn in arns if arn not in topology.given] for arns in (topology.topics, topology.queues)
-    )
-    given_topics = [arn for arn in topology.topics if arn in topology.given]
-    given_queues = [arn for arn in topology.queues if arn in topology.given]
-    looked_at = _looked_at(given_topics, naming)
+def _allow_provisioning(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+    external_topics = [arn for arn in topology.topics if arn in topology.external]
+    external_queues = [arn for arn in topology.queues if arn in topology.external]
+    readable = _split_by_account(external_topics, naming)
     return [
         *_allow(
             "LookAtTopics",
             ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:ListTagsForResource"],
-            [naming.topic_arn("*"), *looked_at.own],
+            [naming.topic_arn("*"), *readable.own],
         ),
         *_allow(
             "LookAtQueues",
             ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListDeadLetterSourceQueues", "sqs:ListQueueTags"],
-            [naming.queue_arn("*"), *given_queues],
+            [naming.queue_arn("*"), *external_queues],
         ),
-        *_allow(
-            "ChangeTopics",
-            ["sns:CreateTopic", "sns:DeleteTopic", "sns:SetTopicAttributes", "sns:Subscribe", "sns:TagResource"],
-            own_topics,
-        ),
-        *_allow(
-            "ChangeQueues",
-            ["sqs:CreateQueue", "sqs:DeleteQueue", "sqs:SetQueueAttributes", "sqs:TagQueue"],
-            own_queues,
-        ),
-        *_allow("ChangeTables", claims.CREATE_ACTIONS, topology.tables),
-        *_allow("ChangeBuckets", buckets.CREATE_ACTIONS, topology.buckets),
-        *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], given_topics),
-        *_anywhere(
+        *_allow_kinds("provision", topology),
+        *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], external_topics),
+        *_allow_anywhere(
             "ChangeSubscriptions",
             [
                 "cloudwatch:GetMetricData", "sns:GetSubscriptionAttributes", "sns:SetSubscriptionAttributes",
-                "sns:Unsubscribe", "tag:GetResources", *(["sns:ListSubscriptions"] if looked_at.others else []),
+                "sns:Unsubscribe", "tag:GetResources", *(["sns:ListSubscriptions"] if readable.others else []),
             ],
         ),
     ]  # fmt: skip
 
 
-def _redrive(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+def _allow_redriving(service: Declares, naming: Naming) -> list[dict[str, Any]]:
     queues = [binding.queue for binding in service.bindings]
     return [
         *_allow(
@@ -159,19 +160,18 @@ def _redrive(service: Declares, topology: Topology, naming: Naming) -> list[dict
         *_allow(
             "SendThemBack", ["sqs:GetQueueUrl", "sqs:SendMessage"], [naming.queue_arn(queue.name) for queue in queues]
         ),
-        *_anywhere("SeeHowOldTheyAre", ["cloudwatch:GetMetricData"] if queues else []),
-        *_keys("DecryptAndEncryptThem", [queue.kms_key for queue in queues], naming),
-        *_allow("LookUpAndForgetClaims", claims.REDRIVE_ACTIONS, topology.tables),
+        *_allow_anywhere("SeeHowOldTheyAre", ["cloudwatch:GetMetricData"] if queues else []),
+        *_allow_keys("DecryptAndEncryptThem", [queue.kms_key for queue in queues], naming),
     ]  # fmt: skip
 
 
-def _anywhere(sid: str, actions: list[str]) -> list[dict[str, Any]]:
-    """Return the statement for actions that IAM knows no resource of, subscriptions' among them."""
+def _allow_anywhere(sid: str, actions: list[str]) -> list[dict[str, Any]]:
+    """Return the statement for actions that have no resource types in IAM, such as those on subscriptions."""
     return _allow(sid, actions, ["*"] if actions else [])
 
 
-class _LookedAt(NamedTuple):
-    """Topics whose subscriptions are looked at: another account shows its own only to itself."""
+class _Readable(NamedTuple):
+    """Topics whose subscriptions are read: ListSubscriptionsByTopic works only in the topic's own account."""
 
     own: list[str]
     others: list[str]
@@ -181,20 +181,21 @@ class _LookedAt(NamedTuple):
         return [*self.own, *self.others]
 
 
-def _looked_at(topics: Iterable[str], naming: Naming) -> _LookedAt:
+def _split_by_account(topics: Iterable[str], naming: Naming) -> _Readable:
     arns = list(topics)
     own = [arn for arn in arns if account_in(arn) == naming.account_id]
-    return _LookedAt(own, [arn for arn in arns if arn not in own])
+    return _Readable(own, [arn for arn in arns if arn not in own])
 
 
-def _keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str, Any]]:
-    """Return what using KMS keys takes: a key by its ARN, and one by its alias by a condition.
+def _allow_keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str, Any]]:
+    """Return the statements for KMS keys: a key is allowed by its ARN, or by a condition on its alias.
 
-    Source: AWS KMS, "Use aliases to control access to KMS keys": an alias's ARN is no resource of these actions.
+    Source: AWS KMS, "Use aliases to control access to KMS keys": these actions do not accept the ARN of an alias as
+    resource.
     """
     arns, aliases = set(), set()
     for key in filter(None, keys):
-        home, _, name = key.rpartition(":") if is_arn(key) else (_home(naming), "", key)
+        home, _, name = key.rpartition(":") if is_arn(key) else (_key_home(naming), "", key)
         if name.startswith(_KEYS_ALIAS):
             aliases.add((home, name))
         else:
@@ -206,5 +207,5 @@ def _keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str
     return [*_allow(sid, _ENCRYPT, arns), *by_alias]
 
 
-def _home(naming: Naming) -> str:
+def _key_home(naming: Naming) -> str:
     return f"arn:{naming.partition}:kms:{naming.region}:{naming.account_id}"

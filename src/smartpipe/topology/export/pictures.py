@@ -1,4 +1,4 @@
-"""Who publishes what to whom, for Mermaid and for Graphviz to draw. Pure.
+"""Pictures of services, topics and queues, for Mermaid and Graphviz. Pure.
 
 Source: Mermaid, "Flowcharts syntax", entity codes; Graphviz, "DOT language" and "HTML-like labels".
 """
@@ -10,8 +10,8 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from smartpipe.topology.export.graph import COLUMNS, Arrow, Column, Graph, Node, Place, graph
-from smartpipe.topology.export.portable import unique
+from smartpipe.topology.export.graph import COLUMNS, Arrow, Column, Graph, Node, Place, build_graph
+from smartpipe.topology.export.portable import make_unique
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from smartpipe.topology.derive import Declares
 
 COLOURS = ("#0072b2", "#c04e00", "#00805e", "#a0448f", "#8a6d00", "#332288", "#882255", "#4d4d4d")
-"""One for all arrows of a topic, dark enough for text, and for the colour-blind to tell apart as far as that goes."""
+"""All arrows of a topic have one of these. They are dark enough for text, and colour-blind people can distinguish most
+of them."""
 GREY = "#808080"
 _STYLES: dict[Column, tuple[str, str]] = {
     "publisher": ("#dbe9f6", "#5b7fa6"),
@@ -27,7 +28,7 @@ _STYLES: dict[Column, tuple[str, str]] = {
     "queue": ("#e0f0da", "#6d9c5f"),
     "handler": ("#dbe9f6", "#5b7fa6"),
 }
-"""What a column's nodes are filled with, and their border."""
+"""The fill colour and the border colour of the nodes in each column."""
 _MERMAID_SHAPES: dict[Column, tuple[str, str]] = {
     "publisher": ('("', '")'),
     "topic": ('{{"', '"}}'),
@@ -37,15 +38,15 @@ _MERMAID_SHAPES: dict[Column, tuple[str, str]] = {
 _DOT_SHAPES: dict[Column, str] = {"publisher": "box", "topic": "hexagon", "queue": "cylinder", "handler": "box"}
 
 
-def mermaid(services: Iterable[Declares]) -> str:
-    """Return a Mermaid flowchart, which GitHub, GitLab and many others draw where they show Markdown."""
-    found = graph(services)
+def draw_mermaid(services: Iterable[Declares]) -> str:
+    """Return a Mermaid flowchart, which GitHub, GitLab and others draw in Markdown."""
+    found = build_graph(services)
     ids = _ids(found)
     spacing = {"rankSpacing": 60 + 5 * _tallest(found), "nodeSpacing": 20, "wrappingWidth": 400}
     lines = [f"%%{{init: {json.dumps({'flowchart': spacing})}}}%%", "flowchart LR"]
     for node in found.nodes:
         before, after = _MERMAID_SHAPES[node.column]
-        classes = f":::{node.column}" if not node.foreign else ":::foreign"
+        classes = f":::{node.column}" if not node.external else ":::foreign"
         lines.append(f"    {ids[node.place]}{before}{_mermaid_label(node)}{after}{classes}")
     lines += [_mermaid_arrow(arrow, ids) for arrow in found.arrows]
     lines += [
@@ -68,7 +69,7 @@ def _mermaid_label(node: Node) -> str:
 
 
 def _entities(text: str) -> str:
-    """Return *text* with all that Mermaid, its Markdown or HTML could read as their own as entity codes."""
+    """Return *text* with entity codes for all characters that Mermaid, Markdown or HTML could interpret."""
     return re.sub(r"[^\w .,:/+…-]", lambda match: f"#{ord(match[0])};", text)
 
 
@@ -79,14 +80,14 @@ def _link_styles(found: Graph) -> list[str]:
     return [f"    linkStyle {','.join(numbers)} stroke:{colour}" for colour, numbers in sorted(by_colour.items())]
 
 
-def dot(services: Iterable[Declares]) -> str:
-    """Return a graph for ``dot``, which draws hundreds of arrows where Mermaid gives up."""
-    found = graph(services)
+def draw_dot(services: Iterable[Declares]) -> str:
+    """Return a graph for Graphviz's ``dot``, which can draw hundreds of arrows, unlike Mermaid."""
+    found = build_graph(services)
     ids = _ids(found)
-    room = 1 + _tallest(found) / 12  # inches
+    rank_separation = 1 + _tallest(found) / 12  # inches
     lines = [
         "digraph topology {",
-        f'    graph [rankdir=LR, nodesep=0.25, ranksep={room:.1f}, fontname="Helvetica", bgcolor="white"]',
+        f'    graph [rankdir=LR, nodesep=0.25, ranksep={rank_separation:.1f}, fontname="Helvetica", bgcolor="white"]',
         '    node [style="filled", fontname="Helvetica", fontsize=12, margin="0.18,0.08", penwidth=1.2]',
         '    edge [fontname="Helvetica", fontsize=10, arrowsize=0.7, penwidth=1.2]',
     ]
@@ -101,23 +102,23 @@ def _dot_node(node: Node, ids: Mapping[Place, str]) -> str:
     first, *others = (html.escape(line) for line in node.lines)
     label = "<br/>".join([first, *(f'<font point-size="9" color="#555555">{other}</font>' for other in others)])
     fill, border = _STYLES[node.column]
-    style = "filled,dashed" if node.foreign else "filled,rounded" if _DOT_SHAPES[node.column] == "box" else "filled"
+    style = "filled,dashed" if node.external else "filled,rounded" if _DOT_SHAPES[node.column] == "box" else "filled"
     return (
         f'{ids[node.place]} [label=<{label}>, shape={_DOT_SHAPES[node.column]}, style="{style}", '
-        f'fillcolor="{"#f4f4f4" if node.foreign else fill}", color="{border}"]'
+        f'fillcolor="{"#f4f4f4" if node.external else fill}", color="{border}"]'
     )
 
 
 def _dot_arrow(arrow: Arrow, found: Graph, ids: Mapping[Place, str]) -> str:
     colour = _colour(arrow, found)
     label = "<br/>".join(html.escape(line) for line in arrow.lines)
-    said = f'label=<{label}>, fontcolor="{colour}", ' if label else ""
+    described = f'label=<{label}>, fontcolor="{colour}", ' if label else ""
     style = ", style=dashed" if arrow.direct else ""
-    return f'{ids[arrow.source.place]} -> {ids[arrow.target.place]} [{said}color="{colour}"{style}]'
+    return f'{ids[arrow.source.place]} -> {ids[arrow.target.place]} [{described}color="{colour}"{style}]'
 
 
 def _tallest(found: Graph) -> int:
-    """Return the length of the longest column: arrows that climb far need columns apart, so as not to be too steep."""
+    """Return the length of the longest column: the longer it is, the further apart columns must be for flat arrows."""
     return max(sum(node.column == column for node in found.nodes) for column in COLUMNS)
 
 
@@ -129,5 +130,7 @@ def _colour(arrow: Arrow, found: Graph) -> str:
 
 
 def _ids(found: Graph) -> dict[Place, str]:
-    """Return letters, digits and underscores only, as in ``queue_email_verification``."""
-    return unique({node.place: f"{node.column}_{re.sub(r'[^A-Za-z0-9]+', '_', node.lines[0])}" for node in found.nodes})
+    """Return ids of letters, digits and underscores, as in ``queue_email_verification``."""
+    return make_unique(
+        {node.place: f"{node.column}_{re.sub(r'[^A-Za-z0-9]+', '_', node.lines[0])}" for node in found.nodes}
+    )

@@ -1,4 +1,4 @@
-"""A topology of no account and no region yet: templates say where each ARN will come from. Pure."""
+"""A topology without an account and a region, for templates that can be deployed anywhere. Pure."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ if TYPE_CHECKING:
 
 REGION = "this-region"
 ACCOUNT = "this-account"
-"""Stand-ins that no real ARN has, about as long as the real ones: a policy's length decides on its form."""
+"""Placeholders that no real ARN contains. They are about as long as real ones, because the length of a policy decides
+its form."""
 _ARN = re.compile(rf"arn:aws:(sns|sqs):{REGION}:{ACCOUNT}:")
 _INTEGERS = frozenset({"DelaySeconds", "MaximumMessageSize", "MessageRetentionPeriod", "VisibilityTimeout"})
 _BOOLEANS = frozenset({"FifoQueue", "FifoTopic", "RawMessageDelivery", "SqsManagedSseEnabled"})
 
 
-def portable(prefix: str, application: str) -> Naming:
-    """Return the naming of an account and a region that a template's user will choose."""
+def portable_naming(prefix: str, application: str) -> Naming:
+    """Return a naming with placeholders for the account and the region."""
     return Naming("aws", REGION, ACCOUNT, prefix, application)
 
 
 class Principals(NamedTuple):
-    """Whom a queue's policy has to let in, by the region that a template is deployed in.
+    """The service principals that a queue's policy has to allow, by the region in which a template is deployed.
 
     Args:
-        topics: The regions of the topics, REGION for those of the template itself.
-        within: The region is one of these, each of which makes a difference of its own.
-        by_default: The region is another one that is enabled by default.
-        opt_in: The region is another opt-in region; REGION stands for its name.
+        topics: The regions of the topics; REGION for topics of the template itself.
+        within: The principals in regions that need their own, by region.
+        by_default: The principals in the other regions that are enabled by default.
+        opt_in: The principals in the other opt-in regions; REGION is the placeholder for the region's name.
     """
 
     topics: tuple[str, ...]
@@ -51,21 +52,21 @@ def principals_of(statement: Mapping[str, Any]) -> Principals | None:
     """Return the principals of a queue's *statement*; None if they are the same in every region."""
     topics = source_topics(statement)
     regions = sorted({region_in(arn) for arn in topics if partition_in(arn) == "aws"})
-    theirs = [one for one in regions if one != REGION]
+    external = [one for one in regions if one != REGION]
 
-    def found(region: str) -> list[str]:
+    def find_principals(region: str) -> list[str]:
         return sns_principals([arn.replace(f":{REGION}:", f":{region}:") for arn in topics], region)
 
-    special = dict.fromkeys([*theirs, *LISTED_TWICE])
-    by_default = found(next(region for region in ENABLED_BY_DEFAULT if region not in special))
-    opt_in = found(REGION)
-    within = {region: found(region) for region in special}
-    within = {one: let_in for one, let_in in within.items() if let_in != (opt_in if is_opt_in(one) else by_default)}
+    special = dict.fromkeys([*external, *LISTED_TWICE])
+    by_default = find_principals(next(region for region in ENABLED_BY_DEFAULT if region not in special))
+    opt_in = find_principals(REGION)
+    within = {region: find_principals(region) for region in special}
+    within = {one: allowed for one, allowed in within.items() if allowed != (opt_in if is_opt_in(one) else by_default)}
     return Principals(tuple(regions), within, by_default, opt_in) if within or by_default != opt_in else None
 
 
 def rewrite(value: Any, change: Callable[[str], Any]) -> Any:
-    """Return *value* with every text in it, but for keys, changed."""
+    """Return *value* with *change* applied to every text in it, except keys."""
     if isinstance(value, dict):
         return {name: rewrite(one, change) for name, one in value.items()}
     if isinstance(value, list):
@@ -73,31 +74,31 @@ def rewrite(value: Any, change: Callable[[str], Any]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
-def with_tokens(text: str, arn: str, account: str) -> str:
-    r"""Return *text* with the stand-ins replaced.
+def replace_placeholders(text: str, arn: str, account: str) -> str:
+    r"""Return *text* with the placeholders replaced.
 
     Args:
-        arn: The beginning of an ARN up to the name, with ``\1`` for the service.
-        account: What stands for the account where it stands by itself.
+        arn: The replacement for an ARN up to its name, with ``\1`` for the service.
+        account: The replacement for an account that is not part of an ARN.
     """
     return account if text == ACCOUNT else _ARN.sub(arn, text)
 
 
-def typed(name: str, value: Any) -> Any:
-    """Return an attribute's value as templates have it: SQS and SNS take numbers and booleans as text."""
+def convert(name: str, value: Any) -> Any:
+    """Return an attribute's value with the type that templates need; SQS and SNS use text for numbers and booleans."""
     if name in _INTEGERS:
         return int(value)
     return value == "true" if name in _BOOLEANS else value
 
 
-def declared_names(topology: Topology, prefix: str) -> dict[str, str]:
-    """Return the names, without the prefix, of all topics and queues that the topology creates, by ARN."""
-    created = [arn for arn in (*topology.topics, *topology.queues) if arn not in topology.given]
+def created_names(topology: Topology, prefix: str) -> dict[str, str]:
+    """Return the names, without the prefix, of the topics and queues that the topology creates, by ARN."""
+    created = [arn for arn in (*topology.topics, *topology.queues) if arn not in topology.external]
     return {arn: name_in(arn).removeprefix(prefix) for arn in created}
 
 
-def unique(wanted: Mapping[K, str], *, longest: int = 255) -> dict[K, str]:
-    """Give each key the id that it wants; where two want the same, or it is too long, with a hash behind it."""
+def make_unique(wanted: Mapping[K, str], *, longest: int = 255) -> dict[K, str]:
+    """Return the wanted id of each key; with a hash at its end if two keys want the same id or if it is too long."""
     times = Counter(wanted.values())
     return {
         key: one if times[one] == 1 and len(one) <= longest else f"{one[: longest - 8]}{_hash(key)}"

@@ -1,4 +1,4 @@
-"""A Terraform configuration, in its JSON syntax, that creates what ``topology apply`` does. Pure.
+"""A Terraform configuration, in JSON syntax, that creates the same resources as ``topology apply``. Pure.
 
 Source: Terraform Registry, hashicorp/aws, ``aws_sqs_queue``, ``aws_sqs_queue_policy``,
 ``aws_sqs_queue_redrive_allow_policy``, ``aws_sns_topic`` and ``aws_sns_topic_subscription``.
@@ -18,21 +18,23 @@ from smartpipe.topology.derive import derive
 from smartpipe.topology.export.portable import (
     REGION,
     Principals,
-    declared_names,
-    portable,
+    convert,
+    created_names,
+    make_unique,
+    portable_naming,
     principals_of,
+    replace_placeholders,
     rewrite,
-    typed,
-    unique,
-    with_tokens,
 )
+from smartpipe.topology.kinds import QUEUE, TOPIC, kind_of
 from smartpipe.topology.regions import ENABLED_BY_DEFAULT
-from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, without_defaults
+from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, omit_defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from smartpipe.topology.derive import Declares
+    from smartpipe.topology.kinds import ResourceKind
     from smartpipe.topology.resources import Topology
 
 PROVIDER = {"source": "hashicorp/aws", "version": ">= 6.8"}
@@ -61,28 +63,22 @@ _TOPIC_ARGUMENTS = {
 }
 
 
-def configuration(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
-    """Return the configuration of all that *services* need, for the provider's account and region.
+def build_configuration(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
+    """Return the configuration of the topics, queues and subscriptions that *services* need.
 
     Raises:
-        ConfigError: The declarations contradict each other, or a topic has a size limit of its own, which
-            the provider cannot set.
+        ConfigError: The declarations contradict each other, or a topic sets a size limit, which the provider cannot
+            do.
     """
-    topology = derive(services, portable(prefix, application))
+    topology = derive(services, portable_naming(prefix, application))
     _refuse_sizes(topology)
-    names = declared_names(topology, prefix)
-    ids = {kind: unique(_wanted(names, kind)) for kind in ("sns", "sqs")}
+    names = created_names(topology, prefix)
+    topics, queues = (make_unique(_select_identifiers(names, kind)) for kind in (TOPIC, QUEUE))
     references = {
-        **{arn: f"aws_sns_topic.{one}" for arn, one in ids["sns"].items()},
-        **{arn: f"aws_sqs_queue.{one}" for arn, one in ids["sqs"].items()},
+        **{arn: f"aws_sns_topic.{one}" for arn, one in topics.items()},
+        **{arn: f"aws_sqs_queue.{one}" for arn, one in queues.items()},
     }
-    resources = {
-        "aws_sns_topic": {one: _topic(arn, topology.topics[arn]) for arn, one in ids["sns"].items()},
-        "aws_sns_topic_subscription": _subscriptions(topology, references),
-        "aws_sqs_queue": {one: _queue(arn, topology.queues[arn], references) for arn, one in ids["sqs"].items()},
-        "aws_sqs_queue_policy": _policies(topology, references),
-        "aws_sqs_queue_redrive_allow_policy": _redrive_allow_policies(topology, references),
-    }
+    resources = {name: one for render in _RENDERERS.values() for name, one in render(topology, references).items()}
     principals = dict(sorted(_principals(topology, references).items()))
     text = json.dumps([resources, principals])
     return {
@@ -91,68 +87,81 @@ def configuration(services: Iterable[Declares], *, prefix: str, application: str
         "data": {source: {"current": {}} for source in _DATA_SOURCES if f"data.{source}." in text},
         "resource": {kind: dict(sorted(blocks.items())) for kind, blocks in resources.items() if blocks},
         "output": {
-            "queue_urls": {"value": {name_in(arn): f"${{{references[arn]}.url}}" for arn in sorted(ids["sqs"])}},
-            "topic_arns": {"value": {name_in(arn): f"${{{references[arn]}.arn}}" for arn in sorted(ids["sns"])}},
+            "queue_urls": {"value": {name_in(arn): f"${{{references[arn]}.url}}" for arn in sorted(queues)}},
+            "topic_arns": {"value": {name_in(arn): f"${{{references[arn]}.arn}}" for arn in sorted(topics)}},
         },
     }
 
 
 def _refuse_sizes(topology: Topology) -> None:
     default = TOPIC_DEFAULTS["MaximumMessageSize"]
-    problems = [
+    errors = [
         f"topic {name_in(arn)!r}: the AWS provider cannot set limit_bytes={attributes['MaximumMessageSize']} "
         f"(hashicorp/terraform-provider-aws#50109); leave it at {int(default):,}, or use --format cloudformation"
         for arn, attributes in topology.topics.items()
         if attributes.get("MaximumMessageSize", default) != default
     ]
-    if problems:
-        raise ConfigError(problems)
+    if errors:
+        raise ConfigError(errors)
 
 
-def _wanted(names: Mapping[str, str], kind: str) -> dict[str, str]:
-    return {arn: _identifier(name) for arn, name in names.items() if f":{kind}:" in arn}
+def _select_identifiers(names: Mapping[str, str], kind: ResourceKind) -> dict[str, str]:
+    return {arn: _identifier(name) for arn, name in names.items() if kind_of(arn) is kind}
 
 
 def _identifier(name: str) -> str:
-    """Return letters, digits and underscores only, as in ``email_verification``."""
+    """Return an identifier of letters, digits and underscores, as in ``email_verification``."""
     words = re.sub(r"[^A-Za-z0-9]+", "_", name)
     return f"_{words}" if words[0].isdigit() else words
 
 
-def _escaped(text: str) -> str:
-    """Return the user's text so that Terraform finds no template in it. Source: "Strings and Templates", escapes."""
+def _escape(text: str) -> str:
+    """Escape text of users in which Terraform would find templates. Source: "Strings and Templates", escapes."""
     return text.replace("${", "$${").replace("%{", "%%{")
 
 
-def _say(references: Mapping[str, str], text: str) -> str:
-    return f"${{{references[text]}.arn}}" if text in references else with_tokens(text, _ARN, _ACCOUNT)
+def _refer(references: Mapping[str, str], text: str) -> str:
+    return f"${{{references[text]}.arn}}" if text in references else replace_placeholders(text, _ARN, _ACCOUNT)
 
 
 def _json(value: Any, references: Mapping[str, str]) -> str:
-    return json.dumps(rewrite(value, partial(_say, references)))
+    return json.dumps(rewrite(value, partial(_refer, references)))
 
 
 def _arguments(attributes: Attributes, arguments: Mapping[str, str]) -> dict[str, Any]:
-    said = {
-        argument: _escaped(value) if isinstance(value := typed(name, attributes[name]), str) else value
+    found = {
+        argument: _escape(value) if isinstance(value := convert(name, attributes[name]), str) else value
         for name, argument in arguments.items()
         if attributes.get(name)
     }
-    return {**said, "tags": attributes[TAGS]}
+    return {**found, "tags": attributes[TAGS]}
+
+
+def _render_topics(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
+    topics = {arn: attributes for arn, attributes in topology.topics.items() if arn in references}
+    return {"aws_sns_topic": {_label(references[arn]): _topic(arn, attributes) for arn, attributes in topics.items()}}
 
 
 def _topic(arn: str, attributes: Attributes) -> dict[str, Any]:
-    said = without_defaults(attributes, TOPIC_DEFAULTS)
-    return {"name": name_in(arn), **_arguments(said, _TOPIC_ARGUMENTS)}
+    return {"name": name_in(arn), **_arguments(omit_defaults(attributes, TOPIC_DEFAULTS), _TOPIC_ARGUMENTS)}
+
+
+def _render_queues(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
+    queues = {arn: attributes for arn, attributes in topology.queues.items() if arn in references}
+    return {
+        "aws_sqs_queue": {_label(references[arn]): _queue(arn, one, references) for arn, one in queues.items()},
+        "aws_sqs_queue_policy": _policies(topology, references),
+        "aws_sqs_queue_redrive_allow_policy": _redrive_allow_policies(topology, references),
+    }
 
 
 def _queue(arn: str, attributes: Attributes, references: Mapping[str, str]) -> dict[str, Any]:
-    # SQS's own default has grown, the provider's has not; dead letters and direct messages may be as long.
-    said = {"MaximumMessageSize": MAX_MESSAGE_BYTES, **attributes}
+    # The provider's default is lower than that of SQS, and dead-letter queues and direct queues need the higher one.
+    sized = {"MaximumMessageSize": MAX_MESSAGE_BYTES, **attributes}
     redrive = attributes.get("RedrivePolicy")
     return {
         "name": name_in(arn),
-        **_arguments(said, _QUEUE_ARGUMENTS),
+        **_arguments(sized, _QUEUE_ARGUMENTS),
         **({"redrive_policy": _json(redrive, references)} if redrive else {}),
     }
 
@@ -181,7 +190,7 @@ def _principals(topology: Topology, references: Mapping[str, str]) -> dict[str, 
     statements = [
         one for arn, queue in topology.queues.items() if arn in references for one in queue["Policy"]["Statement"]
     ]
-    return {_local(found): _chosen(found) for found in map(principals_of, statements) if found}
+    return {_local(found): _choose(found) for found in map(principals_of, statements) if found}
 
 
 def _local(principals: Principals) -> str:
@@ -190,24 +199,24 @@ def _local(principals: Principals) -> str:
     return _identifier(f"sns_from_{'_and_'.join(regions)}").replace(_identifier(REGION), "here")
 
 
-def _chosen(principals: Principals) -> str:
-    """Return the principals as a choice that Terraform makes by the provider's region."""
+def _choose(principals: Principals) -> str:
+    """Return the principals as a conditional, so that Terraform chooses them by the provider's region."""
     found = _list(principals.opt_in)
     if principals.by_default != principals.opt_in:
         known = json.dumps(list(ENABLED_BY_DEFAULT))
         found = f"contains({known}, {_REGION}) ? {_list(principals.by_default)} : {found}"
-    for region, let_in in principals.within.items():
-        found = f'{_REGION} == "{region}" ? {_list(let_in)} : {found}'
+    for region, allowed in principals.within.items():
+        found = f'{_REGION} == "{region}" ? {_list(allowed)} : {found}'
     return f"${{{found}}}"
 
 
 def _list(principals: list[str]) -> str:
-    """Return JSON, for the two lists of a choice may have different lengths, and then Terraform refuses them."""
+    """Return a list as JSON: Terraform refuses a conditional with two lists of different lengths."""
     return f"jsonencode({json.dumps([one.replace(REGION, f'${{{_REGION}}}') for one in principals])})"
 
 
 def _redrive_allow_policies(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
-    """Return them as resources of their own: in the queue's they would close a circle."""
+    """Return separate resources: as arguments of the queues, they would refer to each other in a circle."""
     return {
         _label(references[arn]): {
             "queue_url": f"${{{references[arn]}.url}}",
@@ -222,10 +231,14 @@ def _label(reference: str) -> str:
     return reference.partition(".")[2]
 
 
-def _subscriptions(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
+def _render_subscriptions(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
     wanted = {arns: attributes for arns, attributes in topology.subscriptions.items() if arns[1] in references}
-    labels = unique({arns: "_to_".join(_identifier(_name(arn, references)) for arn in arns) for arns in wanted})
-    return {labels[arns]: _subscription(*arns, attributes, references) for arns, attributes in wanted.items()}
+    labels = make_unique({arns: "_to_".join(_identifier(_name(arn, references)) for arn in arns) for arns in wanted})
+    return {
+        "aws_sns_topic_subscription": {
+            labels[arns]: _subscription(*arns, attributes, references) for arns, attributes in wanted.items()
+        }
+    }
 
 
 def _name(arn: str, references: Mapping[str, str]) -> str:
@@ -236,16 +249,24 @@ def _subscription(
     topic_arn: str, queue_arn: str, attributes: Attributes, references: Mapping[str, str]
 ) -> dict[str, Any]:
     redrive = attributes.get("RedrivePolicy")
-    letting_in = [queue_arn, *([redrive["deadLetterTargetArn"]] if redrive else [])]
+    receiving = [queue_arn, *([redrive["deadLetterTargetArn"]] if redrive else [])]
     return {
-        "topic_arn": _say(references, topic_arn),
+        "topic_arn": _refer(references, topic_arn),
         "protocol": "sqs",
-        "endpoint": _say(references, queue_arn),
+        "endpoint": _refer(references, queue_arn),
         **({} if topic_arn in references else {"region": region_in(topic_arn)}),
-        "raw_message_delivery": typed("RawMessageDelivery", attributes["RawMessageDelivery"]),
-        "filter_policy": _escaped(json.dumps(attributes["FilterPolicy"])),
+        "raw_message_delivery": convert("RawMessageDelivery", attributes["RawMessageDelivery"]),
+        "filter_policy": _escape(json.dumps(attributes["FilterPolicy"])),
         "filter_policy_scope": attributes["FilterPolicyScope"],
         **({"redrive_policy": _json(redrive, references)} if redrive else {}),
-        # What is published before the policies let it in would be lost.
-        "depends_on": [f"aws_sqs_queue_policy.{_label(references[arn])}" for arn in letting_in],
+        # SNS drops events that it delivers before the policies allow it.
+        "depends_on": [f"aws_sqs_queue_policy.{_label(references[arn])}" for arn in receiving],
     }
+
+
+_RENDERERS: dict[str, Callable[[Topology, Mapping[str, str]], dict[str, Any]]] = {
+    "topic": _render_topics,
+    "subscription": _render_subscriptions,
+    "queue": _render_queues,
+}
+"""By the name of the kind. Configurations leave out the other kinds."""
