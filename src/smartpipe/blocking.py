@@ -18,7 +18,7 @@ from smartpipe.envelope.encoding import BodyEncoding
 from smartpipe.envelope.object_store import put_in_memory
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
-from smartpipe.names import Naming, physical, region_in
+from smartpipe.names import Naming, physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
 from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
@@ -206,7 +206,7 @@ class Publisher:
         return failures(answer, len(messages))
 
     def _send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        name = physical(self._settings.prefix, queue)
+        name = physical_name(self._settings.prefix, queue)
         try:
             with self._lock:
                 if self._sqs is None:

@@ -242,7 +242,7 @@ def test_a_message_with_ten_attributes_has_none_left_for_packing() -> None:
     nine = {f"a{number}": "x" for number in range(9)}
 
     assert "content-encoding" not in prepared(report(50_000), packing(encoding="gzip"), nine).attributes
-    with pytest.raises(EventTooLarge, match="takes one of the ten attributes"):
+    with pytest.raises(EventTooLarge, match="uses one of the ten message attributes"):
         prepared(report(300_000), packing(claim_check=MEMORY), nine)
 
 

@@ -353,7 +353,7 @@ def test_fault_49_also_of_a_queue_that_is_somebody_elses() -> None:
 
 
 def test_fault_49_a_dead_letter_queue_of_the_other_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is a FIFO queue's: add fifo=True"):
+    with pytest.raises(ConfigError, match="is the name of a FIFO queue: add fifo=True"):
         Queue("theirs", existing=True, dead_letter="graves.fifo")
 
 

@@ -19,7 +19,7 @@ from smartpipe.dlq.messages import preview
 from smartpipe.dlq.scan import Scan
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
-from smartpipe.names import name_in, physical
+from smartpipe.names import name_in, physical_name
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.aws.read import TopologyReader
 from smartpipe.topology.resources import Topology
@@ -59,8 +59,8 @@ def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> lis
         binding.queue.dead_letter_name: DeadLetterQueue(
             service,
             binding.queue,
-            physical(prefix, binding.queue.dead_letter_name),
-            physical(prefix, binding.queue.name),
+            physical_name(prefix, binding.queue.dead_letter_name),
+            physical_name(prefix, binding.queue.name),
         )
         for service in load_services(targets)
         for binding in service.bindings

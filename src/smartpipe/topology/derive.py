@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
-from smartpipe.filter_policy import TYPE_ATTRIBUTE, policy_problems
+from smartpipe.filter_policy import TYPE_ATTRIBUTE, policy_errors
 from smartpipe.limits import (
     DEFAULT_TOPIC_LIMIT_BYTES,
     MAX_MESSAGE_BYTES,
@@ -16,7 +16,7 @@ from smartpipe.limits import (
 )
 from smartpipe.names import name_in
 from smartpipe.tags import own_tags
-from smartpipe.topics import Topic, name_problems
+from smartpipe.topics import Topic, name_errors
 from smartpipe.topology.companions import NO_COMPANIONS
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, fit_statements, statement, statements
 from smartpipe.topology.resources import TAGS, Attributes, Topology
@@ -97,7 +97,7 @@ def derive(services: Iterable[Declares], naming: Naming, companions: TableAndBuc
         for topic in dict.fromkeys([*wanted, *(contract.topic for contract in service.published)]):
             if declared.setdefault(topic.name, topic) != topic:
                 problems.append(f"topic {topic.name!r} is declared twice with different settings")
-            problems += [] if topic.given else _topic_problems(topic, naming)
+            problems += [] if topic.external else _topic_problems(topic, naming)
             topics[naming.topic_arn(topic.name)] = _topic_attributes(topic, naming)
         for binding in service.bindings:
             problems += _claims(service, binding, owners) + _binding_problems(binding, naming, companions)
@@ -106,7 +106,7 @@ def derive(services: Iterable[Declares], naming: Naming, companions: TableAndBuc
             parts.append(part)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    given = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
+    given = {naming.topic_arn(name) for name, topic in declared.items() if topic.external}
     return Topology(
         topics,
         {arn: attributes for part in parts for arn, attributes in part.queues.items()},
@@ -180,7 +180,7 @@ def _by_topic(contracts: Sequence[Contract]) -> dict[Topic, set[str]]:
 
 def _takes_undeliverable(topic: Topic, queue: Queue) -> bool:
     """Its dead-letter queue has to be of the topic's kind, account and region: SNS, "Dead-letter queues"."""
-    return topic.fifo == queue.fifo and not topic.given
+    return topic.fifo == queue.fifo and not topic.external
 
 
 def _subscription(queue: Queue, types: set[str], dead_letter_arn: str | None) -> Attributes:
@@ -226,7 +226,7 @@ def _size(topics: Iterable[Topic]) -> Attributes:
 
 
 def _topic_attributes(topic: Topic, naming: Naming) -> Attributes:
-    if topic.given:
+    if topic.external:
         return {}
     fifo = {"FifoTopic": "true", "FifoThroughputScope": "MessageGroup" if topic.high_throughput else "Topic"}
     return {
@@ -251,13 +251,13 @@ def _claimant(claim: tuple[Declares, str]) -> str:
 
 
 def _topic_problems(topic: Topic, naming: Naming) -> list[str]:
-    return name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
+    return name_errors("topic", naming.physical_name(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
 
 
 def _binding_problems(binding: Binding, naming: Naming, companions: TableAndBucket) -> list[str]:
     queue = binding.queue
-    name = naming.physical(queue.dead_letter_name)
-    problems = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
+    name = naming.physical_name(queue.dead_letter_name)
+    problems = name_errors("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
     if not queue.existing and redrive_count(binding) < binding.attempts:
         problems.append(
             f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would dead-letter messages without a "
@@ -279,7 +279,7 @@ def _binding_problems(binding: Binding, naming: Naming, companions: TableAndBuck
 def _part_problems(queue: Queue, part: Topology) -> list[str]:
     problems = []
     for (topic_arn, _), attributes in part.subscriptions.items():
-        found = policy_problems(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []
+        found = policy_errors(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []
         problems += [f"queue {queue.name!r}, filter policy for {name_in(topic_arn)}: {one}" for one in found]
     for arn, attributes in part.queues.items():
         size = len(json.dumps(attributes.get("Policy")).encode())
