@@ -11,8 +11,9 @@ from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, d
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.dlq.messages import read_message
 from smartpipe.envelope.compression import decompress
-from smartpipe.envelope.decode import Decoder, EncodedBody
-from smartpipe.envelope.pointer import payload_at, pointer_to
+from smartpipe.envelope.decode import Decoder
+from smartpipe.envelope.notification import EncodedBody
+from smartpipe.envelope.pointer import read_pointer, write_pointer
 from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
 from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES
@@ -77,7 +78,7 @@ def unpack(data: bytes) -> None:
 def point(data: bytes) -> None:
     """Pointers of the claim check."""
     with suppress(DecodeError):
-        payload = payload_at(text_of(data))
+        payload = read_pointer(text_of(data))
         assert payload.bucket
         assert payload.key
 
@@ -184,7 +185,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
         ],
     ),
     "compression": (unpack, [GZIPPED.encode(), b"zstd KLUv/SADGQAAYWJj", b"identity abc"]),
-    "pointer": (point, [pointer_to("bucket", "key").encode()]),
+    "pointer": (point, [write_pointer("bucket", "key").encode()]),
     "reason": (give_reason, [text.encode()[:4_000] for text in FORGED.values()]),
     "letter": (look, [body_of('{"anything":[1]}').encode(), GZIPPED.encode(), FORGED["unknown fields"].encode()]),
     "row": (read_row, [ROW.encode(), b'|queue:q.fifo|b|"{}"|g|d|']),

@@ -10,7 +10,7 @@ from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.dlq.messages import NO_REASON, Selection, existed_before, preview, read_message
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.compression import compress
-from smartpipe.envelope.pointer import pointer_to
+from smartpipe.envelope.pointer import write_pointer
 from smartpipe.message import Attribute, Message
 from tests.support.bodies import body_of
 from tests.support.events import ADA
@@ -45,7 +45,7 @@ def test_an_event_that_is_compressed_or_waits_in_s3_is_read_as_far_as_it_is_here
     size = {"ExtendedPayloadSize": Attribute("Number", "9"), "type": Attribute("String", "member.signed_up")}
 
     squeezed = read_message(message(compress(encode(ENVELOPE), "gzip"))._replace(attributes=encoding))
-    away = read_message(message(pointer_to("bucket", f"staging/{ENVELOPE.id}"))._replace(attributes=size))
+    away = read_message(message(write_pointer("bucket", f"staging/{ENVELOPE.id}"))._replace(attributes=size))
     broken = read_message(message("no gzip")._replace(attributes=encoding))
 
     assert (squeezed.event_id, json.loads(preview(squeezed.message, 1_000))["name"]) == (ENVELOPE.id, "Ada")

@@ -18,7 +18,7 @@ from smartpipe.dlq.processed import ProcessedEvents
 from smartpipe.dlq.redrive import LEASE_SECONDS, Clearing, Purge, Redrive, ScanResult, Tally, scan
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.object_store import put_in_memory
-from smartpipe.envelope.pointer import pointer_to
+from smartpipe.envelope.pointer import write_pointer
 from smartpipe.errors import StoreError
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim
@@ -531,7 +531,7 @@ def test_fault_45_an_event_whose_body_waits_in_s3_is_looked_up_by_what_is_there(
         put_in_memory(Payload("dead", envelope.id, encode(envelope)))
         size = {"ExtendedPayloadSize": Attribute("Number", "9")}
         for key in (envelope.id, "lost"):
-            body = pointer_to("dead", key)
+            body = write_pointer("dead", key)
             await desk.send_dead(OutgoingMessage(body, len(body), size))
         await remember(store, service, envelope, completed=True)
 

@@ -15,11 +15,12 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.consumer.dead_letter import reason_of
-from smartpipe.envelope.decode import EncodedBody, TextOrNone, unwrap
-from smartpipe.envelope.encoding import decompress_body
-from smartpipe.envelope.pointer import is_pointer, payload_at
-from smartpipe.envelope.structure import exceeds
-from smartpipe.envelope.validators import bounded_validator
+from smartpipe.envelope.body_encoding import decompress_body
+from smartpipe.envelope.fields import TextOrNone
+from smartpipe.envelope.notification import EncodedBody, unwrap
+from smartpipe.envelope.pointer import is_pointer, read_pointer
+from smartpipe.envelope.structure import has_too_many_values
+from smartpipe.envelope.validators import build_bounded_validator
 from smartpipe.errors import MessageError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 
@@ -43,7 +44,7 @@ class _Context(TypedDict):
     source: NotRequired[Annotated[object, TextOrNone()]]
 
 
-_context = bounded_validator(TypeAdapter(_Context))
+_context = build_bounded_validator(TypeAdapter(_Context))
 
 
 class DeadLetterMessage(NamedTuple):
@@ -86,7 +87,7 @@ def read_message(message: Message) -> DeadLetterMessage:
     try:
         if is_pointer(message.attributes):
             # Others write other keys; what smartpipe publishes has its type beside it.
-            type_, key = _type_of(message), payload_at(message.body).key
+            type_, key = _type_of(message), read_pointer(message.body).key
             return DeadLetterMessage(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
         context = _context(_json_of(message)) or {}
     except (ValidationError, MessageError, EncodedBody):
@@ -98,7 +99,7 @@ def preview(message: Message, limit_characters: int) -> str:
     """Return the beginning of the event's data as JSON, or of the body where no data can be read."""
     try:
         body = "" if is_pointer(message.attributes) else _json_of(message)
-        found = None if exceeds(body, LIMIT_OBJECTS) else from_json(body)
+        found = None if has_too_many_values(body, LIMIT_OBJECTS) else from_json(body)
     except (ValueError, MessageError, EncodedBody):
         found = None
     if not isinstance(found, dict) or "data" not in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.envelope.read import MessageReader
+from smartpipe.envelope.decode import MessageReader
 from smartpipe.errors import MessageError
 from smartpipe.idempotency.claims import MAX_CLAIMS
 from smartpipe.idempotency.store import Completed, InProgress

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.envelope.encode import source_problems
-from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.body_encoding import BodyEncoding
+from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
@@ -33,10 +33,10 @@ class Outbox:
     """
 
     def __init__(self, source: str) -> None:
-        if problems := source_problems("Outbox", source):
+        if problems := source_errors("Outbox", source):
             raise ConfigError(problems)
         self.source = source
-        self._packing = BodyEncoding.from_environment()
+        self._encoding = BodyEncoding.from_environment()
 
     async def publish(
         self,
@@ -89,4 +89,4 @@ class Outbox:
         self, event: Event, queue: Queue | str | None, delay_seconds: float | None, attributes: Mapping[str, str] | None
     ) -> dict[str, Any]:
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
-        return row_of(prepare(publication, source=self.source, packing=self._packing))
+        return row_of(prepare(publication, source=self.source, encoding=self._encoding))

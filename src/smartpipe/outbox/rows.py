@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
-from smartpipe.envelope.pointer import payload_at
+from smartpipe.envelope.pointer import read_pointer
 from smartpipe.errors import ConfigError, DecodeError, PublishFailure
 from smartpipe.limits import (
     ATTRIBUTE_NAME,
@@ -231,6 +231,6 @@ def _payload_of(row: Mapping[str, Any]) -> Any:
     if not row["payload"]:
         return None
     try:
-        return payload_at(row["body"])._replace(text=row["payload"])
+        return read_pointer(row["body"])._replace(text=row["payload"])
     except (DecodeError, RecursionError):
         raise UnreadableRow("there is a payload, and the body does not point to S3") from None

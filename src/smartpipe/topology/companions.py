@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from smartpipe.envelope.encoding import ClaimCheck
+from smartpipe.envelope.body_encoding import PayloadLocation
 from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.settings import ClaimSettings, PayloadSettings
 from smartpipe.tags import APPLICATION
@@ -40,7 +40,7 @@ class TableAndBucket(NamedTuple):
             ConfigError: Faulty settings.
         """
         store_url, settings = ClaimSettings.load().idempotency_url, PayloadSettings.load()
-        at = ClaimCheck.at(settings.claim_check_url) if settings.claim_check_url else None
+        at = PayloadLocation.parse(settings.claim_check_url) if settings.claim_check_url else None
         bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days, at.owner) if at and at.scheme == "s3" else None
         return cls(
             table_in(store_url.get_secret_value() if store_url else None),
