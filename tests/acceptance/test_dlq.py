@@ -292,7 +292,7 @@ async def remember(url: str, envelope: Envelope) -> None:
 
 async def is_remembered(url: str, envelope: Envelope) -> bool:
     async with memory_of(url) as store:
-        return await store.look([key_of(envelope)]) != [None]
+        return await store.read([key_of(envelope)]) != [None]
 
 
 def key_of(envelope: Envelope) -> str:

@@ -15,7 +15,7 @@ from smartpipe.envelope.decode import Decoder
 from smartpipe.envelope.notification import EncodedBody
 from smartpipe.envelope.pointer import read_pointer, write_pointer
 from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
-from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
+from smartpipe.idempotency.stores.records import limit_attempt, limit_lease
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from smartpipe import Event, Transport
     from smartpipe.envelope import Envelope
-    from smartpipe.idempotency.store import Known
+    from smartpipe.idempotency.store import ClaimState
 
 EVERYTHING = Selection()
 
@@ -548,11 +548,11 @@ def test_fault_45_by_force_what_is_done_is_forgotten_before_it_is_sent_and_what_
         await remember(store, service, done, completed=True)
         await remember(store, service, under_way, completed=False)
         keys = [next(iter(store._entries)), list(store._entries)[1]]
-        known_at_send: list[list[Known]] = []
+        known_at_send: list[list[ClaimState]] = []
         send = desk.memory.send
 
         async def watched(queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-            known_at_send.append(await store.look(keys))
+            known_at_send.append(await store.read(keys))
             return await send(queue, messages)
 
         desk.memory.send = watched  # type: ignore[method-assign]
@@ -592,16 +592,16 @@ def test_fault_45_a_store_that_goes_down_in_the_middle_stops_it_and_the_rest_is_
         service, store = billing(idempotent=True), MemoryStore()
         desk = Desk(service, store=store)
         await desk.dead_letter(*map(order, range(25)))
-        looked, ask, asked = await desk.look(), store.look, 0
+        looked, ask, asked = await desk.look(), store.read, 0
 
-        async def failing(keys: Sequence[str]) -> list[Known]:
+        async def failing(keys: Sequence[str]) -> list[ClaimState]:
             nonlocal asked
             asked += 1
             if asked > 1:
                 raise StoreError("look at redis://there: connection refused")
             return await ask(keys)
 
-        store.look = failing  # type: ignore[method-assign]
+        store.read = failing  # type: ignore[method-assign]
         with pytest.raises(StoreError, match="redis://there"):
             await desk.clear(looked, EVERYTHING, Redrive(desk.memory, desk.queue, desk.memories, force=False))
 

@@ -19,7 +19,7 @@ from smartpipe.dlq.messages import NO_REASON
 from smartpipe.dlq.processed import ProcessedEvents
 from smartpipe.dlq.redrive import Clearing, Purge, Redrive, ScanResult, Tally, scan
 from smartpipe.errors import SmartpipeError, StoreError
-from smartpipe.idempotency.claims import claims_of
+from smartpipe.idempotency.claims import open_claims
 from smartpipe.settings import ClaimSettings
 from smartpipe.worker.signals import on_stop
 
@@ -144,7 +144,7 @@ async def _memories(work: Work, one: DeadLetterQueue) -> AsyncIterator[Processed
         yield ProcessedEvents(handlers, None)
         return
     try:
-        claims = await claims_of(one.service, ClaimSettings.load().idempotency_url)
+        claims = await open_claims(one.service, ClaimSettings.load().idempotency_url)
         assert claims is not None  # noqa: S101 - it has idempotent handlers
         memories = ProcessedEvents(handlers, claims)
         try:

@@ -78,7 +78,7 @@ def _read(url: str, setting: str) -> DatabaseUrl:
     except ModuleNotFoundError as error:
         msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    return DatabaseUrl.read(url, setting)
+    return DatabaseUrl.parse(url, setting)
 
 
 def _report(done: dict[str, list[str]], *, as_json: bool) -> None:

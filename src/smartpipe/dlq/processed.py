@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.handlers import Handler
     from smartpipe.dlq.messages import DeadLetterMessage
     from smartpipe.idempotency.claims import Claims
-    from smartpipe.idempotency.store import Known
+    from smartpipe.idempotency.store import ClaimState
 
 
 class ProcessedEvent(NamedTuple):
@@ -64,10 +64,10 @@ class ProcessedEvents:
             return [ProcessedEvent()] * len(letters)
         reached = [await self._reached(letter) for letter in letters]
         keys = [key for _, wanted in reached for key in wanted]
-        known: dict[str, Known] = {}
+        known: dict[str, ClaimState] = {}
         for start in range(0, len(keys), MAX_CLAIMS):
             part = keys[start : start + MAX_CLAIMS]
-            known.update(zip(part, await self._store.look(part), strict=True))
+            known.update(zip(part, await self._store.read(part), strict=True))
         return [
             ProcessedEvent(
                 handlers,

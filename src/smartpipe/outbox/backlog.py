@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.errors import SmartpipeError
-from smartpipe.idempotency.stores.database import FAULTS
+from smartpipe.idempotency.stores.database import DATABASE_ERRORS
 from smartpipe.outbox.statements import LAG
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ class BacklogReader:
             if self._connection is None or self._connection.is_closed():
                 await self._disconnect()
                 self._connection = await self._stack.enter_async_context(
-                    self._database.connected(timeout=QUERY_SECONDS, command_timeout=QUERY_SECONDS)
+                    self._database.connect(timeout=QUERY_SECONDS, command_timeout=QUERY_SECONDS)
                 )
             self._last = (await read_backlog(self._connection), clock())
             self._failing = False
-        except (*FAULTS, SmartpipeError) as error:
+        except (*DATABASE_ERRORS, SmartpipeError) as error:
             await self._disconnect()
             if not self._failing:
-                fault = self._database.fault("backlog", error)
+                fault = self._database.store_error("backlog", error)
                 log.warning("Cannot read the backlog of the outbox, retrying; metrics show the last one: %s", fault)
             self._failing = True
         finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.batching.chunker import Chunker
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
-from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
+from smartpipe.idempotency.stores.database import DATABASE_ERRORS, DatabaseUrl
 from smartpipe.idempotency.stores.migrate import missing_migrations
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.outbox.backlog import BacklogReader, read_backlog
@@ -114,7 +114,7 @@ class Relay:
     """
 
     def __init__(self, url: str, transport: Transport, options: RelayOptions | None = None) -> None:
-        self._database = DatabaseUrl.read(url, "SMARTPIPE_OUTBOX_URL")
+        self._database = DatabaseUrl.parse(url, "SMARTPIPE_OUTBOX_URL")
         self._transport = transport
         self.options = options or RelayOptions()
         self._payloads = PayloadOffload()
@@ -140,9 +140,9 @@ class Relay:
         while not self._stopping.is_set():
             try:
                 await self._relay()
-            except FAULTS as error:
+            except DATABASE_ERRORS as error:
                 failures = failures + 1 if self.failing else 1
-                fault = self._database.fault("outbox", error)
+                fault = self._database.store_error("outbox", error)
                 log.error("Cannot read the outbox, retrying: %s", fault)  # noqa: TRY400
                 self.failing = True
                 await self._sleep(backoff_seconds(OUTAGE_WAITS, failures, fault))
@@ -213,11 +213,11 @@ class Relay:
                 while (await self.once(connection))[0]:
                     continue
                 return await read_backlog(connection)
-        except FAULTS as error:
-            raise self._database.fault("outbox", error) from error
+        except DATABASE_ERRORS as error:
+            raise self._database.store_error("outbox", error) from error
 
     def _connected(self, **options: Any) -> AbstractAsyncContextManager[asyncpg.Connection]:
-        return self._database.connected(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, **options)
+        return self._database.connect(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, **options)
 
     async def _park_lost(self, connection: asyncpg.Connection) -> None:
         """Park the rows in lanes that no relay takes."""

@@ -21,7 +21,7 @@ from smartpipe.consumer.settle import Settler
 from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.counters import Counters
 from smartpipe.errors import ConfigError, TransportError
-from smartpipe.idempotency.claims import claims_of
+from smartpipe.idempotency.claims import open_claims
 from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Attribute, received_message
 from smartpipe.publisher.publisher import Publisher
@@ -327,7 +327,7 @@ class LambdaHandler:
                 stack.callback(threads.close)
                 use_loop_executor(threads.capacity)
                 publisher = await stack.enter_async_context(Publisher(self._service.name, transport=transport))
-                claims = await claims_of(self._service, ConcurrencySettings.load().idempotency_url)
+                claims = await open_claims(self._service, ConcurrencySettings.load().idempotency_url)
                 if claims is not None:
                     stack.push_async_callback(claims.aclose)
                 state = await stack.enter_async_context(self._service.open())

@@ -21,7 +21,7 @@ from smartpipe.errors import (
     TopologyError,
     TransportError,
 )
-from smartpipe.idempotency.claims import Claims, claims_of
+from smartpipe.idempotency.claims import Claims, open_claims
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, WorkerReport
@@ -258,7 +258,7 @@ class Worker:
         log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
 
     async def _open_store(self) -> None:
-        self._claims = await claims_of(self._service, self._settings.idempotency_url, self._store)
+        self._claims = await open_claims(self._service, self._settings.idempotency_url, self._store)
 
     async def _close(self, publisher: Publisher, threads: Threads, until: float) -> int:
         """Flush what handlers published without waiting for it; return how many events were not taken."""
