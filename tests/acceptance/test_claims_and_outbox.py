@@ -159,7 +159,7 @@ def test_a_missing_table_is_reported_with_the_command_that_creates_it(happened: 
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("", "which database? Set SMARTPIPE_IDEMPOTENCY_URL"),
+        ("", "no database is set: set SMARTPIPE_IDEMPOTENCY_URL"),
         ("redis://localhost", "only PostgreSQL has tables to migrate"),
         ("mysql://user:secret@host/db", "only PostgreSQL has tables to migrate"),
     ],
@@ -255,7 +255,7 @@ def test_a_database_that_cannot_be_reached_does_not_keep_the_other_from_being_mi
         (
             "migrate",
             "redis://user:secret@host",
-            "only PostgreSQL has tables to migrate, and SMARTPIPE_OUTBOX_URL leads",
+            "only PostgreSQL has tables to migrate, but SMARTPIPE_OUTBOX_URL leads",
         ),
         (
             "migrate",
@@ -333,4 +333,4 @@ def test_a_relay_without_a_database_is_one_clear_line() -> None:
     result = smartpipe("relay")
 
     assert result.returncode == 2
-    assert result.stderr.startswith("smartpipe: which database? Set SMARTPIPE_OUTBOX_URL")
+    assert result.stderr.startswith("smartpipe: no database is set: set SMARTPIPE_OUTBOX_URL")

@@ -18,7 +18,7 @@ from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from smartpipe.message import Attribute, Message, size_bytes
-from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
+from smartpipe.outbox.rows import UnreadableRow, read_row, storable_text
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
 from smartpipe.transports.aws.direct.response import Framing, Response
@@ -108,8 +108,8 @@ def look(data: bytes) -> None:
         assert all(line.isprintable() for line in lines)
 
 
-def read_row(data: bytes) -> None:
-    """Rows of the outbox, as anybody may have written them."""
+def outbox_row(data: bytes) -> None:
+    """Rows of the outbox, with any content."""
     text = text_of(data)
     number = int.from_bytes(data[:4], "big", signed=True)
     parts = [*text.split("|"), *(None,) * 8]
@@ -131,10 +131,10 @@ def read_row(data: bytes) -> None:
     }
     problem = ""
     try:
-        assert len(waiting_of(row).message.attributes) <= MAX_ATTRIBUTES
+        assert len(read_row(row).message.attributes) <= MAX_ATTRIBUTES
     except UnreadableRow as error:
         problem = str(error)
-    assert "\0" not in storable(problem)
+    assert "\0" not in storable_text(problem)
 
 
 def read_claim(data: bytes) -> None:
@@ -188,7 +188,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
     "pointer": (point, [write_pointer("bucket", "key").encode()]),
     "reason": (give_reason, [text.encode()[:4_000] for text in FORGED.values()]),
     "letter": (look, [body_of('{"anything":[1]}').encode(), GZIPPED.encode(), FORGED["unknown fields"].encode()]),
-    "row": (read_row, [ROW.encode(), b'|queue:q.fifo|b|"{}"|g|d|']),
+    "row": (outbox_row, [ROW.encode(), b'|queue:q.fifo|b|"{}"|g|d|']),
     "claim": (read_claim, [b"1e309", b"nan", b"-1", b"43200"]),
     "response": (respond, [ANSWER, CHUNKED, FAILED]),
 }
