@@ -16,7 +16,7 @@ import time
 from tests.support.bodies import VALID, WRONG, Demanding, Measured, full
 
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
-from smartpipe.envelope.read import MessageReader
+from smartpipe.envelope.decode import MessageReader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
 from smartpipe.payload_offload import PayloadOffload

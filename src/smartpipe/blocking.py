@@ -13,12 +13,12 @@ from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 
 from smartpipe.batching.resend import send_with_retries_blocking
-from smartpipe.envelope.encode import source_problems
-from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.body_encoding import BodyEncoding
+from smartpipe.envelope.encode import source_errors
 from smartpipe.envelope.object_store import put_in_memory
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
-from smartpipe.names import Naming, physical, region_in
+from smartpipe.names import Naming, physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
 from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
@@ -72,7 +72,7 @@ class Publisher:
     """
 
     def __init__(self, source: str, *, deadline_seconds: float = 30.0, session: boto3.Session | None = None) -> None:
-        problems = source_problems("Publisher", source)
+        problems = source_errors("Publisher", source)
         if deadline_seconds < 0:
             problems.append("Publisher: deadline_seconds cannot be negative")
         if problems:
@@ -80,7 +80,7 @@ class Publisher:
         self.source = source
         self._deadline_seconds = deadline_seconds
         self._settings = AwsSettings.load()
-        self._packing = BodyEncoding.from_environment()
+        self._encoding = BodyEncoding.from_environment()
         try:
             self._session = session or _session_of_the_environment()
         except BotoCoreError as error:  # a profile that does not exist
@@ -132,7 +132,7 @@ class Publisher:
             PublishError: SNS refused it, or could not be reached until the deadline.
         """
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
-        outgoing = prepare(publication, source=self.source, packing=self._packing)
+        outgoing = prepare(publication, source=self.source, encoding=self._encoding)
         failed = self._deliver([outgoing])
         if failed:
             raise PublishError([failure for _, failure in failed])
@@ -158,7 +158,7 @@ class Publisher:
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
-        prepared = partial(prepare, source=self.source, packing=self._packing)
+        prepared = partial(prepare, source=self.source, encoding=self._encoding)
         for chunk in read_chunks(publications, prepared, groups, event_ids, failed):
             going, stopped = groups.part(chunk)
             for outgoing, failure in [*(self._deliver(going) if going else []), *stopped]:
@@ -206,7 +206,7 @@ class Publisher:
         return failures(answer, len(messages))
 
     def _send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        name = physical(self._settings.prefix, queue)
+        name = physical_name(self._settings.prefix, queue)
         try:
             with self._lock:
                 if self._sqs is None:
@@ -225,7 +225,7 @@ class Publisher:
 
     def _put(self, payload: Payload | None) -> TransportError | None:
         """Write what a message points to into S3 (or, for tests, memory); return what went wrong."""
-        at = self._packing.claim_check
+        at = self._encoding.claim_check
         if payload is None or at is None:
             return None
         if at.scheme == "memory":

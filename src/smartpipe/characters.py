@@ -1,4 +1,4 @@
-"""Which characters a value may have that gets into a header, a URL, a name or a signature. Pure."""
+"""Checks the characters of values that are put into headers, URLs, names or signatures. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ _LINE_BREAKS = "\n\r\x85\u2028\u2029"
 _NOT_ASCII = re.compile(r"[^ -~]")
 
 
-def fault_in(value: str, *, ascii_only: bool = False) -> str:
-    """Return the fault of *value* and its remedy, as words that follow its name; empty if there is none.
+def character_error(value: str, *, ascii_only: bool = False) -> str:
+    """Return a description of the first forbidden character in *value* and its remedy; empty if there is none.
 
-    The words never have the value, which may be a secret. White space around a value is a fault and is not cut off:
-    other programs that read the same variable would not cut it off either.
+    The description is a predicate, to be written after the name of the variable. It never contains the value, which
+    may be a secret. White space around a value is an error and is not removed, because other programs that read the
+    same variable would not remove it either.
 
     Args:
-        ascii_only: Only printable ASCII characters are allowed, as in keys and tokens.
+        ascii_only: Allow only printable ASCII characters, as in keys and tokens.
     """
     if found := CONTROL.search(value):
-        what = "a line break" if found[0] in _LINE_BREAKS else "a control character"
+        kind = "a line break" if found[0] in _LINE_BREAKS else "a control character"
         if not value[found.start() :].strip():
-            return f"ends with {what}: set it again without, for example by `printf %s` in place of `echo`"
-        return f"contains {what}: set it again without"
+            return f"ends with {kind}: set it again without it, for example with `printf %s` instead of `echo`"
+        return f"contains {kind}: set it again without it"
     if value != value.strip():
-        return "begins or ends with white space: set it again without"
+        return "begins or ends with white space: set it again without it"
     if ascii_only and _NOT_ASCII.search(value):
-        return "contains a character that is not printable ASCII: set it again without"
+        return "contains a character that is not printable ASCII: set it again without it"
     return ""

@@ -1,19 +1,19 @@
-"""Every error smartpipe raises, as one tree.
+"""All errors that smartpipe raises, as one tree.
 
 SmartpipeError
-├─ ConfigError              wrong settings or declarations, all of them at once
-├─ PublishError             events that SNS did not take
-│   └─ EventTooLarge        refused before any I/O
-├─ MessageError             a message that cannot become an event; ``kind`` says why
+├─ ConfigError              settings or declarations are wrong; it lists all of them
+├─ PublishError             SNS did not accept some events
+│   └─ EventTooLarge        the event exceeds its topic's limit; raised before any I/O
+├─ MessageError             a message cannot become an event; ``kind`` is the reason
 │   ├─ DecodeError          the body is not a valid envelope, or the data does not fit its class
 │   ├─ PayloadError         the body in S3 does not exist, or its encoding is unknown
 │   └─ UnknownEventType     no handler for this type and major version
-├─ TopologyError            a topic, queue or subscription that is missing or not allowed
-├─ TransportError           AWS unreachable, or it refused the call
-├─ StoreError               the idempotency store unreachable, or it refused the call
+├─ TopologyError            a topic, queue or subscription is missing or not allowed
+├─ TransportError           AWS is unreachable, or refused the call
+├─ StoreError               the idempotency store is unreachable, or refused the call
 └─ raised by handlers
-    ├─ Retry                try this delivery again later
-    └─ Reject               dead-letter this delivery now
+    ├─ Retry                deliver this message again later
+    └─ Reject               dead-letter this message now
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 class SmartpipeError(Exception):
-    """Base of every error that smartpipe raises."""
+    """Base class of every error that smartpipe raises."""
 
 
 class ConfigError(SmartpipeError):
-    """Wrong settings or declarations; ``problems`` holds each of them, one sentence apiece."""
+    """Settings or declarations are wrong. ``problems`` has one sentence for each mistake."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -43,7 +43,7 @@ class ConfigError(SmartpipeError):
 
 @dataclass(frozen=True, slots=True)
 class PublishFailure:
-    """One event that was not published, and whether publishing it again can help."""
+    """One event that was not published. ``retryable`` says whether publishing it again can succeed."""
 
     event: Event
     event_id: str
@@ -53,31 +53,31 @@ class PublishFailure:
 
 
 class PublishError(SmartpipeError):
-    """SNS did not take some events; every other event of the call was published.
+    """SNS did not accept some events. All other events of the call were published.
 
-    ``failures`` has one entry per event that was not published. An entry that is ``retryable`` was
-    retried until the publisher's deadline; its event may have been taken by SNS even so, if only
-    the answer was lost, which is why consumers see events *at least* once.
+    ``failures`` has one entry for each event that was not published. A ``retryable`` entry was retried until the
+    publisher's deadline. SNS may have accepted its event even so, if only the response was lost. For this reason
+    consumers see events *at least* once.
     """
 
     def __init__(self, failures: Sequence[PublishFailure]) -> None:
         self.failures = tuple(failures)
-        shown = "; ".join(f"{f.event_id} ({type(f.event).__name__}): {f.code}: {f.detail}" for f in self.failures[:3])
+        first = "; ".join(f"{f.event_id} ({type(f.event).__name__}): {f.code}: {f.detail}" for f in self.failures[:3])
         rest = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""  # noqa: PLR2004
         noun = "event was" if len(self.failures) == 1 else "events were"
-        super().__init__(f"{len(self.failures)} {noun} not published: {shown}{rest}")
+        super().__init__(f"{len(self.failures)} {noun} not published: {first}{rest}")
 
 
 class EventTooLarge(PublishError):
-    """The encoded event with its attributes exceeds its topic's limit. Raised before any I/O."""
+    """The encoded event with its attributes exceeds the limit of its topic or queue. Raised before any I/O."""
 
     def __init__(self, event: Event, event_id: str, *, size_bytes: int, limit_bytes: int) -> None:
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
         detail = (
-            f"the encoded event is {size_bytes:,} bytes and its topic or queue takes {limit_bytes:,}; "
-            "shrink the event, raise the topic's limit_bytes (at most 1,048,576), or let large bodies wait in S3 "
-            "(SMARTPIPE_CLAIM_CHECK_URL), which takes one of the ten attributes"
+            f"the encoded event has {size_bytes:,} bytes, and its topic or queue accepts {limit_bytes:,}; "
+            "shrink the event, raise the topic's limit_bytes (at most 1,048,576), or store large bodies in S3 "
+            "(SMARTPIPE_CLAIM_CHECK_URL), which uses one of the ten message attributes"
         )
         super().__init__([PublishFailure(event, event_id, "EventTooLarge", detail, retryable=False)])
 
@@ -86,7 +86,7 @@ class MessageError(SmartpipeError):
     """A message that cannot become an event.
 
     Args:
-        kind: The reason, as the dead-letter message and the log have it.
+        kind: The reason, as recorded in the dead-letter message and the log.
     """
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -95,12 +95,12 @@ class MessageError(SmartpipeError):
 
 
 class DecodeError(MessageError):
-    """A message body that cannot become an event. Retrying cannot help, so it is dead-lettered.
+    """A message body that cannot become an event. A retry cannot help, so the message is dead-lettered.
 
     Args:
         kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``too-many-values``, ``not-compressed``,
             ``not-a-pointer`` or ``payload-not-allowed``.
-        errors: The first 20 of Pydantic's errors, without the input values, where validation failed.
+        errors: If validation failed, the first 20 of Pydantic's errors, without the input values.
     """
 
     def __init__(self, kind: str, detail: str, errors: Sequence[dict[str, Any]] = ()) -> None:
@@ -109,7 +109,7 @@ class DecodeError(MessageError):
 
 
 class PayloadError(MessageError):
-    """A body that cannot be read now. The service's retry policy decides when to retry and when to dead-letter.
+    """A body that cannot be read at present. The service's retry policy decides when to retry and when to dead-letter.
 
     Its ``kind`` is ``payload-missing`` or ``unknown-encoding``.
     """
@@ -123,7 +123,7 @@ class UnknownEventType(MessageError):
 
 
 class TopologyError(SmartpipeError):
-    """Topics, queues or subscriptions that are missing or not allowed; one problem a line."""
+    """Topics, queues or subscriptions are missing or not allowed. ``problems`` has one sentence for each."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -133,8 +133,8 @@ class TopologyError(SmartpipeError):
 class TransportError(SmartpipeError):
     """A call to AWS failed as a whole.
 
-    ``code`` is the service's error code without prefix, or the name of the connection fault;
-    ``retryable`` says whether the same call can succeed later without anybody changing anything.
+    ``code`` is the service's error code without its prefix, or the name of the connection error. ``retryable`` says
+    whether the same call can succeed later without any change by an operator.
     """
 
     def __init__(self, code: str, detail: str, *, retryable: bool) -> None:
@@ -145,26 +145,29 @@ class TransportError(SmartpipeError):
 
 
 class StoreError(SmartpipeError):
-    """The idempotency store could not be asked, or refused. The message comes again; it was not handled unprotected."""
+    """The idempotency store is unreachable or refused the call.
+
+    The handler was not called without protection. SQS delivers the message again.
+    """
 
 
 class Retry(SmartpipeError):
-    """Raised by a handler: deliver this message again.
+    """Raise it in a handler to have the message delivered again.
 
     It counts as one of the retry policy's attempts.
 
     Args:
-        reason: For the log and, should the attempts run out, for the dead letter.
-        after_seconds: When to deliver it again, 0 to 43,200; by the retry policy if not given.
+        reason: Goes into the log and, after the last attempt, into the dead-letter message.
+        after_seconds: The delay of the next delivery, 0 to 43,200. By default the retry policy decides.
     """
 
     def __init__(self, reason: str = "", *, after_seconds: float | None = None) -> None:
         if after_seconds is not None and not 0 <= after_seconds <= MAX_VISIBILITY_SECONDS:
-            msg = f"Retry(after_seconds={after_seconds}) is outside of 0 to 43,200, the range SQS knows"
+            msg = f"Retry(after_seconds={after_seconds}) is outside the range that SQS accepts, 0 to 43,200"
             raise ValueError(msg)
         self.after_seconds = after_seconds
         super().__init__(reason or "the handler asked for a retry")
 
 
 class Reject(SmartpipeError):
-    """Raised by a handler: this message can never succeed, dead-letter it at once with *reason*."""
+    """Raise it in a handler if this message can never succeed. The worker dead-letters it now, with *reason*."""

@@ -1,8 +1,8 @@
-"""Makes text from messages, and from AWS, safe to print: it cannot forge a line, nor command a terminal.
+"""Makes text from messages and from AWS safe to print: it cannot forge a line or control a terminal.
 
-Escaped are the control characters C0, DEL and C1 (ECMA-48), the bidirectional controls that can make a line look
-unlike it is (Unicode Standard Annex 9; CVE-2021-42574), line and paragraph separators, and lone surrogates, which
-cannot be encoded at all.
+It escapes the control characters C0, DEL and C1 (ECMA-48), the bidirectional controls, which can change how a line
+looks (Unicode Standard Annex 9; CVE-2021-42574), line and paragraph separators, and lone surrogates, which cannot be
+encoded.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ _UNCOLOURED = "\x1b[0m"
 
 
 def escape_text(text: str) -> str:
-    r"""Return *text* as one line: ``\n``, ``\x1b``, ``\u202e`` in place of harmful characters."""
+    r"""Return *text* as one line, with ``\n``, ``\x1b`` or ``\u202e`` in place of harmful characters."""
     return text if text.isprintable() else _FORBIDDEN.sub(_escape, text)
 
 
 def escape_keeping_colours(text: str) -> str:
-    """Return *text*, one line of a program that may print in colours: these are kept, and end with it; tabs too."""
+    """Return *text*, one line of another program's output, escaped except for tabs and colours.
+
+    Colours are reset at the end of the line.
+    """
     parts = _COLOURS.split(text)
-    kept = "".join(
+    escaped = "".join(
         part if place % 2 else "\t".join(map(escape_text, part.split("\t"))) for place, part in enumerate(parts)
     )
-    return kept if len(parts) == 1 else kept + _UNCOLOURED
+    return escaped if len(parts) == 1 else escaped + _UNCOLOURED
 
 
 def escape_json(text: str) -> str:
-    r"""Return JSON *text* with ``\u009b`` and the like in its strings: a parser reads the original characters."""
-    if text.isascii() and "\x7f" not in text:  # nearly always, and found out at once
+    r"""Return JSON *text* with escapes such as ``\u009b`` in its strings. A parser reads the original characters."""
+    if text.isascii() and "\x7f" not in text:  # a fast check that nearly always suffices
         return text
     return _FORBIDDEN_IN_JSON.sub(_escape_in_json, text)
 
 
 def shorten_text(text: str, characters: int) -> str:
-    """Return *text*, or its beginning and how long it is: ``abc…(1000 characters)``."""
+    """Return *text*, or its beginning and its length: ``abc…(1000 characters)``."""
     return text if len(text) <= characters else f"{text[:characters]}…({len(text)} characters)"
 
 

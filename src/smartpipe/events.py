@@ -1,4 +1,4 @@
-"""Events: the typed facts that producers and consumers agree on."""
+"""The base class of events, their contracts, and the registry of event classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 
 
 class Contract(NamedTuple):
-    """What an event class declares about itself."""
+    """The declaration of an event class: its type, version, topic, and the fields of its key and tenant."""
 
     type: str
     version: str
@@ -26,33 +26,32 @@ class Contract(NamedTuple):
 
     @property
     def major(self) -> int:
-        """The part of the version that changes when older consumers would break."""
+        """The part of the version that changes if a change would break older consumers."""
         return int(self.version.partition(".")[0])
 
 
 class Event(BaseModel):
-    """A fact that happened, as an immutable Pydantic model. Subclass it with what the contract needs.
+    """A fact, as an immutable Pydantic model. Subclass it, and declare its topic, type and version.
 
     ``class UserSignedUp(Event, topic=users, type="user.signed_up", version="1.0"): ...``
 
-    A subclass without any of these arguments is a base for other events and cannot be published.
-    Fields that a newer producer added are ignored, so that it does not break an older consumer; so is
-    a misspelt argument of the constructor, which a type checker with Pydantic's plugin finds. Infinity
-    and NaN are refused, as JSON has neither.
+    A subclass without any of these arguments is a base class for other events and cannot be published.
+    A model ignores fields that it does not declare, so a field that a newer producer added does not break an older
+    consumer. The same holds for a misspelt argument of the constructor: a type checker with Pydantic's plugin finds
+    it. Infinity and NaN are refused, because JSON has neither.
 
     Args:
-        topic: The topic it is published to.
+        topic: The topic that the event is published to.
         type: CloudEvents ``type``: letters, digits, ``.``, ``_`` and ``-``.
-        version: ``major.minor``. Raise the minor for changes that old consumers survive (a new
-            optional field), the major for the others; consumers subscribe to a major version.
-        key: The field whose value orders deliveries: on a FIFO topic, which needs one, it is the
-            MessageGroupId. Travels as CloudEvents ``partitionkey``.
-        tenant: The field that names whose event it is, on a standard topic: SQS's fair queues keep a
-            tenant with many messages from delaying those of the others. It gives no order.
+        version: ``major.minor``. Raise the minor version for changes that do not break old consumers, such as a new
+            optional field, and the major version for all others. Consumers subscribe to a major version.
+        key: The field whose value orders deliveries. A FIFO topic requires it and uses it as the MessageGroupId.
+            It is sent as CloudEvents ``partitionkey``.
+        tenant: For a standard topic: the field that names the tenant. The fair queues of SQS keep a tenant with many
+            messages from delaying the messages of other tenants. It does not order messages.
 
     Raises:
-        ConfigError: A faulty or incomplete declaration, or another class that claims the same type
-            and major version.
+        ConfigError: The declaration is wrong or incomplete, or another class has the same type and major version.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -65,7 +64,7 @@ class Event(BaseModel):
             cls,
             *,
             topic: Topic | None = None,
-            type: str | None = None,  # noqa: A002 - CloudEvents' own word
+            type: str | None = None,  # noqa: A002 - the name of the CloudEvents attribute
             version: str | None = None,
             key: str | None = None,
             tenant: str | None = None,
@@ -75,42 +74,42 @@ class Event(BaseModel):
     else:
 
         def __init_subclass__(cls, **kwargs: Any) -> None:
-            """Leave the arguments to __pydantic_init_subclass__, which runs when the fields are known."""
+            """Leave the arguments to ``__pydantic_init_subclass__``, which runs after the fields are collected."""
 
     @classmethod
     def __pydantic_init_subclass__(
         cls,
         *,
         topic: Topic | None = None,
-        type: str | None = None,  # noqa: A002 - CloudEvents' own word
+        type: str | None = None,  # noqa: A002 - the name of the CloudEvents attribute
         version: str | None = None,
         key: str | None = None,
         tenant: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Check the declaration and enter the class in the registry."""
+        """Check the declaration and add the class to the registry."""
         super().__pydantic_init_subclass__(**kwargs)
-        cls.__contract__ = None  # a contract is never inherited: two classes would share one type
+        cls.__contract__ = None  # a contract is not inherited: two classes would share one type
         if (topic, type, version, key, tenant) == (None, None, None, None, None):
             return
-        problems = _problems(cls, topic=topic, type_=type, version=version)
-        problems += _field_problems(cls, topic=topic, key=key, tenant=tenant)
-        if problems or topic is None or type is None or version is None:
-            raise ConfigError(problems)
+        errors = _declaration_errors(cls, topic=topic, type_=type, version=version)
+        errors += _field_errors(cls, topic=topic, key=key, tenant=tenant)
+        if errors or topic is None or type is None or version is None:
+            raise ConfigError(errors)
         cls.__contract__ = Contract(type, version, topic, key, tenant)
         _register(cls, cls.__contract__)
 
 
 def contract_of(event: type[Event]) -> Contract:
-    """Return what *event* declared.
+    """Return the contract that the class *event* declares.
 
     Raises:
-        ConfigError: It is a base class without a declaration of its own.
+        ConfigError: It is a base class, without a declaration.
     """
     contract = event.__contract__
     if contract is None:
         msg = (
-            f"{_name(event)} declares no type of its own; "
+            f"{_name(event)} does not declare a type; "
             f'write class {event.__name__}({event.__bases__[0].__name__}, topic=..., type="...", version="1.0")'
         )
         raise ConfigError(msg)
@@ -118,7 +117,7 @@ def contract_of(event: type[Event]) -> Contract:
 
 
 def text_of(event: Event, field: str | None) -> str | None:
-    """Return the value of a key or tenant *field* as text, an enumeration's by its value; None where there is none."""
+    """Return the value of the key or tenant *field* as text, of an enumeration its value; None if it has no value."""
     value = getattr(event, field) if field else None
     if value is None:
         return None
@@ -135,57 +134,57 @@ _REGISTRY: dict[tuple[str, int], type[Event]] = {}
 
 def _register(cls: type[Event], contract: Contract) -> None:
     other = _REGISTRY.get((contract.type, contract.major))
-    # The same definition run again (a reloaded module, a notebook cell) takes its own place.
+    # A definition that runs again, as in a reloaded module or a notebook cell, replaces itself.
     if other is not None and _name(other) != _name(cls):
         if "__main__" in (other.__module__, cls.__module__) and other.__qualname__ == cls.__qualname__:
             msg = (
-                f"{cls.__qualname__} exists twice, because its module runs as a script and is imported too; "
-                "move its events to a module of their own"
+                f"{cls.__qualname__} exists twice, because its module runs as a script and is also imported; "
+                "move its events to a separate module"
             )
             raise ConfigError(msg)
         msg = (
-            f"{_name(cls)} and {_name(other)} both claim event type {contract.type!r}, major version "
+            f"{_name(cls)} and {_name(other)} both declare event type {contract.type!r}, major version "
             f"{contract.major}; give one of them another type or another major version"
         )
         raise ConfigError(msg)
     _REGISTRY[contract.type, contract.major] = cls
 
 
-def _problems(cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None) -> list[str]:
-    wrong = [
+def _declaration_errors(cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None) -> list[str]:
+    wrong_types = [
         f"{name}={value!r} is a {type(value).__name__}, not a {expected.__name__}"
         for name, value, expected in (("topic", topic, Topic), ("type", type_, str), ("version", version, str))
         if value is not None and not isinstance(value, expected)
     ]
-    if wrong:
-        return [f"event {_name(cls)}: {problem}" for problem in wrong]
+    if wrong_types:
+        return [f"event {_name(cls)}: {error}" for error in wrong_types]
     declared = {"topic": topic, "type": type_, "version": version}
     missing = [f"{name}=" for name, value in declared.items() if value is None]
-    problems = [f"lacks {', '.join(missing)}"] if missing else []
+    errors = [f"lacks {', '.join(missing)}"] if missing else []
     if type_ is not None and not _TYPE.fullmatch(type_):
-        problems.append(
-            f"type {type_!r} may have letters, digits, '.', '_' and '-', 255 at most, as in 'user.signed_up'"
+        errors.append(
+            f"type {type_!r} is not valid: use at most 255 letters, digits, '.', '_' and '-', as in 'user.signed_up'"
         )
     if version is not None and not _VERSION.fullmatch(version):
-        problems.append(f"version {version!r} is not major.minor, as in '1.0'")
-    return [f"event {_name(cls)}: {problem}" for problem in problems]
+        errors.append(f"version {version!r} is not major.minor, as in '1.0'")
+    return [f"event {_name(cls)}: {error}" for error in errors]
 
 
-def _field_problems(cls: type[Event], *, topic: Topic | None, key: str | None, tenant: str | None) -> list[str]:
-    problems = [
-        f"{label} {field!r} is none of its fields ({', '.join(cls.model_fields) or 'it has none'})"
+def _field_errors(cls: type[Event], *, topic: Topic | None, key: str | None, tenant: str | None) -> list[str]:
+    errors = [
+        f"{label} {field!r} is not one of its fields ({', '.join(cls.model_fields) or 'it has none'})"
         for label, field in (("key", key), ("tenant", tenant))
         if field is not None and field not in cls.model_fields
     ]
     if isinstance(topic, Topic) and topic.fifo:
         if key is None:
-            problems.append(
-                f'topic {topic.name!r} is FIFO and needs to know whose order to keep: add key="a_field", or publish '
+            errors.append(
+                f'topic {topic.name!r} is FIFO and keeps events in order by their key: add key="a_field", or publish '
                 "to a standard topic"
             )
         if tenant is not None:
-            problems.append(f"tenant is for standard topics; on the FIFO topic {topic.name!r} the key is the group")
-    return [f"event {_name(cls)}: {problem}" for problem in problems]
+            errors.append(f"tenant is for standard topics; on the FIFO topic {topic.name!r} the key is the group")
+    return [f"event {_name(cls)}: {error}" for error in errors]
 
 
 def _name(cls: type) -> str:

@@ -1,6 +1,6 @@
-"""Recognizes failures whose cause is that this process, or its machine, has run out of a resource.
+"""Recognizes failures that were caused by a resource that this process, or its machine, has run out of.
 
-Such a failure says nothing about the message: it is deferred, and spends no attempt of its retry policy.
+The message is not the cause of such a failure. It is deferred, which does not count as an attempt of its retry policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BY_ERRNO = {
     errno.ENOSPC: "disk space (ENOSPC)",
 }
 _BY_CODE = {**{errno.errorcode[number]: resource for number, resource in _BY_ERRNO.items()}, "EAGAIN": THREADS}
-"""By the code of a TransportError, or of an event that was not published."""
+"""Keys are codes of a TransportError or a PublishFailure."""
 _NO_THREAD = "can't start new thread"
 """CPython raises a RuntimeError with this text, without an errno, when the operating system refuses a thread."""
 _STARTS_PROCESSES = frozenset({"subprocess", "multiprocessing"})
@@ -30,11 +30,11 @@ _MAX_ERRORS = 100
 
 
 class ResourceExhausted(Exception):
-    """A handler call was not begun because this process cannot take on another one."""
+    """A handler call was not started, because this process cannot run another one at present."""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield *error* and everything that led to it, each once; a chain may be a circle."""
+    """Yield *error*, its causes and contexts, and the members of exception groups; each once, as a chain can loop."""
     pending, seen = [error], set[int]()
     while pending and len(seen) < _MAX_ERRORS:
         one = pending.pop()
@@ -46,7 +46,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             pending += one.exceptions
         kept = getattr(one, "kwargs", None)
         if isinstance(kept, dict) and isinstance(kept.get("error"), BaseException):
-            pending.append(kept["error"])  # botocore's way to keep the error that a connection failed by
+            pending.append(kept["error"])  # where botocore keeps the error of a failed connection
         if one.__cause__ is not None:
             pending.append(one.__cause__)
         elif one.__context__ is not None and not one.__suppress_context__:
@@ -54,18 +54,18 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def exhausted_resource(error: BaseException) -> str | None:
-    """Return which resource ran out, or None for any other failure.
+    """Return the name of the resource that ran out, or None for any other failure.
 
-    The causes and contexts of *error* are searched too, and the members of exception groups. EAGAIN counts only
-    where a process could not be started, because a lock that is taken or a socket that is not ready raises it as well.
+    It also searches the causes and contexts of *error*, and the members of exception groups. EAGAIN counts only if a
+    process could not be started, because a lock that is taken or a socket that is not ready raises it as well.
     """
     return next(filter(None, map(_resource, causes(error))), None)
 
 
 def shortage_code(error: BaseException) -> str | None:
-    """Return the name of the errno, as in ``EMFILE``, if *error* was caused by a resource that ran out.
+    """Return the name of the errno, such as ``EMFILE``, if *error* was caused by a resource that ran out.
 
-    For memory it is ENOMEM and for a thread that cannot start EAGAIN, as malloc(3) and pthread_create(3) have it.
+    It is ENOMEM for memory, and EAGAIN for a thread that cannot start, as for malloc(3) and pthread_create(3).
     """
     return next(filter(None, map(_code, causes(error))), None)
 
@@ -95,7 +95,7 @@ def _resource(error: BaseException) -> str | None:
 
 
 def _was_starting_a_process(error: BaseException) -> bool:
-    """Whether the innermost frame is of a module that starts processes."""
+    """Return whether the innermost frame belongs to a module that starts processes."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

@@ -1,4 +1,4 @@
-"""Filter policies as users declare them, and what SNS would refuse of them. Pure."""
+"""Filter policies of queues, and checks of the rules of SNS. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 TYPE_ATTRIBUTE = "type"
-"""The message attribute that carries an event's type, for filter policies to match; the envelope has it too."""
+"""The message attribute with an event's type, for filter policies to match. The envelope has the type too."""
 MAX_KEYS = 5
 MAX_COMBINATIONS = 150
 MAX_POLICY_BYTES = 262_144
@@ -25,17 +25,18 @@ Scope: TypeAlias = Literal["MessageAttributes", "MessageBody"]
 
 @dataclass(frozen=True)
 class FilterPolicy:
-    """What else an event has to be, besides of a wanted type, to reach a queue: SNS leaves the others out.
+    """A condition, besides the event type, for SNS to deliver an event to a queue.
 
-    ``FilterPolicy({"tenant": ["acme"]})`` matches the attribute that a publisher gave;
+    ``FilterPolicy({"tenant": ["acme"]})`` matches a message attribute that the publisher set.
     ``FilterPolicy({"data": {"country": ["ch"]}}, scope="MessageBody")`` matches the envelope, whose ``data`` is
-    the event. It holds for every topic of its queue. A change takes up to 15 minutes to be in force.
+    the event. It applies to every topic of its queue. A change takes effect within 15 minutes.
 
     Args:
-        conditions: As SNS has them: names with lists of values or of operators; nested only for the body.
+        conditions: In the form of SNS: names with lists of values or operators. They can be nested only with the
+            scope ``MessageBody``.
 
     Raises:
-        ConfigError: Beyond what SNS takes. Source: Amazon SNS, "Filter policy constraints": 5 keys, 150
+        ConfigError: SNS would refuse it. Source: Amazon SNS, "Filter policy constraints": 5 keys, 150
             combinations of values, 256 KiB, numbers within a thousand million with 5 decimals.
     """
 
@@ -43,80 +44,83 @@ class FilterPolicy:
     scope: Scope = "MessageAttributes"
 
     def __post_init__(self) -> None:
-        """Check everything, and report it together."""
+        """Check the conditions, and report all errors together."""
         if not isinstance(self.conditions, dict) or not self.conditions:
-            raise ConfigError(f"FilterPolicy({self.conditions!r}): give names with lists of values, as in {_EXAMPLE}")
-        problems = list(_problems(self.conditions, self.scope))
+            raise ConfigError(f"FilterPolicy({self.conditions!r}): pass names with lists of values, as in {_EXAMPLE}")
+        errors = list(_errors(self.conditions, self.scope))
         if TYPE_ATTRIBUTE in self.conditions:
-            problems.append("'type' is smartpipe's own condition: it names the types that have handlers")
-        if problems:
-            raise ConfigError([f"FilterPolicy: {problem}" for problem in problems])
+            errors.append("'type' is reserved: smartpipe sets it to the types that have handlers")
+        if errors:
+            raise ConfigError([f"FilterPolicy: {error}" for error in errors])
 
     def __hash__(self) -> int:
-        """Hash the conditions as JSON: a dictionary has no hash of its own."""
+        """Hash the conditions as JSON, because a dictionary has no hash."""
         return hash((json.dumps(self.conditions, sort_keys=True), self.scope))
 
     def policy(self, types: Iterable[str]) -> dict[str, Any]:
-        """Return the whole policy of a subscription that wants these event types."""
+        """Return the complete filter policy of a subscription to these event types."""
         return {TYPE_ATTRIBUTE: sorted(types), **self.conditions}
 
 
 _EXAMPLE = '{"tenant": ["acme"]}'
 
 
-def policy_problems(policy: Mapping[str, Any], scope: Scope) -> list[str]:
-    """Say what SNS would refuse of a whole policy, event types included."""
-    return list(_problems(policy, scope, types=True))
+def policy_errors(policy: Mapping[str, Any], scope: Scope) -> list[str]:
+    """Return a sentence for each rule of SNS that a complete filter policy, with event types, breaks."""
+    return list(_errors(policy, scope, types=True))
 
 
-def _problems(policy: Mapping[str, Any], scope: Scope, *, types: bool = False) -> Iterator[str]:
+def _errors(policy: Mapping[str, Any], scope: Scope, *, types: bool = False) -> Iterator[str]:
     if scope not in get_args(Scope):
-        yield f"scope={scope!r} is none of {', '.join(get_args(Scope))}"
+        yield f"scope={scope!r} is not one of {', '.join(get_args(Scope))}"
         return
-    room = MAX_KEYS if types else MAX_KEYS - 1
-    if len(policy) > room:
-        yield f"{len(policy)} names; SNS takes {MAX_KEYS}, one of which is the event's type"
+    max_keys = MAX_KEYS if types else MAX_KEYS - 1
+    if len(policy) > max_keys:
+        yield f"{len(policy)} names: SNS allows {MAX_KEYS}, one of which is the event's type"
     try:
         text = json.dumps(policy, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         yield f"it cannot be written as JSON: {error}"
         return
     if len(text.encode()) > MAX_POLICY_BYTES:
-        yield f"it has {len(text.encode()):,} bytes; SNS takes {MAX_POLICY_BYTES:,}"
-    yield from _nesting(policy, scope)
+        yield f"it has {len(text.encode()):,} bytes: SNS allows {MAX_POLICY_BYTES:,}"
+    yield from _nesting_errors(policy, scope)
     combinations = math.prod(_counts(policy, 1))
     if combinations > MAX_COMBINATIONS:
         yield (
-            f"{combinations} combinations of values (of nested names times their depth); SNS takes {MAX_COMBINATIONS}: "
-            "use fewer values, a prefix, or a queue for some of the events"
+            f"{combinations} combinations of values (values of nested names count times their depth): SNS allows "
+            f"{MAX_COMBINATIONS}; use fewer values, a prefix, or a separate queue for some of the events"
         )
-    yield from _number_problems(policy)
+    yield from _number_errors(policy)
 
 
-def _nesting(policy: Mapping[str, Any], scope: Scope) -> Iterator[str]:
+def _nesting_errors(policy: Mapping[str, Any], scope: Scope) -> Iterator[str]:
     for name, rules in policy.items():
         if not isinstance(name, str) or not name:
-            yield f"{name!r} is no name"
+            yield f"{name!r} is not a name"
         elif name == "$or":
-            yield from _alternatives(rules, scope)
+            yield from _or_errors(rules, scope)
         elif isinstance(rules, dict) and scope == "MessageAttributes":
             yield f'{name!r} is nested, and message attributes are flat: scope="MessageBody" matches the envelope'
         elif not isinstance(rules, (list, dict)) or not rules:
             yield f"{name!r}: {rules!r} must be a list of values, as in {_EXAMPLE}"
         elif isinstance(rules, dict):
-            yield from _nesting(rules, scope)
+            yield from _nesting_errors(rules, scope)
 
 
-def _alternatives(rules: Any, scope: Scope) -> Iterator[str]:
-    if not isinstance(rules, list) or len(rules) < 2 or not all(isinstance(one, dict) and one for one in rules):  # noqa: PLR2004 - it is an or
-        yield '"$or" takes a list of at least two policies, as in {"$or": [{"a": ["x"]}, {"b": ["y"]}]}'
+def _or_errors(rules: Any, scope: Scope) -> Iterator[str]:
+    if not isinstance(rules, list) or len(rules) < 2 or not all(isinstance(one, dict) and one for one in rules):  # noqa: PLR2004 - one alternative is not an "or"
+        yield '"$or" must be a list of at least two policies, as in {"$or": [{"a": ["x"]}, {"b": ["y"]}]}'
         return
     for one in rules:
-        yield from _nesting(one, scope)
+        yield from _nesting_errors(one, scope)
 
 
 def _counts(policy: Mapping[str, Any], depth: int) -> Iterator[int]:
-    """Yield each name's number of values, times its depth. Source: SNS, "Filter policy constraints", complexity."""
+    """Yield each name's number of values, multiplied by its depth.
+
+    Source: Amazon SNS, "Filter policy constraints", complexity.
+    """
     for name, rules in policy.items():
         if isinstance(rules, dict):
             yield from _counts(rules, depth + 1)
@@ -126,16 +130,19 @@ def _counts(policy: Mapping[str, Any], depth: int) -> Iterator[int]:
             yield max(1, len(rules)) * depth
 
 
-def _number_problems(value: object) -> Iterator[str]:
+def _number_errors(value: object) -> Iterator[str]:
     if isinstance(value, dict):
         for one in value.values():
-            yield from _number_problems(one)
+            yield from _number_errors(one)
     elif isinstance(value, list):
         for one in value:
-            yield from _number_problems(one)
+            yield from _number_errors(one)
     elif (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
         and not (abs(value) <= MAX_NUMBER and round(value, DECIMALS) == value)
     ):
-        yield f"the number {value!r}: SNS compares up to {MAX_NUMBER:,} either way, with {DECIMALS} decimals"
+        yield (
+            f"the number {value!r}: SNS compares numbers from -{MAX_NUMBER:,} to {MAX_NUMBER:,}, with {DECIMALS} "
+            "decimals"
+        )

@@ -1,10 +1,10 @@
-"""Keys that are composed of several values: claims, SQS group and deduplication ids, S3 objects. Pure.
+"""Keys composed of several values: of claims, SQS group and deduplication ids, and S3 objects. Pure.
 
 All of them use one encoding, so that different values never share a key. A part keeps its letters, digits, ``.``,
-``_`` and ``-``; every other byte of its UTF-8 form becomes ``!`` and two hex digits, and ``/`` joins the parts. The
-result is ASCII without spaces or control characters. PostgreSQL, Redis, DynamoDB, S3 and SQS accept it as it is,
-compare it byte by byte, and find no Unicode to normalise. The escape is ``!`` and not ``%``, because AWS advises
-against ``%`` in S3 keys: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+``_`` and ``-``. Every other byte of its UTF-8 form becomes ``!`` and two hex digits. ``/`` joins the parts. The
+result is ASCII without spaces or control characters. PostgreSQL, Redis, DynamoDB, S3 and SQS accept it unchanged,
+compare it byte by byte, and find no Unicode to normalise. The escape character is ``!`` and not ``%``, because AWS
+advises against ``%`` in S3 keys: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from smartpipe.limits import MAX_ID_LENGTH, MESSAGE_ID
 
-MAX_SQS_ID_LENGTH = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._-]*")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]")
-SQS_ID = re.compile(r"[!-~]{1,128}")
 _EXACT = Context(prec=MAX_PREC)
 _LARGE = 10**4_000
-"""Python refuses to write integers of more than 4,300 digits (``sys.set_int_max_str_digits``)."""
+"""Python refuses to format integers of more than 4,300 digits (``sys.set_int_max_str_digits``)."""
 
 
 def escape(part: str) -> str:
-    """Return *part* as it appears in a composed key; an unescaped part is never read as two."""
+    """Return *part* as it appears in a composed key. The result contains no ``/``."""
     if _PLAIN.fullmatch(part):
         # HTTP clients resolve "." and ".." in paths, and S3 keys are paths.
         return part if part.strip(".") else part.replace(".", "!2E")
@@ -44,15 +42,18 @@ def escape(part: str) -> str:
 
 
 def compose(*parts: str) -> str:
-    """Return one key for *parts*: other parts, or another number of them, give another key.
+    """Return one key for *parts*. Different parts, or another number of parts, give a different key.
 
-    Begin keys that share a namespace with a first part that names their kind.
+    If keys of several kinds share a namespace, begin each with a part that names its kind.
     """
     return "/".join(map(escape, parts))
 
 
 def compose_bounded(*parts: str, max_length: int) -> str:
-    """Do the same; a key longer than *max_length* is replaced by its SHA-256, with a colon, which no other key has."""
+    """Return the key of ``compose``, or its SHA-256 if it is longer than *max_length*.
+
+    A digest contains a colon, which no other key does.
+    """
     return shorten(compose(*parts), max_length)
 
 
@@ -64,26 +65,26 @@ def shorten(key: str, max_length: int) -> str:
 def sqs_id(value: str) -> str:
     """Return *value* as a MessageGroupId or MessageDeduplicationId.
 
-    A value that SQS takes stays as it is, because producers in other languages send it so too. Any other one becomes
-    a key of ours; so does a value that begins as those do, with ``smartpipe/``.
+    A value that SQS accepts stays unchanged, because producers in other languages send it unchanged too. Any other
+    value is composed into a key that begins with ``smartpipe/``. So is a value that itself begins with ``smartpipe/``.
     """
     plain = MESSAGE_ID.fullmatch(value) and not value.startswith("smartpipe/")
     return value if plain else own_sqs_id("value", value)
 
 
 def own_sqs_id(kind: str, value: str) -> str:
-    """Return an id that ``sqs_id`` returns for no value that SQS takes; a long one by its SHA-256."""
+    """Return an id that differs from ``sqs_id`` of every value that SQS accepts. A long value is hashed by SHA-256."""
     key = compose("smartpipe", kind, value)
     return key if len(key) <= MAX_ID_LENGTH else compose("smartpipe", "sha256", sha256(key.encode()).hexdigest())
 
 
 def typed_text(value: Any) -> tuple[str, str] | None:
-    """Return the type and the text of an event field's *value* for a key; None if there is no value.
+    """Return the type and the text of an event field's *value*, for a key; None if the field counts as empty.
 
-    None and empty text, bytes and collections are no value, and neither is one whose own methods raise. Equal values
-    of one type have one text: Decimals ``1.0`` and ``1.00``, one moment in two time zones. Values of different types
-    have different ones: ``1``, ``"1"``, ``1.0`` and ``True``. An enumeration counts as its value, whatever its class
-    is called, and a model or dataclass as all of its fields.
+    None, empty text, empty bytes and empty collections count as empty, and so does a value whose own methods raise.
+    Equal values of one type have the same text, for example the Decimals ``1.0`` and ``1.00``, or one moment in two
+    time zones. Values of different types differ: ``1``, ``"1"``, ``1.0`` and ``True``. A member of an enumeration
+    counts as its value, under any class name, and a model or dataclass as all of its fields.
     """
     if isinstance(value, Enum):
         value = value.value
@@ -93,7 +94,7 @@ def typed_text(value: Any) -> tuple[str, str] | None:
         return "str", value
     try:
         return "json", json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
-    except Exception:  # noqa: BLE001 - a type of the user's may raise anything; its event goes by source and id
+    except Exception:  # noqa: BLE001 - a user's type may raise anything; the key is then the event's source and id
         return None
 
 
@@ -102,7 +103,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return *value* as JSON can write it; a type that JSON lacks becomes a list that begins with the type's name."""
+    """Return *value* in types of JSON. A type that JSON lacks becomes a list that begins with the type's name."""
     match value:
         case Enum():
             return _plain(value.value)
@@ -122,7 +123,7 @@ def _plain(value: Any) -> Any:
             return ["list", [_plain(one) for one in value]]
         case AbstractSet():
             return ["set", sorted((_plain(one) for one in value), key=json.dumps)]
-        case BaseModel():  # not its dump, which leaves fields out and runs serializers
+        case BaseModel():  # not model_dump(), which leaves out fields and runs serializers
             fields = {name: getattr(value, name) for name in type(value).model_fields}
             return _plain(fields | (value.model_extra or {}))
     if is_dataclass(value) and not isinstance(value, type):
@@ -144,7 +145,7 @@ def _tagged(value: Any) -> list[str]:
             return ["time", value.isoformat()]
         case timedelta():
             return ["timedelta", f"{value.days} {value.seconds} {value.microseconds}"]
-        case Secret() | SecretStr() | SecretBytes():  # their text is the same for all, and no key may show any of it
+        case Secret() | SecretStr() | SecretBytes():  # str() masks them all alike, and a key must not reveal them
             secret = json.dumps(_plain(value.get_secret_value()))
             return ["secret", sha256(secret.encode(errors="surrogatepass")).hexdigest()]
     return ["text", str(value)]
@@ -160,5 +161,5 @@ def _decimal(value: Decimal) -> str:
 def _moment(value: datetime) -> str:
     try:
         return (value if value.tzinfo is None else value.astimezone(UTC)).isoformat()
-    except OverflowError:  # in UTC it would be in year 0 or 10,000
+    except OverflowError:  # in UTC it would be in the year 0 or 10,000
         return value.isoformat()

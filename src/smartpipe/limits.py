@@ -1,4 +1,4 @@
-"""Limits of SQS and SNS, each written once.
+"""Limits of SQS and SNS. Each is defined once, here.
 
 Sources: Amazon SQS Developer Guide, "Amazon SQS message quotas", "Amazon SQS queue quotas"; Amazon SNS, "Quotas"; API
 references of SendMessage, ReceiveMessage, ChangeMessageVisibility and Publish.
@@ -9,30 +9,30 @@ from __future__ import annotations
 import re
 
 MAX_BATCH_ENTRIES = 10
-"""Entries in a batch request, and messages in one receive."""
+"""Entries in a batch request, and messages in one receive call."""
 MAX_WAIT_SECONDS = 20
-"""ReceiveMessage: the longest WaitTimeSeconds."""
+"""The maximum of WaitTimeSeconds in ReceiveMessage."""
 MAX_VISIBILITY_SECONDS = 43_200
-"""A message can stay invisible for 12 hours after it was received."""
+"""A message can stay invisible for at most 12 hours after it was received."""
 MAX_DELAY_SECONDS = 900
-"""The longest DelaySeconds of a queue or of one message."""
+"""The maximum of DelaySeconds of a queue or of one message."""
 MAX_RECEIVES = 1_000
-"""The highest maxReceiveCount of a redrive policy."""
+"""The maximum of maxReceiveCount in a redrive policy."""
 MIN_MESSAGE_LIMIT_BYTES = 1_024
-"""The lowest MaximumMessageSize."""
+"""The minimum of MaximumMessageSize."""
 MAX_MESSAGE_BYTES = 1_048_576
-"""The highest MaximumMessageSize, which is the default of a queue, and the most that a batch request may hold."""
+"""The maximum of MaximumMessageSize, which is the default of a queue. Also the maximum size of a batch request."""
 DEFAULT_TOPIC_LIMIT_BYTES = 262_144
-"""The MaximumMessageSize of a topic that sets none."""
+"""The default MaximumMessageSize of a topic."""
 MAX_ATTRIBUTES = 10
-"""Message attributes: SQS takes no more, and SNS discards messages with more on their way to a queue."""
+"""Message attributes: SQS refuses a message with more, and SNS discards it on its way to a queue."""
 MAX_ID_LENGTH = 128
-"""Characters of a MessageGroupId or MessageDeduplicationId."""
+"""The maximum number of characters in a MessageGroupId or MessageDeduplicationId."""
 MAX_QUEUE_NAME_LENGTH = 80
 MAX_TOPIC_NAME_LENGTH = 256
 
 ATTRIBUTE_NAME = re.compile(r"(?!(?:aws|amazon)\.)(?!\.)(?!.*\.\.)[A-Za-z0-9_.-]{1,256}(?<!\.)", re.IGNORECASE)
 MESSAGE_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
-"""SendMessage, "valid Unicode characters": the same for bodies and attribute values."""
+"""Valid characters of bodies and attribute values, as in the API reference of SendMessage."""
 MESSAGE_ID = re.compile(r"[!-~]{1,128}")
-"""A MessageGroupId or MessageDeduplicationId: alphanumerics and ASCII punctuation."""
+"""A MessageGroupId or MessageDeduplicationId: letters, digits and punctuation of ASCII."""

@@ -1,4 +1,4 @@
-"""What travels through a transport: bodies with attributes, and what went wrong with single entries."""
+"""Received and outgoing messages, their attributes and payloads, and failures of single entries of a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 construct = tuple.__new__
-"""What a named tuple's own constructor calls, which costs as much again: for those that each message has."""
+"""Build a named tuple from a sequence, without the cost of its constructor. For tuples that each message needs."""
 
 
 class Attribute(NamedTuple):
@@ -23,9 +23,9 @@ class Message(NamedTuple):
 
     Args:
         receive_count: 1 on the first delivery. It counts deliveries, not failures.
-        sent_at: Unix seconds, or None where the broker did not say.
-        received_at: The event loop's monotonic clock when the answer arrived; leases count from it.
-        moved_from: The ARN of the queue from which SQS itself moved it here, after too many receives.
+        sent_at: Unix seconds; None if the broker does not report it.
+        received_at: The event loop's monotonic clock when the response arrived. Leases count from it.
+        moved_from: The ARN of the queue that SQS moved it from, after too many receives.
     """
 
     message_id: str
@@ -43,7 +43,7 @@ class Message(NamedTuple):
 def received_message(
     ids: tuple[str, str], body: str, system: Mapping[str, str], attributes: Mapping[str, Attribute], received_at: float
 ) -> Message:
-    """Return what was received, read from SQS's system attributes, which are alike in its API and in Lambda's events.
+    """Build a Message from the system attributes of SQS, which are the same in its API and in Lambda's events.
 
     Args:
         ids: Message id and receipt handle.
@@ -68,11 +68,11 @@ def received_message(
 
 
 class Payload(NamedTuple):
-    """A body in S3, of a message that only points there.
+    """The body, stored in S3, of a message that carries only a pointer to it.
 
     Args:
-        text: What has to be put there before the message goes; empty where it is to be read.
-        owner: The account that the bucket has to belong to; None: this process's own.
+        text: The text to write before the message is sent; empty for a payload to be read.
+        owner: The account that must own the bucket; None: the account of this process.
     """
 
     bucket: str
@@ -82,17 +82,17 @@ class Payload(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Where it is, as people write it."""
+        """Its address, as in ``s3://bucket/key``."""
         return f"s3://{self.bucket}/{self.key}"
 
 
 class OutgoingMessage(NamedTuple):
-    """One message to publish or to send; ``size_bytes`` is what AWS will count for it.
+    """One message to publish or to send. ``size_bytes`` is the size that AWS counts.
 
     Args:
-        deduplication_id: On FIFO topics and queues, which need one, and only there.
-        delay_seconds: How long the queue hides it; not for topics, nor for FIFO queues.
-        payload: What the body points to, if it does: in S3 before the message goes.
+        deduplication_id: Required on FIFO topics and queues, and allowed only there.
+        delay_seconds: How long the queue hides the message. Not for topics, nor for FIFO queues.
+        payload: The payload that the body points to, if it does. It is written to S3 before the message is sent.
     """
 
     body: str
@@ -105,7 +105,7 @@ class OutgoingMessage(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Entry *position*, from 0, of a batch was refused; *retryable* says whether sending it again can help."""
+    """AWS refused the entry at *position*, from 0, of a batch. *retryable*: sending it again can succeed."""
 
     position: int
     code: str
@@ -114,7 +114,7 @@ class Failure(NamedTuple):
 
 
 def size_bytes(body: str, attributes: Mapping[str, Attribute]) -> int:
-    """Count as SNS and SQS do: UTF-8 bytes of the body and of each attribute's name, type and value.
+    """Return the size that SNS and SQS count: UTF-8 bytes of the body and of each attribute's name, type and value.
 
     Source: the SQS SendMessage and SNS Publish API references, "message size".
     """
@@ -125,5 +125,5 @@ def size_bytes(body: str, attributes: Mapping[str, Attribute]) -> int:
 
 
 def utf8_length(text: str) -> int:
-    """Return how many bytes *text* takes in UTF-8."""
+    """Return the length of *text* in UTF-8, in bytes."""
     return len(text) if text.isascii() else len(text.encode())

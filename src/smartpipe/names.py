@@ -1,4 +1,4 @@
-"""Names: of topics and queues on AWS, with their ARNs, and of handler functions. Pure."""
+"""Physical names and ARNs of topics and queues, and names of handler functions. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ DEFAULT_APPLICATION = "smartpipe"
 
 
 class Naming(NamedTuple):
-    """The words that an environment's names and tags are made of.
+    """The parts of an environment's physical names, ARNs and tags.
 
-    A name that is an ARN already stays what it is: it is somebody else's.
+    A name that is an ARN stays unchanged, because it names an external resource.
 
     Args:
         partition: ``aws``, ``aws-cn`` or ``aws-us-gov``.
         account_id: Twelve digits.
         prefix: Goes before every name, as in ``staging-``.
-        application: Whose the resources are; a tag says so.
+        application: The application that owns the resources; it is written into a tag.
     """
 
     partition: str
@@ -29,9 +29,9 @@ class Naming(NamedTuple):
     prefix: str = ""
     application: str = DEFAULT_APPLICATION
 
-    def physical(self, name: str) -> str:
-        """Return the name that AWS knows."""
-        return physical(self.prefix, name)
+    def physical_name(self, name: str) -> str:
+        """Return the name on AWS of the topic or queue declared as *name*."""
+        return physical_name(self.prefix, name)
 
     def topic_arn(self, name: str) -> str:
         """Return the ARN of the topic declared as *name*."""
@@ -42,26 +42,26 @@ class Naming(NamedTuple):
         return self._arn("sqs", name)
 
     def table_arn(self, name: str) -> str:
-        """Return the ARN of the DynamoDB table called *name*, which gets no prefix: what is in it has."""
+        """Return the ARN of the DynamoDB table called *name*. It gets no prefix: the keys in it have one."""
         return f"arn:{self.partition}:dynamodb:{self.region}:{self.account_id}:table/{name}"
 
     def bucket_arn(self, name: str) -> str:
-        """Return the ARN of the S3 bucket called *name*, which gets no prefix: bucket names are the whole world's."""
+        """Return the ARN of the S3 bucket called *name*. It gets no prefix: bucket names are global."""
         return f"arn:{self.partition}:s3:::{name}"
 
     def _arn(self, service: str, name: str) -> str:
         if is_arn(name):
             return name
-        return f"arn:{self.partition}:{service}:{self.region}:{self.account_id}:{self.physical(name)}"
+        return f"arn:{self.partition}:{service}:{self.region}:{self.account_id}:{self.physical_name(name)}"
 
 
-def physical(prefix: str, name: str) -> str:
-    """Return the name that AWS knows of what is declared as *name*, which may be an ARN."""
+def physical_name(prefix: str, name: str) -> str:
+    """Return the name on AWS of the topic or queue declared as *name*, which may be an ARN."""
     return name_in(name) if is_arn(name) else prefix + name
 
 
 def is_arn(name: str) -> bool:
-    """Return whether *name* is a whole ARN; names of topics and queues have no colon."""
+    """Return whether *name* is an ARN. Names of topics and queues have no colon."""
     return name.startswith("arn:")
 
 
@@ -77,34 +77,37 @@ def queue_arn_at(url: str, like: str) -> str:
 
 
 def service_in(arn: str) -> str:
-    """Return the service that *arn* is of: ``sns`` or ``sqs``."""
+    """Return the service in *arn*: ``sns`` or ``sqs``."""
     return arn.split(":")[2]
 
 
 def partition_in(arn: str) -> str:
-    """Return the partition that *arn* names: ``aws``, ``aws-cn`` and so on."""
+    """Return the partition in *arn*: ``aws``, ``aws-cn`` or another."""
     return arn.split(":")[1]
 
 
 def region_in(arn: str) -> str:
-    """Return the region that *arn* names."""
+    """Return the region in *arn*."""
     return arn.split(":")[3]
 
 
 def account_in(arn: str) -> str:
-    """Return the account that *arn* names."""
+    """Return the account in *arn*."""
     return arn.split(":")[4]
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return the module and qualified name of the function behind partials and callable objects."""
+    """Return the module and qualified name of *function*, or of the function inside a ``functools.partial``.
+
+    A callable object has the name of its class.
+    """
     function = without_partials(function)
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 def without_partials(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that a chain of ``functools.partial`` calls in the end."""
+    """Return the function that a chain of ``functools.partial`` finally calls."""
     while isinstance(function, partial):
         function = function.func
     return function

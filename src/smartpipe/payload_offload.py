@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.object_store import MemoryObjectStore, ObjectStore
-from smartpipe.envelope.pointer import is_pointer, payload_at
+from smartpipe.envelope.pointer import is_pointer, read_pointer
 from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
@@ -26,100 +26,108 @@ MAX_REMEMBERED = 10_000
 
 
 class PayloadOffload:
-    """What a publisher and the consumers of a process share.
+    """Writes payloads before their messages are sent, and reads them. Publishers and consumers of a process share it.
+
+    The environment names the locations that bodies may be read from.
 
     Args:
-        packing: By default as the environment says, which also says where bodies may be read from.
+        encoding: By default read from the environment.
     """
 
-    def __init__(self, packing: BodyEncoding | None = None) -> None:
-        self.packing = packing or BodyEncoding.from_environment()
-        self._readable = TrustedLocations.from_environment()
-        self._objects: dict[str, ObjectStore] = {}
-        self._put_before: dict[tuple[str, str], None] = {}  # lest each retry of the message puts it again
+    def __init__(self, encoding: BodyEncoding | None = None) -> None:
+        self.encoding = encoding or BodyEncoding.from_environment()
+        self._trusted_locations = TrustedLocations.from_environment()
+        self._stores: dict[str, ObjectStore] = {}
+        self._written: dict[tuple[str, str], None] = {}  # so that a retry of a message does not write it again
 
     async def send(
         self,
         messages: Sequence[OutgoingMessage],
         send: Callable[[Sequence[OutgoingMessage]], Awaitable[list[Failure]]],
     ) -> list[Failure]:
-        """Put what *messages* point to, then send those whose payloads are there.
+        """Write the payloads of *messages*, then send the messages whose payloads are written.
 
         Returns:
-            What failed in either, by position among *messages*.
+            The failures of both steps, by position in *messages*.
         """
         if not any(message.payload for message in messages):
             return await send(messages)
-        going, failed = split_failed(await asyncio.gather(*(self._put(message.payload) for message in messages)))
-        refused = await send([messages[index] for index in going]) if going else []
-        return [*failed, *reindex(refused, going)]
+        written, failed = split_failed(await asyncio.gather(*(self._put(message.payload) for message in messages)))
+        refused = await send([messages[index] for index in written]) if written else []
+        return [*failed, *reindex(refused, written)]
 
     async def fetch(self, body: str, attributes: Mapping[str, Attribute]) -> tuple[str, int]:
-        """Return the body that *attributes* say this one stands for, and to how many bytes it may be decompressed.
+        """Return the payload that *body* points to, if *attributes* mark it as a pointer, or else *body*.
+
+        The second value is the limit for its decompression, in bytes.
 
         Raises:
-            DecodeError: It is not a pointer, though they say so; or it points to where nothing may be read.
+            DecodeError: The body is not a valid pointer, or points to a location that may not be read.
             PayloadError: The object does not exist.
-            TransportError: S3 cannot be asked for now.
+            TransportError: S3 is unreachable at present.
         """
         if not is_pointer(attributes):
-            return body, self.packing.decompressed_limit_bytes
-        limit_bytes = self.packing.payload_limit_bytes
-        payload = payload_at(body)
-        location = self._readable.location_of(payload)
+            return body, self.encoding.decompressed_limit_bytes
+        limit_bytes = self.encoding.payload_limit_bytes
+        payload = read_pointer(body)
+        location = self._trusted_locations.location_of(payload)
         stored = payload._replace(owner=location.owner)
-        return await self._open(location.scheme).get(stored, limit_bytes), limit_bytes
+        return await self._store(location.scheme).get(stored, limit_bytes), limit_bytes
 
     async def aclose(self) -> None:
         """Release connections. A second call does nothing."""
-        for objects in self._objects.values():
-            await objects.aclose()
+        for store in self._stores.values():
+            await store.aclose()
 
     async def _put(self, payload: Payload | None) -> TransportError | None:
-        if payload is None or (payload.bucket, payload.key) in self._put_before:
+        if payload is None or (payload.bucket, payload.key) in self._written:
             return None
         try:
-            at = self.packing.claim_check
-            if payload.owner is None and at is not None and at.bucket == payload.bucket:
-                payload = payload._replace(owner=at.owner)  # a row of the outbox does not say it
-            await self._open("s3" if at is None else at.scheme).put(payload)
+            location = self.encoding.claim_check
+            if payload.owner is None and location is not None and location.bucket == payload.bucket:
+                payload = payload._replace(owner=location.owner)  # a row of the outbox lacks the owner
+            await self._store("s3" if location is None else location.scheme).put(payload)
         except TransportError as error:
             return error
-        self._put_before[payload.bucket, payload.key] = None
-        if len(self._put_before) > MAX_REMEMBERED:
-            del self._put_before[next(iter(self._put_before))]
+        self._written[payload.bucket, payload.key] = None
+        if len(self._written) > MAX_REMEMBERED:
+            del self._written[next(iter(self._written))]
         return None
 
-    def _open(self, scheme: str) -> ObjectStore:
-        if scheme not in self._objects:
-            self._objects[scheme] = open_object_store(scheme)
-        return self._objects[scheme]
+    def _store(self, scheme: str) -> ObjectStore:
+        if scheme not in self._stores:
+            self._stores[scheme] = open_object_store(scheme)
+        return self._stores[scheme]
 
 
-def split_failed(faults: Sequence[TransportError | None]) -> tuple[list[int], list[Failure]]:
-    """Return which messages may go, and which not, from what went wrong with putting the payload of each."""
-    going = [index for index, fault in enumerate(faults) if fault is None]
+def split_failed(errors: Sequence[TransportError | None]) -> tuple[list[int], list[Failure]]:
+    """Return the positions of messages whose payload was written, and a failure for each of the others.
+
+    Args:
+        errors: For each message, the error from writing its payload, or None.
+    """
+    written = [index for index, error in enumerate(errors) if error is None]
     failed = [
-        Failure(index, NOT_PUT, fault.detail, fault.retryable)
-        for index, fault in enumerate(faults)
-        if fault is not None
+        Failure(index, NOT_PUT, error.detail, error.retryable)
+        for index, error in enumerate(errors)
+        if error is not None
     ]
-    return going, failed
+    return written, failed
 
 
-def reindex(failures: Sequence[Failure], going: Sequence[int]) -> list[Failure]:
-    """Return *failures* of those that went, by their positions among all."""
-    return [failure._replace(position=going[failure.position]) for failure in failures]
+def reindex(failures: Sequence[Failure], sent: Sequence[int]) -> list[Failure]:
+    """Return *failures* with positions among all messages, instead of among those at the positions *sent*."""
+    return [failure._replace(position=sent[failure.position]) for failure in failures]
 
 
 def open_object_store(scheme: str) -> ObjectStore:
     """Return the store for *scheme*: ``s3`` or ``memory``. It connects on its first use.
 
     Raises:
-        ConfigError: The environment's AWS settings are faulty.
+        ConfigError: The environment's AWS settings are wrong.
     """
     if scheme == "memory":
         return MemoryObjectStore()
-    from smartpipe.transports.aws.s3 import S3ObjectStore  # so that only those who use S3 load an AWS client
+    from smartpipe.transports.aws.s3 import S3ObjectStore  # here, so that an AWS client is loaded only for S3
 
     return S3ObjectStore()

@@ -1,4 +1,4 @@
-"""Settings from the environment (12-factor, III): ``SMARTPIPE_*``, all faults reported together."""
+"""Settings from the environment (12-factor, III): ``SMARTPIPE_*``. All errors are reported together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from smartpipe.characters import fault_in
+from smartpipe.characters import character_error
 from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_MESSAGE_BYTES, MAX_WAIT_SECONDS
 from smartpipe.names import DEFAULT_APPLICATION
@@ -29,29 +29,30 @@ class _Environment(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """Read the environment; *overrides* that are not None win over it.
+        """Read the environment. *overrides* that are not None take precedence.
 
         Raises:
-            ConfigError: One sentence for each faulty setting.
+            ConfigError: It has one sentence for each wrong setting.
         """
-        unclean = [sentence for name in sorted(os.environ) for sentence in _unclean(name, cls, overrides)]
-        if unclean:
-            raise ConfigError(unclean)
+        errors = [error for name in sorted(os.environ) for error in _character_errors(name, cls, overrides)]
+        if errors:
+            raise ConfigError(errors)
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
-            raise ConfigError(list(_sentences(error, overrides))) from None
+            raise ConfigError(list(_validation_errors(error, overrides))) from None
 
 
 class AwsSettings(_Environment):
-    """How this environment's AWS resources are named. Region, credentials and endpoint are AWS's own variables.
+    """Names of this environment's AWS resources. Region, credentials and endpoint are set by AWS's own variables.
 
     Args:
         prefix: Goes before the name of every topic and queue, as in ``staging-``.
-        account_id: The AWS account of topics and queues; by default that of the credentials.
-        application: Whose topics and queues they are: tags say so, and ``topology destroy`` deletes no others.
-        transport: How the SNS and SQS calls of publishers and workers are made: ``direct`` or ``botocore``. Everything
-            else uses botocore.
+        account_id: The AWS account of topics and queues; by default the account of the credentials.
+        application: The application that owns the topics and queues. It is written into a tag, and ``topology
+            destroy`` deletes only resources with this tag.
+        transport: ``direct`` or ``botocore``: how publishers and workers call SNS and SQS. Everything else uses
+            botocore.
     """
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
@@ -61,25 +62,30 @@ class AwsSettings(_Environment):
 
 
 class PayloadSettings(_Environment):
-    """How bodies travel that are large: publishers write so, and consumers read whatever comes.
+    """How publishers compress and store large bodies, and the limits on the bodies that consumers read.
+
+    Consumers read every encoding, with any of these settings.
 
     Args:
-        claim_check_url: ``s3://BUCKET/PREFIX``: where bodies wait that are too large for SNS and SQS. Without it
-            such events are refused.
+        claim_check_url: ``s3://BUCKET/PREFIX``: the location for bodies that are too large for SNS and SQS. Without
+            it such events are refused.
         claim_check_read: Further locations that bodies may be read from: ``s3://BUCKET/PREFIX``, or an access point
-            in place of the bucket, with commas or spaces between them. Only the location of ``claim_check_url`` is
-            allowed besides: a message says where its body is, and anyone who may publish can send one.
-        claim_check_bytes: Messages above this size wait there too; by default only what the topic does not take.
-        claim_check_days: For how long S3 keeps them: ``topology apply`` sets the bucket's rule. Longer than
-            the queues and dead-letter queues that point to them, and any redrive, can need them.
+            instead of the bucket, separated by commas or spaces. Besides these, only the location of
+            ``claim_check_url`` is allowed: a message names the location of its body, and anyone who may publish can
+            send such a message.
+        claim_check_bytes: Store bodies of messages above this size in S3 as well. By default only those above the
+            limit of the topic or queue.
+        claim_check_days: How long S3 keeps the bodies; ``topology apply`` sets the bucket's lifecycle rule. Choose a
+            longer time than messages stay in queues and dead-letter queues, with time for a redrive.
         compression: ``gzip`` or ``zstd``; by default nothing is compressed.
-        compression_bytes: Messages of at least this size are compressed, if that makes them smaller.
+        compression_bytes: Compress messages of at least this size, if that makes them smaller.
         payload_limit_bytes: The longest body that a consumer reads from S3, 16 MiB by default.
-        decompressed_limit_bytes: The longest body that a consumer decompresses a message to, 4 MiB by default. What
-            waited in S3 and is compressed too may be as long as ``payload_limit_bytes``.
-        payload_limit_objects: How many JSON objects and arrays a body may hold, and eight times as many values. Each
-            costs some 1 to 2 µs and 200 to 500 bytes. The default is 65,536: one for each 16 bytes of the largest
-            message. Publishers refuse larger events; consumers dead-letter them as ``too-many-values``.
+        decompressed_limit_bytes: The longest body that a consumer decompresses a message to, 4 MiB by default. For
+            a body that was stored in S3 the limit is ``payload_limit_bytes``.
+        payload_limit_objects: The maximum number of JSON objects and arrays in a body, and an eighth of the maximum
+            number of values. Each costs some 1 to 2 µs and 200 to 500 bytes. The default is 65,536: one for each 16
+            bytes of the largest message. Publishers refuse larger events; consumers dead-letter them as
+            ``too-many-values``.
     """
 
     claim_check_url: str | None = None
@@ -94,7 +100,7 @@ class PayloadSettings(_Environment):
 
 
 class ClaimSettings(_Environment):
-    """Where the claims of idempotent handlers are stored.
+    """The store of the claims of idempotent handlers.
 
     Args:
         idempotency_url: ``postgresql://…``, ``redis://…``, ``dynamodb://TABLE``, or ``memory://`` for one process and
@@ -105,7 +111,7 @@ class ClaimSettings(_Environment):
 
 
 class StoreSettings(ClaimSettings):
-    """The databases that may hold tables of smartpipe.
+    """The databases that can have tables of smartpipe.
 
     Args:
         outbox_url: The PostgreSQL database whose outbox ``smartpipe relay`` publishes.
@@ -115,7 +121,7 @@ class StoreSettings(ClaimSettings):
 
 
 class ConcurrencySettings(ClaimSettings):
-    """How many messages a process handles at once.
+    """The number of messages that a process handles concurrently.
 
     Args:
         concurrency: The maximum for each queue.
@@ -128,7 +134,7 @@ class ServerSettings(_Environment):
     """Settings of every process that serves ``/livez``, ``/readyz`` and ``/metrics``.
 
     Args:
-        host, port: The address to listen on; port 0 takes a free one.
+        host, port: The address to listen on. Port 0 selects a free port.
     """
 
     host: str = "0.0.0.0"  # noqa: S104 - probes come from outside the container
@@ -148,7 +154,7 @@ class RelaySettings(ServerSettings):
 
 
 class WorkerSettings(ConcurrencySettings, ServerSettings):
-    """How a worker process behaves.
+    """Settings of a worker process.
 
     Args:
         drain_seconds: The time from SIGTERM to exit. The worker cancels handlers that are still running then, and
@@ -156,8 +162,8 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         wait_seconds: How long a receive call waits for messages: 1 to 20. A drain has to wait for the open receive
             calls, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: ``/livez`` fails when no receive call has succeeded for this long.
-        processes: The number of processes that run the service; with more than one, under a supervisor.
-        verify: The worker's check of the topology at its start. ``missing``: missing resources end the worker, and
+        processes: The number of processes that run the service. If it is above one, a supervisor starts them.
+        verify: The worker's check of the topology when it starts. ``missing``: missing resources end the worker, and
             differences are logged. ``strict``: differences end it too. ``off``: no check.
     """
 
@@ -169,34 +175,35 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
 
     @property
     def poll_seconds(self) -> int:
-        """The wait of a poll, in whole seconds as SQS takes it."""
+        """How long a receive call waits for messages, in whole seconds as SQS requires."""
         if self.wait_seconds is not None:
             return self.wait_seconds
         return max(1, min(MAX_WAIT_SECONDS, int(self.drain_seconds - 5)))
 
     @property
     def flush_seconds(self) -> float:
-        """The last part of the drain's budget, kept for cancelling, deleting and closing: 3 s, or a fifth of less."""
+        """The end of the drain time, reserved for cancelling, deleting and closing: a fifth of it, at most 3 s."""
         return min(3.0, self.drain_seconds / 5)
 
     @property
     def warnings(self) -> list[str]:
-        """A sentence for each setting that is allowed and probably a mistake."""
+        """A sentence for each setting that is allowed but probably a mistake."""
         url = self.idempotency_url.get_secret_value() if self.idempotency_url else ""
         if self.processes > 1 and url.lower().startswith("memory:"):
             msg = (
-                f"idempotency_url=memory:// is a memory for each of the {self.processes} processes: a copy of an event "
-                "that comes to another of them is handled again; use postgresql://, redis:// or dynamodb://"
+                f"idempotency_url=memory:// gives each of the {self.processes} processes a separate store: if another "
+                "process receives a duplicate of an event, it handles the event again; use postgresql://, redis:// or "
+                "dynamodb://"
             )
             return [msg]
         return []
 
     @model_validator(mode="after")
-    def _a_drain_can_hold_an_open_poll(self) -> Self:
+    def _check_drain_seconds(self) -> Self:
         if self.poll_seconds > self.drain_seconds - self.flush_seconds:
             msg = (
-                f"wait_seconds={self.poll_seconds} leaves too little of drain_seconds={self.drain_seconds:g}: a drain "
-                f"has to sit out the open poll and needs {self.flush_seconds:g} s more to delete and close"
+                f"wait_seconds={self.poll_seconds} is too long for drain_seconds={self.drain_seconds:g}: a drain waits "
+                f"for the open receive call and needs {self.flush_seconds:g} s more to delete and close"
             )
             raise ValueError(msg)
         return self
@@ -212,25 +219,25 @@ def unknown_settings() -> Iterator[str]:
         if name.startswith(ENV_PREFIX) and name not in known:
             close = get_close_matches(name, known, n=1, cutoff=0.8)
             if close:
-                yield f"{name} is no setting of smartpipe and is ignored; did you mean {close[0]}?"
+                yield f"{name} is not a setting of smartpipe and is ignored; did you mean {close[0]}?"
 
 
-def _unclean(variable: str, cls: type[_Environment], overrides: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence without the value, which may be a secret, if a setting has what no URL or name may have."""
+def _character_errors(variable: str, cls: type[_Environment], overrides: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence if a setting has a character that is not allowed. It omits the value, which may be a secret."""
     name = variable.lower().removeprefix(ENV_PREFIX.lower())
-    ours = name in cls.model_fields and name != variable.lower()
-    fault = fault_in(os.environ[variable]) if ours and overrides.get(name) is None else ""
-    if fault:
-        yield f"{variable} {fault}"
+    is_setting = name in cls.model_fields and name != variable.lower()
+    error = character_error(os.environ[variable]) if is_setting and overrides.get(name) is None else ""
+    if error:
+        yield f"{variable} {error}"
 
 
-def _sentences(error: ValidationError, overrides: dict[str, Any]) -> Iterator[str]:
-    for fault in error.errors(include_url=False):
-        message = fault["msg"].removeprefix("Value error, ")
-        if not fault["loc"]:
+def _validation_errors(error: ValidationError, overrides: dict[str, Any]) -> Iterator[str]:
+    for details in error.errors(include_url=False):
+        message = details["msg"].removeprefix("Value error, ")
+        if not details["loc"]:
             yield message
             continue
-        name = str(fault["loc"][0])
+        name = str(details["loc"][0])
         setting = f"--{name.replace('_', '-')}" if overrides.get(name) is not None else f"{ENV_PREFIX}{name.upper()}"
-        value = describe_url(str(fault["input"])) if name.endswith("_url") else fault["input"]
+        value = describe_url(str(details["input"])) if name.endswith("_url") else details["input"]
         yield f"{setting}={value}: {message[0].lower()}{message[1:]}"

@@ -1,4 +1,4 @@
-"""Tags: how smartpipe knows its own topics and queues among others. Pure."""
+"""The tags by which smartpipe recognizes its own topics and queues. Pure."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ _CHARACTERS = re.compile(r"[\w .:/=+@-]*")
 
 
 def own_tags(naming: Naming, service: str | None = None) -> dict[str, str]:
-    """Return the tags of what smartpipe makes; a queue has its *service* too, a topic belongs to no one service."""
+    """Return the tags of a resource that smartpipe creates. Queues are also tagged with their *service*, topics not."""
     tags = {APPLICATION: naming.application, PREFIX: naming.prefix}
     return tags if service is None else {**tags, SERVICE: service}
 
 
-def tag_problems(tags: Mapping[str, str]) -> list[str]:
-    """Say what SQS and SNS would refuse. Source: AWS, "Tagging your AWS resources", restrictions."""
-    problems = [
-        f"tag {key!r}={value!r}: letters, digits, spaces and . : / = + - @ _ only, 1 to {MAX_KEY_LENGTH} characters of "
-        f"the key, at most {MAX_VALUE_LENGTH} of the value"
+def tag_errors(tags: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each of the *tags* that SQS and SNS would refuse.
+
+    Source: AWS, "Tagging your AWS resources", restrictions.
+    """
+    errors = [
+        f"tag {key!r}={value!r}: use only letters, digits, spaces and . : / = + - @ _, with 1 to {MAX_KEY_LENGTH} "
+        f"characters in the key and at most {MAX_VALUE_LENGTH} in the value"
         for key, value in tags.items()
         if not (isinstance(key, str) and isinstance(value, str))
         or not 1 <= len(key) <= MAX_KEY_LENGTH
         or len(value) > MAX_VALUE_LENGTH
         or not (_CHARACTERS.fullmatch(key) and _CHARACTERS.fullmatch(value))
     ]
-    problems += [
-        f"tag {key!r}: names beginning with {start!r} are taken"
+    errors += [
+        f"tag {key!r}: keys that begin with {start!r} are reserved"
         for key in map(str, tags)
         for start in ("aws:", OWN)
         if key.lower().startswith(start)
     ]
-    most = MAX_TAGS - 3
-    if len(tags) > most:
-        problems.append(f"{len(tags)} tags; AWS takes {MAX_TAGS}, and smartpipe's own are 3, so {most} at most")
-    return problems
+    maximum = MAX_TAGS - 3
+    if len(tags) > maximum:
+        errors.append(f"{len(tags)} tags: AWS allows {MAX_TAGS}, and smartpipe needs 3, so use at most {maximum}")
+    return errors

@@ -40,7 +40,7 @@ def test_help_explains(arguments: list[str]) -> None:
         (["worker", TARGET, "--concurrency", "0"], {}, "--concurrency=0: input should be greater than or equal to 1"),
         (["worker", TARGET], {"SMARTPIPE_PORT": "high"}, "SMARTPIPE_PORT=high: input should be a valid integer"),
         (["worker", TARGET], {"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "no AWS region: set AWS_REGION"),
-        (["worker", TARGET, "--drain-seconds", "5", "--wait-seconds", "9"], {}, "leaves too little of drain_seconds=5"),
+        (["worker", TARGET, "--drain-seconds", "5", "--wait-seconds", "9"], {}, "is too long for drain_seconds=5"),
         (["topology", "apply"], {}, "no TARGET"),
         (["topology", "apply", "nowhere:service"], {}, "there is no module 'nowhere'"),
         (["topology", "apply", "--yes", TARGET], {"SMARTPIPE_PREFIX": "a b"}, "SMARTPIPE_PREFIX=a b"),

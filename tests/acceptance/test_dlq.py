@@ -1,4 +1,4 @@
-"""``smartpipe dlq`` as whoever is on call uses it."""
+"""``smartpipe dlq`` as an engineer on call uses it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def ids_in(queues: Queues, name: str) -> list[str]:
     return sorted(json.loads(message["Body"])["id"] for message in queues.take(name))
 
 
-def test_what_a_worker_dead_lettered_is_listed_shown_and_sent_back_as_it_was(
+def test_dead_letter_messages_are_listed_shown_and_sent_back_as_they_were(
     jobs: Jobs, queues: Queues, dlq: Command
 ) -> None:
     worker = jobs.start_worker()
@@ -120,7 +120,7 @@ def test_what_a_worker_dead_lettered_is_listed_shown_and_sent_back_as_it_was(
     assert queues.depth("jobs-dlq") == (0, 0)
 
 
-def test_a_dry_run_says_what_would_go_and_leaves_it(queues: Queues, dlq: Command) -> None:
+def test_a_dry_run_lists_the_messages_and_leaves_them(queues: Queues, dlq: Command) -> None:
     dead_jobs(queues, 3)
     queues.send("jobs-dlq", "not even JSON")
 
@@ -130,27 +130,27 @@ def test_a_dry_run_says_what_would_go_and_leaves_it(queues: Queues, dlq: Command
     assert result.stdout.splitlines()[1:] == [
         f"{prefixed('jobs-dlq')} → {prefixed('jobs')}: 3 messages to move",
         "    3 job.posted, no reason",
-        "  1 message that stays",
+        "  1 message stays",
         "    1 no event, no reason",
     ]
     assert {one["type"]: one["count"] for one in found["wanted"]} == {"job.posted": 3, None: 1}
     assert queues.depth("jobs-dlq") == (4, 0)
 
 
-def test_one_event_is_moved_by_its_id_and_one_that_is_not_there_is_told(queues: Queues, dlq: Command) -> None:
+def test_one_event_is_moved_by_its_id_and_a_missing_one_is_reported(queues: Queues, dlq: Command) -> None:
     wanted, *_ = dead_jobs(queues, 3)
 
     missing = dlq("redrive", TARGET, "--id", "01-nobody", "--yes")
     found = dlq("redrive", TARGET, "--id", wanted, "--yes")
 
     assert missing.returncode == 1
-    assert "none of 3 messages fits" in missing.stdout
+    assert "none of 3 messages matches" in missing.stdout
     assert found.returncode == 0
     assert ids_in(queues, "jobs") == [wanted]
     assert queues.depth("jobs-dlq") == (2, 0)
 
 
-def test_purging_asks_and_a_no_deletes_nothing_and_a_yes_all_that_fits(queues: Queues) -> None:
+def test_a_purge_asks_and_a_no_deletes_nothing_and_a_yes_all_that_match(queues: Queues) -> None:
     dead_jobs(queues, 2)
     queues.send("jobs-dlq", "not even JSON")
     arguments = ("dlq", "purge", TARGET, "--queue", "jobs-dlq", "--type", "job.posted")
@@ -195,7 +195,7 @@ def test_fault_50_killed_between_send_and_delete_it_loses_nothing_and_keeps_the_
     assert queues.depth("jobs-dlq") == (0, 0)
 
 
-def test_a_signal_ends_it_after_the_batch_at_hand_and_the_rest_is_given_back(
+def test_a_signal_ends_it_after_the_current_batch_and_the_others_return_to_the_queue(
     queues: Queues, fast_broker: EmbeddedBroker
 ) -> None:
     dead_jobs(queues, 5)
@@ -208,13 +208,14 @@ def test_a_signal_ends_it_after_the_batch_at_hand_and_the_rest_is_given_back(
     moved, _ = queues.depth("jobs")
     assert code == 1
     assert process.lines[-1] == (
-        f"{prefixed('jobs-dlq')}: moved {moved}, not reached {5 - moved}; interrupted: the rest is where it was"
+        f"{prefixed('jobs-dlq')}: moved {moved}, not reached {5 - moved}; "
+        "interrupted: the other messages are still in the queue"
     )
     assert 1 <= moved < 5
     assert queues.depth("jobs-dlq") == (5 - moved, 0)
 
 
-def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_it_gives_up_after_three_batches(
+def test_messages_that_cannot_be_sent_are_listed_with_the_reason_and_it_gives_up_after_three_batches(
     queues: Queues, dlq: Command, fast_broker: EmbeddedBroker
 ) -> None:
     event_ids = dead_jobs(queues, 31)
@@ -237,7 +238,7 @@ def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_it_gives_up_a
         (("list", TARGET), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 1, "does AWS_ENDPOINT_URL, or the network,"),
         (("purge", TARGET), {}, 2, "Missing option '--queue'"),
         (("redrive", TARGET), {"SMARTPIPE_PREFIX": "nowhere-"}, 1, "run `smartpipe topology apply`"),
-        (("redrive", TARGET), {}, 2, "add --dry-run to look, then add --yes"),
+        (("redrive", TARGET), {}, 2, "add --dry-run to see the messages, then add --yes"),
     ],
     ids=["no broker", "no queue", "no topology", "nobody to ask"],
 )
@@ -254,15 +255,15 @@ def test_a_mistake_is_told_in_one_line_and_changes_nothing(
     assert queues.depth("jobs-dlq") == (1, 0)
 
 
-def test_where_there_is_nothing_every_command_says_so_and_is_content(queues: Queues, dlq: Command) -> None:
+def test_on_empty_queues_every_command_succeeds_and_says_so(queues: Queues, dlq: Command) -> None:
     listed, peeked = dlq("list", TARGET), dlq("peek", TARGET)
     moved, purged = dlq("redrive", TARGET), dlq("purge", TARGET, "--queue", "jobs")
 
     assert [one.returncode for one in (listed, peeked, moved, purged)] == [0, 0, 0, 0]
     assert "0 waiting, 0 in flight" in listed.stdout
-    assert peeked.stdout.endswith(": nothing\n")
-    assert moved.stdout.endswith(": nothing there\n")
-    assert purged.stdout.endswith(": nothing there\n")
+    assert peeked.stdout.endswith(": no messages\n")
+    assert moved.stdout.endswith(": no messages\n")
+    assert purged.stdout.endswith(": no messages\n")
 
 
 def test_a_body_cannot_command_the_terminal_it_is_shown_on(queues: Queues, dlq: Command) -> None:
@@ -274,7 +275,7 @@ def test_a_body_cannot_command_the_terminal_it_is_shown_on(queues: Queues, dlq: 
 
 
 @asynccontextmanager
-async def memory_of(url: str) -> AsyncIterator[Store]:
+async def opened_store(url: str) -> AsyncIterator[Store]:
     store = open_store(url)
     await store.open()
     try:
@@ -285,14 +286,14 @@ async def memory_of(url: str) -> AsyncIterator[Store]:
 
 async def remember(url: str, envelope: Envelope) -> None:
     claim = Claim(key_of(envelope), uuid4().hex, 600, 600)
-    async with memory_of(url) as store:
+    async with opened_store(url) as store:
         await store.claim([claim])
         await store.complete([claim])
 
 
 async def is_remembered(url: str, envelope: Envelope) -> bool:
-    async with memory_of(url) as store:
-        return await store.look([key_of(envelope)]) != [None]
+    async with opened_store(url) as store:
+        return await store.read([key_of(envelope)]) != [None]
 
 
 def key_of(envelope: Envelope) -> str:
@@ -301,7 +302,7 @@ def key_of(envelope: Envelope) -> str:
     return handler.options.idempotency.key_of(handler.named(os.environ["SMARTPIPE_PREFIX"]), envelope)
 
 
-def test_fault_45_it_says_how_many_were_handled_before_and_by_force_lets_them_be_handled_again(
+def test_fault_45_a_redrive_counts_handled_messages_and_with_force_moves_them_too(
     queues: Queues, dlq: Command, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", redis_url)
@@ -317,7 +318,7 @@ def test_fault_45_it_says_how_many_were_handled_before_and_by_force_lets_them_be
     assert careful.stdout.splitlines()[1:] == [
         f"{prefixed('effects-dlq')} → {prefixed('effects')}: 2 messages to move",
         "    2 effect.wanted, no reason",
-        "  1 of them was handled before, and is skipped: --force would handle it again",
+        "  1 of them was handled before and will be skipped: use --force to have it handled again",
         f"{prefixed('effects-dlq')}: moved 1, skipped 1",
     ]
     assert moved_first == [new.id]

@@ -243,7 +243,7 @@ def test_a_memory_for_each_process_is_warned_of_once(url: str, warnings: int) ->
 
         result = smartpipe("worker", TARGET, "--processes", "2", *address, SMARTPIPE_IDEMPOTENCY_URL=url)
 
-    assert result.stdout.count("is a memory for each of the 2 processes") == warnings
+    assert result.stdout.count("gives each of the 2 processes a separate store") == warnings
 
 
 def test_a_port_that_is_taken_is_one_clear_line_and_starts_nothing(jobs: Jobs) -> None:

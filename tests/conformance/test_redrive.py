@@ -1,4 +1,4 @@
-"""Dead letters sent back over every broker's transport, by nothing but the five verbs."""
+"""Dead-letter messages sent back over the transport of every broker, which use only its five methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from smartpipe import Queue, Service
 from smartpipe.dlq.messages import Selection
 from smartpipe.dlq.processed import ProcessedEvents
-from smartpipe.dlq.redrive import Clearing, Redrive, Tally, scan
+from smartpipe.dlq.redrive import Redrive, RemovalResult, Remover, scan
 from smartpipe.message import OutgoingMessage
 from tests.support.events import OrderPlaced, Paid
 
@@ -43,13 +43,13 @@ async def test_all_are_moved_once_and_the_order_of_a_group_is_kept(bus: Bus, fif
         group, deduplication = (f"g{number % 2}", f"d{number}") if fifo else (None, None)
         copy = OutgoingMessage(str(number), 2, group_id=group, deduplication_id=deduplication)
         assert await transport.send(queue.dead_letter_name, [copy]) == []
-    memories, everything, tally = ProcessedEvents(service.handlers, None), Selection(), Tally()
+    processed_events, everything, result = ProcessedEvents(service.handlers, None), Selection(), RemovalResult()
 
-    looked = await scan(transport, queue, everything, memories, stop)
-    clearing = Clearing(transport, queue, rate_per_second=None, stop=stop, on_progress=lambda _: None)
-    await clearing.clear(looked, everything, Redrive(transport, queue, memories, force=False), tally)
+    scanned = await scan(transport, queue, everything, processed_events, stop)
+    remover = Remover(transport, queue, rate_per_second=None, stop=stop, on_progress=lambda _: None)
+    await remover.remove(scanned, everything, Redrive(transport, queue, processed_events, force=False), result)
 
-    assert tally == Tally(done=23)
+    assert result == RemovalResult(done=23)
     moved = await _taken(bus, queue.name)
     assert sorted(int(message.body) for message in moved) == list(range(23))
     if fifo:

@@ -1,4 +1,4 @@
-"""Random calls, of which every store must say what the memory store says."""
+"""Random calls: every store must return the same results as the memory store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
-def test_every_store_says_what_the_memory_store_says(request: pytest.FixtureRequest, kind: str) -> None:
+def test_every_store_behaves_like_the_memory_store(request: pytest.FixtureRequest, kind: str) -> None:
     place = Place(request.getfixturevalue(f"{kind}_url"))
 
     with asyncio.Runner() as runner:
@@ -72,7 +72,7 @@ async def _answer(store: Store, step: Step) -> object:
         await store.forget([key for key, _ in step.claims])
         return None
     if step.verb == "look":
-        return _plain(await store.look([key for key, _ in step.claims]))
+        return _plain(await store.read([key for key, _ in step.claims]))
     claims = [Claim(key, token, step.lease_seconds, step.ttl_seconds) for key, token in step.claims]
     return _plain(await getattr(store, step.verb)(claims))
 

@@ -37,11 +37,11 @@ async def store(place: Place) -> Store:
     return await place.open()
 
 
-async def test_what_is_unknown_is_claimed_as_the_first_attempt(store: Store) -> None:
+async def test_an_unknown_key_is_claimed_as_the_first_attempt(store: Store) -> None:
     assert await store.claim([claim_of("order-1")]) == [Claimed(1)]
 
 
-async def test_what_somebody_holds_is_in_progress_for_as_long_as_the_lease_lasts(store: Store) -> None:
+async def test_a_held_key_is_in_progress_until_its_lease_ends(store: Store) -> None:
     await store.claim([claim_of("order-1", lease_seconds=LONG)])
 
     [outcome] = await store.claim([claim_of("order-1")])
@@ -102,11 +102,11 @@ async def test_the_answers_of_holders_are_in_the_order_of_the_claims(store: Stor
 async def test_no_claims_are_no_trouble(store: Store) -> None:
     assert await store.claim([]) == []
     assert await store.renew([]) == await store.complete([]) == await store.release([]) == []
-    assert await store.look([]) == []
+    assert await store.read([]) == []
     await store.forget([])
 
 
-async def test_a_claim_repeated_after_a_lost_answer_is_told_the_same(store: Store) -> None:
+async def test_a_claim_repeated_after_a_lost_answer_gets_the_same_answer(store: Store) -> None:
     claim = claim_of("order-1")
 
     assert await store.claim([claim]) == await store.claim([claim]) == [Claimed(1)]
@@ -120,7 +120,7 @@ async def test_a_lease_that_runs_out_frees_the_key_and_counts_the_attempts(store
     assert await until_claimed(store, claim_of("order-1")) == Claimed(3)
 
 
-async def test_attempts_are_forgotten_when_lease_and_memory_have_run_out(store: Store) -> None:
+async def test_attempts_are_forgotten_after_lease_and_ttl(store: Store) -> None:
     await store.claim([claim_of("order-1", lease_seconds=0.1, ttl_seconds=0.1)])
 
     await asyncio.sleep(1.3)  # a memory in whole seconds lasts up to one more
@@ -128,7 +128,7 @@ async def test_attempts_are_forgotten_when_lease_and_memory_have_run_out(store: 
     assert await store.claim([claim_of("order-1")]) == [Claimed(1)]
 
 
-async def test_fifty_claims_of_what_is_forgotten_but_not_yet_deleted_grant_one(place: Place) -> None:
+async def test_of_fifty_claims_of_an_expired_record_one_is_granted(place: Place) -> None:
     stores = [await place.open() for _ in range(5)]
     await stores[0].claim([claim_of("order-1", lease_seconds=0.1, ttl_seconds=0.1)])
     await asyncio.sleep(1.3)
@@ -139,7 +139,7 @@ async def test_fifty_claims_of_what_is_forgotten_but_not_yet_deleted_grant_one(p
     assert [Claimed(1)] in outcomes
 
 
-async def test_a_renewed_lease_lasts_anew(store: Store) -> None:
+async def test_a_renewed_lease_lasts_for_its_full_time_again(store: Store) -> None:
     claim = claim_of("order-1", lease_seconds=0.2)
     await store.claim([claim])
 
@@ -172,7 +172,7 @@ async def test_a_lease_that_ran_out_unnoticed_can_still_be_renewed_and_completed
     assert await store.claim([claim_of("order-1")]) == [Completed()]
 
 
-async def test_what_is_completed_is_remembered_by_all(place: Place) -> None:
+async def test_a_completion_is_seen_by_all_connections(place: Place) -> None:
     here, there = await place.open(), await place.open()
     claim = claim_of("order-1", lease_seconds=0.1)
     await here.claim([claim])
@@ -192,7 +192,7 @@ async def test_a_completion_is_forgotten_after_its_ttl(store: Store) -> None:
     assert await store.complete([claim]) == [False]
 
 
-async def test_what_is_released_is_free_at_once_and_keeps_its_count(store: Store) -> None:
+async def test_a_released_key_is_free_immediately_and_keeps_its_count(store: Store) -> None:
     claim = claim_of("order-1")
     await store.claim([claim])
 
@@ -211,7 +211,7 @@ async def test_the_count_of_a_release_is_forgotten_after_its_ttl(store: Store) -
     assert await store.claim([claim_of("order-1")]) == [Claimed(1)]
 
 
-async def test_who_lost_a_claim_changes_nothing_any_more(place: Place) -> None:
+async def test_a_holder_that_lost_its_claim_changes_nothing(place: Place) -> None:
     here, there = await place.open(), await place.open()
     old, new = claim_of("order-1", lease_seconds=0.1), claim_of("order-1")
     await here.claim([old])
@@ -227,7 +227,7 @@ async def test_who_lost_a_claim_changes_nothing_any_more(place: Place) -> None:
     assert await here.claim([claim_of("order-1")]) == [Completed()]
 
 
-async def test_what_was_completed_or_released_may_be_repeated_after_a_lost_answer(store: Store) -> None:
+async def test_complete_and_release_can_be_repeated_after_a_lost_answer(store: Store) -> None:
     completed, released = claim_of("order-1"), claim_of("order-2")
     await store.claim([completed, released])
 
@@ -249,7 +249,7 @@ async def test_a_repeated_completion_is_not_remembered_for_longer(store: Store) 
     assert await until_claimed(store, claim_of("order-1")) == Claimed(1)
 
 
-async def test_who_has_completed_or_released_holds_nothing_to_turn_into_the_other(store: Store) -> None:
+async def test_a_completed_claim_cannot_be_released_nor_a_released_one_completed(store: Store) -> None:
     completed, released = claim_of("order-1"), claim_of("order-2")
     await store.claim([completed, released])
     await store.complete([completed])
@@ -262,7 +262,7 @@ async def test_who_has_completed_or_released_holds_nothing_to_turn_into_the_othe
     assert await store.claim([claim_of("order-1"), claim_of("order-2")]) == [Completed(), Claimed(2)]
 
 
-async def test_a_stranger_can_do_nothing(store: Store) -> None:
+async def test_a_token_that_never_held_a_key_changes_nothing(store: Store) -> None:
     await store.claim([claim_of("order-1")])
 
     for key in ("order-1", "unknown"):
@@ -274,7 +274,7 @@ async def test_a_stranger_can_do_nothing(store: Store) -> None:
     assert await store.claim([claim_of("unknown")]) == [Claimed(1)]
 
 
-async def test_a_look_says_what_a_claim_would_find_and_claims_nothing(store: Store) -> None:
+async def test_read_returns_the_state_of_each_key_and_claims_nothing(store: Store) -> None:
     held, done, given_back, lapsed = (claim_of(name) for name in ("held", "done", "given back", "lapsed"))
     await store.claim([held, done, given_back, lapsed._replace(lease_seconds=0.1)])
     await store.complete([done])
@@ -282,8 +282,8 @@ async def test_a_look_says_what_a_claim_would_find_and_claims_nothing(store: Sto
     await asyncio.sleep(0.2)
 
     keys = ["new", "done", "held", "given back", "lapsed", "done"]
-    seen = await store.look(keys)
-    again = await store.look(keys)
+    seen = await store.read(keys)
+    again = await store.read(keys)
 
     for new, completed, in_progress, *rest in (seen, again):
         assert (new, completed, rest) == (None, Completed(), [None, None, Completed()])
@@ -293,24 +293,24 @@ async def test_a_look_says_what_a_claim_would_find_and_claims_nothing(store: Sto
     assert await store.complete([held]) == [True]
 
 
-async def test_a_look_knows_no_completion_beyond_its_ttl(store: Store) -> None:
+async def test_read_returns_no_completion_after_its_ttl(store: Store) -> None:
     claim = claim_of("order-1", ttl_seconds=0.1)
     await store.claim([claim])
     await store.complete([claim])
 
     await asyncio.sleep(1.3)  # a memory in whole seconds lasts up to one more
 
-    assert await store.look(["order-1"]) == [None]
+    assert await store.read(["order-1"]) == [None]
 
 
-async def test_what_is_forgotten_is_unknown_whoever_held_it(store: Store) -> None:
+async def test_a_forgotten_key_is_unknown_for_any_holder(store: Store) -> None:
     held, completed = claim_of("order-1"), claim_of("order-2")
     await store.claim([held, completed])
     await store.complete([completed])
 
     await store.forget(["order-1", "order-2", "order-3", "order-1"])
 
-    assert await store.look(["order-1", "order-2"]) == [None, None]
+    assert await store.read(["order-1", "order-2"]) == [None, None]
     assert await store.complete([held]) == [False]
     assert await store.claim([claim_of("order-1"), claim_of("order-2")]) == [Claimed(1), Claimed(1)]
 
@@ -324,17 +324,17 @@ async def test_what_is_forgotten_is_unknown_whoever_held_it(store: Store) -> Non
     ],
     ids=repr,
 )  # fmt: skip
-async def test_a_key_may_hold_anything(store: Store, key: str) -> None:
+async def test_a_key_may_have_any_characters(store: Store, key: str) -> None:
     claim = claim_of(key)
 
     assert await store.claim([claim, claim_of(key + ".")]) == [Claimed(1), Claimed(1)]
     assert await store.renew([claim]) == await store.complete([claim]) == [True]
-    assert await store.claim([claim_of(key)]) == await store.look([key]) == [Completed()]
+    assert await store.claim([claim_of(key)]) == await store.read([key]) == [Completed()]
     await store.forget([key])
     assert await store.claim([claim_of(key)]) == [Claimed(1)]
 
 
-async def test_batches_in_opposite_orders_wait_for_each_other_and_never_for_good(place: Place) -> None:
+async def test_batches_in_opposite_orders_do_not_deadlock(place: Place) -> None:
     stores = [await place.open() for _ in range(4)]
 
     for round_ in range(3):

@@ -11,13 +11,14 @@ from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, d
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.dlq.messages import read_message
 from smartpipe.envelope.compression import decompress
-from smartpipe.envelope.decode import Decoder, EncodedBody
-from smartpipe.envelope.pointer import payload_at, pointer_to
+from smartpipe.envelope.decode import Decoder
+from smartpipe.envelope.notification import EncodedBody
+from smartpipe.envelope.pointer import read_pointer, write_pointer
 from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
-from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
+from smartpipe.idempotency.stores.records import limit_attempt, limit_lease
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from smartpipe.message import Attribute, Message, size_bytes
-from smartpipe.outbox.rows import UnreadableRow, storable, waiting_of
+from smartpipe.outbox.rows import UnreadableRow, read_row, storable_text
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
 from smartpipe.transports.aws.direct.response import Framing, Response
@@ -77,7 +78,7 @@ def unpack(data: bytes) -> None:
 def point(data: bytes) -> None:
     """Pointers of the claim check."""
     with suppress(DecodeError):
-        payload = payload_at(text_of(data))
+        payload = read_pointer(text_of(data))
         assert payload.bucket
         assert payload.key
 
@@ -107,8 +108,8 @@ def look(data: bytes) -> None:
         assert all(line.isprintable() for line in lines)
 
 
-def read_row(data: bytes) -> None:
-    """Rows of the outbox, as anybody may have written them."""
+def outbox_row(data: bytes) -> None:
+    """Rows of the outbox, with any content."""
     text = text_of(data)
     number = int.from_bytes(data[:4], "big", signed=True)
     parts = [*text.split("|"), *(None,) * 8]
@@ -130,10 +131,10 @@ def read_row(data: bytes) -> None:
     }
     problem = ""
     try:
-        assert len(waiting_of(row).message.attributes) <= MAX_ATTRIBUTES
+        assert len(read_row(row).message.attributes) <= MAX_ATTRIBUTES
     except UnreadableRow as error:
         problem = str(error)
-    assert "\0" not in storable(problem)
+    assert "\0" not in storable_text(problem)
 
 
 def read_claim(data: bytes) -> None:
@@ -184,10 +185,10 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
         ],
     ),
     "compression": (unpack, [GZIPPED.encode(), b"zstd KLUv/SADGQAAYWJj", b"identity abc"]),
-    "pointer": (point, [pointer_to("bucket", "key").encode()]),
+    "pointer": (point, [write_pointer("bucket", "key").encode()]),
     "reason": (give_reason, [text.encode()[:4_000] for text in FORGED.values()]),
     "letter": (look, [body_of('{"anything":[1]}').encode(), GZIPPED.encode(), FORGED["unknown fields"].encode()]),
-    "row": (read_row, [ROW.encode(), b'|queue:q.fifo|b|"{}"|g|d|']),
+    "row": (outbox_row, [ROW.encode(), b'|queue:q.fifo|b|"{}"|g|d|']),
     "claim": (read_claim, [b"1e309", b"nan", b"-1", b"43200"]),
     "response": (respond, [ANSWER, CHUNKED, FAILED]),
 }

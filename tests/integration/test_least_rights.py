@@ -58,7 +58,7 @@ async def assert_claims(store: Store) -> None:
     assert await store.claim([claim]) == [Claimed(1)]
     assert await store.renew([claim]) == [True]
     assert await store.complete([claim]) == [True]
-    assert await store.look(["k"]) == [Completed()]
+    assert await store.read(["k"]) == [Completed()]
     await store.forget(["k"])
     assert await store.claim([claim]) == [Claimed(1)]
     assert await store.release([claim]) == [True]

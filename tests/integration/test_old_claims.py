@@ -1,4 +1,4 @@
-"""Claims of an earlier version, whose keys name no service and no queue: no worker ignores them silently."""
+"""Claims of an earlier version, whose keys lack the service and the queue: no worker ignores them silently."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import redis
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claimed, Completed
-from smartpipe.idempotency.stores.migrate import migrate, migrations
+from smartpipe.idempotency.stores.migrate import migrate, read_migrations
 from tests.support.places import claim_of
 from tests.support.processes import smartpipe
 
@@ -34,7 +34,7 @@ WEEK = 604_800.0
 def database(postgres_server: PostgresServer) -> Iterator[str]:
     """A database that an earlier version has migrated."""
     with postgres_server.database() as url:
-        execute(url, migrations()["0001_claims"])
+        execute(url, read_migrations()["0001_claims"])
         yield url
 
 
@@ -67,7 +67,7 @@ def test_postgresql_is_not_opened_before_its_operator_has_migrated_it(database: 
 
 
 @pytest.mark.parametrize(("state", "lease"), [("completed", 0.0), ("held", 60.0)])
-def test_a_migration_stops_at_what_is_remembered_until_it_is_told_to_forget(
+def test_a_migration_fails_while_there_are_old_claims_unless_they_may_be_forgotten(
     database: str, state: str, lease: float
 ) -> None:
     execute(database, OLD_CLAIM, OLD_KEY, state, lease, WEEK)
@@ -79,8 +79,8 @@ def test_a_migration_stops_at_what_is_remembered_until_it_is_told_to_forget(
     for refused in (stopped, still):
         assert refused.returncode != 0
         [line] = refused.stderr.splitlines()
-        assert "1 claims of an earlier version are remembered here, the last one until 20" in line
-        assert "its effect happens again" in line
+        assert "This database has 1 claims of an earlier version, the last of which expires at 20" in line
+        assert "its handler will run again" in line
         assert line.endswith("run smartpipe store migrate --forget-old-claims")
     assert forgot.returncode == 0, forgot.stderr
     assert "0003_keys_of_claims" in forgot.stdout
@@ -110,7 +110,7 @@ def test_a_migration_that_is_run_again_by_hand_forgets_nothing(database: str) ->
     asyncio.run(migrate(database))
     asyncio.run(claimed_and_completed(database))
 
-    execute(database, migrations()["0003_keys_of_claims"])
+    execute(database, read_migrations()["0003_keys_of_claims"])
 
     assert asyncio.run(outcome(database)) == Completed()
 
@@ -124,7 +124,7 @@ async def claimed_and_completed(url: str) -> None:
 
 async def outcome(url: str) -> Any:
     store = await opened(url)
-    [found] = await store.look(["claim/staging-/billing/billing/app.charge/order.placed/id/shop/4711"])
+    [found] = await store.read(["claim/staging-/billing/billing/app.charge/order.placed/id/shop/4711"])
     await store.aclose()
     return found
 
@@ -147,7 +147,7 @@ async def test_redis_with_claims_of_an_earlier_version_is_refused_until_they_are
     cache.hset(f"smartpipe:{OLD_KEY}", mapping={"state": state, "token": "x", "attempt": 1, "until": 0})
 
     for _ in range(2):
-        with pytest.raises(ConfigError, match="its effect happens again.*redis-cli -u URL --scan --pattern"):
+        with pytest.raises(ConfigError, match="its handler will run again.*redis-cli -u URL --scan --pattern"):
             await opened(redis_server.url)
 
     cache.delete(f"smartpipe:{OLD_KEY}")

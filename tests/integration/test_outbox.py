@@ -117,7 +117,7 @@ def test_blocking_sqlalchemy_does_too(postgres_url: str) -> None:
 
 @pytest.mark.parametrize("connection", [None, object(), "postgresql://"])
 async def test_what_is_no_connection_is_refused(connection: object) -> None:
-    with pytest.raises(ConfigError, match="give it the asyncpg Connection"):
+    with pytest.raises(ConfigError, match="pass the asyncpg Connection"):
         await OUTBOX.publish(ADA, connection=connection)  # type: ignore[arg-type]
 
 
@@ -161,7 +161,7 @@ async def test_fault_48_what_a_relay_had_not_marked_when_it_died_is_published_ag
         raise ConnectionResetError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Relay, "_mark", die)
+        patch.setattr(Relay, "_mark_failed", die)
         with pytest.raises(Exception, match="killed"):
             await Relay(postgres_url, transport).drain()
     await Relay(postgres_url, transport).drain()
@@ -310,7 +310,7 @@ async def test_a_backlog_of_large_events_is_read_by_and_by(
     sent = [await outbox.publish(large, connection=database, autocommit=True) for _ in range(5)]
     relay = Relay(postgres_url, transport, RelayOptions(lanes=64))
 
-    taken = [(await relay.once(database))[0] for _ in range(4)]
+    taken = [(await relay.publish_batch(database))[0] for _ in range(4)]
 
     assert taken == [2, 2, 1, 0]
     keys = [message.payload.key for message in transport.entries("publish") if message.payload]

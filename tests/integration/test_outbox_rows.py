@@ -10,7 +10,7 @@ import pytest
 from smartpipe.errors import TransportError
 from smartpipe.limits import MAX_MESSAGE_BYTES
 from smartpipe.outbox import Outbox, Relay, RelayOptions
-from smartpipe.outbox.rows import MAX_PAYLOAD_BYTES, UnreadableRow, waiting_of
+from smartpipe.outbox.rows import MAX_PAYLOAD_BYTES, UnreadableRow, read_row
 from tests.support.events import ADA, Paid
 from tests.support.fakes import FakeTransport
 
@@ -48,7 +48,7 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({"attributes": "[]"}, "attributes are not a JSON object"),
         ({"attributes": "null"}, "attributes are not a JSON object"),
         ({"attributes": "7"}, "attributes are not a JSON object"),
-        ({"attributes": '"text"'}, "attributes are not JSON, or nested too deeply"),
+        ({"attributes": '"text"'}, "attributes are not JSON, or are nested too deeply"),
         ({"attributes": '"[1]"'}, "attributes are not a JSON object"),
         ({"attributes": '{"type": "order.placed"}'}, "attribute 'type' is not"),
         ({"attributes": '{"type": ["String"]}'}, "attribute 'type' is not"),
@@ -59,9 +59,9 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({"attributes": '{"type": ["Text", "a"]}'}, "attribute 'type' is not"),
         ({"attributes": '{"type": ["Binary", "a"]}'}, "attribute 'type' is not"),
         ({"attributes": '{"a b": ["String", "a"]}'}, "attribute 'a b' is not"),
-        ({"attributes": json.dumps({f"a{n}": ["String", "x"] for n in range(11)})}, "attributes are 11"),
-        ({"attributes": "[" * 6_000 + "]" * 6_000}, "attributes are not JSON, or nested too deeply"),
-        ({"attributes": f'{{"a": {"9" * 5_000}}}'}, "attributes are not JSON, or nested too deeply"),
+        ({"attributes": json.dumps({f"a{n}": ["String", "x"] for n in range(11)})}, "there are 11 attributes"),
+        ({"attributes": "[" * 6_000 + "]" * 6_000}, "attributes are not JSON, or are nested too deeply"),
+        ({"attributes": f'{{"a": {"9" * 5_000}}}'}, "attributes are not JSON, or are nested too deeply"),
         (
             {"attributes": json.dumps({"a": ["String", "x" * MAX_MESSAGE_BYTES]})},
             "attributes have more than 1,048,576 bytes",
@@ -76,11 +76,11 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({"destination": "queue:arn:aws:sns:eu-west-1:123456789012:users"}, "destination is neither"),
         ({"destination": "queue:" + "x" * 300}, "destination is neither"),
         ({"body": ""}, "body is empty"),
-        ({"body": "a\x01b"}, "characters that SNS and SQS do not take"),
+        ({"body": "a\x01b"}, "characters that SNS and SQS do not accept"),
         ({"body": "x" * (MAX_MESSAGE_BYTES + 1)}, "body has 1,048,577 bytes"),
         ({"delay_seconds": -5, "destination": "queue:mailer"}, "delay_seconds=-5"),
         ({"delay_seconds": 901, "destination": "queue:mailer"}, "delay_seconds=901"),
-        ({"delay_seconds": 5}, "only a standard queue delays"),
+        ({"delay_seconds": 5}, "only standard queues can delay"),
         ({**FIFO, "group_id": None}, "group_id is missing"),
         ({**FIFO, "group_id": "a b"}, "group_id is not"),
         ({**FIFO, "group_id": "x" * 129}, "group_id is not"),
@@ -114,7 +114,7 @@ def test_a_payload_that_postgresql_could_not_send_is_not_read() -> None:
     row = {**GOOD, "group_id": None, "deduplication_id": None, "delay_seconds": 0}
 
     with pytest.raises(UnreadableRow, match="payload has 536,870,913 bytes"):
-        waiting_of({**row, "payload": None, "payload_bytes": MAX_PAYLOAD_BYTES + 1})
+        read_row({**row, "payload": None, "payload_bytes": MAX_PAYLOAD_BYTES + 1})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed
-from smartpipe.idempotency.stores.migrate import migrate, migrations
+from smartpipe.idempotency.stores.migrate import migrate, read_migrations
 from smartpipe.idempotency.stores.postgres import PostgresStore
 from smartpipe.outbox import Outbox, Relay, RelayOptions
 from tests.support.events import ADA
@@ -63,7 +63,7 @@ async def stores(pooled_url: str) -> AsyncIterator[list[PostgresStore]]:
 async def test_through_a_pooler_migrations_run_once_however_many_run_them(pooled_url: str) -> None:
     done = await asyncio.gather(*(migrate(pooled_url) for _ in range(3)))
 
-    assert sorted(done) == [[], [], list(migrations())]
+    assert sorted(done) == [[], [], list(read_migrations())]
 
 
 @needs_pgbouncer
@@ -78,14 +78,16 @@ async def test_through_a_pooler_every_verb_works_for_many_at_once(stores: list[P
 
     for _ in range(3):
         assert all(await asyncio.gather(*(handle(number) for number in range(50))))
-        known = await stores[0].look([f"order-{number}" for number in range(50)])
+        known = await stores[0].read([f"order-{number}" for number in range(50)])
         assert known == [Completed()] * 50
         await stores[1].forget([f"order-{number}" for number in range(50)])
     await stores[0].purge()
 
 
 @needs_pgbouncer
-async def test_through_a_pooler_effect_and_completion_commit_together(stores: list[PostgresStore]) -> None:
+async def test_through_a_pooler_the_handlers_work_and_the_completion_commit_together(
+    stores: list[PostgresStore],
+) -> None:
     async with stores[0].acquire() as connection:
         await connection.execute("CREATE TABLE effects (number bigint, tags jsonb)")
 
@@ -106,7 +108,7 @@ async def test_through_a_pooler_effect_and_completion_commit_together(stores: li
     async with stores[0].acquire() as connection:
         assert await connection.fetchval("SELECT count(DISTINCT number) FROM effects") == 80
         assert await connection.fetchval("SELECT count(*) FROM smartpipe_outbox") == 80
-    assert await stores[1].look([f"order-{number}" for number in range(80)]) == [Completed()] * 80
+    assert await stores[1].read([f"order-{number}" for number in range(80)]) == [Completed()] * 80
 
 
 @needs_pgbouncer
@@ -170,15 +172,15 @@ async def test_an_option_that_a_pooler_refuses_is_told_with_the_remedy(
     pooler = poolers["transaction"]
     store = PostgresStore(f"{pooler.url}&search_path=claims")
 
-    with pytest.raises(ConfigError, match="unsupported startup parameter: search_path; set it on the role"):
+    with pytest.raises(ConfigError, match="unsupported startup parameter: search_path; set the option on the role"):
         await store.open()
 
 
 async def statements_of(store: PostgresStore) -> list[str]:
     """Return the names of the prepared statements that a claim leaves on its connection."""
     await store.claim([claim_of("order-1")])
-    assert store._claims is not None
-    async with store._claims.acquire() as connection:
+    assert store._claim_pool is not None
+    async with store._claim_pool.acquire() as connection:
         return [row["name"] for row in await connection.fetch("SELECT name FROM pg_prepared_statements")]
 
 

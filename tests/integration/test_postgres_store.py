@@ -14,7 +14,7 @@ from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress
 from smartpipe.idempotency.stores import migrate as migrating
 from smartpipe.idempotency.stores import postgres
-from smartpipe.idempotency.stores.migrate import migrate, migrations
+from smartpipe.idempotency.stores.migrate import migrate, read_migrations
 from smartpipe.idempotency.stores.postgres import PostgresStore
 from tests.support.places import LONG, claim_of, until_claimed
 from tests.support.waiting import until
@@ -50,7 +50,7 @@ async def _effects(store: PostgresStore) -> list[str]:
         return [row["key"] for row in await connection.fetch("SELECT key FROM effects ORDER BY key")]
 
 
-async def test_effect_and_completion_are_committed_together(store: PostgresStore) -> None:
+async def test_the_handlers_work_and_the_completion_are_committed_together(store: PostgresStore) -> None:
     claim = claim_of("order-1")
     await store.claim([claim])
 
@@ -78,7 +78,7 @@ async def test_the_codecs_that_a_handler_sets_do_not_change_its_completion(store
     assert await store.claim([claim_of("order-1")]) == [Completed()]
 
 
-async def test_a_rollback_takes_effect_and_completion_back(store: PostgresStore) -> None:
+async def test_a_rollback_undoes_the_handlers_work_and_the_completion(store: PostgresStore) -> None:
     claim = claim_of("order-1")
     await store.claim([claim])
 
@@ -227,8 +227,8 @@ async def test_a_batch_is_one_statement_and_nothing_is_reset_after_it(store: Pos
     claims = [claim_of(f"order-{n}") for n in range(10)]
     await store.claim(claims)  # a connection's first call asks for the types too
     queries: list[str] = []
-    assert store._claims is not None
-    async with store._claims.acquire() as connection:
+    assert store._claim_pool is not None
+    async with store._claim_pool.acquire() as connection:
         connection.add_query_logger(lambda record: queries.append(record.query.split()[0]))
 
     await store.claim(claims)
@@ -240,7 +240,7 @@ async def test_a_batch_is_one_statement_and_nothing_is_reset_after_it(store: Pos
 async def test_migrations_run_once_however_many_run_them_at_once(url: str) -> None:
     done = await asyncio.gather(*(migrate(url) for _ in range(5)))
 
-    assert sorted(done) == [[], [], [], [], list(migrations())]
+    assert sorted(done) == [[], [], [], [], list(read_migrations())]
     assert await migrate(url) == []
 
 
@@ -248,7 +248,7 @@ async def test_psql_can_run_the_files_as_well_and_again(
     postgres_server: PostgresServer, url: str, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        for sql in migrations().values():
+        for sql in read_migrations().values():
             postgres_server.psql("--single-transaction", "-c", "SET client_min_messages = warning", "-c", sql, url=url)
 
     assert await migrate(url) == []
@@ -261,10 +261,10 @@ async def test_a_database_that_lacks_a_migration_is_refused_and_one_that_has_mor
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await migrate(url)
-    known = migrations()
+    known = read_migrations()
     store = PostgresStore(url)
     more = {"0009_more_claims": "SELECT 1", "0009_others": "SELECT 1"}
-    monkeypatch.setattr(migrating, "migrations", lambda: {**known, **more})
+    monkeypatch.setattr(migrating, "read_migrations", lambda: {**known, **more})
     with pytest.raises(ConfigError, match="lacks 0009_more_claims: run smartpipe store migrate"):
         await store.open()
     connection = await asyncpg.connect(url)

@@ -99,8 +99,8 @@ async def test_after_five_seconds_the_database_is_asked_again_on_the_same_connec
 
 
 async def test_a_client_that_goes_away_takes_no_answer_from_the_others(relay: Relay) -> None:
-    hasty = asyncio.create_task(relay.backlog_reader.last())
-    patient = asyncio.create_task(relay.backlog_reader.last())
+    hasty = asyncio.create_task(relay.backlog_reader.read())
+    patient = asyncio.create_task(relay.backlog_reader.read())
     await asyncio.sleep(0)
     hasty.cancel()
 

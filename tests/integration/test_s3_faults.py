@@ -12,7 +12,7 @@ import pytest
 from smartpipe import Publisher, RetryPolicy, Service
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.pointer import pointer_to
+from smartpipe.envelope.pointer import write_pointer
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Payload
 from smartpipe.testing import provision, working
@@ -237,7 +237,7 @@ async def test_a_permanent_refusal_is_dead_lettered_by_the_retry_policy_with_its
     await provision(service)
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/folder")
     s3.status, s3.code = 400, "InvalidBucketName"
-    _send_pointer(queues, pointer_to("payloads", "folder/x"))
+    _send_pointer(queues, write_pointer("payloads", "folder/x"))
 
     async with working(service) as worker:
         await until(lambda: queues.depth("archive-dlq") == (1, 0))
@@ -256,7 +256,7 @@ async def test_a_worker_sends_no_request_for_a_pointer_elsewhere_and_commands_do
     service = serving([])
     await provision(service)
     s3.body = encode(wrap(ADA, source="evil")).encode()
-    _send_pointer(queues, pointer_to(ACCESS_POINT, "x"))
+    _send_pointer(queues, write_pointer(ACCESS_POINT, "x"))
 
     async with working(service):
         await until(lambda: queues.depth("archive-dlq") == (1, 0))

@@ -213,7 +213,7 @@ async def test_fault_28_raw_wrapped_and_direct_messages_on_one_queue_all_decode(
     transport = open_aws_transport()
     naming = await transport.addresses.naming()
     await transport.aclose()
-    plain = sns.create_topic(Name=naming.physical("plain"))["TopicArn"]
+    plain = sns.create_topic(Name=naming.physical_name("plain"))["TopicArn"]
     sns.subscribe(TopicArn=plain, Protocol="sqs", Endpoint=naming.queue_arn("mailer"))
     attribute: Any = {"type": {"DataType": "String", "StringValue": "member.signed_up"}}
     sns.publish(TopicArn=naming.topic_arn("users"), Message=encode(envelopes[0]), MessageAttributes=attribute)

@@ -28,12 +28,12 @@ from typing_extensions import TypeAliasType, TypedDict
 
 from smartpipe import DecodeError, Event, PublishError, Topic
 from smartpipe.envelope import encode, validators, wrap
+from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.compression import compress
-from smartpipe.envelope.decode import Decoder, envelope_form
+from smartpipe.envelope.decode import INLINE_CHARACTERS, Decoder, MessageReader
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS
-from smartpipe.envelope.encoding import BodyEncoding
-from smartpipe.envelope.read import INLINE_CHARACTERS, MessageReader
-from smartpipe.envelope.structure import exceeds
+from smartpipe.envelope.fields import envelope_fields
+from smartpipe.envelope.structure import has_too_many_values
 from smartpipe.errors import ConfigError
 from smartpipe.message import Attribute, Message
 from smartpipe.payload_offload import PayloadOffload
@@ -49,8 +49,8 @@ GZIP = {"content-encoding": Attribute("String", "gzip")}
 
 
 def reader(*, decompressed_limit_bytes: int = 4_194_304, limit_objects: int = LIMIT_OBJECTS) -> MessageReader:
-    packing = BodyEncoding(decompressed_limit_bytes=decompressed_limit_bytes, limit_objects=limit_objects)
-    return MessageReader([Measured, Demanding], PayloadOffload(packing))
+    encoding = BodyEncoding(decompressed_limit_bytes=decompressed_limit_bytes, limit_objects=limit_objects)
+    return MessageReader([Measured, Demanding], PayloadOffload(encoding))
 
 
 def plain(body: str) -> Message:
@@ -147,7 +147,7 @@ def test_a_large_body_lets_other_threads_run_after_each_object(monkeypatch: pyte
         calls += 1
         return value
 
-    monkeypatch.setattr(validators, "_unchanged", count)
+    monkeypatch.setattr(validators, "_return_unchanged", count)
     watched = Decoder([Measured])
 
     points = watched.decode_large(VALID["60,000 models"](), LIMIT_OBJECTS).data.points  # type: ignore[attr-defined]
@@ -173,7 +173,7 @@ def test_a_large_body_lets_other_threads_run_after_each_object(monkeypatch: pyte
     ],
 )
 def test_objects_and_values_are_counted_where_they_are_not_in_a_string(body: str, too_many: bool) -> None:
-    assert exceeds(body, LIMIT_OBJECTS) is too_many
+    assert has_too_many_values(body, LIMIT_OBJECTS) is too_many
 
 
 async def test_the_limit_of_objects_can_be_raised() -> None:
@@ -202,7 +202,7 @@ def test_a_publisher_refuses_what_consumers_would() -> None:
 
     with pytest.raises(PublishError, match="SMARTPIPE_PAYLOAD_LIMIT_OBJECTS"):
         prepare(Publication(event), source="s")
-    assert prepare(Publication(event), source="s", packing=BodyEncoding(limit_objects=100_000)).event is event
+    assert prepare(Publication(event), source="s", encoding=BodyEncoding(limit_objects=100_000)).event is event
 
 
 def test_an_error_behind_the_first_items_of_a_large_body_is_found() -> None:
@@ -334,7 +334,7 @@ def test_context_attributes_have_a_length_that_can_be_handed_on(name: str) -> No
 
 
 def test_a_source_that_consumers_would_refuse_is_refused_at_construction() -> None:
-    with pytest.raises(ConfigError, match="source has 257 characters, and consumers take at most 256"):
+    with pytest.raises(ConfigError, match="source has 257 characters; consumers accept at most 256"):
         Publisher("s" * 257, transport=FakeTransport())
 
 
@@ -369,7 +369,7 @@ class Rich(Event, topic=Topic("rich"), type="rich", version="1.0"):
 
 
 rich = Decoder([Rich])
-own = TypeAdapter[Any](envelope_form(Rich)).validator.validate_json
+own = TypeAdapter[Any](envelope_fields(Rich)).validator.validate_json
 names = st.sampled_from(["name", "size", "fields", "default", "type", "schema_", "other", "next"])
 scalars = st.one_of(st.none(), st.integers(0, 3), st.sampled_from(["", "x", "1"]), st.booleans())
 values = st.recursive(
@@ -430,7 +430,7 @@ def test_pydantic_lists_no_unknown_fields_of_a_body_that_may_have_many(
     class Closed(BaseModel, extra="forbid"):
         numbers: dict[str, int]
 
-    assert validators.cooperative_validator(TypeAdapter(Closed))(json.dumps(data)) is None
+    assert validators.build_cooperative_validator(TypeAdapter(Closed))(json.dumps(data)) is None
     assert called == passes
 
 

@@ -142,7 +142,7 @@ def test_a_single_event_class_decodes_without_a_union() -> None:
 
 
 def test_an_undeclared_event_class_is_refused() -> None:
-    with pytest.raises(ConfigError, match="declares no type"):
+    with pytest.raises(ConfigError, match="does not declare a type"):
         Decoder([Event])
 
 

@@ -30,7 +30,7 @@ def _shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_PREFIX", "shop-")
 
 
-def test_they_are_named_as_aws_has_them_with_those_that_others_own() -> None:
+def test_dead_letter_queues_have_their_names_on_aws_also_those_of_other_teams() -> None:
     assert [(one.name, one.source) for one in dead_letter_queues(TARGETS)] == [
         ("shop-archive-dlq", "shop-archive"),
         ("shop-reports-dlq", "shop-reports"),
@@ -39,7 +39,7 @@ def test_they_are_named_as_aws_has_them_with_those_that_others_own() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["reports", "reports-dlq", "shop-reports", "shop-reports-dlq"])
-def test_one_may_be_called_by_its_own_name_or_its_sources_with_or_without_the_prefix(wanted: str) -> None:
+def test_a_queue_is_found_by_its_name_or_its_sources_with_or_without_the_prefix(wanted: str) -> None:
     [found] = dead_letter_queues(TARGETS, wanted)
 
     assert found.queue.name == "reports"
@@ -48,7 +48,7 @@ def test_one_may_be_called_by_its_own_name_or_its_sources_with_or_without_the_pr
 @pytest.mark.parametrize(
     ("targets", "wanted", "sentence"),
     [
-        (TARGETS, "report", "--queue 'report' is no queue of these services; did you mean reports?"),
+        (TARGETS, "report", "--queue 'report' is not a queue of these services; did you mean reports?"),
         (TARGETS, "x", "; they have shop-archive-dlq, shop-reports-dlq, their-dead"),
         (["dead_shop:portal"], "x", ", which have none"),
         (["dead_shop:exported"], None, "not a smartpipe.Service"),

@@ -9,7 +9,7 @@ import pytest
 from smartpipe import PublishError
 from smartpipe.envelope import current_envelope, encode, wrap
 from smartpipe.envelope.decode import Decoder
-from smartpipe.envelope.ids import new_event_id
+from smartpipe.envelope.encode import new_event_id
 from tests.support.events import ADA, Note, OrderPlaced, UserSignedUp
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Queue, Service
-from smartpipe.filter_policy import FilterPolicy, policy_problems
+from smartpipe.filter_policy import FilterPolicy, policy_errors
 from smartpipe.names import Naming
 from smartpipe.topology.derive import derive
 from smartpipe.topology.table_and_bucket import TableAndBucket
@@ -18,9 +18,9 @@ from tests.support.events import UserLeft
 @pytest.mark.parametrize(
     ("conditions", "scope", "sentence"),
     [
-        ({}, "MessageAttributes", "give names with lists of values"),
-        ({"a": ["x"]}, "Body", "scope='Body' is none of MessageAttributes, MessageBody"),
-        ({name: ["x"] for name in "abcde"}, "MessageAttributes", "SNS takes 5, one of which is the event's type"),
+        ({}, "MessageAttributes", "pass names with lists of values"),
+        ({"a": ["x"]}, "Body", "scope='Body' is not one of MessageAttributes, MessageBody"),
+        ({name: ["x"] for name in "abcde"}, "MessageAttributes", "SNS allows 5, one of which is the event's type"),
         ({"a": ["x"] * 12, "b": ["y"] * 13}, "MessageAttributes", "156 combinations"),
         ({"a": {"b": ["x"]}}, "MessageAttributes", "'a' is nested, and message attributes are flat"),
         ({"a": {"b": ["x"] * 76}}, "MessageBody", "152 combinations"),
@@ -29,11 +29,11 @@ from tests.support.events import UserLeft
         ({"a": {"b": "x"}}, "MessageBody", "'x' must be a list of values"),
         ({"a": [1_000_000_001]}, "MessageAttributes", "the number 1000000001"),
         ({"a": [{"numeric": ["=", 0.1234567]}]}, "MessageAttributes", "with 5 decimals"),
-        ({"a": ["x" * 262_144]}, "MessageAttributes", "SNS takes 262,144"),
-        ({"type": ["x"]}, "MessageAttributes", "'type' is smartpipe's own condition"),
-        ({"": ["x"]}, "MessageAttributes", "'' is no name"),
-        ({"$or": []}, "MessageAttributes", "takes a list of at least two policies"),
-        ({"$or": "x"}, "MessageAttributes", "takes a list of at least two policies"),
+        ({"a": ["x" * 262_144]}, "MessageAttributes", "SNS allows 262,144"),
+        ({"type": ["x"]}, "MessageAttributes", "'type' is reserved"),
+        ({"": ["x"]}, "MessageAttributes", "'' is not a name"),
+        ({"$or": []}, "MessageAttributes", "must be a list of at least two policies"),
+        ({"$or": "x"}, "MessageAttributes", "must be a list of at least two policies"),
         ({"$or": [{"a": {"b": ["x"]}}, {"c": ["y"]}]}, "MessageAttributes", "'a' is nested"),
         ({"a": [object()]}, "MessageAttributes", "cannot be written as JSON"),
     ],
@@ -58,7 +58,7 @@ def test_what_sns_takes_is_taken(conditions: Any, scope: Any) -> None:
     policy = FilterPolicy(conditions, scope)
 
     assert policy.policy(["b", "a"]) == {"type": ["a", "b"], **conditions}
-    assert policy_problems(policy.policy(["a"]), scope) == []
+    assert policy_errors(policy.policy(["a"]), scope) == []
 
 
 def test_policies_compare_and_hash_by_what_they_say() -> None:
@@ -66,7 +66,7 @@ def test_policies_compare_and_hash_by_what_they_say() -> None:
 
 
 def test_more_types_than_combinations_are_a_problem_of_the_whole_policy() -> None:
-    [problem] = policy_problems({"type": [str(number) for number in range(151)]}, "MessageAttributes")
+    [problem] = policy_errors({"type": [str(number) for number in range(151)]}, "MessageAttributes")
 
     assert "151 combinations" in problem
 

@@ -155,7 +155,7 @@ def test_fault_58_a_queue_is_a_name_that_leaves_room_for_its_dead_letter_queue_a
 
 
 def test_fault_22_a_max_receive_count_of_one_is_warned_about() -> None:
-    with pytest.warns(UserWarning, match="first delivery was lost"):
+    with pytest.warns(UserWarning, match="first delivery is lost"):
         Queue("q", max_receive_count=1)
 
 

@@ -1,4 +1,4 @@
-"""Idempotent handlers in memory, on virtual time: whatever is delivered twice has its effect once."""
+"""Idempotent handlers in memory, on virtual time: a handler handles each event once, however often it is delivered."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_queue_of_idempotent_handlers_is_given_more_deliveries_by_sqs() -> Non
     assert queues[naming.queue_arn("mailer")]["RedrivePolicy"]["maxReceiveCount"] == 100
 
 
-async def test_a_chosen_field_names_the_effect() -> None:
+async def test_a_chosen_field_identifies_duplicates() -> None:
     seen: list[str] = []
 
     async def handle(event: OrderPlaced) -> None:
@@ -320,7 +320,7 @@ def test_events_with_an_empty_value_are_known_by_their_ids(nothing: str | None) 
     assert keys[1] == key_of(Ordered(order_id=nothing), id="2")
 
 
-def test_values_of_different_types_name_different_effects() -> None:
+def test_values_of_different_types_have_different_claims() -> None:
     assert key_of(Ordered(order_id=1), key="order_id") != key_of(Ordered(order_id="1"), key="order_id")
 
 
@@ -342,11 +342,11 @@ async def test_events_with_an_empty_value_are_all_handled_and_copies_of_one_are_
     assert len(seen) == 4
 
 
-async def test_two_services_with_a_handler_of_one_name_have_an_effect_each() -> None:
-    effects: list[str] = []
+async def test_two_services_with_a_handler_of_one_name_both_handle_an_event() -> None:
+    handled_by: list[str] = []
 
     async def on_user(_: UserSignedUp, delivery: Delivery) -> None:
-        effects.append(delivery.service)
+        handled_by.append(delivery.service)
 
     services = [Service("mailer"), Service("billing")]
     for service in services:
@@ -356,14 +356,14 @@ async def test_two_services_with_a_handler_of_one_name_have_an_effect_each() -> 
             await broker.publish(ADA)
         await broker.drain()
 
-    assert sorted(effects) == ["billing"] * 20 + ["mailer"] * 20
+    assert sorted(handled_by) == ["billing"] * 20 + ["mailer"] * 20
 
 
-async def test_one_function_on_two_queues_of_a_service_has_an_effect_on_each() -> None:
-    effects: list[str] = []
+async def test_one_function_on_two_queues_of_a_service_handles_an_event_on_each() -> None:
+    handled_by: list[str] = []
 
     async def on_user(_: UserSignedUp, delivery: Delivery) -> None:
-        effects.append(delivery.queue)
+        handled_by.append(delivery.queue)
 
     service = Service("mailer")
     service.subscribe(UserSignedUp, idempotent=True)(on_user)
@@ -372,10 +372,10 @@ async def test_one_function_on_two_queues_of_a_service_has_an_effect_on_each() -
         await broker.publish(ADA)
         await broker.drain()
 
-    assert sorted(effects) == ["mailer", "urgent"]
+    assert sorted(handled_by) == ["mailer", "urgent"]
 
 
-async def test_environments_that_share_a_store_have_an_effect_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environments_that_share_a_store_both_handle_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that the worker was given, which knows of no prefix."""
     runs: list[Event] = []
 
@@ -580,7 +580,7 @@ async def test_a_completion_is_tried_for_half_a_minute(flaky: Flaky) -> None:
         assert counts_of(broker).deduplicated == 1
 
 
-async def test_an_effect_that_the_store_never_hears_of_is_not_run_again_for_that(
+async def test_a_handled_event_whose_completion_fails_is_not_handled_again_for_that(
     flaky: Flaky, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen: list[Event] = []

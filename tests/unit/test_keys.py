@@ -20,7 +20,7 @@ from smartpipe import Event, Idempotency, Topic
 from smartpipe.envelope import wrap
 from smartpipe.envelope.ids import DerivedIds
 from smartpipe.idempotency.store import HandlerName
-from smartpipe.idempotency.stores.keys import stored_key
+from smartpipe.idempotency.stores.records import stored_key
 from smartpipe.keys import compose, compose_bounded, escape, sqs_id, typed_text
 from smartpipe.limits import MAX_ID_LENGTH
 
@@ -108,27 +108,27 @@ def test_a_digest_in_a_store_is_no_other_keys_text() -> None:
 
 NAMES = st.builds(HandlerName, ANYTHING, ANYTHING, ANYTHING, ANYTHING)
 FIELDS = st.none() | st.sampled_from(["", 0, 1, "1", "0"]) | ANYTHING
-EFFECTS = st.tuples(NAMES, FIELDS, ANYTHING, ANYTHING)
+CLAIMED = st.tuples(NAMES, FIELDS, ANYTHING, ANYTHING)
 
 
 class Valued(Event, topic=Topic("keys"), type="keys.valued", version="1.0"):
     value: int | str | None = None
 
 
-def claim_key(effect: tuple[HandlerName, int | str | None, str, str]) -> str:
-    name, value, source, id_ = effect
+def claim_key(claimed: tuple[HandlerName, int | str | None, str, str]) -> str:
+    name, value, source, id_ = claimed
     envelope = wrap(Valued.model_construct(value=value), source=source)._replace(id=id_)
     return Idempotency(key="value").key_of(name, envelope)
 
 
-@given(EFFECTS, EFFECTS)
+@given(CLAIMED, CLAIMED)
 @example((HandlerName("a", "bc", "q", "f"), None, "s", "1"), (HandlerName("ab", "c", "q", "f"), None, "s", "1"))
 @example((HandlerName("", "s", "q", "f"), None, "value", "str/1"), (HandlerName("", "s", "q", "f"), "1", "", ""))
-def test_effects_share_a_claim_if_and_only_if_handler_and_event_are_the_same(
+def test_deliveries_share_a_claim_if_and_only_if_handler_and_event_are_the_same(
     one: tuple[HandlerName, int | str | None, str, str], other: tuple[HandlerName, int | str | None, str, str]
 ) -> None:
-    def named(effect: tuple[HandlerName, int | str | None, str, str]) -> tuple[object, ...]:
-        name, value, source, id_ = effect
+    def named(claimed: tuple[HandlerName, int | str | None, str, str]) -> tuple[object, ...]:
+        name, value, source, id_ = claimed
         return (name, source, id_) if value in (None, "") else (name, type(value), value)
 
     assert (claim_key(one) == claim_key(other)) == (named(one) == named(other))

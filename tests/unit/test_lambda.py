@@ -16,7 +16,7 @@ from smartpipe import Batch, ConfigError, Delivery, Queue, Reject, RetryPolicy, 
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.object_store import put_in_memory
-from smartpipe.envelope.pointer import pointer_to
+from smartpipe.envelope.pointer import write_pointer
 from smartpipe.message import Payload
 from smartpipe.testing import virtual_time
 from smartpipe.transports.open import use_transport
@@ -130,7 +130,7 @@ async def test_a_pointer_to_where_nothing_may_be_read_is_dead_lettered(
     async def leave(event: UserLeft) -> None:
         seen.append(event)
 
-    pointing = record(pointer_to("secrets", "x"))
+    pointing = record(write_pointer("secrets", "x"))
     pointing["messageAttributes"]["ExtendedPayloadSize"] = {"stringValue": "2", "dataType": "Number"}
 
     assert await handled(service, pointing) == []

@@ -404,7 +404,7 @@ def test_a_real_store_is_refused_on_virtual_time() -> None:
 
 
 async def test_a_store_of_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is none of memory://"):
+    with pytest.raises(ConfigError, match="is not one of memory://"):
         async with MemoryBroker(virtual=False, idempotency_url="mysql://db"):
             pass
 

@@ -1,4 +1,4 @@
-"""The memory store in virtual time: hours pass, and nothing is kept for longer than it must."""
+"""The memory store in virtual time: hours pass, and no record is kept for longer than necessary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.virtual_time import run_virtually
 HOUR = 3_600.0
 
 
-def test_its_time_is_the_running_loops() -> None:
+def test_the_memory_store_uses_the_clock_of_the_running_loop() -> None:
     async def main() -> None:
         store = MemoryStore()
         claim = claim_of("order-1", lease_seconds=60, ttl_seconds=HOUR)
@@ -31,7 +31,7 @@ def test_its_time_is_the_running_loops() -> None:
     run_virtually(main())
 
 
-def test_it_holds_no_more_than_what_is_remembered() -> None:
+def test_the_memory_store_deletes_expired_records() -> None:
     async def main() -> None:
         store = MemoryStore()
         most = 0

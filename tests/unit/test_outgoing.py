@@ -60,7 +60,7 @@ def test_an_empty_attribute_value_is_refused_here() -> None:
 
 
 def test_an_event_without_a_type_cannot_be_published() -> None:
-    with pytest.raises(ConfigError, match="declares no type"):
+    with pytest.raises(ConfigError, match="does not declare a type"):
         prepare(Publication(Event()), source="s")
 
 

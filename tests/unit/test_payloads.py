@@ -26,10 +26,10 @@ from smartpipe import (
     Topic,
 )
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.body_encoding import BodyEncoding, PayloadLocation
 from smartpipe.envelope.compression import compress, decompress
-from smartpipe.envelope.encoding import BodyEncoding, ClaimCheck
 from smartpipe.envelope.object_store import MemoryObjectStore
-from smartpipe.envelope.pointer import payload_at
+from smartpipe.envelope.pointer import read_pointer
 from smartpipe.errors import PayloadError, TransportError
 from smartpipe.message import Attribute, OutgoingMessage, Payload, size_bytes
 from smartpipe.publisher.prepare import Publication, prepare
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 reports = Topic("reports")
 LIMIT_BYTES = 10_000_000
-MEMORY = ClaimCheck("memory", "payloads", "")
-MEMORY_FOLDER = ClaimCheck("memory", "payloads", "big/")
+MEMORY = PayloadLocation("memory", "payloads", "")
+MEMORY_FOLDER = PayloadLocation("memory", "payloads", "big/")
 """As the fixture ``memory`` sets it."""
 _WRAPPED = {
     "Type": "Notification",
@@ -65,12 +65,12 @@ def report(size: int, *, seed: int = 1) -> ReportMade:
     return ReportMade(text=" ".join(words)[:size])
 
 
-def packing(**settings: object) -> BodyEncoding:
+def body_encoding(**settings: object) -> BodyEncoding:
     return BodyEncoding(**{"payload_limit_bytes": LIMIT_BYTES, "compression_bytes": 1_000, **settings})  # type: ignore[arg-type]
 
 
-def prepared(event: Event, packing: BodyEncoding, attributes: dict[str, str] | None = None) -> OutgoingMessage:
-    return prepare(Publication(event, attributes), source="s", packing=packing).message
+def prepared(event: Event, encoding: BodyEncoding, attributes: dict[str, str] | None = None) -> OutgoingMessage:
+    return prepare(Publication(event, attributes), source="s", encoding=encoding).message
 
 
 @pytest.fixture
@@ -94,18 +94,18 @@ def serving(seen: list[Event], deliveries: list[Delivery] | None = None) -> Serv
 def test_a_compressed_body_is_text_and_comes_back_as_it_was(encoding: str) -> None:
     body = json.dumps({"text": "é😀\x00" * 5_000})
 
-    packed = compress(body, encoding)
+    compressed = compress(body, encoding)
 
-    assert packed.isascii()
-    assert len(packed) < len(body) / 10
-    assert decompress(packed, encoding, LIMIT_BYTES) == body
-    assert decompress(packed, f" {encoding.upper()}", LIMIT_BYTES) == body
+    assert compressed.isascii()
+    assert len(compressed) < len(body) / 10
+    assert decompress(compressed, encoding, LIMIT_BYTES) == body
+    assert decompress(compressed, f" {encoding.upper()}", LIMIT_BYTES) == body
 
 
 def test_gzip_of_several_members_is_read_to_its_end() -> None:
-    packed = b64encode(gzip.compress(b"one ") + gzip.compress(b"two")).decode()
+    compressed = b64encode(gzip.compress(b"one ") + gzip.compress(b"two")).decode()
 
-    assert decompress(packed, "gzip", LIMIT_BYTES) == "one two"
+    assert decompress(compressed, "gzip", LIMIT_BYTES) == "one two"
 
 
 def test_gzip_of_very_many_members_is_refused_before_it_takes_the_loops_time() -> None:
@@ -135,7 +135,7 @@ def test_a_zstd_frame_that_wants_gigabytes_of_window_is_refused() -> None:
     frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     bomb = b64encode(frame.compress(b"0" * 1_000) + frame.flush()).decode()
 
-    with pytest.raises(DecodeError, match="not what its content-encoding 'zstd' says") as caught:
+    with pytest.raises(DecodeError, match="as its content-encoding 'zstd' says") as caught:
         decompress(bomb, "zstd", LIMIT_BYTES)
     assert caught.value.kind == "not-compressed"
 
@@ -162,38 +162,43 @@ def test_what_would_unpack_to_more_than_the_limit_is_refused_before_it_does(enco
     ids=["half of it", "another first byte", "no Base64", "no ASCII", "nothing"],
 )
 def test_a_body_that_is_not_what_its_encoding_says_is_a_decode_error(encoding: str, spoil: object) -> None:
-    packed = b64decode(compress("x" * 1_000, encoding))
+    compressed = b64decode(compress("x" * 1_000, encoding))
 
-    with pytest.raises(DecodeError, match=f"not what its content-encoding '{encoding}' says") as caught:
-        decompress(spoil(packed), encoding, LIMIT_BYTES)  # type: ignore[operator]
+    with pytest.raises(DecodeError, match=f"as its content-encoding '{encoding}' says") as caught:
+        decompress(spoil(compressed), encoding, LIMIT_BYTES)  # type: ignore[operator]
     assert caught.value.kind == "not-compressed"
 
 
-def test_an_encoding_that_nobody_here_reads_may_be_read_by_a_later_version() -> None:
-    with pytest.raises(PayloadError, match="'br' is none of gzip, zstd"):
+def test_an_unknown_encoding_is_a_payload_error_because_another_worker_may_know_it() -> None:
+    with pytest.raises(PayloadError, match="'br' is not one of gzip, zstd"):
         decompress("xxxx", "br", LIMIT_BYTES)
 
 
 def test_only_what_gets_smaller_is_compressed() -> None:
-    small, large = prepared(report(100), packing(encoding="gzip")), prepared(report(50_000), packing(encoding="gzip"))
+    small, large = (
+        prepared(report(100), body_encoding(compression="gzip")),
+        prepared(report(50_000), body_encoding(compression="gzip")),
+    )
     noise = ReportMade(text=b64encode(random.Random(2).randbytes(2_000)).decode())
 
     assert set(small.attributes) == {"type"}
     assert large.attributes["content-encoding"] == Attribute("String", "gzip")
     assert large.size_bytes == size_bytes(large.body, large.attributes) < 50_000
-    assert "content-encoding" not in prepared(noise, packing(encoding="gzip")).attributes
+    assert "content-encoding" not in prepared(noise, body_encoding(compression="gzip")).attributes
 
 
 @pytest.mark.parametrize(
     "event_id", ["..", "../../etc/passwd", "a\0b", "x" * 2_000, "é" * 900, "\ud83e", "a b%/?#", ""]
 )
 def test_an_event_with_any_id_gets_a_key_that_s3_takes_and_no_other_body_has(event_id: str) -> None:
-    at = ClaimCheck.at(f"s3://b1b/{'f' * 200}")
+    at = PayloadLocation.parse(f"s3://b1b/{'f' * 200}")
     keys = []
     for body in ("x" * 1_000, "y" * 1_000):
-        packed = packing(claim_check=at).pack(OutgoingMessage(body, 1_000), event_id, limit_bytes=500, room=5)
-        assert packed.payload is not None
-        keys.append(packed.payload.key)
+        message = body_encoding(claim_check=at).encode(
+            OutgoingMessage(body, 1_000), event_id, limit_bytes=500, free_attributes=5
+        )
+        assert message.payload is not None
+        keys.append(message.payload.key)
 
     assert keys[0] != keys[1]  # two services may use one id
     for key in keys:
@@ -204,12 +209,14 @@ def test_an_event_with_any_id_gets_a_key_that_s3_takes_and_no_other_body_has(eve
 
 def test_a_prefix_in_s3_that_leaves_no_room_for_keys_is_refused() -> None:
     with pytest.raises(ConfigError, match="its path has 201 characters, and at most 200"):
-        ClaimCheck.at(f"s3://b1b/{'f' * 201}")
+        PayloadLocation.parse(f"s3://b1b/{'f' * 201}")
 
 
 def test_what_the_topic_does_not_take_points_to_s3_as_the_extended_client_writes_it() -> None:
     outgoing = prepare(
-        Publication(report(300_000)), source="s", packing=packing(claim_check=ClaimCheck.at("s3://b1b/f/"))
+        Publication(report(300_000)),
+        source="s",
+        encoding=body_encoding(claim_check=PayloadLocation.parse("s3://b1b/f/")),
     )
 
     message = outgoing.message
@@ -226,31 +233,31 @@ def test_what_the_topic_does_not_take_points_to_s3_as_the_extended_client_writes
 
 
 def test_a_body_that_fits_when_it_is_compressed_does_not_wait_in_s3() -> None:
-    message = prepared(report(300_000), packing(claim_check=MEMORY, encoding="gzip"))
+    message = prepared(report(300_000), body_encoding(claim_check=MEMORY, compression="gzip"))
 
     assert message.payload is None
     assert message.size_bytes < 262_144
 
 
 def test_a_threshold_of_ones_own_holds_below_that_of_the_topic() -> None:
-    assert prepared(report(5_000), packing(claim_check=MEMORY, claim_check_bytes=4_000)).payload is not None
-    assert prepared(report(5_000), packing(claim_check=MEMORY, claim_check_bytes=8_000)).payload is None
-    assert prepared(report(300_000), packing(claim_check=MEMORY, claim_check_bytes=1_000_000)).payload is not None
+    assert prepared(report(5_000), body_encoding(claim_check=MEMORY, claim_check_bytes=4_000)).payload is not None
+    assert prepared(report(5_000), body_encoding(claim_check=MEMORY, claim_check_bytes=8_000)).payload is None
+    assert prepared(report(300_000), body_encoding(claim_check=MEMORY, claim_check_bytes=1_000_000)).payload is not None
 
 
-def test_a_message_with_ten_attributes_has_none_left_for_packing() -> None:
+def test_a_message_with_ten_attributes_has_none_left_for_encoding() -> None:
     nine = {f"a{number}": "x" for number in range(9)}
 
-    assert "content-encoding" not in prepared(report(50_000), packing(encoding="gzip"), nine).attributes
-    with pytest.raises(EventTooLarge, match="takes one of the ten attributes"):
-        prepared(report(300_000), packing(claim_check=MEMORY), nine)
+    assert "content-encoding" not in prepared(report(50_000), body_encoding(compression="gzip"), nine).attributes
+    with pytest.raises(EventTooLarge, match="uses one of the ten message attributes"):
+        prepared(report(300_000), body_encoding(claim_check=MEMORY), nine)
 
 
 def test_the_last_attribute_goes_to_the_claim_check_where_compressing_is_not_enough() -> None:
     eight = {f"a{number}": "x" for number in range(8)}
     noise = ReportMade(text=random.Random(3).randbytes(450_000).hex())
 
-    message = prepared(noise, packing(claim_check=MEMORY, encoding="gzip"), eight)
+    message = prepared(noise, body_encoding(claim_check=MEMORY, compression="gzip"), eight)
 
     assert message.payload is not None
     assert "content-encoding" not in message.attributes
@@ -258,7 +265,7 @@ def test_the_last_attribute_goes_to_the_claim_check_where_compressing_is_not_eno
 
 def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
     with pytest.raises(EventTooLarge):
-        prepared(report(300_000), packing(claim_check=MEMORY, payload_limit_bytes=280_000))
+        prepared(report(300_000), body_encoding(claim_check=MEMORY, payload_limit_bytes=280_000))
 
 
 @pytest.mark.parametrize(
@@ -270,14 +277,14 @@ def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
 )
 def test_attributes_of_smartpipes_own_are_not_for_users(name: str) -> None:
     with pytest.raises(PublishError, match="is taken"):
-        prepared(report(10), packing(), {name: "1"})
+        prepared(report(10), body_encoding(), {name: "1"})
 
 
 @pytest.mark.parametrize("url", ["my-bucket", "s3://", "s3://UPPER", "https://my-bucket", "s3://b1b/with space"])
 def test_a_faulty_url_is_refused_with_an_example(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", url)
 
-    with pytest.raises(ConfigError, match="must be like s3://my-bucket"):
+    with pytest.raises(ConfigError, match="write it as s3://my-bucket"):
         Publisher("test", transport=FakeTransport())
 
 
@@ -323,7 +330,7 @@ async def test_compressed_and_in_s3_at_once_is_read_too(monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("memory")
 async def test_what_sns_wrapped_is_read_too() -> None:
     seen: list[Event] = []
-    message = prepared(report(300_000), packing(claim_check=MEMORY_FOLDER))
+    message = prepared(report(300_000), body_encoding(claim_check=MEMORY_FOLDER))
     assert message.payload is not None
     await MemoryObjectStore().put(message.payload)
     attributes = {name: {"Type": kind, "Value": value} for name, (kind, value) in message.attributes.items()}
@@ -345,7 +352,7 @@ async def test_what_sns_wrapped_is_read_too() -> None:
 @pytest.mark.usefixtures("memory")
 async def test_fault_55_a_missing_payload_is_tried_again_and_then_dead_lettered_with_that_reason() -> None:
     seen: list[Event] = []
-    message = prepared(report(300_000), packing(claim_check=MEMORY_FOLDER))
+    message = prepared(report(300_000), body_encoding(claim_check=MEMORY_FOLDER))
     assert message.payload is not None
 
     async with MemoryBroker(serving(seen)) as broker:
@@ -406,7 +413,7 @@ async def test_a_body_that_is_not_packed_as_it_says_is_dead_lettered_at_once(
 def test_the_older_extended_client_wrote_another_class() -> None:
     old = '["com.amazon.sqs.javamessaging.MessageS3Pointer",{"s3BucketName":"b","s3Key":"k"}]'
 
-    assert payload_at(old) == Payload("b", "k")
+    assert read_pointer(old) == Payload("b", "k")
 
 
 class _Half(MemoryObjectStore):

@@ -364,8 +364,8 @@ def test_fault_49_a_short_retention_in_an_external_dead_letter_queue_is_a_warnin
     assert "keeps messages for 60 s" in note
 
 
-def test_fault_49_a_fifo_dead_letter_queue_for_a_standard_queue_is_refused() -> None:
-    with pytest.raises(ConfigError, match="is a FIFO queue's: add fifo=True"):
+def test_fault_49_a_dead_letter_queue_of_the_other_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is the name of a FIFO queue: add fifo=True"):
         Queue("theirs", existing=True, dead_letter="graves.fifo")
 
 

@@ -62,7 +62,7 @@ def test_a_poll_fits_into_the_drain_by_default(drain: float, expected: int) -> N
 
 
 def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
-    with pytest.raises(ConfigError, match="wait_seconds=20 leaves too little of drain_seconds=15"):
+    with pytest.raises(ConfigError, match="wait_seconds=20 is too long for drain_seconds=15"):
         WorkerSettings.load(drain_seconds=15, wait_seconds=20)
 
 

@@ -9,9 +9,9 @@ import pytest
 from smartpipe.errors import ConfigError
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.stores.dynamodb import DynamoStore
-from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.idempotency.stores.postgres import PostgresStore
+from smartpipe.idempotency.stores.records import stored_key
 from smartpipe.idempotency.stores.redis import RedisStore
 from smartpipe.urls import describe_url
 
@@ -64,7 +64,7 @@ def test_a_dynamodb_url_keeps_the_case_of_its_table(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("url", ["mysql://db/claims", "localhost:6379", "", "://", f"{SECRET}", f"x{SECRET}@host://"])
 def test_an_unknown_scheme_is_told_the_known_ones(url: str) -> None:
-    with pytest.raises(ConfigError, match="is none of memory://, redis://") as caught:
+    with pytest.raises(ConfigError, match="is not one of memory://, redis://") as caught:
         open_store(url)
 
     assert f"{SECRET}@" not in str(caught.value)

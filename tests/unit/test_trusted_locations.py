@@ -9,9 +9,9 @@ import pytest
 
 from smartpipe import ConfigError, DecodeError, Event, Service
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.encoding import ClaimCheck
+from smartpipe.envelope.body_encoding import PayloadLocation
 from smartpipe.envelope.object_store import MemoryObjectStore
-from smartpipe.envelope.pointer import payload_at, pointer_to
+from smartpipe.envelope.pointer import read_pointer, write_pointer
 from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.message import Attribute, Failure, OutgoingMessage, Payload
 from smartpipe.names import Naming
@@ -40,7 +40,7 @@ def readable(url: str | None = "s3://payloads/folder", read: str | None = None) 
     "key", ["folder/x", "folder/x/y", "folder//x", "folder/%2F", "folder/a..b", "folder/..a", "folder/é"]
 )
 def test_a_key_below_the_prefix_may_be_read(key: str) -> None:
-    assert readable().location_of(Payload("payloads", key)) == ClaimCheck("s3", "payloads", "folder/")
+    assert readable().location_of(Payload("payloads", key)) == PayloadLocation("s3", "payloads", "folder/")
 
 
 @pytest.mark.parametrize(
@@ -175,22 +175,22 @@ def test_every_faulty_location_of_a_list_is_named() -> None:
         '["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"b","s3Key":"\\ud800"}]',
         '["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"b","s3Key":"a\\nb"}]',
         '["software.amazon.payloadoffloading.PayloadS3Pointer",{"s3BucketName":"b","s3Key":"a\\u0000"}]',
-        pointer_to("b", "k" * 1_025),
-        pointer_to("b", "é" * 513),
+        write_pointer("b", "k" * 1_025),
+        write_pointer("b", "é" * 513),
         json.dumps([["unhashable"], {}]),
         json.dumps(["x" * 1_000_000, {}]),
     ],
 )
 def test_what_is_no_pointer_is_refused_in_few_words(body: str) -> None:
     with pytest.raises(DecodeError) as caught:
-        payload_at(body)
+        read_pointer(body)
 
     assert caught.value.kind == "not-a-pointer"
     assert len(str(caught.value)) < 500
 
 
 def test_the_longest_key_that_s3_takes_is_a_key() -> None:
-    assert payload_at(pointer_to("b", "é" * 512)).key == "é" * 512
+    assert read_pointer(write_pointer("b", "é" * 512)).key == "é" * 512
 
 
 class Untouched(MemoryObjectStore):
@@ -224,7 +224,7 @@ async def test_a_worker_dead_letters_a_pointer_elsewhere_at_once_and_reads_nothi
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", url or "")
     seen: list[Event] = []
-    body, attributes = pointer_to(bucket, "folder/x"), POINTS
+    body, attributes = write_pointer(bucket, "folder/x"), POINTS
     if wrapped:
         notification = {
             "Type": "Notification",
@@ -250,7 +250,7 @@ async def test_a_worker_dead_letters_a_pointer_elsewhere_at_once_and_reads_nothi
 async def test_memory_of_another_name_is_elsewhere_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads")
     await MemoryObjectStore().put(Payload("secrets", "x", encode(wrap(ADA, source="s"))))
-    body = pointer_to("secrets", "x")
+    body = write_pointer("secrets", "x")
 
     async with MemoryBroker(serving([])) as broker:
         await broker.transport.send("mailer", [OutgoingMessage(body, len(body), POINTS)])
@@ -266,7 +266,7 @@ async def test_each_location_is_read_from_its_own_kind_of_store(monkeypatch: pyt
     await MemoryObjectStore().put(Payload("copies", "x", "found"))
     payloads = PayloadOffload()
 
-    text, _ = await payloads.fetch(pointer_to("copies", "x"), POINTS)
+    text, _ = await payloads.fetch(write_pointer("copies", "x"), POINTS)
     assert text == "found"
     await payloads.aclose()
 
@@ -284,8 +284,8 @@ async def test_the_owner_of_a_location_goes_along_with_what_is_read(monkeypatch:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "s3://theirs/in?owner=222222222222")
     payloads = PayloadOffload()
 
-    await payloads.fetch(pointer_to("payloads", "x"), POINTS)
-    await payloads.fetch(pointer_to("theirs", "in/x"), POINTS)
+    await payloads.fetch(write_pointer("payloads", "x"), POINTS)
+    await payloads.fetch(write_pointer("theirs", "in/x"), POINTS)
 
     assert [one.owner for one in asked] == [None, "222222222222"]
 

@@ -1,4 +1,4 @@
-"""``smartpipe dlq list`` and ``peek``, and which queues the commands are about."""
+"""``smartpipe dlq list`` and ``peek``, and the dead-letter queues for all ``dlq`` commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smartpipe.dlq.messages import preview
 from smartpipe.dlq.scan import Scan
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
-from smartpipe.names import name_in, physical
+from smartpipe.names import name_in, physical_name
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.aws.read import TopologyReader
 from smartpipe.topology.resources import Topology
@@ -40,7 +40,7 @@ PEEK_LEASE_SECONDS = 30.0
 
 
 class DeadLetterQueue(NamedTuple):
-    """One of a service's queues, as far as its dead letters are concerned; names as AWS has them."""
+    """A queue of a service, with the physical names of its dead-letter queue (``name``) and of itself (``source``)."""
 
     service: Service
     queue: Queue
@@ -49,18 +49,21 @@ class DeadLetterQueue(NamedTuple):
 
 
 def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> list[DeadLetterQueue]:
-    """Return those of the targets' services, or the one that is *wanted*, by its name or its source's.
+    """Return the dead-letter queues of the targets' services, or only the *wanted* one.
+
+    Args:
+        wanted: The name of a dead-letter queue, or of the queue that it belongs to.
 
     Raises:
-        ConfigError: A faulty target, or none of the queues is called so.
+        ConfigError: A target is wrong, or no queue has this name.
     """
     prefix = AwsSettings.load().prefix
     found = {
         binding.queue.dead_letter_name: DeadLetterQueue(
             service,
             binding.queue,
-            physical(prefix, binding.queue.dead_letter_name),
-            physical(prefix, binding.queue.name),
+            physical_name(prefix, binding.queue.dead_letter_name),
+            physical_name(prefix, binding.queue.name),
         )
         for service in load_services(targets)
         for binding in service.bindings
@@ -73,22 +76,22 @@ def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> lis
         for name in (one.queue.name, one.queue.dead_letter_name, one.source, one.name)
     }
     if wanted not in names:
-        raise ConfigError(f"--queue {wanted!r} is no queue of these services{_suggestion(wanted, names, found)}")
+        raise ConfigError(f"--queue {wanted!r} is not a queue of these services{_suggestion(wanted, names, found)}")
     return [names[wanted]]
 
 
 def run_list(targets: Sequence[str], *, as_json: bool) -> None:
-    """Print what is in each dead-letter queue."""
+    """Print the number of messages in each dead-letter queue."""
     queues = dead_letter_queues(targets)
 
-    async def look(transport: AwsTransport) -> tuple[Naming, list[QueueState], list[str]]:
+    async def read(transport: AwsTransport) -> tuple[Naming, list[QueueState], list[str]]:
         naming = await transport.addresses.naming()
         arns = [naming.queue_arn(one.queue.dead_letter_name) for one in queues]
         actual = await TopologyReader(transport).read(Topology({"queue": {arn: {} for arn in arns}}), tags=False)
         ages, notes = await find_ages(transport, [name_in(arn) for arn in actual.queues])
         return naming, [state_of(arn, actual.queues.get(arn), ages) for arn in arns], notes
 
-    naming, states, notes = with_transport(look)
+    naming, states, notes = with_transport(read)
     if as_json:
         plain = [
             {"service": one.service.name, "source": one.source, **_fields(state)}
@@ -99,9 +102,9 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
     print_line(heading(naming))
     width = max((len(state.name) for state in states), default=0)
     for one, state in zip(queues, states, strict=True):
-        said = describe_contents(state) if state.exists else "not there: run smartpipe topology apply"
+        text = describe_contents(state) if state.exists else "does not exist: run smartpipe topology apply"
         alarming = not state.exists or state.visible + state.in_flight
-        print_line(Line(f"  {state.name:<{width}}  {said}  (of {one.source})", "red" if alarming else None))
+        print_line(Line(f"  {state.name:<{width}}  {text}  (of {one.source})", "red" if alarming else None))
     if not states:
         typer.echo("no queues: these services only publish")
     for note in notes:
@@ -109,43 +112,43 @@ def run_list(targets: Sequence[str], *, as_json: bool) -> None:
 
 
 def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *, as_json: bool) -> None:
-    """Print dead letters, and give them back."""
+    """Print dead-letter messages, and return them to the queue."""
     queues = dead_letter_queues(targets, wanted)
 
-    async def look(transport: AwsTransport) -> tuple[Naming, list[list[DeadLetterMessage]]]:
+    async def receive(transport: AwsTransport) -> tuple[Naming, list[list[DeadLetterMessage]]]:
         naming, stop = await transport.addresses.naming(), asyncio.Event()
         with on_stop(lambda _: stop.set()):
-            return naming, [await _peeked(transport, one, selection, stop) for one in queues]
+            return naming, [await _receive(transport, one, selection, stop) for one in queues]
 
-    naming, letters = with_transport(look)
-    shown = list(zip(queues, letters, strict=True))
+    naming, received = with_transport(receive)
+    by_queue = list(zip(queues, received, strict=True))
     if as_json:
-        plain = [_plain(one, letter) for one, found in shown for letter in found]
+        plain = [_to_json(one, dead_letter) for one, found in by_queue for dead_letter in found]
         typer.echo(escape_json(json.dumps({**naming._asdict(), "messages": plain}, indent=2, ensure_ascii=False)))
         return
     print_line(heading(naming))
-    for one, found in shown:
-        most = " or more" if len(found) == selection.limit else ""
-        what = messages(len(found)) if found else "nothing" + (" that fits" if selection.filters else "")
-        print_line(f"{one.name} (of {one.source}): {what}{most}")
-        for letter in found:
-            for line in describe(letter):
+    for one, found in by_queue:
+        more = " or more" if len(found) == selection.limit else ""
+        count = messages(len(found)) if found else "no messages" + (" match" if selection.has_filters else "")
+        print_line(f"{one.name} (of {one.source}): {count}{more}")
+        for dead_letter in found:
+            for line in describe(dead_letter):
                 print_line(line)
 
 
 def messages(count: int) -> str:
-    """Return so many messages, in words."""
+    """Return *count* in words, as in ``1 message`` or ``1,000 messages``."""
     return f"{count:,} message{'' if count == 1 else 's'}"
 
 
-async def _peeked(
+async def _receive(
     transport: AwsTransport, one: DeadLetterQueue, selection: Selection, stop: asyncio.Event
 ) -> list[DeadLetterMessage]:
     limit = selection.limit or 0
     found: list[DeadLetterMessage] = []
-    async with Scan(transport, one.queue.dead_letter_name, lease_seconds=PEEK_LEASE_SECONDS) as walk:
-        while len(found) < limit and not stop.is_set() and (letters := await walk.next()):
-            found += [letter for letter in letters if selection.takes(letter)]
+    async with Scan(transport, one.queue.dead_letter_name, lease_seconds=PEEK_LEASE_SECONDS) as scan:
+        while len(found) < limit and not stop.is_set() and (dead_letters := await scan.next()):
+            found += [dead_letter for dead_letter in dead_letters if selection.matches(dead_letter)]
     return found[:limit]
 
 
@@ -162,61 +165,64 @@ def _suggestion(wanted: str, names: dict[str, DeadLetterQueue], found: dict[str,
     return f"; they have {', '.join(one.name for one in found.values())}" if found else ", which have none"
 
 
-def describe(letter: DeadLetterMessage) -> list[str]:
-    """Return what ``dlq peek`` prints of a message: lines without control characters, none wider than the terminal."""
-    message, reason = letter.message, letter.reason
-    source = f" from {printable(letter.source)}" if letter.source else ""
-    lines = [f"  {printable(letter.event_id or 'no event')}  {printable(letter.event_type or '')}{source}"]
+def describe(dead_letter: DeadLetterMessage) -> list[str]:
+    """Return the lines that ``dlq peek`` prints: without control characters, and not wider than the terminal."""
+    message, reason = dead_letter.message, dead_letter.reason
+    source = f" from {printable(dead_letter.source)}" if dead_letter.source else ""
+    lines = [f"  {printable(dead_letter.event_id or 'no event')}  {printable(dead_letter.event_type or '')}{source}"]
     if reason:
         where = f" in {reason.get('handler')}" if reason.get("handler") else ""
-        lines.append(f"{letter.kind} after {_times(reason.get('receive_count'))}{where}: {letter.error}")
-        when = f"dead-lettered {_moment(reason.get('dead_lettered_at'))}"
+        lines.append(f"{dead_letter.kind} after {_receives(reason.get('receive_count'))}{where}: {dead_letter.error}")
+        when = f"dead-lettered {_format_time(reason.get('dead_lettered_at'))}"
     else:
         lines.append("no reason: SQS moved it after too many receives, or SNS could not deliver it")
-        when = "sent " + ("?" if message.sent_at is None else _utc(datetime.fromtimestamp(message.sent_at, UTC)))
+        when = "sent " + ("?" if message.sent_at is None else _format_utc(datetime.fromtimestamp(message.sent_at, UTC)))
     width = shutil.get_terminal_size((120, 24)).columns
-    lines += [f"{when}; {_times(message.receive_count)} in all; message {message.message_id}", preview(message, width)]
-    return [_cut(line, width) for line in [lines[0], *(f"      {printable(line)}" for line in lines[1:])]]
+    lines += [
+        f"{when}; {_receives(message.receive_count)} in all; message {message.message_id}",
+        preview(message, width),
+    ]
+    return [_truncate(line, width) for line in [lines[0], *(f"      {printable(line)}" for line in lines[1:])]]
 
 
-def _times(count: object) -> str:
+def _receives(count: object) -> str:
     return f"{count} receive{'' if count == 1 else 's'}"
 
 
 def printable(text: str) -> str:
-    """Return *text* on one line, without what would command a terminal; ``--json`` has it in full.
+    """Return *text* on one line, without characters that control a terminal. ``--json`` has the full text.
 
-    A body is data that people read, so a character that cannot be shown takes no more place than one that can.
+    Other than in an escaped text, a character that cannot be shown takes one column, so that data stays readable.
     """
     return "".join(one if one.isprintable() else " " if one.isspace() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
-def _cut(line: str, width: int) -> str:
+def _truncate(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _moment(text: object) -> str:
+def _format_time(text: object) -> str:
     try:
-        return _utc(datetime.fromisoformat(str(text)).astimezone(UTC))
+        return _format_utc(datetime.fromisoformat(str(text)).astimezone(UTC))
     except (ValueError, OverflowError):
         return "?"
 
 
-def _utc(moment: datetime) -> str:
+def _format_utc(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _plain(one: DeadLetterQueue, letter: DeadLetterMessage) -> dict[str, Any]:
-    message = letter.message
+def _to_json(one: DeadLetterQueue, dead_letter: DeadLetterMessage) -> dict[str, Any]:
+    message = dead_letter.message
     sent = None if message.sent_at is None else datetime.fromtimestamp(message.sent_at, UTC).isoformat()
     return {
         "queue": one.name,
         "source_queue": one.source,
-        "event_id": letter.event_id,
-        "type": letter.event_type,
-        "source": letter.source,
-        "reason": letter.kind,
-        "dead_letter": dict(letter.reason),
+        "event_id": dead_letter.event_id,
+        "type": dead_letter.event_type,
+        "source": dead_letter.source,
+        "reason": dead_letter.kind,
+        "dead_letter": dict(dead_letter.reason),
         "message_id": message.message_id,
         "group_id": message.group_id,
         "sent_at": sent,

@@ -1,4 +1,4 @@
-"""``smartpipe dlq``: its commands and their options; what they do is in cli.dlq and cli.redrive."""
+"""``smartpipe dlq``: its commands and their options. cli.dlq and cli.redrive implement them."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ import typer
 from smartpipe.cli.topology_app import AsJson, Targets, Yes  # noqa: TC001 - typer reads the annotations
 
 dlq = typer.Typer(
-    help="Dead-letter queues of services: look into them, send back what is in them, or delete it.",
+    help="Work on dead-letter queues of services: list and show messages, send them back, or delete them.",
     no_args_is_help=True,
 )
 
 QueueName = Annotated[
-    str | None, typer.Option("--queue", help="Only this one, by its name or that of the queue it is for.")
+    str | None,
+    typer.Option("--queue", help="Only this dead-letter queue, by its name or the name of the queue it belongs to."),
 ]
-Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type; may be repeated.")]
+Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type. Can be repeated.")]
 Reasons = Annotated[
     list[str] | None,
     typer.Option(
         "--reason",
-        help="Only with this reason, as peek shows it (none: moved by SQS itself), or with this text in the error; "
-        "may be repeated.",
+        help="Only messages with this reason, as shown by peek ('none': moved by SQS itself), or with this text in the "
+        "error. Can be repeated.",
     ),
 ]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="Only this event, or message, by its id; may be repeated.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Not more than so many of each queue.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="Only the event or message with this id. Can be repeated.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The maximum number of messages from each queue.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")]
 
 SECONDS_A_DAY = 86_400
 
 
 @dlq.command(name="list")
 def list_(targets: Targets = None, *, json: AsJson = False) -> None:
-    """List dead-letter queues with how much is in them, and how old the oldest is where CloudWatch knows."""
+    """List dead-letter queues with their number of messages and, if CloudWatch knows it, the age of the oldest."""
     from smartpipe.cli.dlq import run_list
 
     run_list(targets or [], as_json=json)
@@ -49,10 +50,10 @@ def peek(
     types: Types = None,
     reasons: Reasons = None,
     ids: Ids = None,
-    limit: Annotated[int, typer.Option(min=1, help="Not more than so many of each queue.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of messages from each queue.")] = 10,
     json: AsJson = False,
 ) -> None:
-    """Show dead letters and leave them where they are. SQS counts it as a receive, and hides them meanwhile."""
+    """Show dead-letter messages, and return them to the queue. SQS counts a receive, and hides them meanwhile."""
     from smartpipe.cli.dlq import run_peek
     from smartpipe.dlq.messages import Selection
 
@@ -69,16 +70,21 @@ def redrive(  # noqa: PLR0913 - typer makes an option of each
     reasons: Reasons = None,
     ids: Ids = None,
     limit: Limit = None,
-    rate: Annotated[float | None, typer.Option(min=0.1, max=10_000, help="Not more than so many a second.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, max=10_000, help="The maximum number of messages per second.")
+    ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also what idempotent handlers have done already: they do it again.")
+        bool,
+        typer.Option(
+            "--force", help="Also move messages that idempotent handlers have handled. They will handle them again."
+        ),
     ] = False,
     dry_run: DryRun = False,
     yes: Yes = False,
     json: AsJson = False,
 ) -> None:
-    """Send dead letters back to the queue that they came from: shows what would go, and asks."""
-    from smartpipe.cli.redrive import Manner, run_redrive
+    """Send dead-letter messages back to the queue that they came from. Shows the messages first, and asks."""
+    from smartpipe.cli.redrive import RedriveOptions, run_redrive
     from smartpipe.dlq.messages import Selection
 
     selection = Selection(types=tuple(types or ()), reasons=tuple(reasons or ()), ids=tuple(ids or ()), limit=limit)
@@ -86,7 +92,7 @@ def redrive(  # noqa: PLR0913 - typer makes an option of each
         targets or [],
         queue,
         selection,
-        Manner(rate_per_second=rate, force=force, dry_run=dry_run, yes=yes, as_json=json),
+        RedriveOptions(rate_per_second=rate, force=force, dry_run=dry_run, yes=yes, as_json=json),
     )
 
 
@@ -94,20 +100,23 @@ def redrive(  # noqa: PLR0913 - typer makes an option of each
 def purge(  # noqa: PLR0913 - typer makes an option of each
     targets: Targets = None,
     *,
-    queue: Annotated[str, typer.Option("--queue", help="Which, by its name or that of the queue it is for.")],
+    queue: Annotated[
+        str,
+        typer.Option("--queue", help="The dead-letter queue, by its name or the name of the queue it belongs to."),
+    ],
     types: Types = None,
     reasons: Reasons = None,
     ids: Ids = None,
     older_than_days: Annotated[
-        float | None, typer.Option(min=0, help="Only what was sent before so many days.")
+        float | None, typer.Option(min=0, help="Only messages sent more than this number of days ago.")
     ] = None,
     limit: Limit = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     json: AsJson = False,
 ) -> None:
-    """Delete dead letters for good: shows what would go, and asks."""
-    from smartpipe.cli.redrive import Manner, run_purge
+    """Delete dead-letter messages permanently. Shows the messages first, and asks."""
+    from smartpipe.cli.redrive import RedriveOptions, run_purge
     from smartpipe.dlq.messages import Selection
 
     selection = Selection(
@@ -117,4 +126,4 @@ def purge(  # noqa: PLR0913 - typer makes an option of each
         sent_before=None if older_than_days is None else time.time() - older_than_days * SECONDS_A_DAY,
         limit=limit,
     )
-    run_purge(targets or [], queue, selection, Manner(dry_run=dry_run, yes=yes, as_json=json))
+    run_purge(targets or [], queue, selection, RedriveOptions(dry_run=dry_run, yes=yes, as_json=json))

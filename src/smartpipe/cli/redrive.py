@@ -1,4 +1,4 @@
-"""``smartpipe dlq redrive`` and ``purge``: look, say what would go, ask, and carry it out."""
+"""``smartpipe dlq redrive`` and ``purge``: scan the queues, show the messages, ask, and move or delete them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import NO_REASON
 from smartpipe.dlq.processed import ProcessedEvents
-from smartpipe.dlq.redrive import Clearing, Purge, Redrive, ScanResult, Tally, scan
+from smartpipe.dlq.redrive import Purge, Redrive, RemovalResult, Remover, ScanResult, scan
 from smartpipe.errors import SmartpipeError, StoreError
-from smartpipe.idempotency.claims import claims_of
+from smartpipe.idempotency.claims import open_claims
 from smartpipe.settings import ClaimSettings
 from smartpipe.worker.signals import on_stop
 
@@ -40,11 +40,11 @@ CLEAR = "\x1b[K"
 """ECMA-48, "erase in line": from the cursor to its end."""
 
 
-class Manner(NamedTuple):
-    """How it is to be done.
+class RedriveOptions(NamedTuple):
+    """The options of a redrive or a purge.
 
     Args:
-        force: Also what idempotent handlers have done already.
+        force: Also move messages that all their handlers have handled.
     """
 
     rate_per_second: float | None = None
@@ -54,229 +54,234 @@ class Manner(NamedTuple):
     as_json: bool = False
 
 
-class Work(NamedTuple):
-    """What is wanted of which queues, and in which words."""
+class Operation(NamedTuple):
+    """A redrive or a purge of selected messages, and the words for it."""
 
     queues: list[DeadLetterQueue]
     selection: Selection
-    manner: Manner
+    options: RedriveOptions
     verb: str
-    done: str
-    remembers: bool
+    past_tense: str
+    is_redrive: bool
 
 
-def run_redrive(targets: Sequence[str], wanted: str | None, selection: Selection, manner: Manner) -> None:
-    """Move dead letters back to where they came from."""
-    _run(Work(dead_letter_queues(targets, wanted), selection, manner, "move", "moved", remembers=True))
+def run_redrive(targets: Sequence[str], wanted: str | None, selection: Selection, options: RedriveOptions) -> None:
+    """Move dead-letter messages back to the queues that they came from."""
+    _run(Operation(dead_letter_queues(targets, wanted), selection, options, "move", "moved", is_redrive=True))
 
 
-def run_purge(targets: Sequence[str], wanted: str, selection: Selection, manner: Manner) -> None:
-    """Delete dead letters."""
-    _run(Work(dead_letter_queues(targets, wanted), selection, manner, "delete", "deleted", remembers=False))
+def run_purge(targets: Sequence[str], wanted: str, selection: Selection, options: RedriveOptions) -> None:
+    """Delete dead-letter messages."""
+    _run(Operation(dead_letter_queues(targets, wanted), selection, options, "delete", "deleted", is_redrive=False))
 
 
-def _run(work: Work) -> None:
-    """Exit 1 where something failed, was interrupted, or nothing fits."""
-    as_json = work.manner.as_json
-    naming, looks = with_transport(lambda transport: _look(work, transport))
+def _run(operation: Operation) -> None:
+    """Exit with 1 if a message failed, the operation was interrupted, or no message matches the filters."""
+    as_json = operation.options.as_json
+    naming, scans = with_transport(lambda transport: _scan(operation, transport))
     if not as_json:
         print_line(heading(naming))
-        for one, looked in zip(work.queues, looks, strict=True):
-            for line in _in_words(work, one, looked):
+        for one, scanned in zip(operation.queues, scans, strict=True):
+            for line in _describe_scan(operation, one, scanned):
                 print_line(line)
-    tallies = [Tally() for _ in work.queues]
-    count = sum(looked.wanted.total() for looked in looks)
-    going = count > 0 and not work.manner.dry_run
-    if going:
-        more = "" if all(looked.complete for looked in looks) else " or more"
-        question = f"{work.verb.capitalize()} {count:,}{more} message{'' if count == 1 else 's'}?"
-        ask(question, yes=work.manner.yes, as_json=as_json, look="add --dry-run to look")
+    results = [RemovalResult() for _ in operation.queues]
+    count = sum(scanned.selected.total() for scanned in scans)
+    proceed = count > 0 and not operation.options.dry_run
+    if proceed:
+        more = "" if all(scanned.complete for scanned in scans) else " or more"
+        question = f"{operation.verb.capitalize()} {count:,}{more} message{'' if count == 1 else 's'}?"
+        ask(question, yes=operation.options.yes, as_json=as_json, look="add --dry-run to see the messages")
     try:
-        if going:
-            with_transport(lambda transport: _carry_out(work, transport, looks, tallies))
-    finally:  # how far it came is told also when it failed
+        if proceed:
+            with_transport(lambda transport: _remove(operation, transport, scans, results))
+    finally:  # report the results even if it failed
         if as_json:
-            typer.echo(json.dumps(_plain(work, naming, looks, tallies), indent=2))
-        elif going:
-            for one, looked, tally in zip(work.queues, looks, tallies, strict=True):
-                if looked.wanted:
-                    _tell(work, one, looked, tally)
-    left = going and any(map(_not_reached, looks, tallies))
-    if left or any(tally.failed or tally.not_deleted for tally in tallies) or (work.selection.filters and not count):
+            typer.echo(json.dumps(_to_json(operation, naming, scans, results), indent=2))
+        elif proceed:
+            for one, scanned, result in zip(operation.queues, scans, results, strict=True):
+                if scanned.selected:
+                    _print_result(operation, one, scanned, result)
+    incomplete = proceed and any(map(_not_reached, scans, results))
+    failed = any(result.failed or result.not_deleted for result in results)
+    if incomplete or failed or (operation.selection.has_filters and not count):
         raise typer.Exit(1)
 
 
-async def _look(work: Work, transport: AwsTransport) -> tuple[Naming, list[ScanResult]]:
-    naming, stop, looks = await transport.addresses.naming(), asyncio.Event(), []
+async def _scan(operation: Operation, transport: AwsTransport) -> tuple[Naming, list[ScanResult]]:
+    naming, stop, scans = await transport.addresses.naming(), asyncio.Event(), []
     with on_stop(lambda _: stop.set()):
-        for one in work.queues:
-            async with _memories(work, one) as memories:
-                looks.append(await scan(transport, one.queue, work.selection, memories, stop))
+        for one in operation.queues:
+            async with _open_processed_events(operation, one) as processed_events:
+                scans.append(await scan(transport, one.queue, operation.selection, processed_events, stop))
     if stop.is_set():
         raise SmartpipeError("interrupted: nothing was changed")
-    return naming, looks
+    return naming, scans
 
 
-async def _carry_out(work: Work, transport: AwsTransport, looks: list[ScanResult], tallies: list[Tally]) -> None:
+async def _remove(
+    operation: Operation, transport: AwsTransport, scans: list[ScanResult], results: list[RemovalResult]
+) -> None:
     stop = asyncio.Event()
     with on_stop(lambda _: stop.set()):
-        for one, looked, tally in zip(work.queues, looks, tallies, strict=True):
-            if not looked.wanted:
+        for one, scanned, result in zip(operation.queues, scans, results, strict=True):
+            if not scanned.selected:
                 continue
-            async with _memories(work, one) as memories:
-                progress = Progress(work, one, looked)
-                rate = work.manner.rate_per_second
-                clearing = Clearing(transport, one.queue, rate_per_second=rate, stop=stop, on_progress=progress)
-                treatment = (
-                    Redrive(transport, one.queue, memories, force=work.manner.force) if work.remembers else Purge()
+            async with _open_processed_events(operation, one) as processed_events:
+                progress = Progress(operation, one, scanned)
+                rate = operation.options.rate_per_second
+                remover = Remover(transport, one.queue, rate_per_second=rate, stop=stop, on_progress=progress)
+                action = (
+                    Redrive(transport, one.queue, processed_events, force=operation.options.force)
+                    if operation.is_redrive
+                    else Purge()
                 )
                 try:
-                    await clearing.clear(looked, work.selection, treatment, tally)
+                    await remover.remove(scanned, operation.selection, action, result)
                 finally:
                     progress.end()
 
 
 @asynccontextmanager
-async def _memories(work: Work, one: DeadLetterQueue) -> AsyncIterator[ProcessedEvents]:
-    """Open the store, where the queue's handlers have one."""
+async def _open_processed_events(operation: Operation, one: DeadLetterQueue) -> AsyncIterator[ProcessedEvents]:
+    """Open the idempotency store, if the operation is a redrive and the queue has idempotent handlers."""
     handlers = one.service.handlers_on(one.queue.name)
-    if not (work.remembers and any(handler.options.idempotency for handler in handlers)):
+    if not (operation.is_redrive and any(handler.options.idempotency for handler in handlers)):
         yield ProcessedEvents(handlers, None)
         return
     try:
-        claims = await claims_of(one.service, ClaimSettings.load().idempotency_url)
-        assert claims is not None  # noqa: S101 - it has idempotent handlers
-        memories = ProcessedEvents(handlers, claims)
+        claims = await open_claims(one.service, ClaimSettings.load().idempotency_url)
+        assert claims is not None  # noqa: S101 - the service has idempotent handlers
+        processed_events = ProcessedEvents(handlers, claims)
         try:
-            yield memories
+            yield processed_events
         finally:
-            await memories.aclose()
+            await processed_events.aclose()
             await claims.aclose()
     except StoreError as error:
-        msg = f"{one.name}: what idempotent handlers have done cannot be looked up, and nothing goes unlooked: {error}"
+        msg = f"{one.name}: cannot look up which events were handled, so no further message is moved: {error}"
         raise SmartpipeError(msg) from error
 
 
 class Progress:
-    """Says how far it is: on a terminal in one line, elsewhere every ten seconds."""
+    """Prints the progress: on a terminal in one line, elsewhere every ten seconds."""
 
-    def __init__(self, work: Work, one: DeadLetterQueue, looked: ScanResult) -> None:
-        self._quiet = work.manner.as_json
+    def __init__(self, operation: Operation, one: DeadLetterQueue, scanned: ScanResult) -> None:
+        self._quiet = operation.options.as_json
         self._terminal = sys.stderr.isatty()
-        self._text = f"{one.name}: {work.done} {{:,}} of {looked.wanted.total():,}{'' if looked.complete else '+'}"
-        self._told_at = time.monotonic()
-        self._told = False
+        total = f"{scanned.selected.total():,}{'' if scanned.complete else '+'}"
+        self._text = f"{one.name}: {operation.past_tense} {{:,}} of {total}"
+        self._printed_at = time.monotonic()
+        self._printed = False
 
-    def __call__(self, tally: Tally) -> None:
-        """Say it, if it is time."""
+    def __call__(self, result: RemovalResult) -> None:
+        """Print it, if it is time."""
         now = time.monotonic()
-        if self._quiet or now - self._told_at < (TERMINAL_PROGRESS_SECONDS if self._terminal else PROGRESS_SECONDS):
+        interval = TERMINAL_PROGRESS_SECONDS if self._terminal else PROGRESS_SECONDS
+        if self._quiet or now - self._printed_at < interval:
             return
-        self._told_at, self._told = now, True
-        text = self._text.format(tally.done)
+        self._printed_at, self._printed = now, True
+        text = self._text.format(result.done)
         typer.echo(f"\r{text}{CLEAR}" if self._terminal else text, nl=not self._terminal, err=True)
 
     def end(self) -> None:
-        """Leave the terminal's line to what comes next."""
-        if self._terminal and self._told:
+        """Clear the line on the terminal."""
+        if self._terminal and self._printed:
             typer.echo(f"\r{CLEAR}", nl=False, err=True)
 
 
-def _in_words(work: Work, one: DeadLetterQueue, looked: ScanResult) -> Iterator[str]:
-    """Yield what would become of the letters of one queue."""
-    total, others = looked.wanted.total(), looked.others.total()
-    to = f" → {one.source}" if work.remembers else ""
-    more = "" if looked.complete else " or more"
+def _describe_scan(operation: Operation, one: DeadLetterQueue, scanned: ScanResult) -> Iterator[str]:
+    """Yield lines about the messages in one queue, and the plan for them."""
+    total, others = scanned.selected.total(), scanned.others.total()
+    to = f" → {one.source}" if operation.is_redrive else ""
+    more = "" if scanned.complete else " or more"
     if not total:
-        what = f"none of {messages(others)} fits" if others else "nothing there"
-        yield f"{one.name}{to}: {what}"
+        yield f"{one.name}{to}: {f'none of {messages(others)} matches' if others else 'no messages'}"
     else:
-        yield f"{one.name}{to}: {messages(total)}{more} to {work.verb}"
-    yield from _kinds(looked.wanted, "    ")
-    if looked.all_done:
-        done = f"{looked.all_done:,} of them {'was' if looked.all_done == 1 else 'were'} handled before"
-        if work.manner.force:
-            yield f"  {done}: --force lets that happen again"
+        yield f"{one.name}{to}: {messages(total)}{more} to {operation.verb}"
+    yield from _describe_kinds(scanned.selected, "    ")
+    if scanned.processed:
+        handled = f"{scanned.processed:,} of them {'was' if scanned.processed == 1 else 'were'} handled before"
+        pronoun = "it" if scanned.processed == 1 else "them"
+        if operation.options.force:
+            yield f"  {handled}: with --force, handlers will handle {pronoun} again"
         else:
-            verb, pronoun = ("is", "it") if looked.all_done == 1 else ("are", "them")
-            yield f"  {done}, and {verb} skipped: --force would handle {pronoun} again"
-    if looked.partly_done:
-        instead = "all their handlers run again" if work.manner.force else "only the other handlers run"
-        yield f"  of {looked.partly_done:,} some handlers were done before: {instead}"
-    if looked.in_progress:
-        yield f"  {looked.in_progress:,} may be in some worker's hands right now: theirs come first"
-    if work.selection.limit is not None and total >= work.selection.limit:
-        return  # nobody has looked at what else there is
+            yield f"  {handled} and will be skipped: use --force to have {pronoun} handled again"
+    if scanned.partly_processed:
+        will_run = "all their handlers will run again" if operation.options.force else "only the others will run"
+        yield f"  {scanned.partly_processed:,} of them were handled by some of their handlers: {will_run}"
+    if scanned.in_progress:
+        yield f"  {scanned.in_progress:,} of them may be in progress in a worker: the moved messages will wait for it"
+    if operation.selection.limit is not None and total >= operation.selection.limit:
+        return  # the scan stopped at the limit, so the number of other messages is not known
     if total and others:
-        yield f"  {messages(others)} that {'stays' if others == 1 else 'stay'}"
-    yield from _kinds(looked.others, "    ")
+        yield f"  {messages(others)} {'stays' if others == 1 else 'stay'}"
+    yield from _describe_kinds(scanned.others, "    ")
 
 
-def _kinds(counts: Counter[tuple[str, str]], indent: str) -> Iterator[str]:
+def _describe_kinds(counts: Counter[tuple[str, str]], indent: str) -> Iterator[str]:
     width = max((len(f"{count:,}") for count in counts.values()), default=0)
     for (type_, kind), count in counts.most_common():
-        why = "no reason" if kind == NO_REASON else kind
-        yield f"{indent}{count:>{width},} {printable(type_) or 'no event'}, {printable(why)}"
+        reason = "no reason" if kind == NO_REASON else kind
+        yield f"{indent}{count:>{width},} {printable(type_) or 'no event'}, {printable(reason)}"
 
 
-def _tell(work: Work, one: DeadLetterQueue, looked: ScanResult, tally: Tally) -> None:
-    """Say what has become of the letters of one queue."""
-    parts = [f"{work.done} {_done(work, tally):,}"]
-    parts += [f"skipped {tally.skipped:,}"] if tally.skipped else []
-    parts += [f"failed {len(tally.failed):,}"] if tally.failed else []
-    left = _not_reached(looked, tally)
-    parts += [f"not reached {left:,}"] if left else []
-    ending = "; interrupted: the rest is where it was" if tally.interrupted else ""
+def _print_result(operation: Operation, one: DeadLetterQueue, scanned: ScanResult, result: RemovalResult) -> None:
+    parts = [f"{operation.past_tense} {_removed(operation, result):,}"]
+    parts += [f"skipped {result.skipped:,}"] if result.skipped else []
+    parts += [f"failed {len(result.failed):,}"] if result.failed else []
+    not_reached = _not_reached(scanned, result)
+    parts += [f"not reached {not_reached:,}"] if not_reached else []
+    ending = "; interrupted: the other messages are still in the queue" if result.interrupted else ""
     print_line(f"{one.name}: {', '.join(parts)}{ending}")
-    for letters, what in (
-        (tally.failed, "stays"),
-        (tally.not_deleted, "was not deleted and will be seen again" if work.remembers else "was not deleted"),
-    ):
-        for letter, failure in letters[:FAILURES_SHOWN]:
-            print_line(f"  {letter.name} {what}: {failure.code}: {failure.detail}", err=True)
-        if len(letters) > FAILURES_SHOWN:
-            typer.echo(f"  and {len(letters) - FAILURES_SHOWN:,} more", err=True)
+    not_deleted = "was moved but not deleted, so it will appear again" if operation.is_redrive else "was not deleted"
+    for dead_letters, text in ((result.failed, "stays"), (result.not_deleted, not_deleted)):
+        for dead_letter, failure in dead_letters[:FAILURES_SHOWN]:
+            print_line(f"  {dead_letter.name} {text}: {failure.code}: {failure.detail}", err=True)
+        if len(dead_letters) > FAILURES_SHOWN:
+            typer.echo(f"  and {len(dead_letters) - FAILURES_SHOWN:,} more", err=True)
 
 
-def _not_reached(looked: ScanResult, tally: Tally) -> int:
-    """Return how many were left alone: it was interrupted, gave up, or somebody else has taken them."""
-    return max(0, looked.wanted.total() - tally.dealt_with)
+def _not_reached(scanned: ScanResult, result: RemovalResult) -> int:
+    """Return the number of messages left: the operation was interrupted or gave up, or another reader has them."""
+    return max(0, scanned.selected.total() - result.total)
 
 
-def _done(work: Work, tally: Tally) -> int:
-    """Return how many were moved, or are deleted: what was sent is moved, be it still in the old place too."""
-    return tally.done if work.remembers else tally.done - len(tally.not_deleted)
+def _removed(operation: Operation, result: RemovalResult) -> int:
+    """Return the number of messages moved or deleted. A message that was sent but not deleted counts as moved."""
+    return result.done if operation.is_redrive else result.done - len(result.not_deleted)
 
 
-def _plain(work: Work, naming: Naming, looks: list[ScanResult], tallies: list[Tally]) -> dict[str, Any]:
+def _to_json(
+    operation: Operation, naming: Naming, scans: list[ScanResult], results: list[RemovalResult]
+) -> dict[str, Any]:
     queues = [
         {
             "queue": one.name,
             "source": one.source,
-            "wanted": _counted(looked.wanted),
-            "others": _counted(looked.others),
-            "complete": looked.complete,
+            "wanted": _counts_to_json(scanned.selected),
+            "others": _counts_to_json(scanned.others),
+            "complete": scanned.complete,
             **(
-                {"handled_before": looked.all_done, "partly_handled_before": looked.partly_done}
-                if work.remembers
+                {"handled_before": scanned.processed, "partly_handled_before": scanned.partly_processed}
+                if operation.is_redrive
                 else {}
             ),
-            **({"in_progress": looked.in_progress} if work.remembers else {}),
-            work.done: _done(work, tally),
-            "skipped": tally.skipped,
-            "failed": _told(tally.failed),
-            "not_deleted": _told(tally.not_deleted),
-            "not_reached": 0 if work.manner.dry_run else _not_reached(looked, tally),
-            "interrupted": tally.interrupted,
+            **({"in_progress": scanned.in_progress} if operation.is_redrive else {}),
+            operation.past_tense: _removed(operation, result),
+            "skipped": result.skipped,
+            "failed": _failures_to_json(result.failed),
+            "not_deleted": _failures_to_json(result.not_deleted),
+            "not_reached": 0 if operation.options.dry_run else _not_reached(scanned, result),
+            "interrupted": result.interrupted,
         }
-        for one, looked, tally in zip(work.queues, looks, tallies, strict=True)
+        for one, scanned, result in zip(operation.queues, scans, results, strict=True)
     ]
-    return {**naming._asdict(), "dry_run": work.manner.dry_run, "queues": queues}
+    return {**naming._asdict(), "dry_run": operation.options.dry_run, "queues": queues}
 
 
-def _counted(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
+def _counts_to_json(counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
     return [{"type": type_ or None, "reason": kind, "count": count} for (type_, kind), count in counts.most_common()]
 
 
-def _told(letters: list[tuple[DeadLetterMessage, Failure]]) -> list[dict[str, str]]:
-    return [{"id": letter.name, "code": failure.code, "detail": failure.detail} for letter, failure in letters]
+def _failures_to_json(failures: list[tuple[DeadLetterMessage, Failure]]) -> list[dict[str, str]]:
+    return [{"id": one.name, "code": failure.code, "detail": failure.detail} for one, failure in failures]

@@ -1,4 +1,4 @@
-"""``smartpipe relay``: publishes what services committed to their outbox."""
+"""``smartpipe relay``: publishes committed events of the outbox."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ log = logging.getLogger("smartpipe.relay")
 
 
 def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
-    """Run a relay until SIGTERM or SIGINT, or until nothing waits any more, and end the process."""
+    """Run a relay until SIGTERM or SIGINT, or with *once* until no event waits, and end the process."""
     settings, aws_settings = load_settings(RelaySettings, flags)
     if settings.outbox_url is None:
-        raise ConfigError("which database? Set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
+        raise ConfigError("no database is set: set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
     configure(settings.log_level, settings.log_format)
     raise_file_limit()
-    for sentence in unknown_settings():
-        log.warning("%s", sentence)
+    for warning in unknown_settings():
+        log.warning("%s", warning)
     exit_now(asyncio.run(_run(settings, aws_settings, settings.outbox_url.get_secret_value(), once=once)))
 
 
@@ -53,9 +53,9 @@ async def _run(settings: RelaySettings, aws_settings: AwsSettings, url: str, *, 
     relay = Relay(url, transport)
     try:
         if once:
-            left = await relay.drain()
-            if left.waiting:
-                raise SmartpipeError(f"{left.waiting} events still wait, the oldest for {left.lag_seconds:.0f} s")
+            backlog = await relay.drain()
+            if backlog.waiting:
+                raise SmartpipeError(f"{backlog.waiting} events still wait, the oldest for {backlog.lag_seconds:.0f} s")
             return 0
         log.info("starting: relay, process %d", os.getpid())
         health = HealthServer(RelayReport(relay, transport), settings.host, settings.port)
@@ -71,36 +71,36 @@ async def _run(settings: RelaySettings, aws_settings: AwsSettings, url: str, *, 
 
 
 class RelayReport:
-    """The Report of a relay."""
+    """Answers health checks and requests for metrics of a relay."""
 
     def __init__(self, relay: Relay, transport: Transport) -> None:
         self._relay = relay
         self._transport = transport
 
     async def livez(self) -> Answer:
-        """Tell that it runs: while the database is away it tries on, and a restart would do no more."""
+        """Return 200: during an outage of the database the relay keeps retrying, and a restart would not help."""
         return Answer(True, {"alive": True})
 
     async def readyz(self) -> Answer:
-        """Tell whether it reads the outbox."""
+        """Return 200 if the relay can read the outbox."""
         return Answer(not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published})
 
     async def metrics(self) -> str:
-        """Return the counts, and the backlog as the database last reported it: 5 s ago, or longer while it is away."""
+        """Return the counters, and the backlog, at most 5 s old, or older while the database is unreachable."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
         counts = counters_of(self._transport)
         if counts is not None:
             families += families_of_transport(counts, {})
         families.append(family_of_dropped_lines({}))
-        seen = await self._relay.backlog_reader.last()
-        if seen is None:
+        reading = await self._relay.backlog_reader.read()
+        if reading is None:
             return render(families)
-        backlog, age_seconds = seen
+        backlog, age_seconds = reading
         for name, text, value in (
             ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
-            ("smartpipe_outbox_parked", "Events that were refused for good.", backlog.parked),
-            ("smartpipe_outbox_lag_seconds", "Age of the oldest event that waits.", backlog.lag_seconds),
-            ("smartpipe_outbox_backlog_age_seconds", "Time since the database was asked for these.", age_seconds),
+            ("smartpipe_outbox_parked", "Events that were refused permanently.", backlog.parked),
+            ("smartpipe_outbox_lag_seconds", "Age of the oldest waiting event.", backlog.lag_seconds),
+            ("smartpipe_outbox_backlog_age_seconds", "Time since these were read from the database.", age_seconds),
         ):
             families.append(_family(name, "gauge", text, value))
         return render(families)

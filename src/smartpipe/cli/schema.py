@@ -1,4 +1,4 @@
-"""``smartpipe schema``."""
+"""``smartpipe schema``: writes JSON Schema files of events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_export(targets: Sequence[str], directory: Path, *, as_json: bool) -> None:
-    """Write the files and say which of them changed."""
+    """Write the files, and print which of them have changed."""
     files = export(load_events(targets), directory)
     if as_json:
         typer.echo(json.dumps([{"path": path.as_posix(), "changed": changed} for path, changed in files.items()]))

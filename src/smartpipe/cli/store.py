@@ -1,4 +1,4 @@
-"""``smartpipe store``: the tables that idempotent handlers and the outbox need."""
+"""``smartpipe store``: creates the tables for idempotent handlers and for the outbox."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ OUTBOX = "SMARTPIPE_OUTBOX_URL"
 
 
 def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
-    """Run the migrations that each PostgreSQL of the settings lacks, and name them.
+    """Run the migrations that each PostgreSQL database in the settings lacks, and print their names.
 
-    Two URLs of one database are migrated one after the other, and the second finds nothing to do.
+    If two URLs lead to one database, it is migrated for the first, and there is nothing to do for the second.
 
     Args:
-        forget_old_claims: Delete the claims of earlier versions that this one cannot use.
+        forget_old_claims: Delete the claims of earlier versions, which this version cannot use.
 
     Raises:
-        ConfigError: No setting leads to a PostgreSQL, or one cannot be read.
-        StoreError: A database cannot be reached, or refuses; the others were migrated.
+        ConfigError: No setting leads to a PostgreSQL database, or a setting cannot be read.
+        StoreError: A database is unreachable or refuses. The others were migrated.
     """
     databases = _databases(StoreSettings.load())
     from smartpipe.idempotency.stores.migrate import migrate  # if asyncpg is missing, _databases has raised
@@ -49,36 +49,36 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
 
 
 def _databases(settings: StoreSettings) -> dict[DatabaseUrl, tuple[str, str]]:
-    """Return each distinct PostgreSQL, with the first setting that leads to it and the URL there."""
+    """Return each distinct PostgreSQL database, with the first setting that leads to it and the URL in the setting."""
     databases: dict[DatabaseUrl, tuple[str, str]] = {}
-    problems: list[str] = []
+    errors: list[str] = []
     other = ""
     for setting, secret in ((CLAIMS, settings.idempotency_url), (OUTBOX, settings.outbox_url)):
         url = secret.get_secret_value().strip() if secret else ""
         if is_postgres(url):
             try:
-                databases.setdefault(_read(url, setting), (setting, url))
+                databases.setdefault(_parse(url, setting), (setting, url))
             except ConfigError as error:
-                problems += error.problems
+                errors += error.problems
         elif url:
-            other = f"only PostgreSQL has tables to migrate, and {setting} leads to {scheme_of(url) or '...'}://"
-            if setting == OUTBOX or not is_store_url(url):  # no store of claims either
-                problems.append(other)
-    if not databases and not problems:
-        ask = f"{other}: set" if other else "which database? Set"
-        problems = [f"{ask} {CLAIMS} or {OUTBOX}, as in postgresql://user:password@host/name"]
-    if problems:
-        raise ConfigError(problems)
+            other = f"only PostgreSQL has tables to migrate, but {setting} leads to {scheme_of(url) or '...'}://"
+            if setting == OUTBOX or not is_store_url(url):  # not an idempotency store either
+                errors.append(other)
+    if not databases and not errors:
+        reason = other or "no database is set"
+        errors = [f"{reason}: set {CLAIMS} or {OUTBOX}, as in postgresql://user:password@host/name"]
+    if errors:
+        raise ConfigError(errors)
     return databases
 
 
-def _read(url: str, setting: str) -> DatabaseUrl:
+def _parse(url: str, setting: str) -> DatabaseUrl:
     try:
         from smartpipe.idempotency.stores.database import DatabaseUrl
     except ModuleNotFoundError as error:
         msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
         raise ConfigError(msg) from None
-    return DatabaseUrl.read(url, setting)
+    return DatabaseUrl.parse(url, setting)
 
 
 def _report(done: dict[str, list[str]], *, as_json: bool) -> None:

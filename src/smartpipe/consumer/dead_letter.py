@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NotRequired
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.envelope.encoding import RESERVED_ATTRIBUTES
+from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES
 from smartpipe.envelope.traceparent import trace_id
-from smartpipe.envelope.validators import bounded_validator
+from smartpipe.envelope.validators import build_bounded_validator
 from smartpipe.errors import DecodeError
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_MESSAGE_BYTES, MESSAGE_TEXT
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
@@ -75,7 +75,7 @@ class Reason(TypedDict, total=False):
     attributes: NotRequired[Annotated[dict[_Name, _MovedAttribute], Field(max_length=MAX_ATTRIBUTES)]]
 
 
-_validate_reason = bounded_validator(TypeAdapter(Reason))
+_validate_reason = build_bounded_validator(TypeAdapter(Reason))
 
 
 class Where(NamedTuple):

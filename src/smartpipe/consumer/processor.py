@@ -20,8 +20,8 @@ from smartpipe.consumer.invoke import Deferred, HandlerTimeout, Invocation
 from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
+from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
-from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds

@@ -1,1 +1,1 @@
-"""Operations on dead-letter queues: list, show, redrive, purge."""
+"""Operations on dead-letter queues: list, peek, redrive, purge."""

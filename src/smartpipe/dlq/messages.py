@@ -1,6 +1,7 @@
-"""Dead letters as people look at them, and which of them are meant. Pure.
+"""Dead-letter messages with the readable parts of their events, and the selection of such messages. Pure.
 
-A dead-letter queue holds what no decoder took, so nothing here may fail or grow because of what is in a message.
+A dead-letter queue contains messages that no decoder accepted. So no function here may fail, or use much memory,
+because of the content of a message.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.consumer.dead_letter import reason_of
-from smartpipe.envelope.decode import EncodedBody, TextOrNone, unwrap
-from smartpipe.envelope.encoding import decompress_body
-from smartpipe.envelope.pointer import is_pointer, payload_at
-from smartpipe.envelope.structure import exceeds
-from smartpipe.envelope.validators import bounded_validator
+from smartpipe.envelope.body_encoding import decompress_body
+from smartpipe.envelope.fields import TextOrNone
+from smartpipe.envelope.notification import EncodedBody, unwrap
+from smartpipe.envelope.pointer import is_pointer, read_pointer
+from smartpipe.envelope.structure import has_too_many_values
+from smartpipe.envelope.validators import build_bounded_validator
 from smartpipe.errors import MessageError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 
@@ -27,30 +29,30 @@ if TYPE_CHECKING:
     from smartpipe.consumer.dead_letter import Reason
     from smartpipe.message import Message
 
-UNPACKED_LIMIT_BYTES = 4_194_304
-"""A longer body is not unpacked to be looked at."""
+DECOMPRESSED_LIMIT_BYTES = 4_194_304
+"""A body that would be longer is not decompressed."""
 LIMIT_OBJECTS = 65_536
-"""Nor is the data of a body with more objects and arrays shown as data."""
+"""If a body has more objects and arrays, its text is shown instead of its data."""
 NO_REASON = "none"
-"""The kind of those that SQS itself moved, after too many receives, or that SNS could not deliver."""
+"""The kind of messages that SQS itself moved, after too many receives, or that SNS could not deliver."""
 
 
 class _Context(TypedDict):
-    """What tells one event from another."""
+    """The context attributes that identify an event."""
 
     id: NotRequired[Annotated[object, TextOrNone()]]
     type: NotRequired[Annotated[object, TextOrNone()]]
     source: NotRequired[Annotated[object, TextOrNone()]]
 
 
-_context = bounded_validator(TypeAdapter(_Context))
+_context = build_bounded_validator(TypeAdapter(_Context))
 
 
 class DeadLetterMessage(NamedTuple):
-    """A message in a dead-letter queue, with what can be read of its event; None where nothing can.
+    """A message in a dead-letter queue, with the readable attributes of its event; None for those it lacks.
 
     Args:
-        reason: What its worker wrote on it; empty for ``NO_REASON``.
+        reason: The reason that the worker added; empty for ``NO_REASON``.
     """
 
     message: Message
@@ -61,7 +63,7 @@ class DeadLetterMessage(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Why it is here, in a word."""
+        """The kind of its reason, such as ``retries-exhausted``."""
         return self.reason.get("kind") or NO_REASON
 
     @property
@@ -72,21 +74,21 @@ class DeadLetterMessage(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells it apart: its event's id, or its message's where it is no event."""
+        """The id of its event, or of the message if it is not an event."""
         return self.event_id or self.message.message_id
 
 
 def read_message(message: Message) -> DeadLetterMessage:
-    """Read what can be read: whatever is in a body, also what no decoder takes, becomes a letter.
+    """Read the attributes of the event. Every message can be read, even one that no decoder accepts.
 
-    A body that waits in S3 is left there: its type is in the attributes, and its key ends with its event's id. The
-    event's data is parsed, and then dropped, but never made into Python objects.
+    A body in S3 is not fetched: the type is in the message attributes, and the key ends with the event's id. The data
+    of the event is parsed and discarded, but never converted to Python objects.
     """
     reason = reason_of(message)
     try:
         if is_pointer(message.attributes):
-            # Others write other keys; what smartpipe publishes has its type beside it.
-            type_, key = _type_of(message), payload_at(message.body).key
+            # Other programs write other keys. A message from smartpipe has the type attribute.
+            type_, key = _type_of(message), read_pointer(message.body).key
             return DeadLetterMessage(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
         context = _context(_json_of(message)) or {}
     except (ValidationError, MessageError, EncodedBody):
@@ -95,40 +97,41 @@ def read_message(message: Message) -> DeadLetterMessage:
 
 
 def preview(message: Message, limit_characters: int) -> str:
-    """Return the beginning of the event's data as JSON, or of the body where no data can be read."""
+    """Return the beginning of the event's data as JSON, or of the body if there is no readable data."""
     try:
         body = "" if is_pointer(message.attributes) else _json_of(message)
-        found = None if exceeds(body, LIMIT_OBJECTS) else from_json(body)
+        envelope = None if has_too_many_values(body, LIMIT_OBJECTS) else from_json(body)
     except (ValueError, MessageError, EncodedBody):
-        found = None
-    if not isinstance(found, dict) or "data" not in found:
+        envelope = None
+    if not isinstance(envelope, dict) or "data" not in envelope:
         return message.body[:limit_characters]
-    # An encoder yields at least a character a chunk, and nothing behind the last one is encoded.
-    chunks = JSONEncoder(ensure_ascii=False).iterencode(found["data"])
+    # Each chunk of the encoder has at least one character, so this encodes at most limit_characters chunks.
+    chunks = JSONEncoder(ensure_ascii=False).iterencode(envelope["data"])
     return "".join(islice(chunks, limit_characters))[:limit_characters]
 
 
 def _json_of(message: Message) -> str:
-    """Return the text of the event: unpacked, and out of SNS's envelope."""
-    body = decompress_body(message.body, message.attributes, UNPACKED_LIMIT_BYTES)
+    """Return the JSON text of the event: decompressed, and without an SNS notification around it."""
+    body = decompress_body(message.body, message.attributes, DECOMPRESSED_LIMIT_BYTES)
     return unwrap(body) or body
 
 
 def _type_of(message: Message) -> str | None:
-    found = message.attributes.get(TYPE_ATTRIBUTE)
-    return found.value if found and isinstance(found.value, str) else None
+    attribute = message.attributes.get(TYPE_ATTRIBUTE)
+    return attribute.value if attribute and isinstance(attribute.value, str) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which letters are meant: those that fit all that is given; by default all.
+    """Selects the messages that match all its filters. By default it selects all messages.
 
     Args:
-        types: One of these event types.
-        reasons: One of these kinds; or a text that the error's type or words contain, in any case.
-        ids: One of these ids of events, or of messages.
+        types: The event type is one of these.
+        reasons: The kind of the reason is one of these; or the type or text of the error contains one of these, in
+            upper or lower case.
+        ids: The id of the event, or of the message, is one of these.
         sent_before: Unix seconds.
-        limit: Not more than so many.
+        limit: The maximum number of messages in each queue.
     """
 
     types: tuple[str, ...] = ()
@@ -138,29 +141,29 @@ class Selection:
     limit: int | None = None
 
     @property
-    def filters(self) -> bool:
-        """Whether it leaves anything out."""
+    def has_filters(self) -> bool:
+        """Whether there is a filter. The limit is not one."""
         return bool(self.types or self.reasons or self.ids or self.sent_before is not None)
 
-    def takes(self, letter: DeadLetterMessage) -> bool:
-        """Return whether *letter* is meant."""
+    def matches(self, dead_letter: DeadLetterMessage) -> bool:
+        """Return whether the message matches all filters."""
         return (
-            (not self.types or letter.event_type in self.types)
-            and (not self.reasons or any(_is_reason(reason, letter) for reason in self.reasons))
-            and (not self.ids or letter.event_id in self.ids or letter.message.message_id in self.ids)
-            and (self.sent_before is None or _sent_by(letter, self.sent_before))
+            (not self.types or dead_letter.event_type in self.types)
+            and (not self.reasons or any(_has_reason(dead_letter, reason) for reason in self.reasons))
+            and (not self.ids or dead_letter.event_id in self.ids or dead_letter.message.message_id in self.ids)
+            and (self.sent_before is None or _sent_by(dead_letter, self.sent_before))
         )
 
 
-def existed_before(letter: DeadLetterMessage, until: float) -> bool:
-    """Return whether it was sent by then; one that its broker gives no time was."""
-    return letter.message.sent_at is None or _sent_by(letter, until)
+def existed_before(dead_letter: DeadLetterMessage, until: float) -> bool:
+    """Return whether the message was sent by then. If its broker does not report a time, assume that it was."""
+    return dead_letter.message.sent_at is None or _sent_by(dead_letter, until)
 
 
-def _sent_by(letter: DeadLetterMessage, moment: float) -> bool:
-    sent_at = letter.message.sent_at
+def _sent_by(dead_letter: DeadLetterMessage, moment: float) -> bool:
+    sent_at = dead_letter.message.sent_at
     return sent_at is not None and sent_at <= moment
 
 
-def _is_reason(wanted: str, letter: DeadLetterMessage) -> bool:
-    return wanted == letter.kind or wanted.lower() in letter.error.lower()
+def _has_reason(dead_letter: DeadLetterMessage, reason: str) -> bool:
+    return reason == dead_letter.kind or reason.lower() in dead_letter.error.lower()

@@ -1,10 +1,10 @@
-"""Which effects of dead letters have happened, as far as the store of idempotent handlers remembers."""
+"""Looks up, in the idempotency store, which handlers have already processed the events of dead-letter messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.envelope.read import MessageReader
+from smartpipe.envelope.decode import MessageReader
 from smartpipe.errors import MessageError
 from smartpipe.idempotency.claims import MAX_CLAIMS
 from smartpipe.idempotency.store import Completed, InProgress
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from smartpipe.consumer.handlers import Handler
     from smartpipe.dlq.messages import DeadLetterMessage
     from smartpipe.idempotency.claims import Claims
-    from smartpipe.idempotency.store import Known
+    from smartpipe.idempotency.store import ClaimState
 
 
 class ProcessedEvent(NamedTuple):
-    """What is remembered of one letter.
+    """The handlers' progress with the event of one message, as far as the store remembers it.
 
     Args:
-        handlers: How many handlers it would reach.
-        completed: The keys of those of them whose effect has happened.
-        in_progress: How many of them are at it right now, or were until their worker crashed.
+        handlers: The number of handlers that subscribe to the event.
+        completed: The keys of the claims of handlers that have handled it.
+        in_progress: The number of handlers that are handling it now, or were until their worker crashed.
     """
 
     handlers: int = 0
@@ -33,17 +33,17 @@ class ProcessedEvent(NamedTuple):
     in_progress: int = 0
 
     @property
-    def all_done(self) -> bool:
-        """Whether a worker would delete it without running any handler."""
+    def by_all_handlers(self) -> bool:
+        """Whether all its handlers have handled it, so that a worker would delete it without calling any."""
         return 0 < self.handlers == len(self.completed)
 
 
 class ProcessedEvents:
-    """Asks the store about the letters of one queue.
+    """Looks up the events of the dead-letter messages of one queue.
 
     Args:
-        handlers: Those of the queue.
-        claims: None only if none of them is idempotent. It stays open: its opener closes it.
+        handlers: The handlers on the queue.
+        claims: None only if no handler is idempotent. The caller closes it.
     """
 
     def __init__(self, handlers: Sequence[Handler], claims: Claims | None) -> None:
@@ -53,50 +53,50 @@ class ProcessedEvents:
         self._payloads = PayloadOffload()
         self._reader = MessageReader({handler.event for handler in handlers}, self._payloads)
 
-    async def ask(self, letters: Sequence[DeadLetterMessage]) -> list[ProcessedEvent]:
-        """Return what is remembered of each letter.
+    async def look_up(self, dead_letters: Sequence[DeadLetterMessage]) -> list[ProcessedEvent]:
+        """Return the progress with each message's event.
 
         Raises:
-            StoreError: The store cannot be asked.
-            TransportError: S3 cannot be asked for the body of one.
+            StoreError: The store is unreachable.
+            TransportError: S3, which has the body of a message, is unreachable.
         """
         if self._store is None:
-            return [ProcessedEvent()] * len(letters)
-        reached = [await self._reached(letter) for letter in letters]
-        keys = [key for _, wanted in reached for key in wanted]
-        known: dict[str, Known] = {}
+            return [ProcessedEvent()] * len(dead_letters)
+        claims = [await self._claims_for(dead_letter) for dead_letter in dead_letters]
+        keys = [key for _, keys_of_event in claims for key in keys_of_event]
+        states: dict[str, ClaimState] = {}
         for start in range(0, len(keys), MAX_CLAIMS):
             part = keys[start : start + MAX_CLAIMS]
-            known.update(zip(part, await self._store.look(part), strict=True))
+            states.update(zip(part, await self._store.read(part), strict=True))
         return [
             ProcessedEvent(
                 handlers,
-                tuple(key for key in wanted if isinstance(known[key], Completed)),
-                sum(isinstance(known[key], InProgress) for key in wanted),
+                tuple(key for key in keys_of_event if isinstance(states[key], Completed)),
+                sum(isinstance(states[key], InProgress) for key in keys_of_event),
             )
-            for handlers, wanted in reached
+            for handlers, keys_of_event in claims
         ]
 
-    async def forget(self, memories: Iterable[ProcessedEvent]) -> None:
-        """Let the effects that have happened happen again; what is in progress is left to its holder.
+    async def forget(self, events: Iterable[ProcessedEvent]) -> None:
+        """Delete the completed claims from the store, so that the handlers run again. Claims in progress stay.
 
         Raises:
-            StoreError: The store cannot be told.
+            StoreError: The store is unreachable.
         """
-        keys = [key for memory in memories for key in memory.completed]
+        keys = [key for event in events for key in event.completed]
         if keys and self._store is not None:
             await self._store.forget(keys)
 
     async def aclose(self) -> None:
-        """Release connections to S3; the store is its opener's. A second call does nothing."""
+        """Release connections to S3, but not to the store. A second call does nothing."""
         await self._payloads.aclose()
 
-    async def _reached(self, letter: DeadLetterMessage) -> tuple[int, list[str]]:
-        """Return how many handlers take the letter, and the keys of the idempotent ones."""
+    async def _claims_for(self, dead_letter: DeadLetterMessage) -> tuple[int, list[str]]:
+        """Return the number of handlers of the event, and the keys of the claims of the idempotent ones."""
         try:
-            envelope = await self._reader.read(letter.message)
+            envelope = await self._reader.read(dead_letter.message)
         except MessageError:
             return 0, []
-        taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
-        options = [(handler.named(self._prefix), handler.options.idempotency) for handler in taking]
-        return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]
+        handlers = [handler for handler in self._handlers if handler.event is type(envelope.data)]
+        options = [(handler.named(self._prefix), handler.options.idempotency) for handler in handlers]
+        return len(handlers), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

@@ -1,6 +1,6 @@
-"""Takes dead letters out of their queue: back to where they came from, or away for good.
+"""Removes messages from dead-letter queues: a redrive sends them back to their queue, and a purge only deletes them.
 
-A letter is sent first and deleted after, so that a crash in between makes a second copy and never a loss.
+A redrive sends each message before it deletes it, so a crash in between leaves a second copy and never loses one.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ if TYPE_CHECKING:
     from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
-LOOK_LEASE_SECONDS = 120.0
+SCAN_LEASE_SECONDS = 120.0
 LEASE_SECONDS = 60.0
-"""Longer than a batch can take to be asked about, sent and deleted."""
+"""Longer than it takes to look up, send and delete a batch."""
 FAILED_BATCHES = 3
-"""After so many, one after the other, of which nothing could be sent, the fault is not the letters'."""
-GROUP_STOPPED = Failure(0, "GroupStopped", "one before it of its group could not be sent", retryable=True)
+"""Give up after this number of consecutive batches without any sent message: the messages are not the cause."""
+GROUP_STOPPED = Failure(0, "GroupStopped", "an earlier message of its group could not be sent", retryable=True)
 
 
 class ScanResult(NamedTuple):
-    """What was in a dead-letter queue.
+    """The messages in a dead-letter queue, counted.
 
     Args:
-        wanted: How many the selection takes, by event type and kind of reason.
-        others: How many it leaves, likewise.
-        all_done: How many of the wanted a worker would delete unseen, as all their effects are remembered.
-        partly_done: Of how many some handlers' effects are remembered.
-        in_progress: How many are being handled somewhere, or were until a worker crashed.
-        until: Unix seconds: what was sent later is not meant.
-        complete: False where there may be more: of a FIFO queue's groups SQS shows only so many at a time.
-        seconds: How long it took.
+        selected: The number of selected messages, by event type and kind of reason.
+        others: The number of the other messages, likewise.
+        processed: Selected messages whose event was handled by all its handlers, so that a worker would only delete
+            them.
+        partly_processed: Selected messages whose event was handled by some of its handlers.
+        in_progress: Selected messages whose event is being handled now, or was when a worker crashed.
+        until: Unix seconds: messages sent later do not belong to the result.
+        complete: False if there may be more messages: of each group of a FIFO queue SQS shows only a few at a time.
+        seconds: The duration of the scan.
     """
 
-    wanted: Counter[tuple[str, str]]
+    selected: Counter[tuple[str, str]]
     others: Counter[tuple[str, str]]
-    all_done: int
-    partly_done: int
+    processed: int
+    partly_processed: int
     in_progress: int
     until: float
     complete: bool
@@ -63,14 +64,14 @@ class ScanResult(NamedTuple):
 
 
 @dataclass
-class Tally:
-    """What has become of the letters so far.
+class RemovalResult:
+    """The results of a redrive or a purge so far.
 
     Args:
-        done: Moved, or deleted for good.
-        skipped: Left where they are: all their effects are remembered.
-        failed: Left where they are, and why.
-        not_deleted: Moved, and still there too.
+        done: The number of messages moved, or deleted by a purge.
+        skipped: The number of messages left in the queue because all their handlers have handled them.
+        failed: Messages left in the queue because they could not be sent.
+        not_deleted: Messages that could not be deleted. A redrive has sent them, so there are two copies.
     """
 
     done: int = 0
@@ -80,60 +81,62 @@ class Tally:
     interrupted: bool = False
 
     @property
-    def dealt_with(self) -> int:
-        """How many of the wanted."""
+    def total(self) -> int:
+        """The number of selected messages that were done, skipped or failed."""
         return self.done + self.skipped + len(self.failed)
 
 
-class Treatment(Protocol):
-    """What is done with letters before they are deleted."""
+class Action(Protocol):
+    """The step before messages are deleted."""
 
-    async def treat(self, letters: list[DeadLetterMessage], tally: Tally) -> list[DeadLetterMessage]:
-        """Return those to delete; count the others."""
+    async def apply(self, dead_letters: list[DeadLetterMessage], result: RemovalResult) -> list[DeadLetterMessage]:
+        """Return the messages to delete, and count all of them in *result*."""
 
 
 async def scan(
-    transport: Transport, queue: Queue, selection: Selection, memories: ProcessedEvents, stop: asyncio.Event
+    transport: Transport, queue: Queue, selection: Selection, processed_events: ProcessedEvents, stop: asyncio.Event
 ) -> ScanResult:
-    """Look at the queue's dead letters and give them back; ends early at the selection's limit, or when told to.
+    """Count the queue's dead-letter messages, and return them to the queue.
+
+    The scan ends early when it has found as many as the selection's limit, or when *stop* is set.
 
     Raises:
-        StoreError: What is remembered cannot be said.
-        TransportError: The queue does not exist, or could not be asked.
+        StoreError: The idempotency store is unreachable.
+        TransportError: The queue does not exist, or is unreachable.
     """
     clock = asyncio.get_running_loop().time
     began, until = clock(), time.time()
-    wanted, others, remembered = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
-    async with Scan(transport, queue.dead_letter_name, lease_seconds=LOOK_LEASE_SECONDS) as walk:
-        while not stop.is_set() and not _full(selection, wanted.total()) and (letters := await walk.next()):
-            until = max(until, *(letter.message.sent_at or 0.0 for letter in letters))
-            meant = [letter for letter in letters if selection.takes(letter)]
+    selected, others, processed = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
+    async with Scan(transport, queue.dead_letter_name, lease_seconds=SCAN_LEASE_SECONDS) as messages:
+        while not stop.is_set() and not _is_full(selection, selected.total()) and (found := await messages.next()):
+            until = max(until, *(one.message.sent_at or 0.0 for one in found))
+            matching = [one for one in found if selection.matches(one)]
             if selection.limit is not None:
-                meant = meant[: selection.limit - wanted.total()]
-            wanted.update((letter.event_type or "", letter.kind) for letter in meant)
-            others.update((letter.event_type or "", letter.kind) for letter in letters if not selection.takes(letter))
-            for memory in await memories.ask(meant):
-                remembered["all"] += memory.all_done
-                remembered["partly"] += bool(memory.completed) and not memory.all_done
-                remembered["in progress"] += bool(memory.in_progress)
+                matching = matching[: selection.limit - selected.total()]
+            selected.update((one.event_type or "", one.kind) for one in matching)
+            others.update((one.event_type or "", one.kind) for one in found if not selection.matches(one))
+            for event in await processed_events.look_up(matching):
+                processed["by all"] += event.by_all_handlers
+                processed["by some"] += bool(event.completed) and not event.by_all_handlers
+                processed["in progress"] += bool(event.in_progress)
     return ScanResult(
-        wanted,
+        selected,
         others,
-        remembered["all"],
-        remembered["partly"],
-        remembered["in progress"],
+        processed["by all"],
+        processed["by some"],
+        processed["in progress"],
         until,
-        not queue.fifo or _full(selection, wanted.total()),
+        not queue.fifo or _is_full(selection, selected.total()),
         clock() - began,
     )
 
 
-class Clearing:
-    """Takes what was looked at out of a queue, batch by batch, until it is done or told to stop.
+class Remover:
+    """Removes the messages that a scan has found from a queue, batch by batch, to the end or until it is stopped.
 
     Args:
-        rate_per_second: Not faster than this; None: as fast as it goes.
-        stop: Set, the batch at hand is finished and the rest given back.
+        rate_per_second: The maximum rate; None: without a limit.
+        stop: If it is set, the current batch is finished, and all other messages return to the queue.
         on_progress: Called after each batch.
     """
 
@@ -144,7 +147,7 @@ class Clearing:
         *,
         rate_per_second: float | None,
         stop: asyncio.Event,
-        on_progress: Callable[[Tally], None],
+        on_progress: Callable[[RemovalResult], None],
     ) -> None:
         self._transport = transport
         self._queue = queue
@@ -154,48 +157,49 @@ class Clearing:
         self._bucket = TokenBucket(rate_per_second, clock) if rate_per_second is not None else None
         self._batch_seconds = MAX_BATCH_ENTRIES / rate_per_second if rate_per_second is not None else 0.0
 
-    async def clear(self, looked: ScanResult, selection: Selection, treatment: Treatment, tally: Tally) -> None:
-        """Treat and delete; *tally* says how far it came, also when it fails.
+    async def remove(self, scanned: ScanResult, selection: Selection, action: Action, result: RemovalResult) -> None:
+        """Apply *action* to the selected messages, and delete them. *result* is filled in even if this fails.
 
-        What comes to the queue meanwhile stays, and so nothing goes round in circles.
+        Messages that arrive in the queue meanwhile stay there, so no message goes round in circles.
 
         Raises:
-            StoreError: What is remembered cannot be said; what was not treated yet is given back.
-            TransportError: The queue could not be asked.
+            StoreError: The idempotency store is unreachable. All remaining messages return to the queue.
+            TransportError: The queue is unreachable.
         """
-        lease_seconds = min(MAX_VISIBILITY_SECONDS, max(LEASE_SECONDS + self._batch_seconds, 3 * looked.seconds))
-        async with Scan(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as walk:
+        lease_seconds = min(MAX_VISIBILITY_SECONDS, max(LEASE_SECONDS + self._batch_seconds, 3 * scanned.seconds))
+        async with Scan(self._transport, self._queue.dead_letter_name, lease_seconds=lease_seconds) as messages:
             try:
-                await self._clear(walk, looked, selection, treatment, tally)
+                await self._remove(messages, scanned, selection, action, result)
             finally:
-                tally.not_deleted = walk.not_deleted
+                result.not_deleted = messages.not_deleted
 
-    async def _clear(
-        self, walk: Scan, looked: ScanResult, selection: Selection, treatment: Treatment, tally: Tally
+    async def _remove(
+        self, messages: Scan, scanned: ScanResult, selection: Selection, action: Action, result: RemovalResult
     ) -> None:
-        waiting: list[DeadLetterMessage] = []
-        in_vain = 0
-        while not _enough(looked, selection, tally) and in_vain < FAILED_BATCHES:
+        pending: list[DeadLetterMessage] = []
+        failed_batches = 0
+        while not _is_finished(scanned, selection, result) and failed_batches < FAILED_BATCHES:
             if self._stop.is_set():
-                tally.interrupted = True
+                result.interrupted = True
                 break
-            if not waiting:
-                letters = await walk.next()
-                if not letters:
+            if not pending:
+                found = await messages.next()
+                if not found:
                     break
-                waiting = [one for one in letters if existed_before(one, looked.until) and selection.takes(one)]
+                pending = [one for one in found if existed_before(one, scanned.until) and selection.matches(one)]
                 continue
-            room = len(waiting) if selection.limit is None else selection.limit - tally.dealt_with
-            batch = waiting[: await self._admitted(min(room, len(waiting)))]
-            waiting = waiting[len(batch) :]
-            failed = len(tally.failed)
-            gone = await treatment.treat(batch, tally)
-            await walk.delete(gone)
-            in_vain = in_vain + 1 if len(tally.failed) - failed == len(batch) > 0 else 0
-            self._on_progress(tally)
+            remaining = len(pending) if selection.limit is None else selection.limit - result.total
+            batch = pending[: await self._admit(min(remaining, len(pending)))]
+            pending = pending[len(batch) :]
+            failures_before = len(result.failed)
+            removed = await action.apply(batch, result)
+            await messages.delete(removed)
+            all_failed = len(result.failed) - failures_before == len(batch) > 0
+            failed_batches = failed_batches + 1 if all_failed else 0
+            self._on_progress(result)
 
-    async def _admitted(self, wanted: int) -> int:
-        """Return how many may go now, after waiting for the first; none, when told to stop meanwhile."""
+    async def _admit(self, wanted: int) -> int:
+        """Wait until the rate limit admits a message, and return how many of *wanted* it admits; 0 if stopped."""
         if self._bucket is None:
             return wanted
         while not self._stop.is_set():
@@ -212,75 +216,78 @@ class Clearing:
 
 
 class Purge:
-    """Treats letters by doing nothing: they are deleted for good."""
+    """The action of a purge: none, so that the messages are only deleted."""
 
-    async def treat(self, letters: list[DeadLetterMessage], tally: Tally) -> list[DeadLetterMessage]:
-        """Return all."""
-        tally.done += len(letters)
-        return letters
+    async def apply(self, dead_letters: list[DeadLetterMessage], result: RemovalResult) -> list[DeadLetterMessage]:
+        """Return all messages."""
+        result.done += len(dead_letters)
+        return dead_letters
 
 
 class Redrive:
-    """Sends letters to the queue that they came from, as they were before.
+    """The action of a redrive: send each message to the queue that it came from, without its reason.
 
     Args:
-        force: Let effects that are remembered happen again; without, letters all of whose effects are stay.
+        force: Also send messages that all their handlers have handled, and make the store forget that. Without it,
+            such messages stay in the dead-letter queue.
     """
 
-    def __init__(self, transport: Transport, queue: Queue, memories: ProcessedEvents, *, force: bool) -> None:
+    def __init__(self, transport: Transport, queue: Queue, processed_events: ProcessedEvents, *, force: bool) -> None:
         self._transport = transport
         self._queue = queue
-        self._memories = memories
+        self._processed_events = processed_events
         self._force = force
         self._stopped_groups: set[str | None] = set()
 
-    async def treat(self, letters: list[DeadLetterMessage], tally: Tally) -> list[DeadLetterMessage]:
-        """Send them; return those that were."""
-        memories = await self._memories.ask(letters)
-        going = [one for one, memory in zip(letters, memories, strict=True) if self._force or not memory.all_done]
-        tally.skipped += len(letters) - len(going)
+    async def apply(self, dead_letters: list[DeadLetterMessage], result: RemovalResult) -> list[DeadLetterMessage]:
+        """Send the messages, and return those that were sent."""
+        events = await self._processed_events.look_up(dead_letters)
+        to_send = [
+            one for one, event in zip(dead_letters, events, strict=True) if self._force or not event.by_all_handlers
+        ]
+        result.skipped += len(dead_letters) - len(to_send)
         if self._force:
-            await self._memories.forget(memories)
-        failed = await self._send(going)
-        tally.failed += failed
-        refused = {letter.message.message_id for letter, _ in failed}
-        sent = [letter for letter in going if letter.message.message_id not in refused]
-        tally.done += len(sent)
+            await self._processed_events.forget(events)
+        failed = await self._send(to_send)
+        result.failed += failed
+        failed_ids = {one.message.message_id for one, _ in failed}
+        sent = [one for one in to_send if one.message.message_id not in failed_ids]
+        result.done += len(sent)
         return sent
 
-    async def _send(self, letters: Sequence[DeadLetterMessage]) -> list[tuple[DeadLetterMessage, Failure]]:
-        """Send, of each group one after the other; return those that were not sent."""
+    async def _send(self, dead_letters: Sequence[DeadLetterMessage]) -> list[tuple[DeadLetterMessage, Failure]]:
+        """Send the messages, those of a group one after the other, and return the failures."""
         chunker: Chunker[tuple[DeadLetterMessage, OutgoingMessage]] = Chunker(
             MAX_MESSAGE_BYTES, lambda pair: pair[1].size_bytes, lambda pair: self._ordered_group(pair[0])
         )
-        chunks = [chunker.add((letter, self._copy(letter))) for letter in letters]
+        chunks = [chunker.add((one, self._copy(one))) for one in dead_letters]
         failed: list[tuple[DeadLetterMessage, Failure]] = []
         for chunk in [*chunks, chunker.take()]:
-            going = [pair for pair in chunk or () if pair[1].group_id not in self._stopped_groups]
-            failed += [(letter, GROUP_STOPPED) for letter, copy in chunk or () if copy.group_id in self._stopped_groups]
-            refused = await send_with_retries(self._call, going, deadline_seconds=DEADLINE_SECONDS) if going else []
-            failed += [(letter, failure) for (letter, _), failure in refused]
+            to_send = [pair for pair in chunk or () if pair[1].group_id not in self._stopped_groups]
+            failed += [(one, GROUP_STOPPED) for one, copy in chunk or () if copy.group_id in self._stopped_groups]
+            refused = await send_with_retries(self._call, to_send, deadline_seconds=DEADLINE_SECONDS) if to_send else []
+            failed += [(one, failure) for (one, _), failure in refused]
             self._stopped_groups.update(copy.group_id for (_, copy), _ in refused if self._queue.fifo)
         return failed
 
     async def _call(self, pairs: list[tuple[DeadLetterMessage, OutgoingMessage]]) -> list[Failure]:
         return await self._transport.send(self._queue.name, [copy for _, copy in pairs])
 
-    def _copy(self, letter: DeadLetterMessage) -> OutgoingMessage:
-        copy = bare_copy(letter.message)
+    def _copy(self, dead_letter: DeadLetterMessage) -> OutgoingMessage:
+        copy = bare_copy(dead_letter.message)
         if not self._queue.fifo:
             return copy
-        # Of this very move: again after a crash it is the same, and no earlier send of the event had it.
-        return copy._replace(deduplication_id=own_sqs_id("redrive", letter.message.message_id))
+        # The id identifies this move. A repetition after a crash has the same id, and no earlier send of the event has.
+        return copy._replace(deduplication_id=own_sqs_id("redrive", dead_letter.message.message_id))
 
-    def _ordered_group(self, letter: DeadLetterMessage) -> str | None:
-        return letter.message.group_id if self._queue.fifo else None
+    def _ordered_group(self, dead_letter: DeadLetterMessage) -> str | None:
+        return dead_letter.message.group_id if self._queue.fifo else None
 
 
-def _full(selection: Selection, count: int) -> bool:
+def _is_full(selection: Selection, count: int) -> bool:
     return selection.limit is not None and count >= selection.limit
 
 
-def _enough(looked: ScanResult, selection: Selection, tally: Tally) -> bool:
-    """Return whether all that was looked at is dealt with, or as many as were wanted."""
-    return _full(selection, tally.dealt_with) or (looked.complete and tally.dealt_with >= looked.wanted.total())
+def _is_finished(scanned: ScanResult, selection: Selection, result: RemovalResult) -> bool:
+    """Return whether all scanned messages, or as many as the limit, are processed."""
+    return _is_full(selection, result.total) or (scanned.complete and result.total >= scanned.selected.total())

@@ -1,4 +1,4 @@
-"""A walk through a dead-letter queue: each message once, and what was not deleted is given back at its end."""
+"""A scan of a dead-letter queue: it receives each message once, and finally returns all that were not deleted."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from smartpipe.transport import Transport
 
 WAIT_SECONDS = 1
-"""A long poll asks all of SQS's servers; a short one may miss what there is."""
+"""A long poll queries all servers of SQS. A short poll may miss messages."""
 DEADLINE_SECONDS = 10.0
 STALE_RECEIVES = 20
-"""After so many receives of nothing new there is nothing new: leases have run out, and messages come round again."""
-CALLS_AT_ONCE = 8
+"""The scan ends after this number of receive calls without a new message: leases have expired, and messages repeat."""
+CONCURRENT_CALLS = 8
 
 
 class Scan:
-    """An async context manager. A second walker, or a worker, does not see what this one holds.
+    """An async context manager. Messages that it has received are hidden from other scans and from workers.
 
     Args:
-        lease_seconds: For so long what is received is hidden, should this process be killed.
+        lease_seconds: How long a received message stays hidden if this process is killed.
     """
 
     def __init__(self, transport: Transport, queue: str, *, lease_seconds: float) -> None:
         self._transport = transport
         self._queue = queue
         self._lease_seconds = lease_seconds
-        self._held: dict[str, str] = {}  # receipts, by message id
-        self._dealt_with: set[str] = set()
+        self._held: dict[str, str] = {}  # receipt handles, by message id
+        self._deleted: set[str] = set()
         self._not_deleted: dict[str, tuple[DeadLetterMessage, Failure]] = {}
 
     async def __aenter__(self) -> Self:
@@ -48,48 +48,48 @@ class Scan:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give back what is held; what cannot be, comes back when its lease ends."""
+        """Return all held messages to the queue. If that fails, they reappear when their leases expire."""
         receipts = list(self._held.values())
         self._held.clear()
         batches = [receipts[start : start + MAX_BATCH_ENTRIES] for start in range(0, len(receipts), MAX_BATCH_ENTRIES)]
-        for start in range(0, len(batches), CALLS_AT_ONCE):
-            await asyncio.gather(*map(self._release, batches[start : start + CALLS_AT_ONCE]))
+        for start in range(0, len(batches), CONCURRENT_CALLS):
+            await asyncio.gather(*map(self._release, batches[start : start + CONCURRENT_CALLS]))
 
     async def next(self, max_messages: int = MAX_BATCH_ENTRIES) -> list[DeadLetterMessage]:
-        """Return messages that this walk has not seen, or none at its end.
+        """Return messages that this scan has not returned before, or none at its end.
 
-        On a FIFO queue the end is what SQS shows while the messages before it are held: ten or so of a group.
+        On a FIFO queue, SQS shows about ten messages of a group while the scan holds them. The scan ends after these.
 
         Raises:
-            TransportError: The queue does not exist, or could not be asked for ten seconds.
+            TransportError: The queue does not exist, or was unreachable for ten seconds.
         """
         for _ in range(STALE_RECEIVES):
             messages = await self._receive(max_messages)
             if not messages:
                 return []
             by_id = {message.message_id: message for message in messages}
-            again = {id_: message.receipt_handle for id_, message in by_id.items() if id_ in self._dealt_with}
-            await self._delete(again)  # its delete failed, or SQS has handed it out twice
+            again = {id_: message.receipt_handle for id_, message in by_id.items() if id_ in self._deleted}
+            await self._delete(again)  # the first delete failed, or SQS delivers the message twice
             fresh = [message for id_, message in by_id.items() if id_ not in again and id_ not in self._held]
             self._held |= {id_: message.receipt_handle for id_, message in by_id.items() if id_ not in again}
             if fresh:
                 return [read_message(message) for message in fresh]
         return []
 
-    async def delete(self, letters: Sequence[DeadLetterMessage]) -> None:
-        """Delete at most ten; this walk shows them no more, but deletes them again should they come by."""
-        ids = [letter.message.message_id for letter in letters]
-        self._dealt_with.update(ids)
+    async def delete(self, dead_letters: Sequence[DeadLetterMessage]) -> None:
+        """Delete at most ten messages. If one is received again, this scan deletes it again and does not return it."""
+        ids = [dead_letter.message.message_id for dead_letter in dead_letters]
+        self._deleted.update(ids)
         failed = await self._delete({id_: self._held.pop(id_) for id_ in ids})
         self._not_deleted |= {
-            letter.message.message_id: (letter, failed[letter.message.message_id])
-            for letter in letters
-            if letter.message.message_id in failed
+            dead_letter.message.message_id: (dead_letter, failed[dead_letter.message.message_id])
+            for dead_letter in dead_letters
+            if dead_letter.message.message_id in failed
         }
 
     @property
     def not_deleted(self) -> list[tuple[DeadLetterMessage, Failure]]:
-        """What was to be deleted and is still there, with the last thing that the service said of it."""
+        """The messages that could not be deleted, each with its last failure."""
         return list(self._not_deleted.values())
 
     async def _receive(self, max_messages: int) -> list[Message]:
@@ -103,7 +103,7 @@ class Scan:
         return await retry(receive, deadline_seconds=DEADLINE_SECONDS)
 
     async def _delete(self, receipts: dict[str, str]) -> dict[str, Failure]:
-        """Delete by message id and receipt; return the failures by message id."""
+        """Delete messages by id and receipt handle, and return the failures by message id."""
 
         async def call(entries: list[tuple[str, str]]) -> list[Failure]:
             return await self._transport.delete(self._queue, [receipt for _, receipt in entries])

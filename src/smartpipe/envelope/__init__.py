@@ -1,4 +1,4 @@
-"""The envelope: an event's form on the wire, written, read and described."""
+"""The envelope of an event: how it is encoded, decoded and described in JSON Schema."""
 
 from smartpipe.envelope.encode import Envelope, current_envelope, encode, wrap
 

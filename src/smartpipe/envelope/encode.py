@@ -1,12 +1,14 @@
-"""The envelope: CloudEvents 1.0 in structured JSON. Here it is wrapped and encoded; ``decoder`` reads it.
+"""Wraps events in envelopes, and encodes envelopes: CloudEvents 1.0 in structured JSON.
 
-Context attributes beyond the specification's core: ``dataversion`` (the event's major.minor),
-``partitionkey`` (CloudEvents partitioning extension), ``traceparent`` (CloudEvents distributed
-tracing extension), ``correlationid`` and ``causationid`` (CloudEvents correlation extension).
+Context attributes beyond the core of the specification: ``dataversion`` (the event's major.minor), ``partitionkey``
+(CloudEvents partitioning extension), ``traceparent`` (CloudEvents distributed tracing extension), ``correlationid``
+and ``causationid`` (CloudEvents correlation extension).
 """
 
 from __future__ import annotations
 
+import os
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from smartpipe.envelope.ids import new_event_id
 from smartpipe.envelope.traceparent import child_of, new_traceparent
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
@@ -24,20 +25,22 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
 
 MAX_ID_CHARACTERS = 256
-"""Of an event's id, source and partition key, and of correlation and causation ids."""
+"""The maximum length of an event's id, source and partition key, and of correlation and causation ids."""
 
-# SQS refuses these two in a body (SendMessage, "valid characters"); JSON lets us write them as escapes.
+# SQS refuses these two in a body (SendMessage, "valid characters"). JSON allows them as escapes.
 _REFUSED_CHARACTERS = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
+# The highest two bits of a UUID's ninth byte are 10 (RFC 9562, section 4.1).
+_VARIANT = {f"{digit:x}": f"{8 | digit & 3:x}" for digit in range(16)}
 
 
 class Envelope(NamedTuple):
     """An event with its context.
 
     Args:
-        version: The producer's major.minor of the event, not necessarily the consumer's.
-        time: When the event was published, by the producer's clock; None where it did not say.
+        version: The producer's major.minor of the event, which may differ from the consumer's.
+        time: When the event was published, by the producer's clock; None if the producer did not send it.
         causation_id: The id of the event whose handler published this one.
-        correlation_id: The id of the first event of that chain.
+        correlation_id: The id of the first event in that chain.
     """
 
     id: str
@@ -53,26 +56,36 @@ class Envelope(NamedTuple):
 
 
 current_envelope: ContextVar[Envelope | None] = ContextVar("smartpipe_current_envelope", default=None)
-"""Set around each handler, in its task or thread: what it publishes goes on with this one's trace and causation."""
+"""Set for each handler, in its task or thread. Events that the handler publishes continue its trace and causation."""
 
 
-def source_problems(owner: str, source: str) -> list[str]:
-    """Return what is wrong with the CloudEvents ``source`` that *owner*, such as a Publisher, was given."""
+def source_errors(owner: str, source: str) -> list[str]:
+    """Return the errors in the CloudEvents ``source`` of *owner*, such as a Publisher."""
     if not source:
         return [f"{owner}: source is empty; name the component, as in 'signup-api'"]
     if len(source) > MAX_ID_CHARACTERS:
-        return [f"{owner}: source has {len(source):,} characters, and consumers take at most {MAX_ID_CHARACTERS}"]
+        return [f"{owner}: source has {len(source):,} characters; consumers accept at most {MAX_ID_CHARACTERS}"]
     return []
 
 
+def new_event_id() -> str:
+    """Return a UUID version 7 (RFC 9562, section 5.7): unique, and sorted by time, which suits database indexes."""
+    return format_uuid("7", f"{time.time_ns() // 1_000_000:012x}", os.urandom(10).hex())
+
+
+def format_uuid(version: str, moment: str, bits: str) -> str:
+    """Return a UUID of the *version*, with 12 hex digits of time and the first 19 hex digits of *bits*."""
+    return f"{moment[:8]}-{moment[8:]}-{version}{bits[:3]}-{_VARIANT[bits[3]]}{bits[4:7]}-{bits[7:19]}"
+
+
 def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
-    """Give *event* its context: an id and the time, and trace and causation of the event being handled.
+    """Return *event* with its context: id, time, and the trace and causation of the event that is being handled.
 
     Args:
-        event_id: By default a new one.
+        event_id: By default a new id.
 
     Raises:
-        ConfigError: The event's class declares no type.
+        ConfigError: The event's class does not declare a type.
     """
     contract = contract_of(type(event))
     cause = current_envelope.get()
@@ -95,10 +108,10 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
 
 
 def encode(envelope: Envelope) -> str:
-    """Write the structured JSON form; the data by Pydantic in one pass, by alias.
+    """Return the envelope as structured JSON. Pydantic serializes the data in one pass, by alias.
 
     Raises:
-        PublishError: The data has what JSON in UTF-8 cannot say, such as a lone surrogate.
+        PublishError: The data contains a value that JSON in UTF-8 cannot represent, such as a lone surrogate.
     """
     event = envelope.data
     try:
@@ -128,7 +141,7 @@ def encode(envelope: Envelope) -> str:
 
 @lru_cache(maxsize=1024)
 def _head(type_: str, version: str, source: str) -> str:
-    """Everything of an envelope that is the same for all events of one class and source."""
+    """Return the start of an envelope, which is the same for all events of one class and source."""
     return (
         f'{{"specversion":"1.0","type":"{type_}","dataversion":"{version}",'
         f'"datacontenttype":"application/json","source":{to_json(source).decode()},"id":"'

@@ -1,7 +1,7 @@
-"""The body that stands for another one in S3, as AWS's Extended Client Libraries write and read it. Pure.
+"""Reads and writes bodies that point to a payload in S3, in the format of AWS's Extended Client Libraries. Pure.
 
-Source: awslabs/payload-offloading-java-common-lib-for-aws, ``PayloadS3Pointer``; the attribute is that of
-awslabs/amazon-sqs-java-extended-client-lib, ``SQSExtendedClientConstants``, with its older name.
+Source: awslabs/payload-offloading-java-common-lib-for-aws, ``PayloadS3Pointer``. The attribute, with its older name, is
+from awslabs/amazon-sqs-java-extended-client-lib, ``SQSExtendedClientConstants``.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from smartpipe.message import Attribute
 
 SIZE_ATTRIBUTE = "ExtendedPayloadSize"
-"""The reserved attribute: the size in bytes of what is in S3. It is what marks a pointer."""
+"""The reserved attribute: the size of the payload, in bytes. It marks a message as a pointer."""
 OLD_SIZE_ATTRIBUTE = "SQSLargePayloadSize"
 MAX_KEY_BYTES = 1_024
-"""Amazon S3, "Naming Amazon S3 objects"."""
+"""Source: Amazon S3, "Naming Amazon S3 objects"."""
 MAX_POINTER_LENGTH = 8_192
-"""A key of 1,024 bytes, every one of them escaped in JSON, with all that is around it."""
-MAX_SAID_LENGTH = 200
+"""Enough for a key of 1,024 bytes that are all escaped in JSON."""
+MAX_ERROR_LENGTH = 200
 _CLASS = "software.amazon.payloadoffloading.PayloadS3Pointer"
 _OLD_CLASS = "com.amazon.sqs.javamessaging.MessageS3Pointer"
 
 
-def pointer_to(bucket: str, key: str) -> str:
-    """Return the body that stands for the object."""
+def write_pointer(bucket: str, key: str) -> str:
+    """Return the body that points to the object."""
     return json.dumps([_CLASS, {"s3BucketName": bucket, "s3Key": key}], separators=(",", ":"))
 
 
 def is_pointer(attributes: Mapping[str, Attribute]) -> bool:
-    """Return whether the attributes say that the body is in S3."""
+    """Return whether the attributes mark the body as a pointer to S3."""
     return SIZE_ATTRIBUTE in attributes or OLD_SIZE_ATTRIBUTE in attributes
 
 
-def payload_at(pointer: str) -> Payload:
-    """Return where *pointer* points to.
+def read_pointer(pointer: str) -> Payload:
+    """Return the payload that *pointer* points to, without its text.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: It is not a valid pointer.
     """
     try:
         if len(pointer) > MAX_POINTER_LENGTH:
@@ -57,8 +57,8 @@ def payload_at(pointer: str) -> Payload:
             raise ValueError("bucket or key is missing")  # noqa: TRY301
         if len(key.encode()) > MAX_KEY_BYTES or CONTROL.search(bucket + key):
             raise ValueError("the key is too long, or has control characters")  # noqa: TRY301
-    except (ValueError, TypeError, KeyError, RecursionError) as error:  # of UnicodeError too: a lone surrogate
-        said = repr(error)[:MAX_SAID_LENGTH]
-        detail = f"the attribute {SIZE_ATTRIBUTE} says that the body points to S3, and it does not: {said}"
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # a lone surrogate raises UnicodeError, as well
+        reason = repr(error)[:MAX_ERROR_LENGTH]
+        detail = f"the attribute {SIZE_ATTRIBUTE} says that the body points to S3, but it does not: {reason}"
         raise DecodeError("not-a-pointer", detail) from None
     return Payload(bucket, key)

@@ -1,4 +1,4 @@
-"""JSON Schema files of events, so that services in any language can join."""
+"""JSON Schema files of events, for services in any language."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from smartpipe.envelope.decode import Context, envelope_form
+from smartpipe.envelope.fields import Context, envelope_fields
 from smartpipe.events import contract_of
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ ENVELOPE_FILE = "envelope.json"
 
 
 def event_schema(event: type[Event]) -> dict[str, Any]:
-    """Return the schema of the whole envelope of *event*; the data's is in ``$defs`` under the class's name."""
+    """Return the schema of the complete envelope of *event*. ``$defs`` has the schema of the data, by class name."""
     contract = contract_of(event)
-    schema = TypeAdapter(envelope_form(event)).json_schema()
+    schema = TypeAdapter(envelope_fields(event)).json_schema()
     title = f"{contract.type} {contract.version}"
     return {"$schema": DIALECT, **schema, "title": title, "description": (event.__doc__ or title).strip()}
 
 
 def envelope_schema() -> dict[str, Any]:
-    """Return the schema of every envelope's context, whatever its data."""
+    """Return the schema of the context attributes, which is the same for all envelopes."""
     schema = TypeAdapter(Context).json_schema()
     description = "The context attributes of a smartpipe envelope: CloudEvents 1.0 in structured JSON, with extensions."
     return {"$schema": DIALECT, **schema, "title": "smartpipe envelope", "description": description}
@@ -38,7 +38,10 @@ def envelope_schema() -> dict[str, Any]:
 def export(events: Iterable[type[Event]], directory: Path) -> dict[Path, bool]:
     """Write ``<type>/<version>.json`` for each event, and ``envelope.json``, below *directory*.
 
-    The same events give the same bytes. Returns each file with whether it has changed.
+    The same events always produce the same bytes.
+
+    Returns:
+        For each file, whether it has changed.
     """
     files = {directory / ENVELOPE_FILE: envelope_schema()}
     for event in events:
@@ -48,7 +51,7 @@ def export(events: Iterable[type[Event]], directory: Path) -> dict[Path, bool]:
 
 
 def render_schema(schema: dict[str, Any]) -> str:
-    """Return the bytes that a schema file holds."""
+    """Return the text of a schema file."""
     return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

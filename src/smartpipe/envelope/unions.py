@@ -1,7 +1,7 @@
-"""Bounds how often the unions of recursive classes are tried. Pure.
+"""Bounds the number of tries of unions of recursive classes. Pure.
 
-A field that takes one of two classes which have such a field themselves is validated twice at each level: a body of
-256 bytes, thirty levels deep, takes half a minute. With a discriminator Pydantic knows which of them to try.
+Suppose a field takes one of two classes, and both have such a field again. Pydantic then validates it twice at each
+level: a body of 256 bytes, thirty levels deep, takes half a minute. With a discriminator it knows which class to try.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 INLINE_TRIES = 8_192
-"""Some 3 µs each. What needs more is validated in a thread."""
+"""On the event loop. A try takes some 3 µs. A body that needs more is validated in a thread."""
 THREAD_TRIES = 131_072
-"""And one for each character: a body has fewer values, so this is too little only where they are tried repeatedly."""
+"""Plus one for each character. A body has fewer values than characters, so only repeated tries can exceed this."""
 
 
 class TooManyTries(Exception):
-    """The body makes Pydantic try the choices of nested unions in more combinations than it is worth."""
+    """The body makes Pydantic try too many combinations of the choices of nested unions."""
 
     def __init__(self) -> None:
         super().__init__(
-            "its nested unions allow too many combinations; let the event class tell their choices apart, with "
+            "its nested unions allow too many combinations; add a discriminator to them in the event class, with "
             "Field(discriminator=…)"
         )
 
 
-class Tries:
-    """Counts the tries of one validation, over those unions that lead to themselves in several ways.
+class TryCounter:
+    """Counts the tries of one validation, in unions that contain themselves in several ways.
 
     Args:
-        in_thread: It may take as long as a thread has, not only as long as an event loop.
+        in_thread: Allow the number of tries for a thread, not the lower one for an event loop.
     """
 
     def __init__(self, schema: Any, *, in_thread: bool) -> None:
@@ -47,25 +47,25 @@ class Tries:
 
     @property
     def needed(self) -> bool:
-        """Whether any class is recursive at all."""
+        """Whether any class is recursive."""
         return any(ref in reachable for ref, reachable in self._reachable.items())
 
     def bound(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """Let a union with several recursive choices count each try."""
+        """Return *schema*; if it is a union with several recursive choices, make it count each try."""
         if schema.get("type") != "union" or sum(map(self._is_recursive, schema["choices"])) < 2:  # noqa: PLR2004
             return schema
         ref = schema.pop("ref", None)
         counted: dict[str, Any] = dict(core_schema.no_info_before_validator_function(self._spend, schema))
         return counted | ({"ref": ref} if ref else {})
 
-    def counting(self, validate: Callable[[str], Any]) -> Callable[[str], Any]:
-        """Return *validate* with a count of its own for each body."""
+    def wrap(self, validate: Callable[[str], Any]) -> Callable[[str], Any]:
+        """Return a function that calls *validate* with a new count for each body."""
         return partial(self._validate, validate)
 
     def _validate(self, validate: Callable[[str], Any], body: str) -> Any:
         self._left.tries = THREAD_TRIES + len(body) if self._in_thread else INLINE_TRIES
         value = validate(body)
-        if self._left.tries < 0:  # a default for what does not fit takes the place of any exception
+        if self._left.tries < 0:  # the exception may be lost, where a default replaces an invalid value
             raise TooManyTries
         return value
 

@@ -1,1 +1,1 @@
-"""Effects that happen once: claims, and the stores that keep them."""
+"""Idempotency: claims of handlers on events, and the stores of these claims."""

@@ -1,4 +1,4 @@
-"""The claims of one process: many go to the store in one call, and what is held is kept by heartbeats."""
+"""The claims of one process. Claims go to the store in batches, and heartbeats renew the leases of held claims."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ T = TypeVar("T")
 
 CALL_SECONDS = 5.0
 MAX_CLAIMS = 100
-"""In one call."""
+"""In one call to the store."""
 COMPLETE_SECONDS = 30.0
-"""For so long a completion is tried: the effect has happened, and only the store's memory of it is missing."""
+"""How long a completion is retried. The event has been handled, and only its record in the store is missing."""
 RENEWALS_PER_LEASE = 3
 PROBE_SECONDS = 5.0
 PROBE = Claim("smartpipe:probe", "nobody", 1, 1)
-"""Held by nobody: to release it changes nothing."""
+"""No process ever holds this claim, so releasing it changes nothing."""
 
 
-async def claims_of(service: Claimant, url: SecretStr | None, store: Store | None = None) -> Claims | None:
-    """Open what *service* claims with: *store*, or that of *url*; None when no handler of it is idempotent.
+async def open_claims(service: Claimant, url: SecretStr | None, store: Store | None = None) -> Claims | None:
+    """Open the claims of *service* in *store*, or in the store at *url*; None if no handler of it is idempotent.
 
-    Whichever store it is, its keys carry ``SMARTPIPE_PREFIX``, so environments may share one.
+    The keys contain ``SMARTPIPE_PREFIX``, so environments can share a store.
 
     Raises:
-        ConfigError: There is no store, or its table is not there: with the command that makes it.
-        StoreError: The store cannot be asked.
+        ConfigError: There is no store, or its table does not exist. The error has the setting or command to use.
+        StoreError: The store is unreachable.
     """
     if not service.idempotent:
         return None
     if store is None:
         if url is None:
             raise ConfigError(
-                f"service {service.name!r} has idempotent handlers, and no store to remember what they did: set "
+                f"service {service.name!r} has idempotent handlers, but no idempotency store: set "
                 "SMARTPIPE_IDEMPOTENCY_URL, as in postgresql://..., redis://... or dynamodb://TABLE"
             )
         from smartpipe.idempotency.open_store import open_store
@@ -60,129 +60,131 @@ async def claims_of(service: Claimant, url: SecretStr | None, store: Store | Non
 
 
 class Claimant(Protocol):
-    """A Service, as far as its store is concerned."""
+    """The properties of a Service that its claims need."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The service's name."""
 
     @property
     def idempotent(self) -> bool:
         """Whether it has idempotent handlers."""
 
 
-class _Verb(Generic[T]):
-    """One verb of the store: what is asked within one turn of the event loop goes out in one call."""
+class _BatchedCall(Generic[T]):
+    """A method of the store that sends all claims from one iteration of the event loop in one call."""
 
-    def __init__(self, call: Callable[[Sequence[Claim]], Awaitable[list[T]]], answered: Callable[[bool], None]) -> None:
+    def __init__(
+        self, call: Callable[[Sequence[Claim]], Awaitable[list[T]]], on_result: Callable[[bool], None]
+    ) -> None:
         self._call = call
-        self._answered = answered
-        self._waiting: list[tuple[Claim, asyncio.Future[T]]] = []
+        self._on_result = on_result
+        self._pending: list[tuple[Claim, asyncio.Future[T]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def ask(self, claim: Claim) -> asyncio.Future[T]:
-        """Return what will hold the store's answer, or its StoreError."""
+    def send(self, claim: Claim) -> asyncio.Future[T]:
+        """Return a future for the store's result, or its StoreError."""
         loop = asyncio.get_running_loop()
-        if not self._waiting:
+        if not self._pending:
             loop.call_soon(self._flush)
         future: asyncio.Future[T] = loop.create_future()
-        self._waiting.append((claim, future))
+        self._pending.append((claim, future))
         return future
 
     async def drain(self) -> None:
-        """Wait until every call has been answered."""
+        """Wait until all calls have ended."""
         self._flush()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def _flush(self) -> None:
-        while self._waiting:
-            asked, self._waiting = self._waiting[:MAX_CLAIMS], self._waiting[MAX_CLAIMS:]
-            task = asyncio.get_running_loop().create_task(self._run(asked))
+        while self._pending:
+            batch, self._pending = self._pending[:MAX_CLAIMS], self._pending[MAX_CLAIMS:]
+            task = asyncio.get_running_loop().create_task(self._run(batch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, asked: list[tuple[Claim, asyncio.Future[T]]]) -> None:
-        fault: StoreError | None = None
-        answers: list[T] = []
+    async def _run(self, batch: list[tuple[Claim, asyncio.Future[T]]]) -> None:
+        error: StoreError | None = None
+        results: list[T] = []
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                answers = await self._call([claim for claim, _ in asked])
-        except StoreError as error:
-            fault = error
+                results = await self._call([claim for claim, _ in batch])
+        except StoreError as store_error:
+            error = store_error
         except TimeoutError:
-            fault = StoreError(f"the idempotency store did not answer within {CALL_SECONDS:g} s")
-        except Exception as error:
-            log.exception("the idempotency store raised what no store may raise")
-            fault = StoreError(f"the idempotency store failed: {type(error).__name__}")
-        self._answered(fault is None)
-        for index, (_, future) in enumerate(asked):
-            if future.cancelled():  # nobody waits for a release any more
+            error = StoreError(f"the idempotency store did not answer within {CALL_SECONDS:g} s")
+        except Exception as unexpected:
+            log.exception("Internal error in the idempotency store")
+            error = StoreError(f"the idempotency store failed: {type(unexpected).__name__}")
+        self._on_result(error is None)
+        for index, (_, future) in enumerate(batch):
+            if future.cancelled():  # its caller no longer waits
                 continue
-            if fault is None:
-                future.set_result(answers[index])
+            if error is None:
+                future.set_result(results[index])
             else:
-                future.set_exception(fault)
+                future.set_exception(error)
 
 
 class Claims:
-    """What a process claims of one store; its consumers share it.
+    """The claims of a process in one store. All its consumers share it.
 
-    ``failures`` counts the calls that failed since one succeeded: 0 while all is well.
+    ``failures`` is the number of failed calls since the last successful one.
 
     Args:
-        prefix: The environment's: a part of each key.
+        prefix: The environment's prefix, which is part of each key.
     """
 
     def __init__(self, store: Store, *, prefix: str = "") -> None:
         self.store = store
         self.prefix = prefix
         self.failures = 0
-        self._claim = _Verb(self._claim_many, self._note)
-        self._complete = _Verb(store.complete, self._note)
-        self._release = _Verb(store.release, self._note)
-        self._held: dict[str, _Held] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._claim = _BatchedCall(self._claim_many, self._count_failure)
+        self._complete = _BatchedCall(store.complete, self._count_failure)
+        self._release = _BatchedCall(store.release, self._count_failure)
+        self._leases: dict[str, _Lease] = {}
+        self._renew_timer: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._releasing: set[asyncio.Task[None]] = set()
-        self._probe: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def claim(self, claim: Claim) -> ClaimOutcome:
-        """Claim, in one call with whatever else is claimed now. Cancelled, it gives back what it got.
+        """Claim, in one call with all other claims of this moment. If it is cancelled, it releases the claim.
 
         Raises:
-            StoreError: The store could not be asked: nothing is claimed, or not for longer than the lease.
+            StoreError: The store did not answer. Nothing is claimed, or not for longer than the lease.
         """
-        future = self._claim.ask(claim)
+        future = self._claim.send(claim)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            future.add_done_callback(partial(self._give_back, claim))
+            future.add_done_callback(partial(self._release_if_claimed, claim))
             raise
 
-    def _give_back(self, claim: Claim, future: asyncio.Future[ClaimOutcome]) -> None:
+    def _release_if_claimed(self, claim: Claim, future: asyncio.Future[ClaimOutcome]) -> None:
         if future.exception() is None and isinstance(future.result(), Claimed):
             self.release_soon(claim)
 
     def hold(self, claim: Claim, since: float, on_lost: Callable[[], None]) -> None:
-        """Keep the lease of *claim*; *on_lost* is called once, should somebody else have it.
+        """Renew the lease of *claim* until ``drop``. If the lease is lost, call *on_lost* once.
 
         Args:
-            since: The loop's time before it was asked for, lest the lease be thought longer than it is.
+            since: The loop's time before the claim was sent, so that the lease is not assumed to be longer than it is.
         """
-        self._held[claim.token] = _Held(claim, since, on_lost)
+        self._leases[claim.token] = _Lease(claim, since, on_lost)
         self._schedule()
 
     def drop(self, claim: Claim) -> None:
-        """Keep it no longer."""
-        self._held.pop(claim.token, None)
+        """Stop renewing the lease of *claim*."""
+        self._leases.pop(claim.token, None)
 
     async def complete(self, claim: Claim) -> bool:
-        """Say that the effect has happened, for half a minute if need be; False: somebody else has the claim by now.
+        """Mark the claim as completed, with retries for half a minute; False if another holder has it by now.
 
         Raises:
-            StoreError: The store could not be told.
+            StoreError: The store did not accept it in this time.
         """
         clock = asyncio.get_running_loop().time
         until = clock() + COMPLETE_SECONDS
@@ -193,35 +195,35 @@ class Claims:
             reraise=True,
         ):
             with attempt:
-                return await self._complete.ask(claim)
+                return await self._complete.send(claim)
         raise AssertionError  # pragma: no cover - reraise leaves no other way out
 
     async def release(self, claim: Claim) -> None:
-        """Let the next delivery have it at once; where the store cannot be told, when its lease ends."""
+        """Release the claim for the next delivery. If the store is unreachable, it is free when its lease expires."""
         try:
-            await self._release.ask(claim)
+            await self._release.send(claim)
         except StoreError as error:
-            log.warning("a claim could not be given back, its lease frees it in %g s: %s", claim.lease_seconds, error)
+            log.warning("Cannot release a claim, its lease will expire in %g s: %s", claim.lease_seconds, error)
 
     def release_soon(self, claim: Claim) -> None:
-        """Do the same without waiting; ``aclose`` waits for it."""
+        """Release the claim without waiting for it; ``aclose`` waits."""
         task = asyncio.get_running_loop().create_task(self.release(claim))
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
     async def aclose(self) -> None:
-        """Finish what is under way, and close the store."""
+        """Wait for all calls, and close the store."""
         self._closed = True
-        if self._probe is not None:
-            self._probe.cancel()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         await self._claim.drain()
-        await asyncio.sleep(0)  # lets what was claimed for nobody be given back
+        await asyncio.sleep(0)  # lets claims of cancelled callers start their release
         while self._releasing:
             await asyncio.wait(self._releasing)
-        for verb in (self._complete, self._release):
-            await verb.drain()
-        if self._timer is not None:
-            self._timer.cancel()
+        for call in (self._complete, self._release):
+            await call.drain()
+        if self._renew_timer is not None:
+            self._renew_timer.cancel()
         if self._renewing is not None:
             await asyncio.wait([self._renewing])
         await self.store.aclose()
@@ -229,67 +231,67 @@ class Claims:
     async def _claim_many(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         return await self.store.claim(claims)
 
-    def _note(self, good: bool) -> None:  # noqa: FBT001 - a callback's one argument
-        self.failures = 0 if good else self.failures + 1
-        if not good and self._probe is None and not self._closed:
-            self._probe = asyncio.get_running_loop().call_later(PROBE_SECONDS, self._ask_again)
+    def _count_failure(self, success: bool) -> None:  # noqa: FBT001 - a callback's one argument
+        self.failures = 0 if success else self.failures + 1
+        if not success and self._probe_timer is None and not self._closed:
+            self._probe_timer = asyncio.get_running_loop().call_later(PROBE_SECONDS, self._probe)
 
-    def _ask_again(self) -> None:
-        """Notice that the store is back though no message comes, lest a worker stay unready for good."""
-        self._probe = None
+    def _probe(self) -> None:
+        """Call the store, so that a worker becomes ready again after an outage even if no message arrives."""
+        self._probe_timer = None
         if self.failures:
-            answer = self._release.ask(PROBE)
-            answer.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+            future = self._release.send(PROBE)
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _schedule(self) -> None:
-        if self._timer is None and self._renewing is None and self._held:
-            due = min(held.due for held in self._held.values())
-            self._timer = asyncio.get_running_loop().call_at(due, self._start_renewing)
+        if self._renew_timer is None and self._renewing is None and self._leases:
+            first = min(lease.renew_at for lease in self._leases.values())
+            self._renew_timer = asyncio.get_running_loop().call_at(first, self._start_renewing)
 
     def _start_renewing(self) -> None:
-        """Renew, in one call, what is due or nearly so; what was due first may have been dropped meanwhile."""
-        self._timer = None
+        """Renew, in one call, all leases that are due or will be soon. The first one may have been dropped since."""
+        self._renew_timer = None
         now = asyncio.get_running_loop().time()
-        due = [held for held in self._held.values() if held.due <= now + held.period / 2]
+        due = [lease for lease in self._leases.values() if lease.renew_at <= now + lease.interval / 2]
         if due:
             self._renewing = asyncio.get_running_loop().create_task(self._renew(due, now))
         else:
             self._schedule()
 
-    async def _renew(self, due: Sequence[_Held], now: float) -> None:
+    async def _renew(self, due: Sequence[_Lease], now: float) -> None:
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                kept = await self.store.renew([held.claim for held in due])
+                renewed = await self.store.renew([lease.claim for lease in due])
         except (StoreError, TimeoutError) as error:
-            self._note(good=False)
-            log.warning("leases of claims cannot be renewed for now: %s", error or "no answer")
-            kept = [now < held.ends for held in due]
-            for held in due:
-                held.due = now + held.period
+            self._count_failure(success=False)
+            log.warning("Cannot renew the leases of claims, retrying: %s", error or "no answer")
+            renewed = [now < lease.expires_at for lease in due]
+            for lease in due:
+                lease.renew_at = now + lease.interval
         else:
-            self._note(good=True)
-            for held in due:
-                held.renewed(now)
+            self._count_failure(success=True)
+            for lease in due:
+                lease.extend(now)
         finally:
             self._renewing = None
-        for held, still in zip(due, kept, strict=True):
-            if not still and self._held.pop(held.claim.token, None) is not None:
-                held.on_lost()
+        for lease, held in zip(due, renewed, strict=True):
+            if not held and self._leases.pop(lease.claim.token, None) is not None:
+                lease.on_lost()
         self._schedule()
 
 
-class _Held:
-    """A claim that is held, until when, and when it is to be renewed."""
+class _Lease:
+    """The lease of a held claim: when it expires, and when to renew it."""
 
-    __slots__ = ("claim", "due", "ends", "on_lost", "period")
+    __slots__ = ("claim", "expires_at", "interval", "on_lost", "renew_at")
 
     def __init__(self, claim: Claim, now: float, on_lost: Callable[[], None]) -> None:
         self.claim = claim
         self.on_lost = on_lost
-        self.period = claim.lease_seconds / RENEWALS_PER_LEASE
-        self.ends = now + claim.lease_seconds
-        self.due = now + self.period
+        self.interval = claim.lease_seconds / RENEWALS_PER_LEASE
+        self.expires_at = now + claim.lease_seconds
+        self.renew_at = now + self.interval
 
-    def renewed(self, now: float) -> None:
-        self.ends = now + self.claim.lease_seconds
-        self.due = now + self.period
+    def extend(self, now: float) -> None:
+        self.expires_at = now + self.claim.lease_seconds
+        self.renew_at = now + self.interval

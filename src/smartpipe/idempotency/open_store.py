@@ -1,4 +1,4 @@
-"""Open the idempotency store of a URL. The module of a server is imported when its URL is opened."""
+"""Opens the idempotency store at a URL. The module of a store is imported when a URL of its kind is opened."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _EXTRAS = {
     "postgres": "postgres",
     "dynamodb": "dynamodb",
 }
-"""The extra of the package that each scheme needs."""
+"""The extra of this package that each scheme needs."""
 
 
 def open_store(url: str, *, prefix: str = "") -> Store:
-    """Return the store that *url* names. It connects when it is opened.
+    """Return the store at *url*. It connects when it is opened.
 
     Args:
-        url: ``memory://``; ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads them, or ``valkey://`` or
-            ``valkeys://``; ``postgresql://`` as libpq reads it, or with SQLAlchemy's driver, as in
+        url: ``memory://``; ``redis://``, ``rediss://`` or ``unix://`` in the form of redis-py, or ``valkey://`` or
+            ``valkeys://``; ``postgresql://`` in the form of libpq, or with a driver of SQLAlchemy, as in
             ``postgresql+asyncpg://``; or ``dynamodb://TABLE``.
-        prefix: Sets this store's keys apart from those of other prefixes on the same server. Workers need none:
-            their keys name environment, service, queue and handler.
+        prefix: Separates the keys of this store from those with another prefix on the same server. Workers need no
+            prefix: their keys contain environment, service, queue and handler.
 
     Raises:
-        ConfigError: An unknown scheme, a part that cannot be read, or a package that is not installed. It says
-            nothing of the URL but its scheme: the rest may hold a password, and where, only a good URL tells.
+        ConfigError: The scheme is unknown, a part of the URL cannot be read, or a package is not installed. The error
+            shows no part of the URL but its scheme, because the password is certain to be found only in a valid URL.
     """
     url = url.strip()
     scheme = scheme_of(url)
@@ -46,20 +46,20 @@ def open_store(url: str, *, prefix: str = "") -> Store:
     if extra is None:
         known = ", ".join(f"{name}://" for name in _EXTRAS)
         found = f"the scheme {scheme!r}" if scheme else "the scheme"
-        raise ConfigError(f"SMARTPIPE_IDEMPOTENCY_URL: {found} of the store's URL is none of {known}")
+        raise ConfigError(f"SMARTPIPE_IDEMPOTENCY_URL: {found} of the store's URL is not one of {known}")
     try:
         store_class = _import_store(extra)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "smartpipe":
             raise
         raise ConfigError(
-            f"a store at {scheme}:// needs the package {error.name}; run pip install 'smartpipe[{extra}]'"
+            f"the store at {scheme}:// needs the package {error.name}; run pip install 'smartpipe[{extra}]'"
         ) from None
     try:
         if not is_readable(url):
-            raise ValueError  # noqa: TRY301 - handled like a URL that the store itself cannot read
+            raise ValueError  # noqa: TRY301 - the same error as for a URL that the store itself cannot read
         store: Store = store_class(url, prefix=prefix)
-    except ValueError:  # its text quotes parts of the URL
+    except ValueError:  # do not let it pass: its text quotes parts of the URL
         raise ConfigError(unreadable_url_message("SMARTPIPE_IDEMPOTENCY_URL", scheme)) from None
     return store
 

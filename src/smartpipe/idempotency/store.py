@@ -1,4 +1,4 @@
-"""Claims: how a handler's effect happens once, and what a store of them must guarantee."""
+"""Claims, which let a handler handle each event once, and the guarantees of the stores that keep them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_TTL_SECONDS = 31_536_000
 
 
 class HandlerName(NamedTuple):
-    """The full name of a handler: no other handler that claims in the same store has it.
+    """The full name of a handler. No other handler that uses the same store has the same name.
 
     Args:
-        prefix: The environment's (``SMARTPIPE_PREFIX``).
+        prefix: The environment's prefix (``SMARTPIPE_PREFIX``).
         service: The service's name.
         queue: The logical name of its queue, or the ARN.
         function: Module and qualified name of the function.
@@ -36,18 +36,19 @@ class HandlerName(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idempotency:
-    """How the deliveries of one effect are known, and for how long it is remembered.
+    """How duplicates of an event are recognized, and for how long.
 
     Args:
-        key: The event's field whose value names the effect, as in ``"order_id"``; by default the event's own
-            ``source`` and ``id``, which every redelivery and every copy by SNS has, but no second event.
-            An event whose field is None or empty is known by its ``source`` and ``id``. Values of different types
-            are different, such as 4711 and "4711".
-        ttl_seconds: A copy that comes later runs again: 60 to a year. Default a week: longer than the four days
-            that a queue keeps messages by default.
+        key: The field whose value identifies duplicates, as in ``"order_id"``. By default duplicates are recognized
+            by the event's ``source`` and ``id``: every redelivery and every copy by SNS has the same, and no other
+            event has. The same holds for an event whose field is None or empty. Values of different types differ,
+            such as 4711 and "4711".
+        ttl_seconds: How long a handled event is remembered: 60 seconds to a year. A duplicate that arrives later is
+            handled again. The default is a week, which is longer than the four days for which a queue keeps messages
+            by default.
 
     Raises:
-        ConfigError: A value outside its range.
+        ConfigError: A value is out of range.
     """
 
     key: str | None = None
@@ -55,34 +56,34 @@ class Idempotency:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if not 60 <= self.ttl_seconds <= MAX_TTL_SECONDS:  # noqa: PLR2004 - said above
+        if not 60 <= self.ttl_seconds <= MAX_TTL_SECONDS:  # noqa: PLR2004 - documented above
             msg = f"Idempotency: ttl_seconds={self.ttl_seconds} is outside of 60 to {MAX_TTL_SECONDS:,}, a year"
             raise ConfigError(msg)
 
     def key_of(self, handler: HandlerName, envelope: Envelope) -> str:
-        """Return the key of the effect of *handler* on this event; a long one by its SHA-256."""
+        """Return the key of the claim of *handler* on this event. A long key is replaced by its SHA-256."""
         value = None if self.key is None else typed_text(getattr(envelope.data, self.key))
         if self.key is None or value is None:
-            effect = f"id/{escape(envelope.source)}/{escape(envelope.id)}"
+            event = f"id/{escape(envelope.source)}/{escape(envelope.id)}"
         else:
-            effect = f"key/{escape(self.key)}/{value[0]}/{escape(value[1])}"
-        return shorten(f"{_claims_of(handler, envelope.type)}/{effect}", MAX_KEY_LENGTH)
+            event = f"key/{escape(self.key)}/{value[0]}/{escape(value[1])}"
+        return shorten(f"{_key_prefix(handler, envelope.type)}/{event}", MAX_KEY_LENGTH)
 
 
 @lru_cache(maxsize=1024)
-def _claims_of(handler: HandlerName, event_type: str) -> str:
-    """Return the start of the keys of all effects of *handler* on events of this type."""
+def _key_prefix(handler: HandlerName, event_type: str) -> str:
+    """Return the start of the keys of all claims of *handler* on events of this type."""
     return compose("claim", *handler, event_type)
 
 
 class Claim(NamedTuple):
-    """The wish to handle one event with one handler, or its holder's word on it.
+    """A claim to handle one event with one handler.
 
     Args:
-        key: Of the effect: the same in every delivery of the event to the handler. At most 512 characters.
-        token: Of this very claim, never used again: whoever does not hold it any more is fenced off by it.
-        lease_seconds: For how long it is this holder's alone, unless renewed.
-        ttl_seconds: For how long after its completion it is remembered.
+        key: The same in every delivery of the event to the handler. At most 512 characters.
+        token: Identifies this claim and is never used again. The store ignores a holder whose token is not current.
+        lease_seconds: How long the holder has the claim exclusively, unless the lease is renewed.
+        ttl_seconds: How long it is remembered after its completion.
     """
 
     key: str
@@ -92,77 +93,79 @@ class Claim(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """It is the claimant's now; *attempt* counts the claims of this key, this one included, since it was unknown."""
+    """The claimant holds the claim now. *attempt* counts the claims of this key while the store remembers it."""
 
     attempt: int
 
 
 class Completed(NamedTuple):
-    """The effect has happened, and is remembered."""
+    """The event has been handled."""
 
 
 class InProgress(NamedTuple):
-    """Somebody else holds it, for *seconds* unless they renew it."""
+    """Another holder has the claim, for *seconds* unless it renews the lease."""
 
     seconds: float
 
 
 ClaimOutcome: TypeAlias = Claimed | Completed | InProgress
 
-Known: TypeAlias = Completed | InProgress | None
-"""What is known of a key that nobody claims right now; None: whoever claims it, gets it."""
+ClaimState: TypeAlias = Completed | InProgress | None
+"""The state of a key in the store; None if it can be claimed."""
 
 
-def known(state: str, lease_left_seconds: float) -> Known:
-    """Return what a record in *state*, whose memory has not run out, says of its key."""
+def claim_state(state: str, lease_left_seconds: float) -> ClaimState:
+    """Return the state of a key whose record in the store has not expired."""
     if state == "completed":
         return Completed()
     return InProgress(lease_left_seconds) if state == "held" and lease_left_seconds > 0 else None
 
 
 class Store(Protocol):
-    """Remembers claims by key. Every verb takes many and makes, where the store can, one round trip.
+    """Stores claims by key. Each method takes many claims, if possible in one round trip to the server.
 
     A store must guarantee:
 
-    - ``claim`` is atomic for each key, among all processes: of claimants at once one is told Claimed. A key that
-      stands twice in one call is claimed in its order: the second sees the first.
-    - Whether a lease or a memory has run out is judged by the store's own clock, where it has one.
-    - ``claim`` with the token that holds the key already says Claimed again, with the same attempt: an answer was lost.
-    - ``renew``, ``complete`` and ``release`` do nothing, and say False, for a token that does not hold its key
-      any more. They may be repeated after a lost answer: what this token has completed or released already, says True,
-      and what is completed is never released.
-    - ``complete`` is remembered for ``ttl_seconds``. ``release`` frees the key at once, and keeps the count of attempts
-      for ``ttl_seconds``; so does a lease that runs out.
-    - Outcomes are in the order of the claims, or keys. ``look`` changes nothing.
-    - A store that cannot be reached, or refuses, raises StoreError, and nothing else.
+    - ``claim`` is atomic for each key among all processes: of concurrent claimants, one gets Claimed. If one call
+      contains a key twice, the key is claimed in that order: the second claim sees the result of the first.
+    - The store's own clock, if it has one, decides whether a lease or a record has expired.
+    - ``claim`` with the token that already holds the key returns Claimed again, with the same attempt, because the
+      first response may have been lost.
+    - ``renew``, ``complete`` and ``release`` do nothing, and return False, for a token that no longer holds its key.
+      They can be repeated if a response was lost: for a claim that this token has completed or released already, they
+      return True. A completed claim is never released.
+    - ``complete`` is remembered for ``ttl_seconds``. ``release`` frees the key immediately, and keeps the count of
+      attempts for ``ttl_seconds``. So does a lease that expires.
+    - Results are in the order of the claims, or keys. ``read`` changes nothing.
+    - A store that is unreachable, or refuses a call, raises StoreError and no other exception.
     """
 
     async def open(self) -> None:
-        """Connect, and check that the table is there as it should be.
+        """Connect, and check that the table exists in the right version.
 
         Raises:
-            ConfigError: It is not there, or another version's: with the command that makes it.
-            StoreError: It cannot be asked.
+            ConfigError: The table does not exist, or is from another version. The error has the command that
+                creates it.
+            StoreError: The store is unreachable.
         """
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
-        """Claim what is unknown, released, or whose lease has run out."""
+        """Claim the keys that are unknown or released, or whose lease has expired."""
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """Let each lease last ``lease_seconds`` from now."""
+        """Renew each lease for ``lease_seconds`` from now."""
 
     async def complete(self, claims: Sequence[Claim]) -> list[bool]:
-        """Say that each effect has happened."""
+        """Mark each claim as completed: its event has been handled."""
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
-        """Give back what did not succeed: the next delivery may claim it at once."""
+        """Release claims whose events were not handled, so that the next delivery can claim them immediately."""
 
-    async def look(self, keys: Sequence[str]) -> list[Known]:
-        """Say what ``claim`` would find, without claiming: by the time it is read it may be so no more."""
+    async def read(self, keys: Sequence[str]) -> list[ClaimState]:
+        """Return the state of each key without claiming it. It may change at any time."""
 
     async def forget(self, keys: Sequence[str]) -> None:
-        """Remove all memory of these keys, whoever holds them: before a deliberate replay."""
+        """Delete the records of these keys, held by any holder, before a deliberate replay."""
 
     async def aclose(self) -> None:
         """Disconnect. A second call does nothing."""

@@ -1,4 +1,4 @@
-"""The transactional outbox: an event is published if, and only if, the transaction that wrote it commits."""
+"""The transactional outbox: an event is published if and only if the transaction that wrote it commits."""
 
 from smartpipe.outbox.outbox import Outbox
 from smartpipe.outbox.relay import Relay, RelayOptions

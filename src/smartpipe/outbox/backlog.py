@@ -1,4 +1,4 @@
-"""The backlog of the outbox, read from the database at most once in 5 s, however many requests ask for it."""
+"""Reads the backlog of the outbox from the database, at most once in 5 s for any number of requests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.errors import SmartpipeError
-from smartpipe.idempotency.stores.database import FAULTS
-from smartpipe.outbox.statements import LAG
+from smartpipe.idempotency.stores.database import DATABASE_ERRORS
+from smartpipe.outbox.statements import READ_BACKLOG
 
 if TYPE_CHECKING:
     import asyncpg
@@ -21,29 +21,29 @@ log = logging.getLogger("smartpipe.relay")
 FRESH_SECONDS = 5.0
 QUERY_SECONDS = 10.0
 WAIT_SECONDS = 3.0
-"""For so long a request waits for the database; Prometheus gives up after 10 s."""
+"""How long a request waits for the database. Prometheus gives up after 10 s."""
 
 
 class Backlog(NamedTuple):
-    """The number of events that wait and that are parked, and the age of the oldest that waits."""
+    """The numbers of waiting and of parked events, and the age of the oldest waiting event."""
 
     waiting: int
     parked: int
     lag_seconds: float
 
 
-class Seen(NamedTuple):
-    """A backlog, and how long ago it was read."""
+class BacklogReading(NamedTuple):
+    """A backlog, and the time since it was read."""
 
     backlog: Backlog
     age_seconds: float
 
 
 class BacklogReader:
-    """Reads the backlog on one connection, one query at a time, and remembers it for 5 s.
+    """Reads the backlog on one connection, one query at a time, and caches it for 5 s.
 
-    Requests that come while a query runs wait for its answer. After a failure the database is left alone for 5 s too,
-    and the last answer is given meanwhile, with its age.
+    Requests that arrive while a query runs wait for its result. After a failure the next query also waits for 5 s.
+    Meanwhile requests get the last result, with its age.
     """
 
     def __init__(self, database: DatabaseUrl) -> None:
@@ -52,17 +52,17 @@ class BacklogReader:
         self._connection: asyncpg.Connection | None = None
         self._query: asyncio.Task[None] | None = None
         self._last: tuple[Backlog, float] | None = None
-        self._asked_at = float("-inf")
+        self._queried_at = float("-inf")
         self._failing = False
 
-    async def last(self) -> Seen | None:
-        """Return the backlog, at most 5 s old, or older while the database cannot be asked; None: it never could."""
+    async def read(self) -> BacklogReading | None:
+        """Return the backlog, at most 5 s old, or older while the database is unreachable; None before the first."""
         clock = asyncio.get_running_loop().time
-        if self._query is None and clock() - self._asked_at >= FRESH_SECONDS:
-            self._query = asyncio.create_task(self._ask())
+        if self._query is None and clock() - self._queried_at >= FRESH_SECONDS:
+            self._query = asyncio.create_task(self._run_query())
         if self._query is not None:
-            await asyncio.wait([self._query], timeout=WAIT_SECONDS)  # which leaves it running for the others
-        return None if self._last is None else Seen(self._last[0], clock() - self._last[1])
+            await asyncio.wait([self._query], timeout=WAIT_SECONDS)  # after a timeout it keeps running, for others
+        return None if self._last is None else BacklogReading(self._last[0], clock() - self._last[1])
 
     async def aclose(self) -> None:
         """Disconnect. A second call does nothing."""
@@ -71,24 +71,26 @@ class BacklogReader:
             await asyncio.wait([self._query])
         await self._disconnect()
 
-    async def _ask(self) -> None:
+    async def _run_query(self) -> None:
         clock = asyncio.get_running_loop().time
         try:
             if self._connection is None or self._connection.is_closed():
                 await self._disconnect()
                 self._connection = await self._stack.enter_async_context(
-                    self._database.connected(timeout=QUERY_SECONDS, command_timeout=QUERY_SECONDS)
+                    self._database.connect(timeout=QUERY_SECONDS, command_timeout=QUERY_SECONDS)
                 )
             self._last = (await read_backlog(self._connection), clock())
             self._failing = False
-        except (*FAULTS, SmartpipeError) as error:
+        except (*DATABASE_ERRORS, SmartpipeError) as error:
             await self._disconnect()
             if not self._failing:
-                fault = self._database.fault("backlog", error)
-                log.warning("Cannot read the backlog of the outbox, retrying; metrics show the last one: %s", fault)
+                log.warning(
+                    "Cannot read the backlog of the outbox, retrying; metrics show the last one: %s",
+                    self._database.store_error("backlog", error),
+                )
             self._failing = True
         finally:
-            self._asked_at = clock()
+            self._queried_at = clock()
             self._query = None
 
     async def _disconnect(self) -> None:
@@ -97,6 +99,6 @@ class BacklogReader:
 
 
 async def read_backlog(connection: asyncpg.Connection) -> Backlog:
-    """Ask the database."""
-    row = await connection.fetchrow(LAG)
+    """Read the backlog from the database."""
+    row = await connection.fetchrow(READ_BACKLOG)
     return Backlog(*row) if row else Backlog(0, 0, 0.0)

@@ -1,4 +1,4 @@
-"""Writes a row into the transaction of the caller's connection, and refuses objects that have none."""
+"""Writes a row in the transaction of the caller's connection, and refuses objects without a transaction."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
 
 from smartpipe.errors import ConfigError
-from smartpipe.outbox.rows import insert
+from smartpipe.outbox.rows import insert_statement
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-# A parameter of type text, varchar or jsonb would go through the codec that the caller may have set for that type.
-_ASYNCPG = insert("CAST(CAST($1 AS refcursor) AS text)")
-_SQLALCHEMY = insert("CAST(CAST(:document AS refcursor) AS text)")
-# Options of the caller's connection or session that would make a server-side cursor of the statement.
-_PLAIN = {"stream_results": False, "yield_per": None}
+# A parameter of type text, varchar or jsonb would pass through a codec that the caller may have set for the type.
+_ASYNCPG = insert_statement("CAST(CAST($1 AS refcursor) AS text)")
+_SQLALCHEMY = insert_statement("CAST(CAST(:document AS refcursor) AS text)")
+# Overrides options of the caller's connection or session that would use a server-side cursor for the statement.
+_NO_CURSOR = {"stream_results": False, "yield_per": None}
 
 
 class _Rows(Protocol):
@@ -25,7 +25,7 @@ class _Rows(Protocol):
 
 
 class AsyncpgConnection(Protocol):
-    """asyncpg's Connection, also one of its Pool."""
+    """asyncpg's Connection, also from a Pool."""
 
     def is_in_transaction(self) -> bool: ...  # noqa: D102
     def execute(self, query: str, /, *args: Any) -> Awaitable[Any]: ...  # noqa: D102
@@ -49,21 +49,22 @@ AsyncConnection: TypeAlias = AsyncpgConnection | AsyncTransaction
 
 
 async def write(connection: Any, document: str, *, autocommit: bool) -> None:
-    """Write *document* by way of an AsyncConnection.
+    """Write *document* through an AsyncConnection.
 
     Raises:
-        ConfigError: It is something else, is closed, or commits each statement by itself and *autocommit* is False.
+        ConfigError: *connection* is an object of another kind, is closed, or would commit each statement although
+            *autocommit* is False.
     """
     kind = _kind_of(connection)
     if kind in _SESSIONS:
-        connection = await _opened(connection).connection()
+        connection = await _session_of(connection).connection()
     if kind in _ASYNC_SQLALCHEMY:
         _check_sqlalchemy(connection, connection.sync_connection, autocommit=autocommit)
         driver = (await connection.get_raw_connection()).driver_connection
         if _kind_of(driver) == "asyncpg.Connection" and not _in_utf8(driver):
-            await connection.exec_driver_sql(_literal(document), execution_options=_PLAIN)
+            await connection.exec_driver_sql(_literal(document), execution_options=_NO_CURSOR)
         else:
-            await connection.execute(_text(), {"document": document}, execution_options=_PLAIN)
+            await connection.execute(_text(), {"document": document}, execution_options=_NO_CURSOR)
     elif kind == "psycopg.AsyncConnection":
         _check_psycopg(connection, autocommit=autocommit)
         await _psycopg_cursor("AsyncCursor", connection).execute(_literal(document), prepare=False)
@@ -78,13 +79,13 @@ async def write(connection: Any, document: str, *, autocommit: bool) -> None:
 
 
 def write_blocking(connection: Any, document: str, *, autocommit: bool) -> None:
-    """Write *document* by way of a BlockingConnection; it raises as ``write`` does."""
+    """Write *document* through a BlockingConnection. Raises the errors of ``write``."""
     kind = _kind_of(connection)
     if kind in _SESSIONS_BLOCKING:
-        connection = _opened(connection).connection()
+        connection = _session_of(connection).connection()
     if kind in _BLOCKING_SQLALCHEMY:
         _check_sqlalchemy(connection, connection, autocommit=autocommit)
-        connection.execute(_text(), {"document": document}, execution_options=_PLAIN)
+        connection.execute(_text(), {"document": document}, execution_options=_NO_CURSOR)
     elif kind == "psycopg.Connection":
         _check_psycopg(connection, autocommit=autocommit)
         _psycopg_cursor("Cursor", connection).execute(_literal(document), prepare=False)
@@ -92,7 +93,7 @@ def write_blocking(connection: Any, document: str, *, autocommit: bool) -> None:
         _refuse("publish_blocking", connection, kind)
 
 
-# By module and name. A subclass counts as its base class.
+# Classes by module and name. A subclass counts as its base class.
 _NAMES = {
     ("asyncpg.connection", "Connection"): "asyncpg.Connection",
     ("asyncpg.pool", "PoolConnectionProxy"): "asyncpg.Connection",
@@ -121,31 +122,31 @@ _BLOCKING = {"psycopg.Connection", *_BLOCKING_SQLALCHEMY}
 
 
 def _kind_of(connection: Any) -> str:
-    """Return the kind of *connection*, one of the values of ``_NAMES``; empty for anything else."""
+    """Return the kind of *connection*, one of the values of ``_NAMES``; empty for any other object."""
     for (module, name), kind in _NAMES.items():
-        loaded = sys.modules.get(module)  # objects of a module that is not loaded cannot exist
+        loaded = sys.modules.get(module)  # if a module is not loaded, no object of it exists
         cls = getattr(loaded, name, None)
         if cls is not None and isinstance(connection, cls):
             return kind
-    # Instrumentation and pools of others wrap asyncpg's connections, and have its methods.
-    wraps = hasattr(connection, "is_in_transaction") and not isinstance(connection, type)
-    return "asyncpg.Connection" if wraps else ""
+    # Other libraries for tracing or pooling wrap asyncpg's connections. The wrappers have the same methods.
+    is_wrapper = hasattr(connection, "is_in_transaction") and not isinstance(connection, type)
+    return "asyncpg.Connection" if is_wrapper else ""
 
 
-def _opened(session: Any) -> Any:
-    """Return the session behind a scoped one."""
+def _session_of(session: Any) -> Any:
+    """Return *session*, or the current session of a scoped one."""
     return session if hasattr(session, "sync_session") or not callable(session) else session()
 
 
 def _check_asyncpg(connection: Any, *, autocommit: bool) -> None:
     try:
-        closed, within = connection.is_closed(), connection.is_in_transaction()
+        closed, in_transaction = connection.is_closed(), connection.is_in_transaction()
     except sys.modules["asyncpg"].InterfaceError as error:
-        raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} was released to its pool") from error
+        raise ConfigError(f"{_describe(connection)} was released to its pool") from error
     if closed:
         _refuse_closed(connection)
-    if not within and not autocommit:
-        _refuse_autocommit(connection, "is in no transaction, so the event would be committed at once")
+    if not in_transaction and not autocommit:
+        _refuse_autocommit(connection, "is not in a transaction")
 
 
 def _check_psycopg(connection: Any, *, autocommit: bool) -> None:
@@ -153,48 +154,46 @@ def _check_psycopg(connection: Any, *, autocommit: bool) -> None:
         _refuse_closed(connection)
     idle = connection.info.transaction_status == 0  # psycopg.pq.TransactionStatus.IDLE
     if connection.autocommit and idle and not autocommit:
-        _refuse_autocommit(connection, "is in autocommit mode, outside of a transaction")
+        _refuse_autocommit(connection, "is in autocommit mode and outside a transaction")
 
 
-def _check_sqlalchemy(given: Any, connection: Any, *, autocommit: bool) -> None:
+def _check_sqlalchemy(argument: Any, connection: Any, *, autocommit: bool) -> None:
     if connection is None or connection.closed:
-        _refuse_closed(given)
+        _refuse_closed(argument)
     if connection.dialect.name != "postgresql":
         raise ConfigError(
-            f"{_GIVEN.format(found=_name_of(given))} leads to {connection.dialect.name}, and the outbox is a table in "
-            "PostgreSQL"
+            f"{_describe(argument)} leads to {connection.dialect.name}, but the outbox is a table in PostgreSQL"
         )
     driver = connection.connection.dbapi_connection
     if getattr(driver, "autocommit", False) and not autocommit:
-        _refuse_autocommit(given, 'has the isolation level "AUTOCOMMIT", so the event would be committed at once')
+        _refuse_autocommit(argument, 'has the isolation level "AUTOCOMMIT"')
 
 
 def _psycopg_cursor(name: str, connection: Any) -> Any:
-    """Return a plain cursor, also if the connection has another cursor factory."""
+    """Return a plain cursor, even if the connection has another cursor factory."""
     return getattr(sys.modules["psycopg"], name)(connection)
 
 
 def _in_utf8(connection: Any) -> bool:
     """Return whether asyncpg encodes parameters in UTF-8.
 
-    In any other ``client_encoding`` asyncpg 0.32 frees the encoded text before it sends it, so that a parameter may
-    arrive as other bytes. The text of a statement is safe.
+    With any other ``client_encoding``, asyncpg 0.32 frees the encoded text before it sends it, so a parameter may
+    arrive as different bytes. The text of a statement is not affected.
     """
     return str(connection.get_settings().client_encoding).upper().replace("-", "") == "UTF8"
 
 
 def _literal(document: str) -> str:
-    """Return the statement with *document* in it, which is Base64: there is nothing to quote or to adapt."""
-    return insert(f"'{document}'")
+    """Return the statement with *document* as a literal. It is Base64, so it needs no quoting."""
+    return insert_statement(f"'{document}'")
 
 
 def _text() -> Any:
-    from sqlalchemy import text  # the caller has it, or it could not have come here
+    from sqlalchemy import text  # it is installed, because the caller passed an object of it
 
     return text(_SQLALCHEMY)
 
 
-_GIVEN = "outbox.publish(connection=...): this {found}"
 _EXPECTED = {
     "publish": "the asyncpg Connection, the SQLAlchemy AsyncConnection or AsyncSession, or the psycopg AsyncConnection",
     "publish_blocking": "the SQLAlchemy Connection or Session, or the psycopg Connection",
@@ -202,27 +201,27 @@ _EXPECTED = {
 _OTHER = {"publish": "outbox.publish_blocking", "publish_blocking": "await outbox.publish"}
 
 
-def _refuse(verb: str, connection: Any, kind: str) -> NoReturn:
+def _refuse(method: str, connection: Any, kind: str) -> NoReturn:
     if kind in _ASYNC | _BLOCKING:
         nature = "async" if kind in _ASYNC else "blocking"
-        why = f"is {nature}; write {_OTHER[verb]}(...)"
+        reason = f"is {nature}; write {_OTHER[method]}(...)"
     elif kind:
-        why = f"is {kind}, which has no transaction of its own; give it the connection or session that has"
+        reason = f"is {kind}, which has no transaction; pass the connection or session that has the transaction"
     else:
-        why = f"cannot be used; give it {_EXPECTED[verb]} that the transaction is open on"
-    raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} {why}")
+        reason = f"cannot be used; pass {_EXPECTED[method]} with the open transaction"
+    raise ConfigError(f"{_describe(connection)} {reason}")
 
 
 def _refuse_closed(connection: Any) -> NoReturn:
-    raise ConfigError(f"{_GIVEN.format(found=_name_of(connection))} is closed; give it one with an open transaction")
+    raise ConfigError(f"{_describe(connection)} is closed; pass one with an open transaction")
 
 
-def _refuse_autocommit(connection: Any, why: str) -> NoReturn:
+def _refuse_autocommit(connection: Any, reason: str) -> NoReturn:
     raise ConfigError(
-        f"{_GIVEN.format(found=_name_of(connection))} {why}, even if the rest of your work fails; begin a "
-        "transaction first, or pass autocommit=True if that is meant"
+        f"{_describe(connection)} {reason}, so the event would be committed immediately, even if the rest of your work "
+        "fails; begin a transaction first, or pass autocommit=True if you want this"
     )
 
 
-def _name_of(connection: Any) -> str:
-    return type(connection).__name__
+def _describe(connection: Any) -> str:
+    return f"outbox.publish(connection=...): this {type(connection).__name__}"

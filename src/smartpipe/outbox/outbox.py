@@ -1,11 +1,11 @@
-"""Writes events into the service's own transaction."""
+"""Writes events into the outbox, in the service's own transaction."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.envelope.encode import source_problems
-from smartpipe.envelope.encoding import BodyEncoding
+from smartpipe.envelope.body_encoding import BodyEncoding
+from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    """Publishes events by way of the database: ``smartpipe relay`` sends what was committed, and nothing else.
+    """Publishes events through the database. ``smartpipe relay`` sends only committed events.
 
-    It holds no connection and needs no closing. The table is made by ``smartpipe store migrate``. Large events are
-    packed as a Publisher does it; the relay puts into S3 what has to be there.
+    It has no connection and needs no closing. ``smartpipe store migrate`` creates its table. Large events are encoded
+    as by a Publisher; the relay writes payloads to S3.
 
     Args:
-        source: CloudEvents ``source`` of what it publishes, as of a Publisher.
+        source: CloudEvents ``source`` of the events, as in a Publisher.
 
     Raises:
-        ConfigError: A source that is empty or longer than 256 characters, or faulty settings in the environment.
+        ConfigError: The source is empty or longer than 256 characters, or a setting in the environment is wrong.
     """
 
     def __init__(self, source: str) -> None:
-        if problems := source_problems("Outbox", source):
-            raise ConfigError(problems)
+        if errors := source_errors("Outbox", source):
+            raise ConfigError(errors)
         self.source = source
-        self._packing = BodyEncoding.from_environment()
+        self._encoding = BodyEncoding.from_environment()
 
     async def publish(
         self,
@@ -48,23 +48,23 @@ class Outbox:
         attributes: Mapping[str, str] | None = None,
         autocommit: bool = False,
     ) -> str:
-        """Write *event* into the transaction that *connection* is in, and return its envelope id.
+        """Write *event* in the current transaction of *connection*, and return its envelope id.
 
-        It is published some milliseconds after the commit, at least once, always with this id; after a
-        rollback never. In a handler the id is the same at its next attempt. Events of one key for a FIFO
-        topic keep the order in which they were written, as far as their transactions committed in it.
+        The event is published some milliseconds after the commit, at least once and always with this id. After a
+        rollback it is never published. In a handler, the next attempt gets the same id. Events of one key for a FIFO
+        topic are published in the order in which they were written, if their transactions commit in this order.
 
         Args:
             connection: asyncpg's Connection, SQLAlchemy's AsyncConnection or AsyncSession, or psycopg's
                 AsyncConnection. Its codecs, row factories and session settings do not matter, but its
                 ``search_path`` must lead to the table.
-            autocommit: Allow a connection that commits each statement by itself, so that the event is published
-                even if the rest fails: asyncpg's outside of a transaction, or one in autocommit mode.
+            autocommit: Allow a connection that commits each statement separately, so that the event is published
+                even if the rest fails: asyncpg's outside a transaction, or one in autocommit mode.
 
         Raises:
-            EventTooLarge, PublishError: It can never be published so; the transaction is left as it was.
-            ConfigError: Its class declares no type; or *connection* is something else, is closed, or commits by
-                itself without *autocommit*. Nothing was written.
+            EventTooLarge, PublishError: The event can never be published. The transaction is unchanged.
+            ConfigError: Its class does not declare a type; or *connection* is an object of another kind, is closed, or
+                would commit each statement without *autocommit*. Nothing was written.
         """
         row = self._row(event, queue, delay_seconds, attributes)
         await write(connection, document_of(row), autocommit=autocommit)
@@ -80,7 +80,7 @@ class Outbox:
         attributes: Mapping[str, str] | None = None,
         autocommit: bool = False,
     ) -> str:
-        """Do the same in blocking code, with SQLAlchemy's Connection or Session, or psycopg's; see ``publish``."""
+        """Write *event* in blocking code: like ``publish``, with a Connection or Session of SQLAlchemy or psycopg."""
         row = self._row(event, queue, delay_seconds, attributes)
         write_blocking(connection, document_of(row), autocommit=autocommit)
         return str(row["event_id"])
@@ -89,4 +89,4 @@ class Outbox:
         self, event: Event, queue: Queue | str | None, delay_seconds: float | None, attributes: Mapping[str, str] | None
     ) -> dict[str, Any]:
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
-        return row_of(prepare(publication, source=self.source, packing=self._packing))
+        return row_of(prepare(publication, source=self.source, encoding=self._encoding))

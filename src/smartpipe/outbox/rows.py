@@ -1,4 +1,4 @@
-"""Events as rows of ``smartpipe_outbox``, and back as messages. Pure."""
+"""Converts events to rows of ``smartpipe_outbox``, and rows to messages. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
 
-from smartpipe.envelope.pointer import payload_at
+from smartpipe.envelope.pointer import read_pointer
 from smartpipe.errors import ConfigError, DecodeError, PublishFailure
 from smartpipe.limits import (
     ATTRIBUTE_NAME,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LANES = 64
 MAX_PAYLOAD_BYTES = 536_870_912
-"""PostgreSQL sends at most twice as much in one row."""
+"""PostgreSQL limits a row in a result to about twice this size."""
 MAX_ERROR_LENGTH = 2_000
 MAX_CACHED_LENGTH = 1_000
 _COLUMNS = {
@@ -48,14 +48,14 @@ _COLUMNS = {
     "delay_seconds": "integer",
     "payload": "text",
 }
-# SQS SendMessage, MessageAttributeValue: String, Number or Binary, and an optional label, 256 characters in all.
+# SQS SendMessage, MessageAttributeValue: String, Number or Binary, with an optional label, at most 256 characters.
 _DATA_TYPE = re.compile(r"(String|Number)(\.[!-~]{1,249})?")
 
 
 def row_of(outgoing: Outgoing) -> dict[str, Any]:
     """Return the values of *outgoing* by column.
 
-    What shares a FIFO destination and a group shares a lane; everything else goes by its id, and so spreads.
+    Messages of one group for a FIFO destination share a lane. All others are distributed over the lanes by their id.
     """
     message, destination = outgoing.message, outgoing.destination
     kind = "topic" if isinstance(destination, Topic) else "queue"
@@ -77,15 +77,15 @@ def row_of(outgoing: Outgoing) -> dict[str, Any]:
 
 
 def document_of(row: Mapping[str, Any]) -> str:
-    """Return *row* as the one value that ``insert`` takes: JSON in Base64, so ASCII letters and nothing to quote."""
+    """Return *row* as the one value for ``insert_statement``: JSON in Base64, so it needs no quoting."""
     return b64encode(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()).decode()
 
 
-def insert(document: str) -> str:
-    """Return the statement that adds the row of one document.
+def insert_statement(document: str) -> str:
+    """Return the statement that inserts the row of one document.
 
-    The database takes the document apart, so nothing in it passes through the caller's codecs, adapters,
-    ``client_encoding`` or ``standard_conforming_strings``: an 11-column INSERT would depend on all of them.
+    The database splits the document into columns, so no value passes through the caller's codecs, adapters,
+    ``client_encoding`` or ``standard_conforming_strings``. An INSERT with 11 values would depend on all of them.
 
     Args:
         document: An SQL expression: a placeholder, or the document as a literal.
@@ -93,12 +93,12 @@ def insert(document: str) -> str:
     columns = ", ".join(_COLUMNS)
     types = ", ".join(f"{name} {type_}" for name, type_ in _COLUMNS.items())
     return (
-        f"INSERT INTO smartpipe_outbox ({columns}) SELECT {columns} "  # noqa: S608 - constants, and Base64 or a placeholder
+        f"INSERT INTO smartpipe_outbox ({columns}) SELECT {columns} "  # noqa: S608 - constants, Base64, placeholder
         f"FROM json_to_record(CAST(convert_from(decode({document}, 'base64'), 'UTF8') AS json)) AS event ({types})"
     )
 
 
-class Waiting(NamedTuple):
+class WaitingRow(NamedTuple):
     """A row that waits to be published."""
 
     id: int
@@ -110,28 +110,28 @@ class Waiting(NamedTuple):
 
     @property
     def for_topic(self) -> bool:
-        """Whether it is for a topic, or else for a queue."""
+        """Whether its destination is a topic; otherwise it is a queue."""
         return self.destination.startswith("topic:")
 
     @property
     def name(self) -> str:
-        """The topic's or queue's name, or ARN, as declared."""
+        """The name or ARN of the topic or queue, as declared."""
         return self.destination.partition(":")[2]
 
     def failed(self, failure: Failure) -> PublishFailure:
-        """Say of this row what the service said of its entry; it stands for its event, which nobody needs any more."""
+        """Return the failure of this row. It has the row in place of the event, which the relay does not need."""
         return PublishFailure(self, self.event_id, failure.code, failure.detail, failure.retryable)  # type: ignore[arg-type]
 
 
 class UnreadableRow(Exception):
-    """A row that cannot become a message, however often it is read; its text says which column is wrong, and how."""
+    """A row that can never become a message. The text says which column is wrong, and why."""
 
 
-def waiting_of(row: Mapping[str, Any]) -> Waiting:
-    """Read a row, and check every column: for some errors in one entry SNS and SQS refuse the whole request of ten.
+def read_row(row: Mapping[str, Any]) -> WaitingRow:
+    """Read a row and check every column, because SNS and SQS refuse a whole batch for some errors in one entry.
 
     Raises:
-        UnreadableRow: It can never be published.
+        UnreadableRow: The row can never be published.
     """
     fifo = _is_fifo(row["destination"])
     body = _body_of(row)
@@ -139,14 +139,14 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
     for name, value in (("group_id", row["group_id"]), ("deduplication_id", row["deduplication_id"])):
         if value is None:
             if fifo:
-                raise UnreadableRow(f"{name} is missing, which a FIFO topic or queue needs")
+                raise UnreadableRow(f"{name} is missing, but a FIFO topic or queue requires it")
         elif not MESSAGE_ID.fullmatch(value):
             raise UnreadableRow(f"{name} is not 1 to 128 letters, digits and punctuation marks of ASCII")
     delay_seconds = row["delay_seconds"]
     if not 0 <= delay_seconds <= MAX_DELAY_SECONDS:
         raise UnreadableRow(f"delay_seconds={delay_seconds} is outside of 0 to {MAX_DELAY_SECONDS}")
     if delay_seconds and (fifo or row["destination"].startswith("topic:")):
-        raise UnreadableRow(f"delay_seconds={delay_seconds}: only a standard queue delays single messages")
+        raise UnreadableRow(f"delay_seconds={delay_seconds}: only standard queues can delay single messages")
     message = OutgoingMessage(
         body,
         size_bytes(body, attributes),
@@ -157,11 +157,11 @@ def waiting_of(row: Mapping[str, Any]) -> Waiting:
         _payload_of(row),
     )
     group = row["ordered_group"] or (f"{row['destination']}|{row['group_id']}" if fifo else None)
-    return Waiting(row["id"], row["event_id"], group, row["destination"], row["attempts"], message)
+    return WaitingRow(row["id"], row["event_id"], group, row["destination"], row["attempts"], message)
 
 
-def storable(text: str) -> str:
-    """Return *text* as the column ``error`` takes it: without NULs and lone surrogates, and not long."""
+def storable_text(text: str) -> str:
+    """Return *text* for the column ``error``: shortened, without NULs and lone surrogates."""
     return text[:MAX_ERROR_LENGTH].replace("\0", "").encode("utf-8", "replace").decode()
 
 
@@ -173,7 +173,7 @@ def _is_fifo(destination: str) -> bool:
         if kind == "topic":
             _ = Topic(arn=name) if is_arn(name) else Topic(name, fifo=fifo)
         elif kind == "queue":
-            Queue(name, fifo=fifo, existing=True, dead_letter="any")  # so a name may have all of its 80 characters
+            Queue(name, fifo=fifo, existing=True, dead_letter="any")  # so that a name may have all 80 characters
         else:
             raise UnreadableRow("destination is neither topic:NAME nor queue:NAME")
     except ConfigError as error:
@@ -184,36 +184,36 @@ def _is_fifo(destination: str) -> bool:
 def _body_of(row: Mapping[str, Any]) -> str:
     body: str | None = row["body"]
     if body is None:
-        raise UnreadableRow(f"body has {row['body_bytes']:,} bytes, and SNS and SQS take {MAX_MESSAGE_BYTES:,} at most")
-    # The first two look at most bodies in a tenth of the time; a printable character of ASCII is always taken.
+        raise UnreadableRow(f"body has {row['body_bytes']:,} bytes; SNS and SQS accept at most {MAX_MESSAGE_BYTES:,}")
+    # Printable ASCII is always valid, and this check of most bodies takes a tenth of the time.
     if not (body and body.isascii() and body.isprintable()) and not MESSAGE_TEXT.fullmatch(body):
-        raise UnreadableRow("body is empty" if not body else "body has characters that SNS and SQS do not take")
+        raise UnreadableRow("body is empty" if not body else "body has characters that SNS and SQS do not accept")
     return body
 
 
 def _attributes_of(text: str | None) -> Mapping[str, Attribute]:
-    """Return the attributes; most events have the same few, the type alone, so these are read once."""
+    """Return the attributes. Short ones are cached, because most events have only the type."""
     if text is None:
         raise UnreadableRow(f"attributes have more than {MAX_MESSAGE_BYTES:,} bytes")
-    return _read_once(text) if len(text) <= MAX_CACHED_LENGTH else _read(text)
+    return _parse_cached(text) if len(text) <= MAX_CACHED_LENGTH else _parse(text)
 
 
-def _read(text: str) -> Mapping[str, Attribute]:
-    """Read attributes; those that a jsonb codec of the application's has encoded twice are decoded twice."""
+def _parse(text: str) -> Mapping[str, Attribute]:
+    """Parse attributes. A jsonb codec of the application may have encoded them twice; then decode them twice."""
     try:
         found = json.loads(text)
         if isinstance(found, str):
             found = json.loads(found)
     except (ValueError, RecursionError):
-        raise UnreadableRow("attributes are not JSON, or nested too deeply") from None
+        raise UnreadableRow("attributes are not JSON, or are nested too deeply") from None
     if not isinstance(found, dict):
         raise UnreadableRow("attributes are not a JSON object")
     if len(found) > MAX_ATTRIBUTES:
-        raise UnreadableRow(f"attributes are {len(found)}, and a message has {MAX_ATTRIBUTES} at most")
+        raise UnreadableRow(f"there are {len(found)} attributes; a message has at most {MAX_ATTRIBUTES}")
     return MappingProxyType({name: _attribute_of(name, pair) for name, pair in found.items()})
 
 
-_read_once = lru_cache(maxsize=1024)(_read)
+_parse_cached = lru_cache(maxsize=1024)(_parse)
 
 
 def _attribute_of(name: str, pair: object) -> Attribute:
@@ -227,10 +227,10 @@ def _attribute_of(name: str, pair: object) -> Attribute:
 
 def _payload_of(row: Mapping[str, Any]) -> Any:
     if row["payload_bytes"] > MAX_PAYLOAD_BYTES:
-        raise UnreadableRow(f"payload has {row['payload_bytes']:,} bytes, and may have {MAX_PAYLOAD_BYTES:,} at most")
+        raise UnreadableRow(f"payload has {row['payload_bytes']:,} bytes; the maximum is {MAX_PAYLOAD_BYTES:,}")
     if not row["payload"]:
         return None
     try:
-        return payload_at(row["body"])._replace(text=row["payload"])
+        return read_pointer(row["body"])._replace(text=row["payload"])
     except (DecodeError, RecursionError):
-        raise UnreadableRow("there is a payload, and the body does not point to S3") from None
+        raise UnreadableRow("there is a payload, but the body does not point to S3") from None

@@ -1,7 +1,7 @@
 """The relay's SQL.
 
-Source: PostgreSQL, "Explicit locking" and SELECT's locking clause: SKIP LOCKED is for queue-like tables with
-several consumers; under READ COMMITTED each statement sees what was committed before it began.
+Source: PostgreSQL, "Explicit Locking" and the locking clause of SELECT. SKIP LOCKED is for queue-like tables with
+several consumers. Under READ COMMITTED, each statement sees all rows that were committed before it began.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from smartpipe.outbox.rows import LANES, MAX_PAYLOAD_BYTES
 
 _WAITING = "published_at IS NULL AND parked_at IS NULL"
 
-# Locked until the end of the transaction; what another relay published of them is seen by the next statement.
-TAKE_LANES = f"""
+# The lanes stay locked until the end of the transaction. The next statement sees which rows another relay published.
+LOCK_LANES = f"""
 SELECT lane FROM smartpipe_outbox_lanes AS lanes
 WHERE EXISTS (
     SELECT FROM smartpipe_outbox AS rows
@@ -21,8 +21,8 @@ WHERE EXISTS (
 ORDER BY random() LIMIT $1 FOR UPDATE SKIP LOCKED
 """  # noqa: S608 - constants
 
-# Nothing overtakes one of its group that waits to be tried again. Sizes are measured: size_bytes may hold anything.
-# A value too long to be published is not fetched, or cut so that it is still too long, because its row is parked.
+# No row overtakes one of its group that waits for a retry. Sizes are measured, because size_bytes may have any value.
+# A value that is too long to be published is not fetched, or cut to a length that is still too long: its row is parked.
 WAITING_ROWS = f"""
 SELECT * FROM (
 SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS bytes_before
@@ -46,17 +46,17 @@ ORDER BY id LIMIT $2
 ) AS first ) AS sized WHERE bytes_before < $3 ORDER BY id
 """  # noqa: S608 - constants
 
-# No relay ever locks another lane, so these rows would wait for ever without a word.
-PARK_LOST = f"""
+# No relay ever locks a lane outside this range, so these rows would wait forever, unnoticed.
+PARK_UNREACHABLE = f"""
 UPDATE smartpipe_outbox
 SET parked_at = clock_timestamp(), error = 'UnreadableRow: lane ' || lane || ' is not one of 0 to {LANES - 1}'
 WHERE lane NOT BETWEEN 0 AND {LANES - 1} AND {_WAITING}
 RETURNING event_id
 """  # noqa: S608 - constants
 
-PUBLISHED = "UPDATE smartpipe_outbox SET published_at = clock_timestamp() WHERE id = ANY($1::bigint[])"
+MARK_PUBLISHED = "UPDATE smartpipe_outbox SET published_at = clock_timestamp() WHERE id = ANY($1::bigint[])"
 
-FAILED = """
+MARK_FAILED = """
 UPDATE smartpipe_outbox AS rows
 SET attempts = failed.attempts,
     error = failed.error,
@@ -74,7 +74,7 @@ DELETE FROM smartpipe_outbox WHERE id IN (
 )
 """
 
-LAG = f"""
+READ_BACKLOG = f"""
 SELECT count(*) FILTER (WHERE parked_at IS NULL) AS waiting,
        count(*) FILTER (WHERE parked_at IS NOT NULL) AS parked,
        coalesce(extract(epoch FROM clock_timestamp()

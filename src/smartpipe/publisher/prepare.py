@@ -8,10 +8,10 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from smartpipe.envelope.body_encoding import NO_ENCODING, RESERVED_ATTRIBUTES
 from smartpipe.envelope.encode import encode, wrap
-from smartpipe.envelope.encoding import NO_ENCODING, RESERVED_ATTRIBUTES
 from smartpipe.envelope.ids import current_cause, next_event_id
-from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, exceeds
+from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, has_too_many_values
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
@@ -23,7 +23,7 @@ from smartpipe.topics import FIFO_SUFFIX, Queue, Topic
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.envelope.encoding import BodyEncoding
+    from smartpipe.envelope.body_encoding import BodyEncoding
 
 Destination: TypeAlias = Topic | Queue
 
@@ -112,11 +112,11 @@ class PublishReport(NamedTuple):
     event_ids: list[str]
 
 
-def prepare(publication: Publication, *, source: str, packing: BodyEncoding = NO_ENCODING) -> Outgoing:
+def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = NO_ENCODING) -> Outgoing:
     """Wrap and encode the event; its type goes along as a message attribute, which filter policies match.
 
     Args:
-        packing: What becomes of large bodies.
+        encoding: How large bodies are encoded.
 
     Raises:
         ConfigError: The event's class declares no type.
@@ -150,11 +150,13 @@ def prepare(publication: Publication, *, source: str, packing: BodyEncoding = NO
         sqs_id(envelope.id) if destination.fifo else None,
         math.ceil(publication.delay_seconds or 0),
     )
-    if len(body) > MANY_VALUES_CHARACTERS and exceeds(body, packing.limit_objects):
-        _refuse_many_values(event, envelope.id, packing.limit_objects)
+    if len(body) > MANY_VALUES_CHARACTERS and has_too_many_values(body, encoding.limit_objects):
+        _refuse_many_values(event, envelope.id, encoding.limit_objects)
     limit = destination.limit_bytes
-    if message.size_bytes > packing.untouched_bytes or message.size_bytes > limit:
-        message = packing.pack(message, envelope.id, limit_bytes=limit, room=MAX_ATTRIBUTES - len(all_attributes))
+    if message.size_bytes > encoding.untouched_bytes or message.size_bytes > limit:
+        message = encoding.encode(
+            message, envelope.id, limit_bytes=limit, free_attributes=MAX_ATTRIBUTES - len(all_attributes)
+        )
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
     return construct(Outgoing, (event, envelope.id, destination, message))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
-from smartpipe.envelope.encode import source_problems
+from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, compose, validate_middleware
@@ -63,7 +63,7 @@ class Publisher:
         deadline_seconds: float = 30.0,
         middleware: Sequence[Middleware[Publication, str]] = (),
     ) -> None:
-        problems = source_problems("Publisher", source)
+        problems = source_errors("Publisher", source)
         if linger_seconds < 0 or deadline_seconds < 0:
             problems.append("Publisher: linger_seconds and deadline_seconds cannot be negative")
         if problems:
@@ -154,7 +154,7 @@ class Publisher:
         return PublishReport(event_ids)
 
     def _prepare(self, publication: Publication) -> Outgoing:
-        outgoing = prepare(publication, source=self.source, packing=self.payloads.packing)
+        outgoing = prepare(publication, source=self.source, encoding=self.payloads.encoding)
         if self._closed:
             detail = "the publisher is closed; publish inside of its `async with` block"
             raise PublishError([outgoing.failed(Failure(0, "PublisherClosed", detail, retryable=False))])

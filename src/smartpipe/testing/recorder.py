@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pydantic_core import from_json
 
 from smartpipe.consumer.decide import Ack, DeadLetter
-from smartpipe.envelope.decode import decoder_of
-from smartpipe.envelope.encoding import decompress_body, is_encoded
+from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
+from smartpipe.envelope.decode import get_decoder
 from smartpipe.envelope.object_store import get_from_memory
-from smartpipe.envelope.pointer import is_pointer, payload_at
+from smartpipe.envelope.pointer import is_pointer, read_pointer
 from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.errors import MessageError
 from smartpipe.events import event_class
@@ -122,7 +122,7 @@ class Recorder(MemoryTransport):
 
 
 def _kept(pointer: str) -> str:
-    payload = payload_at(pointer)
+    payload = read_pointer(pointer)
     TrustedLocations.from_environment().location_of(payload)
     return get_from_memory(payload)
 
@@ -130,10 +130,10 @@ def _kept(pointer: str) -> str:
 def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
     """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
     try:
-        if is_encoded(attributes):
+        if not RESERVED_ATTRIBUTES.isdisjoint(attributes):
             body = decompress_body(_kept(body) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
-        return decoder_of(frozenset({cls})).decode(body) if cls else None
+        return get_decoder(frozenset({cls})).decode(body) if cls else None
     except (ValueError, TypeError, KeyError, AttributeError, MessageError):
         return None

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smartpipe.errors import ConfigError
-from smartpipe.filter_policy import TYPE_ATTRIBUTE, policy_problems
+from smartpipe.filter_policy import TYPE_ATTRIBUTE, policy_errors
 from smartpipe.limits import (
     DEFAULT_TOPIC_LIMIT_BYTES,
     MAX_MESSAGE_BYTES,
@@ -16,7 +16,7 @@ from smartpipe.limits import (
 )
 from smartpipe.names import name_in
 from smartpipe.tags import own_tags
-from smartpipe.topics import Topic, name_problems
+from smartpipe.topics import Topic, name_errors
 from smartpipe.topology.kinds import KINDS
 from smartpipe.topology.policy import POLICY_LIMIT_BYTES, build_statement, fit_statements, read_statements
 from smartpipe.topology.resources import POLICY_VERSION, TAGS, Attributes, Topology
@@ -99,7 +99,7 @@ def derive(
         for topic in dict.fromkeys([*subscribed, *(contract.topic for contract in service.published)]):
             if declared.setdefault(topic.name, topic) != topic:
                 errors.append(f"topic {topic.name!r} is declared twice with different settings")
-            errors += [] if topic.given else _find_topic_errors(topic, naming)
+            errors += [] if topic.external else _find_topic_errors(topic, naming)
             topics[naming.topic_arn(topic.name)] = _derive_topic(topic, naming)
         for binding in service.bindings:
             errors += _find_rival_claims(service, binding, owners)
@@ -110,7 +110,7 @@ def derive(
             parts.append(part)
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))
-    external = {naming.topic_arn(name) for name, topic in declared.items() if topic.given}
+    external = {naming.topic_arn(name) for name, topic in declared.items() if topic.external}
     return Topology(
         {
             **{kind.name: kind.derive(distinct, naming, table_and_bucket) for kind in KINDS.values()},
@@ -187,7 +187,7 @@ def _group_types(contracts: Sequence[Contract]) -> dict[Topic, set[str]]:
 
 def _accepts_undeliverable(topic: Topic, queue: Queue) -> bool:
     """Return whether the dead-letter queue has the topic's type, account and region: SNS, "Dead-letter queues"."""
-    return topic.fifo == queue.fifo and not topic.given
+    return topic.fifo == queue.fifo and not topic.external
 
 
 def _derive_subscription(queue: Queue, types: set[str], dead_letter_arn: str | None) -> Attributes:
@@ -233,7 +233,7 @@ def _choose_size(topics: Iterable[Topic]) -> Attributes:
 
 
 def _derive_topic(topic: Topic, naming: Naming) -> Attributes:
-    if topic.given:
+    if topic.external:
         return {}
     fifo = {"FifoTopic": "true", "FifoThroughputScope": "MessageGroup" if topic.high_throughput else "Topic"}
     return {
@@ -258,13 +258,13 @@ def _describe_claim(claim: tuple[Declares, str]) -> str:
 
 
 def _find_topic_errors(topic: Topic, naming: Naming) -> list[str]:
-    return name_problems("topic", naming.physical(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
+    return name_errors("topic", naming.physical_name(topic.name), MAX_TOPIC_NAME_LENGTH, fifo=topic.fifo)
 
 
 def _find_binding_errors(binding: Binding, naming: Naming, table_and_bucket: TableAndBucket) -> list[str]:
     queue = binding.queue
-    name = naming.physical(queue.dead_letter_name)
-    errors = name_problems("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
+    name = naming.physical_name(queue.dead_letter_name)
+    errors = name_errors("queue", name, MAX_QUEUE_NAME_LENGTH, fifo=queue.fifo)
     if not queue.existing and redrive_count(binding) < binding.attempts:
         errors.append(
             f"queue {queue.name!r}: max_receive_count={queue.max_receive_count} would let SQS dead-letter "
@@ -287,7 +287,7 @@ def _find_binding_errors(binding: Binding, naming: Naming, table_and_bucket: Tab
 def _find_part_errors(queue: Queue, part: Topology) -> list[str]:
     errors = []
     for (topic_arn, _), attributes in part.subscriptions.items():
-        found = policy_problems(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []
+        found = policy_errors(attributes["FilterPolicy"], attributes["FilterPolicyScope"]) if attributes else []
         errors += [f"queue {queue.name!r}, filter policy for {name_in(topic_arn)}: {one}" for one in found]
     for arn, attributes in part.queues.items():
         size = len(json.dumps(attributes.get("Policy")).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from smartpipe.envelope.encoding import ClaimCheck
+from smartpipe.envelope.body_encoding import PayloadLocation
 from smartpipe.envelope.trusted_locations import TrustedLocations
 from smartpipe.errors import ConfigError
 from smartpipe.settings import ClaimSettings, PayloadSettings
@@ -203,7 +203,7 @@ class TableAndBucket(NamedTuple):
             ConfigError: A setting is invalid.
         """
         store_url, settings = ClaimSettings.load().idempotency_url, PayloadSettings.load()
-        at = ClaimCheck.at(settings.claim_check_url) if settings.claim_check_url else None
+        at = PayloadLocation.parse(settings.claim_check_url) if settings.claim_check_url else None
         bucket = Bucket(at.bucket, at.prefix, settings.claim_check_days, at.owner) if at and at.scheme == "s3" else None
         return cls(
             table_name_in(store_url.get_secret_value() if store_url else None),

@@ -13,7 +13,7 @@ from smartpipe.batching.resend import retry_until_stopped
 from smartpipe.consumer.processor import Resources
 from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.errors import PublishError
-from smartpipe.idempotency.claims import claims_of
+from smartpipe.idempotency.claims import open_claims
 from smartpipe.publisher.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -105,15 +105,15 @@ async def open_runtime(
         runtime = Runtime(Publisher(service.name, transport=transport), threads, shared.claims if shared else None)
         stack.push_async_callback(_close_publisher, runtime, bounds)
 
-        async def open_claims() -> None:
-            runtime.claims = await claims_of(service, settings.idempotency_url, store)
+        async def open_own_claims() -> None:
+            runtime.claims = await open_claims(service, settings.idempotency_url, store)
             if runtime.claims is not None:
                 stack.push_async_callback(runtime.claims.aclose)
 
         if shared is None and bounds is None:
-            await open_claims()
+            await open_own_claims()
         elif shared is None and bounds is not None:
-            await retry_until_stopped("open the idempotency store", open_claims, stopping=bounds.stopping)
+            await retry_until_stopped("open the idempotency store", open_own_claims, stopping=bounds.stopping)
         if bounds is not None:
             await stack.enter_async_context(bounds.lifespan())
         if bounds is None or not bounds.stopping.is_set():

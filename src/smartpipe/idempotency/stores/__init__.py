@@ -1,1 +1,1 @@
-"""Idempotency stores: one module for each server."""
+"""Idempotency stores: one module for each kind of server."""

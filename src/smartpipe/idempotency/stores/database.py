@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: reads its URLs, connects, and finds out whether a connection pooler is in between."""
+"""Connections to PostgreSQL: parses its URLs, connects, and detects a connection pooler in between."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from smartpipe.urls import describe_url, is_postgres, is_readable, redact, schem
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-FAULTS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""asyncpg raises these when the server cannot be reached or refuses; a timeout is an OSError."""
-# A prepared statement that another connection has, or has not: server connections change under the client.
-_MIXED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""asyncpg raises these if the server is unreachable or refuses. A timeout is an OSError."""
+# Raised through a pooler, if a prepared statement belongs to another server connection.
+_PREPARED_STATEMENT_ERRORS = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 CLOSE_SECONDS = 2.0
 CACHE_SIZE = "statement_cache_size"
 DEFAULT_CACHE_SIZE = 100
-"""asyncpg's own."""
-# SQLAlchemy's names of options that asyncpg calls otherwise.
+"""The default of asyncpg."""
+# SQLAlchemy's names of options, and those of asyncpg.
 _RENAMED = {"prepared_statement_cache_size": CACHE_SIZE, "ssl": "sslmode"}
 
 
 class DatabaseUrl(NamedTuple):
-    """A URL of PostgreSQL, as asyncpg reads it.
+    """A URL of PostgreSQL, in the form of asyncpg.
 
     Args:
-        server: The URL as it may be shown.
-        cache_size: The option ``statement_cache_size``: 0 says that there is a pooler, anything above that there is
-            none, or one that keeps prepared statements; None: find out.
+        server: The URL without secrets.
+        cache_size: The option ``statement_cache_size``. 0: there is a pooler. Above 0: there is none, or it supports
+            prepared statements. None: detect a pooler.
     """
 
     dsn: str
@@ -42,11 +42,11 @@ class DatabaseUrl(NamedTuple):
     cache_size: int | None
 
     @classmethod
-    def read(cls, url: str, setting: str) -> Self:
-        """Read *url*: ``postgresql://``, ``postgres://``, or either with SQLAlchemy's driver, as ``+asyncpg``.
+    def parse(cls, url: str, setting: str) -> Self:
+        """Parse *url*: ``postgresql://``, ``postgres://``, or either with a driver of SQLAlchemy, as ``+asyncpg``.
 
         Args:
-            setting: Where it comes from, for the error.
+            setting: The setting that contains it, for the error message.
 
         Raises:
             ConfigError: It cannot be read. The error shows no part of it but the scheme.
@@ -67,78 +67,79 @@ class DatabaseUrl(NamedTuple):
         return cls(dsn, describe_url(dsn), None if size is None else int(size))
 
     @asynccontextmanager
-    async def connected(self, **options: Any) -> AsyncIterator[asyncpg.Connection]:
-        """Give a connection, and close it at the end, politely if that takes at most 2 s.
+    async def connect(self, **options: Any) -> AsyncIterator[asyncpg.Connection]:
+        """Provide a connection. At the end it is closed, and terminated if that takes longer than 2 s.
 
         Args:
-            options: Of asyncpg.connect. By default it has no cache of prepared statements, so that it works through a
-                pooler as well.
+            options: Options of asyncpg.connect. By default there is no cache of prepared statements, so that the
+                connection works through a pooler as well.
 
         Raises:
-            ConfigError: asyncpg cannot read an option of the URL, or a pooler refuses it.
+            ConfigError: asyncpg cannot read an option of the URL, or a pooler refuses the option.
         """
         try:
             connection = await asyncpg.connect(self.dsn, **{CACHE_SIZE: 0, **options})
         except ValueError:
-            raise self.refused() from None
+            raise self._option_error() from None
         except asyncpg.ProtocolViolationError as error:
             if "startup parameter" not in str(error):
                 raise
             raise ConfigError(
-                f"{self.server} is a connection pooler that refuses an option of this URL: {error}; set it on the role "
-                "or the database instead"
+                f"{self.server} is a connection pooler that refuses an option of this URL: {error}; set the option on "
+                "the role or the database instead"
             ) from None
         try:
             yield connection
         finally:
             try:
-                with suppress(*FAULTS):
+                with suppress(*DATABASE_ERRORS):
                     await connection.close(timeout=CLOSE_SECONDS)
             finally:
-                connection.terminate()  # does nothing after a polite close
+                connection.terminate()  # does nothing after a successful close
 
     async def is_pooled(self, connection: asyncpg.Connection) -> bool:
-        """Return whether *connection*, one of ``connected``, leads to a pooler such as PgBouncer.
+        """Return whether *connection*, from ``connect``, leads to a pooler such as PgBouncer.
 
-        A pooler sends its clients a cancellation key of its own, so the process id in that key is not the one of the
-        server process that answers. In which mode the pooler works it does not say: transaction mode is assumed.
+        A pooler sends its clients its own cancellation key. The process id in that key differs from the id of the
+        server process that answers. A pooler does not report its mode; transaction mode is assumed.
 
         Raises:
-            ConfigError: It works in statement mode, which allows no transactions.
+            ConfigError: The pooler is in statement mode, which allows no transactions.
         """
         try:
             async with connection.transaction():
                 answering = await connection.fetchval("SELECT pg_backend_pid()")
         except asyncpg.PostgresError as error:
-            if "statement pooling" not in str(error):  # PgBouncer has one SQLSTATE, 08P01, for all its refusals
+            if "statement pooling" not in str(error):  # PgBouncer uses the SQLSTATE 08P01 for all its refusals
                 raise
             raise ConfigError(
                 f"{self.server} is a connection pooler in statement mode, which allows no transactions: set its "
-                "pool_mode to transaction or session for this database, or connect past it"
+                "pool_mode to transaction or session for this database, or connect directly to the server"
             ) from None
         return bool(connection.get_server_pid() != answering)
 
     def cache_options(self, *, pooled: bool) -> dict[str, Any]:
-        """Return the options that let asyncpg keep prepared statements, or not: where they work, as the URL says."""
+        """Return asyncpg's option for prepared statements: the URL's, or else none if *pooled*."""
         size = self.cache_size
         return {CACHE_SIZE: (0 if pooled else DEFAULT_CACHE_SIZE) if size is None else size}
 
-    def refused(self) -> ConfigError:
-        """Return the error for an option that asyncpg refuses, whose own text quotes parts of the URL."""
-        return ConfigError(f"{self.server}: asyncpg cannot read an option of this URL, such as sslmode")
-
-    def fault(self, verb: str, error: BaseException) -> StoreError:
-        """Return the StoreError for one of FAULTS, without any secret."""
+    def store_error(self, action: str, error: BaseException) -> StoreError:
+        """Return the StoreError for one of DATABASE_ERRORS, without secrets."""
         detail = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-        advice = f"; through a connection pooler, add ?{CACHE_SIZE}=0 to the URL" if isinstance(error, _MIXED) else ""
-        return StoreError(f"{verb} at {self.server}: {redact(detail)}{advice}")
+        mixed_up = isinstance(error, _PREPARED_STATEMENT_ERRORS)
+        advice = f"; through a connection pooler, add ?{CACHE_SIZE}=0 to the URL" if mixed_up else ""
+        return StoreError(f"{action} at {self.server}: {redact(detail)}{advice}")
+
+    def _option_error(self) -> ConfigError:
+        """Return the error for an option that asyncpg refuses. asyncpg's own text quotes parts of the URL."""
+        return ConfigError(f"{self.server}: asyncpg cannot read an option of this URL, such as sslmode")
 
 
 class PooledConnection(asyncpg.Connection):
-    """A connection through a pooler, whose server connections others use in between.
+    """A connection through a pooler, which lets other clients use its server connections in between.
 
-    The statements that ``prepare`` and ``cursor`` name are left on a server connection, where a second process of
-    ours would use the same names: asyncpg numbers them from 1 in each process.
+    The named statements of ``prepare`` and ``cursor`` remain on a server connection. Another process of ours would use
+    the same names for its own, because asyncpg numbers them from 1 in each process. So each name is unique here.
     """
 
     __slots__ = ()

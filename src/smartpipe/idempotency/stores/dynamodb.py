@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from botocore.exceptions import ClientError
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
-from smartpipe.idempotency.stores.keys import stored_key
-from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
+from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
+from smartpipe.idempotency.stores.records import limit_attempt, limit_lease, stored_key
 from smartpipe.topology.table_and_bucket import KEY_ATTRIBUTE, TABLE_NAME, find_table_error
 from smartpipe.transports.aws.client import region_of
 from smartpipe.transports.aws.clients import open_client, open_session
@@ -24,7 +23,7 @@ from smartpipe.transports.aws.errors import classify
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from smartpipe.idempotency.store import Claim, ClaimOutcome, Known
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, ClaimState
 
 X = TypeVar("X")
 T = TypeVar("T")
@@ -124,7 +123,7 @@ class DynamoStore:
         change = "SET #state = :released, #expires_at = :memory"
         return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="released"))
 
-    async def look(self, keys: Sequence[str]) -> list[Known]:
+    async def read(self, keys: Sequence[str]) -> list[ClaimState]:
         """Say what is known of each key."""
         return await self._each([(key, key) for key in keys], self._look)
 
@@ -187,7 +186,7 @@ class DynamoStore:
             raise self._fault(error, "UpdateItem") from error
         return True, answer["Attributes"]
 
-    async def _look(self, key: str) -> Known:
+    async def _look(self, key: str) -> ClaimState:
         try:
             answer = await self._client.get_item(TableName=self.table, Key=self._key(key), ConsistentRead=True)
         except Exception as error:
@@ -195,7 +194,7 @@ class DynamoStore:
         record, now = _record_of(answer.get("Item")), time.time()
         if record is None or record.expires_at <= now:
             return None
-        return known(record.state, limit_lease(record.lease_until - now))
+        return claim_state(record.state, limit_lease(record.lease_until - now))
 
     async def _delete(self, key: str) -> None:
         try:

@@ -1,11 +1,11 @@
-"""The tables of the PostgreSQL store: plain SQL files, each run once."""
+"""Creates the tables in PostgreSQL. Migrations are SQL files, and each is run once."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from smartpipe.idempotency.stores.database import FAULTS, DatabaseUrl
+from smartpipe.idempotency.stores.database import DATABASE_ERRORS, DatabaseUrl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 300.0
-"""For a migration that waits for another, or for a table that is in use."""
+"""Allows for a migration that waits for another one, or for a table that is in use."""
 
 
-def migrations() -> dict[str, str]:
-    """Return the SQL of every migration by its name, in their order."""
+def read_migrations() -> dict[str, str]:
+    """Return the SQL of every migration by its name, in the order in which they run."""
     found = (files("smartpipe.idempotency.stores") / "migrations").iterdir()
     return {file.name.removesuffix(".sql"): file.read_text() for file in sorted(found, key=lambda file: file.name)}
 
@@ -26,51 +26,53 @@ def migrations() -> dict[str, str]:
 async def migrate(
     url: str, setting: str = "SMARTPIPE_IDEMPOTENCY_URL", *, forget_old_claims: bool = False
 ) -> list[str]:
-    """Run the migrations that this database lacks, in one transaction; return their names.
+    """Run the migrations that this database lacks, in one transaction, and return their names.
 
-    It may be called again, and by several at once: one runs them, the others wait and find nothing to do.
+    It can be called repeatedly, and by several processes concurrently: one runs the migrations, and the others wait and
+    find nothing to do.
 
     Args:
-        setting: Where *url* comes from, for errors.
-        forget_old_claims: Delete the claims of earlier versions that this one cannot use. Without it, the migration
-            fails while there are some, because their effects may then happen again.
+        setting: The setting that contains *url*, for error messages.
+        forget_old_claims: Delete the claims of earlier versions, which this version cannot use. Without it, the
+            migration fails while there are such claims, because without them handlers could run again.
 
     Raises:
-        ConfigError: A URL that cannot be read, or that leads to a pooler in statement mode.
-        StoreError: The database cannot be reached, or refuses, for instance for want of the right to create tables.
+        ConfigError: The URL cannot be read, or leads to a pooler in statement mode.
+        StoreError: The database is unreachable or refuses, for example because the user may not create tables.
     """
-    database = DatabaseUrl.read(url, setting)
+    database = DatabaseUrl.parse(url, setting)
     try:
-        async with database.connected(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS) as connection:
-            await database.is_pooled(connection)  # in statement mode it raises
+        async with database.connect(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS) as connection:
+            await database.is_pooled(connection)  # raises in statement mode
             async with connection.transaction():
                 if forget_old_claims:
                     await connection.execute("SELECT set_config('smartpipe.forget_old_claims', 'yes', true)")
                 return await _migrate(connection)
-    except FAULTS as error:
-        raise database.fault("migrate", error) from error
+    except DATABASE_ERRORS as error:
+        raise database.store_error("migrate", error) from error
 
 
 async def _migrate(connection: asyncpg.Connection) -> list[str]:
-    wanted = migrations()
-    lock = next(iter(wanted.values())).partition("pg_advisory_xact_lock(")[2].partition(")")[0]
+    migrations = read_migrations()
+    # The first migration takes this lock too, so only one process at a time runs migrations.
+    lock = next(iter(migrations.values())).partition("pg_advisory_xact_lock(")[2].partition(")")[0]
     await connection.execute(f"SELECT pg_advisory_xact_lock({lock})")
     missing = await missing_migrations(connection)
     for name in missing:
-        await connection.execute(wanted[name])
+        await connection.execute(migrations[name])
     return missing
 
 
 async def missing_migrations(connection: asyncpg.Connection | asyncpg.Pool, topic: str = "") -> list[str]:
-    """Return the names of the migrations that this database lacks, or of those of one *topic*, as in ``claims``.
+    """Return the names of the migrations that this database lacks; with a *topic*, such as ``claims``, only its own.
 
-    It may have more: those of a later version, which migrates before its processes start, beside ones that still run.
+    The database may have others: a later version migrates before its processes start, while older ones still run.
     """
     if await connection.fetchval("SELECT to_regclass('smartpipe_migrations')") is None:
-        return _named(migrations(), topic)
-    there = {row["name"] for row in await connection.fetch("SELECT name FROM smartpipe_migrations")}
-    return _named([name for name in migrations() if name not in there], topic)
+        return _select(read_migrations(), topic)
+    done = {row["name"] for row in await connection.fetch("SELECT name FROM smartpipe_migrations")}
+    return _select([name for name in read_migrations() if name not in done], topic)
 
 
-def _named(names: Iterable[str], topic: str) -> list[str]:
+def _select(names: Iterable[str], topic: str) -> list[str]:
     return [name for name in names if name.endswith(topic)]

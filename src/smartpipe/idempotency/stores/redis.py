@@ -1,4 +1,4 @@
-"""Claims in Redis or Valkey: one script call a verb."""
+"""Claims in Redis or Valkey. Each method runs one script on the server."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from smartpipe.errors import ConfigError, StoreError
-from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
-from smartpipe.idempotency.stores.keys import stored_key
-from smartpipe.idempotency.stores.reading import limit_lease
+from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
+from smartpipe.idempotency.stores.records import limit_lease, stored_key
 from smartpipe.urls import describe_url, redact, scheme_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from smartpipe.idempotency.store import Claim, ClaimOutcome, Known
+    from smartpipe.idempotency.store import Claim, ClaimOutcome, ClaimState
 
 log = logging.getLogger("smartpipe.stores")
 
@@ -33,17 +32,19 @@ CALL_SECONDS = 5.0
 MAX_CONNECTIONS = 16
 MAX_KEY_BYTES = 4_096
 SCAN_KEYS = 1_000
-"""A step of a scan, which blocks the server for well under a millisecond."""
+"""One step of a scan. It blocks the server for well under a millisecond."""
 NAMESPACE = "smartpipe:"
-"""Sets claims apart from whatever else is in the same database."""
+"""Separates claims from other keys in the same database."""
 VERSION_KEY = f"{NAMESPACE}version"
 VERSION = b"2"
-"""Of the keys. Claims of version 1 name no service and no queue, so this version cannot use them."""
+"""The version of the keys. Claims of version 1 lack the service and the queue, so this version cannot use them."""
 OLD_CLAIMS = f"{NAMESPACE}*|*"
 _SCHEMES = {"valkey": "redis", "valkeys": "rediss"}
 
-# A script runs alone on the server, and its TIME stands still: https://redis.io/docs/latest/develop/programmability/eval-intro/
-# A hash a key: state, token, attempt, and until when its lease lasts, in milliseconds. PEXPIRE is its memory.
+# While a script runs, the server runs nothing else and TIME does not change:
+# https://redis.io/docs/latest/develop/programmability/eval-intro/
+# Each key is a hash of state, token, attempt, and the end of the lease in milliseconds. PEXPIRE sets when the record
+# expires.
 _BEGIN = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -51,8 +52,8 @@ local answer = {}
 for i, key in ipairs(KEYS) do
   local token, lease, ttl = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
   local found = redis.pcall('HMGET', key, 'state', 'token', 'attempt', 'until')
-  local foreign = found.err  -- a key of another type: it is not a claim, and must not fail the whole batch
-  if foreign then found = {} end
+  local other_type = found.err  -- the key is not a hash, so not a claim, and must not fail the whole batch
+  if other_type then found = {} end
   local state, mine = found[1], found[2] == token
 """
 _END = """
@@ -60,7 +61,7 @@ end
 return answer
 """
 _CLAIM = f"""{_BEGIN}
-  -- Redis truncates the numbers of an answer, so round up: with half a millisecond left, the claim is still held.
+  -- Redis truncates the numbers in a response, so round up: with half a millisecond left, the claim is still held.
   local left = math.ceil((tonumber(found[4]) or 0) - now)
   local attempt = math.floor(tonumber(found[3]) or 0)
   if left ~= left then left = 0 end  -- not a number
@@ -73,7 +74,7 @@ _CLAIM = f"""{_BEGIN}
   else
     if state ~= 'held' or left <= 0 then
       attempt = attempt + 1
-      if foreign then redis.call('DEL', key) end
+      if other_type then redis.call('DEL', key) end
       redis.call('HSET', key, 'state', 'held', 'token', token, 'attempt', attempt, 'until', now + lease)
       redis.call('PEXPIRE', key, lease + ttl)
     end
@@ -100,31 +101,31 @@ _RELEASE = _BEGIN + _FINISH % {"state": "released"} + _END
 
 
 class RedisStore:
-    """Claims on one Redis (from 6.2) or Valkey server, judged by its clock.
+    """Claims on one Redis server (6.2 or newer) or Valkey server. Leases expire by the server's clock.
 
-    What it holds is as safe as the server makes it: without persistence a restart forgets, a failover may lose the
-    last writes, and an eviction policy other than ``noeviction`` may drop claims. Redis Cluster is not supported.
+    The claims are as safe as the server: without persistence a restart loses them, a failover can lose the last
+    writes, and an eviction policy other than ``noeviction`` can drop claims. Redis Cluster is not supported.
 
     Raises:
-        ValueError: A URL that redis-py cannot read.
+        ValueError: redis-py cannot read the URL.
     """
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         scheme = scheme_of(url)
         if scheme != "unix" and not re.fullmatch(r"/?[0-9]*", urlsplit(url).path):
-            raise ValueError(url)  # redis-py would take database 0
+            raise ValueError(url)  # redis-py would use database 0
         pool = BlockingConnectionPool.from_url(
             f"{_SCHEMES.get(scheme, scheme)}{url[len(scheme) :]}",
             max_connections=MAX_CONNECTIONS,
             timeout=CALL_SECONDS,
             socket_timeout=CALL_SECONDS,
             socket_connect_timeout=CALL_SECONDS,
-            # Once more, at once: a connection of the pool may have ended with the server that it led to. A token
-            # makes every verb one that may be repeated.
+            # One immediate retry, because a pooled connection may have ended when its server did. Because of the
+            # token every method can be repeated.
             retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
         )
         try:
-            # It connects to nothing, and refuses options that redis-py does not know.
+            # This does not connect, but it refuses options that redis-py does not know.
             pool.make_connection()  # type: ignore[no-untyped-call]
         except TypeError as error:
             raise ValueError(str(error)) from None
@@ -132,38 +133,38 @@ class RedisStore:
         self._server = describe_url(url)
         self._prefix = prefix
         self._scripts = {
-            verb: self._redis.register_script(script)
-            for verb, script in (("claim", _CLAIM), ("renew", _RENEW), ("complete", _COMPLETE), ("release", _RELEASE))
+            method: self._redis.register_script(script)
+            for method, script in (("claim", _CLAIM), ("renew", _RENEW), ("complete", _COMPLETE), ("release", _RELEASE))
         }
 
     async def open(self) -> None:
-        """Connect, and warn of a server that may forget.
+        """Connect, and log a warning if the server may drop claims.
 
-        The first worker of this version looks once for claims of earlier ones, through all keys of the database.
+        The first worker of this version scans all keys of the database, once, for claims of earlier versions.
 
         Raises:
-            ConfigError: It is a node of a Redis Cluster, or has claims of an earlier version.
-            StoreError: It cannot be asked.
+            ConfigError: The server is a node of a Redis Cluster, or has claims of an earlier version.
+            StoreError: The server is unreachable.
         """
-        async with self._faults("INFO"):
+        async with self._convert_errors("INFO"):
             info: dict[str, Any] = await self._redis.info()
         if info.get("redis_mode", info.get("server_mode")) == "cluster":
             raise ConfigError(
-                f"{self._server} is a node of a Redis Cluster, and a batch's keys are on many; use one with cluster "
-                "mode disabled"
+                f"{self._server} is a node of a Redis Cluster, where the keys of a batch are on several nodes; use a "
+                "server with cluster mode disabled"
             )
         policy = info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             log.warning(
-                "%s has the maxmemory-policy %s: short of memory it drops claims, and effects then happen again; "
-                "set noeviction",
+                "%s has the maxmemory-policy %s: when it is short of memory it drops claims, and handlers will run "
+                "again; set noeviction",
                 self._server,
                 policy,
             )
         await self._refuse_old_claims()
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
-        """Claim what is unknown, released, or whose lease has run out."""
+        """Claim the keys that are unknown or released, or whose lease has expired."""
         outcomes: list[ClaimOutcome] = []
         for attempt, milliseconds in await self._call("claim", claims):
             if attempt:
@@ -173,33 +174,33 @@ class RedisStore:
         return outcomes
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """Let each lease last ``lease_seconds`` from now."""
-        return [bool(said) for said in await self._call("renew", claims)]
+        """Renew each lease for ``lease_seconds`` from now."""
+        return [bool(held) for held in await self._call("renew", claims)]
 
     async def complete(self, claims: Sequence[Claim]) -> list[bool]:
-        """Say that each effect has happened."""
-        return [bool(said) for said in await self._call("complete", claims)]
+        """Mark each claim as completed."""
+        return [bool(held) for held in await self._call("complete", claims)]
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
-        """Give back what did not succeed."""
-        return [bool(said) for said in await self._call("release", claims)]
+        """Release each claim."""
+        return [bool(held) for held in await self._call("release", claims)]
 
-    async def look(self, keys: Sequence[str]) -> list[Known]:
-        """Say what is known of each key."""
+    async def read(self, keys: Sequence[str]) -> list[ClaimState]:
+        """Return the state of each key."""
         if not keys:
             return []
-        async with self._faults("look"), self._redis.pipeline(transaction=True) as pipe:
+        async with self._convert_errors("read"), self._redis.pipeline(transaction=True) as pipe:
             pipe.time()
             for key in keys:
                 pipe.hmget(self._key(key), "state", "until")
             (seconds, microseconds), *found = await pipe.execute(raise_on_error=False)
             now = seconds * 1000 + microseconds // 1000
-            return [_known(answer, now) for answer in found]
+            return [_read_state(answer, now) for answer in found]
 
     async def forget(self, keys: Sequence[str]) -> None:
-        """Remove all memory of these keys."""
+        """Delete the records of these keys."""
         if keys:
-            async with self._faults("UNLINK"):
+            async with self._convert_errors("UNLINK"):
                 await self._redis.unlink(*(self._key(key) for key in keys))
 
     async def aclose(self) -> None:
@@ -207,54 +208,54 @@ class RedisStore:
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 
-    async def _call(self, verb: str, claims: Sequence[Claim]) -> list[Any]:
+    async def _call(self, method: str, claims: Sequence[Claim]) -> list[Any]:
         if not claims:
             return []
         arguments: list[str | int] = []
         for claim in claims:
             arguments += (claim.token, ceil(claim.lease_seconds * 1000), ceil(claim.ttl_seconds * 1000))
-        async with self._faults(verb):
-            answer: list[Any] = await self._scripts[verb](keys=[self._key(c.key) for c in claims], args=arguments)
+        async with self._convert_errors(method):
+            answer: list[Any] = await self._scripts[method](keys=[self._key(c.key) for c in claims], args=arguments)
         return answer
 
     async def _refuse_old_claims(self) -> None:
-        async with self._faults("GET"):
+        async with self._convert_errors("GET"):
             if await self._redis.get(VERSION_KEY) == VERSION:
                 return
         cursor = -1
         while cursor:
-            async with self._faults("SCAN"), self._redis.pipeline(transaction=False) as pipe:
+            async with self._convert_errors("SCAN"), self._redis.pipeline(transaction=False) as pipe:
                 cursor, keys = await self._redis.scan(max(0, cursor), match=OLD_CLAIMS, count=SCAN_KEYS, _type="hash")
                 for key in keys:
                     pipe.hget(key, "state")
                 states = await pipe.execute()
             if any(state in {b"completed", b"held"} for state in states):
                 raise ConfigError(
-                    f"{self._server} remembers claims of an earlier version. They name no service and no queue, so "
-                    "this version cannot use them: if one of their events is delivered again, its effect happens "
-                    "again. Stop the workers, wait until their queues are empty, and delete the claims: redis-cli "
+                    f"{self._server} has claims of an earlier version. They lack the service and the queue, so this "
+                    "version cannot use them: if one of their events is delivered again, its handler will run again. "
+                    "Stop the workers, wait until their queues are empty, and delete the claims: redis-cli "
                     f"-u URL --scan --pattern '{OLD_CLAIMS}' | xargs -d '\\n' redis-cli -u URL unlink"
                 )
-        async with self._faults("SET"):
+        async with self._convert_errors("SET"):
             await self._redis.set(VERSION_KEY, VERSION)
 
     def _key(self, key: str) -> str:
         return NAMESPACE + stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)
 
     @asynccontextmanager
-    async def _faults(self, verb: str) -> AsyncIterator[None]:
-        """Bound a call, and turn whatever goes wrong into one sentence."""
+    async def _convert_errors(self, call: str) -> AsyncIterator[None]:
+        """Limit the time of a call, and convert its errors to StoreError."""
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 yield
         except TimeoutError:
-            raise StoreError(f"{verb} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
+            raise StoreError(f"{call} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
         except (RedisError, OSError) as error:
-            raise StoreError(f"{verb} at {self._server}: {redact(str(error)) or type(error).__name__}") from error
+            raise StoreError(f"{call} at {self._server}: {redact(str(error)) or type(error).__name__}") from error
 
 
-def _known(answer: Any, now: int) -> Known:
-    """Read a key's state and lease; a key of another type is not a claim."""
+def _read_state(answer: Any, now: int) -> ClaimState:
+    """Read a key's state and lease. A key of another type is not a claim."""
     if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
         return None
     if isinstance(answer, Exception):
@@ -264,4 +265,4 @@ def _known(answer: Any, now: int) -> Known:
         left = (float(until) - now) / 1000
     except ValueError:
         left = 0.0
-    return known(state, limit_lease(left))
+    return claim_state(state, limit_lease(left))

@@ -1,14 +1,14 @@
 """The SQL of the PostgreSQL store.
 
-Every statement that writes locks its rows in the order of their keys, so that batches in any order cannot deadlock,
-and judges each row when its lock is there, by one reading of the server's clock.
+Every statement that writes locks its rows in the order of their keys, so that concurrent batches cannot deadlock. It
+compares each row, after locking it, with one reading of the server's clock.
 """
 
 from __future__ import annotations
 
-# A refused claim writes its row as it was: only so does RETURNING say, of the locked row, why it was refused; a
-# snapshot taken before the lock could lack it. https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
-# now() is when the statement came: the lease of a new row that had to wait for another's lock is shorter by the wait.
+# A refused claim writes its row unchanged, because only then does RETURNING have the locked row and so the reason. A
+# snapshot from before the lock could lack it. https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
+# now() is when the statement arrived: if a new row had to wait for a lock, its lease is shorter by that time.
 CLAIM = """
 INSERT INTO smartpipe_claims AS c (key, token, state, attempt, lease_until, expires_at)
 SELECT w.key, w.token, 'held', 1, now() + w.lease * interval '1 s', now() + (w.lease + w.ttl) * interval '1 s'
@@ -34,7 +34,7 @@ SET (token, state, attempt, lease_until, expires_at) = (
 RETURNING key, token, state, attempt, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds
 """
 
-# The key stands in ANY once more so that a plan made while the table was empty goes by the index as well.
+# The second ANY makes a plan that was made while the table was empty use the index too.
 _CHANGE = """
 WITH locked AS (
     SELECT key FROM smartpipe_claims WHERE key = ANY ($1::text[]) ORDER BY key FOR NO KEY UPDATE
@@ -57,8 +57,8 @@ RENEW = _CHANGE.format(
 COMPLETE = _CHANGE.format(changes=f"state = 'completed', {_REMEMBER}", already="completed")
 RELEASE = _CHANGE.format(changes=f"state = 'released', {_REMEMBER}", already="released")
 
-# For the caller's own connection: a parameter of another type would go through the codec that a handler may have set
-# for it, and a changed key would never match.
+# This runs on the caller's connection. A parameter of type text would pass through the codec that a handler may have
+# set for it, and a changed key would never match. refcursor has no such codec.
 COMPLETE_IN = f"""
 UPDATE smartpipe_claims AS c
 SET state = 'completed', expires_at = {_WHILE_HELD.format(seconds="$3::refcursor::text::float8", column="expires_at")}
@@ -66,7 +66,7 @@ WHERE c.key = $1::refcursor::text AND c.token = $2::refcursor::text
   AND c.state IN ('held', 'completed') AND c.expires_at > clock_timestamp()
 """  # noqa: S608 - constants
 
-LOOK = """
+READ = """
 SELECT key, state, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds
 FROM smartpipe_claims WHERE key = ANY ($1::text[]) AND expires_at > clock_timestamp()
 """
@@ -76,7 +76,7 @@ WITH locked AS (SELECT key FROM smartpipe_claims WHERE key = ANY ($1::text[]) OR
 DELETE FROM smartpipe_claims AS c USING locked WHERE c.key = locked.key
 """
 
-# What somebody claims anew this moment is left alone.
+# SKIP LOCKED spares a row that is being claimed again at this moment.
 PURGE = """
 WITH expired AS (
     SELECT key FROM smartpipe_claims WHERE expires_at <= clock_timestamp()

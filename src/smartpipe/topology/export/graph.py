@@ -97,7 +97,7 @@ def _draw_handling(service: Declares) -> Iterator[Arrow]:
 
 
 def _topic(topic: Topic) -> Node:
-    return Node("topic", topic.name, (name_in(topic.name), *_home(topic.name)), topic.given)
+    return Node("topic", topic.name, (name_in(topic.name), *_home(topic.name)), topic.external)
 
 
 def _queue(queue: Queue, binding: Binding | None = None) -> Node:

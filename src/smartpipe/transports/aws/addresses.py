@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
-from smartpipe.names import account_in, is_arn, name_in, physical, region_in
+from smartpipe.names import account_in, is_arn, name_in, physical_name, region_in
 from smartpipe.transports.aws.errors import classify
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Addresses:
 
     def physical(self, name: str) -> str:
         """Return *name* with the environment's prefix."""
-        return physical(self._prefix, name)
+        return physical_name(self._prefix, name)
 
     async def naming(self) -> Naming:
         """Return what ARNs are made of.

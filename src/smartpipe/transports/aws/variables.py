@@ -9,7 +9,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.characters import CONTROL, fault_in
+from smartpipe.characters import CONTROL, character_error
 from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _problems(session: Session | AioSession) -> Iterator[str]:
     names = [name for _, variables, *_ in known.values() for name in _listed(variables)]
     endpoints = [name for name in os.environ if name.startswith(_ENDPOINTS)]
     for name in dict.fromkeys([*SECRETS, *_BESIDES_BOTOCORES, *names, *sorted(endpoints)]):
-        fault = fault_in(os.environ.get(name, ""), ascii_only=name in SECRETS)
+        fault = character_error(os.environ.get(name, ""), ascii_only=name in SECRETS)
         if fault:
             yield f"{name} {fault}"
     for name in (spelt for one in _PROXIES for spelt in (one, one.lower())):
@@ -127,7 +127,7 @@ def check_credentials(credentials: Credentials, method: str) -> None:
         "the secret access key": credentials.secret_key,
         "the session token": credentials.token,
     }
-    faults = {name: fault_in(str(value), ascii_only=True) for name, value in parts.items() if value}
+    faults = {name: character_error(str(value), ascii_only=True) for name, value in parts.items() if value}
     problems = [
         f"AWS credentials from {_PLACES.get(method, method)}: {name} {fault}" for name, fault in faults.items() if fault
     ]

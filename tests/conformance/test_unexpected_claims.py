@@ -1,4 +1,4 @@
-"""What stands in a store under a claim's key, whoever wrote it, is a claim or counts as unknown; nothing crashes."""
+"""A key in a store that smartpipe did not write, or not so, is a claim or counts as unknown; nothing crashes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def verbs_agree(place: Place, key: str) -> None:
     store = await place.open()
     stranger, other = claim_of(key), claim_of("good")
 
-    assert await store.look([key, "good"]) == [None, None]
+    assert await store.read([key, "good"]) == [None, None]
     for verb in (store.renew, store.complete, store.release):
         assert await verb([claim_of(key)]) == [False]
     granted, as_well = await store.claim([stranger, other])
@@ -38,7 +38,7 @@ async def verbs_agree(place: Place, key: str) -> None:
     assert granted.attempt in {1, 2}
     assert as_well == Claimed(1)
     assert await store.complete([stranger, other]) == [True, True]
-    assert await store.look([key, "good"]) == [Completed(), Completed()]
+    assert await store.read([key, "good"]) == [Completed(), Completed()]
 
 
 HASHES: list[Any] = [
@@ -56,7 +56,7 @@ HASHES: list[Any] = [
 
 @pytest.mark.parametrize("place", ["redis_url"], indirect=True)
 @pytest.mark.parametrize("found", HASHES)
-async def test_what_is_no_claim_in_redis_is_unknown(place: Place, found: Any) -> None:
+async def test_a_redis_key_that_is_not_a_claim_is_unknown(place: Place, found: Any) -> None:
     store: Any = await place.open()
     with redis.Redis.from_url(place.url) as client:
         key = store._key("order-1")
@@ -78,7 +78,7 @@ async def test_a_lease_in_redis_without_end_is_one_of_half_a_day(place: Place, u
         client.hset(store._key("a"), mapping={"state": "held", "token": "t", "attempt": "1", "until": until})
 
     assert await store.claim([claim_of("a")]) == [InProgress(43_200.0)]
-    assert await store.look(["a"]) == [InProgress(43_200.0)]
+    assert await store.read(["a"]) == [InProgress(43_200.0)]
 
 
 @pytest.mark.parametrize("place", ["redis_url"], indirect=True)
@@ -116,7 +116,7 @@ async def test_a_lease_in_postgresql_without_end_is_one_of_half_a_day_and_attemp
     )
     await connection.close()
 
-    assert await store.look(["endless", "ancient", "negative"]) == [InProgress(43_200.0), None, None]
+    assert await store.read(["endless", "ancient", "negative"]) == [InProgress(43_200.0), None, None]
     assert await store.claim([claim_of("endless"), claim_of("ancient"), claim_of("negative")]) == [
         InProgress(43_200.0),
         Claimed(2_147_483_646),
@@ -150,7 +150,7 @@ GOOD = {
         {name: {"M": {}} for name in GOOD},
     ],
 )
-async def test_what_is_no_claim_in_dynamodb_is_unknown(place: Place, found: Any) -> None:
+async def test_a_dynamodb_item_that_is_not_a_claim_is_unknown(place: Place, found: Any) -> None:
     store: Any = await place.open()
     client: Any = boto3.client("dynamodb")
     client.put_item(TableName=store.table, Item={**store._key("order-1"), **found})
@@ -167,4 +167,4 @@ async def test_a_lease_in_dynamodb_without_end_is_one_of_half_a_day(place: Place
     client.close()
 
     assert await store.claim([claim_of("a")]) == [InProgress(43_200.0)]
-    assert await store.look(["a"]) == [InProgress(43_200.0)]
+    assert await store.read(["a"]) == [InProgress(43_200.0)]

@@ -10,7 +10,7 @@ from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE
 from smartpipe.dlq.messages import NO_REASON, Selection, existed_before, preview, read_message
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.compression import compress
-from smartpipe.envelope.pointer import pointer_to
+from smartpipe.envelope.pointer import write_pointer
 from smartpipe.message import Attribute, Message
 from tests.support.bodies import body_of
 from tests.support.events import ADA
@@ -26,26 +26,30 @@ def message(body: str | None = None, reason: object = None, sent_at: float | Non
     return Message("m1", "r1", encode(ENVELOPE) if body is None else body, attributes=attributes, sent_at=sent_at)
 
 
-def test_a_letter_says_which_event_it_was_and_why_it_is_here() -> None:
-    letter = read_message(message(reason=EXHAUSTED))
+def test_a_dead_letter_message_has_its_event_and_its_reason() -> None:
+    dead_letter = read_message(message(reason=EXHAUSTED))
 
-    assert (letter.event_id, letter.event_type, letter.source) == (ENVELOPE.id, "member.signed_up", "portal")
-    assert json.loads(preview(letter.message, 1_000))["name"] == "Ada"
-    assert (letter.kind, letter.error) == ("retries-exhausted", "ConnectionError: the Bank is closed")
+    assert (dead_letter.event_id, dead_letter.event_type, dead_letter.source) == (
+        ENVELOPE.id,
+        "member.signed_up",
+        "portal",
+    )
+    assert json.loads(preview(dead_letter.message, 1_000))["name"] == "Ada"
+    assert (dead_letter.kind, dead_letter.error) == ("retries-exhausted", "ConnectionError: the Bank is closed")
 
 
-def test_an_event_that_sns_has_wrapped_is_read_as_well() -> None:
+def test_an_event_in_an_sns_notification_is_read_too() -> None:
     fields = {"Type": "Notification", "MessageId": "n", "TopicArn": "arn", "Message": encode(ENVELOPE)}
 
     assert read_message(message(json.dumps(fields))).event_id == ENVELOPE.id
 
 
-def test_an_event_that_is_compressed_or_waits_in_s3_is_read_as_far_as_it_is_here() -> None:
+def test_a_compressed_event_is_read_and_of_one_in_s3_the_id_and_the_type() -> None:
     encoding = {"content-encoding": Attribute("String", "gzip")}
     size = {"ExtendedPayloadSize": Attribute("Number", "9"), "type": Attribute("String", "member.signed_up")}
 
     squeezed = read_message(message(compress(encode(ENVELOPE), "gzip"))._replace(attributes=encoding))
-    away = read_message(message(pointer_to("bucket", f"staging/{ENVELOPE.id}"))._replace(attributes=size))
+    away = read_message(message(write_pointer("bucket", f"staging/{ENVELOPE.id}"))._replace(attributes=size))
     broken = read_message(message("no gzip")._replace(attributes=encoding))
 
     assert (squeezed.event_id, json.loads(preview(squeezed.message, 1_000))["name"]) == (ENVELOPE.id, "Ada")
@@ -55,17 +59,22 @@ def test_an_event_that_is_compressed_or_waits_in_s3_is_read_as_far_as_it_is_here
 
 
 @pytest.mark.parametrize("body", ["", "no JSON", "[1]", "7", '{"id": 7, "type": null}', '{"id": {}}'])
-def test_what_is_no_event_is_known_by_its_messages_id(body: str) -> None:
-    letter = read_message(message(body))
+def test_a_message_that_is_not_an_event_is_named_by_its_message_id(body: str) -> None:
+    dead_letter = read_message(message(body))
 
-    assert (letter.event_id, letter.event_type, letter.name, letter.kind) == (None, None, "m1", NO_REASON)
+    assert (dead_letter.event_id, dead_letter.event_type, dead_letter.name, dead_letter.kind) == (
+        None,
+        None,
+        "m1",
+        NO_REASON,
+    )
 
 
 @pytest.mark.parametrize("forged", UNREADABLE)
 def test_a_reason_that_no_worker_writes_is_not_a_reason(forged: str) -> None:
-    letter = read_message(message(reason=UNREADABLE[forged]))
+    dead_letter = read_message(message(reason=UNREADABLE[forged]))
 
-    assert (letter.kind, letter.error, letter.reason) == (NO_REASON, "", {})
+    assert (dead_letter.kind, dead_letter.error, dead_letter.reason) == (NO_REASON, "", {})
 
 
 def test_a_reason_that_is_not_text_is_not_a_reason() -> None:
@@ -74,23 +83,23 @@ def test_a_reason_that_is_not_text_is_not_a_reason() -> None:
     assert read_message(message()._replace(attributes=binary)).kind == NO_REASON
 
 
-def test_what_sqs_itself_moved_has_no_reason_whatever_its_producer_wrote() -> None:
+def test_a_message_that_sqs_moved_has_no_reason_even_if_its_producer_wrote_one() -> None:
     """The producer's attribute is still there, because no worker has taken it off."""
     moved = message(reason=EXHAUSTED)._replace(moved_from="arn:aws:sqs:us-east-1:000000000000:billing")
 
     assert read_message(moved).kind == NO_REASON
-    assert not Selection(reasons=("retries-exhausted",)).takes(read_message(moved))
+    assert not Selection(reasons=("retries-exhausted",)).matches(read_message(moved))
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_every_letter_can_be_described_whatever_its_reason_says(forged: str) -> None:
-    letter = read_message(message(reason=FORGED[forged]))
+def test_a_message_with_any_forged_reason_can_be_described(forged: str) -> None:
+    dead_letter = read_message(message(reason=FORGED[forged]))
 
-    lines = describe(letter)
+    lines = describe(dead_letter)
 
     assert all(line.isprintable() for line in lines)
     assert ENVELOPE.id in lines[0]
-    assert len(json.dumps(letter.reason)) < 100_000
+    assert len(json.dumps(dead_letter.reason)) < 100_000
 
 
 def test_a_preview_ends_where_the_line_does_and_data_that_is_not_shown_is_not_encoded() -> None:
@@ -107,7 +116,7 @@ def test_data_with_too_many_values_is_shown_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "takes"),
+    ("wanted", "matches"),
     [
         ({}, True),
         ({"types": ("member.signed_up", "other")}, True),
@@ -124,17 +133,17 @@ def test_data_with_too_many_values_is_shown_as_text() -> None:
         ({"types": ("member.signed_up",), "ids": ("m2",)}, False),
     ],
 )
-def test_a_selection_takes_what_fits_everything_that_it_says(wanted: dict[str, Any], takes: bool) -> None:
-    assert Selection(**wanted).takes(read_message(message(reason=EXHAUSTED))) is takes
+def test_a_selection_matches_messages_that_match_all_its_filters(wanted: dict[str, Any], matches: bool) -> None:
+    assert Selection(**wanted).matches(read_message(message(reason=EXHAUSTED))) is matches
 
 
-def test_what_has_no_reason_can_be_asked_for() -> None:
-    assert Selection(reasons=("none",)).takes(read_message(message()))
-    assert not Selection(reasons=("bank",)).takes(read_message(message()))
+def test_messages_without_a_reason_can_be_selected() -> None:
+    assert Selection(reasons=("none",)).matches(read_message(message()))
+    assert not Selection(reasons=("bank",)).matches(read_message(message()))
 
 
-def test_what_its_broker_gives_no_time_was_there_all_along_and_is_older_than_nothing() -> None:
-    letter = read_message(message(sent_at=None))
+def test_a_message_without_a_time_existed_before_any_time_but_is_not_selected_by_age() -> None:
+    dead_letter = read_message(message(sent_at=None))
 
-    assert existed_before(letter, 0.0)
-    assert not Selection(sent_before=2e9).takes(letter)
+    assert existed_before(dead_letter, 0.0)
+    assert not Selection(sent_before=2e9).matches(dead_letter)

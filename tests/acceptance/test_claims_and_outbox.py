@@ -1,4 +1,4 @@
-"""Effects in PostgreSQL happen once, whenever a worker is killed."""
+"""Claims and the outbox in PostgreSQL: each event is handled once, whenever a worker is killed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def execute(url: str, statement: str) -> list[asyncpg.Record]:
     return asyncio.run(run())
 
 
-def test_a_worker_that_is_killed_between_commit_and_delete_leaves_one_effect(
+def test_an_event_of_a_worker_killed_between_commit_and_delete_is_handled_once(
     happened: Path, workers: ExitStack, queues: Queues, postgres_url: str
 ) -> None:
     first = start(workers)
@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_between_commit_and_delete_leaves_one_effect(
     assert queues.depth("effects-dlq") == (0, 0)
 
 
-def test_copies_of_one_event_have_one_effect_among_two_workers(
+def test_copies_of_one_event_are_handled_once_by_two_workers(
     happened: Path, workers: ExitStack, queues: Queues, postgres_url: str
 ) -> None:
     with Publisher("test") as publisher:
@@ -116,7 +116,7 @@ def test_copies_of_one_event_have_one_effect_among_two_workers(
 
 
 @pytest.mark.skipif(pgbouncer_program() is None, reason="pgbouncer is not installed")
-def test_effects_through_a_pooler_in_transaction_mode_happen_once(
+def test_events_are_handled_once_through_a_pooler_in_transaction_mode(
     happened: Path, workers: ExitStack, queues: Queues, postgres_server: PostgresServer
 ) -> None:
     migrated = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=postgres_server.url)
@@ -138,7 +138,7 @@ def test_effects_through_a_pooler_in_transaction_mode_happen_once(
     assert sorted(int(row["name"]) for row in rows) == list(range(50))
 
 
-def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(happened: Path, postgres_url: str) -> None:
+def test_a_missing_table_is_reported_with_the_command_that_creates_it(happened: Path, postgres_url: str) -> None:
     execute(postgres_url, "CREATE DATABASE acceptance_empty")
     empty = urlunsplit(urlsplit(postgres_url)._replace(path="/acceptance_empty"))
     try:
@@ -159,12 +159,12 @@ def test_a_table_that_is_not_migrated_is_told_with_the_command_that_mends_it(hap
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("", "which database? Set SMARTPIPE_IDEMPOTENCY_URL"),
+        ("", "no database is set: set SMARTPIPE_IDEMPOTENCY_URL"),
         ("redis://localhost", "only PostgreSQL has tables to migrate"),
         ("mysql://user:secret@host/db", "only PostgreSQL has tables to migrate"),
     ],
 )
-def test_migrating_what_has_no_tables_is_one_clear_line(url: str, sentence: str) -> None:
+def test_migrating_a_store_without_tables_is_one_clear_error(url: str, sentence: str) -> None:
     result = smartpipe("store", "migrate", SMARTPIPE_IDEMPOTENCY_URL=url)
 
     assert result.returncode == 2
@@ -250,22 +250,22 @@ def test_a_database_that_cannot_be_reached_does_not_keep_the_other_from_being_mi
         (
             "relay",
             "postgresql://user:secret/x@host/db",
-            "SMARTPIPE_OUTBOX_URL: the URL at postgresql:// cannot be read",
+            "SMARTPIPE_OUTBOX_URL: the URL postgresql://... cannot be read",
         ),
         (
             "migrate",
             "redis://user:secret@host",
-            "only PostgreSQL has tables to migrate, and SMARTPIPE_OUTBOX_URL leads",
+            "only PostgreSQL has tables to migrate, but SMARTPIPE_OUTBOX_URL leads",
         ),
         (
             "migrate",
             "postgresql://user:x@db:secret/db",
-            "SMARTPIPE_OUTBOX_URL: the URL at postgresql:// cannot be read",
+            "SMARTPIPE_OUTBOX_URL: the URL postgresql://... cannot be read",
         ),
         ("migrate", "postgresql://h/db?statement_cache_size=secret", "SMARTPIPE_OUTBOX_URL: statement_cache_size must"),
     ],
 )
-def test_a_wrong_url_of_the_outbox_is_told_by_its_own_name(command: str, url: str, sentence: str) -> None:
+def test_a_wrong_url_of_the_outbox_is_reported_with_its_own_setting(command: str, url: str, sentence: str) -> None:
     arguments = ["relay", "--once"] if command == "relay" else ["store", "migrate"]
     result = smartpipe(*arguments, SMARTPIPE_OUTBOX_URL=url, AWS_REGION="eu-west-1")
 
@@ -306,7 +306,7 @@ async def write(url: str, count: int) -> list[str]:
     return ids
 
 
-def test_a_relay_tells_how_it_fares_and_ends_at_sigterm(
+def test_a_relay_reports_its_state_and_ends_at_sigterm(
     happened: Path, workers: ExitStack, queues: Queues, postgres_url: str
 ) -> None:
     execute(postgres_url, "TRUNCATE smartpipe_outbox")
@@ -333,4 +333,4 @@ def test_a_relay_without_a_database_is_one_clear_line() -> None:
     result = smartpipe("relay")
 
     assert result.returncode == 2
-    assert result.stderr.startswith("smartpipe: which database? Set SMARTPIPE_OUTBOX_URL")
+    assert result.stderr.startswith("smartpipe: no database is set: set SMARTPIPE_OUTBOX_URL")

@@ -1,0 +1,93 @@
+"""The fields of an envelope, as types that Pydantic validates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+
+from pydantic import AwareDatetime, StringConstraints
+from pydantic_core import core_schema
+from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
+
+from smartpipe.envelope.encode import MAX_ID_CHARACTERS
+from smartpipe.envelope.traceparent import TRACEPARENT_PATTERNS
+from smartpipe.events import contract_of
+
+if TYPE_CHECKING:
+    from smartpipe.events import Contract, Event
+
+DEFAULT_VERSION = "1.0"
+"""The version of an event whose producer did not send ``dataversion``."""
+MAX_TYPE_CHARACTERS = 255
+
+_Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS, strict=True)]
+_Type = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TYPE_CHARACTERS, strict=True)]
+_VERSION = r"^[0-9]{1,9}\.[0-9]{1,9}$"
+_JSON_MEDIA_TYPE = r"^[Aa]pplication/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
+
+
+class TextOrNone:
+    """Marks a string that is None if it is invalid, so that it is never a reason to refuse an event."""
+
+    def __init__(self, *patterns: str) -> None:
+        self._schema = core_schema.chain_schema(
+            [core_schema.str_schema(strict=True, min_length=1, max_length=MAX_ID_CHARACTERS)]
+            + [core_schema.str_schema(pattern=pattern) for pattern in patterns]
+        )
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.with_default_schema(self._schema, default=None, on_error="default")
+
+    def __get_pydantic_json_schema__(self, schema: object, handler: object) -> dict[str, Any]:
+        return {"type": "string"}
+
+
+class ValueOrNone:
+    """Marks a value of any type that is None if it is invalid."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_default_schema(handler(source), default=None, on_error="default")
+
+
+# Events that a handler publishes inherit these, so a value that is too long must not spread.
+_Inherited = Annotated[object, TextOrNone()]
+
+_CONTEXT: dict[str, Any] = {
+    "specversion": Literal["1.0"],
+    "id": _Id,
+    "source": _Id,
+    "type": _Type,
+    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=_VERSION)]],
+    "datacontenttype": NotRequired[Annotated[str, StringConstraints(pattern=_JSON_MEDIA_TYPE)] | None],
+    "time": NotRequired[AwareDatetime | None],
+    "partitionkey": NotRequired[_Inherited],
+    "traceparent": NotRequired[Annotated[object, TextOrNone(*TRACEPARENT_PATTERNS)]],
+    "correlationid": NotRequired[_Inherited],
+    "causationid": NotRequired[_Inherited],
+}
+
+Context = TypedDict("Context", _CONTEXT)  # type: ignore[misc] # made at run time
+"""The context attributes of an envelope of any type."""
+
+
+class TypeAndVersion(TypedDict, total=False):
+    """The two context attributes that select the class of an event."""
+
+    type: Annotated[_Type, ValueOrNone()]
+    dataversion: Annotated[str, StringConstraints(pattern=_VERSION), ValueOrNone()]
+
+
+def envelope_fields(cls: type[Event]) -> Any:
+    """Return the TypedDict of an envelope around *cls*, for its type and major version."""
+    contract = contract_of(cls)
+    fields = dict(_CONTEXT)
+    fields["type"] = Literal[contract.type]
+    version = Annotated[str, StringConstraints(pattern=rf"^{contract.major}\.[0-9]{{1,9}}$")]
+    # An event without a dataversion has version 1.0, so events of other major versions must have one.
+    fields["dataversion"] = NotRequired[version] if _is_default(contract) else version
+    fields["data"] = cls
+    make: Any = TypedDict
+    return make(f"{cls.__name__}Envelope", fields)
+
+
+def _is_default(contract: Contract) -> bool:
+    return contract.major == int(DEFAULT_VERSION.partition(".")[0])
