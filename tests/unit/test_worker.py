@@ -79,7 +79,7 @@ async def test_while_aws_cannot_be_asked_the_worker_lives_is_not_ready_and_tries
 
     assert await running == 0
     assert seen == [200, 503]
-    assert sum("cannot check the topology" in message for message in caplog.messages) == 1
+    assert sum("Cannot check the topology" in message for message in caplog.messages) == 1
 
 
 async def test_a_stop_while_aws_cannot_be_asked_ends_the_worker() -> None:
