@@ -129,9 +129,9 @@ class Delivery:
         return self._lease.lost
 
     @property
-    def done(self) -> str:
+    def log_message(self) -> str:
         """What a log says of it once it has been handled."""
-        return f"handled by {self.handler}"
+        return f"Handled by {self.handler}"
 
     @property
     def log_fields(self) -> dict[str, str | int]:

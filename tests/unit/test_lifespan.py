@@ -209,7 +209,7 @@ async def test_the_logging_middleware_tells_of_every_delivery(caplog: pytest.Log
         await run(service)
 
     [record] = [record for record in caplog.records if record.name == "smartpipe.middleware"]
-    assert record.message.startswith("handled by tests.unit.test_lifespan")
+    assert record.message.startswith("Handled by tests.unit.test_lifespan")
     assert record.fields["receive_count"] == 1  # type: ignore[attr-defined]
 
 

@@ -269,7 +269,7 @@ def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
     ],
 )
 def test_attributes_of_smartpipes_own_are_not_for_users(name: str) -> None:
-    with pytest.raises(PublishError, match="is taken"):
+    with pytest.raises(PublishError, match="is reserved"):
         prepared(report(10), packing(), {name: "1"})
 
 

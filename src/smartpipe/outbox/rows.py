@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.message import Failure
-    from smartpipe.publisher.prepare import Outgoing
+    from smartpipe.publisher.prepare import PreparedEvent
 
 LANES = 64
 MAX_PAYLOAD_BYTES = 536_870_912
@@ -52,7 +52,7 @@ _COLUMNS = {
 _DATA_TYPE = re.compile(r"(String|Number)(\.[!-~]{1,249})?")
 
 
-def row_of(outgoing: Outgoing) -> dict[str, Any]:
+def row_of(outgoing: PreparedEvent) -> dict[str, Any]:
     """Return the values of *outgoing* by column.
 
     What shares a FIFO destination and a group shares a lane; everything else goes by its id, and so spreads.
@@ -118,7 +118,7 @@ class Waiting(NamedTuple):
         """The topic's or queue's name, or ARN, as declared."""
         return self.destination.partition(":")[2]
 
-    def failed(self, failure: Failure) -> PublishFailure:
+    def make_failure(self, failure: Failure) -> PublishFailure:
         """Say of this row what the service said of its entry; it stands for its event, which nobody needs any more."""
         return PublishFailure(self, self.event_id, failure.code, failure.detail, failure.retryable)  # type: ignore[arg-type]
 
