@@ -298,7 +298,7 @@ async def is_remembered(url: str, envelope: Envelope) -> bool:
 def key_of(envelope: Envelope) -> str:
     [handler] = services.effects.handlers
     assert handler.options.idempotency is not None
-    return handler.options.idempotency.key_of(handler.named(os.environ["SMARTPIPE_PREFIX"]), envelope)
+    return handler.options.idempotency.key_of(handler.full_name(os.environ["SMARTPIPE_PREFIX"]), envelope)
 
 
 def test_fault_45_it_says_how_many_were_handled_before_and_by_force_lets_them_be_handled_again(

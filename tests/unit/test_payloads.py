@@ -378,7 +378,7 @@ async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(m
         await broker.publish(report(300_000))
         await broker.drain()
 
-        assert broker._consumers["archive"].counts.deferred == 6
+        assert broker._consumers["archive"].counters.deferred == 6
         broker.assert_nothing_dead_lettered()
     assert seen == [report(300_000)]
 

@@ -45,7 +45,7 @@ async def test_a_worker_runs_until_stopped_closes_its_transport_and_returns_0() 
     transport.put(ADA)
 
     running = asyncio.create_task(worker.run())
-    await until(lambda: worker.ready and worker.consumers[0].counts.handled == 1)
+    await until(lambda: worker.ready and worker.consumers[0].counters.handled == 1)
     worker.stop()
     worker.stop()
 
@@ -135,7 +135,7 @@ async def test_metrics_has_the_counts_of_each_queue_in_the_format_of_prometheus(
     transport.put(ADA)
     worker = make_worker(transport)
     running = asyncio.create_task(worker.run())
-    await until(lambda: worker.ready and worker.consumers[0].counts.handled == 1)
+    await until(lambda: worker.ready and worker.consumers[0].counters.handled == 1)
 
     def scrape() -> tuple[str, str]:
         with urlopen(worker.health.url + "/metrics", timeout=5) as answer:

@@ -98,5 +98,5 @@ class ProcessedEvents:
         except MessageError:
             return 0, []
         taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
-        options = [(handler.named(self._prefix), handler.options.idempotency) for handler in taking]
+        options = [(handler.full_name(self._prefix), handler.options.idempotency) for handler in taking]
         return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from smartpipe.batching.batcher import Chunker
 from smartpipe.batching.resend import send_with_retries
-from smartpipe.consumer.dead_letter import bare_copy
+from smartpipe.consumer.dead_letter import copy_without_reason
 from smartpipe.consumer.handler_limits import TokenBucket
 from smartpipe.dlq.messages import existed_before
 from smartpipe.dlq.scan import DEADLINE_SECONDS, Scan
@@ -200,7 +200,7 @@ class Clearing:
             return wanted
         while not self._stop.is_set():
             admitted = self._bucket.admit(wanted)
-            self._bucket.polled(admitted, admitted)
+            self._bucket.end_call(admitted, admitted)
             if admitted:
                 return admitted
             try:
@@ -267,7 +267,7 @@ class Redrive:
         return await self._transport.send(self._queue.name, [copy for _, copy in pairs])
 
     def _copy(self, letter: DeadLetterMessage) -> OutgoingMessage:
-        copy = bare_copy(letter.message)
+        copy = copy_without_reason(letter.message)
         if not self._queue.fifo:
             return copy
         # Of this very move: again after a crash it is the same, and no earlier send of the event had it.
