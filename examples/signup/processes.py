@@ -95,10 +95,12 @@ class Worker:
             message = str(record["message"])
             if message.startswith("ready"):
                 self.ready = True
-            elif message == "handled":
+            elif message == "Handled":
                 self.counts["handled"] += 1
                 self.latency_seconds[record["event_id"]] = record["age_seconds"]
-            elif message.startswith(("retried", "dead-lettered")):
-                self.counts[message.split(maxsplit=1)[0]] += 1
+            elif message.startswith("Handler failed"):
+                self.counts["retried"] += 1
+            elif message.startswith("Dead-lettered"):
+                self.counts["dead-lettered"] += 1
             elif message.startswith("stopped"):
                 self.counts["delivered"] += record.get("received", 0)

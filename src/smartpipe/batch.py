@@ -1,4 +1,4 @@
-"""Batches of deliveries: how a batch handler gets them, and what it sees of them besides the events."""
+"""Batches for batch handlers: their size, and the deliveries of one call besides its events."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from smartpipe.keys import compose
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.delivery import Delivery, Publishes
+    from smartpipe.delivery import Delivery
     from smartpipe.events import Event
     from smartpipe.options import PublishOptions
+    from smartpipe.publisher.publisher import Publisher
 
 MAX_SIZE = 1_000
 MAX_LINGER_SECONDS = 300
@@ -23,42 +24,42 @@ MAX_LINGER_SECONDS = 300
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How events are put together for a batch handler, over several receives.
+    """The size of a batch handler's batches. Several receive calls may fill one batch.
 
     Args:
-        size: At most so many events in one call: 1 to 1,000. The queue's consumer holds at least so
-            many messages at once, whatever its concurrency; that goes for the other handlers on the queue
-            too, unless they have a ``concurrency`` of their own.
-        linger_seconds: A batch that is not full goes out so long after its first event: 0 to 300.
+        size: The maximum number of events in one call: 1 to 1,000. The queue's consumer holds at least this number of
+            messages, regardless of its concurrency. Other handlers on the queue may then run as many calls, unless they
+            have a ``concurrency`` of their own.
+        linger_seconds: The time from the first event of a batch to its call if it does not fill up: 0 to 300.
 
     Raises:
-        ConfigError: A value outside its range.
+        ConfigError: A value is out of range.
     """
 
     size: int = 100
     linger_seconds: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check everything, and report it together."""
-        problems = []
+        """Validate every field, and report all errors together."""
+        errors = []
         if not 1 <= self.size <= MAX_SIZE:
-            problems.append(f"Batch: size={self.size} is outside of 1 to {MAX_SIZE:,}")
+            errors.append(f"Batch: size={self.size} must be 1 to {MAX_SIZE:,}")
         if not 0 <= self.linger_seconds <= MAX_LINGER_SECONDS:
-            problems.append(f"Batch: linger_seconds={self.linger_seconds} is outside of 0 to {MAX_LINGER_SECONDS}")
-        if problems:
-            raise ConfigError(problems)
+            errors.append(f"Batch: linger_seconds={self.linger_seconds} must be 0 to {MAX_LINGER_SECONDS}")
+        if errors:
+            raise ConfigError(errors)
 
 
 class BatchDelivery:
-    """The deliveries of one call of a batch handler, in the order of its events. Of no use after it has returned.
+    """The deliveries of one call of a batch handler, in the order of its events. Do not use it after the call.
 
-    Each item settles by itself, by its own receive count: done, unless the handler says ``fail`` of it
-    or raises, which fails all of them.
+    Each item is settled by itself, by its own receive count. It counts as handled, unless the handler calls ``fail``
+    for it, or raises, which fails all items.
     """
 
     __slots__ = ("_failures", "_publisher", "calls", "deliveries", "ids")
 
-    def __init__(self, deliveries: Sequence[Delivery], publisher: Publishes) -> None:
+    def __init__(self, deliveries: Sequence[Delivery], publisher: Publisher) -> None:
         self.deliveries = tuple(deliveries)
         self._publisher = publisher
         self._failures: dict[int, BaseException] = {}
@@ -67,26 +68,26 @@ class BatchDelivery:
 
     @property
     def log_fields(self) -> dict[str, Any]:
-        """Return the first item's fields for a log, and the number of items."""
+        """The fields of a log line: those of the first item, and the number of items."""
         return {**self.deliveries[0].log_fields, "items": len(self.deliveries)}
 
     def __len__(self) -> int:
-        """Return how many events there are."""
+        """Return the number of events."""
         return len(self.deliveries)
 
     @property
     def state(self) -> Any:
-        """What the service's ``lifespan`` yielded."""
+        """The value that the service's ``lifespan`` yielded."""
         return self.deliveries[0].state
 
     def fail(self, index: int, error: BaseException) -> None:
-        """Say that item *index* has failed: as if a handler of its own had raised *error*.
+        """Fail item *index*, as if a handler that was called with this item alone had raised *error*.
 
-        ``Retry`` and ``Reject`` mean what they mean when raised. The last word on an item counts.
+        ``Retry`` and ``Reject`` have the same meaning as when they are raised. The last call for an item counts.
 
         Raises:
             IndexError: There is no such item.
-            TypeError: *index* is no number, or *error* no exception.
+            TypeError: *index* is not a number, or *error* is not an exception.
         """
         if not isinstance(index, int):
             msg = f"fail({index!r}, ...): the first argument is the item's index, 0 to {len(self.deliveries) - 1}"
@@ -100,15 +101,15 @@ class BatchDelivery:
         self._failures[index] = error
 
     def failure(self, index: int) -> BaseException | None:
-        """Return what was said of item *index*."""
+        """Return the error that item *index* failed with, or None."""
         return self._failures.get(index)
 
     async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
-        """Publish *event* as one that the whole batch caused, so without a cause; see Publisher.publish.
+        """Publish *event* as an effect of the whole batch, so without the id of a single event as its cause.
 
-        Its id is derived from the handler and all events of the batch: it is the same again only if the same events
-        come together again. ``deliveries[i].publish`` carries on the trace and causation of one item, and its ids are
-        the same at that item's next attempt, in whichever batch.
+        Its id is derived from the handler and all events of the batch. It is the same again only if the same events are
+        batched again. ``deliveries[i].publish`` continues the trace of one item and names it as the cause; its ids are
+        the same at that item's next attempt, in any batch. See Publisher.publish for options and errors.
         """
         envelope, cause = current_envelope.set(None), current_cause.set(self)
         try:
@@ -118,5 +119,5 @@ class BatchDelivery:
             current_envelope.reset(envelope)
 
     def derive_ids(self) -> DerivedIds:
-        """Return the ids of what this batch publishes, from the first on; the order of its items does not matter."""
+        """Return the ids of the events that this batch publishes, from the first on, for any order of its items."""
         return DerivedIds("batch", *sorted(compose(*item.cause) for item in self.deliveries), call=self.calls)

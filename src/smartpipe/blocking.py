@@ -20,7 +20,7 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import Naming, physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
-from smartpipe.publisher.prepare import Outgoing, Publication, PublishReport, prepare, queue_named
+from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, queue_of
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
@@ -131,7 +131,7 @@ class Publisher:
             EventTooLarge: Before any I/O.
             PublishError: SNS refused it, or could not be reached until the deadline.
         """
-        publication = Publication(event, attributes, queue_named(queue), delay_seconds)
+        publication = Publication(event, attributes, queue_of(queue), delay_seconds)
         outgoing = prepare(publication, source=self.source, encoding=self._encoding)
         failed = self._deliver([outgoing])
         if failed:
@@ -153,14 +153,14 @@ class Publisher:
         Raises:
             PublishError: After every event has been tried: ``failures`` has those not published.
         """
-        target = queue_named(queue)
+        target = queue_of(queue)
         publications = (Publication(event, attributes, target, delay_seconds) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
         prepared = partial(prepare, source=self.source, encoding=self._encoding)
         for chunk in read_chunks(publications, prepared, groups, event_ids, failed):
-            going, stopped = groups.part(chunk)
+            going, stopped = groups.split_stopped(chunk)
             for outgoing, failure in [*(self._deliver(going) if going else []), *stopped]:
                 failed.append(failure)
                 groups.stop(outgoing)
@@ -177,13 +177,13 @@ class Publisher:
             if other is not None:
                 other.close()
 
-    def _deliver(self, chunk: list[Outgoing]) -> list[tuple[Outgoing, PublishFailure]]:
+    def _deliver(self, chunk: list[PreparedEvent]) -> list[tuple[PreparedEvent, PublishFailure]]:
         if self._closed:
             closed = Failure(0, "PublisherClosed", "the publisher is closed", retryable=False)
-            return [(outgoing, outgoing.failed(closed)) for outgoing in chunk]
+            return [(outgoing, outgoing.make_failure(closed)) for outgoing in chunk]
         destination = chunk[0].destination
 
-        def call(entries: list[Outgoing]) -> list[Failure]:
+        def call(entries: list[PreparedEvent]) -> list[Failure]:
             going, failed = split_failed([self._put(outgoing.message.payload) for outgoing in entries])
             if not going:
                 return failed
@@ -192,7 +192,7 @@ class Publisher:
             return [*failed, *reindex(send(destination.name, messages), going)]
 
         failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
-        return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
+        return [(outgoing, outgoing.make_failure(failure)) for outgoing, failure in failed]
 
     def _publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         target = f"topic {topic!r}"

@@ -1,4 +1,4 @@
-"""What became of messages and requests, counted."""
+"""Counters of messages and requests, which health endpoints and metrics report."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ class Counters:
     """Counts since the process started.
 
     Args:
-        received: Deliveries taken from the queue.
+        received: Deliveries received from the queue.
         handled: Deliveries whose handlers all returned.
         ignored: Events of an unknown type that the service ignores.
-        retried: Deliveries that failed and were given back to the queue.
-        deferred: Deliveries given back although nothing has failed: their effect was under way elsewhere, the
-            idempotency store could not be asked, or this process had run out of a resource.
-        halted: Deliveries that stop their FIFO group, as its retry policy asks.
+        retried: Deliveries that failed and were returned to the queue.
+        deferred: Deliveries that were returned to the queue although nothing has failed: another worker was handling
+            the event, the idempotency store was unavailable, or this process had run out of a resource.
+        halted: Deliveries that stopped their FIFO group, as its retry policy says.
         dead_lettered: Messages moved to the dead-letter queue, with a reason.
-        released: Deliveries given back unhandled, because the worker was stopping or because a message
-            before them in their FIFO group has to be tried again first.
-        cancelled: Handlers cancelled because the drain's budget was over.
+        released: Deliveries that were returned to the queue unhandled, because the worker was stopping, or because a
+            message before them in their FIFO group has to be retried first.
+        cancelled: Handlers that were cancelled because the time of the drain was over.
         lease_lost: Deliveries whose lease ran out while they were being handled.
-        not_deleted: Finished messages that could not be deleted, and will be delivered again.
+        not_deleted: Handled messages that could not be deleted, and will be delivered again.
         not_ended: Async handlers that did not end although they were cancelled at their timeout.
-        abandoned_threads: Sync handlers that ran into their timeout; their threads still run.
-        deduplicated: Calls of idempotent handlers that were left out, because their effect had happened.
-        fenced: Calls of idempotent handlers whose claim had gone to another worker when they returned.
+        abandoned_threads: Sync handlers that ran into their timeout. Their threads were still running then.
+        deduplicated: Calls of idempotent handlers that were skipped, because the event had been handled.
+        fenced: Calls of idempotent handlers that returned after another worker had taken over their claim.
     """
 
     received: int = 0
@@ -52,12 +52,12 @@ class Counters:
 
 @dataclass(slots=True)
 class TransportCounters:
-    """What a transport noticed, since it was made.
+    """Counts of a transport since it was created.
 
     Args:
-        damaged: Messages whose body did not have the MD5 sum that the queue says, left to come again.
-        resent: Requests sent once more, because their kept connection turned out to be closed. The first may have
-            arrived: on a standard topic or queue each may have made a duplicate.
+        damaged: Messages whose body did not match the MD5 sum from SQS. They were left for redelivery.
+        resent: Requests that were sent again because their kept connection turned out to be closed. The first one may
+            have arrived, so each may have made a duplicate on a standard topic or queue.
     """
 
     damaged: int = 0
@@ -68,5 +68,5 @@ class TransportCounters:
         return _not_zero(self)
 
 
-def _not_zero(counts: Counters | TransportCounters) -> dict[str, int]:
-    return {name: count for name, count in asdict(counts).items() if count}
+def _not_zero(counters: Counters | TransportCounters) -> dict[str, int]:
+    return {name: count for name, count in asdict(counters).items() if count}

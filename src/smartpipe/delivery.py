@@ -1,8 +1,8 @@
-"""What a handler sees of the message it handles, besides the event."""
+"""A delivery: everything besides the event that a handler can know about the message it handles."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
@@ -14,49 +14,23 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from smartpipe.consumer.guard import ClaimHandle
+    from smartpipe.consumer.leases import Lease
     from smartpipe.envelope.encode import Envelope
     from smartpipe.events import Event
     from smartpipe.message import Attribute, Message
     from smartpipe.options import PublishOptions
-
-
-class Publishes(Protocol):
-    """What a delivery publishes with: a Publisher."""
-
-    async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
-        """Publish one event and return its envelope id."""
-
-
-class LeaseView(Protocol):
-    """What a delivery knows of its lease."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether the message may be somebody else's by now."""
-
-
-class Transactional(Protocol):
-    """What a delivery knows of its claim."""
-
-    @property
-    def attempt(self) -> int:
-        """Which attempt it is, by the store's count."""
-
-    def abandon(self) -> None:
-        """Stop renewing the claim."""
-
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
-        """Open the one transaction that completes it."""
+    from smartpipe.publisher.publisher import Publisher
 
 
 class Delivery:
-    """One delivery of one message to one handler. It is of no use after the handler has returned.
+    """One delivery of one message to one handler. Do not use it after the handler has returned.
 
-    ``state`` is what the service's ``lifespan`` yielded, None without one.
+    ``state`` is the value that the service's ``lifespan`` yielded, None without a lifespan.
     """
 
     __slots__ = (
-        "_lease", "_publisher", "calls", "envelope", "handler", "holding", "ids", "message", "queue", "service",
+        "_lease", "_publisher", "calls", "claim", "envelope", "handler", "ids", "message", "queue", "service",
         "state",
     )  # fmt: skip
 
@@ -68,8 +42,8 @@ class Delivery:
         handler: str,
         service: str,
         queue: str,
-        lease: LeaseView,
-        publisher: Publishes,
+        lease: Lease,
+        publisher: Publisher,
         state: Any = None,
     ) -> None:
         self.envelope = envelope
@@ -78,7 +52,7 @@ class Delivery:
         self.service = service
         self.queue = queue
         self.state = state
-        self.holding: Transactional | None = None
+        self.claim: ClaimHandle | None = None
         self.calls = 0
         self.ids: DerivedIds | None = None
         self._lease = lease
@@ -86,22 +60,22 @@ class Delivery:
 
     @property
     def event(self) -> Event:
-        """The event itself."""
+        """The event."""
         return self.envelope.data
 
     @property
     def event_id(self) -> str:
-        """The envelope's id: the same in every delivery of the event, whatever the SQS message."""
+        """The envelope's id. It is the same in every delivery of the event, in each SQS message that carries it."""
         return self.envelope.id
 
     @property
     def source(self) -> str:
-        """Which component published the event."""
+        """The component that published the event."""
         return self.envelope.source
 
     @property
     def time(self) -> datetime | None:
-        """When it was published, by the producer's clock."""
+        """When the event was published, by the producer's clock."""
         return self.envelope.time
 
     @property
@@ -123,19 +97,19 @@ class Delivery:
     def lease_lost(self) -> bool:
         """Whether the message may have been delivered to another worker meanwhile.
 
-        Check it before an effect that must not happen twice. It becomes true when the event loop was
-        blocked past the visibility timeout, when heartbeats failed for so long, or after 12 hours.
+        Check it before an effect that must not happen twice. It becomes true if the event loop was blocked, or the
+        lease could not be extended, for as long as the visibility timeout, and after 12 hours.
         """
         return self._lease.lost
 
     @property
-    def done(self) -> str:
-        """What a log says of it once it has been handled."""
-        return f"handled by {self.handler}"
+    def log_message(self) -> str:
+        """The text of the log line after the delivery was handled."""
+        return f"Handled by {self.handler}"
 
     @property
     def log_fields(self) -> dict[str, str | int]:
-        """What tells it apart in a log."""
+        """The fields of a log line that identify the delivery."""
         return {
             "service": self.service,
             "queue": self.queue,
@@ -146,26 +120,27 @@ class Delivery:
         }
 
     def transaction(self) -> AbstractAsyncContextManager[Any]:
-        """Return a context manager for a PostgreSQL transaction that commits the effect and its memory together.
+        """Return a context manager for a PostgreSQL transaction that commits your changes and the claim together.
 
-        ``async with delivery.transaction() as connection:`` gives an asyncpg connection. Even when the worker is
-        killed right after the commit, no other delivery runs this handler again. It can be used once.
+        ``async with delivery.transaction() as connection:`` yields an asyncpg connection. Even if the worker is killed
+        right after the commit, no other delivery runs this handler again. It can be used once.
 
         Raises:
-            ConfigError: The handler is not idempotent, or the claims are kept elsewhere than in PostgreSQL.
-            StoreError: No connection could be had.
+            ConfigError: The handler is not idempotent, or the claims are not stored in PostgreSQL.
+            StoreError: No connection could be made.
         """
-        if self.holding is None:
+        if self.claim is None:
             msg = f"handler {self.handler}: delivery.transaction() is for idempotent handlers: add idempotent=True"
             raise ConfigError(msg)
-        return self.holding.transaction()
+        return self.claim.transaction()
 
     async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
-        """Publish *event* with this one's trace and causation, as the service; see Publisher.publish.
+        """Publish *event* as the service, with the trace of this event and with its id as the cause.
 
-        Its id is derived from this event and the handler: at the next attempt it is the same again.
+        The id of *event* is derived from this event and the handler, so it is the same at the next attempt. See
+        Publisher.publish for options and errors.
         """
-        envelope = current_envelope.set(self.envelope)  # also from a task that the handler left behind
+        envelope = current_envelope.set(self.envelope)  # the caller may be a task that the handler left behind
         cause = current_cause.set(self)
         try:
             return await self._publisher.publish(event, **options)
@@ -175,13 +150,13 @@ class Delivery:
 
     @property
     def cause(self) -> tuple[str, ...]:
-        """What the ids of published events are derived from: the handler and the event.
+        """The handler and the event, from which the ids of published events are derived.
 
-        Not the effect that an idempotent handler claims by a field: it can happen again, for another event, when its
-        memory has run out, and what that publishes is new.
+        The field that an idempotent handler claims by is not part of it. After the claim has expired, another event
+        with the same value is handled, and the events published then are new.
         """
         return (self.service, self.queue, self.handler, self.source, self.event_id)
 
     def derive_ids(self) -> DerivedIds:
-        """Return the ids of what this delivery publishes, from the first on."""
+        """Return the ids of the events that this delivery publishes, from the first on."""
         return DerivedIds("event", *self.cause, call=self.calls, time_of=self.event_id)

@@ -1,9 +1,9 @@
-"""Middleware: functions around a delivery to a handler, or around the publication of an event. One shape for both.
+"""Middleware: functions around the delivery to a handler, or around the publication of an event. Both have one shape.
 
-``async def middleware(x, call_next): ...`` where *x* is a Delivery or a Publication, and ``await
-call_next(x)`` goes on inwards. What it raises is what a handler, or a publish, would have raised. A
-delivery whose middleware returns without calling it is done with, as if its handler had returned; a
-publication's must return the event's id, which comes from further in, or raise.
+Write ``async def middleware(x, call_next): ...``, where *x* is a Delivery or a Publication, and ``await call_next(x)``
+calls the next middleware, or finally the handler or the publisher. An exception in the middleware counts as raised by
+the handler, or by ``publish``. If the middleware of a delivery returns without calling ``call_next``, the delivery
+counts as handled. The middleware of a publication must return the event's id, which ``call_next`` returns, or raise.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ Middleware: TypeAlias = "Callable[[T, Next[T, R]], Awaitable[R]]"
 def compose(middleware: Sequence[Middleware[T, R]], innermost: Next[T, R]) -> Next[T, R]:
     """Wrap *innermost*; the first middleware is the outermost."""
     for one in reversed(middleware):
-        innermost = _around(innermost, one)
+        innermost = _wrap(innermost, one)
     return innermost
 
 
-def validate_middleware(middleware: Sequence[Middleware[T, R]], whose: str) -> tuple[Middleware[T, R], ...]:
+def validate_middleware(middleware: Sequence[Middleware[T, R]], owner: str) -> tuple[Middleware[T, R], ...]:
     """Return *middleware* as a tuple.
 
     Raises:
-        ConfigError: It is no list of functions.
+        ConfigError: It is not a list of functions; *owner* is named in the error.
     """
     if callable(middleware) or not all(callable(one) for one in middleware):
-        msg = f"{whose}: middleware={middleware!r} must be a list of functions, async def middleware(x, call_next)"
+        msg = f"{owner}: middleware={middleware!r} must be a list of functions, async def middleware(x, call_next)"
         raise ConfigError(msg)
     return tuple(middleware)
 
 
-def _around(inner: Next[T, R], middleware: Middleware[T, R]) -> Next[T, R]:
+def _wrap(inner: Next[T, R], middleware: Middleware[T, R]) -> Next[T, R]:
     async def call(x: T) -> R:
-        begun: list[Awaitable[R]] = []
+        calls: list[Awaitable[R]] = []
 
         def call_next(y: T) -> Awaitable[R]:
-            begun.append(inner(y))
-            return begun[-1]
+            calls.append(inner(y))
+            return calls[-1]
 
         result = await middleware(x, call_next)
-        for one in begun:
+        for one in calls:
             if inspect.iscoroutine(one) and inspect.getcoroutinestate(one) == inspect.CORO_CREATED:
                 one.close()
-                raise TypeError(  # what is further in has not run, and must not count as done
+                raise TypeError(  # the handler has not run, so the delivery must not count as handled
                     f"middleware {name_of(middleware)} called call_next but did not await it: write await call_next(x)"
                 )
         return result
@@ -72,10 +72,10 @@ def _around(inner: Next[T, R], middleware: Middleware[T, R]) -> Next[T, R]:
 
 
 class Logging:
-    """Logs each delivery, or publication, when it has ended: what, whether it failed, and how long it took.
+    """Logs the end of each delivery, or publication: whether it failed, and its duration.
 
     Args:
-        level: Of the line of a success; a failure's is a warning.
+        level: The level of a success. A failure is logged as a warning.
         logger: By default ``smartpipe.middleware``.
     """
 
@@ -84,15 +84,15 @@ class Logging:
         self._log = logger or logging.getLogger("smartpipe.middleware")
 
     async def __call__(self, x: P, call_next: Next[P, R]) -> R:
-        """Go on inwards, and log how it ended."""
+        """Call the next middleware, and log the result."""
         started = time.perf_counter()
         try:
             result = await call_next(x)
         except Exception as error:
-            self._log.warning("failed: %s", type(error).__name__, extra=self._fields(x, started))
+            self._log.warning("Failed: %s", type(error).__name__, extra=self._fields(x, started))
             raise
         if self._log.isEnabledFor(self._level):
-            self._log.log(self._level, "%s", x.done, extra=self._fields(x, started))
+            self._log.log(self._level, "%s", x.log_message, extra=self._fields(x, started))
         return result
 
     @staticmethod
@@ -102,9 +102,9 @@ class Logging:
 
 
 class Timeout:
-    """Cancels what is further in after *seconds*, and raises TimeoutError: a failure like any other.
+    """Cancels the middleware and the handler inside it after *seconds*, and raises TimeoutError: an ordinary failure.
 
-    A sync handler's thread cannot be cancelled: it is left to itself, and counted as abandoned.
+    The thread of a sync handler cannot be cancelled: it continues to run, and counts as abandoned.
 
     Raises:
         ConfigError: *seconds* is not above 0.
@@ -117,7 +117,7 @@ class Timeout:
         self._seconds = seconds
 
     async def __call__(self, x: T, call_next: Next[T, R]) -> R:
-        """Go on inwards, for so long and no longer."""
+        """Call the next middleware, with the time limit."""
         limit = asyncio.timeout(self._seconds)
         try:
             async with limit:

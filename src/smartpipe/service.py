@@ -39,29 +39,28 @@ DEFAULT_TIMEOUT_SECONDS = 300.0
 
 
 class Service:
-    """Handlers that run together, and the queue they share unless told otherwise.
+    """Handlers that run together. By default they share one queue.
 
     Args:
-        name: As in ``"email-verification"``; its queue is called so too, and it is the CloudEvents
-            ``source`` of what its handlers publish.
+        name: A name such as ``"email-verification"``. It is also the name of the queue, and the CloudEvents ``source``
+            of the events that the handlers publish.
         queue: Another name for its queue, or its settings; by default ``Queue(name)``.
-        retry: For handlers that name no policy of their own.
-        timeout_seconds: Likewise; above 0, up to 43,200, or None for no timeout of its own.
-        unknown_events: What becomes of a valid event that no handler takes: ``"dead-letter"``,
-            ``"ignore"`` (deleted and counted) or ``"retry"`` (by the service's policy).
-        lifespan: An async context manager, or an async generator function, without parameters: opens
-            once per process what handlers need, yields it, and closes it when all have ended. Handlers
-            find it in ``delivery.state``, or in a parameter annotated with its type, or with the type
-            of one of its fields, items or attributes.
-        middleware: Wrapped around every call of a handler, the first outermost; see
-            ``smartpipe.middleware``. Each delivery passes by itself, that of a batch handler too. It is
-            inside of the handler's timeout.
-        publishes: The events that it publishes, and the queues that it sends to past their topics. It binds
-            nothing: ``topology`` creates the events' topics, and pictures, documents and IAM policies are
-            made of it. A component that only publishes is a Service without handlers.
+        retry: The policy for handlers that name no policy.
+        timeout_seconds: The timeout for handlers that name no timeout: above 0, up to 43,200, or None for no timeout.
+        unknown_events: The action for a valid event that no handler takes: ``"dead-letter"``, ``"ignore"`` (delete and
+            count it) or ``"retry"`` (by the service's policy).
+        lifespan: An async context manager, or an async generator function, without parameters. Once per process, it
+            opens the resources that handlers need, yields them, and closes them when all handlers have ended. Handlers
+            find them in ``delivery.state``, or in a parameter that is annotated with their type, or with the type of
+            one of their fields, items or attributes.
+        middleware: Functions around every call of a handler, the first outermost; see ``smartpipe.middleware``. Each
+            delivery passes separately, even to a batch handler. The handler's timeout includes the middleware.
+        publishes: The events that it publishes, and the queues that it sends to directly. The worker does not enforce
+            it: ``topology`` creates the events' topics, diagrams, documents and IAM policies from it. A component that
+            only publishes is a Service without handlers.
 
     Raises:
-        ConfigError: A faulty name or choice.
+        ConfigError: A name or an option is invalid.
     """
 
     def __init__(
@@ -77,7 +76,8 @@ class Service:
         publishes: Sequence[type[Event] | Queue] = (),
     ) -> None:
         if unknown_events not in get_args(UnknownEvents):
-            msg = f"service {name!r}: unknown_events={unknown_events!r} is none of {', '.join(get_args(UnknownEvents))}"
+            choices = ", ".join(get_args(UnknownEvents))
+            msg = f"service {name!r}: unknown_events={unknown_events!r} must be one of {choices}"
             raise ConfigError(msg)
         self.name = name
         self.queue = Queue(name) if queue is None else Queue(queue) if isinstance(queue, str) else queue
@@ -85,12 +85,12 @@ class Service:
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events
         self.middleware = validate_middleware(middleware, f"service {name!r}")
-        self.publishes = _publications(name, publishes)
+        self.publishes = _validate_publishes(name, publishes)
         if lifespan is not None and not callable(lifespan):
-            msg = f"service {name!r}: lifespan={lifespan!r} is no function: write an async generator, and yield once"
+            msg = f"service {name!r}: lifespan={lifespan!r} is not a function: write an async generator with one yield"
             raise ConfigError(msg)
-        made: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
-        self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = made
+        manager: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
+        self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = manager
         self._handlers: list[Handler] = []
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
@@ -103,23 +103,23 @@ class Service:
     def subscribe(self, event: type[Any], *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
-        It is ``async def``, or ``def``, which runs in a thread. It takes the event and, if it wants them, a Delivery
-        and objects that the lifespan of the service provides. Returning is success. ``Retry`` and ``Reject`` say
-        otherwise; any other exception is a failure, for which the retry policy decides.
+        The function is ``async def``, or ``def``, which runs in a thread. It takes the event and, if it asks for them,
+        a Delivery and values from the lifespan of the service. If it returns, the event counts as handled. ``Retry``
+        and ``Reject`` ask for something else. Any other exception is a failure, for which the retry policy decides.
 
         Several handlers of one event on one queue are one unit. They run in the order of their registration. The first
         failure fails the delivery, and a retry runs all of them again. Give a handler a queue of its own to let it
         succeed or fail alone.
 
         Args:
-            batch: The function takes a list of events and, if it wants it, a BatchDelivery. The timeout is that of a
+            batch: The function takes a list of events and, if it asks for it, a BatchDelivery. The timeout is that of a
                 whole batch. On a FIFO queue a batch has one event of each group.
             options: ``queue``, ``retry``, ``timeout_seconds``, ``concurrency``, ``rate_per_second``, ``breaker`` and
                 ``idempotent``; see ``smartpipe.options.SubscribeOptions``.
 
         Raises:
-            ConfigError: Naming the handler: a signature that does not fit, a value out of range, or a queue that is
-                declared twice with different settings.
+            ConfigError: The signature does not fit, a value is out of range, or a queue is declared twice with
+                different settings. The error names the handler.
         """
         if not (isinstance(event, type) and issubclass(event, Event)):
             msg = f"subscribe({event!r}): write @service.subscribe(UserSignedUp), with the event's class in parentheses"
@@ -135,7 +135,7 @@ class Service:
                 provides_state=provides_state,
             )
             self._refuse_second_class(handler)
-            handler = self._named_apart(handler)
+            handler = self._make_name_unique(handler)
             self._handlers.append(handler)
             return function
 
@@ -154,7 +154,7 @@ class Service:
         idempotent: bool | Idempotency = False,
     ) -> HandlerOptions:
         return HandlerOptions(
-            queue=self._declared(queue),
+            queue=self._find_queue(queue),
             retry=retry or self.retry,
             timeout_seconds=self.timeout_seconds if isinstance(timeout_seconds, EllipsisType) else timeout_seconds,
             batch=batch,
@@ -166,41 +166,41 @@ class Service:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
-        """Run the lifespan, and give handlers what they ask of it; yields the state, None without a lifespan.
+        """Run the lifespan, and bind its values to handlers' parameters; yield the state, None without a lifespan.
 
         Raises:
-            ConfigError: A handler's parameter asks for what the lifespan does not provide.
+            ConfigError: A handler's parameter needs a value that the lifespan does not provide.
         """
         if self._lifespan is None:
             yield None
             return
         async with self._lifespan() as state:
-            faults = [fault for handler in self._handlers for fault in handler.bind(state)]
-            if faults:
-                raise ConfigError(faults)
+            errors = [error for handler in self._handlers for error in handler.bind(state)]
+            if errors:
+                raise ConfigError(errors)
             yield state
 
     def lambda_handler(self) -> LambdaHandler:
         """Return this service as an AWS Lambda function: ``handler = service.lambda_handler()``.
 
-        Map the service's queues to it as event sources with ``ReportBatchItemFailures``: what succeeded, or
-        was dead-lettered, Lambda deletes; the rest comes back by the retry policy where the function may
-        call ``sqs:ChangeMessageVisibility``, else after the queue's visibility timeout. A FIFO group stops at
-        its first failure. The lifespan is opened at the first invocation and lasts as long as the process.
-        Up to ``SMARTPIPE_CONCURRENCY`` messages of an invocation run at once; whatever still runs a second
-        before Lambda's timeout is cancelled and given back. Lambda does the polling, so ``rate_per_second``
-        and the pauses of a circuit breaker are its event source mapping's to set.
+        Map the service's queues to the function as event sources with ``ReportBatchItemFailures``. Lambda deletes
+        messages that were handled or dead-lettered. It delivers the others again: by the retry policy if the function
+        may call ``sqs:ChangeMessageVisibility``, otherwise after the queue's visibility timeout. A FIFO group stops at
+        its first failure. The lifespan is opened at the first invocation and lasts as long as the process. Up to
+        ``SMARTPIPE_CONCURRENCY`` messages of an invocation are handled concurrently. Handlers that are still running a
+        second before Lambda's timeout are cancelled, and their messages are returned to the queue. Lambda receives the
+        messages, so configure its event source mapping in place of ``rate_per_second`` and a circuit breaker's pauses.
 
         Raises:
             ConfigError: The service has no handlers.
         """
-        from smartpipe.worker.aws_lambda import LambdaHandler  # the one import upwards: it is above this module
+        from smartpipe.worker.aws_lambda import LambdaHandler  # the only import from a module above this one
 
         return LambdaHandler(self)
 
     @property
     def handlers(self) -> tuple[Handler, ...]:
-        """Every handler, in the order of registration."""
+        """All handlers, in the order of registration."""
         return tuple(self._handlers)
 
     def handlers_on(self, queue: str) -> tuple[Handler, ...]:
@@ -209,16 +209,16 @@ class Service:
 
     @property
     def idempotent(self) -> bool:
-        """Whether it needs a store."""
+        """Whether a handler needs the idempotency store."""
         return any(handler.options.idempotency for handler in self._handlers)
 
     def slots(self, concurrency: int) -> int:
-        """Return how many messages its consumers hold at once, *concurrency* being the worker's for each queue."""
+        """Return the maximum number of messages that its consumers hold; *concurrency* is the worker's, by queue."""
         return sum(slots_for(self.handlers_on(binding.queue.name), concurrency) for binding in self.bindings)
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
-        """The queues that have handlers, with the contracts each needs."""
+        """The queues that have handlers, with the contracts that each queue needs."""
         used = dict.fromkeys(handler.queue for handler in self._handlers)
         return tuple(
             Binding(
@@ -232,17 +232,17 @@ class Service:
 
     @property
     def published(self) -> tuple[Contract, ...]:
-        """The contracts of the events that it publishes."""
+        """The contracts of the events that the service publishes."""
         return tuple(contract_of(one) for one in self.publishes if not isinstance(one, Queue))
 
     @property
     def sends_to(self) -> tuple[Queue, ...]:
-        """The queues that it sends to directly."""
+        """The queues that the service sends to directly."""
         return tuple(one for one in self.publishes if isinstance(one, Queue))
 
-    def _declared(self, queue: Queue | str | None) -> Queue:
+    def _find_queue(self, queue: Queue | str | None) -> Queue:
         if queue is not None and not isinstance(queue, (Queue, str)):
-            raise ConfigError(f"service {self.name!r}: queue={queue!r} is neither a queue's name nor a Queue")
+            raise ConfigError(f"service {self.name!r}: queue={queue!r} must be the name of a queue or a Queue")
         if queue is None:
             return self.queue
         if isinstance(queue, str):
@@ -251,11 +251,12 @@ class Service:
             raise ConfigError(f"service {self.name!r}: queue {queue.name!r} is declared twice with different settings")
         return queue
 
-    def _named_apart(self, handler: Handler) -> Handler:
+    def _make_name_unique(self, handler: Handler) -> Handler:
         """Number a handler whose function has the name of another handler of the same event on the same queue.
 
-        Closures, partials and bound methods can. The ids of what a handler publishes go by its name. So do claims, but
-        they must not depend on the order of registration: an idempotent handler is refused instead.
+        Closures, partials and bound methods can have equal names. The ids of the events that a handler publishes depend
+        on its name. So do claims, but claims must not depend on the order of registration, so an idempotent handler is
+        rejected.
         """
         others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
         namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
@@ -264,13 +265,13 @@ class Service:
         if any(one.options.idempotency for one in (handler, *namesakes)):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
-                f"{handler.event.__qualname__}, and claims of idempotent handlers go by the name; give each function "
-                "its own name"
+                f"{handler.event.__qualname__}, and an idempotent handler claims events by its name. Give each "
+                "function a name of its own"
             )
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
     def _refuse_second_class(self, handler: Handler) -> None:
-        """One queue decodes a type and major version into one class."""
+        """Raise ConfigError if another class has the event's type and major version: a queue decodes them into one."""
         contract = contract_of(handler.event)
         for other in self.handlers_on(handler.queue.name):
             theirs = contract_of(other.event)
@@ -281,17 +282,17 @@ class Service:
                 )
 
 
-def _publications(name: str, publishes: Any) -> tuple[type[Event] | Queue, ...]:
+def _validate_publishes(name: str, publishes: Any) -> tuple[type[Event] | Queue, ...]:
     if not isinstance(publishes, (list, tuple, set, frozenset)):
-        raise ConfigError(f"service {name!r}: publishes={publishes!r} is no list: write publishes=[UserSignedUp]")
+        raise ConfigError(f"service {name!r}: publishes={publishes!r} is not a list: write publishes=[UserSignedUp]")
     for one in publishes:
         if not (isinstance(one, Queue) or (isinstance(one, type) and issubclass(one, Event) and one.__contract__)):
             raise ConfigError(
-                f"service {name!r}: publishes={one!r} is neither an event that declares a type, nor a Queue"
+                f"service {name!r}: publishes={one!r} must be an event class that declares a type, or a Queue"
             )
     return tuple(publishes)
 
 
 def _attempts(policy: RetryPolicy) -> int:
-    """Return how many deliveries the policy needs: a halted group is tried for as long as SQS allows."""
+    """Return how many deliveries the policy needs: SQS's maximum if it halts, because a halted group keeps retrying."""
     return MAX_RECEIVES if policy.on_exhausted == "halt" else policy.attempts

@@ -1,8 +1,8 @@
-"""The seam: five batch verbs that every adapter speaks, and what it must guarantee."""
+"""The transport: five batch operations that every adapter implements, and the guarantees that it must give."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class Transport(Protocol):
-    """Moves messages. Topics and queues are named as declared; the adapter finds their addresses.
+    """Moves messages. Callers use the declared names of topics and queues; the adapter finds their addresses.
 
-    An adapter must guarantee, for all five verbs:
+    Implemented for AWS and for memory. An adapter must guarantee, for all five operations:
 
-    - It takes 1 to 10 entries and makes one call. It returns the failed entries, by index, each
-      entry at most once: an entry that the service's answer does not mention has failed.
-    - A call that fails as a whole raises TransportError and nothing else, with ``retryable`` set.
-    - It does not retry. One layer retries, and it is the caller.
+    - It takes 1 to 10 entries and makes one call. It returns the failed entries by index, each at most once. An entry
+      that the service's response does not mention has failed.
+    - If a call fails as a whole, it raises TransportError and nothing else, with ``retryable`` set.
+    - It does not retry. Only one layer retries, and that is the caller.
     - It may be called concurrently, from the event loop that first used it.
-    - A caller may cancel any verb but ``receive``: cancelling a receive can strand messages until
-      their visibility timeout, because the service has handed them out already.
-    - It needs no closing before a call is in flight, and ``aclose`` may be called twice.
+    - Every operation except ``receive`` may be cancelled. Cancelling ``receive`` can strand messages until their
+      visibility timeout, because the service has already handed them out.
+    - It needs no closing before its first call, and ``aclose`` may be called twice.
     """
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
@@ -32,13 +32,13 @@ class Transport(Protocol):
     async def receive(
         self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
     ) -> list[Message]:
-        """Receive up to *max_messages*, waiting up to *wait_seconds* for the first of them."""
+        """Receive up to *max_messages*. Wait up to *wait_seconds* for the first of them."""
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
-        """Delete messages by receipt handle. Deleting what is deleted already is a success."""
+        """Delete messages by receipt handle. Deleting a message that is already deleted succeeds."""
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
-        """For each (receipt handle, seconds): hide that message for so long from now, 0 to release it."""
+        """Set visibility timeouts, by receipt handle, in seconds from now; 0 makes a message visible immediately."""
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Send *messages* to *queue* directly, all in one request of at most 1,048,576 bytes."""
@@ -47,15 +47,7 @@ class Transport(Protocol):
         """Release connections. Calls in flight may fail."""
 
 
-@runtime_checkable
-class _Counted(Protocol):
-    """A Transport that notices what the answers of its verbs do not tell. Not every adapter has such a thing."""
-
-    @property
-    def counts(self) -> TransportCounters:
-        """What it has noticed since it was made; it can be read after ``aclose``, too."""
-
-
 def counters_of(transport: Transport) -> TransportCounters | None:
-    """Return what *transport* counts, None if it is one that counts nothing."""
-    return transport.counts if isinstance(transport, _Counted) else None
+    """Return the ``counts`` of *transport*, or None if it has none. They can be read after ``aclose``, too."""
+    counters: TransportCounters | None = getattr(transport, "counts", None)
+    return counters

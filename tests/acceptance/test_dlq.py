@@ -299,7 +299,7 @@ async def is_remembered(url: str, envelope: Envelope) -> bool:
 def key_of(envelope: Envelope) -> str:
     [handler] = services.effects.handlers
     assert handler.options.idempotency is not None
-    return handler.options.idempotency.key_of(handler.named(os.environ["SMARTPIPE_PREFIX"]), envelope)
+    return handler.options.idempotency.key_of(handler.full_name(os.environ["SMARTPIPE_PREFIX"]), envelope)
 
 
 def test_fault_45_a_redrive_counts_handled_messages_and_with_force_moves_them_too(

@@ -130,7 +130,7 @@ async def test_a_batch_settles_item_by_item(bus: Bus) -> None:
     await bus.provision(service)
     await publish(bus, *(UserLeft(name=name) for name in ("first", "second", "rejected")))
     async with working(bus, service) as worker:
-        await until(lambda: worker.consumers and worker.consumers[0].counts.handled >= 2)
+        await until(lambda: worker.consumers and worker.consumers[0].counters.handled >= 2)
 
     assert seen["second"] >= 2
     assert await dead_letters(bus, "index-dlq") == 1

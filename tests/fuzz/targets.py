@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smartpipe.cli.dlq import describe
-from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, FailedDelivery, copy_with_reason, copy_without_reason
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.dlq.messages import read_message
 from smartpipe.envelope.compression import decompress
@@ -39,7 +39,7 @@ MAX_ERRORS = 20
 
 decoder = Decoder([Measured, Demanding])
 REJECTED = DeadLetter("rejected", Reject("no"))
-WHERE = Where("service", "queue", None, None)
+WHERE = FailedDelivery("service", "queue", None, None)
 
 
 def text_of(data: bytes) -> str:
@@ -88,7 +88,7 @@ def give_reason(data: bytes) -> None:
     attributes = {f"a{n}": Attribute("String", "v") for n in range(len(data) % 10)}
     attributes[REASON_ATTRIBUTE] = Attribute("String", text_of(data) or "?")
     message = Message("m", "r", "body", attributes=attributes)
-    for copy in (bare_copy(message), dead_letter(message, REJECTED, WHERE)):
+    for copy in (copy_without_reason(message), copy_with_reason(message, REJECTED, WHERE)):
         assert len(copy.attributes) <= MAX_ATTRIBUTES
         assert all(ATTRIBUTE_NAME.fullmatch(name) for name in copy.attributes)
         assert copy.size_bytes == size_bytes(copy.body, copy.attributes) <= QUEUE_LIMIT_BYTES

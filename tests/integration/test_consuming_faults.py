@@ -192,7 +192,7 @@ async def throttled(
 
     assert [fault.hits for fault in faults] == [2, 2]
     assert shop.seen == ["7"]
-    assert worker.consumers[0].counts.not_deleted == 0
+    assert worker.consumers[0].counters.not_deleted == 0
     assert len(said(caplog, f"Cannot receive from queue shop, retrying: {answer[1]}")) == 1
     assert len(said(caplog, "again after 2 failed calls")) == 1
 
@@ -232,7 +232,7 @@ async def test_fault_19_while_credentials_are_expired_what_is_being_handled_goes
 
     assert [fault.hits for fault in faults] == [2, 2, 2]
     assert shop.seen == ["7"]
-    assert worker.consumers[0].counts.as_dict() == {"received": 1, "handled": 1}
+    assert worker.consumers[0].counters.as_dict() == {"received": 1, "handled": 1}
     assert len(said(caplog, "the credentials have expired, waiting for new ones")) == 2  # of polls, and of leases
 
 

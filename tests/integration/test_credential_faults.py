@@ -185,4 +185,4 @@ async def test_fault_19_without_credentials_polling_backs_off_and_what_is_being_
         await shop.emptied()
 
     assert shop.seen == ["7"]
-    assert worker.consumers[0].counts.as_dict() == {"received": 1, "handled": 1}
+    assert worker.consumers[0].counters.as_dict() == {"received": 1, "handled": 1}

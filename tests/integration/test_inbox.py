@@ -68,7 +68,7 @@ async def test_what_was_committed_counts_though_the_handler_fails_afterwards(
 
     assert runs == [1]
     assert await effects(database) == 1
-    assert worker.consumers[0].counts.deduplicated == 1
+    assert worker.consumers[0].counters.deduplicated == 1
 
 
 async def test_what_fails_before_the_commit_leaves_nothing_and_runs_again(

@@ -39,7 +39,7 @@ async def test_fault_01_a_handler_of_three_visibility_timeouts_runs_once(queues:
     await provision(service)
     queues.send("mailer", BODY)
     async with working(service) as worker:
-        await until(lambda: worker.consumers and worker.consumers[0].counts.handled == 1)
+        await until(lambda: worker.consumers and worker.consumers[0].counters.handled == 1)
 
     assert runs == [1]
     assert queues.depth("mailer") == (0, 0)
@@ -72,7 +72,7 @@ async def test_fault_09_a_sync_handler_that_blocks_keeps_its_lease(queues: Queue
     await provision(service)
     queues.send("mailer", BODY)
     async with working(service) as worker:
-        await until(lambda: lost and worker.consumers[0].counts.handled == 1)
+        await until(lambda: lost and worker.consumers[0].counters.handled == 1)
 
     assert lost == [False]
 

@@ -162,7 +162,7 @@ async def test_fault_55_a_payload_that_is_gone_is_dead_lettered_with_that_reason
     async with working(service) as worker:
         await until(lambda: queues.depth("archive-dlq") == (1, 0))
         [consumer] = worker.consumers
-        assert consumer.counts.retried >= 1
+        assert consumer.counters.retried >= 1
 
     [dead] = queues.take("archive-dlq")
     reason = json.loads(dead["MessageAttributes"]["smartpipe_dead_letter"]["StringValue"])

@@ -207,10 +207,10 @@ async def test_fault_12_two_messages_of_one_event_are_one_idempotent_effect(fast
     async with Publisher("test") as publisher:
         await publisher.publish(OrderPlaced(order_id="7"))
     async with working(service, idempotency_url="memory://") as worker:
-        await until(lambda: worker.consumers[0].counts.handled == 2)
+        await until(lambda: worker.consumers[0].counters.handled == 2)
 
     assert effects == ["7"]
-    assert worker.consumers[0].counts.deduplicated == 1
+    assert worker.consumers[0].counters.deduplicated == 1
 
 
 async def test_fault_17_a_throttled_send_is_tried_again(fast_proxy: FaultProxy, publish: Publish) -> None:

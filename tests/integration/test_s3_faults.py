@@ -242,7 +242,7 @@ async def test_a_permanent_refusal_is_dead_lettered_by_the_retry_policy_with_its
     async with working(service) as worker:
         await until(lambda: queues.depth("archive-dlq") == (1, 0))
         [consumer] = worker.consumers
-        assert (consumer.counts.retried, consumer.counts.deferred) == (1, 0)
+        assert (consumer.counters.retried, consumer.counters.deferred) == (1, 0)
 
     reason = _reason(queues)
     assert reason["kind"] == "payload-missing"

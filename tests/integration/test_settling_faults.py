@@ -46,7 +46,7 @@ async def test_fault_14_and_26_of_a_delete_only_the_entry_that_failed_is_sent_ag
     deletes = [receipts(call) for call in each_proxy.calls if call.operation == "DeleteMessageBatch"]
     assert [receipt for receipt, times in Counter(chain(*deletes)).items() if times > 1] == [deletes[0][0]]
     assert set(shop.seen) == {"1", "2", "3"}
-    assert worker.consumers[0].counts.not_deleted == 0
+    assert worker.consumers[0].counters.not_deleted == 0
 
 
 async def test_fault_14_a_delete_whose_answer_is_lost_is_repeated_and_is_no_failure(each_proxy: FaultProxy) -> None:
@@ -59,7 +59,7 @@ async def test_fault_14_a_delete_whose_answer_is_lost_is_repeated_and_is_no_fail
 
     first, again = [receipts(call) for call in each_proxy.calls if call.operation == "DeleteMessageBatch"][:2]
     assert again == first
-    assert worker.consumers[0].counts.not_deleted == 0
+    assert worker.consumers[0].counters.not_deleted == 0
 
 
 async def test_fault_14_a_delete_that_is_never_answered_leaves_time_for_another(
@@ -74,7 +74,7 @@ async def test_fault_14_a_delete_that_is_never_answered_leaves_time_for_another(
 
     first, again = [receipts(call) for call in fast_proxy.calls if call.operation == "DeleteMessageBatch"]
     assert again == first
-    assert worker.consumers[0].counts.not_deleted == 0
+    assert worker.consumers[0].counters.not_deleted == 0
 
 
 @pytest.mark.usefixtures("restless")
@@ -87,7 +87,7 @@ async def test_fault_30_of_ten_leases_the_one_that_is_gone_is_lost_and_the_nine_
     )
     await shop.put(*map(str, range(10)))
     async with working(shop.service) as worker:
-        await until(lambda: fault.hits and worker.consumers[0].counts.lease_lost)
+        await until(lambda: fault.hits and worker.consumers[0].counters.lease_lost)
         calls = [receipts(call) for call in fast_proxy.calls if call.operation == EXTEND]
         ten = [entries for entries in calls if len(entries) == 10][-1]
         before = deadlines(worker)
@@ -112,10 +112,10 @@ async def test_fault_46_a_dead_letter_whose_delete_fails_comes_a_second_time_and
     await shop.put("reject")
     with pytest.raises(AssertionError, match="drain was not clean"):  # noqa: PT012 - the worker's end raises it
         async with working(shop.service) as worker:
-            await until(lambda: worker.consumers[0].counts.dead_lettered >= 2)
+            await until(lambda: worker.consumers[0].counters.dead_lettered >= 2)
             await shop.emptied()
 
     ids = [json.loads(letter["Body"])["id"] for letter in shop.queues.take("shop-dlq")]
     assert len(ids) >= 2
     assert set(ids) == {shop.deliveries[0].event_id}
-    assert worker.consumers[0].counts.not_deleted >= 1
+    assert worker.consumers[0].counters.not_deleted >= 1

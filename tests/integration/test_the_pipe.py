@@ -147,7 +147,7 @@ async def test_a_failing_handler_is_retried_by_the_queue_and_then_dead_lettered(
     async with Publisher("test") as publisher:
         event_id = await publisher.publish(ADA)
     async with working(service) as worker:
-        await until(lambda: worker.consumers and worker.consumers[0].counts.dead_lettered == 1)
+        await until(lambda: worker.consumers and worker.consumers[0].counters.dead_lettered == 1)
 
     [reason] = queues.dead_letter_reasons("mailer")
     assert counts == [1, 2, 3]
@@ -166,7 +166,7 @@ async def test_a_dead_letter_keeps_body_and_attributes(queues: Queues) -> None:
     async with Publisher("test") as publisher:
         event_id = await publisher.publish(ADA, attributes={"tenant": "acme"})
     async with working(service) as worker:
-        await until(lambda: worker.consumers and worker.consumers[0].counts.dead_lettered == 1)
+        await until(lambda: worker.consumers and worker.consumers[0].counters.dead_lettered == 1)
 
     [letter] = queues.take("mailer-dlq")
     assert json.loads(letter["Body"])["id"] == event_id
@@ -191,7 +191,7 @@ async def test_fault_11_every_kind_of_bad_body_is_dead_lettered_beside_good_ones
     )
 
     async with working(service) as worker:
-        await until(lambda: seen and worker.consumers[0].counts.dead_lettered == 5)
+        await until(lambda: seen and worker.consumers[0].counters.dead_lettered == 5)
 
     reasons = {reason["kind"]: reason for reason in queues.dead_letter_reasons("mailer")}
     assert set(reasons) == {"not-json", "not-cloudevent", "unknown-event-type", "invalid-data"}

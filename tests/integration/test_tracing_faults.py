@@ -113,7 +113,7 @@ async def test_fault_51_a_context_that_is_none_is_ignored_and_what_follows_has_a
     bodies = [body_of(number, **context) for number, context in enumerate(CONTEXTS)]
     queues.send("shipping", *(bodies if form == "raw" else map(wrapped, bodies)))
     async with working(shipping) as worker:
-        await until(lambda: worker.consumers[0].counts.handled == len(CONTEXTS))
+        await until(lambda: worker.consumers[0].counters.handled == len(CONTEXTS))
 
     followed = [json.loads(message["Body"]) for message in queues.take("tracking")]
     traces = [fields["traceparent"] for fields in followed]

@@ -60,8 +60,8 @@ async def test_a_resource_that_ran_out_stops_polls_for_longer_each_time_and_lets
     capacity, pauses = Capacity(10), list[float]()
     gate = capacity.gate()
     for _ in range(8):
-        capacity.ran_out("memory")
-        capacity.ran_out("memory")  # of another message in the same moment
+        capacity.record_shortage("memory")
+        capacity.record_shortage("memory")  # of another message in the same moment
         assert gate.admit(5) == 0
         seconds = gate.seconds_until_open()
         assert seconds is not None
@@ -69,9 +69,9 @@ async def test_a_resource_that_ran_out_stops_polls_for_longer_each_time_and_lets
         await asyncio.sleep(seconds)
         assert gate.admit(5) == 1
         assert gate.admit(5) == 0
-        gate.polled(1, 1)
+        gate.end_call(1, 1)
         assert gate.admit(5) == 0
-        gate.ended(1)
+        gate.end_messages(1)
 
     assert pauses == [1, 2, 4, 8, 16, MAX_PAUSE_SECONDS, MAX_PAUSE_SECONDS, MAX_PAUSE_SECONDS]
 
@@ -81,26 +81,26 @@ async def test_each_success_lets_one_more_message_out_and_the_next_shortage_halv
     capacity, woken = Capacity(10), list[str]()
     gate = capacity.gate()
     capacity.on_open(lambda: woken.append("woken"))
-    capacity.ran_out("memory")
-    capacity.succeeded()  # begun before, it may have had the memory
+    capacity.record_shortage("memory")
+    capacity.record_success()  # begun before, it may have had the memory
     assert not capacity.ready
     assert gate.admit(5) == 0
 
     await asyncio.sleep(1)
     for _ in range(5):
-        capacity.succeeded()
+        capacity.record_success()
     assert capacity.ready
     assert gate.admit(9) == 6
-    gate.polled(6, 0)
+    gate.end_call(6, 0)
 
-    capacity.ran_out("memory")
+    capacity.record_shortage("memory")
     assert gate.seconds_until_open() == 1
     await asyncio.sleep(1)
     assert gate.admit(9) == 3
     assert woken == []
 
     for _ in range(8):
-        capacity.succeeded()
+        capacity.record_success()
     assert woken == ["woken"]
     assert gate.admit(9) == 9
 
@@ -109,7 +109,7 @@ async def test_each_success_lets_one_more_message_out_and_the_next_shortage_halv
 async def test_each_queue_has_its_own_probe_so_that_an_idle_one_starves_no_other() -> None:
     capacity = Capacity(10)
     idle, busy = capacity.gate(), capacity.gate()
-    capacity.ran_out("memory")
+    capacity.record_shortage("memory")
     await asyncio.sleep(1)
 
     assert (idle.admit(5), busy.admit(5)) == (1, 1)
@@ -119,7 +119,7 @@ async def test_each_queue_has_its_own_probe_so_that_an_idle_one_starves_no_other
 async def test_a_resource_that_nothing_has_wanted_for_a_minute_counts_as_available() -> None:
     capacity = Capacity(10)
     gate = capacity.gate()
-    capacity.ran_out("memory")
+    capacity.record_shortage("memory")
     await asyncio.sleep(QUIET_SECONDS + 1)
 
     assert gate.admit(5) == 5
@@ -129,17 +129,17 @@ async def test_a_resource_that_nothing_has_wanted_for_a_minute_counts_as_availab
 @virtually
 async def test_a_resource_that_keeps_running_out_fails_liveness_and_a_success_restores_it() -> None:
     capacity = Capacity(10)
-    capacity.ran_out("memory")
+    capacity.record_shortage("memory")
     await asyncio.sleep(RESTART_AFTER_SECONDS - 1)
-    capacity.ran_out("file descriptors (EMFILE)")
+    capacity.record_shortage("file descriptors (EMFILE)")
     assert capacity.alive
     await asyncio.sleep(1)
-    capacity.ran_out("file descriptors (EMFILE)")
+    capacity.record_shortage("file descriptors (EMFILE)")
     assert not capacity.alive
     assert capacity.reasons == ["this process has run out of file descriptors (EMFILE)"]
 
     await asyncio.sleep(MAX_PAUSE_SECONDS)
-    capacity.succeeded()
+    capacity.record_success()
     assert capacity.alive
 
 

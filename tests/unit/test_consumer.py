@@ -36,7 +36,7 @@ def consume(service: Service, transport: FakeTransport, *, seconds: float = 60, 
     async def main() -> Counters:
         async with consuming(service, transport, concurrency=concurrency) as consumer:
             await asyncio.sleep(seconds)
-        return consumer.counts
+        return consumer.counters
 
     return run_virtually(main())
 
@@ -396,7 +396,7 @@ async def test_a_handler_that_only_looks_sync_runs_to_its_end(handler: Callable[
 
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counts.handled == 1)
+        await until(lambda: consumer.counters.handled == 1)
 
     assert INNER == ["ran"]
 
@@ -410,7 +410,7 @@ async def test_a_handler_that_returns_a_generator_has_not_run_and_fails() -> Non
     service.subscribe(UserSignedUp)(lambda event: numbers(event))
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counts.retried == 1)
+        await until(lambda: consumer.counters.retried == 1)
 
     assert transport.entries("delete") == []
 
@@ -424,7 +424,7 @@ async def test_a_sync_handler_that_raises_stop_iteration_fails_like_any_other() 
 
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counts.retried == 1)
+        await until(lambda: consumer.counters.retried == 1)
 
 
 def test_a_validator_that_raises_what_pydantic_does_not_expect_is_bad_data_and_does_not_spin() -> None:
@@ -522,10 +522,10 @@ def test_fault_42_what_waits_to_be_deleted_is_bounded() -> None:
     async def main() -> int:
         async with consuming(service, transport) as consumer:
             await asyncio.sleep(5)
-            received = consumer.counts.received
+            received = consumer.counters.received
             transport.script["delete"].clear()
             await asyncio.sleep(600)
-        assert consumer.counts.handled == 2_000
+        assert consumer.counters.handled == 2_000
         return received
 
     assert run_virtually(main()) <= 220

@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from smartpipe import DecodeError
-from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, bare_copy, dead_letter, without_reason
+from smartpipe.consumer.dead_letter import (
+    REASON_ATTRIBUTE,
+    FailedDelivery,
+    copy_with_reason,
+    copy_without_reason,
+    remove_reason,
+)
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
@@ -14,7 +20,7 @@ from tests.support.events import ADA
 from tests.support.forgeries import FORGED, GENUINE, MOVED
 
 ENVELOPE = wrap(ADA, source="s")
-WHERE = Where("mailer", "mail-queue", "app.send", ENVELOPE)
+WHERE = FailedDelivery("mailer", "mail-queue", "app.send", ENVELOPE)
 
 
 def failure() -> DeadLetter:
@@ -42,7 +48,7 @@ def reason_of(copy: OutgoingMessage) -> dict[str, Any]:
 def test_the_copy_has_the_body_and_attributes_as_they_were_and_the_reason() -> None:
     attributes = {"type": Attribute("String", "member.signed_up"), "raw": Attribute("Binary", b"\x00\x01")}
 
-    copy = dead_letter(message(encode(ENVELOPE), attributes), failure(), WHERE)
+    copy = copy_with_reason(message(encode(ENVELOPE), attributes), failure(), WHERE)
 
     assert copy.body == encode(ENVELOPE)
     assert {name: copy.attributes[name] for name in attributes} == attributes
@@ -61,7 +67,9 @@ def test_the_copy_has_the_body_and_attributes_as_they_were_and_the_reason() -> N
 def test_data_that_does_not_fit_brings_pydantics_error_list_and_no_traceback() -> None:
     error = DecodeError("invalid-data", "bad", [{"loc": ("data", "x"), "msg": "Field required", "type": "missing"}])
 
-    reason = reason_of(dead_letter(message(), DeadLetter("invalid-data", error), Where("s", "q", None, None)))
+    reason = reason_of(
+        copy_with_reason(message(), DeadLetter("invalid-data", error), FailedDelivery("s", "q", None, None))
+    )
 
     assert reason["errors"] == [{"loc": ["data", "x"], "msg": "Field required", "type": "missing"}]
     assert "traceback" not in reason
@@ -70,7 +78,7 @@ def test_data_that_does_not_fit_brings_pydantics_error_list_and_no_traceback() -
 def test_of_ten_attributes_the_last_moves_into_the_reason() -> None:
     attributes = {f"a{number}": Attribute("String", str(number)) for number in range(10)}
 
-    copy = dead_letter(message(attributes=attributes), failure(), WHERE)
+    copy = copy_with_reason(message(attributes=attributes), failure(), WHERE)
 
     assert len(copy.attributes) == 10
     assert reason_of(copy)["attributes"] == {"a9": {"data_type": "String", "value": "9"}}
@@ -79,7 +87,7 @@ def test_of_ten_attributes_the_last_moves_into_the_reason() -> None:
 def test_what_says_how_to_read_the_body_stays_with_it() -> None:
     attributes = {f"a{number}": Attribute("String", "x") for number in range(9)}
 
-    copy = dead_letter(
+    copy = copy_with_reason(
         message(attributes={**attributes, "content-encoding": Attribute("String", "gzip")}), failure(), WHERE
     )
 
@@ -88,17 +96,17 @@ def test_what_says_how_to_read_the_body_stays_with_it() -> None:
 
 
 def test_a_message_dead_lettered_again_has_only_the_newest_reason() -> None:
-    first = dead_letter(message(), failure(), WHERE)
+    first = copy_with_reason(message(), failure(), WHERE)
 
-    second = dead_letter(message(attributes=dict(first.attributes)), failure(), WHERE)
+    second = copy_with_reason(message(attributes=dict(first.attributes)), failure(), WHERE)
 
     assert list(second.attributes) == [REASON_ATTRIBUTE]
 
 
 def test_the_reason_loses_its_traceback_first_so_that_a_large_body_still_goes() -> None:
-    whole = dead_letter(message("x" * 10_000), failure(), WHERE).size_bytes
+    whole = copy_with_reason(message("x" * 10_000), failure(), WHERE).size_bytes
 
-    copy = dead_letter(message("x" * 10_000), failure(), WHERE, limit_bytes=whole - 1)
+    copy = copy_with_reason(message("x" * 10_000), failure(), WHERE, limit_bytes=whole - 1)
 
     assert copy.size_bytes == size_bytes(copy.body, copy.attributes) < whole
     assert "traceback" not in reason_of(copy)
@@ -106,7 +114,7 @@ def test_the_reason_loses_its_traceback_first_so_that_a_large_body_still_goes() 
 
 
 def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all() -> None:
-    copy = dead_letter(message("x" * 1_000), failure(), WHERE, limit_bytes=1_000)
+    copy = copy_with_reason(message("x" * 1_000), failure(), WHERE, limit_bytes=1_000)
 
     assert copy.body == "x" * 1_000
     assert copy.attributes == {}
@@ -124,7 +132,7 @@ def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all(
 def test_an_attribute_that_cannot_move_into_the_reason_stays_in_its_place(last: Attribute, limit_bytes: int) -> None:
     attributes = {**{f"a{number}": Attribute("String", "x") for number in range(9)}, "b": last}
 
-    copy = dead_letter(message(attributes=attributes), failure(), WHERE, limit_bytes=limit_bytes)
+    copy = copy_with_reason(message(attributes=attributes), failure(), WHERE, limit_bytes=limit_bytes)
 
     assert copy.attributes == attributes
 
@@ -133,7 +141,7 @@ def test_an_attribute_that_cannot_move_into_the_reason_stays_in_its_place(last: 
 def test_a_message_whose_producer_wrote_a_reason_is_dead_lettered_like_any_other(forged: str) -> None:
     own = {f"a{n}": Attribute("String", "v") for n in range(9)}
 
-    copy = dead_letter(
+    copy = copy_with_reason(
         message(attributes={**own, REASON_ATTRIBUTE: Attribute("String", FORGED[forged])}), failure(), WHERE
     )
 
@@ -147,7 +155,7 @@ def test_a_message_whose_producer_wrote_a_reason_is_dead_lettered_like_any_other
 def test_what_goes_back_has_no_reason_and_no_attribute_that_sqs_would_refuse(forged: str) -> None:
     attributes = {"a": Attribute("String", "v"), REASON_ATTRIBUTE: Attribute("String", FORGED[forged])}
 
-    copy = bare_copy(message(attributes=attributes))
+    copy = copy_without_reason(message(attributes=attributes))
 
     assert set(copy.attributes) <= {"a", *(f"b{n}" for n in range(10))}
     assert copy.attributes["a"] == Attribute("String", "v")
@@ -159,5 +167,5 @@ def test_attributes_that_would_be_too_many_stay_out() -> None:
     one, two = (json.dumps(GENUINE | {"attributes": dict.fromkeys(names, MOVED)}) for names in (["b"], ["b", "c"]))
 
     for reason, expected in ((one, {*nine, "b"}), (two, {*nine})):
-        copy = without_reason(message(attributes={**nine, REASON_ATTRIBUTE: Attribute("String", reason)}))
+        copy = remove_reason(message(attributes={**nine, REASON_ATTRIBUTE: Attribute("String", reason)}))
         assert set(copy.attributes) == expected

@@ -28,7 +28,7 @@ def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released
         await asyncio.sleep(1)
         asyncio.get_running_loop().call_later(1, lambda: transport.put(*[ADA] * 6))  # into the open poll
         await drain(consumer, budget_seconds=25)
-        return consumer.counts
+        return consumer.counters
 
     counts = run_virtually(main())
 
@@ -51,7 +51,7 @@ def test_fault_02_messages_received_in_the_same_step_as_the_stop_are_released_to
         consumer = make_consumer(service, transport)
         consumer._accept([transport.message(ADA, received_at=0.0) for _ in range(3)])
         await drain(consumer, budget_seconds=25)
-        return consumer.counts
+        return consumer.counters
 
     counts = run_virtually(main())
 
@@ -87,7 +87,7 @@ def test_heartbeats_go_on_while_handlers_finish() -> None:
         async with consuming(service, transport) as consumer:
             transport.put(ADA)
             await asyncio.sleep(1)
-        return consumer.counts
+        return consumer.counters
 
     counts = run_virtually(main())
 
@@ -108,7 +108,7 @@ def test_fault_25_at_the_deadline_handlers_are_cancelled_and_their_messages_rele
         transport.put(ADA, ADA)
         await asyncio.sleep(1)
         await drain(consumer, budget_seconds=25)
-        return consumer.counts, asyncio.get_running_loop().time()
+        return consumer.counters, asyncio.get_running_loop().time()
 
     counts, ended = run_virtually(main())
 
@@ -132,7 +132,7 @@ def test_fault_25_a_hard_stop_does_not_wait_for_the_deadline() -> None:
         await asyncio.sleep(1)
         asyncio.get_running_loop().call_later(2, hard.set)
         await drain(consumer, budget_seconds=1_000, hard=hard)
-        return consumer.counts, asyncio.get_running_loop().time()
+        return consumer.counters, asyncio.get_running_loop().time()
 
     counts, ended = run_virtually(main())
 
@@ -176,7 +176,7 @@ def test_fault_13_a_flush_that_fails_is_reported_and_does_not_hang() -> None:
         transport.put(ADA)
         await asyncio.sleep(0.01)
         await drain(consumer, budget_seconds=25)
-        return consumer.counts, asyncio.get_running_loop().time()
+        return consumer.counters, asyncio.get_running_loop().time()
 
     counts, ended = run_virtually(main())
 
@@ -200,7 +200,7 @@ def test_fault_22_a_drain_gives_a_message_back_once_and_not_to_its_own_open_poll
         assert transport.open_receives > 1
         asyncio.get_running_loop().call_later(1, lambda: transport.put(ADA))
         await drain(consumer, budget_seconds=25)
-        return consumer.counts
+        return consumer.counters
 
     counts = run_virtually(main())
 
@@ -231,7 +231,7 @@ def test_fault_25_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_end(
         ended = asyncio.get_running_loop().time()
         release.set()
         await asyncio.sleep(1)
-        return consumer.counts, ended
+        return consumer.counters, ended
 
     counts, ended = run_virtually(main())
 
@@ -254,7 +254,7 @@ def test_fault_13_what_could_not_be_deleted_in_time_is_counted() -> None:
         transport.put(ADA)
         await asyncio.sleep(0.5)
         await drain(consumer, budget_seconds=1)
-        return consumer.counts
+        return consumer.counters
 
     counts = run_virtually(main())
 
@@ -274,7 +274,7 @@ def test_a_message_whose_task_is_cancelled_before_it_began_is_given_back() -> No
         for task in consumer._runner.tasks:
             task.cancel()
         await drain(consumer, budget_seconds=25)
-        return consumer.counts
+        return consumer.counters
 
     counts = run_virtually(main())
 

@@ -238,7 +238,7 @@ async def test_a_drain_gives_back_what_is_behind_the_running_one_in_order() -> N
         async with consuming(ledger(handle), transport, poll_seconds=1) as consumer:
             transport.put(*payments("a", 3), group_id="a")
             await asyncio.sleep(5)
-        return consumer.counts.as_dict()
+        return consumer.counters.as_dict()
 
     counts = await asyncio.to_thread(run_virtually, main())
 
@@ -307,7 +307,7 @@ def test_a_fifo_queue_and_a_standard_topic_cannot_be_connected() -> None:
 
 
 def test_halting_is_for_fifo_queues() -> None:
-    with pytest.raises(ConfigError, match="'mailer' is a standard queue, which has none"):
+    with pytest.raises(ConfigError, match="'mailer' is a standard queue and has no groups"):
         Service("mailer", retry=RetryPolicy(on_exhausted="halt")).subscribe(UserSignedUp)(accept)
 
 

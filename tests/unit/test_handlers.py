@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
     service = Service("s")
     service.subscribe(UserSignedUp)(function)
-    return tuple(parameter.wants for parameter in service.handlers[0].parameters)
+    return tuple(parameter.kind for parameter in service.handlers[0].parameters)
 
 
 async def event_only(event: UserSignedUp) -> None: ...
@@ -56,7 +56,7 @@ async def keyword(event: UserSignedUp, *, delivery: Delivery) -> None: ...
 @pytest.mark.parametrize(
     ("function", "fault"),
     [
-        (wrong_event, "parameter 'event' wants UserLeft, but it is subscribed to UserSignedUp"),
+        (wrong_event, "parameter 'event' takes UserLeft, but the handler is subscribed to UserSignedUp"),
         (nothing, "takes no event"),
         (delivery_only, "takes no event"),
         (stranger, "int is neither the event nor a Delivery"),
@@ -85,8 +85,8 @@ def test_methods_and_callable_objects_can_be_handlers() -> None:
     service.subscribe(UserSignedUp)(Mailer().send)
     service.subscribe(UserSignedUp)(Mailer())
 
-    wants = [[parameter.wants for parameter in handler.parameters] for handler in service.handlers]
-    assert wants == [["event"], ["event", "delivery"]]
+    kinds = [[parameter.kind for parameter in handler.parameters] for handler in service.handlers]
+    assert kinds == [["event"], ["event", "delivery"]]
     assert all(handler.is_async for handler in service.handlers)
     assert service.handlers[0].name == "tests.unit.test_handlers.Mailer.send"
 
@@ -144,7 +144,7 @@ def test_a_timeout_out_of_range_is_refused(seconds: float) -> None:
 
 
 def test_a_choice_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown_events='drop' is none of dead-letter, ignore, retry"):
+    with pytest.raises(ConfigError, match="unknown_events='drop' must be one of dead-letter, ignore, retry"):
         Service("s", unknown_events="drop")  # type: ignore[arg-type]
 
 
@@ -198,11 +198,11 @@ def test_subscribing_to_something_that_is_no_event_shows_how_to_write_it(event: 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"batch": 10}, r"batch=10 is no Batch: write batch=Batch\(\.\.\.\)"),
-        ({"breaker": True}, "breaker=True is no CircuitBreaker"),
-        ({"retry": 3}, "retry=3 is no RetryPolicy"),
-        ({"queue": 5}, "queue=5 is neither a queue's name nor a Queue"),
-        ({"rate_per_second": "5"}, "rate_per_second='5' is no number"),
+        ({"batch": 10}, r"batch=10 is not of type Batch: write batch=Batch\(\.\.\.\)"),
+        ({"breaker": True}, "breaker=True is not of type CircuitBreaker"),
+        ({"retry": 3}, "retry=3 is not of type RetryPolicy"),
+        ({"queue": 5}, "queue=5 must be the name of a queue or a Queue"),
+        ({"rate_per_second": "5"}, "rate_per_second='5' is not a number"),
     ],
 )
 def test_an_option_of_the_wrong_kind_is_refused_with_the_mend(options: dict[str, Any], fault: str) -> None:
@@ -215,7 +215,7 @@ def test_an_option_of_the_wrong_kind_is_refused_with_the_mend(options: dict[str,
     [
         ({"middleware": print}, "must be a list of functions"),
         ({"middleware": [5]}, "must be a list of functions"),
-        ({"lifespan": 5}, "lifespan=5 is no function"),
+        ({"lifespan": 5}, "lifespan=5 is not a function"),
     ],
 )
 def test_a_services_option_of_the_wrong_kind_is_refused(options: dict[str, Any], fault: str) -> None:

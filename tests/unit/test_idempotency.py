@@ -45,13 +45,13 @@ def store_of(broker: MemoryBroker) -> MemoryStore:
 
 
 def counts_of(broker: MemoryBroker) -> Any:
-    return broker._consumers["mailer"].counts
+    return broker._consumers["mailer"].counters
 
 
 def claim_of(service: Service, envelope: Envelope, token: str = "theirs", seconds: float = LEASE_SECONDS) -> Claim:
     """The claim that another worker would make."""
     [handler, *_] = service.handlers
-    return Claim(Idempotency().key_of(handler.named(""), envelope), token, seconds, 600)
+    return Claim(Idempotency().key_of(handler.full_name(""), envelope), token, seconds, 600)
 
 
 async def test_fault_08_another_copy_of_a_completed_event_is_deleted_without_being_handled() -> None:
@@ -231,7 +231,7 @@ async def test_a_chosen_field_identifies_duplicates() -> None:
 def test_a_key_that_is_no_field_is_refused_at_the_registration() -> None:
     async def handle(_: OrderPlaced) -> None: ...
 
-    with pytest.raises(ConfigError, match="its idempotency key 'id' is none of the fields of OrderPlaced"):
+    with pytest.raises(ConfigError, match="its idempotency key 'id' is not a field of OrderPlaced"):
         serving(handle, OrderPlaced, idempotent=Idempotency(key="id"))
 
 
@@ -412,7 +412,7 @@ def test_an_idempotent_handler_shares_its_name_with_no_other_one_of_its_event_an
     first, second = closures()
     service = serving(first, idempotent=one)
 
-    with pytest.raises(ConfigError, match="already has a handler of this name.*give each function its own name"):
+    with pytest.raises(ConfigError, match="already has a handler of this name.*Give each function a name of its own"):
         service.subscribe(UserSignedUp, idempotent=other)(partial(second))
     service.subscribe(UserSignedUp, queue="another", idempotent=other)(second)
 
@@ -595,7 +595,7 @@ async def test_a_handled_event_whose_completion_fails_is_not_handled_again_for_t
 
         assert counts_of(broker).handled == 1
     assert len(seen) == 1
-    assert "handled, but the store could not be told" in caplog.text
+    assert "Handled, but the idempotency store could not be updated" in caplog.text
 
 
 async def test_a_lease_that_cannot_be_renewed_is_lost_when_it_has_run_out(flaky: Flaky) -> None:

@@ -194,7 +194,7 @@ def test_a_worker_that_stops_gives_a_suspect_back_that_has_not_had_its_turn() ->
         consumer.start()
         await asyncio.sleep(1)
         await drain(consumer)
-        return consumer.counts, transport
+        return consumer.counters, transport
 
     counts, transport = run_virtually(main())
 

@@ -262,7 +262,9 @@ async def test_an_event_of_another_source_or_queue_is_refused_with_the_mend(tran
 
     with pytest.raises(ConfigError, match="map an SQS queue to this function"):
         await handled(service, {"eventSource": "aws:sns"})
-    with pytest.raises(ConfigError, match=r"no handlers on queue 'other' .* it has on mailer. Is SMARTPIPE_PREFIX set"):
+    with pytest.raises(
+        ConfigError, match=r"no handlers on queue 'other' .* its queues are mailer. Is SMARTPIPE_PREFIX set"
+    ):
         await handled(service, record(ADA, queue="other"))
 
 

@@ -105,9 +105,9 @@ async def test_a_lifespan_may_yield_what_it_likes(state: object) -> None:
         (
             "pool",
             Pool,
-            r"wants a Pool; of what the lifespan yields \(reader: Pool, .*\) 2 of them are, and none is called",
+            r"needs a Pool. The lifespan yields reader: Pool, .*: 2 of them have that type, and none has that name",
         ),
-        ("number", int, r"parameter 'number' wants a int; .* none is"),
+        ("number", int, r"parameter 'number' needs a int\. .* none of them has that type"),
     ],
 )
 async def test_what_the_lifespan_does_not_provide_is_told_at_the_start(name: str, wanted: type, fault: str) -> None:
@@ -209,7 +209,7 @@ async def test_the_logging_middleware_tells_of_every_delivery(caplog: pytest.Log
         await run(service)
 
     [record] = [record for record in caplog.records if record.name == "smartpipe.middleware"]
-    assert record.message.startswith("handled by tests.unit.test_lifespan")
+    assert record.message.startswith("Handled by tests.unit.test_lifespan")
     assert record.fields["receive_count"] == 1  # type: ignore[attr-defined]
 
 
@@ -221,7 +221,7 @@ async def all_elsewhere(event: OnlyThere, delivery: smartpipe.Delivery) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "wants"),
+    ("function", "kinds"),
     [
         (get_optional, ["event", "state"]),
         (get_old_optional, ["event", "state"]),
@@ -229,11 +229,11 @@ async def all_elsewhere(event: OnlyThere, delivery: smartpipe.Delivery) -> None:
         (all_elsewhere, ["event", "delivery"]),
     ],
 )
-def test_an_annotation_is_understood_however_it_is_written(function: Any, wants: list[str]) -> None:
+def test_an_annotation_is_understood_however_it_is_written(function: Any, kinds: list[str]) -> None:
     service = Service("mailer", lifespan=clients)
     service.subscribe(UserSignedUp)(function)
 
-    assert [parameter.wants for parameter in service.handlers[0].parameters] == wants
+    assert [parameter.kind for parameter in service.handlers[0].parameters] == kinds
     assert service.handlers[0].bind(CLIENTS) == []
 
 

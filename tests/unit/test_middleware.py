@@ -106,7 +106,7 @@ def test_logging_says_what_was_published_and_what_failed(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, "smartpipe.middleware"):
         run_virtually(main())
 
-    assert [record.message for record in caplog.records] == ["published to users", "failed: PublishError"]
+    assert [record.message for record in caplog.records] == ["Published to users", "Failed: PublishError"]
     assert caplog.records[0].fields["event_type"] == "member.signed_up"  # type: ignore[attr-defined]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from smartpipe import Event, Publisher, PublishError, Queue
 from smartpipe.keys import sqs_id
-from smartpipe.publisher.prepare import Publication, prepare, queue_named
+from smartpipe.publisher.prepare import Publication, prepare, queue_of
 from smartpipe.transports.aws.entries import send_entries
 from tests.support.events import ADA, Clicked, OrderPlaced, Paid, ledger
 from tests.support.fakes import FakeTransport, refused, throttled
@@ -82,13 +82,13 @@ def test_a_tenant_is_the_group_on_standard_topics_without_any_deduplication() ->
 
 
 def test_an_empty_key_is_an_error_that_names_the_alternative() -> None:
-    with pytest.raises(PublishError, match=r"key, 'account', is empty; give it a value, or publish to a standard"):
+    with pytest.raises(PublishError, match=r"key, 'account', is empty; set the key, or publish to a standard"):
         message_of(Paid(account=None))
 
 
 def test_an_event_without_key_cannot_go_to_a_fifo_queue() -> None:
     with pytest.raises(PublishError, match="its class declares no key="):
-        message_of(ADA, queue=queue_named("mailer.fifo"))
+        message_of(ADA, queue=queue_of("mailer.fifo"))
 
 
 def test_fault_34_concurrent_publishes_of_one_key_leave_one_after_the_other_and_others_are_not_held_up() -> None:
@@ -184,10 +184,10 @@ def test_an_event_sent_to_a_queue_goes_past_its_topic_with_its_delay() -> None:
 @pytest.mark.parametrize(
     ("where", "mend"),
     [
-        ({"delay_seconds": 5}, "SNS has no delays: name the queue"),
+        ({"delay_seconds": 5}, "SNS has no delays: send the event to a queue"),
         ({"queue": Queue("mailer"), "delay_seconds": 901}, "EventBridge Scheduler"),
-        ({"queue": Queue("mailer"), "delay_seconds": -1}, "outside of 0 to 900"),
-        ({"queue": Queue("mailer"), "delay_seconds": float("nan")}, "outside of 0 to 900"),
+        ({"queue": Queue("mailer"), "delay_seconds": -1}, "must be 0 to 900"),
+        ({"queue": Queue("mailer"), "delay_seconds": float("nan")}, "must be 0 to 900"),
         ({"queue": Queue("m", fifo=True), "delay_seconds": 5}, r"Queue\(..., fifo=True, delay_seconds=...\)"),
     ],
 )

@@ -36,7 +36,7 @@ def test_fault_39_an_event_too_large_in_bytes_though_not_in_characters_says_both
 
 
 def test_fault_20_an_eleventh_attribute_is_refused_before_sns_drops_the_message() -> None:
-    with pytest.raises(PublishError, match="SNS drops a message") as caught:
+    with pytest.raises(PublishError, match="SNS drops such a message") as caught:
         prepare(Publication(ADA, {f"a{number}": "x" for number in range(10)}), source="s")
 
     assert caught.value.failures[0].event is ADA
@@ -97,5 +97,5 @@ def test_fault_40_an_attribute_value_that_sqs_refuses_is_refused_here(value: str
 
 @pytest.mark.parametrize("thing", [None, {"name": "Ada"}, Note])
 def test_what_is_no_event_cannot_be_published(thing: Any) -> None:
-    with pytest.raises(ConfigError, match="is no Event"):
+    with pytest.raises(ConfigError, match="which is not an Event"):
         prepare(Publication(thing), source="s")

@@ -87,12 +87,12 @@ def test_a_handler_that_swallows_its_cancellation_is_settled_as_timed_out_and_fr
             await asyncio.sleep(0.2)
             assert given_back(transport) == [(f"r{n}", 7) for n in range(1, 5)]
             assert consumer.in_flight == 0
-            assert (consumer.counts.retried, consumer.counts.not_ended) == (4, 4)
+            assert (consumer.counters.retried, consumer.counters.not_ended) == (4, 4)
             deaf.released.set()
             await asyncio.sleep(1)
         assert deaf.ended == 4
         assert transport.entries("delete") == []
-        assert consumer.counts.handled == 0
+        assert consumer.counters.handled == 0
 
     with caplog.at_level(logging.INFO):
         run(main())
@@ -101,7 +101,7 @@ def test_a_handler_that_swallows_its_cancellation_is_settled_as_timed_out_and_fr
     assert "handle" in first.message
     assert "5 s ago" in first.message
     assert first.fields["event_id"]  # type: ignore[attr-defined]
-    assert sum("has ended at last" in record.message for record in caplog.records) == 4
+    assert sum("has now ended" in record.message for record in caplog.records) == 4
 
 
 def test_one_that_swallows_its_cancellation_once_and_ends_soon_after_is_as_it_was() -> None:
@@ -118,7 +118,7 @@ def test_one_that_swallows_its_cancellation_once_and_ends_soon_after_is_as_it_wa
         transport.put(ADA)
         async with consuming(service, transport) as consumer:
             await asyncio.sleep(60)
-        assert consumer.counts.as_dict() == {"received": 1, "handled": 1}
+        assert consumer.counters.as_dict() == {"received": 1, "handled": 1}
 
     run(main())
 
@@ -143,10 +143,10 @@ def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(cap
             assert not capacity.ready
             transport.put(UserLeft(name="7"))
             await asyncio.sleep(300)
-            assert consumer.counts.handled == 0
+            assert consumer.counters.handled == 0
             deaf.released.set()
             await asyncio.sleep(30)
-            assert consumer.counts.handled == 1
+            assert consumer.counters.handled == 1
             assert (capacity.full, capacity.alive, capacity.ready, capacity.overdue) == (False, True, True, 0)
 
     with caplog.at_level(logging.INFO):
@@ -224,7 +224,7 @@ def test_the_items_of_a_batch_whose_handler_does_not_end_are_settled_one_by_one(
             assert given_back(transport) == [(f"r{n}", 7) for n in range(1, 4)]
             transport.put(*[ADA] * 3)
             await asyncio.sleep(5)
-            assert consumer.counts.as_dict() == {"received": 6, "handled": 3, "retried": 3, "not_ended": 1}
+            assert consumer.counters.as_dict() == {"received": 6, "handled": 3, "retried": 3, "not_ended": 1}
             deaf.released.set()
             await asyncio.sleep(1)
         assert calls == [3, 3]
@@ -273,12 +273,12 @@ def test_a_handler_with_room_for_one_takes_the_next_message_when_the_first_is_ov
         transport.put(ADA, ADA)
         async with consuming(service, transport) as consumer:
             await asyncio.sleep(60)
-            assert consumer.counts.handled == 1
+            assert consumer.counters.handled == 1
             deaf.released.set()
             await asyncio.sleep(1)
             transport.put(ADA)
             await asyncio.sleep(1)
-            assert consumer.counts.handled == 2
+            assert consumer.counters.handled == 2
 
     run(main())
 
@@ -315,17 +315,17 @@ async def test_abandoned_threads_are_bounded_and_good_messages_wait_for_them_to_
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
         capacity = consumer._processor._resources.threads.capacity
         await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
-        received = consumer.counts.received
+        received = consumer.counters.received
         assert threading.active_count() - alive <= 2 * 5
         assert received <= 5 * 5
         transport._inbox.clear()
         transport.put(*[UserLeft(name="7")] * 20)
         await asyncio.sleep(0.1)
-        assert consumer.counts.handled == 0
+        assert consumer.counters.handled == 0
         release.set()
-        await until(lambda: consumer.counts.handled == 20)
+        await until(lambda: consumer.counters.handled == 20)
 
-    assert consumer.counts.dead_lettered == 0
+    assert consumer.counters.dead_lettered == 0
     assert capacity.overdue == 0
     assert transport.entries("send") == []
 
@@ -349,13 +349,13 @@ async def test_a_thread_that_cannot_start_defers_the_message_and_runs_nothing_la
 
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counts.deferred == 1)
+        await until(lambda: consumer.counters.deferred == 1)
         capacity = consumer._processor._resources.threads.capacity
         assert not capacity.ready
         assert ran == []
         refuse.clear()
         transport.put(ADA, receive_count=2)
-        await until(lambda: consumer.counts.handled == 1)
+        await until(lambda: consumer.counters.handled == 1)
         assert capacity.ready
 
     assert ran == ["handled"]
@@ -455,6 +455,6 @@ def test_a_message_that_could_not_be_read_for_want_of_a_resource_is_deferred(err
         transport.put(*[body.replace("fine", "too much")] * 3, body)
         async with consuming(service, transport, concurrency=1) as consumer:
             await asyncio.sleep(60)
-        assert consumer.counts.as_dict() == {"received": 4, "handled": 1, "deferred": 3}
+        assert consumer.counters.as_dict() == {"received": 4, "handled": 1, "deferred": 3}
 
     run(main())

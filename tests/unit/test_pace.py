@@ -71,7 +71,7 @@ def test_tokens_that_no_message_came_for_are_given_back() -> None:
 
     assert bucket.admit(10) == 10
     assert bucket.admit(1) == 0
-    bucket.polled(10, 6)
+    bucket.end_call(10, 6)
     assert bucket.admit(10) == 4
     assert bucket.seconds_until_open() == pytest.approx(0.2)
     now = 0.2
@@ -84,7 +84,7 @@ def test_an_open_poll_and_a_full_bucket_do_not_come_together() -> None:
     assert bucket.admit(10) == 5
 
     now = 20.0  # the poll waited so long for its five messages
-    bucket.polled(5, 5)
+    bucket.end_call(5, 5)
 
     assert bucket.admit(10) == 0
 
@@ -149,7 +149,7 @@ def test_fault_42_what_is_received_and_waits_never_exceeds_the_slots() -> None:
                 unsettled = len(consumer._leases._leases) - consumer._slots.unsettled
                 most = max(most, consumer.in_flight, unsettled)
             transport._inbox.clear()
-        return consumer.counts.received
+        return consumer.counters.received
 
     assert run_virtually(main()) > 500
     assert most == 4
@@ -211,10 +211,10 @@ async def test_a_circuit_opens_probes_and_closes_and_says_so(caplog: pytest.LogC
 
     told = [message.partition(": ")[2] for message in caplog.messages if "opened" in message]
     assert told == [
-        "3 failures one after the other; its queue is not polled for 10 s",
-        "its probe failed; its queue is not polled for 20 s",
+        "3 consecutive failures; receiving nothing from its queue for 10 s",
+        "its probe failed; receiving nothing from its queue for 20 s",
     ]
-    assert caplog.messages[-1].endswith("closed: its probe succeeded, its queue is polled again")
+    assert caplog.messages[-1].endswith("closed: its probe succeeded, receiving from its queue again")
 
 
 async def test_rejects_and_wanted_retries_do_not_open_a_circuit() -> None:
@@ -272,7 +272,7 @@ def test_a_breaker_out_of_range_is_refused(options: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"concurrency": 0}, "concurrency=0 is outside of 1 to 10,000"),
+        ({"concurrency": 0}, "concurrency=0 must be 1 to 10,000"),
         ({"rate_per_second": 0}, "rate_per_second=0 must be above 0"),
         ({"rate_per_second": float("nan")}, "rate_per_second=nan must be above 0"),
     ],
@@ -297,7 +297,7 @@ def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
         async with consuming(service, transport, poll_seconds=1) as consumer:
             transport.put(*leavers(3))
             await asyncio.sleep(3)
-        return consumer.counts.as_dict()
+        return consumer.counters.as_dict()
 
     assert run_virtually(main()) == {"received": 3, "handled": 1, "released": 2}
     assert ran == ["0"]
@@ -311,12 +311,12 @@ async def test_a_handler_limit_serves_in_order_and_forgets_cancelled_waiters() -
     limit, order = HandlerLimit(1), list[str]()
 
     async def visit(name: str) -> None:
-        assert await limit.acquire(name, may_leave=False)
+        assert await limit.acquire(name, stop_when_closed=False)
         order.append(name)
         await asyncio.sleep(0)
         limit.release(name)
 
-    assert await limit.acquire("first", may_leave=True)
+    assert await limit.acquire("first", stop_when_closed=True)
     visits = [asyncio.create_task(visit(name)) for name in "abc"]
     await asyncio.sleep(0)
     visits[0].cancel()
@@ -324,40 +324,40 @@ async def test_a_handler_limit_serves_in_order_and_forgets_cancelled_waiters() -
     await asyncio.wait(visits)
 
     assert order == ["b", "c"]
-    assert await limit.acquire("last", may_leave=True)
+    assert await limit.acquire("last", stop_when_closed=True)
 
 
 async def test_a_place_that_comes_after_the_cancel_goes_to_the_next() -> None:
     limit = HandlerLimit(1)
-    assert await limit.acquire("first", may_leave=True)
-    waiting = asyncio.create_task(limit.acquire("second", may_leave=True))
+    assert await limit.acquire("first", stop_when_closed=True)
+    waiting = asyncio.create_task(limit.acquire("second", stop_when_closed=True))
     await asyncio.sleep(0)
     limit.release("first")
     waiting.cancel()
     await asyncio.wait([waiting])
 
-    assert await limit.acquire("third", may_leave=True)
+    assert await limit.acquire("third", stop_when_closed=True)
 
 
 async def test_a_closed_handler_limit_sends_away_only_those_that_may_leave() -> None:
     limit = HandlerLimit(1)
-    assert await limit.acquire("first", may_leave=True)
-    leaving, staying = (asyncio.create_task(limit.acquire(may, may_leave=may)) for may in (True, False))
+    assert await limit.acquire("first", stop_when_closed=True)
+    leaving, staying = (asyncio.create_task(limit.acquire(may, stop_when_closed=may)) for may in (True, False))
     await asyncio.sleep(0)
     limit.close()
 
     assert not await leaving
-    assert not await limit.acquire("late", may_leave=True)
+    assert not await limit.acquire("late", stop_when_closed=True)
     limit.release("first")
     assert await staying
 
 
 async def test_a_second_release_of_one_holder_lets_nobody_else_in() -> None:
     limit = HandlerLimit(1)
-    assert await limit.acquire("first", may_leave=True)
+    assert await limit.acquire("first", stop_when_closed=True)
     limit.release("first")
-    assert await limit.acquire("second", may_leave=True)
+    assert await limit.acquire("second", stop_when_closed=True)
     limit.release("first")
     limit.close()
 
-    assert not await limit.acquire("third", may_leave=True)
+    assert not await limit.acquire("third", stop_when_closed=True)

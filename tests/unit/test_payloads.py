@@ -276,7 +276,7 @@ def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
     ],
 )
 def test_attributes_of_smartpipes_own_are_not_for_users(name: str) -> None:
-    with pytest.raises(PublishError, match="is taken"):
+    with pytest.raises(PublishError, match="is reserved"):
         prepared(report(10), body_encoding(), {name: "1"})
 
 
@@ -385,7 +385,7 @@ async def test_fault_55_while_s3_is_down_messages_wait_and_no_attempt_is_spent(m
         await broker.publish(report(300_000))
         await broker.drain()
 
-        assert broker._consumers["archive"].counts.deferred == 6
+        assert broker._consumers["archive"].counters.deferred == 6
         broker.assert_nothing_dead_lettered()
     assert seen == [report(300_000)]
 

@@ -96,7 +96,7 @@ def test_fault_21_one_slow_message_does_not_hold_up_the_slots_of_the_others() ->
     quick = UserSignedUp(user_id=ADA.user_id, name="quick")
     transport.put(ADA, *[quick] * 99)
 
-    counts = observe(service_that_takes(1_000), transport, lambda c: c.counts.handled, seconds=5, concurrency=10)
+    counts = observe(service_that_takes(1_000), transport, lambda c: c.counters.handled, seconds=5, concurrency=10)
 
     assert counts == 99
 
@@ -172,7 +172,7 @@ def test_while_there_is_a_backlog_a_request_brings_more_than_one_message(concurr
 
     async def main() -> float:
         async with consuming(service, transport, concurrency=concurrency) as consumer:
-            while consumer.counts.handled < 1_000:  # noqa: ASYNC110 - counts have no event
+            while consumer.counters.handled < 1_000:  # noqa: ASYNC110 - counts have no event
                 await asyncio.sleep(0.01)
             return asyncio.get_running_loop().time()
 

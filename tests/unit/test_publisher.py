@@ -348,6 +348,6 @@ def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixtu
         run_virtually(main())
 
     assert [message.split(",")[0] for message in caplog.messages] == [
-        "events cannot be published for now",
-        "events can be published again",
+        "Cannot publish events",
+        "Events can be published again",
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
 from smartpipe.batching.resend import _TOO_LATE
-from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, Where, dead_letter
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, FailedDelivery, copy_with_reason
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.dlq.messages import Selection, preview
 from smartpipe.dlq.processed import ProcessedEvents
@@ -86,8 +86,8 @@ class DeadLetterQueue:
         envelopes = [wrap(event, source="shop") for event in events]
         for number, envelope in enumerate(envelopes):
             message = Message(f"{envelope.id}-{number}", "r", encode(envelope), group_id=envelope.key)
-            where = Where(self.service.name, self.queue.name, "bill", envelope)
-            copy = dead_letter(message, DeadLetter("retries-exhausted", error or ValueError("no")), where)
+            where = FailedDelivery(self.service.name, self.queue.name, "bill", envelope)
+            copy = copy_with_reason(message, DeadLetter("retries-exhausted", error or ValueError("no")), where)
             await self.send_dead(copy)
         return envelopes
 
@@ -161,7 +161,9 @@ def test_the_attribute_that_was_replaced_by_the_reason_is_restored() -> None:
         attributes = {f"a{n}": Attribute("String", str(n)) for n in range(MAX_ATTRIBUTES - 1)}
         attributes["z"] = Attribute("Binary.png", b"\x00\x01")
         message = Message("m1", "r1", "not JSON", attributes=attributes)
-        copy = dead_letter(message, DeadLetter("not-json", ValueError("no")), Where("billing", "billing", None, None))
+        copy = copy_with_reason(
+            message, DeadLetter("not-json", ValueError("no")), FailedDelivery("billing", "billing", None, None)
+        )
         assert len(copy.attributes) == MAX_ATTRIBUTES
         assert "z" not in copy.attributes
         await dlq.send_dead(copy)
@@ -327,7 +329,7 @@ def test_an_event_that_fails_again_is_moved_again_within_five_minutes() -> None:
         [moved] = await dlq.memory.receive("books.fifo", max_messages=1, wait_seconds=0, visibility_timeout_seconds=30)
         await dlq.memory.delete("books.fifo", [moved.receipt_handle])
         outcome = DeadLetter("retries-exhausted", ValueError("again"))
-        await dlq.send_dead(dead_letter(moved, outcome, Where("books", "books.fifo", None, envelope)))
+        await dlq.send_dead(copy_with_reason(moved, outcome, FailedDelivery("books", "books.fifo", None, envelope)))
 
         result = await dlq.redrive()
 
@@ -498,7 +500,7 @@ async def remember(store: MemoryStore, service: Service, envelope: Envelope, *, 
     """Claim the event for the first handler, and complete the claim if it is *completed*."""
     handler = service.handlers[0]
     assert handler.options.idempotency is not None
-    claim = Claim(handler.options.idempotency.key_of(handler.named(""), envelope), "token", 600, 600)
+    claim = Claim(handler.options.idempotency.key_of(handler.full_name(""), envelope), "token", 600, 600)
     await store.claim([claim])
     if completed:
         await store.complete([claim])

@@ -55,7 +55,7 @@ async def test_sync_handlers_run_in_threads_and_in_parallel() -> None:
 
     transport.put(ADA, ADA, ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counts.handled == 3)
+        await until(lambda: consumer.counters.handled == 3)
 
     assert len(transport.entries("delete")) == 3
 
@@ -69,10 +69,10 @@ async def test_fault_29_a_sync_handler_past_its_timeout_is_abandoned_and_reporte
 
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counts.retried == 1)
+        await until(lambda: consumer.counters.retried == 1)
         release.set()
 
-    assert consumer.counts.abandoned_threads == 1
+    assert consumer.counters.abandoned_threads == 1
     assert transport.entries("delete") == []
 
 
@@ -126,6 +126,6 @@ async def test_async_handlers_that_hang_in_threads_stop_receiving_and_good_messa
         release.set()
         transport._inbox.clear()
         transport.put(ADA)
-        await until(lambda: consumer.counts.handled == 1)
+        await until(lambda: consumer.counters.handled == 1)
 
-    assert consumer.counts.dead_lettered == 0
+    assert consumer.counters.dead_lettered == 0

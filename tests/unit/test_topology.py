@@ -253,9 +253,9 @@ def test_a_service_that_only_publishes_needs_its_topics() -> None:
         (lambda: Queue("q", dead_letter="d"), "dead_letter= is for existing queues"),
         (lambda: Queue("q", existing=True, tags={"a": "b"}), "is external"),
         (lambda: Queue("q", high_throughput=True), "which only FIFO has"),
-        (lambda: Service("s", publishes=["users"]), "neither an event that declares a type"),  # type: ignore[list-item]
-        (lambda: Service("s", publishes=[Event]), "neither an event that declares a type"),
-        (lambda: Service("s", publishes=UserLeft), "is no list: write publishes="),  # type: ignore[arg-type]
+        (lambda: Service("s", publishes=["users"]), "must be an event class that declares a type"),  # type: ignore[list-item]
+        (lambda: Service("s", publishes=[Event]), "must be an event class that declares a type"),
+        (lambda: Service("s", publishes=UserLeft), "is not a list: write publishes="),  # type: ignore[arg-type]
         (lambda: Topic(arn="arn:aws:sns:eu-west-1:999999999999:*"), "is not the ARN of a topic"),
     ],
 )

@@ -38,7 +38,7 @@ def consume(service: Service, transport: FakeTransport, seconds: float) -> Count
     async def main() -> Counters:
         async with consuming(service, transport, concurrency=30) as consumer:
             await asyncio.sleep(seconds)
-        return consumer.counts
+        return consumer.counters
 
     return run_virtually(main())
 

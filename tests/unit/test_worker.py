@@ -45,7 +45,7 @@ async def test_a_worker_runs_until_stopped_closes_its_transport_and_returns_0() 
     transport.put(ADA)
 
     running = asyncio.create_task(worker.run())
-    await until(lambda: worker.ready and worker.consumers[0].counts.handled == 1)
+    await until(lambda: worker.ready and worker.consumers[0].counters.handled == 1)
     worker.stop()
     worker.stop()
 
@@ -79,7 +79,7 @@ async def test_while_aws_cannot_be_asked_the_worker_lives_is_not_ready_and_tries
 
     assert await running == 0
     assert seen == [200, 503]
-    assert sum("cannot check the topology" in message for message in caplog.messages) == 1
+    assert sum("Cannot check the topology" in message for message in caplog.messages) == 1
 
 
 async def test_a_stop_while_aws_cannot_be_asked_ends_the_worker() -> None:
@@ -135,7 +135,7 @@ async def test_metrics_has_the_counts_of_each_queue_in_the_format_of_prometheus(
     transport.put(ADA)
     worker = make_worker(transport)
     running = asyncio.create_task(worker.run())
-    await until(lambda: worker.ready and worker.consumers[0].counts.handled == 1)
+    await until(lambda: worker.ready and worker.consumers[0].counters.handled == 1)
 
     def scrape() -> tuple[str, str]:
         with urlopen(worker.health.url + "/metrics", timeout=5) as answer:

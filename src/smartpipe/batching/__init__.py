@@ -1,1 +1,1 @@
-"""Entries gathered into requests of ten, and sent again when they fail."""
+"""Collects entries into requests of ten, and sends failed entries again."""

@@ -1,4 +1,4 @@
-"""Batches for SNS and SQS: entries are chunked by count, bytes and group, and gathered over a short time."""
+"""Batches for SNS and SQS: entries are chunked by count, bytes and group, and collected for a short time."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ class Chunker(Generic[T]):
 
     def add(self, item: T) -> list[T] | None:
         """Add *item*; return the chunk that it did not fit into, if there was one."""
-        done = None
+        full = None
         size = 0
         if self._limit_bytes is not None:
             size = self._size_of(item)
             if self._items and self._bytes + size > self._limit_bytes:
-                done = self.take()
+                full = self.take()
         group = None if self._group_of is None else self._group_of(item)
         if len(self._items) >= self._limit_entries or group in self._groups:
-            done = self.take()
+            full = self.take()
         if group is not None:
             self._groups.add(group)
         self._items.append(item)
         self._bytes += size
-        return done
+        return full
 
     def take(self) -> list[T]:
         """Return the pending items, and start a new chunk."""
@@ -128,7 +128,7 @@ class Batcher(Generic[T]):
             self._start(self._chunker.take())
 
     async def drain(self) -> None:
-        """Flush, and wait until every batch has been sent. Cancelled, it leaves the batches in flight."""
+        """Flush, and wait until every batch has been sent. If cancelled, leave the batches in flight."""
         self.flush()
         while self._tasks:
             await asyncio.wait(self._tasks)

@@ -1,4 +1,4 @@
-"""The one retry layer: sends a batch, and again what the service refused for the moment."""
+"""The only retry layer: sends a batch, and sends the entries with temporary failures again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TOO_LATE = TransportError("DeadlineExceeded", "no answer came in time", retryab
 
 
 class Pending(Generic[T]):
-    """Which entries of a batch are still to be taken, and which never will be."""
+    """The entries of a batch that still have to be accepted, and those that were refused."""
 
     def __init__(self, entries: Sequence[T]) -> None:
         self.entries = list(entries)
@@ -38,7 +38,7 @@ class Pending(Generic[T]):
         self._last: dict[int, Failure] = {}
 
     def record(self, failures: Sequence[Failure]) -> bool:
-        """Take the service's answer; return whether there is anything to send again."""
+        """Record the failures of a call; return whether there are entries to send again."""
         again: list[T] = []
         self._last = {}
         for failure in sorted(failures):
@@ -52,13 +52,13 @@ class Pending(Generic[T]):
         return bool(again)
 
     def record_error(self, error: TransportError) -> bool:
-        """Take it that the call failed as a whole: so did each of its entries."""
+        """Record that the call failed as a whole, and with it each of its entries."""
         return self.record(
             [Failure(index, error.code, error.detail, error.retryable) for index in range(len(self.entries))]
         )
 
-    def failed(self) -> list[tuple[T, Failure]]:
-        """Return every entry that was not taken, with the last thing the service said of it."""
+    def list_failed(self) -> list[tuple[T, Failure]]:
+        """Return every entry that was not accepted, with the service's last failure for it."""
         return self.refused + [(entry, self._last[index]) for index, entry in enumerate(self.entries)]
 
 
@@ -70,13 +70,13 @@ async def send_with_retries(
     call_seconds: float = math.inf,
     timers: Timers | None = None,
 ) -> list[tuple[T, Failure]]:
-    """Call with *entries*, then with those that failed for the moment, until the deadline.
+    """Call with *entries*, then with those that have a temporary failure, until the deadline.
 
-    Returns what was not taken, in no particular order. Waits have full jitter, up to 5 s. A call that
-    hangs is cut off after *call_seconds* or at the deadline, but each has a second at least.
+    Return the entries that were not accepted, in no particular order. Waits have full jitter, up to 5 s. A call that
+    hangs is cut off after *call_seconds* or at the deadline, but each has at least one second.
 
     Args:
-        timers: Shared by those who deliver often, which spares them a timer for each call.
+        timers: The timers of the running loop. Share them between frequent calls, to save a timer for each.
     """
     if timers is None:
         timers = Timers()
@@ -101,14 +101,14 @@ async def send_with_retries(
         if not again or clock() + wait_seconds >= deadline:
             break
         await asyncio.sleep(wait_seconds)
-    return pending.failed()
+    return pending.list_failed()
 
 
 async def retry(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) -> T:
-    """Call, and while it fails for the moment call again, until the deadline. Waits have full jitter, up to 5 s.
+    """Make the call, and repeat it after temporary failures until the deadline. Waits have full jitter, up to 5 s.
 
     Raises:
-        TransportError: What the last try ended with.
+        TransportError: The error of the last attempt.
     """
     retrying = AsyncRetrying(
         retry=retry_if_exception(lambda error: isinstance(error, TransportError) and error.retryable),
@@ -119,21 +119,21 @@ async def retry(call: Callable[[], Awaitable[T]], *, deadline_seconds: float) ->
     return await retrying(call)
 
 
-async def retry_until_stopped(what: str, work: Callable[[], Awaitable[None]], *, stopping: asyncio.Event) -> None:
-    """Do *work*; while AWS or the store cannot be asked, try on until *stopping*, saying so once per change of state.
+async def retry_until_stopped(task: str, attempt: Callable[[], Awaitable[None]], *, stopping: asyncio.Event) -> None:
+    """Repeat *attempt* while AWS or the store is unavailable, until *stopping*. Log each error once.
 
     Args:
-        what: For the log, as in ``check the topology``.
+        task: A verb and its object for the log, as in ``check the topology``.
     """
-    failures, fault = 0, ""
+    failures, last_error = 0, ""
     while not stopping.is_set():
         try:
-            await work()
+            await attempt()
         except (TransportError, StoreError) as error:
             failures += 1
-            if str(error) != fault:
-                fault = str(error)
-                log.error("cannot %s, trying on: %s", what, error)  # noqa: TRY400
+            if str(error) != last_error:
+                last_error = str(error)
+                log.error("Cannot %s, retrying: %s", task, error)  # noqa: TRY400
             with suppress(TimeoutError):
                 async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, failures, error)):
                     await stopping.wait()
@@ -144,7 +144,7 @@ async def retry_until_stopped(what: str, work: Callable[[], Awaitable[None]], *,
 def send_with_retries_blocking(
     call: Callable[[list[T]], list[Failure]], entries: Sequence[T], *, deadline_seconds: float
 ) -> list[tuple[T, Failure]]:
-    """Do what ``send_with_retries`` does, in the calling thread, where a call that hangs ends by its own timeout."""
+    """Do the same as ``send_with_retries`` in the calling thread. A call that hangs must end by its own timeout."""
     pending = Pending(entries)
     deadline = time.monotonic() + deadline_seconds
     for attempt in count(1):
@@ -156,4 +156,4 @@ def send_with_retries_blocking(
         if not again or time.monotonic() + wait_seconds >= deadline:
             break
         time.sleep(wait_seconds)
-    return pending.failed()
+    return pending.list_failed()

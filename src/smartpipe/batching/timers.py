@@ -1,4 +1,4 @@
-"""What happens when something takes too long, with one timer for all of it."""
+"""Timeouts and delayed calls with a single timer of the event loop."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ R = TypeVar("R")
 
 
 class TimerExpired(TimeoutError):
-    """The call was cancelled because it took too long; a TimeoutError of the call's own is none of these."""
+    """The call was cancelled because it took too long. A TimeoutError that the call itself raises is passed on."""
 
 
 Timer = NewType("Timer", int)
-"""What one is called by; an object for each would cost as much as all the rest."""
+"""Identifies a delayed call. An object for each would cost as much as everything else here."""
 
 
 class Timers:
-    """Does what ``asyncio.timeout`` and ``call_later`` do, which take 5 and 2 µs; a message costs some 40 in all.
+    """Does the same as ``asyncio.timeout`` and ``call_later``, which take 5 and 2 µs. A message takes about 40 in all.
 
-    It belongs to the event loop in which it is made. The price: a timer that nobody needs any more stays until it
-    fires, once, and finds nothing.
+    It belongs to the event loop in which it is created. The price: the loop's timer of a cancelled call stays until it
+    fires, once, and then does nothing.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Timers:
         self._timer: asyncio.TimerHandle | None = None
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Have *callback* called, in an empty context, in *seconds*; or never if they are infinite."""
+        """Call *callback* in *seconds*, in an empty context; never if *seconds* is infinite."""
         timer = cast("Timer", next(self._numbers))
         fires_at = self.loop.time() + seconds
         self._pending[timer] = fires_at, callback
@@ -48,7 +48,7 @@ class Timers:
         return timer
 
     def cancel(self, timer: Timer) -> bool:
-        """Let it not strike any more; return whether it is in time for that."""
+        """Cancel the delayed call; return False if it has been made already."""
         return self._pending.pop(timer, None) is not None
 
     async def timeout(
@@ -58,13 +58,13 @@ class Timers:
         argument: A,
         on_timeout: Callable[[asyncio.Task[Any], A], object] | None = None,
     ) -> R:
-        """Return what *call* does with *argument*; cancel it after *seconds*, or never if they are infinite.
+        """Return the result of *call* with *argument*; cancel it after *seconds*, or never if they are infinite.
 
         Args:
             on_timeout: Called with the task and *argument* instead of cancelling the task, which it must do itself.
 
         Raises:
-            TimeIsUp: It was cancelled for that, and ended by it.
+            TimerExpired: The call was cancelled by the timeout, and ended because of it.
         """
         task = cast("asyncio.Task[Any]", asyncio.current_task(self.loop))
         cancelling = task.cancelling()
@@ -80,7 +80,7 @@ class Timers:
                 task.uncancel()
 
     def close(self) -> None:
-        """Stop the timer. What is pending does not strike, unless something is set once more."""
+        """Stop the timer. Pending calls are not made, unless ``call_later`` starts the timer again."""
         self._fires_at = math.inf
         if self._timer is not None:
             self._timer.cancel()
@@ -88,16 +88,16 @@ class Timers:
     def _arm(self, when: float) -> None:
         self.close()
         self._fires_at = when
-        # In whose context it was set, it would run, and keep all that is in there.
+        # By default it would run in the context of this caller, and keep everything in that context alive.
         self._timer = self.loop.call_at(when, self._fire, context=Context())
 
     def _fire(self) -> None:
-        now = max(self.loop.time(), self._fires_at)  # timers come early by the clock's resolution
+        now = max(self.loop.time(), self._fires_at)  # the loop fires timers early, by the clock's resolution
         self._fires_at = math.inf
         try:
             for timer in [timer for timer, (fires_at, _) in self._pending.items() if fires_at <= now]:
                 due = self._pending.pop(timer, None)
-                if due is not None:  # otherwise cancelled by a callback that ran just now
+                if due is not None:  # otherwise a callback of this loop has just cancelled it
                     due[1]()
         finally:
             next_at = min((fires_at for fires_at, _ in self._pending.values()), default=math.inf)

@@ -73,7 +73,7 @@ class Handling:
         ledger = self.ledger
         counts: Counter[str] = Counter()
         for consumer in self._worker.consumers:
-            counts.update(consumer.counts.as_dict())
+            counts.update(consumer.counters.as_dict())
         return Handled(
             begun_at=self._begun_at,
             ended_at=max(ledger.handled_at, default=self._begun_at),

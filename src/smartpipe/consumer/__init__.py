@@ -1,1 +1,1 @@
-"""From a queue to a handler and back: receive, process, settle."""
+"""Receives messages from a queue, calls their handlers, and settles them."""

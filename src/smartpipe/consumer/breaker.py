@@ -1,4 +1,4 @@
-"""The circuit breaker of a handler: when all it does fails, its queue keeps the messages better than it.
+"""The circuit breaker of a handler: while every call fails, its messages are better kept in the queue.
 
 Source: Michael Nygard, "Release It!", 2007, "Circuit Breaker": closed, open, half-open.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
 log = logging.getLogger("smartpipe.breaker")
@@ -22,20 +23,20 @@ DEFAULT_MAX_RESET_SECONDS = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitBreaker:
-    """Stops the polling of a handler's queue while the handler does nothing but fail.
+    """Stops receiving from a handler's queue while every call of the handler fails.
 
-    After *failures* one after the other the circuit is open: nothing is received, and what fails
-    meanwhile is given back, never dead-lettered. After *reset_seconds* one message is received as a
-    probe: its success closes the circuit, its failure doubles the time to the next probe. ``Retry``,
-    ``Reject`` and the retry policy's ``never_on`` say something of a message, not of the handler, and
-    count for neither.
+    After *failures* consecutive failures the circuit is open: no message is received, and messages that fail meanwhile
+    are returned to the queue, never dead-lettered. After *reset_seconds* one message is received as a probe. If it
+    succeeds, the circuit closes; if it fails, the time to the next probe doubles. ``Retry``, ``Reject`` and the retry
+    policy's ``never_on`` say something about a message, not about the handler, so they count neither as a success nor
+    as a failure.
 
-    The call of a batch handler is one success or, if every item fails, one failure. Each worker process has
+    The call of a batch handler counts as one success or, if every item fails, as one failure. Each worker process has
     a circuit of its own.
 
     Args:
         failures: 1 or more.
-        reset_seconds: Above 0: from opening to the first probe.
+        reset_seconds: The time from opening to the first probe, above 0.
         max_reset_seconds: The longest time between probes, at most 43,200; by default 300, or
             *reset_seconds* if that is more.
 
@@ -48,18 +49,18 @@ class CircuitBreaker:
     max_reset_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        """Check everything, and report it together."""
-        problems = []
+        """Validate every field, and report all errors together."""
+        errors = []
         if self.failures < 1:
-            problems.append(f"CircuitBreaker: failures={self.failures} must be 1 or more")
+            errors.append(f"CircuitBreaker: failures={self.failures} must be 1 or more")
         if not 0 < self.reset_seconds <= self.longest_reset_seconds <= MAX_VISIBILITY_SECONDS:
-            problems.append(
+            errors.append(
                 f"CircuitBreaker: reset_seconds={self.reset_seconds} and "
                 f"max_reset_seconds={self.longest_reset_seconds} must be above 0, in this order, and at most "
                 f"{MAX_VISIBILITY_SECONDS:,}"
             )
-        if problems:
-            raise ConfigError(problems)
+        if errors:
+            raise ConfigError(errors)
 
     @property
     def longest_reset_seconds(self) -> float:
@@ -69,19 +70,12 @@ class CircuitBreaker:
         return max(DEFAULT_MAX_RESET_SECONDS, self.reset_seconds)
 
 
-class Timer(Protocol):
-    """What can be called off: asyncio's TimerHandle."""
-
-    def cancel(self) -> None:
-        """Do not call."""
-
-
 class Circuit:
-    """The state of one handler's breaker; a gate of its queue's poller.
+    """The state of one handler's breaker, and a gate for the receive calls of its queue.
 
     Args:
-        name: The handler's, for the log.
-        call_later: Calls a function after so many seconds: the event loop's.
+        name: The handler's name, for the log.
+        call_later: The event loop's: calls a function after a number of seconds.
     """
 
     def __init__(
@@ -89,7 +83,7 @@ class Circuit:
         name: str,
         breaker: CircuitBreaker,
         *,
-        call_later: Callable[[float, Callable[[], None]], Timer],
+        call_later: Callable[[float, Callable[[], None]], asyncio.TimerHandle],
     ) -> None:
         self._wakes: list[Callable[[], None]] = []
         self.state = "closed"
@@ -97,31 +91,31 @@ class Circuit:
         self._name = name
         self._breaker = breaker
         self._call_later = call_later
-        self._timer: Timer | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._failures = 0
         self._probing = False
 
     @property
     def closed(self) -> bool:
-        """Whether all is well, or thought to be."""
+        """Whether calls succeed, or have not failed often enough to open the circuit."""
         return self.state == "closed"
 
-    def succeeded(self) -> None:
-        """Take note that the handler returned."""
+    def record_success(self) -> None:
+        """Record that the handler returned."""
         self._failures = 0
         if self.state == "half-open":
-            log.info("circuit of %s closed: its probe succeeded, its queue is polled again", self._name)
+            log.info("Circuit of %s closed: its probe succeeded, receiving from its queue again", self._name)
             self.state, self.reset_seconds = "closed", self._breaker.reset_seconds
             self._wake()
 
-    def failed(self) -> None:
-        """Take note that the handler failed."""
+    def record_failure(self) -> None:
+        """Record that the handler failed."""
         self._failures += 1
         if self.state == "half-open":
             self.reset_seconds = min(self.reset_seconds * 2, self._breaker.longest_reset_seconds)
             self._open("its probe failed")
         elif self.state == "closed" and self._failures >= self._breaker.failures:
-            self._open(f"{self._failures} failures one after the other")
+            self._open(f"{self._failures} consecutive failures")
 
     def admit(self, wanted: int) -> int:
         """Return how many of *wanted* messages may be received: all, none, or one as a probe."""
@@ -132,26 +126,26 @@ class Circuit:
         self._probing = True
         return 1
 
-    def polled(self, admitted: int, received: int) -> None:
-        """Take note that a probe brought nothing: another may be tried."""
+    def end_call(self, admitted: int, received: int) -> None:
+        """Allow another probe if this one brought no message."""
         if admitted and not received:
             self._probing = False
 
-    def ended(self, count: int) -> None:
-        """Take note that a message has been dealt with, whoever handled it: another probe may be tried."""
+    def end_messages(self, count: int) -> None:
+        """Allow another probe, because a message has been settled, whichever handler it was for."""
         if count:
             self._probing = False
 
     def seconds_until_open(self) -> None:
-        """Return None: ``on_open`` reports it."""
+        """Return None: the functions of ``on_open`` are called instead."""
 
     @property
     def passive(self) -> bool:
-        """Whether it limits nothing: it is closed."""
+        """Whether it limits nothing, because it is closed."""
         return self.state == "closed"
 
     def on_open(self, wake: Callable[[], None]) -> None:
-        """Have *wake* called when messages may be received again."""
+        """Call *wake* when messages may be received again."""
         self._wakes.append(wake)
 
     def _wake(self) -> None:
@@ -166,10 +160,12 @@ class Circuit:
     def _open(self, why: str) -> None:
         self.state = "open"
         self._probing = False
-        log.error("circuit of %s opened: %s; its queue is not polled for %g s", self._name, why, self.reset_seconds)
+        log.error(
+            "Circuit of %s opened: %s; receiving nothing from its queue for %g s", self._name, why, self.reset_seconds
+        )
         self._timer = self._call_later(self.reset_seconds, self._half_open)
 
     def _half_open(self) -> None:
         self.state = "half-open"
-        log.info("circuit of %s half-open: one message is tried", self._name)
+        log.info("Circuit of %s half-open: will receive one message as a probe", self._name)
         self._wake()

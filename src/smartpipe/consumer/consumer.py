@@ -1,7 +1,7 @@
-"""The consumer of one queue: receive → process → settle; and the drain.
+"""The consumer of one queue: receive, process, settle, and drain at the end.
 
 ``Consumer.run`` receives as many messages as there are free slots. Each message, or each group of a FIFO queue, has a
-task, in which ``GroupRunner`` processes and settles it. ``Consumer.drain`` ends all of it in order.
+task, in which ``GroupRunner`` processes and settles it. ``Consumer.drain`` ends all of these in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smartpipe.consumer.isolation import Isolation
 from smartpipe.consumer.leases import OVERDUE, SETTLING, Leases
 from smartpipe.consumer.processor import SKIPPED, Processed, Processor, Resources
 from smartpipe.consumer.receive_health import ReceiveHealth
-from smartpipe.consumer.settle import FAULT_RETRY_SECONDS, Acknowledger, Settler
+from smartpipe.consumer.settle import ERROR_RETRY_SECONDS, Acknowledger, Settler
 from smartpipe.consumer.slots import Slots
 from smartpipe.counters import Counters
 
@@ -41,28 +41,28 @@ TICKER_RESTART_SECONDS = 1.0
 CANCELLED = Processed(Release(0, "cancelled"))
 
 GroupQueue: TypeAlias = "list[Lease]"
-"""Messages to be handled one after the other, of which the first is being handled; a deque takes half a kilobyte."""
+"""Messages to handle one after the other; the first is being handled. A deque would take half a kilobyte each."""
 _Task: TypeAlias = asyncio.Task[None]
 
 
 class Settled(NamedTuple):
-    """How a delivery ended, for an observer of a consumer.
+    """The end of a delivery, for the observer of a consumer.
 
     Args:
-        again_seconds: In how many seconds the message comes again; None if it does not.
+        redelivery_seconds: The number of seconds until the message is delivered again; None if it will not be.
     """
 
     queue: str
     message: Message
     processed: Processed
-    again_seconds: float | None
+    redelivery_seconds: float | None
 
 
 class Consumer:
     """Handles the messages of one queue of a service.
 
     Args:
-        concurrency: The maximum number of messages held at a time, where the handlers ask for nothing else.
+        concurrency: The maximum number of messages held at a time, unless the handlers' own options replace it.
         poll_seconds: How long a receive call waits for messages, in whole seconds up to 20.
         observer: Called with each delivery that has been settled.
     """
@@ -79,13 +79,13 @@ class Consumer:
         observer: Callable[[Settled], None] | None = None,
     ) -> None:
         self.queue = queue
-        self.counts = Counters()
+        self.counters = Counters()
         self._transport = transport
         self._poll_seconds = poll_seconds
         self._loop = asyncio.get_running_loop()
         self._isolation = resources.isolation or Isolation()
         resources = resources._replace(isolation=self._isolation)
-        self._processor = Processor(service, queue.name, resources, self.counts)
+        self._processor = Processor(service, queue.name, resources, self.counters)
         self._slots = Slots(
             slots_for(service.handlers_on(queue.name), concurrency), [*self._processor.gates, self._isolation]
         )
@@ -93,12 +93,12 @@ class Consumer:
             queue.name,
             transport,
             visibility_timeout_seconds=queue.visibility_timeout_seconds,
-            counters=self.counts,
+            counters=self.counters,
         )
         self._acknowledger = Acknowledger(
-            queue.name, transport, leases=self._leases, slots=self._slots, counters=self.counts
+            queue.name, transport, leases=self._leases, slots=self._slots, counters=self.counters
         )
-        settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counters=self.counts)
+        settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counters=self.counters)
         self._runner = GroupRunner(queue, self._processor, settler, slots=self._slots, isolation=self._isolation)
         self._runner.observer = observer
         self._isolation.join(self)
@@ -109,15 +109,16 @@ class Consumer:
         self._ticker: _Task | None = None
 
     def start(self) -> None:
-        """Begin to receive messages and to extend their leases."""
+        """Start to receive messages and to extend their leases."""
         self._ticker = self._loop.create_task(self._tick())
         self._running = self._loop.create_task(self.run())
 
     async def run(self) -> None:
-        """Receive messages and have them handled, until ``drain`` is called."""
+        """Receive messages and start tasks that handle them, until ``drain`` is called."""
         while wanted := await self._slots.acquire():
             if not self._calls and not self._health.failing:
-                self._health.succeeded_at = self._loop.time()  # no call was due while every slot was taken
+                # Every slot was taken, so no call was due. The time without one must not count as a failure.
+                self._health.succeeded_at = self._loop.time()
             call = self._loop.create_task(self._receive(wanted))
             self._calls[call] = self._loop.time()
             call.add_done_callback(self._end_call)
@@ -125,7 +126,8 @@ class Consumer:
     async def _receive(self, wanted: int) -> None:
         """Make one receive call, for *wanted* messages at most, and start a task for each message or FIFO group.
 
-        It is never cancelled: SQS may have handed out messages already, which would stay invisible until their timeout.
+        The call is never cancelled: SQS may have handed out messages already, and they would stay invisible until their
+        visibility timeout.
         """
         try:
             messages = await self._transport.receive(
@@ -134,7 +136,7 @@ class Consumer:
                 wait_seconds=self._poll_seconds,
                 visibility_timeout_seconds=self.queue.visibility_timeout_seconds,
             )
-        except Exception as error:  # noqa: BLE001 - whatever it is, receiving goes on
+        except Exception as error:  # noqa: BLE001 - receiving goes on after any error
             self._slots.return_unused(wanted, 0)
             await self._health.back_off(error, self._stopping)
             return
@@ -146,8 +148,9 @@ class Consumer:
             self._accept(messages)
 
     def _accept(self, messages: Sequence[Message]) -> None:
-        self.counts.received += len(messages)
+        self.counters.received += len(messages)
         for lease in self._leases.hold(messages):
+            # While draining, too: the task returns the message to the queue, so every message ends in `settle`.
             self._runner.start(lease)
 
     def _end_call(self, call: _Task) -> None:
@@ -157,11 +160,12 @@ class Consumer:
     async def drain(self, *, handlers_until: float, flush_until: float, hard: asyncio.Event) -> None:
         """Stop receiving, and settle every message that is here. Times are the event loop's.
 
-        Open receive calls are awaited, and the messages that they bring are returned to the queue. Meanwhile handlers
-        finish, and their leases are extended. At *handlers_until*, or when *hard* is set, the other handlers are
-        cancelled and their messages returned. Deletes are sent last. Messages that are not settled at *flush_until* are
-        counted, and will be delivered again.
+        Wait for open receive calls, and return the messages that they bring to the queue. Meanwhile handlers finish,
+        and their leases are extended. At *handlers_until*, or when *hard* is set, cancel the other handlers and return
+        their messages. Send deletes last. Messages that are not settled at *flush_until* are counted, and will be
+        delivered again.
         """
+        # Nothing new begins: no receive call, no handler, no wait for a batch to fill.
         self._stopping.set()
         self._slots.close()
         self._acknowledger.start_drain()
@@ -172,12 +176,14 @@ class Consumer:
         await self._runner.cancel(CANCEL_SECONDS)
         if self._calls:
             log.warning(
-                "queue %s: A receive call was still open; its messages will reappear after the visibility timeout",
+                "Queue %s: a receive call was still open; its messages will reappear after the visibility timeout",
                 self.queue.name,
             )
+        # Again after `_finish`, which may have been cut off: cancelled handlers have left messages, too.
         self._release_held()
         await self._flush(flush_until)
         self._processor.close()
+        # The ticker goes last: a message keeps its lease until its delete is confirmed.
         if self._ticker is not None:
             self._ticker.cancel()
 
@@ -192,6 +198,7 @@ class Consumer:
     async def _finish(self) -> None:
         while self._calls:
             await asyncio.wait(self._calls)
+        # Unhandled messages return only now: an open call of ours would have received them again.
         self._release_held()
         while self._runner.tasks:
             await asyncio.wait(self._runner.tasks)
@@ -204,24 +211,24 @@ class Consumer:
             async with asyncio.timeout(max(CANCEL_SECONDS, until - self._loop.time())):
                 await self._acknowledger.drain()
         except TimeoutError:
-            self.counts.not_deleted += self._slots.unsettled
-            log.error(  # noqa: TRY400 - a timeout's traceback says nothing
-                "queue %s: %d messages could not be settled in time and will be delivered again",
+            self.counters.not_deleted += self._slots.unsettled
+            log.error(  # noqa: TRY400 - the traceback of a timeout explains nothing
+                "Queue %s: %d messages could not be settled in time and will be delivered again",
                 self.queue.name,
                 self._slots.unsettled,
             )
 
     async def _tick(self) -> None:
-        """Keep the ticker going: without it, every message of a long handler would be delivered twice."""
+        """Run the ticker, and restart it after an error: without it, SQS would deliver each slow message again."""
         while True:
             try:
                 await self._leases.run()
             except Exception:
-                log.exception("queue %s: extending visibility timeouts failed and starts again", self.queue.name)
+                log.exception("Queue %s: extending visibility timeouts failed, will start again", self.queue.name)
                 await asyncio.sleep(TICKER_RESTART_SECONDS)
 
     def pause(self) -> None:
-        """Make no receive call until ``resume``; open ones still bring messages. A second call does nothing."""
+        """Make no receive call until ``resume``; open ones may still bring messages. A second call does nothing."""
         self._slots.pause()
 
     def resume(self) -> None:
@@ -230,7 +237,7 @@ class Consumer:
 
     @property
     def in_flight(self) -> int:
-        """The number of messages that are being handled, or wait for their group."""
+        """The number of messages that are being handled or wait for their group."""
         return sum(map(len, self._runner.tasks.values()))
 
     @property
@@ -240,7 +247,7 @@ class Consumer:
 
     @property
     def open_work(self) -> int:
-        """The number of groups that are being handled, and of receive calls that may bring more."""
+        """The number of groups that are being handled, plus the receive calls that may bring more."""
         return len(self._runner.tasks) + len(self._calls)
 
     @property
@@ -249,13 +256,13 @@ class Consumer:
         return self._health.failing
 
     def seconds_since_success(self) -> float:
-        """Return how long ago a receive call succeeded; 0 while none is open, because then every slot is taken."""
+        """Return how long ago a receive call succeeded; 0 while no call is open, because every slot is taken then."""
         if self._health.succeeded_at is None or not self._calls:
             return 0.0
         return self._loop.time() - self._health.succeeded_at
 
     def seconds_until_closed(self) -> float:
-        """Return for how long SQS may still hand messages to an open receive call."""
+        """Return the number of seconds for which SQS may still hand messages to an open receive call."""
         if not self._calls:
             return 0.0
         return max(0.0, max(self._calls.values()) + self._poll_seconds - self._loop.time())
@@ -264,11 +271,11 @@ class Consumer:
 class GroupRunner:
     """Processes and settles messages: those of a FIFO group one after the other, all others concurrently.
 
-    A message of a standard queue is a group of its own. Its group id, if it has one, names a tenant there and orders
-    nothing.
+    Each message of a standard queue is a group by itself. If it has a group id, that names a tenant and does not order
+    anything.
 
     Args:
-        slots: Where each message that was handled frees its slot.
+        slots: Where each handled message frees its slot.
         isolation: Where messages that may have killed their process take turns; None: the caller arranges that.
         limit: The maximum number of messages being processed; None: the caller starts no more than that.
     """
@@ -313,18 +320,19 @@ class GroupRunner:
         if not self.queue.fifo or group_id is None:
             return [lease]
         group = self._groups.get(group_id)
-        if group is not None:  # SQS hands out no more messages of a group in flight, except where a lease was lost
+        # SQS hands out no more messages of a group in flight, unless a lease was lost.
+        if group is not None:
             group.append(lease)
             return None
         group = self._groups[group_id] = [lease]
         return group
 
     def is_suspect(self, lease: Lease) -> bool:
-        """Return whether more deliveries than failures explain ended without a result: it may have killed a process."""
+        """Return whether *lease* has more deliveries than failures explain: it may have killed a process."""
         return lease.message.receive_count - lease.returned > self._suspect_after
 
     def start_group(self, group: GroupQueue, overdue: Processed | None = None) -> None:
-        """Start a task for *group*; *overdue* is the result of its first message, if that has one already."""
+        """Start a task for *group*; *overdue* is the result of its first message, if there is one already."""
         self._add_task(self._run_group(group, overdue), group)
 
     def _add_task(self, coroutine: Coroutine[Any, Any, None], group: GroupQueue) -> None:
@@ -333,61 +341,62 @@ class GroupRunner:
         task.add_done_callback(self._end_task)
 
     async def _run_group(self, group: GroupQueue, overdue: Processed | None) -> None:
-        """Handle the messages of a group one after the other, until one of them comes again.
+        """Handle the messages of a group one after the other, until one of them will be delivered again.
 
-        The messages behind that one must not overtake it: they are returned, to be received together with it. No
+        The messages behind that one must not overtake it, so they are returned and received together with it. No
         message of a FIFO group begins after its lease was lost, because another worker may have the group by then.
         """
-        again_seconds: float | None = None
-        while group and again_seconds is None and not (self.queue.fifo and group[0].lost):
+        redelivery_seconds: float | None = None
+        while group and redelivery_seconds is None and not (self.queue.fifo and group[0].lost):
             lease = group[0]
             if self._isolation is not None and overdue is None and self.is_suspect(lease):
-                again_seconds = await self._handle_alone(lease, self._isolation)
+                redelivery_seconds = await self._handle_alone(lease, self._isolation)
             else:
-                again_seconds = await self._handle(lease, overdue)
+                redelivery_seconds = await self._handle(lease, overdue)
             overdue = None
-            if not group:  # another task has taken the group over
+            if not group:  # `_take_over` emptied it: another task has the group, and this one may touch nothing
                 return
-            if again_seconds is not None:
+            if redelivery_seconds is not None:
                 self._history.record_return(lease)
             elif self._history.returned:
                 self._history.forget(lease)
             self._end_message(group)
+        # They become visible together with the message before them, so none of them can overtake it.
         while group:
             self._history.record_skip(group[0])
-            await self.settler.settle(group[0], Processed(Release(again_seconds or 0, "skipped")), 0.0)
+            await self.settler.settle(group[0], Processed(Release(redelivery_seconds or 0, "skipped")), 0.0)
             self._end_message(group)
 
     async def _handle(self, lease: Lease, overdue: Processed | None = None) -> float | None:
-        """Process and settle a message; return in how many seconds it comes again, or None if it does not."""
-        # If its handler overruns its time, another task settles the message, and this one must not.
+        """Process and settle a message; return the seconds until its next delivery, or None if it has no other."""
+        # If its handler overruns its timeout, another task settles the message, and this one must not.
         settled_elsewhere = OVERDUE if overdue is None else SETTLING
         started = time.perf_counter()
         try:
             processed = overdue or await self._process(lease)
             if lease.state < settled_elsewhere:
                 return await self._settle(lease, processed, started)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # by `cancel`: swallowed, as the message must still be returned
             processed = CANCELLED
-        except Exception as error:  # noqa: BLE001 - a fault of ours; the message must not be lost
-            processed = Processed(Release(FAULT_RETRY_SECONDS, "internal-error", error))
+        except Exception as error:  # noqa: BLE001 - an internal error; the message must not be lost
+            processed = Processed(Release(ERROR_RETRY_SECONDS, "internal-error", error))
         else:
             return 0
         return await self._settle(lease, processed, started) if lease.state < settled_elsewhere else 0
 
     async def _process(self, lease: Lease) -> Processed:
-        if self.stopping:  # received by the last calls, or just before the stop
+        if self.stopping:  # received by the last calls, or just before the drain began
             return SKIPPED
         if self._limit is None:
             return await self.processor.process(lease.message, lease)
-        await self._limit.acquire(lease, may_leave=False)
+        await self._limit.acquire(lease, stop_when_closed=False)
         try:
             return await self.processor.process(lease.message, lease)
         finally:
             self._limit.release(lease)
 
     async def _handle_alone(self, lease: Lease, isolation: Isolation) -> float | None:
-        """Do the same while no other message is being handled: this one may have killed its process before."""
+        """Handle a message while no other is being handled: this one may have killed its process before."""
         log.warning(
             "Delivered more often than failures explain: it will be handled last and alone",
             extra=self.settler.fields(lease.message),
@@ -395,17 +404,17 @@ class GroupRunner:
         try:
             async with isolation.alone(lease):
                 return await self._handle(lease)
-        except asyncio.CancelledError:  # before its turn
+        except asyncio.CancelledError:  # while it waited for its turn
             return await self._settle(lease, CANCELLED, time.perf_counter())
 
     async def _settle(self, lease: Lease, processed: Processed, started: float) -> float | None:
-        again_seconds = await self.settler.settle(lease, processed, time.perf_counter() - started)
+        redelivery_seconds = await self.settler.settle(lease, processed, time.perf_counter() - started)
         if self.observer is not None and not isinstance(processed.outcome, Release):
-            self.observer(Settled(self.queue.name, lease.message, processed, again_seconds))
-        return again_seconds
+            self.observer(Settled(self.queue.name, lease.message, processed, redelivery_seconds))
+        return redelivery_seconds
 
     def _end_message(self, group: GroupQueue) -> None:
-        """Take the first message from its group, and free its slot."""
+        """Remove the first message from its group, and free its slot."""
         lease = group.pop(0)
         if self.queue.fifo and not group and lease.message.group_id is not None:
             self._groups.pop(lease.message.group_id, None)
@@ -413,29 +422,29 @@ class GroupRunner:
             self._slots.release()
 
     def _take_over(self, task: _Task, delivery: Delivery) -> None:
-        """Go on in a new task, first with the message whose handler does not end, and leave the old task alone."""
+        """Continue in a new task, with the message whose handler does not end first, and abandon the old task."""
         if task not in self.tasks:
-            return  # on Lambda, of an earlier invocation, whose messages have been returned
+            return  # on Lambda, a task of an earlier invocation, whose messages have been returned
         self.overdue_tasks.add(task)
         old = self.tasks.pop(task)
         group = old[:]
-        old.clear()  # which ends the loop of the old task
+        old.clear()  # ends the loop of the old task, whenever its handler ends
         lease = group[0]
         if self.queue.fifo and lease.message.group_id is not None:
             self._groups[lease.message.group_id] = group
         if self._limit is not None:
-            self._limit.release(lease)
-        self.start_group(group, self.processor.timed_out(delivery, lease))
+            self._limit.release(lease)  # for the old task, which may never do it
+        self.start_group(group, self.processor.decide_overdue(delivery, lease))
         self.takeover.set()
 
     def _end_task(self, task: _Task) -> None:
         self.overdue_tasks.discard(task)
         group = self.tasks.pop(task, None)
-        if group:  # cancelled before its first step
+        if group:  # the task was cancelled before its first step, so `_handle` has not returned its messages
             self._add_task(self._return_group(group), group)
 
     async def cancel(self, timeout_seconds: float) -> None:
-        """Cancel every task, and return the messages of those that do not end in time, or had not begun."""
+        """Cancel every task, and return the messages of those that do not end in time or had not begun."""
         for task in (*self.tasks, *self.overdue_tasks):
             task.cancel()
         if self.tasks:
@@ -450,6 +459,6 @@ class GroupRunner:
             self._end_message(group)
 
     def reset(self) -> None:
-        """Forget groups and tasks of an earlier invocation, on Lambda; the history of deliveries stays."""
+        """Forget the groups and tasks of an earlier invocation, on Lambda; the history of deliveries stays."""
         self.tasks = {}
         self._groups = {}

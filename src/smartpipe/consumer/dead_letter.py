@@ -1,4 +1,4 @@
-"""A message on its way to the dead-letter queue, with the reason in one attribute, and on its way back. Pure."""
+"""Adds the reason to a message on its way to the dead-letter queue, in one attribute, and removes it again. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REASON_ATTRIBUTE = "smartpipe_dead_letter"
 TRACEBACK_CHARACTERS = 4_000
 MESSAGE_CHARACTERS = 1_000
 _EXPENDABLE = ("traceback", "errors", "message")
-"""What the reason does without, in this order, when the body leaves no room for it."""
+"""The parts that the reason loses, in this order, if the body leaves no space for it."""
 
 _DATA_TYPE = r"^(String|Number|Binary)(\.[ -~]{1,249})?$"
 _NUMBER = re.compile(r"[+-]?[0-9]{1,38}(\.[0-9]{1,126})?")
@@ -37,14 +37,14 @@ _Moment = Annotated[str, StringConstraints(pattern=r"^[0-9T:.+-]{1,40}$")]
 
 
 class _MovedAttribute(TypedDict):
-    """An attribute that made room for the reason."""
+    """An attribute that was moved into the reason, to make space for it."""
 
     data_type: Annotated[str, StringConstraints(pattern=_DATA_TYPE)]
     value: Annotated[str, StringConstraints(min_length=1)]
 
 
 class _Error(TypedDict):
-    """One of Pydantic's errors."""
+    """One of Pydantic's validation errors."""
 
     type: _Name
     loc: Annotated[list[int | _Name], Field(max_length=1_000)]
@@ -54,8 +54,8 @@ class _Error(TypedDict):
 class Reason(TypedDict, total=False):
     """Why a message was dead-lettered, as its worker wrote it into ``smartpipe_dead_letter``.
 
-    Anybody who publishes can set that attribute, so every field has a type and a limit, and what does not fit is not a
-    reason at all. None of it decides anything but what ``smartpipe dlq`` prints and selects.
+    Every producer can set that attribute, so every field has a type and a limit, and an attribute that does not
+    validate is not a reason. The reason decides nothing except which messages ``smartpipe dlq`` prints and selects.
     """
 
     kind: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")]
@@ -78,8 +78,8 @@ class Reason(TypedDict, total=False):
 _validate_reason = build_bounded_validator(TypeAdapter(Reason))
 
 
-class Where(NamedTuple):
-    """Where the delivery ended."""
+class FailedDelivery(NamedTuple):
+    """The delivery that led to the dead-letter queue."""
 
     service: str
     queue: str
@@ -87,23 +87,23 @@ class Where(NamedTuple):
     envelope: Envelope | None
 
 
-def dead_letter(
-    message: Message, outcome: DeadLetter, where: Where, *, limit_bytes: int = MAX_MESSAGE_BYTES
+def copy_with_reason(
+    message: Message, outcome: DeadLetter, delivery: FailedDelivery, *, limit_bytes: int = MAX_MESSAGE_BYTES
 ) -> OutgoingMessage:
-    """Return *message*'s body and attributes as they were, and the reason as JSON in ``smartpipe_dead_letter``.
+    """Return the message's body and attributes unchanged, with the reason as JSON in ``smartpipe_dead_letter``.
 
-    The reason counts as one of SQS's ten attributes: of a message with ten, the last by name moves
-    into it, but none that says how to read the body. When the body leaves too little room, the
-    reason loses its longest parts first, and is left out (and only logged) in the end: the message itself always goes,
-    with all its attributes.
+    The reason is one of the ten attributes that SQS allows. If the message has ten already, the last by name moves into
+    the reason, but never one that is needed to read the body. If the body leaves too little space, the reason loses
+    its longest parts first. In the end it is left out, and only logged: the message itself is always sent, with all its
+    attributes.
     """
     attributes = _original_attributes(message)
-    reason = _reason(message, outcome, where)
+    reason = _build_reason(message, outcome, delivery)
     moved = sorted(attributes, key=lambda name: (name not in RESERVED_ATTRIBUTES, name))[MAX_ATTRIBUTES - 1 :]
     if moved:
-        plain = {name: _plain(attributes[name]) for name in moved}
+        plain = {name: _to_plain(attributes[name]) for name in moved}
         if any(_from_plain(name, plain[name]) != attributes[name] for name in moved):
-            return bare_copy(message)  # of a form that could not be given back
+            return copy_without_reason(message)  # its form could not be restored from the reason
         reason["attributes"] = plain
         attributes = {name: value for name, value in attributes.items() if name not in plain}
     for part in (None, *_EXPENDABLE):
@@ -113,16 +113,16 @@ def dead_letter(
         size = size_bytes(message.body, full)
         if size <= limit_bytes:
             return OutgoingMessage(message.body, size, full, message.group_id)
-    return bare_copy(message)
+    return copy_without_reason(message)
 
 
-def bare_copy(message: Message) -> OutgoingMessage:
-    """Return *message* as it was before it was ever dead-lettered: with no reason, and with what had moved into it."""
+def copy_without_reason(message: Message) -> OutgoingMessage:
+    """Return *message* as it was before it was dead-lettered: without the reason, and with all its attributes."""
     attributes = _original_attributes(message)
     return OutgoingMessage(message.body, size_bytes(message.body, attributes), attributes, message.group_id)
 
 
-def without_reason(message: Message) -> Message:
+def remove_reason(message: Message) -> Message:
     """Return *message* with the attributes that its producer set."""
     return message._replace(attributes=_original_attributes(message))
 
@@ -130,71 +130,71 @@ def without_reason(message: Message) -> Message:
 def reason_of(message: Message) -> Reason:
     """Return why *message* was dead-lettered.
 
-    It is empty where SQS itself moved the message (its ``DeadLetterQueueSourceArn`` says so), where SNS could not
-    deliver it, and where the attribute is not what a worker of ours writes.
+    The reason is empty if SQS itself moved the message (its ``DeadLetterQueueSourceArn`` says so), if SNS could not
+    deliver it, or if no smartpipe worker can have written the attribute.
     """
-    return {} if message.moved_from else _written_reason(message)
+    return {} if message.moved_from else _read_reason(message)
 
 
-def _written_reason(message: Message) -> Reason:
+def _read_reason(message: Message) -> Reason:
     attribute = message.attributes.get(REASON_ATTRIBUTE)
     if attribute is None or not isinstance(attribute.value, str):
         return {}
     try:
         reason: Reason | None = _validate_reason(attribute.value)
-    except ValidationError:  # not even JSON
+    except ValidationError:  # also if it is not JSON
         reason = None
     return reason if reason and "kind" in reason else {}
 
 
 def _original_attributes(message: Message) -> dict[str, Attribute]:
-    """Return the attributes as the producer set them: without the reason, and with one that had moved into it.
+    """Return the attributes that the producer set: without the reason, and with those that were moved into it.
 
-    A reason that a producer has made up can bring back only what the producer could have set as well.
+    A producer can forge a reason, and so restore only attributes that it could have set as well.
     """
     attributes = {name: value for name, value in message.attributes.items() if name != REASON_ATTRIBUTE}
     if len(attributes) == len(message.attributes):
         return attributes
     moved = {
         name: attribute
-        for name, plain in _written_reason(message).get("attributes", {}).items()
+        for name, plain in _read_reason(message).get("attributes", {}).items()
         if name not in message.attributes and (attribute := _from_plain(name, plain)) is not None
     }
     return moved | attributes if len(moved) + len(attributes) <= MAX_ATTRIBUTES else attributes
 
 
-def _reason(message: Message, outcome: DeadLetter, where: Where) -> dict[str, Any]:
+def _build_reason(message: Message, outcome: DeadLetter, delivery: FailedDelivery) -> dict[str, Any]:
     error = outcome.error
     reason: dict[str, Any] = {
         "kind": outcome.kind,
         "error_type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "message": _message(error)[:MESSAGE_CHARACTERS],
-        "service": where.service,
-        "queue": where.queue,
-        "handler": where.handler,
+        "message": _describe(error)[:MESSAGE_CHARACTERS],
+        "service": delivery.service,
+        "queue": delivery.queue,
+        "handler": delivery.handler,
         "message_id": message.message_id,
         "receive_count": message.receive_count,
-        "first_seen": _time(message.first_received_at),
-        "dead_lettered_at": _time(datetime.now(UTC).timestamp()),
+        "first_seen": _format_time(message.first_received_at),
+        "dead_lettered_at": _format_time(datetime.now(UTC).timestamp()),
     }
-    if where.envelope is not None:
-        reason["event_id"] = where.envelope.id
-        reason["trace_id"] = trace_id(where.envelope.traceparent)
+    if delivery.envelope is not None:
+        reason["event_id"] = delivery.envelope.id
+        reason["trace_id"] = trace_id(delivery.envelope.traceparent)
     if isinstance(error, DecodeError) and error.errors:
         reason["errors"] = error.errors
-    if where.handler is not None:
+    if delivery.handler is not None:
         reason["traceback"] = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
     return reason
 
 
-def _message(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:  # noqa: BLE001 - a broken __str__ must not keep a message from its dead-letter queue
-        return "(its text cannot be had)"
+        return "(its text is not available)"
 
 
-def _plain(attribute: Attribute) -> _MovedAttribute:
+def _to_plain(attribute: Attribute) -> _MovedAttribute:
     value = attribute.value
     return {"data_type": attribute.data_type, "value": value if isinstance(value, str) else value.hex()}
 
@@ -213,7 +213,7 @@ def _from_plain(name: str, plain: _MovedAttribute) -> Attribute | None:
     return Attribute(data_type, value) if form.fullmatch(value) else None
 
 
-def _time(unix_seconds: float | None) -> str | None:
+def _format_time(unix_seconds: float | None) -> str | None:
     if unix_seconds is None:
         return None
     return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""Decide the outcome of a delivery. Pure: no clock and no client. ``settle`` carries the outcome out."""
+"""Decides the outcome of a delivery. Pure: no clock and no client. ``settle`` carries the outcome out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Ack(NamedTuple):
 
 
 class RetryAfter(NamedTuple):
-    """Make the message visible again in *seconds*, a whole number as in SQS. The delivery failed by *error*."""
+    """Make the message visible again in *seconds*, a whole number as in SQS. The delivery failed with *error*."""
 
     seconds: int
     error: BaseException
@@ -50,7 +50,7 @@ class Halt(NamedTuple):
 
 
 class Defer(NamedTuple):
-    """Make the message visible again in *seconds*. Nothing has failed, and no attempt is spent."""
+    """Make the message visible again in *seconds*. Nothing has failed, and no attempt is used up."""
 
     seconds: int
     error: BaseException
@@ -110,7 +110,7 @@ def _decide(
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the type and text of *error* for a log line, also if its ``__str__`` raises."""
+    """Return the type and text of *error* for a log line, even if its ``__str__`` raises."""
     if isinstance(error, (Reject, MessageError)):
         return str(error)
     try:

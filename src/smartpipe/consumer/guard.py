@@ -1,4 +1,4 @@
-"""Lets the effect of one handler on one event happen once: claim → handle → complete, or release."""
+"""Lets a handler handle each event once: claim the event, call the handler, then complete or release the claim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from smartpipe.consumer.decide import WorkerLost
-from smartpipe.consumer.invoke import Deferred, HandlerTimeout
+from smartpipe.consumer.invoke import HandlerTimeout, NotHandledYet
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claim, Claimed, Completed, InProgress
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
@@ -33,19 +33,19 @@ PATIENT_DELIVERIES = 3
 MAX_DEFERRAL_SECONDS = 300.0
 
 
-class GuardedResult(NamedTuple):
-    """How a guarded call ended.
+class CallResult(NamedTuple):
+    """The result of a handler's call.
 
     Args:
-        failure: What the handler raised, or Deferred; None when the effect has happened, now or before.
-        attempt: Which attempt it was, by the store's own count; None where no handler ran.
+        failure: The exception that the handler raised, or NotHandledYet; None if it succeeded, now or before.
+        attempt: The attempt number by the store's own count; None if the handler did not run, or has no guard.
     """
 
     failure: BaseException | None
     attempt: int | None = None
 
 
-HANDLED = GuardedResult(None)
+HANDLED = CallResult(None)
 
 
 class IdempotencyGuard:
@@ -53,7 +53,7 @@ class IdempotencyGuard:
 
     Args:
         lease_seconds: How long a crashed worker's claim keeps others waiting: its queue's visibility timeout.
-        thresholds: Of the number of claims of one message.
+        thresholds: The numbers of claims from which a message is handled alone, or dead-lettered.
         isolation: Where messages that may kill the process take turns; None: only their claims are counted.
     """
 
@@ -69,7 +69,7 @@ class IdempotencyGuard:
         counters: Counters,
     ) -> None:
         self._handler = handler
-        self._name = handler.named(claims.prefix)
+        self._name = handler.full_name(claims.prefix)
         self._options = options
         self._claims = claims
         self._lease_seconds = max(MIN_LEASE_SECONDS, lease_seconds)
@@ -78,15 +78,20 @@ class IdempotencyGuard:
         self._counters = counters
 
     async def run(
-        self, delivery: Delivery, lease: Lease, call: Callable[[], Awaitable[BaseException | None]], *, spared: int = 0
-    ) -> GuardedResult:
-        """Run *call*, which returns what the handler raised, unless its effect has happened or is happening elsewhere.
+        self,
+        delivery: Delivery,
+        lease: Lease,
+        call: Callable[[], Awaitable[BaseException | None]],
+        *,
+        not_counted: int = 0,
+    ) -> CallResult:
+        """Run *call*, which returns the handler's failure, unless the event was handled or another worker handles it.
 
         A message that was claimed more often than failures explain may have killed its workers: *call* is run alone,
-        and in the end not at all. Cancelled, it gives the claim back.
+        and in the end not at all. If cancelled, release the claim.
 
         Args:
-            spared: How many claims of it were no attempts, because a resource had run out.
+            not_counted: The number of claims that were not attempts, because a resource had run out.
         """
         key = self._options.key_of(self._name, delivery.envelope)
         claim = Claim(key, uuid4().hex, self._lease_seconds, self._options.ttl_seconds)
@@ -94,82 +99,87 @@ class IdempotencyGuard:
         try:
             outcome = await self._claims.claim(claim)
         except StoreError as error:
-            self._claims.release_soon(claim)  # it may have been granted, and only the answer lost
+            # The store may have granted the claim, with only the response lost. It must not block the next delivery.
+            self._claims.release_soon(claim)
             seconds = max(1.0, backoff_seconds(OUTAGE_WAITS, self._claims.failures, error))
-            return GuardedResult(Deferred(f"not handled unprotected: {error}", seconds, store_failed=True))
+            reason = f"not handled without the idempotency store: {error}"
+            return CallResult(NotHandledYet(reason, seconds, store_failed=True))
         if isinstance(outcome, Completed):
             self._counters.deduplicated += 1
-            log.debug("deduplicated", extra={"fields": delivery.log_fields})
+            log.debug("Deduplicated", extra={"fields": delivery.log_fields})
             return HANDLED
         if isinstance(outcome, InProgress):
-            seconds = _deferral(outcome.seconds, delivery.receive_count, self._lease_seconds)
-            return GuardedResult(Deferred("it is being handled elsewhere", seconds))
-        if outcome.attempt - spared > self._thresholds.lost:
+            seconds = _seconds_until_retry(outcome.seconds, delivery.receive_count, self._lease_seconds)
+            return CallResult(NotHandledYet("another worker is handling it", seconds))
+        if outcome.attempt - not_counted > self._thresholds.lost:
             await self._claims.release(claim)
             lost = WorkerLost(
-                f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed them, by "
-                "running out of memory for instance, or they gave it back"
+                f"claimed {outcome.attempt} times, and no worker reported a result: it probably killed them, for "
+                "instance by running out of memory, or they returned it to the queue"
             )
-            return GuardedResult(lost, outcome.attempt)
-        self._claims.hold(claim, asked_at, partial(_lose, lease))
+            return CallResult(lost, outcome.attempt)
+        self._claims.hold(claim, asked_at, partial(_lose, lease))  # before waiting for a turn, which takes a while
         if (
-            outcome.attempt - spared > self._thresholds.suspect
+            outcome.attempt - not_counted > self._thresholds.suspect
             and self._isolation is not None
             and not self._isolation.is_alone(lease)
         ):
             log.warning(
-                "Claimed more often than failures explain, so it is handled last and alone",
+                "Claimed more often than failures explain: it will be handled last and alone",
                 extra={"fields": delivery.log_fields},
             )
             call = partial(_call_alone, self._isolation, lease, call)
-        return await self._held(claim, outcome, delivery, call)
+        return await self._run_claimed(claim, outcome, delivery, call)
 
-    async def _held(
+    async def _run_claimed(
         self, claim: Claim, outcome: Claimed, delivery: Delivery, call: Callable[[], Awaitable[BaseException | None]]
-    ) -> GuardedResult:
-        holding = ClaimHandle(self._claims, claim, outcome.attempt)
-        delivery.holding = holding
+    ) -> CallResult:
+        handle = ClaimHandle(self._claims, claim, outcome.attempt)
+        delivery.claim = handle
         try:
             failure = await call()
         except asyncio.CancelledError:
-            if not holding.completed:
+            if not handle.completed:
                 self._claims.release_soon(claim)
             raise
         finally:
             self._claims.drop(claim)
-        if holding.completed:
-            return GuardedResult(failure, outcome.attempt)
+        if handle.completed:  # by `delivery.transaction()`, even if the handler failed afterwards
+            return CallResult(failure, outcome.attempt)
         if failure is None:
             return await self._complete(claim, outcome, delivery)
-        if not isinstance(failure, HandlerTimeout) or self._handler.is_async:  # an abandoned thread goes on
+        # An abandoned thread continues to run. Its claim is kept until its lease ends, so that no other call overlaps.
+        if not isinstance(failure, HandlerTimeout) or self._handler.is_async:
             await self._claims.release(claim)
-        return GuardedResult(failure, outcome.attempt)
+        return CallResult(failure, outcome.attempt)
 
-    async def _complete(self, claim: Claim, outcome: Claimed, delivery: Delivery) -> GuardedResult:
-        """Let the effect be remembered; what the store cannot be told is deleted all the same, for it has happened."""
+    async def _complete(self, claim: Claim, outcome: Claimed, delivery: Delivery) -> CallResult:
+        """Complete the claim. If the store is unavailable, count the event as handled all the same: it has been."""
         try:
-            remembered = await self._claims.complete(claim)
+            completed = await self._claims.complete(claim)
         except StoreError as error:
-            log.error(  # noqa: TRY400 - the store's words say it
-                "handled, but the store could not be told: another copy of this event would be handled again: %s",
+            log.error(  # noqa: TRY400 - the store's error says it all
+                "Handled, but the idempotency store could not be updated: a duplicate of this event would be handled "
+                "again: %s",
                 error,
                 extra={"fields": delivery.log_fields},
             )
-            remembered = True
-        if remembered:
-            return GuardedResult(None, outcome.attempt)
+            completed = True
+        if completed:
+            return CallResult(None, outcome.attempt)
         self._counters.fenced += 1
         log.warning(
-            "handled after its claim had gone to another worker: the effect may have happened twice",
+            "Handled after another worker had taken over the claim: the event may have been handled twice",
             extra={"fields": delivery.log_fields},
         )
-        return GuardedResult(Deferred("its claim had gone to another worker", 1.0), outcome.attempt)
+        return CallResult(NotHandledYet("another worker has taken over its claim", 1.0), outcome.attempt)
 
 
-def _deferral(lease_left_seconds: float, receive_count: int, lease_seconds: float) -> float:
-    """Return when to look again: after what is left of the lease and, the third time on, less and less often.
+def _seconds_until_retry(lease_left_seconds: float, receive_count: int, lease_seconds: float) -> float:
+    """Return when to try to claim again: after the rest of the lease, and less and less often from the third time on.
 
-    Each look is a delivery, and SQS dead-letters after so many. The price: a holder that crashes late is noticed late.
+    Each try is a delivery, and SQS dead-letters a message after a number of them. The price: if the holder crashes
+    late, the next try comes late.
     """
     longer = lease_seconds * 2.0 ** min(receive_count - PATIENT_DELIVERIES, 10)
     return max(lease_left_seconds, min(longer, MAX_DEFERRAL_SECONDS)) if longer > lease_seconds else lease_left_seconds
@@ -179,7 +189,7 @@ async def _call_alone(
     isolation: Isolation, lease: Lease, call: Callable[[], Awaitable[BaseException | None]]
 ) -> BaseException | None:
     async with isolation.alone(lease):
-        return Deferred("its worker stops", 0.0) if isolation.stopped else await call()
+        return NotHandledYet("its worker is stopping", 0.0) if isolation.stopped else await call()
 
 
 def _lose(lease: Lease) -> None:
@@ -187,7 +197,7 @@ def _lose(lease: Lease) -> None:
 
 
 class ClaimHandle:
-    """A claim while its handler runs, as the delivery knows it; *attempt* is the store's count, this one included."""
+    """A claim while its handler runs, for the delivery; *attempt* is the store's count, this claim included."""
 
     def __init__(self, claims: Claims, claim: Claim, attempt: int) -> None:
         self.attempt = attempt
@@ -196,22 +206,22 @@ class ClaimHandle:
         self.completed = False
 
     def abandon(self) -> None:
-        """Stop renewing the claim of a handler that does not end: others may have it when its lease is over."""
+        """Stop renewing the claim of a handler that does not end. Others may claim the event when its lease ends."""
         self._claims.drop(self._claim)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Any]:
-        """Yield a connection inside of a transaction that commits the handler's effect and the claim's completion.
+        """Yield a connection in a transaction that commits the handler's changes and completes the claim.
 
         Raises:
-            ConfigError: The store is no PostgreSQL.
-            ClaimLost: Another worker has the claim by now; everything is rolled back.
+            ConfigError: The store is not PostgreSQL.
+            ClaimLost: Another worker has taken over the claim; everything is rolled back.
         """
         store: Any = self._claims.store
         if not hasattr(store, "complete_in"):
             msg = (
-                "delivery.transaction() needs the claims in the same PostgreSQL: set SMARTPIPE_IDEMPOTENCY_URL to its "
-                "postgresql:// URL"
+                "delivery.transaction() needs the claims in the same PostgreSQL database: set "
+                "SMARTPIPE_IDEMPOTENCY_URL to its postgresql:// URL"
             )
             raise ConfigError(msg)
         if self.completed:
@@ -220,10 +230,11 @@ class ClaimHandle:
         async with store.acquire() as connection:
             async with connection.transaction():
                 yield connection
+                # Last, and in the same transaction: the claim and the handler's changes are committed together.
                 if not await store.complete_in(connection, self._claim):
-                    raise ClaimLost("another worker has the claim by now; nothing was committed")
+                    raise ClaimLost("another worker has taken over the claim; nothing was committed")
             self.completed = True
 
 
 class ClaimLost(Exception):
-    """The claim had gone to another worker before the transaction was to commit."""
+    """Another worker had taken over the claim before the transaction could commit."""

@@ -1,4 +1,4 @@
-"""Handlers: functions with a checked signature, and how they are called, paced and retried."""
+"""Handlers: functions with a checked signature, and the options with which they are called."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class HandlerOptions:
     """How a handler is called.
 
     Args:
-        timeout_seconds: After so long it is cancelled, which counts as a failure. None: when the
-            lease cannot be extended any more, 12 hours after the delivery.
-        batch: It takes lists of events.
-        concurrency: It runs at most so often at once; None: as often as there are slots.
-        rate_per_second: Its queue is received from no faster than this.
-        breaker: What its failures one after the other do to its queue.
-        idempotency: Its effect happens once for each event.
+        timeout_seconds: The handler is cancelled after this time, which counts as a failure. None: it is cancelled when
+            the lease can no longer be extended, 12 hours after the delivery.
+        batch: The handler takes lists of events.
+        concurrency: The maximum number of concurrent calls; None: as many as there are slots.
+        rate_per_second: The maximum rate at which messages are received from its queue.
+        breaker: Stops receiving from its queue while every call fails.
+        idempotency: Lets the handler handle each event once.
     """
 
     queue: Queue
@@ -46,10 +46,10 @@ class HandlerOptions:
     breaker: CircuitBreaker | None = None
     idempotency: Idempotency | None = None
 
-    def problems(self) -> list[str]:
-        """Say what is out of its range or does not fit together."""
-        problems = [
-            f"{label}={value!r} is no {expected.__name__}: write {label}={expected.__name__}(...)"
+    def find_errors(self) -> list[str]:
+        """Return an error for each value that is out of range or does not fit the others."""
+        errors = [
+            f"{label}={value!r} is not of type {expected.__name__}: write {label}={expected.__name__}(...)"
             for label, value, expected in (
                 ("retry", self.retry, RetryPolicy),
                 ("batch", self.batch, Batch),
@@ -59,27 +59,27 @@ class HandlerOptions:
             if value is not None and not isinstance(value, expected)
         ]
         numbers = {name: getattr(self, name) for name in ("timeout_seconds", "concurrency", "rate_per_second")}
-        problems += [
-            f"{name}={value!r} is no number"
+        errors += [
+            f"{name}={value!r} is not a number"
             for name, value in numbers.items()
             if value is not None and not isinstance(value, (int, float))
         ]
-        return problems or self._range_problems()
+        return errors or self._find_range_errors()
 
-    def _range_problems(self) -> list[str]:
-        problems = []
+    def _find_range_errors(self) -> list[str]:
+        errors = []
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds <= MAX_VISIBILITY_SECONDS:
-            problems.append(f"timeout_seconds={self.timeout_seconds} is outside of 0 to 43,200")
+            errors.append(f"timeout_seconds={self.timeout_seconds} must be above 0 and at most 43,200")
         if self.concurrency is not None and not 1 <= self.concurrency <= MAX_CONCURRENCY:
-            problems.append(f"concurrency={self.concurrency} is outside of 1 to {MAX_CONCURRENCY:,}")
+            errors.append(f"concurrency={self.concurrency} must be 1 to {MAX_CONCURRENCY:,}")
         if self.rate_per_second is not None and not 0 < self.rate_per_second < float("inf"):
-            problems.append(f"rate_per_second={self.rate_per_second} must be above 0")
+            errors.append(f"rate_per_second={self.rate_per_second} must be above 0")
         if self.retry.on_exhausted == "halt" and not self.queue.fifo:
-            problems.append(
-                f'on_exhausted="halt" stops a message group, and {self.queue.name!r} is a standard queue, which has '
-                "none: declare it Queue(..., fifo=True)"
+            errors.append(
+                f'on_exhausted="halt" stops a message group, but {self.queue.name!r} is a standard queue and has no '
+                "groups: declare it with Queue(..., fifo=True)"
             )
-        return problems
+        return errors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +89,7 @@ class Handler:
     Args:
         name: The function's module and qualified name.
         service: The name of the service that it belongs to.
-        state: What the lifespan provides for each of its parameters that asks for it, by name.
+        state: The values that the lifespan provides for its parameters, by the parameter's name.
     """
 
     name: str
@@ -103,33 +103,34 @@ class Handler:
 
     @property
     def queue(self) -> Queue:
-        """The queue it is subscribed on."""
+        """The queue that it is subscribed on."""
         return self.options.queue
 
     @property
     def retry(self) -> RetryPolicy:
-        """When its failures are tried again."""
+        """The policy by which its failures are retried."""
         return self.options.retry
 
-    def named(self, prefix: str) -> HandlerName:
-        """Return its full name in the environment with this *prefix*."""
+    def full_name(self, prefix: str) -> HandlerName:
+        """Return its full name in the environment that has this *prefix*."""
         return HandlerName(prefix, self.service, self.queue.name, self.name)
 
     def bind(self, state: Any) -> list[str]:
-        """Find what the lifespan provides for its parameters; return what it does not."""
-        faults = []
+        """Store the values that the lifespan provides for its parameters; return an error for each missing one."""
+        errors = []
         for parameter in self.parameters:
-            if parameter.wants == "state":
-                self.state[parameter.name], fault = find_dependency(state, parameter)
-                if fault:
-                    faults.append(f"handler {self.name}: {fault}")
-        return faults
+            if parameter.kind == "state":
+                self.state[parameter.name], error = find_dependency(state, parameter)
+                if error:
+                    errors.append(f"handler {self.name}: {error}")
+        return errors
 
 
 def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
-    """Return how many messages a queue's consumer holds at once, *concurrency* being the worker's.
+    """Return the maximum number of messages that a queue's consumer holds; *concurrency* is the worker's.
 
-    As many as the handlers ask for, if each kind of event has one that does; never fewer than fill a batch.
+    It is the number that the handlers ask for, if every kind of event has a handler that does, and never less than a
+    full batch.
     """
     asked: dict[type[Event], int] = {}
     for handler in handlers:
@@ -150,26 +151,26 @@ def make_handler(
     service: str,
     provides_state: bool = False,
 ) -> Handler:
-    """Check *function* and make it a handler of *event* in *service*.
+    """Check *function* and return it as a handler of *event* in *service*.
 
     Raises:
-        ConfigError: Naming the handler, and all that is wrong with it.
+        ConfigError: With the handler's name and every error.
     """
     name = name_of(function)
     topic = contract_of(event).topic
-    problems = options.problems()
+    errors = options.find_errors()
     if options.queue.fifo and not topic.fifo:
-        problems.append(
-            f"queue {options.queue.name!r} is FIFO and topic {topic.name!r} is not, which SNS refuses to connect; make "
-            "the topic FIFO, or handle its events on a standard queue"
+        errors.append(
+            f"queue {options.queue.name!r} is FIFO and topic {topic.name!r} is not, and SNS does not connect them: "
+            "make the topic FIFO, or handle its events on a standard queue"
         )
     if options.idempotency is not None and options.idempotency.key not in (None, *event.model_fields):
-        problems.append(
-            f"its idempotency key {options.idempotency.key!r} is none of the fields of {event.__qualname__} "
+        errors.append(
+            f"its idempotency key {options.idempotency.key!r} is not a field of {event.__qualname__} "
             f"({', '.join(event.model_fields) or 'it has none'})"
         )
     signature = read_signature(function, event, batch=options.batch is not None, state=provides_state)
-    problems += signature.faults
-    if problems:
-        raise ConfigError([f"handler {name}: {problem}" for problem in problems])
+    errors += signature.errors
+    if errors:
+        raise ConfigError([f"handler {name}: {error}" for error in errors])
     return Handler(name, service, function, event, options, signature.parameters, signature.is_async)

@@ -1,8 +1,8 @@
-"""Messages that may kill their process: begun last, one at a time, and in the end dead-lettered.
+"""Isolates messages that may kill their process: handles them last and one at a time, and finally dead-letters them.
 
-A message that takes its process down, by running it out of memory for instance, takes all other messages with it that
-are being handled there. They are delivered again, and so is the one that did it. SQS says of a message only how often
-it was received. More often than failures and ordinary deferrals explain means that deliveries ended without a result.
+A message that kills its process, for instance by running it out of memory, interrupts all other messages there. SQS
+delivers them all again, the guilty one included. All that SQS reports about a message is how often it was received. If
+that is more than failures and ordinary deferrals explain, some deliveries have ended without a result.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import logging
 import math
 from contextlib import asynccontextmanager
 from random import random
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.topology.derive import redrive_count
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from smartpipe.consumer.consumer import Consumer
     from smartpipe.consumer.handlers import Handler
     from smartpipe.consumer.leases import Lease
     from smartpipe.topology.derive import Binding
@@ -26,32 +27,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.consumer")
 
 PATIENCE_SECONDS = 60.0
-"""A suspect waits this long for other messages to be done with, and polls wait this long for a suspect."""
-LOOK_EVERY_SECONDS = 0.05
+"""A suspect waits this long for other messages to be settled, and receive calls wait this long for a suspect."""
+CHECK_EVERY_SECONDS = 0.05
 UNEXPLAINED_DELIVERIES = 7
-"""So many more deliveries than attempts before a message is dead-lettered as ``worker-lost``.
+"""The number of deliveries beyond the attempts after which a message is dead-lettered as ``worker-lost``.
 
-Those that died with it have the same count, and then are suspects too. Suspects take their turns in random order, so
-that another one has had no turn yet, after seven deliveries, in 1 of 128 cases.
+Messages that were interrupted with it have the same count, and are suspects too. Suspects take their turns in random
+order: after seven deliveries, another suspect has had no turn yet in 1 of 128 cases.
 """
 
 
-class HasOpenWork(Protocol):
-    """A consumer, as the isolation of its process sees it."""
-
-    @property
-    def open_work(self) -> int:
-        """The number of groups being handled, and of receive calls that may bring more."""
-
-
 class Thresholds(NamedTuple):
-    """From which receive count on a message of one queue is treated differently.
+    """The receive counts from which a message of one queue is treated differently.
 
     Args:
-        suspect: A message received, or claimed, more often is handled last and alone.
-        lost: A message received this often is dead-lettered: it is the last delivery before SQS itself would move the
-            message, without a reason. Infinite where the queue allows hardly more receives than attempts. One claimed
-            more often is dead-lettered, too.
+        suspect: A message that was received, or claimed, more often is handled last and alone.
+        lost: A message that was received this often is dead-lettered. It is the last delivery before SQS itself would
+            move the message, without a reason. Infinite if the queue allows hardly more receives than attempts. A
+            message that was claimed more often is dead-lettered, too.
     """
 
     suspect: float
@@ -64,9 +57,9 @@ NEVER = Thresholds(math.inf, math.inf)
 def thresholds_of(binding: Binding, handlers: Sequence[Handler]) -> Thresholds:
     """Return the thresholds of a queue with these handlers.
 
-    Failures explain as many deliveries as the retry policy has attempts. Probes of a circuit breaker, looks at a claim
-    that another worker holds, and on FIFO queues the messages before it in its group, explain many more: there a
-    message is a suspect from half of the receives that the queue allows.
+    Failures explain as many deliveries as the retry policy has attempts. Many more are explained by probes of a circuit
+    breaker, by deferrals while another worker holds the claim, and on FIFO queues by the messages before it in its
+    group. There, a message is a suspect after half of the receives that the queue allows.
     """
     receives = redrive_count(binding)
     often = binding.queue.fifo or any(one.options.breaker or one.options.idempotency for one in handlers)
@@ -77,9 +70,9 @@ def thresholds_of(binding: Binding, handlers: Sequence[Handler]) -> Thresholds:
 def claim_thresholds_of(handler: Handler) -> Thresholds:
     """Return the thresholds of an idempotent handler's claims, which its store counts.
 
-    No look at a claim that another worker holds is among them. Those given back by a worker that stops are, or lost by
-    one that crashed for another reason, of which one is nothing unusual; so are the probes of a circuit breaker, to
-    which there is no end.
+    The store does not count deferrals while another worker holds the claim. It does count claims that a stopping worker
+    released, or that a worker lost when it crashed for another reason, of which one is nothing unusual. It also counts
+    the probes of a circuit breaker, whose number is unlimited.
     """
     attempts = handler.retry.attempts
     return Thresholds(
@@ -88,68 +81,68 @@ def claim_thresholds_of(handler: Handler) -> Thresholds:
 
 
 class Isolation:
-    """Lets suspects of one process run one at a time, when nothing else does; a Gate of its pollers meanwhile.
+    """Lets suspects of one process run alone, one at a time. Meanwhile it is a gate that holds receive calls back.
 
-    A suspect waits until all other messages of the process have been dealt with and no poll is open, or for 60 s. No
-    poll is opened from when it is received until it has been dealt with, or has run for 60 s.
+    A suspect waits until all other messages of the process have been settled and no receive call is open, or for 60 s.
+    No receive call is made from its receipt until it has been settled, or has run for 60 s.
     """
 
     def __init__(self) -> None:
-        self.passive = True  # of a gate: whether there are no suspects
-        self._consumers: list[HasOpenWork] = []
+        self.passive = True  # whether there are no suspects
+        self._consumers: list[Consumer] = []
         self._wakes: list[Callable[[], None]] = []
-        self._turns: set[Lease] = set()
+        self._leases: set[Lease] = set()
         self._begun = 0
         self._suspects = 0
-        self._holds_polls_until = -math.inf
+        self._holds_calls_until = -math.inf
         self._stopped = False
 
-    def join(self, consumer: HasOpenWork) -> None:
+    def join(self, consumer: Consumer) -> None:
         """Make suspects wait for the other messages of *consumer*, too."""
         self._consumers.append(consumer)
 
     def on_open(self, wake: Callable[[], None]) -> None:
-        """Have *wake* called when messages may be received again."""
+        """Call *wake* when messages may be received again."""
         self._wakes.append(wake)
 
     def is_alone(self, lease: Lease) -> bool:
-        """Return whether *lease* has its turn, or waits for it."""
-        return lease in self._turns
+        """Return whether *lease* has its turn or waits for it."""
+        return lease in self._leases
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is to begin."""
+        """Whether nothing more may begin."""
         return self._stopped
 
     def stop(self) -> None:
-        """Let those that wait for their turn go on: the worker is draining, and they give their messages back."""
+        """End the wait of suspects, because the worker is draining: their tasks return the messages to the queue."""
         self._stopped = True
 
     @asynccontextmanager
     async def alone(self, lease: Lease) -> AsyncIterator[None]:
-        """Wait for a turn, and keep it inside of the block, unless *lease* has it. Cancelled, it gives the turn up."""
-        if lease in self._turns:
+        """Wait for a turn, and keep it within the block, unless *lease* has it. If cancelled, give the turn up."""
+        if lease in self._leases:
             yield
             return
-        self._turns.add(lease)
+        self._leases.add(lease)
         loop = asyncio.get_running_loop()
         self._suspects += 1
         self.passive = False
-        self._holds_polls_until = max(self._holds_polls_until, loop.time() + 2 * PATIENCE_SECONDS)
+        self._holds_calls_until = max(self._holds_calls_until, loop.time() + 2 * PATIENCE_SECONDS)
         begun = 0
         try:
             until = loop.time() + PATIENCE_SECONDS
             while not self._stopped and (  # noqa: ASYNC110
-                loop.time() < self._holds_polls_until if self._begun else self._others and loop.time() < until
+                loop.time() < self._holds_calls_until if self._begun else self._others and loop.time() < until
             ):
-                # An event would cost every other message a call. Whose sleep ends first, has the next turn.
-                await asyncio.sleep(LOOK_EVERY_SECONDS * (0.5 + random()))  # noqa: S311 - nobody may foresee nothing
+                # An event would cost every other message a call. The suspect whose sleep ends first has the next turn.
+                await asyncio.sleep(CHECK_EVERY_SECONDS * (0.5 + random()))  # noqa: S311 - no secret
             begun = 1
-            self._begun += begun  # those that have overrun their time included: nothing begins beside them
-            self._holds_polls_until = loop.time() + PATIENCE_SECONDS
+            self._begun += begun  # overdue suspects stay included: nothing may begin beside them
+            self._holds_calls_until = loop.time() + PATIENCE_SECONDS
             yield
         finally:
-            self._turns.discard(lease)
+            self._leases.discard(lease)
             self._suspects -= 1
             self._begun -= begun
             if not self._suspects:
@@ -159,21 +152,21 @@ class Isolation:
 
     @property
     def _others(self) -> bool:
-        """Whether there are messages besides the suspects, or polls that may bring some."""
+        """Whether there are messages besides the suspects, or receive calls that may bring some."""
         return sum(consumer.open_work for consumer in self._consumers) > self._suspects
 
     def admit(self, wanted: int) -> int:
-        """Return how many of *wanted* messages may be received: none while there are suspects, for a while."""
+        """Return *wanted*, or 0 while suspects hold receive calls back."""
         return 0 if self.seconds_until_open() else wanted
 
-    def polled(self, admitted: int, received: int) -> None:
-        """Do nothing: what a poll brings is counted elsewhere."""
+    def end_call(self, admitted: int, received: int) -> None:
+        """Do nothing: ``Consumer.open_work`` counts the messages of a call."""
 
-    def ended(self, count: int) -> None:
+    def end_messages(self, count: int) -> None:
         """Do nothing: suspects end with their block."""
 
     def seconds_until_open(self) -> float:
-        """Return how long polls are held back at most."""
+        """Return the maximum time for which receive calls are still held back."""
         if not self._suspects or self._stopped:
             return 0.0
-        return max(0.0, self._holds_polls_until - asyncio.get_running_loop().time())
+        return max(0.0, self._holds_calls_until - asyncio.get_running_loop().time())

@@ -1,4 +1,4 @@
-"""Leases: the visibility timeout of a message is extended for as long as the message is being handled."""
+"""Leases: the visibility timeout of each message is extended while the message is being handled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("smartpipe.visibility")
 
 TICKS_PER_TIMEOUT = 6
 EXTEND_BELOW = 2 / 3
-"""Extend a lease when less than this part of its timeout is left: it has run for a third to a half of it by then."""
+"""Extend a lease when less than this part of its timeout is left; a third to a half of it has passed by then."""
 CEILING_MARGIN_SECONDS = 60
 LAG_SECONDS = 1.0
 MIN_CALL_SECONDS = 1.0
@@ -30,20 +30,20 @@ MAX_CALLS = 16
 
 
 class LeaseState(IntEnum):
-    """How far a message has come. A lease only ever moves down this list."""
+    """The progress of a message. A lease only ever moves down this list."""
 
     RECEIVED = 0
-    """No handler has begun: the message is being decoded, or waits for its turn."""
+    """No handler has begun: the message is being decoded or waits for its turn."""
     RUNNING = 1
     """A handler has begun."""
     OVERDUE = 2
-    """The handler has not ended after its timeout. Another task settles the message, and this one may not."""
+    """The handler did not end after its timeout. Another task settles the message; this one must not."""
     SETTLING = 3
     """The message is being deleted. Its lease is still extended, until the delete is confirmed."""
     DONE = 4
-    """The message has been deleted, or deleting it was given up."""
+    """The message has been deleted, or the attempt was given up."""
     RETURNED = 5
-    """The message is being made visible again, or is so already: another worker may have it."""
+    """The message is being made visible again, or is visible already: another worker may have it."""
 
 
 RECEIVED, RUNNING, OVERDUE, SETTLING, DONE, RETURNED = LeaseState
@@ -53,9 +53,9 @@ class Lease:
     """A received message, and the right to handle it until a deadline.
 
     ``deadline`` and ``ceiling`` are times of the event loop: when the visibility timeout ends, and the latest time to
-    which SQS allows it to be extended. ``extension`` is the call that extends it at the moment. ``handler`` is the name
-    of the handler that was called last. ``skipped`` counts earlier deliveries that were returned before a handler saw
-    them, and ``returned`` all earlier deliveries that this process has returned, skipped ones included.
+    which SQS allows it to be extended. ``extension`` is the call that is extending it, if there is one. ``handler`` is
+    the name of the handler that was called last. ``skipped`` counts earlier deliveries that were returned before a
+    handler saw them, and ``returned`` all earlier deliveries that this process has returned, skipped ones included.
     """
 
     __slots__ = (
@@ -75,53 +75,53 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another worker may have the message by now; also true while the loop that extends it is blocked."""
+        """Whether another worker may have the message by now, as when a blocked loop could not extend the lease."""
         return self.state is RETURNED or self._clock() >= self.deadline
 
     @property
     def seconds_left(self) -> float:
-        """For how many seconds it can be extended in all."""
+        """The number of seconds for which it can still be extended in all."""
         return max(0.0, self.ceiling - self._clock())
 
     def begin(self, handler: str) -> None:
-        """Take note that *handler* is called now."""
+        """Record that *handler* is called now."""
         self.handler = handler
         if self.state is RECEIVED:
             self.state = RUNNING
 
-    def overrun(self) -> None:
-        """Take note that the handler does not end after its timeout."""
+    def mark_overdue(self) -> None:
+        """Record that the handler did not end after its timeout."""
         self.state = OVERDUE
 
     def start_delete(self) -> None:
-        """Take note that the message is about to be deleted."""
+        """Record that the message is about to be deleted."""
         self.state = SETTLING
 
     def end_delete(self) -> None:
-        """Take note that the message has been deleted, or that this was given up."""
+        """Record that the message has been deleted, or that the attempt was given up."""
         self.state = DONE
 
     def start_return(self) -> None:
-        """Take note that the message is about to become visible again."""
+        """Record that the message is about to become visible again."""
         self.state = RETURNED
 
     def extend(self, deadline: float) -> None:
-        """Take note that the visibility timeout ends at *deadline* now. A lost lease stays lost."""
+        """Record that the visibility timeout now ends at *deadline*. A lost lease stays lost."""
         if self.deadline > -math.inf:
             self.deadline = deadline
 
     def lose(self) -> bool:
-        """End the right to the message now; return whether this had not happened before."""
-        news, self.deadline = self.deadline > -math.inf, -math.inf
-        return news
+        """End the right to the message now; return False if it had ended before."""
+        first, self.deadline = self.deadline > -math.inf, -math.inf
+        return first
 
 
 class Leases:
     """Extends the leases of one queue's messages: one ticker for all of them, ten in a call.
 
-    The length of a lease is the visibility timeout that each receive call asks for. It is counted from the time before
-    the call that extends it, so that a lease is never thought to last longer than it does. SQS extends no lease to
-    more than 12 hours after the receive.
+    The length of a lease is the visibility timeout that each receive call asks for. It is measured from the start of
+    the call that extends it, so a lease never seems to last longer than it does. SQS extends no lease to more than 12
+    hours after the receive call.
     """
 
     def __init__(
@@ -140,8 +140,9 @@ class Leases:
         self._blocked = (-math.inf, -math.inf)
 
     def hold(self, messages: Sequence[Message]) -> list[Lease]:
-        """Begin to extend *messages*, which came in one response."""
+        """Start to extend the leases of *messages*, which came in one response."""
         received_at = messages[0].received_at
+        # A response that lay unread while the loop was blocked is older than it seems, and so are its leases.
         received_at = min(received_at, self._unread_since(received_at))
         deadline = received_at + self._timeout_seconds
         ceiling = received_at + MAX_VISIBILITY_SECONDS - CEILING_MARGIN_SECONDS
@@ -151,7 +152,7 @@ class Leases:
         return leases
 
     def drop(self, leases: Sequence[Lease]) -> None:
-        """Stop extending them: their messages have been settled."""
+        """Stop extending *leases*: their messages have been settled."""
         for lease in leases:
             self._leases.pop(lease.message.receipt_handle, None)
 
@@ -163,17 +164,17 @@ class Leases:
             await asyncio.sleep(self._period_seconds)
 
     def tick(self) -> None:
-        """Extend the leases that are due, and notice those that have run out."""
+        """Extend the leases that are due, and detect those that have run out."""
         now = self._clock()
         due: list[Lease] = []
         for lease in self._leases.values():
-            if now >= lease.deadline:
+            if now >= lease.deadline:  # another worker may have it, so it is not extended any more
                 self._lose(lease, "its visibility timeout ran out before it could be extended")
             elif (
                 lease.state is not RETURNED
-                and lease.extension is None
+                and lease.extension is None  # one call at a time for each lease
                 and lease.deadline - now <= self._timeout_seconds * EXTEND_BELOW
-                and self._extension(lease, now) > lease.deadline - now
+                and self._extension_seconds(lease, now) > lease.deadline - now  # near the ceiling it would be shortened
             ):
                 due.append(lease)
         for start in range(0, len(due), MAX_BATCH_ENTRIES):
@@ -182,21 +183,23 @@ class Leases:
             for lease in leases:
                 lease.extension = call
 
-    def _extension(self, lease: Lease, now: float) -> float:
+    def _extension_seconds(self, lease: Lease, now: float) -> float:
         """Return the number of seconds from *now* to ask for: SQS refuses to go past 12 hours."""
         return min(self._timeout_seconds, int(lease.ceiling - now))
 
     async def _extend(self, leases: Sequence[Lease]) -> None:
         try:
             async with self._calls:
-                await self._extend_in_turn([lease for lease in leases if lease.state is not RETURNED])
-        finally:
+                # Some may have been returned while the call waited. An extension would hide them again.
+                await self._send_extension([lease for lease in leases if lease.state is not RETURNED])
+        finally:  # a return of the message waits for the task, and the next tick may extend the lease again
             for lease in leases:
                 lease.extension = None
 
-    async def _extend_in_turn(self, leases: Sequence[Lease]) -> None:
+    async def _send_extension(self, leases: Sequence[Lease]) -> None:
+        # Read the clock after the wait above and before the call: SQS counts from the arrival of the call.
         now = self._clock()
-        asked = [(lease.message.receipt_handle, self._extension(lease, now)) for lease in leases]
+        asked = [(lease.message.receipt_handle, self._extension_seconds(lease, now)) for lease in leases]
         if not asked:
             return
         try:
@@ -204,17 +207,18 @@ class Leases:
             async with asyncio.timeout(max(MIN_CALL_SECONDS, self._period_seconds)):
                 failures = {f.position: f for f in await self._transport.change_visibility(self._queue, asked)}
         except (TransportError, TimeoutError) as error:
-            self._report(error)
+            self._report_failure(error)
             return
         self._failing = False
         for position, lease in enumerate(leases):
             failure = failures.get(position)
             if failure is None:
                 lease.extend(now + asked[position][1])
+            # SQS refuses to extend a message that has just been deleted. That lease is not lost.
             elif not failure.retryable and lease.state < SETTLING and lease.message.receipt_handle in self._leases:
                 self._lose(lease, f"SQS did not extend it: {failure.code}: {failure.detail}")
 
-    def _report(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         if not self._failing:
             self._failing = True
             log.warning(
@@ -225,10 +229,10 @@ class Leases:
         if lease.lose():
             self._counters.lease_lost += 1
             fields = {"message_id": lease.message.message_id, "queue": self._queue, "handler": lease.handler}
-            log.warning("Lost the lease of a message, which may be handled twice: %s", why, extra={"fields": fields})
+            log.warning("Lost the lease of a message, so it may be handled twice: %s", why, extra={"fields": fields})
 
     def _watch_lag(self) -> None:
-        """Notice at a tick that the event loop was blocked since the tick before."""
+        """Detect at a tick that the event loop was blocked since the tick before."""
         now, expected = self._clock(), self._ticked_at + self._period_seconds
         lag_seconds = now - expected
         if lag_seconds > max(LAG_SECONDS, self._period_seconds):
@@ -236,14 +240,14 @@ class Leases:
             handlers = sorted({lease.handler for lease in self._leases.values() if lease.handler})
             log.warning(
                 "The event loop was blocked for %.1f s, so no visibility timeout was extended. Put blocking code into "
-                "`def` handlers, which run in threads. Running: %s",
+                "`def` handlers, which run in threads. Running handlers: %s",
                 lag_seconds,
-                ", ".join(handlers) or "no handler",
+                ", ".join(handlers) or "none",
             )
         self._ticked_at = now
 
     def _unread_since(self, now: float) -> float:
-        """Return the earliest time at which a response that is read *now* may have arrived, if the loop was blocked."""
+        """Return the earliest time at which a response read *now* may have arrived, if the loop was blocked."""
         if now - self._ticked_at > 2 * self._period_seconds + LAG_SECONDS:
             return self._ticked_at
         since, until = self._blocked

@@ -11,12 +11,12 @@ from tenacity import wait_random_exponential
 
 from smartpipe.consumer.batches import BatchCollector
 from smartpipe.consumer.breaker import Circuit, CircuitBreaker
-from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, without_reason
+from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, remove_reason
 from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, Release, RetryAfter, WorkerLost, decide
-from smartpipe.consumer.guard import HANDLED, GuardedResult, IdempotencyGuard
+from smartpipe.consumer.guard import HANDLED, CallResult, IdempotencyGuard
 from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
 from smartpipe.consumer.history import remember
-from smartpipe.consumer.invoke import Deferred, HandlerTimeout, Invocation
+from smartpipe.consumer.invoke import HandlerTimeout, Invocation, NotHandledYet
 from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
     from smartpipe.consumer.slots import Gate
     from smartpipe.consumer.threads import Threads
     from smartpipe.counters import Counters
-    from smartpipe.delivery import Publishes
     from smartpipe.envelope.encode import Envelope
     from smartpipe.events import Event
     from smartpipe.idempotency.claims import Claims
     from smartpipe.message import Message
     from smartpipe.payload_offload import PayloadOffload
+    from smartpipe.publisher.publisher import Publisher
     from smartpipe.service import Service
 
 
 STORE = "the idempotency store"
 S3_WAITS = wait_random_exponential(multiplier=1, min=1, max=300)
-"""Long ones: SQS counts these deliveries too, and dead-letters a message after some, though nothing failed."""
+"""The waits are long: SQS counts these deliveries, too, and dead-letters a message after a number of them."""
 DEFERRAL_WAITS = S3_WAITS
-"""Likewise, of messages that this process had no resources for."""
+"""Likewise, for messages that this process had no resources for."""
 STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30)
 
 
@@ -64,15 +64,15 @@ SKIPPED = Processed(Release(0, "skipped"))
 
 
 class Resources(NamedTuple):
-    """What a process has one of, for all handlers.
+    """The resources of a process that its handlers share.
 
     Args:
-        state: What the service's lifespan yielded.
-        claims: What idempotent handlers claim with.
-        isolation: Of the messages of all queues; None: each queue has one of its own.
+        state: The value that the service's lifespan yielded.
+        claims: Claims events for idempotent handlers.
+        isolation: Isolates messages of all queues; None: each queue has an isolation of its own.
     """
 
-    publisher: Publishes
+    publisher: Publisher
     threads: Threads
     payloads: PayloadOffload
     state: Any = None
@@ -81,7 +81,7 @@ class Resources(NamedTuple):
 
 
 class _Route(NamedTuple):
-    """How a delivery gets to one handler: through the middleware, when there is room, and under its circuit."""
+    """The way of a delivery to one handler: through the middleware, within its limit, and under its circuit."""
 
     handler: Handler
     call: Next[Delivery, None]
@@ -92,140 +92,145 @@ class _Route(NamedTuple):
 
 
 class Processor:
-    """Runs the handlers of one queue; its messages' leases and slots are the consumer's.
+    """Runs the handlers of one queue. Its consumer owns the leases and slots of the messages.
 
-    ``thresholds`` are the receive counts from which a message is handled alone, and dead-lettered unseen. ``gates``
-    hold back receive calls, as the handlers ask, or when the process can take on nothing more.
-    ``on_overdue`` is called with the task of a handler that does not end after its timeout, and its delivery. It must
-    settle the message with the result of ``timed_out``, and go on with other messages.
+    ``thresholds`` are the receive counts from which a message is handled alone, or dead-lettered without being handled.
+    ``gates`` hold receive calls back for the limits of handlers, and while the process is short of a resource.
+    ``on_overdue`` is called with the task of a handler that does not end after its timeout, and with its delivery. It
+    must settle the message with the result of ``decide_overdue``, and continue with other messages.
 
-    The processor also remembers how often messages were deferred because a resource had run out. SQS and the
-    idempotency store count these deliveries, too. Only those of this process are known, of the latest 10,000 messages.
+    The processor also counts how often each message was deferred because a resource had run out. SQS and the
+    idempotency store count these deliveries, but they are not attempts. Only deliveries of this process are known, for
+    the latest 10,000 messages.
     """
 
     def __init__(self, service: Service, queue: str, resources: Resources, counters: Counters) -> None:
         self.on_overdue: OnOverdue = _ignore
-        self._spared: dict[str, int] = {}
+        self._not_counted: dict[str, int] = {}
         self._service = service
         self._queue = queue
         self._resources = resources
         self._counters = counters
         self._invocation = Invocation(resources.threads, counters)
-        self._gatherers: list[BatchCollector] = []
+        self._collectors: list[BatchCollector] = []
         self.gates: list[Gate] = [resources.threads.capacity.gate()]
         self.circuits: list[Circuit] = []
         self._routes: dict[type[Event], list[_Route]] = {}
         for handler in service.handlers_on(queue):
-            self._routes.setdefault(handler.event, []).append(self._route(handler))
+            self._routes.setdefault(handler.event, []).append(self._create_route(handler))
         self._reader = MessageReader(self._routes, resources.payloads)
         bindings = [binding for binding in service.bindings if binding.queue.name == queue]
         self.thresholds = thresholds_of(bindings[0], service.handlers_on(queue)) if bindings else NEVER
-        self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._guarded else None
+        self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._needs_store else None
 
     async def process(self, message: Message, lease: Lease) -> Processed:
-        """Return the outcome of *message*. Raises nothing but the CancelledError of its own task."""
-        attempt = self._attempt(message.receive_count - lease.skipped, message)
-        if REASON_ATTRIBUTE in message.attributes:  # set by a producer, or left by a redrive of another tool
-            message = without_reason(message)
+        """Return the outcome of *message*. Raise nothing but the CancelledError of its own task."""
+        attempt = self._attempt_number(message.receive_count - lease.skipped, message)
+        # A producer has set this attribute, or a redrive with another tool has left it.
+        if REASON_ATTRIBUTE in message.attributes:
+            message = remove_reason(message)
+        # Before decoding, which may be the step that kills the process.
         if message.receive_count - lease.returned >= self.thresholds.lost:
             lost = WorkerLost(
                 f"delivered {message.receive_count} times, and no worker reported a result: it probably killed them, "
-                "by running out of memory for instance, or they gave it back. SQS would move it at its next delivery"
+                "for instance by running out of memory, or they returned it to the queue. SQS would move it to the "
+                "dead-letter queue at its next delivery"
             )
             return Processed(decide(lost, attempt, self._service.retry))
         try:
             envelope = await self._reader.read(message)
-        except TransportError as error:  # an outage of S3 is nobody's failure
+        except TransportError as error:  # S3 is unreachable, which is not a failure of the handler
             return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, attempt, error)), error))
         except Exception as error:
-            deferred = self._invocation.deferred(error)  # of a validator that found no memory, too
+            deferred = self._invocation.defer_if_exhausted(error)  # a validator may run out of memory, too
             if deferred is not None:
                 return Processed(self._defer(message, deferred))
             if not isinstance(error, MessageError):
                 raise
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
+        # In the order of registration. The first failure ends the delivery, and a retry calls all handlers again.
         for route in self._routes[type(envelope.data)]:
-            guarded = await self._call(route, envelope, message, lease)
-            if guarded is None:
+            result = await self._call_handler(route, envelope, message, lease)
+            if result is None:
                 return SKIPPED
             if lease.state >= OVERDUE:  # another task has settled the message
                 return Processed(ACK, envelope, route.handler)
-            failure, attempted = guarded
-            if isinstance(failure, Deferred):
+            failure, attempted = result
+            if isinstance(failure, NotHandledYet):
                 return Processed(self._defer(message, failure), envelope, route.handler)
             if failure is not None:
-                claimed = attempt if attempted is None else self._attempt(attempted, message)
+                claimed = attempt if attempted is None else self._attempt_number(attempted, message)
                 outcome = decide(failure, claimed, route.handler.retry)
-                return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
-        if self._spared:
-            self._spared.pop(message.message_id, None)
+                return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler)
+        if self._not_counted:
+            self._not_counted.pop(message.message_id, None)
         return Processed(ACK, envelope, route.handler)
 
-    def timed_out(self, delivery: Delivery, lease: Lease) -> Processed:
-        """Return the outcome of a message whose handler does not end; the handler's own end will change nothing."""
-        lease.overrun()
-        envelope, message, claim = delivery.envelope, delivery.message, delivery.holding
+    def decide_overdue(self, delivery: Delivery, lease: Lease) -> Processed:
+        """Return the outcome of a message whose handler does not end. The handler's own end will change nothing."""
+        lease.mark_overdue()  # first: from now on, the old task and its handler may not settle the message
+        envelope, message, claim = delivery.envelope, delivery.message, delivery.claim
         route = next(one for one in self._routes[type(envelope.data)] if one.handler.name == delivery.handler)
         if route.limit is not None:
-            route.limit.release(lease)
+            route.limit.release(lease)  # the old task releases it again at its end, which is harmless
         count = message.receive_count - lease.skipped
         if claim is not None:
             claim.abandon()
             count = claim.attempt
         error = HandlerTimeout("it ran into its timeout, and does not end although it was cancelled")
-        _tell(route.circuit, route.handler, error)
-        outcome = decide(error, self._attempt(count, message), route.handler.retry)
-        return Processed(_unless_open(route.circuit, outcome), envelope, route.handler)
+        _record_in_circuit(route.circuit, route.handler, error)
+        outcome = decide(error, self._attempt_number(count, message), route.handler.retry)
+        return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler)
 
-    def _overdue(self, task: asyncio.Task[Any], delivery: Delivery) -> None:
+    def _report_overdue(self, task: asyncio.Task[Any], delivery: Delivery) -> None:
         self.on_overdue(task, delivery)
 
-    def _attempt(self, count: int, message: Message) -> int:
-        """Return which attempt a delivery is, by its count without those that were deferred for want of a resource."""
-        return max(1, count - self._spared.get(message.message_id, 0)) if self._spared else count
+    def _attempt_number(self, count: int, message: Message) -> int:
+        """Return the attempt number of a delivery: its *count* without the deliveries that are not attempts."""
+        return max(1, count - self._not_counted.get(message.message_id, 0)) if self._not_counted else count
 
-    def _defer(self, message: Message, deferred: Deferred) -> Defer:
+    def _defer(self, message: Message, deferred: NotHandledYet) -> Defer:
         seconds = deferred.seconds
         if deferred.exhausted:
             seconds = max(seconds, backoff_seconds(DEFERRAL_WAITS, message.receive_count, deferred))
-            remember(self._spared, message.message_id, self._spared.get(message.message_id, 0) + 1)
+            remember(self._not_counted, message.message_id, self._not_counted.get(message.message_id, 0) + 1)
         return Defer(math.ceil(seconds), deferred)
 
     @property
-    def _guarded(self) -> bool:
+    def _needs_store(self) -> bool:
         return any(route.guard for routes in self._routes.values() for route in routes)
 
     @property
-    def gathers(self) -> bool:
-        """Whether it has handlers of batches."""
-        return bool(self._gatherers)
+    def has_batch_handlers(self) -> bool:
+        """Whether the queue has handlers that take batches."""
+        return bool(self._collectors)
 
     @property
-    def gathered(self) -> int:
-        """How many messages wait for their batch to fill."""
-        return sum(gatherer.gathered for gatherer in self._gatherers)
+    def pending(self) -> int:
+        """The number of messages that wait for their batch to fill."""
+        return sum(collector.pending for collector in self._collectors)
 
     def flush(self) -> None:
-        """Let batches go out though they are not full."""
-        for gatherer in self._gatherers:
-            gatherer.flush()
+        """Start the pending batches, although they are not full."""
+        for collector in self._collectors:
+            collector.flush()
 
     def stop(self) -> None:
-        """Let batches go out, now and from now on, and begin nothing that waits for room: the worker is draining."""
-        for gatherer in self._gatherers:
-            gatherer.close()
+        """Start batches without waiting for more items, now and later, and begin no call that waits for a limit."""
+        for collector in self._collectors:
+            collector.close()
         for limit in (route.limit for routes in self._routes.values() for route in routes):
             if limit is not None:
                 limit.close()
 
     def close(self) -> None:
-        """Forget what was to happen later."""
+        """Cancel the timers of handlers and circuits."""
         self._invocation.close()
         for circuit in self.circuits:
             circuit.close()
 
-    def _route(self, handler: Handler) -> _Route:
+    def _create_route(self, handler: Handler) -> _Route:
         options = handler.options
         circuit = None if options.breaker is None else self._open_circuit(handler.name, options.breaker)
         if options.rate_per_second is not None:
@@ -238,15 +243,15 @@ class Processor:
                 options.batch,
                 self._invocation,
                 self._resources.publisher,
-                on_outcome=partial(_tell, circuit, handler),
+                on_outcome=partial(_record_in_circuit, circuit, handler),
             )
-            self._gatherers.append(innermost)
+            self._collectors.append(innermost)
         else:
-            innermost = _one_by_one(self._invocation, handler)
+            innermost = _make_call(self._invocation, handler)
             handler_limit = HandlerLimit(options.concurrency) if options.concurrency else None
-        on_timeout = self._invocation.cancelling(handler, self._overdue)
+        on_timeout = self._invocation.make_canceller(handler, self._report_overdue)
         middleware = compose(self._service.middleware, innermost)
-        return _Route(handler, middleware, handler_limit, circuit, self._guard(handler), on_timeout)
+        return _Route(handler, middleware, handler_limit, circuit, self._create_guard(handler), on_timeout)
 
     def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
         circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
@@ -254,12 +259,12 @@ class Processor:
         self.gates.append(circuit)
         return circuit
 
-    def _guard(self, handler: Handler) -> IdempotencyGuard | None:
+    def _create_guard(self, handler: Handler) -> IdempotencyGuard | None:
         options, claims = handler.options.idempotency, self._resources.claims
         if options is None:
             return None
         if claims is None:
-            raise ConfigError(f"handler {handler.name} is idempotent, and there is nothing to claim with")
+            raise ConfigError(f"handler {handler.name} is idempotent, but this process has no idempotency store")
         seconds = handler.queue.visibility_timeout_seconds
         thresholds = claim_thresholds_of(handler)
         isolation = self._resources.isolation
@@ -273,7 +278,9 @@ class Processor:
             counters=self._counters,
         )
 
-    async def _call(self, route: _Route, envelope: Envelope, message: Message, lease: Lease) -> GuardedResult | None:
+    async def _call_handler(
+        self, route: _Route, envelope: Envelope, message: Message, lease: Lease
+    ) -> CallResult | None:
         """Call one handler, unless it has handled the event before; return the result, or None if it did not begin."""
         handler = route.handler
         delivery = Delivery(
@@ -288,61 +295,64 @@ class Processor:
         )
         current_envelope.set(envelope)
         options = handler.options
-        may_leave = lease.state is RECEIVED  # the worker stops, and no handler has seen the message
-        if route.limit is not None and not await route.limit.acquire(lease, may_leave=may_leave):
+        # After another handler has run, the message must not be skipped: its delivery counts as an attempt.
+        stop_when_closed = lease.state is RECEIVED
+        if route.limit is not None and not await route.limit.acquire(lease, stop_when_closed=stop_when_closed):
             return None
         try:
-            lease.begin(handler.name)
-            # A batch has a time of its own, and its items wait for it.
+            lease.begin(handler.name)  # after the wait: until now, a drain could return the message as skipped
+            # A batch handler's timeout is that of its batch, which its items wait for.
             seconds = options.timeout_seconds
             limit = lease.seconds_left if seconds is None or options.batch is not None else seconds
             if route.guard is None:
-                failure = await self._invocation.outcome_of(route.call, delivery, limit, route.on_timeout)
-                guarded = HANDLED if failure is None else GuardedResult(failure)
+                failure = await self._invocation.run(route.call, delivery, limit, route.on_timeout)
+                result = HANDLED if failure is None else CallResult(failure)
             else:
-                call = partial(self._invocation.outcome_of, route.call, delivery, limit, route.on_timeout)
-                spared = self._spared.get(message.message_id, 0)
-                guarded = await route.guard.run(delivery, lease, call, spared=spared)
-                self._tell_of_store(guarded.failure)
+                # Inside the limit, so that no claim is held while its call waits.
+                call = partial(self._invocation.run, route.call, delivery, limit, route.on_timeout)
+                not_counted = self._not_counted.get(message.message_id, 0)
+                result = await route.guard.run(delivery, lease, call, not_counted=not_counted)
+                self._record_store_result(result.failure)
         finally:
             if route.limit is not None:
                 route.limit.release(lease)
-        if options.batch is None and lease.state < OVERDUE:  # a batch is one call, whatever the number of its items
-            _tell(route.circuit, handler, guarded.failure)
-        return guarded
+        # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call.
+        if options.batch is None and lease.state < OVERDUE:
+            _record_in_circuit(route.circuit, handler, result.failure)
+        return result
 
-    def _tell_of_store(self, failure: BaseException | None) -> None:
-        """Hold polls back while the store cannot be asked: their messages could only be deferred."""
+    def _record_store_result(self, failure: BaseException | None) -> None:
+        """Hold receive calls back while the store is unavailable: their messages could only be deferred."""
         if self._store_circuit is None:
             return
-        if isinstance(failure, Deferred) and failure.store_failed:
-            self._store_circuit.failed()
+        if isinstance(failure, NotHandledYet) and failure.store_failed:
+            self._store_circuit.record_failure()
         else:
-            self._store_circuit.succeeded()
+            self._store_circuit.record_success()
 
 
 def _ignore(task: asyncio.Task[Any], delivery: Delivery) -> None:
-    """Do nothing about a handler that does not end."""
+    """Do nothing: the default of ``Processor.on_overdue``."""
 
 
-def _one_by_one(invocation: Invocation, handler: Handler) -> Next[Delivery, None]:
+def _make_call(invocation: Invocation, handler: Handler) -> Next[Delivery, None]:
     def call(delivery: Delivery) -> Awaitable[None]:
         return invocation.call(handler, delivery.envelope.data, delivery)
 
     return call
 
 
-def _tell(circuit: Circuit | None, handler: Handler, failure: BaseException | None) -> None:
+def _record_in_circuit(circuit: Circuit | None, handler: Handler, failure: BaseException | None) -> None:
     if circuit is None:
         return
     if failure is None:
-        circuit.succeeded()
-    elif not isinstance(failure, (Retry, Reject, Deferred, *handler.retry.never_on)):
-        circuit.failed()
+        circuit.record_success()
+    elif not isinstance(failure, (Retry, Reject, NotHandledYet, *handler.retry.never_on)):
+        circuit.record_failure()
 
 
-def _unless_open(circuit: Circuit | None, outcome: Outcome) -> Outcome:
-    """Give back what an outage would push into the dead-letter queue."""
+def _retry_while_open(circuit: Circuit | None, outcome: Outcome) -> Outcome:
+    """Return a message to the queue if an outage would push it into the dead-letter queue."""
     if circuit is None or circuit.closed or not isinstance(outcome, (DeadLetter, Halt)):
         return outcome
     return RetryAfter(round(circuit.reset_seconds), outcome.error) if outcome.kind == "retries-exhausted" else outcome

@@ -1,4 +1,4 @@
-"""Whether receive calls of a queue succeed, and how long to wait after one that failed."""
+"""Tracks whether receive calls of a queue succeed, and waits after one that failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("smartpipe.poller")
 
 
 class ReceiveHealth:
-    """The health of one queue's receive calls. A change from success to failure, or back, is logged once.
+    """The health of one queue's receive calls. It logs the first failure, a different failure, and the recovery.
 
     ``succeeded_at`` is the event loop's time of the last success, None before the first call.
     """
@@ -25,12 +25,12 @@ class ReceiveHealth:
         self._failures = 0
 
     def recover(self) -> None:
-        """Take note that a call has succeeded after others had failed."""
+        """Record that a call has succeeded after others had failed."""
         log.info("Receiving from queue %s again after %d failed calls", self._queue, self._failures)
         self.failing, self._code, self._failures = False, "", 0
 
     async def back_off(self, error: Exception, stopping: asyncio.Event) -> None:
-        """Log *error* if it is a new one, and wait: with full jitter, at most 30 s, until *stopping* at the latest."""
+        """Log *error* if it differs from the last one, and wait: with full jitter, at most 30 s or until *stopping*."""
         if stopping.is_set():
             return
         self._failures += 1

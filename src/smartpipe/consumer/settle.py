@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from smartpipe.batching.batcher import Batcher
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
-from smartpipe.consumer.dead_letter import Where, bare_copy, dead_letter
+from smartpipe.consumer.dead_letter import FailedDelivery, copy_with_reason, copy_without_reason
 from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, Release, RetryAfter, describe_error
 from smartpipe.envelope.traceparent import trace_id
 
@@ -36,12 +36,12 @@ T = TypeVar("T")
 LINGER_SECONDS = 0.05
 DEADLINE_SECONDS = 10.0
 CALL_SECONDS = 3.0
-"""The limit of one call: one that hangs must leave time for others before the deadline."""
+"""The time limit of one call. A call that hangs must leave time for others before the deadline."""
 DEAD_LETTER_DEADLINE_SECONDS = 10.0
-FAULT_RETRY_SECONDS = 30
+ERROR_RETRY_SECONDS = 30
 
 WITH_TRACEBACK = frozenset({"retries-exhausted", "permanent-error"})
-"""Kinds of dead-letter messages whose cause is code, not the message: their log line has the traceback."""
+"""Kinds of dead-letter messages that code caused, not the message. Their log line has the traceback."""
 
 
 class Acknowledges(Protocol):
@@ -54,7 +54,7 @@ class Acknowledges(Protocol):
         """Make the message visible again in *seconds*, or as late as SQS allows."""
 
     def release_unhandled(self, lease: Lease, seconds: float) -> None:
-        """Do the same with a message that was not handled; later if it would only be received once more."""
+        """Do the same with an unhandled message; later if an open call would only receive it once more."""
 
 
 class Settler:
@@ -70,10 +70,10 @@ class Settler:
         self._counters = counters
 
     async def settle(self, lease: Lease, processed: Processed, seconds: float) -> float | None:
-        """Settle the message; return in how many seconds it comes again, or None if it does not.
+        """Settle the message; return the seconds until its next delivery, or None if it has no other.
 
-        The delete or the return itself is batched, and sent a moment later. Only dead-lettering waits for SQS; if it is
-        cancelled meanwhile, it has settled nothing.
+        The delete or the return itself is batched, and sent a moment later. Only dead-lettering waits for SQS. If
+        cancelled while it waits, it has settled nothing.
 
         Args:
             seconds: How long the handlers took.
@@ -86,7 +86,7 @@ class Settler:
             else:
                 self._counters.handled += 1
             if log.isEnabledFor(logging.DEBUG):
-                word = "ignored" if outcome.ignored else "handled"
+                word = "Ignored" if outcome.ignored else "Handled"
                 log.debug(word, extra=self.fields(message, processed, seconds=seconds))
             return None
         if isinstance(outcome, DeadLetter):
@@ -130,7 +130,7 @@ class Settler:
         return {"fields": {**fields, **more}}
 
     def _release(self, lease: Lease, outcome: Release) -> float:
-        """Return a message that has no result. SQS's own count bounds how often an internal error can do this."""
+        """Return a message that has no result. The queue's receive limit bounds retries after an internal error."""
         if outcome.reason == "skipped":
             self._counters.released += 1
         elif outcome.reason == "cancelled":
@@ -167,24 +167,26 @@ class Settler:
         """Copy the message to the dead-letter queue, and only then delete it: it may be copied twice, but not lost."""
         message = lease.message
         handler = processed.handler.name if processed.handler else None
-        where = Where(self._service, self._queue.name, handler, processed.envelope)
+        delivery = FailedDelivery(self._service, self._queue.name, handler, processed.envelope)
 
         async def call(copies: list[OutgoingMessage]) -> list[Failure]:
             return await self._transport.send(self._queue.dead_letter_name, copies)
 
-        for candidate in (dead_letter(message, outcome, where), bare_copy(message)):
+        for candidate in (copy_with_reason(message, outcome, delivery), copy_without_reason(message)):
             # FIFO queues require a deduplication id. SQS's own redrive takes the message's id in this queue, too.
             copy = candidate._replace(deduplication_id=message.message_id) if self._queue.fifo else candidate
             failed = await send_with_retries(call, [copy], deadline_seconds=DEAD_LETTER_DEADLINE_SECONDS)
             if not failed or failed[0][1].retryable:
-                break  # a copy that can never be sent, as too large for an older queue, goes without its reason
+                # One that can never be sent, such as one too large for a queue with an older limit, loses its reason.
+                break
         fields = self.fields(message, processed, kind=outcome.kind)
         if failed:
             _, failure = failed[0]
             self._counters.retried += 1
             log.error("Cannot write to the dead-letter queue, will retry: %s", failure.detail, extra=fields)
-            self._acknowledger.release(lease, FAULT_RETRY_SECONDS)
-            return FAULT_RETRY_SECONDS
+            self._acknowledger.release(lease, ERROR_RETRY_SECONDS)
+            return ERROR_RETRY_SECONDS
+        # Nothing was awaited since the copy was accepted: a cancellation cannot separate it from the delete.
         self._counters.dead_lettered += 1
         raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
         log.error("Dead-lettered (%s): %s", outcome.kind, describe_error(outcome.error), extra=fields, exc_info=raised)
@@ -195,7 +197,7 @@ class Settler:
 class Acknowledger:
     """Batches the deletes and the returns of one queue.
 
-    A batch is sent when it has ten entries, or 50 ms after its first one. Entries that fail for the moment are sent
+    A batch is sent when it has ten entries, or 50 ms after its first one. Entries with a temporary failure are sent
     again for 10 s. A message that is being deleted keeps its lease until the delete is confirmed.
     """
 
@@ -206,7 +208,7 @@ class Acknowledger:
         self._slots = slots
         self._counters = counters
         self._timers = Timers()
-        self._deletes: Batcher[Lease] = Batcher(self._delete, self._timers, linger_seconds=LINGER_SECONDS)
+        self._deletes: Batcher[Lease] = Batcher(self._send_deletes, self._timers, linger_seconds=LINGER_SECONDS)
         self._releases: Batcher[tuple[Lease, float]] = Batcher(
             self._send_releases, self._timers, linger_seconds=LINGER_SECONDS
         )
@@ -223,14 +225,16 @@ class Acknowledger:
         """Make the message visible again in *seconds*, or as late as SQS allows; do nothing if its lease is lost."""
         self._slots.unsettled += 1
         if lease.lost:
+            # Another worker may be handling it, and a call with the old receipt handle might disturb that.
             lease.start_return()
-            self._settled([lease])
+            self._end_settling([lease])
             return
-        lease.start_return()
+        lease.start_return()  # before the call is sent, so that no tick extends the lease from now on
+        # SQS takes whole seconds, and refuses to hide a message for more than 12 hours after its receipt.
         self._releases.add((lease, min(seconds, int(lease.seconds_left))))
 
     def release_unhandled(self, lease: Lease, seconds: float) -> None:
-        """Do the same; in a drain not before the last receive call of ours has ended.
+        """Return an unhandled message; while draining, hold it back until our last receive call has ended.
 
         An open call would only receive the message once more, and nothing would handle it.
         """
@@ -240,11 +244,11 @@ class Acknowledger:
             self.release(lease, seconds)
 
     def start_drain(self) -> None:
-        """Hold unhandled messages back from now on while a receive call is open."""
+        """Hold unhandled messages back from now on, as long as a receive call is open."""
         self._draining = True
 
     def release_held(self, seconds: float) -> None:
-        """Return the messages that were held back, to be visible in *seconds* at the earliest."""
+        """Return the messages that were held back, to become visible in *seconds* at the earliest."""
         held, self._held = self._held, []
         for lease, wanted_seconds in held:
             self.release(lease, max(wanted_seconds, seconds))
@@ -253,18 +257,18 @@ class Acknowledger:
         """Send everything that is pending, and wait until it is settled."""
         await self._deletes.drain()
         await self._releases.drain()
-        self._timers.close()
+        self._timers.close()  # last: the retries above use the timers
 
-    async def _delete(self, leases: list[Lease]) -> None:
+    async def _send_deletes(self, leases: list[Lease]) -> None:
         async def call(entries: list[Lease]) -> list[Failure]:
             return await self._transport.delete(self._queue, [lease.message.receipt_handle for lease in entries])
 
         try:
             failed = await self._send(call, leases)
-        finally:
+        finally:  # even if the deletes failed: the leases end, and SQS delivers the messages again
             for lease in leases:
                 lease.end_delete()
-            self._settled(leases)
+            self._end_settling(leases)
         for lease, failure in failed:
             self._counters.not_deleted += 1
             self._log(lease, failure, logging.WARNING, "Cannot delete a handled message, it will be delivered again")
@@ -275,13 +279,13 @@ class Acknowledger:
             return await self._transport.change_visibility(self._queue, asked)
 
         try:
-            # An extension that is under way would undo the return if it reached SQS after it.
+            # An extension in flight would undo the return if SQS received it later.
             extensions = [lease.extension for lease, _ in batch if lease.extension is not None]
             if extensions:
                 await asyncio.wait(extensions)
             failed = await self._send(call, batch)
         finally:
-            self._settled([lease for lease, _ in batch])
+            self._end_settling([lease for lease, _ in batch])
         for (lease, _), failure in failed:
             self._log(
                 lease, failure, logging.INFO, "Cannot return a message, it will reappear after its visibility timeout"
@@ -294,9 +298,9 @@ class Acknowledger:
             call, entries, deadline_seconds=DEADLINE_SECONDS, call_seconds=CALL_SECONDS, timers=self._timers
         )
 
-    def _settled(self, leases: Sequence[Lease]) -> None:
+    def _end_settling(self, leases: Sequence[Lease]) -> None:
         self._leases.drop(leases)
-        self._slots.settled(len(leases))
+        self._slots.record_settled(len(leases))
 
     def _log(self, lease: Lease, failure: Failure, level: int, text: str) -> None:
         fields = {"message_id": lease.message.message_id, "queue": self._queue}

@@ -1,8 +1,8 @@
-"""The capacity of one queue's consumer, in one place: how many messages it may receive, and when.
+"""The capacity of one queue's consumer: how many messages it may receive, and when.
 
-A slot is taken by a message, or by a receive call that may bring one. A message frees its slot when its handlers have
-ended. Gates hold receive calls back on top of that: rate limits, circuit breakers, and a process that is short of a
-resource. The consumer has no buffer of its own: a message waits in SQS, where other workers can take it.
+A message takes a slot, and so does a receive call for each message that it may bring. A message frees its slot when its
+handlers have ended. Gates can hold receive calls back as well: rate limits, circuit breakers, and a process that is
+short of a resource. The consumer has no buffer of its own: a message waits in SQS, where other workers can take it.
 """
 
 from __future__ import annotations
@@ -16,35 +16,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_CALLS = 10
-GATHER_SLOTS = 5
-GATHER_SECONDS = 0.01
-"""While calls come back full, a call waits this long for this many slots. Otherwise each free slot would be a call, and
-each message a request."""
+LINGER_SLOTS = 5
+LINGER_SECONDS = 0.01
+"""While calls come back full, a call waits this long for this many slots. Otherwise each free slot would start a call,
+and each message would cost a request."""
 MAX_UNSETTLED = 200
-"""With this many messages waiting to be deleted or returned, no slot becomes free. The others wait in SQS."""
+"""While this many messages wait to be deleted or returned, no slot becomes free. All others wait in SQS."""
 
 
 class Gate(Protocol):
-    """Limits how many messages a receive call may ask for."""
+    """Limits the number of messages that a receive call may ask for.
+
+    Implemented by a handler's ``TokenBucket`` and ``Circuit``, the process's ``CapacityGate``, and ``Isolation``.
+    """
 
     @property
     def passive(self) -> bool:
-        """Whether it limits nothing at the moment. Its methods below are not called then, which spares time."""
+        """Whether it limits nothing at the moment. Its methods below are not called then, which saves time."""
 
     def admit(self, wanted: int) -> int:
         """Return how many of *wanted* messages a call may ask for, and reserve them."""
 
-    def polled(self, admitted: int, received: int) -> None:
-        """Take note that a call for *admitted* messages has ended and brought *received*."""
+    def end_call(self, admitted: int, received: int) -> None:
+        """Record that a call for *admitted* messages has ended and brought *received*."""
 
-    def ended(self, count: int) -> None:
-        """Take note that *count* messages have been handled."""
+    def end_messages(self, count: int) -> None:
+        """Record that *count* messages have been handled."""
 
     def seconds_until_open(self) -> float | None:
-        """Return when to ask again, or None if the gate itself reports it to ``on_open``."""
+        """Return when to ask again, or None if the gate calls the function of ``on_open`` itself."""
 
     def on_open(self, wake: Callable[[], None]) -> None:
-        """Have *wake* called when messages may be received again."""
+        """Call *wake* when messages may be received again."""
 
 
 class Slots:
@@ -64,9 +67,9 @@ class Slots:
         self._gates = gates
         self._postponed = 0  # slots of messages that ended while too many others were unsettled
         self._wanted_calls = 1
-        self._gather_slots = min(GATHER_SLOTS, size // 2)
-        self._gathered = False
-        self._gather_timer: asyncio.TimerHandle | None = None
+        self._linger_slots = min(LINGER_SLOTS, size // 2)
+        self._has_lingered = False
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._gate_timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
@@ -76,13 +79,14 @@ class Slots:
     async def acquire(self) -> int:
         """Wait until a receive call is worth making; return how many messages to ask for, or 0 once closed.
 
-        The call is open from now on, and has taken that many slots: report its answer to ``return_unused`` and its end
-        to ``end_call``. One task at a time may wait here; cancelled, it has taken nothing.
+        The call counts as open from now on, and has taken that many slots. Report its result to ``return_unused`` and
+        its end to ``end_call``. One task at a time may wait here. If cancelled, it has taken nothing.
         """
         while not self._closed:
             count = self._take()
             if count:
                 return count
+            # A wake-up says only that something has changed, so the loop checks everything again.
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
@@ -95,59 +99,62 @@ class Slots:
         self._free += asked - received
         for gate in self._gates:
             if not gate.passive:
-                gate.polled(asked, received)
+                gate.end_call(asked, received)
+        # A full call is a sign of a backlog: make one more in parallel. An empty one is a sign that one call suffices.
         if received == asked:
             self._wanted_calls = min(self._wanted_calls + 1, MAX_CALLS)
         else:
             self._wanted_calls = max(1, self._wanted_calls - 1) if received else 1
 
     def end_call(self) -> None:
-        """Take note that a receive call is not open any more."""
+        """Record that a receive call is no longer open."""
         self.open_calls -= 1
-        if self._gather_timer is None:
+        if self._linger_timer is None:  # otherwise the timer wakes `acquire`
             self.wake()
 
     def release(self) -> None:
-        """Free the slot of a message whose handlers have ended; later if too many messages are unsettled."""
+        """Free the slot of a message whose handlers have ended, or postpone it while too many are unsettled."""
         if self.unsettled < MAX_UNSETTLED:
             self._release()
         else:
+            # Without this limit, handlers that are faster than deletes would pile up messages without a bound.
             self._postponed += 1
 
-    def settled(self, count: int) -> None:
-        """Take note that *count* messages have been deleted or returned, or that this was given up."""
+    def record_settled(self, count: int) -> None:
+        """Record that *count* messages have been deleted or returned, or that the attempt was given up."""
         self.unsettled -= count
         while self._postponed and self.unsettled < MAX_UNSETTLED:
             self._postponed -= 1
             self._release()
 
     def wake(self) -> None:
-        """Let ``acquire`` look again: something has changed."""
+        """Let ``acquire`` check again, because something has changed."""
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def pause(self) -> None:
-        """Let no receive call begin until ``resume``. A second call does nothing."""
+        """Start no receive call until ``resume``. A second call does nothing."""
         self.paused = True
 
     def resume(self) -> None:
-        """Let receive calls begin again."""
+        """Start receive calls again."""
         self.paused = False
         self.wake()
 
     def close(self) -> None:
-        """Let no receive call begin any more."""
+        """Start no more receive calls; ``acquire`` returns 0."""
         self._closed = True
-        for timer in (self._gather_timer, self._gate_timer):
+        for timer in (self._linger_timer, self._gate_timer):
             if timer is not None:
                 timer.cancel()
         self.wake()
 
     def _take(self) -> int:
-        if self.paused or self._free <= 0 or self.open_calls >= self._wanted_calls or self._gathers():
+        # In this order: lingering starts a timer, and gates reserve messages, so both are left for when a call is due.
+        if self.paused or self._free <= 0 or self.open_calls >= self._wanted_calls or self._should_linger():
             return 0
-        count = self._admitted(min(self._free, MAX_BATCH_ENTRIES))
+        count = self._ask_gates(min(self._free, MAX_BATCH_ENTRIES))
         if count:
             self._free -= count
             self.open_calls += 1
@@ -157,37 +164,38 @@ class Slots:
         self._free += 1
         for gate in self._gates:
             if not gate.passive:
-                gate.ended(1)
-        # `acquire` goes on in the next turn of the loop, so that slots which become free in this turn join.
-        if self._gather_timer is None or self._free == self._gather_slots:
+                gate.end_messages(1)
+        # `acquire` continues in the next turn of the loop. Slots that become free in this turn then share one call.
+        if self._linger_timer is None or self._free == self._linger_slots:
             self.wake()
 
-    def _gathers(self) -> bool:
-        """Return whether to wait a moment for more free slots: there is a backlog, and few are free."""
-        if self._wanted_calls == 1 or self._free >= self._gather_slots or self._gathered:
-            self._gathered = False
-            if self._gather_timer is not None:
-                self._gather_timer.cancel()
-                self._gather_timer = None
+    def _should_linger(self) -> bool:
+        """Return whether to wait a moment for more free slots, because there is a backlog and few slots are free."""
+        if self._wanted_calls == 1 or self._free >= self._linger_slots or self._has_lingered:
+            self._has_lingered = False
+            if self._linger_timer is not None:
+                self._linger_timer.cancel()
+                self._linger_timer = None
             return False
-        if self._gather_timer is None:
-            self._gather_timer = self._loop.call_later(GATHER_SECONDS, self._stop_gathering)
+        if self._linger_timer is None:
+            self._linger_timer = self._loop.call_later(LINGER_SECONDS, self._end_linger)
         return True
 
-    def _stop_gathering(self) -> None:
-        self._gather_timer = None
-        self._gathered = True
+    def _end_linger(self) -> None:
+        self._linger_timer = None
+        self._has_lingered = True
         self.wake()
 
-    def _admitted(self, wanted: int) -> int:
-        """Ask every gate. When one of them admits nothing, look again when it says so."""
+    def _ask_gates(self, wanted: int) -> int:
+        """Return how many messages all gates admit; if one of them admits none, ask again when it opens."""
         for index, gate in enumerate(self._gates):
             if gate.passive:
                 continue
             admitted = gate.admit(wanted)
+            # The gates before this one have reserved more than the call will ask for: return the difference.
             for earlier in self._gates[:index]:
                 if not earlier.passive:
-                    earlier.polled(wanted - admitted, 0)
+                    earlier.end_call(wanted - admitted, 0)
             wanted = admitted
             if not wanted:
                 seconds = gate.seconds_until_open()

@@ -97,6 +97,6 @@ class ProcessedEvents:
             envelope = await self._reader.read(dead_letter.message)
         except MessageError:
             return 0, []
-        handlers = [handler for handler in self._handlers if handler.event is type(envelope.data)]
-        options = [(handler.named(self._prefix), handler.options.idempotency) for handler in handlers]
-        return len(handlers), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]
+        taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
+        options = [(handler.full_name(self._prefix), handler.options.idempotency) for handler in taking]
+        return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from smartpipe.batching.batcher import Chunker
 from smartpipe.batching.resend import send_with_retries
-from smartpipe.consumer.dead_letter import bare_copy
+from smartpipe.consumer.dead_letter import copy_without_reason
 from smartpipe.consumer.handler_limits import TokenBucket
 from smartpipe.dlq.messages import existed_before
 from smartpipe.dlq.scan import DEADLINE_SECONDS, Scan
@@ -204,7 +204,7 @@ class Remover:
             return wanted
         while not self._stop.is_set():
             admitted = self._bucket.admit(wanted)
-            self._bucket.polled(admitted, admitted)
+            self._bucket.end_call(admitted, admitted)
             if admitted:
                 return admitted
             try:
@@ -274,7 +274,7 @@ class Redrive:
         return await self._transport.send(self._queue.name, [copy for _, copy in pairs])
 
     def _copy(self, dead_letter: DeadLetterMessage) -> OutgoingMessage:
-        copy = bare_copy(dead_letter.message)
+        copy = copy_without_reason(dead_letter.message)
         if not self._queue.fifo:
             return copy
         # The id identifies this move. A repetition after a crash has the same id, and no earlier send of the event has.

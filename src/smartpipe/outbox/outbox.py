@@ -9,7 +9,7 @@ from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
-from smartpipe.publisher.prepare import Publication, prepare, queue_named
+from smartpipe.publisher.prepare import Publication, prepare, queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,5 +88,5 @@ class Outbox:
     def _row(
         self, event: Event, queue: Queue | str | None, delay_seconds: float | None, attributes: Mapping[str, str] | None
     ) -> dict[str, Any]:
-        publication = Publication(event, attributes, queue_named(queue), delay_seconds)
+        publication = Publication(event, attributes, queue_of(queue), delay_seconds)
         return row_of(prepare(publication, source=self.source, encoding=self._encoding))

@@ -292,7 +292,7 @@ class Relay:
                 raise TransportError(type(error).__name__, str(error), retryable=False) from error
 
         failed = await send_with_retries(call, chunk, deadline_seconds=DELIVER_SECONDS)
-        return [(row, row.failed(failure)) for row, failure in failed]
+        return [(row, row.make_failure(failure)) for row, failure in failed]
 
     def _failed_rows(self, rows: Sequence[WaitingRow], failures: Mapping[int, PublishFailure]) -> list[_FailedRow]:
         failed: list[_FailedRow] = []

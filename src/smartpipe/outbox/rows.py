@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.message import Failure
-    from smartpipe.publisher.prepare import Outgoing
+    from smartpipe.publisher.prepare import PreparedEvent
 
 LANES = 64
 MAX_PAYLOAD_BYTES = 536_870_912
@@ -52,7 +52,7 @@ _COLUMNS = {
 _DATA_TYPE = re.compile(r"(String|Number)(\.[!-~]{1,249})?")
 
 
-def row_of(outgoing: Outgoing) -> dict[str, Any]:
+def row_of(outgoing: PreparedEvent) -> dict[str, Any]:
     """Return the values of *outgoing* by column.
 
     Messages of one group for a FIFO destination share a lane. All others are distributed over the lanes by their id.
@@ -118,7 +118,7 @@ class WaitingRow(NamedTuple):
         """The name or ARN of the topic or queue, as declared."""
         return self.destination.partition(":")[2]
 
-    def failed(self, failure: Failure) -> PublishFailure:
+    def make_failure(self, failure: Failure) -> PublishFailure:
         """Return the failure of this row. It has the row in place of the event, which the relay does not need."""
         return PublishFailure(self, self.event_id, failure.code, failure.detail, failure.retryable)  # type: ignore[arg-type]
 

@@ -1,1 +1,1 @@
-"""From events to the requests that publish them."""
+"""Turns events into requests to SNS and SQS."""

@@ -1,9 +1,8 @@
-"""From an event to the message that is published. Pure; both publishers use it."""
+"""Prepares an event: from an event to the message that is published. Pure; both publishers use it."""
 
 from __future__ import annotations
 
 import math
-import re
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -30,16 +29,15 @@ Destination: TypeAlias = Topic | Queue
 MANY_VALUES_CHARACTERS = 65_536
 """A shorter body cannot have more values than consumers accept by default."""
 RESERVED_PREFIX = "smartpipe_"
-"""Message attributes whose names begin so are smartpipe's own: the reason of a dead letter is one."""
-SQS_TEXT = re.compile("[\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]+")
+"""Message attributes with this prefix are reserved, such as the reason of a dead-letter message."""
 
 
 class Publication(NamedTuple):
-    """What is to be published, and where to.
+    """An event to publish, and its destination.
 
     Args:
         attributes: Further message attributes.
-        queue: The queue it is sent to, past its topic; None: to its topic.
+        queue: The queue that it is sent to directly; None: it is published to its topic.
         delay_seconds: How long that queue hides it.
     """
 
@@ -50,31 +48,31 @@ class Publication(NamedTuple):
 
     @property
     def destination(self) -> Destination:
-        """The topic of its class, or the queue."""
+        """The queue, or the topic of the event's class."""
         return self.queue or contract_of(type(self.event)).topic
 
     @property
     def ordered_group(self) -> tuple[Destination, str] | None:
-        """What must stay in order with others of the same: destination and group; None on standard ones."""
+        """The destination and the group within which events keep their order; None on a standard destination."""
         group = group_id_of(self.event, fifo=True) if self.destination.fifo else None
         return None if group is None else (self.destination, group)
 
     @property
-    def done(self) -> str:
-        """What a log says of it once it is published."""
-        return f"published to {self.destination.name}"
+    def log_message(self) -> str:
+        """The text of the log line after it was published."""
+        return f"Published to {self.destination.name}"
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What tells it apart in a log; its id is known only to those who publish."""
+        """The fields of a log line that identify it. Its id is not known until it is prepared."""
         return {"destination": self.destination.name}
 
-    def failed(self, failure: Failure) -> PublishFailure:
-        """Say of this event, which has no id yet, why it is not published."""
+    def make_failure(self, failure: Failure) -> PublishFailure:
+        """Return the failure of this event, which has no id yet."""
         return PublishFailure(self.event, "", failure.code, failure.detail, failure.retryable)
 
 
-def publish_options(
+def read_options(
     *,
     queue: Queue | str | None = None,
     delay_seconds: float | None = None,
@@ -83,13 +81,13 @@ def publish_options(
     """Return the options of ``publish`` as the fields of a Publication.
 
     Raises:
-        ConfigError: The queue's name is faulty.
+        ConfigError: The queue's name is invalid.
     """
-    return attributes, queue_named(queue) if queue else None, delay_seconds
+    return attributes, queue_of(queue) if queue else None, delay_seconds
 
 
-class Outgoing(NamedTuple):
-    """An event on its way."""
+class PreparedEvent(NamedTuple):
+    """An event with its id, its destination and its message, ready to be sent."""
 
     event: Event
     event_id: str
@@ -98,47 +96,48 @@ class Outgoing(NamedTuple):
 
     @property
     def ordered_group(self) -> tuple[Destination, str | None] | None:
-        """What must stay in order with others of the same: destination and group; None on standard ones."""
+        """The destination and the group within which events keep their order; None on a standard destination."""
         return (self.destination, self.message.group_id) if self.destination.fifo else None
 
-    def failed(self, failure: Failure) -> PublishFailure:
-        """Say of this event what the service said of its entry."""
+    def make_failure(self, failure: Failure) -> PublishFailure:
+        """Return the failure of this event, from the service's failure of its entry."""
         return PublishFailure(self.event, self.event_id, failure.code, failure.detail, failure.retryable)
 
 
 class PublishReport(NamedTuple):
-    """Every event was published: their envelope ids, in the order in which the events came."""
+    """The result of ``publish_many``: the envelope ids of all events, in their order."""
 
     event_ids: list[str]
 
 
-def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = NO_ENCODING) -> Outgoing:
-    """Wrap and encode the event; its type goes along as a message attribute, which filter policies match.
+def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = NO_ENCODING) -> PreparedEvent:
+    """Wrap and encode the event. Its type becomes a message attribute, which filter policies match.
 
     Args:
-        encoding: How large bodies are encoded.
+        encoding: How large bodies are compressed or offloaded.
 
     Raises:
         ConfigError: The event's class declares no type.
-        EventTooLarge: It exceeds the destination's limit by itself.
-        PublishError: Something that SNS or SQS would refuse or, worse, silently drop the message for.
+        EventTooLarge: The event alone exceeds the destination's limit.
+        PublishError: SNS or SQS would refuse the message or, worse, drop it silently.
     """
     event, attributes = publication.event, publication.attributes
     if not isinstance(event, Event):
-        msg = f"a {type(event).__name__} is no Event and cannot be published: {event!r}"
+        msg = f"cannot publish a {type(event).__name__}, which is not an Event: {event!r}"
         raise ConfigError(msg)
     contract, queue = type(event).__contract__ or contract_of(type(event)), publication.queue
     destination = queue or contract.topic
     event_id = None
     if current_cause.get() is not None:
+        # Events that are equal in these respects share an id sequence, so that a retry derives the same ids.
         alike = contract.type, str(contract.major), queue.name if queue else "", text_of(event, contract.key) or ""
         event_id = next_event_id(*alike)
     envelope = wrap(event, source=source, event_id=event_id)
     group_id = group_id_of(event, fifo=destination.fifo) if destination.fifo or contract.tenant else None
     if attributes or publication.delay_seconds is not None or destination.fifo:
-        _refuse_problems(publication, envelope.id, group_id)
+        _raise_errors(publication, envelope.id, group_id)
     body = encode(envelope)
-    all_attributes, attributes_bytes = _type_alone(envelope.type)
+    all_attributes, attributes_bytes = _type_attribute(envelope.type)
     if attributes:
         all_attributes = {**all_attributes, **{name: Attribute("String", text) for name, text in attributes.items()}}
         attributes_bytes = size_bytes("", all_attributes)
@@ -151,7 +150,7 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         math.ceil(publication.delay_seconds or 0),
     )
     if len(body) > MANY_VALUES_CHARACTERS and has_too_many_values(body, encoding.limit_objects):
-        _refuse_many_values(event, envelope.id, encoding.limit_objects)
+        _raise_too_many_values(event, envelope.id, encoding.limit_objects)
     limit = destination.limit_bytes
     if message.size_bytes > encoding.untouched_bytes or message.size_bytes > limit:
         message = encoding.encode(
@@ -159,40 +158,41 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         )
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
-    return construct(Outgoing, (event, envelope.id, destination, message))
+    return construct(PreparedEvent, (event, envelope.id, destination, message))
 
 
 @lru_cache(maxsize=1024)
-def _type_alone(type_: str) -> tuple[Mapping[str, Attribute], int]:
-    """Return the attributes of a message with none of the user's, and their size."""
+def _type_attribute(type_: str) -> tuple[Mapping[str, Attribute], int]:
+    """Return the attributes of a message without any of the user's, and their size in bytes."""
     attributes = {TYPE_ATTRIBUTE: Attribute("String", type_)}
     return MappingProxyType(attributes), size_bytes("", attributes)
 
 
-def _refuse_many_values(event: Event, event_id: str, limit_objects: int) -> None:
+def _raise_too_many_values(event: Event, event_id: str, limit_objects: int) -> None:
     detail = (
         f"the event has more than {limit_objects:,} objects and arrays, or {limit_objects * VALUES_FOR_EACH_OBJECT:,} "
-        "values, and consumers would dead-letter it; split it, or raise SMARTPIPE_PAYLOAD_LIMIT_OBJECTS here and there"
+        "values, and consumers would dead-letter it; split it, or raise SMARTPIPE_PAYLOAD_LIMIT_OBJECTS for publishers "
+        "and consumers"
     )
     raise PublishError([PublishFailure(event, event_id, "TooManyValues", detail, retryable=False)])
 
 
-def _refuse_problems(publication: Publication, event_id: str, group_id: str | None) -> None:
+def _raise_errors(publication: Publication, event_id: str, group_id: str | None) -> None:
     event, attributes, destination = publication.event, publication.attributes, publication.destination
-    for code, problem in (
-        ("InvalidAttribute", _attribute_problem(attributes) if attributes else None),
-        ("InvalidDelay", _delay_problem(publication)),
-        ("MissingKey", _missing_key(event, destination) if destination.fifo and group_id is None else None),
+    for code, error in (
+        ("InvalidAttribute", _find_attribute_error(attributes) if attributes else None),
+        ("InvalidDelay", _find_delay_error(publication)),
+        ("MissingKey", _describe_missing_key(event, destination) if destination.fifo and group_id is None else None),
     ):
-        if problem is not None:
-            raise PublishError([PublishFailure(event, event_id, code, problem, retryable=False)])
+        if error is not None:
+            raise PublishError([PublishFailure(event, event_id, code, error, retryable=False)])
 
 
 def group_id_of(event: Event, *, fifo: bool) -> str | None:
     """Return the MessageGroupId: of the event's key on FIFO, of its tenant on standard topics and queues.
 
-    A value that SQS would refuse, as it takes 128 characters of ASCII without spaces, goes by its SHA-256. Values of
-    different types with one text are one group: what orders events is the text that travels as ``partitionkey``.
+    SQS accepts 128 characters of ASCII without spaces. Any other value is replaced by its SHA-256. Values of different
+    types with the same text are one group, because the text that is sent as ``partitionkey`` orders the events.
     """
     contract = contract_of(type(event))
     value = text_of(event, contract.key if fifo else contract.tenant)
@@ -202,30 +202,30 @@ def group_id_of(event: Event, *, fifo: bool) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def queue_named(queue: Queue | str | None) -> Queue | None:
-    """Return the queue that a caller names, or hands over; None where there is none."""
+def queue_of(queue: Queue | str | None) -> Queue | None:
+    """Return the queue that a caller has named or passed; None for None."""
     if not queue or isinstance(queue, Queue):
         return queue or None
     return Queue(queue, fifo=queue.endswith(FIFO_SUFFIX))
 
 
-def _missing_key(event: Event, destination: Destination) -> str:
+def _describe_missing_key(event: Event, destination: Destination) -> str:
     key = contract_of(type(event)).key
-    what = f"its key, {key!r}, is empty" if key else "its class declares no key="
+    reason = f"its key, {key!r}, is empty" if key else "its class declares no key="
     return (
-        f"{destination.name!r} is FIFO and needs to know whose order to keep, but {what}; give it a value, or publish "
-        "to a standard topic or queue"
+        f"{destination.name!r} is FIFO, so the event needs a key that it is ordered by, but {reason}; set the key, or "
+        "publish to a standard topic or queue"
     )
 
 
-def _delay_problem(publication: Publication) -> str | None:
+def _find_delay_error(publication: Publication) -> str | None:
     seconds, queue = publication.delay_seconds, publication.queue
     if seconds is None:
         return None
     if queue is None:
         return (
-            "SNS has no delays: name the queue that shall wait, publish(event, queue=..., delay_seconds=...), or have "
-            "EventBridge Scheduler publish it later"
+            "SNS has no delays: send the event to a queue, publish(event, queue=..., delay_seconds=...), or use "
+            "EventBridge Scheduler to publish it later"
         )
     if queue.fifo:
         return (
@@ -234,22 +234,22 @@ def _delay_problem(publication: Publication) -> str | None:
         )
     if not 0 <= seconds <= MAX_DELAY_SECONDS:
         return (
-            f"delay_seconds={seconds} is outside of 0 to {MAX_DELAY_SECONDS}, SQS's longest delay; for later than "
-            "that, have EventBridge Scheduler send it"
+            f"delay_seconds={seconds} must be 0 to {MAX_DELAY_SECONDS}, the longest delay of SQS; use EventBridge "
+            "Scheduler to send it later than that"
         )
     return None
 
 
-def _attribute_problem(attributes: Mapping[str, str]) -> str | None:
+def _find_attribute_error(attributes: Mapping[str, str]) -> str | None:
     if len(attributes) + 1 > MAX_ATTRIBUTES:
         return (
-            f"{len(attributes)} attributes and the event's type make more than {MAX_ATTRIBUTES}, and SNS drops a "
-            "message with more on its way to a queue with raw delivery; move some into the event"
+            f"{len(attributes)} attributes and the event's type are more than {MAX_ATTRIBUTES}, and with raw delivery "
+            "SNS drops such a message on its way to a queue; move some of them into the event"
         )
     for name, value in attributes.items():
         reserved = name == TYPE_ATTRIBUTE or name in RESERVED_ATTRIBUTES or name.lower().startswith(RESERVED_PREFIX)
         if reserved or not ATTRIBUTE_NAME.fullmatch(name):
-            return f"attribute name {name!r} is taken, or not what SQS allows (letters, digits, '_', '-', inner '.')"
+            return f"attribute name {name!r} is reserved, or invalid in SQS (letters, digits, '_', '-', inner '.')"
         if not isinstance(value, str) or not MESSAGE_TEXT.fullmatch(value):
             return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"
     return None

@@ -1,9 +1,9 @@
-"""Events that are published one by one, on their way: gathered into requests, and each told of its own fate."""
+"""Publishes single events: several share a request, and each caller gets the result of its own event."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 from smartpipe.batching.batcher import Batcher, Chunker
 from smartpipe.errors import PublishError
@@ -11,35 +11,31 @@ from smartpipe.message import Failure
 from smartpipe.publisher.publish_many import MAX_IN_FLIGHT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from smartpipe.batching.timers import Timers
     from smartpipe.errors import PublishFailure
-    from smartpipe.publisher.prepare import Destination, Outgoing
+    from smartpipe.publisher.prepare import Destination, PreparedEvent
+
+SendUntil: TypeAlias = "Callable[[list[PreparedEvent], float], Awaitable[list[tuple[PreparedEvent, PublishFailure]]]]"
+"""Sends a chunk for one destination, retrying for the given number of seconds, and returns the failures."""
 
 _CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
 
 
-class Deliver(Protocol):
-    """What sends a chunk for one destination, again and again for so many seconds, and returns what was not taken."""
+class _PendingPublish:
+    """A call of ``publish``: the event, the future that the caller awaits, and the deadline."""
 
-    async def __call__(self, chunk: list[Outgoing], deadline_seconds: float) -> list[tuple[Outgoing, PublishFailure]]:
-        """Send."""
+    __slots__ = ("deadline", "failure", "future", "prepared")
 
-
-class _Waiting:
-    """A single publish: the message, who waits for its fate, and until when it is tried."""
-
-    __slots__ = ("deadline", "failure", "future", "outgoing")
-
-    def __init__(self, outgoing: Outgoing, future: asyncio.Future[None], deadline: float) -> None:
-        self.outgoing = outgoing
+    def __init__(self, prepared: PreparedEvent, future: asyncio.Future[None], deadline: float) -> None:
+        self.prepared = prepared
         self.future = future
         self.deadline = deadline
         self.failure: PublishFailure | None = None
 
-    def settle(self, failure: PublishFailure | None) -> None:
-        """Tell whoever waits, unless told or gone already."""
+    def finish(self, failure: PublishFailure | None) -> None:
+        """Wake the caller, unless it has its result already or was cancelled."""
         if not self.future.done():
             self.failure = failure
             self.future.set_result(None)
@@ -49,51 +45,53 @@ class SinglePublisher:
     """Publishes single events, several to a request. It belongs to one event loop.
 
     Args:
-        timers: The loop's.
+        timers: The timers of that loop.
         linger_seconds: How long an event waits for others to share its request.
-        deadline_seconds: For how long each is tried.
+        deadline_seconds: How long the sending of each event is retried.
     """
 
-    def __init__(self, deliver: Deliver, timers: Timers, *, linger_seconds: float, deadline_seconds: float) -> None:
+    def __init__(
+        self, send_chunk: SendUntil, timers: Timers, *, linger_seconds: float, deadline_seconds: float
+    ) -> None:
         self.timers = timers
-        self._deliver = deliver
+        self._send_chunk = send_chunk
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
-        self._batchers: dict[Destination, Batcher[_Waiting]] = {}
-        self._waiting: dict[_Waiting, None] = {}  # a set that keeps its order
+        self._batchers: dict[Destination, Batcher[_PendingPublish]] = {}
+        self._pending: dict[_PendingPublish, None] = {}  # a set that keeps its order
 
-    async def publish(self, outgoing: Outgoing) -> None:
-        """Publish, and wait for the answer. Cancelled, it is withdrawn if its request has not started.
+    async def publish(self, prepared: PreparedEvent) -> None:
+        """Publish the event, and wait for the result. If cancelled, withdraw it unless its request has started.
 
         Raises:
-            PublishError: It was refused, or could not be sent in time.
+            PublishError: The service refused the event, or it could not be sent in time.
         """
         loop = self.timers.loop
-        waiting = _Waiting(outgoing, loop.create_future(), loop.time() + self._deadline_seconds)
-        self._waiting[waiting] = None
+        pending = _PendingPublish(prepared, loop.create_future(), loop.time() + self._deadline_seconds)
+        self._pending[pending] = None
         try:
-            self._batcher(outgoing.destination).add(waiting)
-            await waiting.future
+            self._batcher(prepared.destination).add(pending)
+            await pending.future
         finally:
-            del self._waiting[waiting]
-        if waiting.failure is not None:
-            raise PublishError([waiting.failure])
+            del self._pending[pending]
+        if pending.failure is not None:
+            raise PublishError([pending.failure])
 
     async def drain(self, others: Collection[asyncio.Future[None]], timeout_seconds: float) -> list[PublishFailure]:
-        """Send what is being gathered, wait for it and for *others*; give up the rest, and return what failed."""
-        waiting = list(self._waiting)
+        """Send the pending events, and wait for them and for *others*. Fail the rest, and return all failures."""
+        pending = list(self._pending)
         drains = [asyncio.ensure_future(batcher.drain()) for batcher in self._batchers.values()]
         try:
             if drains or others:
                 await asyncio.wait([*drains, *others], timeout=timeout_seconds)
         finally:
-            for pending in drains:
-                pending.cancel()
-            for one in waiting:
-                one.settle(one.outgoing.failed(_CLOSED_TOO_SOON))
-        return [one.failure for one in waiting if one.failure is not None]
+            for drain in drains:
+                drain.cancel()
+            for one in pending:
+                one.finish(one.prepared.make_failure(_CLOSED_TOO_SOON))
+        return [one.failure for one in pending if one.failure is not None]
 
-    def _batcher(self, destination: Destination) -> Batcher[_Waiting]:
+    def _batcher(self, destination: Destination) -> Batcher[_PendingPublish]:
         batcher = self._batchers.get(destination)
         if batcher is None:
             batcher = self._batchers[destination] = Batcher(
@@ -102,26 +100,26 @@ class SinglePublisher:
                 linger_seconds=self._linger_seconds,
                 chunker=Chunker(
                     destination.limit_bytes,
-                    lambda waiting: waiting.outgoing.message.size_bytes,
-                    (lambda waiting: waiting.outgoing.ordered_group) if destination.fifo else None,
+                    lambda pending: pending.prepared.message.size_bytes,
+                    (lambda pending: pending.prepared.ordered_group) if destination.fifo else None,
                 ),
                 max_in_flight=MAX_IN_FLIGHT,
             )
         return batcher
 
-    async def _send(self, batch: list[_Waiting]) -> None:
-        wanted = [waiting for waiting in batch if not waiting.future.done()]
+    async def _send(self, batch: list[_PendingPublish]) -> None:
+        wanted = [pending for pending in batch if not pending.future.done()]  # the others were cancelled
         if not wanted:
             return
         seconds = max(0.0, wanted[0].deadline - self.timers.loop.time())
         try:
-            failures = await self._deliver([waiting.outgoing for waiting in wanted], seconds)
-        except Exception as error:  # noqa: BLE001 - a bug must reach those who wait, not only a log
-            for waiting in wanted:
-                if not waiting.future.done():
-                    waiting.future.set_exception(error)
+            failures = await self._send_chunk([pending.prepared for pending in wanted], seconds)
+        except Exception as error:  # noqa: BLE001 - an internal error must reach the callers, not only a log
+            for pending in wanted:
+                if not pending.future.done():
+                    pending.future.set_exception(error)
             return
-        # Two of them may have one event id, as what a handler publishes for two copies of an event has.
-        failed = {id(outgoing): failure for outgoing, failure in failures}
-        for waiting in wanted:
-            waiting.settle(failed.get(id(waiting.outgoing)))
+        # By identity: two events may have one id, if a handler publishes the same for two copies of an event.
+        failed = {id(prepared): failure for prepared, failure in failures}
+        for pending in wanted:
+            pending.finish(failed.get(id(pending.prepared)))

@@ -73,10 +73,10 @@ class Recorder(MemoryTransport):
         }
         if isinstance(outcome, Ack):
             self.records.append((Ignored if outcome.ignored else Handled)(**common))  # type: ignore[arg-type]
-        elif isinstance(outcome, DeadLetter) and settled.again_seconds is None:
+        elif isinstance(outcome, DeadLetter) and settled.redelivery_seconds is None:
             self.records.append(DeadLettered(**common, kind=outcome.kind, error=outcome.error))  # type: ignore[arg-type]
         else:
-            after_seconds = settled.again_seconds or 0
+            after_seconds = settled.redelivery_seconds or 0
             self.records.append(Retried(**common, after_seconds=after_seconds, error=outcome.error))  # type: ignore[arg-type]
 
     def redriven(self, queue: str, stored: Stored) -> None:

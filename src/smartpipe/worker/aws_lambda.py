@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.lambda")
 
 MARGIN_SECONDS = 1.0
-"""Handlers are cut off this long before Lambda ends the function, so that their messages can still be reported."""
+"""Handlers are cancelled this long before Lambda ends the function, so that their messages can still be reported."""
 CANCEL_SECONDS = 0.3
 RETURN_SECONDS = 0.8
 DELETE_SECONDS = 3.0
@@ -47,7 +47,7 @@ FLUSH_EVERY_SECONDS = 0.01
 
 
 class _Failures:
-    """The messages that Lambda is asked to return to the queue, in place of an acknowledger: it deletes all others."""
+    """In place of an acknowledger: collects the messages for Lambda to return to the queue. It deletes all others."""
 
     def __init__(self) -> None:
         self.message_ids: set[str] = set()
@@ -70,7 +70,7 @@ class _Failures:
 
 
 class _Source(NamedTuple):
-    """One queue that the function is invoked for."""
+    """A queue that invokes the function."""
 
     name: str
     runner: GroupRunner
@@ -92,16 +92,16 @@ class LambdaHandler:
         self._sources: dict[str, _Source] = {}
 
     def __call__(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
-        """Handle one invocation; return the partial batch response."""
+        """Handle one invocation, and return the partial batch response."""
         if self._runner is None:
-            self._runner = asyncio.Runner()  # one loop for all invocations: the lifespan's resources belong to it
+            self._runner = asyncio.Runner()  # one loop for all invocations, to which the lifespan's resources belong
         return self._runner.run(self.handle(event, context))
 
     async def handle(self, event: Mapping[str, Any], context: Any = None) -> dict[str, Any]:
-        """Do the same in a running loop, which must be the same one for all invocations.
+        """Handle one invocation in the running loop, which must be the same for all invocations.
 
         Raises:
-            ConfigError: The event is not one of SQS, or the service has no handlers on its queue.
+            ConfigError: The event is not from SQS, or the service has no handlers on its queue.
         """
         records = event.get("Records")
         if not records or any(record.get("eventSource") != "aws:sqs" for record in records):
@@ -116,9 +116,9 @@ class LambdaHandler:
         for record in records:
             arn = record["eventSourceARN"]
             if arn not in sources:
-                sources[arn] = await self._source(arn)
+                sources[arn] = await self._get_source(arn)
             source = sources[arn]
-            group = source.runner.enqueue(Lease(_message(record, loop.time()), until, until, loop.time))
+            group = source.runner.enqueue(Lease(_read_message(record, loop.time()), until, until, loop.time))
             if group is not None:
                 ordinary.append((source, group))
         suspects = [(source, group) for source, group in ordinary if any(map(source.runner.is_suspect, group))]
@@ -135,14 +135,14 @@ class LambdaHandler:
         return {"batchItemFailures": failures}
 
     def close(self) -> None:
-        """Close everything that invocations opened, and their loop, for tests. A second call does nothing."""
+        """Close all resources that invocations opened, and their loop, for tests. A second call does nothing."""
         runner, self._runner = self._runner, None
         if runner is not None:
             with runner:
                 runner.run(self.aclose())
 
     async def aclose(self) -> None:
-        """Close the lifespan and connections. Lambda itself never calls this: it ends the process."""
+        """Close the lifespan and connections. Lambda itself never calls this, but ends the process."""
         await self._stack.aclose()
         self._resources = None
         self._sources.clear()
@@ -155,8 +155,8 @@ class LambdaHandler:
         try:
             late = await _wait_for(runners, until)
             if late:
-                log.warning("%d messages will be redelivered: the function's time is over", late)
-        finally:  # also when this invocation is cancelled
+                log.warning("%d messages will be redelivered: the time of the function is over", late)
+        finally:  # even if this invocation is cancelled
             flushing.cancel()
             for runner in runners:
                 await runner.cancel(CANCEL_SECONDS)
@@ -170,21 +170,21 @@ class LambdaHandler:
     ) -> None:
         """Handle messages that may kill this process: last, one at a time, and after the others have been deleted.
 
-        Lambda deletes the others only when the function returns, and would deliver them again.
+        Lambda deletes the others only after the function has returned. If the process dies, it delivers them again.
         """
-        theirs = {lease.message.message_id for _, group in suspects for lease in group}
+        suspect_ids = {lease.message.message_id for _, group in suspects for lease in group}
         for arn, source in sources.items():
-            done = [
+            handled = [
                 record["receiptHandle"]
                 for record in records
                 if record["eventSourceARN"] == arn
-                and record["messageId"] not in theirs
+                and record["messageId"] not in suspect_ids
                 and record["messageId"] not in source.failures.message_ids
             ]
             try:
                 async with asyncio.timeout(DELETE_SECONDS):
-                    for start in range(0, len(done), MAX_BATCH_ENTRIES):
-                        await self._opened_transport.delete(source.name, done[start : start + MAX_BATCH_ENTRIES])
+                    for start in range(0, len(handled), MAX_BATCH_ENTRIES):
+                        await self._opened_transport.delete(source.name, handled[start : start + MAX_BATCH_ENTRIES])
             except (TransportError, TimeoutError) as error:
                 log.warning("Cannot delete handled messages before a message that may end this process: %s", error)
         shuffle(suspects)  # a message that kills this process must not always come before the same others
@@ -197,11 +197,11 @@ class LambdaHandler:
 
     @property
     def _opened_transport(self) -> Transport:
-        assert self._transport is not None  # noqa: S101 - _source has opened it
+        assert self._transport is not None  # noqa: S101 - `_get_source` has opened it
         return self._transport
 
     async def _set_delays(self, source: _Source, until: float) -> None:
-        """Set the delays of retries. Lambda's own is the queue's visibility timeout, which is right too, if later."""
+        """Set the delays of retries. If that fails, Lambda makes messages visible after their visibility timeout."""
         leases = source.failures.leases
         transport = self._transport
         if transport is None or not leases:
@@ -215,19 +215,19 @@ class LambdaHandler:
                 "Cannot set the delays of retries, messages will reappear after the visibility timeout: %s", error
             )
 
-    async def _source(self, arn: str) -> _Source:
-        """Return the runner of a queue, without a trace of messages that an earlier invocation did not finish."""
+    async def _get_source(self, arn: str) -> _Source:
+        """Return the source of a queue, cleared of messages that an earlier invocation did not finish."""
         known = self._sources.get(arn)
         if known is not None:
             known.failures.clear()
             known.runner.reset()
             return known
-        resources, transport = await self._opened()
+        resources, transport = await self._open()
         name = arn.rpartition(":")[2].removeprefix(AwsSettings.load().prefix)
         queues = {binding.queue.name: binding.queue for binding in self._service.bindings}
         if name not in queues:
             msg = (
-                f"service {self._service.name!r} has no handlers on queue {name!r} ({arn}); it has on "
+                f"service {self._service.name!r} has no handlers on queue {name!r} ({arn}); its queues are "
                 f"{', '.join(queues)}. Is SMARTPIPE_PREFIX set as it was when the topology was applied?"
             )
             raise ConfigError(msg)
@@ -241,8 +241,8 @@ class LambdaHandler:
         source = self._sources[arn] = _Source(name, runner, failures)
         return source
 
-    async def _opened(self) -> tuple[Resources, Transport]:
-        """Open, in the first invocation, the resources of all of them."""
+    async def _open(self) -> tuple[Resources, Transport]:
+        """Return the resources of all invocations; the first invocation opens them."""
         if self._resources is None or self._transport is None:
             async with AsyncExitStack() as stack:
                 transport = open_transport()
@@ -255,7 +255,7 @@ class LambdaHandler:
 
 
 async def _wait_for(runners: Sequence[GroupRunner], until: float) -> int:
-    """Wait for all tasks, also for those that are started meanwhile; return the number that still run at *until*."""
+    """Wait for all tasks, including later ones; return the number of those that are still running at *until*."""
     loop = asyncio.get_running_loop()
     while (tasks := [task for runner in runners for task in runner.tasks]) and loop.time() < until:
         for runner in runners:
@@ -273,22 +273,22 @@ async def _wait_for(runners: Sequence[GroupRunner], until: float) -> int:
 
 
 async def _flush_when_all_wait(runners: Sequence[GroupRunner]) -> None:
-    """Call batch handlers as soon as no other message can join: Lambda's time costs more than a linger is worth."""
-    processors = [runner.processor for runner in runners if runner.processor.gathers]
+    """Start batches as soon as no other message can join them: Lambda's time costs more than a linger is worth."""
+    processors = [runner.processor for runner in runners if runner.processor.has_batch_handlers]
     while processors:
         await asyncio.sleep(FLUSH_EVERY_SECONDS)
-        if sum(processor.gathered for processor in processors) >= sum(len(runner.tasks) for runner in runners):
+        if sum(processor.pending for processor in processors) >= sum(len(runner.tasks) for runner in runners):
             for processor in processors:
                 processor.flush()
 
 
-def _message(record: Mapping[str, Any], received_at: float) -> Message:
-    """Read one record of the event."""
-    attributes = {name: _attribute(fields) for name, fields in (record.get("messageAttributes") or {}).items()}
+def _read_message(record: Mapping[str, Any], received_at: float) -> Message:
+    """Return the message of one record of the event."""
+    attributes = {name: _read_attribute(fields) for name, fields in (record.get("messageAttributes") or {}).items()}
     ids = record["messageId"], record["receiptHandle"]
     return received_message(ids, record["body"], record["attributes"], attributes, received_at)
 
 
-def _attribute(fields: Mapping[str, Any]) -> Attribute:
+def _read_attribute(fields: Mapping[str, Any]) -> Attribute:
     text = fields.get("stringValue")
     return Attribute(fields["dataType"], base64.b64decode(fields["binaryValue"]) if text is None else text)

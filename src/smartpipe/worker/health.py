@@ -106,7 +106,7 @@ class WorkerReport:
         """Return its counts, two gauges a queue, and what its transport counts."""
         service = self._observed.name
         states = [
-            QueueState(service, one.queue.name, one.counts, one.in_flight, round(one.seconds_since_success(), 1))
+            QueueState(service, one.queue.name, one.counters, one.in_flight, round(one.seconds_since_success(), 1))
             for one in self._observed.consumers
         ]
         overdue = Sample({"service": service}, self._observed.capacity.overdue)
@@ -123,7 +123,7 @@ class WorkerReport:
                 "seconds_since_poll": round(consumer.seconds_since_success(), 1),
                 "polls_failing": consumer.failing,
                 "in_flight": consumer.in_flight,
-                **consumer.counts.as_dict(),
+                **consumer.counters.as_dict(),
             }
             for consumer in self._observed.consumers
         }

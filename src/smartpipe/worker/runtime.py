@@ -40,12 +40,12 @@ class Shared(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Bounds for opening and closing: a worker has to stop in time.
+    """Limits for opening and closing, because a worker has to stop in time.
 
     Args:
-        stopping: Opening the idempotency store is retried until this is set; the lifespan is not opened after that.
-        lifespan: Returns a context manager that bounds the lifespan, opening and closing included.
-        close_seconds: Called when the publisher is closed: for how long it may go on publishing.
+        stopping: Opening the idempotency store is retried until this is set. After that, the lifespan is not opened.
+        lifespan: Returns a context manager that limits the time of the lifespan, including opening and closing.
+        close_seconds: Called when the publisher is closed; returns how long it may continue to publish.
     """
 
     stopping: asyncio.Event
@@ -88,13 +88,13 @@ async def open_runtime(
 
     Args:
         capacity: The capacity of the process; by default one for the slots of *service*.
-        shared: Threads and claims to use in place of own ones.
-        store: Where idempotent handlers claim; by default the store of ``SMARTPIPE_IDEMPOTENCY_URL``.
-        bounds: Bounds for opening and closing. With them, events that cannot be published at the end are logged and
+        shared: Threads and claims to use, instead of new ones.
+        store: The store in which idempotent handlers claim; by default the one of ``SMARTPIPE_IDEMPOTENCY_URL``.
+        bounds: Limits for opening and closing. With them, events that cannot be published at the end are logged and
             counted; without, they raise PublishError.
 
     Raises:
-        ConfigError: Idempotent handlers have no store, or a handler wants something that the lifespan does not provide.
+        ConfigError: Idempotent handlers have no store, or a handler needs a value that the lifespan does not provide.
         StoreError: The store cannot be reached; with *bounds* this is retried.
     """
     async with AsyncExitStack() as stack:
@@ -128,5 +128,5 @@ async def _close_publisher(runtime: Runtime, bounds: Bounds | None) -> None:
     try:
         await runtime.publisher.aclose(timeout_seconds=max(0.0, bounds.close_seconds()))
     except PublishError as error:
-        log.error("%s", error)  # noqa: TRY400 - its text names every event
+        log.error("%s", error)  # noqa: TRY400 - its text lists every event
         runtime.unpublished = len(error.failures)

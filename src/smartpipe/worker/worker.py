@@ -1,4 +1,4 @@
-"""The worker: one process that runs a service's consumers from start to drained."""
+"""The worker: one process that runs a service's consumers, from its start until it has drained."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Worker:
     """Runs one service.
 
     Args:
-        verify: Raises TopologyError when what the service needs does not exist; by default nothing
-            is checked.
+        verify: Raises TopologyError if a resource that the service needs does not exist; by default the topology is not
+            verified.
         socket: A Unix socket to serve health on, instead of the settings' port.
-        store: Where idempotent handlers claim; by default what ``SMARTPIPE_IDEMPOTENCY_URL`` names.
+        store: The store in which idempotent handlers claim events; by default the one of ``SMARTPIPE_IDEMPOTENCY_URL``.
 
     Raises:
         ConfigError: The service has no handlers.
@@ -83,12 +83,12 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """The service's."""
+        """The name of the service."""
         return self._service.name
 
     @property
     def ready(self) -> bool:
-        """Whether it is verified, polls successfully and does not drain."""
+        """Whether the topology is verified, receive calls succeed, and the worker is not draining."""
         claims = None if self._runtime is None else self._runtime.claims
         return (
             self._verified
@@ -100,24 +100,24 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process makes progress: each queue was polled successfully within the limit, or is busy.
+        """Whether the process makes progress: each queue had a successful receive call within the limit, or is busy.
 
-        It does not while too many handler calls do not end, or a resource keeps running out.
+        It makes none while too many handler calls do not end, or while a resource keeps running out.
         """
         limit = self._settings.liveness_seconds
         return self.capacity.alive and all(consumer.seconds_since_success() < limit for consumer in self.consumers)
 
     @property
     def transport_counts(self) -> TransportCounters | None:
-        """What the transport counted, if it is one that counts."""
+        """The counters of the transport, or None if it has none."""
         return counters_of(self._transport)
 
     def stop(self, reason: str = "stop()") -> None:
-        """Begin to drain. A second call does nothing."""
+        """Start to drain. A second call does nothing."""
         if not self._stopping.is_set():
             seconds = (consumer.seconds_until_closed() for consumer in self.consumers)
             log.info(
-                "draining: %s; the open poll ends within %.0f s, the whole within %g s; a second signal stops hard",
+                "draining: %s; open receive calls end within %.0f s, the drain within %g s; a second signal stops hard",
                 reason,
                 max(seconds, default=0.0),
                 self._settings.drain_seconds,
@@ -127,45 +127,45 @@ class Worker:
             self._end_within(self._settings.drain_seconds + MIN_CLOSE_SECONDS)
 
     def pause(self, queue: str | None = None) -> None:
-        """Stop polling this queue, or all; what has been received is handled. Twice is once.
+        """Stop receiving from this queue, or all; received messages are still handled. A second call does nothing.
 
         Raises:
             ConfigError: The worker does not run, or has no such queue.
         """
         for consumer in self._consumers_of(queue):
             consumer.pause()
-            log.info("queue %s is paused", consumer.queue.name)
+            log.info("Queue %s is paused", consumer.queue.name)
 
     def resume(self, queue: str | None = None) -> None:
-        """Poll this queue, or all, again.
+        """Receive from this queue, or all, again. A second call does nothing.
 
         Raises:
             ConfigError: The worker does not run, or has no such queue.
         """
         for consumer in self._consumers_of(queue):
             consumer.resume()
-            log.info("queue %s is polled again", consumer.queue.name)
+            log.info("Receiving from queue %s again", consumer.queue.name)
 
     def _consumers_of(self, queue: str | None) -> list[Consumer]:
         found = [consumer for consumer in self.consumers if queue in (None, consumer.queue.name)]
         if not found:
-            names = ", ".join(consumer.queue.name for consumer in self.consumers) or "none, it does not run"
-            msg = f"queue {queue!r} is none of those that the worker polls: {names}"
+            names = ", ".join(consumer.queue.name for consumer in self.consumers) or "none, because it does not run"
+            msg = f"the worker does not receive from queue {queue!r}; its queues are: {names}"
             raise ConfigError(msg)
         return found
 
     def kill(self, reason: str = "kill()") -> None:
-        """Cut the drain short: cancel what runs, and give it back."""
+        """Cut the drain short: cancel the handlers, and return their messages to the queue."""
         log.warning("stopping hard: %s", reason)
         self._stopping.set()
         self._hard.set()
         self._end_within(self._settings.flush_seconds + MIN_CLOSE_SECONDS)
 
     async def run(self) -> int:
-        """Run until drained; return 0, or 1 when handlers were cancelled, deletes left, or the lifespan failed.
+        """Run until drained; return 0, or 1 if handlers were cancelled, messages not deleted, or the lifespan failed.
 
         Raises:
-            TopologyError: Something the service needs does not exist.
+            TopologyError: A resource that the service needs does not exist.
         """
         async with self.health:
             level = logging.DEBUG if self.health.private else logging.INFO
@@ -180,7 +180,7 @@ class Worker:
         return self._report()
 
     async def _serve(self) -> None:
-        """Open the runtime and, inside it, run the consumers; a stop bounds how long either may take."""
+        """Open the runtime and run the consumers in it. A stop limits the time of both."""
         bounds = Bounds(self._stopping, self._bound_lifespan, self._seconds_to_close)
         try:
             async with open_runtime(
@@ -205,13 +205,13 @@ class Worker:
                 log.error("The lifespan of %s failed: %s", self._service.name, describe_error(error), exc_info=error)  # noqa: TRY400 - the error is in its text
 
     def _seconds_to_close(self) -> float:
-        """Return how long the publisher may go on at the end: the rest of the drain's time, and a second at least."""
+        """Return how long the publisher may take to close: the rest of the drain's time, and at least one second."""
         left = self._stopped_at + self._settings.drain_seconds - asyncio.get_running_loop().time()
         return max(MIN_CLOSE_SECONDS, left)
 
     @asynccontextmanager
     async def _bound_lifespan(self) -> AsyncIterator[None]:
-        """Let ``_end_within`` cut off the lifespan."""
+        """Bound the lifespan by a time that ``_end_within`` sets."""
         async with asyncio.timeout(None) as limit:
             self._limit = limit
             try:
@@ -250,7 +250,7 @@ class Worker:
             consumer.start()
         self._verified = True
         queues = ", ".join(consumer.queue.name for consumer in self.consumers)
-        log.info("ready: %s polls %s, concurrency %d a queue", self._service.name, queues, settings.concurrency)
+        log.info("ready: %s polls %s, concurrency %d for each queue", self._service.name, queues, settings.concurrency)
 
     async def _verify_topology(self) -> None:
         if self._verify is None:
@@ -264,7 +264,7 @@ class Worker:
                 raise
             if self._settings.verify == "strict":
                 raise TopologyError(error.detail.splitlines()) from None
-            log.warning("the topology is not checked, these credentials may not read it: %s", error.detail)
+            log.warning("The topology is not verified, because these credentials may not read it: %s", error.detail)
             return
         log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
 
@@ -272,7 +272,7 @@ class Worker:
         unpublished = 0 if self._runtime is None else self._runtime.unpublished
         totals: Counter[str] = Counter()
         for consumer in self.consumers:
-            totals.update(consumer.counts.as_dict())
+            totals.update(consumer.counters.as_dict())
         if self.transport_counts is not None:
             totals.update(self.transport_counts.as_dict())
         fields = {"service": self._service.name, **totals}
