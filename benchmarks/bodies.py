@@ -20,7 +20,7 @@ from smartpipe.envelope.read import MessageReader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
 from smartpipe.payload_offload import PayloadOffload
-from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.tuning import tune_garbage_collector
 
 TICK_SECONDS = 0.001
 EXPANDED = {
@@ -68,7 +68,7 @@ def run_one(name: str, encoding: str) -> None:
     if encoding != "plain":
         body, attributes = compress(body, encoding), {ENCODING_ATTRIBUTE: Attribute("String", encoding)}
     size = len(body)
-    spare_collections()
+    tune_garbage_collector()
     outcome, longest, more = asyncio.run(measure(body, attributes))
     print(f"{size}\t{outcome}\t{longest:.1f}\t{more:.1f}")
 

@@ -27,8 +27,7 @@ from smartpipe import EmbeddedBroker, Publisher, Service, Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
 from smartpipe.transports.open import open_transport
-from smartpipe.worker.garbage import spare_collections
-from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.tuning import choose_loop_factory, tune_garbage_collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +87,7 @@ async def consume(transport: Transport, messages: int, *, fill: bool) -> None:
     if fill:
         await provision(service)
         await publish(transport, messages)
-    spare_collections()
+    tune_garbage_collector()
     settings = WorkerSettings.load(host="127.0.0.1", port=0, concurrency=80, wait_seconds=1, log_level="warning")
     worker = Worker(service, transport, settings)
     running = asyncio.create_task(worker.run())
@@ -124,7 +123,7 @@ def main() -> None:
     with ExitStack() as stack:
         if arguments.broker:
             os.environ.update(stack.enter_context(EmbeddedBroker("ministack")).environment)
-        runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory()))
+        runner = stack.enter_context(asyncio.Runner(loop_factory=choose_loop_factory()))
         with sampled(arguments.messages) if arguments.by == "pyinstrument" else counted(arguments.messages):
             runner.run(work(arguments))
 

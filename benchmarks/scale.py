@@ -29,8 +29,7 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
-from smartpipe.worker.garbage import spare_collections
-from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.tuning import choose_loop_factory, tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -121,8 +120,8 @@ async def drained(queues: int, messages: int) -> float:
 
 
 def run(queues: int, messages: int) -> float:
-    spare_collections()  # as the command does
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    tune_garbage_collector()  # as the command does
+    with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
         return runner.run(drained(queues, messages))
 
 

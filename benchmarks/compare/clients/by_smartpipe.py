@@ -19,7 +19,7 @@ from smartpipe.settings import WorkerSettings
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from smartpipe.transports.open import open_transport
-from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.tuning import tune_garbage_collector
 
 if TYPE_CHECKING:
     from smartpipe.transport import Transport
@@ -55,7 +55,7 @@ def worker_of(service: Service, transport: Transport, *, wait_seconds: int) -> W
 
 
 async def consume(transport: Transport, job: Job) -> Meter:
-    spare_collections()  # as the command does
+    tune_garbage_collector()  # as the command does
     meter = Meter(job)
     service = Service("shop")
 

@@ -17,7 +17,7 @@ from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said,
 from smartpipe.bench.producing import Producer
 from smartpipe.errors import SmartpipeError
 from smartpipe.transports.open import open_transport
-from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.tuning import choose_loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,7 @@ def main() -> None:
     """Run, and tell in one line why not."""
     sys.stdout = sys.stderr  # whatever anybody prints must not stand between our lines
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
             runner.run(run())
     except (SmartpipeError, ExceptionGroup) as error:
         causes = error.exceptions if isinstance(error, ExceptionGroup) else (error,)

@@ -12,7 +12,7 @@ from smartpipe.bench.fanout import Ledger, course, service_of
 from smartpipe.bench.latencies import encoded, packed
 from smartpipe.bench.messages import Handled
 from smartpipe.settings import WorkerSettings
-from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.tuning import tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Handling:
             host="127.0.0.1",
             port=0,
         )
-        spare_collections()  # as the command does
+        tune_garbage_collector()  # as the command does
         self._worker = Worker(service_of(queue, self.ledger), self._transport, settings)
         self.running = asyncio.create_task(self._worker.run())
         self._begun_at = 0.0

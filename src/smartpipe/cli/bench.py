@@ -97,7 +97,7 @@ def _check(manner: Manner) -> None:
 def _in_memory(load: Load, manner: Manner) -> Figures:
     from smartpipe.bench.figures import Setting, figures
     from smartpipe.bench.inmemory import InMemory
-    from smartpipe.worker.loops import loop_factory
+    from smartpipe.worker.tuning import choose_loop_factory
 
     if load.producers > 1 or load.processes > 1:
         raise ConfigError("--backend memory is one process: leave --producers and --processes out")
@@ -106,7 +106,7 @@ def _in_memory(load: Load, manner: Manner) -> Figures:
     async def work(watch: Callable[[Standing], None]) -> Reports:
         return await InMemory(load, watch).run()
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
         return figures(load, setting, runner.run(_measured(load, manner, work)))
 
 

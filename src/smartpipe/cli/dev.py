@@ -18,10 +18,10 @@ from smartpipe.errors import SmartpipeError
 from smartpipe.local import EmbeddedBroker
 from smartpipe.local.broker import environment_of
 from smartpipe.settings import WorkerSettings, unknown_settings
-from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.signals import on_stop
 from smartpipe.worker.supervisor import Changes, Command, Supervisor, can_watch, run_to_end
 from smartpipe.worker.supervisor.output import prefixes
+from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

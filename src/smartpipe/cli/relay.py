@@ -13,10 +13,10 @@ from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, RelaySettings, unknown_settings
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import Answer, HealthServer
-from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import Family, Sample, families_of_transport, render
 from smartpipe.worker.signals import on_stop
+from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

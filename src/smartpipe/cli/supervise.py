@@ -12,8 +12,8 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import configured
 from smartpipe.cli.worker import exit_now, load_service, load_settings, run
 from smartpipe.settings import WorkerSettings, unknown_settings
-from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.signals import on_stop
+from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

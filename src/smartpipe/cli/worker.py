@@ -15,10 +15,8 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
 from smartpipe.settings import AwsSettings, ServerSettings, WorkerSettings, unknown_settings
-from smartpipe.worker.garbage import spare_collections
-from smartpipe.worker.limits import raise_file_limit
-from smartpipe.worker.loops import loop_factory
 from smartpipe.worker.signals import on_stop, on_supervisor
+from smartpipe.worker.tuning import choose_loop_factory, raise_file_limit, tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ def run(
             log.warning("%s", sentence)
     service = load_service(target)
     log.info("starting: service %s, process %d", service.name, os.getpid())
-    runner = asyncio.Runner(loop_factory=loop_factory())
+    runner = asyncio.Runner(loop_factory=choose_loop_factory())
     code = runner.run(_run(service, settings, aws_settings, socket))
     exit_now(code)
 
@@ -108,7 +106,7 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
 
     verifying = None if settings.verify == "off" else check
     worker = Worker(service, transport, settings, verify=verifying, socket=socket)
-    spare_collections()
+    tune_garbage_collector()
     listen = on_stop if socket is None else on_supervisor
     with listen(worker.stop, worker.kill):
         return await worker.run()
