@@ -237,9 +237,9 @@ def test_letters_that_cannot_be_sent_are_named_with_the_reason_and_it_gives_up_a
         (("list", TARGET), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 1, "does AWS_ENDPOINT_URL, or the network,"),
         (("purge", TARGET), {}, 2, "Missing option '--queue'"),
         (("redrive", TARGET), {"SMARTPIPE_PREFIX": "nowhere-"}, 1, "run `smartpipe topology apply`"),
-        (("redrive", TARGET), {}, 2, "add --dry-run to look, then add --yes"),
+        (("redrive", TARGET), {}, 2, "add --dry-run for a preview, then add --yes"),
     ],
-    ids=["no broker", "no queue", "no topology", "nobody to ask"],
+    ids=["no broker", "no queue", "no topology", "no terminal"],
 )
 def test_a_mistake_is_told_in_one_line_and_changes_nothing(
     queues: Queues, dlq: Command, arguments: tuple[str, ...], environment: dict[str, str], code: int, sentence: str

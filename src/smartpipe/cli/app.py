@@ -212,7 +212,7 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure a fan-out: throughput, latency, CPU, requests and their cost on AWS. Exit 1: something is missing."""
-    from smartpipe.cli.bench import Manner, run_bench
+    from smartpipe.cli.bench import BenchOptions, run_bench
 
     flags = {
         "events": events,
@@ -225,4 +225,4 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
         "warmup": warmup,
         "patience_seconds": patience,
     }
-    run_bench(flags, Manner(backend, endpoint, plot, yes=yes, as_json=json))
+    run_bench(flags, BenchOptions(backend, endpoint, plot, yes=yes, as_json=json))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import heading, tell
+from smartpipe.cli.confirm import confirm
 from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import NO_REASON
@@ -90,7 +90,7 @@ def _run(work: Work) -> None:
     if going:
         more = "" if all(looked.complete for looked in looks) else " or more"
         question = f"{work.verb.capitalize()} {count:,}{more} message{'' if count == 1 else 's'}?"
-        ask(question, yes=work.manner.yes, as_json=as_json, look="add --dry-run to look")
+        confirm(question, yes=work.manner.yes, as_json=as_json, alternative="add --dry-run for a preview")
     try:
         if going:
             with_transport(lambda transport: _carry_out(work, transport, looks, tallies))
