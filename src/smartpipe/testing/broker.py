@@ -175,7 +175,7 @@ class MemoryBroker:
             async with asyncio.timeout(limit_seconds):
                 while self._busy():
                     try:
-                        await asyncio.wait_for(transport.changed(), LOOK_EVERY_SECONDS)
+                        await asyncio.wait_for(transport.wait_for_change(), LOOK_EVERY_SECONDS)
                     except TimeoutError:
                         for name in self._consumers:
                             transport.queue(name).expire()

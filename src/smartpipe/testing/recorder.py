@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.consumer import Settled
     from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Attribute, Failure, OutgoingMessage
-    from smartpipe.transports.memory.store import Stored
+    from smartpipe.transports.memory.store import StoredMessage
 
 
 LIMIT_BYTES = 2**31 - 1
@@ -79,7 +79,7 @@ class Recorder(MemoryTransport):
             after_seconds = settled.again_seconds or 0
             self.records.append(Retried(**common, after_seconds=after_seconds, error=outcome.error))  # type: ignore[arg-type]
 
-    def redriven(self, queue: str, stored: Stored) -> None:
+    def on_redrive(self, queue: str, stored: StoredMessage) -> None:
         """Remember what SQS itself moved to a dead-letter queue."""
         envelope = _decoded(stored.content.body, stored.content.attributes)
         error = RuntimeError("received as often as the queue's max_receive_count allows, and never settled")
