@@ -83,7 +83,7 @@ def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> E
 
 @pytest.fixture
 def fast_broker(ministack: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
-    """The embedded broker's default, in the environment."""
+    """The default local broker, in the environment."""
     lead_to(ministack.environment, monkeypatch)
     return ministack
 
