@@ -61,7 +61,7 @@ def test_help_explains(arguments: list[str]) -> None:
         (["topology", "plan", TARGET], {"AWS_CA_BUNDLE": "/nowhere.pem"}, "cannot be read: [Errno 2]"),
         (["schema", "export", TARGET, "--directory", "README.md"], {}, "File exists"),
         (["worker", "tests.acceptance.services:service.name.nope"], {}, "has no attribute 'service.name.nope'"),
-        (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is none of ministack, moto"),
+        (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is not one of ministack, moto"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line_and_exit_code_2(
@@ -129,7 +129,7 @@ def test_a_port_that_is_taken_is_one_clear_line() -> None:
         first.end()
 
     assert result.returncode == 2
-    assert f"the health port 127.0.0.1:{port} cannot be bound" in result.stderr
+    assert f"cannot bind the health port 127.0.0.1:{port}" in result.stderr
 
 
 @pytest.mark.usefixtures("fast_broker")
@@ -202,7 +202,7 @@ def test_a_taken_port_is_refused_with_a_sentence() -> None:
         result = smartpipe("local", "--port", str(broker.port))
 
     assert result.returncode == 2
-    assert f"port {broker.port} of 127.0.0.1 cannot be bound" in result.stderr
+    assert f"cannot bind port {broker.port} of 127.0.0.1" in result.stderr
 
 
 def test_the_command_is_installed_under_its_name() -> None:

@@ -159,7 +159,7 @@ def test_when_its_broker_dies_dev_drains_and_says_so(project: Path, closing: Exi
     [
         ([], "no TARGET: name one, as in signup.email_verification:service, or list them in pyproject.toml"),
         (["nowhere:service"], "there is no module 'nowhere'"),
-        (["shop:shop", "--backend", "rabbitmq"], "backend 'rabbitmq' is none of ministack, moto"),
+        (["shop:shop", "--backend", "rabbitmq"], "backend 'rabbitmq' is not one of ministack, moto"),
         (["shop:shop", "--log-level", "loud"], "--log-level=loud: input should be"),
     ],
 )
@@ -180,4 +180,4 @@ def test_a_broker_port_that_is_taken_is_one_clear_line(project: Path, ministack:
 
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
-    assert line.startswith(f"smartpipe: port {ministack.port} of 127.0.0.1 cannot be bound")
+    assert line.startswith(f"smartpipe: cannot bind port {ministack.port} of 127.0.0.1")

@@ -202,7 +202,7 @@ def test_processes_drain_by_themselves_when_their_supervisor_is_killed(jobs: Job
 
     until_blocking(lambda: not any(map(is_running, kill_later)))
     assert jobs.count("done long") == 1
-    assert group.process.logged("draining: the supervisor is gone") is not None
+    assert group.process.logged("draining: the supervisor has ended") is not None
 
 
 @pytest.mark.usefixtures("fast_broker")
@@ -254,5 +254,5 @@ def test_a_port_that_is_taken_is_one_clear_line_and_starts_nothing(jobs: Jobs) -
 
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
-    assert line.startswith(f"smartpipe: the health port 127.0.0.1:{port} cannot be bound")
+    assert line.startswith(f"smartpipe: cannot bind the health port 127.0.0.1:{port}")
     assert '"process": 1' not in result.stdout

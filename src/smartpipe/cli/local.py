@@ -11,7 +11,7 @@ import typer
 
 from smartpipe.errors import SmartpipeError
 from smartpipe.local import EmbeddedBroker
-from smartpipe.worker.signals import heard_signals
+from smartpipe.worker.signals import signals_to_handle
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -24,7 +24,7 @@ def run(backend: str, port: int, *, as_json: bool) -> int:
     def stop(_signum: int, _frame: FrameType | None) -> None:
         stopped.set()
 
-    for signum in heard_signals():
+    for signum in signals_to_handle():
         signal.signal(signum, stop)
     with EmbeddedBroker(backend, port=port) as broker:
         if as_json:

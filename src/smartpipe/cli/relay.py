@@ -12,7 +12,7 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, RelaySettings, unknown_settings
 from smartpipe.transport import counters_of
-from smartpipe.worker.health import Answer, HealthServer
+from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import Family, Sample, families_of_transport, render
 from smartpipe.worker.signals import on_stop
@@ -77,13 +77,15 @@ class RelayReport:
         self._relay = relay
         self._transport = transport
 
-    async def livez(self) -> Answer:
+    async def livez(self) -> ProbeResult:
         """Tell that it runs: while the database is away it tries on, and a restart would do no more."""
-        return Answer(True, {"alive": True})
+        return ProbeResult(True, {"alive": True})
 
-    async def readyz(self) -> Answer:
+    async def readyz(self) -> ProbeResult:
         """Tell whether it reads the outbox."""
-        return Answer(not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published})
+        return ProbeResult(
+            not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published}
+        )
 
     async def metrics(self) -> str:
         """Return the counts, and the backlog as the database last reported it: 5 s ago, or longer while it is away."""

@@ -24,7 +24,7 @@ from smartpipe.errors import (
 from smartpipe.idempotency.claims import Claims, claims_of
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.transport import counters_of
-from smartpipe.worker.health import HealthServer, WorkerReport
+from smartpipe.worker.health import HealthServer, WorkerHealth
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -81,7 +81,7 @@ class Worker:
         self._claims: Claims | None = None
         self.capacity = Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
-        self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
+        self.health = HealthServer(WorkerHealth(self), settings.host, settings.port, socket=socket)
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from smartpipe.worker.health import Answer
+from smartpipe.worker.health import ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import Family, Sample, merge, render
 from smartpipe.worker.supervisor.ask import Unanswered, ask
@@ -51,11 +51,11 @@ class GroupReport:
         self._parent = parent
         self._liveness_seconds = liveness_seconds
 
-    async def livez(self) -> Answer:
+    async def livez(self) -> ProbeResult:
         """Tell whether every child is alive."""
         return await self._all("alive", "/livez", otherwise={"restarting": True, "starting": True})
 
-    async def readyz(self) -> Answer:
+    async def readyz(self) -> ProbeResult:
         """Tell whether every child is ready."""
         return await self._all("ready", "/readyz", otherwise={})
 
@@ -70,13 +70,13 @@ class GroupReport:
         texts[SUPERVISOR] = render([family_of_dropped_lines({})])
         return render([restarts]) + merge(texts, "process")
 
-    async def _all(self, word: str, path: str, *, otherwise: dict[str, bool]) -> Answer:
+    async def _all(self, word: str, path: str, *, otherwise: dict[str, bool]) -> ProbeResult:
         processes: dict[str, dict[str, Any]] = {}
         for child, state, text in await self._ask(path):
             own = json.loads(text) if text else {word: otherwise.get(state, False)}
             processes[child.name] = {"pid": child.pid, "restarts": child.restarts, "state": state, **own}
         good = bool(processes) and all(one[word] for one in processes.values())
-        return Answer(good, {word: good, "processes": processes})
+        return ProbeResult(good, {word: good, "processes": processes})
 
     async def _ask(self, path: str) -> list[Seen]:
         return await asyncio.gather(*(self._see(child, path) for child in self._parent.children))
