@@ -74,7 +74,7 @@ class Process:
     def wait_until(self, condition: Callable[[], object], deadline_seconds: float = DEADLINE_SECONDS) -> None:
         deadline = time.monotonic() + deadline_seconds
         while not condition():
-            assert self.running, "it ended by itself:\n" + "\n".join(self.lines)
+            assert self.running, "the process ended unexpectedly:\n" + "\n".join(self.lines)
             assert time.monotonic() < deadline, "not in time:\n" + "\n".join(self.lines)
             time.sleep(0.02)
 

@@ -52,7 +52,7 @@ class Terminal:
         def seen() -> bool:
             ended = self._process.poll() is not None
             found = sum(text in line for line in self.lines) >= count
-            assert found or not ended, "it ended by itself:\n" + "\n".join(self.lines)
+            assert found or not ended, "the process ended unexpectedly:\n" + "\n".join(self.lines)
             return found
 
         until_blocking(seen)
