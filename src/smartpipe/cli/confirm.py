@@ -17,7 +17,7 @@ def confirm(question: str, *, yes: bool, as_json: bool, alternative: str = "revi
         alternative: A way to see the effect without a confirmation, for the error message.
 
     Raises:
-        ConfigError: There is no terminal to ask on, or the output is JSON.
+        ConfigError: Standard input is not a terminal, or the output is JSON.
         Exit: The user declines; exit code 1.
     """
     if yes:

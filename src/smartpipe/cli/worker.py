@@ -58,7 +58,7 @@ def load_service(target: str | None) -> Service:
     """Return the service for a worker to run.
 
     Raises:
-        ConfigError: There is no service, or more than one.
+        ConfigError: No service is named, or several are.
     """
     services = load_services([target] if target else [])
     if len(services) > 1:
