@@ -44,7 +44,7 @@ def measure_seconds(command: list[str]) -> list[float]:
 
 
 def measure_worker(directory: Path, environment: dict[str, str]) -> tuple[list[float], float, float]:
-    """Return the seconds from command to "ready" of each run, and the idle CPU percent and RSS in MB of the last run."""
+    """Return the seconds from command to "ready" of each run, and the idle CPU percent and RSS (MB) of the last."""
     command = [sys.executable, "-m", "smartpipe", "worker", "service:service", "--port", "0"]
     environment = {**os.environ, **environment, "SMARTPIPE_LOG_FORMAT": "json"}
     durations, percent, megabytes = [], 0.0, 0.0

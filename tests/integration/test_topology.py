@@ -652,4 +652,4 @@ async def test_a_plan_makes_no_more_calls_than_it_needs_and_not_all_at_once(prox
         "ListSubscriptionsByTopic": 8,
         "GetSubscriptionAttributes": 16,
     }
-    assert 1 < proxy.most_at_once <= MAX_CALLS
+    assert 1 < proxy.peak_concurrency <= MAX_CALLS

@@ -1,4 +1,4 @@
-"""Services that need everything an export has to say: FIFO and standard, filters, sizes, keys, direct queues."""
+"""Services that use every feature of an export: FIFO and standard, filters, sizes, keys, direct queues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ partners = Topic(arn="arn:aws:sns:us-east-2:210987654321:partners")
 
 
 class AccountOpened(Event, topic=accounts, type="account.opened", version="1.0"):
-    """Somebody opened an account."""
+    """A person opened an account."""
 
     name: str
     country: str = "ch"
@@ -44,7 +44,7 @@ class SecretTold(Event, topic=secrets, type="secret.told", version="1.0"):
 
 
 def numbered(number: int) -> type[Event]:
-    """Return an event on a topic of its own."""
+    """Return an event class with its own topic."""
 
     class Numbered(Event, topic=Topic(f"many-{number}"), type=f"many.{number}", version="1.0"):
         pass
@@ -62,7 +62,7 @@ def subscribed(service: Service, *events: type[Event], queue: Queue | None = Non
 
 
 def portal() -> Service:
-    """Publishes and handles nothing."""
+    """Return a service that publishes and handles no event."""
     return Service("portal", publishes=[AccountOpened, AccountClosed, PaymentMade, Queue("reports", direct=True)])
 
 
@@ -103,16 +103,16 @@ def vault() -> Service:
 
 
 def borrower() -> Service:
-    """Handles what another team's queue gets."""
+    """Return a service that handles messages of another team's queue."""
     theirs = Queue("arn:aws:sqs:eu-west-1:210987654321:theirs", existing=True, dead_letter="their-dead")
     return subscribed(Service("borrower", queue=theirs), AccountOpened)
 
 
 def services() -> list[Service]:
-    """Return what every broker can have, and CloudFormation and Terraform too."""
+    """Return the services that all brokers, CloudFormation and Terraform support."""
     return [portal(), mailer(), ledger(), archive()]
 
 
 def everything() -> list[Service]:
-    """Return besides what no emulator has, or only AWS's own."""
+    """Return all services, with those that emulators do not support."""
     return [*services(), cinema(), exchange(), affiliates(), vault(), borrower()]

@@ -1,4 +1,4 @@
-"""Terraform's AWS provider as far as exports need it: its resources' arguments, and what it does with them.
+"""The parts of Terraform's AWS provider that exports need: the arguments of its resources, and their effect.
 
 Written from hashicorp/aws 6.36.0's documentation of ``aws_sqs_queue``, ``aws_sqs_queue_policy``,
 ``aws_sqs_queue_redrive_allow_policy``, ``aws_sns_topic`` and ``aws_sns_topic_subscription``, and from Terraform's
@@ -24,7 +24,7 @@ _REFERENCE = re.compile(r"((?:data\.)?[a-z_]+\.[A-Za-z0-9_-]+)\.([a-z_]+)")
 LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 META_ARGUMENTS = {"depends_on": list}
 
-# Argument → type. Of 6.36.0; `region` is every resource's since 6.0.
+# Argument → type, of version 6.36.0. All resources have `region` since 6.0.
 ARGUMENTS: dict[str, dict[str, type]] = {
     "aws_sqs_queue": {
         "name": str, "delay_seconds": int, "deduplication_scope": str, "fifo_queue": bool, "fifo_throughput_limit": str,
@@ -57,7 +57,7 @@ EXPORTED = {
     "data.aws_region": {"region"},
 }
 JSON_ARGUMENTS = {"policy", "redrive_policy", "redrive_allow_policy", "filter_policy"}
-"""Refused unless they are JSON, when the references in them are resolved."""
+"""Arguments that must be JSON after their references are resolved."""
 SQS_DEFAULT = "1048576"
 _QUEUE_DEFAULTS: dict[str, Any] = {
     "delay_seconds": 0, "max_message_size": 262_144, "message_retention_seconds": 345_600,
@@ -89,20 +89,22 @@ _SUBSCRIPTION_ATTRIBUTES = {
 
 
 def faults(configuration: dict[str, Any]) -> list[str]:
-    """Say what Terraform or its AWS provider would refuse."""
+    """Return the errors that Terraform or its AWS provider would report."""
     found = []
     blocks = {f"{kind}.{label}": block for kind, label, block in _blocks(configuration)}
     known = {*blocks, *(f"data.{kind}.{label}" for kind, by in configuration.get("data", {}).items() for label in by)}
     choices: dict[str, str] = configuration.get("locals", {})
-    found += [f"{name}: its choice is not one: {text}" for name, text in choices.items() if not choice_in(text)]
+    found += [
+        f"{name}: this is not a choice by region: {text}" for name, text in choices.items() if not choice_in(text)
+    ]
     used = json.dumps(configuration["resource"])
-    found += [f"local.{name} is used by nothing" for name in choices if f"${{local.{name}}}" not in used]
+    found += [f"local.{name} is not used" for name in choices if f"${{local.{name}}}" not in used]
     for address, block in blocks.items():
         kind, _, label = address.partition(".")
         arguments = {**ARGUMENTS.get(kind, {}), **META_ARGUMENTS}
         found += [f"{address}: no such argument {name}" for name in block if name not in arguments]
         found += [
-            f"{address}: {name} is no {arguments[name].__name__}"
+            f"{address}: {name} is not of type {arguments[name].__name__}"
             for name, value in block.items()
             if name in arguments and type(value) is not arguments[name]
         ]
@@ -110,9 +112,9 @@ def faults(configuration: dict[str, Any]) -> list[str]:
         found += [
             f"{address}: these conflict: {both}" for both in [CONFLICTS.get(kind)] if both and both <= block.keys()
         ]
-        found += [] if LABEL.fullmatch(label) else [f"{address}: {label} is no identifier"]
+        found += [] if LABEL.fullmatch(label) else [f"{address}: {label} is not an identifier"]
         found += [
-            f"{address}: depends on {one}, which is not there"
+            f"{address}: depends on {one}, which does not exist"
             for one in block.get("depends_on", [])
             if one not in known
         ]
@@ -123,12 +125,12 @@ def faults(configuration: dict[str, Any]) -> list[str]:
             match = _REFERENCE.fullmatch(expression)
             exported = EXPORTED.get(match[1].rpartition(".")[0], set()) if match else set()
             if not match or match[1] not in known or match[2] not in exported:
-                found.append(f"{expression} refers to nothing")
+                found.append(f"{expression} refers to an unknown object")
     return found
 
 
 def choice_in(text: str) -> tuple[list[tuple[str, list[str]]], list[str]] | None:
-    """Read a choice by the region: conditions with a list each, and the list where none holds."""
+    """Parse a choice by region: conditions with a list each, and the list for all other regions."""
     whole = text.removeprefix("${").removesuffix("}")
     choices = [(found[1], json.loads(found[2])) for found in _CHOICE.finditer(whole)]
     last = _LAST.fullmatch(_CHOICE.sub("", whole))
@@ -136,10 +138,10 @@ def choice_in(text: str) -> tuple[list[tuple[str, list[str]]], list[str]] | None
 
 
 def chosen_in(text: str, region: str) -> str:
-    """Return what a choice comes to in a region, as JSON."""
+    """Evaluate a choice for a region, and return the list as JSON."""
     choices, otherwise = choice_in(text) or ([], [])
-    held = [let_in for condition, let_in in choices if _holds(condition, region)]
-    return json.dumps([one.replace("${data.aws_region.current.region}", region) for one in [*held, otherwise][0]])
+    chosen = [values for condition, values in choices if _holds(condition, region)]
+    return json.dumps([one.replace("${data.aws_region.current.region}", region) for one in [*chosen, otherwise][0]])
 
 
 def _holds(condition: str, region: str) -> bool:
@@ -151,7 +153,7 @@ def _holds(condition: str, region: str) -> bool:
 
 
 class Workspace:
-    """Applies a configuration, each resource after those that it refers to."""
+    """Applies a configuration. Each resource is created after those that it refers to."""
 
     def __init__(self, configuration: dict[str, Any]) -> None:
         self._blocks = {f"{kind}.{label}": block for kind, label, block in _blocks(configuration)}
@@ -170,7 +172,7 @@ class Workspace:
         }
 
     def apply(self) -> dict[str, Any]:
-        """Return the outputs."""
+        """Create the resources, and return the outputs."""
         make = {
             "aws_sqs_queue": self._make_queue,
             "aws_sqs_queue_policy": self._set_attribute,
@@ -178,32 +180,32 @@ class Workspace:
             "aws_sns_topic": self._make_topic,
             "aws_sns_topic_subscription": self._make_subscription,
         }
-        graph = {address: set(self._needs(block)) for address, block in self._blocks.items()}
+        graph = {address: set(self._list_dependencies(block)) for address, block in self._blocks.items()}
         for address in TopologicalSorter(graph).static_order():  # raises CycleError, as Terraform would
-            block = {name: self._resolved(value) for name, value in self._blocks[address].items()}
+            block = {name: self._resolve(value) for name, value in self._blocks[address].items()}
             block.pop("depends_on", None)
             make[address.partition(".")[0]](address, block)
-        return {name: self._resolved(output["value"]) for name, output in self._outputs.items()}
+        return {name: self._resolve(output["value"]) for name, output in self._outputs.items()}
 
-    def _needs(self, block: dict[str, Any]) -> Iterator[str]:
+    def _list_dependencies(self, block: dict[str, Any]) -> Iterator[str]:
         yield from block.get("depends_on", [])
         for text in _texts(block):
             for expression in filter(None, _TEMPLATE.findall(text)):
                 if not expression.startswith(("data.", "local.")):
                     yield expression.rpartition(".")[0]
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolve(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: self._resolved(one) for name, one in value.items()}
+            return {name: self._resolve(one) for name, one in value.items()}
         if isinstance(value, list):
-            return [self._resolved(one) for one in value]
+            return [self._resolve(one) for one in value]
         if isinstance(value, str):
             return _TEMPLATE.sub(lambda found: self._known[found[1]] if found[1] else found[0][1:], value)
         return value
 
     def _make_queue(self, address: str, block: dict[str, Any]) -> None:
         attributes = _attributes({**_QUEUE_DEFAULTS, **block}, _QUEUE_ATTRIBUTES)
-        if attributes["MaximumMessageSize"] == SQS_DEFAULT:  # which ministack has, and refuses to be told
+        if attributes["MaximumMessageSize"] == SQS_DEFAULT:  # ministack has this default, and refuses the attribute
             del attributes["MaximumMessageSize"]
         made = self._sqs.create_queue(QueueName=block["name"], Attributes=attributes, tags=block.get("tags", {}))
         url = made["QueueUrl"]
@@ -213,7 +215,7 @@ class Workspace:
     def _set_attribute(self, _: str, block: dict[str, Any]) -> None:
         names = {"policy": "Policy", "redrive_allow_policy": "RedriveAllowPolicy"}
         url = block["queue_url"]
-        # moto forgets a queue's policy at any other attribute that is set.
+        # moto deletes the policy of a queue when another attribute is set.
         kept = self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"]).get("Attributes", {})
         self._sqs.set_queue_attributes(QueueUrl=url, Attributes={**kept, **_attributes(block, names)})
 
@@ -221,7 +223,7 @@ class Workspace:
         tags = [{"Key": key, "Value": value} for key, value in block.get("tags", {}).items()]
         attributes = _attributes(block, _TOPIC_ATTRIBUTES)
         arn = self._sns.create_topic(Name=block["name"], Attributes=attributes, Tags=tags)["TopicArn"]
-        self._sns.tag_resource(ResourceArn=arn, Tags=tags)  # ministack's CreateTopic does not
+        self._sns.tag_resource(ResourceArn=arn, Tags=tags)  # ministack ignores the tags of CreateTopic
         self._known |= {f"{address}.arn": arn, f"{address}.id": arn}
 
     def _make_subscription(self, _: str, block: dict[str, Any]) -> None:
@@ -238,8 +240,8 @@ class Workspace:
 def _attributes(block: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
     for name in JSON_ARGUMENTS & block.keys():
         json.loads(block[name])
-    said = {names[name]: value for name, value in block.items() if name in names}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
+    values = {names[name]: value for name, value in block.items() if name in names}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
 def _blocks(configuration: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

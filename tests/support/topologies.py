@@ -1,4 +1,4 @@
-"""Provisioning in tests, step by step."""
+"""Plan, apply and destroy topologies in tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def provisioner() -> AsyncIterator[Provisioner]:
-    """A provisioner of the environment's, closed at the end."""
+    """Open a provisioner with the environment's settings."""
     transport = open_aws_transport()
     try:
         yield Provisioner(transport)
@@ -31,12 +31,12 @@ async def survey(*services: Service) -> PlanContext:
 
 
 async def left_to_do(*services: Service) -> list[str]:
-    """What an apply would still have to do."""
+    """Return the changes that an apply would still make."""
     return [str(change) for change in (await survey(*services)).pending]
 
 
 async def destroy(*services: Service, orphaned: bool = False) -> list[str]:
-    """Delete what goes; return that."""
+    """Delete the resources of the services, and return the changes."""
     async with provisioner() as found:
         going = (await found.survey(services, even_if_faulty=True, destroying=True)).destruction(orphaned=orphaned)
         await found.apply(going)
