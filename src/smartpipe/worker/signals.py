@@ -34,7 +34,7 @@ def on_stop(*calls: Callable[[str], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     left = list(calls)
 
-    def received(name: str) -> None:
+    def on_signal(name: str) -> None:
         if name == signal.SIGHUP.name and len(left) < len(calls):
             return  # the shell of a terminal sends it in addition to the kernel, and systemd sends it after SIGTERM
         if left:  # signals that arrived while the loop was blocked are handled in one step
@@ -49,7 +49,7 @@ def on_stop(*calls: Callable[[str], None]) -> Iterator[None]:
             loop.remove_signal_handler(signum)
 
     for signum in signums:
-        loop.add_signal_handler(signum, received, signum.name)
+        loop.add_signal_handler(signum, on_signal, signum.name)
     try:
         yield
     finally:
