@@ -1,4 +1,4 @@
-# The one list of commands, for people and for CI. `make demo` and `make test` are all a fresh machine needs.
+# The commands of the project, for people and for CI. On a new machine, start with `make demo` or `make test`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 
-# Two for each core: these tests wait more than they work.
+# Two for each core, because these tests mostly wait.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
-# Containers often forbid bytecode, and then each worker, and each of hundreds of commands, compiles everything anew.
+# Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
 test chaos: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test test-all smoke chaos fuzz check format bench compare
@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	cd examples && ../$(BIN)/python -m signup.demo
 
-# AsyncAPI's JSON Schemas, for one test; it skips where there is no npm.
+# AsyncAPI's JSON Schemas, for one test. The test is skipped if npm is not installed.
 $(SPECS): $(INSTALLED)
 	@if command -v npm >/dev/null; then npm install --prefix .venv/node --no-audit --no-fund --silent @asyncapi/specs@6.11.1; fi
 
@@ -51,11 +51,12 @@ smoke: $(INSTALLED)
 	cd .smoke && venv/bin/smartpipe --help >/dev/null && venv/bin/python -P -W error ../tests/smoke.py
 	rm -rf .smoke
 
-# Kills and hinders everything, three scenarios at a time: some seven minutes; writes docs/delivery-guarantees.md.
+# Kills and disturbs processes and connections, three scenarios at a time. Takes about seven minutes, and writes
+# docs/delivery-guarantees.md.
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos
 
-# Random input, guided by coverage, for everything that reads what others wrote: some five minutes.
+# Random input, guided by coverage, for all code that reads external data. Takes about five minutes.
 fuzz: $(INSTALLED)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
@@ -74,6 +75,7 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python -m benchmarks.outbox
 
-# Beside its peers, each in a venv of its own in .venv-compare: some seven minutes; writes benchmarks/RESULTS.md.
+# Compares smartpipe with similar libraries, each in its own venv in .venv-compare. Takes about seven minutes, and
+# writes benchmarks/RESULTS.md.
 compare: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare

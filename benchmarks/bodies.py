@@ -1,7 +1,7 @@
-"""What bodies that fit one SQS message cost a worker: how long the event loop stands still, and how much memory.
+"""Measure the cost of bodies that fit into one SQS message: the longest pause of the event loop, and the memory.
 
-Each body is decoded in a process of its own, plain and as gzip, while the event loop measures the longest time that it
-did not run. ``python -m benchmarks.bodies`` prints the table; the largest of --rounds rounds counts.
+Each body is decoded in its own process, plain and as gzip, while the event loop measures its longest pause.
+``python -m benchmarks.bodies`` prints the table with the largest values of --rounds rounds.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from smartpipe.envelope.decode import MessageReader
 from smartpipe.errors import SmartpipeError
 from smartpipe.message import Attribute, Message
 from smartpipe.payload_offload import PayloadOffload
-from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.tuning import tune_garbage_collector
 
 TICK_SECONDS = 0.001
 EXPANDED = {
-    "8 MiB of lists, unpacked": lambda: full("unheard_of", "[]", wanted=8 * 2**20),
-    "3.9 MiB of models, unpacked": lambda: full("points", '{"x":1}', wanted=39 * 2**20 // 10),
-    "3.9 MiB of text, unpacked": lambda: full("unheard_of", '"' + "€" * 50_000 + '"', wanted=2**20),
-    "63 MiB of zeros, unpacked": lambda: full("unheard_of", '"' + "0" * 1_000_000 + '"', wanted=63 * 2**20),
+    "8 MiB of lists, decompressed": lambda: full("unheard_of", "[]", wanted=8 * 2**20),
+    "3.9 MiB of models, decompressed": lambda: full("points", '{"x":1}', wanted=39 * 2**20 // 10),
+    "3.9 MiB of text, decompressed": lambda: full("unheard_of", '"' + "€" * 50_000 + '"', wanted=2**20),
+    "63 MiB of zeros, decompressed": lambda: full("unheard_of", '"' + "0" * 1_000_000 + '"', wanted=63 * 2**20),
 }
-ALL = {**WRONG, **VALID, **EXPANDED}
+BODIES = {**WRONG, **VALID, **EXPANDED}
 
 
 async def measure(body: str, attributes: dict[str, Attribute]) -> tuple[str, float, float]:
@@ -58,19 +58,19 @@ async def measure(body: str, attributes: dict[str, Attribute]) -> tuple[str, flo
     await asyncio.sleep(2 * TICK_SECONDS)
     decoding = False
     await watching
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
-    return f"{outcome}\t{seconds * 1_000:.0f}", longest * 1_000, more
+    added_memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
+    return f"{outcome}\t{seconds * 1_000:.0f}", longest * 1_000, added_memory
 
 
 def run_one(name: str, encoding: str) -> None:
-    body = ALL[name]()
+    body = BODIES[name]()
     attributes = {}
     if encoding != "plain":
         body, attributes = compress(body, encoding), {ENCODING_ATTRIBUTE: Attribute("String", encoding)}
     size = len(body)
-    spare_collections()
-    outcome, longest, more = asyncio.run(measure(body, attributes))
-    print(f"{size}\t{outcome}\t{longest:.1f}\t{more:.1f}")
+    tune_garbage_collector()
+    outcome, longest, added_memory = asyncio.run(measure(body, attributes))
+    print(f"{size}\t{outcome}\t{longest:.1f}\t{added_memory:.1f}")
 
 
 def main() -> None:
@@ -81,8 +81,8 @@ def main() -> None:
     if arguments.one:
         run_one(*arguments.one)
         return
-    print(f"{'body':42} {'':6} {'bytes':>9}  {'outcome':16} {'ms':>6} {'loop stands still, ms':>22} {'more MiB':>9}")
-    for name in ALL:
+    print(f"{'body':42} {'':6} {'bytes':>9}  {'outcome':16} {'ms':>6} {'longest pause, ms':>18} {'added MiB':>9}")
+    for name in BODIES:
         for encoding in ("plain", "gzip") if name not in EXPANDED else ("gzip",):
             command = [sys.executable, "-m", "benchmarks.bodies", "--one", name, encoding]
             rows = [
@@ -90,10 +90,9 @@ def main() -> None:
                 for _ in range(arguments.rounds)
             ]
             size, outcome = rows[0][0], rows[0][1]
-            milliseconds, longest, more = (max(float(row[column]) for row in rows) for column in (2, 3, 4))
-            print(
-                f"{name:42} {encoding:6} {int(size):9,}  {outcome:16} {milliseconds:6.0f} {longest:22.1f} {more:9.1f}"
-            )
+            milliseconds, longest, added_memory = (max(float(row[column]) for row in rows) for column in (2, 3, 4))
+            figures = f"{milliseconds:6.0f} {longest:18.1f} {added_memory:9.1f}"
+            print(f"{name:42} {encoding:6} {int(size):9,}  {outcome:16} {figures}")
 
 
 if __name__ == "__main__":

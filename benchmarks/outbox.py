@@ -1,9 +1,9 @@
-"""How fast a relay publishes, and how soon after the commit, on the embedded broker and a PostgreSQL of its own.
+"""Measure the throughput and latency of a relay, on the local broker and a new PostgreSQL server.
 
     python -m benchmarks.outbox [--events 20000] [--url postgresql://...]
 
-From the root of the checkout. Latency is what the database saw, from the row's insertion to its mark, of single
-events committed one after the other to an idle relay.
+Run it from the root of the checkout. Latency is measured in the database, from the insertion of a row until it is
+marked as published. For this, single events are committed one after the other while the relay is idle.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ async def measure(url: str, count: int) -> None:
     connection = await asyncpg.connect(url)
     await connection.execute("TRUNCATE smartpipe_outbox")
     transport = open_aws_transport()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     async with connection.transaction():
         for number in range(count):
             await OUTBOX.publish(Ordered(number=number), connection=connection)
-    written = time.perf_counter() - begun
+    written = time.perf_counter() - started
     relay = Relay(url, transport)
-    begun, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), time.process_time()
     await relay.drain()
-    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     print(f"written    {count / written:8,.0f} events/s, one statement each, in one transaction")
     print(f"published  {count / seconds:8,.0f} events/s, {cpu / count * 1e6:.0f} µs of the relay's CPU each")
 

@@ -1,10 +1,11 @@
-"""Where the time of a message goes: a worker, or a publisher, under a profiler.
+"""Run a worker or a publisher under a profiler, to see where the time for a message goes.
 
     python -m benchmarks.profiling consume|publish [--by pyinstrument] [--broker] [--messages N]
 
-From the root of the checkout. Without ``--broker`` the transport does nothing, and what is seen is smartpipe itself;
-with it, the wire and the embedded broker, which is a process of its own, so that none of its time is counted. cProfile
-counts calls and exaggerates small ones; pyinstrument (``pip install pyinstrument``) samples, and draws a tree.
+Run it from the root of the checkout. By default, the transport does nothing, so the profile shows smartpipe itself.
+With ``--broker`` it shows the direct transport too. The local broker runs in its own process, so its time does not
+count. cProfile counts calls and exaggerates small ones. pyinstrument (``pip install pyinstrument``) samples, and prints
+a tree.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.scale import Endless
+from benchmarks.scale import EndlessTransport
 from benchmarks.scale_service import Placed
 
 from smartpipe import EmbeddedBroker, Publisher, Service, Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
 from smartpipe.transports.open import open_transport
-from smartpipe.worker.garbage import spare_collections
-from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.tuning import choose_loop_factory, tune_garbage_collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,35 +38,35 @@ if TYPE_CHECKING:
 LINES = 40
 
 
-def options() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.profiling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("consume", "publish"))
+    parser.add_argument("mode", choices=("consume", "publish"))
     parser.add_argument("--by", choices=("cProfile", "pyinstrument"), default="cProfile")
-    parser.add_argument("--broker", action="store_true", help="on the wire and the embedded broker")
+    parser.add_argument("--broker", action="store_true", help="use the direct transport and the local broker")
     parser.add_argument("--messages", type=int, default=20_000)
     return parser.parse_args()
 
 
 @contextmanager
-def counted(messages: int) -> Iterator[None]:
-    """Print, for each function, its own time for each message, and how often it was called."""
+def profile_calls(messages: int) -> Iterator[None]:
+    """Print the time in each function per message, without its callees, and the number of calls per message."""
     profile = cProfile.Profile()
     profile.enable()
     yield
     profile.disable()
     found = pstats.Stats(profile).get_stats_profile().func_profiles
-    print(f"{'µs each':>8} {'calls':>7}  where, and what")
-    for name, one in sorted(found.items(), key=lambda item: -item[1].tottime)[:LINES]:
-        calls = int(one.ncalls.partition("/")[0])
-        where = "" if one.file_name == "~" else f"{Path(one.file_name).name}:{one.line_number}"
-        print(f"{one.tottime / messages * 1e6:8.2f} {calls / messages:7.2f}  {where} {name}")
+    print(f"{'µs each':>8} {'calls':>7}  function")
+    for name, function in sorted(found.items(), key=lambda item: -item[1].tottime)[:LINES]:
+        calls = int(function.ncalls.partition("/")[0])
+        place = "" if function.file_name == "~" else f"{Path(function.file_name).name}:{function.line_number}"
+        print(f"{function.tottime / messages * 1e6:8.2f} {calls / messages:7.2f}  {place} {name}")
 
 
 @contextmanager
-def sampled(_: int) -> Iterator[None]:
-    """Print the tree of calls."""
+def sample_calls(_: int) -> Iterator[None]:
+    """Print a tree of calls."""
     profiler = import_module("pyinstrument").Profiler(interval=0.0005, async_mode="disabled")
     profiler.start()
     yield
@@ -88,7 +88,7 @@ async def consume(transport: Transport, messages: int, *, fill: bool) -> None:
     if fill:
         await provision(service)
         await publish(transport, messages)
-    spare_collections()
+    tune_garbage_collector()
     settings = WorkerSettings.load(host="127.0.0.1", port=0, concurrency=80, wait_seconds=1, log_level="warning")
     worker = Worker(service, transport, settings)
     running = asyncio.create_task(worker.run())
@@ -103,8 +103,8 @@ async def publish(transport: Transport, messages: int) -> None:
 
 
 async def work(arguments: argparse.Namespace) -> None:
-    transport = open_transport() if arguments.broker else Endless(arguments.messages)
-    if arguments.what == "consume":
+    transport = open_transport() if arguments.broker else EndlessTransport(arguments.messages)
+    if arguments.mode == "consume":
         await consume(transport, arguments.messages, fill=arguments.broker)
     else:
         if arguments.broker:
@@ -119,13 +119,13 @@ async def _ignore(event: Placed) -> None: ...
 
 
 def main() -> None:
-    arguments = options()
+    arguments = parse_options()
     logging.basicConfig(level=logging.WARNING)
     with ExitStack() as stack:
         if arguments.broker:
             os.environ.update(stack.enter_context(EmbeddedBroker("ministack")).environment)
-        runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory()))
-        with sampled(arguments.messages) if arguments.by == "pyinstrument" else counted(arguments.messages):
+        runner = stack.enter_context(asyncio.Runner(loop_factory=choose_loop_factory()))
+        with sample_calls(arguments.messages) if arguments.by == "pyinstrument" else profile_calls(arguments.messages):
             runner.run(work(arguments))
 
 

@@ -1,10 +1,10 @@
-"""Whether the cost of a message stays what it is: with more queues, more messages, more processes.
+"""Measure whether the cost of a message stays the same with more queues, more messages and more processes.
 
     python -m benchmarks.scale [queues] [soak] [processes]
 
-From the root of the checkout; without a name, all three. The first two run a real Worker on a transport that hands
-out the same message without end and takes every delete, so that nothing but smartpipe is measured. The third runs
-``smartpipe worker`` on the embedded broker, with a handler that computes for so long that the broker is not the limit.
+Run it from the root of the checkout. Without a name, it runs all three. The first two run a real Worker on a transport
+that returns the same message endlessly and accepts every delete, so that only smartpipe is measured. The third runs
+``smartpipe worker`` on the local broker, with a handler that computes long enough for the broker not to be the limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import boto3
 import psutil
-from benchmarks.scale_service import Placed, service
+from benchmarks.scale_service import Placed
+from benchmarks.scale_service import service as computing_service
 from tests.support.processes import Process
 
 from smartpipe import EmbeddedBroker, Publisher, Queue, Service
@@ -29,8 +30,7 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import provision
-from smartpipe.worker.garbage import spare_collections
-from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.tuning import choose_loop_factory, tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ MESSAGES = 60_000
 ROUNDS = 5
 SOAK = (1_000, 10_000, 100_000, 1_000_000)
 COMPUTED = 600
-"""Messages of the third figure: at 10 ms each they keep one core busy for six seconds."""
+"""The number of messages of the third part. At 10 ms each, they keep one core busy for six seconds."""
 
 BODY = encode(wrap(Placed(number=1), source="benchmark"))
 ATTRIBUTES = {"type": Attribute("String", "bench.placed")}
 
 
-class Endless:
-    """A transport with as many messages as are asked for, until so many have been taken."""
+class EndlessTransport:
+    """A transport that returns as many messages as requested, until *messages* have been received."""
 
     def __init__(self, messages: int) -> None:
         self._left = messages
@@ -63,7 +63,7 @@ class Endless:
     async def receive(
         self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
     ) -> list[Message]:
-        """Hand out so many, or find nothing after a while."""
+        """Return messages, or an empty list after 0.2 s when none are left."""
         count = min(max_messages, self._left)
         if not count:
             await asyncio.sleep(0.2)
@@ -75,7 +75,7 @@ class Endless:
         return [Message(f"m{number}", f"r{number}", BODY, 1, ATTRIBUTES, None, 0.0, 0.0, now) for number in numbers]
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
-        """Take note."""
+        """Count the deleted messages."""
         self._missing -= len(receipts)
         if self._missing <= self._warm:
             self.warm.set()
@@ -84,46 +84,46 @@ class Endless:
         return []
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
-        """Agree."""
+        """Do nothing."""
         return []
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """Agree."""
+        """Do nothing."""
         return []
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """Agree."""
+        """Do nothing."""
         return []
 
     async def aclose(self) -> None:
         """Do nothing."""
 
 
-async def drained(queues: int, messages: int) -> float:
-    """Return the CPU microseconds that each message took, on so many queues of one worker, after a fifth of them."""
-    many = Service("scale")
+async def measure_drain(queues: int, messages: int) -> float:
+    """Return the CPU time of each message in µs, on one worker with several queues. The first fifth does not count."""
+    service = Service("scale")
     for number in range(queues):
 
-        @many.subscribe(Placed, queue=Queue(f"scale-{number}"))
+        @service.subscribe(Placed, queue=Queue(f"scale-{number}"))
         async def handle(event: Placed) -> None: ...
 
-    transport = Endless(messages)
+    transport = EndlessTransport(messages)
     settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, log_level="warning")
-    worker = Worker(many, transport, settings)
+    worker = Worker(service, transport, settings)
     running = asyncio.create_task(worker.run())
     await transport.warm.wait()
     started = time.process_time()
     await transport.done.wait()
-    taken = time.process_time() - started
+    cpu_seconds = time.process_time() - started
     worker.stop()
     await running
-    return taken / (messages * 4 / 5) * 1e6
+    return cpu_seconds / (messages * 4 / 5) * 1e6
 
 
 def run(queues: int, messages: int) -> float:
-    spare_collections()  # as the command does
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(drained(queues, messages))
+    tune_garbage_collector()  # as `smartpipe worker` does
+    with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
+        return runner.run(measure_drain(queues, messages))
 
 
 def measure_queues() -> None:
@@ -136,7 +136,9 @@ def measure_queues() -> None:
     for queues, found in figures.items():
         spread = f"{min(found):.1f} to {max(found):.1f}"
         ratio = median(found) / base
-        print(f"{queues:>3} queues: {median(found):5.1f} µs of CPU a message ({spread}), {ratio:.2f} times one's")
+        print(
+            f"{queues:>3} queues: {median(found):5.1f} µs of CPU per message ({spread}), {ratio:.2f} times one queue's"
+        )
 
 
 def measure_soak() -> None:
@@ -152,11 +154,11 @@ def measure_soak() -> None:
 def measure_processes() -> None:
     with EmbeddedBroker("ministack") as broker:
         os.environ.update(broker.environment)
-        asyncio.run(provision(service))
+        asyncio.run(provision(computing_service))
         rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(ROUNDS):
             for processes, found in rates.items():
-                asyncio.run(filled())
+                asyncio.run(fill_queue())
                 found.append(COMPUTED / seconds_to_drain(processes))
     for processes, found in rates.items():
         print(f"--processes {processes}: {median(found):.0f} messages/s ({min(found):.0f} to {max(found):.0f})")
@@ -164,36 +166,38 @@ def measure_processes() -> None:
     print(f"ratio: {median(ratios.values()):.2f} ({min(ratios.values()):.2f} to {max(ratios.values()):.2f})")
 
 
-async def filled() -> None:
+async def fill_queue() -> None:
     async with Publisher("benchmark") as publisher:
         await publisher.publish_many(Placed(number=number) for number in range(COMPUTED))
 
 
 def seconds_to_drain(processes: int) -> float:
-    """Return the wall seconds from the first tenth of the messages handled to the last, scaled to all of them."""
+    """Return the wall time from the moment when a tenth is handled to the last message, scaled to all messages."""
     sqs = boto3.client("sqs")
     url = sqs.get_queue_url(QueueName="scale")["QueueUrl"]
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
 
-    def left() -> int:
+    def count_left() -> int:
         found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"]  # type: ignore[arg-type]
         return sum(int(found[name]) for name in names)  # type: ignore[literal-required]
 
     command = ("worker", "benchmarks.scale_service:service", "--processes", str(processes), "--port", "0")
     worker = Process(*command, directory=str(ROOT), SMARTPIPE_WAIT_SECONDS="1")
     try:
-        worker.wait_until(lambda: left() <= COMPUTED * 0.9, 60)
-        first, started = left(), time.perf_counter()
-        worker.wait_until(lambda: left() == 0, 120)
+        worker.wait_until(lambda: count_left() <= COMPUTED * 0.9, 60)
+        first, started = count_left(), time.perf_counter()
+        worker.wait_until(lambda: count_left() == 0, 120)
         return (time.perf_counter() - started) * COMPUTED / first
     finally:
-        worker.signal(signal.SIGTERM)  # a poll that is cut off would strand what the broker hands it later
+        worker.signal(
+            signal.SIGTERM
+        )  # a drain, because a message received by an interrupted poll would be hidden until its timeout
         worker.wait()
 
 
-def main(wanted: Sequence[str]) -> None:
+def main(names: Sequence[str]) -> None:
     for name, measure in (("queues", measure_queues), ("soak", measure_soak), ("processes", measure_processes)):
-        if not wanted or name in wanted:
+        if not names or name in names:
             measure()
 
 

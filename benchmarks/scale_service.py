@@ -1,4 +1,4 @@
-"""A service whose handler computes for ten milliseconds: see scale.py."""
+"""A service for scale.py. Its handler computes for ten milliseconds."""
 
 from __future__ import annotations
 

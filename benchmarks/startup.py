@@ -1,7 +1,7 @@
-"""How quickly things start and how little an idle worker takes. Run with ``make bench``.
+"""Measure the start-up time of commands, and the CPU time and memory of an idle worker. Run it with ``make bench``.
 
-Each figure is the median of several runs of a whole process, with its spread; nothing is timed
-inside of a process that has been warmed up. Bytecode is compiled by a first run that does not count.
+Each figure is the median of several runs of a whole process, with its spread. Times are not measured inside a process
+that is already warm. A first run compiles the bytecode and does not count.
 """
 
 import os
@@ -33,36 +33,36 @@ async def handle(event: Happened) -> None: ...
 """
 
 
-def seconds(command: list[str]) -> list[float]:
-    """Wall seconds of each counted run, the interpreter's own start included."""
-    taken = []
+def measure_seconds(command: list[str]) -> list[float]:
+    """Return the wall time of each counted run, with the start of the interpreter."""
+    durations = []
     for _ in range(RUNS + 1):
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        taken.append(time.perf_counter() - started)
-    return taken[1:]
+        durations.append(time.perf_counter() - started)
+    return durations[1:]
 
 
-def worker_figures(directory: Path, environment: dict[str, str]) -> tuple[list[float], float, float]:
-    """Seconds from the command to "ready", of each run; of the last, CPU percent and MB of RSS when idle."""
+def measure_worker(directory: Path, environment: dict[str, str]) -> tuple[list[float], float, float]:
+    """Return the seconds from command to "ready" of each run, and the idle CPU percent and RSS (MB) of the last."""
     command = [sys.executable, "-m", "smartpipe", "worker", "service:service", "--port", "0"]
     environment = {**os.environ, **environment, "SMARTPIPE_LOG_FORMAT": "json"}
-    taken, percent, megabytes = [], 0.0, 0.0
+    durations, percent, megabytes = [], 0.0, 0.0
     for run in range(RUNS + 1):
         started = time.perf_counter()
         with subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout is not None
             while '"ready' not in worker.stdout.readline():
                 pass
-            taken.append(time.perf_counter() - started)
+            durations.append(time.perf_counter() - started)
             if run == RUNS:
-                percent, megabytes = idle_figures(worker.pid)
+                percent, megabytes = measure_idle(worker.pid)
             worker.kill()
-    return taken[1:], percent, megabytes
+    return durations[1:], percent, megabytes
 
 
-def idle_figures(pid: int) -> tuple[float, float]:
-    """CPU percent over a minute of long polls on an empty queue, and the resident set at its end."""
+def measure_idle(pid: int) -> tuple[float, float]:
+    """Return the CPU percent over a minute of long polls on an empty queue, and the resident set in MB at its end."""
     time.sleep(2)
     before = cpu_seconds(pid)
     time.sleep(IDLE_SECONDS)
@@ -79,25 +79,25 @@ def cpu_seconds(pid: int) -> float:
 
 
 def main() -> None:
-    table = Table("figure", "to reach", "median", "min to max")
+    table = Table("figure", "target", "median", "min to max")
     python = sys.executable
 
-    def row(figure: str, limit: str, taken: list[float]) -> None:
-        spread = f"{min(taken) * 1000:.0f} to {max(taken) * 1000:.0f} ms"
-        table.add_row(figure, limit, f"{median(taken) * 1000:.0f} ms", spread)
+    def row(figure: str, limit: str, durations: list[float]) -> None:
+        spread = f"{min(durations) * 1000:.0f} to {max(durations) * 1000:.0f} ms"
+        table.add_row(figure, limit, f"{median(durations) * 1000:.0f} ms", spread)
 
-    row("python -c pass", "", seconds([python, "-c", "pass"]))
-    row("import smartpipe", "< 200 ms", seconds([python, "-c", "import smartpipe"]))
+    row("python -c pass", "", measure_seconds([python, "-c", "pass"]))
+    row("import smartpipe", "< 200 ms", measure_seconds([python, "-c", "import smartpipe"]))
     everything = "from smartpipe import Event, Publisher, RetryPolicy, Service, Topic"
-    row("… with Event, Publisher, RetryPolicy, Service, Topic", "", seconds([python, "-c", everything]))
-    row("smartpipe --help", "< 300 ms", seconds([python, "-m", "smartpipe", "--help"]))
+    row("… with Event, Publisher, RetryPolicy, Service, Topic", "", measure_seconds([python, "-c", everything]))
+    row("smartpipe --help", "< 300 ms", measure_seconds([python, "-m", "smartpipe", "--help"]))
     with EmbeddedBroker() as broker, tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "service.py").write_text(SERVICE)
         apply = [python, "-m", "smartpipe", "topology", "apply", "--yes", "service:service"]
         subprocess.run(apply, cwd=directory, env={**os.environ, **broker.environment}, check=True, capture_output=True)
-        taken, percent, megabytes = worker_figures(directory, broker.environment)
-    row("worker, from command to ready", "< 1500 ms", taken)
+        durations, percent, megabytes = measure_worker(directory, broker.environment)
+    row("worker, from command to ready", "< 1500 ms", durations)
     table.add_row(f"idle worker, CPU over {IDLE_SECONDS} s", "< 1 %", f"{percent:.2f} %", "")
     table.add_row("idle worker, resident set", "< 90 MB", f"{megabytes:.0f} MB", "")
     Console(width=100).print(table)

@@ -1,10 +1,9 @@
-"""How long a plan and an apply take: many services, topics and queues on the embedded broker.
+"""Measure the duration of a plan and an apply with many services, topics and queues on the local broker.
 
     python benchmarks/topology.py [--services 50]
 
-Each service has a queue with its dead-letter queue, a topic and a subscription to its own and to its
-neighbour's: with 50 services 200 topics and queues in all, counting each service's topic, queue and
-dead-letter queue, and as many topics again that are only published to.
+Each service has a queue with a dead-letter queue, a topic that the service and its neighbour subscribe to, and a topic
+that it only publishes to. With 50 services, these are 200 topics and queues.
 """
 
 from __future__ import annotations
@@ -19,40 +18,40 @@ from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.transports.open import open_aws_transport
 
 
-def services(count: int) -> list[Service]:
-    made = [_event(f"topic-{number}", number) for number in range(count)]
-    others = [_event(f"only-published-{number}", count + number) for number in range(count)]
-    found = []
+def build_services(count: int) -> list[Service]:
+    events = [_create_event(f"topic-{number}", number) for number in range(count)]
+    unsubscribed = [_create_event(f"only-published-{number}", count + number) for number in range(count)]
+    services = []
     for number in range(count):
-        service = Service(f"service-{number}", publishes=[others[number]])
+        service = Service(f"service-{number}", publishes=[unsubscribed[number]])
 
         async def handle(_: Event) -> None: ...
 
-        for event in (made[number], made[number - 1]):
+        for event in (events[number], events[number - 1]):
             service.subscribe(event)(handle)
-        found.append(service)
-    return found
+        services.append(service)
+    return services
 
 
-def _event(topic: str, number: int) -> type[Event]:
+def _create_event(topic: str, number: int) -> type[Event]:
     return type(f"Event{number}", (Event,), {}, topic=Topic(topic), type=f"bench.e{number}", version="1.0")
 
 
 async def measure(count: int) -> None:
-    wanted = services(count)
+    services = build_services(count)
     transport = open_aws_transport()
     provisioner = Provisioner(transport)
-    for label, work in (
-        ("plan, with nothing there", False),
+    for label, applies in (
+        ("plan, with no resources yet", False),
         ("apply", True),
-        ("plan, with all in place", False),
+        ("plan, with all resources in place", False),
     ):
-        begun = time.perf_counter()
-        context = await provisioner.compare(wanted)
-        if work:
+        started = time.perf_counter()
+        context = await provisioner.compare(services)
+        if applies:
             await provisioner.apply(context.pending)
-        seconds = time.perf_counter() - begun
-        print(f"{label:26} {seconds:6.2f} s   {len(context.pending):4} changes of {len(context.changes)} resources")
+        seconds = time.perf_counter() - started
+        print(f"{label:34} {seconds:6.2f} s   {len(context.pending):4} changes of {len(context.changes)} resources")
     await transport.aclose()
 
 

@@ -83,7 +83,7 @@ def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> E
 
 @pytest.fixture
 def fast_broker(ministack: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
-    """The embedded broker's default, in the environment."""
+    """The default local broker, in the environment."""
     lead_to(ministack.environment, monkeypatch)
     return ministack
 
@@ -145,7 +145,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def dynamodb(moto: EmbeddedBroker) -> Iterator[FaultProxy]:
     """moto's DynamoDB, made atomic, with all calls to be seen and hindered."""
-    with FaultProxy(moto.endpoint_url, at_once=1) as proxy:
+    with FaultProxy(moto.endpoint_url, max_concurrent=1) as proxy:
         yield proxy
 
 
@@ -154,6 +154,6 @@ def dynamodb_url(moto: EmbeddedBroker, dynamodb: FaultProxy, monkeypatch: pytest
     """A table of claims of its own, in the environment's DynamoDB."""
     lead_to({**moto.environment, "AWS_ENDPOINT_URL": dynamodb.endpoint_url}, monkeypatch)
     dynamodb.calls.clear()
-    dynamodb.most_at_once = 0
+    dynamodb.peak_concurrency = 0
     yield make_table()
     dynamodb.faults.clear()

@@ -1,7 +1,7 @@
-"""smartpipe beside its peers, in one command: ``python -m benchmarks.compare``, or ``make compare``.
+"""Compare smartpipe with similar libraries: ``python -m benchmarks.compare``, or ``make compare``.
 
-Makes a venv for each client, starts a broker, and runs every client once a round, in rotating order. Writes
-``benchmarks/RESULTS.md`` and ``benchmarks/results.svg``; the figures stay in ``figures.json`` beside the venvs.
+It creates a venv for each client, starts a broker, and runs every client once in each round, in rotating order. It
+writes ``benchmarks/RESULTS.md`` and ``benchmarks/results.svg``, and the figures to ``figures.json`` next to the venvs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.compare.broker import running
+from benchmarks.compare.broker import run_broker
 from benchmarks.compare.contenders import BARE, IDLE, PICTURE, TABLES
-from benchmarks.compare.machine import described, load
-from benchmarks.compare.report import TITLES, figures_of, report
-from benchmarks.compare.runs import WARM, run
-from benchmarks.compare.table import Figures, lines
-from benchmarks.compare.venvs import ROOT, python_of
+from benchmarks.compare.machine import describe_machine, load_averages
+from benchmarks.compare.report import TITLES, build_page, figures_of
+from benchmarks.compare.runs import WARM_UP, run
+from benchmarks.compare.table import Figures, build_lines
+from benchmarks.compare.venvs import ROOT, install_python
 
 if TYPE_CHECKING:
     from benchmarks.compare.contenders import Contender
@@ -27,83 +27,93 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 SVG = ROOT / "benchmarks" / "results.svg"
-QUICK_ROUNDS, QUICK_THOUSAND = 1, 200
+QUICK_ROUNDS, QUICK_MESSAGES = 1, 200
 
 
-def options() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--messages", type=int, default=1_000, help="of a run, times the client's weight (default: 1000)"
+        "--messages",
+        type=int,
+        default=1_000,
+        help="messages of a run for each unit of a client's weight (default: 1000)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="one round of few messages, to see that all run; writes nothing"
+        "--quick",
+        action="store_true",
+        help="run one round of few messages to check that all clients work; write no files",
     )
-    parser.add_argument("--only", default="", help="clients whose name has this in it; writes nothing")
+    parser.add_argument("--only", default="", help="run only clients whose name contains this text; write no files")
     parser.add_argument(
-        "--render", action="store_true", help="write table and picture anew, from the last run's figures"
+        "--render", action="store_true", help="write the table and the picture again from the figures of the last run"
     )
-    parser.add_argument("--cache", type=Path, default=ROOT / ".venv-compare", help="for venvs and fauxqs")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".venv-compare", help="directory for venvs and fauxqs")
     return parser.parse_args()
 
 
 def measure(arguments: argparse.Namespace) -> tuple[Runs, dict[str, str]]:
     """Run every client in every round."""
-    rounds, thousand = (QUICK_ROUNDS, QUICK_THOUSAND) if arguments.quick else (arguments.rounds, arguments.messages)
-    chosen = [(what, one) for what, ones in TABLES.items() for one in ones if arguments.only in one.name]
+    rounds, messages_per_weight = (
+        (QUICK_ROUNDS, QUICK_MESSAGES) if arguments.quick else (arguments.rounds, arguments.messages)
+    )
+    chosen = [(mode, client) for mode, clients in TABLES.items() for client in clients if arguments.only in client.name]
     venvs = {one.venv for _, one in chosen} | {IDLE.venv}
-    print(f"installing into {arguments.cache}, where it is not there yet")
-    pythons = {venv: python_of(venv, arguments.cache) for venv in sorted(venvs, key=lambda venv: venv.name)}
-    runs: Runs = {what: {one.name: [] for one in ones if arguments.only in one.name} for what, ones in TABLES.items()}
-    with running(arguments.cache / "node") as broker:
-        machine = described(broker.name, " ".join(["python -m benchmarks.compare", *sys.argv[1:]]))
+    print(f"installing missing packages into {arguments.cache}")
+    pythons = {venv: install_python(venv, arguments.cache) for venv in sorted(venvs, key=lambda venv: venv.name)}
+    runs: Runs = {mode: {one.name: [] for one in ones if arguments.only in one.name} for mode, ones in TABLES.items()}
+    with run_broker(arguments.cache / "node") as broker:
+        machine = describe_machine(broker.name, " ".join(["python -m benchmarks.compare", *sys.argv[1:]]))
         for number in range(rounds):
             turn = number * len(chosen) // rounds
-            for what, one in chosen[turn:] + chosen[:turn]:
-                figures = run(one, what, pythons[one.venv], broker, thousand=thousand)
-                runs[what][one.name].append(figures)
-                tell(f"{number + 1}/{rounds} {what}", one, figures)
-        idle = run(IDLE, "idle", pythons[IDLE.venv], broker, thousand=thousand)
-        print(f"idle: {100 * idle.cpu_seconds / idle.wall_seconds:.2f} %" if not idle.fault else f"idle: {idle.fault}")
+            for mode, one in chosen[turn:] + chosen[:turn]:
+                figures = run(one, mode, pythons[one.venv], broker, messages_per_weight=messages_per_weight)
+                runs[mode][one.name].append(figures)
+                print_result(f"{number + 1}/{rounds} {mode}", one, figures)
+        idle = run(IDLE, "idle", pythons[IDLE.venv], broker, messages_per_weight=messages_per_weight)
+        print(f"idle: {100 * idle.cpu_seconds / idle.wall_seconds:.2f} %" if not idle.error else f"idle: {idle.error}")
     runs["idle"] = {IDLE.name: [idle]}
-    return runs, {**machine, "load after": load()}
+    return runs, {**machine, "load after": load_averages()}
 
 
-def tell(when: str, one: Contender, figures: Figures) -> None:
-    said = figures.fault or f"{figures.micros:8.1f} µs CPU, {figures.messages / figures.wall_seconds:8.0f} a second"
-    print(f"{when:20} {one.name:40} {said}", flush=True)
+def print_result(step: str, contender: Contender, figures: Figures) -> None:
+    result = (
+        figures.error
+        or f"{figures.microseconds:8.1f} µs CPU, {figures.messages / figures.wall_seconds:8.0f} per second"
+    )
+    print(f"{step:20} {contender.name:40} {result}", flush=True)
 
 
 def write(runs: Runs, machine: dict[str, str], cache: Path) -> None:
     """Write the page and the picture."""
-    RESULTS.write_text(report(runs, machine, warm=WARM))
+    RESULTS.write_text(build_page(runs, machine, warm=WARM_UP))
     panels: list[dict[str, Any]] = [
-        {"title": title, "lines": [line._asdict() for line in lines(runs[what], bare=BARE) if not line.fault]}
-        for what, title in TITLES.items()
+        {"title": title, "lines": [line._asdict() for line in build_lines(runs[mode], bare=BARE) if not line.error]}
+        for mode, title in TITLES.items()
     ]
-    given = cache / "lines.json"
-    given.write_text(json.dumps({"bare": BARE, "panels": panels}))
+    lines_path = cache / "lines.json"
+    lines_path.write_text(json.dumps({"bare": BARE, "panels": panels}))
     script = str(Path(__file__).parent / "picture.py")
     png = str(cache / "results.png")
-    subprocess.run([str(python_of(PICTURE, cache)), script, str(given), str(SVG), png], check=True)
-    print(f"written: {RESULTS.relative_to(ROOT)}, {SVG.relative_to(ROOT)}; the same as a bitmap: {png}")
+    subprocess.run([str(install_python(PICTURE, cache)), script, str(lines_path), str(SVG), png], check=True)
+    print(f"written: {RESULTS.relative_to(ROOT)}, {SVG.relative_to(ROOT)}, and as a bitmap {png}")
 
 
 def main() -> int:
-    """Return 1 if a run does not count."""
-    arguments = options()
-    kept = arguments.cache / "figures.json"
+    """Return 1 if a run is not valid."""
+    arguments = parse_options()
+    figures_path = arguments.cache / "figures.json"
     if arguments.render:
-        read = json.loads(kept.read_text())
-        write(figures_of(read["runs"]), read["machine"], arguments.cache)
+        saved = json.loads(figures_path.read_text())
+        write(figures_of(saved["runs"]), saved["machine"], arguments.cache)
         return 0
     runs, machine = measure(arguments)
     if not (arguments.quick or arguments.only):
-        kept.write_text(json.dumps({"runs": runs, "machine": machine}))
+        figures_path.write_text(json.dumps({"runs": runs, "machine": machine}))
         write(runs, machine, arguments.cache)
-    return int(any(one.fault for clients in runs.values() for found in clients.values() for one in found))
+    return int(any(one.error for clients in runs.values() for found in clients.values() for one in found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One and the same event as each client would have written it: body and message attributes, for SendMessageBatch."""
+"""The same event in the format of each client: body and message attributes, for SendMessageBatch."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class Body(NamedTuple):
-    """What is sent: the text, and the attributes by name."""
+    """The text of a message, and its attributes by name."""
 
     text: str
     attributes: dict[str, str]
 
 
 def cloudevent(number: int, _: str) -> Body:
-    """As smartpipe writes it, and SNS delivers it raw; the bare loops read the same."""
+    """Build the message that smartpipe publishes and SNS delivers raw. The bare loops read the same message."""
     return Body(meter.cloudevent(number), {TYPE_ATTRIBUTE: meter.EVENT_TYPE})
 
 
 def sqs_workers(number: int, _: str) -> Body:
-    """The arguments of a job; its name and codec are attributes."""
+    """Build the arguments of a job, with its name and codec as attributes."""
     attributes = {"ContentType": "json", "JobContext": "{}", "JobName": "handle"}
     return Body(json.dumps({"data": event(number)}), attributes)
 
 
 def kombu(number: int, queue_name: str) -> Body:
-    """AMQP's properties around a Base64 body, and Base64 once more: kombu's default for SQS."""
+    """Wrap a Base64 body in AMQP properties, and encode it in Base64 again: kombu's default for SQS."""
     payload = {
-        "body": _base64(json.dumps(event(number))),
+        "body": _encode_base64(json.dumps(event(number))),
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": {},
@@ -50,11 +50,11 @@ def kombu(number: int, queue_name: str) -> Body:
             "delivery_tag": str(uuid4()),
         },
     }
-    return Body(_base64(json.dumps(payload)), {})
+    return Body(_encode_base64(json.dumps(payload)), {})
 
 
 def taskiq(number: int, _: str) -> Body:
-    """A task with one argument."""
+    """Build a task with one argument."""
     message: dict[str, Any] = {
         "task_id": uuid4().hex,
         "task_name": "handle",
@@ -67,7 +67,7 @@ def taskiq(number: int, _: str) -> Body:
 
 
 def tomodachi(number: int, _: str) -> Body:
-    """Its JSON envelope, inside of SNS's: it does not subscribe raw."""
+    """Build tomodachi's JSON envelope inside that of SNS, because tomodachi does not use raw delivery."""
     identity = str(uuid4())
     payload = {
         "service": {"name": "shop", "uuid": identity},
@@ -100,5 +100,5 @@ BODIES: dict[str, Callable[[int, str], Body]] = {
 }
 
 
-def _base64(text: str) -> str:
+def _encode_base64(text: str) -> str:
     return b64encode(text.encode()).decode()

@@ -1,4 +1,4 @@
-"""The broker of a run: fauxqs where npm is at hand, which answers some 2,500 calls a second; else the embedded one."""
+"""The broker of a run: fauxqs, with about 2,500 calls per second, if npm is installed, or else the local broker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FAUXQS = "1.9.2"
-"""The last version that Node.js 20 can load; 2.x wants 22.5."""
+"""The last version that supports Node.js 20. Versions 2.x need Node.js 22.5."""
 SERVE = """
 const { buildApp } = await import(process.argv[1]);
 const app = buildApp({ logger: false, host: "127.0.0.1" });
@@ -25,11 +25,11 @@ STOP_SECONDS = 5
 
 
 class Broker(NamedTuple):
-    """One that runs.
+    """A running broker.
 
     Args:
-        name: With its version.
-        environment: AWS's own variables that lead clients there.
+        name: The name with the version.
+        environment: AWS's own variables that lead clients to the broker.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Broker(NamedTuple):
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Broker]:
-    """Run the fastest broker at hand on loopback, until the block ends or this process does.
+def run_broker(directory: Path) -> Iterator[Broker]:
+    """Run the fastest available broker on loopback until the block or this process ends.
 
     Args:
-        directory: Where fauxqs is installed.
+        directory: The directory to install fauxqs in.
     """
     if shutil.which("npm") is None:
-        with EmbeddedBroker() as embedded:
-            yield Broker(f"ministack {embedded.version}", _environment(embedded.endpoint_url))
+        with EmbeddedBroker() as local:
+            yield Broker(f"ministack {local.version}", _environment(local.endpoint_url))
         return
     module = directory / "node_modules" / "fauxqs" / "dist" / "app.js"
     if not module.exists():

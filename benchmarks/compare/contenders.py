@@ -1,4 +1,4 @@
-"""Who is compared: each with its script, its venv's pinned requirements, and what it does."""
+"""The compared clients, each with its script, the pinned requirements of its venv, and its setup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AIOBOTOCORE = ("aiobotocore==3.10.0", "uvloop==0.23.0")
 
 
 class Venv(NamedTuple):
-    """A virtual environment and what is installed there, from PyPI and of this checkout."""
+    """A virtual environment with its requirements from PyPI and, if *checkout*, with this checkout."""
 
     name: str
     requirements: tuple[str, ...]
@@ -32,12 +32,12 @@ class Contender(NamedTuple):
     """One line of a table.
 
     Args:
-        weight: Messages of a run, in thousands: the slow drain fewer, so that a run ends, and the quick more, so that
-            it lasts long enough to be measured.
-        body: Whose envelope its queue is filled with.
-        transport: Of smartpipe: ``SMARTPIPE_TRANSPORT``.
-        concurrency: Of smartpipe: ``SMARTPIPE_CONCURRENCY``; 80 is what the bare loop has in hand.
-        note: What it does, for the table.
+        weight: The number of messages of a run, in thousands. Slow clients get fewer, so that a run ends. Fast clients
+            get more, so that a run lasts long enough to be measured.
+        body: The client in whose format the queue is filled.
+        transport: ``SMARTPIPE_TRANSPORT``, for smartpipe only.
+        concurrency: ``SMARTPIPE_CONCURRENCY``, for smartpipe only. The bare loop has 80 messages in flight.
+        note: The setup, for the table.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Where figures were read: they mean nothing without it."""
+"""Describe the machine and the versions of a run, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pathlib import Path
 from benchmarks.compare.venvs import ROOT
 
 
-def described(broker: str, command: str) -> dict[str, str]:
-    """Return what a reader has to know of machine, versions and moment."""
+def describe_machine(broker: str, command: str) -> dict[str, str]:
+    """Return the date, machine, versions and load of a run."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "command": command,
-        "checkout": checkout(),
+        "checkout": describe_checkout(),
         "broker": f"{broker}, one process for the whole run, on loopback",
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load before": load(),
+        "load before": load_averages(),
     }
 
 
-def checkout() -> str:
-    """The commit, and whether something was changed since."""
+def describe_checkout() -> str:
+    """Return the commit, and whether the working tree has changes."""
     try:
-        asked = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-        return subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def cpu_model() -> str:
-    """As the kernel names it."""
+    """Return the name of the CPU as in the kernel."""
     try:
         found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
@@ -44,6 +44,6 @@ def cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def load() -> str:
-    """The load of the last 1, 5 and 15 minutes."""
+def load_averages() -> str:
+    """Return the load averages of the last 1, 5 and 15 minutes."""
     return ", ".join(f"{average:.1f}" for average in os.getloadavg())

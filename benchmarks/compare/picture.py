@@ -1,4 +1,4 @@
-"""The picture of a run, by matplotlib in a venv of its own: ``picture.py LINES.json PICTURE.svg [PICTURE.png]``."""
+"""Draw a run with matplotlib, in a separate venv: ``picture.py LINES.json PICTURE.svg [PICTURE.png]``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib import pyplot as plt
 
 OURS, BARE, OTHERS = "#1a7f64", "#4a4a4a", "#b9bec6"
 TEXT = "#222222"
-LEAST, ROOM = 5, 2.2  # µs of the axis' start, and room for labels
+MIN_MICROSECONDS, LABEL_FACTOR = 5, 2.2  # the start of the axis, and the space for labels at its end
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 
 
-def panel(axes: Any, title: str, lines: list[dict[str, Any]], bare: str, most: float) -> None:
-    """One table: a bar each, the quickest on top, with its median, spread and ratio."""
+def draw_panel(axes: Any, title: str, lines: list[dict[str, Any]], bare: str, most: float) -> None:
+    """Draw part table as bars, the fastest client on top, with median, spread and ratio."""
     names = [line["name"] for line in lines]
     middles = [line["middle"] for line in lines]
     spread = [
@@ -28,7 +28,7 @@ def panel(axes: Any, title: str, lines: list[dict[str, Any]], bare: str, most: f
     axes.barh(names, middles, color=colors, xerr=spread, error_kw={"ecolor": "#777777", "lw": 1, "capsize": 2})
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(LEAST, most * ROOM)
+    axes.set_xlim(MIN_MICROSECONDS, most * LABEL_FACTOR)
     for row, line in enumerate(lines):
         ratio = "" if line["ratio"] is None or line["name"] == bare else f"   {line['ratio']:.2f} of bare"
         axes.text(
@@ -45,15 +45,15 @@ def panel(axes: Any, title: str, lines: list[dict[str, Any]], bare: str, most: f
 
 
 def main() -> None:
-    given = json.loads(Path(sys.argv[1]).read_text())
-    mpl.rcParams["svg.hashsalt"] = "smartpipe"  # the same figures give the same file
-    heights = [len(one["lines"]) for one in given["panels"]]
+    data = json.loads(Path(sys.argv[1]).read_text())
+    mpl.rcParams["svg.hashsalt"] = "smartpipe"  # the same figures must yield the same file
+    heights = [len(part["lines"]) for part in data["panels"]]
     figure, panels = plt.subplots(
         len(heights), 1, figsize=(9.5, 0.42 * sum(heights) + 1.7), gridspec_kw={"height_ratios": heights}
     )
-    most = max(line["most"] for one in given["panels"] for line in one["lines"])
-    for axes, one in zip(panels, given["panels"], strict=True):
-        panel(axes, one["title"], one["lines"], given["bare"], most)
+    most = max(line["most"] for part in data["panels"] for line in part["lines"])
+    for axes, part in zip(panels, data["panels"], strict=True):
+        draw_panel(axes, part["title"], part["lines"], data["bare"], most)
     figure.suptitle("CPU of the client per message: median and spread, logarithmic", x=0.01, ha="left", fontsize=12)
     figure.tight_layout()
     for path in sys.argv[2:]:

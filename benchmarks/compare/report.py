@@ -1,4 +1,4 @@
-"""``RESULTS.md``: the measured beside what was aimed at, the tables, and what one has to know to read them. Pure."""
+"""Build ``RESULTS.md``: targets and measured values, the tables, and an explanation of the method. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.compare.contenders import BARE, IDLE, SMARTPIPE, TABLES
-from benchmarks.compare.table import Figures, Line, lines, markdown
+from benchmarks.compare.table import Figures, Line, build_lines, format_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ HOW = """
 
 
 class Target(NamedTuple):
-    """What is to be reached: at most *limit*, and better *aim*; *digits* of the measured are shown."""
+    """A figure with a *limit* and a better *aim*. The measured value is shown with *digits* decimals."""
 
     figure: str
     limit: float
@@ -72,26 +72,30 @@ SINGLE = Target("100 concurrent `publish` calls, relative to one bare Publish ea
 IDLING = Target("idle worker on 20-second polls, CPU", 0.5, 0.2, " %", 2)
 
 
-def report(runs: Runs, machine: Mapping[str, str], *, warm: int) -> str:
-    """Return the whole page."""
-    tables = {what: lines(runs[what], bare=BARE) for what in TABLES}
+def build_page(runs: Runs, machine: Mapping[str, str], *, warm: int) -> str:
+    """Return the whole page as Markdown."""
+    tables = {mode: build_lines(runs[mode], bare=BARE) for mode in TABLES}
     rounds = max(len(found) for found in runs["consume"].values())
     counts = fill("; ".join(f"{one.name}: {one.weight}" for one in TABLES["consume"]), 116, subsequent_indent="  ")
-    parts = [HEAD.format(warm=warm, rounds=rounds, command=machine["command"]), targets(tables, runs["idle"]), PICTURE]
-    for what, title in TITLES.items():
-        notes = {contender.name: contender.note for contender in TABLES[what]}
-        parts += [f"\n## {title}\n", markdown(tables[what], notes) + "\n"]
-    parts += [HOW.format(warm=warm, counts=counts), "\n## Where\n", where(machine, tables)]
+    parts = [
+        HEAD.format(warm=warm, rounds=rounds, command=machine["command"]),
+        format_targets(tables, runs["idle"]),
+        PICTURE,
+    ]
+    for mode, title in TITLES.items():
+        notes = {contender.name: contender.note for contender in TABLES[mode]}
+        parts += [f"\n## {title}\n", format_table(tables[mode], notes) + "\n"]
+    parts += [HOW.format(warm=warm, counts=counts), "\n## Where\n", format_machine(machine, tables)]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
-def targets(tables: Mapping[str, Sequence[Line]], idle: Mapping[str, Sequence[Figures]]) -> str:
-    """The table of what was to be reached."""
+def format_targets(tables: Mapping[str, Sequence[Line]], idle: Mapping[str, Sequence[Figures]]) -> str:
+    """Return the table of targets."""
     consume = {line.name: line for line in tables["consume"]}
     many = {line.name: line for line in tables["publish"]}
     single = {line.name: line for line in tables["publish-single"]}
-    waited = [one for one in idle[IDLE.name] if not one.fault]
-    idling = 100 * waited[0].cpu_seconds / waited[0].wall_seconds if waited else None
+    valid = [figures for figures in idle[IDLE.name] if not figures.error]
+    idling = 100 * valid[0].cpu_seconds / valid[0].wall_seconds if valid else None
     rows = [
         (RATIO, consume[SMARTPIPE].ratio),
         (MEMORY, consume[f"{SMARTPIPE}, in memory"].middle or None),
@@ -100,38 +104,38 @@ def targets(tables: Mapping[str, Sequence[Line]], idle: Mapping[str, Sequence[Fi
         (IDLING, idling),
     ]
     head = "| figure | limit | aim | measured | result |\n|---|--:|--:|--:|---|\n"
-    return head + "\n".join(_row(target, value) for target, value in rows) + "\n"
+    return head + "\n".join(_format_row(target, value) for target, value in rows) + "\n"
 
 
-def _row(target: Target, value: float | None) -> str:
+def _format_row(target: Target, value: float | None) -> str:
     if value is None:
         return f"| {target.figure} | {target.limit:g}{target.unit} | {target.aim:g}{target.unit} | not run | |"
-    shown = f"{value:.{target.digits}f}"
+    measured = f"{value:.{target.digits}f}"
     limits = f"{target.limit:g}{target.unit} | {target.aim:g}{target.unit}"
-    return f"| {target.figure} | {limits} | {shown}{target.unit} | {verdict(target, value)} |"
+    return f"| {target.figure} | {limits} | {measured}{target.unit} | {verdict(target, value)} |"
 
 
 def verdict(target: Target, value: float) -> str:
-    """Say whether *value* keeps it."""
+    """Return whether *value* reaches the target."""
     return "aim reached" if value <= target.aim else "reached" if value <= target.limit else "**missed**"
 
 
-def where(machine: Mapping[str, str], tables: Mapping[str, Sequence[Line]]) -> str:
-    """Machine and versions, a line each."""
-    said = [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in machine.items()]
+def format_machine(machine: Mapping[str, str], tables: Mapping[str, Sequence[Line]]) -> str:
+    """Return the machine and the versions, one line each."""
+    items = [f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in machine.items()]
     versions: dict[str, str] = {}
     for line in (line for found in tables.values() for line in found):
         if line.versions:
             label = line.name.partition(",")[0] if line.name != BARE else "bare loop"
             label = SMARTPIPE if label.startswith(SMARTPIPE) else label
             versions[label] = ", ".join(f"{package} {number}" for package, number in line.versions.items())
-    said += [f"- {name}: {found}" for name, found in versions.items()]
-    return "\n".join(said) + "\n"
+    items += [f"- {name}: {found}" for name, found in versions.items()]
+    return "\n".join(items) + "\n"
 
 
 def figures_of(runs: Mapping[str, Mapping[str, Sequence[Sequence[object]]]]) -> Runs:
-    """Read back what JSON made of the figures."""
+    """Convert figures that were read from JSON."""
     return {
-        what: {name: [Figures(*figures) for figures in found] for name, found in clients.items()}  # type: ignore[arg-type]
-        for what, clients in runs.items()
+        mode: {name: [Figures(*figures) for figures in found] for name, found in clients.items()}  # type: ignore[arg-type]
+        for mode, clients in runs.items()
     }

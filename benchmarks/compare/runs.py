@@ -1,4 +1,4 @@
-"""One run of one client: a fresh queue, filled; the client in a process of its own; and a look at what is left."""
+"""Run one client in its own process on a new queue, and check afterwards that it has done all of the work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import boto3
 from benchmarks.compare.bodies import BODIES
-from benchmarks.compare.clients.meter import BATCH, TOGETHER, Job, slices
+from benchmarks.compare.clients.meter import BATCH, CONCURRENT, Job, split_range
 from benchmarks.compare.table import Figures
 from benchmarks.compare.venvs import CLIENTS, ROOT
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from benchmarks.compare.broker import Broker
     from benchmarks.compare.contenders import Contender
 
-WARM = 2 * TOGETHER
+WARM_UP = 2 * CONCURRENT
 TIMEOUT_SECONDS = 90
-SAID = 300
+MAX_ERROR_CHARACTERS = 300
 
 
-class Place:
-    """A topic and a queue that nobody has used before."""
+class Resources:
+    """A new topic and a new queue."""
 
     def __init__(self, broker: Broker) -> None:
-        connect: Any = boto3.client  # its stubs know every service, and not what they have in common
-        self._sqs = connect("sqs", **keys(broker))
-        self._sns = connect("sns", **keys(broker))
+        connect: Any = boto3.client  # its stubs have a type for each service, and no common one
+        self._sqs = connect("sqs", **client_options(broker))
+        self._sns = connect("sns", **client_options(broker))
         self.prefix = f"r{uuid4().hex[:8]}-"
         self.queue_name = f"{self.prefix}shop"
         self.queue_url = self._sqs.create_queue(QueueName=self.queue_name, Attributes={"VisibilityTimeout": "60"})[
@@ -40,37 +40,37 @@ class Place:
         self.topic_arn = self._sns.create_topic(Name=f"{self.prefix}orders")["TopicArn"]
 
     def subscribe(self) -> None:
-        """Let the queue take everything of the topic, raw."""
-        asked = self._sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=["QueueArn"])
+        """Subscribe the queue to all messages of the topic, with raw delivery."""
+        response = self._sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=["QueueArn"])
         self._sns.subscribe(
             TopicArn=self.topic_arn,
             Protocol="sqs",
-            Endpoint=asked["Attributes"]["QueueArn"],
+            Endpoint=response["Attributes"]["QueueArn"],
             Attributes={"RawMessageDelivery": "true"},
         )
 
     def fill(self, body_of: str, total: int) -> None:
         """Send events 0 to *total* to the queue."""
-        for numbers in slices(total, BATCH):
+        for numbers in split_range(total, BATCH):
             entries = []
             for number in numbers:
                 body = BODIES[body_of](number, self.queue_name)
                 attributes = {name: {"DataType": "String", "StringValue": v} for name, v in body.attributes.items()}
                 entries.append({"Id": str(number), "MessageBody": body.text, "MessageAttributes": attributes})
-            answer = self._sqs.send_message_batch(QueueUrl=self.queue_url, Entries=entries)
-            if answer.get("Failed"):
-                msg = f"the broker took not all that the queue was to be filled with: {answer['Failed'][0]}"
+            response = self._sqs.send_message_batch(QueueUrl=self.queue_url, Entries=entries)
+            if response.get("Failed"):
+                msg = f"cannot fill the queue: {response['Failed'][0]}"
                 raise RuntimeError(msg)
 
-    def left(self) -> int:
-        """How many messages are in the queue, visible or not; all that are, after publishing."""
+    def count_left(self) -> int:
+        """Return the number of messages in the queue, visible or not."""
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         found = self._sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=names)["Attributes"]
         return sum(int(found[name]) for name in names)
 
 
-def keys(broker: Broker) -> dict[str, str]:
-    """What a client of boto3 needs to know of the broker."""
+def client_options(broker: Broker) -> dict[str, str]:
+    """Return the arguments of a boto3 client for the broker."""
     return {
         "endpoint_url": broker.environment["AWS_ENDPOINT_URL"],
         "region_name": broker.environment["AWS_REGION"],
@@ -79,23 +79,23 @@ def keys(broker: Broker) -> dict[str, str]:
     }
 
 
-def run(contender: Contender, what: str, python: Path, broker: Broker, *, thousand: int) -> Figures:
-    """Run it once, and judge whether it has done all of the work.
+def run(contender: Contender, mode: str, python: Path, broker: Broker, *, messages_per_weight: int) -> Figures:
+    """Run the client once, and check whether it has done all of the work.
 
     Args:
-        thousand: How many messages the contender's weight counts in.
+        messages_per_weight: The number of messages for each unit of the contender's weight.
     """
-    place = Place(broker)
-    total = contender.weight * thousand + WARM
-    if what.startswith("publish"):
-        place.subscribe()
-    elif what == "consume" and contender.transport != "memory":
-        place.fill(contender.body, total)
-    job = Job(what, total, WARM, place.queue_name, place.queue_url, place.topic_arn)
+    resources = Resources(broker)
+    total = contender.weight * messages_per_weight + WARM_UP
+    if mode.startswith("publish"):
+        resources.subscribe()
+    elif mode == "consume" and contender.transport != "memory":
+        resources.fill(contender.body, total)
+    job = Job(mode, total, WARM_UP, resources.queue_name, resources.queue_url, resources.topic_arn)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SMARTPIPE_", "PYTHON"))},
         **broker.environment,
-        "SMARTPIPE_PREFIX": place.prefix,
+        "SMARTPIPE_PREFIX": resources.prefix,
     }
     if contender.transport:
         environment["SMARTPIPE_TRANSPORT"] = contender.transport
@@ -106,24 +106,26 @@ def run(contender: Contender, what: str, python: Path, broker: Broker, *, thousa
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return Figures.refused(f"was not done after {TIMEOUT_SECONDS} s, {place.left()} messages left")
+        return Figures.invalid(f"was not done after {TIMEOUT_SECONDS} s, {resources.count_left()} messages left")
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines or not lines[-1].startswith("{"):
-        said = (done.stderr or done.stdout).strip()[-SAID:]
-        return Figures.refused(f"ended with {done.returncode}: {said}")
+        output = (done.stderr or done.stdout).strip()[-MAX_ERROR_CHARACTERS:]
+        return Figures.invalid(f"ended with {done.returncode}: {output}")
     figures = json.loads(lines[-1])
-    wrong = fault(what, total, handled=figures["handled"], left=place.left(), memory=contender.transport == "memory")
-    if wrong:
-        return Figures.refused(wrong)
+    error = find_error(
+        mode, total, handled=figures["handled"], left=resources.count_left(), memory=contender.transport == "memory"
+    )
+    if error:
+        return Figures.invalid(error)
     return Figures(figures["messages"], figures["cpu_seconds"], figures["wall_seconds"], figures["versions"])
 
 
-def fault(what: str, total: int, *, handled: int, left: int, memory: bool) -> str:
-    """Say what was not done, or nothing."""
-    if what == "consume" and handled != total:
+def find_error(mode: str, total: int, *, handled: int, left: int, memory: bool) -> str:
+    """Return a text about missing work, or an empty string."""
+    if mode == "consume" and handled != total:
         return f"handled {handled} of {total}"
-    if what == "consume" and left and not memory:
+    if mode == "consume" and left and not memory:
         return f"left {left} messages undeleted"
-    if what.startswith("publish") and left != total:
+    if mode.startswith("publish") and left != total:
         return f"published {left} of {total}"
     return ""

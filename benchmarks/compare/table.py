@@ -1,4 +1,4 @@
-"""From the figures of all runs to the lines of a table: medians, spread, ratios. Pure."""
+"""Summarize the figures of all runs as a table: medians, spread and ratios. Pure."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ MICRO = 1e6
 
 
 class Figures(NamedTuple):
-    """What one run measured.
+    """The figures of one run.
 
     Args:
-        fault: Why it counts for nothing; empty where it does.
+        error: The reason why the run is not valid; empty if it is valid.
     """
 
     messages: int
     cpu_seconds: float
     wall_seconds: float
     versions: Mapping[str, str]
-    fault: str = ""
+    error: str = ""
 
     @classmethod
-    def refused(cls, fault: str) -> Self:
-        """A run that counts for nothing."""
-        return cls(0, 0.0, 0.0, {}, fault)
+    def invalid(cls, error: str) -> Self:
+        """Return the figures of a run that is not valid."""
+        return cls(0, 0.0, 0.0, {}, error)
 
     @property
-    def micros(self) -> float:
-        """CPU per message, in µs."""
+    def microseconds(self) -> float:
+        """CPU time per message, in µs."""
         return self.cpu_seconds / self.messages * MICRO
 
 
 class Line(NamedTuple):
-    """One client over all rounds; times are µs of CPU per message.
+    """One client over all rounds. Times are CPU time per message, in µs.
 
     Args:
-        ratio: Its median to that of the bare loop; None where either is missing.
-        fault: Why there are no figures.
+        ratio: The ratio of its median to that of the bare loop; None if either is missing.
+        error: The reason why there are no figures.
     """
 
     name: str
@@ -50,35 +50,37 @@ class Line(NamedTuple):
     runs: int = 0
     ratio: float | None = None
     versions: Mapping[str, str] = {}
-    fault: str = ""
+    error: str = ""
 
 
-def lines(runs: Mapping[str, Sequence[Figures]], *, bare: str) -> list[Line]:
-    """Sum up each client's runs, the quickest client first; those without a valid run come last.
+def build_lines(runs: Mapping[str, Sequence[Figures]], *, bare: str) -> list[Line]:
+    """Summarize the runs of each client, the fastest client first. Clients without a valid run come last.
 
     Args:
-        bare: The name of the client that ratios are to.
+        bare: The name of the client that ratios refer to.
     """
-    summed = [_line(name, figures) for name, figures in runs.items()]
-    base = next((line.middle for line in summed if line.name == bare), 0.0)
-    rated = [line._replace(ratio=line.middle / base if base and line.middle else None) for line in summed]
-    return sorted(rated, key=lambda line: (bool(line.fault), line.middle))
+    summaries = [_build_line(name, figures) for name, figures in runs.items()]
+    base = next((line.middle for line in summaries if line.name == bare), 0.0)
+    rated = [line._replace(ratio=line.middle / base if base and line.middle else None) for line in summaries]
+    return sorted(rated, key=lambda line: (bool(line.error), line.middle))
 
 
-def _line(name: str, figures: Sequence[Figures]) -> Line:
-    valid = [one for one in figures if not one.fault]
+def _build_line(name: str, figures: Sequence[Figures]) -> Line:
+    valid = [run for run in figures if not run.error]
     if not valid:
-        return Line(name, fault=figures[0].fault if figures else "not run")
-    micros = [one.micros for one in valid]
-    return Line(name, median(micros), min(micros), max(micros), len(valid), versions=valid[0].versions)
+        return Line(name, error=figures[0].error if figures else "not run")
+    microseconds = [run.microseconds for run in valid]
+    return Line(
+        name, median(microseconds), min(microseconds), max(microseconds), len(valid), versions=valid[0].versions
+    )
 
 
-def markdown(found: Sequence[Line], notes: Mapping[str, str]) -> str:
-    """The table as Markdown."""
+def format_table(found: Sequence[Line], notes: Mapping[str, str]) -> str:
+    """Return the table as Markdown."""
     rows = ["| client | CPU µs per message | min to max | relative to bare loop | setup |", "|---|--:|--:|--:|---|"]
     for line in found:
-        if line.fault:
-            rows.append(f"| {line.name} | not run: {_cell(line.fault)} | | | {notes[line.name]} |")
+        if line.error:
+            rows.append(f"| {line.name} | not run: {_format_cell(line.error)} | | | {notes[line.name]} |")
             continue
         ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
         spread = f"{line.least:.0f} to {line.most:.0f}"
@@ -86,5 +88,5 @@ def markdown(found: Sequence[Line], notes: Mapping[str, str]) -> str:
     return "\n".join(rows)
 
 
-def _cell(text: str) -> str:
+def _format_cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())

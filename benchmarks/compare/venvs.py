@@ -1,4 +1,4 @@
-"""A virtual environment for each client, made once and kept: nobody's pins get in another's way."""
+"""Create a virtual environment for each client once, so that the pinned versions of clients cannot conflict."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = Path(__file__).parent / "clients"
 
 
-def python_of(venv: Venv, directory: Path) -> Path:
-    """Return its interpreter, with the requirements installed.
+def install_python(venv: Venv, directory: Path) -> Path:
+    """Install the requirements of *venv*, and return its interpreter.
 
     Raises:
-        CalledProcessError: They cannot be.
+        CalledProcessError: A requirement cannot be installed.
     """
     home = directory / venv.name
     wanted = json.dumps([sys.version, *venv.requirements, str(ROOT) if venv.checkout else ""])

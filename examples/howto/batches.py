@@ -1,4 +1,4 @@
-"""A search index that takes documents a hundred at a time, and tells which it did not take."""
+"""A search index that handles up to a hundred documents in one call, and reports the documents that it rejects."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What lands in the dead-letter queue, and what is written on it."""
+"""Messages in the dead-letter queue, each with the reason for it."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A deploy in the middle of the work: SIGTERM, and nothing is lost."""
+"""A deployment while the worker is busy: the worker drains on SIGTERM, and no message is lost."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ async def watch(event: Ticked) -> None:
 
 
 async def main() -> None:
-    transport = MemoryTransport()  # in place of AWS
+    transport = MemoryTransport()  # instead of AWS
     transport.apply(derive([service], NAMING))
     async with Publisher("test", transport=transport) as publisher:
         await publisher.publish_many([Ticked(number=number) for number in range(3)])
@@ -34,7 +34,7 @@ async def main() -> None:
     worker = Worker(service, transport, settings)
     running = asyncio.create_task(worker.run())
     await begun.wait()
-    worker.stop("SIGTERM")  # what `smartpipe worker` does at that signal
+    worker.stop("SIGTERM")  # as `smartpipe worker` does on SIGTERM
     code = await running
 
     print("exit code", code)

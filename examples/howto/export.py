@@ -1,4 +1,4 @@
-"""Two services, and the picture of them that `smartpipe topology export` prints for a README."""
+"""Two services, and their diagram for a README, as `smartpipe topology export` prints it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Account movements in order: one account's failure stops that account, and no other."""
+"""Account movements in order: a failure for one account does not delay other accounts."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Three copies of one event, one of them while the first is being handled; and one effect."""
+"""Three copies of one event, one of which arrives while the first is being handled. The handler runs once."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ async def main() -> None:
     async with MemoryBroker(service) as broker:
         await broker.send("billing", copy)
         await asyncio.sleep(1)
-        await broker.send("billing", copy)  # meanwhile
+        await broker.send("billing", copy)  # while the first is being handled
         await broker.drain()
         await broker.send("billing", copy)  # afterwards
         await broker.drain()

@@ -25,7 +25,7 @@ handler = service.lambda_handler()
 
 
 async def main() -> None:
-    """Invoke it as Lambda would, with a batch of two of which one fails."""
+    """Invoke the handler as Lambda would, with a batch of two messages, one of which fails."""
 
     def record(number: int, email: str) -> dict[str, object]:
         body = {"specversion": "1.0", "id": str(number), "source": "test", "type": "user.signed_up"}
@@ -39,7 +39,7 @@ async def main() -> None:
             "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:mailer",
         }
 
-    async with MemoryBroker(service):  # in place of AWS
+    async with MemoryBroker(service):  # instead of AWS
         records = [record(1, "ada@example.com"), record(2, "bob@nowhere.example")]
         print(await handler.handle({"Records": records}))
         await handler.aclose()

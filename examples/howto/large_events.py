@@ -1,4 +1,4 @@
-"""Two large events: one gets small enough by compression, the other waits outside of the queue."""
+"""Two large events: compression makes one small enough, and the other is stored outside the queue."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import os
 from smartpipe import Delivery, Event, Service, Topic
 from smartpipe.testing import MemoryBroker
 
-# In production these stand in the environment, and the bucket is s3://BUCKET/PREFIX.
+# In production, set these in the environment, with the bucket as s3://BUCKET/PREFIX.
 os.environ["SMARTPIPE_COMPRESSION"] = "gzip"
 os.environ["SMARTPIPE_CLAIM_CHECK_URL"] = "memory://payloads"
 
@@ -21,8 +21,8 @@ service = Service("archive")
 @service.subscribe(ReportMade)
 async def keep(event: ReportMade, delivery: Delivery) -> None:
     message = delivery.message
-    packed = ", ".join(sorted(set(message.attributes) - {"type"}))
-    print(f"{len(event.lines):,} lines in a message of {len(message.body) / 1_000:.1f} kB ({packed})")
+    encoding = ", ".join(sorted(set(message.attributes) - {"type"}))
+    print(f"{len(event.lines):,} lines in a message of {len(message.body) / 1_000:.1f} kB ({encoding})")
 
 
 async def main() -> None:

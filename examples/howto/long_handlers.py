@@ -16,9 +16,9 @@ service = Service("encoder")
 @service.subscribe(VideoUploaded, timeout_seconds=2 * 3_600, concurrency=2)
 async def encode(event: VideoUploaded, delivery: Delivery) -> None:
     for minute in range(60):
-        await asyncio.sleep(60)  # one piece of the work
+        await asyncio.sleep(60)  # one part of the work
         if delivery.lease_lost:
-            raise RuntimeError(f"somebody else may be encoding {event.name} since minute {minute}")
+            raise RuntimeError(f"another worker may have started to encode {event.name} after minute {minute}")
 
 
 async def main() -> None:
@@ -28,7 +28,9 @@ async def main() -> None:
         await broker.drain()
 
         for event, hours in zip(broker.handled(VideoUploaded), (1, 1, 2), strict=True):
-            print(event.name, "encoded once, after", hours, "h" if hours == 1 else "h, for it waited its turn")
+            print(
+                event.name, "encoded once, after", hours, "h" if hours == 1 else "h, because it waited for a free slot"
+            )
 
 
 if __name__ == "__main__":

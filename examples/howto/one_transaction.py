@@ -1,4 +1,4 @@
-"""A handler whose effect, completion and outgoing event commit together: all of them happen once, or none does."""
+"""A handler whose database change, completion and outgoing event are committed in one transaction."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ async def main() -> None:
         for _ in range(3):
             await broker.send("billing", copy)
         await broker.drain()
-        await Relay(url, broker.transport).drain()  # what `smartpipe relay` does, beside the worker
+        await Relay(url, broker.transport).drain()  # as `smartpipe relay` does in its own process
 
         print(len(broker.handled(OrderPlaced)), "copies of OrderPlaced")
         print(await database.fetchval("SELECT count(*) FROM charges"), "charge")

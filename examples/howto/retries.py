@@ -1,4 +1,4 @@
-"""A mail server that is down for a while, one that wants us to come back later, and an address that is wrong."""
+"""A mail server that is down for a while, one that asks us to come back later, and a wrong address."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ class UserSignedUp(Event, topic=Topic("users"), type="user.signed_up", version="
     email: str
 
 
-# Without wait= the waits have full jitter: from 0 to base_seconds, doubling, to max_seconds.
+# Without wait=, the waits have full jitter: from 0 to base_seconds, which doubles each time up to max_seconds.
 service = Service("mailer", retry=RetryPolicy(attempts=5, wait=wait_exponential(multiplier=10, max=600)))
 
 answers = {
@@ -26,11 +26,11 @@ answers = {
 async def send_welcome(event: UserSignedUp) -> None:
     try:
         for error in answers[event.email]:
-            raise error  # this is where a mail would be sent
+            raise error  # real code would send the mail here
     except LookupError as error:
-        raise Reject(str(error)) from error  # no retry can help
+        raise Reject(str(error)) from error  # a retry cannot help
     except BlockingIOError as error:
-        raise Retry(str(error), after_seconds=3_600) from error  # anything else: by the policy
+        raise Retry(str(error), after_seconds=3_600) from error  # other errors follow the retry policy
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""Tests of a service: in memory on virtual time, and one on a real wire."""
+"""Tests of a service: three in memory on virtual time, and one on a real server."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ def make_service(server: MailServer) -> Service:
     return service
 
 
-async def test_a_welcome_is_sent_and_told():
+async def test_a_welcome_is_sent_and_published():
     async with MemoryBroker(make_service(MailServer(up=True))) as broker:
         await broker.publish(UserSignedUp(email="ada@example.com"))
         await broker.drain()
@@ -42,7 +42,7 @@ async def test_a_welcome_is_sent_and_told():
         broker.assert_nothing_dead_lettered()
 
 
-async def test_it_gives_up_after_five_attempts_over_minutes():
+async def test_the_event_is_dead_lettered_after_five_attempts():
     async with MemoryBroker(make_service(MailServer(up=False))) as broker:
         await broker.publish(UserSignedUp(email="ada@example.com"))
         await broker.drain()
@@ -53,7 +53,7 @@ async def test_it_gives_up_after_five_attempts_over_minutes():
         assert dead.reason == "the mail server is down"
 
 
-async def test_duplicates_and_disorder_do_not_lose_anything():
+async def test_no_event_is_lost_with_duplicates_and_disorder():
     service = make_service(MailServer(up=True))
     async with MemoryBroker(service, duplicate_share=0.2, shuffle=True, seed=1) as broker:
         for number in range(50):
@@ -63,11 +63,11 @@ async def test_duplicates_and_disorder_do_not_lose_anything():
         assert {event.email for event in broker.published(WelcomeSent)} == {f"{n}@example.com" for n in range(50)}
 
 
-async def test_it_runs_on_the_wire_too(smartpipe_moto):  # a moto server; needs smartpipe[moto]
+async def test_the_service_runs_on_a_real_server(smartpipe_moto):  # a moto server; needs smartpipe[moto]
     service, arrived = make_service(MailServer(up=True)), asyncio.Event()
 
     @service.subscribe(WelcomeSent)
-    async def note(event: WelcomeSent) -> None:
+    async def set_arrived(event: WelcomeSent) -> None:
         arrived.set()
 
     await provision(service)

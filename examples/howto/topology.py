@@ -1,4 +1,4 @@
-"""A plan, an apply, a change by hand, and the plan that notices it."""
+"""A plan, an apply, a manual change, and a plan that shows this change."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ async def main() -> None:
     sqs = boto3.client("sqs")
     url = sqs.get_queue_url(QueueName="mailer")["QueueUrl"]
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "5"})
-    print("after a change by hand:", *await planned(service), sep="\n  ")
+    print("after a manual change:", *await planned(service), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The signup API: calls two services over HTTP, then tells the world what happened."""
+"""The signup API: calls two services over HTTP, then publishes an event."""
 
 import os
 from collections.abc import AsyncIterator

@@ -1,8 +1,7 @@
-"""Runs the whole system on this machine, in the worst of weather, and counts what arrived.
+"""Run the whole system on this machine with several faults, and count the events that arrive.
 
-500 people sign up over HTTP. One of them has a mail server that never answers, one message is no
-event at all, and in the middle a worker is stopped with SIGTERM and started again. Nothing may be
-missing at the end. Run it with ``make demo``.
+500 people sign up over HTTP. The mail server of one of them never answers, one message is not an event, and half-way a
+worker is stopped with SIGTERM and started again. At the end, no event may be missing. Run it with ``make demo``.
 """
 
 import asyncio
@@ -26,7 +25,7 @@ from signup.processes import EXAMPLES, HttpService, Worker
 from smartpipe import EmbeddedBroker
 
 SIGNUPS = 500
-AT_ONCE = 20
+CONCURRENCY = 20
 TARGETS = {
     "email-verification": "signup.email_verification:service",
     "friend-discovery": "signup.friend_discovery:service",
@@ -41,16 +40,16 @@ class System(NamedTuple):
 
 
 @contextmanager
-def running_system() -> Iterator[System]:
+def run_system() -> Iterator[System]:
     with ExitStack() as stack:
         broker = stack.enter_context(EmbeddedBroker())
-        environment = {**broker.environment, "SCRYPT_COST": "16"}  # the demo measures the pipe, not scrypt
+        environment = {**broker.environment, "SCRYPT_COST": "16"}  # the demo measures smartpipe, not scrypt
         console.print(f"broker         {broker.backend} {broker.version} on {broker.endpoint_url}")
 
         command = [sys.executable, "-m", "smartpipe", "topology", "apply", "--yes", "--json", *TARGETS.values()]
         changes = subprocess.run(command, cwd=EXAMPLES, env={**environment}, check=True, capture_output=True)
-        made = json.loads(changes.stdout)["changes"]
-        console.print(f"topology       {len(made)} resources created")
+        created = json.loads(changes.stdout)["changes"]
+        console.print(f"topology       {len(created)} resources created")
 
         workers = {}
         for name, target in TARGETS.items():
@@ -71,15 +70,15 @@ def running_system() -> Iterator[System]:
         yield System(environment, api.url, workers)
 
 
-def wait_until(condition: Any, what: str, deadline_seconds: float = 30) -> None:
+def wait_until(condition: Any, description: str, deadline_seconds: float = 30) -> None:
     deadline = time.monotonic() + deadline_seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {deadline_seconds} s")
+            raise TimeoutError(f"{description}: not within {deadline_seconds} s")
         time.sleep(0.05)
 
 
-def aws(service: str, environment: dict[str, str]) -> Any:
+def create_client(service: str, environment: dict[str, str]) -> Any:
     return boto3.client(
         service,
         endpoint_url=environment["AWS_ENDPOINT_URL"],
@@ -89,8 +88,8 @@ def aws(service: str, environment: dict[str, str]) -> Any:
     )
 
 
-async def sign_up_everybody(system: System) -> list[str]:
-    """Post the signups; half-way, restart a worker. Return the ids of the published events."""
+async def sign_up_all(system: System) -> list[str]:
+    """Post the signups, and restart a worker half-way. Return the ids of the published events."""
     event_ids: list[str] = []
     people = iter(range(SIGNUPS))
     half_way = asyncio.Event()
@@ -109,30 +108,30 @@ async def sign_up_everybody(system: System) -> list[str]:
                 if len(event_ids) == SIGNUPS // 2:
                     half_way.set()
 
-        async def restart_in_the_middle() -> None:
+        async def restart_half_way() -> None:
             await half_way.wait()
             worker = system.workers["email-verification"]
             await asyncio.to_thread(worker.stop)
             progress.console.print(f"SIGTERM        email-verification drained, exit code {worker.exit_codes[0]}")
             worker.start()
 
-        async with ClientSession(connector=TCPConnector(limit=AT_ONCE)) as client, asyncio.TaskGroup() as group:
-            group.create_task(restart_in_the_middle())
-            for _ in range(AT_ONCE):
+        async with ClientSession(connector=TCPConnector(limit=CONCURRENCY)) as client, asyncio.TaskGroup() as group:
+            group.create_task(restart_half_way())
+            for _ in range(CONCURRENCY):
                 group.create_task(sign_up(client))
     return event_ids
 
 
-def publish_no_event(environment: dict[str, str]) -> None:
-    sns = aws("sns", environment)
+def publish_malformed_message(environment: dict[str, str]) -> None:
+    sns = create_client("sns", environment)
     [topic] = sns.list_topics()["Topics"]
     attribute = {"type": {"DataType": "String", "StringValue": "user.signed_up"}}
-    sns.publish(TopicArn=topic["TopicArn"], Message="I am no event", MessageAttributes=attribute)
+    sns.publish(TopicArn=topic["TopicArn"], Message="not an event", MessageAttributes=attribute)
 
 
-def dead_letters(environment: dict[str, str], service: str) -> list[dict[str, Any]]:
-    """Take every message from the service's dead-letter queue; return their reasons."""
-    sqs = aws("sqs", environment)
+def read_dead_letters(environment: dict[str, str], service: str) -> list[dict[str, Any]]:
+    """Receive every message from the service's dead-letter queue, and return their reasons."""
+    sqs = create_client("sqs", environment)
     url = sqs.get_queue_url(QueueName=f"{service}-dlq")["QueueUrl"]
     reasons = []
     while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]).get(
@@ -142,8 +141,8 @@ def dead_letters(environment: dict[str, str], service: str) -> list[dict[str, An
     return reasons
 
 
-def report(system: System, event_ids: list[str]) -> list[str]:
-    """Print the table; return the expectations that were not met."""
+def print_report(system: System, event_ids: list[str]) -> list[str]:
+    """Print the table, and return the expectations that were not met."""
     table = Table(
         "service", title="from publish to handled", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
     )
@@ -151,7 +150,7 @@ def report(system: System, event_ids: list[str]) -> list[str]:
         table.add_column(column, justify="right")
     unmet: list[str] = []
     for name, worker in system.workers.items():
-        dead = dead_letters(system.environment, name)
+        dead = read_dead_letters(system.environment, name)
         known_dead = {reason["event_id"] for reason in dead if "event_id" in reason}
         handled = set(worker.latency_seconds)
         missing = set(event_ids) - handled - known_dead
@@ -165,7 +164,7 @@ def report(system: System, event_ids: list[str]) -> list[str]:
         if missing:
             unmet.append(f"{name}: {len(missing)} events are missing")
         if kinds != expected:
-            unmet.append(f"{name}: dead letters are {kinds}, not {expected}")
+            unmet.append(f"{name}: dead-letter messages are {kinds}, not {expected}")
         if len(handled) != SIGNUPS - len(expected) + 1:
             unmet.append(f"{name}: {len(handled)} events handled, not {SIGNUPS - len(expected) + 1}")
         if any(worker.exit_codes):
@@ -176,16 +175,16 @@ def report(system: System, event_ids: list[str]) -> list[str]:
 
 def main() -> int:
     started = time.monotonic()
-    with running_system() as system:
-        publish_no_event(system.environment)
-        event_ids = asyncio.run(sign_up_everybody(system))
+    with run_system() as system:
+        publish_malformed_message(system.environment)
+        event_ids = asyncio.run(sign_up_all(system))
         email, friends = system.workers["email-verification"], system.workers["friend-discovery"]
         wait_until(lambda: len(friends.latency_seconds) >= SIGNUPS, "friend-discovery has handled all")
         wait_until(lambda: len(email.latency_seconds) >= SIGNUPS - 1, "email-verification has handled all but one")
         wait_until(lambda: email.counts["dead-lettered"] >= 2, "email-verification has dead-lettered two")  # noqa: PLR2004
         for worker in system.workers.values():
             worker.stop()
-        unmet = report(system, event_ids)
+        unmet = print_report(system, event_ids)
     for expectation in unmet:
         console.print(f"[red]NOT MET[/red]  {expectation}")
     if not unmet:

@@ -1,4 +1,4 @@
-"""The email-verification service: writes to every new user."""
+"""The email-verification service: sends a mail to every new user."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""The contract: what happened, as producers and consumers agree on it."""
+"""The contract: the events that producers and consumers agree on."""
 
 from uuid import UUID
 

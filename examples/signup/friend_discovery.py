@@ -1,4 +1,4 @@
-"""The friend-discovery service: finds people whom a new user may know. Sync handlers run in threads."""
+"""The friend-discovery service: finds people that a new user may know. Its sync handler runs in a thread."""
 
 from signup.events import UserSignedUp
 from smartpipe import Service

@@ -1,4 +1,4 @@
-"""How the HTTP services run: a port from the environment, and a healthy answer on it."""
+"""Run an HTTP service on the port in the environment, with a health check."""
 
 import os
 

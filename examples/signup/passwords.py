@@ -1,4 +1,4 @@
-"""The password service: keeps salted hashes. It would keep them in a database."""
+"""The password service: stores salted hashes, in memory. A real service would use a database."""
 
 import asyncio
 import hashlib

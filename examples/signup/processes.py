@@ -1,4 +1,4 @@
-"""Processes of the demo: started with the environment's variables, watched by their logs, ended with SIGTERM."""
+"""The processes of the demo: start them with environment variables, read their logs, and stop them with SIGTERM."""
 
 import json
 import os
@@ -16,17 +16,17 @@ from urllib.request import urlopen
 EXAMPLES = Path(__file__).parent.parent
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class HttpService:
-    """An HTTP service in a process of its own."""
+    """An HTTP service in its own process."""
 
     def __init__(self, module: str, environment: dict[str, str]) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.url = f"http://127.0.0.1:{(port := find_free_port())}"
         self._process = subprocess.Popen(
             [sys.executable, "-m", module], cwd=EXAMPLES, env={**os.environ, **environment, "PORT": str(port)}
         )
@@ -47,7 +47,7 @@ class HttpService:
 
 
 class Worker:
-    """``smartpipe worker TARGET`` in a process of its own; what it did is read from its log, a line an event."""
+    """``smartpipe worker TARGET`` in its own process. The demo reads its results from its log."""
 
     def __init__(self, target: str, environment: dict[str, str]) -> None:
         self._target = target
@@ -78,7 +78,7 @@ class Worker:
         self._reader.start()
 
     def stop(self) -> None:
-        """SIGTERM, and wait for the drain."""
+        """Send SIGTERM, and wait for the drain."""
         self._process.send_signal(signal.SIGTERM)
         self.exit_codes.append(self._process.wait(30))
         self._reader.join(5)

@@ -1,4 +1,4 @@
-"""The user-metadata service: who the users are. It would keep them in a database."""
+"""The user-metadata service: stores names and addresses, in memory. A real service would use a database."""
 
 from aiohttp import web
 

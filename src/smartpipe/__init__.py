@@ -1,6 +1,6 @@
 """Event-driven pub/sub for Python on Amazon SNS and SQS: smart endpoints, dumb pipes.
 
-Names are imported at their first use, so that ``import smartpipe`` costs next to nothing.
+Names are imported at their first use, so that ``import smartpipe`` is fast.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _ERRORS = {name for name in __all__ if name.endswith("Error")} | {
     "Retry",
     "UnknownEventType",
 }
-_HOMES = {
+_MODULES = {
     "Batch": "batch",
     "BatchDelivery": "batch",
     "CircuitBreaker": "consumer.breaker",
@@ -102,16 +102,16 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import *name* from its module, once."""
+    """Import *name* from its module at its first use."""
     from importlib import import_module
 
-    if name not in _HOMES:
+    if name not in _MODULES:
         msg = f"module 'smartpipe' has no attribute {name!r}"
         raise AttributeError(msg)
-    value = globals()[name] = getattr(import_module(f"smartpipe.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"smartpipe.{_MODULES[name]}"), name)
     return value
 
 
 def __dir__() -> list[str]:
-    """Return the public names, imported or not."""
+    """Return the public names, whether they have been imported or not."""
     return [*globals(), *__all__]

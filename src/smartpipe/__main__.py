@@ -1,4 +1,4 @@
-"""``python -m smartpipe`` is ``smartpipe``."""
+"""``python -m smartpipe`` runs the ``smartpipe`` command."""
 
 from smartpipe.cli import main
 

@@ -15,7 +15,7 @@ import boto3
 import pytest
 
 from smartpipe.bench.load import Load
-from smartpipe.bench.messages import Assignment, Said, read
+from smartpipe.bench.messages import Assignment, StepDone, parse_message
 from smartpipe.cli import bench as command
 from smartpipe.cli import main
 from tests.support.processes import Process, children_of, is_running, smartpipe
@@ -31,7 +31,7 @@ Bench: TypeAlias = Callable[..., CompletedProcess[str]]
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
-    """The command line in this process, for what needs no processes of its own: it spares a start."""
+    """Run the command line in this process, which is faster than a new process."""
 
     def run(*arguments: str) -> CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["smartpipe", "bench", *arguments])
@@ -42,20 +42,20 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return run
 
 
-def left_over() -> list[Any]:
-    """What benchmarks have left on the environment's broker."""
+def remaining_resources() -> list[Any]:
+    """Return the topics and queues of benchmarks on the environment's broker."""
     topics = boto3.client("sns").list_topics()["Topics"]
     queues = boto3.client("sqs").list_queues(QueueNamePrefix="bench-").get("QueueUrls", [])
     return [*queues, *(topic for topic in topics if ":bench-" in topic["TopicArn"])]
 
 
-def test_a_fan_out_is_measured_in_processes_and_leaves_nothing_behind(
+def test_a_fan_out_is_measured_in_processes_and_its_resources_are_deleted(
     fast_broker: EmbeddedBroker, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "run.svg"
+    plot = tmp_path / "run.svg"
     sizes = ("--events", "60", "--warmup", "10", "--queues", "2", "--rate", "100", "--patience", "45")
 
-    result = smartpipe("bench", "--endpoint", fast_broker.endpoint_url, *sizes, "--plot", str(picture), "--json")
+    result = smartpipe("bench", "--endpoint", fast_broker.endpoint_url, *sizes, "--plot", str(plot), "--json")
 
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -67,8 +67,8 @@ def test_a_fan_out_is_measured_in_processes_and_leaves_nothing_behind(
     assert found["requests"]["publish"]["entries"] == 60
     assert found["requests"]["delete"]["entries"] == 120
     assert found["dollars_per_million_events"]["total"] > 0
-    assert picture.read_text().count("<path") > 20
-    assert left_over() == []
+    assert plot.read_text().count("<path") > 20
+    assert remaining_resources() == []
 
 
 def test_ctrl_c_ends_the_processes_and_deletes_the_queues(fast_broker: EmbeddedBroker) -> None:
@@ -82,12 +82,12 @@ def test_ctrl_c_ends_the_processes_and_deletes_the_queues(fast_broker: EmbeddedB
         assert running.wait() == 1
         assert running.lines == ["smartpipe: interrupted: nothing was measured"]
         until_blocking(lambda: not any(map(is_running, children)))
-        assert left_over() == []
+        assert remaining_resources() == []
     finally:
         running.end()
 
 
-def test_a_process_that_dies_is_named(fast_broker: EmbeddedBroker) -> None:
+def test_the_error_names_a_process_that_dies(fast_broker: EmbeddedBroker) -> None:
     running = Process("bench", "--endpoint", fast_broker.endpoint_url, "--events", "1000000", "--queues", "1")
     try:
         running.wait_until(lambda: len(children_of(running.pid)) == 2)
@@ -96,14 +96,14 @@ def test_a_process_that_dies_is_named(fast_broker: EmbeddedBroker) -> None:
         os.kill(worker, signal.SIGKILL)
 
         assert running.wait() == 1
-        said = f"smartpipe: worker 1 of queue 1 (process {worker}) was ended by signal 9: it said nothing"
-        assert running.lines == [said]
-        assert left_over() == []
+        error = f"smartpipe: worker 1 of queue 1 (process {worker}) was ended by signal 9: it printed no error"
+        assert running.lines == [error]
+        assert remaining_resources() == []
     finally:
         running.end()
 
 
-def test_a_process_ends_with_the_run_however_that_ends(fast_broker: EmbeddedBroker) -> None:
+def test_a_process_ends_with_the_run_even_if_the_run_is_killed(fast_broker: EmbeddedBroker) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "smartpipe.bench.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ
     )
@@ -112,43 +112,43 @@ def test_a_process_ends_with_the_run_however_that_ends(fast_broker: EmbeddedBrok
     with child, child.stdin, child.stdout:
         child.stdin.write(Assignment(load=Load(), producer=0).model_dump_json().encode() + b"\n")
         child.stdin.flush()
-        assert read(child.stdout.readline()) == Said(kind="ready")
+        assert parse_message(child.stdout.readline()) == StepDone(kind="ready")
 
         child.stdin.close()
 
         assert child.wait(DEADLINE_SECONDS) == 1
 
 
-def test_in_memory_everything_is_published_first_and_both_sides_are_told_apart(bench: Bench) -> None:
+def test_in_memory_all_events_are_published_before_the_first_is_handled(bench: Bench) -> None:
     result = bench("--backend", "memory", "--events", "200", "--warmup", "0", "--queues", "2")
 
     assert result.returncode == 0, result.stderr
-    assert "of 400, none came twice" in result.stdout
-    assert "everything was published before anything was handled" in result.stdout
+    assert "of 400, no duplicates" in result.stdout
+    assert "all events were published before any was handled" in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "error"),
     [
-        (["--events", "0"], "--events=0 is outside of 1 to 100,000,000"),
+        (["--events", "0"], "--events=0 is outside the range 1 to 100,000,000"),
         (["--size", "20"], "--size 20 is less than the envelope alone"),
-        (["--backend", "kafka"], "--backend 'kafka' is none of memory, local, moto"),
-        (["--backend", "local", "--endpoint", "aws"], "give one of them"),
-        (["--endpoint", "localhost:4566"], "is neither a URL, as in http://localhost:4566, nor aws"),
-        (["--backend", "memory", "--processes", "2"], "--backend memory is one process"),
-        (["--plot", "run.pdf"], "--plot run.pdf ends with none of .svg, .png"),
-        (["--plot", "nowhere/run.svg"], "there is no directory nowhere"),
+        (["--backend", "kafka"], "--backend 'kafka' is not one of memory, local, moto"),
+        (["--backend", "local", "--endpoint", "aws"], "use only one of them"),
+        (["--endpoint", "localhost:4566"], "expected a URL, such as http://localhost:4566, or aws"),
+        (["--backend", "memory", "--processes", "2"], "--backend memory runs in one process"),
+        (["--plot", "run.pdf"], "--plot run.pdf does not end with one of .svg, .png"),
+        (["--plot", "nowhere/run.svg"], "directory nowhere does not exist"),
     ],
 )
-def test_misuse_is_told_before_anything_is_started(bench: Bench, arguments: list[str], sentence: str) -> None:
+def test_misuse_is_reported_before_anything_is_started(bench: Bench, arguments: list[str], error: str) -> None:
     result = bench(*arguments)
 
     assert result.returncode == 2
-    assert sentence in result.stderr
+    assert error in result.stderr
     assert result.stdout == ""
 
 
-def test_a_missing_extra_is_told_with_the_command_that_brings_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_extra_shows_how_to_install_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda _: None)
 
     result = bench("--plot", "run.svg")
@@ -157,20 +157,18 @@ def test_a_missing_extra_is_told_with_the_command_that_brings_it(bench: Bench, m
     assert result.stderr == ("smartpipe: bench needs hdrhistogram and matplotlib; run pip install 'smartpipe[bench]'\n")
 
 
-def test_an_endpoint_that_is_not_there_ends_the_run_at_once(bench: Bench) -> None:
+def test_an_unreachable_endpoint_ends_the_run_immediately(bench: Bench) -> None:
     result = bench("--endpoint", "http://127.0.0.1:1")
 
     assert result.returncode == 1
     assert "Could not connect to the endpoint URL" in result.stderr
 
 
-def test_aws_is_asked_about_with_the_price_and_never_without_an_answer(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_on_aws_needs_a_confirmation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_ENDPOINT_URL")]:
         monkeypatch.delenv(name)
 
     result = bench("--endpoint", "aws", "--json")
 
     assert result.returncode == 2
-    assert "try it with --backend local, which costs nothing, then add --yes" in result.stderr
+    assert "try --backend local, which is free of charge, then add --yes" in result.stderr

@@ -1,4 +1,4 @@
-"""What people see when they use the commands, and when they misuse them."""
+"""The output of the commands, also after wrong arguments and settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["worker", "--help"], ["topology", "apply", "--help"]])
-def test_help_explains(arguments: list[str]) -> None:
+def test_help_shows_the_usage(arguments: list[str]) -> None:
     result = smartpipe(*arguments)
 
     assert result.returncode == 0
@@ -34,7 +34,7 @@ def test_help_explains(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "sentence"),
     [
-        (["worker", "nowhere:service"], {}, "there is no module 'nowhere'"),
+        (["worker", "nowhere:service"], {}, "no module 'nowhere'"),
         (["worker", "tests.acceptance.services"], {}, "is not module:attribute"),
         (["worker", "tests.acceptance.services:no_handlers"], {}, "service 'idle' has no handlers"),
         (["worker", TARGET, "--concurrency", "0"], {}, "--concurrency=0: input should be greater than or equal to 1"),
@@ -42,7 +42,7 @@ def test_help_explains(arguments: list[str]) -> None:
         (["worker", TARGET], {"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "no AWS region: set AWS_REGION"),
         (["worker", TARGET, "--drain-seconds", "5", "--wait-seconds", "9"], {}, "is too long for drain_seconds=5"),
         (["topology", "apply"], {}, "no TARGET"),
-        (["topology", "apply", "nowhere:service"], {}, "there is no module 'nowhere'"),
+        (["topology", "apply", "nowhere:service"], {}, "no module 'nowhere'"),
         (["topology", "apply", "--yes", TARGET], {"SMARTPIPE_PREFIX": "a b"}, "SMARTPIPE_PREFIX=a b"),
         (["schema", "export", "json"], {}, "json has no events"),
         (
@@ -61,13 +61,13 @@ def test_help_explains(arguments: list[str]) -> None:
         (["topology", "plan", TARGET], {"AWS_CA_BUNDLE": "/nowhere.pem"}, "cannot be read: [Errno 2]"),
         (["schema", "export", TARGET, "--directory", "README.md"], {}, "File exists"),
         (["worker", "tests.acceptance.services:service.name.nope"], {}, "has no attribute 'service.name.nope'"),
-        (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is none of ministack, moto"),
+        (["local", "--backend", "rabbitmq"], {}, "backend 'rabbitmq' is not one of ministack, moto"),
     ],
 )
-def test_a_users_mistake_is_one_clear_line_and_exit_code_2(
+def test_a_configuration_error_is_one_line_and_exit_code_2(
     inside: Command, arguments: list[str], environment: dict[str, str], sentence: str
 ) -> None:
-    run = smartpipe if arguments[0] == "worker" else inside  # a worker that starts after all ends its process
+    run = smartpipe if arguments[0] == "worker" else inside  # a worker that starts would end the process of the test
     result = run(*arguments, **environment)
 
     assert result.returncode == 2
@@ -77,7 +77,7 @@ def test_a_users_mistake_is_one_clear_line_and_exit_code_2(
 
 
 @pytest.mark.usefixtures("fast_broker")
-def test_all_faulty_settings_are_reported_together() -> None:
+def test_all_wrong_settings_are_reported_together() -> None:
     result = smartpipe("worker", TARGET, "--port", "-1", SMARTPIPE_CONCURRENCY="x", SMARTPIPE_PREFIX="?")
 
     assert result.returncode == 2
@@ -88,7 +88,7 @@ def test_all_faulty_settings_are_reported_together() -> None:
     ]
 
 
-def test_no_credentials_is_one_clear_line(tmp_path: Path) -> None:
+def test_missing_credentials_are_reported_in_one_line(tmp_path: Path) -> None:
     with EmbeddedBroker() as broker:
         environment = {name: value for name, value in broker.environment.items() if "KEY" not in name}
         nowhere = {name: str(tmp_path / "none") for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")}
@@ -100,7 +100,7 @@ def test_no_credentials_is_one_clear_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fast_broker")
-def test_a_worker_without_its_queues_says_what_is_missing() -> None:
+def test_a_worker_without_its_queues_lists_the_missing_resources() -> None:
     result = smartpipe("worker", TARGET, "--port", "0")
 
     assert result.returncode == 1
@@ -116,7 +116,7 @@ def test_a_worker_without_its_queues_says_what_is_missing() -> None:
 
 
 @pytest.mark.usefixtures("fast_broker")
-def test_a_port_that_is_taken_is_one_clear_line() -> None:
+def test_a_port_in_use_is_reported_in_one_line() -> None:
     smartpipe("topology", "apply", "--yes", TARGET)
     first = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--wait-seconds", "1")
     try:
@@ -129,11 +129,11 @@ def test_a_port_that_is_taken_is_one_clear_line() -> None:
         first.end()
 
     assert result.returncode == 2
-    assert f"the health port 127.0.0.1:{port} cannot be bound" in result.stderr
+    assert f"cannot bind the health port 127.0.0.1:{port}" in result.stderr
 
 
 @pytest.mark.usefixtures("fast_broker")
-def test_apply_tells_each_change_and_then_that_nothing_is_left_to_change(inside: Command) -> None:
+def test_apply_prints_each_change_and_a_second_apply_changes_nothing(inside: Command) -> None:
     first, second = smartpipe("topology", "apply", "--yes", TARGET), inside("topology", "apply", TARGET)
     as_json = inside("topology", "apply", "--yes", TARGET, "--json")
 
@@ -144,7 +144,7 @@ def test_apply_tells_each_change_and_then_that_nothing_is_left_to_change(inside:
     assert {first.returncode, second.returncode, as_json.returncode} == {0}
 
 
-def test_schema_export_writes_files_and_says_so(tmp_path: Path) -> None:
+def test_schema_export_writes_files_and_prints_their_names(tmp_path: Path) -> None:
     result = smartpipe("schema", "export", TARGET, "--directory", str(tmp_path))
 
     assert result.returncode == 0
@@ -153,7 +153,7 @@ def test_schema_export_writes_files_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["ministack", "moto"])
-def test_local_prints_what_to_export_and_stops_its_broker_at_the_end(backend: str) -> None:
+def test_local_prints_environment_variables_and_stops_its_broker_at_the_end(backend: str) -> None:
     broker = Process("local", "--backend", backend)
     try:
         broker.wait_until(lambda: any(line.startswith("export AWS_SECRET") for line in broker.lines))
@@ -174,7 +174,7 @@ def test_local_prints_what_to_export_and_stops_its_broker_at_the_end(backend: st
     until_blocking(lambda: not any(map(is_running, children)))
 
 
-def test_a_killed_parent_leaves_no_broker_behind() -> None:
+def test_the_broker_ends_when_its_parent_is_killed() -> None:
     broker = Process("local")
     broker.wait_until(lambda: any(line.startswith("export AWS_SECRET") for line in broker.lines))
     [child] = children_of(broker.pid)
@@ -197,12 +197,12 @@ def test_the_broker_listens_on_loopback_only() -> None:
     assert listening == [f"127.0.0.1:{broker.port}"]
 
 
-def test_a_taken_port_is_refused_with_a_sentence() -> None:
+def test_a_broker_port_in_use_is_reported() -> None:
     with EmbeddedBroker() as broker:
         result = smartpipe("local", "--port", str(broker.port))
 
     assert result.returncode == 2
-    assert f"port {broker.port} of 127.0.0.1 cannot be bound" in result.stderr
+    assert f"cannot bind port {broker.port} of 127.0.0.1" in result.stderr
 
 
 def test_the_command_is_installed_under_its_name() -> None:

@@ -1,4 +1,4 @@
-"""`smartpipe dev`: all of it in one terminal."""
+"""`smartpipe dev`: broker, topology and workers in one terminal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def closing() -> Iterator[ExitStack]:
 
 
 def publish(event: Event, lines: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Publish from another terminal, with the lines that this one says to paste."""
+    """Publish as from another terminal, with the environment variables that `dev` prints."""
     for line in lines:
         if line.startswith("export "):
             monkeypatch.setenv(*line.removeprefix("export ").split("=", 1))
@@ -103,12 +103,16 @@ def test_dev_runs_all_services_in_one_terminal_until_ctrl_c(
     until_blocking(lambda: not any(map(is_running, processes)))
 
 
-def test_without_a_terminal_lines_are_plain_and_what_leads_elsewhere_is_left_out(
+def test_without_a_terminal_lines_are_plain_and_variables_of_other_brokers_are_removed(
     project: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = {"AWS_ENDPOINT_URL_SQS": "http://127.0.0.1:9", "AWS_PROFILE": "nope", "SMARTPIPE_ACCOUNT_ID": "1" * 12}
+    other_broker = {
+        "AWS_ENDPOINT_URL_SQS": "http://127.0.0.1:9",
+        "AWS_PROFILE": "nope",
+        "SMARTPIPE_ACCOUNT_ID": "1" * 12,
+    }
     (project / "pyproject.toml").write_text(f"[tool.smartpipe]\nservices = {list(TARGETS)}\n")
-    process = Process("dev", "--no-reload", directory=str(project), **elsewhere)
+    process = Process("dev", "--no-reload", directory=str(project), **other_broker)
     closing.callback(process.end)
     process.wait_until(lambda: any("ready: all 2 processes" in line for line in process.lines))
     publish(Placed(name="ada"), process.lines, monkeypatch)
@@ -130,7 +134,7 @@ def test_after_a_change_the_topology_is_applied_before_the_workers_start(
     process.wait_until(lambda: any("ready: all 2 processes" in line for line in process.lines))
 
     (project / "shop.py").write_text(SHOP + "def broken(:\n")
-    process.wait_until(lambda: any("nothing is started, and waits for a change" in line for line in process.lines))
+    process.wait_until(lambda: any("not starting any process; waiting for a change" in line for line in process.lines))
     (project / "shop.py").write_text(SHOP + MORE)
     process.wait_until(lambda: sum("ready: all 2 processes" in line for line in process.lines) >= 2)
     publish(Paid(name="ada"), process.lines, monkeypatch)
@@ -141,29 +145,31 @@ def test_after_a_change_the_topology_is_applied_before_the_workers_start(
     assert process.wait() == 0
 
 
-def test_when_its_broker_dies_dev_drains_and_says_so(project: Path, closing: ExitStack) -> None:
+def test_when_its_broker_dies_dev_drains_and_reports_it(project: Path, closing: ExitStack) -> None:
     process = Process("dev", "shop:shop", "--no-reload", directory=str(project))
     closing.callback(process.end)
     process.wait_until(lambda: any("ready: shop polls" in line for line in process.lines))
-    [broker] = [pid for pid in children_of(process.pid) if "embedded.child" in Path(f"/proc/{pid}/cmdline").read_text()]
+    [broker] = [
+        pid for pid in children_of(process.pid) if "smartpipe.local.child" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
 
     os.kill(broker, signal.SIGKILL)
 
     assert process.wait() == 1
-    assert any("the broker ended by itself with exit code -9" in line for line in process.lines)
+    assert any("the broker ended unexpectedly with exit code -9" in line for line in process.lines)
     assert any(line.startswith("shop      │ ") and "stopped" in line for line in process.lines)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "no TARGET: name one, as in signup.email_verification:service, or list them in pyproject.toml"),
-        (["nowhere:service"], "there is no module 'nowhere'"),
-        (["shop:shop", "--backend", "rabbitmq"], "backend 'rabbitmq' is none of ministack, moto"),
+        ([], "no TARGET: name one, such as signup.email_verification:service, or list services in pyproject.toml"),
+        (["nowhere:service"], "no module 'nowhere'"),
+        (["shop:shop", "--backend", "rabbitmq"], "backend 'rabbitmq' is not one of ministack, moto"),
         (["shop:shop", "--log-level", "loud"], "--log-level=loud: input should be"),
     ],
 )
-def test_a_users_mistake_is_one_clear_line_and_starts_nothing(
+def test_a_configuration_error_is_reported_in_one_line_and_nothing_is_started(
     project: Path, arguments: list[str], sentence: str
 ) -> None:
     result = smartpipe("dev", *arguments, directory=str(project))
@@ -175,9 +181,9 @@ def test_a_users_mistake_is_one_clear_line_and_starts_nothing(
     assert result.stdout == ""
 
 
-def test_a_broker_port_that_is_taken_is_one_clear_line(project: Path, ministack: EmbeddedBroker) -> None:
+def test_a_broker_port_in_use_is_reported_in_one_line(project: Path, ministack: EmbeddedBroker) -> None:
     result = smartpipe("dev", "shop:shop", "--port", str(ministack.port), directory=str(project))
 
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
-    assert line.startswith(f"smartpipe: port {ministack.port} of 127.0.0.1 cannot be bound")
+    assert line.startswith(f"smartpipe: cannot bind port {ministack.port} of 127.0.0.1")

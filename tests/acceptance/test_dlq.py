@@ -240,7 +240,7 @@ def test_messages_that_cannot_be_sent_are_listed_with_the_reason_and_it_gives_up
         (("redrive", TARGET), {"SMARTPIPE_PREFIX": "nowhere-"}, 1, "run `smartpipe topology apply`"),
         (("redrive", TARGET), {}, 2, "add --dry-run to see the messages, then add --yes"),
     ],
-    ids=["no broker", "no queue", "no topology", "nobody to ask"],
+    ids=["no broker", "no queue", "no topology", "no terminal"],
 )
 def test_a_mistake_is_told_in_one_line_and_changes_nothing(
     queues: Queues, dlq: Command, arguments: tuple[str, ...], environment: dict[str, str], code: int, sentence: str

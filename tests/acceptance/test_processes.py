@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Group:
-    """A supervisor and its children, seen through its one port."""
+    """A supervisor and its children, as its port reports them."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -44,7 +44,7 @@ class Group:
             return text
 
     def handled(self) -> dict[str, int]:
-        """How many messages each process has handled."""
+        """Return the number of messages that each process has handled."""
         pattern = r'^smartpipe_messages_total{process="(\d+)",.*outcome="handled"} (\d+)$'
         found = re.findall(pattern, self.metrics(), re.MULTILINE)
         return {process: int(count) for process, count in found}
@@ -52,7 +52,7 @@ class Group:
 
 @pytest.fixture
 def kill_later() -> Iterator[list[int]]:
-    """Processes that a test may leave stopped or without their supervisor."""
+    """Collect processes that a test may leave suspended or without their supervisor."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -86,7 +86,7 @@ def test_processes_share_the_work_and_one_port_answers_for_all(jobs: Jobs) -> No
     assert {record.get("process") for record in group.process.records} == {None, 1, 2}
 
 
-def test_a_killed_process_is_replaced_and_nothing_is_lost(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_is_replaced_and_no_message_is_lost(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCEPTANCE_LEASE", "2")
     group = start_group(jobs, 2, "--concurrency", "2")
     names = [f"job{number}" for number in range(12)]
@@ -95,7 +95,9 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(jobs: Jobs, monkeypatc
     victim, survivor = group.pids
 
     os.kill(victim, signal.SIGKILL)
-    group.process.wait_until(lambda: group.process.logged("process 1 ended by itself: SIGKILL; starting it again in 1"))
+    group.process.wait_until(
+        lambda: group.process.logged("process 1 ended unexpectedly: SIGKILL; will restart it in 1")
+    )
 
     assert group.ask("/livez")[0] == 200
     until_blocking(lambda: group.ask("/readyz")[0] == 200)
@@ -124,7 +126,7 @@ def test_a_signal_to_the_whole_group_still_drains(jobs: Jobs) -> None:
     jobs.post("long1", "long2", seconds=3)
     jobs.wait_for("begun", 2)
 
-    for pid in [*group.pids, group.process.pid]:  # as systemd does; each child hears it twice
+    for pid in [*group.pids, group.process.pid]:  # as systemd does; each child gets the signal twice
         os.kill(pid, signal.SIGTERM)
 
     assert group.process.wait() == 0
@@ -132,7 +134,7 @@ def test_a_signal_to_the_whole_group_still_drains(jobs: Jobs) -> None:
     assert group.process.logged("stopping hard") is None
 
 
-def test_what_handlers_start_finds_its_standard_input_empty(jobs: Jobs) -> None:
+def test_subprocesses_of_handlers_get_an_empty_standard_input(jobs: Jobs) -> None:
     group = start_group(jobs, 2)
 
     assert {os.readlink(f"/proc/{pid}/fd/0") for pid in group.pids} == {os.devnull}  # noqa: PTH115
@@ -177,7 +179,7 @@ def test_a_process_that_does_not_drain_in_time_is_killed(jobs: Jobs, kill_later:
     assert not is_running(stuck)
 
 
-def test_a_process_that_does_not_answer_is_not_alive(jobs: Jobs, kill_later: list[int]) -> None:
+def test_a_process_that_does_not_respond_is_not_alive(jobs: Jobs, kill_later: list[int]) -> None:
     group = start_group(jobs, 2)
     kill_later += group.pids
 
@@ -191,7 +193,7 @@ def test_a_process_that_does_not_answer_is_not_alive(jobs: Jobs, kill_later: lis
     until_blocking(lambda: group.ask("/livez")[0] == 200)
 
 
-def test_processes_drain_by_themselves_when_their_supervisor_is_killed(jobs: Jobs, kill_later: list[int]) -> None:
+def test_processes_drain_when_their_supervisor_is_killed(jobs: Jobs, kill_later: list[int]) -> None:
     group = start_group(jobs, 2)
     kill_later += group.pids
     jobs.post("long", seconds=2)
@@ -202,28 +204,28 @@ def test_processes_drain_by_themselves_when_their_supervisor_is_killed(jobs: Job
 
     until_blocking(lambda: not any(map(is_running, kill_later)))
     assert jobs.count("done long") == 1
-    assert group.process.logged("draining: the supervisor is gone") is not None
+    assert group.process.logged("draining: the supervisor has ended") is not None
 
 
 @pytest.mark.usefixtures("fast_broker")
-def test_what_is_missing_is_told_once_and_ends_all_processes() -> None:
+def test_missing_resources_are_reported_once_and_end_all_processes() -> None:
     result = smartpipe("worker", TARGET, "--processes", "3", "--port", "0")
 
     assert result.returncode == 1
     assert result.stderr.count("missing: queue") == 2
-    assert "before any was ready; starting it again would not help" in result.stdout
+    assert "before any process was ready; a restart would not help" in result.stdout
 
 
 @pytest.mark.usefixtures("fast_broker")
 @pytest.mark.parametrize(
     ("arguments", "environment", "sentence"),
     [
-        (["nowhere:service", "--processes", "2"], {}, "there is no module 'nowhere'"),
+        (["nowhere:service", "--processes", "2"], {}, "no module 'nowhere'"),
         ([TARGET, "--processes", "0"], {}, "--processes=0: input should be greater than or equal to 1"),
         ([TARGET], {"SMARTPIPE_PROCESSES": "two"}, "SMARTPIPE_PROCESSES=two: input should be a valid integer"),
     ],
 )
-def test_a_users_mistake_is_found_before_anything_is_started(
+def test_a_configuration_error_is_reported_before_any_process_is_started(
     arguments: list[str], environment: dict[str, str], sentence: str
 ) -> None:
     result = smartpipe("worker", *arguments, **environment)
@@ -237,7 +239,7 @@ def test_a_users_mistake_is_found_before_anything_is_started(
 
 @pytest.mark.usefixtures("fast_broker")
 @pytest.mark.parametrize(("url", "warnings"), [("memory://", 1), ("redis://127.0.0.1:1/0", 0)], ids=["memory", "redis"])
-def test_a_memory_for_each_process_is_warned_of_once(url: str, warnings: int) -> None:
+def test_a_memory_store_with_several_processes_causes_one_warning(url: str, warnings: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:  # which ends the start after its warnings
         address = ("--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
 
@@ -246,7 +248,7 @@ def test_a_memory_for_each_process_is_warned_of_once(url: str, warnings: int) ->
     assert result.stdout.count("gives each of the 2 processes a separate store") == warnings
 
 
-def test_a_port_that_is_taken_is_one_clear_line_and_starts_nothing(jobs: Jobs) -> None:
+def test_a_port_in_use_is_reported_in_one_line_and_no_process_is_started(jobs: Jobs) -> None:
     group = start_group(jobs, 2)
     port = group.url.rpartition(":")[2]
 
@@ -254,5 +256,5 @@ def test_a_port_that_is_taken_is_one_clear_line_and_starts_nothing(jobs: Jobs) -
 
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
-    assert line.startswith(f"smartpipe: the health port 127.0.0.1:{port} cannot be bound")
+    assert line.startswith(f"smartpipe: cannot bind the health port 127.0.0.1:{port}")
     assert '"process": 1' not in result.stdout

@@ -120,14 +120,14 @@ def test_apply_asks_and_shows_progress_after_a_yes() -> None:
 
 
 @pytest.mark.parametrize("command", [["apply"], ["apply", "--json"], ["destroy"]])
-def test_where_nobody_can_answer_it_wants_to_be_told(inside: Command, command: list[str]) -> None:
+def test_without_a_terminal_the_command_needs_yes(inside: Command, command: list[str]) -> None:
     if command == ["destroy"]:
         inside("topology", "apply", "--yes", TARGET)
 
     result = smartpipe("topology", *command, TARGET)
 
     assert result.returncode == 2
-    assert result.stderr.endswith("look at the plan, then add --yes\n")
+    assert result.stderr.endswith("review the plan, then add --yes\n")
 
 
 @pytest.mark.parametrize("mutations", [1, 2, 3, 4])

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: the whole matrix, its table, and docs/delivery-guarantees.md."""
+"""``python -m tests.chaos``: run all scenarios, print the table, and write docs/delivery-guarantees.md."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ import time
 
 from rich.console import Console
 
-from tests.chaos.lanes import play_all, versions
-from tests.chaos.report import Run, page, table
+from tests.chaos.pool import read_versions, run_all
+from tests.chaos.report import Run, build_page, build_table
 from tests.chaos.scenarios import SCENARIOS
-from tests.chaos.stand import Extent
+from tests.chaos.servers import RunSize
 from tests.support.processes import ROOT
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="The crash matrix.")
-    parser.add_argument("--seed", type=int, default=1, help="of all lots; default 1")
-    parser.add_argument("--events", type=int, default=100, help="in each scenario; default 100")
-    parser.add_argument("--lanes", type=int, default=3, help="so many scenarios side by side; default 3")
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Run the crash matrix.")
+    parser.add_argument("--seed", type=int, default=1, help="seed of all random choices; default 1")
+    parser.add_argument("--events", type=int, default=100, help="number of events in each scenario; default 100")
+    parser.add_argument("--lanes", type=int, default=3, help="number of scenarios that run concurrently; default 3")
     parser.add_argument(
-        "--scenario", action="append", choices=list(SCENARIOS), metavar="KEY", help="only this one; may be repeated"
+        "--scenario",
+        action="append",
+        choices=list(SCENARIOS),
+        metavar="KEY",
+        help="run only this scenario; may be repeated",
     )
-    asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every __exit__, which end the processes
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs every __exit__, which end the processes
     console = Console(width=100 if not sys.stdout.isatty() else None)
-    extent, started = Extent(events=asked.events), time.monotonic()
-    keys, outcomes = asked.scenario or list(SCENARIOS), {}
-    for outcome in play_all(keys, seed=asked.seed, extent=extent, lanes=asked.lanes):
+    size, started = RunSize(events=arguments.events), time.monotonic()
+    keys, outcomes = arguments.scenario or list(SCENARIOS), {}
+    for outcome in run_all(keys, seed=arguments.seed, size=size, lanes=arguments.lanes):
         outcomes[outcome.key] = outcome
-        told = "; ".join(outcome.broken) or "ok"
-        console.print(f"{outcome.key}: {told}, {outcome.seconds:.0f} s", highlight=False, markup=False)
-        for line in outcome.ended:
-            console.print(f"  ended by itself: {line}", highlight=False, markup=False)
+        result = "; ".join(outcome.violations) or "ok"
+        console.print(f"{outcome.key}: {result}, {outcome.seconds:.0f} s", highlight=False, markup=False)
+        for line in outcome.unexpected_exits:
+            console.print(f"  ended unexpectedly: {line}", highlight=False, markup=False)
     in_order = [outcomes[key] for key in keys]
-    run = Run(asked.seed, extent, asked.lanes, time.monotonic() - started)
-    if not asked.scenario:
-        (ROOT / "docs" / "delivery-guarantees.md").write_text(page(in_order, run, versions()))
-    console.print(table(in_order))
-    return 1 if any(outcome.broken for outcome in in_order) else 0
+    run = Run(arguments.seed, size, arguments.lanes, time.monotonic() - started)
+    if not arguments.scenario:
+        (ROOT / "docs" / "delivery-guarantees.md").write_text(build_page(in_order, run, read_versions()))
+    console.print(build_table(in_order))
+    return 1 if any(outcome.violations for outcome in in_order) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table, for the terminal and for the documents."""
+"""Format the table, for the terminal and for docs/delivery-guarantees.md."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.chaos.service import LEASE_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tests.chaos.driver import Outcome
-    from tests.chaos.stand import Extent
+    from tests.chaos.runner import Outcome
+    from tests.chaos.servers import RunSize
 
 PAGE = Path(__file__).with_name("page.md")
 HEADINGS = {
@@ -46,62 +46,64 @@ HEADINGS = {
 
 
 class Run(NamedTuple):
-    """How all was played."""
+    """The options and the duration of a run."""
 
     seed: int
-    extent: Extent
+    size: RunSize
     lanes: int
     seconds: float
 
 
-def figures(outcome: Outcome) -> list[str]:
-    if outcome.not_played:
+def format_figures(outcome: Outcome) -> list[str]:
+    if outcome.error:
         return ["-"] * len(HEADINGS)
     scenario = outcome.scenario
     return [
         *map(str, [outcome.published, outcome.effects, outcome.missing]),
-        str(outcome.twice) if scenario.store == "postgres" else "-",
-        f"{outcome.twice_plain}*" if scenario.may_double else str(outcome.twice_plain),
-        str(outcome.overtaken) if scenario.form == "fifo" else "-",
-        *map(str, [outcome.dead, outcome.stranded, outcome.kills, outcome.hindered]),
+        str(outcome.doubled) if scenario.store == "postgres" else "-",
+        f"{outcome.doubled_plain}*" if scenario.may_double else str(outcome.doubled_plain),
+        str(outcome.out_of_order) if scenario.form == "fifo" else "-",
+        *map(str, [outcome.dead_lettered, outcome.remaining, outcome.kills, outcome.faults]),
         f"{outcome.seconds:.0f}",
     ]
 
 
-def named(outcome: Outcome) -> str:
-    return f"{outcome.scenario.name}: not played" if outcome.not_played else outcome.scenario.name
+def format_name(outcome: Outcome) -> str:
+    return f"{outcome.scenario.name}: not run" if outcome.error else outcome.scenario.name
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    """Make what the terminal shows; it fits 100 columns."""
-    made = Table(padding=(0, 0), caption="* may be more than 0: docs/delivery-guarantees.md explains why")
-    made.add_column("scenario", ratio=1)
+def build_table(outcomes: Sequence[Outcome]) -> Table:
+    """Build the table for the terminal. It fits into 100 columns."""
+    table = Table(padding=(0, 0), caption="* may be more than 0: docs/delivery-guarantees.md explains why")
+    table.add_column("scenario", ratio=1)
     for heading in HEADINGS:
-        made.add_column(heading, justify="right")
+        table.add_column(heading, justify="right")
     for outcome in outcomes:
-        made.add_row(named(outcome), *figures(outcome), style="red" if outcome.broken else None)
-    return made
+        table.add_row(format_name(outcome), *format_figures(outcome), style="red" if outcome.violations else None)
+    return table
 
 
-def page(outcomes: Sequence[Outcome], run: Run, servers: Mapping[str, str]) -> str:
-    """Write the document.
+def build_page(outcomes: Sequence[Outcome], run: Run, servers: Mapping[str, str]) -> str:
+    """Build the page as Markdown.
 
     Args:
-        servers: Names and versions of those that were started.
+        servers: The names and versions of the servers.
     """
     packages = ("ministack", "moto", "asyncpg", "redis", "aiobotocore")
     versions = {"smartpipe": __version__, **servers, **{name: version(name) for name in packages}}
     rows = ["| scenario | " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * len(HEADINGS)]
-    rows += [f"| {named(outcome)} | " + " | ".join(figures(outcome)) + " |" for outcome in outcomes]
-    broken = [f"- **{outcome.scenario.name}**: {', '.join(outcome.broken)}." for outcome in outcomes if outcome.broken]
+    rows += [f"| {format_name(outcome)} | " + " | ".join(format_figures(outcome)) + " |" for outcome in outcomes]
+    violations = [
+        f"- **{outcome.scenario.name}**: {', '.join(outcome.violations)}." for outcome in outcomes if outcome.violations
+    ]
     marked = [
-        _item(f"{one.scenario.name}: {one.twice_plain} of {one.plain} effects ({one.scenario.may_double}).", "  ")
-        for one in outcomes
-        if one.scenario.may_double and not one.not_played
+        _item(f"{outcome.scenario.name}: {_format_doubled(outcome)}.", "  ")
+        for outcome in outcomes
+        if outcome.scenario.may_double and not outcome.error
     ]
     return Template(PAGE.read_text()).substitute(
         seed=run.seed,
-        events=run.extent.events,
+        events=run.size.events,
         lanes=run.lanes,
         minutes=f"{run.seconds / 60:.0f}",
         scenarios=len(outcomes),
@@ -114,13 +116,17 @@ def page(outcomes: Sequence[Outcome], run: Run, servers: Mapping[str, str]) -> s
         versions=fill(", ".join(f"{name} {number}" for name, number in versions.items()), 108),
         published=f"{sum(outcome.published for outcome in outcomes):,}",
         kills=sum(outcome.kills for outcome in outcomes),
-        hindered=f"{sum(outcome.hindered for outcome in outcomes):,}",
-        ended=sum(len(outcome.ended) for outcome in outcomes) or "no",
+        hindered=f"{sum(outcome.faults for outcome in outcomes):,}",
+        ended=sum(len(outcome.unexpected_exits) for outcome in outcomes) or "no",
         rows="\n".join(rows),
         meanings="\n".join(_item(f"**{heading}**: {meaning}.") for heading, meaning in HEADINGS.items()),
-        broken="\n".join(["## Failures in this run", "", *broken, "", ""]) if broken else "",
+        broken="\n".join(["## Failures in this run", "", *violations, "", ""]) if violations else "",
         marked="\n".join(marked),
     )
+
+
+def _format_doubled(outcome: Outcome) -> str:
+    return f"{outcome.doubled_plain} of {outcome.plain} effects ({outcome.scenario.may_double})"
 
 
 def _item(text: str, indent: str = "") -> str:

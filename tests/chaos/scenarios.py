@@ -1,21 +1,21 @@
-"""What is played: each fault on handlers of one event at a time, with claims in PostgreSQL, and some in other forms."""
+"""The scenarios: each fault with single-event handlers and claims in PostgreSQL, and some of them with variants."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from tests.chaos.deliveries import Doubled, Reordered
-from tests.chaos.troubles import (
+from tests.chaos.delivery_faults import DuplicateDelivery, ReorderedDelivery
+from tests.chaos.faults import (
     NEVER_SECONDS,
     SHARE,
-    Trouble,
-    all_of,
+    FaultFunction,
+    alter_deliveries,
+    combine,
     date_ten_minutes_off,
-    deliver,
     expire_handles,
-    hinder,
     hold,
+    inject,
     kill_at,
     kill_at_both,
     kill_before_the_claim,
@@ -36,7 +36,7 @@ from tests.chaos.troubles import (
 
 KILLED_BETWEEN = "the worker is killed between the effect and the completion of its claim"
 LOST_WITH_POSTGRES = "the reply to the insert, or the completion of the claim, is lost with the server"
-STANDS_STILL = "certain here, because the worker continues with effects that another one has had meanwhile"
+CONTINUED_LATE = "certain here, because the worker continues with effects that another one has had meanwhile"
 SIGNATURE = "Signature expired: 20261123T020000Z is now earlier than 20261123T021000Z"
 TOKEN = "The security token included in the request is expired"
 RECEIVE, DELETE, PUBLISH, EXTEND = (
@@ -49,24 +49,24 @@ RECEIVE, DELETE, PUBLISH, EXTEND = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One way to hinder the system.
+    """A fault, and the services and the store that it affects.
 
     Args:
-        key: How it is called on the command line.
-        name: What happens, as a sentence.
-        before: Done before anything is published.
-        during: Done when everything has been published.
-        form: Of ``tests.chaos.service``.
-        store: Where the claims are. Only in PostgreSQL have they transactions.
-        copies: So many messages of each event are sent straight to the queue.
-        seconds: So long each handler takes.
-        may_double: Why an effect outside of the claims' database may happen twice here; empty: it may not.
+        key: The name on the command line.
+        name: The fault, as a sentence.
+        before: Called before events are published.
+        during: Called after all events have been published.
+        form: A key of ``tests.chaos.service.FORMS``.
+        store: The store of the claims. Only PostgreSQL has transactions with effects.
+        copies: If set, this number of copies of each event is sent directly to the queue.
+        seconds: The duration of each handler call.
+        may_double: The reason why an effect outside the claims' database may happen twice; empty if it must not.
     """
 
     key: str
     name: str
-    before: Trouble = nothing
-    during: Trouble = nothing
+    before: FaultFunction = nothing
+    during: FaultFunction = nothing
     form: Literal["single", "batch", "fifo", "twins"] = "single"
     store: Literal["postgres", "redis", "dynamodb"] = "postgres"
     copies: int = 0
@@ -74,71 +74,73 @@ class Scenario:
     may_double: str = ""
 
 
-def _of(key: str, name: str, before: Trouble = nothing, during: Trouble = nothing, **more: Any) -> Scenario:
+def _new(
+    key: str, name: str, before: FaultFunction = nothing, during: FaultFunction = nothing, **more: Any
+) -> Scenario:
     return Scenario(key=key, name=name, before=before, during=during, **more)
 
 
 FAULTS = [
-    _of("killed-before-claim", "Both workers are killed after SQS has delivered messages, before any claim",
+    _new("killed-before-claim", "Both workers are killed after SQS has delivered messages, before any claim",
         kill_before_the_claim),
-    _of("killed-before-commit", "Workers are killed in their handlers, before the commit", hold("before"),
+    _new("killed-before-commit", "Workers are killed in their handlers, before the commit", hold("before"),
         kill_at("before")),
-    _of("killed-after-commit", "Workers are killed in their handlers, after the commit", hold("after"),
+    _new("killed-after-commit", "Workers are killed in their handlers, after the commit", hold("after"),
         kill_at("after"), may_double=KILLED_BETWEEN),
-    _of("killed-at-both", "One worker is killed before the commit, then another one after it", hold("before"),
+    _new("killed-at-both", "One worker is killed before the commit, then another one after it", hold("before"),
         kill_at_both, may_double=KILLED_BETWEEN),
-    _of("killed-before-delete", "Both workers are killed after their handlers, before the delete", lose_deletes,
+    _new("killed-before-delete", "Both workers are killed after their handlers, before the delete", lose_deletes,
         kill_before_the_delete),
-    _of("killed-in-drain", "Workers are killed in the middle of a drain", hold("before"),
+    _new("killed-in-drain", "Workers are killed in the middle of a drain", hold("before"),
         kill_in_a_drain),
-    _of("receive-replies-lost", f"A fifth of the replies to {RECEIVE} is lost",
-        hinder(RECEIVE, share=SHARE, drop="reply")),
-    _of("delete-replies-lost", f"A fifth of the replies to {DELETE} is lost",
-        hinder(DELETE, share=SHARE, drop="reply")),
-    _of("publish-replies-lost", f"A fifth of the replies to {PUBLISH} is lost",
-        hinder(PUBLISH, share=SHARE, drop="reply")),
-    _of("errors-500", "A fifth of all calls is answered with status 500",
-        hinder("", share=SHARE, answer=(500, "InternalError", "we are sorry"))),
-    _of("throttled", "A fifth of all calls is throttled",
-        hinder("", share=SHARE, answer=(400, "ThrottlingException", "Rate exceeded"))),
-    _of("connections-reset", "A fifth of all connections is reset, before or after the broker has acted",
-        all_of(hinder("", share=SHARE / 2, drop="request"), hinder("", share=SHARE / 2, drop="reply"))),
-    _of("half-open", "Connections are half open: two calls of each kind are accepted, but never executed or answered",
-        hinder(RECEIVE, DELETE, PUBLISH, EXTEND, times=2, delay_seconds=NEVER_SECONDS), seconds=2.5),
-    _of("receives-stall", "Receives stall for 30 seconds, and SQS delivers messages when the caller no longer waits",
+    _new("receive-replies-lost", f"A fifth of the replies to {RECEIVE} is lost",
+        inject(RECEIVE, share=SHARE, drop="reply")),
+    _new("delete-replies-lost", f"A fifth of the replies to {DELETE} is lost",
+        inject(DELETE, share=SHARE, drop="reply")),
+    _new("publish-replies-lost", f"A fifth of the replies to {PUBLISH} is lost",
+        inject(PUBLISH, share=SHARE, drop="reply")),
+    _new("errors-500", "A fifth of all calls is answered with status 500",
+        inject("", share=SHARE, answer=(500, "InternalError", "we are sorry"))),
+    _new("throttled", "A fifth of all calls is throttled",
+        inject("", share=SHARE, answer=(400, "ThrottlingException", "Rate exceeded"))),
+    _new("connections-reset", "A fifth of all connections is reset, before or after the broker has acted",
+        combine(inject("", share=SHARE / 2, drop="request"), inject("", share=SHARE / 2, drop="reply"))),
+    _new("half-open", "Connections are half open: two calls of each kind are accepted, but never executed or answered",
+        inject(RECEIVE, DELETE, PUBLISH, EXTEND, times=2, delay_seconds=NEVER_SECONDS), seconds=2.5),
+    _new("receives-stall", "Receives stall for 30 seconds, and SQS delivers messages when the caller no longer waits",
         stall(RECEIVE, 2), outlast_stalls),
-    _of("deletes-stall", "Deletes stall for 30 seconds, longer than the visibility timeout of five",
+    _new("deletes-stall", "Deletes stall for 30 seconds, longer than the visibility timeout of five",
         stall(DELETE, 3), outlast_stalls),
-    _of("publishes-stall", "Publishes stall for 30 seconds, and SNS accepts them after the caller has given up",
+    _new("publishes-stall", "Publishes stall for 30 seconds, and SNS accepts them after the caller has given up",
         stall(PUBLISH, 2), outlast_stalls),
-    _of("extensions-stall", "Extensions of the visibility timeout stall for 30 seconds",
+    _new("extensions-stall", "Extensions of the visibility timeout stall for 30 seconds",
         stall(EXTEND, 4), outlast_stalls, seconds=2.5),
-    _of("copies", "Each message is sent twice, in random order", copies=2),
-    _of("delivered-twice", "SQS delivers messages a second time", deliver(Doubled)),
-    _of("reordered", "SQS delivers messages out of order, and some of them late", deliver(Reordered)),
-    _of("handles-expired", "Two fifths of the deletes are refused because the receipt handles have expired",
+    _new("copies", "Each message is sent twice, in random order", copies=2),
+    _new("delivered-twice", "SQS delivers messages a second time", alter_deliveries(DuplicateDelivery)),
+    _new("reordered", "SQS delivers messages out of order, and some of them late", alter_deliveries(ReorderedDelivery)),
+    _new("handles-expired", "Two fifths of the deletes are refused because the receipt handles have expired",
         expire_handles),
-    _of("clock-off", "All calls are refused for five seconds because the clock is ten minutes off",
+    _new("clock-off", "All calls are refused for five seconds because the clock is ten minutes off",
         during=refuse_for_a_while("InvalidSignatureException", SIGNATURE, date_ten_minutes_off), seconds=0.2),
-    _of("credentials-expire", "All calls are refused for five seconds because the credentials have expired",
+    _new("credentials-expire", "All calls are refused for five seconds because the credentials have expired",
         during=refuse_for_a_while("ExpiredToken", TOKEN), seconds=0.2),
-    _of("postgres-restarts", "PostgreSQL, which holds effects, claims and outbox, restarts during the run",
+    _new("postgres-restarts", "PostgreSQL, which holds effects, claims and outbox, restarts during the run",
         during=restart_postgres, seconds=0.2, may_double=LOST_WITH_POSTGRES),
-    _of("postgres-killed", "PostgreSQL's processes are killed during the run, and it recovers",
+    _new("postgres-killed", "PostgreSQL's processes are killed during the run, and it recovers",
         during=kill_postgres, seconds=0.2, may_double=LOST_WITH_POSTGRES),
-    _of("stopped", "A worker is suspended in its handlers until another one has done its work, then continues",
-        hold("before"), stop_past_the_lease, may_double=STANDS_STILL),
-    _of("relay-killed", "The relay is killed twice after SNS has accepted a batch, before it gets the reply",
+    _new("stopped", "A worker is suspended in its handlers until another one has done its work, then continues",
+        hold("before"), stop_past_the_lease, may_double=CONTINUED_LATE),
+    _new("relay-killed", "The relay is killed twice after SNS has accepted a batch, before it gets the reply",
         kill_the_relay_at_its_publish, kill_the_relay_again),
-    _of("redis-restarts", "Redis, which holds the claims in memory, restarts during the run and loses them",
+    _new("redis-restarts", "Redis, which holds the claims in memory, restarts during the run and loses them",
         during=restart_redis, store="redis", seconds=0.2, may_double="Redis without persistence loses its claims"),
 ]  # fmt: skip
 
 
 class Variant(NamedTuple):
-    """Some of the faults again, with something else than in the others."""
+    """Some of the faults, repeated with other services or another store."""
 
-    words: str
+    name: str
     changes: dict[str, Any]
     faults: tuple[str, ...]
 
@@ -159,13 +161,13 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def _again() -> list[Scenario]:
+def _build_variants() -> list[Scenario]:
     by_key = {scenario.key: scenario for scenario in FAULTS}
     return [
-        replace(by_key[fault], key=f"{key}-{fault}", name=f"{by_key[fault].name}; {variant.words}", **variant.changes)
+        replace(by_key[fault], key=f"{key}-{fault}", name=f"{by_key[fault].name}; {variant.name}", **variant.changes)
         for key, variant in VARIANTS.items()
         for fault in variant.faults
     ]
 
 
-SCENARIOS = {scenario.key: scenario for scenario in [*FAULTS, *_again()]}
+SCENARIOS = {scenario.key: scenario for scenario in [*FAULTS, *_build_variants()]}

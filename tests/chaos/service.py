@@ -1,4 +1,4 @@
-"""The services that are hindered. Their effects are rows; at certain points handlers can be held by a file."""
+"""The services under test. Their effects are rows in a table, and a file can hold handlers at certain points."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ EFFECT = "INSERT INTO chaos_effects (service, handler, event_id, account, number
 DIRECTORY = Path(os.environ.get("CHAOS_DIR", "."))
 LEASE_SECONDS = 5
 
-happenings = Topic("chaos")
-in_order = Topic("chaos", fifo=True)
+events = Topic("chaos")
+ordered_events = Topic("chaos", fifo=True)
 
 
-class Happening(Event):
+class ChaosEvent(Event):
     number: int
     account: str
     seconds: float = 0.0
 
 
-class Booked(Happening, topic=happenings, type="chaos.booked", version="1.0"): ...
+class Booked(ChaosEvent, topic=events, type="chaos.booked", version="1.0"): ...
 
 
-class Mailed(Happening, topic=happenings, type="chaos.mailed", version="1.0"): ...
+class Mailed(ChaosEvent, topic=events, type="chaos.mailed", version="1.0"): ...
 
 
-class BookedInOrder(Happening, topic=in_order, type="chaos.booked_in_order", version="1.0", key="account"): ...
+class BookedInOrder(ChaosEvent, topic=ordered_events, type="chaos.booked_in_order", version="1.0", key="account"): ...
 
 
-class MailedInOrder(Happening, topic=in_order, type="chaos.mailed_in_order", version="1.0", key="account"): ...
+class MailedInOrder(ChaosEvent, topic=ordered_events, type="chaos.mailed_in_order", version="1.0", key="account"): ...
 
 
 class Form(NamedTuple):
-    """One way to handle events.
+    """Services, and the events that they handle.
 
     Args:
-        services: By their attributes in this module. Each handles every event.
+        services: The services by their attributes in this module. Each handles every event.
     """
 
     services: dict[str, Service]
-    booked: type[Happening]
-    mailed: type[Happening]
+    booked: type[ChaosEvent]
+    mailed: type[ChaosEvent]
 
 
-def _service(booked: type[Happening], mailed: type[Happening], name: str = "chaos") -> Service:
+def _service(booked: type[ChaosEvent], mailed: type[ChaosEvent], name: str = "chaos") -> Service:
     return Service(
         name,
         queue=Queue(name, visibility_timeout_seconds=LEASE_SECONDS, fifo=booked is BookedInOrder),
@@ -71,7 +71,7 @@ single = _service(Booked, Mailed)
 batch = _service(Booked, Mailed)
 fifo = _service(BookedInOrder, MailedInOrder)
 twin = _service(Booked, Mailed, "chaos-twin")
-TENS = Batch(size=10, linger_seconds=0.2)
+BATCH = Batch(size=10, linger_seconds=0.2)
 FORMS = {
     "single": Form({"single": single}, Booked, Mailed),
     "batch": Form({"batch": batch}, Booked, Mailed),
@@ -80,52 +80,52 @@ FORMS = {
 }
 
 
-async def book(event: Happening, delivery: Delivery) -> None:
-    """Have the effect in the claim's own transaction."""
+async def book(event: ChaosEvent, delivery: Delivery) -> None:
+    """Insert a row in the transaction of the claim."""
     async with delivery.transaction() as connection:
         await connection.execute(
             EFFECT, delivery.service, "transaction", delivery.event_id, event.account, event.number
         )
         await asyncio.sleep(event.seconds)
-        await held("before")
-    await held("after")
+        await wait_while_held("before")
+    await wait_while_held("after")
 
 
-async def mail(event: Happening, delivery: Delivery) -> None:
-    """Have the effect on a connection of its own."""
+async def mail(event: ChaosEvent, delivery: Delivery) -> None:
+    """Insert a row on a separate connection."""
     await asyncio.sleep(event.seconds)
-    await held("before")
+    await wait_while_held("before")
     connection = await asyncpg.connect(os.environ["CHAOS_DATABASE_URL"])
     try:
         await connection.execute(EFFECT, delivery.service, "plain", delivery.event_id, event.account, event.number)
     finally:
         await connection.close(timeout=5)
-    await held("after")
+    await wait_while_held("after")
 
 
-for one in (single, twin):
-    one.subscribe(Booked, idempotent=True)(book)
-    one.subscribe(Mailed, idempotent=True)(mail)
+for service in (single, twin):
+    service.subscribe(Booked, idempotent=True)(book)
+    service.subscribe(Mailed, idempotent=True)(mail)
 fifo.subscribe(BookedInOrder, idempotent=True)(book)
 fifo.subscribe(MailedInOrder, idempotent=True)(mail)
 
 
-@batch.subscribe(Booked, batch=TENS, idempotent=True)
+@batch.subscribe(Booked, batch=BATCH, idempotent=True)
 async def book_all(events: Sequence[Booked], deliveries: BatchDelivery) -> None:
     for event, delivery in zip(events, deliveries.deliveries, strict=True):
         await book(event, delivery)
 
 
-@batch.subscribe(Mailed, batch=TENS, idempotent=True)
+@batch.subscribe(Mailed, batch=BATCH, idempotent=True)
 async def mail_all(events: Sequence[Mailed], deliveries: BatchDelivery) -> None:
     for event, delivery in zip(events, deliveries.deliveries, strict=True):
         await mail(event, delivery)
 
 
-async def held(point: str) -> None:
-    """Wait here while the driver wishes it, and tell it who is here."""
+async def wait_while_held(point: str) -> None:
+    """Wait while the file for *point* exists, and create a file that reports this process."""
     hold = DIRECTORY / f"hold-{point}"
     if hold.exists():
         (DIRECTORY / f"at-{point}-{os.getpid()}").touch()
-    while hold.exists():  # noqa: ASYNC110 - the driver is another process
+    while hold.exists():  # noqa: ASYNC110 - another process deletes the file
         await asyncio.sleep(0.02)

@@ -24,7 +24,7 @@ def _before(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def fast_proxy(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The embedded broker's default, by way of a proxy."""
+    """The default local broker, behind a proxy."""
     yield from _before(fast_broker, monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""The health server on real sockets: whoever can reach its port cannot take the process's file descriptors."""
+"""The health server on real sockets: its clients cannot exhaust the file descriptors of the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 
 from smartpipe.worker import health
-from smartpipe.worker.health import Answer, HealthServer
+from smartpipe.worker.health import HealthServer, ProbeResult
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ Streams: TypeAlias = "tuple[asyncio.StreamReader, asyncio.StreamWriter]"
 
 
 class Fine:
-    """A Report that is always good."""
+    """A HealthReport that is always positive."""
 
-    async def livez(self) -> Answer:
-        return Answer(True, {"alive": True})
+    async def livez(self) -> ProbeResult:
+        return ProbeResult(True, {"alive": True})
 
-    async def readyz(self) -> Answer:
-        return Answer(True, {"ready": True})
+    async def readyz(self) -> ProbeResult:
+        return ProbeResult(True, {"ready": True})
 
     async def metrics(self) -> str:
         return "up 1\n" * 1_000_000
@@ -55,7 +55,7 @@ async def probe(server: HealthServer, path: Path | None, request: bytes = b"GET 
 
 
 async def received(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the connection's end, which is a reset on TCP."""
+    """Return the data until the connection ends, which is a reset on TCP."""
     async with asyncio.timeout(20):
         try:
             return await reader.read()
@@ -83,11 +83,9 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
         b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n",
         b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
-    ids=["nothing", "half a line", "half a head", "no body", "an answer that is not read"],
+    ids=["nothing", "half a line", "half a head", "no body", "an unread response"],
 )
-async def test_probes_get_through_however_many_connections_do_not_come_to_an_end(
-    path: Path | None, opening: bytes
-) -> None:
+async def test_probes_are_served_while_many_other_connections_stay_open(path: Path | None, opening: bytes) -> None:
     async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
         with ExitStack() as stack:
             for _ in range(200):
@@ -102,7 +100,7 @@ async def test_probes_get_through_however_many_connections_do_not_come_to_an_end
 
 
 @pytest.mark.parametrize("request_line", [b"GET /livez HTTP/1.1", b"GET /nothing HTTP/1.1", b"POST /livez HTTP/1.1"])
-async def test_a_connection_ends_with_its_answer(path: Path | None, request_line: bytes) -> None:
+async def test_a_connection_closes_after_its_response(path: Path | None, request_line: bytes) -> None:
     async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
         head, _, body = (await probe(server, path, request_line)).partition(b"\r\n\r\n")
 
@@ -119,18 +117,18 @@ async def test_a_connection_without_a_request_is_closed(path: Path | None, monke
         assert await received(reader) == b""
 
 
-async def test_a_client_that_does_not_read_its_answer_is_cut_off(
+async def test_a_connection_whose_client_does_not_read_is_closed(
     path: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "REQUEST_SECONDS", 0.05)
-    monkeypatch.setattr(health, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(health, "RESPONSE_SECONDS", 0.05)
     async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server, connected(server, path) as (_, writer):
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: server._connections)
         await until(lambda: not server._connections)
 
 
-async def test_no_connection_is_left_open_by_the_end_of_the_server(path: Path | None) -> None:
+async def test_the_server_closes_its_connections_when_it_ends(path: Path | None) -> None:
     async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
         reader, writer = await (
             asyncio.open_connection("127.0.0.1", server.port) if path is None else asyncio.open_unix_connection(path)
@@ -140,7 +138,7 @@ async def test_no_connection_is_left_open_by_the_end_of_the_server(path: Path | 
     writer.close()
 
 
-async def test_a_burst_of_connections_is_cut_off_without_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_burst_of_connections_is_closed_without_an_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     async with HealthServer(Fine(), "127.0.0.1", 0) as health:
         opened = await asyncio.gather(
             *(asyncio.open_connection("127.0.0.1", health.port) for _ in range(200)), return_exceptions=True
@@ -149,6 +147,6 @@ async def test_a_burst_of_connections_is_cut_off_without_an_error_in_the_log(cap
         for one in opened:
             if not isinstance(one, BaseException):
                 one[1].close()
-    gc.collect()  # an exception that nobody asked for is logged when its task is
+    gc.collect()  # an unretrieved exception is logged when its task is deleted
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

@@ -1,4 +1,4 @@
-"""Log lines on real pipes: nobody who fails to read them stops whoever writes."""
+"""Log lines on real pipes: a reader that does not read must not block the writing process."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def read_all(pipe: Pipe) -> list[str]:
 
 
 def close(writer: LineWriter) -> None:
-    """Let readers see the end."""
+    """Close the writer, so that readers reach the end of the pipe."""
     os.close(writer._fd)
 
 
-def test_lines_keep_their_order_and_none_is_lost(pipe: Pipe) -> None:
+def test_lines_stay_in_order_and_none_is_lost(pipe: Pipe) -> None:
     writer = LineWriter(pipe[1])
     for number in range(500):
         writer.write(f"line {number} ü\n")
@@ -56,9 +56,7 @@ def test_lines_keep_their_order_and_none_is_lost(pipe: Pipe) -> None:
     assert writer.dropped == 0
 
 
-def test_a_pipe_that_nobody_reads_blocks_nobody_and_costs_bounded_memory(
-    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unread_pipe_does_not_block_and_costs_limited_memory(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PENDING_CHARACTERS", 100_000)
     writer = LineWriter(pipe[1], describe=lambda count: f"{count} dropped\n")
     for number in range(100_000):
@@ -67,7 +65,7 @@ def test_a_pipe_that_nobody_reads_blocks_nobody_and_costs_bounded_memory(
     writer.flush()
 
     assert writer.dropped > 90_000
-    assert writer._put - writer._taken <= 100_000
+    assert writer._put - writer._dequeued <= 100_000
     assert time.monotonic() - started < 30
 
     reported, numbers = 0, list[int]()
@@ -94,7 +92,7 @@ def test_processes_that_share_a_pipe_do_not_mix_their_lines(pipe: Pipe) -> None:
     assert len(lines) == 6_000
 
 
-def test_a_reader_that_has_gone_and_a_full_disk_lose_lines_and_nothing_else(pipe: Pipe) -> None:
+def test_a_closed_pipe_and_a_full_disk_only_lose_lines(pipe: Pipe) -> None:
     os.close(pipe[0])
     gone = LineWriter(pipe[1])
     gone.write("nobody reads this\n")
@@ -106,7 +104,7 @@ def test_a_reader_that_has_gone_and_a_full_disk_lose_lines_and_nothing_else(pipe
     until_blocking(lambda: disk.dropped == 1)
 
 
-def test_a_pipe_that_another_process_made_non_blocking_loses_nothing(pipe: Pipe) -> None:
+def test_a_pipe_that_another_process_made_non_blocking_loses_no_line(pipe: Pipe) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETFL, fcntl.fcntl(pipe[1], fcntl.F_GETFL) | os.O_NONBLOCK)
     writer = LineWriter(pipe[1])
     for number in range(2_000):
@@ -155,7 +153,7 @@ child.start(); child.join()
         ("import logging; log.info('%d', 'wrong'); log.info('x', extra={'fields': {'id': '\\ud800'}})", 2),
     ],
 )
-def test_a_process_that_ends_has_written_all_its_lines(ending: str, lines: int) -> None:
+def test_a_process_writes_all_its_lines_before_it_ends(ending: str, lines: int) -> None:
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM + ending], capture_output=True, text=True, timeout=60, check=False
     )
@@ -168,7 +166,7 @@ def test_a_process_that_ends_has_written_all_its_lines(ending: str, lines: int) 
     ["pass", "from smartpipe.cli.worker import exit_now; exit_now(0)"],
     ids=["the interpreter's end", "exit_now"],
 )
-def test_a_process_whose_output_nobody_reads_ends_all_the_same(ending: str) -> None:
+def test_a_process_with_unread_output_still_ends(ending: str) -> None:
     program = f"{PROGRAM}for n in range(5000): log.info('line %d', n)\n"
     process = subprocess.Popen([sys.executable, "-c", program + ending], stdout=subprocess.PIPE)
     try:

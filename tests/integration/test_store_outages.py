@@ -165,7 +165,7 @@ async def test_a_batch_is_many_calls_of_dynamodb_but_not_too_many_at_once(
 
     assert await store.claim([claim_of(f"order-{n}") for n in range(80)]) == [Claimed(1)] * 80
 
-    assert 1 < dynamodb.most_at_once <= dynamodb_store.CONCURRENCY
+    assert 1 < dynamodb.peak_concurrency <= dynamodb_store.CONCURRENCY
     await place.aclose()
 
 
@@ -195,7 +195,7 @@ async def test_a_dynamodb_that_hangs_is_given_up_in_bounded_time(
     with pytest.raises(StoreError, match="no answer"):
         await asyncio.wait_for(store.claim([claim_of("order-1")]), BOUND_SECONDS)
 
-    await until(lambda: not dynamodb._under_way)
+    await until(lambda: not dynamodb._open_calls)
     await place.aclose()
 
 

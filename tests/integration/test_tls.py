@@ -63,7 +63,7 @@ def serving(broker: EmbeddedBroker, tls: ssl.SSLContext, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def secured(fast_broker: EmbeddedBroker, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The embedded broker, behind a certificate of the authority's."""
+    """The local broker behind TLS, with a certificate of the test authority."""
     with serving(fast_broker, authority.server(), monkeypatch) as proxy:
         yield proxy
 

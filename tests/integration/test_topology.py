@@ -656,4 +656,4 @@ async def test_a_plan_makes_few_calls_and_limits_their_concurrency(proxy: FaultP
         "ListSubscriptionsByTopic": 8,
         "GetSubscriptionAttributes": 16,
     }
-    assert 1 < proxy.most_at_once <= MAX_CALLS
+    assert 1 < proxy.peak_concurrency <= MAX_CALLS

@@ -23,7 +23,7 @@ from smartpipe.testing import working
 from smartpipe.transports.aws.direct.transport import DirectTransport
 from smartpipe.transports.aws.transport import AwsTransport
 from smartpipe.transports.open import create_aws_transport
-from smartpipe.worker.metrics import OF_TRANSPORT
+from smartpipe.worker.metrics import TRANSPORT_COUNTERS
 from tests.conftest import lead_to
 from tests.support.events import ADA
 from tests.support.proxy import Fault, FaultProxy
@@ -469,7 +469,7 @@ async def test_what_goes_through_aiobotocore_alone_is_not_said_to_be_counted(
         metrics = await asyncio.to_thread(text_at, f"{worker.health.url}/metrics")
 
     assert "smartpipe_messages_in_flight" in metrics
-    assert not any(name in metrics for name, _ in OF_TRANSPORT.values())
+    assert not any(name in metrics for name, _ in TRANSPORT_COUNTERS.values())
 
 
 def text_at(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers of batch calls as the service could have given them, made of those that a broker gave."""
+"""Rewrite the responses to batch calls, to add failures that a broker does not produce."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Refused(NamedTuple):
-    """What ``Failed`` says of one entry."""
+    """The error of one entry in ``Failed``."""
 
     code: str
     sender_fault: bool
@@ -21,7 +21,7 @@ class Refused(NamedTuple):
 
 def failing(refused: Mapping[int, Refused]) -> Rewrite:
     """Move the entries with these Ids from ``Successful`` to ``Failed``."""
-    return _rewriting({str(id_): one for id_, one in refused.items()})
+    return _rewriting({str(id_): error for id_, error in refused.items()})
 
 
 def silent_about(*ids: int) -> Rewrite:
@@ -39,12 +39,12 @@ def _rewriting(refused: Mapping[str, Refused | None]) -> Rewrite:
 
 def _json(answer: dict[str, Any], refused: Mapping[str, Refused | None]) -> bytes:
     failed = [
-        {"Id": id_, "Code": one.code, "SenderFault": one.sender_fault, "Message": f"{one.code}, says SQS"}
-        for id_, one in refused.items()
-        if one is not None
+        {"Id": id_, "Code": error.code, "SenderFault": error.sender_fault, "Message": f"{error.code}, says SQS"}
+        for id_, error in refused.items()
+        if error is not None
     ]
-    kept = [entry for entry in answer.get("Successful", []) if entry["Id"] not in refused]
-    return json.dumps({**answer, "Successful": kept, "Failed": [*answer.get("Failed", []), *failed]}).encode()
+    successful = [entry for entry in answer.get("Successful", []) if entry["Id"] not in refused]
+    return json.dumps({**answer, "Successful": successful, "Failed": [*answer.get("Failed", []), *failed]}).encode()
 
 
 def _xml(body: bytes, refused: Mapping[str, Refused | None]) -> bytes:
@@ -60,10 +60,15 @@ def _xml(body: bytes, refused: Mapping[str, Refused | None]) -> bytes:
     for member in list(successful):
         if member.findtext("{*}Id") in refused:
             successful.remove(member)
-    for id_, one in refused.items():
-        if one is not None:
+    for id_, error in refused.items():
+        if error is not None:
             member = ET.SubElement(failed, f"{namespace}member")
-            said = {"Id": id_, "Code": one.code, "SenderFault": str(one.sender_fault).lower(), "Message": "says SNS"}
-            for name, text in said.items():
+            fields = {
+                "Id": id_,
+                "Code": error.code,
+                "SenderFault": str(error.sender_fault).lower(),
+                "Message": "says SNS",
+            }
+            for name, text in fields.items():
                 ET.SubElement(member, f"{namespace}{name}").text = text
     return ET.tostring(root)

@@ -1,4 +1,4 @@
-"""Bodies that fit one SQS message and cost far more than their size."""
+"""Bodies that fit into one SQS message, and that are expensive to decode for their size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Demanding(Event, topic=measures, type="demanding", version="1.0"):
     i: int
     j: int
     k: int
-    l: int  # noqa: E741 - one of many
+    l: int  # noqa: E741 - one of many fields
     m: int
     n: int
     o: int
@@ -69,7 +69,7 @@ class Measured(Event, topic=measures, type="survey", version="1.0"):
 
 
 def body_of(data: str, type_: str = "survey") -> str:
-    """Return an envelope around *data*, which is JSON already."""
+    """Return an envelope with *data*, which is JSON."""
     context = {"specversion": "1.0", "id": "1", "source": "elsewhere", "type": type_}
     return f'{json.dumps(context)[:-1]},"data":{data}}}'
 
@@ -83,19 +83,19 @@ def full(
     wanted: int = FULL_MESSAGE_BYTES,
     type_: str = "survey",
 ) -> str:
-    """Return a body of nearly *wanted* bytes whose *field* holds as many items as fit."""
+    """Return a body of nearly *wanted* bytes. Its *field* contains as many items as fit."""
     frame = body_of(f'{{"{field}":{brackets}}}', type_)
-    room = wanted - len(frame)
+    available = wanted - len(frame)
     items: list[str] = []
-    while room > 0:
-        one = item if isinstance(item, str) else item(len(items))
-        items.append(one)
-        room -= len(one) + 1
+    while available > 0:
+        text = item if isinstance(item, str) else item(len(items))
+        items.append(text)
+        available -= len(text) + 1
     return body_of(f'{{"{field}":{brackets[0]}{",".join(items[:-1])}{brackets[1]}}}', type_)
 
 
 def zero_by_name(number: int) -> str:
-    """Return a member of an object."""
+    """Return a member of a JSON object."""
     return f'"{number:x}":0'
 
 

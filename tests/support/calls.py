@@ -1,4 +1,4 @@
-"""What a request to an AWS endpoint asks for, read off the wire."""
+"""Parse a request to an AWS endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _OPERATION_IN_PATH = re.compile(r"/operation/(\w+)")
 _CREDENTIAL = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/")
 _ENTRY = re.compile(r"PublishBatchRequestEntries\.member\.(\d+)\.(\w+)")
-# IAM knows no batches: the Service Authorization Reference of SQS and of SNS.
+# IAM has no actions for batches. Source: Service Authorization Reference of SQS and SNS.
 _SINGLE = {
     "SendMessageBatch": "SendMessage",
     "DeleteMessageBatch": "DeleteMessage",
@@ -21,14 +21,14 @@ _SINGLE = {
     "PublishBatch": "Publish",
 }
 _PREFIX = {"monitoring": "cloudwatch", "tagging": "tag"}
-# Actions that IAM lets nobody narrow down to a resource.
+# Actions that IAM cannot restrict to a resource.
 _ANY_RESOURCE = frozenset(
     {"GetSubscriptionAttributes", "SetSubscriptionAttributes", "Unsubscribe", "ListSubscriptions", "GetResources"}
 )
 
 
 class Call(NamedTuple):
-    """One request. ``fields`` are its JSON body or its form's."""
+    """One request. ``fields`` are those of its JSON body or its form."""
 
     service: str
     operation: str
@@ -39,18 +39,18 @@ class Call(NamedTuple):
 
     @property
     def actions(self) -> list[str]:
-        """The IAM actions it takes: tags at creation take one more."""
+        """The IAM actions that the call needs. Tags at creation need a further action."""
         prefix = _PREFIX.get(self.service, self.service)
-        found = [f"{prefix}:{_SINGLE.get(self.operation, self.operation)}"]
+        actions = [f"{prefix}:{_SINGLE.get(self.operation, self.operation)}"]
         if self.operation == "CreateQueue" and self.fields.get("tags"):
-            found.append("sqs:TagQueue")
+            actions.append("sqs:TagQueue")
         if self.operation == "CreateTopic" and any(name.startswith("Tags.") for name in self.fields):
-            found.append("sns:TagResource")
-        return found
+            actions.append("sns:TagResource")
+        return actions
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """Those of a batch, with SQS's or SNS's own names; of SNS without their message attributes."""
+        """The entries of a batch, with the names of SQS or SNS. Entries of SNS lack their message attributes."""
         if "Entries" in self.fields:
             return list(self.fields["Entries"])
         found: dict[str, dict[str, Any]] = {}
@@ -61,7 +61,7 @@ class Call(NamedTuple):
         return list(found.values())
 
     def resource(self, account_id: str) -> str:
-        """The ARN that IAM judges it by."""
+        """Return the ARN that IAM checks."""
         if self.operation in _ANY_RESOURCE or self.service not in {"sqs", "sns"}:
             return "*"
         for name in ("TopicArn", "ResourceArn"):
@@ -72,7 +72,7 @@ class Call(NamedTuple):
 
 
 def read_call(path: str, headers: Mapping[str, str], body: bytes) -> Call:
-    """Read a request of the query, JSON or CBOR protocol; of CBOR without its fields."""
+    """Parse a request of the query, JSON or CBOR protocol. The fields of CBOR are not parsed."""
     found = _CREDENTIAL.search(headers.get("Authorization", ""))
     access_key, region, service = found.groups() if found else ("", "", "")
     target, signed_at = headers.get("X-Amz-Target", ""), headers.get("X-Amz-Date", "")

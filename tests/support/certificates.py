@@ -1,4 +1,4 @@
-"""A certificate authority of our own, made at test time, and what it signs."""
+"""A certificate authority that is created by a test, and the certificates that it signs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DAY = timedelta(days=1)
 
 
 class Authority:
-    """An authority; ``bundle`` is a file with its certificate.
+    """A certificate authority. ``bundle`` is a file with its certificate.
 
     Args:
-        sloppy: As many a company's: it says no more of itself than that it is one.
+        sloppy: Create an incomplete certificate, as some companies do: it only states that it is an authority.
     """
 
     def __init__(self, directory: Path, *, sloppy: bool = False) -> None:
@@ -30,10 +30,10 @@ class Authority:
         self._sloppy = sloppy
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"authority of {directory.name}")])
-        builder = self._signable(self._name, self._key.public_key(), datetime.now(UTC) + DAY)
+        builder = self._build_certificate(self._name, self._key.public_key(), datetime.now(UTC) + DAY)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=not sloppy)
         if not sloppy:
-            builder = builder.add_extension(_SIGNS, critical=True)
+            builder = builder.add_extension(_KEY_USAGE, critical=True)
             builder = builder.add_extension(
                 x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
             )
@@ -41,11 +41,11 @@ class Authority:
         self.bundle.write_bytes(builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
 
     def server(self, name: str = "localhost", *, expired: bool = False) -> ssl.SSLContext:
-        """Return what a server by that name serves with."""
+        """Return the TLS context of a server with this name."""
         key = ec.generate_private_key(ec.SECP256R1())
         until = datetime.now(UTC) + (-DAY if expired else DAY)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._signable(subject, key.public_key(), until)
+        builder = self._build_certificate(subject, key.public_key(), until)
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         if not self._sloppy:
             identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -59,13 +59,15 @@ class Authority:
         context.load_cert_chain(path)
         return context
 
-    def _signable(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, until: datetime) -> x509.CertificateBuilder:
+    def _build_certificate(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, until: datetime
+    ) -> x509.CertificateBuilder:
         return x509.CertificateBuilder(
             self._name, subject, key, x509.random_serial_number(), datetime.now(UTC) - 10 * DAY, until
         )
 
 
-_SIGNS = x509.KeyUsage(
+_KEY_USAGE = x509.KeyUsage(
     digital_signature=False,
     content_commitment=False,
     key_encipherment=False,

@@ -38,23 +38,25 @@ class Stack:
 
     def make(self) -> dict[str, str]:
         """Create the resources; return the outputs."""
-        graph = {name: set(self._needs(resource)) for name, resource in self._resources.items()}
+        graph = {name: set(self._list_dependencies(resource)) for name, resource in self._resources.items()}
         make = {
             "AWS::SQS::Queue": self._make_queue,
             "AWS::SQS::QueuePolicy": self._make_queue_policy,
             "AWS::SNS::Topic": self._make_topic,
             "AWS::SNS::Subscription": self._make_subscription,
         }
-        for name in TopologicalSorter(graph).static_order():  # raises CycleError, as CloudFormation would refuse
+        for name in TopologicalSorter(
+            graph
+        ).static_order():  # raises CycleError; CloudFormation would refuse the template
             resource = self._resources[name]
-            make[resource["Type"]](name, self._resolved(resource["Properties"]))
-        return {name: self._resolved(output["Value"]) for name, output in self._outputs.items()}
+            make[resource["Type"]](name, self._resolve(resource["Properties"]))
+        return {name: self._resolve(output["Value"]) for name, output in self._outputs.items()}
 
-    def _needs(self, resource: dict[str, Any]) -> Iterator[str]:
+    def _list_dependencies(self, resource: dict[str, Any]) -> Iterator[str]:
         yield from resource.get("DependsOn", [])
-        yield from (name for name in _referred(resource["Properties"]) if not name.startswith("AWS::"))
+        yield from (name for name in _list_references(resource["Properties"]) if not name.startswith("AWS::"))
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolve(self, value: Any) -> Any:
         match value:
             case {"Ref": name}:
                 return self._references[name]
@@ -63,16 +65,16 @@ class Stack:
             case {"Fn::Sub": str(text)}:
                 return _TOKEN.sub(lambda token: self._references[token[1]], text)
             case {"Fn::If": [condition, chosen, otherwise]}:
-                return self._resolved(chosen if self._resolved(self._conditions[condition]) else otherwise)
+                return self._resolve(chosen if self._resolve(self._conditions[condition]) else otherwise)
             case {"Fn::Equals": [one, other]}:
-                return self._resolved(one) == self._resolved(other)
+                return self._resolve(one) == self._resolve(other)
             case {"Fn::Or": terms}:
-                assert 2 <= len(terms) <= 10, "CloudFormation takes 2 to 10"
-                return any(map(self._resolved, terms))
+                assert 2 <= len(terms) <= 10, "CloudFormation accepts 2 to 10"
+                return any(map(self._resolve, terms))
             case dict():
-                return {key: self._resolved(one) for key, one in value.items()}
+                return {key: self._resolve(one) for key, one in value.items()}
             case list():
-                return [self._resolved(one) for one in value]
+                return [self._resolve(one) for one in value]
         return value
 
     def _make_queue(self, name: str, properties: dict[str, Any]) -> None:
@@ -92,7 +94,7 @@ class Stack:
         tags = properties.pop("Tags", [])
         topic_name = properties.pop("TopicName")
         arn = self._sns.create_topic(Name=topic_name, Attributes=texts(properties), Tags=tags)["TopicArn"]
-        self._sns.tag_resource(ResourceArn=arn, Tags=tags)  # ministack's CreateTopic does not
+        self._sns.tag_resource(ResourceArn=arn, Tags=tags)  # ministack ignores the tags of CreateTopic
         self._references[name] = arn
 
     def _make_subscription(self, name: str, properties: dict[str, Any]) -> None:
@@ -108,7 +110,7 @@ def texts(attributes: dict[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in attributes.items()}
 
 
-def _referred(value: Any) -> Iterator[str]:
+def _list_references(value: Any) -> Iterator[str]:
     match value:
         case {"Ref": str(name)} | {"Fn::GetAtt": [str(name), _]}:
             yield name
@@ -116,7 +118,7 @@ def _referred(value: Any) -> Iterator[str]:
             yield from _TOKEN.findall(text)
         case dict():
             for one in value.values():
-                yield from _referred(one)
+                yield from _list_references(one)
         case list():
             for one in value:
-                yield from _referred(one)
+                yield from _list_references(one)

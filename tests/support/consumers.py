@@ -1,4 +1,4 @@
-"""A consumer on a fake transport."""
+"""Create and run a consumer on a fake transport."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_consumer(
     poll_seconds: int = POLL_SECONDS,
     **shared: Any,
 ) -> Consumer:
-    """A consumer of the service's queue; *shared* are further fields of its Resources."""
+    """Create a consumer of the service's queue. *shared* are further fields of its Resources."""
     publisher = Publisher(service.name, transport=transport)
     return Consumer(
         service,
@@ -61,7 +61,7 @@ def make_consumer(
 async def consuming(
     service: Service, transport: FakeTransport, *, concurrency: int = 10, poll_seconds: int = POLL_SECONDS
 ) -> AsyncIterator[Consumer]:
-    """A started consumer, drained at the end without a deadline."""
+    """Start a consumer, and drain it at the end without a deadline."""
     consumer = make_consumer(service, transport, concurrency=concurrency, poll_seconds=poll_seconds)
     consumer.start()
     yield consumer

@@ -1,4 +1,4 @@
-"""The endpoint of a container that hands out a role's credentials, as ECS and EKS have it; it can fail."""
+"""An endpoint for the credentials of a role, as in a container on ECS or EKS. It can fail."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class CredentialEndpoint(LoopbackServer):
-    """The credentials of a role.
+    """Issues the credentials of a role.
 
-    ``issued`` has every access key that it handed out; while ``failing`` it answers 503. The credentials are
-    said to last for ``lifetime_seconds``: botocore fetches others when ten minutes are left.
+    ``issued`` contains every issued access key. While ``failing`` is set, it responds with 503. Credentials are valid
+    for ``lifetime_seconds``. botocore fetches new ones ten minutes before the end.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class CredentialEndpoint(LoopbackServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Leads botocore here, when it finds no credentials elsewhere."""
+        """Environment variables that lead botocore here if it finds no other credentials."""
         return {
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.endpoint_url}/role",
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
@@ -37,7 +37,7 @@ class CredentialEndpoint(LoopbackServer):
         }
 
     def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let the environment's credentials be those from here."""
+        """Let the environment's credentials come from this endpoint."""
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in self.environment.items():

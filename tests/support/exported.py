@@ -13,7 +13,7 @@ partners = Topic(arn="arn:aws:sns:us-east-2:210987654321:partners")
 
 
 class AccountOpened(Event, topic=accounts, type="account.opened", version="1.0"):
-    """Somebody opened an account."""
+    """A person opened an account."""
 
     name: str
     country: str = "ch"
@@ -62,7 +62,7 @@ def subscribed(service: Service, *events: type[Event], queue: Queue | None = Non
 
 
 def portal() -> Service:
-    """Publishes and handles nothing."""
+    """Return a service that publishes and handles no event."""
     return Service("portal", publishes=[AccountOpened, AccountClosed, PaymentMade, Queue("reports", direct=True)])
 
 

@@ -1,4 +1,4 @@
-"""A transport whose every answer a test can script, and that remembers what it was asked."""
+"""A transport with scripted responses, which records its calls."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Answer = list[Failure] | Exception | float | tuple[float, list[Failure]]
 
 
 class FakeTransport:
-    """``script["delete"]`` and so on hold what the next calls answer: failures, an error, seconds to take, or both.
+    """A fake transport.
 
-    ``calls`` has every call as (verb, topic or queue, entries, time).
+    ``script["delete"]`` and so on contain the responses to the next calls: failures, an error, a delay in seconds, or a
+    delay with failures. ``calls`` contains every call as (verb, topic or queue, entries, time).
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class FakeTransport:
         self._numbers = count(1)
 
     def put(self, *bodies: str | Event, **fields: Any) -> list[Message]:
-        """Let messages arrive, as if sent to whatever queue is polled."""
+        """Let messages arrive on any queue that is polled."""
         messages = [self.message(body, **fields) for body in bodies]
         self._inbox.extend(messages)
         self._arrived.set()
@@ -62,7 +63,7 @@ class FakeTransport:
             await self._answer("receive", queue, [])
             try:
                 async with asyncio.timeout(wait_seconds):
-                    while not self._inbox:  # another poll may have taken what arrived
+                    while not self._inbox:  # another poll may have received the messages
                         self._arrived.clear()
                         await self._arrived.wait()
             except TimeoutError:
@@ -86,11 +87,11 @@ class FakeTransport:
         self.closed += 1
 
     def entries(self, verb: str) -> list[Any]:
-        """Every entry of every call of *verb*."""
+        """Return the entries of all calls of *verb*."""
         return [entry for name, _, entries, _ in self.calls if name == verb for entry in entries]
 
     def batches(self, verb: str) -> list[int]:
-        """How many entries each call of *verb* had."""
+        """Return the number of entries of each call of *verb*."""
         return [len(entries) for name, _, entries, _ in self.calls if name == verb]
 
     async def _answer(self, verb: str, name: str, entries: Sequence[Any]) -> list[Failure]:

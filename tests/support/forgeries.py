@@ -1,4 +1,4 @@
-"""What a producer might write into ``smartpipe_dead_letter``."""
+"""Values that a producer might forge in the attribute ``smartpipe_dead_letter``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server on loopback, for the answers of a test."""
+"""An HTTP server on loopback, for the responses of a test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class LoopbackServer:
-    """Use it as a context manager; it serves from a thread of its own, until it is left."""
+    """A context manager that serves from a separate thread."""
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""Where claims can be kept: each place with as many stores on it as a test opens."""
+"""Places for claims. A test can open several stores on one place."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 DEADLINE_SECONDS = 45.0
 LONG = 600.0
-"""A lease or memory that no test outlives."""
+"""A lease or a time to live that is longer than any test."""
 
 
 class Place:
-    """One place for claims, under a prefix that nobody else has."""
+    """A place for claims, under a unique prefix."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -30,7 +30,7 @@ class Place:
         self.stores: list[Store] = []
 
     async def open(self) -> Store:
-        """Open one more store here; only a memory's is the same again."""
+        """Open a new store here. The memory store is always the same object."""
         if self.url.startswith("memory:") and self.stores:
             return self.stores[0]
         store = open_store(self.url, prefix=self._prefix)
@@ -44,7 +44,7 @@ class Place:
 
 
 def make_table() -> str:
-    """Make a table of claims in the environment's DynamoDB, and return its store's URL."""
+    """Create a table for claims in the environment's DynamoDB, and return the URL of its store."""
     table = f"claims-{uuid4().hex[:8]}"
     client: Any = boto3.client("dynamodb")
     client.create_table(**create_table_arguments(table))
@@ -54,12 +54,12 @@ def make_table() -> str:
 
 
 def claim_of(key: str, *, lease_seconds: float = LONG, ttl_seconds: float = LONG) -> Claim:
-    """Return a claim with a token of its own."""
+    """Return a claim with a new token."""
     return Claim(key, uuid4().hex, lease_seconds, ttl_seconds)
 
 
 async def until_claimed(store: Store, claim: Claim) -> Claimed:
-    """Claim until it is granted."""
+    """Repeat the claim until it is granted."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while True:
         [outcome] = await store.claim([claim])

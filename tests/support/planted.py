@@ -6,6 +6,6 @@ PLANTED = "planted-s3cr3t-in-a-setting"
 
 
 def refuse_planted(*texts: str) -> None:
-    """Raise AssertionError, without the text, if one of *texts* holds the secret."""
+    """Raise AssertionError, without the text, if one of *texts* contains the secret."""
     if any(PLANTED in text for text in texts):
         raise AssertionError("a secret of the settings was printed")

@@ -1,4 +1,4 @@
-"""The real command line in processes of its own."""
+"""Run the real command line in separate processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -
 
 
 class Process:
-    """A command that runs until it is told to stop; its JSON log lines are collected as they come."""
+    """A command that runs until it is stopped. Its output is collected line by line."""
 
     def __init__(self, *arguments: str, directory: str = str(ROOT), **environment: str) -> None:
         self.lines: list[str] = []
@@ -64,18 +64,18 @@ class Process:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Its log, as far as it is JSON."""
+        """The records of its JSON log."""
         return [json.loads(line) for line in self.lines if line.startswith("{")]
 
     def logged(self, start: str) -> dict[str, Any] | None:
-        """Return the first record whose message starts so."""
+        """Return the first record whose message begins with *start*."""
         return next((record for record in self.records if record["message"].startswith(start)), None)
 
     def wait_until(self, condition: Callable[[], object], deadline_seconds: float = DEADLINE_SECONDS) -> None:
         deadline = time.monotonic() + deadline_seconds
         while not condition():
-            assert self.running, "it ended by itself:\n" + "\n".join(self.lines)
-            assert time.monotonic() < deadline, "not in time:\n" + "\n".join(self.lines)
+            assert self.running, "the process ended unexpectedly:\n" + "\n".join(self.lines)
+            assert time.monotonic() < deadline, "the condition did not hold in time:\n" + "\n".join(self.lines)
             time.sleep(0.02)
 
     def signal(self, signum: signal.Signals) -> None:
@@ -89,7 +89,7 @@ class Process:
         return code
 
     def end(self) -> None:
-        """Make sure that it is gone, at the end of a test."""
+        """Kill the process if it still runs, at the end of a test."""
         if self.running:
             self._process.kill()
         self.wait()
@@ -110,7 +110,7 @@ def http_status(url: str) -> tuple[int, dict[str, Any]]:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return its processes; the kernel files them under the thread that started them."""
+    """Return the child processes. The kernel lists them by the thread that started them."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 

@@ -1,4 +1,4 @@
-"""A proxy before a broker that sees every call, and can hinder those that a test names."""
+"""A proxy in front of a broker, which records every call and injects the faults of a test."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Rewrite: TypeAlias = Callable[[int, dict[str, str], bytes], tuple[int, dict[str,
 
 @dataclass
 class Fault:
-    """What happens to some calls instead of, or besides, being passed on.
+    """A fault that is injected into matching calls.
 
     Args:
-        operation: As in ``ReceiveMessage``; empty: any.
-        skip: So many matching calls pass first.
-        times: So many are then hindered; None: all.
-        delay_seconds: Wait before anything else.
-        answer: Answer this without passing the call on: status, error code, message.
-        respond: Answer what it makes of the call, status, headers and body, without passing the call on.
-        drop: ``request``: cut the connection before the broker sees the call; ``reply``: after it acted.
-        truncate: Send only half of the answer's body, and cut the connection.
-        headers: Set in the answer, whether ours or the broker's.
-        rewrite: Change the answer: takes and returns status, headers and body; see ``tests.support.answers``.
-        when: Another condition on the call.
+        operation: The operation, such as ``ReceiveMessage``. The empty string matches all operations.
+        skip: The number of matching calls that pass before the first fault.
+        times: The number of calls that get the fault. None means all.
+        delay_seconds: Delay the call before any other step.
+        answer: Return this error without forwarding the call: status, error code, message.
+        respond: Return the result of this function, status, headers and body, without forwarding the call.
+        drop: ``request`` closes the connection before the broker gets the call, ``reply`` after it has acted.
+        truncate: Send only half of the response's body, and close the connection.
+        headers: Headers for the response, both of the broker and of the proxy.
+        rewrite: Change the response. It takes and returns status, headers and body; see ``tests.support.answers``.
+        when: A further condition on the call.
     """
 
     operation: str = ""
@@ -57,8 +57,8 @@ class Fault:
     hits: int = field(default=0, init=False)
     hit_at: list[float] = field(default_factory=list, init=False)
 
-    def strikes(self, call: Call) -> bool:
-        """Whether it is this call's turn."""
+    def applies_to(self, call: Call) -> bool:
+        """Return whether this call gets the fault, and count it."""
         if (self.operation and call.operation != self.operation) or not self.when(call):
             return False
         self.seen += 1
@@ -70,17 +70,18 @@ class Fault:
 
 
 class FaultProxy:
-    """Use it as a context manager; it serves on loopback, from a thread of its own.
+    """A context manager that serves on loopback from a separate thread.
 
-    ``calls`` are all that came, in order, ``most_at_once`` how many of them were under way at a time;
-    ``faults`` may be changed at any time.
+    ``calls`` contains all calls in order, and ``peak_concurrency`` is the highest number of concurrent calls. Tests may
+    change ``faults`` at any time.
 
     Args:
-        tls: Serve HTTPS with it, as ``localhost``.
-        at_once: So many calls reach the broker at a time: moto's conditional writes are not atomic among its threads.
+        tls: Serve HTTPS with this context, as ``localhost``.
+        max_concurrent: The number of calls that reach the broker concurrently. moto needs 1, because its conditional
+            writes are not atomic between threads.
     """
 
-    def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None, at_once: int = 1_000) -> None:
+    def __init__(self, upstream: str, *, tls: ssl.SSLContext | None = None, max_concurrent: int = 1_000) -> None:
         self.calls: list[Call] = []
         self.faults: list[Fault] = []
         self.judge: Callable[[Call], tuple[int, str, str] | None] = lambda _: None
@@ -91,9 +92,9 @@ class FaultProxy:
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._session: ClientSession | None = None
-        self._turns = asyncio.Semaphore(at_once)
-        self._under_way = 0
-        self.most_at_once = 0
+        self._limit = asyncio.Semaphore(max_concurrent)
+        self._open_calls = 0
+        self.peak_concurrency = 0
         self.port = 0
 
     @property
@@ -121,7 +122,7 @@ class FaultProxy:
         self._loop.close()
 
     def refuse(self) -> None:
-        """Listen no more, and cut what is connected: the kernel refuses who comes, until ``listen``."""
+        """Stop listening and close all connections. The kernel refuses new ones until ``listen``."""
         asyncio.run_coroutine_threadsafe(self._refuse(), self._loop).result(10)
 
     def listen(self) -> None:
@@ -156,30 +157,30 @@ class FaultProxy:
         assert self._session is not None
         await self._runner.cleanup()
         await self._session.close()
-        # A call that still hangs ends here: a task that nobody awaits would be told of in some later test.
+        # Cancel calls that still hang, because an unawaited task would cause a warning in a later test.
         hanging = asyncio.all_tasks() - {asyncio.current_task()}
         for task in hanging:
             task.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self._under_way += 1
-        self.most_at_once = max(self.most_at_once, self._under_way)
+        self._open_calls += 1
+        self.peak_concurrency = max(self.peak_concurrency, self._open_calls)
         try:
             return await self._answer(request)
         finally:
-            self._under_way -= 1
+            self._open_calls -= 1
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         call = read_call(request.path, request.headers, body)
         self.calls.append(call)
-        fault = next((one for one in self.faults if one.strikes(call)), None)
+        fault = next((fault for fault in self.faults if fault.applies_to(call)), None)
         if fault is not None and fault.delay_seconds:
             await asyncio.sleep(fault.delay_seconds)
-        refused = self.judge(call) or (fault.answer if fault else None)
-        if refused is not None:
-            return error_answer(call, *refused, headers=fault.headers if fault else {})
+        error = self.judge(call) or (fault.answer if fault else None)
+        if error is not None:
+            return error_answer(call, *error, headers=fault.headers if fault else {})
         if fault is not None and fault.respond is not None:
             status, headers, answer = fault.respond(call)
             return web.Response(status=status, headers=headers, body=answer)
@@ -194,14 +195,14 @@ class FaultProxy:
             status, headers, answer = fault.rewrite(status, headers, answer)
         headers |= fault.headers
         if fault.truncate:
-            return await _half(request, status, headers, answer)
+            return await _send_half(request, status, headers, answer)
         return web.Response(status=status, headers=headers, body=answer)
 
     async def _forward(self, request: web.Request, body: bytes) -> tuple[int, dict[str, str], bytes]:
         assert self._session is not None
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
         url = self._upstream + request.path_qs
-        async with self._turns, self._session.request(request.method, url, data=body, headers=headers) as answer:
+        async with self._limit, self._session.request(request.method, url, data=body, headers=headers) as answer:
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP_BY_HOP}
             return answer.status, kept, await answer.read()
 
@@ -209,7 +210,7 @@ class FaultProxy:
 def error_answer(
     call: Call, status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """An error as the call's service writes it: SNS and STS in XML, the others in JSON."""
+    """Return an error in the format of the service: XML for SNS and STS, JSON for the others."""
     if call.service in {"sns", "sts"}:
         sender = "Sender" if status < 500 else "Receiver"
         text = (
@@ -222,7 +223,7 @@ def error_answer(
 
 
 def allowed_by(policies: Mapping[str, Any], account_id: str) -> Callable[[Call], tuple[int, str, str] | None]:
-    """Judge calls by IAM policies, by access key; a key without a policy may do nothing."""
+    """Return a function that checks calls against the IAM policy of their access key. Without one, all are denied."""
 
     def judge(call: Call) -> tuple[int, str, str] | None:
         if call.service == "sts":  # GetCallerIdentity: "No permissions are required"
@@ -237,13 +238,13 @@ def allowed_by(policies: Mapping[str, Any], account_id: str) -> Callable[[Call],
 
 def permits(policy: Mapping[str, Any], action: str, resource: str) -> bool:
     return any(
-        _any_like(one["Action"], action) and _any_like(one["Resource"], resource)
-        for one in policy.get("Statement", [])
-        if one["Effect"] == "Allow"
+        _matches_any(statement["Action"], action) and _matches_any(statement["Resource"], resource)
+        for statement in policy.get("Statement", [])
+        if statement["Effect"] == "Allow"
     )
 
 
-def _any_like(patterns: str | list[str], text: str) -> bool:
+def _matches_any(patterns: str | list[str], text: str) -> bool:
     found = [patterns] if isinstance(patterns, str) else patterns
     return any(
         text.startswith(pattern.removesuffix("*")) if pattern.endswith("*") else text == pattern for pattern in found
@@ -256,7 +257,7 @@ def _cut(request: web.Request) -> web.StreamResponse:
     return web.Response(status=500)
 
 
-async def _half(request: web.Request, status: int, headers: dict[str, str], body: bytes) -> web.StreamResponse:
+async def _send_half(request: web.Request, status: int, headers: dict[str, str], body: bytes) -> web.StreamResponse:
     response = web.StreamResponse(status=status, headers={**headers, "Content-Length": str(len(body))})
     await response.prepare(request)
     await response.write(body[: len(body) // 2])

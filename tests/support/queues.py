@@ -1,4 +1,4 @@
-"""Looks into queues from outside, with boto3."""
+"""Send to queues and inspect them, with boto3."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Queues:
         return self._sqs.get_queue_url(QueueName=os.environ["SMARTPIPE_PREFIX"] + name)["QueueUrl"]
 
     def depth(self, name: str) -> tuple[int, int]:
-        """How many messages are visible, and how many in flight."""
+        """Return the number of visible messages, and of those in flight."""
         names: Any = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         attributes: Any = self._sqs.get_queue_attributes(QueueUrl=self.url(name), AttributeNames=names)["Attributes"]
         return int(attributes[names[0]]), int(attributes[names[1]])
@@ -32,7 +32,7 @@ class Queues:
             self._sqs.send_message(QueueUrl=self.url(name), MessageBody=body)
 
     def take(self, name: str) -> list[dict[str, Any]]:
-        """Receive and delete everything that is visible."""
+        """Receive and delete all visible messages."""
         url, found = self.url(name), list[dict[str, Any]]()
         while True:
             answer: Any = self._sqs.receive_message(
@@ -45,7 +45,7 @@ class Queues:
                 found.append(message)
 
     def dead_letter_reasons(self, service: str) -> list[dict[str, Any]]:
-        """Take the service's dead letters; return their reasons."""
+        """Receive and delete the dead-letter messages of the service, and return their reasons."""
         return [
             json.loads(message["MessageAttributes"][REASON_ATTRIBUTE]["StringValue"])
             for message in self.take(f"{service}-dlq")

@@ -1,4 +1,4 @@
-"""An S3 that answers what a test says, and remembers each request."""
+"""An S3 server with the responses of a test, which records each request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK = b"x" * 65_536
 
 
 class Request(NamedTuple):
-    """One request; header names are in lower case."""
+    """One request. Header names are in lower case."""
 
     method: str
     path: str
@@ -22,10 +22,10 @@ class Request(NamedTuple):
 
 
 class S3Server(LoopbackServer):
-    """S3, as far as clients can see.
+    """A fake S3 server.
 
     Args:
-        status, code: Of an error that every request is answered with; 200: each GET with ``body``.
+        status, code: The error for every request. With status 200, each GET returns *body*.
     """
 
     def __init__(self, *, status: int = 200, code: str = "", body: bytes = b"{}") -> None:
@@ -43,7 +43,7 @@ class S3Server(LoopbackServer):
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def _answer(self) -> None:
+            def _respond(self) -> None:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 server.requests.append(Request(self.command, self.path, headers))
                 self._read(headers)
@@ -77,10 +77,10 @@ class S3Server(LoopbackServer):
                     while server.endless:
                         self.wfile.write(b"%x\r\n%b\r\n" % (len(CHUNK), CHUNK))
                         server.sent_bytes += len(CHUNK)
-                except OSError:  # the reader has had enough
+                except OSError:  # the client has closed the connection
                     self.close_connection = True
 
-            do_GET = do_PUT = _answer  # noqa: N815 - http.server's names
+            do_GET = do_PUT = _respond  # noqa: N815 - http.server's names
 
             def log_message(self, *_: object) -> None: ...
 

@@ -1,6 +1,6 @@
-"""Real servers from wheels, on unix sockets in a directory of their own: PostgreSQL and Redis (or Valkey).
+"""Real servers from wheels, on Unix sockets in a separate directory: PostgreSQL and Redis (or Valkey).
 
-They end with the process that started them, however it ends: a keeper notices when the pipe between them closes.
+They end with the process that started them, even if it is killed: a keeper process notices that its pipe has closed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ shutil.rmtree(directory, ignore_errors=True)
 
 
 class Server:
-    """One server: started by ``with``, and in between stopped, started and frozen at will."""
+    """A context manager that runs a server. Inside, a test may stop, start and freeze it."""
 
-    user: dict[str, Any] = {}  # noqa: RUF012 - Popen's arguments for being somebody else
+    user: dict[str, Any] = {}  # noqa: RUF012 - Popen's arguments for another user
 
     def __init__(self) -> None:
-        # Short: the path of a unix socket has at most 107 bytes.
+        # The directory must be short, because the path of a Unix socket has at most 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,18 +69,18 @@ class Server:
         self._keeper.wait()
 
     def prepare(self) -> None:
-        """Make what the first start needs."""
+        """Prepare the first start."""
 
     def command(self) -> list[str]:
-        """Return the server's own command."""
+        """Return the command line of the server."""
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Say whether it takes calls."""
+        """Return whether the server responds."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it responds."""
         log = self.directory / "log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -94,7 +94,7 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop it without waiting for its clients: SIGINT is PostgreSQL's fast shutdown."""
+        """Stop the server without waiting for clients. SIGINT is PostgreSQL's fast shutdown."""
         if self._process is None:
             return
         self.thaw()
@@ -108,13 +108,13 @@ class Server:
         self._process = None
 
     def freeze(self) -> None:
-        """Let it take connections, and answer nothing any more."""
+        """Suspend the server: it still accepts connections, but does not respond."""
         for process in self._processes():
-            with suppress(psutil.NoSuchProcess):  # a helper of the server's that ended meanwhile
+            with suppress(psutil.NoSuchProcess):  # a child process of the server that has ended meanwhile
                 process.suspend()
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Continue the server."""
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -132,7 +132,7 @@ class PostgresServer(Server):
     """PostgreSQL 18, without fsync."""
 
     def prepare(self) -> None:
-        """Make the cluster, as a user that is not root: PostgreSQL refuses to run as root."""
+        """Create the cluster as a user other than root, because PostgreSQL refuses to run as root."""
         self.user = _as_user()
         self._bin = _postgres_programs(self.directory)
         if self.user:
@@ -140,7 +140,7 @@ class PostgresServer(Server):
         self._run(
             "initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D", "data"
         )
-        # It trusts everybody on this machine, so the password is only there to be kept secret.
+        # The server trusts all local users. The password exists only to check that it is never printed.
         self.url = f"postgresql://postgres:{PLANTED}@/postgres?host={self.directory}"
 
     def command(self) -> list[str]:
@@ -158,12 +158,12 @@ class PostgresServer(Server):
         return self.is_ready(self.directory)
 
     def is_ready(self, directory: Path) -> bool:
-        """Say whether a server, or a pooler before it, takes connections on the socket in *directory*."""
+        """Return whether a server, or a pooler in front of it, accepts connections on the socket in *directory*."""
         return self._run("pg_isready", "-q", "-h", str(directory), check=False) == 0
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """Give the URL of an empty database."""
+        """Create an empty database, and yield its URL."""
         name = f"t{uuid4().hex[:8]}"
         self.psql("-c", f"CREATE DATABASE {name}", url=self.url)
         yield self.url.replace("/postgres?", f"/{name}?")
@@ -181,45 +181,45 @@ class PostgresServer(Server):
 
 
 class PgBouncer(Server):
-    """Debian's PgBouncer before a PostgresServer.
+    """Debian's PgBouncer in front of a PostgresServer.
 
     Args:
         mode: ``transaction``, ``session`` or ``statement``.
     """
 
-    def __init__(self, before: PostgresServer, mode: str) -> None:
+    def __init__(self, postgres: PostgresServer, mode: str) -> None:
         super().__init__()
-        self._before = before
+        self._postgres = postgres
         self._mode = mode
 
     def prepare(self) -> None:
-        """Write its configuration, for a user that is not root: PgBouncer refuses to run as root."""
+        """Write the configuration for a user other than root, because PgBouncer refuses to run as root."""
         self.user = _as_user()
         if self.user:
             os.chown(self.directory, self.user["user"], self.user["group"])
         (self.directory / "pgbouncer.ini").write_text(
-            f"[databases]\n* = host={self._before.directory} user=postgres\n"
+            f"[databases]\n* = host={self._postgres.directory} user=postgres\n"
             f"[pgbouncer]\nlisten_port = 5432\nunix_socket_dir = {self.directory}\nauth_type = any\n"
             f"pool_mode = {self._mode}\nserver_round_robin = 1\nmax_client_conn = 200\n"
-            # In session mode each client has one for itself; in the others four are handed to the clients in turn.
+            # In session mode, each client needs its own connection. In the other modes, clients share four in turn.
             f"default_pool_size = {60 if self._mode == 'session' else 4}\n"
         )
-        self.url = self._before.url.replace(str(self._before.directory), str(self.directory))
+        self.url = self._postgres.url.replace(str(self._postgres.directory), str(self.directory))
 
     def command(self) -> list[str]:
         return [str(pgbouncer_program()), "pgbouncer.ini"]
 
     def answers(self) -> bool:
-        return self._before.is_ready(self.directory)
+        return self._postgres.is_ready(self.directory)
 
 
 def pgbouncer_program() -> str | None:
-    """Return where PgBouncer is; Debian installs it where only root's PATH looks."""
+    """Return the path of PgBouncer. Debian installs it in a directory that only root has in its PATH."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 class RedisServer(Server):
-    """Redis 6.2, or Valkey where there is no wheel of Redis; nothing of it is written to disk."""
+    """Redis 6.2, or Valkey if there is no wheel of Redis. It writes nothing to disk."""
 
     def prepare(self) -> None:
         self.url = f"unix://{self.directory}/redis.sock"
@@ -251,7 +251,7 @@ def _postgres_programs(directory: Path) -> Path:
     installed = max(package.glob("pginstall*"), key=lambda path: int(path.name.removeprefix("pginstall") or 0))
     if _can_run([str(installed / "bin" / "postgres"), "--version"]):
         return installed / "bin"
-    # The environment lies where only root may read. Its libraries are found from their relative place.
+    # Only root may read the environment. PostgreSQL finds its libraries by their relative path, so copy both.
     copied = directory / "site-packages" / package.name / installed.name
     shutil.copytree(installed, copied)
     shutil.copytree(package.with_suffix(".libs"), directory / "site-packages" / f"{package.name}.libs")
@@ -273,7 +273,7 @@ def _package(name: str) -> Path:
 
 
 def _as_user() -> dict[str, Any]:
-    """Popen's arguments for running as nobody, when this is root."""
+    """Return Popen's arguments for running as an unprivileged user if this process is root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")

@@ -1,4 +1,4 @@
-"""A service with one queue, for tests of what goes wrong between it and its broker."""
+"""A service with one queue, for tests of faults between it and its broker."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from tests.support.proxy import FaultProxy
 
 LEASE_SECONDS = 30
-"""Longer than any test is busy."""
+"""Longer than any test."""
 
 
 class Shop:
-    """Its handler waits while ``release`` is clear, and rejects the order ``reject``; ``queues`` is past the proxy."""
+    """Its handler waits while ``release`` is clear, and rejects the order ``reject``. ``queues`` bypasses the proxy."""
 
     def __init__(self, proxy: FaultProxy, lease_seconds: int) -> None:
         self.service = Service("shop", queue=Queue("shop", visibility_timeout_seconds=lease_seconds, direct=True))
@@ -37,7 +37,7 @@ class Shop:
             self.seen.append(event.order_id)
             self.deliveries.append(delivery)
             if event.order_id == "reject":
-                raise Reject("as its order says")
+                raise Reject("the order requests it")
             await self.release.wait()
 
     @classmethod

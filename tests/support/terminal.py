@@ -1,4 +1,4 @@
-"""A command in a terminal of its own, as a person sees it and types into it."""
+"""Run a command in a pseudo-terminal, read its output and type into it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import DEADLINE_SECONDS, until_blocking
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The terminal becomes the session's own, so that Ctrl-C in it is SIGINT to the processes in its foreground.
+# The terminal becomes the controlling terminal, so that Ctrl-C sends SIGINT to its foreground processes.
 IN_ITS_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -49,13 +49,13 @@ class Terminal:
         return self._screen.decode().replace("\r\n", "\n").splitlines()
 
     def wait_for(self, text: str, count: int = 1) -> None:
-        def seen() -> bool:
+        def is_visible() -> bool:
             ended = self._process.poll() is not None
             found = sum(text in line for line in self.lines) >= count
-            assert found or not ended, "it ended by itself:\n" + "\n".join(self.lines)
+            assert found or not ended, "the process ended unexpectedly:\n" + "\n".join(self.lines)
             return found
 
-        until_blocking(seen)
+        until_blocking(is_visible)
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
@@ -66,7 +66,7 @@ class Terminal:
         return code
 
     def end(self) -> None:
-        """Make sure that it is gone, at the end of a test."""
+        """Kill the process if it still runs, at the end of a test."""
         if self._process.poll() is None:
             self._process.kill()
         self.wait()
@@ -76,7 +76,7 @@ class Terminal:
         while True:
             try:
                 chunk = os.read(self._master, 65_536)
-            except OSError:  # Linux's way to say that the other side is closed
+            except OSError:  # on Linux, the other side is closed
                 return
             if not chunk:
                 return

@@ -94,15 +94,17 @@ def find_errors(configuration: dict[str, Any]) -> list[str]:
     blocks = {f"{kind}.{label}": block for kind, label, block in _blocks(configuration)}
     known = {*blocks, *(f"data.{kind}.{label}" for kind, by in configuration.get("data", {}).items() for label in by)}
     choices: dict[str, str] = configuration.get("locals", {})
-    found += [f"{name}: its choice is not one: {text}" for name, text in choices.items() if not choice_in(text)]
+    found += [
+        f"{name}: this is not a choice by region: {text}" for name, text in choices.items() if not choice_in(text)
+    ]
     used = json.dumps(configuration["resource"])
-    found += [f"local.{name} is used by nothing" for name in choices if f"${{local.{name}}}" not in used]
+    found += [f"local.{name} is not used" for name in choices if f"${{local.{name}}}" not in used]
     for address, block in blocks.items():
         kind, _, label = address.partition(".")
         arguments = {**ARGUMENTS.get(kind, {}), **META_ARGUMENTS}
         found += [f"{address}: no such argument {name}" for name in block if name not in arguments]
         found += [
-            f"{address}: {name} is no {arguments[name].__name__}"
+            f"{address}: {name} is not of type {arguments[name].__name__}"
             for name, value in block.items()
             if name in arguments and type(value) is not arguments[name]
         ]
@@ -110,9 +112,9 @@ def find_errors(configuration: dict[str, Any]) -> list[str]:
         found += [
             f"{address}: these conflict: {both}" for both in [CONFLICTS.get(kind)] if both and both <= block.keys()
         ]
-        found += [] if LABEL.fullmatch(label) else [f"{address}: {label} is no identifier"]
+        found += [] if LABEL.fullmatch(label) else [f"{address}: {label} is not an identifier"]
         found += [
-            f"{address}: depends on {one}, which is not there"
+            f"{address}: depends on {one}, which does not exist"
             for one in block.get("depends_on", [])
             if one not in known
         ]
@@ -123,7 +125,7 @@ def find_errors(configuration: dict[str, Any]) -> list[str]:
             match = _REFERENCE.fullmatch(expression)
             exported = EXPORTED.get(match[1].rpartition(".")[0], set()) if match else set()
             if not match or match[1] not in known or match[2] not in exported:
-                found.append(f"{expression} refers to nothing")
+                found.append(f"{expression} refers to an unknown object")
     return found
 
 
@@ -138,8 +140,8 @@ def choice_in(text: str) -> tuple[list[tuple[str, list[str]]], list[str]] | None
 def chosen_in(text: str, region: str) -> str:
     """Return the value of a conditional in a region, as JSON."""
     choices, otherwise = choice_in(text) or ([], [])
-    held = [let_in for condition, let_in in choices if _holds(condition, region)]
-    return json.dumps([one.replace("${data.aws_region.current.region}", region) for one in [*held, otherwise][0]])
+    chosen = [values for condition, values in choices if _holds(condition, region)]
+    return json.dumps([one.replace("${data.aws_region.current.region}", region) for one in [*chosen, otherwise][0]])
 
 
 def _holds(condition: str, region: str) -> bool:
@@ -178,25 +180,25 @@ class Workspace:
             "aws_sns_topic": self._make_topic,
             "aws_sns_topic_subscription": self._make_subscription,
         }
-        graph = {address: set(self._needs(block)) for address, block in self._blocks.items()}
+        graph = {address: set(self._list_dependencies(block)) for address, block in self._blocks.items()}
         for address in TopologicalSorter(graph).static_order():  # raises CycleError, as Terraform would
-            block = {name: self._resolved(value) for name, value in self._blocks[address].items()}
+            block = {name: self._resolve(value) for name, value in self._blocks[address].items()}
             block.pop("depends_on", None)
             make[address.partition(".")[0]](address, block)
-        return {name: self._resolved(output["value"]) for name, output in self._outputs.items()}
+        return {name: self._resolve(output["value"]) for name, output in self._outputs.items()}
 
-    def _needs(self, block: dict[str, Any]) -> Iterator[str]:
+    def _list_dependencies(self, block: dict[str, Any]) -> Iterator[str]:
         yield from block.get("depends_on", [])
         for text in _texts(block):
             for expression in filter(None, _TEMPLATE.findall(text)):
                 if not expression.startswith(("data.", "local.")):
                     yield expression.rpartition(".")[0]
 
-    def _resolved(self, value: Any) -> Any:
+    def _resolve(self, value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: self._resolved(one) for name, one in value.items()}
+            return {name: self._resolve(one) for name, one in value.items()}
         if isinstance(value, list):
-            return [self._resolved(one) for one in value]
+            return [self._resolve(one) for one in value]
         if isinstance(value, str):
             return _TEMPLATE.sub(lambda found: self._known[found[1]] if found[1] else found[0][1:], value)
         return value
@@ -223,7 +225,7 @@ class Workspace:
         tags = [{"Key": key, "Value": value} for key, value in block.get("tags", {}).items()]
         attributes = _attributes(block, _TOPIC_ATTRIBUTES)
         arn = self._sns.create_topic(Name=block["name"], Attributes=attributes, Tags=tags)["TopicArn"]
-        self._sns.tag_resource(ResourceArn=arn, Tags=tags)  # ministack's CreateTopic does not
+        self._sns.tag_resource(ResourceArn=arn, Tags=tags)  # ministack ignores the tags of CreateTopic
         self._known |= {f"{address}.arn": arn, f"{address}.id": arn}
 
     def _make_subscription(self, _: str, block: dict[str, Any]) -> None:
@@ -240,8 +242,8 @@ class Workspace:
 def _attributes(block: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
     for name in JSON_ARGUMENTS & block.keys():
         json.loads(block[name])
-    said = {names[name]: value for name, value in block.items() if name in names}
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
+    values = {names[name]: value for name, value in block.items() if name in names}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
 def _blocks(configuration: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

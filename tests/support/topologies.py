@@ -1,4 +1,4 @@
-"""Provisioning in tests, step by step."""
+"""Plan, apply and destroy topologies in tests."""
 
 from __future__ import annotations
 

@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class _JumpingSelector(selectors.SelectSelector):
+class _VirtualSelector(selectors.SelectSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready and timeout is None:
-            raise RuntimeError("everything waits, and no timer will ever wake it")
+            raise RuntimeError("all tasks wait, and no timer will wake them")
         if not ready and timeout is not None and timeout > 0:
             self.now += timeout
         return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Use it where nothing but timers is waited for: no sockets, no threads."""
+    """An event loop for tests that wait only for timers, not for sockets or threads."""
 
     def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        self._virtual_selector = _VirtualSelector()
+        super().__init__(self._virtual_selector)
 
     def time(self) -> float:
-        return self._jumping.now
+        return self._virtual_selector.now
 
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:

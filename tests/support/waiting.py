@@ -1,4 +1,4 @@
-"""Waiting for what real processes and threads do: as long as it takes, and not for ever."""
+"""Wait for real processes and threads, up to a deadline."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ DEADLINE_SECONDS = 45.0
 
 
 async def until(condition: Callable[[], object], deadline_seconds: float = DEADLINE_SECONDS) -> None:
-    """Return when *condition* is true; fail after a bound that only a broken program reaches."""
+    """Wait until *condition* holds. Fail after a time that only a broken program needs."""
     deadline = time.monotonic() + deadline_seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not true within {deadline_seconds} s"
+        assert time.monotonic() < deadline, f"the condition did not hold within {deadline_seconds} s"
         await asyncio.sleep(0.01)
 
 
 def until_blocking(condition: Callable[[], object], deadline_seconds: float = DEADLINE_SECONDS) -> None:
-    """Do the same in a thread."""
+    """Wait as ``until`` does, but block the thread."""
     asyncio.run(until(condition, deadline_seconds))

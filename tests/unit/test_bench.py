@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import ConfigError
-from smartpipe.bench.cost import Cost, at_most, cost
-from smartpipe.bench.counting import Calls, CountingTransport, total
-from smartpipe.bench.fanout import Ledger, Measured, padding_for
-from smartpipe.bench.figures import Figures, Flow, Moment, Setting, figures
-from smartpipe.bench.latencies import count_seen, encoded, packed, summed
-from smartpipe.bench.load import Load, usual_warmup
-from smartpipe.bench.messages import Assignment, Handled, Message, Progress, Published, Said, Tally, read, write
-from smartpipe.bench.place import environment_at, is_aws
-from smartpipe.bench.producing import Producer
-from smartpipe.bench.report import IN_TURN, SATURATED, as_json, caveat, in_words
-from smartpipe.bench.run import Reports, Standing, _Run, assignments
+from smartpipe.bench.broker import environment_for, is_aws
+from smartpipe.bench.cost import Cost, cost_of, max_cost_of
+from smartpipe.bench.counting import CallCounts, CountingTransport, sum_requests
+from smartpipe.bench.fanout import HandledEvents, Measured, padding_for
+from smartpipe.bench.figures import Figures, RunSetting, Throughput, TimelinePoint, compute_figures
+from smartpipe.bench.latencies import count_seen, encode_latencies, encode_seen, merge_latencies
+from smartpipe.bench.load import Load, default_warmup
+from smartpipe.bench.messages import (
+    Assignment,
+    ChildMessage,
+    ProducerReport,
+    Progress,
+    SeenEvents,
+    StepDone,
+    WorkerReport,
+    format_message,
+    parse_message,
+)
+from smartpipe.bench.producer import Producer
+from smartpipe.bench.report import PUBLISHED_FIRST, SATURATED, build_json, format_text, latency_warning
+from smartpipe.bench.run import Reports, RunProgress, _Run, assign_processes
 from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.message import Failure, OutgoingMessage
 from tests.support.fakes import FakeTransport
@@ -29,69 +39,69 @@ if TYPE_CHECKING:
 MACHINE: dict[str, str | int] = {"cores": 2, "system": "Linux", "python": "CPython 3.13", "smartpipe": "1"}
 
 
-def test_all_faults_of_a_load_are_told_together_as_flags() -> None:
+def test_all_errors_of_a_load_are_reported_together_by_flag() -> None:
     with pytest.raises(ConfigError) as raised:
         Load(events=0, size_bytes=300_000, rate_per_second=0.5)
 
     assert raised.value.problems == (
-        "--events=0 is outside of 1 to 100,000,000",
-        "--size=300000 is outside of 1 to 262,144",
-        "--rate=0.5 is outside of 1 to 1,000,000",
+        "--events=0 is outside the range 1 to 100,000,000",
+        "--size=300000 is outside the range 1 to 262,144",
+        "--rate=0.5 is outside the range 1 to 1,000,000",
     )
 
 
 @pytest.mark.parametrize(("events", "warmup"), [(5, 0), (5_000, 500), (1_000_000, 1_000)])
-def test_the_warm_up_is_a_tenth_unless_that_is_much(events: int, warmup: int) -> None:
-    assert usual_warmup(events) == warmup
+def test_the_warm_up_is_a_tenth_of_the_events_and_at_most_1000(events: int, warmup: int) -> None:
+    assert default_warmup(events) == warmup
 
 
 def test_producers_share_events_and_one_schedule() -> None:
     load = Load(events=10, warmup=5, producers=3, rate_per_second=100)
 
-    numbers = [list(load.numbers(producer)) for producer in range(3)]
-    warm = [list(load.warmup_numbers(producer)) for producer in range(3)]
+    numbers = [list(load.event_numbers(producer)) for producer in range(3)]
+    warm = [list(load.warmup_event_numbers(producer)) for producer in range(3)]
 
     assert numbers == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
     assert sorted(chain.from_iterable(warm)) == [-5, -4, -3, -2, -1]
-    assert [load.due(number, 50.0) for number in (0, 1, 9)] == [50.0, 50.01, 50.09]
-    assert Load().due(1, 50.0) is None
+    assert [load.due_at(number, 50.0) for number in (0, 1, 9)] == [50.0, 50.01, 50.09]
+    assert Load().due_at(1, 50.0) is None
 
 
 @pytest.mark.parametrize("size", [1_024, 65_000])
-async def test_messages_have_the_size_that_was_asked_for(size: int) -> None:
+async def test_messages_have_the_requested_size(size: int) -> None:
     transport = FakeTransport()
-    producer = Producer(Load(events=3, warmup=0, size_bytes=size), 0, transport)
+    producer = Producer(Load(events=3, warmup=0, size_bytes=size), 0, transport, "fake")
 
-    await producer.produce(0.0)
+    await producer.publish(0.0)
     await producer.aclose()
 
     sizes = [message.size_bytes for _, _, messages, _ in transport.calls for message in messages]
     assert sizes == [pytest.approx(size, abs=20)] * 3
 
 
-def test_a_size_below_the_envelopes_is_refused() -> None:
+def test_a_size_smaller_than_the_envelope_is_an_error() -> None:
     with pytest.raises(ConfigError, match="less than the envelope alone, which is [0-9]+ bytes"):
         padding_for(100)
 
 
-async def test_events_that_are_refused_are_counted_and_the_others_go_on() -> None:
+async def test_failed_events_are_counted_and_the_others_are_published() -> None:
     transport = FakeTransport()
     transport.script["publish"].append([Failure(3, "InvalidParameter", "no", retryable=False)])
-    producer = Producer(Load(events=25, warmup=0), 0, transport)
+    producer = Producer(Load(events=25, warmup=0), 0, transport, "fake")
 
-    report = await producer.produce(0.0)
+    report = await producer.publish(0.0)
     await producer.aclose()
 
     assert (report.published, report.failed, report.failure) == (24, 1, "InvalidParameter: no")
-    assert sum(report.course.values()) == 24
+    assert sum(report.timeline.values()) == 24
 
 
-async def test_with_a_rate_latency_counts_from_when_an_event_was_due_though_it_left_late() -> None:
+async def test_with_a_rate_latency_counts_from_the_due_time_even_if_the_event_was_published_late() -> None:
     transport = FakeTransport()
-    begin = time.monotonic() - 1.0  # the producer was held up: all of them are late
-    producer = Producer(Load(events=20, warmup=0, rate_per_second=200), 0, transport)
+    begin = time.monotonic() - 1.0  # the producer was delayed, so all events are late
+    producer = Producer(Load(events=20, warmup=0, rate_per_second=200), 0, transport, "fake")
 
-    await producer.produce(begin)
+    await producer.publish(begin)
     await producer.aclose()
 
     bodies = [message.body for _, _, messages, _ in transport.calls for message in messages]
@@ -99,21 +109,21 @@ async def test_with_a_rate_latency_counts_from_when_an_event_was_due_though_it_l
     assert dues == pytest.approx([begin + number / 200 for number in range(20)], abs=1e-6, rel=0)
 
 
-async def test_with_a_rate_no_event_leaves_before_it_is_due() -> None:
+async def test_with_a_rate_no_event_is_published_before_it_is_due() -> None:
     transport = FakeTransport()
     begin = time.monotonic()
-    producer = Producer(Load(events=5, warmup=0, rate_per_second=50), 0, transport)
+    producer = Producer(Load(events=5, warmup=0, rate_per_second=50), 0, transport, "fake")
 
-    report = await producer.produce(begin)
+    report = await producer.publish(begin)
     await producer.aclose()
 
     assert report.begun_at == begin
     assert report.ended_at >= begin + 4 / 50
 
 
-async def test_requests_are_counted_by_verb_also_those_that_fail_or_bring_nothing() -> None:
-    inner, taken = FakeTransport(), list[int]()
-    transport = CountingTransport(inner, taken.append)
+async def test_requests_are_counted_by_verb_with_those_that_fail_or_return_no_messages() -> None:
+    inner, published = FakeTransport(), list[int]()
+    transport = CountingTransport(inner, published.append)
     outgoing = [OutgoingMessage("x" * 40_000, 40_000)] * 2
     inner.put("a", "b")
     inner.script["delete"].append(TransportError("Throttled", "slow down", retryable=True))
@@ -128,137 +138,140 @@ async def test_requests_are_counted_by_verb_also_those_that_fail_or_bring_nothin
     await transport.delete("queue", ["r1", "r2"])
 
     assert transport.requests == {
-        "publish": Calls(calls=1, entries=2, billed=2, payload_bytes=80_000),
-        "receive": Calls(calls=2, entries=2, empty=1, billed=2, payload_bytes=2),
-        "delete": Calls(calls=2, entries=2, failed=1, billed=2),
+        "publish": CallCounts(calls=1, entries=2, billed=2, payload_bytes=80_000),
+        "receive": CallCounts(calls=2, entries=2, empty=1, billed=2, payload_bytes=2),
+        "delete": CallCounts(calls=2, entries=2, failed=1, billed=2),
     }
-    assert taken == [1]
+    assert published == [1]
 
 
 def test_requests_of_several_processes_are_summed() -> None:
-    one = {"receive": Calls(calls=2, entries=11, empty=1, billed=2)}
+    one = {"receive": CallCounts(calls=2, entries=11, empty=1, billed=2)}
 
-    assert total([one, one, {"delete": Calls(calls=1)}]) == {
-        "receive": Calls(calls=4, entries=22, empty=2, billed=4),
-        "delete": Calls(calls=1),
+    assert sum_requests([one, one, {"delete": CallCounts(calls=1)}]) == {
+        "receive": CallCounts(calls=4, entries=22, empty=2, billed=4),
+        "delete": CallCounts(calls=1),
     }
 
 
-def test_publishing_is_billed_by_sns_and_all_else_by_sqs() -> None:
+def test_sns_bills_publishing_and_sqs_bills_all_other_requests() -> None:
     requests = {
-        "publish": Calls(billed=1_000_000),
-        "receive": Calls(billed=1_000_000),
-        "delete": Calls(billed=500_000),
+        "publish": CallCounts(billed=1_000_000),
+        "receive": CallCounts(billed=1_000_000),
+        "delete": CallCounts(billed=500_000),
     }
 
-    assert cost(requests) == pytest.approx(Cost(sns=0.50, sqs=0.60))
-    assert cost({}) == Cost(0, 0)
+    assert cost_of(requests) == pytest.approx(Cost(sns=0.50, sqs=0.60))
+    assert cost_of({}) == Cost(0, 0)
 
 
-def test_the_most_that_a_run_can_cost_has_every_message_in_requests_of_its_own() -> None:
+def test_the_highest_cost_of_a_run_has_separate_requests_for_every_message() -> None:
     load = Load(events=900_000, warmup=100_000, queues=2, size_bytes=70_000)
 
     # 2 chunks of 64 KB each: 2 M publishes; 2 queues times (2 M receives and 1 M deletes)
-    assert at_most(load) == pytest.approx(Cost(sns=1.00, sqs=2.40))
+    assert max_cost_of(load) == pytest.approx(Cost(sns=1.00, sqs=2.40))
 
 
-def test_a_delivery_that_comes_again_counts_once() -> None:
-    ledger = Ledger(3)
+def test_a_duplicate_delivery_counts_once() -> None:
+    handled = HandledEvents(3)
     for number in (-1, 0, 2, 2):
-        ledger.note(Measured(number=number, due=0.0, padding=""))
+        handled.add(Measured(number=number, due=0.0, padding=""))
 
-    assert (ledger.warm, ledger.distinct, ledger.deliveries, len(ledger.latencies_seconds)) == (1, 2, 3, 2)
-    assert bytes(ledger.seen) == b"\x01\x00\x01"
-
-
-def test_what_several_workers_of_a_queue_saw_is_the_union() -> None:
-    assert count_seen([packed(b"\x00\x01\x01\x00"), packed(b"\x01\x01\x00\x00")]) == 3
+    assert (handled.warm, handled.distinct, handled.deliveries, len(handled.latencies_seconds)) == (1, 2, 3, 2)
+    assert bytes(handled.seen) == b"\x01\x00\x01"
 
 
-def test_histograms_of_several_processes_are_one() -> None:
-    fast, slow = encoded([0.001] * 990), encoded([1.0] * 10)
+def test_the_events_of_several_workers_of_a_queue_are_merged_as_a_union() -> None:
+    assert count_seen([encode_seen(b"\x00\x01\x01\x00"), encode_seen(b"\x01\x01\x00\x00")]) == 3
 
-    latency = summed([fast, slow])
+
+def test_histograms_of_several_processes_are_merged() -> None:
+    fast, slow = encode_latencies([0.001] * 990), encode_latencies([1.0] * 10)
+
+    latency = merge_latencies([fast, slow])
 
     assert latency is not None
     assert latency.deliveries == 1_000
     assert (latency.p50, latency.p99_9, latency.max) == pytest.approx((0.001, 1.0, 1.0), rel=0.001)
-    assert latency.curve[-1][0] == 99.9  # above that there is less than one delivery
-    assert summed([encoded([])]) is None
+    assert latency.curve[-1][0] == 99.9  # less than one delivery is above that
+    assert merge_latencies([encode_latencies([])]) is None
 
 
 def reports() -> tuple[Load, Reports]:
-    found = Load(events=100, warmup=0, queues=2)
-    publishing = Published(
+    load = Load(events=100, warmup=0, queues=2)
+    publishing = ProducerReport(
         begun_at=10.0,
         ended_at=12.0,
         cpu_seconds=0.01,
-        transport="Wire",
-        requests={"publish": Calls(10, 100, billed=10)},
-        course={1_000: 60, 1_150: 40},
+        transport="direct",
+        requests={"publish": CallCounts(10, 100, billed=10)},
+        timeline={1_000: 60, 1_150: 40},
         published=100,
     )
 
-    def handling(queue: int, seen: bytes, deliveries: int) -> Handled:
-        return Handled(
+    def handling(queue: int, seen: bytes, deliveries: int) -> WorkerReport:
+        return WorkerReport(
             begun_at=9.9,
             ended_at=14.0,
             cpu_seconds=0.02,
             queue=queue,
-            seen=packed(seen),
+            seen=encode_seen(seen),
             deliveries=deliveries,
-            latencies=encoded([0.05] * deliveries),
-            requests={"receive": Calls(20, deliveries, 10, billed=20), "delete": Calls(10, deliveries, billed=10)},
+            latencies=encode_latencies([0.05] * deliveries),
+            requests={
+                "receive": CallCounts(20, deliveries, 10, billed=20),
+                "delete": CallCounts(10, deliveries, billed=10),
+            },
         )
 
     handled = [handling(1, b"\x01" * 100, 103), handling(2, b"\x01" * 90 + b"\x00" * 10, 90)]
-    return found, Reports([publishing], handled)
+    return load, Reports([publishing], handled)
 
 
-def test_figures_are_made_of_what_the_processes_report() -> None:
+def test_figures_are_computed_from_the_reports_of_the_processes() -> None:
     load, reported = reports()
 
-    found = figures(load, Setting("somewhere"), reported)
+    found = compute_figures(load, RunSetting("somewhere"), reported)
 
-    assert found.published == pytest.approx(Flow(100, 2.0, 100.0))
-    assert found.delivered == pytest.approx(Flow(190, 4.0, 0.04 / 190 * 1e6))
+    assert found.published == pytest.approx(Throughput(100, 2.0, 100.0))
+    assert found.delivered == pytest.approx(Throughput(190, 4.0, 0.04 / 190 * 1e6))
     assert (found.missing, found.duplicates, found.failed) == (10, 3, 0)
     assert found.sns_requests_per_message == 0.1
     assert found.sqs_requests_per_message == pytest.approx(60 / 190)
     # 10 requests to SNS and 60 to SQS, for 100 events
     assert found.per_million == pytest.approx(Cost(0.5 * 0.1, 0.4 * 0.6))
-    assert found.course == [
-        Moment(0.0, 240.0, 0.0),
-        *(Moment(n / 4, 0.0, 0.0) for n in range(1, 6)),
-        Moment(1.5, 160.0, 0.0),
+    assert found.timeline == [
+        TimelinePoint(0.0, 240.0, 0.0),
+        *(TimelinePoint(n / 4, 0.0, 0.0) for n in range(1, 6)),
+        TimelinePoint(1.5, 160.0, 0.0),
     ]
 
 
-def figures_of(load: Load, setting: Setting = Setting("somewhere"), **changed: Any) -> Figures:  # noqa: B008
-    found = figures(load, setting, reports()[1])
+def figures_of(load: Load, setting: RunSetting = RunSetting("somewhere"), **changed: Any) -> Figures:  # noqa: B008
+    found = compute_figures(load, setting, reports()[1])
     return found._replace(**changed)
 
 
-def test_the_report_is_lines_of_text_that_name_every_figure() -> None:
+def test_the_text_report_shows_every_figure() -> None:
     load, reported = reports()
 
-    lines = list(in_words(figures(load, Setting("somewhere"), reported), MACHINE))
+    lines = list(format_text(compute_figures(load, RunSetting("somewhere"), reported), MACHINE))
 
     text = "\n".join(lines)
-    assert "100 events of 1,024 bytes to 2 queues, as fast as it goes, on somewhere" in text
-    assert "1 producer, 1 worker a queue, each a process; concurrency 100; Wire" in text
+    assert "100 events of 1,024 bytes to 2 queues, as fast as possible, on somewhere" in text
+    assert "1 producer, 1 worker per queue, each a process; concurrency 100; direct transport" in text
     assert "  published               50      2.00         100" in text
-    assert "  delivered               48      4.00         190  of 200, 3 came again" in text
+    assert "  delivered               48      4.00         190  of 200, 3 duplicates" in text
     assert SATURATED in text
-    assert "a million such events on AWS: about $0.29 (SNS $0.05, SQS $0.24)" in text
-    assert lines[-1] == "10 of 200 deliveries did not come"
+    assert "cost of a million such events on AWS: about $0.29 (SNS $0.05, SQS $0.24)" in text
+    assert lines[-1] == "10 of 200 deliveries did not arrive"
     assert max(map(len, lines)) <= 120
 
 
-def test_the_json_has_what_the_text_has_and_the_machine() -> None:
+def test_the_json_report_has_the_figures_and_the_machine() -> None:
     load, reported = reports()
 
-    found = as_json(figures(load, Setting("somewhere"), reported), MACHINE)
+    found = build_json(compute_figures(load, RunSetting("somewhere"), reported), MACHINE)
 
     assert found["published"]["per_second"] == 50
     assert found["delivered"]["missing"] == 10
@@ -268,127 +281,139 @@ def test_the_json_has_what_the_text_has_and_the_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "setting", "seconds", "said"),
+    ("rate", "setting", "seconds", "warning"),
     [
-        (None, Setting("x"), 1.0, SATURATED),
-        (None, Setting("memory", in_turn=True, one_process=True), 1.0, IN_TURN),
-        (50, Setting("x"), 2.3, ""),
-        (50, Setting("x"), 9.0, "the last event was published 7.0 s late: 50 events/s are more than this setup does"),
+        (None, RunSetting("x"), 1.0, SATURATED),
+        (None, RunSetting("memory", published_first=True, one_process=True), 1.0, PUBLISHED_FIRST),
+        (50, RunSetting("x"), 2.3, ""),
+        (50, RunSetting("x"), 9.0, "the last event was published 7.0 s late: this setup cannot sustain 50 events/s"),
     ],
 )
-def test_a_report_says_what_its_latencies_are_worth(
-    rate: float | None, setting: Setting, seconds: float, said: str
+def test_a_report_warns_about_misleading_latencies(
+    rate: float | None, setting: RunSetting, seconds: float, warning: str
 ) -> None:
     load = Load(events=100, warmup=0, queues=2, rate_per_second=rate)
 
-    found = caveat(figures_of(load, setting, published=Flow(100, seconds, None)))
+    found = latency_warning(figures_of(load, setting, published=Throughput(100, seconds, None)))
 
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
+    assert found.startswith(warning)
+    assert bool(found) == bool(warning)
 
 
-def test_a_long_course_is_drawn_in_few_steps_with_nothing_lost() -> None:
-    from smartpipe.bench.plot import thinned  # with matplotlib: a second of CPU, here for one worker only
+def test_a_long_timeline_is_downsampled_without_loss() -> None:
+    from smartpipe.bench.plot import downsample  # matplotlib takes a second of CPU time to import
 
-    course = [Moment(n / 4, 100.0, 200.0) for n in range(1_000)]
+    timeline = [TimelinePoint(n / 4, 100.0, 200.0) for n in range(1_000)]
 
-    steps = thinned(course)
+    steps = downsample(timeline)
 
     assert len(steps) <= 121
     assert (steps[0].published_per_second, steps[-2].delivered_per_second) == (100.0, 200.0)
-    assert steps[-1] == Moment(250.0, 0.0, 0.0)
+    assert steps[-1] == TimelinePoint(250.0, 0.0, 0.0)
 
 
-def test_what_a_process_says_is_one_line_and_reads_as_it_was_said() -> None:
-    said: list[Message] = [Said(kind="ready"), Progress(done=3), Tally(seen="x"), *reports()[1].handled]
+def test_a_message_is_one_line_and_parses_to_an_equal_message() -> None:
+    messages: list[ChildMessage] = [
+        StepDone(kind="ready"),
+        Progress(done=3),
+        SeenEvents(seen="x"),
+        *reports()[1].handled,
+    ]
 
-    for message in said:
-        line = write(message)
+    for message in messages:
+        line = format_message(message)
         assert line.count(b"\n") == 1
-        assert read(line) == message
+        assert parse_message(line) == message
 
 
-class ScriptedCrew:
-    """Says what a test has it say, and remembers its orders."""
+class ScriptedProcesses:
+    """Stands for ChildProcesses: it returns the messages of a test's script, and records the commands."""
 
-    def __init__(self, load: Load, script: Sequence[tuple[int, Message] | None]) -> None:
-        parts = [assignment for _, assignment in assignments(load)]
-        self.members = [self._member(number, part) for number, part in enumerate(parts)]
+    def __init__(self, load: Load, script: Sequence[tuple[int, ChildMessage] | None]) -> None:
+        roles = [assignment for _, assignment in assign_processes(load)]
+        self.children = [self._child(number, role) for number, role in enumerate(roles)]
         self._script = list(script)
-        self.orders: list[str] = []
+        self.commands: list[str] = []
 
     @staticmethod
-    def _member(number: int, assignment: Assignment) -> Any:
+    def _child(number: int, assignment: Assignment) -> Any:
         return SimpleNamespace(assignment=assignment, process=SimpleNamespace(pid=number))
 
-    def order(self, order: Any, members: Sequence[Any]) -> None:
-        self.orders.append(f"{order.what} {','.join(str(member.process.pid) for member in members)}")
+    def send(self, command: Any, children: Sequence[Any]) -> None:
+        self.commands.append(f"{command.action} {','.join(str(child.process.pid) for child in children)}")
 
-    async def next(self, timeout_seconds: float) -> tuple[Any, Message]:
-        said = self._script.pop(0) if self._script else None
-        if said is None:
+    async def receive(self, timeout_seconds: float) -> tuple[Any, ChildMessage]:
+        step = self._script.pop(0) if self._script else None
+        if step is None:
             raise TimeoutError
-        return self.members[said[0]], said[1]
+        return self.children[step[0]], step[1]
 
 
-async def test_an_event_that_came_to_two_workers_of_a_queue_does_not_hide_one_that_has_not_come_yet() -> None:
+async def test_an_event_delivered_to_two_workers_of_a_queue_does_not_hide_one_that_is_missing() -> None:
     load = Load(events=2, warmup=0, queues=1, processes=2)
     first, second = reports()[1].handled
-    script: list[tuple[int, Message]] = [
-        *((number, Said(kind="ready")) for number in range(3)),
-        (2, Said(kind="warm")),
-        *((number, Said(kind="measuring")) for number in range(2)),
+    script: list[tuple[int, ChildMessage]] = [
+        *((number, StepDone(kind="ready")) for number in range(3)),
+        (2, StepDone(kind="warmed_up")),
+        *((number, StepDone(kind="measuring")) for number in range(2)),
         (2, reports()[1].published[0]),
         (0, Progress(done=1)),
-        (1, Progress(done=1)),  # two in all, but both are the same event
-        (0, Tally(seen=packed(b"\x01\x00"))),
-        (1, Tally(seen=packed(b"\x01\x00"))),
+        (1, Progress(done=1)),  # two deliveries, but of the same event
+        (0, SeenEvents(seen=encode_seen(b"\x01\x00"))),
+        (1, SeenEvents(seen=encode_seen(b"\x01\x00"))),
         (1, Progress(done=2)),
-        (0, Tally(seen=packed(b"\x01\x00"))),
-        (1, Tally(seen=packed(b"\x01\x01"))),
+        (0, SeenEvents(seen=encode_seen(b"\x01\x00"))),
+        (1, SeenEvents(seen=encode_seen(b"\x01\x01"))),
         (0, first),
         (1, second),
     ]
-    crew = ScriptedCrew(load, script)
-    seen: list[Standing] = []
+    processes = ScriptedProcesses(load, script)
+    seen: list[RunProgress] = []
 
-    found = await _Run(load, crew, seen.append).run()  # type: ignore[arg-type]
+    found = await _Run(load, processes, seen.append).run()  # type: ignore[arg-type]
 
     assert len(found.handled) == 2
-    assert crew.orders == ["warm 2", "measure 0,1", "measure 2", "tally 0,1", "tally 0,1", "stop 0,1"]
-    assert seen[-1] == Standing("draining", 100, 3)
+    assert processes.commands == [
+        "warm_up 2",
+        "measure 0,1",
+        "measure 2",
+        "report_seen 0,1",
+        "report_seen 0,1",
+        "stop 0,1",
+    ]
+    assert seen[-1] == RunProgress("draining", 100, 3)
 
 
-async def test_a_warm_up_that_does_not_come_is_published_again() -> None:
+async def test_a_warm_up_that_does_not_arrive_is_published_again() -> None:
     load = Load(events=2, warmup=5, queues=1)
-    crew = ScriptedCrew(
+    processes = ScriptedProcesses(
         load,
         [
-            *((number, Said(kind="ready")) for number in range(2)),
-            (1, Said(kind="warm")),
+            *((number, StepDone(kind="ready")) for number in range(2)),
+            (1, StepDone(kind="warmed_up")),
             (0, Progress(done=0, warm=4)),
-            None,  # nothing for so long that it is time
+            None,  # no message until the warm-up is repeated
             (0, Progress(done=0, warm=9)),
         ],
     )
 
     with pytest.raises(SmartpipeError, match="nothing happened"):
-        await _Run(load, crew, lambda _: None).run()  # type: ignore[arg-type]
+        await _Run(load, processes, lambda _: None).run()  # type: ignore[arg-type]
 
-    assert crew.orders == ["warm 1", "warm 1", "measure 0"]
+    assert processes.commands == ["warm_up 1", "warm_up 1", "measure 0"]
 
 
-async def test_a_run_in_which_nothing_comes_any_more_ends_with_what_came() -> None:
+async def test_a_run_whose_producers_stall_ends_with_an_error() -> None:
     load = Load(events=2, warmup=0, queues=1)
-    begun: list[tuple[int, Message]] = [
-        (0, Said(kind="ready")),
-        (1, Said(kind="ready")),
-        (1, Said(kind="warm")),
-        (0, Said(kind="measuring")),
+    script: list[tuple[int, ChildMessage]] = [
+        (0, StepDone(kind="ready")),
+        (1, StepDone(kind="ready")),
+        (1, StepDone(kind="warmed_up")),
+        (0, StepDone(kind="measuring")),
     ]
 
-    with pytest.raises(SmartpipeError, match="nothing happened for 30 s, and the producers wait"):
-        await _Run(load, ScriptedCrew(load, begun), lambda _: None).run()  # type: ignore[arg-type]
+    with pytest.raises(SmartpipeError, match="nothing happened for 30 s, although producers still have events"):
+        await _Run(load, ScriptedProcesses(load, script), lambda _: None).run()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -397,24 +422,28 @@ async def test_a_run_in_which_nothing_comes_any_more_ends_with_what_came() -> No
         ({}, True),
         ({"AWS_ENDPOINT_URL": "http://localhost:4566"}, False),
         ({"AWS_ENDPOINT_URL_SQS": "https://sqs.eu-west-1.amazonaws.com"}, True),
-        ({"AWS_ENDPOINT_URL_SQS": "http://localhost:4566"}, True),  # SNS is AWS's
+        ({"AWS_ENDPOINT_URL_SQS": "http://localhost:4566"}, True),  # SNS is on AWS
         ({"AWS_ENDPOINT_URL_SQS": "http://localhost:4566", "AWS_ENDPOINT_URL_SNS": "http://localhost:4566"}, False),
         ({"AWS_ENDPOINT_URL_S3": "http://localhost:9000"}, True),
         ({"AWS_ENDPOINT_URL": "http://localhost:4566", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, True),
     ],
 )
-def test_what_costs_money_is_known_by_its_endpoints(environment: dict[str, str], costs: bool) -> None:
+def test_endpoints_decide_whether_a_run_costs_money(environment: dict[str, str], costs: bool) -> None:
     assert is_aws(environment) is costs
 
 
-def test_an_endpoint_that_is_no_aws_needs_no_credentials_and_gets_names_of_its_own() -> None:
-    given = {"PATH": "/bin", "SMARTPIPE_CLAIM_CHECK_URL": "s3://bucket", "AWS_ENDPOINT_URL_SNS": "https://elsewhere"}
+def test_an_endpoint_outside_aws_needs_no_credentials_and_gets_its_own_prefix() -> None:
+    inherited = {
+        "PATH": "/bin",
+        "SMARTPIPE_CLAIM_CHECK_URL": "s3://bucket",
+        "AWS_ENDPOINT_URL_SNS": "https://elsewhere",
+    }
 
-    found = environment_at("http://localhost:4566", given)
+    found = environment_for("http://localhost:4566", inherited)
 
     prefix = found.pop("SMARTPIPE_PREFIX")
     assert prefix.startswith("bench-")
-    assert prefix != environment_at("aws", given)["SMARTPIPE_PREFIX"]
+    assert prefix != environment_for("aws", inherited)["SMARTPIPE_PREFIX"]
     assert found == {
         "PATH": "/bin",
         "AWS_ENDPOINT_URL": "http://localhost:4566",

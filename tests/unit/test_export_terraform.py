@@ -33,12 +33,12 @@ def test_the_aws_provider_knows_every_argument_of_a_configuration_with_every_fea
     ("kind", "change", "error"),
     [
         ("aws_sqs_queue", {"color": "red"}, "no such argument color"),
-        ("aws_sqs_queue", {"delay_seconds": "5"}, "delay_seconds is no int"),
+        ("aws_sqs_queue", {"delay_seconds": "5"}, "delay_seconds is not of type int"),
         ("aws_sqs_queue", {"kms_master_key_id": "k"}, "these conflict"),
         (
             "aws_sns_topic_subscription",
             {"endpoint": "${aws_sqs_queue.gone.arn}"},
-            "aws_sqs_queue.gone.arn refers to nothing",
+            "aws_sqs_queue.gone.arn refers to an unknown object",
         ),
     ],
 )

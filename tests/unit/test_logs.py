@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpipe.cli.logs import JsonLines, Text, has_colours
+from smartpipe.cli.logs import JsonFormatter, TextFormatter, has_colours
 from tests.unit.test_escaping import evil, harmless
 
 
@@ -19,7 +19,7 @@ def record(message: str = "handled %s", *arguments: object, **fields: object) ->
 
 
 def test_a_json_line_has_the_fields_beside_time_level_and_message() -> None:
-    line = json.loads(JsonLines().format(record(event_id="77", receive_count=2)))
+    line = json.loads(JsonFormatter().format(record(event_id="77", receive_count=2)))
 
     assert line["message"] == "handled it"
     assert (line["level"], line["logger"], line["event_id"], line["receive_count"]) == (
@@ -38,26 +38,26 @@ def test_a_json_line_is_one_line_even_with_a_traceback_and_strange_values() -> N
     except ValueError as error:
         made.exc_info = (type(error), error, error.__traceback__)
 
-    text = JsonLines().format(made)
+    text = JsonFormatter().format(made)
 
     assert "\n" not in text
     assert "two\nlines" in json.loads(text)["exception"]
 
 
-def test_text_for_people_shows_what_tells_messages_apart() -> None:
-    text = Text().format(record(event_id="77", queue="q"))
+def test_a_text_line_shows_the_fields_that_identify_the_message() -> None:
+    text = TextFormatter().format(record(event_id="77", queue="q"))
 
     assert "handled it" in text
     assert "event_id=77" in text
     assert "queue=" not in text
 
 
-def test_a_process_among_others_says_its_number() -> None:
-    line = json.loads(JsonLines(2).format(record()))
+def test_a_line_has_the_number_of_its_process() -> None:
+    line = json.loads(JsonFormatter(2).format(record()))
 
     assert line["process"] == 2
-    assert "process" not in json.loads(JsonLines().format(record()))
-    assert "info    [2] handled it" in Text(coloured=False, process=2).format(record())
+    assert "process" not in json.loads(JsonFormatter().format(record()))
+    assert "info    [2] handled it" in TextFormatter(coloured=False, process=2).format(record())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_process_among_others_says_its_number() -> None:
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
     ],
 )
-def test_colours_are_for_terminals_and_for_those_who_ask(
+def test_colours_are_used_on_terminals_and_on_request(
     environment: dict[str, str], terminal: bool, coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR"):
@@ -96,11 +96,11 @@ def failed(made: logging.LogRecord, error: BaseException) -> logging.LogRecord:
 
 
 @given(text=evil, others=st.dictionaries(evil, st.one_of(evil, st.integers(), st.lists(evil), st.none())))
-def test_a_record_is_one_line_of_json_whatever_it_holds(text: str, others: dict[str, object]) -> None:
+def test_any_record_is_one_line_of_json(text: str, others: dict[str, object]) -> None:
     made = failed(record("%s", text, event_id=text), ValueError(text))
     made.__dict__["fields"] |= others
 
-    line = JsonLines().format(made)
+    line = JsonFormatter().format(made)
 
     assert harmless(line)
     line.encode()
@@ -108,22 +108,22 @@ def test_a_record_is_one_line_of_json_whatever_it_holds(text: str, others: dict[
 
 
 @given(text=evil)
-def test_a_line_for_people_forges_no_other_and_commands_no_terminal(text: str) -> None:
+def test_a_text_line_cannot_forge_another_line_or_control_the_terminal(text: str) -> None:
     made = failed(record("%s", text, event_id=text, handler=text), ValueError(text))
 
-    line, *traceback = Text(coloured=False).format(made).split("\n")
+    line, *traceback = TextFormatter(coloured=False).format(made).split("\n")
 
     assert harmless(line)
     assert all(harmless(one) and one.startswith("  ") for one in traceback)
 
 
-def test_values_from_a_message_are_read_back_from_json_as_they_were() -> None:
-    line = json.loads(JsonLines().format(record("%s", EVIL, event_id=EVIL)))
+def test_values_from_a_message_survive_the_escaping_in_json() -> None:
+    line = json.loads(JsonFormatter().format(record("%s", EVIL, event_id=EVIL)))
 
     assert line["event_id"] == line["message"] == EVIL
 
 
-@pytest.mark.parametrize("formatter", [JsonLines(), Text()])
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
 def test_long_values_are_cut(formatter: logging.Formatter) -> None:
     text = "x" * 100_000
     made = failed(record("%s", text, event_id=text, nested=[text] * 10, other=Unspeakable()), ValueError(text * 10))
@@ -134,7 +134,7 @@ def test_long_values_are_cut(formatter: logging.Formatter) -> None:
     assert len(line) < 20_000
 
 
-@pytest.mark.parametrize("formatter", [JsonLines(), Text()])
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
 @pytest.mark.parametrize(
     "made",
     [
@@ -145,16 +145,16 @@ def test_long_values_are_cut(formatter: logging.Formatter) -> None:
     ],
     ids=["arguments", "unspeakable argument", "unspeakable fields", "too many arguments"],
 )
-def test_a_record_that_cannot_be_formatted_is_a_line_all_the_same(
+def test_a_record_that_cannot_be_formatted_still_yields_a_line(
     formatter: logging.Formatter, made: logging.LogRecord
 ) -> None:
     assert formatter.format(made)
 
 
 @pytest.mark.parametrize("fields", [["a", "list"], None, "text", {(1, 2): "x"}])
-def test_fields_that_are_no_fields_lose_no_line(fields: object) -> None:
+def test_wrong_fields_do_not_lose_the_line(fields: object) -> None:
     made = record()
     made.fields = fields
 
-    assert json.loads(JsonLines().format(made))["message"] == "handled it"
-    assert "handled it" in Text().format(made)
+    assert json.loads(JsonFormatter().format(made))["message"] == "handled it"
+    assert "handled it" in TextFormatter().format(made)

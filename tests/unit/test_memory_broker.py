@@ -47,7 +47,7 @@ async def test_five_attempts_with_backoff_over_twenty_minutes_take_milliseconds(
     assert time.monotonic() - started < 20  # of a machine however busy, and a hundredth of it in truth
 
 
-async def test_what_handlers_publish_goes_on_to_other_services_with_its_cause() -> None:
+async def test_events_that_handlers_publish_reach_other_services_with_their_cause() -> None:
     mailer, audit = Service("mailer"), Service("audit")
     causes: list[str | None] = []
 
@@ -69,7 +69,7 @@ async def test_what_handlers_publish_goes_on_to_other_services_with_its_cause() 
         broker.assert_nothing_dead_lettered()
 
 
-async def test_a_publisher_of_the_code_under_test_publishes_here_without_being_told() -> None:
+async def test_a_publisher_of_the_code_under_test_uses_the_broker_without_configuration() -> None:
     async def sign_up(name: str) -> None:
         async with Publisher("signup-api") as publisher:
             await publisher.publish(UserLeft(name=name))
@@ -91,7 +91,7 @@ async def test_bad_messages_are_dead_lettered_with_their_reason() -> None:
         assert (dead.kind, dead.event, dead.body) == ("not-json", None, "no event")
 
 
-async def test_a_failed_assertion_tells_what_happened() -> None:
+async def test_a_failed_assertion_shows_the_timeline() -> None:
     async with MemoryBroker(failing_service(RetryPolicy(attempts=2, base_seconds=0))) as broker:
         await broker.publish(ADA)
         await broker.drain()
@@ -100,7 +100,7 @@ async def test_a_failed_assertion_tells_what_happened() -> None:
             broker.assert_handled(UserSignedUp, name="Ada")
 
     lines = str(caught.value).splitlines()
-    assert lines[0] == "UserSignedUp(name='Ada') was not handled. What happened:"
+    assert lines[0] == "UserSignedUp(name='Ada') was not handled. Timeline:"
     assert ["published" in lines[1], "retried" in lines[2], "dead-lettered" in lines[3]] == [True] * 3
     assert "again after 0 s: ConnectionError: the mail server is down" in lines[2]
 
@@ -113,7 +113,7 @@ async def test_the_number_of_times_is_asserted_too() -> None:
             broker.assert_published(UserSignedUp, times=2)
 
 
-async def test_retries_that_a_handler_asks_for_are_kept_apart_from_rejects() -> None:
+async def test_retries_requested_by_a_handler_are_recorded_separately_from_rejects() -> None:
     service = Service("mailer")
     answers = iter([Retry("not yet", after_seconds=3_600), Reject("never")])
 
@@ -160,7 +160,7 @@ def answer_late(server: socket.socket) -> None:
         connection.sendall(b"hello\n")
 
 
-async def test_the_clock_hardly_moves_while_a_real_socket_is_waited_for() -> None:
+async def test_the_clock_runs_slowly_while_a_task_waits_for_a_real_socket() -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -183,7 +183,7 @@ async def test_the_clock_hardly_moves_while_a_real_socket_is_waited_for() -> Non
     assert ticks < 1_000  # without regard for the socket, ten times as many pass in 0.3 s
 
 
-async def test_threads_that_the_loop_does_not_know_are_waited_for() -> None:
+async def test_the_clock_runs_slowly_while_unknown_threads_run() -> None:
     """As those of aiosqlite and anyio, which answer by call_soon_threadsafe."""
     service = Service("mailer", retry=RetryPolicy(attempts=1))
 
@@ -221,7 +221,7 @@ async def test_a_sync_handler_that_hangs_runs_into_its_timeout() -> None:
         assert broker.assert_dead_lettered(UserSignedUp).reason == "it ran longer than 0.3 s"
 
 
-async def test_what_sqs_itself_dead_letters_is_told_too() -> None:
+async def test_messages_that_sqs_moves_to_the_dead_letter_queue_are_recorded_too() -> None:
     service = Service("mailer", queue=Queue("mailer", max_receive_count=2), retry=RetryPolicy(attempts=2))
 
     @service.subscribe(UserSignedUp)
@@ -239,11 +239,11 @@ async def test_what_sqs_itself_dead_letters_is_told_too() -> None:
         await broker.drain()
 
         assert broker.assert_dead_lettered(UserSignedUp, kind="redriven").receive_count == 2
-        with pytest.raises(AssertionError, match="something was dead-lettered"):
+        with pytest.raises(AssertionError, match="messages were dead-lettered"):
             broker.assert_nothing_dead_lettered()
 
 
-async def test_a_drain_ends_when_retention_has_ended_what_it_waited_for() -> None:
+async def test_a_drain_ends_when_the_remaining_messages_have_expired() -> None:
     service = Service("mailer", queue=Queue("mailer", retention_seconds=60))
 
     @service.subscribe(UserSignedUp)
@@ -267,7 +267,7 @@ async def test_an_ignored_event_is_not_a_handled_one() -> None:
         assert "ignored" in broker.timeline
 
 
-async def test_without_virtual_time_it_is_left_in_a_moment_too() -> None:
+async def test_without_virtual_time_the_broker_also_stops_quickly() -> None:
     service = failing_service(RetryPolicy(attempts=1))
     started = time.monotonic()
 
@@ -281,7 +281,7 @@ async def test_without_virtual_time_it_is_left_in_a_moment_too() -> None:
 async def accept(_: Event) -> None: ...
 
 
-async def test_a_broker_within_a_broker_shares_its_time_and_leaves_it() -> None:
+async def test_a_broker_inside_a_broker_shares_its_virtual_time() -> None:
     one, two = Service("one"), Service("two")
     one.subscribe(UserSignedUp)(accept)
     two.subscribe(UserSignedUp)(accept)
@@ -327,7 +327,7 @@ async def test_duplicates_and_disorder_on_demand_are_the_same_for_the_same_seed(
     assert list(dict.fromkeys(once)) != sorted(set(once))
 
 
-async def test_what_a_lifespan_opens_is_closed_when_the_broker_is_left() -> None:
+async def test_resources_of_a_lifespan_are_closed_when_the_broker_is_left() -> None:
     opened: list[str] = []
 
     @asynccontextmanager
@@ -378,12 +378,12 @@ async def test_two_services_that_claim_one_queue_are_refused() -> None:
             pass
 
 
-async def test_it_says_so_when_it_is_used_outside_of_its_block() -> None:
+async def test_use_outside_of_the_block_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="async with MemoryBroker"):
         await MemoryBroker().drain()
 
 
-def test_a_broker_of_another_loop_is_refused_and_does_not_hang() -> None:
+def test_use_on_another_event_loop_is_an_error_and_does_not_hang() -> None:
     broker = MemoryBroker(failing_service())
     with asyncio.Runner() as one, asyncio.Runner() as two:
         one.run(broker.__aenter__())
@@ -392,9 +392,9 @@ def test_a_broker_of_another_loop_is_refused_and_does_not_hang() -> None:
         one.run(broker.__aexit__(None, None, None))
 
 
-async def test_pausing_an_unknown_queue_names_those_there_are() -> None:
+async def test_the_error_for_an_unknown_queue_names_the_polled_queues() -> None:
     async with MemoryBroker(failing_service()) as broker:
-        with pytest.raises(ConfigError, match="queue 'zzz' is none of those that the services poll: mailer"):
+        with pytest.raises(ConfigError, match="no service polls queue 'zzz'; they poll mailer"):
             broker.pause("zzz")
 
 
@@ -409,7 +409,7 @@ async def test_a_store_of_an_unknown_kind_is_refused() -> None:
             pass
 
 
-async def test_a_line_of_the_timeline_commands_no_terminal_and_forges_no_other() -> None:
+async def test_a_line_of_the_timeline_cannot_control_the_terminal_or_forge_another_line() -> None:
     service = Service("mailer")
 
     @service.subscribe(UserSignedUp)

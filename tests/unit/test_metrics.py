@@ -6,10 +6,10 @@ import pytest
 
 from smartpipe.counters import Counters, TransportCounters
 from smartpipe.worker.metrics import (
-    NOT_OUTCOMES,
-    OF_TRANSPORT,
+    OTHER_COUNTERS,
+    TRANSPORT_COUNTERS,
     Family,
-    QueueState,
+    QueueMetrics,
     Sample,
     families_of,
     families_of_transport,
@@ -34,32 +34,32 @@ from smartpipe.worker.metrics import (
     ],
     ids=["without labels", "without samples", "with labels", "escaped"],
 )
-def test_a_family_is_written_as_prometheus_reads_it(family: Family, text: str) -> None:
+def test_a_family_is_formatted_for_prometheus(family: Family, text: str) -> None:
     assert render([family]) == text
 
 
-def test_every_count_is_shown_even_when_it_is_0() -> None:
-    text = render(families_of([QueueState("mailer", "mailer-audit", Counters(handled=2), 3, 0.5)]))
+def test_every_counter_is_shown_even_if_it_is_0() -> None:
+    text = render(families_of([QueueMetrics("mailer", "mailer-audit", Counters(handled=2), 3, 0.5)]))
 
-    for name in {field.name for field in fields(Counters)} - set(NOT_OUTCOMES):
+    for name in {field.name for field in fields(Counters)} - set(OTHER_COUNTERS):
         value = 2 if name == "handled" else 0
         assert f'smartpipe_messages_total{{service="mailer",queue="mailer-audit",outcome="{name}"}} {value}\n' in text
-    for name, _ in NOT_OUTCOMES.values():
+    for name, _ in OTHER_COUNTERS.values():
         assert f'{name}{{service="mailer",queue="mailer-audit"}} 0\n' in text
     assert 'smartpipe_messages_in_flight{service="mailer",queue="mailer-audit"} 3\n' in text
     assert 'smartpipe_poll_age_seconds{service="mailer",queue="mailer-audit"} 0.5\n' in text
 
 
-def test_what_a_transport_counts_is_shown_by_the_labels_of_its_process() -> None:
+def test_the_counters_of_a_transport_have_the_labels_of_the_process() -> None:
     text = render(families_of_transport(TransportCounters(damaged=3), {"service": "mailer"}))
 
-    assert {field.name for field in fields(TransportCounters)} == set(OF_TRANSPORT)
+    assert {field.name for field in fields(TransportCounters)} == set(TRANSPORT_COUNTERS)
     assert 'smartpipe_messages_damaged_total{service="mailer"} 3\n' in text
     assert 'smartpipe_requests_resent_total{service="mailer"} 0\n' in text
     assert "smartpipe_requests_resent_total 2\n" in render(families_of_transport(TransportCounters(resent=2), {}))
 
 
-def test_what_several_processes_answer_becomes_one_text_with_each_family_once() -> None:
+def test_texts_of_several_processes_are_merged_with_each_family_once() -> None:
     first = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="x{y"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n'
     second = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="z"} 3\n# HELP b B.\n# TYPE b gauge\n'
 
@@ -74,11 +74,11 @@ def test_what_several_processes_answer_becomes_one_text_with_each_family_once() 
     )
 
 
-def test_no_answers_are_no_text() -> None:
+def test_no_texts_merge_to_an_empty_text() -> None:
     assert merge({}, "process") == ""
 
 
-def test_a_label_commands_no_terminal_and_adds_no_line() -> None:
+def test_a_label_cannot_control_the_terminal_or_add_a_line() -> None:
     text = render([Family("up", "gauge", "Up.", [Sample({"queue": "a\x1b[2J\u2028\r\nb 1"}, 1)])])
 
     assert text.splitlines()[2:] == ['up{queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1']

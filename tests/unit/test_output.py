@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smartpipe.worker.supervisor.output import PrefixedLines, prefixes
+from smartpipe.worker.supervisor.output import PrefixedLines, build_prefixes
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ from smartpipe.worker.supervisor.output import PrefixedLines, prefixes
         ([b"x" * 100_000 + b"\n"], ["> " + "x" * 100_000 + "\n"]),
         ([], []),
     ],
-    ids=["whole", "cut", "unfinished", "empty", "cut inside of a letter", "no UTF-8", "long", "nothing"],
+    ids=["whole", "cut", "unfinished", "empty", "cut inside a character", "not UTF-8", "long", "nothing"],
 )
-def test_each_line_gets_its_prefix_wherever_reads_cut_it(chunks: list[bytes], written: list[str]) -> None:
+def test_each_line_gets_its_prefix_even_if_a_read_ends_within_it(chunks: list[bytes], written: list[str]) -> None:
     lines: list[str] = []
     output = PrefixedLines("> ", lines.append)
 
@@ -42,7 +42,7 @@ def test_each_line_gets_its_prefix_wherever_reads_cut_it(chunks: list[bytes], wr
     ],
     ids=["uncoloured", "coloured", "commands", "cursor", "line end", "tab"],
 )
-def test_what_a_process_prints_cannot_command_the_terminal(prefix: str, line: str, written: str) -> None:
+def test_the_output_of_a_process_cannot_control_the_terminal(prefix: str, line: str, written: str) -> None:
     lines: list[str] = []
 
     PrefixedLines(prefix, lines.append).feed(f"{line}\n".encode())
@@ -50,9 +50,9 @@ def test_what_a_process_prints_cannot_command_the_terminal(prefix: str, line: st
     assert lines == [f"{written}\n"]
 
 
-def test_prefixes_have_one_width_and_a_colour_each_where_colours_may_be() -> None:
-    assert prefixes("me", ["a", "long"], coloured=False) == ("me   │ ", ["a    │ ", "long │ "])
-    assert prefixes("me", ["a", "long"], coloured=True) == (
+def test_prefixes_have_the_same_width_and_different_colours() -> None:
+    assert build_prefixes("me", ["a", "long"], coloured=False) == ("me   │ ", ["a    │ ", "long │ "])
+    assert build_prefixes("me", ["a", "long"], coloured=True) == (
         "\x1b[2mme   │ \x1b[0m",
         ["\x1b[36ma    │ \x1b[0m", "\x1b[35mlong │ \x1b[0m"],
     )

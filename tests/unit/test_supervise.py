@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from smartpipe.cli.supervise import quick_to_drain, worker_arguments
+from smartpipe.cli.supervise import build_worker_arguments, shorten_polls
 from smartpipe.settings import WorkerSettings
 
 
-def test_a_child_gets_its_supervisors_flags_but_neither_its_address_nor_children_of_its_own() -> None:
+def test_a_child_gets_the_supervisors_flags_without_address_and_number_of_processes() -> None:
     flags = {"processes": 4, "concurrency": 3, "drain_seconds": None, "host": "::", "port": 80, "log_level": "debug"}
 
-    arguments = worker_arguments("shop:service", flags)
+    arguments = build_worker_arguments("shop:service", flags)
 
     assert arguments == (
         *("worker", "shop:service"),
@@ -30,11 +30,11 @@ def test_a_child_gets_its_supervisors_flags_but_neither_its_address_nor_children
         ({"wait_seconds": 5}, "7", 5),
     ],
 )
-def test_in_development_polls_are_short_unless_somebody_chose(
+def test_in_development_polls_are_short_unless_the_user_has_set_a_value(
     flags: dict[str, Any], environment: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SMARTPIPE_WAIT_SECONDS", raising=False)
     if environment is not None:
         monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", environment)
 
-    assert quick_to_drain(flags, WorkerSettings.load(**flags))["wait_seconds"] == expected
+    assert shorten_polls(flags, WorkerSettings.load(**flags))["wait_seconds"] == expected

@@ -52,8 +52,8 @@ def test_without_target_pyproject_lists_the_services(here: Path) -> None:
         ("shop", "is not module:attribute"),
         (":service", "is not module:attribute"),
         ("shop:", "is not module:attribute"),
-        ("nowhere:service", "there is no module 'nowhere' in "),
-        ("shop.deeper:service", "there is no module 'shop.deeper'"),
+        ("nowhere:service", "no module 'nowhere' in "),
+        ("shop.deeper:service", "no module 'shop.deeper'"),
         ("shop:servce", "has no attribute 'servce'; its services: empty, service"),
         ("shop:number", "is of type int, not a smartpipe.Service"),
         ("shop:empty", "service 'empty' has no handlers"),
@@ -62,7 +62,7 @@ def test_without_target_pyproject_lists_the_services(here: Path) -> None:
         ("needs:service", "No module named 'not_installed'"),
     ],
 )
-def test_a_wrong_target_is_one_clear_sentence(here: Path, target: str, sentence: str) -> None:
+def test_the_error_for_a_wrong_target_is_one_sentence(here: Path, target: str, sentence: str) -> None:
     (here / "broken.py").write_text("\n\noops")
     (here / "syntax.py").write_text("def (")
     (here / "needs.py").write_text("import not_installed")
@@ -70,9 +70,9 @@ def test_a_wrong_target_is_one_clear_sentence(here: Path, target: str, sentence:
     with pytest.raises(ConfigError) as caught:
         load_services([target])
 
-    [problem] = caught.value.problems
-    assert sentence in problem
-    assert "\n" not in problem
+    [error] = caught.value.problems
+    assert sentence in error
+    assert "\n" not in error
 
 
 def test_every_wrong_target_is_reported(here: Path) -> None:
@@ -83,7 +83,7 @@ def test_every_wrong_target_is_reported(here: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "[tool.smartpipe]\nservices = 5\n"])
-def test_no_target_at_all_says_where_to_name_one(here: Path, content: str | None) -> None:
+def test_the_error_without_a_target_says_where_to_name_one(here: Path, content: str | None) -> None:
     if content is not None:
         (here / "pyproject.toml").write_text(content)
 
@@ -96,7 +96,7 @@ def test_events_come_from_services_classes_and_modules(here: Path, target: str) 
     assert [event.__name__ for event in load_events([target])] == ["Shipped"]
 
 
-def test_a_module_without_events_is_refused(here: Path) -> None:
+def test_a_module_without_events_is_an_error(here: Path) -> None:
     (here / "plain.py").write_text("x = 5")
 
     with pytest.raises(ConfigError, match="has no events"):

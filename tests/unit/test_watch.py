@@ -6,39 +6,41 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe import ConfigError
-from smartpipe.worker.supervisor import Changes
-from smartpipe.worker.supervisor.supervisor import shown
+from smartpipe.worker.supervisor import SourceWatcher
+from smartpipe.worker.supervisor.supervisor import format_paths
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_changed_sources_are_told_and_other_files_are_not(tmp_path: Path) -> None:
+async def test_changed_sources_are_reported_and_other_files_are_not(tmp_path: Path) -> None:
     for name in (".venv", "app", "__pycache__"):
         (tmp_path / name).mkdir()
     found = set[str]()
 
-    async with Changes(tmp_path) as changes:
+    async with SourceWatcher(tmp_path) as watcher:
         for name in (".venv/lib.py", "__pycache__/a.py", "notes.txt", "app/handlers.py", "pyproject.toml"):
             (tmp_path / name).write_text("x")
         async with asyncio.timeout(DEADLINE_SECONDS):
             while found != {"app/handlers.py", "pyproject.toml"}:
-                await changes.happened.wait()
-                found |= set(changes.take())
-                assert not changes.happened.is_set()
+                await watcher.changed.wait()
+                found |= set(watcher.take_paths())
+                assert not watcher.changed.is_set()
 
 
-async def test_without_watchfiles_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_watchfiles_the_error_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("smartpipe.worker.supervisor.watch.find_spec", lambda _: None)
 
     with pytest.raises(ConfigError, match=r"--reload needs watchfiles; run pip install 'smartpipe\[local\]'"):
-        Changes(tmp_path)
+        SourceWatcher(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("paths", "sentence"),
     [(["a.py"], "a.py"), (["a.py", "b.py", "c.py"], "a.py, b.py, c.py"), (list("abcde"), "a, b, c and 2 more")],
 )
-def test_of_many_changed_files_a_few_are_named(paths: list[str], sentence: str) -> None:
-    assert shown(paths) == sentence
+def test_only_the_first_three_changed_files_are_named(paths: list[str], sentence: str) -> None:
+    assert format_paths(paths) == sentence

@@ -1,6 +1,6 @@
-"""The bare loop that all others are held against: 8 tasks, ten messages to a call, JSON, batch delete, uvloop.
+"""The bare loop that all clients are compared with: 8 tasks, ten messages per call, JSON, batch delete, uvloop.
 
-No validation, no retry, no heartbeat, no routing: what one writes in an afternoon.
+It has no validation, no retries, no heartbeats and no routing: code for an afternoon.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import uvloop
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
-from meter import ATTRIBUTES, BATCH, TASKS, TOGETHER, Job, Meter, cloudevent, slices
+from meter import ATTRIBUTES, BATCH, CONCURRENT, TASKS, Job, Meter, cloudevent, split_range
 
 
 async def consume(sqs: Any, job: Job) -> Meter:
-    """Drain the queue."""
+    """Receive, handle and delete all messages."""
     meter = Meter(job)
 
     async def loop() -> None:
@@ -25,7 +25,7 @@ async def consume(sqs: Any, job: Job) -> Meter:
             answer = await sqs.receive_message(QueueUrl=job.queue_url, MaxNumberOfMessages=BATCH, WaitTimeSeconds=1)
             messages = answer.get("Messages", [])
             for message in messages:
-                meter.handled(json.loads(message["Body"])["data"]["number"])
+                meter.count_handled(json.loads(message["Body"])["data"]["number"])
             if messages:
                 entries = [{"Id": str(i), "ReceiptHandle": m["ReceiptHandle"]} for i, m in enumerate(messages)]
                 await sqs.delete_message_batch(QueueUrl=job.queue_url, Entries=entries)
@@ -36,7 +36,7 @@ async def consume(sqs: Any, job: Job) -> Meter:
 
 
 async def publish(sns: Any, job: Job) -> Meter:
-    """PublishBatch, ten events to a call, 8 calls at once."""
+    """Publish with PublishBatch: ten events per call, and 8 concurrent calls."""
     meter = Meter(job)
     await publish_range(sns, job.topic_arn, range(job.warm))
     meter.start()
@@ -46,7 +46,7 @@ async def publish(sns: Any, job: Job) -> Meter:
 
 
 async def publish_range(sns: Any, topic_arn: str, numbers: range) -> None:
-    batches = iter(slices(len(numbers), BATCH))
+    batches = iter(split_range(len(numbers), BATCH))
 
     async def loop() -> None:
         for batch in batches:
@@ -60,13 +60,13 @@ async def publish_range(sns: Any, topic_arn: str, numbers: range) -> None:
 
 
 async def publish_single(sns: Any, job: Job) -> Meter:
-    """A Publish each, 100 at once."""
+    """Publish each event with its own call, 100 calls concurrently."""
     meter = Meter(job)
-    for together in slices(job.total, TOGETHER):
-        if together.start == job.warm:
+    for chunk in split_range(job.total, CONCURRENT):
+        if chunk.start == job.warm:
             meter.start()
         one = partial(sns.publish, TopicArn=job.topic_arn, MessageAttributes=ATTRIBUTES)
-        await asyncio.gather(*(one(Message=cloudevent(number)) for number in together))
+        await asyncio.gather(*(one(Message=cloudevent(number)) for number in chunk))
     meter.stop()
     return meter
 
@@ -75,11 +75,11 @@ WORK = {"consume": consume, "publish": publish, "publish-single": publish_single
 
 
 async def main(job: Job) -> Meter:
-    name = "sqs" if job.what == "consume" else "sns"
-    config = AioConfig(max_pool_connections=TOGETHER)
+    name = "sqs" if job.mode == "consume" else "sns"
+    config = AioConfig(max_pool_connections=CONCURRENT)
     async with get_session().create_client(name, config=config) as client:
-        return await WORK[job.what](client, job)
+        return await WORK[job.mode](client, job)
 
 
 if __name__ == "__main__":
-    uvloop.run(main(Job.given())).report("aiobotocore", "uvloop")
+    uvloop.run(main(Job.from_arguments())).report("aiobotocore", "uvloop")

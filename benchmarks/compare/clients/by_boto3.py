@@ -1,4 +1,4 @@
-"""boto3 in 4 threads: ten messages to a call, JSON, batch delete; publishing by PublishBatch."""
+"""boto3 in 4 threads: ten messages per call, JSON, batch delete. It publishes with PublishBatch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 import boto3
-from meter import ATTRIBUTES, BATCH, Job, Meter, cloudevent, slices
+from meter import ATTRIBUTES, BATCH, Job, Meter, cloudevent, split_range
 
 THREADS = 4
 
@@ -24,12 +24,12 @@ def consume(sqs: Any, job: Job, meter: Meter) -> None:
             for message in messages:
                 number = json.loads(message["Body"])["data"]["number"]
                 with lock:
-                    meter.handled(number)
+                    meter.count_handled(number)
             if messages:
                 entries = [{"Id": str(i), "ReceiptHandle": m["ReceiptHandle"]} for i, m in enumerate(messages)]
                 deleted = sqs.delete_message_batch(QueueUrl=job.queue_url, Entries=entries)
                 with lock:
-                    meter.settled(len(deleted.get("Successful", [])))
+                    meter.count_settled(len(deleted.get("Successful", [])))
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(loop, range(THREADS)))
@@ -44,22 +44,22 @@ def publish(sns: Any, topic_arn: str, numbers: range) -> None:
         sns.publish_batch(TopicArn=topic_arn, PublishBatchRequestEntries=entries)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(batch, repeat(sns), slices(len(numbers), BATCH)))
+        list(pool.map(batch, repeat(sns), split_range(len(numbers), BATCH)))
 
 
 def main(job: Job) -> None:
     meter = Meter(job)
-    client: Any = boto3.client("sqs" if job.what == "consume" else "sns")
-    if job.what == "consume":
+    client: Any = boto3.client("sqs" if job.mode == "consume" else "sns")
+    if job.mode == "consume":
         consume(client, job, meter)
     else:
         publish(client, job.topic_arn, range(job.warm))
         meter.start()
         publish(client, job.topic_arn, range(job.warm, job.total))
     meter.stop()
-    if job.what != "consume" or meter.done:
+    if job.mode != "consume" or meter.done:
         meter.report("boto3")
 
 
 if __name__ == "__main__":
-    main(Job.given())
+    main(Job.from_arguments())

@@ -1,4 +1,4 @@
-"""kombu's SQS transport, which is Celery's: ten messages to a receive, acknowledged one by one."""
+"""kombu's SQS transport, which Celery uses: ten messages per receive call, acknowledged one by one."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def main(job: Job) -> None:
     }
 
     def handle(body: Any, message: Any) -> None:
-        meter.handled(body["number"])
-        message.ack()  # returns when the delete has been answered
-        meter.settled()
+        meter.count_handled(body["number"])
+        message.ack()  # returns after the response to the delete
+        meter.count_settled()
 
     with Connection(f"sqs://local:local@{endpoint}//", transport_options=options) as connection:
         consumer = Consumer(connection, [Queue(job.queue_name)], callbacks=[handle], prefetch_count=BATCH)
@@ -36,4 +36,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(Job.given())
+    main(Job.from_arguments())

@@ -1,6 +1,6 @@
 """smartpipe as users run it: a Worker with a service, typed events, routing, leases, heartbeats and batched deletes.
 
-``SMARTPIPE_TRANSPORT`` chooses the transport; ``memory`` leaves the framework's own cost.
+``SMARTPIPE_TRANSPORT`` selects the transport. With ``memory``, only the cost of smartpipe itself remains.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 import uvloop
-from meter import TOGETHER, Job, Meter, event, slices
+from meter import CONCURRENT, Job, Meter, event, split_range
 from pydantic import BaseModel
 
 from smartpipe import Event, Publisher, Service, Topic, Worker
@@ -19,7 +19,7 @@ from smartpipe.settings import WorkerSettings
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from smartpipe.transports.open import open_transport
-from smartpipe.worker.garbage import spare_collections
+from smartpipe.worker.tuning import tune_garbage_collector
 
 if TYPE_CHECKING:
     from smartpipe.transport import Transport
@@ -49,31 +49,31 @@ class OrderPlaced(Event, topic=Topic("orders"), type="order.placed", version="1.
     note: str
 
 
-def worker_of(service: Service, transport: Transport, *, wait_seconds: int) -> Worker:
-    """As ``smartpipe worker`` makes it; ``SMARTPIPE_CONCURRENCY`` is in the environment."""
+def create_worker(service: Service, transport: Transport, *, wait_seconds: int) -> Worker:
+    """Create a worker as ``smartpipe worker`` does. ``SMARTPIPE_CONCURRENCY`` is in the environment."""
     return Worker(service, transport, WorkerSettings.load(wait_seconds=wait_seconds, host="127.0.0.1", port=0))
 
 
 async def consume(transport: Transport, job: Job) -> Meter:
-    spare_collections()  # as the command does
+    tune_garbage_collector()  # as `smartpipe worker` does
     meter = Meter(job)
     service = Service("shop")
 
     @service.subscribe(OrderPlaced)
     async def handle(placed: OrderPlaced) -> None:
-        meter.handled(placed.number)
+        meter.count_handled(placed.number)
         if meter.all_handled:
-            worker.stop("all is handled")
+            worker.stop("all messages are handled")
 
     if isinstance(transport, MemoryTransport):
         transport.apply(derive([service], NAMING))
         async with Publisher("bench", transport=transport) as publisher:
             await publisher.publish_many([OrderPlaced.model_validate(event(number)) for number in range(job.total)])
-    worker = worker_of(service, transport, wait_seconds=1)
+    worker = create_worker(service, transport, wait_seconds=1)
     code = await worker.run()
     meter.stop()
     if code:
-        msg = "the drain was not clean: a delete was not answered"
+        msg = "the worker did not drain cleanly: a delete got no response"
         raise RuntimeError(msg)
     return meter
 
@@ -93,23 +93,23 @@ async def publish_single(transport: Transport, job: Job) -> Meter:
     events = [OrderPlaced.model_validate(event(number)) for number in range(job.total)]
     meter = Meter(job)
     async with Publisher("bench", transport=transport) as publisher:
-        for together in slices(job.total, TOGETHER):
-            if together.start == job.warm:
+        for numbers in split_range(job.total, CONCURRENT):
+            if numbers.start == job.warm:
                 meter.start()
-            await asyncio.gather(*(publisher.publish(events[number]) for number in together))
+            await asyncio.gather(*(publisher.publish(events[number]) for number in numbers))
         meter.stop()
     return meter
 
 
 async def idle(transport: Transport, job: Job) -> Meter:
-    """Twenty-second polls of an empty queue."""
+    """Poll an empty queue with 20-second polls."""
     service = Service("shop")
 
     @service.subscribe(OrderPlaced)
     async def handle(placed: OrderPlaced) -> None: ...
 
     meter = Meter(job)
-    running = asyncio.create_task(worker_of(service, transport, wait_seconds=20).run())
+    running = asyncio.create_task(create_worker(service, transport, wait_seconds=20).run())
     await asyncio.sleep(IDLE_SETTLE_SECONDS)
     meter.start()
     await asyncio.sleep(IDLE_SECONDS)
@@ -126,8 +126,8 @@ async def main(job: Job) -> Meter:
     configure("info", "json")
     memory = os.environ.get("SMARTPIPE_TRANSPORT") == "memory"
     transport: Transport = MemoryTransport() if memory else open_transport()
-    return await WORK[job.what](transport, job)
+    return await WORK[job.mode](transport, job)
 
 
 if __name__ == "__main__":
-    uvloop.run(main(Job.given())).report("aiobotocore", "uvloop")
+    uvloop.run(main(Job.from_arguments())).report("aiobotocore", "uvloop")

@@ -1,4 +1,4 @@
-"""sqs-workers: a job queue with the JSON codec; it receives ten, handles them in turn, and deletes them in one call."""
+"""sqs-workers: a job queue with the JSON codec. It receives ten messages, and deletes them in one call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def main(job: Job) -> None:
 
     @queue.processor("handle")
     def handle(data: dict[str, int]) -> None:
-        meter.handled(data["number"])
+        meter.count_handled(data["number"])
 
     while not meter.all_handled:
-        queue.process_batch(wait_seconds=1)  # returns when the deletes have been answered
+        queue.process_batch(wait_seconds=1)  # returns after the responses to the deletes
     meter.stop()
     meter.report("sqs-workers", "boto3")
 
 
 if __name__ == "__main__":
-    main(Job.given())
+    main(Job.from_arguments())

@@ -1,4 +1,4 @@
-"""taskiq-aio-sqs: taskiq's receiver with its defaults, ten messages to a receive, on uvloop as its command does."""
+"""taskiq-aio-sqs: taskiq's receiver with its defaults, ten messages per receive call, on uvloop as its command."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from taskiq.api import run_receiver_task
 from taskiq_aio_sqs import SQSBroker
 
 
-class Counting(SQSBroker):
-    """Notes each answered delete."""
+class CountingBroker(SQSBroker):
+    """Counts each response to a delete."""
 
     meter: Meter
 
@@ -22,7 +22,7 @@ class Counting(SQSBroker):
 
         async def ack() -> None:
             await acknowledge()
-            self.meter.settled()
+            self.meter.count_settled()
             if self.meter.done:
                 self.meter.stop()
                 self.meter.report("taskiq-aio-sqs", "taskiq", "aiobotocore", "uvloop")
@@ -32,7 +32,7 @@ class Counting(SQSBroker):
 
 
 async def main(job: Job) -> None:
-    broker = Counting(
+    broker = CountingBroker(
         job.queue_name,
         endpoint_url=os.environ["AWS_ENDPOINT_URL"],
         region_name=os.environ["AWS_REGION"],
@@ -45,10 +45,10 @@ async def main(job: Job) -> None:
 
     @broker.task(task_name="handle")
     async def handle(data: dict[str, Any]) -> None:
-        meter.handled(data["number"])
+        meter.count_handled(data["number"])
 
     await asyncio.create_task(run_receiver_task(broker, run_startup=True))
 
 
 if __name__ == "__main__":
-    uvloop.run(main(Job.given()))
+    uvloop.run(main(Job.from_arguments()))

@@ -1,4 +1,4 @@
-"""tomodachi: a service with its JSON envelope; ten messages to a receive, deleted one by one; uvloop."""
+"""tomodachi: a service with its JSON envelope; ten messages per receive call, deleted one by one; uvloop."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import tomodachi
 import uvloop
-from meter import TOGETHER, Job, Meter, event, slices
+from meter import CONCURRENT, Job, Meter, event, split_range
 from tomodachi.envelope import JsonBase
 from tomodachi.launcher import ServiceLauncher
 from tomodachi.transport.aws_sns_sqs import AWSSNSSQSTransport
 
-JOB = Job.given()
+JOB = Job.from_arguments()
 METER = Meter(JOB)
 ENDPOINT = os.environ["AWS_ENDPOINT_URL"]
 TOPIC = JOB.topic_arn.rpartition(":")[2]
@@ -35,30 +35,30 @@ class Service(tomodachi.Service):
         aws_endpoint_urls=tomodachi.Options.AWSEndpointURLs(sns=ENDPOINT, sqs=ENDPOINT),
     )
 
-    if JOB.what == "consume":
+    if JOB.mode == "consume":
 
         @tomodachi.aws_sns_sqs(TOPIC, queue_name=JOB.queue_name)
         async def handle(self, data: Any) -> None:
-            METER.handled(data["number"])
+            METER.count_handled(data["number"])
 
     else:
 
         async def _started_service(self) -> None:
-            for together in slices(JOB.total, TOGETHER):
-                if together.start == JOB.warm:
+            for numbers in split_range(JOB.total, CONCURRENT):
+                if numbers.start == JOB.warm:
                     METER.start()
-                calls = (tomodachi.aws_sns_sqs_publish(self, event(number), topic=TOPIC) for number in together)
+                calls = (tomodachi.aws_sns_sqs_publish(self, event(number), topic=TOPIC) for number in numbers)
                 await asyncio.gather(*calls)
             report()
 
 
-def counting() -> None:
-    """Note each answered delete."""
+def count_deletes() -> None:
+    """Count each response to a delete."""
     delete = AWSSNSSQSTransport.delete_message
 
     async def delete_message(*arguments: Any, **named: Any) -> None:
         await delete(*arguments, **named)
-        METER.settled()
+        METER.count_settled()
         if METER.done:
             report()
 
@@ -67,8 +67,8 @@ def counting() -> None:
 
 if __name__ == "__main__":
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    here = Path(__file__).resolve()
-    os.chdir(here.parent)  # where it looks for services
-    ServiceLauncher.run_until_complete({here.name})
-else:  # the launcher imports this file a second time, and that module is the one that works
-    counting()
+    script = Path(__file__).resolve()
+    os.chdir(script.parent)  # tomodachi looks for services there
+    ServiceLauncher.run_until_complete({script.name})
+else:  # the launcher imports this file again, and runs the service of that module
+    count_deletes()

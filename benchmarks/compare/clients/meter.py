@@ -1,8 +1,8 @@
-"""What a measured process knows of its job, and how it measures: standard library only, for every venv.
+"""The job of a measured process, and its meter. It uses only the standard library, so that it runs in every venv.
 
-The first messages are a warm-up: imports, clients and connections are paid for when the clock starts. It
-stops when the last message has been handled and its delete has been answered. CPU is user and system time
-of the whole process, all threads.
+The first messages are a warm-up, so that imports and the setup of clients and connections do not count. The clock stops
+after the last message has been handled and SQS has responded to its delete. CPU time is the user and system time of all
+threads of the process.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from uuid import uuid4
 
 BATCH = 10
 TASKS = 8
-TOGETHER = 100
+CONCURRENT = 100
 EVENT_TYPE = "order.placed"
 ATTRIBUTES = {"type": {"DataType": "String", "StringValue": EVENT_TYPE}}
-"""What filter policies match, with each publication."""
+"""The attributes of each published message, for filter policies."""
 
 
 class Job(NamedTuple):
-    """One run of one client: an argument of the command line, as JSON.
+    """One run of one client. It is passed as JSON on the command line.
 
     Args:
-        what: ``consume``, ``publish``, ``publish-single`` or ``idle``.
-        total: How many messages there are, the warm-up included.
-        warm: After how many of them the clock starts.
+        mode: ``consume``, ``publish``, ``publish-single`` or ``idle``.
+        total: The number of messages, with the warm-up.
+        warm: The number of messages of the warm-up, after which the clock starts.
     """
 
-    what: str
+    mode: str
     total: int
     warm: int
     queue_name: str = ""
@@ -41,13 +41,13 @@ class Job(NamedTuple):
     topic_arn: str = ""
 
     @classmethod
-    def given(cls) -> Job:
-        """The one of this process."""
+    def from_arguments(cls) -> Job:
+        """Return the job of this process."""
         return cls(**json.loads(sys.argv[1]))
 
 
 class Meter:
-    """Counts what is handled and deleted, and takes the CPU time in between."""
+    """Counts handled and deleted messages, and measures the CPU time."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -55,14 +55,14 @@ class Meter:
         self._settled = 0
         self.cpu_seconds = self.wall_seconds = 0.0
 
-    def handled(self, number: int) -> None:
-        """Note the event of this number; the last one of the warm-up starts the clock."""
+    def count_handled(self, number: int) -> None:
+        """Count the event with this number. The last event of the warm-up starts the clock."""
         self._handled.add(number)
         if len(self._handled) == self._job.warm:
             self.start()
 
-    def settled(self, count: int = 1) -> None:
-        """Note that so many deletes, or publishes, have been answered."""
+    def count_settled(self, count: int = 1) -> None:
+        """Count responses to deletes or publishes."""
         self._settled += count
 
     @property
@@ -71,7 +71,7 @@ class Meter:
 
     @property
     def done(self) -> bool:
-        """Whether all has been handled and deleted."""
+        """Whether all messages have been handled and deleted."""
         return self.all_handled and self._settled >= self._job.total
 
     def start(self) -> None:
@@ -97,7 +97,7 @@ class Meter:
 
 
 def event(number: int) -> dict[str, object]:
-    """The data of one event, 300 bytes of JSON; all clients carry the same."""
+    """Return the data of one event, 300 bytes of JSON. It is the same for all clients."""
     return {
         "number": number,
         "order_id": f"order-{number:08d}",
@@ -112,7 +112,7 @@ def event(number: int) -> dict[str, object]:
 
 
 def cloudevent(number: int) -> str:
-    """The same as a CloudEvent in JSON, some 600 bytes: what smartpipe publishes, and the bare loops with it."""
+    """Return the event as a CloudEvent in JSON, about 600 bytes. smartpipe and the bare loops publish this format."""
     identity = str(uuid4())
     envelope = {
         "specversion": "1.0",
@@ -129,6 +129,6 @@ def cloudevent(number: int) -> str:
     return json.dumps(envelope, separators=(",", ":"))
 
 
-def slices(count: int, size: int) -> list[range]:
-    """0 to *count*, so many at a time."""
+def split_range(count: int, size: int) -> list[range]:
+    """Split the range from 0 to *count* into ranges of *size*."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]

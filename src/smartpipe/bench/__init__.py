@@ -1,1 +1,1 @@
-"""``smartpipe bench``: what a fan-out costs, and how long its events take, measured in processes of their own."""
+"""``smartpipe bench``: the throughput, latency and cost of a fan-out, measured in separate processes."""

@@ -1,7 +1,7 @@
-"""A producer's or a worker's process: ``python -m smartpipe.bench.child``, started by a run only.
+"""The process of a producer or a worker: ``python -m smartpipe.bench.child``. Only a run starts it.
 
-It reads its orders from standard input, a line each, and says what it does on standard output. It ends when its
-input does, which the system closes however the run went.
+It reads commands from standard input, one line each, and writes messages to standard output. It ends when its standard
+input ends, which the operating system closes even if the run is killed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from smartpipe.bench.handling import Handling
-from smartpipe.bench.latencies import packed
-from smartpipe.bench.messages import Assignment, Message, Order, Progress, Said, Tally, write
-from smartpipe.bench.producing import Producer
+from smartpipe.bench.latencies import encode_seen
+from smartpipe.bench.messages import Assignment, ChildMessage, Command, Progress, SeenEvents, StepDone, format_message
+from smartpipe.bench.producer import Producer
+from smartpipe.bench.worker import BenchWorker
 from smartpipe.errors import SmartpipeError
+from smartpipe.settings import AwsSettings
 from smartpipe.transports.open import open_transport
-from smartpipe.worker.loops import loop_factory
+from smartpipe.worker.tuning import choose_loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,93 +27,93 @@ PROGRESS_SECONDS = 0.2
 STANDARD_OUTPUT = 1
 
 
-def say(message: Message) -> None:
-    """Tell the run. It reads all the time, so that this does not wait."""
-    line = write(message)
+def send(message: ChildMessage) -> None:
+    """Send a message to the run. The run reads all the time, so this does not block for long."""
+    line = format_message(message)
     while line:
         line = line[os.write(STANDARD_OUTPUT, line) :]
 
 
-async def keep_saying(progress: Callable[[], Progress]) -> None:
-    """Tell how far it is, whenever it got further."""
-    told = Progress(done=0)
+async def send_progress(progress: Callable[[], Progress]) -> None:
+    """Send the progress every 0.2 s, if it has changed."""
+    sent = Progress(done=0)
     while True:
         await asyncio.sleep(PROGRESS_SECONDS)
         now = progress()
-        if now != told:
-            told = now
-            say(now)
+        if now != sent:
+            sent = now
+            send(now)
 
 
 async def run() -> None:
-    """Do what the lines say, from the first to the last."""
+    """Read the assignment, and carry out the commands that follow."""
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     assignment = Assignment.model_validate_json(await lines.readline())
     if assignment.producer is None:
-        await _work(assignment, lines)
+        await _run_worker(assignment, lines)
     else:
-        await _produce(assignment, assignment.producer, lines)
+        await _run_producer(assignment, assignment.producer, lines)
 
 
-async def _produce(assignment: Assignment, number: int, lines: asyncio.StreamReader) -> None:
-    producer = Producer(assignment.load, number, open_transport())
-    say(Said(kind="ready"))
+async def _run_producer(assignment: Assignment, number: int, lines: asyncio.StreamReader) -> None:
+    producer = Producer(assignment.load, number, open_transport(), AwsSettings.load().transport)
+    send(StepDone(kind="ready"))
     async with asyncio.TaskGroup() as group:
-        saying = group.create_task(keep_saying(lambda: Progress(done=producer.done)))
-        while (order := await _order(lines)).what == "warm":
+        sending = group.create_task(send_progress(lambda: Progress(done=producer.done)))
+        while (command := await _read_command(lines)).action == "warm_up":
             await producer.warm_up()
-            say(Said(kind="warm"))
-        ending = group.create_task(_end_with(lines))
-        published = await producer.produce(order.begin_at)
-        ending.cancel()
-        saying.cancel()
+            send(StepDone(kind="warmed_up"))
+        watching = group.create_task(_exit_with_run(lines))
+        report = await producer.publish(command.begin_at)
+        watching.cancel()
+        sending.cancel()
     await producer.aclose()
-    say(published)
+    send(report)
 
 
-async def _work(assignment: Assignment, lines: asyncio.StreamReader) -> None:
-    handling = Handling(assignment.load, assignment.queue, open_transport())
-    ledger = handling.ledger
-    await handling.ready()
-    say(Said(kind="ready"))
-    saying = asyncio.create_task(keep_saying(lambda: Progress(done=ledger.distinct, warm=ledger.warm)))
-    while (order := await _order(lines)).what != "stop":
-        if order.what == "measure":
-            handling.measure()
-            say(Said(kind="measuring"))
+async def _run_worker(assignment: Assignment, lines: asyncio.StreamReader) -> None:
+    worker = BenchWorker(assignment.load, assignment.queue, open_transport(), AwsSettings.load().transport)
+    handled = worker.handled
+    await worker.wait_until_polling()
+    send(StepDone(kind="ready"))
+    sending = asyncio.create_task(send_progress(lambda: Progress(done=handled.distinct, warm=handled.warm)))
+    while (command := await _read_command(lines)).action != "stop":
+        if command.action == "measure":
+            worker.measure()
+            send(StepDone(kind="measuring"))
         else:
-            say(Tally(seen=packed(ledger.seen)))
-    handling.stop()
-    ending = asyncio.create_task(_end_with(lines))
-    report = await handling.report()
-    ending.cancel()
-    saying.cancel()
-    say(report)
+            send(SeenEvents(seen=encode_seen(handled.seen)))
+    worker.stop()
+    watching = asyncio.create_task(_exit_with_run(lines))
+    report = await worker.drain()
+    watching.cancel()
+    sending.cancel()
+    send(report)
 
 
-async def _order(lines: asyncio.StreamReader) -> Order:
+async def _read_command(lines: asyncio.StreamReader) -> Command:
     line = await lines.readline()
     if not line:
-        os._exit(1)  # the run is gone, and nobody waits for anything of this
-    return Order.model_validate_json(line)
+        os._exit(1)  # the run has ended, so nothing waits for this process
+    return Command.model_validate_json(line)
 
 
-async def _end_with(lines: asyncio.StreamReader) -> None:
-    """End with the run, also in the middle of something."""
-    await _order(lines)
+async def _exit_with_run(lines: asyncio.StreamReader) -> None:
+    """End this process when the run ends, even in the middle of a step."""
+    await _read_command(lines)
 
 
 def main() -> None:
-    """Run, and tell in one line why not."""
-    sys.stdout = sys.stderr  # whatever anybody prints must not stand between our lines
+    """Run, and print one line about an error."""
+    sys.stdout = sys.stderr  # a line that other code prints must not appear between the messages
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
             runner.run(run())
     except (SmartpipeError, ExceptionGroup) as error:
         causes = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
         print(str(causes[0]).splitlines()[0], file=sys.stderr, flush=True)  # noqa: T201 - the run reads the last line
-        os._exit(1)  # before clients that were left open complain
+        os._exit(1)  # before clients that are still open print warnings
 
 
 if __name__ == "__main__":

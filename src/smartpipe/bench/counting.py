@@ -1,4 +1,4 @@
-"""Requests, counted where they leave: around any transport."""
+"""Count the requests of any transport."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from smartpipe.transport import Transport
 
 BILLED_BYTES = 65_536
-"""AWS bills each 64 KB of a request's payload as a request of its own."""
+"""AWS bills each 64 KB of a request's payload as a separate request."""
 
 
 @dataclass(slots=True)
-class Calls:
-    """Of one verb.
+class CallCounts:
+    """The calls of one verb.
 
     Args:
-        entries: Messages in all of them.
-        empty: Receives that brought nothing.
-        failed: Calls that failed as a whole; AWS may bill them or not, here it does.
-        billed: Requests that AWS would bill.
+        entries: The number of messages in all calls.
+        empty: The number of receive calls that returned no messages.
+        failed: The number of calls that failed as a whole. AWS may or may not bill them; they are counted as billed.
+        billed: The number of requests that AWS would bill.
     """
 
     calls: int = 0
@@ -36,12 +36,12 @@ class Calls:
     billed: int = 0
     payload_bytes: int = 0
 
-    def __add__(self, other: Calls) -> Calls:
+    def __add__(self, other: CallCounts) -> CallCounts:
         """Return the sum."""
-        return Calls(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        return CallCounts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def count(self, entries: int, payload_bytes: int) -> None:
-        """Enter one call that was answered."""
+        """Count one successful call."""
         self.calls += 1
         self.entries += entries
         self.empty += not entries
@@ -49,52 +49,51 @@ class Calls:
         self.billed += max(1, math.ceil(payload_bytes / BILLED_BYTES))
 
     def count_failed(self) -> None:
-        """Enter one call that was not."""
+        """Count one call that raised an error."""
         self.calls += 1
         self.failed += 1
         self.billed += 1
 
 
-Requests: TypeAlias = dict[str, Calls]
-"""By verb."""
+Requests: TypeAlias = dict[str, CallCounts]
+"""The calls of each verb."""
 
 
-def total(several: Sequence[Requests]) -> Requests:
-    """Return the sums, by verb."""
-    verbs = dict.fromkeys(verb for requests in several for verb in requests)
-    return {verb: sum((one[verb] for one in several if verb in one), Calls()) for verb in verbs}
+def sum_requests(requests: Sequence[Requests]) -> Requests:
+    """Return the sums of several processes, by verb."""
+    verbs = dict.fromkeys(verb for counts in requests for verb in counts)
+    return {verb: sum((counts[verb] for counts in requests if verb in counts), CallCounts()) for verb in verbs}
 
 
 class CountingTransport:
-    """Passes every call on to *transport*, and counts it.
+    """Forwards every call to *transport*, and counts it.
 
     Args:
-        on_published: Told how many messages a topic has just taken.
+        on_published: Called with the number of messages that a topic has just accepted.
     """
 
     def __init__(self, transport: Transport, on_published: Callable[[int], None] = lambda _: None) -> None:
         self._transport = transport
         self._on_published = on_published
         self.requests: Requests = {}
-        self.name = type(transport).__name__
 
     def reset(self) -> None:
-        """Count from 0."""
+        """Start again from 0."""
         self.requests = {}
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """As the transport's."""
-        with _Failing(self, "publish"):
+        """Forward the call."""
+        with _FailureCounter(self, "publish"):
             failures = await self._transport.publish(topic, messages)
-        self._of("publish").count(len(messages), sum(message.size_bytes for message in messages))
+        self._counts_of("publish").count(len(messages), sum(message.size_bytes for message in messages))
         self._on_published(len(messages) - len(failures))
         return failures
 
     async def receive(
         self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
     ) -> list[Message]:
-        """As the transport's."""
-        with _Failing(self, "receive"):
+        """Forward the call."""
+        with _FailureCounter(self, "receive"):
             messages = await self._transport.receive(
                 queue,
                 max_messages=max_messages,
@@ -102,40 +101,40 @@ class CountingTransport:
                 visibility_timeout_seconds=visibility_timeout_seconds,
             )
         received_bytes = sum(size_bytes(message.body, message.attributes) for message in messages)
-        self._of("receive").count(len(messages), received_bytes)
+        self._counts_of("receive").count(len(messages), received_bytes)
         return messages
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
-        """As the transport's."""
-        with _Failing(self, "delete"):
+        """Forward the call."""
+        with _FailureCounter(self, "delete"):
             failures = await self._transport.delete(queue, receipts)
-        self._of("delete").count(len(receipts), 0)
+        self._counts_of("delete").count(len(receipts), 0)
         return failures
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
-        """As the transport's."""
-        with _Failing(self, "change_visibility"):
+        """Forward the call."""
+        with _FailureCounter(self, "change_visibility"):
             failures = await self._transport.change_visibility(queue, leases)
-        self._of("change_visibility").count(len(leases), 0)
+        self._counts_of("change_visibility").count(len(leases), 0)
         return failures
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """As the transport's."""
-        with _Failing(self, "send"):
+        """Forward the call."""
+        with _FailureCounter(self, "send"):
             failures = await self._transport.send(queue, messages)
-        self._of("send").count(len(messages), sum(message.size_bytes for message in messages))
+        self._counts_of("send").count(len(messages), sum(message.size_bytes for message in messages))
         return failures
 
     async def aclose(self) -> None:
-        """As the transport's."""
+        """Forward the call."""
         await self._transport.aclose()
 
-    def _of(self, verb: str) -> Calls:
-        return self.requests.setdefault(verb, Calls())
+    def _counts_of(self, verb: str) -> CallCounts:
+        return self.requests.setdefault(verb, CallCounts())
 
 
-class _Failing:
-    """Counts a call that raises. A class, as a generator's context manager costs more than the count."""
+class _FailureCounter:
+    """Counts a call that raises. It is a class because a generator's context manager costs more than the count."""
 
     __slots__ = ("_transport", "_verb")
 
@@ -144,9 +143,9 @@ class _Failing:
         self._verb = verb
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Do nothing."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Count, if it failed."""
+        """Count the call if it failed."""
         if kind is not None:
-            self._transport.requests.setdefault(self._verb, Calls()).count_failed()
+            self._transport.requests.setdefault(self._verb, CallCounts()).count_failed()

@@ -1,4 +1,4 @@
-"""The event that is measured, the services that handle it, and what each of their processes notes."""
+"""The measured event, the services that handle it, and the record that each worker keeps."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 SOURCE = "smartpipe-bench"
 TICKS_PER_SECOND = 100
-"""Of the machine's clock: what a process did in each of them is one count, from which the course is made."""
+"""A tick is 1/100 s of the machine's clock. Each process counts its events per tick, for the timeline."""
 
 
 class Measured(Event, topic=Topic("events"), type="smartpipe.bench.measured", version="1.0"):
-    """An event on its way.
+    """A measured event.
 
     Args:
-        number: From 0; below 0 it only warms up.
-        due: When it was to be published, on the machine's monotonic clock, which all its processes share.
+        number: The number of the event, from 0; negative for the warm-up.
+        due: When it had to be published, on the machine's monotonic clock, which all its processes share.
     """
 
     number: int
@@ -36,11 +36,11 @@ class Measured(Event, topic=Topic("events"), type="smartpipe.bench.measured", ve
     padding: str
 
 
-class Ledger:
-    """What one worker process handled. It only appends while it runs; figures are made of it afterwards.
+class HandledEvents:
+    """The events that one worker process has handled. While the worker runs, it only appends; figures come later.
 
     Args:
-        events: How many there will be.
+        events: The number of measured events of the run.
     """
 
     def __init__(self, events: int) -> None:
@@ -51,8 +51,8 @@ class Ledger:
         self.latencies_seconds = array("d")
         self.handled_at = array("d")
 
-    def note(self, event: Measured) -> None:
-        """Enter one delivery; how long it took counts at the first of an event only."""
+    def add(self, event: Measured) -> None:
+        """Record one delivery. Only the first delivery of an event counts for latency."""
         now = time.monotonic()
         number = event.number
         if number < 0:
@@ -66,44 +66,44 @@ class Ledger:
             self.handled_at.append(now)
 
 
-def service_of(queue: int, ledger: Ledger) -> Service:
-    """Return the service of one queue, from 1, whose handler notes the event and returns."""
+def build_service(queue: int, handled: HandledEvents) -> Service:
+    """Return the service of one queue (numbered from 1). Its handler only records the event."""
     service = Service(f"queue-{queue}")
 
     @service.subscribe(Measured)
     async def handle(event: Measured) -> None:
-        ledger.note(event)
+        handled.add(event)
 
     return service
 
 
-def services_of(load: Load) -> list[Service]:
-    """Return all of them, for their topology."""
-    return [service_of(queue, Ledger(0)) for queue in range(1, load.queues + 1)]
+def build_services(load: Load) -> list[Service]:
+    """Return the services of all queues, to derive the topology from."""
+    return [build_service(queue, HandledEvents(0)) for queue in range(1, load.queues + 1)]
 
 
 def padding_for(size_bytes: int) -> str:
-    """Return what fills an event up to a message of that size, within a few bytes.
+    """Return the padding that gives a message this size, within a few bytes.
 
     Raises:
-        ConfigError: The envelope alone is longer.
+        ConfigError: The envelope alone is larger.
     """
-    least = prepare(Publication(Measured(number=100_000, due=100_000.123456, padding="")), source=SOURCE)
-    padding = size_bytes - least.message.size_bytes
+    smallest = prepare(Publication(Measured(number=100_000, due=100_000.123456, padding="")), source=SOURCE)
+    padding = size_bytes - smallest.message.size_bytes
     if padding < 0:
-        msg = f"--size {size_bytes} is less than the envelope alone, which is {least.message.size_bytes} bytes"
+        msg = f"--size {size_bytes} is less than the envelope alone, which is {smallest.message.size_bytes} bytes"
         raise ConfigError(msg)
     return "x" * padding
 
 
-def course(moments: Iterable[float]) -> Counter[int]:
-    """Return how many of *moments*, of the machine's monotonic clock, fall into each tick."""
-    return Counter(int(moment * TICKS_PER_SECOND) for moment in moments)
+def count_ticks(times: Iterable[float]) -> Counter[int]:
+    """Return the number of *times*, on the machine's monotonic clock, in each tick."""
+    return Counter(int(moment * TICKS_PER_SECOND) for moment in times)
 
 
-def merged(courses: Iterable[Mapping[int, int]]) -> Counter[int]:
-    """Return the courses of several processes as one."""
+def merge_ticks(timelines: Iterable[Mapping[int, int]]) -> Counter[int]:
+    """Return the sum of the timelines of several processes."""
     total: Counter[int] = Counter()
-    for one in courses:
-        total.update(one)
+    for timeline in timelines:
+        total.update(timeline)
     return total

@@ -1,4 +1,4 @@
-"""Latencies as HdrHistograms, and which events came: in the form in which processes hand them over."""
+"""Encode latencies as HdrHistograms and the set of handled events, and merge those of several processes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CURVE = (0, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 92.5, 95, 97, 98, 99, 99
 
 
 class Latency(NamedTuple):
-    """Seconds from due to handled, exact to three digits.
+    """The time from due to handled, in seconds, accurate to three digits.
 
     Args:
-        curve: Percentile and seconds, as far as there were enough events for it to mean something.
+        curve: Pairs of percentile and seconds, up to the highest percentile that enough events support.
     """
 
     deliveries: int
@@ -34,19 +34,19 @@ class Latency(NamedTuple):
     curve: list[tuple[float, float]]
 
 
-def encoded(latencies_seconds: Iterable[float]) -> str:
-    """Return the histogram of these."""
-    histogram = _empty()
+def encode_latencies(latencies_seconds: Iterable[float]) -> str:
+    """Return an encoded histogram of the latencies."""
+    histogram = _create_histogram()
     for seconds in latencies_seconds:
         histogram.record_value(min(MAX_MICROSECONDS, max(1, round(seconds * MICROSECONDS))))
     return str(histogram.encode().decode())
 
 
-def summed(encodings: Iterable[str]) -> Latency | None:
-    """Return the figures of all of them together; None if nothing was recorded."""
-    histogram = _empty()
-    for encoding in encodings:
-        histogram.decode_and_add(encoding.encode())
+def merge_latencies(histograms: Iterable[str]) -> Latency | None:
+    """Return the figures of several encoded histograms together; None if they are empty."""
+    histogram = _create_histogram()
+    for encoded in histograms:
+        histogram.decode_and_add(encoded.encode())
     count = histogram.get_total_count()
     if not count:
         return None
@@ -54,25 +54,25 @@ def summed(encodings: Iterable[str]) -> Latency | None:
     def at(percentile: float) -> float:
         return float(histogram.get_value_at_percentile(percentile)) / MICROSECONDS
 
-    # At least one delivery lies above each: beyond that the curve would only repeat the longest.
-    told = [percentile for percentile in CURVE if percentile == 0 or round(count * (100 - percentile), 3) >= 100]  # noqa: PLR2004
-    curve = [(percentile, at(percentile)) for percentile in told]
+    # At least one delivery is above each percentile. Beyond that, the curve would only repeat the maximum.
+    supported = [percentile for percentile in CURVE if percentile == 0 or round(count * (100 - percentile), 3) >= 100]  # noqa: PLR2004
+    curve = [(percentile, at(percentile)) for percentile in supported]
     mean, longest = histogram.get_mean_value() / MICROSECONDS, histogram.get_max_value() / MICROSECONDS
     return Latency(count, mean, at(50), at(90), at(99), at(99.9), longest, curve)
 
 
-def packed(seen: bytes | bytearray) -> str:
-    """Return which events came, for a line."""
+def encode_seen(seen: bytes | bytearray) -> str:
+    """Return the bytes of the handled events as text, compressed and in Base64."""
     return b64encode(zlib.compress(seen, 1)).decode()
 
 
-def count_seen(tallies: Iterable[str]) -> int:
-    """Return how many different events came to any of the workers of one queue."""
+def count_seen(encoded: Iterable[str]) -> int:
+    """Return the number of different events that the workers of one queue have handled together."""
     merged = 0
-    for tally in tallies:
-        merged |= int.from_bytes(zlib.decompress(b64decode(tally)), "big")  # a byte is 0 or 1: `|` is the union
+    for seen in encoded:
+        merged |= int.from_bytes(zlib.decompress(b64decode(seen)), "big")  # each byte is 0 or 1, so `|` is the union
     return merged.bit_count()
 
 
-def _empty() -> HdrHistogram:
+def _create_histogram() -> HdrHistogram:
     return HdrHistogram(1, MAX_MICROSECONDS, SIGNIFICANT_DIGITS)

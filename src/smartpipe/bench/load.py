@@ -1,4 +1,4 @@
-"""What a run is to do. Pure."""
+"""The load of a run: how many events, queues and processes, and at which rate. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES
 
 MAX_EVENTS = 100_000_000
-"""Each worker has a byte for each event, to know which of them came."""
+"""Each worker keeps one byte for each event, to record which of them it has handled."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "events": (1, MAX_EVENTS),
@@ -27,19 +27,20 @@ FLAGS = {"size_bytes": "--size", "rate_per_second": "--rate", "patience_seconds"
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """How many events of which size go from how many producers to how many queues.
+    """The number and size of the events, and the producers, queues and workers that they pass through.
 
     Args:
-        warmup: So many events go before those that are measured; see ``usual_warmup``.
-        size_bytes: Of each message, as SNS counts it.
-        producers: Processes that publish.
-        processes: Workers of each queue.
-        concurrency: Messages that each worker handles at once.
-        rate_per_second: Events of all producers together, each due at its time; None: as fast as it goes.
-        patience_seconds: So long without anything published or handled ends the run.
+        warmup: The number of events that are published before the measured ones; see ``default_warmup``.
+        size_bytes: The size of each message, as SNS counts it.
+        producers: The number of processes that publish.
+        processes: The number of worker processes of each queue.
+        concurrency: The number of messages that each worker handles concurrently.
+        rate_per_second: The rate of all producers together, with a due time for each event. None publishes as fast as
+            possible.
+        patience_seconds: The run ends if no event is published or handled for this time.
 
     Raises:
-        ConfigError: Values out of range, all of them.
+        ConfigError: Values are out of range. The error lists all of them.
     """
 
     events: int = 5_000
@@ -53,35 +54,35 @@ class Load:
     patience_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        """Check everything, and report it together."""
-        problems = []
+        """Check all values, and report all errors together."""
+        errors = []
         for field in fields(self):
             value: Any = getattr(self, field.name)
             low, high = _RANGES[field.name]
             if value is not None and not low <= value <= high:
                 flag = FLAGS.get(field.name, f"--{field.name}")
-                problems.append(f"{flag}={value:.12g} is outside of {low:,} to {high:,}")
-        if problems:
-            raise ConfigError(problems)
+                errors.append(f"{flag}={value:.12g} is outside the range {low:,} to {high:,}")
+        if errors:
+            raise ConfigError(errors)
 
     @property
     def deliveries(self) -> int:
-        """How many are measured: each event comes to each queue."""
+        """The expected number of measured deliveries: one of each event to each queue."""
         return self.events * self.queues
 
-    def numbers(self, producer: int) -> range:
-        """Return the events of one producer, counted from 0: they take turns, so that a rate's schedule is one."""
+    def event_numbers(self, producer: int) -> range:
+        """Return the numbers of one producer's events, from 0. Producers take turns, so they share one schedule."""
         return range(producer, self.events, self.producers)
 
-    def warmup_numbers(self, producer: int) -> range:
-        """Return its events that are not measured: their numbers are below 0."""
+    def warmup_event_numbers(self, producer: int) -> range:
+        """Return the numbers of the producer's events that are not measured. They are negative."""
         return range(-1 - producer, -1 - self.warmup, -self.producers)
 
-    def due(self, number: int, begin: float) -> float | None:
-        """Return when the event is to be published, *begin* being the run's; None: as soon as there is room."""
-        return None if self.rate_per_second is None else begin + number / self.rate_per_second
+    def due_at(self, number: int, begin_at: float) -> float | None:
+        """Return when the event must be published if the run begins at *begin_at*. None means as soon as possible."""
+        return None if self.rate_per_second is None else begin_at + number / self.rate_per_second
 
 
-def usual_warmup(events: int) -> int:
-    """Return how many events warm a run of so many up: a tenth, and 1,000 at most."""
+def default_warmup(events: int) -> int:
+    """Return the number of warm-up events of a run: a tenth of its events, at most 1,000."""
     return min(1_000, events // 10)

@@ -1,4 +1,4 @@
-"""What a run and its processes tell each other: one line of JSON each."""
+"""The messages between a run and its child processes: one line of JSON each."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from smartpipe.bench.counting import Calls  # noqa: TC001 - pydantic reads the annotation
+from smartpipe.bench.counting import CallCounts  # noqa: TC001 - pydantic reads the annotation
 from smartpipe.bench.load import Load  # noqa: TC001 - likewise
 
-Course: TypeAlias = dict[int, int]
+TickCounts: TypeAlias = dict[int, int]
+"""The number of events in each tick of the clock; see ``fanout.TICKS_PER_SECOND``."""
 
 
 class Assignment(BaseModel):
-    """The first line that a process reads: what it is.
+    """The role of a child process. It is the first line that the child reads.
 
     Args:
-        producer: Its number, from 0; None for a worker.
-        queue: Whose worker it is, from 1; 0 for a producer.
+        producer: The number of this producer, from 0; None for a worker.
+        queue: The number of the worker's queue, from 1; 0 for a producer.
     """
 
     load: Load
@@ -26,29 +27,29 @@ class Assignment(BaseModel):
     queue: int = 0
 
 
-class Order(BaseModel):
-    """What is to be done next.
+class Command(BaseModel):
+    """The next step of a child process.
 
     Args:
-        begin_at: Of ``measure``: when the first event is due, on the machine's monotonic clock.
+        begin_at: For ``measure``: when the first event is due, on the machine's monotonic clock.
     """
 
-    what: Literal["warm", "measure", "tally", "stop"]
+    action: Literal["warm_up", "measure", "report_seen", "stop"]
     begin_at: float = 0.0
 
 
-class Said(BaseModel):
-    """A step is done: ``ready`` for orders, ``warm`` events are published, ``measuring`` has begun."""
+class StepDone(BaseModel):
+    """A step is done: the child is ``ready`` for commands, its warm-up is published, or it has begun to measure."""
 
-    kind: Literal["ready", "warm", "measuring"]
+    kind: Literal["ready", "warmed_up", "measuring"]
 
 
 class Progress(BaseModel):
-    """How far a process is; only when it is further than before.
+    """The number of events that a child has processed. Sent only when it has changed.
 
     Args:
-        done: Published, or handled for the first time.
-        warm: The same, of events that are not measured.
+        done: Measured events that were published, or handled for the first time.
+        warm: Handled events of the warm-up.
     """
 
     kind: Literal["progress"] = "progress"
@@ -56,57 +57,56 @@ class Progress(BaseModel):
     warm: int = 0
 
 
-class Tally(BaseModel):
-    """Which events a worker has handled: a byte each, compressed, in Base64."""
+class SeenEvents(BaseModel):
+    """The events that a worker has handled: one byte for each event, compressed, in Base64."""
 
-    kind: Literal["tally"] = "tally"
+    kind: Literal["seen"] = "seen"
     seen: str
 
 
 @dataclass(kw_only=True)
-class Side:
-    """What every process reports of itself. Moments are the machine's monotonic clock's.
+class ProcessReport:
+    """The part of the final report that producers and workers share. Times are on the machine's monotonic clock.
 
     Args:
-        begun_at, ended_at: Of its first and its last event.
-        transport: The class of the transport that it used.
-        course: How many events in each tick of the clock: ``fanout.TICKS_PER_SECOND``.
+        begun_at, ended_at: The times of the first and the last event.
+        transport: The name of the transport: ``direct``, ``botocore`` or ``memory``.
     """
 
     begun_at: float
     ended_at: float
     cpu_seconds: float
     transport: str = ""
-    requests: dict[str, Calls] = field(default_factory=dict)
-    course: Course = field(default_factory=dict)
+    requests: dict[str, CallCounts] = field(default_factory=dict)
+    timeline: TickCounts = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
-class Published(Side):
-    """A producer's last word.
+class ProducerReport(ProcessReport):
+    """The last message of a producer.
 
     Args:
-        failure: What was said of the first event that was not published.
+        failure: The error of the first event that could not be published.
     """
 
-    kind: Literal["published"] = "published"
+    kind: Literal["producer"] = "producer"
     published: int
     failed: int = 0
     failure: str = ""
 
 
 @dataclass(kw_only=True)
-class Handled(Side):
-    """A worker's last word.
+class WorkerReport(ProcessReport):
+    """The last message of a worker.
 
     Args:
-        seen: As in a Tally.
-        deliveries: Of measured events, those that came again included.
-        latencies: A HdrHistogram of microseconds, in its own encoding.
-        counts: What its consumers counted, with the warm-up.
+        seen: The events that it has handled; see SeenEvents.
+        deliveries: The number of deliveries of measured events, duplicates included.
+        latencies: An encoded HdrHistogram of microseconds.
+        counts: The counters of its consumers, with the warm-up.
     """
 
-    kind: Literal["handled"] = "handled"
+    kind: Literal["worker"] = "worker"
     queue: int
     seen: str
     deliveries: int
@@ -114,20 +114,20 @@ class Handled(Side):
     counts: dict[str, int] = field(default_factory=dict)
 
 
-Message: TypeAlias = Said | Progress | Tally | Published | Handled
+ChildMessage: TypeAlias = StepDone | Progress | SeenEvents | ProducerReport | WorkerReport
 
-_MESSAGES: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_MESSAGES: TypeAdapter[ChildMessage] = TypeAdapter(Annotated[ChildMessage, Field(discriminator="kind")])
 
 
-def read(line: bytes) -> Message:
-    """Return what a process said.
+def parse_message(line: bytes) -> ChildMessage:
+    """Return the message of a child process.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The line does not contain such a message.
     """
     return _MESSAGES.validate_json(line)
 
 
-def write(message: Message) -> bytes:
-    """Return the line that says it."""
+def format_message(message: ChildMessage) -> bytes:
+    """Return *message* as one line of JSON."""
     return _MESSAGES.dump_json(message) + b"\n"

@@ -1,4 +1,4 @@
-"""The figures as a picture: how long events take, and how the run went."""
+"""Plot the figures: the latency of events, and the throughput over time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from smartpipe.bench.figures import SLOT_SECONDS
-from smartpipe.bench.report import caveat, milliseconds, title
+from smartpipe.bench.report import format_milliseconds, format_title, latency_warning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from smartpipe.bench.figures import Figures, Moment
+    from smartpipe.bench.figures import Figures, TimelinePoint
 
 PUBLISHED, DELIVERED, INK, GRID = "#b45309", "#1d4ed8", "#374151", "#e5e7eb"
 TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
@@ -26,17 +26,17 @@ DOTS_PER_INCH = 150
 
 
 def plot(figures: Figures, path: Path) -> None:
-    """Write the picture to *path*, as SVG or PNG by its suffix.
+    """Write the plot to *path*, as SVG or PNG by its suffix.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-    first, second = title(figures)
+    first, second = format_title(figures)
     figure.suptitle(f"{first}\n{second}", fontsize=11, x=0.01, ha="left", color=INK)
     above, below = figure.subplots(2, 1)
     _draw_latency(above, figures)
-    _draw_course(below, figures)
+    _draw_timeline(below, figures)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
@@ -47,43 +47,43 @@ def plot(figures: Figures, path: Path) -> None:
 
 
 def _draw_latency(axes: Any, figures: Figures) -> None:
-    """Draw percentiles on the scale of HdrHistogram's own plots: each nine as wide as the one before."""
+    """Draw percentiles on the scale of HdrHistogram's own plots: each further nine is as wide as the one before."""
     axes.set_ylabel("publish → handled, ms", color=INK)
     axes.set_xlabel("percentile of deliveries", color=INK)
     latency = figures.latency
     if latency is None:
         return
     values = [seconds * 1_000 for _, seconds in latency.curve]
-    axes.plot([_nines(percentile) for percentile, _ in latency.curve], values, color=DELIVERED, linewidth=2)
+    axes.plot([_nines_of(percentile) for percentile, _ in latency.curve], values, color=DELIVERED, linewidth=2)
     highest = latency.curve[-1][0]
     for label, percentile, key in MARKED:
         if percentile <= highest:
             value = getattr(latency, key)
-            where = (_nines(percentile), value * 1_000)
+            where = (_nines_of(percentile), value * 1_000)
             axes.plot(*where, "o", color=DELIVERED, markersize=5)
-            said = f"{label}  {milliseconds(value)} ms"
-            axes.annotate(said, where, xytext=(7, -13), textcoords="offset points", ha="left", color=INK, fontsize=9)
-    shown = [percentile for percentile in TICKS if percentile <= highest]
-    axes.set_xticks([_nines(percentile) for percentile in shown], [f"{percentile:g} %" for percentile in shown])
+            text = f"{label}  {format_milliseconds(value)} ms"
+            axes.annotate(text, where, xytext=(7, -13), textcoords="offset points", ha="left", color=INK, fontsize=9)
+    ticks = [percentile for percentile in TICKS if percentile <= highest]
+    axes.set_xticks([_nines_of(percentile) for percentile in ticks], [f"{percentile:g} %" for percentile in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom=0, top=max(values) * 1.15)
     axes.yaxis.set_major_formatter(FuncFormatter(_with_commas))
-    if said := caveat(figures):
-        axes.set_title(said, loc="left", fontsize=8.5, color=PUBLISHED, wrap=True)
+    if warning := latency_warning(figures):
+        axes.set_title(warning, loc="left", fontsize=8.5, color=PUBLISHED, wrap=True)
 
 
-def _draw_course(axes: Any, figures: Figures) -> None:
+def _draw_timeline(axes: Any, figures: Figures) -> None:
     axes.set_ylabel("messages per second", color=INK)
     axes.set_xlabel("seconds since the first event was due", color=INK)
-    moments = thinned(figures.course)
-    times = [moment.seconds for moment in moments]
+    points = downsample(figures.timeline)
+    times = [point.seconds for point in points]
     queues = figures.load.queues
     for values, colour, label in (
-        ([moment.published_per_second for moment in moments], PUBLISHED, "published"),
+        ([point.published_per_second for point in points], PUBLISHED, "published"),
         (
-            [moment.delivered_per_second for moment in moments],
+            [point.delivered_per_second for point in points],
             DELIVERED,
-            f"delivered, {queues} of each" if queues > 1 else "delivered",
+            f"delivered, {queues} per event" if queues > 1 else "delivered",
         ),
     ):
         axes.plot(times, values, color=colour, linewidth=2, label=label, drawstyle="steps-post")
@@ -93,24 +93,24 @@ def _draw_course(axes: Any, figures: Figures) -> None:
     axes.legend(frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2, ncols=2)
 
 
-def thinned(course: Sequence[Moment]) -> list[Moment]:
-    """Return the course in at most 120 steps, with the means of each, and down to 0 at its end."""
-    width = max(1, -(-len(course) // MAX_POINTS))
-    groups = [course[first : first + width] for first in range(0, len(course), width)]
+def downsample(timeline: Sequence[TimelinePoint]) -> list[TimelinePoint]:
+    """Return the means of the timeline in at most 120 steps, with a last point at 0."""
+    width = max(1, -(-len(timeline) // MAX_POINTS))
+    groups = [timeline[first : first + width] for first in range(0, len(timeline), width)]
     steps = [
         group[0]._replace(
-            published_per_second=sum(one.published_per_second for one in group) / len(group),
-            delivered_per_second=sum(one.delivered_per_second for one in group) / len(group),
+            published_per_second=sum(point.published_per_second for point in group) / len(group),
+            delivered_per_second=sum(point.delivered_per_second for point in group) / len(group),
         )
         for group in groups
     ]
     if steps:
-        steps.append(type(steps[0])(course[-1].seconds + SLOT_SECONDS, 0.0, 0.0))
+        steps.append(type(steps[0])(timeline[-1].seconds + SLOT_SECONDS, 0.0, 0.0))
     return steps
 
 
-def _nines(percentile: float) -> float:
-    """Return where a percentile stands: 0 % at 0, 90 % at 1, 99 % at 2."""
+def _nines_of(percentile: float) -> float:
+    """Return the x coordinate of a percentile: 0 for 0 %, 1 for 90 %, 2 for 99 %."""
     return -log10(1 - percentile / 100)
 
 

@@ -1,37 +1,35 @@
-"""One run with processes: start, warm up, measure, and let them report."""
+"""Run a benchmark with child processes: start, warm up, measure, and collect the reports."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.bench.crew import Crew, Member
-from smartpipe.bench.handling import DRAIN_SECONDS
+from smartpipe.bench.children import ChildProcess, ChildProcesses
 from smartpipe.bench.latencies import count_seen
-from smartpipe.bench.messages import Assignment, Handled, Order, Progress, Published, Said, Tally
+from smartpipe.bench.messages import Assignment, Command, ProducerReport, Progress, SeenEvents, StepDone, WorkerReport
+from smartpipe.bench.worker import DRAIN_SECONDS
 from smartpipe.errors import SmartpipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from smartpipe.bench.load import Load
-    from smartpipe.bench.messages import Message
+    from smartpipe.bench.messages import ChildMessage
 
 START_SECONDS = 60.0
-"""From starting the processes until all of them are ready: imports, first calls, on a busy machine."""
+"""The limit for the start of all processes. It covers imports and first calls on a busy machine."""
 LEAD_SECONDS = 0.1
-"""Between the order to begin and the beginning, which is then the same for all producers."""
+"""The time between the command to measure and the beginning, so that all producers begin at the same time."""
+REPEAT_WARM_UP_SECONDS = 10.0
 
 
-WARM_AGAIN_SECONDS = 10.0
+class StalledError(SmartpipeError):
+    """No process has sent a message for some time."""
 
 
-class Stalled(SmartpipeError):
-    """No process has got any further for some time."""
-
-
-class Standing(NamedTuple):
-    """How far a run is, for whoever watches it."""
+class RunProgress(NamedTuple):
+    """The phase of a run, and the number of events that it has published and handled so far."""
 
     phase: str
     published: int = 0
@@ -39,151 +37,157 @@ class Standing(NamedTuple):
 
 
 class Reports(NamedTuple):
-    """What the processes said of themselves at the end."""
+    """The final reports of the processes."""
 
-    published: list[Published]
-    handled: list[Handled]
+    published: list[ProducerReport]
+    handled: list[WorkerReport]
 
 
-def assignments(load: Load) -> list[tuple[str, Assignment]]:
-    """Return each process's part and name: workers first, as events wait for nobody."""
+def assign_processes(load: Load) -> list[tuple[str, Assignment]]:
+    """Return the name and assignment of each process. Workers are first, so that they start before the producers."""
     workers = [
         (f"worker {number} of queue {queue}", Assignment(load=load, queue=queue))
         for queue in range(1, load.queues + 1)
         for number in range(1, load.processes + 1)
     ]
-    producers = [(f"producer {one + 1}", Assignment(load=load, producer=one)) for one in range(load.producers)]
+    producers = [(f"producer {number + 1}", Assignment(load=load, producer=number)) for number in range(load.producers)]
     return workers + producers
 
 
-async def run(load: Load, environment: Mapping[str, str], watch: Callable[[Standing], None]) -> Reports:
-    """Measure *load* with processes of its own.
+async def run(load: Load, environment: Mapping[str, str], on_progress: Callable[[RunProgress], None]) -> Reports:
+    """Measure *load* with child processes.
 
     Args:
-        environment: Of the processes; topics and queues are there.
-        watch: Told how far it is, at each change.
+        environment: The environment variables of the processes. The topic and the queues must exist.
+        on_progress: Called after each message of a process.
 
     Raises:
-        SmartpipeError: A process ended, did not start in time, or the warm-up did not come through.
+        SmartpipeError: A process ended or did not start in time, or the events of the warm-up did not arrive.
     """
-    async with Crew(assignments(load), environment) as crew:
-        return await _Run(load, crew, watch).run()
+    async with ChildProcesses(assign_processes(load), environment) as processes:
+        return await _Run(load, processes, on_progress).run()
 
 
 class _Run:
-    def __init__(self, load: Load, crew: Crew, watch: Callable[[Standing], None]) -> None:
+    def __init__(self, load: Load, processes: ChildProcesses, on_progress: Callable[[RunProgress], None]) -> None:
         self._load = load
-        self._crew = crew
-        self._watch = watch
+        self._processes = processes
+        self._on_progress = on_progress
         self._phase = "starting"
-        self._said: dict[str, set[int]] = {"ready": set(), "warm": set(), "measuring": set()}
+        self._steps_done: dict[str, set[int]] = {"ready": set(), "warmed_up": set(), "measuring": set()}
         self._progress: dict[int, Progress] = {}
-        self._tallies: dict[int, str] = {}
-        self._tallied: dict[int, int] = {}
+        self._seen: dict[int, str] = {}
+        self._count_at_request: dict[int, int] = {}
         self._reports = Reports([], [])
-        self._producers = [member for member in crew.members if member.assignment.producer is not None]
-        self._workers = [member for member in crew.members if member.assignment.producer is None]
+        self._producers = [child for child in processes.children if child.assignment.producer is not None]
+        self._workers = [child for child in processes.children if child.assignment.producer is None]
 
     async def run(self) -> Reports:
-        await self._until("starting", lambda: self._all(self._crew.members, "ready"), START_SECONDS)
+        await self._wait_until("starting", lambda: self._all_done(self._processes.children, "ready"), START_SECONDS)
         patience = self._load.patience_seconds
         await self._warm_up(patience)
-        self._crew.order(Order(what="measure"), self._workers)
-        await self._until("warming up", lambda: self._all(self._workers, "measuring"), patience)
+        self._processes.send(Command(action="measure"), self._workers)
+        await self._wait_until("warming up", lambda: self._all_done(self._workers, "measuring"), patience)
         self._progress.clear()
-        self._crew.order(Order(what="measure", begin_at=time.monotonic() + LEAD_SECONDS), self._producers)
+        self._processes.send(Command(action="measure", begin_at=time.monotonic() + LEAD_SECONDS), self._producers)
         try:
-            await self._until("measuring", self._is_done, patience)
-        except Stalled as error:
+            await self._wait_until("measuring", self._is_done, patience)
+        except StalledError as error:
             if len(self._reports.published) < len(self._producers):
-                raise SmartpipeError(f"{error}, and the producers wait: is the broker there?") from None
-        self._crew.order(Order(what="stop"), self._workers)
-        drained = DRAIN_SECONDS + patience
-        await self._until("draining", lambda: len(self._reports.handled) == len(self._workers), drained)
+                msg = f"{error}, although producers still have events to publish: is the broker running?"
+                raise SmartpipeError(msg) from None
+        self._processes.send(Command(action="stop"), self._workers)
+        timeout = DRAIN_SECONDS + patience
+        await self._wait_until("draining", lambda: len(self._reports.handled) == len(self._workers), timeout)
         return self._reports
 
     async def _warm_up(self, patience_seconds: float) -> None:
-        """Publish what is not measured, again while it does not come: AWS needs a moment to notice a subscription."""
+        """Publish the warm-up events, again every 10 s until they arrive: a new AWS subscription needs some time."""
         left = patience_seconds
         while True:
-            self._crew.order(Order(what="warm"), self._producers)
+            self._processes.send(Command(action="warm_up"), self._producers)
             try:
-                await self._until("warming up", self._is_warm, min(left, WARM_AGAIN_SECONDS))
-            except Stalled:
-                left -= WARM_AGAIN_SECONDS
+                await self._wait_until("warming up", self._is_warm, min(left, REPEAT_WARM_UP_SECONDS))
+            except StalledError:
+                left -= REPEAT_WARM_UP_SECONDS
                 if left <= 0:
                     raise
             else:
                 return
 
-    async def _until(self, phase: str, condition: Callable[[], bool], patience_seconds: float) -> None:
-        """Hear what is said until *condition* holds.
+    async def _wait_until(self, phase: str, condition: Callable[[], bool], timeout_seconds: float) -> None:
+        """Process messages until *condition* holds.
 
         Raises:
-            Stalled: Nobody has said anything for so long.
+            StalledError: No message arrived for *timeout_seconds*.
         """
         self._phase = phase
-        self._tell()
+        self._report_progress()
         while not condition():
             try:
-                member, message = await self._crew.next(patience_seconds)
+                child, message = await self._processes.receive(timeout_seconds)
             except TimeoutError:
-                raise Stalled(f"while {phase}, nothing happened for {patience_seconds:g} s") from None
-            self._hear(member, message)
-            self._tell()
+                raise StalledError(f"while {phase}, nothing happened for {timeout_seconds:g} s") from None
+            self._process(child, message)
+            self._report_progress()
 
-    def _hear(self, member: Member, message: Message) -> None:
-        pid = member.process.pid
-        if isinstance(message, Said):
-            self._said[message.kind].add(pid)
+    def _process(self, child: ChildProcess, message: ChildMessage) -> None:
+        pid = child.process.pid
+        if isinstance(message, StepDone):
+            self._steps_done[message.kind].add(pid)
         elif isinstance(message, Progress):
             self._progress[pid] = message
-        elif isinstance(message, Tally):
-            self._tallies[pid] = message.seen
-        elif isinstance(message, Published):
+        elif isinstance(message, SeenEvents):
+            self._seen[pid] = message.seen
+        elif isinstance(message, ProducerReport):
             self._progress[pid] = Progress(done=message.published)
             self._reports.published.append(message)
         else:
             self._reports.handled.append(message)
 
-    def _all(self, members: Sequence[Member], kind: str) -> bool:
-        return all(member.process.pid in self._said[kind] for member in members)
+    def _all_done(self, children: Sequence[ChildProcess], step: str) -> bool:
+        return all(child.process.pid in self._steps_done[step] for child in children)
 
     def _is_warm(self) -> bool:
-        return self._all(self._producers, "warm") and all(
-            sum(self._of(member).warm for member in workers) >= self._load.warmup for workers in self._by_queue()
+        return self._all_done(self._producers, "warmed_up") and all(
+            sum(self._progress_of(worker).warm for worker in workers) >= self._load.warmup
+            for workers in self._workers_by_queue()
         )
 
     def _is_done(self) -> bool:
-        """Whether every event has been published, or refused, and all of them have come to every queue."""
+        """Return whether every event was published or has failed, and every published one has reached every queue."""
         if len(self._reports.published) < len(self._producers):
             return False
         expected = self._load.events - sum(report.failed for report in self._reports.published)
-        return all(self._is_complete(workers, expected) for workers in self._by_queue())
+        return all(self._is_complete(workers, expected) for workers in self._workers_by_queue())
 
-    def _is_complete(self, workers: Sequence[Member], expected: int) -> bool:
-        """Ask which events came where counts do not tell: one that came to two workers stands in both counts."""
-        count = sum(self._of(member).done for member in workers)
+    def _is_complete(self, workers: Sequence[ChildProcess], expected: int) -> bool:
+        """Return whether the workers of one queue have handled all events.
+
+        An event that was delivered to two workers is in both counts. So with several workers, ask them for the events
+        themselves, and count the union.
+        """
+        count = sum(self._progress_of(worker).done for worker in workers)
         if count < expected or len(workers) == 1:
             return count >= expected
         queue = workers[0].assignment.queue
-        if self._tallied.get(queue) != count:  # there is news since they were asked last
-            self._tallied[queue] = count
-            for member in workers:
-                self._tallies.pop(member.process.pid, None)
-            self._crew.order(Order(what="tally"), workers)
+        if self._count_at_request.get(queue) != count:  # the workers have made progress since the last request
+            self._count_at_request[queue] = count
+            for worker in workers:
+                self._seen.pop(worker.process.pid, None)
+            self._processes.send(Command(action="report_seen"), workers)
             return False
-        tallies = [self._tallies[member.process.pid] for member in workers if member.process.pid in self._tallies]
-        return len(tallies) == len(workers) and count_seen(tallies) >= expected
+        seen = [self._seen[worker.process.pid] for worker in workers if worker.process.pid in self._seen]
+        return len(seen) == len(workers) and count_seen(seen) >= expected
 
-    def _by_queue(self) -> list[list[Member]]:
+    def _workers_by_queue(self) -> list[list[ChildProcess]]:
         queues = range(1, self._load.queues + 1)
-        return [[member for member in self._workers if member.assignment.queue == queue] for queue in queues]
+        return [[worker for worker in self._workers if worker.assignment.queue == queue] for queue in queues]
 
-    def _of(self, member: Member) -> Progress:
-        return self._progress.get(member.process.pid, Progress(done=0))
+    def _progress_of(self, child: ChildProcess) -> Progress:
+        return self._progress.get(child.process.pid, Progress(done=0))
 
-    def _tell(self) -> None:
-        published = sum(self._of(member).done for member in self._producers)
-        handled = sum(self._of(member).done for member in self._workers)
-        self._watch(Standing(self._phase, published, handled))
+    def _report_progress(self) -> None:
+        published = sum(self._progress_of(producer).done for producer in self._producers)
+        handled = sum(self._progress_of(worker).done for worker in self._workers)
+        self._on_progress(RunProgress(self._phase, published, handled))

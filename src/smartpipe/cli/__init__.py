@@ -1,4 +1,4 @@
-"""The ``smartpipe`` command. Commands import what they need when they run: ``--help`` stays quick."""
+"""The ``smartpipe`` command. Each command imports its modules when it runs, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one line and exit code 2, other failures in 1."""
+    """Run the command line. A configuration error prints one line and exits with 2, and other failures exit with 1."""
     from smartpipe.cli.app import app
     from smartpipe.errors import ConfigError, SmartpipeError
     from smartpipe.escaping import escape_text
@@ -17,11 +17,11 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        for problem in error.problems:
-            print(f"smartpipe: {escape_text(problem)}", file=sys.stderr)
+        for text in error.problems:
+            print(f"smartpipe: {escape_text(text)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # lest the interpreter's last flush fail too
+    except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the final flush fails too
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         print(f"smartpipe: {escape_text(str(error))}", file=sys.stderr)
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open standard output and error to nowhere if the caller has closed them: sockets would take their numbers."""
+    """Replace closed standard streams with /dev/null. Otherwise a socket could get their file descriptors."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - as long as the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - open until the process ends

@@ -1,4 +1,4 @@
-"""The commands and their options; what they do is in the module of the same name."""
+"""The commands and their options. The module with a command's name implements it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ app.add_typer(schema, name="schema")
 app.add_typer(store, name="store")
 
 Target = Annotated[
-    str | None, typer.Argument(help="module:attribute of a Service; default: services in [tool.smartpipe]")
+    str | None, typer.Argument(help="module:attribute of a Service. Default: services in [tool.smartpipe].")
 ]
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
-    if wanted:
+def _print_version(requested: bool) -> None:  # noqa: FBT001 - typer's callback
+    if requested:
         typer.echo(f"smartpipe {__version__}")
         raise typer.Exit
 
@@ -41,7 +41,7 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's callback
 def options(
     *,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Event-driven pub/sub on Amazon SNS and SQS: smart endpoints, dumb pipes."""
@@ -55,32 +55,33 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         int | None, typer.Option(help="Processes under one supervisor. [SMARTPIPE_PROCESSES, 1]")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Messages a queue at once. [SMARTPIPE_CONCURRENCY, 10]")
+        int | None, typer.Option(help="Messages of each queue to handle concurrently. [SMARTPIPE_CONCURRENCY, 10]")
     ] = None,
     drain_seconds: Annotated[
-        float | None, typer.Option(help="From SIGTERM to exit. [SMARTPIPE_DRAIN_SECONDS, 25]")
+        float | None, typer.Option(help="Maximum time from SIGTERM to exit. [SMARTPIPE_DRAIN_SECONDS, 25]")
     ] = None,
     wait_seconds: Annotated[
         int | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Where /livez, /readyz, /metrics are served. [SMARTPIPE_HOST, 0.0.0.0]")
+        str | None, typer.Option(help="Address of /livez, /readyz and /metrics. [SMARTPIPE_HOST, 0.0.0.0]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
+    port: Annotated[int | None, typer.Option(help="Their port; 0 selects a free one. [SMARTPIPE_PORT, 8080]")] = None,
     verify: Annotated[
-        str | None, typer.Option(help="Topology at start: missing, strict, off. [SMARTPIPE_VERIFY, missing]")
+        str | None,
+        typer.Option(help="Check of the topology at start: missing, strict or off. [SMARTPIPE_VERIFY, missing]"),
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+        str | None, typer.Option(help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
-    log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="json, text or auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
     reload: Annotated[
-        bool, typer.Option("--reload", help="For development: drain and start anew whenever sources change.")
+        bool, typer.Option("--reload", help="For development: drain and restart when sources change.")
     ] = False,
     process: Annotated[int | None, typer.Option(hidden=True)] = None,
     supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run a service's handlers until SIGTERM or SIGINT, then drain. Exit 0: nothing was cancelled."""
+    """Run a service's handlers until SIGTERM or SIGINT, then drain. Exit code 0 means that nothing was cancelled."""
     flags = {
         "processes": processes,
         "concurrency": concurrency,
@@ -105,10 +106,10 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
 def export(
     targets: Targets = None,
     *,
-    directory: Annotated[Path, typer.Option(help="Where to write <type>/<version>.json.")] = Path("schemas"),
+    directory: Annotated[Path, typer.Option(help="Directory for <type>/<version>.json.")] = Path("schemas"),
     json: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
 ) -> None:
-    """Write the JSON Schema of each event: of services, of events, or of all events of a module."""
+    """Write JSON Schema files for the events of services, for event classes, or for all events of a module."""
     from smartpipe.cli.schema import run_export
 
     run_export(targets or [], directory, as_json=json)
@@ -117,17 +118,17 @@ def export(
 @app.command()
 def relay(
     *,
-    once: Annotated[bool, typer.Option("--once", help="Publish what waits, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Publish the waiting events, and exit.")] = False,
     host: Annotated[
-        str | None, typer.Option(help="Where /livez, /readyz, /metrics are served. [SMARTPIPE_HOST, 0.0.0.0]")
+        str | None, typer.Option(help="Address of /livez, /readyz and /metrics. [SMARTPIPE_HOST, 0.0.0.0]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Their port, 0 for a free one. [SMARTPIPE_PORT, 8080]")] = None,
+    port: Annotated[int | None, typer.Option(help="Their port; 0 selects a free one. [SMARTPIPE_PORT, 8080]")] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+        str | None, typer.Option(help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
-    log_format: Annotated[str | None, typer.Option(help="json, text, auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    log_format: Annotated[str | None, typer.Option(help="json, text or auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
 ) -> None:
-    """Publish what services committed to the outbox in SMARTPIPE_OUTBOX_URL, until SIGTERM. Many may run."""
+    """Publish the events in the outbox of SMARTPIPE_OUTBOX_URL until SIGTERM. You can run several relays."""
     from smartpipe.cli.relay import run
 
     run({"host": host, "port": port, "log_level": log_level, "log_format": log_format}, once=once)
@@ -141,7 +142,7 @@ def migrate(
         bool,
         typer.Option(
             "--forget-old-claims",
-            help="Delete claims of earlier versions, which this one cannot use: their effects may happen again.",
+            help="Delete claims of earlier versions, which this version cannot use. Their events may be handled again.",
         ),
     ] = False,
 ) -> None:
@@ -154,11 +155,11 @@ def migrate(
 @app.command()
 def local(
     *,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.", min=0, max=65_535)] = 0,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)] = 0,
     backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
     json: Annotated[bool, typer.Option("--json", help="Print the environment as JSON.")] = False,
 ) -> None:
-    """Run a broker on this machine, in the foreground, until Ctrl-C: no AWS account, no Docker."""
+    """Run a local broker in the foreground until Ctrl-C, without an AWS account or Docker."""
     from smartpipe.cli.local import run
 
     raise typer.Exit(run(backend, port, as_json=json))
@@ -168,16 +169,18 @@ def local(
 def dev(
     targets: Targets = None,
     *,
-    port: Annotated[int, typer.Option(help="The broker's on 127.0.0.1; 0 takes a free one.", min=0, max=65_535)] = 0,
+    port: Annotated[
+        int, typer.Option(help="Port of the broker on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)
+    ] = 0,
     backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
     reload: Annotated[
-        bool | None, typer.Option(help="Start anew whenever sources change; by default, if watchfiles is there.")
+        bool | None, typer.Option(help="Restart when sources change. Default: on if watchfiles is installed.")
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning, error. [SMARTPIPE_LOG_LEVEL, info]")
+        str | None, typer.Option(help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]")
     ] = None,
 ) -> None:
-    """Run a broker, the services' topology and a worker for each service, in this terminal, until Ctrl-C."""
+    """Run a broker and a worker for each service in this terminal until Ctrl-C, and apply the topology."""
     from smartpipe.cli.dev import run
 
     run(targets or [], backend, port, reload=reload, log_level=log_level)
@@ -186,33 +189,35 @@ def dev(
 @app.command()
 def bench(  # noqa: PLR0913 - typer makes an option of each
     *,
-    events: Annotated[int | None, typer.Option(help="Events that are measured. [5000]")] = None,
-    size: Annotated[int | None, typer.Option(help="Bytes of each message, as SNS counts them. [1024]")] = None,
-    queues: Annotated[int | None, typer.Option(help="Subscribed queues. [3]")] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Messages each worker handles at once. [100]")] = None,
+    events: Annotated[int | None, typer.Option(help="Number of measured events. [5000]")] = None,
+    size: Annotated[int | None, typer.Option(help="Size of each message in bytes, as SNS counts it. [1024]")] = None,
+    queues: Annotated[int | None, typer.Option(help="Number of subscribed queues. [3]")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Messages that each worker handles concurrently. [100]")
+    ] = None,
     processes: Annotated[int | None, typer.Option(help="Worker processes of each queue. [1]")] = None,
     producers: Annotated[int | None, typer.Option(help="Producer processes. [1]")] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Events per second, each due at its time; by default as fast as it goes.")
+        float | None, typer.Option(help="Events per second, each with a due time. Default: as fast as possible.")
     ] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="Events before those that are measured. [a tenth, at most 1000]")
+        int | None, typer.Option(help="Number of events before the measured ones. [a tenth, at most 1000]")
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="memory (one process), local (ministack) or moto. [local]")
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="A broker that is there: a URL, or aws for the environment as it is.")
+        str | None, typer.Option(help="A running broker: a URL, or aws to use your environment.")
     ] = None,
     patience: Annotated[
-        float | None, typer.Option(help="Seconds without anything happening that end the run. [30]")
+        float | None, typer.Option(help="Seconds without progress after which the run ends. [30]")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures there: FILE.svg or FILE.png.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it costs money on AWS.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Plot the figures to FILE.svg or FILE.png.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a run that costs money on AWS.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Measure a fan-out: throughput, latency, CPU, requests and their cost on AWS. Exit 1: something is missing."""
-    from smartpipe.cli.bench import Manner, run_bench
+    """Measure a fan-out: throughput, latency, CPU, requests and cost on AWS. Exit code 1: deliveries are missing."""
+    from smartpipe.cli.bench import BenchOptions, run_bench
 
     flags = {
         "events": events,
@@ -225,4 +230,4 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
         "warmup": warmup,
         "patience_seconds": patience,
     }
-    run_bench(flags, Manner(backend, endpoint, plot, yes=yes, as_json=json))
+    run_bench(flags, BenchOptions(backend, endpoint, plot, yes=yes, as_json=json))

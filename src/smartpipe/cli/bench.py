@@ -1,4 +1,4 @@
-"""``smartpipe bench``: options in, a live display, figures out."""
+"""``smartpipe bench``: check the options, show the progress, and print the figures."""
 
 from __future__ import annotations
 
@@ -7,158 +7,161 @@ import json
 import sys
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import typer
 
-from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import print_line
+from smartpipe.cli.confirm import confirm
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.escaping import escape_json
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from smartpipe.bench.figures import Figures
     from smartpipe.bench.load import Load
-    from smartpipe.bench.run import Reports, Standing
+    from smartpipe.bench.run import Reports, RunProgress
+
+    OnProgress: TypeAlias = Callable[[RunProgress], None]
 
 MEMORY = "memory"
 BACKENDS = (MEMORY, "local", "moto")
-PICTURES = (".svg", ".png")
+PLOT_SUFFIXES = (".svg", ".png")
 BAR_WIDTH = 24
 
 
-class Manner(NamedTuple):
-    """How it is to be done and told.
+class BenchOptions(NamedTuple):
+    """The broker of a run, and the form of its output.
 
     Args:
-        endpoint: A URL or ``aws``, in place of a backend.
-        picture: Where to draw the figures.
+        endpoint: A URL or ``aws``, instead of a backend.
+        plot: The file to plot the figures to.
     """
 
     backend: str | None = None
     endpoint: str | None = None
-    picture: Path | None = None
+    plot: Path | None = None
     yes: bool = False
     as_json: bool = False
 
 
-def run_bench(flags: dict[str, Any], manner: Manner) -> None:
-    """Measure, and tell the figures; exit 1 where something was not published, or did not come."""
-    _check(manner)
+def run_bench(flags: dict[str, Any], options: BenchOptions) -> None:
+    """Measure, and print the figures. Exit with 1 if an event was not published or a delivery did not arrive."""
+    _check_options(options)
     from smartpipe.bench.fanout import padding_for
-    from smartpipe.bench.figures import machine
-    from smartpipe.bench.load import Load, usual_warmup
-    from smartpipe.bench.report import as_json, in_words
+    from smartpipe.bench.figures import describe_machine
+    from smartpipe.bench.load import Load, default_warmup
+    from smartpipe.bench.report import build_json, format_text
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    load = Load(**{"warmup": usual_warmup(given.get("events", Load.events)), **given})
-    padding_for(load.size_bytes)
-    figures = _in_memory(load, manner) if manner.backend == MEMORY else _in_processes(load, manner)
-    if manner.as_json:
-        typer.echo(escape_json(json.dumps(as_json(figures, machine()), indent=2)))
+    values = {name: value for name, value in flags.items() if value is not None}
+    load = Load(**{"warmup": default_warmup(values.get("events", Load.events)), **values})
+    padding_for(load.size_bytes)  # raises an error if the size is too small
+    figures = _run_in_memory(load, options) if options.backend == MEMORY else _run_in_processes(load, options)
+    if options.as_json:
+        typer.echo(escape_json(json.dumps(build_json(figures, describe_machine()), indent=2)))
     else:
-        for line in in_words(figures, machine()):
+        for line in format_text(figures, describe_machine()):
             print_line(line)
-    if manner.picture is not None:
+    if options.plot is not None:
         from smartpipe.bench.plot import plot
 
-        plot(figures, manner.picture)
+        plot(figures, options.plot)
     if figures.failed or figures.missing:
         raise typer.Exit(1)
 
 
-def _check(manner: Manner) -> None:
-    """Refuse before anything is started what could only fail after it."""
-    problems = []
-    if manner.backend is not None and manner.endpoint is not None:
-        problems.append("--backend is a broker of the command's own, --endpoint one that is there: give one of them")
-    elif manner.backend not in (None, *BACKENDS):
-        problems.append(
-            f"--backend {manner.backend!r} is none of {', '.join(BACKENDS)}; other brokers are an --endpoint"
+def _check_options(options: BenchOptions) -> None:
+    """Report errors before anything is started that would otherwise fail after the run."""
+    errors = []
+    if options.backend is not None and options.endpoint is not None:
+        errors.append("--backend starts a broker, and --endpoint names a running one: use only one of them")
+    elif options.backend not in (None, *BACKENDS):
+        errors.append(
+            f"--backend {options.backend!r} is not one of {', '.join(BACKENDS)}; use --endpoint for other brokers"
         )
     needed = {"hdrh": "hdrhistogram"}
-    if manner.picture is not None:
+    if options.plot is not None:
         needed["matplotlib"] = "matplotlib"
-        if manner.picture.suffix not in PICTURES:
-            problems.append(f"--plot {manner.picture} ends with none of {', '.join(PICTURES)}")
-        elif not manner.picture.absolute().parent.is_dir():
-            problems.append(f"--plot {manner.picture}: there is no directory {manner.picture.parent}")
+        if options.plot.suffix not in PLOT_SUFFIXES:
+            errors.append(f"--plot {options.plot} does not end with one of {', '.join(PLOT_SUFFIXES)}")
+        elif not options.plot.absolute().parent.is_dir():
+            errors.append(f"--plot {options.plot}: directory {options.plot.parent} does not exist")
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        problems.append(f"bench needs {' and '.join(missing)}; run pip install 'smartpipe[bench]'")
-    if problems:
-        raise ConfigError(problems)
+        errors.append(f"bench needs {' and '.join(missing)}; run pip install 'smartpipe[bench]'")
+    if errors:
+        raise ConfigError(errors)
 
 
-def _in_memory(load: Load, manner: Manner) -> Figures:
-    from smartpipe.bench.figures import Setting, figures
-    from smartpipe.bench.inmemory import InMemory
-    from smartpipe.worker.loops import loop_factory
+def _run_in_memory(load: Load, options: BenchOptions) -> Figures:
+    from smartpipe.bench.figures import RunSetting, compute_figures
+    from smartpipe.bench.in_memory import InMemoryRun
+    from smartpipe.worker.tuning import choose_loop_factory
 
     if load.producers > 1 or load.processes > 1:
-        raise ConfigError("--backend memory is one process: leave --producers and --processes out")
-    setting = Setting("memory", in_turn=load.rate_per_second is None, one_process=True)
+        raise ConfigError("--backend memory runs in one process: remove --producers and --processes")
+    setting = RunSetting("memory", published_first=load.rate_per_second is None, one_process=True)
 
-    async def work(watch: Callable[[Standing], None]) -> Reports:
-        return await InMemory(load, watch).run()
+    async def measure(on_progress: OnProgress) -> Reports:
+        return await InMemoryRun(load, on_progress).run()
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return figures(load, setting, runner.run(_measured(load, manner, work)))
+    with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
+        return compute_figures(load, setting, runner.run(_run_with_display(load, options, measure)))
 
 
-def _in_processes(load: Load, manner: Manner) -> Figures:
-    from smartpipe.bench.cost import at_most
-    from smartpipe.bench.figures import Setting, figures
-    from smartpipe.bench.place import broker_of_our_own, is_aws, place_at, provision
-    from smartpipe.bench.report import worst_case
+def _run_in_processes(load: Load, options: BenchOptions) -> Figures:
+    from smartpipe.bench.broker import external_broker, is_aws, provision, run_broker
+    from smartpipe.bench.cost import max_cost_of
+    from smartpipe.bench.figures import RunSetting, compute_figures
+    from smartpipe.bench.report import describe_traffic
     from smartpipe.bench.run import run
 
     with (
-        broker_of_our_own(manner.backend or "local")
-        if manner.endpoint is None
-        else nullcontext(place_at(manner.endpoint)) as place
+        run_broker(options.backend or "local")
+        if options.endpoint is None
+        else nullcontext(external_broker(options.endpoint)) as broker
     ):
-        if is_aws(place.environment):
-            price = at_most(load).total
-            question = f"Send {worst_case(load)} on AWS, for at most about ${price:,.2f}, and delete the queues again?"
-            ask(
-                question,
-                yes=manner.yes,
-                as_json=manner.as_json,
-                look="try it with --backend local, which costs nothing",
+        if is_aws(broker.environment):
+            cost = f"at most about ${max_cost_of(load).total:,.2f}"
+            confirm(
+                f"Send {describe_traffic(load)} on AWS, for {cost}, and delete the queues afterwards?",
+                yes=options.yes,
+                as_json=options.as_json,
+                alternative="try --backend local, which is free of charge",
             )
 
-        async def work(watch: Callable[[Standing], None]) -> Reports:
-            async with provision(place, load, _warn):
-                return await run(load, place.environment, watch)
+        async def measure(on_progress: OnProgress) -> Reports:
+            async with provision(broker, load, _warn):
+                return await run(load, broker.environment, on_progress)
 
-        return figures(load, Setting(place.name), asyncio.run(_measured(load, manner, work)))
+        return compute_figures(load, RunSetting(broker.name), asyncio.run(_run_with_display(load, options, measure)))
 
 
-async def _measured(load: Load, manner: Manner, work: Callable[[Callable[[Standing], None]], Any]) -> Reports:
-    """Do the work under a display; the first Ctrl-C or SIGTERM ends it cleanly, the second at once."""
+async def _run_with_display(
+    load: Load, options: BenchOptions, measure: Callable[[OnProgress], Awaitable[Reports]]
+) -> Reports:
+    """Measure, and show the progress. The first Ctrl-C or SIGTERM cleans up, and the second ends the process."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - this is a coroutine
 
     def interrupt(_: str) -> None:
         task.cancel()
 
-    with on_stop(interrupt), _display(load, shown=sys.stderr.isatty() and not manner.as_json) as watch:
+    visible = sys.stderr.isatty() and not options.as_json
+    with on_stop(interrupt), _display_progress(load, visible=visible) as on_progress:
         try:
-            reports: Reports = await work(watch)
+            return await measure(on_progress)
         except asyncio.CancelledError:
             raise SmartpipeError("interrupted: nothing was measured") from None
-        return reports
 
 
 @contextmanager
-def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]:
-    """Give what shows how far a run is: two bars on a terminal, nothing elsewhere."""
-    if not shown:
+def _display_progress(load: Load, *, visible: bool) -> Iterator[OnProgress]:
+    """Yield a function that displays the progress as two bars if *visible*, or else does nothing."""
+    if not visible:
         yield lambda _: None
         return
     from rich.console import Console
@@ -170,20 +173,20 @@ def _display(load: Load, *, shown: bool) -> Iterator[Callable[[Standing], None]]
         TextColumn("{task.completed:>11,.0f} of {task.total:,.0f}"),
         TextColumn("{task.fields[rate]:>11}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        published = progress.add_task("starting", total=load.events, rate="", start=False)
-        delivered = progress.add_task("delivered", total=load.deliveries, rate="", start=False)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        published = bars.add_task("starting", total=load.events, rate="", start=False)
+        delivered = bars.add_task("delivered", total=load.deliveries, rate="", start=False)
 
-        def watch(standing: Standing) -> None:
-            for task_id, done in ((published, standing.published), (delivered, standing.handled)):
-                task = progress.tasks[task_id]
+        def show(progress: RunProgress) -> None:
+            for task_id, done in ((published, progress.published), (delivered, progress.handled)):
+                task = bars.tasks[task_id]
                 if done and not task.started:
-                    progress.start_task(task_id)
+                    bars.start_task(task_id)
                 rate = f"{task.speed:,.0f}/s" if task.speed else ""
-                progress.update(task_id, completed=done, rate=rate)
-            progress.update(published, description="published" if standing.published else standing.phase)
+                bars.update(task_id, completed=done, rate=rate)
+            bars.update(published, description="published" if progress.published else progress.phase)
 
-        yield watch
+        yield show
 
 
 def _warn(text: str) -> None:

@@ -1,4 +1,4 @@
-"""``smartpipe local``."""
+"""``smartpipe local``: run the local broker until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import typer
 
 from smartpipe.errors import SmartpipeError
 from smartpipe.local import EmbeddedBroker
-from smartpipe.worker.signals import heard_signals
+from smartpipe.worker.signals import signals_to_handle
 
 if TYPE_CHECKING:
     from types import FrameType
 
 
 def run(backend: str, port: int, *, as_json: bool) -> int:
-    """Run the broker in the foreground until a signal; say where it is, in lines to paste into a shell."""
+    """Run the broker in the foreground until a signal, and print its environment variables for other shells."""
     stopped = Event()
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
         stopped.set()
 
-    for signum in heard_signals():
+    for signum in signals_to_handle():
         signal.signal(signum, stop)
     with EmbeddedBroker(backend, port=port) as broker:
         if as_json:
             typer.echo(json.dumps(broker.environment))
         else:
-            typer.echo(exports(broker))
+            typer.echo(format_exports(broker))
         while not stopped.wait(0.2):
             code = broker.wait(0)
             if code is not None:
-                msg = f"the broker ended by itself with exit code {code}: {broker.last_output()}"
+                msg = f"the broker ended unexpectedly with exit code {code}: {broker.last_output()}"
                 raise SmartpipeError(msg)
     return 0
 
 
-def exports(broker: EmbeddedBroker) -> str:
-    """Return where it is, in lines to paste into a shell."""
-    where = (
+def format_exports(broker: EmbeddedBroker) -> str:
+    """Return the environment variables of *broker* as lines to paste into a shell."""
+    comment = (
         f"# {broker.backend} {broker.version} on {broker.endpoint_url}, in memory, until Ctrl-C. In other terminals:"
     )
-    return "\n".join([where, *(f"export {name}={value}" for name, value in broker.environment.items())])
+    return "\n".join([comment, *(f"export {name}={value}" for name, value in broker.environment.items())])

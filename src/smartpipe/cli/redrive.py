@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import heading, print_line
+from smartpipe.cli.confirm import confirm
 from smartpipe.cli.dlq import dead_letter_queues, messages, printable
 from smartpipe.cli.topology import with_transport
 from smartpipe.dlq.messages import NO_REASON
@@ -90,7 +90,7 @@ def _run(operation: Operation) -> None:
     if proceed:
         more = "" if all(scanned.complete for scanned in scans) else " or more"
         question = f"{operation.verb.capitalize()} {count:,}{more} message{'' if count == 1 else 's'}?"
-        ask(question, yes=operation.options.yes, as_json=as_json, look="add --dry-run to see the messages")
+        confirm(question, yes=operation.options.yes, as_json=as_json, alternative="add --dry-run to see the messages")
     try:
         if proceed:
             with_transport(lambda transport: _remove(operation, transport, scans, results))

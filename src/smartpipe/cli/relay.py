@@ -12,11 +12,11 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, RelaySettings, unknown_settings
 from smartpipe.transport import counters_of
-from smartpipe.worker.health import Answer, HealthServer
-from smartpipe.worker.limits import raise_file_limit
+from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import Family, Sample, families_of_transport, render
 from smartpipe.worker.signals import on_stop
+from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,13 +77,15 @@ class RelayReport:
         self._relay = relay
         self._transport = transport
 
-    async def livez(self) -> Answer:
+    async def livez(self) -> ProbeResult:
         """Return 200: during an outage of the database the relay keeps retrying, and a restart would not help."""
-        return Answer(True, {"alive": True})
+        return ProbeResult(True, {"alive": True})
 
-    async def readyz(self) -> Answer:
+    async def readyz(self) -> ProbeResult:
         """Return 200 if the relay can read the outbox."""
-        return Answer(not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published})
+        return ProbeResult(
+            not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published}
+        )
 
     async def metrics(self) -> str:
         """Return the counters, and the backlog, at most 5 s old, or older while the database is unreachable."""

@@ -1,4 +1,4 @@
-"""``smartpipe worker`` as one process or, under a supervisor, as many."""
+"""``smartpipe worker`` as one process, or as has_siblings processes under a supervisor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartpipe.cli.logs import configure
-from smartpipe.cli.targets import configured
+from smartpipe.cli.targets import read_configured_targets
 from smartpipe.cli.worker import exit_now, load_service, load_settings, run
 from smartpipe.settings import WorkerSettings, unknown_settings
-from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.signals import on_stop
+from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ DEVELOPMENT_WAIT_SECONDS = 1
 
 
 def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) -> NoReturn:
-    """Run one process as it is, or a supervisor; end this process with the exit code."""
+    """Run one worker process or a supervisor, and end this process with the exit code."""
     settings, _ = load_settings(WorkerSettings, flags)
     if settings.processes == 1 and not reload:
         run(target, flags)
@@ -35,7 +35,7 @@ def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) ->
     for sentence in (*unknown_settings(), *settings.warnings):
         log.warning("%s", sentence)
     service = load_service(target)
-    name = target or configured()[0]
+    name = target or read_configured_targets()[0]
     count = settings.processes
     log.info(
         "starting: service %s, %d process%s, supervisor %d",
@@ -48,31 +48,31 @@ def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) ->
 
 
 async def _supervise(target: str, flags: Mapping[str, Any], settings: WorkerSettings, *, reload: bool) -> int:
-    from smartpipe.worker.supervisor import Address, Changes, Command, Supervisor
+    from smartpipe.worker.supervisor import Address, Command, SourceWatcher, Supervisor
 
-    arguments = worker_arguments(target, quick_to_drain(flags, settings) if reload else flags)
-    several = settings.processes > 1
+    arguments = build_worker_arguments(target, shorten_polls(flags, settings) if reload else flags)
+    has_siblings = settings.processes > 1
     numbers = [str(number) for number in range(1, settings.processes + 1)]
     supervisor = Supervisor(
-        [Command(number, (*arguments, *(("--process", number) if several else ()))) for number in numbers],
+        [Command(number, (*arguments, *(("--process", number) if has_siblings else ()))) for number in numbers],
         drain_seconds=settings.drain_seconds,
         liveness_seconds=settings.liveness_seconds,
         address=Address(settings.host, settings.port),
-        alike=True,
-        changes=Changes(Path.cwd()) if reload else None,
+        same_service=True,
+        watcher=SourceWatcher(Path.cwd()) if reload else None,
     )
     with on_stop(supervisor.stop, supervisor.stop_hard, supervisor.kill):
         return await supervisor.run()
 
 
-def quick_to_drain(flags: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
-    """Return *flags* with short polls, unless somebody chose: nobody waits 20 s for a change to show."""
-    chosen = settings.wait_seconds is not None
-    return {**flags, "wait_seconds": settings.wait_seconds if chosen else DEVELOPMENT_WAIT_SECONDS}
+def shorten_polls(flags: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+    """Return *flags* with polls of 1 s, unless the user has set a value. A drain does not wait 20 s for a poll then."""
+    is_set = settings.wait_seconds is not None
+    return {**flags, "wait_seconds": settings.wait_seconds if is_set else DEVELOPMENT_WAIT_SECONDS}
 
 
-def worker_arguments(target: str, flags: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the command of one child with the same flags; the address is the supervisor's own."""
-    own = {**flags, "processes": 1, "host": None, "port": None}
-    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in own.items() if value is not None)
-    return ("worker", target, *(word for pair in given for word in pair))
+def build_worker_arguments(target: str, flags: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the command line of one child, with the same flags except for the address, which the supervisor uses."""
+    child_flags = {**flags, "processes": 1, "host": None, "port": None}
+    options = ((f"--{name.replace('_', '-')}", str(value)) for name, value in child_flags.items() if value is not None)
+    return ("worker", target, *(word for option in options for word in option))

@@ -1,4 +1,4 @@
-"""TARGETs: ``module:attribute``, as for uvicorn, imported from the working directory."""
+"""Import the objects that TARGETs name: ``module:attribute``, as for uvicorn, from the working directory."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ if TYPE_CHECKING:
 
 
 def load_services(targets: Sequence[str]) -> list[Service]:
-    """Return the services that *targets* name, or those of pyproject.toml without any.
+    """Return the services that *targets* name. If there are none, return the services in pyproject.toml.
 
     Raises:
-        ConfigError: Every faulty target, one sentence each.
+        ConfigError: One sentence for each wrong target.
     """
     services: list[Service] = []
-    problems: list[str] = []
-    for target in targets or configured():
+    errors: list[str] = []
+    for target in targets or read_configured_targets():
         try:
             found = _resolve(target)
             if not isinstance(found, Service):
-                problems.append(f"{target} is of type {type(found).__name__}, not a smartpipe.Service")
+                errors.append(f"{target} is of type {type(found).__name__}, not a smartpipe.Service")
             elif not found.handlers and not found.publishes:
                 hint = "add @service.subscribe(...), or publishes=[...] if it only publishes"
-                problems.append(f"{target}: service {found.name!r} has no handlers; {hint}")
+                errors.append(f"{target}: service {found.name!r} has no handlers; {hint}")
             else:
                 services.append(found)
         except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+            errors += error.problems
+    if errors:
+        raise ConfigError(errors)
     return services
 
 
 def load_events(targets: Sequence[str]) -> list[type[Event]]:
-    """Return the events of services, event classes, or whole modules (a target without attribute).
+    """Return the events of services, of event classes, or of modules (targets without an attribute).
 
     Raises:
-        ConfigError: Every faulty target, one sentence each.
+        ConfigError: One sentence for each wrong target.
     """
     events: dict[type[Event], None] = {}
-    problems: list[str] = []
-    for target in targets or configured():
+    errors: list[str] = []
+    for target in targets or read_configured_targets():
         try:
             found = _resolve(target) if ":" in target else _import(target, target)
             events.update(dict.fromkeys(_events_of(found, target)))
         except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+            errors += error.problems
+    if errors:
+        raise ConfigError(errors)
     return list(events)
 
 
@@ -65,7 +65,7 @@ def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
     if isinstance(found, Service) and found.handlers:
         return [handler.event for handler in found.handlers]
     candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else [found]
-    events = [one for one in candidates if isinstance(one, type) and issubclass(one, Event) and one.__contract__]
+    events = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, Event) and cls.__contract__]
     if not events:
         msg = f"{target} has no events: name a Service, an Event class, or a module that declares events"
         raise ConfigError(msg)
@@ -75,7 +75,7 @@ def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
 def _resolve(target: str) -> Any:
     module_name, colon, attribute = target.partition(":")
     if not (module_name and colon and attribute):
-        msg = f"TARGET {target!r} is not module:attribute, as in signup.email_verification:service"
+        msg = f"TARGET {target!r} is not module:attribute, such as signup.email_verification:service"
         raise ConfigError(msg)
     found: Any = _import(module_name, target)
     for name in attribute.split("."):
@@ -89,40 +89,40 @@ def _resolve(target: str) -> Any:
 
 
 def _import(module_name: str, target: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
     try:
         return import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            msg = f"TARGET {target!r}: there is no module {error.name!r} in {here} or on the Python path"
+            msg = f"TARGET {target!r}: no module {error.name!r} in {directory} or on the Python path"
             raise ConfigError(msg) from None
-        raise ConfigError(_fault(target, error)) from error
+        raise ConfigError(_describe_import_error(target, error)) from error
     except SmartpipeError as error:
         raise ConfigError([f"TARGET {target!r}: {line}" for line in str(error).splitlines()]) from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(_fault(target, error)) from error
+        raise ConfigError(_describe_import_error(target, error)) from error
 
 
-def _fault(target: str, error: BaseException) -> str:
-    """Say what went wrong inside of the user's module, and in which line."""
+def _describe_import_error(target: str, error: BaseException) -> str:
+    """Return the error in the user's module, with its file and line."""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}:{error.lineno}"
     else:
         frames = traceback.extract_tb(error.__traceback__)
-        theirs = [frame for frame in frames if Path(frame.filename).is_relative_to(Path.cwd())]
-        frame = (theirs or frames)[-1]
+        user_frames = [frame for frame in frames if Path(frame.filename).is_relative_to(Path.cwd())]
+        frame = (user_frames or frames)[-1]
         place = f"{frame.filename}:{frame.lineno}"
-    said = error.msg if isinstance(error, SyntaxError) else error
-    return f"TARGET {target!r} cannot be imported: {type(error).__name__}: {said} ({place})"
+    text = error.msg if isinstance(error, SyntaxError) else error
+    return f"cannot import TARGET {target!r}: {type(error).__name__}: {text} ({place})"
 
 
-def configured() -> list[str]:
-    """Return ``services`` of ``[tool.smartpipe]`` in the working directory's pyproject.toml.
+def read_configured_targets() -> list[str]:
+    """Return ``services`` in ``[tool.smartpipe]`` of the pyproject.toml in the working directory.
 
     Raises:
-        ConfigError: It lists none, or cannot be read.
+        ConfigError: The file lists no services, or cannot be read.
     """
     import tomllib
 
@@ -130,13 +130,13 @@ def configured() -> list[str]:
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
-        msg = f"{path.absolute()} cannot be read as TOML: {error}"
+        msg = f"cannot read {path.absolute()} as TOML: {error}"
         raise ConfigError(msg) from None
     tool = settings.get("tool", {}).get("smartpipe", {})
     services = tool.get("services", []) if isinstance(tool, dict) else []
-    if not isinstance(services, list) or not services or not all(isinstance(one, str) for one in services):
+    if not isinstance(services, list) or not services or not all(isinstance(name, str) for name in services):
         msg = (
-            "no TARGET: name one, as in signup.email_verification:service, or list them in pyproject.toml as "
+            "no TARGET: name one, such as signup.email_verification:service, or list services in pyproject.toml as "
             '[tool.smartpipe] services = ["..."]'
         )
         raise ConfigError(msg)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from smartpipe.cli.ask import ask
 from smartpipe.cli.changes import describe_changes, format_json, heading, print_line
+from smartpipe.cli.confirm import confirm
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import AwsSettings, unknown_settings
@@ -45,7 +45,7 @@ def run_apply(targets: Sequence[str], *, yes: bool, as_json: bool) -> None:
     if not as_json:
         _print_plan(context, context.changes)
     if context.pending:
-        ask("Make these changes?", yes=yes, as_json=as_json)
+        confirm("Make these changes?", yes=yes, as_json=as_json)
     _carry_out(context, context.pending, as_json=as_json)
 
 
@@ -74,7 +74,7 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
         raise SmartpipeError("\n".join([*full, msg]))
     deletions = pending_changes(changes)
     if deletions:
-        ask("Delete these?", yes=yes, as_json=as_json)
+        confirm("Delete these?", yes=yes, as_json=as_json)
     _carry_out(context, deletions, as_json=as_json, kept=[change for change in changes if not change.pending])
 
 

@@ -1,4 +1,4 @@
-"""``smartpipe worker``."""
+"""``smartpipe worker``: run one worker process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
 from smartpipe.settings import AwsSettings, ServerSettings, WorkerSettings, unknown_settings
-from smartpipe.worker.garbage import spare_collections
-from smartpipe.worker.limits import raise_file_limit
-from smartpipe.worker.loops import loop_factory
 from smartpipe.worker.signals import on_stop, on_supervisor
+from smartpipe.worker.tuning import choose_loop_factory, raise_file_limit, tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,11 +35,11 @@ FLUSH_SECONDS = 1.0
 def run(
     target: str | None, flags: Mapping[str, Any], *, process: int | None = None, socket: Path | None = None
 ) -> NoReturn:
-    """Run the worker, and end the process with its exit code.
+    """Run the worker, and end this process with its exit code.
 
     Args:
-        process: Its number among those of a supervisor.
-        socket: Where the supervisor asks for its health.
+        process: The number of this process under its supervisor.
+        socket: The path of the Unix socket on which the supervisor queries this process.
     """
     settings, aws_settings = load_settings(WorkerSettings, flags)
     configure(settings.log_level, settings.log_format, process=process)
@@ -51,33 +49,33 @@ def run(
             log.warning("%s", sentence)
     service = load_service(target)
     log.info("starting: service %s, process %d", service.name, os.getpid())
-    runner = asyncio.Runner(loop_factory=loop_factory())
+    runner = asyncio.Runner(loop_factory=choose_loop_factory())
     code = runner.run(_run(service, settings, aws_settings, socket))
     exit_now(code)
 
 
 def load_service(target: str | None) -> Service:
-    """Return the one service that a worker is to run.
+    """Return the service for a worker to run.
 
     Raises:
-        ConfigError: There is none, or more than one.
+        ConfigError: No service is named, or several are.
     """
     services = load_services([target] if target else [])
     if len(services) > 1:
         names = ", ".join(service.name for service in services)
-        msg = f"a worker runs one service, and pyproject.toml lists {names}: name one as TARGET"
+        msg = f"a worker runs one service, but pyproject.toml lists {names}: name one as TARGET"
         raise ConfigError(msg)
     return services[0]
 
 
 def exit_now(code: int) -> NoReturn:
-    """End the process now: the drain's budget is the promise, and threads that never end would break it.
+    """End the process now, to keep the drain budget even if some threads never end.
 
-    The interpreter's own way out joins every thread, those of abandoned sync handlers and of the
-    loop's executor too. Exit handlers still run. Unread standard output delays the end by up to three seconds.
+    A normal exit of the interpreter would join every thread, including those of abandoned sync handlers and of the
+    loop's executor. Exit handlers still run. Unread standard output delays the end by up to three seconds.
     """
-    atexit._run_exitfuncs()  # noqa: SLF001 - the only way to them that does not join threads first
-    flushing = threading.Thread(target=_flush, daemon=True)  # a handler's prints may find no reader
+    atexit._run_exitfuncs()  # noqa: SLF001 - the only call that does not join threads first
+    flushing = threading.Thread(target=_flush, daemon=True)  # nothing may read the output of a handler's print
     with suppress(RuntimeError):  # no thread can be started
         flushing.start()
         flushing.join(FLUSH_SECONDS)
@@ -101,28 +99,28 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
     async def check() -> None:
         drifts = await verify(service, transport)
         if drifts and settings.verify == "strict":
-            mend = "SMARTPIPE_VERIFY=strict wants no difference: `smartpipe topology apply` mends them"
-            raise TopologyError([*(f"differs: {drift}" for drift in drifts), mend])
+            hint = "SMARTPIPE_VERIFY=strict permits no difference: run `smartpipe topology apply`"
+            raise TopologyError([*(f"differs: {drift}" for drift in drifts), hint])
         for drift in drifts:
-            log.warning("differs from its declaration, `smartpipe topology apply` would: %s", drift)
+            log.warning("A resource differs from its declaration; `smartpipe topology apply` would %s", drift)
 
-    verifying = None if settings.verify == "off" else check
-    worker = Worker(service, transport, settings, verify=verifying, socket=socket)
-    spare_collections()
-    listen = on_stop if socket is None else on_supervisor
-    with listen(worker.stop, worker.kill):
+    verify_topology = None if settings.verify == "off" else check
+    worker = Worker(service, transport, settings, verify=verify_topology, socket=socket)
+    tune_garbage_collector()
+    handle_signals = on_stop if socket is None else on_supervisor
+    with handle_signals(worker.stop, worker.kill):
         return await worker.run()
 
 
 def load_settings(settings: type[S], flags: Mapping[str, Any]) -> tuple[S, AwsSettings]:
-    """Read *settings* and those of AWS, and report the errors of both together."""
-    problems: list[str] = []
+    """Load *settings* and the AWS settings, and report the errors of both together."""
+    errors: list[str] = []
     loaded: list[Any] = []
     for load in (lambda: settings.load(**flags), AwsSettings.load):
         try:
             loaded.append(load())
         except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+            errors += error.problems
+    if errors:
+        raise ConfigError(errors)
     return loaded[0], loaded[1]

@@ -1,4 +1,4 @@
-"""The embedded broker: a well-kept emulator of SNS and SQS, as a child process on loopback."""
+"""The local broker: a maintained emulator of SNS and SQS in a child process, which listens on loopback."""
 
 from smartpipe.local.broker import BACKENDS, EmbeddedBroker
 

@@ -1,4 +1,4 @@
-"""Starts and stops the broker's process."""
+"""Start and stop the process of the local broker."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ HOST = "127.0.0.1"
 REGION = "us-east-1"
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
-# What would lead a client, or the name of a queue, into a real account.
-LEADS_ELSEWHERE = (
+# These variables could lead a client, or the name of a queue, to a real account.
+REMOVED_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_PROFILE",
     "AWS_DEFAULT_PROFILE",
@@ -35,7 +35,7 @@ LEADS_ELSEWHERE = (
 
 
 class Backend(NamedTuple):
-    """A package that can be the broker."""
+    """A package that provides the broker."""
 
     package: str
     extra: str
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
 
 
 BACKENDS = {
-    # ministack binds every interface, and opens an MQTT port, unless told otherwise.
+    # By default, ministack binds every interface and opens an MQTT port.
     "ministack": Backend(
         "ministack",
         "local",
@@ -62,22 +62,22 @@ BACKENDS = {
 
 
 class EmbeddedBroker:
-    """A broker on ``127.0.0.1`` for development and tests. It keeps everything in memory.
+    """A broker on ``127.0.0.1`` for development and tests. It holds all data in memory.
 
-    Use it as a context manager. It ends with this process, however this process ends: the child
-    notices when the pipe between them closes.
+    Use it as a context manager. The broker ends with this process, even if this process is killed: the child notices
+    that the pipe between them has closed.
 
     Args:
-        backend: ``ministack`` (default: fast) or ``moto``.
-        port: 0 takes a free one.
+        backend: ``ministack`` (the default, which is faster) or ``moto``.
+        port: The port to listen on; 0 selects a free one.
 
     Raises:
-        ConfigError: An unknown backend, one that is not installed, or a port that is taken.
+        ConfigError: The backend is unknown or not installed, or the port is in use.
     """
 
     def __init__(self, backend: str = "ministack", *, port: int = 0) -> None:
         if backend not in BACKENDS:
-            msg = f"backend {backend!r} is none of {', '.join(BACKENDS)}"
+            msg = f"backend {backend!r} is not one of {', '.join(BACKENDS)}"
             raise ConfigError(msg)
         self.backend = backend
         self._backend = BACKENDS[backend]
@@ -86,18 +86,18 @@ class EmbeddedBroker:
         except PackageNotFoundError:
             msg = f"{self._backend.package} is not installed; run pip install 'smartpipe[{self._backend.extra}]'"
             raise ConfigError(msg) from None
-        self.port = _bindable(port)
+        self.port = _find_port(port)
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
     @property
     def endpoint_url(self) -> str:
-        """What ``AWS_ENDPOINT_URL`` has to be."""
+        """The value for ``AWS_ENDPOINT_URL``."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
-        """AWS's own variables that lead every client here; the keys are made up."""
+        """AWS's own variables, which lead every client to this broker. The keys are placeholders."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_REGION": REGION,
@@ -107,50 +107,52 @@ class EmbeddedBroker:
         }
 
     def __enter__(self) -> Self:
-        """Start it, and wait until it answers."""
+        """Start the broker, and wait until it responds."""
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop it."""
+        """Stop the broker."""
         self.stop()
 
     def start(self) -> None:
-        """Start the child and wait, at most 30 s, until it answers.
+        """Start the child process, and wait up to 30 s until it responds.
 
         Raises:
-            SmartpipeError: It ended or did not answer; with what it said last.
+            SmartpipeError: The child ended or did not respond. The error has its last line of output.
         """
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_ENDPOINT_URL", "MOTO_"))}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_ENDPOINT_URL", "MOTO_"))
+        }
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "smartpipe.local.child", self.backend, str(self.port)],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env={**ours, **self._backend.environment, "GATEWAY_PORT": str(self.port)},
-            start_new_session=True,  # a Ctrl-C in the terminal is this process's to handle: clients may still drain
+            env={**inherited, **self._backend.environment, "GATEWAY_PORT": str(self.port)},
+            start_new_session=True,  # this process handles a Ctrl-C in the terminal, because clients may still drain
         )
         opener = build_opener(ProxyHandler({}))
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                with opener.open(self.endpoint_url + self._backend.health_path, timeout=1) as answer:
-                    if answer.status == HTTPStatus.OK and self._process.poll() is None:
+                with opener.open(self.endpoint_url + self._backend.health_path, timeout=1) as response:
+                    if response.status == HTTPStatus.OK and self._process.poll() is None:
                         return
-            except (OSError, HTTPException):  # not up yet; URLError is an OSError
+            except (OSError, HTTPException):  # it does not listen yet; URLError is an OSError
                 pass
             if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self.last_output()
+                output = self.last_output()
                 self.stop()
-                msg = f"the embedded broker ({self.backend}) did not start on port {self.port}: {said}"
+                msg = f"the local broker ({self.backend}) did not start on port {self.port}: {output}"
                 raise SmartpipeError(msg)
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Stop the child: politely, and after 5 s for good. A second call does nothing."""
+        """Stop the child with SIGTERM, and after 5 s with SIGKILL. A second call does nothing."""
         if self._process is None:
             return
         self._process.terminate()
@@ -167,7 +169,7 @@ class EmbeddedBroker:
             self._output = None
 
     def wait(self, timeout_seconds: float) -> int | None:
-        """Return the child's exit code, or None while it runs."""
+        """Wait for the child's exit code, and return None if it still runs after *timeout_seconds*."""
         if self._process is None:
             return 0
         try:
@@ -178,25 +180,25 @@ class EmbeddedBroker:
     def last_output(self) -> str:
         """Return the last line that the child printed."""
         if self._output is None:
-            return "it is not running"
+            return "the broker is not running"
         self._output.seek(0)
         lines = self._output.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "it printed no output"
 
 
 def environment_of(broker: EmbeddedBroker) -> dict[str, str]:
-    """Return this process's environment, so that it leads every client to *broker* and nowhere else."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(LEADS_ELSEWHERE)}
+    """Return this process's environment with changes that lead every client to *broker* only."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED_VARIABLES)}
     return {**inherited, **broker.environment}
 
 
-def _bindable(port: int) -> int:
-    """Return *port*, or a free one for 0."""
+def _find_port(port: int) -> int:
+    """Return *port* if it is free, or any free port for 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            msg = f"port {port} of {HOST} cannot be bound: {error.strerror or error}; choose another with --port"
+            msg = f"cannot bind port {port} of {HOST}: {error.strerror or error}; choose another one with --port"
             raise ConfigError(msg) from None
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
-"""The broker's process: ``python -m smartpipe.local.child BACKEND PORT``, started by EmbeddedBroker only.
+"""The process of the local broker: ``python -m smartpipe.local.child BACKEND PORT``. Only EmbeddedBroker starts it.
 
-It ends when standard input does, which the system closes however the parent went.
+It ends when its standard input ends, which the operating system closes even if the parent was killed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ HOST = "127.0.0.1"
 
 
 def end_with_parent() -> None:
-    """Wait for the end of standard input, then stop: politely first, as the backends clean up."""
-    while os.read(sys.stdin.fileno(), 1024):  # unbuffered: the interpreter's end must not wait for a buffer's lock
+    """Wait for the end of standard input, then stop. SIGTERM comes first, so that the backend can clean up."""
+    while os.read(sys.stdin.fileno(), 1024):  # unbuffered: a lock of a buffer would block the interpreter's exit
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(GRACE_SECONDS)
@@ -30,7 +30,7 @@ def main() -> None:
     backend, port = sys.argv[1:]
     threading.Thread(target=end_with_parent, daemon=True).start()
     if backend == "moto":
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request, for as long as it runs
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would log a line for each request
         sys.argv = ["moto_server", "-H", HOST, "-p", port]
         runpy.run_module("moto.server", run_name="__main__")
     else:

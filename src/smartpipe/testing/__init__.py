@@ -1,8 +1,8 @@
-"""For the tests of services: a broker in memory on virtual time, and a real one on a free port.
+"""Tools for your tests: a broker in memory with virtual time, and functions for a real broker.
 
-The pytest plugin ``smartpipe`` loads by itself: it shows what happened on a MemoryBroker below a
-failed test, and has the fixture ``smartpipe_moto``. Names are imported at their first use, so that
-the plugin costs next to nothing where nobody uses them.
+pytest loads the plugin ``smartpipe`` automatically. It prints the timeline of each MemoryBroker below a failed test,
+and provides the fixture ``smartpipe_moto``. Names are imported at their first use, so that the plugin costs almost
+nothing in a test run that does not use them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "working",
 ]
 
-_HOMES = {
+_MODULES = {
     "MemoryBroker": "broker",
     "planned": "real_broker",
     "provision": "real_broker",
@@ -38,11 +38,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import *name* from its module, once."""
+    """Import *name* from its module at its first use."""
     from importlib import import_module
 
-    if name not in _HOMES:
+    if name not in _MODULES:
         msg = f"module 'smartpipe.testing' has no attribute {name!r}"
         raise AttributeError(msg)
-    value = globals()[name] = getattr(import_module(f"smartpipe.testing.{_HOMES[name]}"), name)
+    value = globals()[name] = getattr(import_module(f"smartpipe.testing.{_MODULES[name]}"), name)
     return value

@@ -1,4 +1,4 @@
-"""A broker in memory that runs services as a worker does, on virtual time, and knows what happened."""
+"""A broker in memory that runs services as a worker does, on virtual time, and records events and deliveries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
-from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, fits
+from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, matches
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING
 from smartpipe.transports.open import use_transport
@@ -40,37 +40,37 @@ T = TypeVar("T")
 
 POLL_SECONDS = 20
 REAL_POLL_SECONDS = 1
-LOOK_EVERY_SECONDS = 5.0
-"""Of a drain: some of what happens to a queue, such as the end of its retention, nobody does."""
+EXPIRE_SECONDS = 5.0
+"""A drain removes expired messages this often, because the end of a retention period wakes no task."""
 DRAIN_LIMIT_SECONDS = 86_400.0
-DAYS_OF_HANDLERS_SECONDS = 1_000_000.0
+STOP_SECONDS = 1_000_000.0
 
 entered: deque[MemoryBroker] = deque(maxlen=10)
-"""The last of those that the running test has entered, for the pytest plugin to show what happened on them."""
+"""The last brokers that the running test has entered. The pytest plugin prints their timelines."""
 
 
 class MemoryBroker:
     """SNS and SQS in memory, with *services* running on it: real semantics, no network, and virtual time.
 
-    An async context manager. Inside of it, every ``Publisher`` that is opened without a transport
-    publishes here, so code under test needs no change. Services run as in a worker, with the same
-    retries, leases, groups and drains; the topology is derived from them.
+    An async context manager. Inside of it, every ``Publisher`` that is opened without a transport publishes here, so
+    the code under test needs no change. Services run as in a worker, with the same retries, leases, groups and drains.
+    The topology is derived from them.
 
     Args:
-        concurrency: As that of a worker.
-        virtual: Let the loop's clock jump over waiting; see ``virtual_time``. Else time is real.
-        duplicate_share: 0 to below 1: this part of the receives from standard queues hands its message
-            out twice, which SQS may do.
-        shuffle: Standard queues hand out messages in any order, which SQS may do.
-        seed: Of the two above: the same seed does the same again.
-        idempotency_url: Where idempotent handlers claim, as ``SMARTPIPE_IDEMPOTENCY_URL``; by default in memory.
-            With PostgreSQL, handlers can use ``delivery.transaction()``. A server does not follow virtual time, so it
-            needs ``virtual=False``.
+        concurrency: The same as for a worker.
+        virtual: Let the event loop's clock skip waiting time; see ``virtual_time``. Otherwise time is real.
+        duplicate_share: The share of receives from standard queues, 0 to below 1, whose message is delivered twice.
+            SQS may do that.
+        shuffle: Deliver messages of standard queues in random order. SQS may do that.
+        seed: The seed of the two faults above. The same seed repeats the same faults.
+        idempotency_url: The store for the claims of idempotent handlers, as in ``SMARTPIPE_IDEMPOTENCY_URL``. The
+            default is a store in memory. With PostgreSQL, handlers can use ``delivery.transaction()``. A server does
+            not follow virtual time, so it needs ``virtual=False``.
 
     Raises:
-        ConfigError: What the services declare contradicts itself, the loop's time cannot be virtual, or the store
-            cannot be used.
-        StoreError: The store cannot be asked.
+        ConfigError: The declarations of the services contradict each other, the loop does not support virtual time, or
+            the store cannot be used.
+        StoreError: The store cannot be reached.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MemoryBroker:
         self._store_url = idempotency_url
         self._concurrency = concurrency
         self._virtual = virtual
-        self._weather: dict[str, Any] = {"duplicate_share": duplicate_share, "shuffle": shuffle, "seed": seed}
+        self._faults: dict[str, Any] = {"duplicate_share": duplicate_share, "shuffle": shuffle, "seed": seed}
         self._recorder: Recorder | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._consumers: dict[str, Consumer] = {}
@@ -106,7 +106,7 @@ class MemoryBroker:
             stack.callback(threads.close)
             if self._virtual:
                 stack.enter_context(virtual_time(lambda: threads.running))
-            self._recorder = Recorder(**self._weather)
+            self._recorder = Recorder(**self._faults)
             self._recorder.apply(derive(self._services, NAMING))
             stack.enter_context(use_transport(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
@@ -124,21 +124,21 @@ class MemoryBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let running handlers end, stop, and close what the services' lifespans opened."""
+        """Let running handlers end, stop the services, and close the resources of their lifespans."""
         await self._stack.aclose()
 
     @property
     def transport(self) -> Recorder:
-        """The transport to it, for a Publisher or Worker of your own."""
+        """The transport to this broker, for your own Publisher or Worker."""
         if self._recorder is None:
-            msg = "the broker does not run: use it inside of `async with MemoryBroker(service) as broker:`"
+            msg = "the broker is not running: use it inside `async with MemoryBroker(service) as broker:`"
             raise RuntimeError(msg)
         try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:  # looked at afterwards
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # the test reads the records afterwards
             return self._recorder
-        if here is not self._loop and self._consumers:
-            msg = "this broker was entered on another event loop: give its fixture and its test the same one"
+        if loop is not self._loop and self._consumers:
+            msg = "this broker was entered on another event loop: run its fixture and its test on the same loop"
             raise RuntimeError(msg)
         return self._recorder
 
@@ -154,11 +154,11 @@ class MemoryBroker:
         return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
 
     async def send(self, queue: str, body: str) -> None:
-        """Put any text into a queue: what nobody's publisher would send, but something will.
+        """Send any text to a queue, such as a malformed message that no Publisher would send.
 
         Raises:
-            TransportError: There is no such queue.
-            ValueError: SQS would not take it.
+            TransportError: The queue does not exist.
+            ValueError: SQS would refuse the message.
         """
         failures = await self.transport.send(queue, [OutgoingMessage(body, utf8_length(body))])
         if failures:
@@ -168,74 +168,76 @@ class MemoryBroker:
         """Wait until the services have nothing left to do: every message is handled or dead-lettered.
 
         Raises:
-            AssertionError: They are not done after *limit_seconds* (of virtual time); it says what is left.
+            AssertionError: Messages remain after *limit_seconds* (of virtual time). The error lists them.
         """
         transport = self.transport
         try:
             async with asyncio.timeout(limit_seconds):
-                while self._busy():
+                while self._has_work():
                     try:
-                        await asyncio.wait_for(transport.changed(), LOOK_EVERY_SECONDS)
+                        await asyncio.wait_for(transport.wait_for_change(), EXPIRE_SECONDS)
                     except TimeoutError:
                         for name in self._consumers:
                             transport.queue(name).expire()
         except TimeoutError:
-            left = ", ".join(self._left())
-            raise AssertionError(self._told(f"after {limit_seconds:g} s there is still work left: {left}")) from None
+            remaining = ", ".join(self._describe_remaining())
+            raise AssertionError(
+                self._with_timeline(f"the services have not finished after {limit_seconds:g} s: {remaining}")
+            ) from None
 
     def pause(self, queue: str) -> None:
         """Stop the service's polling of *queue*, as ``Worker.pause``.
 
-        A poll that is open, for up to 20 s, still brings what comes: let these pass first.
+        A receive call that is already open, for up to 20 s, still returns messages. Wait that long first.
 
         Raises:
-            ConfigError: No service polls it.
+            ConfigError: No service polls this queue.
         """
-        self._consumer(queue).pause()
+        self._get_consumer(queue).pause()
 
     def resume(self, queue: str) -> None:
         """Let the service poll *queue* again."""
-        self._consumer(queue).resume()
+        self._get_consumer(queue).resume()
 
     def published(self, event: type[E], **fields: Any) -> list[E]:
         """Return the published events of this class whose fields have these values, in order."""
-        return self._events(Published, event, fields)
+        return self._find_events(Published, event, fields)
 
     def handled(self, event: type[E], *, by: Callable[..., Any] | None = None, **fields: Any) -> list[E]:
-        """Return the events whose delivery succeeded; *by* this handler, if it was the last of its delivery."""
-        return self._events(Handled, event, fields, by)
+        """Return the events whose delivery succeeded. *by* selects deliveries whose last handler was this one."""
+        return self._find_events(Handled, event, fields, by)
 
     def retried(self, event: type[Event] | None = None, **fields: Any) -> list[Retried]:
-        """Return each failed delivery that was given back: ``after_seconds``, ``error``, ``receive_count``."""
-        return self._of(Retried, event, fields)
+        """Return the failed deliveries that were retried: ``after_seconds``, ``error``, ``receive_count``."""
+        return self._find_records(Retried, event, fields)
 
     def dead_lettered(self, event: type[Event] | None = None, **fields: Any) -> list[DeadLettered]:
-        """Return what was dead-lettered: ``kind``, ``reason``, ``error``, ``body``. Without a class, all of it."""
-        return self._of(DeadLettered, event, fields)
+        """Return the dead-lettered messages: ``kind``, ``reason``, ``error``, ``body``. Without a class, return all."""
+        return self._find_records(DeadLettered, event, fields)
 
     def assert_published(self, event: type[E], *, times: int | None = None, **fields: Any) -> list[E]:
-        """Assert that such events were published, exactly *times* if given; return them."""
-        return self._checked("published", event, self.published(event, **fields), times, fields)
+        """Assert that matching events were published (exactly *times*, if set), and return them."""
+        return self._check_count("published", event, self.published(event, **fields), times, fields)
 
     def assert_handled(
         self, event: type[E], *, by: Callable[..., Any] | None = None, times: int | None = None, **fields: Any
     ) -> list[E]:
-        """Assert that such events were handled, exactly *times* if given; return them."""
-        return self._checked("handled", event, self.handled(event, by=by, **fields), times, fields)
+        """Assert that matching events were handled (exactly *times*, if set), and return them."""
+        return self._check_count("handled", event, self.handled(event, by=by, **fields), times, fields)
 
     def assert_dead_lettered(self, event: type[Event], *, kind: str | None = None, **fields: Any) -> DeadLettered:
-        """Assert that one such event was dead-lettered, for this *kind* of reason; return its record."""
-        found = [one for one in self.dead_lettered(event, **fields) if kind in (None, one.kind)]
-        return self._checked(f"dead-lettered{f' as {kind}' if kind else ''}", event, found, 1, fields)[0]
+        """Assert that one matching event was dead-lettered, with this *kind* of reason, and return its record."""
+        found = [record for record in self.dead_lettered(event, **fields) if kind in (None, record.kind)]
+        return self._check_count(f"dead-lettered{f' as {kind}' if kind else ''}", event, found, 1, fields)[0]
 
     def assert_nothing_dead_lettered(self) -> None:
-        """Assert that the dead-letter queues are as empty as they should be."""
+        """Assert that no message was dead-lettered."""
         if self.dead_lettered():
-            raise AssertionError(self._told("something was dead-lettered"))
+            raise AssertionError(self._with_timeline("messages were dead-lettered"))
 
     @property
     def timeline(self) -> str:
-        """All that happened, a line for each."""
+        """Everything that happened, one line each."""
         return "\n".join(escape_text(str(record)) for record in self.transport.records)
 
     async def _start(self, service: Service, threads: Threads, stack: AsyncExitStack) -> None:
@@ -249,61 +251,63 @@ class MemoryBroker:
                 resources=Resources(publisher, threads, publisher.payloads, state, self._claims),
                 concurrency=self._concurrency,
                 poll_seconds=POLL_SECONDS if self._virtual else REAL_POLL_SECONDS,
-                observer=self.transport.settled,
+                observer=self.transport.record_settled,
             )
             self.transport.dead_letter_names.add(binding.queue.dead_letter_name)
             self._consumers[binding.queue.name] = consumer
             consumer.start()
             stack.push_async_callback(_stop, consumer)
 
-    def _consumer(self, queue: str) -> Consumer:
+    def _get_consumer(self, queue: str) -> Consumer:
         if queue not in self._consumers:
-            msg = f"queue {queue!r} is none of those that the services poll: {', '.join(self._consumers) or 'none'}"
+            msg = f"no service polls queue {queue!r}; they poll {', '.join(self._consumers) or 'no queue'}"
             raise ConfigError(msg)
         return self._consumers[queue]
 
-    def _busy(self) -> bool:
+    def _has_work(self) -> bool:
         return any(consumer.in_flight or len(self.transport.queue(name)) for name, consumer in self._consumers.items())
 
-    def _left(self) -> list[str]:
-        """Say what is in the services' queues, or still in their hands."""
-        left = []
+    def _describe_remaining(self) -> list[str]:
+        """Return a text for each queue that still has messages."""
+        remaining = []
         for name, consumer in self._consumers.items():
             visible, in_flight, delayed = self.transport.queue(name).depth
             if visible or in_flight or delayed or consumer.in_flight:
-                left.append(f"{name} has {visible} visible, {in_flight} in flight, {delayed} delayed")
-        return left
+                remaining.append(f"{name} has {visible} visible, {in_flight} in flight, {delayed} delayed")
+        return remaining
 
-    def _of(self, kind: type[Any], event: type[Event] | None, fields: Mapping[str, Any]) -> list[Any]:
-        return [one for one in self.transport.records if isinstance(one, kind) and fits(one, event, fields)]
+    def _find_records(self, kind: type[Any], event: type[Event] | None, fields: Mapping[str, Any]) -> list[Any]:
+        return [
+            record for record in self.transport.records if isinstance(record, kind) and matches(record, event, fields)
+        ]
 
-    def _events(
+    def _find_events(
         self, kind: type[Record], event: type[E], fields: Mapping[str, Any], by: Callable[..., Any] | None = None
     ) -> list[E]:
-        found: list[Record] = self._of(kind, event, fields)
+        records: list[Record] = self._find_records(kind, event, fields)
         if by is not None:
             name = name_of(by)
-            found = [one for one in found if isinstance(one, Delivered) and _function(one.handler) == name]
-        return [one.event for one in found if isinstance(one.event, event)]
+            records = [one for one in records if isinstance(one, Delivered) and _function_name(one.handler) == name]
+        return [record.event for record in records if isinstance(record.event, event)]
 
-    def _checked(
+    def _check_count(
         self, word: str, event: type[Event], found: list[T], times: int | None, fields: Mapping[str, Any]
     ) -> list[T]:
         if found if times is None else len(found) == times:
             return found
-        such = f"{event.__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+        pattern = f"{event.__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
         wanted = "" if times is None else f" {times} time{'' if times == 1 else 's'}, but {len(found)}"
-        raise AssertionError(self._told(f"{such} was not {word}{wanted}"))
+        raise AssertionError(self._with_timeline(f"{pattern} was not {word}{wanted}"))
 
-    def _told(self, fault: str) -> str:
-        return f"{fault}. What happened:\n{self.timeline or '           nothing'}"
+    def _with_timeline(self, error: str) -> str:
+        return f"{error}. Timeline:\n{self.timeline or '           empty'}"
 
 
-def _function(handler: str | None) -> str:
-    """Return the name of a handler's function, which several handlers may have."""
+def _function_name(handler: str | None) -> str:
+    """Return the name of the handler's function, which several handlers may share."""
     return (handler or "").partition("#")[0]
 
 
 async def _stop(consumer: Consumer) -> None:
-    until = asyncio.get_running_loop().time() + DAYS_OF_HANDLERS_SECONDS
+    until = asyncio.get_running_loop().time() + STOP_SECONDS
     await consumer.drain(handlers_until=until, flush_until=until, hard=asyncio.Event())

@@ -1,4 +1,4 @@
-"""Virtual time: the event loop's clock jumps to the next timer whenever nothing is left to do now."""
+"""Virtual time: the event loop's clock jumps to the next timer whenever no task is ready."""
 
 from __future__ import annotations
 
@@ -14,65 +14,65 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-FASTER = 50
-"""With sockets open, or threads running that the loop does not know, time is at most so much faster."""
+SPEEDUP = 50
+"""The maximum speed of time while sockets are open, or while threads run that the loop does not know."""
 THREAD_SECONDS = 0.05
 _KNOWN_THREADS = ("asyncio_", "smartpipe-")
 
 
 def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
-    """Make the running event loop's time virtual inside of the block: hours of waiting take milliseconds.
+    """Make the running event loop's time virtual inside the block: hours of waiting take milliseconds.
 
-    It is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While
-    sockets are open, or other threads alive, nobody can know whether they are waited for: it is 50
-    times as fast then. ``time.time()`` stays as it is. Inside of another such block it changes nothing.
+    Time is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While sockets are open,
+    or other threads are alive, the loop cannot know whether a task waits for them, so time runs 50 times as fast then.
+    ``time.time()`` is not changed. Inside another such block, it only adds *busy*.
 
     Args:
-        busy: While one of them is true, something that the loop does not know of is being waited for.
+        busy: Functions that return True while a task waits for an operation that the loop does not know.
 
     Raises:
-        ConfigError: The loop is not one of asyncio's own, such as uvloop's.
+        ConfigError: The event loop is not asyncio's own, but for example uvloop's.
     """
     loop: Any = asyncio.get_running_loop()
-    if isinstance(getattr(loop, "_selector", None), _JumpingSelector):
-        return _joined(loop._selector, busy)  # noqa: SLF001 - virtual already: one clock for all
+    if isinstance(getattr(loop, "_selector", None), _VirtualSelector):
+        return _join_clock(loop._selector, busy)  # noqa: SLF001 - time is virtual already, and there is one clock
     if not isinstance(loop, asyncio.SelectorEventLoop):
         msg = f"virtual time needs asyncio's own event loop, not {type(loop).__module__}.{type(loop).__qualname__}"
         raise ConfigError(msg)
-    return _patched(loop, busy)
+    return _patch_loop(loop, busy)
 
 
 @contextmanager
-def _joined(jumping: _JumpingSelector, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
-    jumping.busy.extend(busy)
+def _join_clock(selector: _VirtualSelector, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
+    selector.busy.extend(busy)
     try:
         yield
     finally:
-        for one in busy:
-            jumping.busy.remove(one)
+        for function in busy:
+            selector.busy.remove(function)
 
 
 @contextmanager
-def _patched(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
-    jumping = _JumpingSelector(loop._selector, loop.time(), busy)  # noqa: SLF001 - there is no public way in
+def _patch_loop(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
+    selector = _VirtualSelector(loop._selector, loop.time(), busy)  # noqa: SLF001 - asyncio has no public access to it
     original_executor = loop.run_in_executor
 
     def run_in_executor(*arguments: Any) -> Any:
         future = original_executor(*arguments)
-        jumping.threads.add(future)
-        future.add_done_callback(jumping.threads.discard)
+        selector.threads.add(future)
+        future.add_done_callback(selector.threads.discard)
         return future
 
-    loop._selector, loop.time, loop.run_in_executor = jumping, lambda: jumping.now, run_in_executor  # noqa: SLF001
+    loop._selector, loop.time, loop.run_in_executor = selector, lambda: selector.now, run_in_executor  # noqa: SLF001
     try:
         yield
     finally:
-        loop._selector = jumping.inner  # noqa: SLF001
+        loop._selector = selector.inner  # noqa: SLF001
         del loop.time, loop.run_in_executor
 
 
-class _JumpingSelector:
-    """Stands before the loop's selector: where that would sleep, it moves the clock."""
+class _VirtualSelector:
+    """Wraps the loop's selector. When the selector would sleep, it advances the clock instead."""
 
     def __init__(self, inner: Any, now: float, busy: tuple[Callable[[], bool], ...]) -> None:
         self.inner = inner
@@ -83,7 +83,7 @@ class _JumpingSelector:
         self._threads_before = set(threading.enumerate())
 
     def select(self, timeout: float | None = None) -> Any:
-        """Return what is ready; with nothing ready, let *timeout* pass at once."""
+        """Return the ready events. If there are none, advance the clock by *timeout*."""
         ready = self.inner.select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready
@@ -92,22 +92,22 @@ class _JumpingSelector:
             ready = self.inner.select(THREAD_SECONDS if timeout is None else min(timeout, THREAD_SECONDS))
             self.now += time.monotonic() - started
             return ready
-        if timeout is not None and self._somebody_else():
-            ready = self.inner.select(timeout / FASTER)
+        if timeout is not None and self._has_unknown_waits():
+            ready = self.inner.select(timeout / SPEEDUP)
             if ready:
                 return ready
-        if timeout is None:  # no timer at all: only a signal can help, as on any loop
+        if timeout is None:  # no timer: only a signal can wake the loop, as in real time
             return self.inner.select(None)
         self.now += timeout
         return []
 
-    def _somebody_else(self) -> bool:
-        """Return whether there are sockets or threads whose answers may be waited for."""
+    def _has_unknown_waits(self) -> bool:
+        """Return whether there are sockets or threads that a task may wait for."""
         return len(self.inner.get_map()) > self._sockets_of_the_loop or any(
             thread not in self._threads_before and not thread.name.startswith(_KNOWN_THREADS)
             for thread in threading.enumerate()
         )
 
     def __getattr__(self, name: str) -> Any:
-        """Be the loop's own selector in everything else."""
+        """Forward everything else to the loop's selector."""
         return getattr(self.inner, name)

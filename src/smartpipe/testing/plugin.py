@@ -1,4 +1,4 @@
-"""The pytest plugin. It loads in every test run of whoever installs smartpipe, so it imports nothing at first."""
+"""The pytest plugin. pytest loads it in every test run where smartpipe is installed, so it imports little."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from smartpipe.local import EmbeddedBroker
 
 
-def _entered() -> Any:
+def _entered_brokers() -> Any:
     module = sys.modules.get("smartpipe.testing.broker")
     return module.entered if module else []
 
 
-@pytest.hookimpl(hookwrapper=True)  # the old kind, which every pytest since 2016 knows
+@pytest.hookimpl(hookwrapper=True)  # the older form, which every pytest since 2016 supports
 def pytest_runtest_makereport() -> Generator[None, Any, None]:
-    """Show below a failed test what happened on its memory brokers."""
+    """Print the timelines of a failed test's memory brokers."""
     report: pytest.TestReport = (yield).get_result()
     if report.when == "call" and report.failed:
-        for broker in _entered():
-            report.sections.append(("smartpipe: what happened on the memory broker", broker.timeline or "nothing"))
+        for broker in _entered_brokers():
+            report.sections.append(("smartpipe: timeline of the memory broker", broker.timeline or "empty"))
     if report.when == "teardown":
-        _entered().clear()
+        _entered_brokers().clear()
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def _smartpipe_moto_server() -> Iterator[EmbeddedBroker]:
 
 @pytest.fixture
 def smartpipe_moto(_smartpipe_moto_server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> EmbeddedBroker:
-    """A moto server on a free port of this machine, in the environment, under a prefix of this test's own.
+    """Start a moto server on a free port. Point AWS's variables to it, and set a prefix for this test.
 
     Needs ``pip install 'smartpipe[moto]'``.
     """

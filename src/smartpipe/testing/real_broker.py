@@ -1,4 +1,4 @@
-"""Services on a real broker, inside of the test's process: what ``topology apply`` and ``worker`` do."""
+"""Run services on a real broker inside the test's process, as ``topology apply`` and ``worker`` do."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
     from smartpipe.service import Service
 
-READY_EVERY_SECONDS = 0.01
+POLL_CHECK_SECONDS = 0.01
 
 
 async def provision(*services: Service) -> list[str]:
-    """Create on the environment's broker what *services* declare; return what was changed, a line each."""
-    return await _compared(services, apply=True)
+    """Create the resources of *services* on the environment's broker. Return the changes, one line each."""
+    return await _plan(services, apply=True)
 
 
 async def planned(*services: Service) -> list[str]:
-    """Return what ``provision`` would change, a line each; empty when all is in place: a test of what is deployed."""
-    return await _compared(services, apply=False)
+    """Return the changes that ``provision`` would make, one line each. The list is empty if all is deployed."""
+    return await _plan(services, apply=False)
 
 
-async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
+async def _plan(services: Sequence[Service], *, apply: bool) -> list[str]:
     from smartpipe.topology.aws.provision import Provisioner
     from smartpipe.transports.open import open_aws_transport
 
@@ -44,15 +44,15 @@ async def _compared(services: Sequence[Service], *, apply: bool) -> list[str]:
 
 @asynccontextmanager
 async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
-    """Run a worker of *service* on the environment's broker, with polls of a second; drain it at the end.
+    """Run a worker of *service* on the environment's broker, with polls of one second. Drain it on exit.
 
-    The block begins when the worker polls, or has failed to come so far.
+    The block starts when the worker polls, or has failed before.
 
     Args:
-        settings: As in WorkerSettings: ``concurrency``, ``drain_seconds`` and so on.
+        settings: Values for WorkerSettings: ``concurrency``, ``drain_seconds`` and so on.
 
     Raises:
-        TopologyError: Something the service needs does not exist: ``provision`` it.
+        TopologyError: A resource of the service does not exist. Call ``provision`` first.
         AssertionError: The drain had to cancel a handler, or could not delete a message.
     """
     from smartpipe.topology.aws.verify import verify
@@ -67,12 +67,12 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     worker = Worker(service, transport, WorkerSettings.load(**options), verify=check)
     running = asyncio.create_task(worker.run())
     try:
-        # Not until it is ready: its first poll may have failed already.
-        while not worker.consumers and not running.done():  # noqa: ASYNC110 - a worker has no event for its start
-            await asyncio.sleep(READY_EVERY_SECONDS)
+        # Do not wait until it is ready: its first poll may have failed already.
+        while not worker.consumers and not running.done():  # noqa: ASYNC110 - a worker has no event for this
+            await asyncio.sleep(POLL_CHECK_SECONDS)
         yield worker
     finally:
         worker.stop("the test is over")
         code = await running
     if code:
-        raise AssertionError("the worker's drain was not clean; its log says why")
+        raise AssertionError("the worker did not drain cleanly; see its log for the reason")

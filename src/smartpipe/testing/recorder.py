@@ -1,4 +1,4 @@
-"""A transport that remembers what was published, and turns settled deliveries into records."""
+"""A transport in memory that records published events and settled deliveries."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from smartpipe.consumer.consumer import Settled
     from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Attribute, Failure, OutgoingMessage
-    from smartpipe.transports.memory.store import Stored
+    from smartpipe.transports.memory.store import StoredMessage
 
 
-LIMIT_BYTES = 2**31 - 1
+MAX_BODY_BYTES = 2**31 - 1
 
 
 class Recorder(MemoryTransport):
-    """SNS and SQS in memory, with a list of all that happened.
+    """SNS and SQS in memory, with a list of records.
 
-    A topic that no service subscribes to exists as soon as something is published to it.
+    A topic that no service subscribes to is created when an event is published to it.
     """
 
     def __init__(self, *, duplicate_share: float, shuffle: bool, seed: int) -> None:
@@ -44,24 +44,24 @@ class Recorder(MemoryTransport):
         self._started_at = asyncio.get_running_loop().time()
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """Publish, and remember what was taken."""
+        """Publish, and record the accepted messages."""
         if not self.has_topic(topic):
             self.apply(Topology({"topic": {f":{topic}": {}}}))
         failures = await super().publish(topic, messages)
-        self._published(topic, messages, failures)
+        self._record_published(topic, messages, failures)
         return failures
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        """Send, and remember what was taken, but for dead letters."""
+        """Send, and record the accepted messages, except those to a dead-letter queue."""
         failures = await super().send(queue, messages)
         if queue not in self.dead_letter_names:
-            self._published(queue, messages, failures)
+            self._record_published(queue, messages, failures)
         return failures
 
-    def settled(self, settled: Settled) -> None:
-        """Remember how a delivery ended."""
+    def record_settled(self, settled: Settled) -> None:
+        """Record the outcome of a delivery."""
         message, processed = settled.message, settled.processed
-        envelope, outcome = processed.envelope or _decoded(message.body, message.attributes), processed.outcome
+        envelope, outcome = processed.envelope or _decode(message.body, message.attributes), processed.outcome
         common = {
             "event": envelope and envelope.data,
             "event_id": envelope and envelope.id,
@@ -79,10 +79,10 @@ class Recorder(MemoryTransport):
             after_seconds = settled.redelivery_seconds or 0
             self.records.append(Retried(**common, after_seconds=after_seconds, error=outcome.error))  # type: ignore[arg-type]
 
-    def redriven(self, queue: str, stored: Stored) -> None:
-        """Remember what SQS itself moved to a dead-letter queue."""
-        envelope = _decoded(stored.content.body, stored.content.attributes)
-        error = RuntimeError("received as often as the queue's max_receive_count allows, and never settled")
+    def on_redrive(self, queue: str, stored: StoredMessage) -> None:
+        """Record a message that SQS moved to a dead-letter queue."""
+        envelope = _decode(stored.content.body, stored.content.attributes)
+        error = RuntimeError("the message reached the queue's max_receive_count without being settled")
         self.records.append(
             DeadLettered(
                 event=envelope and envelope.data,
@@ -97,12 +97,14 @@ class Recorder(MemoryTransport):
             )
         )
 
-    def _published(self, destination: str, messages: Sequence[OutgoingMessage], failures: Sequence[Failure]) -> None:
+    def _record_published(
+        self, destination: str, messages: Sequence[OutgoingMessage], failures: Sequence[Failure]
+    ) -> None:
         failed = {failure.position for failure in failures}
         for position, message in enumerate(messages):
             if position in failed:
                 continue
-            envelope = _decoded(message.body, message.attributes)
+            envelope = _decode(message.body, message.attributes)
             texts = {name: value for name, (_, value) in message.attributes.items() if isinstance(value, str)}
             self.records.append(
                 Published(
@@ -121,17 +123,17 @@ class Recorder(MemoryTransport):
         return asyncio.get_running_loop().time() - self._started_at
 
 
-def _kept(pointer: str) -> str:
+def _read_payload(pointer: str) -> str:
     payload = read_pointer(pointer)
     TrustedLocations.from_environment().location_of(payload)
     return get_from_memory(payload)
 
 
-def _decoded(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
-    """Return the event in *body*, by whatever class is declared for its type; None if it is none."""
+def _decode(body: str, attributes: Mapping[str, Attribute]) -> Envelope | None:
+    """Decode *body* with the class that is declared for its type. Return None if it is not such an event."""
     try:
         if not RESERVED_ATTRIBUTES.isdisjoint(attributes):
-            body = decompress_body(_kept(body) if is_pointer(attributes) else body, attributes, LIMIT_BYTES)
+            body = decompress_body(_read_payload(body) if is_pointer(attributes) else body, attributes, MAX_BODY_BYTES)
         fields = from_json(body)
         cls = event_class(fields["type"], int(str(fields.get("dataversion", "1")).partition(".")[0]))
         return get_decoder(frozenset({cls})).decode(body) if cls else None

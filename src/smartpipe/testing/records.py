@@ -1,4 +1,4 @@
-"""What happened on a MemoryBroker, as records that compare and print well."""
+"""Records of the events and deliveries on a MemoryBroker. They can be compared and printed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Something that happened.
+    """An entry of the timeline: a message was published, handled, retried and so on.
 
     Args:
-        event: None of a message that is no event.
-        at_seconds: When, since the broker was entered.
-        body: The message as it travelled.
+        event: The event, or None if the message is not an event.
+        at_seconds: The time since the broker was entered.
+        body: The body of the message as it was sent.
     """
 
     event: Event | None
@@ -30,7 +30,7 @@ class Record:
 
     @property
     def subject(self) -> str:
-        """What it happened to, for a line of the timeline."""
+        """The event or the body, for a line of the timeline."""
         if self.event is None:
             return f"{self.body[:60]!r}"
         return f"{type(self.event).__name__} {self.event_id}"
@@ -38,7 +38,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published(Record):
-    """An event was published to a topic, or sent to a queue past it."""
+    """An event was published to a topic, or sent directly to a queue."""
 
     destination: str
     attributes: Mapping[str, str]
@@ -46,24 +46,24 @@ class Published(Record):
     delay_seconds: int
 
     def __str__(self) -> str:
-        """Return its line of the timeline."""
+        """Return the line of the timeline."""
         return f"{self.at_seconds:>11.3f} s  published      {self.subject} to {self.destination}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered(Record):
-    """A delivery ended.
+    """A delivery was settled.
 
     Args:
-        handler: The failing handler, or the last that ran; None where none did.
-        receive_count: 1 on the first delivery.
+        handler: The handler that failed, or the last one that ran; None if no handler ran.
+        receive_count: The number of receives of the message: 1 on the first delivery.
     """
 
     queue: str
     handler: str | None
     receive_count: int
 
-    def _line(self, word: str, rest: str = "") -> str:
+    def _format_line(self, word: str, rest: str = "") -> str:
         by = f" by {self.handler}" if self.handler else ""
         where = f"from {self.queue}, receive {self.receive_count}{by}"
         return f"{self.at_seconds:>11.3f} s  {word:<14} {self.subject} {where}{rest}"
@@ -71,41 +71,41 @@ class Delivered(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handled(Delivered):
-    """Its handlers all returned."""
+    """All handlers of the event returned."""
 
     def __str__(self) -> str:
-        """Return its line of the timeline."""
-        return self._line("handled")
+        """Return the line of the timeline."""
+        return self._format_line("handled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored(Delivered):
-    """No handler takes its type, and the service ignores such events."""
+    """No handler subscribes to this event type, and the service ignores such events."""
 
     def __str__(self) -> str:
-        """Return its line of the timeline."""
-        return self._line("ignored")
+        """Return the line of the timeline."""
+        return self._format_line("ignored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(Delivered):
-    """It failed and was given back, to come again after so long."""
+    """A delivery failed, and the message will be delivered again after ``after_seconds``."""
 
     after_seconds: float
     error: BaseException
 
     def __str__(self) -> str:
-        """Return its line of the timeline."""
-        return self._line("retried", f", again after {self.after_seconds:g} s: {describe_error(self.error)}")
+        """Return the line of the timeline."""
+        return self._format_line("retried", f", again after {self.after_seconds:g} s: {describe_error(self.error)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLettered(Delivered):
-    """It was moved to the dead-letter queue.
+    """The message was moved to the dead-letter queue.
 
     Args:
-        kind: As in the dead letter: ``rejected``, ``retries-exhausted``, ``invalid-data``, and so on; or
-            ``redriven``, when SQS itself moved it after its last receive.
+        kind: The kind in the dead-letter message: ``rejected``, ``retries-exhausted``, ``invalid-data``, and so on. It
+            is ``redriven`` if SQS moved the message after its last receive.
     """
 
     kind: str
@@ -113,16 +113,16 @@ class DeadLettered(Delivered):
 
     @property
     def reason(self) -> str:
-        """What the error says."""
+        """The text of the error."""
         return str(self.error)
 
     def __str__(self) -> str:
-        """Return its line of the timeline."""
-        return self._line("dead-lettered", f", {self.kind}: {describe_error(self.error)}")
+        """Return the line of the timeline."""
+        return self._format_line("dead-lettered", f", {self.kind}: {describe_error(self.error)}")
 
 
-def fits(record: Record, event: type[Event] | None, fields: Mapping[str, Any]) -> bool:
-    """Return whether the record is of this class of events, with these values of its fields."""
+def matches(record: Record, event: type[Event] | None, fields: Mapping[str, Any]) -> bool:
+    """Return whether the event of *record* is of this class and has these field values."""
     if event is not None and not isinstance(record.event, event):
         return False
     missing = object()

@@ -1,4 +1,4 @@
-"""``/livez``, ``/readyz`` and ``/metrics``, for whoever restarts, routes to or watches the worker."""
+"""Serve ``/livez``, ``/readyz`` and ``/metrics`` to orchestrators, load balancers and Prometheus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smartpipe.escaping import escape_json
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import (
     CONTENT_TYPE,
-    QueueState,
+    QueueMetrics,
     Sample,
     families_of,
     families_of_transport,
@@ -34,38 +34,38 @@ if TYPE_CHECKING:
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_CONNECTIONS = 32
-"""A prober, a scraper and a supervisor need a few; each is a file descriptor."""
+"""Probes, a scraper and a supervisor need a few connections. Each costs a file descriptor."""
 REQUEST_SECONDS = 5.0
-ANSWER_SECONDS = 15.0
-"""After those for the request: Prometheus gives up after 10 s by default."""
+RESPONSE_SECONDS = 15.0
+"""The limit after a request has arrived. By default, Prometheus gives up after 10 s."""
 
 
-class Answer(NamedTuple):
-    """What a probe is told: 200 or 503, and why."""
+class ProbeResult(NamedTuple):
+    """The result of a probe: status 200 if *ok*, or else 503, and a body with the reasons."""
 
-    good: bool
+    ok: bool
     body: dict[str, Any]
 
 
-class Report(Protocol):
-    """What the server tells: of one worker, or of many processes."""
+class HealthReport(Protocol):
+    """The health of one worker or of several processes, as the server reports it."""
 
-    async def livez(self) -> Answer:
-        """Tell whether there is progress; if not, a restart is the cure."""
+    async def livez(self) -> ProbeResult:
+        """Return whether the process makes progress. If it does not, it should be restarted."""
 
-    async def readyz(self) -> Answer:
-        """Tell whether messages are taken."""
+    async def readyz(self) -> ProbeResult:
+        """Return whether the process receives messages."""
 
     async def metrics(self) -> str:
-        """Return the counts in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
 
 
-class Observed(Protocol):
-    """A Worker, as far as it is reported on."""
+class ObservedWorker(Protocol):
+    """The parts of a Worker that its health depends on."""
 
     @property
     def name(self) -> str:
-        """The service's."""
+        """The name of the service."""
 
     @property
     def alive(self) -> bool:
@@ -73,51 +73,57 @@ class Observed(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it takes messages."""
+        """Whether it receives messages."""
 
     @property
     def capacity(self) -> Capacity:
-        """Its handler calls that do not end, and the resources it has run out of."""
+        """Counts handler calls that do not end, and lists exhausted resources."""
 
     @property
     def consumers(self) -> Sequence[Consumer]:
-        """One for each queue."""
+        """The consumers, one for each queue."""
 
     @property
     def transport_counts(self) -> TransportCounters | None:
-        """Those of its transport, if that counts."""
+        """The counters of the transport, if it has any."""
 
 
-class WorkerReport:
-    """The Report of one worker: the state of each of its queues."""
+class WorkerHealth:
+    """The health of one worker, with the state of each of its queues."""
 
-    def __init__(self, observed: Observed) -> None:
-        self._observed = observed
+    def __init__(self, worker: ObservedWorker) -> None:
+        self._worker = worker
 
-    async def livez(self) -> Answer:
-        """Tell whether it makes progress."""
-        return self._answer("alive", good=self._observed.alive)
+    async def livez(self) -> ProbeResult:
+        """Return whether the worker makes progress."""
+        return self._build_result("alive", ok=self._worker.alive)
 
-    async def readyz(self) -> Answer:
-        """Tell whether it takes messages."""
-        return self._answer("ready", good=self._observed.ready)
+    async def readyz(self) -> ProbeResult:
+        """Return whether the worker receives messages."""
+        return self._build_result("ready", ok=self._worker.ready)
 
     async def metrics(self) -> str:
-        """Return its counts, two gauges a queue, and what its transport counts."""
-        service = self._observed.name
-        states = [
-            QueueState(service, one.queue.name, one.counters, one.in_flight, round(one.seconds_since_success(), 1))
-            for one in self._observed.consumers
+        """Return the counters, two gauges for each queue, and the counters of the transport."""
+        service = self._worker.name
+        queues = [
+            QueueMetrics(
+                service,
+                consumer.queue.name,
+                consumer.counters,
+                consumer.in_flight,
+                round(consumer.seconds_since_success(), 1),
+            )
+            for consumer in self._worker.consumers
         ]
-        overdue = Sample({"service": service}, self._observed.capacity.overdue)
-        families = [*families_of(states), family_of_overdue(overdue)]
-        counts = self._observed.transport_counts
+        overdue = Sample({"service": service}, self._worker.capacity.overdue)
+        families = [*families_of(queues), family_of_overdue(overdue)]
+        counts = self._worker.transport_counts
         if counts is not None:
             families += families_of_transport(counts, {"service": service})
         families.append(family_of_dropped_lines({"service": service}))
         return render(families)
 
-    def _answer(self, word: str, *, good: bool) -> Answer:
+    def _build_result(self, word: str, *, ok: bool) -> ProbeResult:
         queues = {
             consumer.queue.name: {
                 "seconds_since_poll": round(consumer.seconds_since_success(), 1),
@@ -125,53 +131,54 @@ class WorkerReport:
                 "in_flight": consumer.in_flight,
                 **consumer.counters.as_dict(),
             }
-            for consumer in self._observed.consumers
+            for consumer in self._worker.consumers
         }
-        reasons = self._observed.capacity.reasons
-        return Answer(good, {word: good, **({"reasons": reasons} if reasons else {}), "queues": queues})
+        reasons = self._worker.capacity.reasons
+        return ProbeResult(ok, {word: ok, **({"reasons": reasons} if reasons else {}), "queues": queues})
 
 
 class HealthServer:
-    """Serves a Report on a port, or on a Unix socket instead; ``port`` is the bound one once entered.
+    """Serves a HealthReport on a port, or on a Unix socket instead. Once entered, ``port`` is the bound port.
 
-    Clients of the port cannot use up the process's file descriptors: at most 32 connections are open. Each is for one
-    request, which must have arrived after 5 s, and whose answer must have been read after 20 s. A body that comes with
-    it is not read. When a 33rd connection comes, the one that has waited for its request the longest is closed, or
-    else the one that has not read its answer for the longest, so that probes get through.
+    Clients cannot exhaust the file descriptors of the process, because at most 32 connections are open. A connection
+    serves one request. The request must arrive within 5 s, and the client must have read the response within 20 s. The
+    server does not read the body of a request. When a 33rd connection arrives, the server closes the connection that
+    has waited longest for its request, or else the one whose client has not read its response for longest. So probes
+    are always served.
     """
 
-    def __init__(self, report: Report, host: str, port: int, *, socket: Path | None = None) -> None:
+    def __init__(self, report: HealthReport, host: str, port: int, *, socket: Path | None = None) -> None:
         self._report = report
         self._host = host
         self.port = port
         self._socket = socket
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.BaseTransport, _Connection] = {}
+        self._connections: dict[asyncio.BaseTransport, _BoundedConnection] = {}
 
     async def __aenter__(self) -> Self:
         """Bind the port.
 
         Raises:
-            ConfigError: Another process has it.
+            ConfigError: The port cannot be bound, for example because another process uses it.
         """
-        app = web.Application(middlewares=[self._once])
-        app.router.add_get("/livez", _probe(self._report.livez))
-        app.router.add_get("/readyz", _probe(self._report.readyz))
+        app = web.Application(middlewares=[self._close_after_response])
+        app.router.add_get("/livez", _create_probe(self._report.livez))
+        app.router.add_get("/readyz", _create_probe(self._report.readyz))
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, lingering_time=0)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if self._socket is not None:
-            self._server = await loop.create_unix_server(self._connection, str(self._socket))
+            self._server = await loop.create_unix_server(self._create_connection, str(self._socket))
             return self
         try:
-            self._server = await loop.create_server(self._connection, self._host, self.port)
+            self._server = await loop.create_server(self._create_connection, self._host, self.port)
         except OSError as error:
             await self._runner.cleanup()
             msg = (
-                f"the health port {self._host}:{self.port} cannot be bound: {error.strerror or error}; choose another "
-                "with --port or SMARTPIPE_PORT, 0 for any that is free"
+                f"cannot bind the health port {self._host}:{self.port}: {error.strerror or error}; choose another one "
+                "with --port or SMARTPIPE_PORT (0 selects a free port)"
             )
             raise ConfigError(msg) from None
         self.port = self._server.sockets[0].getsockname()[1]
@@ -179,17 +186,17 @@ class HealthServer:
 
     @property
     def private(self) -> bool:
-        """Whether only a supervisor is served."""
+        """Whether it serves only the supervisor, on a Unix socket."""
         return self._socket is not None
 
     @property
     def bound(self) -> str:
-        """The address and port, or the socket, that are bound."""
+        """The bound address and port, or the path of the socket."""
         return str(self._socket or f"{self._host}:{self.port}")
 
     @property
     def url(self) -> str:
-        """Where it is served, as seen from this machine."""
+        """The URL for clients on this machine."""
         if self._socket is not None:
             return f"unix:{self._socket}"
         return f"http://{'127.0.0.1' if self._host in ('0.0.0.0', '::') else self._host}:{self.port}"  # noqa: S104
@@ -205,14 +212,14 @@ class HealthServer:
         for connection in list(self._connections.values()):
             connection.abort()
 
-    def _connection(self) -> asyncio.Protocol:
-        assert self._runner is not None  # noqa: S101 - it is set up before the port is bound
+    def _create_connection(self) -> asyncio.Protocol:
+        assert self._runner is not None  # noqa: S101 - it is set before the port is bound
         assert self._runner.server is not None  # noqa: S101 - likewise
-        return _Connection(self._runner.server(), self._connections)
+        return _BoundedConnection(self._runner.server(), self._connections)
 
     @web.middleware
-    async def _once(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Let the connection end with its answer."""
+    async def _close_after_response(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Close the connection after the response."""
         connection = self._connections.get(cast("asyncio.BaseTransport", request.transport))
         if connection is not None:
             connection.requested = True
@@ -223,7 +230,7 @@ class HealthServer:
             raise
         finally:
             if connection is not None:
-                connection.answered = True
+                connection.responded = True
         response.force_close()
         return response
 
@@ -231,12 +238,12 @@ class HealthServer:
         return web.Response(body=(await self._report.metrics()).encode(), headers={"Content-Type": CONTENT_TYPE})
 
 
-class _Connection(asyncio.Protocol):
-    """One of a server's connections, bounded in number and time, in front of aiohttp's own protocol."""
+class _BoundedConnection(asyncio.Protocol):
+    """A connection with a limit in number and time. It wraps aiohttp's own protocol."""
 
-    def __init__(self, inner: asyncio.Protocol, connections: dict[asyncio.BaseTransport, _Connection]) -> None:
+    def __init__(self, inner: asyncio.Protocol, connections: dict[asyncio.BaseTransport, _BoundedConnection]) -> None:
         self.requested = False
-        self.answered = False
+        self.responded = False
         self._inner = inner
         self._connections = connections
         self._transport: asyncio.Transport | None = None
@@ -246,8 +253,8 @@ class _Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         if len(self._connections) >= MAX_CONNECTIONS:
             waiting = (one for one in self._connections.values() if not one.requested)
-            answered = (one for one in self._connections.values() if one.answered)
-            next(chain(waiting, answered, [self])).abort()
+            responded = (one for one in self._connections.values() if one.responded)
+            next(chain(waiting, responded, [self])).abort()
         if self._transport.is_closing():
             return
         self._connections[transport] = self
@@ -267,7 +274,7 @@ class _Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is None:  # it was closed at once, and aiohttp does not know of it
+        if self._timer is None:  # it was closed immediately, so aiohttp does not know it
             return
         self._timer.cancel()
         if self._transport is not None:
@@ -275,14 +282,14 @@ class _Connection(asyncio.Protocol):
         self._inner.connection_lost(exc)
 
     def abort(self) -> None:
-        """Close it now, whatever it has still to send."""
+        """Close it now, even if it has data to send."""
         if self._transport is not None:
             self._connections.pop(self._transport, None)
             self._transport.abort()
 
     def _check_requested(self) -> None:
         if self.requested:
-            self._timer = asyncio.get_running_loop().call_later(ANSWER_SECONDS, self.abort)
+            self._timer = asyncio.get_running_loop().call_later(RESPONSE_SECONDS, self.abort)
         else:
             self.abort()
 
@@ -291,9 +298,9 @@ def _dumps(body: Any) -> str:
     return escape_json(json.dumps(body))
 
 
-def _probe(ask: Callable[[], Awaitable[Answer]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def answered(_: web.Request) -> web.Response:
-        answer = await ask()
-        return web.json_response(answer.body, status=200 if answer.good else 503, dumps=_dumps)
+def _create_probe(check: Callable[[], Awaitable[ProbeResult]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def respond(_: web.Request) -> web.Response:
+        result = await check()
+        return web.json_response(result.body, status=200 if result.ok else 503, dumps=_dumps)
 
-    return answered
+    return respond

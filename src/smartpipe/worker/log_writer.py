@@ -1,7 +1,7 @@
-"""Writes lines from a thread, so that a reader that is slow or gone never stops the event loop.
+"""Write log lines from a thread, so that a slow or closed reader does not block the event loop.
 
-logging.handlers.QueueHandler and QueueListener lack three things: a bound beyond which lines are dropped and counted,
-a wait at the end that is bounded too, and a way to go on in a forked process.
+logging.handlers.QueueHandler and QueueListener lack three features: a limit above which lines are dropped and counted,
+a limited wait at the end, and support for forked processes.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 MAX_PENDING_CHARACTERS = 4_194_304
-"""Some ten thousand lines: more than any burst, and little memory."""
+"""About ten thousand lines: more than any burst, and little memory."""
 MAX_WRITE_BYTES = 4_096
 """Linux's PIPE_BUF: a pipe does not mix a write of this size with those of other processes (pipe(7))."""
 FLUSH_SECONDS = 2.0
 STALLED_SECONDS = 0.5
-LOOK_SECONDS = 0.02
+CHECK_SECONDS = 0.02
 
 _Item: TypeAlias = "str | Event"
 
 
 class Lines(Protocol):
-    """Where whole lines go."""
+    """A destination for whole lines."""
 
     dropped: int
     describe: Callable[[int], str]
 
     def write(self, line: str) -> object:
-        """Take one line with its end. Does not block."""
+        """Write one line, which ends with a newline. Does not block."""
 
     def flush(self) -> None:
-        """Wait, for a bounded time, until the lines are written."""
+        """Wait for a limited time until the lines are written."""
 
 
 class LineWriter:
-    """Writes to a duplicate of a file descriptor, in order. Beyond 4 million characters, lines are dropped and counted.
+    """Writes lines to a duplicate of a file descriptor, in order.
 
-    So are lines that cannot be written, because a disk is full or the reader has gone. After a fork the child process
-    writes without a thread. Pending lines are lost by SIGKILL and ``os._exit``.
+    It drops and counts lines if more than 4 million characters are pending. It also counts lines that it cannot write,
+    because the disk is full or the reader has closed the pipe. After a fork, the child process writes without a thread.
+    SIGKILL and ``os._exit`` lose pending lines.
 
     Args:
-        describe: Makes a line of the number of lines dropped, which is written as soon as writing works again.
+        describe: Returns a line about the number of dropped lines. It is written as soon as writing works again.
     """
 
     def __init__(
@@ -61,107 +62,108 @@ class LineWriter:
         self.describe = describe
         self._fd = os.dup(fd)
         self._encoding = encoding
-        self._lock = RLock()  # a signal handler may write a line in the middle of another
+        self._lock = RLock()  # a signal handler may write a line while another line is written
         self._lines: SimpleQueue[_Item] = SimpleQueue()
-        self._held: _Item | None = None
-        self._put = self._taken = self._reported = 0
+        self._next: _Item | None = None
+        self._put = self._dequeued = 0  # characters
+        self._reported = 0  # dropped lines
         self._thread: Thread | None = None
-        forked = weakref.WeakMethod(self._forked)
-        os.register_at_fork(after_in_child=lambda: (method := forked()) and method())
+        reset = weakref.WeakMethod(self._reset_after_fork)
+        os.register_at_fork(after_in_child=lambda: (method := reset()) and method())
         try:
             self._thread = Thread(target=self._work, name="smartpipe-log", daemon=True)
             self._thread.start()
-        except RuntimeError:  # no thread can be started: lines are written all the same
+        except RuntimeError:  # no thread can be started: write in the calling thread
             self._thread = None
 
     def write(self, line: str) -> None:
-        """Have *line*, which ends with a newline, written soon."""
+        """Queue *line*, which ends with a newline, for the thread."""
         if self._thread is None:
-            self._write([self._encoded(line)])
+            self._write([self._encode(line)])
             return
         size = len(line)
         with self._lock:
-            if self._put - self._taken + size > MAX_PENDING_CHARACTERS:
+            if self._put - self._dequeued + size > MAX_PENDING_CHARACTERS:
                 self.dropped += 1
                 return
             self._put += size
             self._lines.put(line)
 
     def flush(self) -> None:
-        """Wait until all is written: while it goes on for at most 2 s, and half a second when it does not."""
+        """Wait until all lines are written: at most 2 s, and at most 0.5 s without progress."""
         if self._thread is None:
             return
         written = Event()
         self._lines.put(written)
         now = time.monotonic()
-        until, taken, moved_at = now + FLUSH_SECONDS, self._taken, now
-        while not written.wait(LOOK_SECONDS) and (now := time.monotonic()) < min(until, moved_at + STALLED_SECONDS):
-            if self._taken != taken:
-                taken, moved_at = self._taken, now
+        until, characters, moved_at = now + FLUSH_SECONDS, self._dequeued, now
+        while not written.wait(CHECK_SECONDS) and (now := time.monotonic()) < min(until, moved_at + STALLED_SECONDS):
+            if self._dequeued != characters:
+                characters, moved_at = self._dequeued, now
 
     def _work(self) -> None:
         while True:
             try:
                 self._write_next()
-            except MemoryError:  # without this thread there would be no log any more
+            except MemoryError:  # the thread must not end, because without it the process has no log
                 self.dropped += 1
 
     def _write_next(self) -> None:
-        """Wait for a line, and write it with those behind it that fit into one write."""
-        item, self._held = self._held or self._lines.get(), None
+        """Wait for a line, and write it together with the following lines that fit into one write."""
+        item, self._next = self._next or self._lines.get(), None
         if isinstance(item, Event):
             item.set()
             return
-        batch, characters = [self._encoded(item)], len(item)
+        batch, characters = [self._encode(item)], len(item)
         size = len(batch[0])
         try:
             while True:
                 item = self._lines.get_nowait()
-                data = b"" if isinstance(item, Event) else self._encoded(item)
+                data = b"" if isinstance(item, Event) else self._encode(item)
                 size += len(data)
                 if isinstance(item, Event) or size > MAX_WRITE_BYTES:
-                    self._held = item
+                    self._next = item
                     break
                 batch.append(data)
                 characters += len(item)
         except Empty:
             pass
         finally:
-            self._taken += characters
+            self._dequeued += characters
         self._write(batch)
-        if self.dropped != self._reported and self._put - self._taken < MAX_PENDING_CHARACTERS // 2:
+        if self.dropped != self._reported and self._put - self._dequeued < MAX_PENDING_CHARACTERS // 2:
             count = self.dropped - self._reported
-            if self._write([self._encoded(self.describe(count))], counted=False):
+            if self._write([self._encode(self.describe(count))], counted=False):
                 self._reported += count
 
-    def _encoded(self, line: str) -> bytes:
+    def _encode(self, line: str) -> bytes:
         return line.encode(self._encoding, "backslashreplace")
 
     def _write(self, lines: list[bytes], *, counted: bool = True) -> bool:
-        """Write all of it, however long that takes; return whether it could be written."""
+        """Write all lines, without a time limit. Return whether that succeeded."""
         data = memoryview(b"".join(lines))
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # another process has made it non-blocking
+            except BlockingIOError:  # another process has made the descriptor non-blocking
                 writable = select.poll()
                 writable.register(self._fd, select.POLLOUT)
                 writable.poll()
-            except OSError:  # the reader has gone, or the disk is full
+            except OSError:  # the reader has closed the pipe, or the disk is full
                 self.dropped += len(lines) if counted else 0
                 return False
         return True
 
-    def _forked(self) -> None:
-        """Go on in a child process, which has no thread but the one that forked."""
+    def _reset_after_fork(self) -> None:
+        """Continue in a forked process, where only the forking thread exists: write without a thread."""
         self._thread = None
         self._lock = RLock()
         self._lines = SimpleQueue()
-        self._held = None
+        self._next = None
 
 
 class StreamLines:
-    """Writes to a stream that has no file descriptor, as tests have, or to none."""
+    """Writes to standard output when it has no file descriptor, as in tests, or is closed."""
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -182,22 +184,22 @@ _standard_output: Lines | None = None
 
 
 def standard_output() -> Lines:
-    """Return the one writer to this process's standard output, so that its lines keep their order."""
+    """Return the only writer to this process's standard output, so that lines stay in order."""
     global _standard_output  # noqa: PLW0603 - there is one standard output
     if _standard_output is None:
         try:
             _standard_output = LineWriter(sys.stdout.fileno(), encoding=sys.stdout.encoding)
-        except (AttributeError, OSError, ValueError):  # it is closed, or a stream of a test
+        except (AttributeError, OSError, ValueError):  # standard output is closed, or a test has replaced it
             return StreamLines()
     return _standard_output
 
 
 def family_of_dropped_lines(labels: Mapping[str, str]) -> Family:
-    """Return the number of lines that standard output did not take."""
+    """Return the number of lines that standard output did not accept."""
     dropped = 0 if _standard_output is None else _standard_output.dropped
     return Family(
         "smartpipe_log_lines_dropped_total",
         "counter",
-        "Lines that standard output did not take in time.",
+        "Log lines dropped because standard output did not accept them in time.",
         [Sample(labels, dropped)],
     )

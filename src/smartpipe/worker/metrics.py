@@ -1,4 +1,4 @@
-"""The Prometheus text format, 0.0.4: what a worker counted, and the answers of several processes as one."""
+"""Format metrics as Prometheus text, version 0.0.4, and merge the texts of several processes. Pure."""
 
 from __future__ import annotations
 
@@ -14,34 +14,43 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Every other count is an outcome, of which a delivery has one: their sum means something.
-NOT_OUTCOMES = {
-    "received": ("smartpipe_messages_received_total", "Deliveries taken from the queue."),
-    "lease_lost": ("smartpipe_leases_lost_total", "Leases that ran out while their message was being handled."),
+# Every other counter is an outcome. A delivery has exactly one outcome, so their sum is the number of deliveries.
+OTHER_COUNTERS = {
+    "received": ("smartpipe_messages_received_total", "Deliveries received from the queue."),
+    "lease_lost": ("smartpipe_leases_lost_total", "Leases that expired while their message was being handled."),
     "not_deleted": ("smartpipe_messages_not_deleted_total", "Finished messages that could not be deleted."),
-    "deduplicated": ("smartpipe_deduplicated_total", "Calls left out because their effect had happened."),
-    "fenced": ("smartpipe_fenced_total", "Calls that returned after their claim had gone to another worker."),
+    "deduplicated": (
+        "smartpipe_deduplicated_total",
+        "Handler calls skipped because the event had been handled before.",
+    ),
+    "fenced": ("smartpipe_fenced_total", "Handler calls that returned after another worker had taken their claim."),
     "not_ended": (
         "smartpipe_handlers_not_ended_total",
-        "Async handlers that did not end although cancelled at their timeout.",
+        "Async handlers that did not end after their timeout had cancelled them.",
     ),
-    "abandoned_threads": ("smartpipe_threads_abandoned_total", "Sync handlers that ran into their timeout."),
+    "abandoned_threads": (
+        "smartpipe_threads_abandoned_total",
+        "Threads abandoned because a sync handler exceeded its timeout.",
+    ),
 }
-OF_TRANSPORT = {
-    "damaged": ("smartpipe_messages_damaged_total", "Messages of a wrong MD5 sum, left to come again."),
-    "resent": ("smartpipe_requests_resent_total", "Requests sent twice, as their kept connection had been closed."),
+TRANSPORT_COUNTERS = {
+    "damaged": ("smartpipe_messages_damaged_total", "Messages with a wrong MD5 sum, which will be delivered again."),
+    "resent": (
+        "smartpipe_requests_resent_total",
+        "Requests sent again because their keep-alive connection had been closed.",
+    ),
 }
 
 
 class Sample(NamedTuple):
-    """One line."""
+    """One line: labels and a value."""
 
     labels: Mapping[str, str]
     value: float
 
 
 class Family(NamedTuple):
-    """Samples of one name; ``kind`` is ``counter`` or ``gauge``."""
+    """The samples of one metric. ``kind`` is ``counter`` or ``gauge``."""
 
     name: str
     kind: str
@@ -49,8 +58,8 @@ class Family(NamedTuple):
     samples: Sequence[Sample]
 
 
-class QueueState(NamedTuple):
-    """How one queue's consumer fares."""
+class QueueMetrics(NamedTuple):
+    """The metrics of one queue's consumer."""
 
     service: str
     queue: str
@@ -59,60 +68,60 @@ class QueueState(NamedTuple):
     seconds_since_poll: float
 
 
-def families_of(queues: Sequence[QueueState]) -> Iterator[Family]:
-    """Yield what a worker reports, counts that are 0 too: a rate needs the sample before the first."""
-    labels = [{"service": state.service, "queue": state.queue} for state in queues]
-    counts = [asdict(state.counts) for state in queues]
+def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
+    """Yield the metrics of a worker, including counters at 0: a rate needs the sample before the first increment."""
+    labels = [{"service": queue.service, "queue": queue.queue} for queue in queues]
+    counts = [asdict(queue.counts) for queue in queues]
     outcomes = [
         Sample({**label, "outcome": name}, value)
         for label, count in zip(labels, counts, strict=True)
         for name, value in count.items()
-        if name not in NOT_OUTCOMES
+        if name not in OTHER_COUNTERS
     ]
-    yield Family("smartpipe_messages_total", "counter", "What became of deliveries.", outcomes)
-    for field, (name, text) in NOT_OUTCOMES.items():
+    yield Family("smartpipe_messages_total", "counter", "Deliveries by outcome.", outcomes)
+    for field, (name, text) in OTHER_COUNTERS.items():
         samples = [Sample(label, count[field]) for label, count in zip(labels, counts, strict=True)]
         yield Family(name, "counter", text, samples)
-    in_flight = [Sample(label, state.in_flight) for label, state in zip(labels, queues, strict=True)]
+    in_flight = [Sample(label, queue.in_flight) for label, queue in zip(labels, queues, strict=True)]
     yield Family("smartpipe_messages_in_flight", "gauge", "Messages being handled.", in_flight)
-    ages = [Sample(label, state.seconds_since_poll) for label, state in zip(labels, queues, strict=True)]
+    ages = [Sample(label, queue.seconds_since_poll) for label, queue in zip(labels, queues, strict=True)]
     yield Family(
         "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages
     )
 
 
 def family_of_overdue(calls: Sample) -> Family:
-    """Return the number of handler calls that ran into their timeout and still run."""
+    """Return the number of handler calls that have exceeded their timeout and still run."""
     return Family(
-        "smartpipe_handlers_overdue", "gauge", "Handler calls that ran into their timeout and still run.", [calls]
+        "smartpipe_handlers_overdue", "gauge", "Handler calls that have exceeded their timeout and still run.", [calls]
     )
 
 
 def families_of_transport(counts: TransportCounters, labels: Mapping[str, str]) -> Iterator[Family]:
-    """Yield what a transport counts, by nothing but *labels*: its connections are of all queues."""
+    """Yield the counters of a transport, with *labels* only: all queues share its connections."""
     values = asdict(counts)
-    for field, (name, text) in OF_TRANSPORT.items():
+    for field, (name, text) in TRANSPORT_COUNTERS.items():
         yield Family(name, "counter", text, [Sample(labels, values[field])])
 
 
 def render(families: Iterable[Family]) -> str:
-    """Return the text."""
+    """Return *families* as text."""
     lines: list[str] = []
     for family in families:
-        lines.append(f"# HELP {family.name} {_escaped(family.help)}")
+        lines.append(f"# HELP {family.name} {_escape(family.help)}")
         lines.append(f"# TYPE {family.name} {family.kind}")
         for labels, value in family.samples:
-            pairs = ",".join(f'{name}="{_escaped(text, quotes=True)}"' for name, text in labels.items())
+            pairs = ",".join(f'{name}="{_escape(text, quotes=True)}"' for name, text in labels.items())
             lines.append(f"{family.name}{{{pairs}}} {value}" if pairs else f"{family.name} {value}")
     return "".join(f"{line}\n" for line in lines)
 
 
 def merge(texts: Mapping[str, str], label: str) -> str:
-    """Return *texts*, as `render` wrote them, as one: each family once, each sample with its key as *label*."""
+    """Merge *texts* from ``render``: each family appears once, and each sample gets its key as *label*."""
     heads: dict[str, list[str]] = {}
     samples: dict[str, list[str]] = {}
     for key, text in texts.items():
-        pair = f'{label}="{_escaped(key, quotes=True)}"'
+        pair = f'{label}="{_escape(key, quotes=True)}"'
         family = ""
         for line in filter(None, text.split("\n")):
             if line.startswith("# HELP "):
@@ -123,11 +132,11 @@ def merge(texts: Mapping[str, str], label: str) -> str:
                 if line not in head:
                     head.append(line)
             else:
-                samples[family].append(_labelled(line, pair))
+                samples[family].append(_add_label(line, pair))
     return "".join(f"{line}\n" for family, head in heads.items() for line in (*head, *samples[family]))
 
 
-def _labelled(line: str, pair: str) -> str:
+def _add_label(line: str, pair: str) -> str:
     name, brace, rest = line.partition("{")
     if brace:
         return f"{name}{{{pair},{rest}"
@@ -135,7 +144,7 @@ def _labelled(line: str, pair: str) -> str:
     return f"{name}{{{pair}}} {value}"
 
 
-def _escaped(text: str, *, quotes: bool = False) -> str:
+def _escape(text: str, *, quotes: bool = False) -> str:
     text = "\n".join(map(escape_text, text.split("\n")))
     text = text.replace("\\", "\\\\").replace("\n", "\\n")
     return text.replace('"', '\\"') if quotes else text

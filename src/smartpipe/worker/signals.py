@@ -1,4 +1,4 @@
-"""The signals that stop a process, in one place: the worker knows how to stop, and nothing of POSIX."""
+"""Turn the signals that stop a process into calls. The worker itself does not handle signals."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""From an orchestrator, Ctrl-C, a terminal that is closed, and Ctrl-\\ or an image's STOPSIGNAL."""
+"""Sent by an orchestrator, by Ctrl-C, by a closed terminal, and by Ctrl-\\ or an image's STOPSIGNAL."""
 
 
-def heard_signals() -> list[signal.Signals]:
-    """Return the signals to hear: `nohup` ignores SIGHUP for its command, and that is left so."""
-    return [one for one in SIGNALS if one is not signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+def signals_to_handle() -> list[signal.Signals]:
+    """Return the signals to handle. SIGHUP stays ignored if the process was started by ``nohup``."""
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    return [signum for signum in SIGNALS if signum not in ignored]
 
 
 @contextmanager
 def on_stop(*calls: Callable[[str], None]) -> Iterator[None]:
-    """Make one of *calls* at each of SIGNALS, in their order; after the last a signal has its default effect.
+    """Make the next of *calls* at each signal. After the last call, signals have their default effect again.
 
-    SIGHUP makes the first call only.
+    SIGHUP makes only the first call.
 
-    The handlers are asyncio's, so all run in the loop between two steps of it, where they may set
-    events and cancel tasks; a plain signal handler could interrupt the loop anywhere.
+    The handlers are registered with asyncio, so they run between two steps of the event loop, where they may set events
+    and cancel tasks. A plain signal handler could interrupt the loop at any point.
     """
     loop = asyncio.get_running_loop()
     left = list(calls)
 
-    def received(name: str) -> None:
+    def on_signal(name: str) -> None:
         if name == signal.SIGHUP.name and len(left) < len(calls):
-            return  # a terminal's shell sends it besides the kernel, and systemd after SIGTERM
-        if left:  # signals that came while the loop was blocked are all heard at once
+            return  # the shell of a terminal sends it in addition to the kernel, and systemd sends it after SIGTERM
+        if left:  # signals that arrived while the loop was blocked are handled in one step
             left.pop(0)(name)
         if not left:
             restore()
 
-    heard = heard_signals()
+    signums = signals_to_handle()
 
     def restore() -> None:
-        for signum in heard:
+        for signum in signums:
             loop.remove_signal_handler(signum)
 
-    for signum in heard:
-        loop.add_signal_handler(signum, received, signum.name)
+    for signum in signums:
+        loop.add_signal_handler(signum, on_signal, signum.name)
     try:
         yield
     finally:
@@ -57,32 +58,32 @@ def on_stop(*calls: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def on_supervisor(stop: Callable[[str], None], kill: Callable[[str], None]) -> Iterator[None]:
-    """Hear a supervisor: SIGTERM and the end of standard input call *stop*, however often, and SIGINT calls *kill*.
+    """Handle the signals of a supervisor: SIGTERM and the end of standard input call *stop*, and SIGINT calls *kill*.
 
-    SIGHUP and SIGQUIT call *stop* too, from whoever sends them.
+    SIGHUP and SIGQUIT call *stop* too. Each signal makes its call, not only the first one.
 
-    SIGTERM never kills, because whoever stops a whole group of processes, as systemd does, signals
-    the children besides the supervisor, which signals them too. Standard input ends with the
-    supervisor, however that ends; whatever is started from here finds it empty.
+    A second SIGTERM does not kill the process. systemd, for example, signals all processes of a group: the children get
+    SIGTERM from systemd and from the supervisor. Standard input ends with the supervisor, even if the supervisor is
+    killed. Subprocesses that a handler starts get an empty standard input.
     """
     loop = asyncio.get_running_loop()
-    lifeline = os.dup(sys.stdin.fileno())
-    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a handler's subprocess would wait for the supervisor's words
-        os.dup2(nothing.fileno(), sys.stdin.fileno())
+    supervisor_input = os.dup(sys.stdin.fileno())
+    with open(os.devnull, "rb") as empty:  # noqa: PTH123 - else a handler's subprocess could wait for input
+        os.dup2(empty.fileno(), sys.stdin.fileno())
 
-    def ended() -> None:
-        if not os.read(lifeline, 1024):
-            loop.remove_reader(lifeline)
-            stop("the supervisor is gone")
+    def check_supervisor() -> None:
+        if not os.read(supervisor_input, 1024):
+            loop.remove_reader(supervisor_input)
+            stop("the supervisor has ended")
 
-    heard = heard_signals()
-    for signum in heard:
+    signums = signals_to_handle()
+    for signum in signums:
         loop.add_signal_handler(signum, kill if signum is signal.SIGINT else stop, signum.name)
-    loop.add_reader(lifeline, ended)
+    loop.add_reader(supervisor_input, check_supervisor)
     try:
         yield
     finally:
-        loop.remove_reader(lifeline)
-        os.close(lifeline)
-        for signum in heard:
+        loop.remove_reader(supervisor_input)
+        os.close(supervisor_input)
+        for signum in signums:
             loop.remove_signal_handler(signum)

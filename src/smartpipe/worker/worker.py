@@ -20,7 +20,7 @@ from smartpipe.errors import (
     TransportError,
 )
 from smartpipe.transport import counters_of
-from smartpipe.worker.health import HealthServer, WorkerReport
+from smartpipe.worker.health import HealthServer, WorkerHealth
 from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Worker:
         self._runtime: Runtime | None = None
         self.capacity = Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
-        self.health = HealthServer(WorkerReport(self), settings.host, settings.port, socket=socket)
+        self.health = HealthServer(WorkerHealth(self), settings.host, settings.port, socket=socket)
 
     @property
     def name(self) -> str:

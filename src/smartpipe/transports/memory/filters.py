@@ -1,4 +1,4 @@
-"""SNS filter policies. Pure.
+"""Match messages against SNS filter policies. Pure.
 
 Source: Amazon SNS, "Subscription filter policies": string, numeric, prefix, suffix, anything-but,
 exists, equals-ignore-case, cidr, and ``$or``; over message attributes or over the JSON body.
@@ -55,7 +55,7 @@ def _matches_body(policy: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
         elif isinstance(rules, dict):
             value = body.get(key, {})
             nested = value if isinstance(value, list) else [value]
-            found = any(isinstance(one, dict) and _matches_body(rules, one) for one in nested)
+            found = any(isinstance(item, dict) and _matches_body(rules, item) for item in nested)
         else:
             value = body.get(key, _MISSING)
             found = _matches_any(rules, [] if value is _MISSING else value if isinstance(value, list) else [value])
@@ -65,7 +65,7 @@ def _matches_body(policy: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
 
 
 def _attribute_values(attribute: Attribute | None) -> list[Any]:
-    """Return what a policy compares: a Binary attribute is as good as none."""
+    """Return the values that a policy compares. A Binary attribute counts as missing."""
     if attribute is None or isinstance(attribute.value, bytes):
         return []
     kind = attribute.data_type
@@ -79,20 +79,20 @@ def _attribute_values(attribute: Attribute | None) -> list[Any]:
 
 
 def _matches_any(rules: Iterable[Any], values: list[Any]) -> bool:
-    return any(_rule_matches(rule, values) for rule in rules)
+    return any(_matches_rule(rule, values) for rule in rules)
 
 
-def _rule_matches(rule: Any, values: list[Any]) -> bool:
+def _matches_rule(rule: Any, values: list[Any]) -> bool:
     if not isinstance(rule, dict):
-        return any(_same(rule, value) for value in values)
+        return any(_is_equal(rule, value) for value in values)
     if "exists" in rule:
         return bool(values) is bool(rule["exists"])
     if "anything-but" in rule:
-        return any(not _excluded(rule["anything-but"], value) for value in values)
-    return any(_operator_matches(rule, value) for value in values)
+        return any(not _is_excluded(rule["anything-but"], value) for value in values)
+    return any(_matches_operator(rule, value) for value in values)
 
 
-def _operator_matches(rule: Mapping[str, Any], value: Any) -> bool:
+def _matches_operator(rule: Mapping[str, Any], value: Any) -> bool:
     [(name, wanted)] = rule.items()
     if name == "numeric":
         pairs = zip(wanted[::2], wanted[1::2], strict=True)
@@ -109,13 +109,13 @@ def _operator_matches(rule: Mapping[str, Any], value: Any) -> bool:
     return value.startswith(wanted) if name == "prefix" else name == "suffix" and value.endswith(wanted)
 
 
-def _excluded(wanted: Any, value: Any) -> bool:
+def _is_excluded(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, dict):
-        return _operator_matches(wanted, value)
-    return any(_same(one, value) for one in (wanted if isinstance(wanted, list) else [wanted]))
+        return _matches_operator(wanted, value)
+    return any(_is_equal(item, value) for item in (wanted if isinstance(wanted, list) else [wanted]))
 
 
-def _same(wanted: Any, value: Any) -> bool:
+def _is_equal(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, bool) or isinstance(value, bool):
         return wanted is value
     return bool(wanted == value)

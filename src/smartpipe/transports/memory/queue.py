@@ -21,7 +21,7 @@ from smartpipe.limits import (
 )
 from smartpipe.message import Failure
 from smartpipe.topics import FIFO_SUFFIX
-from smartpipe.transports.memory.store import FifoStore, StandardStore, Store, Stored
+from smartpipe.transports.memory.store import FifoStore, MessageStore, StandardStore, StoredMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,19 +33,19 @@ DEDUPLICATION_SECONDS = 300
 
 
 class Depth(NamedTuple):
-    """How many messages can be received, are being handled, or are delayed."""
+    """The number of messages that can be received, are being handled, and are delayed."""
 
     visible: int
     in_flight: int
     delayed: int
 
 
-class Weather(NamedTuple):
-    """What a standard queue does that it may do, and emulators never do.
+class DeliveryFaults(NamedTuple):
+    """Faults that SQS permits a standard queue, and that emulators never show.
 
     Args:
-        duplicate_share: 0 to 1: which part of the receives hands its message out once more.
-        shuffle: Hand messages out in any order.
+        duplicate_share: The share of receives, 0 to 1, after which the message is delivered once more.
+        shuffle: Deliver messages in random order.
     """
 
     random: Random
@@ -54,12 +54,12 @@ class Weather(NamedTuple):
 
 
 class MemoryQueue:
-    """A queue by its AWS attributes (values as text, as AWS has them; RedrivePolicy as a mapping).
+    """A queue with AWS attributes: the values are text, as on AWS, and RedrivePolicy is a mapping.
 
     Args:
-        clock: Seconds; visibility, delay and retention follow it.
-        find: Returns the queue with an ARN, to redrive to.
-        redriven: Called with its name and each message that it moves there.
+        clock: Returns the time in seconds, for visibility, delay and retention.
+        find_queue: Returns the queue with an ARN, which may be a dead-letter queue.
+        on_redrive: Called with the name of this queue and each message that it moves to its dead-letter queue.
     """
 
     def __init__(
@@ -68,35 +68,36 @@ class MemoryQueue:
         attributes: Mapping[str, Any],
         *,
         clock: Callable[[], float],
-        find: Callable[[str], MemoryQueue | None],
-        redriven: Callable[[str, Stored], None],
-        weather: Weather,
+        find_queue: Callable[[str], MemoryQueue | None],
+        on_redrive: Callable[[str, StoredMessage], None],
+        faults: DeliveryFaults,
     ) -> None:
         self.name = name
         self.fifo = name.endswith(FIFO_SUFFIX)
         self.attributes = dict(attributes)
         self._clock = clock
-        self._find = find
-        self._redriven = redriven
-        self._weather = weather
-        self._store: Store = FifoStore() if self.fifo else StandardStore(weather.random if weather.shuffle else None)
-        self._live: dict[str, Stored] = {}
-        self._sent_at: dict[str, float] = {}  # by deduplication id, the oldest first
+        self._find_queue = find_queue
+        self._on_redrive = on_redrive
+        self._faults = faults
+        shuffle = faults.random if faults.shuffle else None
+        self._store: MessageStore = FifoStore() if self.fifo else StandardStore(shuffle)
+        self._messages: dict[str, StoredMessage] = {}
+        self._sent_at: dict[str, float] = {}  # by deduplication id, in order of time
         self._numbers = count()
-        self._oldest = math.inf  # no message was sent before
+        self._oldest = math.inf  # the time of the oldest message, or a lower bound
 
     def __len__(self) -> int:
-        """Return how many messages there are, also those whose retention is over, until ``expire``."""
+        """Return the number of messages. It includes expired ones until ``expire`` is called."""
         return len(self._store)
 
     @property
     def limit_bytes(self) -> int:
-        """The largest message, and batch of messages, that it takes."""
+        """The maximum size of a message, and of a batch of messages."""
         return int(self.attributes.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
 
     @property
     def depth(self) -> Depth:
-        """What is in it."""
+        """The number of messages by state."""
         now = self._clock()
         self.expire()
         hidden = [stored for stored in self._store if stored.visible_at > now]
@@ -104,59 +105,59 @@ class MemoryQueue:
         return Depth(len(self._store) - len(hidden), len(hidden) - delayed, delayed)
 
     def send(self, message: OutgoingMessage) -> Failure | None:
-        """Take *message*, or say (of position 0) why not."""
-        problem = self._problem(message)
-        if problem is not None:
-            return Failure(0, *problem, retryable=False)
+        """Accept *message*, or return a failure for position 0."""
+        error = self._validate(message)
+        if error is not None:
+            return Failure(0, *error, retryable=False)
         now = self._clock()
         if self.fifo and self._is_duplicate(message.deduplication_id or "", now):
             return None
         delay = message.delay_seconds or int(self.attributes.get("DelaySeconds", 0))
-        self._add(Stored(next(self._numbers), str(uuid4()), message, now, now + delay), now)
+        self._add(StoredMessage(next(self._numbers), str(uuid4()), message, now, now + delay), now)
         return None
 
-    def receive(self, max_messages: int, visibility_timeout_seconds: float) -> list[Stored]:
-        """Hand out what is visible; what was received too often goes to the dead-letter queue instead."""
+    def receive(self, max_messages: int, visibility_timeout_seconds: float) -> list[StoredMessage]:
+        """Deliver visible messages. Move those with too many receives to the dead-letter queue instead."""
         now = self._clock()
         self.expire()
         policy: Mapping[str, Any] = self.attributes.get("RedrivePolicy") or {}
         max_receives = int(policy.get("maxReceiveCount", MAX_RECEIVES))
-        taken: list[Stored] = []
-        while len(taken) < max_messages:
-            found = self._store.available(now, max_messages - len(taken))
+        received: list[StoredMessage] = []
+        while len(received) < max_messages:
+            candidates = self._store.find_visible(now, max_messages - len(received))
             moved = False
-            for stored in found:
-                too_often = stored.receive_count >= max_receives
-                dead_letters = self._find(policy["deadLetterTargetArn"]) if policy and too_often else None
-                if dead_letters is not None:
+            for stored in candidates:
+                is_exhausted = stored.receive_count >= max_receives
+                dead_letter_queue = self._find_queue(policy["deadLetterTargetArn"]) if policy and is_exhausted else None
+                if dead_letter_queue is not None:
                     self._remove(stored)
                     account, _, _ = policy["deadLetterTargetArn"].rpartition(":")
-                    dead_letters.adopt(stored, f"{account}:{self.name}")
-                    self._redriven(self.name, stored)
+                    dead_letter_queue.accept_moved(stored, f"{account}:{self.name}")
+                    self._on_redrive(self.name, stored)
                     moved = True
                 else:
-                    taken.append(self._hand_out(stored, now, visibility_timeout_seconds))
-            if not moved:  # else there may be more behind what was moved
+                    received.append(self._deliver(stored, now, visibility_timeout_seconds))
+            if not moved:  # else more messages may follow the moved ones
                 break
-        return taken
+        return received
 
     def delete(self, receipt: str) -> tuple[str, str] | None:
-        """Delete by *receipt*; return SQS's code and words if it refuses."""
+        """Delete the message of *receipt*. Return the error code and text of SQS if the receipt is invalid."""
         message_id, _, queue = receipt.partition("#")
         if not queue.endswith("#" + self.name):
             return "ReceiptHandleIsInvalid", "The input receipt handle is invalid."
-        stored = self._live.get(message_id)
+        stored = self._messages.get(message_id)
         if stored is None:
             return None
         if self.fifo and (stored.receipt != receipt or stored.visible_at <= self._clock()):
             return "InvalidParameterValue", "The receipt handle has expired."
-        if stored.receipt == receipt:  # a standard queue says yes to an older one, and does nothing
+        if stored.receipt == receipt:  # a standard queue reports success for an older receipt, and deletes nothing
             self._remove(stored)
         return None
 
     def change_visibility(self, receipt: str, seconds: float) -> tuple[str, str] | None:
-        """Hide the message for so long from now; return SQS's code and words if it refuses."""
-        stored, now = self._live.get(receipt.partition("#")[0]), self._clock()
+        """Hide the message for *seconds* from now. Return the error code and text of SQS if it refuses."""
+        stored, now = self._messages.get(receipt.partition("#")[0]), self._clock()
         if not receipt.endswith("#" + self.name):
             return "ReceiptHandleIsInvalid", "The input receipt handle is invalid."
         if stored is None or stored.receipt != receipt or stored.visible_at <= now:
@@ -168,16 +169,16 @@ class MemoryQueue:
         return None
 
     def next_visible_at(self) -> float | None:
-        """Return when a hidden message comes into sight, or None."""
+        """Return when the next hidden message becomes visible, or None."""
         return self._store.next_visible_at(self._clock())
 
-    def adopt(self, stored: Stored, source: str) -> None:
-        """Take a message that SQS itself moves here from *source*, an ARN.
+    def accept_moved(self, stored: StoredMessage, source: str) -> None:
+        """Accept a message that SQS moves here from the queue with the ARN *source*.
 
-        Its id and its count stay, and so does a standard one's age.
+        It keeps its id and its receive count. On a standard queue it also keeps its age.
         """
         now = self._clock()
-        moved = Stored(
+        moved = StoredMessage(
             next(self._numbers),
             stored.message_id,
             stored.content,
@@ -189,25 +190,25 @@ class MemoryQueue:
         )
         self._add(moved, now)
 
-    def contents(self) -> list[Stored]:
+    def contents(self) -> list[StoredMessage]:
         """Return every message, in order of arrival."""
         self.expire()
         return sorted(self._store, key=lambda stored: stored.number)
 
-    def _hand_out(self, stored: Stored, now: float, seconds: float) -> Stored:
+    def _deliver(self, stored: StoredMessage, now: float, seconds: float) -> StoredMessage:
         stored.receive_count += 1
         stored.received_at = now
         if stored.first_received_at is None:
             stored.first_received_at = now
         stored.receipt = f"{stored.message_id}#{stored.receive_count}#{self.name}"
-        share = 0.0 if self.fifo else self._weather.duplicate_share
-        again = share > 0 and self._weather.random.random() < share
-        stored.visible_at = now if again else now + seconds
+        share = 0.0 if self.fifo else self._faults.duplicate_share
+        is_duplicated = share > 0 and self._faults.random.random() < share
+        stored.visible_at = now if is_duplicated else now + seconds
         self._store.put(stored, now)
         return stored
 
     def _is_duplicate(self, deduplication_id: str, now: float) -> bool:
-        """Return whether it was sent within five minutes; else remember that it was now."""
+        """Return whether a message with this id was sent in the last five minutes. If not, record the id."""
         while self._sent_at and now - next(iter(self._sent_at.values())) >= DEDUPLICATION_SECONDS:
             del self._sent_at[next(iter(self._sent_at))]
         if deduplication_id in self._sent_at:
@@ -215,17 +216,17 @@ class MemoryQueue:
         self._sent_at[deduplication_id] = now
         return False
 
-    def _add(self, stored: Stored, now: float) -> None:
-        self._live[stored.message_id] = stored
+    def _add(self, stored: StoredMessage, now: float) -> None:
+        self._messages[stored.message_id] = stored
         self._oldest = min(self._oldest, stored.sent_at)
         self._store.put(stored, now)
 
-    def _remove(self, stored: Stored) -> None:
+    def _remove(self, stored: StoredMessage) -> None:
         self._store.remove(stored)
-        self._live.pop(stored.message_id, None)
+        self._messages.pop(stored.message_id, None)
 
     def expire(self) -> None:
-        """Delete what has been kept for as long as its retention."""
+        """Delete messages that are older than the retention period."""
         oldest = self._clock() - int(self.attributes.get("MessageRetentionPeriod", 345_600))
         if self._oldest >= oldest:
             return
@@ -233,8 +234,8 @@ class MemoryQueue:
             self._remove(stored)
         self._oldest = min((stored.sent_at for stored in self._store), default=math.inf)
 
-    def _problem(self, message: OutgoingMessage) -> tuple[str, str] | None:
-        """Say what SQS would refuse; SendMessage."""
+    def _validate(self, message: OutgoingMessage) -> tuple[str, str] | None:
+        """Return the error code and text with which SendMessage would refuse *message*, or None."""
         if not MESSAGE_TEXT.fullmatch(message.body):
             return "InvalidMessageContents", "Invalid characters found."
         limit = self.limit_bytes

@@ -1,4 +1,4 @@
-"""Messages of one queue, in the order in which SQS may hand them out."""
+"""Store the messages of one queue, and find those that SQS may deliver next."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Stored:
-    """A message in a queue; times are the event loop's.
+class StoredMessage:
+    """A message in a queue. Times are on the event loop's clock.
 
     Args:
-        number: Its place in the order of arrival.
-        visible_at: From when on it can be received.
-        receipt: The handle of the latest receive; only that one is good.
-        moved_from: The ARN of the queue from which it was moved here, after too many receives.
+        number: Its position in the order of arrival.
+        visible_at: The time from which it can be received.
+        receipt: The receipt handle of the latest receive. Only this one is valid.
+        moved_from: The ARN of the queue from which SQS moved it here after too many receives.
     """
 
     number: int
@@ -38,47 +38,48 @@ class Stored:
     moved_from: str | None = None
 
 
-class Store(Protocol):
-    """What a queue keeps its messages in."""
+class MessageStore(Protocol):
+    """The messages of one queue."""
 
     def __len__(self) -> int:
-        """Return how many there are, visible or not."""
+        """Return the number of messages, visible or not."""
 
-    def __iter__(self) -> Iterator[Stored]:
+    def __iter__(self) -> Iterator[StoredMessage]:
         """Yield every message, in no particular order."""
 
-    def put(self, stored: Stored, now: float) -> None:
-        """Add it, or take note that its ``visible_at`` has changed."""
+    def put(self, stored: StoredMessage, now: float) -> None:
+        """Add *stored*, or update its place after a change of ``visible_at``."""
 
-    def remove(self, stored: Stored) -> None:
-        """Forget it."""
+    def remove(self, stored: StoredMessage) -> None:
+        """Remove *stored*."""
 
-    def available(self, now: float, count: int) -> list[Stored]:
-        """Return up to *count* messages that may be received, in order."""
+    def find_visible(self, now: float, count: int) -> list[StoredMessage]:
+        """Return up to *count* messages that may be received, in order. They stay in the store."""
 
     def next_visible_at(self, now: float) -> float | None:
-        """Return when the next hidden message comes into sight, or None."""
+        """Return when the next hidden message becomes visible, or None."""
 
 
 class StandardStore:
-    """Any visible message may be received: in order of arrival, or shuffled where a test asks for it."""
+    """Any visible message may be received: in order of arrival, or in random order for a test."""
 
     def __init__(self, shuffle: Random | None = None) -> None:
         self._shuffle = shuffle
-        self._all: dict[int, Stored] = {}
-        self._visible: OrderedDict[int, Stored] = OrderedDict()  # a dict walks past all that was taken from its front
-        self._hidden: list[tuple[float, int, Stored]] = []
+        self._all: dict[int, StoredMessage] = {}
+        # Not a dict: iteration over a dict would step over every deleted entry at its front.
+        self._visible: OrderedDict[int, StoredMessage] = OrderedDict()
+        self._hidden: list[tuple[float, int, StoredMessage]] = []
 
     def __len__(self) -> int:
-        """Return how many there are, visible or not."""
+        """Return the number of messages, visible or not."""
         return len(self._all)
 
-    def __iter__(self) -> Iterator[Stored]:
+    def __iter__(self) -> Iterator[StoredMessage]:
         """Yield every message."""
         return iter(self._all.values())
 
-    def put(self, stored: Stored, now: float) -> None:
-        """Add it, or take note that its ``visible_at`` has changed."""
+    def put(self, stored: StoredMessage, now: float) -> None:
+        """Add *stored*, or update its place after a change of ``visible_at``."""
         self._all[stored.number] = stored
         if stored.visible_at <= now:
             self._visible[stored.number] = stored
@@ -86,23 +87,23 @@ class StandardStore:
             self._visible.pop(stored.number, None)
             heapq.heappush(self._hidden, (stored.visible_at, stored.number, stored))
 
-    def remove(self, stored: Stored) -> None:
-        """Forget it."""
+    def remove(self, stored: StoredMessage) -> None:
+        """Remove *stored*."""
         self._all.pop(stored.number, None)
         self._visible.pop(stored.number, None)
 
-    def available(self, now: float, count: int) -> list[Stored]:
+    def find_visible(self, now: float, count: int) -> list[StoredMessage]:
         """Return up to *count* visible messages."""
         while self._hidden and self._hidden[0][0] <= now:
             visible_at, number, stored = heapq.heappop(self._hidden)
-            if number in self._all and stored.visible_at == visible_at:  # else hidden anew, or gone
+            if number in self._all and stored.visible_at == visible_at:  # else it was hidden again, or removed
                 self._visible[number] = stored
         if self._shuffle is not None:
             return self._shuffle.sample(list(self._visible.values()), min(count, len(self._visible)))
         return list(islice(self._visible.values(), count))
 
     def next_visible_at(self, now: float) -> float | None:
-        """Return when the next hidden message comes into sight."""
+        """Return when the next hidden message becomes visible."""
         while self._hidden:
             visible_at, number, stored = self._hidden[0]
             if visible_at > now and number in self._all and stored.visible_at == visible_at:
@@ -114,41 +115,41 @@ class StandardStore:
 
 
 class FifoStore:
-    """Of each group only those before its first hidden message may be received, in order."""
+    """In each group, only the messages before its first hidden one may be received, in order."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, dict[int, Stored]] = {}
+        self._groups: dict[str, dict[int, StoredMessage]] = {}
 
     def __len__(self) -> int:
-        """Return how many there are, visible or not."""
+        """Return the number of messages, visible or not."""
         return sum(map(len, self._groups.values()))
 
-    def __iter__(self) -> Iterator[Stored]:
+    def __iter__(self) -> Iterator[StoredMessage]:
         """Yield every message, group by group."""
         return (stored for group in self._groups.values() for stored in group.values())
 
-    def put(self, stored: Stored, now: float) -> None:  # noqa: ARG002 - asked for when it is wanted
-        """Add it, or take note that its ``visible_at`` has changed."""
+    def put(self, stored: StoredMessage, now: float) -> None:  # noqa: ARG002 - visibility is checked on receive
+        """Add *stored*, or update its place after a change of ``visible_at``."""
         self._groups.setdefault(stored.content.group_id or "", {})[stored.number] = stored
 
-    def remove(self, stored: Stored) -> None:
-        """Forget it, and its group with the last of it."""
+    def remove(self, stored: StoredMessage) -> None:
+        """Remove *stored*, and its group if it was the last message of it."""
         group_id = stored.content.group_id or ""
         group = self._groups.get(group_id, {})
         group.pop(stored.number, None)
         if not group:
             self._groups.pop(group_id, None)
 
-    def available(self, now: float, count: int) -> list[Stored]:
-        """Return up to *count* messages, of one group after the other."""
-        return list(islice(self._in_order(now), count))
+    def find_visible(self, now: float, count: int) -> list[StoredMessage]:
+        """Return up to *count* messages, group by group."""
+        return list(islice(self._iterate_visible(now), count))
 
     def next_visible_at(self, now: float) -> float | None:
-        """Return when the next hidden head of a group comes into sight."""
-        heads = (next(iter(group.values())).visible_at for group in self._groups.values())
-        return min((visible_at for visible_at in heads if visible_at > now), default=None)
+        """Return when the next hidden first message of a group becomes visible."""
+        times = (next(iter(group.values())).visible_at for group in self._groups.values())
+        return min((visible_at for visible_at in times if visible_at > now), default=None)
 
-    def _in_order(self, now: float) -> Iterator[Stored]:
+    def _iterate_visible(self, now: float) -> Iterator[StoredMessage]:
         for group in self._groups.values():
             for stored in group.values():
                 if stored.visible_at > now:

@@ -1,7 +1,7 @@
-"""Child processes under one supervisor: started, restarted, asked how they fare, and drained together."""
+"""Child processes under one supervisor, which starts, restarts, queries and drains them."""
 
-from smartpipe.worker.supervisor.child import Command, run_to_end
+from smartpipe.worker.supervisor.child import Command, run_command
 from smartpipe.worker.supervisor.supervisor import Address, Supervisor
-from smartpipe.worker.supervisor.watch import Changes, can_watch
+from smartpipe.worker.supervisor.watch import SourceWatcher, can_watch
 
-__all__ = ["Address", "Changes", "Command", "Supervisor", "can_watch", "run_to_end"]
+__all__ = ["Address", "Command", "SourceWatcher", "Supervisor", "can_watch", "run_command"]

@@ -1,4 +1,4 @@
-"""One child process: started, and started again when it ends by itself, until it is told to end."""
+"""Run one child process, and restart it whenever it ends unexpectedly."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.worker.log_writer import standard_output
-from smartpipe.worker.supervisor.ask import Unanswered, ask
 from smartpipe.worker.supervisor.output import PrefixedLines
-from smartpipe.worker.supervisor.restarts import AwaitChange, Exit, GiveUp, after_exit, describe_exit, failures_in_a_row
+from smartpipe.worker.supervisor.query import NoResponseError, query
+from smartpipe.worker.supervisor.restarts import (
+    AwaitChange,
+    GiveUp,
+    ProcessExit,
+    count_failures,
+    decide_after_exit,
+    describe_exit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,19 +26,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("smartpipe.supervisor")
 
-READY_EVERY_SECONDS = 0.2
-LAST_LINES_SECONDS = 1.0
+READY_CHECK_SECONDS = 0.2
+LAST_OUTPUT_SECONDS = 1.0
 READ_BYTES = 65_536
 
 
 class Command(NamedTuple):
-    """What a child runs.
+    """The command line of a child.
 
     Args:
-        name: What the child is called in logs, in reports and as a metric's label.
-        arguments: Those of ``python -m smartpipe``.
-        environment: All of its variables; by default this process's.
-        prefix: Goes before each line that it prints; by default it prints to where this process does.
+        name: The name of the child in logs, health reports and metric labels.
+        arguments: The arguments of ``python -m smartpipe``.
+        environment: All environment variables; by default those of this process.
+        prefix: A prefix for each line that the child prints. By default, the child shares this process's output.
     """
 
     name: str
@@ -40,42 +47,42 @@ class Command(NamedTuple):
     prefix: str | None = None
 
 
-async def run_to_end(command: Command) -> int:
-    """Run a command that ends by itself; return its exit code. A cancel sends SIGTERM, and waits."""
-    return await _finished(await _spawn(command), command.prefix)
+async def run_command(command: Command) -> int:
+    """Run a command until it ends, and return its exit code. A cancel sends SIGTERM, and waits for the end."""
+    return await _wait_for_exit(await _spawn(command), command.prefix)
 
 
 async def _spawn(command: Command, *more: str) -> asyncio.subprocess.Process:
-    """Start it in a session of its own: a Ctrl-C in the terminal reaches this process only, which passes it on.
+    """Start a child in its own session, so that a Ctrl-C in the terminal reaches only this process, which forwards it.
 
-    Its standard input is a pipe that ends with this process, however that ends.
+    The standard input of the child is a pipe. It ends with this process, even if this process is killed.
     """
-    piped = None if command.prefix is None else asyncio.subprocess.PIPE
+    output = None if command.prefix is None else asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "smartpipe", *command.arguments, *more),
         stdin=asyncio.subprocess.PIPE,
-        stdout=piped,
-        stderr=asyncio.subprocess.STDOUT if piped else None,
+        stdout=output,
+        stderr=asyncio.subprocess.STDOUT if output else None,
         env=command.environment,
         start_new_session=True,
     )
 
 
-async def _finished(process: asyncio.subprocess.Process, prefix: str | None) -> int:
-    printing = asyncio.create_task(_pass_on(process.stdout, prefix or ""))
+async def _wait_for_exit(process: asyncio.subprocess.Process, prefix: str | None) -> int:
+    forwarding = asyncio.create_task(_forward_output(process.stdout, prefix or ""))
     try:
         code = await process.wait()
-        # What a process of its own still holds open may never end; its last lines come at once.
-        await asyncio.wait([printing], timeout=LAST_LINES_SECONDS)
+        # A process that the child started may keep the pipe open, so do not wait for its end.
+        await asyncio.wait([forwarding], timeout=LAST_OUTPUT_SECONDS)
         return code
     finally:
-        printing.cancel()
+        forwarding.cancel()
         if process.returncode is None:
             process.terminate()
             await process.wait()
 
 
-async def _pass_on(stream: asyncio.StreamReader | None, prefix: str) -> None:
+async def _forward_output(stream: asyncio.StreamReader | None, prefix: str) -> None:
     lines = PrefixedLines(prefix, standard_output().write)
     while stream is not None and (chunk := await stream.read(READ_BYTES)):
         lines.feed(chunk)
@@ -83,92 +90,95 @@ async def _pass_on(stream: asyncio.StreamReader | None, prefix: str) -> None:
 
 
 class Child:
-    """A worker process under its supervisor; ``socket`` is where it answers."""
+    """A worker process under a supervisor. It listens on the Unix socket ``socket``."""
 
     def __init__(self, command: Command, socket: Path, *, reloading: bool) -> None:
         self.name = command.name
         self.socket = socket
         self.restarts = 0
         self.ready = asyncio.Event()
-        self.drained: Exit | None = None
+        self.exit_after_stop: ProcessExit | None = None
         self._command = command
         self._reloading = reloading
-        self._ending = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._started_at = 0.0
 
     @property
     def pid(self) -> int | None:
-        """Its process, or None while it has none."""
+        """The id of the process, or None while none is running."""
         return None if self._process is None else self._process.pid
 
     @property
     def running_seconds(self) -> float:
-        """For how long its process has run."""
+        """The time since the process was started."""
         return asyncio.get_running_loop().time() - self._started_at
 
-    async def keep(self, any_was_ready: Callable[[], bool]) -> int | None:
-        """Run it until `end`, again whenever it ends by itself.
+    async def run(self, any_was_ready: Callable[[], bool]) -> int | None:
+        """Run the process until ``stop`` is called, and restart it whenever it ends unexpectedly.
 
-        Returns the exit code to end all with, when starting it again can help nothing. A cancel drains it.
+        Returns:
+            The exit code for all processes if a restart would not help, or else None.
+
+        A cancel drains the process.
         """
         failures = 0
-        while not self._ending.is_set():
-            ended = await self._run()
-            if self._ending.is_set():
-                self.drained = ended
+        while not self._stopping.is_set():
+            ended = await self._run_once()
+            if self._stopping.is_set():
+                self.exit_after_stop = ended
                 break
-            failures = failures_in_a_row(failures, ended)
-            next_step = after_exit(ended, failures, any_was_ready=any_was_ready(), reloading=self._reloading)
-            how = f"process {self.name} ended by itself: {describe_exit(ended.code)}"
+            failures = count_failures(failures, ended)
+            next_step = decide_after_exit(ended, failures, any_was_ready=any_was_ready(), reloading=self._reloading)
+            text = f"process {self.name} ended unexpectedly: {describe_exit(ended.code)}"
             if isinstance(next_step, GiveUp):
-                log.error("%s, before any was ready; starting it again would not help", how)
+                log.error("%s, before any process was ready; a restart would not help", text)
                 return next_step.code
             if isinstance(next_step, AwaitChange):
-                log.error("%s; waiting for a change of its sources", how)
+                log.error("%s; waiting for a change of the sources", text)
                 return None
-            log.error("%s; starting it again in %g s", how, next_step.after_seconds)
+            log.error("%s; will restart it in %g s", text, next_step.after_seconds)
             await self._wait_to_restart(next_step.after_seconds)
         return None
 
-    def end(self) -> None:
-        """Let it drain. A second call repeats the signal, which a draining child ignores."""
-        self._ending.set()
+    def stop(self) -> None:
+        """Let the process drain. A second call sends the signal again, which a draining child ignores."""
+        self._stopping.set()
         self.signal(signal.SIGTERM)
 
     def signal(self, signum: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
+        """Send a signal to the process, if it is running."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signum)
 
-    async def _run(self) -> Exit:
+    async def _run_once(self) -> ProcessExit:
         self.ready.clear()
         self.socket.unlink(missing_ok=True)
         self._started_at = asyncio.get_running_loop().time()
         process = self._process = await _spawn(self._command, "--supervised", str(self.socket))
-        if self._ending.is_set():
+        if self._stopping.is_set():
             self.signal(signal.SIGTERM)
         watching = asyncio.create_task(self._watch_until_ready())
         try:
-            code = await _finished(process, self._command.prefix)
+            code = await _wait_for_exit(process, self._command.prefix)
         finally:
             watching.cancel()
             self._process = None
-        return Exit(code, self.running_seconds, self.ready.is_set())
+        return ProcessExit(code, self.running_seconds, self.ready.is_set())
 
     async def _watch_until_ready(self) -> None:
         while True:
             try:
-                if (await ask(self.socket, "/readyz")).status == 200:  # noqa: PLR2004
+                if (await query(self.socket, "/readyz")).status == 200:  # noqa: PLR2004
                     self.ready.set()
                     return
-            except Unanswered:
+            except NoResponseError:
                 pass
-            await asyncio.sleep(READY_EVERY_SECONDS)
+            await asyncio.sleep(READY_CHECK_SECONDS)
 
     async def _wait_to_restart(self, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await self._ending.wait()
+                await self._stopping.wait()
         except TimeoutError:
             self.restarts += 1

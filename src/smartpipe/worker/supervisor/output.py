@@ -1,4 +1,4 @@
-"""Lines of several processes in one terminal: each says whose it is."""
+"""Prefix the lines of several processes in one terminal with the name of the process."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ QUIET = "2"
 
 
 class PrefixedLines:
-    """Writes whole lines, each after its prefix; what has no newline yet waits for it, or for the end.
+    """Writes whole lines with a prefix. Text without a newline waits for the rest of its line, or for the end.
 
-    Of control characters a line keeps colours, if the prefix has one, and tabs.
+    Control characters are escaped, except tabs and, if the prefix is coloured, colours.
     """
 
     def __init__(self, prefix: str, write: Callable[[str], object]) -> None:
         self._prefix = prefix
         self._coloured = "\x1b" in prefix
         self._write = write
-        self._rest = b""
+        self._partial_line = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Take what was read; lines may be cut anywhere."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        """Write the complete lines of *chunk*, which may begin and end within a line."""
+        *lines, self._partial_line = (self._partial_line + chunk).split(b"\n")
         for line in lines:
             text = line.removesuffix(b"\r").decode(errors="replace")
             self._write(f"{self._prefix}{escape_keeping_colours(text) if self._coloured else escape_text(text)}\n")
 
     def end(self) -> None:
-        """Write a last line that has no newline."""
-        if self._rest:
+        """Write a last line without a newline."""
+        if self._partial_line:
             self.feed(b"\n")
 
 
-def prefixes(owner: str, names: Sequence[str], *, coloured: bool) -> tuple[str, list[str]]:
-    """Return a prefix for *owner*, and one for each of *names*: of one width and, where colours may be, of its own."""
+def build_prefixes(owner: str, names: Sequence[str], *, coloured: bool) -> tuple[str, list[str]]:
+    """Return a prefix for *owner*, and one for each of *names*. They have one width and, if *coloured*, colours."""
     width = max(map(len, (owner, *names)))
 
-    def made(name: str, colour: str) -> str:
+    def build(name: str, colour: str) -> str:
         text = f"{name:<{width}} │ "
         return f"\x1b[{colour}m{text}\x1b[0m" if coloured else text
 
-    return made(owner, QUIET), [made(name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)]
+    return build(owner, QUIET), [build(name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""What to do when a process has ended: pure decisions, no process and no clock."""
+"""Decide whether and when to restart a process that has ended. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FIRST_WAIT_SECONDS = 1.0
+MIN_WAIT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 30.0
-STEADY_SECONDS = 60.0
-MISCONFIGURED = (1, 2)
+STABLE_SECONDS = 60.0
+CONFIGURATION_EXIT_CODES = (1, 2)
 
 
-class Exit(NamedTuple):
-    """How one run of a process ended; ``code`` is negative for a signal, as in subprocess."""
+class ProcessExit(NamedTuple):
+    """The end of one run of a process. ``code`` is negative for a signal, as in subprocess."""
 
     code: int
     ran_seconds: float
@@ -23,50 +23,52 @@ class Exit(NamedTuple):
 
 
 class Restart(NamedTuple):
-    """Start it again, after a wait."""
+    """Restart the process after a wait."""
 
     after_seconds: float
 
 
 class GiveUp(NamedTuple):
-    """Stop the others too, and end with ``code``."""
+    """Stop all processes, and exit with ``code``."""
 
     code: int
 
 
 class AwaitChange(NamedTuple):
-    """Start it again when its sources have changed."""
+    """Restart the process when its sources have changed."""
 
 
-def failures_in_a_row(before: int, ended: Exit) -> int:
-    """Return the number of failures with this one; who ran steadily begins anew."""
-    return 1 if ended.ran_seconds >= STEADY_SECONDS else before + 1
+def count_failures(before: int, ended: ProcessExit) -> int:
+    """Return the number of failures in a row, with this one. A run of 60 s or more resets the count."""
+    return 1 if ended.ran_seconds >= STABLE_SECONDS else before + 1
 
 
-def after_exit(ended: Exit, failures: int, *, any_was_ready: bool, reloading: bool) -> Restart | GiveUp | AwaitChange:
-    """Decide about a process that ended although nobody wanted it to, *failures* times in a row.
+def decide_after_exit(
+    ended: ProcessExit, failures: int, *, any_was_ready: bool, reloading: bool
+) -> Restart | GiveUp | AwaitChange:
+    """Decide about a process that has ended unexpectedly, *failures* times in a row.
 
-    Who exits with the code of a user's mistake before any of them was ever ready would do so again:
-    a wrong configuration does not heal by waiting.
+    If a process exits with 1 or 2 before any process has become ready, the cause is a configuration error, and a
+    restart cannot fix it.
     """
-    mistaken = ended.code in MISCONFIGURED and not ended.was_ready
-    if mistaken and reloading:
+    is_misconfigured = ended.code in CONFIGURATION_EXIT_CODES and not ended.was_ready
+    if is_misconfigured and reloading:
         return AwaitChange()
-    if mistaken and not any_was_ready:
+    if is_misconfigured and not any_was_ready:
         return GiveUp(ended.code)
-    return Restart(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** min(failures - 1, 10)))
+    return Restart(min(MAX_WAIT_SECONDS, MIN_WAIT_SECONDS * 2.0 ** min(failures - 1, 10)))
 
 
-def exit_code(drained: Iterable[Exit]) -> int:
-    """Return 0 when all of them ended as they should once told to stop, else 1.
+def combine_exits(exits: Iterable[ProcessExit]) -> int:
+    """Return 0 if all processes drained cleanly after they were asked to stop, or else 1.
 
-    A process that SIGTERM met before it listened had taken nothing yet.
+    A process that SIGTERM ended before it was ready counts as clean, because it had not received any messages.
     """
-    return int(any(one.code and not (one.code == -signal.SIGTERM and not one.was_ready) for one in drained))
+    return int(any(one.code and not (one.code == -signal.SIGTERM and not one.was_ready) for one in exits))
 
 
 def describe_exit(code: int) -> str:
-    """Return ``exit code 3``, or the signal's name."""
+    """Return a text such as ``exit code 3``, or the name of the signal."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -1,4 +1,4 @@
-"""The supervisor: starts child processes, keeps them running, and drains them together."""
+"""Start child processes, restart them when they end, and drain them together."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.worker.health import HealthServer
 from smartpipe.worker.supervisor.child import Child
-from smartpipe.worker.supervisor.report import GroupReport
-from smartpipe.worker.supervisor.restarts import exit_code
+from smartpipe.worker.supervisor.children_health import ChildrenHealth
+from smartpipe.worker.supervisor.restarts import combine_exits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
     from smartpipe.worker.supervisor.child import Command
-    from smartpipe.worker.supervisor.watch import Changes
+    from smartpipe.worker.supervisor.watch import SourceWatcher
 
 log = logging.getLogger("smartpipe.supervisor")
 
 KILL_MARGIN_SECONDS = 5.0
-# A mistake that all of them would report is reported by one, if it is quick; else all start without waiting for it.
+# The first child starts alone for up to this time, so that an error common to all children is reported only once.
 FIRST_ALONE_SECONDS = 3.0
 MAX_SOCKET_DIRECTORY = 70
-MAX_SHOWN = 3
+MAX_LISTED_PATHS = 3
 
 
 class Address(NamedTuple):
-    """Where the supervisor answers for all of its children."""
+    """The address of the health server, which reports on all children."""
 
     host: str
     port: int
@@ -42,14 +42,14 @@ class Supervisor:
     """Runs a process for each of *commands*.
 
     Args:
-        commands: With names of their own, workers of ``smartpipe worker``.
-        drain_seconds: The children's own budget; whoever outlives it by 5 s is killed.
-        liveness_seconds: How long a child may take until it answers.
-        address: Where ``/livez``, ``/readyz`` and ``/metrics`` are served; nowhere by default.
-        alike: Whether they run the same service, so that the first may go ahead to find mistakes.
-        changes: Makes them drain and start anew whenever sources change.
-        prepare: Called before they are started, each time; returns an exit code, other than 0 if they
-            had better not be. A cancel comes from a stop.
+        commands: The arguments of ``smartpipe worker`` for each child. Names must differ.
+        drain_seconds: The drain budget of the children. A child that takes 5 s longer is killed.
+        liveness_seconds: The maximum time from the start of a child until it responds.
+        address: The address of ``/livez``, ``/readyz`` and ``/metrics``. By default, they are not served.
+        same_service: All children run the same service, so the first starts alone to detect errors.
+        watcher: Restarts all children, after a drain, when sources change.
+        prepare: Called before each start of the children. They are not started if it returns an exit code other than 0.
+            A stop cancels it.
     """
 
     def __init__(
@@ -59,54 +59,57 @@ class Supervisor:
         drain_seconds: float,
         liveness_seconds: float,
         address: Address | None = None,
-        alike: bool = False,
-        changes: Changes | None = None,
+        same_service: bool = False,
+        watcher: SourceWatcher | None = None,
         prepare: Callable[[], Coroutine[Any, Any, int]] | None = None,
     ) -> None:
         self._commands = commands
         self._kill_after_seconds = drain_seconds + KILL_MARGIN_SECONDS
-        self._alike = alike
-        self._changes = changes
+        self._same_service = same_service
+        self._watcher = watcher
         self._prepare = prepare
         self._stopping = asyncio.Event()
-        self._changed = changes.happened if changes else asyncio.Event()
+        self._changed = watcher.changed if watcher else asyncio.Event()
         self._any_was_ready = False
         self._exit_code = 0
         self.children: list[Child] = []
-        self.health = HealthServer(GroupReport(self, liveness_seconds), address.host, address.port) if address else None
+        self.health = (
+            HealthServer(ChildrenHealth(self, liveness_seconds), address.host, address.port) if address else None
+        )
 
     def stop(self, reason: str = "stop()") -> None:
-        """Begin to drain all children. A second call does nothing."""
+        """Start to drain all children. A second call does nothing."""
         if not self._stopping.is_set():
-            log.info("draining all processes: %s; a second signal stops hard, a third kills", reason)
+            log.info("draining all processes: %s; a second signal stops them hard, a third kills them", reason)
             self._stopping.set()
 
     def stop_hard(self, reason: str = "stop_hard()") -> None:
-        """Let the children cancel what runs, and give it back."""
+        """Let the children cancel their handlers, and return the messages to the queue."""
         self._stopping.set()
         self._signal(signal.SIGINT, f"stopping all processes hard: {reason}")
 
     def kill(self, reason: str = "kill()") -> None:
-        """Kill the children; what they had comes back after its visibility timeout."""
+        """Kill the children. Their messages will reappear after the visibility timeout."""
         self._stopping.set()
         self._signal(signal.SIGKILL, f"killing all processes: {reason}")
 
     async def run(self) -> int:
-        """Run until all have drained.
+        """Run until all children have drained.
 
-        Returns 0, 1 when a child did not end as it should, or the exit code of a child whose
-        mistake starting again would not heal.
+        Returns:
+            0 if all children drained cleanly, 1 if one did not, or the exit code of a child that a restart would not
+            help.
 
         Raises:
-            ConfigError: The health port is taken.
+            ConfigError: The health port cannot be bound.
         """
         async with AsyncExitStack() as stack:
             if self.health is not None:
                 await stack.enter_async_context(self.health)
                 fields = {"url": self.health.url}
                 log.info("serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
-            if self._changes is not None:
-                await stack.enter_async_context(self._changes)
+            if self._watcher is not None:
+                await stack.enter_async_context(self._watcher)
             sockets = Path(tempfile.mkdtemp(prefix="smartpipe-", dir=_socket_directory()))  # of mode 0700
             stack.callback(shutil.rmtree, sockets, ignore_errors=True)
             while not self._stopping.is_set():
@@ -115,77 +118,79 @@ class Supervisor:
         return self._exit_code
 
     async def _run_once(self, sockets: Path) -> None:
-        """Start all, and drain all at a stop or a change."""
+        """Start all children, and drain them after a stop or a change of the sources."""
         self._exit_code = 0
-        code = await self._prepared()
-        if code and self._changes is None:
+        code = await self._run_prepare()
+        if code and self._watcher is None:
             self._exit_code = code
             self._stopping.set()
         elif code:
-            log.error("nothing is started, and waits for a change of the sources")
+            log.error("not starting any process; waiting for a change of the sources")
             await self._until_stop_or_change([])
         elif not self._stopping.is_set():
             self.children = [
-                Child(command, sockets / f"{number}.sock", reloading=self._changes is not None)
+                Child(command, sockets / f"{number}.sock", reloading=self._watcher is not None)
                 for number, command in enumerate(self._commands, start=1)
             ]
-            keeping = await self._start()
-            telling = asyncio.create_task(self._tell_when_ready())
-            await self._until_stop_or_change(keeping)
-            telling.cancel()
-            await self._drain(keeping)
+            child_tasks = await self._start_children()
+            logging_ready = asyncio.create_task(self._log_when_ready())
+            await self._until_stop_or_change(child_tasks)
+            logging_ready.cancel()
+            await self._drain(child_tasks)
 
-    async def _prepared(self) -> int:
+    async def _run_prepare(self) -> int:
         if self._prepare is None:
             return 0
         preparing = asyncio.create_task(self._prepare())
-        await _first_of(self._stopping, others=[preparing])
+        await _wait_for_first(self._stopping, others=[preparing])
         if preparing.done():
             return preparing.result()
         preparing.cancel()
         await asyncio.wait([preparing])
         return 0
 
-    async def _start(self) -> list[asyncio.Task[int | None]]:
+    async def _start_children(self) -> list[asyncio.Task[int | None]]:
         first, *rest = self.children
-        keeping = [asyncio.create_task(first.keep(self._was_any_ready))]
-        if self._alike and rest:
-            await _first_of(first.ready, self._stopping, self._changed, others=keeping, seconds=FIRST_ALONE_SECONDS)
-            if keeping[0].done():
-                return keeping
-        return keeping + [asyncio.create_task(child.keep(self._was_any_ready)) for child in rest]
+        child_tasks = [asyncio.create_task(first.run(self._check_any_ready))]
+        if self._same_service and rest:
+            await _wait_for_first(
+                first.ready, self._stopping, self._changed, others=child_tasks, seconds=FIRST_ALONE_SECONDS
+            )
+            if child_tasks[0].done():
+                return child_tasks
+        return child_tasks + [asyncio.create_task(child.run(self._check_any_ready)) for child in rest]
 
-    async def _until_stop_or_change(self, keeping: list[asyncio.Task[int | None]]) -> None:
-        """Return when the children have to be drained; whoever gave up decides the exit code."""
-        pending = set(keeping)
+    async def _until_stop_or_change(self, child_tasks: list[asyncio.Task[int | None]]) -> None:
+        """Return when the children must be drained. A child that gave up determines the exit code."""
+        pending = set(child_tasks)
         while not self._stopping.is_set() and not self._changed.is_set():
-            await _first_of(self._stopping, self._changed, others=pending)
-            given_up = [task.result() for task in pending if task.done()]
+            await _wait_for_first(self._stopping, self._changed, others=pending)
+            exit_codes = [task.result() for task in pending if task.done()]
             pending = {task for task in pending if not task.done()}
-            self._exit_code = next(filter(None, given_up), 0)
+            self._exit_code = next(filter(None, exit_codes), 0)
             if self._exit_code:
                 self._stopping.set()
-        if self._changes is not None and self._changed.is_set() and not self._stopping.is_set():
-            log.info("changed: %s; restarting", shown(self._changes.take()))
+        if self._watcher is not None and self._changed.is_set() and not self._stopping.is_set():
+            log.info("changed: %s; restarting", format_paths(self._watcher.take_paths()))
 
-    async def _drain(self, keeping: list[asyncio.Task[int | None]]) -> None:
+    async def _drain(self, child_tasks: list[asyncio.Task[int | None]]) -> None:
         for child in self.children:
-            child.end()
-        _, late = await asyncio.wait(keeping, timeout=self._kill_after_seconds)
+            child.stop()
+        _, late = await asyncio.wait(child_tasks, timeout=self._kill_after_seconds)
         if late:
             names = ", ".join(child.name for child in self.children if child.pid is not None)
             self._signal(signal.SIGKILL, f"killing {names}: not drained within {self._kill_after_seconds:g} s")
             await asyncio.wait(late)
-        drained = [child.drained for child in self.children if child.drained is not None]
-        self._exit_code = self._exit_code or exit_code(drained)
+        exits = [child.exit_after_stop for child in self.children if child.exit_after_stop is not None]
+        self._exit_code = self._exit_code or combine_exits(exits)
 
-    async def _tell_when_ready(self) -> None:
+    async def _log_when_ready(self) -> None:
         for child in self.children:
             await child.ready.wait()
         if len(self.children) > 1:
             log.info("ready: all %d processes", len(self.children))
 
-    def _was_any_ready(self) -> bool:
+    def _check_any_ready(self) -> bool:
         self._any_was_ready = self._any_was_ready or any(child.ready.is_set() for child in self.children)
         return self._any_was_ready
 
@@ -195,13 +200,13 @@ class Supervisor:
             child.signal(signum)
 
 
-def shown(paths: Sequence[str]) -> str:
-    """Return the first few of *paths*, and how many more there are."""
-    more = f" and {len(paths) - MAX_SHOWN} more" if len(paths) > MAX_SHOWN else ""
-    return ", ".join(paths[:MAX_SHOWN]) + more
+def format_paths(paths: Sequence[str]) -> str:
+    """Return the first three of *paths*, and the number of the others."""
+    more = f" and {len(paths) - MAX_LISTED_PATHS} more" if len(paths) > MAX_LISTED_PATHS else ""
+    return ", ".join(paths[:MAX_LISTED_PATHS]) + more
 
 
-async def _first_of(
+async def _wait_for_first(
     *events: asyncio.Event, others: Collection[asyncio.Task[Any]] = (), seconds: float | None = None
 ) -> None:
     waiting: list[asyncio.Task[Any]] = [asyncio.create_task(event.wait()) for event in events]
@@ -213,5 +218,5 @@ async def _first_of(
 
 
 def _socket_directory() -> str | None:
-    """Return the system's short directory where the usual one is too long for a socket's path, of some 100 bytes."""
-    return "/tmp" if len(tempfile.gettempdir()) > MAX_SOCKET_DIRECTORY else None  # noqa: S108 - mkdtemp's is private
+    """Return ``/tmp`` if the usual directory is too long for the path of a socket, which has about 100 bytes."""
+    return "/tmp" if len(tempfile.gettempdir()) > MAX_SOCKET_DIRECTORY else None  # noqa: S108 - mkdtemp creates a private directory in it

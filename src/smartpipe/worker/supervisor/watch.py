@@ -1,4 +1,4 @@
-"""Notices that sources change, by watchfiles: for development."""
+"""Watch for changes of source files with watchfiles, for development."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger("smartpipe.supervisor")
 
 
 def can_watch() -> bool:
-    """Return whether changes can be noticed at all."""
+    """Return whether watchfiles is installed."""
     return find_spec("watchfiles") is not None
 
 
-class Changes:
-    """Gathers what changed below a directory: Python files and pyproject.toml, not those of environments and caches.
+class SourceWatcher:
+    """Collects changed Python files and pyproject.toml in a directory, except in virtual environments and caches.
 
     Use it as an async context manager, in a running event loop.
 
@@ -34,38 +34,38 @@ class Changes:
         if not can_watch():
             msg = "--reload needs watchfiles; run pip install 'smartpipe[local]'"
             raise ConfigError(msg)
-        self.happened = asyncio.Event()
+        self.changed = asyncio.Event()
         self._directory = directory
         self._paths: set[Path] = set()
         self._stop = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to watch."""
+        """Start to watch."""
         self._watching = asyncio.create_task(self._watch())
-        await asyncio.sleep(0)  # its first step asks the system
-        log.info("watching sources below %s", self._directory)
+        await asyncio.sleep(0)  # let the task register with the operating system
+        log.info("watching the sources in %s", self._directory)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._stop.set()
         if self._watching is not None:
             await self._watching
 
-    def take(self) -> list[str]:
-        """Return the changed files, relative to the directory, and forget them."""
-        self.happened.clear()
-        taken = sorted(path.relative_to(self._directory).as_posix() for path in self._paths)
+    def take_paths(self) -> list[str]:
+        """Return the changed files, relative to the directory, and clear the list."""
+        self.changed.clear()
+        paths = sorted(path.relative_to(self._directory).as_posix() for path in self._paths)
         self._paths.clear()
-        return taken
+        return paths
 
     async def _watch(self) -> None:
         from watchfiles import Change, DefaultFilter, awatch
 
-        outer = f"{self._directory}/"  # a project may itself lie below a directory of such a name
+        outer = f"{self._directory}/"  # the path of the project itself may contain such a name
         ignored = DefaultFilter(ignore_dirs=(*DefaultFilter.ignore_dirs, "venv", ".nox", ".ruff_cache"))
 
         def is_source(change: Change, path: str) -> bool:
@@ -75,6 +75,6 @@ class Changes:
         try:
             async for batch in batches:
                 self._paths |= {Path(path) for _, path in batch}
-                self.happened.set()
+                self.changed.set()
         except OSError as error:
-            log.error("files are not watched any more, and nothing is reloaded: %s", error)  # noqa: TRY400
+            log.error("cannot watch the sources any longer, changes will not be reloaded: %s", error)  # noqa: TRY400

@@ -1,4 +1,4 @@
-"""A scenario's own database: what was written into its outbox, and which effects are there."""
+"""The database of a scenario: write events into its outbox, and count effects."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CHUNK = 10
 EFFECTS = "SELECT count(*) AS found FROM chaos_effects"
 COMPLETED = "SELECT count(*) AS found FROM smartpipe_claims WHERE state = 'completed'"
 UNPUBLISHED = "SELECT count(*) AS found FROM smartpipe_outbox WHERE published_at IS NULL"
-COUNTED = """
+EFFECT_COUNTS = """
 SELECT service, handler, event_id, count(*) AS times FROM chaos_effects GROUP BY service, handler, event_id
 """
-OVERTAKEN = """
+OUT_OF_ORDER = """
 SELECT count(*) AS found FROM (
     SELECT number, max(number) OVER (
         PARTITION BY account ORDER BY first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
@@ -35,8 +35,8 @@ SELECT count(*) AS found FROM (
 """
 
 
-class Counted(NamedTuple):
-    """How often an event has had its effect in a service."""
+class EffectCount(NamedTuple):
+    """The number of times that an event has had its effect in a service."""
 
     service: str
     handler: str
@@ -44,16 +44,16 @@ class Counted(NamedTuple):
     times: int
 
 
-class Ledger:
-    """Each call has a connection of its own: the server may be restarted in between."""
+class ScenarioDatabase:
+    """Opens a connection for each call, because the server may be restarted between calls."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         asyncio.run(migrate(url))
         self._with_connection(lambda connection: connection.execute(TABLE))
 
-    def write(self, events: Sequence[Event]) -> list[str]:
-        """Write them into the outbox, ten to a transaction; return their ids."""
+    def write_to_outbox(self, events: Sequence[Event]) -> list[str]:
+        """Write the events into the outbox, ten in each transaction, and return their ids."""
 
         async def run(connection: asyncpg.Connection) -> list[str]:
             outbox, written = Outbox("chaos-outbox"), list[str]()
@@ -65,25 +65,25 @@ class Ledger:
 
         return self._with_connection(run)
 
-    def effects(self) -> int:
-        return self._found(EFFECTS)
+    def count_effects(self) -> int:
+        return self._fetch_count(EFFECTS)
 
-    def completed(self) -> int:
-        return self._found(COMPLETED)
+    def count_completed_claims(self) -> int:
+        return self._fetch_count(COMPLETED)
 
-    def unpublished(self) -> int:
-        return self._found(UNPUBLISHED)
+    def count_unpublished(self) -> int:
+        return self._fetch_count(UNPUBLISHED)
 
-    def overtaken(self) -> int:
-        """How many events had their first effect after a later event of their account."""
-        return self._found(OVERTAKEN)
+    def count_out_of_order(self) -> int:
+        """Return the number of events whose first effect happened after that of a later event of their account."""
+        return self._fetch_count(OUT_OF_ORDER)
 
-    def counted(self) -> list[Counted]:
-        """How often each event's effect is there."""
-        rows = self._with_connection(lambda connection: connection.fetch(COUNTED))
-        return [Counted(*row) for row in rows]
+    def count_by_event(self) -> list[EffectCount]:
+        """Return the number of effects of each event."""
+        rows = self._with_connection(lambda connection: connection.fetch(EFFECT_COUNTS))
+        return [EffectCount(*row) for row in rows]
 
-    def _found(self, statement: str) -> int:
+    def _fetch_count(self, statement: str) -> int:
         return int(self._with_connection(lambda connection: connection.fetchval(statement)))
 
     def _with_connection(self, call: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:

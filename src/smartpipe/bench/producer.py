@@ -1,4 +1,4 @@
-"""The producer: events in, as fast as they go or each at its time."""
+"""Publish events, as fast as possible or each at its due time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe.bench.counting import CountingTransport
 from smartpipe.bench.fanout import SOURCE, TICKS_PER_SECOND, Measured, padding_for
-from smartpipe.bench.messages import Published
+from smartpipe.bench.messages import ProducerReport
 from smartpipe.errors import PublishError
 from smartpipe.publisher.publisher import Publisher
 
@@ -19,39 +19,41 @@ if TYPE_CHECKING:
     from smartpipe.bench.load import Load
     from smartpipe.transport import Transport
 
-MAX_WAITING = 2_000
-"""Of events whose time has come and that are not published yet: more would only wait in memory."""
+MAX_PENDING = 2_000
+"""The maximum number of events that are due and not yet published. More would only wait in memory."""
 
 
 class Producer:
-    """Publishes its share of the events, and knows what it took.
+    """Publishes its share of the events, and measures its requests and CPU time.
 
     Args:
-        number: Which of the producers it is, from 0.
+        number: The number of the producer, from 0.
+        transport_name: The name of the transport in the report.
     """
 
-    def __init__(self, load: Load, number: int, transport: Transport) -> None:
+    def __init__(self, load: Load, number: int, transport: Transport, transport_name: str) -> None:
         self._load = load
         self._number = number
+        self._transport_name = transport_name
         self._padding = padding_for(load.size_bytes)
-        self._transport = CountingTransport(transport, self._taken)
+        self._transport = CountingTransport(transport, self._count_published)
         self._publisher = Publisher(SOURCE, transport=self._transport)
-        self._course: Counter[int] = Counter()
+        self._timeline: Counter[int] = Counter()
         self._ended_at = 0.0
         self._failures: list[str] = []
         self._measuring = False
         self.done = 0
 
     async def warm_up(self) -> None:
-        """Publish what is not measured.
+        """Publish the events of the warm-up.
 
         Raises:
-            PublishError: Some of it was not published.
+            PublishError: Some events could not be published.
         """
-        await self._publisher.publish_many(self._events(self._load.warmup_numbers(self._number)))
+        await self._publisher.publish_many(self._events(self._load.warmup_event_numbers(self._number)))
 
-    async def produce(self, begin_at: float) -> Published:
-        """Publish what is measured, and report. What cannot be published is counted, and nothing is raised.
+    async def publish(self, begin_at: float) -> ProducerReport:
+        """Publish the measured events, and return the report. Failures are counted, not raised.
 
         Args:
             begin_at: When the run begins, on the machine's monotonic clock.
@@ -59,31 +61,31 @@ class Producer:
         await asyncio.sleep(begin_at - time.monotonic())
         self._transport.reset()
         self._measuring = True
-        begun_at, cpu = time.monotonic(), time.process_time()
-        numbers = self._load.numbers(self._number)
+        begun_at, cpu_seconds = time.monotonic(), time.process_time()
+        numbers = self._load.event_numbers(self._number)
         if self._load.rate_per_second is None:
             await self._publish_all(numbers)
         else:
             begun_at = begin_at
-            await self._publish_in_time(numbers, begin_at)
-        return Published(
+            await self._publish_on_schedule(numbers, begin_at)
+        return ProducerReport(
             begun_at=begun_at,
             ended_at=max(self._ended_at, begun_at),
-            cpu_seconds=time.process_time() - cpu,
-            transport=self._transport.name,
+            cpu_seconds=time.process_time() - cpu_seconds,
+            transport=self._transport_name,
             requests=self._transport.requests,
-            course=dict(self._course),
+            timeline=dict(self._timeline),
             published=self.done,
             failed=len(self._failures),
             failure=self._failures[0] if self._failures else "",
         )
 
     async def aclose(self) -> None:
-        """Close its publisher."""
+        """Close the publisher."""
         await self._publisher.aclose()
 
     def _events(self, numbers: Iterable[int]) -> Iterator[Measured]:
-        for number in numbers:  # read as requests leave: due is when there was room for it
+        for number in numbers:  # publish_many reads an event when it has room for it, and that is when it is due
             yield Measured(number=number, due=time.monotonic(), padding=self._padding)
 
     async def _publish_all(self, numbers: Iterable[int]) -> None:
@@ -92,18 +94,18 @@ class Producer:
         except PublishError as error:
             self._failures += [f"{failure.code}: {failure.detail}" for failure in error.failures]
 
-    async def _publish_in_time(self, numbers: Iterable[int], begin_at: float) -> None:
-        """Publish each event at its time, whatever became of those before it."""
-        room = asyncio.Semaphore(MAX_WAITING)
+    async def _publish_on_schedule(self, numbers: Iterable[int], begin_at: float) -> None:
+        """Publish each event at its due time, even if earlier events are late or have failed."""
+        pending = asyncio.Semaphore(MAX_PENDING)
         async with asyncio.TaskGroup() as group:
             for number in numbers:
-                due = self._load.due(number, begin_at)
-                assert due is not None  # noqa: S101 - there is a rate
+                due = self._load.due_at(number, begin_at)
+                assert due is not None  # noqa: S101 - the load has a rate
                 if (early := due - time.monotonic()) > 0:
                     await asyncio.sleep(early)
-                await room.acquire()
+                await pending.acquire()
                 event = Measured(number=number, due=due, padding=self._padding)
-                group.create_task(self._publish(event)).add_done_callback(lambda _: room.release())
+                group.create_task(self._publish(event)).add_done_callback(lambda _: pending.release())
 
     async def _publish(self, event: Measured) -> None:
         try:
@@ -111,9 +113,9 @@ class Producer:
         except PublishError as error:
             self._failures += [f"{failure.code}: {failure.detail}" for failure in error.failures]
 
-    def _taken(self, count: int) -> None:
+    def _count_published(self, count: int) -> None:
         if not self._measuring:
             return
         self._ended_at = time.monotonic()
-        self._course[int(self._ended_at * TICKS_PER_SECOND)] += count
+        self._timeline[int(self._ended_at * TICKS_PER_SECOND)] += count
         self.done += count

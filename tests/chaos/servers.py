@@ -1,4 +1,4 @@
-"""The servers of a run, and the processes of a scenario."""
+"""The servers of a run, and the worker and relay processes of a scenario."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.support.servers import PostgresServer, RedisServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
-    """How far a run goes.
+class RunSize:
+    """The size of each scenario.
 
     Args:
-        events: So many are published in each scenario.
-        rounds: So many workers are killed at a point.
+        events: The number of published events.
+        rounds: The number of workers that are killed at one point.
     """
 
     events: int = 100
     rounds: int = 3
 
 
-class Stand:
-    """The servers, which the scenarios of a lane share; Redis and DynamoDB are started when they are first wanted."""
+class Servers:
+    """The servers that the scenarios of one process share. Redis and DynamoDB are started at their first use."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -54,19 +54,19 @@ class Stand:
 
     @cached_property
     def dynamodb_url(self) -> str:
-        """moto's, one call at a time: its conditional writes are not atomic among its threads."""
+        """The URL of moto, which gets one call at a time: its conditional writes are not atomic between threads."""
         moto = self._stack.enter_context(EmbeddedBroker("moto"))
-        return self._stack.enter_context(FaultProxy(moto.endpoint_url, at_once=1)).endpoint_url
+        return self._stack.enter_context(FaultProxy(moto.endpoint_url, max_concurrent=1)).endpoint_url
 
     def store_environment(self, store: str, postgres_url: str, prefix: str) -> dict[str, str]:
-        """Lead to the claims of one scenario."""
+        """Return the environment variables that select the store of a scenario's claims."""
         if store == "dynamodb":
             url = f"dynamodb://{prefix}claims"
             return {"SMARTPIPE_IDEMPOTENCY_URL": url, "AWS_ENDPOINT_URL_DYNAMODB": self.dynamodb_url}
         return {"SMARTPIPE_IDEMPOTENCY_URL": self.redis.url if store == "redis" else postgres_url}
 
     def kill_postgres(self) -> None:
-        """Kill all of its processes at once; it can be started again."""
+        """Kill all processes of PostgreSQL. It can be started again."""
         for process in self.postgres._processes():
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -74,14 +74,14 @@ class Stand:
 
     @property
     def postgres_version(self) -> str:
-        async def ask() -> str:
+        async def fetch() -> str:
             connection = await asyncpg.connect(self.postgres.url)
             try:
                 return str(await connection.fetchval("SHOW server_version"))
             finally:
                 await connection.close()
 
-        return asyncio.run(ask())
+        return asyncio.run(fetch())
 
     @property
     def redis_version(self) -> str:
@@ -89,14 +89,14 @@ class Stand:
             return str(client.info("server")["redis_version"])
 
 
-class Actor:
-    """A worker or a relay; its access key tells its calls from those of others."""
+class ServiceProcess(Process):
+    """A worker or a relay. Its access key identifies its calls."""
 
     def __init__(self, key: str, *arguments: str, **environment: str) -> None:
         self.key = key
         self.target = arguments[1:]
         self.killed = False
-        self.process = Process(*arguments, "--host", "127.0.0.1", "--port", "0", AWS_ACCESS_KEY_ID=key, **environment)
+        super().__init__(*arguments, "--host", "127.0.0.1", "--port", "0", AWS_ACCESS_KEY_ID=key, **environment)
 
     @property
     def kind(self) -> str:
@@ -104,4 +104,4 @@ class Actor:
 
     def kill(self) -> None:
         self.killed = True
-        self.process.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
