@@ -163,7 +163,7 @@ class Retry(SmartpipeError):
 
     def __init__(self, reason: str = "", *, after_seconds: float | None = None) -> None:
         if after_seconds is not None and not 0 <= after_seconds <= MAX_VISIBILITY_SECONDS:
-            msg = f"Retry(after_seconds={after_seconds}) is outside the range that SQS accepts, 0 to 43,200"
+            msg = f"Retry(after_seconds={after_seconds}) is outside of 0 to 43,200, the range that SQS accepts"
             raise ValueError(msg)
         self.after_seconds = after_seconds
         super().__init__(reason or "the handler asked for a retry")

@@ -44,9 +44,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         yield one
         if isinstance(one, BaseExceptionGroup):
             pending += one.exceptions
-        kept = getattr(one, "kwargs", None)
-        if isinstance(kept, dict) and isinstance(kept.get("error"), BaseException):
-            pending.append(kept["error"])  # where botocore keeps the error of a failed connection
+        details = getattr(one, "kwargs", None)
+        if isinstance(details, dict) and isinstance(details.get("error"), BaseException):
+            pending.append(details["error"])  # where botocore keeps the error of a failed connection
         if one.__cause__ is not None:
             pending.append(one.__cause__)
         elif one.__context__ is not None and not one.__suppress_context__:
