@@ -87,7 +87,7 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
     Raises:
         ConfigError: The event's class does not declare a type.
     """
-    contract = contract_of(type(event))
+    contract = type(event).__contract__ or contract_of(type(event))
     cause = current_envelope.get()
     event_id = event_id or new_event_id()
     return construct(
@@ -99,7 +99,7 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
             contract.version,
             datetime.now(UTC),
             event,
-            text_of(event, contract.key),
+            text_of(event, contract.key) if contract.key else None,
             child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
             (cause.correlation_id or cause.id) if cause else event_id,
             cause.id if cause else None,
