@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.outbox.connections import write, write_blocking
 from smartpipe.outbox.rows import document_of, row_of
-from smartpipe.publisher.prepare import Publication, prepare, queue_of
+from smartpipe.publisher.prepare import Publication, prepare, read_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from smartpipe.events import Event
+    from smartpipe.options import PublishOptions
     from smartpipe.outbox.connections import AsyncConnection, BlockingConnection
-    from smartpipe.topics import Queue
 
 
 class Outbox:
@@ -43,10 +41,8 @@ class Outbox:
         event: Event,
         *,
         connection: AsyncConnection,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
         autocommit: bool = False,
+        **options: Unpack[PublishOptions],
     ) -> str:
         """Write *event* in the current transaction of *connection*, and return its envelope id.
 
@@ -66,7 +62,7 @@ class Outbox:
             ConfigError: Its class does not declare a type; or *connection* is an object of another kind, is closed, or
                 would commit each statement without *autocommit*. Nothing was written.
         """
-        row = self._row(event, queue, delay_seconds, attributes)
+        row = self._row(event, **options)
         await write(connection, document_of(row), autocommit=autocommit)
         return str(row["event_id"])
 
@@ -75,18 +71,14 @@ class Outbox:
         event: Event,
         *,
         connection: BlockingConnection,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
         autocommit: bool = False,
+        **options: Unpack[PublishOptions],
     ) -> str:
         """Write *event* in blocking code: like ``publish``, with a Connection or Session of SQLAlchemy or psycopg."""
-        row = self._row(event, queue, delay_seconds, attributes)
+        row = self._row(event, **options)
         write_blocking(connection, document_of(row), autocommit=autocommit)
         return str(row["event_id"])
 
-    def _row(
-        self, event: Event, queue: Queue | str | None, delay_seconds: float | None, attributes: Mapping[str, str] | None
-    ) -> dict[str, Any]:
-        publication = Publication(event, attributes, queue_of(queue), delay_seconds)
+    def _row(self, event: Event, **options: Unpack[PublishOptions]) -> dict[str, Any]:
+        publication = Publication(event, *read_options(**options))
         return row_of(prepare(publication, source=self.source, encoding=self._encoding))

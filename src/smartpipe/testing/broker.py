@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.consumer import Consumer
-from smartpipe.consumer.processor import Resources
 from smartpipe.consumer.threads import Threads
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_text
@@ -19,21 +18,22 @@ from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.names import name_of
 from smartpipe.publisher.publisher import Publisher
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, ConcurrencySettings
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, matches
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING
 from smartpipe.transports.open import use_transport
+from smartpipe.worker.runtime import Shared, open_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from smartpipe.events import Event
+    from smartpipe.options import PublishOptions
     from smartpipe.service import Service
-    from smartpipe.topics import Queue
 
 E = TypeVar("E", bound="Event")
 T = TypeVar("T")
@@ -142,16 +142,9 @@ class MemoryBroker:
             raise RuntimeError(msg)
         return self._recorder
 
-    async def publish(
-        self,
-        event: Event,
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> str:
+    async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish *event* as the component ``test``; see Publisher.publish."""
-        return await self._publisher.publish(event, queue=queue, delay_seconds=delay_seconds, attributes=attributes)
+        return await self._publisher.publish(event, **options)
 
     async def send(self, queue: str, body: str) -> None:
         """Send any text to a queue, such as a malformed message that no Publisher would send.
@@ -241,14 +234,16 @@ class MemoryBroker:
         return "\n".join(escape_text(str(record)) for record in self.transport.records)
 
     async def _start(self, service: Service, threads: Threads, stack: AsyncExitStack) -> None:
-        state = await stack.enter_async_context(service.open())
-        publisher = await stack.enter_async_context(Publisher(service.name, transport=self.transport))
+        settings = ConcurrencySettings(concurrency=self._concurrency)
+        runtime = await stack.enter_async_context(
+            open_runtime(service, self.transport, settings, shared=Shared(threads, self._claims))
+        )
         for binding in service.bindings:
             consumer = Consumer(
                 service,
                 binding.queue,
                 self.transport,
-                resources=Resources(publisher, threads, publisher.payloads, state, self._claims),
+                resources=runtime.resources(),
                 concurrency=self._concurrency,
                 poll_seconds=POLL_SECONDS if self._virtual else REAL_POLL_SECONDS,
                 observer=self.transport.record_settled,
