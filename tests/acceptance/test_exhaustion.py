@@ -62,7 +62,7 @@ def threads_of(worker: Process) -> int:
 @pytest.mark.parametrize(
     ("task", "handler", "threads"), [(SyncTask, "sync", 2 * SLOTS), (AsyncTask, "deaf", 0)], ids=["sync", "async"]
 )
-def test_handlers_that_hang_are_bounded_fail_the_probes_and_let_good_messages_wait(
+def test_the_number_of_hanging_handlers_is_limited_and_probes_fail_meanwhile(
     hanging: Process, queues: Queues, tmp_path: Path, task: type[SyncTask | AsyncTask], handler: str, threads: int
 ) -> None:
     url, before = url_of(hanging), threads_of(hanging)
@@ -90,9 +90,7 @@ def test_handlers_that_hang_are_bounded_fail_the_probes_and_let_good_messages_wa
     assert hanging.wait() == 0
 
 
-def test_a_worker_without_file_descriptors_defers_messages_and_dead_letters_none(
-    hanging: Process, queues: Queues, tmp_path: Path
-) -> None:
+def test_a_worker_without_file_descriptors_defers_messages(hanging: Process, queues: Queues, tmp_path: Path) -> None:
     limit = len(list(Path(f"/proc/{hanging.pid}/fd").iterdir())) + 30
     resource.prlimit(hanging.pid, resource.RLIMIT_NOFILE, (limit, limit))
     publish(*(FilesTask(name=f"file{number}") for number in range(30)))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_fault_05_a_worker_outlives_its_broker_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_05_a_worker_survives_an_outage_of_its_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = EmbeddedBroker()
     for name, value in first.environment.items():
         monkeypatch.setenv(name, value)

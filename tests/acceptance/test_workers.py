@@ -52,7 +52,7 @@ def test_a_kill_in_the_middle_of_a_handler_redelivers(jobs: Jobs, monkeypatch: p
     assert jobs.happened == ["begun victim 1", "begun victim 2", "done victim 2"]
 
 
-def test_a_message_that_kills_its_worker_takes_nothing_with_it_in_the_end_and_is_dead_lettered(
+def test_a_message_that_kills_its_worker_is_finally_dead_lettered_and_no_other_is_lost(
     jobs: Jobs, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One attempt may fail; a second delivery is more than that explains, and the eighth is SQS's last."""
@@ -112,7 +112,9 @@ def test_fault_01_a_handler_longer_than_the_visibility_timeout_runs_once(
     until_blocking(lambda: queues.depth("jobs") == (0, 0))
 
 
-def test_fault_02_what_had_not_begun_at_sigterm_is_visible_again_at_once(jobs: Jobs, queues: Queues) -> None:
+def test_fault_02_messages_that_had_not_begun_at_sigterm_are_visible_again_immediately(
+    jobs: Jobs, queues: Queues
+) -> None:
     worker = jobs.start_worker("--concurrency", "10", "--wait-seconds", "5")
     jobs.post(*[f"running{number}" for number in range(4)], seconds=4)
     jobs.wait_for("begun", 4)
@@ -139,9 +141,7 @@ def test_fault_03_an_idle_worker_leaves_nothing_in_flight_when_stopped(jobs: Job
     assert queues.depth("jobs") == (1, 0)
 
 
-def test_fault_25_at_the_deadline_handlers_are_cancelled_and_given_back_and_the_exit_code_says_so(
-    jobs: Jobs, queues: Queues
-) -> None:
+def test_fault_25_at_the_deadline_messages_are_returned_and_the_exit_code_is_1(jobs: Jobs, queues: Queues) -> None:
     worker = jobs.start_worker("--drain-seconds", "3")
     jobs.post("long1", "long2", seconds=60)
     jobs.wait_for("begun", 2)
@@ -180,7 +180,7 @@ def test_every_phase_of_a_workers_life_is_one_line(jobs: Jobs) -> None:
     assert all({"time", "level", "logger", "message"} <= set(record) for record in worker.records)
 
 
-def test_livez_and_readyz_tell_how_each_queue_fares(jobs: Jobs) -> None:
+def test_livez_and_readyz_report_on_each_queue(jobs: Jobs) -> None:
     worker = jobs.start_worker("--wait-seconds", "5", "--drain-seconds", "10")
     serving = worker.logged("serving")
     assert serving is not None

@@ -68,7 +68,7 @@ def said(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("no_time_lost")
-async def test_fault_05_polling_outlives_every_kind_of_failure_and_says_each_once(
+async def test_fault_05_receiving_survives_every_kind_of_failure_and_logs_each_once(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -100,7 +100,7 @@ async def test_fault_05_polling_outlives_every_kind_of_failure_and_says_each_onc
 
 
 @pytest.mark.usefixtures("no_time_lost")
-async def test_fault_05_polling_outlives_a_name_that_cannot_be_looked_up(
+async def test_fault_05_receiving_survives_a_name_that_cannot_be_resolved(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -137,7 +137,7 @@ NO_RIGHT = (403, "AccessDenied", "User: arn:aws:iam::000000000000:user/shop is n
     ],
     ids=["missing-in-both-spellings", "missing-in-the-new", "missing-in-the-old", "denied"],
 )
-async def test_fault_16_a_queue_that_is_missing_or_denied_is_named_and_polled_slowly_by_a_worker_that_is_not_ready(
+async def test_fault_16_a_missing_or_denied_queue_is_logged_by_name_and_the_worker_is_not_ready(
     fast_proxy: FaultProxy,
     shop: Shop,
     caplog: pytest.LogCaptureFixture,
@@ -163,7 +163,7 @@ async def test_fault_16_a_queue_that_is_missing_or_denied_is_named_and_polled_sl
 
 
 @pytest.mark.usefixtures("no_time_lost")
-async def test_fault_17_a_throttled_receive_or_delete_is_tried_again(
+async def test_fault_17_a_throttled_receive_or_delete_is_retried(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     await throttled(fast_proxy, shop, caplog, (400, "RequestThrottled"))
@@ -171,7 +171,7 @@ async def test_fault_17_a_throttled_receive_or_delete_is_tried_again(
 
 @pytest.mark.usefixtures("no_time_lost")
 @pytest.mark.parametrize(("status", "code"), [(400, "KmsThrottled"), (403, "OverLimit")])
-async def test_fault_18_throttles_that_botocore_does_not_know_are_tried_again_too(
+async def test_fault_18_throttles_that_botocore_does_not_know_are_retried_too(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, status: int, code: str
 ) -> None:
     await throttled(fast_proxy, shop, caplog, (status, code))
@@ -198,7 +198,7 @@ async def throttled(
 
 
 @pytest.mark.usefixtures("no_time_lost")
-async def test_fault_35_a_poll_that_is_never_answered_is_given_up_after_its_wait_and_a_margin(
+async def test_fault_35_a_receive_call_without_a_response_is_given_up_after_its_wait_and_a_margin(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smartpipe.transports.aws.transport.MAX_WAIT_SECONDS", 1)
@@ -212,7 +212,7 @@ async def test_fault_35_a_poll_that_is_never_answered_is_given_up_after_its_wait
 
 
 @pytest.mark.usefixtures("no_time_lost", "restless")
-async def test_fault_19_while_credentials_are_expired_what_is_being_handled_goes_on(
+async def test_fault_19_while_credentials_are_expired_running_handlers_continue(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop.release.clear()
@@ -236,7 +236,7 @@ async def test_fault_19_while_credentials_are_expired_what_is_being_handled_goes
     assert len(said(caplog, "the credentials have expired, waiting for new ones")) == 2  # of polls, and of leases
 
 
-async def test_fault_53_a_clock_that_is_wrong_is_told_with_both_times(
+async def test_fault_53_a_wrong_clock_is_reported_with_both_times(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = datetime.now(UTC) + timedelta(minutes=10)

@@ -40,7 +40,7 @@ async def outbox_ids(database: asyncpg.Connection) -> list[str]:
     return [row["event_id"] for row in await database.fetch("SELECT event_id FROM smartpipe_outbox ORDER BY id")]
 
 
-async def test_what_goes_into_the_outbox_in_the_deliverys_transaction_has_one_id(
+async def test_an_event_added_to_the_outbox_in_the_deliverys_transaction_has_one_id(
     database: asyncpg.Connection, postgres_url: str
 ) -> None:
     service, outbox, seen = Service("inbox", retry=RetryPolicy(attempts=9, base_seconds=0)), Outbox("inbox"), []
@@ -63,7 +63,7 @@ async def test_what_goes_into_the_outbox_in_the_deliverys_transaction_has_one_id
     assert await outbox_ids(database) == [seen[0]] == [seen[2]]
 
 
-async def test_so_has_what_a_sync_handler_writes_through_sqlalchemy_and_publishes_itself(
+async def test_so_have_events_that_a_sync_handler_adds_through_sqlalchemy_or_publishes(
     database: asyncpg.Connection, postgres_url: str, fast_broker: EmbeddedBroker, queues: Queues
 ) -> None:
     boto3.client("sqs").create_queue(QueueName=f"{os.environ['SMARTPIPE_PREFIX']}derived")
@@ -103,7 +103,7 @@ def _publish(publisher: Publisher, seen: list[str]) -> None:
     seen.append(publisher.publish(Charged(), queue="derived"))
 
 
-async def test_a_store_that_a_worker_is_given_names_the_environment_too(
+async def test_a_store_that_is_passed_to_a_worker_uses_the_environment_too(
     database: asyncpg.Connection, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []

@@ -48,7 +48,7 @@ async def run(
     return worker
 
 
-async def test_what_was_committed_counts_though_the_handler_fails_afterwards(
+async def test_a_commit_counts_although_the_handler_fails_afterwards(
     database: asyncpg.Connection, postgres_url: str
 ) -> None:
     service = Service("inbox", retry=RetryPolicy(attempts=5, base_seconds=0))
@@ -71,7 +71,7 @@ async def test_what_was_committed_counts_though_the_handler_fails_afterwards(
     assert worker.consumers[0].counters.deduplicated == 1
 
 
-async def test_what_fails_before_the_commit_leaves_nothing_and_runs_again(
+async def test_a_failure_before_the_commit_leaves_nothing_and_is_retried(
     database: asyncpg.Connection, postgres_url: str
 ) -> None:
     service = Service("inbox", retry=RetryPolicy(attempts=5, base_seconds=0))

@@ -45,7 +45,7 @@ async def test_fault_01_a_handler_of_three_visibility_timeouts_runs_once(queues:
     assert queues.depth("mailer") == (0, 0)
 
 
-async def test_fault_09_an_async_handler_that_blocks_the_loop_is_told_that_its_lease_is_lost(queues: Queues) -> None:
+async def test_fault_09_an_async_handler_that_blocks_the_loop_can_see_its_lost_lease(queues: Queues) -> None:
     service, lost = service_with_lease(1), list[bool]()
 
     @service.subscribe(UserSignedUp)
@@ -77,7 +77,7 @@ async def test_fault_09_a_sync_handler_that_blocks_keeps_its_lease(queues: Queue
     assert lost == [False]
 
 
-async def test_fault_21_one_slow_message_of_ten_holds_up_nobody(queues: Queues) -> None:
+async def test_fault_21_one_slow_message_of_ten_does_not_delay_the_others(queues: Queues) -> None:
     service, release, done = service_with_lease(30), asyncio.Event(), list[int]()
 
     @service.subscribe(UserSignedUp)
@@ -94,7 +94,7 @@ async def test_fault_21_one_slow_message_of_ten_holds_up_nobody(queues: Queues) 
         release.set()
 
 
-async def test_fault_03_a_message_that_comes_during_the_last_poll_is_not_stranded(queues: Queues) -> None:
+async def test_fault_03_a_message_that_arrives_during_the_last_receive_call_is_not_stranded(queues: Queues) -> None:
     service = service_with_lease(30)
 
     @service.subscribe(UserSignedUp)
@@ -110,7 +110,7 @@ async def test_fault_03_a_message_that_comes_during_the_last_poll_is_not_strande
     assert queues.depth("mailer") == (1, 0)
 
 
-async def test_fault_07_acks_do_not_wait_behind_open_polls(queues: Queues) -> None:
+async def test_fault_07_deletes_do_not_wait_behind_open_receive_calls(queues: Queues) -> None:
     service = service_with_lease(30)
 
     @service.subscribe(UserSignedUp)
@@ -135,7 +135,7 @@ async def test_fault_07_acks_do_not_wait_behind_open_polls(queues: Queues) -> No
     assert took < 5  # on a shared pool of ten it would take what is left of the polls, 7 s
 
 
-async def test_fault_30_one_lost_lease_of_a_batch_is_told_alone(queues: Queues) -> None:
+async def test_fault_30_of_a_batch_of_extensions_only_the_lost_lease_is_reported(queues: Queues) -> None:
     service = service_with_lease(30)
 
     @service.subscribe(UserSignedUp)
@@ -179,7 +179,7 @@ async def test_fault_54_an_extension_beyond_twelve_hours_is_refused_by_the_broke
     assert retryable == [False]
 
 
-async def test_fault_16_a_queue_deleted_under_a_worker_makes_it_unready_until_it_is_back(queues: Queues) -> None:
+async def test_fault_16_while_its_queue_is_deleted_a_worker_is_not_ready(queues: Queues) -> None:
     import boto3
 
     service, seen = service_with_lease(30), list[str]()
@@ -200,7 +200,7 @@ async def test_fault_16_a_queue_deleted_under_a_worker_makes_it_unready_until_it
         await until(lambda: worker.ready)
 
 
-def test_fault_60_a_transport_used_from_another_event_loop_says_so() -> None:
+def test_fault_60_using_a_transport_from_another_event_loop_is_an_error() -> None:
     transport = None
 
     async def first() -> None:

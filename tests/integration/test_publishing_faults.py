@@ -139,7 +139,7 @@ def sent(call: Call) -> list[dict[str, Any]]:
     ]
 
 
-async def test_fault_04_of_a_batch_only_what_failed_for_the_moment_is_sent_again(
+async def test_fault_04_only_entries_of_a_batch_with_a_temporary_failure_are_sent_again(
     fast_proxy: FaultProxy, publish: Publish, way: Way
 ) -> None:
     refused = {
@@ -163,7 +163,7 @@ async def test_fault_04_of_a_batch_only_what_failed_for_the_moment_is_sent_again
 
 
 @only("topic", "queue")
-async def test_fault_26_an_entry_that_the_answer_does_not_mention_is_sent_again(
+async def test_fault_26_an_entry_that_the_response_does_not_mention_is_sent_again(
     fast_proxy: FaultProxy, publish: Publish, way: Way
 ) -> None:
     fast_proxy.add(Fault(way.operation, times=1, rewrite=silent_about(3, 9)))
@@ -175,7 +175,7 @@ async def test_fault_26_an_entry_that_the_answer_does_not_mention_is_sent_again(
 
 
 @only("topic", "fifo-topic")
-async def test_fault_12_an_answer_that_is_lost_makes_one_message_on_fifo_and_elsewhere_two_of_one_event(
+async def test_fault_12_a_lost_response_leads_to_one_message_on_fifo_and_two_on_standard_topics(
     each_proxy: FaultProxy, publish: Publish, way: Way
 ) -> None:
     each_proxy.add(Fault(way.operation, times=1, drop="reply"))
@@ -188,7 +188,7 @@ async def test_fault_12_an_answer_that_is_lost_makes_one_message_on_fifo_and_els
 
 
 @only("queue", "fifo-queue")
-async def test_fault_12_so_does_an_answer_that_breaks_off(fast_proxy: FaultProxy, publish: Publish, way: Way) -> None:
+async def test_fault_12_so_does_a_response_that_breaks_off(fast_proxy: FaultProxy, publish: Publish, way: Way) -> None:
     fast_proxy.add(Fault(way.operation, times=1, truncate=True))
 
     ids = await publish(way.events, way.queue)
@@ -196,7 +196,9 @@ async def test_fault_12_so_does_an_answer_that_breaks_off(fast_proxy: FaultProxy
     assert arrived(fast_proxy, way.arrives) == dict.fromkeys(ids, 1 if way.fifo else 2)
 
 
-async def test_fault_12_two_messages_of_one_event_are_one_idempotent_effect(fast_proxy: FaultProxy) -> None:
+async def test_fault_12_two_messages_of_one_event_are_handled_once_by_an_idempotent_handler(
+    fast_proxy: FaultProxy,
+) -> None:
     service, effects = Service("shop"), list[str]()
 
     @service.subscribe(OrderPlaced, idempotent=True, concurrency=1)
@@ -213,7 +215,7 @@ async def test_fault_12_two_messages_of_one_event_are_one_idempotent_effect(fast
     assert worker.consumers[0].counters.deduplicated == 1
 
 
-async def test_fault_17_a_throttled_send_is_tried_again(fast_proxy: FaultProxy, publish: Publish) -> None:
+async def test_fault_17_a_throttled_send_is_retried(fast_proxy: FaultProxy, publish: Publish) -> None:
     await refused_twice(fast_proxy, publish, "queue", (400, "RequestThrottled"))
 
 
@@ -225,13 +227,15 @@ async def test_fault_17_a_throttled_send_is_tried_again(fast_proxy: FaultProxy, 
         ("topic", 400, "KMSThrottling"),
     ],
 )
-async def test_fault_18_throttles_that_botocore_does_not_know_are_tried_again_too(
+async def test_fault_18_throttles_that_botocore_does_not_know_are_retried_too(
     fast_proxy: FaultProxy, publish: Publish, kind: str, status: int, code: str
 ) -> None:
     await refused_twice(fast_proxy, publish, kind, (status, code))
 
 
-async def test_fault_19_an_expired_token_is_waited_for(fast_proxy: FaultProxy, publish: Publish) -> None:
+async def test_fault_19_an_expired_token_is_retried_until_it_is_renewed(
+    fast_proxy: FaultProxy, publish: Publish
+) -> None:
     await refused_twice(fast_proxy, publish, "topic", (403, "ExpiredToken"))
 
 
@@ -247,7 +251,7 @@ async def refused_twice(fast_proxy: FaultProxy, publish: Publish, kind: str, ans
 
 
 @only("topic", "fifo-queue")
-async def test_fault_35_a_publish_that_is_never_answered_is_given_up_and_tried_again(
+async def test_fault_35_a_publish_without_a_response_is_given_up_and_retried(
     fast_proxy: FaultProxy, publish: Publish, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = partial(client_options, read_timeout_seconds=0.5)
@@ -263,7 +267,7 @@ async def test_fault_35_a_publish_that_is_never_answered_is_given_up_and_tried_a
 
 
 @pytest.mark.parametrize(("kind", "code"), [("queue", "InvalidSignatureException"), ("topic", "SignatureDoesNotMatch")])
-async def test_fault_53_a_clock_that_is_wrong_is_told_with_both_times(
+async def test_fault_53_a_wrong_clock_is_reported_with_both_times(
     fast_proxy: FaultProxy, publish: Publish, kind: str, code: str
 ) -> None:
     way, theirs = WAYS[kind], datetime.now(UTC) + timedelta(minutes=10)
@@ -302,7 +306,7 @@ async def test_fault_53_the_wire_goes_by_the_clock_of_aws_once_it_is_told(
     assert "s behind AWS's; requests are signed by AWS's from now on" in caplog.text
 
 
-async def test_fault_58_a_queue_of_another_region_is_refused_by_name_and_not_as_missing(
+async def test_fault_58_a_queue_of_another_region_is_an_error_that_names_both_regions(
     fast_proxy: FaultProxy, publish: Publish
 ) -> None:
     arn = "arn:aws:sqs:ap-south-1:000000000000:shop"

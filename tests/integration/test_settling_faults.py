@@ -34,7 +34,7 @@ def receipts(call: Call) -> list[str]:
 
 
 @pytest.mark.parametrize("rewrite", [failing({0: INTERNAL}), silent_about(0)], ids=["14-failed", "26-not-mentioned"])
-async def test_fault_14_and_26_of_a_delete_only_the_entry_that_failed_is_sent_again(
+async def test_fault_14_and_26_only_the_failed_entry_of_a_delete_is_sent_again(
     each_proxy: FaultProxy, rewrite: Rewrite
 ) -> None:
     shop = await Shop.provisioned(each_proxy)
@@ -49,7 +49,9 @@ async def test_fault_14_and_26_of_a_delete_only_the_entry_that_failed_is_sent_ag
     assert worker.consumers[0].counters.not_deleted == 0
 
 
-async def test_fault_14_a_delete_whose_answer_is_lost_is_repeated_and_is_no_failure(each_proxy: FaultProxy) -> None:
+async def test_fault_14_a_delete_whose_response_is_lost_is_repeated_and_is_not_a_failure(
+    each_proxy: FaultProxy,
+) -> None:
     shop = await Shop.provisioned(each_proxy)
     each_proxy.add(Fault("DeleteMessageBatch", times=1, drop="reply"))
     await shop.put("1")
@@ -62,7 +64,7 @@ async def test_fault_14_a_delete_whose_answer_is_lost_is_repeated_and_is_no_fail
     assert worker.consumers[0].counters.not_deleted == 0
 
 
-async def test_fault_14_a_delete_that_is_never_answered_leaves_time_for_another(
+async def test_fault_14_a_delete_without_a_response_leaves_time_for_another(
     fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smartpipe.consumer.settle.CALL_SECONDS", 1)
@@ -78,7 +80,7 @@ async def test_fault_14_a_delete_that_is_never_answered_leaves_time_for_another(
 
 
 @pytest.mark.usefixtures("restless")
-async def test_fault_30_of_ten_leases_the_one_that_is_gone_is_lost_and_the_nine_stay(fast_proxy: FaultProxy) -> None:
+async def test_fault_30_of_ten_leases_only_the_one_that_cannot_be_extended_is_lost(fast_proxy: FaultProxy) -> None:
     shop = await Shop.provisioned(fast_proxy)
     shop.release.clear()
     gone = Refused("AWS.SimpleQueueService.MessageNotInflight", sender_fault=True)
@@ -103,7 +105,7 @@ async def test_fault_30_of_ten_leases_the_one_that_is_gone_is_lost_and_the_nine_
     assert later[1] == extended == [receipt for receipt in ten if receipt != ten[4]]
 
 
-async def test_fault_46_a_dead_letter_whose_delete_fails_comes_a_second_time_and_is_not_lost(
+async def test_fault_46_a_dead_letter_whose_delete_fails_is_copied_twice_and_not_lost(
     fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smartpipe.consumer.settle.DEADLINE_SECONDS", 0)

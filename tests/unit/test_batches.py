@@ -27,7 +27,7 @@ async def publish(broker: MemoryBroker, events: list[UserLeft]) -> None:
     await asyncio.gather(*map(broker.publish, events))
 
 
-async def test_a_batch_gathers_several_receives_until_it_is_full() -> None:
+async def test_a_batch_collects_the_messages_of_several_receive_calls_until_it_is_full() -> None:
     service, sizes = Service("index"), list[int]()
 
     @service.subscribe(UserLeft, batch=Batch(size=25, linger_seconds=1))
@@ -42,7 +42,7 @@ async def test_a_batch_gathers_several_receives_until_it_is_full() -> None:
         assert len(broker.handled(UserLeft)) == 60
 
 
-async def test_a_batch_that_does_not_fill_goes_out_after_its_linger() -> None:
+async def test_a_batch_that_does_not_fill_up_is_started_after_its_linger() -> None:
     service, calls = Service("index"), list[tuple[int, float]]()
 
     @service.subscribe(UserLeft, batch=Batch(size=100, linger_seconds=7))
@@ -59,7 +59,7 @@ async def test_a_batch_that_does_not_fill_goes_out_after_its_linger() -> None:
     assert moment - started == pytest.approx(7, abs=0.5)
 
 
-async def test_each_item_settles_by_its_own_receive_count() -> None:
+async def test_each_item_is_settled_by_its_own_receive_count() -> None:
     service = Service("index", retry=THREE)
     calls: list[list[str]] = []
 
@@ -112,7 +112,7 @@ async def test_a_sync_batch_handler_runs_in_a_thread() -> None:
     assert seen == [5]
 
 
-async def test_a_batch_that_runs_too_long_fails_and_lingering_does_not_count() -> None:
+async def test_a_batch_that_runs_too_long_fails_and_its_linger_does_not_count() -> None:
     service = Service("index", retry=RetryPolicy(attempts=1))
     slow = True
 
@@ -149,7 +149,7 @@ async def test_single_and_batch_handlers_of_one_event_are_one_unit_in_their_orde
     assert seen == ["0", "1", ["0", "1"]]
 
 
-async def test_what_a_batch_publishes_has_no_cause_and_what_its_deliveries_publish_has() -> None:
+async def test_events_published_by_a_batch_have_no_cause_and_those_of_its_deliveries_have() -> None:
     service = Service("index")
 
     @service.subscribe(UserLeft, batch=Batch(size=2, linger_seconds=0.1))
@@ -200,7 +200,7 @@ def test_a_drain_does_not_wait_for_the_linger() -> None:
     assert len(transport.entries("delete")) == 3
 
 
-def test_a_batch_that_outlasts_the_drain_is_cancelled_and_every_item_given_back() -> None:
+def test_a_batch_that_outlasts_the_drain_is_cancelled_and_every_item_returned() -> None:
     service, transport, fate = Service("index"), FakeTransport(), list[str]()
 
     @service.subscribe(UserLeft, batch=Batch(size=3, linger_seconds=1))
@@ -217,7 +217,7 @@ def test_a_batch_that_outlasts_the_drain_is_cancelled_and_every_item_given_back(
         transport.put(*leavers(3))
         await asyncio.sleep(5)
         await drain(consumer, budget_seconds=10)
-        assert fate == ["cancelled"]  # not only by the end of the loop
+        assert fate == ["cancelled"]  # and not only when the loop ended
         return consumer.counters.as_dict()
 
     assert run_virtually(main()) == {"received": 3, "cancelled": 3}
@@ -244,7 +244,7 @@ async def test_the_concurrency_of_a_batch_handler_counts_batches() -> None:
     assert most == 2
 
 
-def test_saying_what_failed_must_make_sense() -> None:
+def test_fail_checks_its_arguments() -> None:
     batch = BatchDelivery([None], None)  # type: ignore[list-item, arg-type]
 
     with pytest.raises(IndexError, match="items 0 to 0"):
@@ -256,7 +256,7 @@ def test_saying_what_failed_must_make_sense() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: Batch(size=0), lambda: Batch(size=1_001), lambda: Batch(linger_seconds=-1)])
-def test_a_batch_out_of_range_is_refused(make: Callable[[], Batch]) -> None:
+def test_a_batch_size_or_linger_out_of_range_is_rejected(make: Callable[[], Batch]) -> None:
     with pytest.raises(ConfigError, match="must be "):
         make()
 
@@ -268,7 +268,7 @@ async def bare_list(events: list) -> None: ...  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize(
-    ("function", "fault"),
+    ("function", "error"),
     [
         (single, r"takes a list of events; write list\[UserSignedUp\]"),
         (wrong_context, "a batch handler takes a BatchDelivery"),
@@ -276,17 +276,17 @@ async def bare_list(events: list) -> None: ...  # type: ignore[type-arg]
         (bare_list, r"write list\[UserSignedUp\]"),
     ],
 )
-def test_a_batch_handlers_signature_is_checked(function: Callable[..., Any], fault: str) -> None:
-    with pytest.raises(ConfigError, match=fault):
+def test_a_batch_handlers_signature_is_checked(function: Callable[..., Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         Service("index").subscribe(UserSignedUp, batch=Batch())(function)
 
 
-def test_a_list_without_batch_is_refused_with_the_mend() -> None:
+def test_a_list_parameter_without_batch_is_rejected_and_the_error_says_how_to_fix_it() -> None:
     with pytest.raises(ConfigError, match=r"subscribe it with batch=Batch\(\.\.\.\)"):
         Service("index").subscribe(UserSignedUp)(wrong_items)  # type: ignore[arg-type]
 
 
-async def test_a_handler_that_cancels_itself_has_failed_and_its_items_are_not_forgotten() -> None:
+async def test_a_handler_that_cancels_itself_fails_its_items() -> None:
     service = Service("index", retry=RetryPolicy(attempts=2, base_seconds=1))
 
     @service.subscribe(UserLeft, batch=Batch(size=2, linger_seconds=0.1))
@@ -308,7 +308,7 @@ class Falsy(Exception):
         return 0
 
 
-async def test_an_exception_that_is_false_is_a_failure_all_the_same() -> None:
+async def test_an_exception_whose_truth_value_is_false_is_a_failure() -> None:
     service = Service("index", retry=RetryPolicy(attempts=1))
 
     @service.subscribe(UserLeft, batch=Batch(size=2, linger_seconds=0.1))
@@ -339,6 +339,6 @@ async def test_a_circuit_counts_calls_and_not_items() -> None:
 
     async with MemoryBroker(service) as broker:
         await publish(broker, leavers(20))
-        await broker.drain(limit_seconds=60)  # an open circuit would take longer
+        await broker.drain(limit_seconds=60)  # with an open circuit it would take longer
 
         assert len(broker.dead_lettered(UserLeft)) == 19

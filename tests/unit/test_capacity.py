@@ -28,7 +28,7 @@ def virtually(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], Non
 
 
 @pytest.mark.parametrize(("slots", "limit"), [(1, MIN_OVERDUE), (2, 2), (10, 10)])
-async def test_as_many_calls_as_slots_may_be_overdue_and_two_where_there_is_one_slot(slots: int, limit: int) -> None:
+async def test_as_many_calls_as_slots_may_be_overdue_and_two_with_a_single_slot(slots: int, limit: int) -> None:
     capacity, woken = Capacity(slots), list[str]()
     capacity.on_open(lambda: woken.append("woken"))
 
@@ -47,7 +47,7 @@ async def test_as_many_calls_as_slots_may_be_overdue_and_two_where_there_is_one_
     assert (capacity.ready, capacity.alive, capacity.reasons, woken) == (True, True, [], ["woken"])
 
 
-async def test_many_handlers_are_named_as_a_few_and_a_number() -> None:
+async def test_a_few_overdue_handlers_are_named_and_the_others_counted() -> None:
     capacity = Capacity(9)
     for call in range(9):
         capacity.add(call, f"handler{call}")
@@ -56,12 +56,12 @@ async def test_many_handlers_are_named_as_a_few_and_a_number() -> None:
 
 
 @virtually
-async def test_a_resource_that_ran_out_stops_polls_for_longer_each_time_and_lets_one_message_through() -> None:
+async def test_a_shortage_stops_receive_calls_for_longer_each_time_and_then_lets_one_message_through() -> None:
     capacity, pauses = Capacity(10), list[float]()
     gate = capacity.gate()
     for _ in range(8):
         capacity.record_shortage("memory")
-        capacity.record_shortage("memory")  # of another message in the same moment
+        capacity.record_shortage("memory")  # another message reports the same shortage
         assert gate.admit(5) == 0
         seconds = gate.seconds_until_open()
         assert seconds is not None
@@ -77,12 +77,12 @@ async def test_a_resource_that_ran_out_stops_polls_for_longer_each_time_and_lets
 
 
 @virtually
-async def test_each_success_lets_one_more_message_out_and_the_next_shortage_halves_them() -> None:
+async def test_each_success_allows_one_more_message_and_the_next_shortage_halves_the_number() -> None:
     capacity, woken = Capacity(10), list[str]()
     gate = capacity.gate()
     capacity.on_open(lambda: woken.append("woken"))
     capacity.record_shortage("memory")
-    capacity.record_success()  # begun before, it may have had the memory
+    capacity.record_success()  # it may have begun, and had the memory, before the shortage
     assert not capacity.ready
     assert gate.admit(5) == 0
 
@@ -106,7 +106,7 @@ async def test_each_success_lets_one_more_message_out_and_the_next_shortage_halv
 
 
 @virtually
-async def test_each_queue_has_its_own_probe_so_that_an_idle_one_starves_no_other() -> None:
+async def test_each_queue_has_its_own_probe_so_that_an_idle_queue_does_not_starve_others() -> None:
     capacity = Capacity(10)
     idle, busy = capacity.gate(), capacity.gate()
     capacity.record_shortage("memory")
@@ -116,7 +116,7 @@ async def test_each_queue_has_its_own_probe_so_that_an_idle_one_starves_no_other
 
 
 @virtually
-async def test_a_resource_that_nothing_has_wanted_for_a_minute_counts_as_available() -> None:
+async def test_a_resource_without_a_shortage_for_a_minute_counts_as_available() -> None:
     capacity = Capacity(10)
     gate = capacity.gate()
     capacity.record_shortage("memory")
@@ -143,7 +143,7 @@ async def test_a_resource_that_keeps_running_out_fails_liveness_and_a_success_re
     assert capacity.alive
 
 
-def test_calls_that_end_late_all_the_time_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_calls_that_keep_ending_late_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         capacity = Capacity(2)
         for _ in range(100):

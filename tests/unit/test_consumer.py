@@ -31,7 +31,7 @@ SEVEN = RetryPolicy(attempts=3, wait=wait_fixed(7))
 
 
 def consume(service: Service, transport: FakeTransport, *, seconds: float = 60, concurrency: int = 10) -> Counters:
-    """Let the service consume for so many (virtual) seconds, then drain it."""
+    """Let the service consume for a number of virtual seconds, then drain it."""
 
     async def main() -> Counters:
         async with consuming(service, transport, concurrency=concurrency) as consumer:
@@ -74,7 +74,7 @@ def test_deletes_are_batched() -> None:
     assert counts.handled == 25
 
 
-def test_the_delivery_tells_what_is_known_of_the_message() -> None:
+def test_the_delivery_has_the_data_of_the_message() -> None:
     service, transport = make_service(), FakeTransport()
     seen: list[tuple[object, ...]] = []
 
@@ -91,7 +91,7 @@ def test_the_delivery_tells_what_is_known_of_the_message() -> None:
     assert seen == [("test", 2, "mailer", "mailer", False)]
 
 
-def test_a_failure_is_given_back_by_the_policy_and_not_deleted() -> None:
+def test_a_failed_message_is_returned_by_the_policy_and_not_deleted() -> None:
     service, transport = make_service(retry=SEVEN), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -106,7 +106,7 @@ def test_a_failure_is_given_back_by_the_policy_and_not_deleted() -> None:
     assert counts.as_dict() == {"received": 1, "retried": 1}
 
 
-def test_a_handler_may_ask_for_a_retry_at_its_own_time() -> None:
+def test_a_handler_may_choose_the_time_of_its_retry() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -143,7 +143,7 @@ def test_a_dead_letter_is_copied_with_its_reason_and_only_then_deleted(
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_a_reason_that_a_producer_wrote_changes_nothing_of_how_its_message_is_handled(forged: str) -> None:
+def test_a_reason_written_by_a_producer_does_not_change_how_its_message_is_handled(forged: str) -> None:
     service, transport = make_service(), FakeTransport()
     seen: list[list[str]] = []
 
@@ -161,7 +161,7 @@ def test_a_reason_that_a_producer_wrote_changes_nothing_of_how_its_message_is_ha
     assert [reason["kind"] for reason in reasons(transport)] == ["not-json"]
 
 
-def test_fault_11_poison_goes_to_the_dead_letter_queue_at_once_while_good_messages_are_handled() -> None:
+def test_fault_11_poison_is_dead_lettered_immediately_while_good_messages_are_handled() -> None:
     service, transport = make_service(), FakeTransport()
     seen: list[UserSignedUp] = []
 
@@ -182,7 +182,7 @@ def test_fault_11_poison_goes_to_the_dead_letter_queue_at_once_while_good_messag
     assert counts.as_dict() == {"received": 5, "handled": 2, "dead_lettered": 3}
 
 
-def test_fault_56_an_unknown_event_is_ignored_and_counted_where_the_service_says_so() -> None:
+def test_fault_56_an_unknown_event_is_ignored_and_counted_if_the_service_says_so() -> None:
     service, transport = make_service(unknown_events="ignore"), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -223,11 +223,11 @@ def test_fault_46_a_dead_letter_whose_delete_fails_is_a_second_copy_and_not_a_lo
     [first] = transport.put(ADA)
     counts = consume(service, transport)
 
-    assert transport.entries("send")[0].body == first.body  # and so has the same event id as a second would
+    assert transport.entries("send")[0].body == first.body  # so its event id is that of a second attempt
     assert counts.as_dict() == {"received": 1, "dead_lettered": 1, "not_deleted": 1}
 
 
-def test_fault_14_of_a_delete_batch_only_what_failed_is_sent_again() -> None:
+def test_fault_14_only_the_failed_entries_of_a_delete_batch_are_sent_again() -> None:
     service, transport = make_service(), FakeTransport()
     transport.script["delete"].append([throttled(1)])
 
@@ -241,7 +241,7 @@ def test_fault_14_of_a_delete_batch_only_what_failed_is_sent_again() -> None:
     assert counts.as_dict() == {"received": 3, "handled": 3}
 
 
-def test_fault_14_a_delete_that_never_succeeds_is_reported_and_the_worker_goes_on() -> None:
+def test_fault_14_a_delete_that_never_succeeds_is_reported_and_the_worker_continues() -> None:
     service, transport = make_service(), FakeTransport()
     transport.script["delete"].extend([UNREACHABLE] * 100)
 
@@ -296,10 +296,10 @@ def test_fault_29_a_handler_that_never_returns_is_cancelled_at_its_timeout_and_f
     assert cancelled == [100, 200]
     assert counts.retried == 2
     extensions = [time for verb, _, _, time in transport.calls if verb == "change_visibility"]
-    assert max(extensions) <= 201  # nothing is kept after the handler's end
+    assert max(extensions) <= 201  # nothing is kept after the handler has ended
 
 
-def test_a_timeout_of_the_handlers_own_is_an_ordinary_failure() -> None:
+def test_a_timeout_error_raised_by_the_handler_is_an_ordinary_failure() -> None:
     service, transport = make_service(retry=SEVEN), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -314,7 +314,7 @@ def test_a_timeout_of_the_handlers_own_is_an_ordinary_failure() -> None:
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), SystemExit(3), BaseExceptionGroup("x", [ValueError()])])
-def test_fault_43_whatever_a_handler_raises_is_its_failure_and_not_a_shutdown(error: BaseException) -> None:
+def test_fault_43_any_exception_of_a_handler_is_its_failure_and_not_a_shutdown(error: BaseException) -> None:
     service, transport = make_service(retry=SEVEN), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -328,14 +328,14 @@ def test_fault_43_whatever_a_handler_raises_is_its_failure_and_not_a_shutdown(er
     assert counts.as_dict() == {"received": 2, "handled": 1, "retried": 1}
 
 
-def test_fault_43_a_heartbeat_that_dies_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_43_the_lease_ticker_restarts_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from smartpipe.consumer.leases import Leases
 
-    tick, faults = Leases.tick, [ZeroDivisionError("a bug")]
+    tick, errors = Leases.tick, [ZeroDivisionError("a bug")]
 
     def failing_once(self: Leases) -> None:
-        if faults:
-            raise faults.pop()
+        if errors:
+            raise errors.pop()
         tick(self)
 
     monkeypatch.setattr(Leases, "tick", failing_once)
@@ -352,7 +352,7 @@ def test_fault_43_a_heartbeat_that_dies_starts_again(monkeypatch: pytest.MonkeyP
     assert counts.as_dict() == {"received": 1, "handled": 1}
 
 
-def test_fault_22_deliveries_that_were_no_failures_do_not_dead_letter_a_message_that_succeeds() -> None:
+def test_fault_22_deliveries_without_a_failure_do_not_dead_letter_a_message_that_succeeds() -> None:
     service, transport = make_service(retry=SEVEN), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -364,7 +364,7 @@ def test_fault_22_deliveries_that_were_no_failures_do_not_dead_letter_a_message_
     assert counts.as_dict() == {"received": 1, "handled": 1}
 
 
-def test_what_a_handler_publishes_carries_the_trace_and_causation_of_what_it_handles() -> None:
+def test_events_published_by_a_handler_carry_the_trace_and_cause_of_its_event() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -415,7 +415,7 @@ async def test_a_handler_that_returns_a_generator_has_not_run_and_fails() -> Non
     assert transport.entries("delete") == []
 
 
-async def test_a_sync_handler_that_raises_stop_iteration_fails_like_any_other() -> None:
+async def test_a_sync_handler_that_raises_stop_iteration_fails() -> None:
     service, transport = make_service(retry=SEVEN), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -427,7 +427,7 @@ async def test_a_sync_handler_that_raises_stop_iteration_fails_like_any_other() 
         await until(lambda: consumer.counters.retried == 1)
 
 
-def test_a_validator_that_raises_what_pydantic_does_not_expect_is_bad_data_and_does_not_spin() -> None:
+def test_a_validator_that_raises_an_unexpected_error_makes_the_data_invalid() -> None:
     class Fussy(Event, topic=users, type="fussy", version="1.0"):
         name: str
 
@@ -449,7 +449,7 @@ def test_a_validator_that_raises_what_pydantic_does_not_expect_is_bad_data_and_d
     assert counts.dead_lettered == 1
 
 
-def test_an_error_whose_text_cannot_be_had_is_dead_lettered_all_the_same() -> None:
+def test_an_error_whose_text_is_not_available_is_dead_lettered_nevertheless() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise ZeroDivisionError
@@ -466,7 +466,7 @@ def test_an_error_whose_text_cannot_be_had_is_dead_lettered_all_the_same() -> No
     assert counts.as_dict() == {"received": 1, "dead_lettered": 1}
 
 
-def test_a_fault_of_smartpipe_gives_the_message_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_returns_the_message_to_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -481,7 +481,7 @@ def test_a_fault_of_smartpipe_gives_the_message_back(monkeypatch: pytest.MonkeyP
     assert counts.as_dict() == {"received": 1, "retried": 1}
 
 
-def test_a_retry_as_late_as_sqs_knows_stays_within_twelve_hours_of_the_receive() -> None:
+def test_the_latest_possible_retry_stays_within_twelve_hours_of_the_receive() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -495,7 +495,7 @@ def test_a_retry_as_late_as_sqs_knows_stays_within_twelve_hours_of_the_receive()
     assert 43_000 < seconds < 43_200
 
 
-def test_a_dead_letter_that_is_refused_with_its_reason_goes_without_it() -> None:
+def test_a_dead_letter_that_is_refused_with_its_reason_is_sent_without_it() -> None:
     service, transport = make_service(), FakeTransport()
     transport.script["send"].append([refused(0)])
 
@@ -510,7 +510,7 @@ def test_a_dead_letter_that_is_refused_with_its_reason_goes_without_it() -> None
     assert counts.dead_lettered == 1
 
 
-def test_fault_42_what_waits_to_be_deleted_is_bounded() -> None:
+def test_fault_42_the_number_of_messages_that_wait_for_their_delete_is_limited() -> None:
     service, transport = make_service(), FakeTransport()
     transport.script["delete"].extend([9.0] * 10_000)
 

@@ -98,7 +98,7 @@ async def test_an_event_that_is_published_before_each_of_three_failures_has_one_
     assert len(set(ids(broker, Charged))) == 1
 
 
-async def test_another_event_that_leads_to_the_same_leads_to_another_id() -> None:
+async def test_an_equal_event_published_because_of_another_event_has_another_id() -> None:
     async def charge(_: Asked, delivery: Delivery) -> None:
         await delivery.publish(Charged())
 
@@ -145,7 +145,7 @@ async def test_handlers_of_one_name_derive_ids_of_their_own() -> None:
     assert len(set(ids(broker, Charged))) == 2
 
 
-async def test_events_are_told_apart_by_type_key_and_queue_and_their_order_does_not_matter() -> None:
+async def test_ids_depend_on_type_key_and_queue_and_not_on_the_order_between_them() -> None:
     fail = failing(4)
     seen: list[dict[str, str]] = []
 
@@ -194,7 +194,7 @@ async def test_a_publisher_in_a_handler_and_publish_many_derive_too() -> None:
     assert len(set(seen[0])) == 4
 
 
-async def test_a_middleware_that_tries_again_publishes_the_same_ids_again_and_its_own_are_others() -> None:
+async def test_a_middleware_that_retries_publishes_the_same_ids_again_and_its_own_ids_differ() -> None:
     fail = failing(2)
 
     async def again(delivery: Delivery, call_next: Callable[[Delivery], Awaitable[None]]) -> None:
@@ -219,7 +219,7 @@ async def test_a_middleware_that_tries_again_publishes_the_same_ids_again_and_it
     assert before not in rest
 
 
-async def test_an_effect_that_happens_again_when_its_memory_has_run_out_leads_to_new_ids() -> None:
+async def test_an_event_handled_again_after_its_claim_expired_leads_to_new_ids() -> None:
     """As with one mail an hour for each order: consumers remember for longer, and would drop the second."""
 
     async def charge(_: Asked, delivery: Delivery) -> None:
@@ -238,7 +238,7 @@ async def test_an_effect_that_happens_again_when_its_memory_has_run_out_leads_to
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
-async def test_an_item_of_a_batch_publishes_the_same_ids_in_whichever_batch_it_comes_again(idempotent: bool) -> None:
+async def test_an_item_publishes_the_same_ids_in_every_batch_that_it_is_part_of(idempotent: bool) -> None:
     batches: list[dict[str, str]] = []
     sizes: list[int] = []
 
@@ -265,7 +265,7 @@ async def test_an_item_of_a_batch_publishes_the_same_ids_in_whichever_batch_it_c
     assert len(set.union(*found.values())) == 5
 
 
-async def test_what_a_whole_batch_publishes_has_the_same_id_when_the_same_events_come_together_again() -> None:
+async def test_a_batch_publishes_the_same_ids_if_the_same_events_are_batched_again() -> None:
     seen: list[tuple[frozenset[str], str, str]] = []
 
     async def charge(_: list[Asked], batch: BatchDelivery) -> None:
@@ -290,7 +290,7 @@ async def test_what_a_whole_batch_publishes_has_the_same_id_when_the_same_events
     assert len({seen[0][1], seen[0][2], seen[3][1], seen[3][2]}) == 4
 
 
-async def test_on_a_fifo_topic_the_second_attempts_publish_is_dropped() -> None:
+async def test_a_fifo_topic_drops_the_event_published_again_at_the_second_attempt() -> None:
     fail, booked = failing(2), []
 
     async def charge(_: Asked, delivery: Delivery) -> None:
@@ -334,7 +334,7 @@ async def test_a_derived_id_is_a_uuid_version_8_that_keeps_the_time_of_its_cause
 
 
 @pytest.mark.parametrize("foreign", ["4711", "", "../x", "é", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "x" * 256])
-async def test_a_cause_with_any_id_leads_to_a_uuid_and_always_to_the_same(foreign: str) -> None:
+async def test_a_cause_with_any_id_always_leads_to_the_same_uuid(foreign: str) -> None:
     cause = wrap(Asked(), source="a|b")._replace(id=foreign or "0")
 
     first, second = await of(cause), await of(cause)
@@ -343,7 +343,7 @@ async def test_a_cause_with_any_id_leads_to_a_uuid_and_always_to_the_same(foreig
     assert UUID(first).version == 8
 
 
-async def test_what_no_handler_publishes_has_a_new_id_each_time() -> None:
+async def test_events_published_outside_of_handlers_have_new_ids_each_time() -> None:
     async with MemoryBroker() as broker:
         first, second = await broker.publish(Charged()), await broker.publish(Charged())
 

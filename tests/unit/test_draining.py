@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from smartpipe.counters import Counters
 
 
-def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released() -> None:
+def test_fault_02_at_a_stop_running_handlers_finish_and_other_messages_are_released() -> None:
     service, transport = make_service(), FakeTransport()
     finished: list[str] = []
 
@@ -26,7 +26,7 @@ def test_fault_02_at_a_stop_what_has_begun_finishes_and_what_has_not_is_released
         consumer.start()
         transport.put(*[ADA] * 4)
         await asyncio.sleep(1)
-        asyncio.get_running_loop().call_later(1, lambda: transport.put(*[ADA] * 6))  # into the open poll
+        asyncio.get_running_loop().call_later(1, lambda: transport.put(*[ADA] * 6))  # into the open receive call
         await drain(consumer, budget_seconds=25)
         return consumer.counters
 
@@ -59,7 +59,7 @@ def test_fault_02_messages_received_in_the_same_step_as_the_stop_are_released_to
     assert [seconds for _, seconds in transport.entries("change_visibility")] == [0, 0, 0]
 
 
-def test_fault_03_an_idle_poll_is_awaited_and_not_cancelled() -> None:
+def test_fault_03_an_idle_receive_call_is_awaited_and_not_cancelled() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -76,7 +76,7 @@ def test_fault_03_an_idle_poll_is_awaited_and_not_cancelled() -> None:
     assert len(transport.asked) == 1
 
 
-def test_heartbeats_go_on_while_handlers_finish() -> None:
+def test_leases_are_extended_while_handlers_finish() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -138,7 +138,7 @@ def test_fault_25_a_hard_stop_does_not_wait_for_the_deadline() -> None:
 
     assert counts.cancelled == 1
     assert 3 <= ended < 4
-    # The second poll, opened at 0 s, may take messages until 20 s: what is given back earlier would be stranded.
+    # The second receive call, made at 0 s, may take messages until 20 s, and would strand one returned earlier.
     assert transport.entries("change_visibility") == [("r1", 17)]
 
 
@@ -147,7 +147,7 @@ def test_fault_13_deletes_are_flushed_after_the_last_handler() -> None:
 
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None:
-        await asyncio.sleep(19.99)  # ends as the open poll does: its delete has no time to linger
+        await asyncio.sleep(19.99)  # ends together with the open receive call, so its delete has no time to linger
 
     async def main() -> None:
         consumer = make_consumer(service, transport)
@@ -185,7 +185,7 @@ def test_fault_13_a_flush_that_fails_is_reported_and_does_not_hang() -> None:
     assert ended < 45
 
 
-def test_fault_22_a_drain_gives_a_message_back_once_and_not_to_its_own_open_polls() -> None:
+def test_fault_22_a_drain_returns_a_message_once_and_not_to_its_own_open_receive_calls() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)
@@ -195,7 +195,7 @@ def test_fault_22_a_drain_gives_a_message_back_once_and_not_to_its_own_open_poll
     async def main() -> Counters:
         consumer = make_consumer(service, transport, concurrency=60)
         consumer.start()
-        transport.put(*[ADA] * 20)  # two full batches: a third and a fourth poll stay open
+        transport.put(*[ADA] * 20)  # two full responses: a third and a fourth receive call stay open
         await asyncio.sleep(1)
         assert transport.open_receives > 1
         asyncio.get_running_loop().call_later(1, lambda: transport.put(ADA))
@@ -206,11 +206,11 @@ def test_fault_22_a_drain_gives_a_message_back_once_and_not_to_its_own_open_poll
 
     calls = [(entries, at) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
     [at] = [at for entries, at in calls if ("r21", 0) in entries]
-    assert at >= 20  # when the last open poll had ended; its lease was extended meanwhile
+    assert at >= 20  # when the last open receive call had ended; its lease was extended meanwhile
     assert counts.as_dict() == {"received": 21, "handled": 20, "released": 1}
 
 
-def test_fault_25_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_end() -> None:
+def test_fault_25_a_handler_that_ignores_its_cancellation_does_not_delay_the_end() -> None:
     service, transport = make_service(), FakeTransport()
     release = asyncio.Event()
 
@@ -240,9 +240,9 @@ def test_fault_25_a_handler_that_will_not_be_cancelled_does_not_hold_up_the_end(
     assert ended < 28
 
 
-def test_fault_13_what_could_not_be_deleted_in_time_is_counted() -> None:
+def test_fault_13_messages_that_could_not_be_deleted_in_time_are_counted() -> None:
     service, transport = make_service(), FakeTransport()
-    transport.script["delete"].extend([60.0] * 5)  # however often it is tried
+    transport.script["delete"].extend([60.0] * 5)  # at any number of attempts
 
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp) -> None: ...
@@ -262,7 +262,7 @@ def test_fault_13_what_could_not_be_deleted_in_time_is_counted() -> None:
     assert counts.not_deleted == 1
 
 
-def test_a_message_whose_task_is_cancelled_before_it_began_is_given_back() -> None:
+def test_a_message_whose_task_is_cancelled_before_it_began_is_returned() -> None:
     service, transport = make_service(), FakeTransport()
 
     @service.subscribe(UserSignedUp)

@@ -1,4 +1,4 @@
-"""FIFO queues: groups in parallel, each in order, whatever fails."""
+"""FIFO queues: groups run in parallel, each in order, also after failures."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_each_group_is_handled_in_order_and_groups_run_in_parallel() -> No
     assert most == 3
 
 
-async def test_fault_06_what_is_behind_a_failure_is_released_together_with_it_and_never_overtakes() -> None:
+async def test_fault_06_messages_behind_a_failure_are_released_with_it_and_never_overtake_it() -> None:
     transport = FakeTransport()
     ran: list[int] = []
 
@@ -88,7 +88,7 @@ async def test_fault_06_what_is_behind_a_failure_is_released_together_with_it_an
     assert released == [[("r2", 5), ("r3", 5)]]
 
 
-async def test_a_group_goes_on_where_it_stopped_and_other_groups_are_not_held_up() -> None:
+async def test_a_group_continues_where_it_stopped_and_does_not_delay_other_groups() -> None:
     ran: list[tuple[str | None, int, float]] = []
     failures = iter([True, True, False])
 
@@ -110,7 +110,7 @@ async def test_a_group_goes_on_where_it_stopped_and_other_groups_are_not_held_up
         assert b_done < a_again
 
 
-async def test_fault_24_poison_is_dead_lettered_and_its_group_goes_on() -> None:
+async def test_fault_24_poison_is_dead_lettered_and_its_group_continues() -> None:
     ran: list[int] = []
 
     async def handle(event: Paid) -> None:
@@ -129,7 +129,7 @@ async def test_fault_24_poison_is_dead_lettered_and_its_group_goes_on() -> None:
         assert dead.content.group_id == "a"
 
 
-async def test_those_behind_poison_keep_their_own_attempts() -> None:
+async def test_messages_behind_poison_keep_their_own_attempts() -> None:
     attempts: defaultdict[int, int] = defaultdict(int)
 
     async def handle(event: Paid) -> None:
@@ -145,7 +145,9 @@ async def test_those_behind_poison_keep_their_own_attempts() -> None:
         assert [dead.kind for dead in broker.dead_lettered(Paid)] == ["retries-exhausted"] * 10
 
 
-async def test_fault_24_a_halted_group_waits_and_alarms_until_it_can_go_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_fault_24_a_halted_group_waits_and_logs_errors_until_it_can_continue(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ran: list[tuple[str | None, int]] = []
     broken = True
     halting = RetryPolicy(attempts=2, wait=wait_fixed(1), max_seconds=60, on_exhausted="halt")
@@ -186,7 +188,7 @@ async def test_a_rejected_message_does_not_halt_its_group() -> None:
         broker.assert_handled(Paid, number=1)
 
 
-async def test_the_whole_fetched_group_is_kept_while_its_head_is_handled() -> None:
+async def test_leases_of_the_whole_received_group_are_extended_while_its_first_message_is_handled() -> None:
     """Three messages of a group, each handled for longer than the visibility timeout."""
     ran: list[int] = []
 
@@ -226,7 +228,7 @@ async def test_fault_41_tenants_of_a_standard_queue_are_handled_in_parallel() ->
     assert most == 10
 
 
-async def test_a_drain_gives_back_what_is_behind_the_running_one_in_order() -> None:
+async def test_a_drain_returns_the_messages_behind_the_running_one_in_order() -> None:
     transport = FakeTransport()
     ran: list[int] = []
 
@@ -248,7 +250,7 @@ async def test_a_drain_gives_back_what_is_behind_the_running_one_in_order() -> N
     assert last == [("r2", 0), ("r3", 0)]
 
 
-async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
+async def test_no_message_of_a_group_begins_once_its_lease_is_lost() -> None:
     transport = FakeTransport()
     ran: list[int] = []
 
@@ -279,7 +281,7 @@ async def test_nothing_of_a_group_begins_once_its_lease_is_lost() -> None:
     assert ran == [0]
 
 
-async def test_the_history_of_returned_messages_is_bounded() -> None:
+async def test_the_history_of_returned_messages_is_limited() -> None:
     history, transport = DeliveryHistory(), FakeTransport()
 
     def recalled(message: Message) -> Lease:
@@ -306,7 +308,7 @@ def test_a_fifo_queue_and_a_standard_topic_cannot_be_connected() -> None:
         service.subscribe(UserSignedUp)(accept)
 
 
-def test_halting_is_for_fifo_queues() -> None:
+def test_halt_is_only_for_fifo_queues() -> None:
     with pytest.raises(ConfigError, match="'mailer' is a standard queue and has no groups"):
         Service("mailer", retry=RetryPolicy(on_exhausted="halt")).subscribe(UserSignedUp)(accept)
 
@@ -314,7 +316,7 @@ def test_halting_is_for_fifo_queues() -> None:
 async def accept(_: Event) -> None: ...
 
 
-def test_a_queue_that_halts_is_redriven_as_late_as_sqs_can() -> None:
+def test_a_queue_that_halts_has_the_largest_receive_limit_of_sqs() -> None:
     service = ledger(accept, RetryPolicy(on_exhausted="halt"))
 
     assert service.bindings[0].attempts == 1_000

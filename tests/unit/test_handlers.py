@@ -39,7 +39,7 @@ def known_to_type_checkers_only(event: OnlyThere, delivery: AlsoThere) -> None: 
         (known_to_type_checkers_only, ("event", "delivery")),
     ],
 )
-def test_parameters_are_bound_by_annotation_or_else_by_place(
+def test_parameters_are_bound_by_annotation_or_else_by_position(
     function: Callable[..., Any], parameters: tuple[str, ...]
 ) -> None:
     assert parameters_of(function) == parameters
@@ -54,7 +54,7 @@ async def keyword(event: UserSignedUp, *, delivery: Delivery) -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("function", "fault"),
+    ("function", "error"),
     [
         (wrong_event, "parameter 'event' takes UserLeft, but the handler is subscribed to UserSignedUp"),
         (nothing, "takes no event"),
@@ -64,13 +64,13 @@ async def keyword(event: UserSignedUp, *, delivery: Delivery) -> None: ...
         (keyword, "keyword-only"),
     ],
 )
-def test_a_signature_that_does_not_fit_is_refused_when_registered_and_the_handler_named(
-    function: Callable[..., Any], fault: str
+def test_registering_a_signature_that_does_not_fit_fails_and_names_the_handler(
+    function: Callable[..., Any], error: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         parameters_of(function)
 
-    assert fault in str(caught.value)
+    assert error in str(caught.value)
     assert f"tests.unit.test_handlers.{function.__name__}" in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_subscribe_returns_the_function_unchanged() -> None:
     assert Service("s").subscribe(UserSignedUp)(event_only) is event_only
 
 
-def test_a_service_has_one_queue_of_its_name_unless_told_otherwise() -> None:
+def test_by_default_a_service_has_one_queue_of_its_name() -> None:
     service = Service("mailer")
     service.subscribe(UserSignedUp)(event_only)
     service.subscribe(OrderPlaced, queue="mailer-orders", retry=RetryPolicy(attempts=9))(unannotated)
@@ -108,7 +108,7 @@ def test_a_service_has_one_queue_of_its_name_unless_told_otherwise() -> None:
     assert queues["mailer-audit"].queue.visibility_timeout_seconds == 90
 
 
-def test_a_handlers_own_settings_win_over_the_services() -> None:
+def test_a_handlers_settings_override_those_of_the_service() -> None:
     service = Service("s", retry=RetryPolicy(attempts=2), timeout_seconds=10)
     service.subscribe(UserSignedUp)(event_only)
     service.subscribe(UserSignedUp, retry=RetryPolicy(attempts=8), timeout_seconds=None)(both)
@@ -116,14 +116,14 @@ def test_a_handlers_own_settings_win_over_the_services() -> None:
     assert [(h.retry.attempts, h.options.timeout_seconds) for h in service.handlers] == [(2, 10), (8, None)]
 
 
-def test_a_queue_declared_twice_with_different_settings_is_refused() -> None:
+def test_a_queue_declared_twice_with_different_settings_is_rejected() -> None:
     service = Service("s")
 
     with pytest.raises(ConfigError, match="declared twice with different settings"):
         service.subscribe(UserSignedUp, queue=Queue("s", visibility_timeout_seconds=99))(event_only)
 
 
-def test_two_classes_for_one_type_on_one_queue_are_refused_and_both_handlers_named() -> None:
+def test_two_classes_for_one_type_on_one_queue_are_rejected_and_both_handlers_named() -> None:
     def redefined() -> type[Event]:
         class Twin(Event, topic=users, type="twin", version="1.0"):
             pass
@@ -138,18 +138,18 @@ def test_two_classes_for_one_type_on_one_queue_are_refused_and_both_handlers_nam
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 43_201])
-def test_a_timeout_out_of_range_is_refused(seconds: float) -> None:
+def test_a_timeout_out_of_range_is_rejected(seconds: float) -> None:
     with pytest.raises(ConfigError, match="timeout_seconds"):
         Service("s").subscribe(UserSignedUp, timeout_seconds=seconds)(event_only)
 
 
-def test_a_choice_that_does_not_exist_is_refused() -> None:
+def test_an_option_with_an_unknown_choice_is_rejected() -> None:
     with pytest.raises(ConfigError, match="unknown_events='drop' must be one of dead-letter, ignore, retry"):
         Service("s", unknown_events="drop")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "x" * 77, "https://sqs.eu-west-1.amazonaws.com/1/q"])
-def test_fault_58_a_queue_is_a_name_that_leaves_room_for_its_dead_letter_queue_and_never_a_url(name: str) -> None:
+def test_fault_58_a_queue_is_a_name_short_enough_for_its_dead_letter_queue_and_never_a_url(name: str) -> None:
     with pytest.raises(ConfigError, match="queue name"):
         Service(name)
 
@@ -175,7 +175,7 @@ def generator(event: UserSignedUp) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("function", [async_generator, generator, partial(generator)])
-def test_a_generator_which_would_never_run_is_refused(function: Callable[..., Any]) -> None:
+def test_a_generator_is_rejected_because_it_would_never_run(function: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match="is a generator"):
         parameters_of(function)
 
@@ -190,13 +190,13 @@ def test_a_partial_of_an_async_function_is_async_and_named_for_it() -> None:
 
 
 @pytest.mark.parametrize("event", [event_only, "member.signed_up", int])
-def test_subscribing_to_something_that_is_no_event_shows_how_to_write_it(event: Any) -> None:
+def test_subscribing_to_something_that_is_not_an_event_shows_how_to_write_it(event: Any) -> None:
     with pytest.raises(ConfigError, match="write @service.subscribe"):
         Service("s").subscribe(event)
 
 
 @pytest.mark.parametrize(
-    ("options", "fault"),
+    ("options", "error"),
     [
         ({"batch": 10}, r"batch=10 is not of type Batch: write batch=Batch\(\.\.\.\)"),
         ({"breaker": True}, "breaker=True is not of type CircuitBreaker"),
@@ -205,19 +205,21 @@ def test_subscribing_to_something_that_is_no_event_shows_how_to_write_it(event: 
         ({"rate_per_second": "5"}, "rate_per_second='5' is not a number"),
     ],
 )
-def test_an_option_of_the_wrong_kind_is_refused_with_the_mend(options: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ConfigError, match=fault):
+def test_an_option_of_the_wrong_type_is_rejected_and_the_error_says_how_to_fix_it(
+    options: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(ConfigError, match=error):
         Service("s").subscribe(UserSignedUp, **options)(event_only)
 
 
 @pytest.mark.parametrize(
-    ("options", "fault"),
+    ("options", "error"),
     [
         ({"middleware": print}, "must be a list of functions"),
         ({"middleware": [5]}, "must be a list of functions"),
         ({"lifespan": 5}, "lifespan=5 is not a function"),
     ],
 )
-def test_a_services_option_of_the_wrong_kind_is_refused(options: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ConfigError, match=fault):
+def test_a_services_option_of_the_wrong_type_is_rejected(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
         Service("s", **options)

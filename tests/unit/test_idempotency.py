@@ -54,7 +54,7 @@ def claim_of(service: Service, envelope: Envelope, token: str = "theirs", second
     return Claim(Idempotency().key_of(handler.full_name(""), envelope), token, seconds, 600)
 
 
-async def test_fault_08_another_copy_of_a_completed_event_is_deleted_without_being_handled() -> None:
+async def test_fault_08_a_duplicate_of_a_completed_event_is_deleted_without_being_handled() -> None:
     seen: list[Event] = []
 
     async def handle(event: UserSignedUp) -> None:
@@ -71,7 +71,7 @@ async def test_fault_08_another_copy_of_a_completed_event_is_deleted_without_bei
     assert seen == [ADA]
 
 
-async def test_two_events_of_equal_content_are_two() -> None:
+async def test_two_events_with_equal_content_are_both_handled() -> None:
     seen: list[Event] = []
 
     async def handle(event: UserSignedUp) -> None:
@@ -85,7 +85,7 @@ async def test_two_events_of_equal_content_are_two() -> None:
     assert seen == [ADA, ADA]
 
 
-async def test_fault_15_what_is_being_handled_elsewhere_comes_again_after_their_lease_and_spends_no_attempt() -> None:
+async def test_fault_15_a_duplicate_of_an_event_in_progress_is_deferred_and_uses_no_attempt() -> None:
     times: list[float] = []
 
     async def handle(_: UserSignedUp) -> None:
@@ -105,7 +105,7 @@ async def test_fault_15_what_is_being_handled_elsewhere_comes_again_after_their_
     assert 20 <= handled - begun <= 22
 
 
-async def test_fault_32_a_crashed_workers_claim_is_taken_over_at_its_lease_not_at_the_end_of_memory() -> None:
+async def test_fault_32_a_crashed_workers_claim_is_taken_over_when_its_lease_ends() -> None:
     attempts: list[int] = []
 
     async def handle(_: UserSignedUp, delivery: Delivery) -> None:
@@ -122,7 +122,7 @@ async def test_fault_32_a_crashed_workers_claim_is_taken_over_at_its_lease_not_a
     assert attempts == [1]
 
 
-async def test_a_failure_frees_the_claim_at_once_and_attempts_are_those_of_the_store() -> None:
+async def test_a_failure_releases_the_claim_and_the_store_counts_the_attempts() -> None:
     runs: list[float] = []
 
     async def handle(_: UserSignedUp) -> None:
@@ -147,7 +147,7 @@ async def test_a_failure_frees_the_claim_at_once_and_attempts_are_those_of_the_s
     assert runs[2] - runs[0] < 3
 
 
-async def test_what_fails_for_good_is_dead_lettered_and_a_replay_runs_it_again() -> None:
+async def test_an_event_that_keeps_failing_is_dead_lettered_and_a_redrive_handles_it_again() -> None:
     runs: list[Event] = []
 
     async def handle(event: UserSignedUp) -> None:
@@ -164,7 +164,7 @@ async def test_what_fails_for_good_is_dead_lettered_and_a_replay_runs_it_again()
     assert len(runs) == 2
 
 
-async def test_fault_31_whoever_lost_the_claim_deletes_nothing() -> None:
+async def test_fault_31_a_worker_that_lost_its_claim_does_not_delete_the_message() -> None:
     runs: list[Event] = []
     envelope = wrap(ADA, source="test")
 
@@ -204,7 +204,7 @@ async def test_a_long_handler_keeps_its_claim_and_a_copy_waits_for_it() -> None:
     assert len(runs) == 1
 
 
-def test_a_queue_of_idempotent_handlers_is_given_more_deliveries_by_sqs() -> None:
+def test_a_queue_of_idempotent_handlers_has_a_larger_receive_limit() -> None:
     async def handle(_: UserSignedUp) -> None: ...
 
     naming = Naming("aws", "eu-west-1", "123456789012")
@@ -228,7 +228,7 @@ async def test_a_chosen_field_identifies_duplicates() -> None:
     assert sorted(seen) == ["1", "2"]
 
 
-def test_a_key_that_is_no_field_is_refused_at_the_registration() -> None:
+def test_a_key_that_is_not_a_field_is_rejected_at_the_registration() -> None:
     async def handle(_: OrderPlaced) -> None: ...
 
     with pytest.raises(ConfigError, match="its idempotency key 'id' is not a field of OrderPlaced"):
@@ -408,7 +408,7 @@ def closures() -> list[Callable[..., Any]]:
 
 
 @pytest.mark.parametrize(("one", "other"), [(True, True), (True, False), (False, True)])
-def test_an_idempotent_handler_shares_its_name_with_no_other_one_of_its_event_and_queue(one: bool, other: bool) -> None:
+def test_an_idempotent_handler_needs_a_unique_name_for_its_event_and_queue(one: bool, other: bool) -> None:
     first, second = closures()
     service = serving(first, idempotent=one)
 
@@ -427,7 +427,7 @@ def test_handlers_of_one_name_are_numbered() -> None:
     ]  # fmt: skip
 
 
-async def test_of_several_handlers_those_that_are_done_are_not_run_again() -> None:
+async def test_of_several_handlers_those_that_succeeded_are_not_called_again() -> None:
     runs: list[str] = []
 
     async def first(_: UserSignedUp) -> None:
@@ -448,7 +448,7 @@ async def test_of_several_handlers_those_that_are_done_are_not_run_again() -> No
     assert runs == ["first", "second", "second"]
 
 
-async def test_of_a_batch_only_what_is_new_is_handled() -> None:
+async def test_only_the_new_events_of_a_batch_are_handled() -> None:
     batches: list[list[str]] = []
 
     async def handle(events: list[UserLeft]) -> None:
@@ -505,7 +505,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
 
 
 @pytest.mark.parametrize("fault", [StoreError("the store is down"), KeyError("of a store that breaks its word")])
-async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is_received(
+async def test_fault_33_while_the_store_is_down_no_event_is_handled_and_few_are_received(
     flaky: Flaky, fault: Exception
 ) -> None:
     seen: list[Event] = []
@@ -532,7 +532,7 @@ async def test_fault_33_while_the_store_is_down_nothing_is_handled_and_little_is
     assert len(seen) == 20
 
 
-async def test_a_store_that_is_back_is_noticed_though_no_message_comes(flaky: Flaky) -> None:
+async def test_the_recovery_of_the_store_is_detected_even_without_messages(flaky: Flaky) -> None:
     async def handle(_: UserSignedUp) -> None: ...
 
     flaky.down = {"claim", "release"}
@@ -549,7 +549,7 @@ async def test_a_store_that_is_back_is_noticed_though_no_message_comes(flaky: Fl
         assert broker._claims.failures == 0
 
 
-async def test_what_is_received_together_is_claimed_and_completed_in_one_call_each(flaky: Flaky) -> None:
+async def test_events_received_together_are_claimed_in_one_call_and_completed_in_one_call(flaky: Flaky) -> None:
     async def handle(_: UserSignedUp) -> None: ...
 
     service = serving(handle)
@@ -564,7 +564,7 @@ async def test_what_is_received_together_is_claimed_and_completed_in_one_call_ea
     assert flaky.calls == [("claim", 10), ("complete", 10)]
 
 
-async def test_a_completion_is_tried_for_half_a_minute(flaky: Flaky) -> None:
+async def test_a_completion_is_retried_for_half_a_minute(flaky: Flaky) -> None:
     async def handle(_: UserSignedUp) -> None: ...
 
     flaky.down = {"complete"}
@@ -598,7 +598,7 @@ async def test_a_handled_event_whose_completion_fails_is_not_handled_again_for_t
     assert "Handled, but the idempotency store could not be updated" in caplog.text
 
 
-async def test_a_lease_that_cannot_be_renewed_is_lost_when_it_has_run_out(flaky: Flaky) -> None:
+async def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_has_ended(flaky: Flaky) -> None:
     lost: list[bool] = []
 
     async def handle(_: UserSignedUp, delivery: Delivery) -> None:
@@ -616,7 +616,7 @@ async def test_a_lease_that_cannot_be_renewed_is_lost_when_it_has_run_out(flaky:
     assert lost[2] is True
 
 
-async def test_a_handler_that_is_cancelled_gives_its_claim_back() -> None:
+async def test_a_cancelled_handler_releases_its_claim() -> None:
     begun = asyncio.Event()
 
     async def handle(_: UserSignedUp) -> None:
@@ -639,7 +639,7 @@ async def test_a_handler_that_is_cancelled_gives_its_claim_back() -> None:
     assert getattr(outcome, "attempt", None) == 2
 
 
-async def test_a_claim_that_is_granted_to_nobody_is_given_back() -> None:
+async def test_a_claim_that_was_granted_but_not_answered_is_released() -> None:
     store = Flaky()
     claims = Claims(store)
     claim = Claim("key", "token", LEASE_SECONDS, 600)
@@ -653,7 +653,7 @@ async def test_a_claim_that_is_granted_to_nobody_is_given_back() -> None:
     assert [verb for verb, _ in store.calls] == ["claim", "release"]
 
 
-async def test_a_worker_without_a_store_says_which_setting_it_needs() -> None:
+async def test_a_worker_without_a_store_names_the_missing_setting() -> None:
     async def handle(_: UserSignedUp) -> None: ...
 
     worker = Worker(serving(handle), FakeTransport(), WorkerSettings.load(port=0, host="127.0.0.1"))
@@ -662,7 +662,7 @@ async def test_a_worker_without_a_store_says_which_setting_it_needs() -> None:
         await worker.run()
 
 
-async def test_a_transaction_needs_an_idempotent_handler_and_a_store_that_has_them() -> None:
+async def test_a_transaction_needs_an_idempotent_handler_and_a_store_with_transactions() -> None:
     faults: list[str] = []
 
     async def handle(_: UserSignedUp, delivery: Delivery) -> None:

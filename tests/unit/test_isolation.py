@@ -1,4 +1,4 @@
-"""A message that may kill its process is handled last and alone, and in the end dead-lettered with that reason."""
+"""A message that may kill its process is handled last and alone, and finally dead-lettered with that reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kinds(transport: FakeTransport) -> list[str]:
 
 
 def subscribed(service: Service, log: list[str]) -> Callable[..., Any]:
-    """Handlers that note when they begin and end, each for ten seconds."""
+    """Handlers of ten seconds that record when they begin and end."""
 
     @service.subscribe(UserLeft)
     async def handle(event: UserLeft) -> None:
@@ -67,7 +67,7 @@ def test_more_deliveries_than_failures_explain_make_a_suspect(service: Service, 
     assert thresholds_of(service.bindings[0], service.handlers) == expected
 
 
-def test_probes_of_a_breaker_and_claims_of_others_explain_half_of_the_receives_and_a_halted_group_all() -> None:
+def test_breaker_probes_and_claims_of_others_explain_half_of_the_receives_and_a_halted_group_all() -> None:
     breaking, halting, claiming = Service("s"), Service("t", queue=Queue("t", fifo=True)), Service("u")
 
     @breaking.subscribe(UserLeft, breaker=CircuitBreaker())
@@ -95,7 +95,7 @@ def test_a_suspect_begins_when_all_others_have_ended_and_nothing_begins_beside_i
         transport.put(UserLeft(name="suspect"), receive_count=SUSPECT)
         transport.put(UserLeft(name="a"), UserLeft(name="b"), receive_count=3)
         async with consuming(service, transport):
-            await asyncio.sleep(35)  # a poll of 20 s was open
+            await asyncio.sleep(35)  # a receive call of 20 s was open
             transport.put(UserLeft(name="c"))
             await asyncio.sleep(60)
 
@@ -105,7 +105,7 @@ def test_a_suspect_begins_when_all_others_have_ended_and_nothing_begins_beside_i
     assert log[4:] == ["suspect begins", "suspect ends", "c begins", "c ends"]
 
 
-def test_suspects_are_handled_one_after_the_other_also_those_of_other_queues() -> None:
+def test_suspects_of_all_queues_are_handled_one_after_the_other() -> None:
     log: list[str] = []
 
     async def main() -> None:
@@ -156,10 +156,10 @@ def test_a_suspect_waits_a_minute_at_most_for_a_handler_that_takes_longer() -> N
     assert begun[0] == 0
     assert PATIENCE_SECONDS <= begun[1] <= PATIENCE_SECONDS + 1
     assert 2 * PATIENCE_SECONDS <= begun[2] <= 2 * PATIENCE_SECONDS + 1
-    assert begun[3] == pytest.approx(500)  # and it holds back no poll for longer either
+    assert begun[3] == pytest.approx(500)  # and it does not hold receive calls back for longer either
 
 
-def test_nothing_begins_beside_a_suspect_that_began_beside_a_slow_one() -> None:
+def test_nothing_begins_beside_a_suspect_that_did_not_wait_for_a_slow_handler() -> None:
     begun: list[float] = []
 
     async def main() -> None:
@@ -178,11 +178,11 @@ def test_nothing_begins_beside_a_suspect_that_began_beside_a_slow_one() -> None:
     run_virtually(main())
 
     first, second, third = begun
-    assert PATIENCE_SECONDS <= second - first < 70  # the first takes longer than the others are patient
+    assert PATIENCE_SECONDS <= second - first < 70  # the first takes longer than the others wait for their turn
     assert third - second >= 40
 
 
-def test_a_worker_that_stops_gives_a_suspect_back_that_has_not_had_its_turn() -> None:
+def test_a_stopping_worker_returns_a_suspect_that_has_not_had_its_turn() -> None:
     log: list[str] = []
 
     async def main() -> Any:
@@ -203,7 +203,7 @@ def test_a_worker_that_stops_gives_a_suspect_back_that_has_not_had_its_turn() ->
     assert len(transport.entries("change_visibility")) >= 1
 
 
-def test_a_suspect_that_fails_is_judged_by_its_retry_policy() -> None:
+def test_the_retry_policy_decides_about_a_suspect_that_fails() -> None:
     async def main() -> FakeTransport:
         service, transport = make_service(retry=THREE), FakeTransport()
 
@@ -219,7 +219,7 @@ def test_a_suspect_that_fails_is_judged_by_its_retry_policy() -> None:
     assert kinds(run_virtually(main())) == ["retries-exhausted"]
 
 
-def test_the_last_delivery_that_sqs_allows_is_dead_lettered_without_a_try() -> None:
+def test_the_last_delivery_that_sqs_allows_is_dead_lettered_without_an_attempt() -> None:
     log: list[str] = []
 
     async def main() -> FakeTransport:
@@ -239,7 +239,7 @@ def test_the_last_delivery_that_sqs_allows_is_dead_lettered_without_a_try() -> N
 
 
 @pytest.mark.parametrize(("lost_claims", "runs"), [(9, 1), (10, 0)])
-def test_a_claim_that_ended_without_result_too_often_is_run_alone_and_in_the_end_not_at_all(
+def test_an_event_claimed_without_a_result_too_often_is_handled_alone_and_finally_not_at_all(
     lost_claims: int, runs: int
 ) -> None:
     """The store counts claims, where SQS also counts deliveries that found the claim held by another worker."""
@@ -290,10 +290,10 @@ def test_a_claim_that_ended_without_result_too_often_is_run_alone_and_in_the_end
     assert kinds(transport) == ["worker-lost"] * (1 - runs)
 
 
-async def test_probes_of_a_breaker_that_this_process_made_itself_make_no_suspect(
+async def test_breaker_probes_of_this_process_do_not_make_a_suspect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What it gave back did not kill it, however often that was; SQS moves the message after so many receives."""
+    """Returned messages have not killed the process, so SQS moves the message after the maximum number of receives."""
     service, calls = Service("s", queue=Queue("s", max_receive_count=15), retry=THREE), 0
 
     @service.subscribe(UserLeft, breaker=CircuitBreaker(failures=3))
@@ -328,7 +328,7 @@ async def test_a_message_that_runs_out_of_memory_every_time_is_deferred_until_sq
     assert calls == 10
 
 
-def test_a_suspect_in_the_midst_of_its_group_waits_for_its_turn_as_well() -> None:
+def test_a_suspect_in_the_middle_of_its_group_waits_for_its_turn_too() -> None:
     log: list[str] = []
 
     async def main() -> None:

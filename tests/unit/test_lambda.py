@@ -63,7 +63,7 @@ def failed(response: dict[str, Any]) -> list[str]:
 
 
 class Context:
-    """What Lambda hands over beside the event."""
+    """The context that Lambda passes with the event."""
 
     def __init__(self, milliseconds: int) -> None:
         self._milliseconds = milliseconds
@@ -87,7 +87,7 @@ async def handled(service: Service, *records: dict[str, Any], milliseconds: int 
     return failed(response)
 
 
-async def test_what_succeeds_is_deleted_by_lambda_and_what_fails_is_reported(transport: FakeTransport) -> None:
+async def test_lambda_deletes_handled_messages_and_failed_ones_are_reported(transport: FakeTransport) -> None:
     service = Service("mailer", retry=RetryPolicy(wait=wait_fixed(7)))
     seen: list[Delivery] = []
 
@@ -105,7 +105,7 @@ async def test_what_succeeds_is_deleted_by_lambda_and_what_fails_is_reported(tra
     assert seen[0].attributes["raw"].value == b"\x00\xff"
 
 
-async def test_a_dead_letter_is_copied_and_then_done_with(transport: FakeTransport) -> None:
+async def test_a_dead_letter_is_copied_and_then_counts_as_handled(transport: FakeTransport) -> None:
     service = Service("mailer")
 
     @service.subscribe(UserLeft)
@@ -118,7 +118,7 @@ async def test_a_dead_letter_is_copied_and_then_done_with(transport: FakeTranspo
     assert sorted(kinds) == ["not-json", "rejected"]
 
 
-async def test_a_pointer_to_where_nothing_may_be_read_is_dead_lettered(
+async def test_a_pointer_to_an_untrusted_location_is_dead_lettered(
     transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads/folder")
@@ -139,7 +139,7 @@ async def test_a_pointer_to_where_nothing_may_be_read_is_dead_lettered(
     assert (kind, seen) == ("payload-not-allowed", [])
 
 
-async def test_a_dead_letter_that_cannot_be_copied_comes_back(transport: FakeTransport) -> None:
+async def test_a_dead_letter_that_cannot_be_copied_is_reported_as_failed(transport: FakeTransport) -> None:
     service = Service("mailer")
 
     @service.subscribe(UserLeft)
@@ -151,7 +151,7 @@ async def test_a_dead_letter_that_cannot_be_copied_comes_back(transport: FakeTra
     assert await handled(service, record(UserLeft(name="x"))) == ["id-1"]
 
 
-async def test_a_fifo_group_stops_at_its_first_failure_and_the_others_go_on(transport: FakeTransport) -> None:
+async def test_a_fifo_group_stops_at_its_first_failure_and_the_others_continue(transport: FakeTransport) -> None:
     service = Service("ledger", queue=Queue("ledger", fifo=True), retry=RetryPolicy(wait=wait_fixed(3)))
     ran: list[tuple[str | None, int]] = []
 
@@ -170,7 +170,7 @@ async def test_a_fifo_group_stops_at_its_first_failure_and_the_others_go_on(tran
     assert transport.entries("change_visibility") == [("receipt-2", 3), ("receipt-4", 3)]
 
 
-async def test_the_end_of_lambdas_time_gives_back_what_still_runs(transport: FakeTransport) -> None:
+async def test_at_the_end_of_lambdas_time_running_messages_are_returned(transport: FakeTransport) -> None:
     service, fate = Service("mailer"), list[str]()
 
     @service.subscribe(UserLeft)
@@ -202,7 +202,7 @@ async def test_a_batch_handler_gets_the_whole_invocation_without_lingering(trans
     assert sizes == [40]
 
 
-async def test_a_failing_message_comes_back_even_without_the_right_to_say_when(transport: FakeTransport) -> None:
+async def test_a_failed_message_is_reported_even_without_permission_to_set_its_delay(transport: FakeTransport) -> None:
     service = Service("mailer")
 
     @service.subscribe(UserLeft)
@@ -254,7 +254,9 @@ def test_a_message_that_failed_in_one_invocation_may_succeed_in_the_next(transpo
     handler.close()
 
 
-async def test_an_event_of_another_source_or_queue_is_refused_with_the_mend(transport: FakeTransport) -> None:
+async def test_an_event_of_another_source_or_queue_is_rejected_and_the_error_says_how_to_fix_it(
+    transport: FakeTransport,
+) -> None:
     service = Service("mailer")
 
     @service.subscribe(UserSignedUp)
@@ -280,12 +282,12 @@ async def test_the_prefix_is_taken_from_the_queues_name(
     assert await handled(service, record(ADA, queue="staging-mailer")) == []
 
 
-def test_a_service_without_handlers_is_refused_when_the_function_is_made() -> None:
+def test_a_service_without_handlers_cannot_be_a_lambda_function() -> None:
     with pytest.raises(ConfigError, match="has no handlers"):
         Service("empty").lambda_handler()
 
 
-def test_what_an_invocation_that_failed_left_behind_is_not_taken_for_handled(transport: FakeTransport) -> None:
+def test_messages_of_a_failed_invocation_do_not_count_as_handled(transport: FakeTransport) -> None:
     service, ran = Service("ledger", queue=Queue("ledger", fifo=True)), list[int]()
 
     @service.subscribe(Paid)
@@ -337,7 +339,7 @@ def test_sync_handlers_have_a_thread_for_each_of_their_slots(transport: FakeTran
     handler.close()
 
 
-def test_an_idempotent_handler_runs_once_however_often_lambda_brings_the_event(
+def test_an_idempotent_handler_runs_once_although_lambda_delivers_the_event_again(
     transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", "memory://")
@@ -364,14 +366,14 @@ async def test_a_handler_that_does_not_end_is_reported_and_does_not_hold_the_inv
 
     @service.subscribe(UserLeft)
     async def leave(event: UserLeft) -> None:
-        while event.name == "deaf" and not released.is_set():
+        while event.name == "endless" and not released.is_set():
             with suppress(asyncio.CancelledError):
                 await released.wait()
 
     handler = service.lambda_handler()
     with virtual_time():
         began = asyncio.get_running_loop().time()
-        records = [record(UserLeft(name="deaf")), record(UserLeft(name="good"), 2)]
+        records = [record(UserLeft(name="endless")), record(UserLeft(name="good"), 2)]
         response = await handler.handle({"Records": records}, Context(900_000))
         seconds = asyncio.get_running_loop().time() - began
         released.set()
@@ -393,28 +395,28 @@ async def test_invocations_are_deferred_while_too_many_handlers_have_not_ended(
     @service.subscribe(UserLeft)
     def leave(event: UserLeft) -> None:
         begun.append(event.name)
-        if event.name.startswith("deaf"):
+        if event.name.startswith("endless"):
             released.wait(60)
 
     handler = service.lambda_handler()
-    await handler.handle({"Records": [record(UserLeft(name=f"deaf{n}"), n) for n in (1, 2)]}, Context(60_000))
+    await handler.handle({"Records": [record(UserLeft(name=f"endless{n}"), n) for n in (1, 2)]}, Context(60_000))
     sent = transport.entries("send")
     response = await handler.handle({"Records": [record(UserLeft(name="good"), 3)]}, Context(60_000))
     assert failed(response) == ["id-3"]
-    assert begun == ["deaf1", "deaf2"]
+    assert begun == ["endless1", "endless2"]
     assert transport.entries("send") == sent
 
     released.set()
-    await until(lambda: not failed_now(handler))
+    await until(lambda: not still_deferring(handler))
     await handler.aclose()
 
 
-def failed_now(handler: LambdaHandler) -> bool:
-    """Return whether its threads still hold calls back."""
+def still_deferring(handler: LambdaHandler) -> bool:
+    """Return whether the capacity still defers calls."""
     return handler._resources is not None and handler._resources.threads.capacity.full
 
 
-async def test_a_resource_that_ran_out_gives_the_message_back_on_lambda_too(transport: FakeTransport) -> None:
+async def test_a_shortage_of_a_resource_returns_the_message_on_lambda_too(transport: FakeTransport) -> None:
     service = Service("mailer", retry=RetryPolicy(attempts=1))
 
     @service.subscribe(UserLeft)

@@ -1,4 +1,4 @@
-"""What a service opens once per process, and how its handlers and middleware get it."""
+"""The lifespan of a service, and how handlers and middleware get its values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def run(service: Service) -> MemoryBroker:
     return broker
 
 
-async def test_a_handler_gets_by_annotation_what_the_lifespan_provides() -> None:
+async def test_a_handler_gets_values_of_the_lifespan_by_annotation() -> None:
     service = Service("mailer", lifespan=clients)
     got: list[object] = []
 
@@ -61,7 +61,7 @@ async def test_a_handler_gets_by_annotation_what_the_lifespan_provides() -> None
     assert got == [ADA, CLIENTS.mailer, CLIENTS, CLIENTS]
 
 
-async def test_of_two_values_of_a_type_the_one_of_the_parameters_name_is_meant() -> None:
+async def test_of_two_values_of_a_type_the_one_with_the_parameters_name_is_taken() -> None:
     service = Service("mailer", lifespan=clients)
     got: list[Pool] = []
 
@@ -82,7 +82,7 @@ class Pair(NamedTuple):
 @pytest.mark.parametrize(
     "state", [Pair(Pool(), Mailer()), {"pool": Pool(), "m": Mailer()}, (Pool(), Mailer()), Mailer()]
 )
-async def test_a_lifespan_may_yield_what_it_likes(state: object) -> None:
+async def test_a_lifespan_may_yield_any_value(state: object) -> None:
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[object]:
         yield state
@@ -100,7 +100,7 @@ async def test_a_lifespan_may_yield_what_it_likes(state: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted", "fault"),
+    ("name", "wanted", "error"),
     [
         (
             "pool",
@@ -110,7 +110,9 @@ async def test_a_lifespan_may_yield_what_it_likes(state: object) -> None:
         ("number", int, r"parameter 'number' needs a int\. .* none of them has that type"),
     ],
 )
-async def test_what_the_lifespan_does_not_provide_is_told_at_the_start(name: str, wanted: type, fault: str) -> None:
+async def test_a_value_that_the_lifespan_does_not_provide_is_an_error_at_the_start(
+    name: str, wanted: type, error: str
+) -> None:
     service = Service("mailer", lifespan=clients)
 
     async def send(event, pool) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001
@@ -121,7 +123,7 @@ async def test_what_the_lifespan_does_not_provide_is_told_at_the_start(name: str
     handler.__annotations__ = {"event": UserSignedUp, name: wanted}
     service.subscribe(UserSignedUp)(handler)
 
-    with pytest.raises(ConfigError, match=fault):
+    with pytest.raises(ConfigError, match=error):
         await run(service)
 
 
@@ -169,7 +171,7 @@ async def test_a_services_middleware_is_around_every_handler_the_first_outermost
     assert order == ["outer send True", "inner", "handler"]
 
 
-async def test_middleware_may_fail_a_delivery_or_save_it() -> None:
+async def test_middleware_may_fail_a_delivery_or_handle_its_error() -> None:
     async def forgiving(delivery: Delivery, call_next: Next[Delivery, None]) -> None:
         try:
             await call_next(delivery)
@@ -199,7 +201,7 @@ async def test_the_timeout_middleware_fails_the_delivery() -> None:
     assert broker.assert_dead_lettered(UserSignedUp).reason == "it ran longer than the 3 s of its Timeout"
 
 
-async def test_the_logging_middleware_tells_of_every_delivery(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_logging_middleware_logs_every_delivery(caplog: pytest.LogCaptureFixture) -> None:
     service = Service("mailer", middleware=[Logging()])
 
     @service.subscribe(UserSignedUp)
@@ -229,7 +231,7 @@ async def all_elsewhere(event: OnlyThere, delivery: smartpipe.Delivery) -> None:
         (all_elsewhere, ["event", "delivery"]),
     ],
 )
-def test_an_annotation_is_understood_however_it_is_written(function: Any, kinds: list[str]) -> None:
+def test_an_annotation_is_understood_in_every_spelling(function: Any, kinds: list[str]) -> None:
     service = Service("mailer", lifespan=clients)
     service.subscribe(UserSignedUp)(function)
 
@@ -237,7 +239,7 @@ def test_an_annotation_is_understood_however_it_is_written(function: Any, kinds:
     assert service.handlers[0].bind(CLIENTS) == []
 
 
-def test_a_type_that_only_type_checkers_know_is_refused_with_the_mend() -> None:
+def test_a_type_that_only_type_checkers_know_is_rejected_and_the_error_says_how_to_fix_it() -> None:
     with pytest.raises(ConfigError, match="parameter 'pool': import OnlyForTypeCheckers at run time"):
         Service("mailer", lifespan=clients).subscribe(UserSignedUp)(typed_elsewhere)
 
@@ -246,15 +248,15 @@ class Sends(Protocol):
     def send(self) -> None: ...
 
 
-def test_a_protocol_that_cannot_be_checked_is_told_at_the_start() -> None:
+def test_a_protocol_that_cannot_be_checked_is_an_error_at_the_start() -> None:
     async def send(event: UserSignedUp, sends: Sends) -> None: ...
 
     send.__annotations__ = {"event": UserSignedUp, "sends": Sends}
     service = Service("mailer", lifespan=clients)
     service.subscribe(UserSignedUp)(send)
 
-    [fault] = service.handlers[0].bind(CLIENTS)
-    assert "parameter 'sends': Instance and class checks can only be used with @runtime_checkable protocols" in fault
+    [error] = service.handlers[0].bind(CLIENTS)
+    assert "parameter 'sends': Instance and class checks can only be used with @runtime_checkable protocols" in error
 
 
 def worker(lifespan: Any) -> Worker:
@@ -306,7 +308,7 @@ async def test_a_lifespan_that_hangs_does_not_outlive_the_drain(
 
 
 @pytest.mark.parametrize("lifespan", [fail_at_the_start, fail_at_the_end])
-async def test_a_lifespan_that_fails_is_told_and_the_worker_ends_with_1(
+async def test_a_lifespan_that_fails_is_logged_and_the_worker_exits_with_1(
     lifespan: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with virtual_time():
@@ -315,11 +317,11 @@ async def test_a_lifespan_that_fails_is_told_and_the_worker_ends_with_1(
 
         assert await running.run() == 1
 
-    [told] = [message for message in caplog.messages if message.startswith("The lifespan of mailer failed")]
-    assert "ConnectionError: no " in told
+    [logged] = [message for message in caplog.messages if message.startswith("The lifespan of mailer failed")]
+    assert "ConnectionError: no " in logged
 
 
-async def test_a_stop_while_the_lifespan_opens_begins_no_poll() -> None:
+async def test_after_a_stop_while_the_lifespan_opens_no_receive_call_begins() -> None:
     async def slow() -> AsyncIterator[None]:
         await asyncio.sleep(2)
         yield

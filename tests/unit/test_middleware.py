@@ -96,7 +96,7 @@ def test_middleware_on_publish_keeps_the_order_of_a_group() -> None:
     assert numbers == ["0}}", "1}}", "2}}"]
 
 
-def test_logging_says_what_was_published_and_what_failed(caplog: pytest.LogCaptureFixture) -> None:
+def test_logging_logs_published_and_failed_events(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with Publisher("test", transport=FakeTransport(), middleware=[Logging()]) as publisher:
             await publisher.publish(ADA)
@@ -110,7 +110,7 @@ def test_logging_says_what_was_published_and_what_failed(caplog: pytest.LogCaptu
     assert caplog.records[0].fields["event_type"] == "member.signed_up"  # type: ignore[attr-defined]
 
 
-def test_a_timeout_bounds_what_is_further_in() -> None:
+def test_a_timeout_limits_the_middleware_inside_it() -> None:
     transport = FakeTransport()
     transport.script["publish"].append(1_000.0)
 
@@ -124,7 +124,7 @@ def test_a_timeout_bounds_what_is_further_in() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_a_timeout_of_no_time_is_refused(seconds: float) -> None:
+def test_a_timeout_of_zero_is_rejected(seconds: float) -> None:
     with pytest.raises(ConfigError, match="must be above 0"):
         Timeout(seconds)
 
@@ -141,7 +141,7 @@ async def swallowing(x: Any, call_next: Next[Any, Any]) -> None: ...
 
 
 @pytest.mark.parametrize("middleware", [forgetful, lazy])
-async def test_a_call_that_is_not_awaited_fails_the_delivery_and_loses_nothing(middleware: Any) -> None:
+async def test_a_call_next_that_is_not_awaited_fails_the_delivery(middleware: Any) -> None:
     service = Service("mailer", middleware=[middleware], retry=RetryPolicy(attempts=1))
 
     @service.subscribe(UserLeft)
@@ -157,7 +157,7 @@ async def test_a_call_that_is_not_awaited_fails_the_delivery_and_loses_nothing(m
 @pytest.mark.parametrize(
     ("middleware", "error"), [(forgetful, "did not await it"), (lazy, "did not await it"), (swallowing, "or raise")]
 )
-async def test_a_publishers_middleware_cannot_swallow_an_event_unnoticed(middleware: Any, error: str) -> None:
+async def test_a_publishers_middleware_that_returns_no_id_is_an_error(middleware: Any, error: str) -> None:
     async with MemoryBroker() as broker, Publisher("test", middleware=[middleware]) as publisher:
         with pytest.raises((TypeError, ConfigError), match=error):
             await publisher.publish(ADA)

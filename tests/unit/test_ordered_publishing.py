@@ -1,4 +1,4 @@
-"""FIFO topics: one group's events leave one after the other. Tenants, delays and direct sends."""
+"""FIFO topics publish one group's events in order. Tenants, delays and direct sends."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def pass_on(publication: Publication, call_next: Next[Publication, str]) -
     return await call_next(publication)
 
 
-def message_of(event: Event, **where: Any) -> OutgoingMessage:
-    return prepare(Publication(event, **where), source="s").message
+def message_of(event: Event, **options: Any) -> OutgoingMessage:
+    return prepare(Publication(event, **options), source="s").message
 
 
 def sent(transport: FakeTransport, verb: str = "publish") -> list[list[tuple[str | None, int]]]:
@@ -50,14 +50,14 @@ def test_fault_57_the_event_id_is_always_the_deduplication_id_on_fifo() -> None:
     assert twins[0].event_id != twins[1].event_id
 
 
-def test_the_key_is_the_group_on_fifo_and_no_group_elsewhere() -> None:
+def test_the_key_is_the_group_on_fifo_and_not_on_standard_topics() -> None:
     assert message_of(Paid(account="a-1")).group_id == "a-1"
     assert message_of(OrderPlaced(order_id="7")).group_id is None
     assert message_of(OrderPlaced(order_id="7")).deduplication_id is None
 
 
 @pytest.mark.parametrize("value", ["Ada Lovelace", "zoë", "x" * 129])
-def test_a_group_that_sqs_would_refuse_goes_by_a_name_of_its_own(value: str) -> None:
+def test_a_group_id_that_sqs_would_refuse_is_hashed(value: str) -> None:
     message = message_of(Paid(account=value))
 
     assert message.group_id == sqs_id(value)
@@ -65,7 +65,7 @@ def test_a_group_that_sqs_would_refuse_goes_by_a_name_of_its_own(value: str) -> 
 
 
 def test_an_enumeration_is_grouped_by_its_value() -> None:
-    class Plan(str, Enum):  # noqa: UP042 - its str() is not its value, which is the point
+    class Plan(str, Enum):  # noqa: UP042 - its str() differs from its value, as this test needs
         FREE = "free"
 
     class Upgraded(Event, topic=ledger, type="upgraded", version="1.0", key="plan"):
@@ -81,7 +81,7 @@ def test_a_tenant_is_the_group_on_standard_topics_without_any_deduplication() ->
     assert message_of(Clicked(shop=None)).group_id is None
 
 
-def test_an_empty_key_is_an_error_that_names_the_alternative() -> None:
+def test_an_empty_key_is_an_error_that_suggests_the_alternative() -> None:
     with pytest.raises(PublishError, match=r"key, 'account', is empty; set the key, or publish to a standard"):
         message_of(Paid(account=None))
 
@@ -91,7 +91,7 @@ def test_an_event_without_key_cannot_go_to_a_fifo_queue() -> None:
         message_of(ADA, queue=queue_of("mailer.fifo"))
 
 
-def test_fault_34_concurrent_publishes_of_one_key_leave_one_after_the_other_and_others_are_not_held_up() -> None:
+def test_fault_34_concurrent_publishes_of_one_key_are_sent_in_order_and_do_not_delay_others() -> None:
     transport = FakeTransport()
     transport.script["publish"].append((1.0, []))  # the first request takes a second
 
@@ -107,7 +107,7 @@ def test_fault_34_concurrent_publishes_of_one_key_leave_one_after_the_other_and_
     assert times[1] >= times[0] + 1.0
 
 
-def test_fault_34_an_entry_that_fails_for_the_moment_is_not_overtaken_by_its_group() -> None:
+def test_fault_34_an_entry_with_a_temporary_failure_is_not_overtaken_by_its_group() -> None:
     transport = FakeTransport()
     transport.script["publish"].append([throttled(0)])
 
@@ -124,7 +124,7 @@ def test_fault_34_an_entry_that_fails_for_the_moment_is_not_overtaken_by_its_gro
     assert all(len({group for group, _ in request}) == len(request) for request in sent(transport))
 
 
-def test_groups_share_requests_so_that_order_costs_only_those_who_want_it() -> None:
+def test_different_groups_share_requests() -> None:
     transport = FakeTransport()
 
     async def main() -> None:
@@ -136,7 +136,7 @@ def test_groups_share_requests_so_that_order_costs_only_those_who_want_it() -> N
     assert transport.batches("publish") == [10, 10, 10]
 
 
-def test_publish_many_stops_a_group_at_its_first_failure_and_no_other() -> None:
+def test_publish_many_stops_only_the_group_of_a_failed_event() -> None:
     transport = FakeTransport()
     transport.script["publish"].append([refused(0)])
 
@@ -153,7 +153,7 @@ def test_publish_many_stops_a_group_at_its_first_failure_and_no_other() -> None:
     assert sent(transport) == [[("a", 0), ("b", 0)], [("b", 1)], [("b", 2)]]
 
 
-def test_an_event_that_cannot_even_be_encoded_stops_its_group_too() -> None:
+def test_an_event_that_cannot_be_encoded_stops_its_group_too() -> None:
     transport = FakeTransport()
 
     async def main() -> PublishError:
@@ -166,7 +166,7 @@ def test_an_event_that_cannot_even_be_encoded_stops_its_group_too() -> None:
     assert transport.calls == []
 
 
-def test_an_event_sent_to_a_queue_goes_past_its_topic_with_its_delay() -> None:
+def test_an_event_sent_to_a_queue_does_not_use_its_topic_and_keeps_its_delay() -> None:
     transport = FakeTransport()
 
     async def main() -> None:
@@ -182,7 +182,7 @@ def test_an_event_sent_to_a_queue_goes_past_its_topic_with_its_delay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "mend"),
+    ("options", "error"),
     [
         ({"delay_seconds": 5}, "SNS has no delays: send the event to a queue"),
         ({"queue": Queue("mailer"), "delay_seconds": 901}, "EventBridge Scheduler"),
@@ -191,13 +191,15 @@ def test_an_event_sent_to_a_queue_goes_past_its_topic_with_its_delay() -> None:
         ({"queue": Queue("m", fifo=True), "delay_seconds": 5}, r"Queue\(..., fifo=True, delay_seconds=...\)"),
     ],
 )
-def test_a_delay_that_aws_does_not_have_is_an_error_that_names_the_way(where: dict[str, Any], mend: str) -> None:
-    with pytest.raises(PublishError, match=mend):
-        message_of(Paid(account="a"), **where)
+def test_a_delay_that_aws_does_not_support_is_an_error_that_suggests_the_alternative(
+    options: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(PublishError, match=error):
+        message_of(Paid(account="a"), **options)
 
 
 @pytest.mark.parametrize("middleware", [[], [pass_on]], ids=["chunks", "each"])
-def test_what_was_read_before_a_refused_event_of_its_group_is_still_published(middleware: list[Any]) -> None:
+def test_events_read_before_a_rejected_event_of_their_group_are_still_published(middleware: list[Any]) -> None:
     transport = FakeTransport()
 
     async def main() -> PublishError:

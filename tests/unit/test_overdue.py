@@ -1,4 +1,4 @@
-"""Handlers that do not end at their timeout: their messages are settled, their slots freed, their number bounded."""
+"""Handlers that do not end at their timeout: messages are settled, slots are freed, and their number is limited."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ TIMEOUT = 10.0
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run it on virtual time; what is still deaf at its end, or when it fails, is released."""
+    """Run it on virtual time; at its end, release the handlers that still ignore their cancellation."""
 
     async def released() -> None:
         try:
             await main
         finally:
-            for deaf in Deaf.all:
-                deaf.released.set()
-            Deaf.all.clear()
+            for handler in EndlessHandler.all:
+                handler.released.set()
+            EndlessHandler.all.clear()
             await asyncio.sleep(1)
 
     run_virtually(released())
 
 
-def given_back(transport: FakeTransport) -> list[tuple[str, float]]:
-    """Return what was made visible again, without the extensions of leases."""
+def returned(transport: FakeTransport) -> list[tuple[str, float]]:
+    """Return the messages that were made visible again, without the extensions of leases."""
     return sorted(entry for entry in transport.entries("change_visibility") if entry[1] < VISIBILITY_SECONDS)
 
 
-class Deaf:
+class EndlessHandler:
     """Swallows every cancellation until it is released."""
 
-    all: ClassVar[list[Deaf]] = []
+    all: ClassVar[list[EndlessHandler]] = []
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -72,25 +72,30 @@ def test_a_handler_that_swallows_its_cancellation_is_settled_as_timed_out_and_fr
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
-        service, transport, deaf, seen = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport(), Deaf(), []
+        service, transport, handler, seen = (
+            make_service(retry=SEVEN, timeout_seconds=TIMEOUT),
+            FakeTransport(),
+            EndlessHandler(),
+            [],
+        )
 
         @service.subscribe(UserSignedUp)
         async def handle(event: UserSignedUp) -> None:
             if event == ADA:
-                await deaf()
+                await handler()
             seen.append(event)
 
         transport.put(*[ADA] * 4)
         async with consuming(service, transport, concurrency=4) as consumer:
             await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS - 0.1)
-            assert given_back(transport) == []
+            assert returned(transport) == []
             await asyncio.sleep(0.2)
-            assert given_back(transport) == [(f"r{n}", 7) for n in range(1, 5)]
+            assert returned(transport) == [(f"r{n}", 7) for n in range(1, 5)]
             assert consumer.in_flight == 0
             assert (consumer.counters.retried, consumer.counters.not_ended) == (4, 4)
-            deaf.released.set()
+            handler.released.set()
             await asyncio.sleep(1)
-        assert deaf.ended == 4
+        assert handler.ended == 4
         assert transport.entries("delete") == []
         assert consumer.counters.handled == 0
 
@@ -104,7 +109,7 @@ def test_a_handler_that_swallows_its_cancellation_is_settled_as_timed_out_and_fr
     assert sum("has now ended" in record.message for record in caplog.records) == 4
 
 
-def test_one_that_swallows_its_cancellation_once_and_ends_soon_after_is_as_it_was() -> None:
+def test_a_handler_that_ends_soon_after_it_swallowed_its_cancellation_is_not_overdue() -> None:
     async def main() -> None:
         service, transport = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport()
 
@@ -125,11 +130,15 @@ def test_one_that_swallows_its_cancellation_once_and_ends_soon_after_is_as_it_wa
 
 def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        service, transport, deaf = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport(), Deaf()
+        service, transport, handler = (
+            make_service(retry=SEVEN, timeout_seconds=TIMEOUT),
+            FakeTransport(),
+            EndlessHandler(),
+        )
 
         @service.subscribe(UserSignedUp)
         async def handle(_: UserSignedUp) -> None:
-            await deaf()
+            await handler()
 
         @service.subscribe(UserLeft)
         async def good(_: UserLeft) -> None: ...
@@ -144,7 +153,7 @@ def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(cap
             transport.put(UserLeft(name="7"))
             await asyncio.sleep(300)
             assert consumer.counters.handled == 0
-            deaf.released.set()
+            handler.released.set()
             await asyncio.sleep(30)
             assert consumer.counters.handled == 1
             assert (capacity.full, capacity.alive, capacity.ready, capacity.overdue) == (False, True, True, 0)
@@ -159,11 +168,15 @@ def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(cap
 
 def test_a_drain_does_not_wait_for_overdue_handlers() -> None:
     async def main() -> None:
-        service, transport, deaf = make_service(retry=SEVEN, timeout_seconds=TIMEOUT), FakeTransport(), Deaf()
+        service, transport, handler = (
+            make_service(retry=SEVEN, timeout_seconds=TIMEOUT),
+            FakeTransport(),
+            EndlessHandler(),
+        )
 
         @service.subscribe(UserSignedUp)
         async def handle(_: UserSignedUp) -> None:
-            await deaf()
+            await handler()
 
         transport.put(ADA)
         async with consuming(service, transport):
@@ -171,13 +184,13 @@ def test_a_drain_does_not_wait_for_overdue_handlers() -> None:
             before = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - before <= 21
         await asyncio.sleep(0)
-        assert deaf.swallowed == 2
-        deaf.released.set()
+        assert handler.swallowed == 2
+        handler.released.set()
 
     run(main())
 
 
-def test_a_fifo_group_goes_on_behind_a_handler_that_does_not_end() -> None:
+def test_a_fifo_group_continues_behind_a_handler_that_does_not_end() -> None:
     async def main() -> None:
         users = Topic("users", fifo=True)
 
@@ -186,12 +199,12 @@ def test_a_fifo_group_goes_on_behind_a_handler_that_does_not_end() -> None:
             number: int
 
         service = Service("mover", queue=Queue("mover", fifo=True), retry=SEVEN, timeout_seconds=TIMEOUT)
-        deaf, seen = Deaf(), list[tuple[int, int]]()
+        handler, seen = EndlessHandler(), list[tuple[int, int]]()
 
         @service.subscribe(Moved)
         async def handle(event: Moved, delivery: Delivery) -> None:
             if event.number == 1 and delivery.receive_count == 1:
-                await deaf()
+                await handler()
                 assert delivery.lease_lost
             else:
                 seen.append((event.number, delivery.receive_count))
@@ -201,38 +214,38 @@ def test_a_fifo_group_goes_on_behind_a_handler_that_does_not_end() -> None:
                 await broker.publish(Moved(who="ada", number=number))
             await broker.drain()
             assert [number for number, _ in seen] == [1, 2, 3]
-            deaf.released.set()
+            handler.released.set()
             await asyncio.sleep(0)
 
     run(main())
 
 
-def test_the_items_of_a_batch_whose_handler_does_not_end_are_settled_one_by_one() -> None:
+def test_the_items_of_a_batch_whose_handler_does_not_end_are_settled_separately() -> None:
     async def main() -> None:
-        service, transport, deaf = make_service(retry=SEVEN), FakeTransport(), Deaf()
+        service, transport, handler = make_service(retry=SEVEN), FakeTransport(), EndlessHandler()
         calls = list[int]()
 
         @service.subscribe(UserSignedUp, batch=Batch(size=3, linger_seconds=1), timeout_seconds=TIMEOUT, concurrency=1)
         async def handle(events: list[UserSignedUp], _: BatchDelivery) -> None:
             calls.append(len(events))
             if len(calls) == 1:
-                await deaf()
+                await handler()
 
         transport.put(*[ADA] * 3)
         async with consuming(service, transport) as consumer:
             await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 2)
-            assert given_back(transport) == [(f"r{n}", 7) for n in range(1, 4)]
+            assert returned(transport) == [(f"r{n}", 7) for n in range(1, 4)]
             transport.put(*[ADA] * 3)
             await asyncio.sleep(5)
             assert consumer.counters.as_dict() == {"received": 6, "handled": 3, "retried": 3, "not_ended": 1}
-            deaf.released.set()
+            handler.released.set()
             await asyncio.sleep(1)
         assert calls == [3, 3]
 
     run(main())
 
 
-def test_an_idempotent_handler_that_ends_late_is_remembered_and_its_event_not_handled_again() -> None:
+def test_an_event_whose_idempotent_handler_ends_late_is_not_handled_again() -> None:
     async def main() -> None:
         service = Service("mailer", retry=RetryPolicy(attempts=5, wait=wait_fixed(100)), timeout_seconds=TIMEOUT)
         begun = list[int]()
@@ -255,16 +268,16 @@ def test_an_idempotent_handler_that_ends_late_is_remembered_and_its_event_not_ha
     run(main())
 
 
-def test_a_handler_with_room_for_one_takes_the_next_message_when_the_first_is_overdue() -> None:
+def test_a_handler_with_concurrency_1_takes_the_next_message_when_the_first_is_overdue() -> None:
     async def main() -> None:
-        service, transport, deaf = make_service(retry=SEVEN), FakeTransport(), Deaf()
+        service, transport, handler = make_service(retry=SEVEN), FakeTransport(), EndlessHandler()
         handled = list[UserSignedUp]()
 
         @service.subscribe(UserSignedUp, timeout_seconds=TIMEOUT, concurrency=1)
         async def handle(event: UserSignedUp) -> None:
             if not handled:
                 handled.append(event)
-                await deaf()
+                await handler()
             handled.append(event)
 
         @service.subscribe(UserLeft, concurrency=9)
@@ -274,7 +287,7 @@ def test_a_handler_with_room_for_one_takes_the_next_message_when_the_first_is_ov
         async with consuming(service, transport) as consumer:
             await asyncio.sleep(60)
             assert consumer.counters.handled == 1
-            deaf.released.set()
+            handler.released.set()
             await asyncio.sleep(1)
             transport.put(ADA)
             await asyncio.sleep(1)
@@ -285,22 +298,22 @@ def test_a_handler_with_room_for_one_takes_the_next_message_when_the_first_is_ov
 
 def test_the_attempts_of_a_handler_that_never_ends_run_out() -> None:
     async def main() -> None:
-        service, deaf = Service("mailer", retry=SEVEN, timeout_seconds=TIMEOUT), Deaf()
+        service, handler = Service("mailer", retry=SEVEN, timeout_seconds=TIMEOUT), EndlessHandler()
 
         @service.subscribe(UserSignedUp)
         async def handle(_: UserSignedUp) -> None:
-            await deaf()
+            await handler()
 
         async with MemoryBroker(service, virtual=False) as broker:
             await broker.publish(ADA)
             await broker.drain()
             assert broker.assert_dead_lettered(UserSignedUp).kind == "retries-exhausted"
-            deaf.released.set()
+            handler.released.set()
 
     run(main())
 
 
-async def test_abandoned_threads_are_bounded_and_good_messages_wait_for_them_to_end() -> None:
+async def test_the_number_of_abandoned_threads_is_limited_and_other_messages_wait_for_them_to_end() -> None:
     service, transport = make_service(retry=RetryPolicy(attempts=3, base_seconds=0)), FakeTransport()
     release, alive = threading.Event(), threading.active_count()
 
@@ -330,7 +343,7 @@ async def test_abandoned_threads_are_bounded_and_good_messages_wait_for_them_to_
     assert transport.entries("send") == []
 
 
-async def test_a_thread_that_cannot_start_defers_the_message_and_runs_nothing_later(
+async def test_if_a_thread_cannot_start_the_message_is_deferred_and_nothing_runs_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     service, transport = make_service(retry=RetryPolicy(attempts=1)), FakeTransport()
@@ -363,7 +376,7 @@ async def test_a_thread_that_cannot_start_defers_the_message_and_runs_nothing_la
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files"), RuntimeError("x")], ids=repr)
-def test_a_message_deferred_for_want_of_a_resource_has_all_its_attempts_afterwards(error: Exception) -> None:
+def test_a_message_deferred_because_of_a_shortage_has_all_its_attempts_afterwards(error: Exception) -> None:
     wrapped = RuntimeError("can't start new thread") if isinstance(error, RuntimeError) else error
 
     async def main() -> None:
@@ -385,7 +398,7 @@ def test_a_message_deferred_for_want_of_a_resource_has_all_its_attempts_afterwar
 
 
 @pytest.mark.parametrize("batch", [None, Batch(size=2, linger_seconds=0.5)], ids=["single", "batch"])
-def test_an_idempotent_handler_gives_its_claim_back_when_a_resource_ran_out(batch: Batch | None) -> None:
+def test_an_idempotent_handler_releases_its_claim_when_a_resource_ran_out(batch: Batch | None) -> None:
     async def main() -> None:
         service = Service("mailer", retry=RetryPolicy(attempts=1))
         failures = iter([OSError(24, "Too many open files")] * 3)
@@ -413,7 +426,7 @@ def test_an_idempotent_handler_gives_its_claim_back_when_a_resource_ran_out(batc
     run(main())
 
 
-def test_retry_and_reject_are_the_handlers_word_also_when_a_resource_ran_out() -> None:
+def test_retry_and_reject_count_even_if_a_resource_ran_out() -> None:
     async def main() -> None:
         service = Service("mailer")
 
@@ -434,7 +447,7 @@ def test_retry_and_reject_are_the_handlers_word_also_when_a_resource_ran_out() -
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")], ids=repr)
-def test_a_message_that_could_not_be_read_for_want_of_a_resource_is_deferred(error: Exception) -> None:
+def test_a_message_that_could_not_be_read_because_of_a_shortage_is_deferred(error: Exception) -> None:
     class Read(Event, topic=Topic("reading"), type="read.once", version="1.0"):
         name: str
 

@@ -38,7 +38,7 @@ def test_concurrent_publishes_share_requests() -> None:
     assert transport.batches("publish") == [10, 10, 5]
 
 
-def test_a_lone_publish_waits_no_longer_than_the_linger() -> None:
+def test_a_single_publish_waits_no_longer_than_the_linger() -> None:
     transport = FakeTransport()
 
     async def main() -> float:
@@ -49,7 +49,7 @@ def test_a_lone_publish_waits_no_longer_than_the_linger() -> None:
     assert run_virtually(main()) == pytest.approx(0.25)
 
 
-def test_without_linger_every_publish_is_a_request_at_once() -> None:
+def test_without_linger_every_publish_is_sent_immediately() -> None:
     transport = FakeTransport()
 
     async def main() -> None:
@@ -62,7 +62,7 @@ def test_without_linger_every_publish_is_a_request_at_once() -> None:
     assert {time for _, _, _, time in transport.calls} == {0}
 
 
-def test_each_topic_has_requests_of_its_own() -> None:
+def test_events_of_different_topics_do_not_share_a_request() -> None:
     transport = FakeTransport()
 
     async def main() -> None:
@@ -86,7 +86,7 @@ def test_single_publishes_share_a_request_only_within_its_byte_limit() -> None:
     assert transport.batches("publish") == [2, 1]  # about 940 bytes each, 2,000 a request
 
 
-def test_one_refused_event_fails_alone() -> None:
+def test_only_the_refused_event_fails() -> None:
     transport = FakeTransport()
     transport.script["publish"].append([refused(1)])
 
@@ -135,7 +135,7 @@ def test_publish_many_chunks_and_reports_the_ids_in_order() -> None:
     assert [names[event_id] for event_id in event_ids] == [event.name for event in leave(42)]
 
 
-def test_publish_many_tries_every_event_and_then_raises_with_those_that_failed() -> None:
+def test_publish_many_tries_every_event_and_then_raises_with_the_failed_ones() -> None:
     transport = FakeTransport()
     transport.script["publish"].append([refused(3)])
     events = [*leave(8), Note(text="x" * 3_000), *leave(8)]
@@ -151,7 +151,7 @@ def test_publish_many_tries_every_event_and_then_raises_with_those_that_failed()
     assert sum(transport.batches("publish")) == 16
 
 
-def test_publish_many_reads_a_long_iterable_as_requests_leave() -> None:
+def test_publish_many_reads_a_long_iterable_while_requests_are_sent() -> None:
     transport = FakeTransport()
     transport.script["publish"].extend([1.0] * 1_000)
     read: list[int] = []
@@ -169,10 +169,10 @@ def test_publish_many_reads_a_long_iterable_as_requests_leave() -> None:
 
     run_virtually(main())
 
-    assert 300 < len(read) < 700  # 16 requests of ten at once, a second each, for 2.5 seconds
+    assert 300 < len(read) < 700  # 16 concurrent requests of ten, a second each, for 2.5 seconds
 
 
-def test_an_event_too_large_is_refused_before_any_call() -> None:
+def test_an_event_too_large_is_rejected_before_any_call() -> None:
     transport = FakeTransport()
 
     async def main() -> None:
@@ -184,7 +184,7 @@ def test_an_event_too_large_is_refused_before_any_call() -> None:
     assert transport.calls == []
 
 
-def test_closing_flushes_what_lingers() -> None:
+def test_closing_sends_lingering_events() -> None:
     transport = FakeTransport()
 
     async def main() -> str:
@@ -198,7 +198,7 @@ def test_closing_flushes_what_lingers() -> None:
     assert event_id in transport.entries("publish")[0].body
 
 
-def test_closing_raises_with_what_could_not_be_published() -> None:
+def test_closing_raises_with_the_events_that_could_not_be_published() -> None:
     transport = FakeTransport()
     transport.script["publish"].extend([UNREACHABLE] * 1_000)
 
@@ -217,7 +217,7 @@ def test_closing_raises_with_what_could_not_be_published() -> None:
     assert all(failure.retryable for failure in caught.value.failures)
 
 
-def test_a_publish_after_closing_fails_and_loses_nothing_silently() -> None:
+def test_a_publish_after_closing_fails() -> None:
     async def main() -> None:
         p = publisher(FakeTransport())
         await p.aclose()
@@ -245,7 +245,7 @@ def test_a_cancelled_publish_that_still_lingers_is_withdrawn() -> None:
     assert "kept" in message.body
 
 
-def test_a_missing_topic_is_told_with_the_mend() -> None:
+def test_a_missing_topic_is_an_error_that_says_how_to_fix_it() -> None:
     transport = FakeTransport()
     advice = "topic arn:x does not exist; run `smartpipe topology apply`"
     transport.script["publish"].append(TransportError("NotFound", advice, retryable=False))
@@ -258,7 +258,7 @@ def test_a_missing_topic_is_told_with_the_mend() -> None:
         run_virtually(main())
 
 
-def test_an_unexpected_fault_reaches_whoever_waits() -> None:
+def test_an_unexpected_error_reaches_the_caller() -> None:
     transport = FakeTransport()
     transport.script["publish"].append(ZeroDivisionError("a bug"))
 
@@ -290,7 +290,7 @@ def test_closing_waits_for_publish_many() -> None:
     assert run_virtually(main()) == 25
 
 
-def test_closing_takes_no_longer_than_it_is_given() -> None:
+def test_closing_takes_no_longer_than_its_timeout() -> None:
     transport = FakeTransport()
     transport.script["publish"].extend([1_000.0] * 100)
 
@@ -308,7 +308,7 @@ def test_closing_takes_no_longer_than_it_is_given() -> None:
     assert isinstance(outcome, PublishError)
 
 
-def test_the_deadline_counts_from_the_publish_and_not_from_the_turn_of_its_request() -> None:
+def test_the_deadline_counts_from_the_publish_and_not_from_its_request() -> None:
     transport = FakeTransport()
     transport.script["publish"].extend([UNREACHABLE] * 100_000)
 
@@ -320,7 +320,7 @@ def test_the_deadline_counts_from_the_publish_and_not_from_the_turn_of_its_reque
     assert run_virtually(main()) < 60
 
 
-def test_when_the_iterable_of_publish_many_fails_what_was_read_before_is_published() -> None:
+def test_if_the_iterable_of_publish_many_fails_the_events_read_before_are_published() -> None:
     transport = FakeTransport()
 
     def failing() -> Iterator[UserLeft]:
@@ -336,7 +336,7 @@ def test_when_the_iterable_of_publish_many_fails_what_was_read_before_is_publish
     assert transport.batches("publish") == [10, 5]
 
 
-def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
     transport = FakeTransport()
     transport.script["publish"].extend([UNREACHABLE] * 5)
 

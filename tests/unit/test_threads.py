@@ -17,7 +17,7 @@ from tests.support.waiting import until
 here: ContextVar[str] = ContextVar("here")
 
 
-def nobody() -> None:
+def ignore() -> None:
     raise AssertionError("nothing was abandoned")
 
 
@@ -25,7 +25,7 @@ async def test_a_function_runs_in_a_thread_with_the_callers_context() -> None:
     threads = Threads(1)
     here.set("the caller's")
 
-    name, value = await threads.run(lambda: (threading.current_thread().name, here.get()), [], nobody)
+    name, value = await threads.run(lambda: (threading.current_thread().name, here.get()), [], ignore)
     threads.close()
 
     assert name.startswith("smartpipe-handler")
@@ -33,15 +33,15 @@ async def test_a_function_runs_in_a_thread_with_the_callers_context() -> None:
 
 
 async def test_an_abandoned_function_does_not_take_the_thread_of_the_next() -> None:
-    threads, release, told = Threads(1), threading.Event(), list[str]()
+    threads, release, reported = Threads(1), threading.Event(), list[str]()
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await threads.run(release.wait, [30], lambda: told.append("abandoned"))
+            await threads.run(release.wait, [30], lambda: reported.append("abandoned"))
 
     assert threads.abandoned == 1
-    assert await threads.run(lambda: "next", [], nobody) == "next"
-    assert told == ["abandoned"]
+    assert await threads.run(lambda: "next", [], ignore) == "next"
+    assert reported == ["abandoned"]
     release.set()
     threads.close()
 
@@ -76,7 +76,7 @@ async def test_fault_29_a_sync_handler_past_its_timeout_is_abandoned_and_reporte
     assert transport.entries("delete") == []
 
 
-async def test_functions_that_hang_in_the_loops_executor_count_as_overdue_and_take_no_thread_from_others() -> None:
+async def test_functions_that_hang_in_the_loops_executor_count_as_overdue_and_do_not_block_others() -> None:
     capacity, release = Capacity(100), threading.Event()
     executor = LoopExecutor(capacity)
     asyncio.get_running_loop().set_default_executor(executor)
@@ -96,7 +96,7 @@ async def test_functions_that_hang_in_the_loops_executor_count_as_overdue_and_ta
     assert executor._max_workers == size
 
 
-async def test_a_function_that_ends_is_not_abandoned_by_a_cancel_that_comes_too_late_or_before_it_began() -> None:
+async def test_a_function_cancelled_before_it_began_or_after_it_ended_is_not_abandoned() -> None:
     capacity = Capacity(100)
     executor = LoopExecutor(capacity)
 
@@ -108,7 +108,7 @@ async def test_a_function_that_ends_is_not_abandoned_by_a_cancel_that_comes_too_
     executor.shutdown()
 
 
-async def test_async_handlers_that_hang_in_threads_stop_receiving_and_good_messages_wait() -> None:
+async def test_async_handlers_that_hang_in_threads_stop_receive_calls() -> None:
     service, transport = make_service(retry=RetryPolicy(attempts=50, base_seconds=0)), FakeTransport()
     release = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What is cut off, and what only looks so."""
+"""Timeouts and delayed calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-async def test_a_call_that_takes_too_long_is_cancelled_and_the_task_goes_on() -> None:
+async def test_a_call_that_takes_too_long_is_cancelled_and_the_task_continues() -> None:
     with virtual_time():
         with pytest.raises(TimerExpired):
             await Timers().timeout(5, pause, 60)
@@ -27,7 +27,7 @@ async def test_a_call_that_takes_too_long_is_cancelled_and_the_task_goes_on() ->
         await asyncio.sleep(1)  # would raise if the cancellation were still to come
 
 
-async def test_a_call_in_time_returns_what_it_returns() -> None:
+async def test_a_call_in_time_returns_its_result() -> None:
     async def double(number: int) -> int:
         await asyncio.sleep(1)
         return 2 * number
@@ -72,7 +72,7 @@ async def test_a_thousand_calls_of_one_length_share_a_timer(monkeypatch: pytest.
     assert len(scheduled) == 1
 
 
-async def test_a_timeout_of_the_calls_own_is_not_its_deadline() -> None:
+async def test_a_timeout_error_raised_by_the_call_is_passed_on() -> None:
     async def impatient(_: None) -> NoReturn:
         raise TimeoutError("of a database")
 
@@ -82,7 +82,7 @@ async def test_a_timeout_of_the_calls_own_is_not_its_deadline() -> None:
     assert not isinstance(raised.value, TimerExpired)
 
 
-async def test_whoever_cancels_the_task_is_heard_even_if_its_time_is_up_too() -> None:
+async def test_a_cancellation_of_the_task_counts_even_if_the_timeout_has_expired_too() -> None:
     timers = Timers()
     with virtual_time():
         task = asyncio.create_task(timers.timeout(5, pause, 60))
@@ -92,7 +92,7 @@ async def test_whoever_cancels_the_task_is_heard_even_if_its_time_is_up_too() ->
             await task
 
 
-async def test_a_limit_inside_of_another_is_its_own() -> None:
+async def test_nested_timeouts_are_independent() -> None:
     timers = Timers()
 
     async def inner(_: None) -> str:
@@ -107,12 +107,12 @@ async def test_a_limit_inside_of_another_is_its_own() -> None:
             await timers.timeout(1.5, inner, None)
 
 
-async def test_infinite_seconds_are_no_limit() -> None:
+async def test_infinite_seconds_mean_no_timeout() -> None:
     with virtual_time():
         await Timers().timeout(math.inf, pause, 1_000_000)
 
 
-async def test_what_has_ended_is_forgotten() -> None:
+async def test_ended_calls_are_removed() -> None:
     timers = Timers()
 
     async def at_once(_: None) -> None: ...
@@ -122,7 +122,7 @@ async def test_what_has_ended_is_forgotten() -> None:
         await asyncio.sleep(10)  # the timer fires, and must not cancel this task
 
 
-async def test_what_is_set_strikes_at_its_time_and_what_is_cleared_does_not() -> None:
+async def test_a_delayed_call_is_made_at_its_time_unless_it_was_cancelled() -> None:
     timers, struck = Timers(), list[str]()
     with virtual_time():
         timers.call_later(5, lambda: struck.append("five"))
@@ -139,7 +139,7 @@ async def test_what_is_set_strikes_at_its_time_and_what_is_cleared_does_not() ->
     assert struck == ["five", "seven"]
 
 
-async def test_one_that_strikes_may_clear_another_or_set_a_new_one() -> None:
+async def test_a_delayed_call_may_cancel_another_or_add_a_new_one() -> None:
     timers, struck = Timers(), list[str]()
 
     def first() -> None:

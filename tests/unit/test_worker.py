@@ -54,12 +54,12 @@ async def test_a_worker_runs_until_stopped_closes_its_transport_and_returns_0() 
     assert transport.closed == 1
 
 
-def test_a_service_without_handlers_is_refused() -> None:
+def test_a_service_without_handlers_is_rejected() -> None:
     with pytest.raises(ConfigError, match="service 'empty' has no handlers"):
         make_worker(FakeTransport(), Service("empty"))
 
 
-async def test_while_aws_cannot_be_asked_the_worker_lives_is_not_ready_and_tries_on(
+async def test_while_aws_is_unavailable_the_worker_is_alive_and_not_ready_and_retries(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     answers: list[TransportError | None] = [UNREACHABLE, UNREACHABLE, None]
@@ -82,7 +82,7 @@ async def test_while_aws_cannot_be_asked_the_worker_lives_is_not_ready_and_tries
     assert sum("Cannot check the topology" in message for message in caplog.messages) == 1
 
 
-async def test_a_stop_while_aws_cannot_be_asked_ends_the_worker() -> None:
+async def test_a_stop_while_aws_is_unavailable_ends_the_worker() -> None:
     async def verify() -> None:
         raise UNREACHABLE
 
@@ -106,7 +106,7 @@ async def test_credentials_that_may_not_read_the_topology_may_still_consume() ->
     assert await running == 0
 
 
-async def test_what_is_missing_ends_the_worker_with_its_names() -> None:
+async def test_missing_resources_end_the_worker_with_an_error_that_names_them() -> None:
     async def verify() -> None:
         raise TopologyError(["missing: queue mailer"])
 
@@ -117,7 +117,7 @@ async def test_what_is_missing_ends_the_worker_with_its_names() -> None:
     assert transport.closed == 1
 
 
-async def test_livez_fails_when_no_poll_has_succeeded_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_livez_fails_if_no_receive_call_has_succeeded_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = make_worker(FakeTransport())
     running = asyncio.create_task(worker.run())
     await until(lambda: worker.ready)
@@ -152,7 +152,9 @@ async def test_metrics_has_the_counts_of_each_queue_in_the_format_of_prometheus(
 
 async def test_an_event_that_a_handler_published_without_waiting_is_flushed_and_its_failure_exits_1() -> None:
     transport, service, tasks = FakeTransport(), make_service(), set[Any]()
-    transport.script["publish"].append((2.0, [refused(1)]))  # longer than the open poll: still on its way at the close
+    transport.script["publish"].append(
+        (2.0, [refused(1)])
+    )  # longer than the open receive call, so still in flight at the close
 
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp, delivery: Delivery) -> None:
@@ -168,7 +170,7 @@ async def test_an_event_that_a_handler_published_without_waiting_is_flushed_and_
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["PublishError", "str"]
 
 
-async def test_the_first_signal_stops_the_second_kills_and_the_third_has_its_default_effect() -> None:
+async def test_the_first_signal_drains_the_second_kills_and_the_third_has_its_default_effect() -> None:
     heard: list[str] = []
     before = signal.getsignal(signal.SIGTERM)
 
@@ -194,7 +196,7 @@ async def test_a_closed_terminal_stops_and_never_kills_and_quit_is_a_signal_like
         await until(lambda: heard == ["stop SIGHUP", "kill SIGQUIT"])
 
 
-async def test_a_command_under_nohup_goes_on_ignoring_sighup() -> None:
+async def test_a_command_under_nohup_keeps_ignoring_sighup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with on_stop(lambda _: None):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """Answers one scripted list of failures, or error, a call; then takes everything."""
+    """Returns one scripted list of failures, or raises one error, for each call; then accepts everything."""
 
     def __init__(self, *script: list[Failure] | TransportError) -> None:
         self.script = list(script)
@@ -33,7 +33,7 @@ class Service:
         return self.answer(entries)
 
 
-def test_fault_04_only_what_failed_for_the_moment_is_sent_again() -> None:
+def test_fault_04_only_entries_with_a_temporary_failure_are_sent_again() -> None:
     service = Service([throttled(1), refused(2)], [throttled(0)])
 
     failed = run_virtually(send_with_retries(service, ["a", "b", "c", "d"], deadline_seconds=30))
@@ -42,14 +42,14 @@ def test_fault_04_only_what_failed_for_the_moment_is_sent_again() -> None:
     assert failed == [("c", refused(2))]
 
 
-def test_a_call_that_fails_as_a_whole_is_made_again() -> None:
+def test_a_call_that_fails_as_a_whole_is_repeated() -> None:
     service = Service(UNREACHABLE, UNREACHABLE)
 
     assert run_virtually(send_with_retries(service, ["a", "b"], deadline_seconds=30)) == []
     assert service.calls == [["a", "b"]] * 3
 
 
-def test_a_call_that_can_never_succeed_is_not_made_again() -> None:
+def test_a_call_with_a_permanent_error_is_not_repeated() -> None:
     service = Service(TransportError("AccessDenied", "no", retryable=False))
 
     failed = run_virtually(send_with_retries(service, ["a", "b"], deadline_seconds=30))
@@ -58,7 +58,7 @@ def test_a_call_that_can_never_succeed_is_not_made_again() -> None:
     assert len(service.calls) == 1
 
 
-def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> None:
+def test_after_the_deadline_the_remaining_entries_are_reported_with_their_last_failure() -> None:
     service = Service(*[[throttled(0)]] * 1_000)
 
     async def timed() -> tuple[list[tuple[str, Failure]], float]:
@@ -72,7 +72,7 @@ def test_after_the_deadline_what_is_left_is_reported_with_its_last_failure() -> 
     assert 5 < len(service.calls) < 100
 
 
-def test_without_a_deadline_there_is_one_try() -> None:
+def test_without_a_deadline_there_is_one_attempt() -> None:
     service = Service([throttled(0)], [throttled(0)], [throttled(0)])
 
     failed = run_virtually(send_with_retries(service, ["a"], deadline_seconds=0))
@@ -95,7 +95,7 @@ def test_a_call_that_hangs_is_cut_off_at_the_deadline() -> None:
     assert seconds == 30
 
 
-def test_a_call_that_hangs_leaves_time_for_another_where_calls_have_a_bound() -> None:
+def test_a_call_that_hangs_leaves_time_for_another_if_calls_have_a_limit() -> None:
     calls = list[float]()
 
     async def hang_once(_: list[str]) -> list[Failure]:

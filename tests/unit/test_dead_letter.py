@@ -45,7 +45,7 @@ def reason_of(copy: OutgoingMessage) -> dict[str, Any]:
     return reason
 
 
-def test_the_copy_has_the_body_and_attributes_as_they_were_and_the_reason() -> None:
+def test_the_copy_has_the_original_body_and_attributes_and_the_reason() -> None:
     attributes = {"type": Attribute("String", "member.signed_up"), "raw": Attribute("Binary", b"\x00\x01")}
 
     copy = copy_with_reason(message(encode(ENVELOPE), attributes), failure(), WHERE)
@@ -64,7 +64,7 @@ def test_the_copy_has_the_body_and_attributes_as_they_were_and_the_reason() -> N
     assert "innermost" in reason["traceback"]
 
 
-def test_data_that_does_not_fit_brings_pydantics_error_list_and_no_traceback() -> None:
+def test_invalid_data_has_pydantics_error_list_and_no_traceback() -> None:
     error = DecodeError("invalid-data", "bad", [{"loc": ("data", "x"), "msg": "Field required", "type": "missing"}])
 
     reason = reason_of(
@@ -84,7 +84,7 @@ def test_of_ten_attributes_the_last_moves_into_the_reason() -> None:
     assert reason_of(copy)["attributes"] == {"a9": {"data_type": "String", "value": "9"}}
 
 
-def test_what_says_how_to_read_the_body_stays_with_it() -> None:
+def test_attributes_needed_to_read_the_body_stay_with_it() -> None:
     attributes = {f"a{number}": Attribute("String", "x") for number in range(9)}
 
     copy = copy_with_reason(
@@ -103,7 +103,7 @@ def test_a_message_dead_lettered_again_has_only_the_newest_reason() -> None:
     assert list(second.attributes) == [REASON_ATTRIBUTE]
 
 
-def test_the_reason_loses_its_traceback_first_so_that_a_large_body_still_goes() -> None:
+def test_the_reason_loses_its_traceback_first_so_that_a_large_body_still_fits() -> None:
     whole = copy_with_reason(message("x" * 10_000), failure(), WHERE).size_bytes
 
     copy = copy_with_reason(message("x" * 10_000), failure(), WHERE, limit_bytes=whole - 1)
@@ -113,7 +113,7 @@ def test_the_reason_loses_its_traceback_first_so_that_a_large_body_still_goes() 
     assert reason_of(copy)["message"] == "the mail server said no"
 
 
-def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all() -> None:
+def test_a_body_of_the_maximum_size_is_sent_without_a_reason() -> None:
     copy = copy_with_reason(message("x" * 1_000), failure(), WHERE, limit_bytes=1_000)
 
     assert copy.body == "x" * 1_000
@@ -129,7 +129,7 @@ def test_a_body_that_fills_its_queue_goes_without_reason_rather_than_not_at_all(
     ],
     ids=["long", "longer in JSON", "unknown"],
 )
-def test_an_attribute_that_cannot_move_into_the_reason_stays_in_its_place(last: Attribute, limit_bytes: int) -> None:
+def test_an_attribute_that_cannot_move_into_the_reason_stays_an_attribute(last: Attribute, limit_bytes: int) -> None:
     attributes = {**{f"a{number}": Attribute("String", "x") for number in range(9)}, "b": last}
 
     copy = copy_with_reason(message(attributes=attributes), failure(), WHERE, limit_bytes=limit_bytes)
@@ -152,7 +152,7 @@ def test_a_message_whose_producer_wrote_a_reason_is_dead_lettered_like_any_other
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_what_goes_back_has_no_reason_and_no_attribute_that_sqs_would_refuse(forged: str) -> None:
+def test_a_redriven_copy_has_no_reason_and_no_attribute_that_sqs_would_refuse(forged: str) -> None:
     attributes = {"a": Attribute("String", "v"), REASON_ATTRIBUTE: Attribute("String", FORGED[forged])}
 
     copy = copy_without_reason(message(attributes=attributes))
@@ -162,7 +162,7 @@ def test_what_goes_back_has_no_reason_and_no_attribute_that_sqs_would_refuse(for
     assert len(copy.attributes) <= 10
 
 
-def test_attributes_that_would_be_too_many_stay_out() -> None:
+def test_attributes_from_the_reason_that_would_be_too_many_are_left_out() -> None:
     nine = {f"a{n}": Attribute("String", "v") for n in range(9)}
     one, two = (json.dumps(GENUINE | {"attributes": dict.fromkeys(names, MOVED)}) for names in (["b"], ["b", "c"]))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def observe(service: Service, transport: FakeTransport, look: Callable[[Consumer], object], **when: int) -> object:
-    """Return what *look* sees after ``seconds`` of consuming with ``concurrency``."""
+    """Return the value of *look* after ``seconds`` of consuming with ``concurrency``."""
 
     async def main() -> object:
         async with consuming(service, transport, concurrency=when["concurrency"]) as consumer:
@@ -41,17 +41,17 @@ def service_that_takes(seconds: float) -> Service:
     return service
 
 
-def test_an_idle_consumer_has_one_long_poll_open() -> None:
+def test_an_idle_consumer_has_one_open_receive_call() -> None:
     transport = FakeTransport()
 
     seen = observe(service_that_takes(1), transport, lambda c: c.open_calls, seconds=610, concurrency=100)
 
     assert seen == 1
     assert set(transport.asked) == {10}
-    assert len(transport.asked) <= 32  # one poll in 20 s
+    assert len(transport.asked) <= 32  # one receive call in 20 s
 
 
-def test_no_more_is_asked_for_than_there_are_free_slots() -> None:
+def test_no_receive_call_asks_for_more_messages_than_there_are_free_slots() -> None:
     transport = FakeTransport()
     transport.put(*[ADA] * 50)
 
@@ -61,7 +61,7 @@ def test_no_more_is_asked_for_than_there_are_free_slots() -> None:
     assert transport.asked == [10, 4]
 
 
-def test_nothing_is_polled_while_every_slot_is_taken_and_that_counts_as_alive() -> None:
+def test_without_free_slots_there_is_no_receive_call_and_the_consumer_counts_as_alive() -> None:
     transport = FakeTransport()
     transport.put(*[ADA] * 3)
 
@@ -71,7 +71,7 @@ def test_nothing_is_polled_while_every_slot_is_taken_and_that_counts_as_alive() 
     assert observe(service_that_takes(5_000), transport, look, seconds=2_000, concurrency=3) == (0, 0)
 
 
-def test_several_polls_are_open_while_batches_come_back_full() -> None:
+def test_several_receive_calls_are_open_while_they_come_back_full() -> None:
     transport = FakeTransport()
     transport.script["receive"].extend([0.05] * 1_000)
     transport.put(*[ADA] * 600)
@@ -91,7 +91,7 @@ def test_several_polls_are_open_while_batches_come_back_full() -> None:
     assert 3 <= most <= 10
 
 
-def test_fault_21_one_slow_message_does_not_hold_up_the_slots_of_the_others() -> None:
+def test_fault_21_one_slow_message_does_not_block_the_slots_of_the_others() -> None:
     transport = FakeTransport()
     quick = UserSignedUp(user_id=ADA.user_id, name="quick")
     transport.put(ADA, *[quick] * 99)
@@ -102,7 +102,7 @@ def test_fault_21_one_slow_message_does_not_hold_up_the_slots_of_the_others() ->
 
 
 @pytest.mark.parametrize("error", [UNREACHABLE, ValueError("truncated JSON"), OSError("reset"), TimeoutError()])
-def test_fault_05_polling_survives_any_error_backs_off_and_recovers(error: Exception) -> None:
+def test_fault_05_receiving_survives_any_error_backs_off_and_recovers(error: Exception) -> None:
     transport = FakeTransport()
     transport.script["receive"].extend([error] * 20)
     transport.put(ADA)
@@ -118,9 +118,9 @@ def test_fault_05_polling_survives_any_error_backs_off_and_recovers(error: Excep
             await handled.wait()
             return asyncio.get_running_loop().time(), len(transport.asked)
 
-    seconds, polls = run_virtually(main())
+    seconds, calls = run_virtually(main())
 
-    assert polls == 21
+    assert calls == 21
     assert 20 < seconds < 20 * 30
 
 
@@ -139,7 +139,7 @@ def test_fault_05_a_change_of_state_is_logged_once(caplog: pytest.LogCaptureFixt
     assert "again after 10 failed calls" in messages[2]
 
 
-def test_fault_05_the_time_since_the_last_successful_poll_grows_while_polls_fail() -> None:
+def test_fault_05_the_time_since_the_last_success_grows_while_receive_calls_fail() -> None:
     transport = FakeTransport()
     transport.script["receive"].extend([UNREACHABLE] * 10_000)
 
@@ -149,7 +149,7 @@ def test_fault_05_the_time_since_the_last_successful_poll_grows_while_polls_fail
     assert observe(service_that_takes(0), transport, look, seconds=600, concurrency=10) == (True, True)
 
 
-def test_fault_16_a_queue_that_is_gone_is_polled_slowly_and_found_again() -> None:
+def test_fault_16_a_missing_queue_is_retried_slowly_and_found_again() -> None:
     transport = FakeTransport()
     gone = TransportError("QueueDoesNotExist", "run `smartpipe topology apply`", retryable=False)
     transport.script["receive"].extend([gone] * 1_000)
@@ -157,12 +157,12 @@ def test_fault_16_a_queue_that_is_gone_is_polled_slowly_and_found_again() -> Non
     seen = observe(service_that_takes(0), transport, lambda c: c.failing, seconds=3_600, concurrency=10)
 
     assert seen is True
-    assert len(transport.asked) < 3_600 / 5  # waits average 15 s once at the cap
+    assert len(transport.asked) < 3_600 / 5  # waits are 15 s on average once they have reached the maximum
 
 
 @pytest.mark.parametrize("concurrency", [2, 10, 25])
-def test_while_there_is_a_backlog_a_request_brings_more_than_one_message(concurrency: int) -> None:
-    """Handlers that end one after the other would else poll for each slot by itself."""
+def test_with_a_backlog_a_receive_call_brings_more_than_one_message(concurrency: int) -> None:
+    """Otherwise, handlers that end one after the other would make a receive call for each slot."""
     service, transport, chance = make_service(), FakeTransport(), random.Random(0)
     transport.put(*[ADA] * 1_000)
 
@@ -172,11 +172,11 @@ def test_while_there_is_a_backlog_a_request_brings_more_than_one_message(concurr
 
     async def main() -> float:
         async with consuming(service, transport, concurrency=concurrency) as consumer:
-            while consumer.counters.handled < 1_000:  # noqa: ASYNC110 - counts have no event
+            while consumer.counters.handled < 1_000:  # noqa: ASYNC110 - counters have no event
                 await asyncio.sleep(0.01)
             return asyncio.get_running_loop().time()
 
     seconds = run_virtually(main())
 
     assert 1_000 / len(transport.asked) >= {2: 0.9, 10: 2.5, 25: 4.0}[concurrency]
-    assert seconds * concurrency <= 1_000 * 0.05 * 1.2  # what gathering costs of the slots' time
+    assert seconds * concurrency <= 1_000 * 0.05 * 1.2  # the share of the slots' time that lingering costs

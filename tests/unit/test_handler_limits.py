@@ -1,4 +1,4 @@
-"""How fast, how many at once, and when not at all: rates, concurrency, pauses and circuits."""
+"""Limits on receiving and on handlers: rates, concurrency, pauses and circuit breakers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def leavers(count: int) -> list[UserLeft]:
 async def handle(_: Event) -> None: ...
 
 
-async def test_a_rate_spreads_receives_and_holds_no_message() -> None:
+async def test_a_rate_spreads_receives_and_keeps_messages_in_the_queue() -> None:
     service, moments = Service("mailer"), list[float]()
 
     @service.subscribe(UserLeft, rate_per_second=5)
@@ -46,13 +46,13 @@ async def test_a_rate_spreads_receives_and_holds_no_message() -> None:
             await asyncio.sleep(0.05)
             most_in_flight = max(most_in_flight, broker.transport.queue("mailer").depth.in_flight)
 
-    assert 8.5 <= moments[-1] - started <= 11  # 50 at 5 a second, the first five at once
-    for start in range(40):  # no second has more than a full bucket and what flows in meanwhile
+    assert 8.5 <= moments[-1] - started <= 11  # 50 at 5 a second, and the first five immediately
+    for start in range(40):  # no second has more than a full bucket and its refill
         assert moments[start + 10] - moments[start] >= 0.99
     assert most_in_flight <= 5
 
 
-def test_an_idle_queue_with_a_rate_is_polled_no_more_than_any_other() -> None:
+def test_an_idle_queue_with_a_rate_has_no_more_receive_calls_than_others() -> None:
     service, transport = Service("mailer"), FakeTransport()
     service.subscribe(UserLeft, rate_per_second=0.5)(handle)
 
@@ -65,7 +65,7 @@ def test_an_idle_queue_with_a_rate_is_polled_no_more_than_any_other() -> None:
     assert len(transport.asked) <= 31
 
 
-def test_tokens_that_no_message_came_for_are_given_back() -> None:
+def test_tokens_that_no_message_came_for_are_returned() -> None:
     now = 0.0
     bucket = TokenBucket(10, lambda: now)
 
@@ -78,18 +78,18 @@ def test_tokens_that_no_message_came_for_are_given_back() -> None:
     assert bucket.admit(10) == 2
 
 
-def test_an_open_poll_and_a_full_bucket_do_not_come_together() -> None:
+def test_an_open_receive_call_counts_against_the_bucket() -> None:
     now = 0.0
     bucket = TokenBucket(5, lambda: now)
     assert bucket.admit(10) == 5
 
-    now = 20.0  # the poll waited so long for its five messages
+    now = 20.0  # the receive call waited this long for its five messages
     bucket.end_call(5, 5)
 
     assert bucket.admit(10) == 0
 
 
-async def test_a_handlers_concurrency_bounds_it_and_not_its_neighbours() -> None:
+async def test_a_handlers_concurrency_does_not_limit_other_handlers() -> None:
     service = Service("mailer")
     running = {"slow": 0, "free": 0}
     most = {"slow": 0, "free": 0}
@@ -117,7 +117,7 @@ async def test_a_handlers_concurrency_bounds_it_and_not_its_neighbours() -> None
     assert most["free"] > 2
 
 
-def test_the_slots_of_a_queue_are_what_its_handlers_ask_for() -> None:
+def test_a_queue_has_the_slots_that_its_handlers_ask_for() -> None:
     service = Service("mailer")
     service.subscribe(UserLeft, concurrency=3)(handle)
 
@@ -129,7 +129,7 @@ def test_the_slots_of_a_queue_are_what_its_handlers_ask_for() -> None:
     assert slots_for(service.handlers, 100) == 100
 
 
-def test_fault_42_what_is_received_and_waits_never_exceeds_the_slots() -> None:
+def test_fault_42_the_number_of_messages_held_never_exceeds_the_slots() -> None:
     """An hour of backlog and slow handlers."""
     service, transport = Service("mailer"), FakeTransport()
 
@@ -168,7 +168,7 @@ def outage_service(breaker: CircuitBreaker, *, attempts: int = 3) -> tuple[Servi
     return service, world, calls
 
 
-async def test_an_outage_does_not_push_the_queue_into_the_dead_letter_queue() -> None:
+async def test_an_outage_does_not_move_the_queues_messages_to_the_dead_letter_queue() -> None:
     service, world, calls = outage_service(CircuitBreaker(failures=5, reset_seconds=30))
 
     async with MemoryBroker(service, concurrency=3) as broker:
@@ -181,10 +181,10 @@ async def test_an_outage_does_not_push_the_queue_into_the_dead_letter_queue() ->
 
         assert len(broker.handled(UserLeft)) == 40
         broker.assert_nothing_dead_lettered()
-    assert in_the_outage < 40  # a probe now and then, of two hours
+    assert in_the_outage < 40  # only occasional probes in two hours
 
 
-async def test_a_queue_with_one_message_survives_an_outage_of_hours_too() -> None:
+async def test_a_single_message_survives_an_outage_of_hours_too() -> None:
     service, world, calls = outage_service(CircuitBreaker(failures=2, reset_seconds=30))
 
     async with MemoryBroker(service) as broker:
@@ -195,10 +195,10 @@ async def test_a_queue_with_one_message_survives_an_outage_of_hours_too() -> Non
 
         assert broker.handled(UserLeft) == [UserLeft(name="only")]
     gaps = [later - earlier for earlier, later in pairwise(calls)]
-    assert max(gaps[:-1]) < 325  # the longest reset, and a poll
+    assert max(gaps[:-1]) < 325  # the longest reset, and a receive call
 
 
-async def test_a_circuit_opens_probes_and_closes_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_circuit_opens_probes_closes_and_logs_each_change(caplog: pytest.LogCaptureFixture) -> None:
     service, world, calls = outage_service(CircuitBreaker(failures=3, reset_seconds=10))
 
     with caplog.at_level("INFO", "smartpipe.breaker"):
@@ -209,15 +209,15 @@ async def test_a_circuit_opens_probes_and_closes_and_says_so(caplog: pytest.LogC
             world["down"] = False
             await broker.drain()
 
-    told = [message.partition(": ")[2] for message in caplog.messages if "opened" in message]
-    assert told == [
+    reported = [message.partition(": ")[2] for message in caplog.messages if "opened" in message]
+    assert reported == [
         "3 consecutive failures; receiving nothing from its queue for 10 s",
         "its probe failed; receiving nothing from its queue for 20 s",
     ]
     assert caplog.messages[-1].endswith("closed: its probe succeeded, receiving from its queue again")
 
 
-async def test_rejects_and_wanted_retries_do_not_open_a_circuit() -> None:
+async def test_reject_and_retry_do_not_open_a_circuit() -> None:
     service = Service("mailer", retry=RetryPolicy(attempts=3, wait=wait_fixed(1), never_on=(KeyError,)))
     errors = [Reject("bad"), Retry("not yet"), KeyError("never")]
 
@@ -247,7 +247,7 @@ async def test_bad_messages_do_not_keep_a_circuit_from_probing() -> None:
         assert broker.handled(UserLeft) == [UserLeft(name="good")]
 
 
-def test_a_queue_with_a_breaker_is_redriven_later() -> None:
+def test_a_queue_with_a_breaker_has_a_larger_receive_limit() -> None:
     service, _, _ = outage_service(CircuitBreaker())
 
     [_, queue] = derive([service], NAMING).queues.values()
@@ -264,25 +264,27 @@ def test_a_queue_with_a_breaker_is_redriven_later() -> None:
         {"max_reset_seconds": 43_201},
     ],
 )
-def test_a_breaker_out_of_range_is_refused(options: dict[str, float]) -> None:
+def test_a_breaker_out_of_range_is_rejected(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="CircuitBreaker"):
         CircuitBreaker(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("options", "fault"),
+    ("options", "error"),
     [
         ({"concurrency": 0}, "concurrency=0 must be 1 to 10,000"),
         ({"rate_per_second": 0}, "rate_per_second=0 must be above 0"),
         ({"rate_per_second": float("nan")}, "rate_per_second=nan must be above 0"),
     ],
 )
-def test_a_pace_out_of_range_is_refused_and_the_handler_named(options: dict[str, float], fault: str) -> None:
-    with pytest.raises(ConfigError, match=f"handler tests.unit.test_pace.handle: {fault}"):
+def test_a_rate_or_concurrency_out_of_range_is_rejected_and_the_handler_named(
+    options: dict[str, float], error: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"handler tests.unit.test_handler_limits.handle: {error}"):
         Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)  # type: ignore[call-overload]
 
 
-def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
+def test_a_drain_returns_messages_that_wait_for_their_handlers_limit() -> None:
     service, transport, ran = Service("mailer"), FakeTransport(), list[str]()
 
     @service.subscribe(UserLeft, concurrency=1)
@@ -304,7 +306,7 @@ def test_what_waits_for_its_handlers_room_is_given_back_by_a_drain() -> None:
     released = {
         entries[0]: time for verb, _, pairs, time in transport.calls for entries in pairs if verb == "change_visibility"
     }
-    assert released["r2"] == released["r3"] < 10  # not when the running one ended
+    assert released["r2"] == released["r3"] < 10  # and not when the running handler ended
 
 
 async def test_a_handler_limit_serves_in_order_and_forgets_cancelled_waiters() -> None:
@@ -327,7 +329,7 @@ async def test_a_handler_limit_serves_in_order_and_forgets_cancelled_waiters() -
     assert await limit.acquire("last", stop_when_closed=True)
 
 
-async def test_a_place_that_comes_after_the_cancel_goes_to_the_next() -> None:
+async def test_a_turn_that_comes_after_the_cancellation_goes_to_the_next_holder() -> None:
     limit = HandlerLimit(1)
     assert await limit.acquire("first", stop_when_closed=True)
     waiting = asyncio.create_task(limit.acquire("second", stop_when_closed=True))
@@ -339,7 +341,7 @@ async def test_a_place_that_comes_after_the_cancel_goes_to_the_next() -> None:
     assert await limit.acquire("third", stop_when_closed=True)
 
 
-async def test_a_closed_handler_limit_sends_away_only_those_that_may_leave() -> None:
+async def test_a_closed_handler_limit_ends_the_wait_of_holders_that_asked_for_it() -> None:
     limit = HandlerLimit(1)
     assert await limit.acquire("first", stop_when_closed=True)
     leaving, staying = (asyncio.create_task(limit.acquire(may, stop_when_closed=may)) for may in (True, False))
@@ -352,7 +354,7 @@ async def test_a_closed_handler_limit_sends_away_only_those_that_may_leave() -> 
     assert await staying
 
 
-async def test_a_second_release_of_one_holder_lets_nobody_else_in() -> None:
+async def test_a_second_release_by_one_holder_does_nothing() -> None:
     limit = HandlerLimit(1)
     assert await limit.acquire("first", stop_when_closed=True)
     limit.release("first")

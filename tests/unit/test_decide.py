@@ -29,7 +29,7 @@ def test_a_failure_is_retried_until_the_attempts_are_over(
     assert decide(error, receive_count, FIVE) == expected
 
 
-def test_a_reject_is_dead_lettered_at_the_first_delivery() -> None:
+def test_a_rejected_message_is_dead_lettered_at_its_first_delivery() -> None:
     error = Reject("no such account")
 
     assert decide(error, 1, FIVE) == DeadLetter("rejected", error)
@@ -42,7 +42,7 @@ def test_a_body_that_cannot_be_decoded_is_never_retried() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(None, 7), (0, 0), (90.5, 91)])
-def test_a_handler_may_say_when_to_retry(seconds: float | None, expected: int) -> None:
+def test_a_handler_may_choose_when_to_retry(seconds: float | None, expected: int) -> None:
     error = Retry("later", after_seconds=seconds)
 
     assert decide(error, 1, FIVE) == RetryAfter(expected, error)
@@ -50,7 +50,7 @@ def test_a_handler_may_say_when_to_retry(seconds: float | None, expected: int) -
 
 
 @pytest.mark.parametrize("seconds", [-1, 43_201])
-def test_a_retry_beyond_what_sqs_knows_is_an_error_at_the_call(seconds: float) -> None:
+def test_a_retry_beyond_the_range_of_sqs_is_an_error_at_the_call(seconds: float) -> None:
     with pytest.raises(ValueError, match="outside of 0 to 43,200"):
         Retry(after_seconds=seconds)
 
@@ -59,21 +59,21 @@ def test_a_retry_beyond_what_sqs_knows_is_an_error_at_the_call(seconds: float) -
     ("choice", "expected"),
     [("dead-letter", DeadLetter), ("ignore", Ack), ("retry", RetryAfter)],
 )
-def test_fault_56_an_unknown_event_goes_where_the_service_says(choice: UnknownEvents, expected: type) -> None:
+def test_fault_56_the_service_decides_about_unknown_events(choice: UnknownEvents, expected: type) -> None:
     outcome = decide(UnknownEventType("x"), 1, FIVE, choice)
 
     assert isinstance(outcome, expected)
     assert getattr(outcome, "ignored", True)
 
 
-def test_an_exception_that_no_retry_can_help_is_dead_lettered_at_once() -> None:
+def test_an_exception_in_never_on_is_dead_lettered_immediately() -> None:
     policy = RetryPolicy(never_on=(ValueError,))
 
     assert decide(FAULT, 1, policy) == DeadLetter("permanent-error", FAULT)
     assert isinstance(decide(KeyError("x"), 1, policy), RetryAfter)
 
 
-def test_what_a_task_group_wrapped_is_judged_by_what_is_inside() -> None:
+def test_an_exception_group_with_one_member_is_decided_by_that_member() -> None:
     error = Reject("inside")
 
     assert decide(ExceptionGroup("unhandled", [ExceptionGroup("again", [error])]), 1, FIVE) == DeadLetter(
@@ -81,7 +81,7 @@ def test_what_a_task_group_wrapped_is_judged_by_what_is_inside() -> None:
     )
 
 
-def test_a_cancelled_error_that_the_handler_raised_itself_is_a_failure() -> None:
+def test_a_cancelled_error_raised_by_the_handler_is_a_failure() -> None:
     assert isinstance(decide(asyncio.CancelledError(), 1, FIVE), RetryAfter)
 
 
@@ -97,7 +97,7 @@ def test_waits_have_full_jitter_and_double_up_to_the_maximum(receive_count: int,
     assert 0.8 * ceiling < max(numbers) <= ceiling
 
 
-def test_any_tenacity_wait_can_be_the_policy_within_what_sqs_takes() -> None:
+def test_any_tenacity_wait_can_be_used_within_the_range_of_sqs() -> None:
     policy = RetryPolicy(attempts=9, wait=wait_incrementing(start=10, increment=20_000))
 
     assert policy.seconds_until_retry(FAULT, 1) == 10

@@ -1,4 +1,4 @@
-"""Whose context a gathered request has, which loop it is of, and what is left behind."""
+"""The context and the event loop of a shared request, and timers left behind."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
     from smartpipe.message import Failure, OutgoingMessage
 
-whose: ContextVar[Any] = ContextVar("whose", default="nobody's")
+origin: ContextVar[Any] = ContextVar("origin", default="none")
 
 
 class Contexts(FakeTransport):
-    """Remembers in whose context each request was made."""
+    """Records the context in which each request was made."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Any] = []
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
-        self.seen.append(whose.get())
+        self.seen.append(origin.get())
         return await super().publish(topic, messages)
 
 
 class Request:
-    """What a web framework keeps in a context."""
+    """A value such as a web framework keeps in a context."""
 
 
 async def publish_in(context: Any, publisher: Publisher, count: int = 1) -> None:
-    whose.set(context)
+    origin.set(context)
     await asyncio.gather(*(publisher.publish(UserLeft(name="Ada")) for _ in range(count)))
 
 
@@ -51,7 +51,7 @@ def live_timers() -> list[asyncio.TimerHandle]:
     return [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
 
 
-def test_what_lingers_goes_out_in_the_context_of_its_first_event() -> None:
+def test_a_request_is_sent_in_the_context_of_its_first_event() -> None:
     transport = Contexts()
 
     async def main() -> None:
@@ -94,7 +94,7 @@ def test_a_delivery_that_has_ended_leaves_no_timer_behind() -> None:
     run_virtually(main())
 
 
-def test_what_was_cancelled_in_a_loop_that_has_ended_holds_up_nothing_in_the_next() -> None:
+def test_a_publish_cancelled_in_an_ended_loop_does_not_block_the_next_loop() -> None:
     transport = FakeTransport()
     publisher = Publisher("test", transport=transport, linger_seconds=1)
 

@@ -11,7 +11,7 @@ from smartpipe.publisher.prepare import Publication, prepare
 from tests.support.events import ADA, Note, small
 
 
-def test_the_type_goes_along_as_an_attribute_and_counts() -> None:
+def test_the_type_is_an_attribute_and_counts_for_the_size() -> None:
     message = prepare(Publication(ADA), source="s").message
 
     assert message.attributes == {"type": Attribute("String", "member.signed_up")}
@@ -25,7 +25,7 @@ def test_sizes_count_utf8_bytes_of_the_body_and_of_names_types_and_values() -> N
     assert size_bytes("🎉", attributes) == 31
 
 
-def test_fault_39_an_event_too_large_in_bytes_though_not_in_characters_says_both_numbers() -> None:
+def test_fault_39_an_event_too_large_in_bytes_but_not_in_characters_is_rejected_with_both_numbers() -> None:
     with pytest.raises(EventTooLarge) as caught:
         prepare(Publication(Note(text="é" * 900)), source="s")
 
@@ -35,26 +35,26 @@ def test_fault_39_an_event_too_large_in_bytes_though_not_in_characters_says_both
     assert "2,000" in str(caught.value)
 
 
-def test_fault_20_an_eleventh_attribute_is_refused_before_sns_drops_the_message() -> None:
+def test_fault_20_an_eleventh_attribute_is_rejected_before_sns_drops_the_message() -> None:
     with pytest.raises(PublishError, match="SNS drops such a message") as caught:
         prepare(Publication(ADA, {f"a{number}": "x" for number in range(10)}), source="s")
 
     assert caught.value.failures[0].event is ADA
 
 
-def test_nine_attributes_of_ones_own_are_fine() -> None:
+def test_nine_attributes_of_the_user_are_allowed() -> None:
     attributes = {f"a{number}": "x" for number in range(9)}
 
     assert len(prepare(Publication(ADA, attributes), source="s").message.attributes) == 10
 
 
 @pytest.mark.parametrize("name", ["", "a b", "é", ".x", "x.", "a..b", "AWS.x", "amazon.x", "type", "x" * 257])
-def test_an_attribute_name_that_sqs_refuses_is_refused_here(name: str) -> None:
+def test_an_attribute_name_that_sqs_refuses_is_rejected(name: str) -> None:
     with pytest.raises(PublishError, match="attribute name"):
         prepare(Publication(ADA, {name: "x"}), source="s")
 
 
-def test_an_empty_attribute_value_is_refused_here() -> None:
+def test_an_empty_attribute_value_is_rejected() -> None:
     with pytest.raises(PublishError, match="at least one character"):
         prepare(Publication(ADA, {"tenant": ""}), source="s")
 
@@ -81,7 +81,7 @@ def test_fault_38_a_chunk_stays_under_the_byte_limit_of_the_whole_request() -> N
     assert [len(chunk) for chunk in chunks] == [6, 4]  # 6 · 40,000 = 240,000; a seventh would be 280,000
 
 
-def test_an_entry_as_large_as_the_limit_goes_alone() -> None:
+def test_an_entry_as_large_as_the_limit_has_a_request_of_its_own() -> None:
     chunker: Chunker[int] = Chunker(limit_bytes=100, size_of=lambda size: size)
 
     chunks = [chunk for size in (1, 100, 1) if (chunk := chunker.add(size))] + [chunker.take()]
@@ -90,12 +90,12 @@ def test_an_entry_as_large_as_the_limit_goes_alone() -> None:
 
 
 @pytest.mark.parametrize("value", ["\x00", "\ud800", "\uffff"])
-def test_fault_40_an_attribute_value_that_sqs_refuses_is_refused_here(value: str) -> None:
+def test_fault_40_an_attribute_value_that_sqs_refuses_is_rejected(value: str) -> None:
     with pytest.raises(PublishError, match="without control characters"):
         prepare(Publication(ADA, {"tenant": value}), source="s")
 
 
 @pytest.mark.parametrize("thing", [None, {"name": "Ada"}, Note])
-def test_what_is_no_event_cannot_be_published(thing: Any) -> None:
+def test_a_value_that_is_not_an_event_cannot_be_published(thing: Any) -> None:
     with pytest.raises(ConfigError, match="which is not an Event"):
         prepare(Publication(thing), source="s")

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 LOST = Failure(0, "MessageNotInflight", "gone", retryable=False)
 
 
-def slow_service(seconds: float, told: list[bool] | None = None, *, timeout_seconds: float | None = None) -> Service:
+def slow_service(seconds: float, lost: list[bool] | None = None, *, timeout_seconds: float | None = None) -> Service:
     service = make_service(timeout_seconds=timeout_seconds)
 
     @service.subscribe(UserSignedUp)
     async def handle(_: UserSignedUp, delivery: Delivery) -> None:
         await asyncio.sleep(seconds)
-        if told is not None:
-            told.append(delivery.lease_lost)
+        if lost is not None:
+            lost.append(delivery.lease_lost)
 
     return service
 
@@ -43,7 +43,7 @@ def consume(service: Service, transport: FakeTransport, seconds: float) -> Count
     return run_virtually(main())
 
 
-def test_fault_01_a_message_is_kept_invisible_for_as_long_as_its_handler_runs() -> None:
+def test_fault_01_a_message_stays_invisible_while_its_handler_runs() -> None:
     transport = FakeTransport()
     transport.put(ADA)
 
@@ -67,42 +67,42 @@ def test_leases_are_extended_ten_to_a_call() -> None:
     assert sorted(transport.batches("change_visibility")) == [5, 10, 10]
 
 
-def test_fault_30_one_lost_lease_is_told_to_its_handler_and_the_others_stay_extended() -> None:
-    transport, told = FakeTransport(), list[bool]()
+def test_fault_30_a_handler_can_see_its_lost_lease_and_the_others_stay_extended() -> None:
+    transport, lost = FakeTransport(), list[bool]()
     transport.script["change_visibility"].append([LOST])
     transport.put(*[ADA] * 10)
 
-    counts = consume(slow_service(60, told), transport, 100)
+    counts = consume(slow_service(60, lost), transport, 100)
 
-    assert sorted(told) == [False] * 9 + [True]
+    assert sorted(lost) == [False] * 9 + [True]
     assert counts.lease_lost == 1
     last_batches = transport.batches("change_visibility")[1:]
-    assert set(last_batches) == {9} or set(last_batches) == {10}  # a lost lease is let go
+    assert set(last_batches) == {9} or set(last_batches) == {10}  # a lost lease is not extended any more
 
 
-def test_an_extension_that_fails_for_the_moment_is_tried_at_the_next_tick() -> None:
-    transport, told = FakeTransport(), list[bool]()
+def test_an_extension_with_a_temporary_failure_is_repeated_at_the_next_tick() -> None:
+    transport, lost = FakeTransport(), list[bool]()
     transport.script["change_visibility"].extend([UNREACHABLE, [throttled(0)]])
     transport.put(ADA)
 
-    counts = consume(slow_service(60, told), transport, 100)
+    counts = consume(slow_service(60, lost), transport, 100)
 
-    assert told == [False]
+    assert lost == [False]
     assert counts.lease_lost == 0
 
 
-def test_a_lease_that_nothing_could_extend_is_lost_when_its_time_is_over() -> None:
-    transport, told = FakeTransport(), list[bool]()
+def test_a_lease_that_could_not_be_extended_is_lost_when_its_timeout_ends() -> None:
+    transport, lost = FakeTransport(), list[bool]()
     transport.script["change_visibility"].extend([UNREACHABLE] * 100)
     transport.put(ADA)
 
-    counts = consume(slow_service(60, told), transport, 100)
+    counts = consume(slow_service(60, lost), transport, 100)
 
-    assert told == [True]
+    assert lost == [True]
     assert counts.lease_lost == 1
 
 
-def test_fault_54_a_lease_is_never_asked_for_beyond_twelve_hours() -> None:
+def test_fault_54_a_lease_is_never_extended_beyond_twelve_hours() -> None:
     transport = FakeTransport()
     transport.put(ADA)
 
@@ -111,23 +111,23 @@ def test_fault_54_a_lease_is_never_asked_for_beyond_twelve_hours() -> None:
     asked = [(at, entries[0][1]) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
     assert all(at + seconds <= 43_200 for at, seconds in asked)
     assert max(at + seconds for at, seconds in asked) > 43_000
-    assert counts.as_dict() == {"received": 1, "retried": 1}  # cancelled while the lease could still be given back
+    assert counts.as_dict() == {"received": 1, "retried": 1}  # cancelled while the message could still be returned
     assert len(asked) < 43_200 / 10
 
 
-def test_fault_54_a_handler_with_a_longer_timeout_than_that_is_told_that_its_lease_is_lost() -> None:
-    transport, told = FakeTransport(), list[bool]()
+def test_fault_54_a_handler_that_runs_longer_than_twelve_hours_can_see_its_lost_lease() -> None:
+    transport, lost = FakeTransport(), list[bool]()
     transport.put(ADA)
 
-    counts = consume(slow_service(43_190, told, timeout_seconds=43_200), transport, 60_000)
+    counts = consume(slow_service(43_190, lost, timeout_seconds=43_200), transport, 60_000)
 
     asked = [(at, entries[0][1]) for verb, _, entries, at in transport.calls if verb == "change_visibility"]
     assert max(at + seconds for at, seconds in asked) <= 43_200
-    assert told == [True]
+    assert lost == [True]
     assert counts.lease_lost == 1
 
 
-def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_09_a_blocked_loop_is_logged_and_its_leases_count_as_lost(caplog: pytest.LogCaptureFixture) -> None:
     transport = FakeTransport()
 
     async def main() -> tuple[bool, Counters]:
@@ -137,7 +137,7 @@ def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplo
         lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
         lease.handler = "app.block"
         await asyncio.sleep(0.05)
-        time.sleep(1.2)  # noqa: ASYNC251 - the very fault
+        time.sleep(1.2)  # noqa: ASYNC251 - the mistake under test
         lost_at_once = lease.lost
         await asyncio.sleep(0.3)
         ticker.cancel()
@@ -152,17 +152,17 @@ def test_fault_09_a_blocked_loop_is_noticed_and_its_messages_count_as_lost(caplo
 
 
 def test_one_extension_that_hangs_leaves_time_for_another() -> None:
-    transport, told = FakeTransport(), list[bool]()
+    transport, lost = FakeTransport(), list[bool]()
     transport.script["change_visibility"].append(1_000.0)
     transport.put(ADA)
 
-    counts = consume(slow_service(60, told), transport, 100)
+    counts = consume(slow_service(60, lost), transport, 100)
 
-    assert told == [False]
+    assert lost == [False]
     assert counts.lease_lost == 0
 
 
-def test_an_extension_on_its_way_does_not_undo_a_release() -> None:
+def test_an_extension_in_flight_does_not_undo_a_release() -> None:
     service, transport = make_service(), FakeTransport()
     transport.script["change_visibility"].append(4.0)  # the first extension, at 10 s
 
@@ -179,14 +179,14 @@ def test_an_extension_on_its_way_does_not_undo_a_release() -> None:
     assert calls[1][1] >= calls[0][1] + 4
 
 
-def test_fault_09_an_answer_that_a_blocked_loop_read_late_is_no_fresh_lease() -> None:
+def test_fault_09_a_response_that_a_blocked_loop_read_late_is_not_a_fresh_lease() -> None:
     transport = FakeTransport()
 
     async def main() -> bool:
         visibility = Leases("q", transport, visibility_timeout_seconds=1, counters=Counters())
         ticker = asyncio.create_task(visibility.run())
         await asyncio.sleep(0.05)
-        time.sleep(2.5)  # noqa: ASYNC251 - meanwhile the answer lies in the socket
+        time.sleep(2.5)  # noqa: ASYNC251 - meanwhile the response waits in the socket
         lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
         ticker.cancel()
         return lease.lost
