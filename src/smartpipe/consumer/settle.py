@@ -86,8 +86,8 @@ class Settler:
             else:
                 self._counters.handled += 1
             if log.isEnabledFor(logging.DEBUG):
-                word = "Ignored" if outcome.ignored else "Handled"
-                log.debug(word, extra=self.fields(message, processed, seconds=seconds))
+                fields = self.fields(message, processed, seconds=seconds)
+                log.debug("Ignored" if outcome.ignored else "Handled", extra=fields)
             return None
         if isinstance(outcome, DeadLetter):
             return await self._dead_letter(lease, processed, outcome)
@@ -271,7 +271,12 @@ class Acknowledger:
             self._end_settling(leases)
         for lease, failure in failed:
             self._counters.not_deleted += 1
-            self._log(lease, failure, logging.WARNING, "Cannot delete a handled message, it will be delivered again")
+            acknowledger_log.warning(
+                "Cannot delete a handled message, it will be delivered again: %s: %s",
+                failure.code,
+                failure.detail,
+                extra=self._fields(lease),
+            )
 
     async def _send_releases(self, batch: list[tuple[Lease, float]]) -> None:
         async def call(entries: list[tuple[Lease, float]]) -> list[Failure]:
@@ -287,8 +292,11 @@ class Acknowledger:
         finally:
             self._end_settling([lease for lease, _ in batch])
         for (lease, _), failure in failed:
-            self._log(
-                lease, failure, logging.INFO, "Cannot return a message, it will reappear after its visibility timeout"
+            acknowledger_log.info(
+                "Cannot return a message, it will reappear after its visibility timeout: %s: %s",
+                failure.code,
+                failure.detail,
+                extra=self._fields(lease),
             )
 
     async def _send(
@@ -302,6 +310,5 @@ class Acknowledger:
         self._leases.drop(leases)
         self._slots.record_settled(len(leases))
 
-    def _log(self, lease: Lease, failure: Failure, level: int, text: str) -> None:
-        fields = {"message_id": lease.message.message_id, "queue": self._queue}
-        acknowledger_log.log(level, "%s: %s: %s", text, failure.code, failure.detail, extra={"fields": fields})
+    def _fields(self, lease: Lease) -> dict[str, Any]:
+        return {"fields": {"message_id": lease.message.message_id, "queue": self._queue}}
