@@ -21,7 +21,7 @@ from botocore.exceptions import (
 from botocore.utils import get_environ_proxies
 
 from smartpipe.transports.aws.client import tls_of
-from smartpipe.transports.aws.direct.http import NO_ANSWER, Lost, Pool
+from smartpipe.transports.aws.direct.http import NO_RESPONSE, ConnectionLost, Pool
 from smartpipe.transports.aws.direct.signing import Signer
 from smartpipe.transports.aws.errors import is_skew
 from smartpipe.transports.aws.variables import check_credentials
@@ -168,12 +168,12 @@ class Endpoint:
         request = b"".join((f"{self._head}{len(body)}\r\n{signed}\r\n".encode(), body))
         try:
             return await self.pool.request(request, timeout_seconds=timeout_seconds, resend=not poll)
-        except Lost as error:
+        except ConnectionLost as error:
             raise ConnectionClosedError(endpoint_url=self.url, error=error) from error
         except ssl.SSLError as error:
             raise SSLError(endpoint_url=self.url, error=error) from error
         except TimeoutError as error:
-            raise (ReadTimeoutError if error.args == (NO_ANSWER,) else ConnectTimeoutError)(
+            raise (ReadTimeoutError if error.args == (NO_RESPONSE,) else ConnectTimeoutError)(
                 endpoint_url=self.url, error=error
             ) from error
         except OSError as error:

@@ -84,8 +84,8 @@ def test_fault_59_a_message_that_was_damaged_is_left_to_come_again(caplog: pytes
 
 
 def response(status: int, body: str, query_error: str = "") -> Response:
-    head = f"\r\nx-amzn-query-error: {query_error}" if query_error else ""
-    return Response(status, head.encode(), body.encode())
+    headers = [(b"x-amzn-query-error", query_error.encode())] if query_error else []
+    return Response(status, headers, body.encode())
 
 
 @pytest.mark.parametrize(
