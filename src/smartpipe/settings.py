@@ -50,13 +50,21 @@ class AwsSettings(_Environment):
         prefix: Goes before the name of every topic and queue, as in ``staging-``.
         account_id: The AWS account of topics and queues; by default that of the credentials.
         application: Whose topics and queues they are: tags say so, and ``topology destroy`` deletes no others.
-        transport: How the SNS and SQS calls of publishers and workers are made: ``direct`` or ``botocore``. Everything
-            else uses botocore.
     """
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
     account_id: str | None = Field(None, pattern=r"^[0-9]{12}$")
     application: str = Field(DEFAULT_APPLICATION, pattern=r"^[A-Za-z0-9_ .:/=+@-]+$", max_length=256)
+
+
+class TransportSettings(AwsSettings):
+    """Settings of every process that publishes or receives.
+
+    Args:
+        transport: How publishers and workers call SNS and SQS: ``direct`` or ``botocore``. All other calls use
+            botocore.
+    """
+
     transport: Annotated[Literal["direct", "botocore"], _AnyCase] = "direct"
 
 
@@ -202,7 +210,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         return self
 
 
-_ALL = (AwsSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
+_ALL = (TransportSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
 
 
 def unknown_settings() -> Iterator[str]:

@@ -52,8 +52,8 @@ class _Counted(Protocol):
     """A Transport that notices what the answers of its verbs do not tell. Not every adapter has such a thing."""
 
     @property
-    def counts(self) -> TransportCounters:
-        """What it has noticed since it was made; it can be read after ``aclose``, too."""
+    def counts(self) -> TransportCounters | None:
+        """What it has noticed since it was made; it can be read after ``aclose``, too. None if it counts nothing."""
 
 
 def counters_of(transport: Transport) -> TransportCounters | None:

@@ -10,6 +10,7 @@ from smartpipe.settings import (
     PayloadSettings,
     RelaySettings,
     StoreSettings,
+    TransportSettings,
     WorkerSettings,
     unknown_settings,
 )
@@ -73,7 +74,7 @@ def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
         (AwsSettings, "SMARTPIPE_PREFIX"),
         (AwsSettings, "SMARTPIPE_APPLICATION"),
         (AwsSettings, "SMARTPIPE_ACCOUNT_ID"),
-        (AwsSettings, "smartpipe_transport"),
+        (TransportSettings, "smartpipe_transport"),
         (PayloadSettings, "SMARTPIPE_CLAIM_CHECK_URL"),
         (WorkerSettings, "SMARTPIPE_IDEMPOTENCY_URL"),
         (RelaySettings, "SMARTPIPE_OUTBOX_URL"),

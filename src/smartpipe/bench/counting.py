@@ -76,7 +76,7 @@ class CountingTransport:
         self._transport = transport
         self._on_published = on_published
         self.requests: Requests = {}
-        self.name = type(transport).__name__
+        self.name = getattr(transport, "name", type(transport).__name__)
 
     def reset(self) -> None:
         """Count from 0."""

@@ -69,7 +69,7 @@ class Side:
 
     Args:
         begun_at, ended_at: Of its first and its last event.
-        transport: The class of the transport that it used.
+        transport: The name of the transport that it used.
         course: How many events in each tick of the clock: ``fanout.TICKS_PER_SECOND``.
     """
 

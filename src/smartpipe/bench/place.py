@@ -14,7 +14,7 @@ from smartpipe.local import EmbeddedBroker
 from smartpipe.local.broker import REGION, environment_of
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.companions import NO_COMPANIONS
-from smartpipe.transports.aws.client import check_urls, endpoint_fault
+from smartpipe.transports.aws.configuration import check_urls, endpoint_error
 from smartpipe.transports.open import open_aws_transport
 from smartpipe.urls import describe_url
 
@@ -68,7 +68,7 @@ def environment_at(endpoint: str, inherited: Mapping[str, str]) -> dict[str, str
     """
     environment = {name: value for name, value in inherited.items() if not name.startswith(NOT_MEANT)}
     if endpoint != AWS:
-        fault = endpoint_fault(endpoint)
+        fault = endpoint_error(endpoint)
         if fault or not urlsplit(endpoint).hostname:
             found = f"{describe_url(endpoint)} {fault}" if fault else describe_url(endpoint)
             msg = f"--endpoint {found}: it is neither a URL, as in http://localhost:4566, nor aws"

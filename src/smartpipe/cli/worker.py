@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
-from smartpipe.settings import AwsSettings, ServerSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import ServerSettings, TransportSettings, WorkerSettings, unknown_settings
 from smartpipe.worker.garbage import spare_collections
 from smartpipe.worker.limits import raise_file_limit
 from smartpipe.worker.loops import loop_factory
@@ -91,7 +91,7 @@ def _flush() -> None:
                 stream.flush()
 
 
-async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
+async def _run(service: Service, settings: WorkerSettings, aws_settings: TransportSettings, socket: Path | None) -> int:
     from smartpipe.topology.aws.verify import verify
     from smartpipe.transports.open import create_aws_transport
 
@@ -114,11 +114,11 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
         return await worker.run()
 
 
-def load_settings(settings: type[S], flags: Mapping[str, Any]) -> tuple[S, AwsSettings]:
+def load_settings(settings: type[S], flags: Mapping[str, Any]) -> tuple[S, TransportSettings]:
     """Read *settings* and those of AWS, and report the errors of both together."""
     problems: list[str] = []
     loaded: list[Any] = []
-    for load in (lambda: settings.load(**flags), AwsSettings.load):
+    for load in (lambda: settings.load(**flags), TransportSettings.load):
         try:
             loaded.append(load())
         except ConfigError as error:

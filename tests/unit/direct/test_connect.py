@@ -101,10 +101,10 @@ def leads_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let every name have addresses: these ports of loopback, in this order."""
 
     def lead(*ports: int) -> None:
-        async def addresses_of(host: str, port: int) -> list[Any]:
+        async def find_addresses(host: str, port: int) -> list[Any]:
             return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", one)) for one in ports]
 
-        monkeypatch.setattr(connect, "addresses_of", addresses_of)
+        monkeypatch.setattr(connect, "find_addresses", find_addresses)
 
     return lead
 
@@ -183,14 +183,14 @@ def test_who_stops_waiting_for_a_connection_leaves_nothing_open(run: Run, leads_
 
 
 def test_a_pool_that_is_closed_while_it_connects_sends_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    look_up = connect.addresses_of
+    look_up = connect.find_addresses
 
     async def main() -> None:
-        async def addresses_of(host: str, port: int) -> list[Any]:
+        async def find_addresses(host: str, port: int) -> list[Any]:
             pool.close()
             return await look_up(host, port)
 
-        monkeypatch.setattr(connect, "addresses_of", addresses_of)
+        monkeypatch.setattr(connect, "find_addresses", find_addresses)
         async with serving() as port:
             pool, before = Pool("localhost", port, None), open_sockets()
             with pytest.raises(ConnectionLost, match="the pool was closed"):

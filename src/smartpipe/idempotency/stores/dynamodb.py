@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from contextlib import AsyncExitStack
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -15,11 +14,10 @@ from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, known
 from smartpipe.idempotency.stores.keys import stored_key
 from smartpipe.idempotency.stores.reading import limit_attempt, limit_lease
+from smartpipe.settings import AwsSettings
 from smartpipe.topology.claims import KEY_ATTRIBUTE, TABLE_NAME, another_kind
-from smartpipe.transports.aws.client import region_of
-from smartpipe.transports.aws.clients import open_client, open_session
-from smartpipe.transports.aws.credentials import refresh_when_refused
 from smartpipe.transports.aws.errors import classify
+from smartpipe.transports.aws.session import AwsSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -70,10 +68,7 @@ class DynamoStore:
         if not TABLE_NAME.fullmatch(self.table):
             raise ValueError(url)
         self._prefix = prefix
-        self._session = open_session()
-        refresh_when_refused(self._session)
-        self._region = region_of(self._session)
-        self._stack = AsyncExitStack()
+        self._session = AwsSession(AwsSettings.load(), call_timeout_seconds=CALL_SECONDS)
         self._opened: Any = None
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
@@ -85,15 +80,13 @@ class DynamoStore:
             StoreError: DynamoDB cannot be asked.
         """
         if self._opened is None:
-            self._opened = await open_client(
-                self._stack, self._session, "dynamodb", self._region, read_timeout_seconds=CALL_SECONDS
-            )
+            self._opened = await self._session.client("dynamodb")
         try:
             table = (await self._client.describe_table(TableName=self.table))["Table"]
         except ClientError as error:
             if error.response["Error"]["Code"].endswith("ResourceNotFoundException"):
                 raise ConfigError(
-                    f"there is no DynamoDB table {self.table!r} in {self._region}: run smartpipe topology apply"
+                    f"there is no DynamoDB table {self.table!r} in {self._session.region}: run smartpipe topology apply"
                 ) from None
             raise self._fault(error, "DescribeTable") from error
         except Exception as error:
@@ -135,7 +128,7 @@ class DynamoStore:
     async def aclose(self) -> None:
         """Disconnect. A second call does nothing."""
         self._opened = None
-        await self._stack.aclose()
+        await self._session.aclose()
 
     async def _claim(self, claim: Claim) -> ClaimOutcome:
         while True:
