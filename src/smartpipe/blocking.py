@@ -61,7 +61,7 @@ class Publisher:
         self.source = source
         self._deadline_seconds = deadline_seconds
         self._settings = AwsSettings.load()
-        self._packing = BodyEncoding.from_environment()
+        self._encoding = BodyEncoding.from_environment()
         self._session = BlockingAwsSession(self._settings, session=session)
         for service in SERVICES:
             check_urls(service)
@@ -95,8 +95,8 @@ class Publisher:
             PublishError: SNS or SQS refused it, or could not be reached before the deadline.
         """
         publication = Publication(event, attributes, queue_named(queue), delay_seconds)
-        outgoing = prepare(publication, source=self.source, packing=self._packing)
-        failed = self._deliver([outgoing])
+        outgoing = prepare(publication, source=self.source, packing=self._encoding)
+        failed = self._send_chunk([outgoing])
         if failed:
             raise PublishError([failure for _, failure in failed])
         return outgoing.event_id
@@ -121,10 +121,10 @@ class Publisher:
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
-        prepared = partial(prepare, source=self.source, packing=self._packing)
-        for chunk in read_chunks(publications, prepared, groups, event_ids, failed):
-            going, stopped = groups.part(chunk)
-            for outgoing, failure in [*(self._deliver(going) if going else []), *stopped]:
+        prepare_one = partial(prepare, source=self.source, packing=self._encoding)
+        for chunk in read_chunks(publications, prepare_one, groups, event_ids, failed):
+            sendable, stopped = groups.part(chunk)
+            for outgoing, failure in [*(self._send_chunk(sendable) if sendable else []), *stopped]:
                 failed.append(failure)
                 groups.stop(outgoing)
         if failed:
@@ -136,19 +136,19 @@ class Publisher:
         self._closed = True
         self._session.close()
 
-    def _deliver(self, chunk: list[Outgoing]) -> list[tuple[Outgoing, PublishFailure]]:
+    def _send_chunk(self, chunk: list[Outgoing]) -> list[tuple[Outgoing, PublishFailure]]:
         if self._closed:
             closed = Failure(0, "PublisherClosed", "the publisher is closed", retryable=False)
             return [(outgoing, outgoing.failed(closed)) for outgoing in chunk]
         destination = chunk[0].destination
 
         def call(entries: list[Outgoing]) -> list[Failure]:
-            going, failed = split_failed([self._put(outgoing.message.payload) for outgoing in entries])
-            if not going:
+            sendable, failed = split_failed([self._put(outgoing.message.payload) for outgoing in entries])
+            if not sendable:
                 return failed
-            messages = [entries[index].message for index in going]
+            messages = [entries[index].message for index in sendable]
             send = self._publish if isinstance(destination, Topic) else self._send
-            return [*failed, *reindex(send(destination.name, messages), going)]
+            return [*failed, *reindex(send(destination.name, messages), sendable)]
 
         failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
         return [(outgoing, outgoing.failed(failure)) for outgoing, failure in failed]
@@ -178,7 +178,7 @@ class Publisher:
 
     def _put(self, payload: Payload | None) -> TransportError | None:
         """Write a large body to S3 (or, for tests, to memory), and return the error if that fails."""
-        location = self._packing.claim_check
+        location = self._encoding.claim_check
         if payload is None or location is None:
             return None
         if location.scheme == "memory":

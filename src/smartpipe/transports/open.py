@@ -58,7 +58,7 @@ def create_aws_transport(settings: AwsSettings) -> AwsTransport:
             pass AwsSettings.
 
     Raises:
-        ConfigError: There is no region, a CA bundle cannot be read, or the AWS configuration has an error.
+        ConfigError: The region is missing, a CA bundle cannot be read, or the AWS configuration has an error.
     """
     from smartpipe.transports.aws.transport import AwsTransport
 

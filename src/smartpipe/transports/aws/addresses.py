@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from smartpipe.transports.aws.session import AwsSession
 
 ACCOUNT = "the credentials' account (SMARTPIPE_ACCOUNT_ID would make this call unnecessary)"
-"""What GetCallerIdentity is for, in error messages."""
+"""The target of GetCallerIdentity, in error messages."""
 
 
 def queue_lookup(prefix: str, name: str, region: str) -> dict[str, str]:

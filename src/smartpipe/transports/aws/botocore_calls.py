@@ -1,4 +1,4 @@
-"""SNS and SQS by aiobotocore, for what the direct transport does not support."""
+"""SNS and SQS by aiobotocore, for configurations that the direct transport does not support."""
 
 from __future__ import annotations
 

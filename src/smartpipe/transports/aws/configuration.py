@@ -41,8 +41,8 @@ def configure(session: Session, env_provider: Any | None) -> str:
             session will read the environment as AWS's other SDKs do. None for a session of the caller's.
 
     Raises:
-        ConfigError: There is no region, a CA bundle cannot be read, an AWS variable has a character that no header may
-            have, or the AWS configuration has an error.
+        ConfigError: The region is missing, a CA bundle cannot be read, an AWS variable has a character that no header
+            may have, or the AWS configuration has an error.
     """
     check_variables(session)
     if env_provider is not None:
@@ -57,7 +57,7 @@ def find_region(session: Session) -> str:
     """Return the region: the one set on *session*, else AWS_REGION, else the one that botocore finds.
 
     Raises:
-        ConfigError: There is none, or it cannot be one, or the AWS configuration has an error.
+        ConfigError: The region is missing, or cannot be one, or the AWS configuration has an error.
     """
     explicit = session.instance_variables().get("region")
     if explicit:

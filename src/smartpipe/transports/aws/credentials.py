@@ -33,7 +33,7 @@ REFRESH_EVERY_SECONDS = 10.0
 """The shortest time between two refreshes, successful or not. Meanwhile the callers wait between their attempts."""
 
 # A refresh makes calls of its own, of STS. Without this variable they would wait for the refresh that they belong to.
-_refreshing: ContextVar[bool] = ContextVar("smartpipe_refreshing_credentials", default=False)
+_in_refresh: ContextVar[bool] = ContextVar("smartpipe_refreshing_credentials", default=False)
 
 
 class _Refresh:
@@ -47,13 +47,13 @@ class _Refresh:
     def _refreshing(self, credentials: RefreshableCredentials) -> Iterator[Any]:
         log.warning("AWS refuses the credentials as expired or unknown. Fetching new ones")
         internals: Any = credentials
-        before, outer = internals._frozen_credentials, _refreshing.set(True)  # noqa: SLF001 - botocore has no call for it
+        before, outer = internals._frozen_credentials, _in_refresh.set(True)  # noqa: SLF001 - botocore has no call for it
         _clear_cache(internals)
         try:
             with suppress(RuntimeError):  # the new ones have expired too, and botocore's log says so
                 yield internals
         finally:
-            _refreshing.reset(outer)
+            _in_refresh.reset(outer)
         # A cancelled caller does not get here. The next caller refreshes then.
         self._refreshed_at = time.monotonic()
         self._found_new = internals._frozen_credentials != before  # noqa: SLF001
@@ -118,7 +118,7 @@ def refresh_when_refused_blocking(session: Session) -> None:
 
 def _is_refusal(response: tuple[Any, Mapping[str, Any]] | None, attempts: int) -> bool:
     """Return whether this is the first response to a call and refuses its credentials. None means no response."""
-    if response is None or attempts > 1 or _refreshing.get():
+    if response is None or attempts > 1 or _in_refresh.get():
         return False
     http, parsed = response
     return http.status_code >= 300 and code_of(parsed) in STALE  # noqa: PLR2004

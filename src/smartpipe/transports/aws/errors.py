@@ -82,7 +82,7 @@ def read_failure(index: int, entry: Mapping[str, Any]) -> Failure:
 
 
 def classify(error: Exception, *, action: str, target: str) -> TransportError:
-    """Turn any exception of a client call into a TransportError that says what to do.
+    """Turn any exception of a client call into a TransportError with advice.
 
     Args:
         action: The IAM action of the call, such as ``sqs:ReceiveMessage``.
@@ -130,7 +130,7 @@ def _shortage_advice(error: BaseException, code: str) -> str:
 
 
 def _connection_advice(error: BaseException) -> str:
-    """Return why there is no connection, if the operating system says so."""
+    """Return the reason why the connection failed, if the operating system gives one."""
     unknown = next((one for one in causes(error) if isinstance(one, socket.gaierror)), None)
     if unknown is None:
         return "is AWS_ENDPOINT_URL correct, and does the network allow connections to it?"
@@ -141,7 +141,7 @@ def _connection_advice(error: BaseException) -> str:
 
 
 def _tls_advice(detail: str) -> str:
-    """Return what to do about a TLS error. OpenSSL describes it only in words."""
+    """Return advice about a TLS error. OpenSSL describes it only in words."""
     if _CERTIFICATE_REFUSED not in detail:
         return "does the server at AWS_ENDPOINT_URL speak TLS?"
     if "mismatch" in detail:

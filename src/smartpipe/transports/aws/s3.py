@@ -64,7 +64,7 @@ class S3ObjectStore:
             raise classify(error, action="s3:PutObject", target=payload.url) from error
 
     async def get(self, payload: Payload, limit_bytes: int) -> str:
-        """Call GetObject. At most *limit_bytes* + 1 of the body are read, whatever Content-Length says.
+        """Call GetObject. At most *limit_bytes* + 1 of the body are read, even if Content-Length is wrong.
 
         S3 answers ``AccessDenied`` for a missing object if the caller may not list the bucket, and for a bucket of
         another account. So these are treated alike, and like every other refusal that S3 will repeat.

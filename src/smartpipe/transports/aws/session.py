@@ -60,8 +60,8 @@ class AwsSession:
         call_timeout_seconds: The read timeout of clients, but for those of polls. 15 s by default.
 
     Raises:
-        ConfigError: There is no region, a CA bundle cannot be read, an AWS variable has a character that no header may
-            have, or the AWS configuration has an error.
+        ConfigError: The region is missing, a CA bundle cannot be read, an AWS variable has a character that no header
+            may have, or the AWS configuration has an error.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ class ServiceProtocol(NamedTuple):
 
 
 class Destination(NamedTuple):
-    """Where botocore would send requests, and what it would sign them for."""
+    """The URL to which botocore would send requests, and the scope of their signature."""
 
     url: str
     region: str

@@ -142,7 +142,7 @@ class Pool:
         self.resent = 0
 
     async def request(self, request: bytes, *, timeout_seconds: float, resend: bool) -> Response:
-        """Send *request* and return the response, whatever its status. A cancel closes the connection.
+        """Send *request* and return the response, of any status. A cancel closes the connection.
 
         Args:
             timeout_seconds: The time from writing the request to the end of the response.

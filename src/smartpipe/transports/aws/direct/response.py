@@ -38,10 +38,10 @@ class Response(NamedTuple):
 class ResponseReader:
     """Reads the responses of one connection, one after the other.
 
-    llhttp refuses what RFC 9112 forbids: a Content-Length beside Transfer-Encoding or a second one, sizes that are not
-    plain digits, folded headers, line ends without CR, a chunk of the wrong length. This class refuses what llhttp
-    accepts and no HTTP/1 service sends: other protocols and versions, line ends before the first byte of a response,
-    encodings other than chunked, and responses without an end.
+    llhttp refuses violations of RFC 9112: a Content-Length beside Transfer-Encoding or a second one, sizes that are not
+    plain digits, folded headers, line ends without CR, a chunk of the wrong length. This class also refuses other
+    protocols and versions, line ends before the first byte of a response, encodings other than chunked, and responses
+    without an end. llhttp accepts those.
 
     After an error, or when ``keep_alive`` is False, the connection cannot be used again.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Credentials(Protocol):
-        """What botocore calls frozen credentials."""
+        """The frozen credentials of botocore."""
 
         @property
         def access_key(self) -> str: ...  # noqa: D102
