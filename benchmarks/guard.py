@@ -51,7 +51,7 @@ GUARDED = (Guarded("consume", "cloudevent", 0.55), Guarded("publish", "", 0.35))
 
 
 async def ours(job: Job) -> Meter:
-    """Smartpipe on the wire, as a worker or by ``publish_many``."""
+    """Smartpipe with the direct transport, as a worker or by ``publish_many``."""
     transport = open_transport()
     try:
         return await by_smartpipe.WORK[job.what](transport, job)

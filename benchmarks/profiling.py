@@ -2,9 +2,10 @@
 
     python -m benchmarks.profiling consume|publish [--by pyinstrument] [--broker] [--messages N]
 
-From the root of the checkout. Without ``--broker`` the transport does nothing, and what is seen is smartpipe itself;
-with it, the wire and the embedded broker, which is a process of its own, so that none of its time is counted. cProfile
-counts calls and exaggerates small ones; pyinstrument (``pip install pyinstrument``) samples, and draws a tree.
+From the root of the checkout. Without ``--broker`` the transport does nothing, so the profile shows smartpipe itself.
+With it, the profile includes the direct transport. The embedded broker is a separate process, so its time does not
+count. cProfile counts calls and exaggerates small ones; pyinstrument (``pip install pyinstrument``) samples, and draws
+a tree.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def options() -> argparse.Namespace:
     )
     parser.add_argument("what", choices=("consume", "publish"))
     parser.add_argument("--by", choices=("cProfile", "pyinstrument"), default="cProfile")
-    parser.add_argument("--broker", action="store_true", help="on the wire and the embedded broker")
+    parser.add_argument("--broker", action="store_true", help="with the direct transport and the embedded broker")
     parser.add_argument("--messages", type=int, default=20_000)
     return parser.parse_args()
 

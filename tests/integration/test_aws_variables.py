@@ -165,6 +165,23 @@ def test_commands_go_by_the_region_of_the_environment(fast_broker: EmbeddedBroke
     assert "eu-west-1" in planned.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(("topology", "plan"), 1), (("dlq", "list"), 0), (("worker", "--port", "0"), 2), (("relay", "--once"), 2)],
+    ids=["plan", "dlq", "worker", "relay"],
+)
+def test_only_processes_that_move_messages_refuse_a_wrong_transport(
+    fast_broker: EmbeddedBroker, command: tuple[str, ...], code: int
+) -> None:
+    target = [] if command[0] == "relay" else ["tests.acceptance.services:service"]
+    environment = {"SMARTPIPE_TRANSPORT": "boto", "SMARTPIPE_OUTBOX_URL": "postgresql://x/y"}
+
+    ended = smartpipe(*command, *target, **fast_broker.environment, **environment)
+
+    assert ended.returncode == code, ended.stderr
+    assert ("SMARTPIPE_TRANSPORT=boto" in ended.stderr) == (code == 2)
+
+
 BROKEN = {
     "key\n": "ends with a line break",
     "key\r\n": "ends with a line break",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_HEAD_BYTES = 65_536
-"""The limit for bytes that are not part of the body: status line, headers, chunk sizes, trailers, interim responses."""
+"""The limit for data that brings no part of the body: an endless head, chunk extension or trailer, or endless interim
+responses."""
 MAX_RESPONSE_BYTES = 128 * 1024 * 1024
 """Ten messages of 1 MiB with every character escaped take half of it."""
 FINAL = 200
