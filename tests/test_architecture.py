@@ -80,7 +80,7 @@ LAZY = {"", "testing"}
 NOT_IMPORTS = {"getLogger", "files"}
 """Functions that take a module's name and do not import it."""
 AWS_LIBRARIES = {"boto3", "botocore", "aiobotocore"}
-KNOW_AWS_LIBRARIES = ("transports.aws", "topology.aws", "idempotency.stores.dynamodb", "blocking")
+KNOW_AWS_LIBRARIES = ("transports.aws", "topology.aws", "idempotency.stores.dynamodb")
 TRANSPORTS = str(PACKAGE / "transports")
 MAX_PUBLISH_FILES = 9
 MAX_CONSUME_FILES = 11

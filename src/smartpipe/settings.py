@@ -51,13 +51,21 @@ class AwsSettings(_Environment):
         account_id: The AWS account of topics and queues; by default the account of the credentials.
         application: The application that owns the topics and queues. It is written into a tag, and ``topology
             destroy`` deletes only resources with this tag.
-        transport: ``direct`` or ``botocore``: how publishers and workers call SNS and SQS. Everything else uses
-            botocore.
     """
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,40}$")
     account_id: str | None = Field(None, pattern=r"^[0-9]{12}$")
     application: str = Field(DEFAULT_APPLICATION, pattern=r"^[A-Za-z0-9_ .:/=+@-]+$", max_length=256)
+
+
+class TransportSettings(AwsSettings):
+    """Settings of every process that publishes or receives.
+
+    Args:
+        transport: How publishers and workers call SNS and SQS: ``direct`` or ``botocore``. All other calls use
+            botocore.
+    """
+
     transport: Annotated[Literal["direct", "botocore"], _AnyCase] = "direct"
 
 
@@ -209,7 +217,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         return self
 
 
-_ALL = (AwsSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
+_ALL = (TransportSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
 
 
 def unknown_settings() -> Iterator[str]:

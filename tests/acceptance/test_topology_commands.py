@@ -75,7 +75,10 @@ def test_a_plan_as_json_has_every_resource_account_and_prefix(inside: Command) -
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does AWS_ENDPOINT_URL, or the network, lead there?"),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "is AWS_ENDPOINT_URL correct, and does the network allow connections to it?",
+        ),
         ({"SMARTPIPE_APPLICATION": "a#b"}, "SMARTPIPE_APPLICATION=a#b"),
     ],
 )

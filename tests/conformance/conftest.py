@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smartpipe import Service, Transport
 
 BROKERS = ("memory", "ministack", "moto", "botocore")
-"""The last is ministack again, by the transport on aiobotocore; the others are reached on the wire."""
+"""The last is ministack again, through aiobotocore. The others use the direct transport."""
 
 
 class Bus:

@@ -21,7 +21,7 @@ from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, read_row, storable_text
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
-from smartpipe.transports.aws.direct.response import Framing, Response
+from smartpipe.transports.aws.direct.response import Response, ResponseReader
 from tests.support.bodies import Demanding, Measured, body_of
 from tests.support.forgeries import FORGED
 
@@ -146,24 +146,29 @@ def read_claim(data: bytes) -> None:
 
 
 def respond(data: bytes) -> None:
-    """Answers of HTTP, byte by byte: a body is never read twice, nor longer than what came."""
+    """Responses of HTTP: fed byte by byte or all together, the same response comes of them, or none."""
     head, _, body = data.partition(b"\r\n\r\n")
-    with suppress(ValueError):
-        framing = Framing(head, len(head) + 4)
-        received = bytearray(data[: len(head) + 4])
-        for position in range(len(body) + 1):
-            found = framing.body_in(received)
-            if found is not None:
-                assert len(found) <= len(data)
-                assert framing.end <= len(received) or framing.to_the_end
-                break
-            received += body[position : position + 1]
+    together = response_of([data] if data else [])
+    assert together == response_of([data[position : position + 1] for position in range(len(data))])
+    assert together is None or len(together.body) <= len(data)
     for read in (queues.read_error, topics.read_error):
-        assert set(read(Response(400, head, body))["Error"]) == {"Code", "Message"}
+        assert set(read(Response(400, [(b"x-amzn-query-error", head)], body))["Error"]) == {"Code", "Message"}
     with suppress(ValueError, KeyError, TypeError, AttributeError):  # a poll that fails by them is tried again
         queues.read_messages(body, 0.0)
     with suppress(ValueError, KeyError):
         topics.read_response(body)
+
+
+def response_of(pieces: list[bytes]) -> Response | None:
+    """Return the first response; None if the pieces are not one."""
+    reader = ResponseReader()
+    with suppress(ValueError):
+        for piece in pieces:
+            found = reader.feed(piece)
+            if found is not None:
+                return found
+        return reader.finish()
+    return None
 
 
 GZIPPED = "gzip H4sIAAAAAAAAA0tMTAYAwkEkNQMAAAA="

@@ -55,7 +55,7 @@ async def test_without_account_and_without_sts_the_error_names_the_setting(
 async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = open_aws_transport()
     first = await transport.addresses.naming()
-    monkeypatch.setattr(transport, "_settings", AwsSettings.load(account_id="999999999999"))
+    monkeypatch.setattr(transport.addresses, "_settings", AwsSettings.load(account_id="999999999999"))
 
     assert await transport.addresses.naming() is first
     await transport.aclose()

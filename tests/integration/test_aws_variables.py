@@ -63,9 +63,9 @@ def _by_transport(transport: str) -> str:
 ENTRIES: dict[str, Callable[[], str]] = {
     "direct": lambda: _by_transport("direct"),
     "botocore": lambda: _by_transport("botocore"),
-    "blocking": lambda: BlockingPublisher("test")._region,
-    "s3": lambda: S3ObjectStore()._region,
-    "dynamodb": lambda: DynamoStore("dynamodb://claims")._region,
+    "blocking": lambda: BlockingPublisher("test")._session.region,
+    "s3": lambda: S3ObjectStore()._session.region,
+    "dynamodb": lambda: DynamoStore("dynamodb://claims")._session.region,
 }
 
 
@@ -113,8 +113,8 @@ def test_a_region_that_is_passed_in_wins_over_the_environment(monkeypatch: pytes
     session.set_config_variable("region", "sa-east-1")
 
     assert AwsTransport(AwsSettings.load(), session=session).region == "sa-east-1"
-    assert BlockingPublisher("test", session=boto3.Session(region_name="sa-east-1"))._region == "sa-east-1"
-    assert BlockingPublisher("test", session=boto3.Session(profile_name="old"))._region == "us-west-2"
+    assert BlockingPublisher("test", session=boto3.Session(region_name="sa-east-1"))._session.region == "sa-east-1"
+    assert BlockingPublisher("test", session=boto3.Session(profile_name="old"))._session.region == "us-west-2"
 
 
 @pytest.mark.usefixtures("files")
@@ -123,9 +123,9 @@ async def test_clients_that_botocore_makes_for_itself_have_the_region_too(monkey
     transport = open_aws_transport()
     blocking = BlockingPublisher("test")
 
-    assert transport._session.get_config_variable("region") == "us-west-2"
-    assert blocking._session.region_name == "us-west-2"
-    async with transport._session.create_client("sts") as client:
+    assert transport.session.botocore_session.get_config_variable("region") == "us-west-2"
+    assert blocking._session.boto3_session.region_name == "us-west-2"
+    async with transport.session.botocore_session.create_client("sts") as client:
         assert client.meta.region_name == "us-west-2"
 
 
@@ -150,8 +150,8 @@ async def test_credentials_are_those_that_other_sdks_would_take(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    found: Any = await open_aws_transport()._session.get_credentials()
-    blocking: Any = BlockingPublisher("test")._session.get_credentials()
+    found: Any = await open_aws_transport().session.botocore_session.get_credentials()
+    blocking: Any = BlockingPublisher("test")._session.boto3_session.get_credentials()
 
     assert (found.access_key, found.token or None) == expected
     assert (blocking.access_key, blocking.token or None) == expected
@@ -163,6 +163,23 @@ def test_commands_go_by_the_region_of_the_environment(fast_broker: EmbeddedBroke
     planned = smartpipe("topology", "plan", "tests.acceptance.services:service", **environment)
 
     assert "eu-west-1" in planned.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(("topology", "plan"), 1), (("dlq", "list"), 0), (("worker", "--port", "0"), 2), (("relay", "--once"), 2)],
+    ids=["plan", "dlq", "worker", "relay"],
+)
+def test_only_processes_that_move_messages_refuse_a_wrong_transport(
+    fast_broker: EmbeddedBroker, command: tuple[str, ...], code: int
+) -> None:
+    target = [] if command[0] == "relay" else ["tests.acceptance.services:service"]
+    environment = {"SMARTPIPE_TRANSPORT": "boto", "SMARTPIPE_OUTBOX_URL": "postgresql://x/y"}
+
+    ended = smartpipe(*command, *target, **fast_broker.environment, **environment)
+
+    assert ended.returncode == code, ended.stderr
+    assert ("SMARTPIPE_TRANSPORT=boto" in ended.stderr) == (code == 2)
 
 
 BROKEN = {

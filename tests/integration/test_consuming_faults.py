@@ -201,8 +201,7 @@ async def throttled(
 async def test_fault_35_a_receive_call_without_a_response_is_given_up_after_its_wait_and_a_margin(
     fast_proxy: FaultProxy, shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smartpipe.transports.aws.transport.MAX_WAIT_SECONDS", 1)
-    monkeypatch.setattr("smartpipe.transports.aws.transport.POLL_MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("smartpipe.transports.aws.direct.sqs.POLL_MARGIN_SECONDS", 0.5)
     fast_proxy.add(Fault("ReceiveMessage", times=1, delay_seconds=600))
     await shop.put("7")
     async with working(shop.service):

@@ -16,7 +16,7 @@ import pytest
 from smartpipe import ConfigError, Event, Publisher, PublishError, Queue, Service, Topic
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.testing import provision, working
-from smartpipe.transports.aws.client import client_options
+from smartpipe.transports.aws.configuration import client_options
 from tests.support.answers import Refused, failing, silent_about
 from tests.support.events import OrderPlaced, Paid
 from tests.support.proxy import Fault
@@ -255,9 +255,10 @@ async def test_fault_35_a_publish_without_a_response_is_given_up_and_retried(
     fast_proxy: FaultProxy, publish: Publish, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     impatient = partial(client_options, read_timeout_seconds=0.5)
-    monkeypatch.setattr("smartpipe.transports.aws.transport.CALL_TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr("smartpipe.blocking.client_options", impatient)
-    monkeypatch.setattr("smartpipe.transports.aws.direct.transport.CALL_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("smartpipe.transports.aws.session.CALL_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("smartpipe.transports.aws.blocking_session.client_options", impatient)
+    monkeypatch.setattr("smartpipe.transports.aws.direct.sns.CALL_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("smartpipe.transports.aws.direct.sqs.CALL_TIMEOUT_SECONDS", 0.5)
     stalled = fast_proxy.add(Fault(way.operation, times=1, delay_seconds=600))
 
     ids = await publish(way.events, way.queue)
@@ -280,11 +281,11 @@ async def test_fault_53_a_wrong_clock_is_reported_with_both_times(
 
     assert f"AWS's {theirs:%Y-%m-%d %H:%M:%S} UTC" in str(caught.value)
     assert "this machine's clock says" in str(caught.value)
-    assert len(batches(fast_proxy, way.operation)) <= 2  # the wire tries it once by AWS's clock
+    assert len(batches(fast_proxy, way.operation)) <= 2  # the direct transport tries it once by AWS's clock
 
 
 @pytest.mark.parametrize("kind", ["queue", "topic"])
-async def test_fault_53_the_wire_goes_by_the_clock_of_aws_once_it_is_told(
+async def test_fault_53_the_direct_transport_signs_by_the_clock_of_aws_after_one_refusal(
     fast_proxy: FaultProxy, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     way, theirs = WAYS[kind], datetime.now(UTC) + timedelta(minutes=10)
@@ -303,7 +304,7 @@ async def test_fault_53_the_wire_goes_by_the_clock_of_aws_once_it_is_told(
     assert set(arrived(fast_proxy, way.arrives)) == set(ids)
     assert len(later) == 3
     assert all(moment - first > timedelta(minutes=9) for moment in later)
-    assert "s behind AWS's; requests are signed by AWS's from now on" in caplog.text
+    assert "s behind AWS's clock. Requests will be signed by AWS's clock" in caplog.text
 
 
 async def test_fault_58_a_queue_of_another_region_is_an_error_that_names_both_regions(

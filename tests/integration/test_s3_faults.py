@@ -113,9 +113,9 @@ async def test_a_bucket_that_cannot_be_called_so_is_the_messages_failure(s3: S3S
 async def test_a_refusal_says_whose_bucket_it_has_to_be(s3: S3Server) -> None:
     s3.status, s3.code = 403, "AccessDenied"
 
-    with pytest.raises(PayloadError, match=f"has to belong to account {ACCOUNT}"):
+    with pytest.raises(PayloadError, match=f"must belong to account {ACCOUNT}"):
         await got()
-    with pytest.raises(PayloadError, match="has to belong to account 222222222222"):
+    with pytest.raises(PayloadError, match="must belong to account 222222222222"):
         await got(PAYLOAD._replace(owner="222222222222"))
 
 

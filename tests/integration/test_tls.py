@@ -12,7 +12,8 @@ from smartpipe import ConfigError
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.errors import PublishError, TransportError
 from smartpipe.message import OutgoingMessage
-from smartpipe.transports.aws.direct.transport import DirectTransport
+from smartpipe.transports.aws.direct.sns import DirectSns
+from smartpipe.transports.aws.direct.sqs import DirectSqs
 from smartpipe.transports.open import open_aws_transport
 from tests.support.certificates import Authority
 from tests.support.events import ADA
@@ -105,9 +106,11 @@ async def test_an_authority_that_is_named_is_trusted_for_every_verb(
 
     async with opened() as transport:
         assert await use_every_verb(transport) == ["published", "sent"]
-        if isinstance(transport, DirectTransport):
-            urls = [endpoint.url for endpoint in transport._endpoints.values() if endpoint]
-            assert urls == [secured.endpoint_url] * 2  # neither service went another way
+        if transport_name == "direct":  # for both services
+            [sns] = transport._sns.values()
+            assert isinstance(sns, DirectSns)
+            assert isinstance(transport._sqs, DirectSqs)
+            assert sns.endpoint.url == transport._sqs.endpoint.url == secured.endpoint_url
 
 
 def as_by_python_3_13(**options: Any) -> ssl.SSLContext:
@@ -184,7 +187,7 @@ async def test_what_does_not_speak_tls_may_do_so_later(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{fast_proxy.port}")
 
     async with opened() as transport:
-        with pytest.raises(TransportError, match="does what AWS_ENDPOINT_URL names speak TLS") as raised:
+        with pytest.raises(TransportError, match="does the server at AWS_ENDPOINT_URL speak TLS") as raised:
             await transport.publish("users", [OutgoingMessage("x", 1)])
 
     assert (raised.value.code, raised.value.retryable) == ("SSLError", True)

@@ -17,9 +17,9 @@ from botocore.exceptions import (
 
 from smartpipe.limits import MAX_WAIT_SECONDS
 from smartpipe.message import Attribute, OutgoingMessage
-from smartpipe.transports.aws.client import POLL_MARGIN_SECONDS, client_options
-from smartpipe.transports.aws.entries import failures, publish_entries, read_received, send_entries
-from smartpipe.transports.aws.errors import classify, entry_failure
+from smartpipe.transports.aws.configuration import POLL_MARGIN_SECONDS, client_options
+from smartpipe.transports.aws.entries import publish_entries, read_failures, read_received, send_entries
+from smartpipe.transports.aws.errors import classify, read_failure
 
 
 def answer(code: str, *, status: int = 400, query_code: str | None = None, date: str | None = None) -> ClientError:
@@ -121,11 +121,11 @@ def test_fault_53_skew_without_a_date_still_names_the_clock() -> None:
 def test_fault_04_a_failed_entry_is_retried_unless_the_sender_is_at_fault(
     entry: dict[str, Any], retryable: bool
 ) -> None:
-    assert entry_failure(3, entry).retryable is retryable
+    assert read_failure(3, entry).retryable is retryable
 
 
 def test_fault_26_an_entry_in_neither_list_has_failed_and_may_be_sent_again() -> None:
-    found = failures({"Successful": [{"Id": "0"}], "Failed": [{"Id": "2", "Code": "Bad", "SenderFault": True}]}, 3)
+    found = read_failures({"Successful": [{"Id": "0"}], "Failed": [{"Id": "2", "Code": "Bad", "SenderFault": True}]}, 3)
 
     assert [(failure.position, failure.code, failure.retryable) for failure in found] == [
         (1, "NotAnswered", True),
@@ -134,8 +134,8 @@ def test_fault_26_an_entry_in_neither_list_has_failed_and_may_be_sent_again() ->
 
 
 def test_an_answer_that_names_every_entry_in_any_order_has_no_failures() -> None:
-    assert failures({"Successful": [{"Id": "2"}, {"Id": "0"}, {"Id": "1"}]}, 3) == []
-    assert failures({"Successful": [{"Id": "0"}], "Failed": []}, 1) == []
+    assert read_failures({"Successful": [{"Id": "2"}, {"Id": "0"}, {"Id": "1"}]}, 3) == []
+    assert read_failures({"Successful": [{"Id": "0"}], "Failed": []}, 1) == []
 
 
 def test_entries_have_ids_of_our_own_and_typed_attributes() -> None:

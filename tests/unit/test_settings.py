@@ -10,6 +10,7 @@ from smartpipe.settings import (
     PayloadSettings,
     RelaySettings,
     StoreSettings,
+    TransportSettings,
     WorkerSettings,
     unknown_settings,
 )
@@ -73,7 +74,7 @@ def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
         (AwsSettings, "SMARTPIPE_PREFIX"),
         (AwsSettings, "SMARTPIPE_APPLICATION"),
         (AwsSettings, "SMARTPIPE_ACCOUNT_ID"),
-        (AwsSettings, "smartpipe_transport"),
+        (TransportSettings, "smartpipe_transport"),
         (PayloadSettings, "SMARTPIPE_CLAIM_CHECK_URL"),
         (WorkerSettings, "SMARTPIPE_IDEMPOTENCY_URL"),
         (RelaySettings, "SMARTPIPE_OUTBOX_URL"),
@@ -134,3 +135,20 @@ def test_a_command_reads_only_the_settings_that_it_uses(
 
     with pytest.raises(ConfigError, match=variable):
         WorkerSettings.load()
+
+
+def test_commands_that_move_no_messages_ignore_the_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "carrier-pigeon")
+
+    AwsSettings.load()
+
+    with pytest.raises(ConfigError, match="SMARTPIPE_TRANSPORT=carrier-pigeon"):
+        TransportSettings.load()
+
+
+def test_a_misspelt_transport_setting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_TRANSPROT", "botocore")
+
+    [sentence] = unknown_settings()
+
+    assert "did you mean SMARTPIPE_TRANSPORT?" in sentence

@@ -14,7 +14,7 @@ from smartpipe.local import EmbeddedBroker
 from smartpipe.local.broker import REGION, environment_of
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET
-from smartpipe.transports.aws.client import check_urls, endpoint_fault
+from smartpipe.transports.aws.configuration import check_urls, endpoint_error
 from smartpipe.transports.open import open_aws_transport
 from smartpipe.urls import describe_url
 
@@ -68,7 +68,7 @@ def environment_for(endpoint: str, inherited: Mapping[str, str]) -> dict[str, st
     """
     environment = {name: value for name, value in inherited.items() if not name.startswith(IGNORED_SETTINGS)}
     if endpoint != AWS:
-        error = endpoint_fault(endpoint)
+        error = endpoint_error(endpoint)
         if error or not urlsplit(endpoint).hostname:
             found = f"{describe_url(endpoint)} {error}" if error else describe_url(endpoint)
             msg = f"--endpoint {found}: expected a URL, such as http://localhost:4566, or aws"

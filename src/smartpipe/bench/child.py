@@ -16,7 +16,7 @@ from smartpipe.bench.messages import Assignment, ChildMessage, Command, Progress
 from smartpipe.bench.producer import Producer
 from smartpipe.bench.worker import BenchWorker
 from smartpipe.errors import SmartpipeError
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import TransportSettings
 from smartpipe.transports.open import open_transport
 from smartpipe.worker.tuning import choose_loop_factory
 
@@ -57,7 +57,7 @@ async def run() -> None:
 
 
 async def _run_producer(assignment: Assignment, number: int, lines: asyncio.StreamReader) -> None:
-    producer = Producer(assignment.load, number, open_transport(), AwsSettings.load().transport)
+    producer = Producer(assignment.load, number, open_transport(), TransportSettings.load().transport)
     send(StepDone(kind="ready"))
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(send_progress(lambda: Progress(done=producer.done)))
@@ -73,7 +73,7 @@ async def _run_producer(assignment: Assignment, number: int, lines: asyncio.Stre
 
 
 async def _run_worker(assignment: Assignment, lines: asyncio.StreamReader) -> None:
-    worker = BenchWorker(assignment.load, assignment.queue, open_transport(), AwsSettings.load().transport)
+    worker = BenchWorker(assignment.load, assignment.queue, open_transport(), TransportSettings.load().transport)
     handled = worker.handled
     await worker.wait_until_polling()
     send(StepDone(kind="ready"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
-from smartpipe.settings import AwsSettings, RelaySettings, unknown_settings
+from smartpipe.settings import RelaySettings, TransportSettings, unknown_settings
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
@@ -40,7 +40,7 @@ def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
     exit_now(asyncio.run(_run(settings, aws_settings, settings.outbox_url.get_secret_value(), once=once)))
 
 
-async def _run(settings: RelaySettings, aws_settings: AwsSettings, url: str, *, once: bool) -> int:
+async def _run(settings: RelaySettings, aws_settings: TransportSettings, url: str, *, once: bool) -> int:
     try:
         from smartpipe.outbox import Relay
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
-from smartpipe.settings import AwsSettings, ServerSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import ServerSettings, TransportSettings, WorkerSettings, unknown_settings
 from smartpipe.worker.signals import on_stop, on_supervisor
 from smartpipe.worker.tuning import choose_loop_factory, raise_file_limit, tune_garbage_collector
 from smartpipe.worker.worker import Worker
@@ -89,7 +89,7 @@ def _flush() -> None:
                 stream.flush()
 
 
-async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSettings, socket: Path | None) -> int:
+async def _run(service: Service, settings: WorkerSettings, aws_settings: TransportSettings, socket: Path | None) -> int:
     from smartpipe.topology.aws.verify import verify
     from smartpipe.transports.open import create_aws_transport
 
@@ -112,11 +112,11 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: AwsSett
         return await worker.run()
 
 
-def load_settings(settings: type[S], flags: Mapping[str, Any]) -> tuple[S, AwsSettings]:
+def load_settings(settings: type[S], flags: Mapping[str, Any]) -> tuple[S, TransportSettings]:
     """Load *settings* and the AWS settings, and report the errors of both together."""
     errors: list[str] = []
     loaded: list[Any] = []
-    for load in (lambda: settings.load(**flags), AwsSettings.load):
+    for load in (lambda: settings.load(**flags), TransportSettings.load):
         try:
             loaded.append(load())
         except ConfigError as error:

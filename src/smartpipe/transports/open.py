@@ -6,11 +6,12 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from smartpipe.settings import AwsSettings, unknown_settings
+from smartpipe.settings import TransportSettings, unknown_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from smartpipe.settings import AwsSettings
     from smartpipe.transport import Transport
     from smartpipe.transports.aws.transport import AwsTransport
 
@@ -33,32 +34,33 @@ def open_transport() -> Transport:
     """Return the transport to AWS, or to the endpoint in ``AWS_ENDPOINT_URL``.
 
     Raises:
-        ConfigError: The environment's settings are faulty.
+        ConfigError: The environment's settings have errors.
     """
     return _replacements[-1] if _replacements else open_aws_transport()
 
 
 def open_aws_transport() -> AwsTransport:
-    """Read ``SMARTPIPE_TRANSPORT``, ``SMARTPIPE_PREFIX``, ``SMARTPIPE_ACCOUNT_ID`` and AWS's own variables.
+    """Read ``SMARTPIPE_TRANSPORT``, ``SMARTPIPE_PREFIX``, ``SMARTPIPE_ACCOUNT_ID`` and the variables of AWS.
 
     Raises:
-        ConfigError: Faulty settings, or no region.
+        ConfigError: As ``create_aws_transport``, or a setting has an error.
     """
     for sentence in unknown_settings():
         log.warning("%s", sentence)
-    return create_aws_transport(AwsSettings.load())
+    return create_aws_transport(TransportSettings.load())
 
 
 def create_aws_transport(settings: AwsSettings) -> AwsTransport:
     """Return the transport that ``SMARTPIPE_TRANSPORT`` names.
 
-    Raises:
-        ConfigError: No region, or a CA bundle that cannot be read.
-    """
-    if settings.transport == "direct":
-        from smartpipe.transports.aws.direct.transport import DirectTransport
+    Args:
+        settings: TransportSettings. Commands that publish and receive nothing do not read ``SMARTPIPE_TRANSPORT``, and
+            pass AwsSettings.
 
-        return DirectTransport(settings)
+    Raises:
+        ConfigError: The region is missing, a CA bundle cannot be read, or the AWS configuration has an error.
+    """
     from smartpipe.transports.aws.transport import AwsTransport
 
-    return AwsTransport(settings)
+    botocore = isinstance(settings, TransportSettings) and settings.transport == "botocore"
+    return AwsTransport(settings, direct=not botocore)

@@ -1,11 +1,10 @@
-"""Claims in DynamoDB: one conditional write a claim."""
+"""Claims in DynamoDB, with one conditional write for each claim."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from contextlib import AsyncExitStack
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -14,11 +13,10 @@ from botocore.exceptions import ClientError
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease, stored_key
+from smartpipe.settings import AwsSettings
 from smartpipe.topology.table_and_bucket import KEY_ATTRIBUTE, TABLE_NAME, find_table_error
-from smartpipe.transports.aws.client import region_of
-from smartpipe.transports.aws.clients import open_client, open_session
-from smartpipe.transports.aws.credentials import refresh_when_refused
 from smartpipe.transports.aws.errors import classify
+from smartpipe.transports.aws.session import AwsSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,7 +27,7 @@ X = TypeVar("X")
 T = TypeVar("T")
 
 Item = dict[str, dict[str, str]]
-"""An item as DynamoDB writes it: every value under the letter of its type."""
+"""An item in DynamoDB's form: each value is under the letter of its type."""
 
 CALL_SECONDS = 5.0
 BATCH_SECONDS = 15.0
@@ -50,18 +48,18 @@ _MINE = "#token = :token AND #state = :held AND attribute_type(#expires_at, :num
 
 
 class DynamoStore:
-    """Claims in one table, which ``smartpipe topology apply`` makes; region and credentials are AWS's own variables.
+    """Claims in one table. ``smartpipe topology apply`` creates it. Region and credentials come from the AWS variables.
 
-    DynamoDB has no clock that a condition could ask: leases are judged by the clocks of the processes, which must
-    agree to well within a lease, as clocks kept by NTP do. TTL deletes days late, so every condition compares
+    A condition of DynamoDB cannot read a clock. So leases are compared with the clocks of the processes, which must
+    agree to well within a lease, as clocks with NTP do. TTL deletes items days late, so every condition compares
     ``expires_at`` too. It is in whole seconds, rounded up.
 
-    Each claim is a call of its own, 32 of a store at once: no batch of DynamoDB has conditions, but for transactions,
-    which fail as a whole.
+    Each claim is a separate call, with at most 32 concurrent calls for each store. Batches of DynamoDB have no
+    conditions, except transactions, which fail as a whole.
 
     Raises:
-        ConfigError: No region, a CA bundle that cannot be read, or a variable of AWS's that no header may hold.
-        ValueError: A URL that is not ``dynamodb://TABLE``.
+        ConfigError: As AwsSession, or a setting has an error.
+        ValueError: The URL is not ``dynamodb://TABLE``.
     """
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
@@ -69,72 +67,67 @@ class DynamoStore:
         if not TABLE_NAME.fullmatch(self.table):
             raise ValueError(url)
         self._prefix = prefix
-        self._session = open_session()
-        refresh_when_refused(self._session)
-        self._region = region_of(self._session)
-        self._stack = AsyncExitStack()
+        self._session = AwsSession(AwsSettings.load(), call_timeout_seconds=CALL_SECONDS)
         self._opened: Any = None
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def open(self) -> None:
-        """Make the client, and check that the table is there.
+        """Open the client, and check that the table exists.
 
         Raises:
-            ConfigError: It is not, or has another key.
-            StoreError: DynamoDB cannot be asked.
+            ConfigError: The table does not exist, or has another key.
+            StoreError: The call of DynamoDB failed.
         """
         if self._opened is None:
-            self._opened = await open_client(
-                self._stack, self._session, "dynamodb", self._region, read_timeout_seconds=CALL_SECONDS
-            )
+            self._opened = await self._session.client("dynamodb")
         try:
             table = (await self._client.describe_table(TableName=self.table))["Table"]
         except ClientError as error:
             if error.response["Error"]["Code"].endswith("ResourceNotFoundException"):
-                raise ConfigError(
-                    f"there is no DynamoDB table {self.table!r} in {self._region}: run smartpipe topology apply"
-                ) from None
-            raise self._fault(error, "DescribeTable") from error
+                where = f"DynamoDB table {self.table!r} does not exist in {self._session.region}"
+                raise ConfigError(f"{where}: run `smartpipe topology apply`") from None
+            raise self._store_error(error, "DescribeTable") from error
         except Exception as error:
-            raise self._fault(error, "DescribeTable") from error
-        fault = find_table_error(self.table, table["KeySchema"], table["AttributeDefinitions"])
-        if fault is not None:
-            raise ConfigError(fault)
+            raise self._store_error(error, "DescribeTable") from error
+        problem = find_table_error(self.table, table["KeySchema"], table["AttributeDefinitions"])
+        if problem is not None:
+            raise ConfigError(problem)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
-        """Claim what is unknown, released, or whose lease has run out.
+        """Claim each key that is unknown or released, or whose lease has expired.
 
-        When it raises, some may have been claimed all the same: they are free again when released, or in their time.
+        If this raises, some keys may have been claimed. They become free when they are released, or when the lease
+        expires.
         """
-        return await self._each(_by_key(claims), self._claim)
+        return await self._for_each(_by_key(claims), self._claim)
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
-        """Let each lease last ``lease_seconds`` from now."""
+        """Extend each lease to ``lease_seconds`` from now."""
         change = "SET #lease_until = :lease_until, #expires_at = :expires_at"
-        return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="completed"))
+        return await self._for_each(_by_key(claims), lambda claim: self._change(claim, change, already="completed"))
 
     async def complete(self, claims: Sequence[Claim]) -> list[bool]:
-        """Say that each effect has happened."""
+        """Record each claim as completed."""
         change = "SET #state = :completed, #expires_at = :memory"
-        return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="completed"))
+        return await self._for_each(_by_key(claims), lambda claim: self._change(claim, change, already="completed"))
 
     async def release(self, claims: Sequence[Claim]) -> list[bool]:
-        """Give back what did not succeed."""
+        """Release the claims of calls that did not succeed."""
         change = "SET #state = :released, #expires_at = :memory"
-        return await self._each(_by_key(claims), lambda claim: self._change(claim, change, already="released"))
+        return await self._for_each(_by_key(claims), lambda claim: self._change(claim, change, already="released"))
 
     async def read(self, keys: Sequence[str]) -> list[ClaimState]:
-        """Say what is known of each key."""
-        return await self._each([(key, key) for key in keys], self._look)
+        """Return the known state of each key."""
+        return await self._for_each([(key, key) for key in keys], self._look)
 
     async def forget(self, keys: Sequence[str]) -> None:
-        """Remove all memory of these keys."""
-        await self._each([(key, key) for key in keys], self._delete)
+        """Delete the claims of these keys."""
+        await self._for_each([(key, key) for key in keys], self._delete)
 
     async def aclose(self) -> None:
         """Disconnect. A second call does nothing."""
         self._opened = None
-        await self._stack.aclose()
+        await self._session.aclose()
 
     async def _claim(self, claim: Claim) -> ClaimOutcome:
         while True:
@@ -144,13 +137,13 @@ class DynamoStore:
             record = _record_of(item)
             if not done and item and (record is None or record.expires_at <= now):
                 # An expired item, or one that is not a claim, is replaced unless it has changed meanwhile.
-                condition, known = _as_it_is(item)
+                condition, known = _unchanged(item)
                 done, item = await self._update(claim, _HOLD.format(attempt=":one"), condition, now, known)
                 record = _record_of(item)
             if done:
                 return Claimed(record.attempt if record else 1)
-            if record:  # else it was deleted or changed between the two calls
-                return _refused(record, claim, now)
+            if record:  # otherwise it was deleted or changed between the two calls
+                return _outcome_of(record, claim, now)
 
     async def _change(self, claim: Claim, change: str, *, already: str) -> bool:
         now = time.time()
@@ -163,11 +156,11 @@ class DynamoStore:
     async def _update(
         self, claim: Claim, change: str, condition: str, now: float, known: Mapping[str, Any] | None = None
     ) -> tuple[bool, Item]:
-        """Return whether the condition held, and the item: after the change, or as it stands instead of it."""
+        """Return whether the condition was true, and the item: after the change, or as it is without it."""
         used = f"{change} {condition}"
         values = {**_values(claim, now), **(known or {})}
         try:
-            answer = await self._client.update_item(
+            updated = await self._client.update_item(
                 TableName=self.table,
                 Key=self._key(claim.key),
                 UpdateExpression=change,
@@ -179,19 +172,19 @@ class DynamoStore:
             )
         except ClientError as error:
             if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
-                found: Any = error.response
-                return False, found.get("Item", {})
-            raise self._fault(error, "UpdateItem") from error
+                response: Any = error.response
+                return False, response.get("Item", {})
+            raise self._store_error(error, "UpdateItem") from error
         except Exception as error:
-            raise self._fault(error, "UpdateItem") from error
-        return True, answer["Attributes"]
+            raise self._store_error(error, "UpdateItem") from error
+        return True, updated["Attributes"]
 
     async def _look(self, key: str) -> ClaimState:
         try:
-            answer = await self._client.get_item(TableName=self.table, Key=self._key(key), ConsistentRead=True)
+            response = await self._client.get_item(TableName=self.table, Key=self._key(key), ConsistentRead=True)
         except Exception as error:
-            raise self._fault(error, "GetItem") from error
-        record, now = _record_of(answer.get("Item")), time.time()
+            raise self._store_error(error, "GetItem") from error
+        record, now = _record_of(response.get("Item")), time.time()
         if record is None or record.expires_at <= now:
             return None
         return claim_state(record.state, limit_lease(record.lease_until - now))
@@ -200,28 +193,28 @@ class DynamoStore:
         try:
             await self._client.delete_item(TableName=self.table, Key=self._key(key))
         except Exception as error:
-            raise self._fault(error, "DeleteItem") from error
+            raise self._store_error(error, "DeleteItem") from error
 
-    async def _each(self, items: Sequence[tuple[str, X]], call: Callable[[X], Awaitable[T]]) -> list[T]:
-        """Call for each item, many at once, but those of one key one after the other."""
-        turns: dict[str, list[int]] = {}
+    async def _for_each(self, items: Sequence[tuple[str, X]], call: Callable[[X], Awaitable[T]]) -> list[T]:
+        """Call for each item, many concurrently, but those of one key one after the other."""
+        positions_by_key: dict[str, list[int]] = {}
         for position, (key, _) in enumerate(items):
-            turns.setdefault(key, []).append(position)
+            positions_by_key.setdefault(key, []).append(position)
         results: dict[int, T] = {}
 
-        async def in_turn(positions: list[int]) -> None:
+        async def in_order(positions: list[int]) -> None:
             for position in positions:
                 async with self._slots:
                     results[position] = await call(items[position][1])
 
         try:
             async with asyncio.timeout(BATCH_SECONDS):
-                ended = await asyncio.gather(*map(in_turn, turns.values()), return_exceptions=True)
+                ended = await asyncio.gather(*map(in_order, positions_by_key.values()), return_exceptions=True)
         except TimeoutError:
             raise StoreError(f"table {self.table!r}: no answer within {BATCH_SECONDS:g} s") from None
-        for fault in ended:
-            if fault is not None:
-                raise fault
+        for error in ended:
+            if error is not None:
+                raise error
         return [results[position] for position in range(len(items))]
 
     @property
@@ -233,7 +226,7 @@ class DynamoStore:
     def _key(self, key: str) -> Item:
         return {KEY_ATTRIBUTE: {"S": stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)}}
 
-    def _fault(self, error: Exception, operation: str) -> StoreError:
+    def _store_error(self, error: Exception, operation: str) -> StoreError:
         if isinstance(error, StoreError):
             return error
         return StoreError(str(classify(error, action=f"dynamodb:{operation}", target=f"table {self.table!r}")))
@@ -270,7 +263,7 @@ class _Record(NamedTuple):
 
 
 def _record_of(item: Item | None) -> _Record | None:
-    """Read an item; None for one that lacks an attribute of claims, or has it with another type."""
+    """Return an item as a claim; None if an attribute of claims is missing or has another type."""
     try:
         found = item or {}
         numbers = [float(found[name]["N"]) for name in ("attempt", "lease_until", "expires_at")]
@@ -281,8 +274,8 @@ def _record_of(item: Item | None) -> _Record | None:
     return record if state in _STATES else None
 
 
-def _as_it_is(item: Item) -> tuple[str, dict[str, Any]]:
-    """Return the condition that *item* has not changed, and its values."""
+def _unchanged(item: Item) -> tuple[str, dict[str, Any]]:
+    """Return the condition that *item* has not changed, and the values in it."""
     parts, values = [], {}
     for name in ("token", "expires_at", "state", "lease_until", "attempt"):
         if name in item:
@@ -293,9 +286,9 @@ def _as_it_is(item: Item) -> tuple[str, dict[str, Any]]:
     return " AND ".join(parts), values
 
 
-def _refused(record: _Record, claim: Claim, now: float) -> ClaimOutcome:
+def _outcome_of(record: _Record, claim: Claim, now: float) -> ClaimOutcome:
     if record.state == "completed":
         return Completed()
-    if record.token == claim.token:  # the same claim again: its answer was lost
+    if record.token == claim.token:  # the same claim again, because the response was lost
         return Claimed(record.attempt)
     return InProgress(limit_lease(record.lease_until - now))

@@ -1,1 +1,1 @@
-"""SNS and SQS on AWS, or on anything that speaks their API."""
+"""SNS and SQS on AWS, or at an endpoint with the same API."""

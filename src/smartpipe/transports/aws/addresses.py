@@ -1,4 +1,4 @@
-"""From the names that services declare to the ARNs and URLs that AWS wants, each found out once."""
+"""From the names that services declare to the ARNs and URLs of AWS. Each is looked up once."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
-from smartpipe.names import account_in, is_arn, name_in, physical_name, region_in
+from smartpipe.names import Naming, account_in, is_arn, name_in, physical_name, region_in
 from smartpipe.transports.aws.errors import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from smartpipe.settings import AwsSettings
+    from smartpipe.transports.aws.session import AwsSession
 
-    from smartpipe.names import Naming
+ACCOUNT = "the credentials' account (SMARTPIPE_ACCOUNT_ID would make this call unnecessary)"
+"""The target of GetCallerIdentity, in error messages."""
 
 
 def queue_lookup(prefix: str, name: str, region: str) -> dict[str, str]:
     """Return the arguments of GetQueueUrl for a queue declared as *name*, or by its ARN.
 
     Raises:
-        ConfigError: The ARN is of another region, where this process's client does not reach.
+        ConfigError: The ARN is of another region, and the client of this process cannot reach it.
     """
     if not is_arn(name):
         return {"QueueName": prefix + name}
@@ -30,37 +32,24 @@ def queue_lookup(prefix: str, name: str, region: str) -> dict[str, str]:
 
 
 class Addresses:
-    """Remembers the environment's naming and the URLs of its queues.
+    """The naming of this environment and the URLs of its queues."""
 
-    Args:
-        prefix: Goes before every name.
-        find_naming: Asks for partition, region and account; called once.
-        find_queue_url: Asks SQS for the URL of a queue, by its name or ARN as it was declared.
-    """
-
-    def __init__(
-        self,
-        prefix: str,
-        *,
-        find_naming: Callable[[], Awaitable[Naming]],
-        find_queue_url: Callable[[str], Awaitable[str]],
-    ) -> None:
-        self._prefix = prefix
-        self._find_naming = find_naming
-        self._find_queue_url = find_queue_url
+    def __init__(self, settings: AwsSettings, session: AwsSession) -> None:
+        self._settings = settings
+        self._session = session
         self._naming: Naming | None = None
         self._naming_lock = asyncio.Lock()
         self._queue_urls: dict[str, str] = {}
 
     def physical(self, name: str) -> str:
         """Return *name* with the environment's prefix."""
-        return physical_name(self._prefix, name)
+        return physical_name(self._settings.prefix, name)
 
     async def naming(self) -> Naming:
-        """Return what ARNs are made of.
+        """Return the parts of this environment's ARNs.
 
         Raises:
-            TransportError: STS could not be asked for the account; ``SMARTPIPE_ACCOUNT_ID`` spares the question.
+            TransportError: The call of STS for the account failed. ``SMARTPIPE_ACCOUNT_ID`` makes it unnecessary.
         """
         if self._naming is None:
             async with self._naming_lock:
@@ -68,15 +57,14 @@ class Addresses:
                     try:
                         self._naming = await self._find_naming()
                     except Exception as error:
-                        target = "the credentials' account (SMARTPIPE_ACCOUNT_ID would spare the question)"
-                        raise classify(error, action="sts:GetCallerIdentity", target=target) from error
+                        raise classify(error, action="sts:GetCallerIdentity", target=ACCOUNT) from error
         return self._naming
 
     async def queue_url(self, name: str) -> str:
-        """Return the queue's URL.
+        """Return the URL of a queue, by its declared name or ARN.
 
         Raises:
-            TransportError: ``QueueDoesNotExist``, or SQS could not be asked.
+            TransportError: ``QueueDoesNotExist``, or the call of SQS failed.
         """
         url = self._queue_urls.get(name)
         if url is None:
@@ -88,5 +76,17 @@ class Addresses:
         return url
 
     def forget_queue(self, name: str) -> None:
-        """Ask anew next time: the queue may have been deleted and made again."""
+        """Look the URL up again at its next use: the queue may have been deleted and created again."""
         self._queue_urls.pop(name, None)
+
+    async def _find_naming(self) -> Naming:
+        partition = (await self._session.client("sns")).meta.partition
+        settings = self._settings
+        account_id = settings.account_id or (await (await self._session.client("sts")).get_caller_identity())["Account"]
+        return Naming(partition, self._session.region, account_id, settings.prefix, settings.application)
+
+    async def _find_queue_url(self, name: str) -> str:
+        sqs = await self._session.client("sqs")
+        lookup = queue_lookup(self._settings.prefix, name, self._session.region)
+        url: str = (await sqs.get_queue_url(**lookup))["QueueUrl"]
+        return url

@@ -1,9 +1,9 @@
-"""Credentials that AWS refuses before their own date: fetched anew at once, and the call goes on.
+"""Refreshes credentials that AWS refuses before they expire.
 
-botocore looks at the expiry that came with them and at nothing else, and makes no second attempt of a call
-that was refused for them. Both hooks below are for its event ``needs-retry``: None leaves the call failed,
-0 signs it anew and sends it again. Only credentials that can be fetched are: those of a role, a container, an
-instance; what stands in the environment or in a file stays as it is.
+botocore looks only at the expiry date of credentials, and does not repeat a call that AWS refused because of them.
+The hooks below handle botocore's event ``needs-retry``: None lets the call fail, 0 signs it again and sends it again.
+Only credentials that can be fetched are refreshed: those of a role, a container or an instance. Credentials from the
+environment or from a file stay as they are.
 """
 
 from __future__ import annotations
@@ -30,102 +30,102 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.aws")
 
 REFRESH_EVERY_SECONDS = 10.0
-"""Not more often, whether it helped or not: the caller's own waits come in between."""
+"""The shortest time between two refreshes, successful or not. Meanwhile the callers wait between their attempts."""
 
-# The fetch makes calls of its own, of STS, which must not wait for the fetch that they are part of.
-_fetching: ContextVar[bool] = ContextVar("smartpipe_fetching_credentials", default=False)
+# A refresh makes calls of its own, of STS. Without this variable they would wait for the refresh that they belong to.
+_in_refresh: ContextVar[bool] = ContextVar("smartpipe_refreshing_credentials", default=False)
 
 
 class _Refresh:
-    """When to fetch, and what came of it; all callers of a session share one."""
+    """When credentials were last refreshed, and whether that brought new ones. All callers of a session share one."""
 
     def __init__(self) -> None:
-        self._fetched_at = -math.inf
-        self._renewed = False
+        self._refreshed_at = -math.inf
+        self._found_new = False
 
     @contextmanager
-    def _fetch(self, credentials: RefreshableCredentials) -> Iterator[Any]:
-        log.warning("AWS refuses the credentials as expired or unknown: fetching new ones")
-        known: Any = credentials
-        before, outer = known._frozen_credentials, _fetching.set(True)  # noqa: SLF001 - botocore has no call for it
-        _forget_cached(known)
+    def _refreshing(self, credentials: RefreshableCredentials) -> Iterator[Any]:
+        log.warning("AWS refuses the credentials as expired or unknown. Fetching new ones")
+        internals: Any = credentials
+        before, outer = internals._frozen_credentials, _in_refresh.set(True)  # noqa: SLF001 - botocore has no call for it
+        _clear_cache(internals)
         try:
-            with suppress(RuntimeError):  # the new ones have expired too; botocore says so in its log
-                yield known
+            with suppress(RuntimeError):  # the new ones have expired too, and botocore's log says so
+                yield internals
         finally:
-            _fetching.reset(outer)
-        # Not reached when the caller was cancelled: then the next one fetches.
-        self._fetched_at = time.monotonic()
-        self._renewed = known._frozen_credentials != before  # noqa: SLF001
+            _in_refresh.reset(outer)
+        # A cancelled caller does not get here. The next caller refreshes then.
+        self._refreshed_at = time.monotonic()
+        self._found_new = internals._frozen_credentials != before  # noqa: SLF001
 
     @property
     def _due(self) -> bool:
-        return time.monotonic() - self._fetched_at >= REFRESH_EVERY_SECONDS
+        return time.monotonic() - self._refreshed_at >= REFRESH_EVERY_SECONDS
 
 
 class Refresh(_Refresh):
-    """Fetches the credentials of an asyncio session anew."""
+    """Refreshes the credentials of an asyncio session."""
 
     def __init__(self, session: AioSession) -> None:
         super().__init__()
         self._session = session
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def __call__(self, *, response: Any, attempts: int, **_: Any) -> int | None:
-        """Answer botocore's event."""
-        return 0 if _refused(response, attempts) and await self.renewed() else None
+        """Handle botocore's event."""
+        return 0 if _is_refusal(response, attempts) and await self.refresh() else None
 
-    async def renewed(self) -> bool:
-        """Fetch new credentials, unless that was done a moment ago; return whether there are any."""
-        async with self._turn:
+    async def refresh(self) -> bool:
+        """Fetch new credentials, unless that was done a moment ago. Return whether the last fetch brought new ones."""
+        async with self._lock:
             credentials: Any = await self._session.get_credentials()
             if self._due and isinstance(credentials, RefreshableCredentials):
-                with self._fetch(credentials) as known:
-                    async with known._refresh_lock:  # noqa: SLF001
-                        await known._protected_refresh(is_mandatory=False)  # noqa: SLF001
-        return self._renewed
+                with self._refreshing(credentials) as internals:
+                    async with internals._refresh_lock:  # noqa: SLF001
+                        await internals._protected_refresh(is_mandatory=False)  # noqa: SLF001
+        return self._found_new
 
 
 class _BlockingRefresh(_Refresh):
     def __init__(self, session: Session) -> None:
         super().__init__()
         self._session = session
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def __call__(self, *, response: Any, attempts: int, **_: Any) -> int | None:
-        if not _refused(response, attempts):
+        if not _is_refusal(response, attempts):
             return None
-        with self._turn:
+        with self._lock:
             credentials: Any = self._session.get_credentials()
             if self._due and isinstance(credentials, RefreshableCredentials):
-                with self._fetch(credentials) as known, known._refresh_lock:  # noqa: SLF001
-                    known._protected_refresh(is_mandatory=False)  # noqa: SLF001
-        return 0 if self._renewed else None
+                with self._refreshing(credentials) as internals, internals._refresh_lock:  # noqa: SLF001
+                    internals._protected_refresh(is_mandatory=False)  # noqa: SLF001
+        return 0 if self._found_new else None
 
 
 def refresh_when_refused(session: AioSession) -> Refresh:
-    """Let the clients that *session* will make fetch their credentials anew when AWS refuses them."""
+    """Let the clients that *session* will open refresh their credentials when AWS refuses them."""
     refresh = Refresh(session)
     session.register("needs-retry", refresh, unique_id="smartpipe-credentials")
     return refresh
 
 
 def refresh_when_refused_blocking(session: Session) -> None:
-    """Do the same for botocore's own clients."""
-    refresh: Any = _BlockingRefresh(session)  # the stubs know of no handler that answers
+    """Do the same for the clients of a blocking session."""
+    refresh: Any = _BlockingRefresh(session)  # the stubs allow no handler that returns a value
     session.register("needs-retry", refresh, unique_id="smartpipe-credentials")
 
 
-def _refused(response: tuple[Any, Mapping[str, Any]] | None, attempts: int) -> bool:
-    """Whether it is the first answer of a call, and one about its credentials; without an answer there is None."""
-    if response is None or attempts > 1 or _fetching.get():
+def _is_refusal(response: tuple[Any, Mapping[str, Any]] | None, attempts: int) -> bool:
+    """Return whether this is the first response to a call and refuses its credentials. None means no response."""
+    if response is None or attempts > 1 or _in_refresh.get():
         return False
     http, parsed = response
     return http.status_code >= 300 and code_of(parsed) in STALE  # noqa: PLR2004
 
 
-def _forget_cached(credentials: Any) -> None:
-    """Let the next fetch be one: that of an assumed role would answer from its own cache."""
+def _clear_cache(credentials: Any) -> None:
+    """Let the next refresh make a call. For an assumed role it would return the credentials of its cache."""
     fetcher = getattr(credentials._refresh_using, "__self__", None)  # noqa: SLF001
     cache = getattr(fetcher, "_cache", None)
     if isinstance(cache, dict):

@@ -1,23 +1,23 @@
-"""Messages to and from the shapes of the SNS and SQS APIs. Pure; shared with the blocking publisher."""
+"""Requests and responses of the SNS, SQS and S3 APIs in botocore's form. Pure; shared with the blocking publisher."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.message import Attribute, Failure, received_message
-from smartpipe.transports.aws.errors import entry_failure
+from smartpipe.transports.aws.errors import read_failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.message import Message, OutgoingMessage
+    from smartpipe.message import Message, OutgoingMessage, Payload
 
-# Ids are ours and never the user's: one bad Id fails all ten entries.
+# The ids of entries are never the user's: one invalid id fails all ten entries.
 IDS = tuple(str(index) for index in range(10))
 
 
 def publish_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
-    """Return PublishBatchRequestEntries."""
+    """Return the PublishBatchRequestEntries of PublishBatch."""
     return [_entry(index, message, "Message") for index, message in enumerate(messages)]
 
 
@@ -26,24 +26,48 @@ def send_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
     return [_entry(index, message, "MessageBody") for index, message in enumerate(messages)]
 
 
-def failures(answer: Mapping[str, Any], count: int) -> list[Failure]:
-    """Read a batch answer: what is in ``Failed``, and what is in neither list, has failed."""
-    done = {entry["Id"] for entry in answer.get("Successful") or ()}
-    refused = answer.get("Failed")
+def delete_entries(receipts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the Entries of DeleteMessageBatch."""
+    return [{"Id": id_, "ReceiptHandle": receipt} for id_, receipt in zip(IDS, receipts, strict=False)]
+
+
+def visibility_entries(leases: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    """Return the Entries of ChangeMessageVisibilityBatch."""
+    return [
+        {"Id": id_, "ReceiptHandle": receipt, "VisibilityTimeout": round(seconds)}
+        for id_, (receipt, seconds) in zip(IDS, leases, strict=False)
+    ]
+
+
+def put_object_request(payload: Payload, account_id: str) -> dict[str, Any]:
+    """Return the arguments of PutObject. *account_id* owns the bucket, unless the payload names another owner."""
+    return {
+        "Bucket": payload.bucket,
+        "Key": payload.key,
+        "Body": payload.text.encode(),
+        "ContentType": "application/json",
+        "ExpectedBucketOwner": payload.owner or account_id,
+    }
+
+
+def read_failures(response: Mapping[str, Any], count: int) -> list[Failure]:
+    """Return the failed entries of a batch response: those in ``Failed``, and those in neither list."""
+    done = {entry["Id"] for entry in response.get("Successful") or ()}
+    refused = response.get("Failed")
     if len(done) == count and not refused:
         return []
-    failed = {int(entry["Id"]): entry_failure(int(entry["Id"]), entry) for entry in refused or ()}
-    silent = Failure(0, "NotAnswered", "the service's answer does not mention this entry", retryable=True)
+    failed = {int(entry["Id"]): read_failure(int(entry["Id"]), entry) for entry in refused or ()}
+    missing = Failure(0, "NotAnswered", "the service's response does not mention this entry", retryable=True)
     return [
-        failed.get(index) or silent._replace(position=index)
+        failed.get(index) or missing._replace(position=index)
         for index in range(count)
         if index in failed or IDS[index] not in done
     ]
 
 
 def read_received(fields: Mapping[str, Any], received_at: float) -> Message:
-    """Read one element of ReceiveMessage's ``Messages``."""
-    attributes = {name: _attribute(value) for name, value in (fields.get("MessageAttributes") or {}).items()}
+    """Return one element of the ``Messages`` of ReceiveMessage as a message."""
+    attributes = {name: _read_attribute(value) for name, value in (fields.get("MessageAttributes") or {}).items()}
     ids = fields["MessageId"], fields["ReceiptHandle"]
     return received_message(ids, fields["Body"], fields.get("Attributes") or {}, attributes, received_at)
 
@@ -64,6 +88,6 @@ def _entry(index: int, message: OutgoingMessage, body_field: str) -> dict[str, A
     return entry
 
 
-def _attribute(fields: Mapping[str, Any]) -> Attribute:
+def _read_attribute(fields: Mapping[str, Any]) -> Attribute:
     value = fields.get("StringValue")
     return Attribute(fields["DataType"], fields["BinaryValue"] if value is None else value)

@@ -1,4 +1,4 @@
-"""What an AWS error means. Pure: every spelling of every broker becomes one code and one advice."""
+"""Classifies AWS errors: each spelling of each broker becomes one code and one piece of advice. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ALIASES = {
     "ExpiredTokenException": "ExpiredToken",
     "InvalidSignature": "InvalidSignatureException",
 }
-# No botocore retry mode knows all of these; measured against a scripted server, 1.43.
+# No retry mode of botocore knows all of these: measured against a scripted server, botocore 1.43.
 THROTTLES = frozenset({
     "KMS.ThrottlingException", "KMSThrottling", "KMSThrottled", "KmsThrottled", "LimitExceededException", "OverLimit",
     "PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestLimitExceeded", "RequestThrottled",
@@ -49,52 +49,52 @@ UNAVAILABLE = frozenset({
     "InternalError", "InternalFailure", "InternalServerError", "RequestTimeout", "RequestTimeoutException",
     "ServiceUnavailable", "ServiceUnavailableException",
 })  # fmt: skip
-# New credentials may arrive with the next refresh, so the call may succeed later.
+# The next refresh may bring new credentials, so the call may succeed later.
 EXPIRED = frozenset({"ExpiredToken", "RequestExpired"})
 UNKNOWN = frozenset({"InvalidClientTokenId", "UnrecognizedClientException"})
 STALE = EXPIRED | UNKNOWN
-"""Refused for the credentials themselves, and not for what they may do: others may be accepted."""
+"""AWS refuses the credentials themselves, and not their permissions. Other credentials may be accepted."""
 DENIED = UNKNOWN | {"AccessDenied", "SignatureDoesNotMatch"}
 SKEWED = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed"})
-# SNS and STS have one code for a wrong secret and a wrong clock, and tell them apart in words only.
-_SKEW_IN_WORDS = ("Signature expired", "Signature not yet current")
+# SNS and STS have one code for a wrong secret and a wrong clock. Only the messages differ.
+_SKEW_MESSAGES = ("Signature expired", "Signature not yet current")
 MISSING = frozenset({"QueueDoesNotExist", "NotFound"})
-_REFUSED = "CERTIFICATE_VERIFY_FAILED"
+_CERTIFICATE_REFUSED = "CERTIFICATE_VERIFY_FAILED"
 
 
 def normalise(code: str) -> str:
-    """Return *code* without its legacy prefix and under its one name."""
+    """Return *code* without its legacy prefix, and in the one spelling that smartpipe uses."""
     code = code.rpartition("#")[2].removeprefix(_LEGACY_PREFIX)
     return _ALIASES.get(code, code)
 
 
-def code_of(answer: Mapping[str, Any]) -> str:
-    """Return the one name of what went wrong in a parsed answer, ``Unknown`` where it has none."""
-    fault = answer.get("Error", {})
-    return normalise(str(fault.get("QueryErrorCode") or fault.get("Code") or "Unknown"))
+def code_of(response: Mapping[str, Any]) -> str:
+    """Return the normalised error code of a parsed response; ``Unknown`` if it has none."""
+    error = response.get("Error", {})
+    return normalise(str(error.get("QueryErrorCode") or error.get("Code") or "Unknown"))
 
 
-def entry_failure(index: int, entry: Mapping[str, Any]) -> Failure:
-    """Read one element of a batch answer's ``Failed`` list."""
+def read_failure(index: int, entry: Mapping[str, Any]) -> Failure:
+    """Return one element of a batch response's ``Failed`` list as a failure."""
     code = normalise(str(entry.get("Code", "Unknown")))
     retryable = not entry.get("SenderFault", False) or code in THROTTLES or code in UNAVAILABLE
     return Failure(index, code, str(entry.get("Message") or code), retryable)
 
 
 def classify(error: Exception, *, action: str, target: str) -> TransportError:
-    """Turn any exception of a client call into a TransportError that says what to do.
+    """Turn any exception of a client call into a TransportError with advice.
 
     Args:
-        action: The IAM action of the call, as in ``sqs:ReceiveMessage``.
-        target: The topic or queue it was for.
+        action: The IAM action of the call, such as ``sqs:ReceiveMessage``.
+        target: The topic or queue of the call.
 
     Raises:
-        SmartpipeError: *error* itself, when it is smartpipe's own.
+        SmartpipeError: *error* itself, if it is one.
     """
     if isinstance(error, SmartpipeError):
         raise error
     if isinstance(error, ClientError):
-        return _from_answer(error, action, target)
+        return _classify_response(error, action, target)
     if isinstance(error, NoCredentialsError):
         advice = "no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         return TransportError("NoCredentials", advice, retryable=False)
@@ -104,86 +104,87 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
         return TransportError("InvalidParameter", f"{action} on {target}: {error}", retryable=False)
     detail = f"{action} on {target}: {redact(str(error)) or type(error).__name__}"
     if isinstance(error, SSLError):
-        # Of a certificate that is refused, the next try will think no better; other faults of TLS may be the line's.
-        return TransportError("SSLError", f"{detail}; {_tls_mend(detail)}", retryable=_REFUSED not in detail)
+        # A certificate that was refused will be refused again. Other TLS errors may be caused by the network.
+        retryable = _CERTIFICATE_REFUSED not in detail
+        return TransportError("SSLError", f"{detail}; {_tls_advice(detail)}", retryable=retryable)
     shortage = shortage_code(error)
     if shortage is not None:
-        return TransportError(shortage, f"{detail}; {_shortage(error, shortage)}", retryable=True)
+        return TransportError(shortage, f"{detail}; {_shortage_advice(error, shortage)}", retryable=True)
     if isinstance(error, EndpointConnectionError):
-        detail += f"; {_unreachable(error)}"
-    if isinstance(error, (BotoCoreError, OSError, TimeoutError)):  # connection faults, in botocore's words or Python's
+        detail += f"; {_connection_advice(error)}"
+    if isinstance(error, (BotoCoreError, OSError, TimeoutError)):  # connection errors, of botocore or Python
         return TransportError(type(error).__name__, detail, retryable=True)
-    return TransportError(type(error).__name__, f"{detail} (an answer that could not be read)", retryable=True)
+    return TransportError(type(error).__name__, f"{detail} (the response could not be read)", retryable=True)
 
 
-def _shortage(error: BaseException, code: str) -> str:
-    """Say which resource ran out and, for file descriptors, how many there are."""
-    said = f"this process has run out of {exhausted_resource(error)}"
+def _shortage_advice(error: BaseException, code: str) -> str:
+    """Return which resource ran out and, for file descriptors, their limit."""
+    shortage = f"this process has run out of {exhausted_resource(error)}"
     if code != "EMFILE":
-        return said
-    import resource  # which Windows does not have, where one may publish
+        return shortage
+    import resource  # Windows does not have it, and publishers may run there
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = f"{soft:,}" if soft == hard else f"{soft:,}, at most {hard:,}"
-    return f"{said}: its limit is {limits} (ulimit -n); raise it, or find the connections or files that stay open"
+    return f"{shortage}: its limit is {limits} (ulimit -n); raise it, or find the connections or files that stay open"
 
 
-def _unreachable(error: BaseException) -> str:
-    """Say why there is no connection, as far as the operating system says it."""
+def _connection_advice(error: BaseException) -> str:
+    """Return the reason why the connection failed, if the operating system gives one."""
     unknown = next((one for one in causes(error) if isinstance(one, socket.gaierror)), None)
     if unknown is None:
-        return "does AWS_ENDPOINT_URL, or the network, lead there?"
+        return "is AWS_ENDPOINT_URL correct, and does the network allow connections to it?"
     return (
         f"the host's name cannot be resolved ({unknown.strerror or unknown}): check this machine's DNS, and that the "
         "region and AWS_ENDPOINT_URL are spelled correctly"
     )
 
 
-def _tls_mend(detail: str) -> str:
-    """Say what helps against a fault of TLS, which OpenSSL tells in words only."""
-    if _REFUSED not in detail:
-        return "does what AWS_ENDPOINT_URL names speak TLS?"
+def _tls_advice(detail: str) -> str:
+    """Return advice about a TLS error. OpenSSL describes it only in words."""
+    if _CERTIFICATE_REFUSED not in detail:
+        return "does the server at AWS_ENDPOINT_URL speak TLS?"
     if "mismatch" in detail:
         return "the certificate is for another name: does AWS_ENDPOINT_URL, or the network, lead to the right host?"
     if "has expired" in detail or "not yet valid" in detail:
         return f"have it renewed, or set this machine's clock, which says {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    return "if its authority is to be trusted, name a file with it in AWS_CA_BUNDLE, or as ca_bundle of the AWS profile"
+    return "if you trust its authority, name a file with it in AWS_CA_BUNDLE, or as ca_bundle of the AWS profile"
 
 
-def _from_answer(error: ClientError, action: str, target: str) -> TransportError:
-    answer: Mapping[str, Any] = error.response
-    code = code_of(answer)
-    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    said = f"{action} on {target}: {answer.get('Error', {}).get('Message') or code}"
+def _classify_response(error: ClientError, action: str, target: str) -> TransportError:
+    response: Mapping[str, Any] = error.response
+    code = code_of(response)
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    detail = f"{action} on {target}: {response.get('Error', {}).get('Message') or code}"
     if code in THROTTLES or code in UNAVAILABLE or status >= 500 or status == 429:  # noqa: PLR2004
-        return TransportError(code, said, retryable=True)
+        return TransportError(code, detail, retryable=True)
     if code in EXPIRED:
-        return TransportError(code, f"{said}; the credentials have expired, waiting for new ones", retryable=True)
+        return TransportError(code, f"{detail}; the credentials have expired, waiting for new ones", retryable=True)
     if code in MISSING:
         advice = f"{target} does not exist in this account, region and prefix; run `smartpipe topology apply`"
         return TransportError(code, advice, retryable=False)
-    if is_skew(answer):
-        return TransportError(code, f"{said}; {_clocks(answer)}", retryable=False)
+    if is_skew(response):
+        return TransportError(code, f"{detail}; {_clock_advice(response)}", retryable=False)
     if code in DENIED:
-        advice = f"{said}; the credentials in use need the action {action} on {target}"
+        advice = f"{detail}; the credentials in use need the action {action} on {target}"
         return TransportError(code, advice, retryable=False)
-    return TransportError(code, said, retryable=False)
+    return TransportError(code, detail, retryable=False)
 
 
-def is_skew(answer: Mapping[str, Any]) -> bool:
-    """Whether a parsed answer complains of the clock, as far as AWS tells that from a wrong secret."""
-    message = str(answer.get("Error", {}).get("Message"))
-    return code_of(answer) in SKEWED or any(words in message for words in _SKEW_IN_WORDS)
+def is_skew(response: Mapping[str, Any]) -> bool:
+    """Return whether a parsed response refuses the signature's time. AWS does not always say so."""
+    message = str(response.get("Error", {}).get("Message"))
+    return code_of(response) in SKEWED or any(words in message for words in _SKEW_MESSAGES)
 
 
-def _clocks(answer: Mapping[str, Any]) -> str:
-    """Put this machine's clock beside AWS's: SigV4 tolerates five minutes between them."""
+def _clock_advice(response: Mapping[str, Any]) -> str:
+    """Return this machine's time and AWS's. SigV4 tolerates a difference of five minutes."""
     here = datetime.now(UTC)
-    date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    date = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
     if not date:
         return f"check this machine's clock, it says {here:%Y-%m-%d %H:%M:%S} UTC"
     there = parsedate_to_datetime(date)
     return (
-        f"this machine's clock says {here:%Y-%m-%d %H:%M:%S} UTC and AWS's {there:%Y-%m-%d %H:%M:%S} UTC: "
+        f"this machine's clock says {here:%Y-%m-%d %H:%M:%S} UTC, and AWS's {there:%Y-%m-%d %H:%M:%S} UTC: "
         "set the clock if they are minutes apart"
     )

@@ -1,206 +1,211 @@
-"""The five verbs over aiobotocore."""
+"""The transport to SNS and SQS on AWS, or at ``AWS_ENDPOINT_URL``."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-from smartpipe.errors import ConfigError, TransportError
-from smartpipe.limits import MAX_WAIT_SECONDS
-from smartpipe.names import Naming, region_in
-from smartpipe.transports.aws.addresses import Addresses, queue_lookup
-from smartpipe.transports.aws.client import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS, refuse_no_json, region_of
-from smartpipe.transports.aws.clients import open_client, open_session
-from smartpipe.transports.aws.credentials import refresh_when_refused
-from smartpipe.transports.aws.entries import IDS, failures, publish_entries, read_received, send_entries
+from smartpipe.counters import TransportCounters
+from smartpipe.names import region_in
+from smartpipe.transports.aws.botocore_calls import BotocoreSns, BotocoreSqs
+from smartpipe.transports.aws.direct import sns, sqs
+from smartpipe.transports.aws.direct.endpoint import open_endpoint
 from smartpipe.transports.aws.errors import MISSING, classify
-from smartpipe.transports.aws.variables import check_credentials
+from smartpipe.transports.aws.session import AwsSession
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from aiobotocore.session import AioSession
-    from types_aiobotocore_sns import SNSClient
-    from types_aiobotocore_sqs import SQSClient
 
+    from smartpipe.errors import TransportError
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.settings import AwsSettings
+    from smartpipe.transports.aws.addresses import Addresses
 
-log = logging.getLogger("smartpipe.aws")
+_ALREADY_DELETED = "ReceiptHandleIsInvalid"
+"""Some brokers refuse to delete a message that is deleted already. AWS does not."""
 
-T = TypeVar("T")
 
-MAX_POLL_SECONDS = 20
+class SqsCalls(Protocol):
+    """One request to SQS for each call. Errors are those of botocore."""
+
+    @property
+    def counters(self) -> TransportCounters:
+        """Readable after ``close``, too."""
+
+    async def receive(
+        self, url: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
+    ) -> list[Message]:
+        """Receive messages."""
+
+    async def delete(self, url: str, receipts: Sequence[str]) -> list[Failure]:
+        """Delete messages."""
+
+    async def change_visibility(self, url: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
+        """Change the visibility timeouts of messages."""
+
+    async def send(self, url: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Send messages."""
+
+    def close(self) -> None:
+        """Close connections."""
+
+
+class SnsCalls(Protocol):
+    """One request to SNS for each call. Errors are those of botocore."""
+
+    @property
+    def counters(self) -> TransportCounters:
+        """Readable after ``close``, too."""
+
+    async def publish(self, arn: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+        """Publish messages."""
+
+    def close(self) -> None:
+        """Close connections."""
 
 
 class AwsTransport:
-    """SNS and SQS, or whatever speaks like them at ``AWS_ENDPOINT_URL``.
+    """SNS and SQS, each by the direct transport or by aiobotocore.
 
-    It belongs to the event loop and process of its first call. Polls have a client, and so a
-    connection pool, of their own: on a shared one acks waited out the polls (4.5 s of a 5 s poll).
+    The choice is made at the first call, once for SQS and once for SNS in each region. Region, endpoint, credentials
+    and all other configuration are botocore's in both cases. If they need something that the direct transport does not
+    support, such as a proxy, that service uses aiobotocore, and a log line says so. Those calls are not counted.
+
+    A transport belongs to the event loop and process of its first call.
+
+    Args:
+        direct: Use the direct transport where it supports the configuration.
+        session: By default one that reads the environment and the AWS files.
 
     Raises:
-        ConfigError: No region, a CA bundle that cannot be read, or a variable of AWS's that no header may hold.
+        ConfigError: As AwsSession.
     """
 
-    def __init__(self, settings: AwsSettings, *, session: AioSession | None = None) -> None:
-        self._session = open_session(session)
-        self._session.register("after-call.sqs.ReceiveMessage", refuse_no_json, unique_id="smartpipe")
-        self._refresh = refresh_when_refused(self._session)
-        self.region = region_of(self._session)
-        self._clients: dict[str, Any] = {}
-        self._closed = False
-        self._opening = asyncio.Lock()
-        self._stack = AsyncExitStack()
-        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
-        self._settings = settings
-        self.addresses = Addresses(settings.prefix, find_naming=self._find_naming, find_queue_url=self._find_queue_url)
+    def __init__(self, settings: AwsSettings, *, direct: bool = True, session: AioSession | None = None) -> None:
+        self.session = AwsSession(settings, session=session)
+        self._addresses = self.session.addresses
+        self._direct = direct
+        self._choosing = asyncio.Lock()
+        self._sqs: SqsCalls | None = None
+        self._sns: dict[str, SnsCalls] = {}
+
+    @property
+    def name(self) -> str:
+        """Which transport it is, for reports."""
+        return f"{type(self).__name__} ({'direct' if self._direct else 'botocore'})"
+
+    @property
+    def counts(self) -> TransportCounters | None:
+        """The counts of the direct transport, readable after ``aclose`` too. None if it is not used."""
+        if not self._direct:
+            return None
+        counters = [calls.counters for calls in (self._sqs, *self._sns.values()) if calls is not None]
+        return TransportCounters(sum(one.damaged for one in counters), sum(one.resent for one in counters))
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
-        arn = (await self.addresses.naming()).topic_arn(topic)
-        sns: SNSClient = await self.client("sns", region=region_in(arn))
-        call = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))  # type: ignore[arg-type]
-        return await self._call(call, "sns:Publish", f"topic {arn}", lambda answer: failures(answer, len(messages)))
+        arn = (await self._addresses.naming()).topic_arn(topic)
+        calls = await self._find_sns(region_in(arn))
+        try:
+            return await calls.publish(arn, messages)
+        except Exception as error:
+            raise classify(error, action="sns:Publish", target=f"topic {arn}") from error
 
     async def receive(
         self, queue: str, *, max_messages: int, wait_seconds: float, visibility_timeout_seconds: float
     ) -> list[Message]:
-        """Call ReceiveMessage, with the lease said explicitly, so that it is known exactly."""
-        url = await self.addresses.queue_url(queue)
-        sqs: SQSClient = await self.client("sqs", "poll")
-        call = sqs.receive_message(
-            QueueUrl=url,
-            MaxNumberOfMessages=max_messages,
-            WaitTimeSeconds=int(wait_seconds),
-            VisibilityTimeout=int(visibility_timeout_seconds),
-            MessageSystemAttributeNames=["All"],
-            MessageAttributeNames=["All"],
-        )
-        clock = asyncio.get_running_loop().time
-
-        def read(answer: Any) -> list[Message]:
-            received_at = clock()
-            return [read_received(fields, received_at) for fields in answer.get("Messages") or ()]
-
-        return await self._call_queue(call, "sqs:ReceiveMessage", queue, read)
+        """Call ReceiveMessage with an explicit visibility timeout, so that the end of each lease is known exactly."""
+        calls = await self._find_sqs()
+        url = await self._addresses.queue_url(queue)
+        try:
+            return await calls.receive(
+                url,
+                max_messages=max_messages,
+                wait_seconds=wait_seconds,
+                visibility_timeout_seconds=visibility_timeout_seconds,
+            )
+        except Exception as error:
+            raise self._classify(error, "sqs:ReceiveMessage", queue) from error
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
         """Call DeleteMessageBatch."""
-        url = await self.addresses.queue_url(queue)
-        sqs: SQSClient = await self.client("sqs")
-        entries: Any = [{"Id": id_, "ReceiptHandle": receipt} for id_, receipt in zip(IDS, receipts, strict=False)]
-        call = sqs.delete_message_batch(QueueUrl=url, Entries=entries)
-        failed = await self._call_queue(
-            call, "sqs:DeleteMessage", queue, lambda answer: failures(answer, len(receipts))
-        )
-        return still_there(failed)
+        calls = await self._find_sqs()
+        url = await self._addresses.queue_url(queue)
+        try:
+            failures = await calls.delete(url, receipts)
+        except Exception as error:
+            raise self._classify(error, "sqs:DeleteMessage", queue) from error
+        return [failure for failure in failures if failure.code != _ALREADY_DELETED]
 
     async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
         """Call ChangeMessageVisibilityBatch."""
-        url = await self.addresses.queue_url(queue)
-        sqs: SQSClient = await self.client("sqs")
-        entries: Any = [
-            {"Id": id_, "ReceiptHandle": receipt, "VisibilityTimeout": round(seconds)}
-            for id_, (receipt, seconds) in zip(IDS, leases, strict=False)
-        ]
-        call = sqs.change_message_visibility_batch(QueueUrl=url, Entries=entries)
-        return await self._call_queue(
-            call, "sqs:ChangeMessageVisibility", queue, lambda answer: failures(answer, len(leases))
-        )
+        calls = await self._find_sqs()
+        url = await self._addresses.queue_url(queue)
+        try:
+            return await calls.change_visibility(url, leases)
+        except Exception as error:
+            raise self._classify(error, "sqs:ChangeMessageVisibility", queue) from error
 
     async def send(self, queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call SendMessageBatch."""
-        url = await self.addresses.queue_url(queue)
-        sqs: SQSClient = await self.client("sqs")
-        call = sqs.send_message_batch(QueueUrl=url, Entries=send_entries(messages))  # type: ignore[arg-type]
-        return await self._call_queue(call, "sqs:SendMessage", queue, lambda answer: failures(answer, len(messages)))
-
-    async def check_credentials(self) -> None:
-        """Check that the credentials can stand in a request's headers. None of SNS, SQS and S3 is asked.
-
-        Fetching them can fail for a while, as from a container's endpoint. That is not raised here: the first call of
-        AWS will report it, and will be retried.
-
-        Raises:
-            ConfigError: They cannot; the error names where they are from.
-        """
+        calls = await self._find_sqs()
+        url = await self._addresses.queue_url(queue)
         try:
-            found: Any = await self._session.get_credentials()
-            frozen = await found.get_frozen_credentials() if found else None
-        except Exception as error:  # noqa: BLE001 - botocore, or a provider's own
-            log.debug("the credentials could not be fetched: %s", error)
-            return
-        if frozen is not None:
-            check_credentials(frozen, found.method)
+            return await calls.send(url, messages)
+        except Exception as error:
+            raise self._classify(error, "sqs:SendMessage", queue) from error
 
     async def aclose(self) -> None:
-        """Close every client. A second call does nothing; a verb after it fails."""
-        self._closed = True
-        self._clients.clear()
-        await self._stack.aclose()
+        """Close every connection and client. A second call does nothing, and any other call fails after it."""
+        await self.session.aclose()
+        for calls in (self._sqs, *self._sns.values()):
+            if calls is not None:
+                calls.close()
+        await asyncio.sleep(0)  # the loop closes sockets in its next turn
 
-    async def client(self, service: str, purpose: str = "call", *, region: str | None = None) -> Any:
-        """Return the client of *service*, made at its first use.
+    async def _find_sqs(self) -> SqsCalls:
+        self.session.check_usable()
+        if self._sqs is None:
+            async with self._choosing:
+                if self._sqs is None:
+                    region = self.session.region
+                    endpoint = await open_endpoint(self.session, sqs.PROTOCOL, region) if self._direct else None
+                    self._sqs = sqs.DirectSqs(endpoint) if endpoint else BotocoreSqs(self.session)
+        return self._sqs
 
-        Args:
-            purpose: ``poll`` for long polls, which have connections of their own.
-            region: That of a topic declared by its ARN; by default this environment's.
-        """
-        if self._closed:
-            raise TransportError("TransportClosed", "this transport has been closed", retryable=False)
-        home = (os.getpid(), asyncio.get_running_loop())
-        if self._home is None:
-            self._home = home
-        elif self._home != home:
-            msg = (
-                "this transport (of a Publisher or Worker) was first used in another event loop or process; "
-                "open one inside of each"
-            )
-            raise ConfigError(msg)
-        region = region or self.region
-        key = f"{service}-{purpose}-{region}"
-        client = self._clients.get(key)
-        if client is not None:
-            return client
-        async with self._opening:
-            if key not in self._clients:
-                seconds = MAX_WAIT_SECONDS + POLL_MARGIN_SECONDS if purpose == "poll" else CALL_TIMEOUT_SECONDS
-                self._clients[key] = await open_client(
-                    self._stack, self._session, service, region, read_timeout_seconds=seconds
-                )
-        return self._clients[key]
+    async def _find_sns(self, region: str) -> SnsCalls:
+        self.session.check_usable()
+        if region not in self._sns:
+            async with self._choosing:
+                if region not in self._sns:
+                    endpoint = await open_endpoint(self.session, sns.PROTOCOL, region) if self._direct else None
+                    self._sns[region] = sns.DirectSns(endpoint) if endpoint else BotocoreSns(self.session)
+        return self._sns[region]
 
-    async def _call_queue(self, call: Awaitable[Any], action: str, queue: str, read: Callable[[Any], T]) -> T:
-        try:
-            return read(await call)
-        except Exception as error:
-            fault = classify(error, action=action, target=f"queue {self.addresses.physical(queue)!r}")
-            if fault.code in MISSING:
-                self.addresses.forget_queue(queue)
-            raise fault from error
+    def _classify(self, error: Exception, action: str, queue: str) -> TransportError:
+        classified = classify(error, action=action, target=f"queue {self._addresses.physical(queue)!r}")
+        if classified.code in MISSING:
+            self._addresses.forget_queue(queue)
+        return classified
 
-    @staticmethod
-    async def _call(call: Awaitable[Any], action: str, target: str, read: Callable[[Any], T]) -> T:
-        try:
-            return read(await call)
-        except Exception as error:
-            raise classify(error, action=action, target=target) from error
+    # Delegates for code that has yet to take an AwsSession instead of a transport: topology.aws and the commands.
 
-    async def _find_naming(self) -> Naming:
-        partition = (await self.client("sns")).meta.partition
-        settings = self._settings
-        account_id = settings.account_id or (await (await self.client("sts")).get_caller_identity())["Account"]
-        return Naming(partition, self.region, account_id, settings.prefix, settings.application)
+    @property
+    def region(self) -> str:
+        """As the session's."""
+        return self.session.region
 
-    async def _find_queue_url(self, name: str) -> str:
-        sqs: SQSClient = await self.client("sqs")
-        return (await sqs.get_queue_url(**queue_lookup(self._settings.prefix, name, self.region)))["QueueUrl"]
+    @property
+    def addresses(self) -> Addresses:
+        """As the session's."""
+        return self.session.addresses
 
+    async def client(self, service: str, *, region: str | None = None) -> Any:
+        """As the session's."""
+        return await self.session.client(service, region=region)
 
-def still_there(failed: list[Failure]) -> list[Failure]:
-    """Leave out what is deleted already: some brokers refuse that, AWS does not."""
-    return [failure for failure in failed if failure.code != "ReceiptHandleIsInvalid"]
+    async def check_credentials(self) -> None:
+        """As the session's."""
+        await self.session.check_credentials()

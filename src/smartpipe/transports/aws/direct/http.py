@@ -1,4 +1,4 @@
-"""HTTP/1.1, as far as one service at one address needs it: kept-alive connections, one request at a time on each.
+"""An HTTP/1.1 client for one service at one address: connections that are kept alive, each with one request at a time.
 
 Source: RFC 9112.
 """
@@ -13,29 +13,30 @@ from typing import TYPE_CHECKING, cast
 
 from smartpipe.batching.timers import Timers
 from smartpipe.transports.aws.direct.connect import connect
-from smartpipe.transports.aws.direct.response import END, Framing, Response
+from smartpipe.transports.aws.direct.response import Response, ResponseReader
 
 if TYPE_CHECKING:
     import ssl
 
 IDLE_SECONDS = 20.0
-"""A connection that was idle for longer is not used again: the other side may be closing it at this moment."""
-MAX_HEAD_BYTES = 65_536
-MAX_ANSWER_BYTES = 128 * 1024 * 1024
-"""Ten messages of 1 MiB with every character escaped take half of it; what does not end fits no memory."""
-NO_ANSWER = "no answer in time"
+"""A connection that was idle for longer is not used again: the server may be closing it at this moment."""
+NO_RESPONSE = "no response in time"
 
 
-class Lost(ConnectionError):
-    """The connection ended before the answer did. *unheard*: not one byte of an answer had come."""
+class ConnectionLost(ConnectionError):
+    """The connection ended before the response was complete.
 
-    def __init__(self, detail: str, *, unheard: bool) -> None:
-        self.unheard = unheard
+    Args:
+        unanswered: No byte of a response had been received.
+    """
+
+    def __init__(self, detail: str, *, unanswered: bool) -> None:
+        self.unanswered = unanswered
         super().__init__(detail)
 
 
 class Connection(asyncio.Protocol):
-    """One connection. A request at a time; whoever stops waiting has to abort it."""
+    """One connection, with one request at a time. A caller that stops waiting for a response must abort it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.used = False
@@ -44,12 +45,11 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Response] | None = None
-        self._received: bytes | bytearray = b""
-        self._framing: Framing | None = None
+        self._reader = ResponseReader()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set what asyncio does not: it sets TCP_NODELAY itself."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
+        """Enable TCP keepalive. asyncio sets only TCP_NODELAY."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
         self.open = True
         connected = transport.get_extra_info("socket")
         if connected is not None:
@@ -57,64 +57,41 @@ class Connection(asyncio.Protocol):
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send(self, request: bytes) -> asyncio.Future[Response]:
-        """Write *request*; return what will be its answer, or Lost, or ValueError for what is no HTTP."""
+        """Write *request*, and return a future for its response.
+
+        The future fails with ConnectionLost, or with ValueError if the response is not HTTP.
+        """
         waiter = self._waiter = self._loop.create_future()
         if self._transport is not None:
             self._transport.write(request)
         return waiter
 
     def abort(self) -> None:
-        """Close without waiting for anything."""
+        """Close the connection immediately."""
         self.open = False
         if self._transport is not None:
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; when the answer is whole, hand it over."""
+        """Read *data*, and set the result of the future once the response is complete."""
         if self._waiter is None or self._waiter.done():
-            self.abort()  # nobody asked
+            self.abort()  # no request is open, so these bytes would be read as the response to the next one
             return
-        if not self._received:
-            self._received = data  # most often the whole answer: not copied
-        else:
-            if isinstance(self._received, bytes):
-                self._received = bytearray(self._received)
-            self._received += data
         try:
-            self._read()
+            response = self._reader.feed(data)
         except ValueError as error:
             self._fail(error)
-
-    def _read(self) -> None:
-        if len(self._received) > MAX_ANSWER_BYTES:
-            raise ValueError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-        while True:
-            if self._framing is None:
-                end = self._received.find(END)
-                if end < 0:
-                    if len(self._received) > MAX_HEAD_BYTES:
-                        raise ValueError("the head of the answer does not end")
-                    return
-                self._framing = Framing(bytes(self._received[:end]), end + len(END))
-                if self._framing.status < 200:  # noqa: PLR2004 - an interim answer: the real one follows
-                    self._received = self._received[end + len(END) :]
-                    self._framing = None
-                    continue
-            body = self._framing.body_in(self._received)
-            if body is not None:
-                if len(self._received) > self._framing.end:
-                    self._framing.keep_alive = False  # what nobody asked for would be read as the next answer
-                self._finish(self._framing, body)
             return
+        if response is not None:
+            self._finish(response)
 
-    def _finish(self, framing: Framing, body: bytes) -> None:
+    def _finish(self, response: Response) -> None:
         waiter, self._waiter = self._waiter, None
-        self._received, self._framing = b"", None
         self.used = True
-        if not framing.keep_alive:
+        if not self._reader.keep_alive:
             self.abort()
         if waiter is not None:
-            waiter.set_result(Response(framing.status, framing.head, body))
+            waiter.set_result(response)
 
     def _fail(self, error: Exception) -> None:
         waiter, self._waiter = self._waiter, None
@@ -123,27 +100,31 @@ class Connection(asyncio.Protocol):
             waiter.set_exception(error)
 
     def eof_received(self) -> None:
-        """Take no further request; asyncio tells of the end only in its next turn."""
+        """Take no further request. asyncio calls ``connection_lost`` only in the next turn of the loop."""
         self.open = False
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tell whoever waits; an answer that ends with its connection is whole now."""
+        """Complete a response that ends with its connection, or fail the request."""
         self.open = False
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if error is None and self._framing is not None and self._framing.to_the_end:
-            self._finish(self._framing, bytes(self._received[self._framing.start :]))
+        unanswered = not self._reader.received_bytes
+        response = self._reader.finish() if error is None else None
+        if response is not None:
+            self._finish(response)
             return
-        detail = f"the connection was closed: {error}" if error else "the connection was closed before the answer ended"
-        self._fail(Lost(detail, unheard=not self._received))
+        detail = (
+            f"the connection was closed: {error}" if error else "the connection was closed before the response ended"
+        )
+        self._fail(ConnectionLost(detail, unanswered=unanswered))
 
 
 class Pool:
-    """The connections to one address: as many as there are requests at once, the one used last used next.
+    """The connections to one address. A request takes the one that was used last, or opens another.
 
-    It has no limit, for the number of requests is bounded where they are made, and a poll must never keep a delete
-    waiting. It belongs to the event loop in which it is made.
+    The pool has no limit. The callers limit the number of concurrent requests, and a poll must never make a delete
+    wait. A pool belongs to the event loop in which it is created.
 
     Args:
         tls: None for plain HTTP.
@@ -161,27 +142,27 @@ class Pool:
         self.resent = 0
 
     async def request(self, request: bytes, *, timeout_seconds: float, resend: bool) -> Response:
-        """Send *request* and return the answer, whatever its status.
+        """Send *request* and return the response, of any status. A cancel closes the connection.
 
         Args:
-            timeout_seconds: From when it is written to when the answer is whole.
-            resend: Send it once more, on a new connection, when a kept one turns out to have been closed: the
-                service has hardly seen it, but it may have, so it is counted.
+            timeout_seconds: The time from writing the request to the end of the response.
+            resend: Send the request once more, on a new connection, if a kept connection turns out to be closed. The
+                service has probably not seen the first one, but it may have. So ``resent`` counts these.
 
         Raises:
-            OSError, TimeoutError: No connection, or one that was lost, or no answer in time.
-            ValueError: An answer that is no HTTP.
+            OSError, TimeoutError: No connection, a lost connection, or no response in time.
+            ValueError: The response is not HTTP.
         """
-        connection = self._kept() or await self._connected()
+        connection = self._take_idle() or await self._open()
         while True:
             fresh = not connection.used
             try:
                 return await self._exchange(connection, request, timeout_seconds)
-            except Lost as error:
-                if fresh or not resend or not error.unheard or self._closed:
+            except ConnectionLost as error:
+                if fresh or not resend or not error.unanswered or self._closed:
                     raise
             self.resent += 1
-            connection = await self._connected()
+            connection = await self._open()
 
     async def _exchange(self, connection: Connection, request: bytes, timeout_seconds: float) -> Response:
         self._busy.add(connection)
@@ -190,7 +171,7 @@ class Pool:
         try:
             response = await waiter
         except BaseException:
-            connection.abort()  # its answer would be taken for the next one's
+            connection.abort()  # its response would be read as the response to the next request
             raise
         finally:
             self._timers.cancel(deadline)
@@ -202,7 +183,7 @@ class Pool:
             self._idle.append(connection)
         return response
 
-    def _kept(self) -> Connection | None:
+    def _take_idle(self) -> Connection | None:
         now = self._loop.time()
         while self._idle and now - self._idle[0].idle_since >= IDLE_SECONDS:
             self._idle.pop(0).abort()
@@ -212,15 +193,15 @@ class Pool:
                 return connection
         return None
 
-    async def _connected(self) -> Connection:
+    async def _open(self) -> Connection:
         connection = await connect(partial(Connection, self._loop), self._host, self._port, self._tls)
         if self._closed:
             connection.abort()
-            raise Lost("the pool was closed", unheard=True)
+            raise ConnectionLost("the pool was closed", unanswered=True)
         return connection
 
     def close(self) -> None:
-        """Close every connection; requests in flight fail, and none is sent again."""
+        """Close every connection. Requests in flight fail, and none is sent again."""
         self._closed = True
         for connection in (*self._idle, *self._busy):
             connection.abort()
@@ -230,4 +211,4 @@ class Pool:
 
 def _time_out(waiter: asyncio.Future[Response]) -> None:
     if not waiter.done():
-        waiter.set_exception(TimeoutError(NO_ANSWER))
+        waiter.set_exception(TimeoutError(NO_RESPONSE))

@@ -1,4 +1,4 @@
-"""AWS Signature Version 4 for the one kind of request that the wire makes: POST / with a body. Pure.
+"""AWS Signature Version 4 for the one kind of request that the direct transport makes: POST / with a body. Pure.
 
 Source: AWS General Reference, "Create a signed AWS API request".
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Credentials(Protocol):
-        """What botocore calls frozen credentials."""
+        """The frozen credentials of botocore."""
 
         @property
         def access_key(self) -> str: ...  # noqa: D102
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Signer:
-    """Signs requests to one endpoint. What stays the same for a second, or for a day, is made once.
+    """Signs requests to one endpoint. Parts that stay the same for a second, or for a day, are computed once.
 
     Args:
-        host: As the header has it.
+        host: The value of the Host header.
     """
 
     def __init__(self, host: str, region: str, service: str) -> None:
@@ -39,11 +39,11 @@ class Signer:
         self._date = ""
         self._day = ""
         self._scope = ""
-        self._keyed = hmac.new(b"", None, "sha256")
+        self._hmac_of_day = hmac.new(b"", None, "sha256")
         self._credentials: Credentials | None = None
         self._repeated: dict[tuple[str, bytes], str] = {}
 
-    def headers(
+    def sign(
         self, credentials: Credentials, unix_seconds: float, target: str, body: bytes, *, repeats: bool = False
     ) -> str:
         """Return the lines ``X-Amz-Date``, ``X-Amz-Security-Token``, ``X-Amz-Target`` and ``Authorization``.
@@ -51,19 +51,19 @@ class Signer:
         Args:
             unix_seconds: By AWS's clock.
             target: Empty for the query protocol, which has none.
-            repeats: The same request is likely to come again within the second, for which its lines are the same.
+            repeats: The same request is likely to be made again in the same second. Its lines are the same then.
         """
         second = int(unix_seconds)
         if second != self._second or credentials is not self._credentials:
-            self._at(second, credentials)
+            self._begin_second(second, credentials)
         if not repeats:
-            return self._signed(credentials, target, body)
+            return self._compute_lines(credentials, target, body)
         lines = self._repeated.get((target, body))
         if lines is None:
-            lines = self._repeated[target, body] = self._signed(credentials, target, body)
+            lines = self._repeated[target, body] = self._compute_lines(credentials, target, body)
         return lines
 
-    def _signed(self, credentials: Credentials, target: str, body: bytes) -> str:
+    def _compute_lines(self, credentials: Credentials, target: str, body: bytes) -> str:
         token = credentials.token
         names, canonical, lines = "host;x-amz-date", f"x-amz-date:{self._date}\n", f"X-Amz-Date: {self._date}\r\n"
         if token:
@@ -76,14 +76,14 @@ class Signer:
             lines += f"X-Amz-Target: {target}\r\n"
         request = f"POST\n/\n\nhost:{self._host}\n{canonical}\n{names}\n{sha256(body).hexdigest()}"
         text = f"AWS4-HMAC-SHA256\n{self._date}\n{self._scope}\n{sha256(request.encode()).hexdigest()}"
-        keyed = self._keyed.copy()
-        keyed.update(text.encode())
+        signature = self._hmac_of_day.copy()
+        signature.update(text.encode())
         return (
             f"{lines}Authorization: AWS4-HMAC-SHA256 Credential={credentials.access_key}/{self._scope}, "
-            f"SignedHeaders={names}, Signature={keyed.hexdigest()}\r\n"
+            f"SignedHeaders={names}, Signature={signature.hexdigest()}\r\n"
         )
 
-    def _at(self, second: int, credentials: Credentials) -> None:
+    def _begin_second(self, second: int, credentials: Credentials) -> None:
         self._date = strftime("%Y%m%dT%H%M%SZ", gmtime(second))
         self._second = second
         self._repeated.clear()
@@ -95,4 +95,4 @@ class Signer:
             key = f"AWS4{credentials.secret_key}".encode()
             for part in (day, self._region, self._service, "aws4_request"):
                 key = hmac.digest(key, part.encode(), "sha256")
-            self._keyed = hmac.new(key, None, "sha256")  # to copy it takes half as long
+            self._hmac_of_day = hmac.new(key, None, "sha256")  # a copy of it takes half as long as a new one

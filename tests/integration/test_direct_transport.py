@@ -1,4 +1,4 @@
-"""The wire against the transport on aiobotocore: the same calls, the same answers, the same faults."""
+"""The direct transport beside aiobotocore: the same calls, the same results, the same errors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from smartpipe import ConfigError, Publisher
 from smartpipe.counters import TransportCounters
 from smartpipe.errors import TransportError
 from smartpipe.message import Attribute, OutgoingMessage
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, TransportSettings
 from smartpipe.testing import working
-from smartpipe.transports.aws.direct.transport import DirectTransport
+from smartpipe.transports.aws.botocore_calls import BotocoreSns, BotocoreSqs
+from smartpipe.transports.aws.direct.sns import DirectSns
+from smartpipe.transports.aws.direct.sqs import DirectSqs
 from smartpipe.transports.aws.transport import AwsTransport
 from smartpipe.transports.open import create_aws_transport
 from smartpipe.worker.metrics import TRANSPORT_COUNTERS
@@ -46,7 +48,7 @@ QUEUE_URL = "https://sqs.eu-west-1.amazonaws.com/123456789012/shop"
 
 
 class Script:
-    """A service that answers what it is told to, and keeps what it was asked."""
+    """A service that gives scripted answers."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self.answer: tuple[int, dict[str, str], bytes] = (200, {}, b"")
@@ -69,22 +71,22 @@ def script() -> Iterator[Script]:
 def both(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[asyncio.Runner, list[AwsTransport]]]:
     """The two transports, on one loop."""
     lead_to({**ENVIRONMENT, "AWS_ENDPOINT_URL": script.proxy.endpoint_url}, monkeypatch)
-    transports = [DirectTransport(AwsSettings.load()), AwsTransport(AwsSettings.load())]
+    transports = [AwsTransport(AwsSettings.load(), direct=direct) for direct in (True, False)]
     with asyncio.Runner() as runner:
         yield runner, transports
         for transport in transports:
             runner.run(transport.aclose())
 
 
-class Said(NamedTuple):
-    """What a verb came to."""
+class Outcome(NamedTuple):
+    """The result of a call, and the fields of its request."""
 
     result: Any
     fields: dict[str, Any]
 
 
-async def said(transport: AwsTransport, script: Script, verb: str, *args: Any, **options: Any) -> Said:
-    """Call; return the result or the error, and what went over the wire."""
+async def call(transport: AwsTransport, script: Script, verb: str, *args: Any, **options: Any) -> Outcome:
+    """Make a call; return the result or the error, and the fields of the last request."""
     script.proxy.calls.clear()
     try:
         result: Any = await getattr(transport, verb)(*args, **options)
@@ -93,11 +95,13 @@ async def said(transport: AwsTransport, script: Script, verb: str, *args: Any, *
     if verb == "receive" and isinstance(result, list):
         result = [message._replace(received_at=0) for message in result]
     fields = dict(script.proxy.calls[-1].fields)
-    fields.pop("MessageSystemAttributeNames", None)  # the wire asks for what it reads, botocore for all
-    return Said(result, fields)
+    fields.pop(
+        "MessageSystemAttributeNames", None
+    )  # the direct transport asks for those that it reads, botocore for all
+    return Outcome(result, fields)
 
 
-# What JSON, XML and forms could stumble over.
+# Characters that JSON, XML and forms have to escape.
 words = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=30
 )
@@ -123,7 +127,7 @@ messages = st.lists(
     max_size=10,
 )
 codes = st.sampled_from(["InternalError", "InvalidParameter", "RequestThrottled", "KMS.ThrottlingException", "Odd"])
-# By entry: taken, refused with a code and whose fault it is, or not mentioned at all.
+# By entry: accepted, refused with a code and SenderFault, or missing from the response.
 fates = st.lists(st.none() | st.just("silence") | st.tuples(codes, st.booleans()), min_size=10, max_size=10)
 errors = st.tuples(
     st.sampled_from([400, 403, 404, 429, 500, 503]),
@@ -166,22 +170,22 @@ def xml_answer(count: int, fates: list[Any]) -> bytes:
 
 @quietly
 @given(sent=messages, fates=fates)
-def test_what_is_sent_and_what_became_of_it_is_the_same(
+def test_sent_messages_and_failed_entries_are_the_same(
     script: Script, both: tuple[asyncio.Runner, list[AwsTransport]], sent: list[OutgoingMessage], fates: list[Any]
 ) -> None:
     runner, transports = both
     for verb, target, answer in (("publish", "shop", xml_answer), ("send", "shop", json_answer)):
         batch = [one._replace(delay_seconds=0) for one in sent] if verb == "publish" else sent
         script.answer = (200, {}, answer(len(batch), fates))
-        wire, botocore = (runner.run(said(transport, script, verb, target, batch)) for transport in transports)
+        direct, botocore = (runner.run(call(transport, script, verb, target, batch)) for transport in transports)
 
-        assert wire == botocore
-        assert len(wire.result) == sum(fate is not None for fate in fates[: len(batch)])
+        assert direct == botocore
+        assert len(direct.result) == sum(fate is not None for fate in fates[: len(batch)])
 
 
 @quietly
 @given(receipts=st.lists(words, min_size=1, max_size=10), fates=fates, seconds=st.floats(0, 43_200))
-def test_what_is_settled_and_what_became_of_it_is_the_same(
+def test_settled_messages_and_failed_entries_are_the_same(
     script: Script,
     both: tuple[asyncio.Runner, list[AwsTransport]],
     receipts: list[str],
@@ -192,14 +196,14 @@ def test_what_is_settled_and_what_became_of_it_is_the_same(
     script.answer = (200, {}, json_answer(len(receipts), fates))
     leases = [(receipt, seconds) for receipt in receipts]
     for verb, entries in (("delete", receipts), ("change_visibility", leases)):
-        wire, botocore = (runner.run(said(transport, script, verb, "shop", entries)) for transport in transports)
+        direct, botocore = (runner.run(call(transport, script, verb, "shop", entries)) for transport in transports)
 
-        assert wire == botocore
+        assert direct == botocore
 
 
 @quietly
 @given(found=messages, counts=st.integers(1, 1_000), millis=st.none() | st.integers(0, 2_000_000_000_000))
-def test_what_is_received_is_the_same(
+def test_received_messages_are_the_same(
     script: Script,
     both: tuple[asyncio.Runner, list[AwsTransport]],
     found: list[OutgoingMessage],
@@ -210,11 +214,11 @@ def test_what_is_received_is_the_same(
     script.answer = (200, {}, json.dumps({"Messages": [as_received(one, counts, millis) for one in found]}).encode())
     options = {"max_messages": 10, "wait_seconds": 1, "visibility_timeout_seconds": 30}
 
-    wire, botocore = (runner.run(said(transport, script, "receive", "shop", **options)) for transport in transports)
+    direct, botocore = (runner.run(call(transport, script, "receive", "shop", **options)) for transport in transports)
 
-    assert wire == botocore
-    assert [message.body for message in wire.result] == [one.body for one in found]
-    assert [message.attributes for message in wire.result] == [one.attributes for one in found]
+    assert direct == botocore
+    assert [message.body for message in direct.result] == [one.body for one in found]
+    assert [message.attributes for message in direct.result] == [one.attributes for one in found]
 
 
 def as_received(one: OutgoingMessage, count: int, millis: int | None) -> dict[str, Any]:
@@ -243,8 +247,8 @@ def test_an_error_means_the_same(
     status, code, words, queried = error
     headers = {"x-amzn-query-error": f"AWS.SimpleQueueService.{code};Sender"} if queried and code else {}
     script.answer = (status, headers, json.dumps({"__type": f"com.amazonaws.sqs#{code}", "message": words}).encode())
-    wire, botocore = (runner.run(said(transport, script, "delete", "shop", ["r"])) for transport in transports)
-    assert wire.result[::2] == botocore.result[::2]
+    direct, botocore = (runner.run(call(transport, script, "delete", "shop", ["r"])) for transport in transports)
+    assert direct.result[::2] == botocore.result[::2]
 
     text = words.replace("&", "&amp;").replace("<", "&lt;").replace("\r", "")
     if not text.isprintable():
@@ -254,19 +258,19 @@ def test_an_error_means_the_same(
     )
     script.answer = (status, {}, body.encode())
     one = [OutgoingMessage("x", 1)]
-    wire, botocore = (runner.run(said(transport, script, "publish", "shop", one)) for transport in transports)
-    assert wire.result[::2] == botocore.result[::2]
+    direct, botocore = (runner.run(call(transport, script, "publish", "shop", one)) for transport in transports)
+    assert direct.result[::2] == botocore.result[::2]
 
 
 @pytest.mark.parametrize("body", [b"<html>a proxy's page</html>", b'{"Messages": [{', b"[]"])
-def test_an_answer_that_cannot_be_read_is_told_and_can_be_tried_again(
+def test_a_response_that_cannot_be_read_is_an_error_that_can_be_retried(
     script: Script, both: tuple[asyncio.Runner, list[AwsTransport]], body: bytes
 ) -> None:
-    runner, [wire, _] = both
+    runner, [direct, _] = both
     script.answer = (200, {}, body)
     options = {"max_messages": 10, "wait_seconds": 1, "visibility_timeout_seconds": 30}
 
-    code, _, retryable = runner.run(said(wire, script, "receive", "shop", **options)).result
+    code, _, retryable = runner.run(call(direct, script, "receive", "shop", **options)).result
 
     assert retryable
     assert code in {"JSONDecodeError", "AttributeError"}
@@ -276,7 +280,7 @@ def test_an_answer_that_cannot_be_read_is_told_and_can_be_tried_again(
 async def opened(**environment: str) -> AsyncIterator[AwsTransport]:
     with pytest.MonkeyPatch.context() as patch:
         lead_to({**ENVIRONMENT, **environment}, patch)
-        transport = create_aws_transport(AwsSettings.load())
+        transport = create_aws_transport(TransportSettings.load())
         try:
             yield transport
         finally:
@@ -300,13 +304,12 @@ async def opened(**environment: str) -> AsyncIterator[AwsTransport]:
         ({"AWS_ENDPOINT_URL_SQS": "http://[::1]:4566/"}, ("http://[::1]:4566", "https://sns.eu-west-1.amazonaws.com")),
     ],
 )
-async def test_the_wire_goes_where_botocore_would_go(environment: dict[str, str], urls: tuple[str, str]) -> None:
+async def test_requests_go_where_botocore_would_send_them(environment: dict[str, str], urls: tuple[str, str]) -> None:
     async with opened(**environment) as transport:
-        assert isinstance(transport, DirectTransport)
-        for service, url in zip(("sqs", "sns"), urls, strict=True):
-            endpoint = await transport._endpoint(service, transport.region)
-            assert endpoint is not None
-            assert endpoint.url == url
+        sqs, sns = await transport._find_sqs(), await transport._find_sns(transport.session.region)
+        assert isinstance(sqs, DirectSqs)
+        assert isinstance(sns, DirectSns)
+        assert (sqs.endpoint.url, sns.endpoint.url) == urls
 
 
 @pytest.mark.parametrize(
@@ -316,26 +319,35 @@ async def test_the_wire_goes_where_botocore_would_go(environment: dict[str, str]
         ({"AWS_ENDPOINT_URL": "http://localhost:4566/aws"}, "has a path"),
     ],
 )
-async def test_what_the_wire_does_not_do_goes_through_aiobotocore_and_a_line_says_so(
+async def test_aiobotocore_does_what_the_direct_transport_does_not_support_and_a_line_says_so(
     environment: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "smartpipe")
     async with opened(**environment) as transport:
-        assert isinstance(transport, DirectTransport)
-        assert await transport._endpoint("sqs", transport.region) is None
-        assert await transport._endpoint("sqs", transport.region) is None
+        for _ in range(2):
+            assert isinstance(await transport._find_sqs(), BotocoreSqs)
+        assert transport.counts == TransportCounters()
 
-    said = [message for message in caplog.messages if "goes through aiobotocore, not the wire" in message]
-    assert len(said) == 1
-    assert reason in said[0]
+    [line] = [message for message in caplog.messages if "instead of the direct transport" in message]
+    assert line.startswith("Using aiobotocore for SQS instead of the direct transport: ")
+    assert reason in line
 
 
-def test_that_the_wire_does_not_go_somewhere_is_found_out_once(script: Script) -> None:
+def test_each_service_chooses_for_itself(script: Script) -> None:
+    async def main() -> None:
+        async with opened(AWS_ENDPOINT_URL_SQS=f"{script.proxy.endpoint_url}/aws") as transport:
+            assert isinstance(await transport._find_sqs(), BotocoreSqs)
+            assert isinstance(await transport._find_sns("eu-west-1"), DirectSns)
+            assert isinstance(await transport._find_sns("eu-west-2"), DirectSns)
+
+    asyncio.run(main())
+
+
+def test_that_a_service_needs_aiobotocore_is_found_out_once(script: Script) -> None:
     async def main() -> None:
         async with opened(AWS_ENDPOINT_URL=f"{script.proxy.endpoint_url}/aws") as transport:
-            assert isinstance(transport, DirectTransport)
             assert await transport.delete("shop", ["r"]) == []
-            async with transport._looking:  # whoever would look again waits here for ever
+            async with transport._choosing:  # a second choice would wait here for ever
                 assert await transport.delete("shop", ["r"]) == []
 
     script.answer = (200, {}, json_answer(1, [None]))
@@ -344,9 +356,13 @@ def test_that_the_wire_does_not_go_somewhere_is_found_out_once(script: Script) -
 
 async def test_the_transport_is_what_the_environment_says() -> None:
     async with opened() as transport:
-        assert type(transport) is DirectTransport
+        assert transport.name == "AwsTransport (direct)"
+        assert isinstance(await transport._find_sqs(), DirectSqs)
+        assert isinstance(await transport._find_sns("eu-west-1"), DirectSns)
     async with opened(SMARTPIPE_TRANSPORT="botocore") as transport:
-        assert type(transport) is AwsTransport
+        assert transport.name == "AwsTransport (botocore)"
+        assert isinstance(await transport._find_sqs(), BotocoreSqs)
+        assert isinstance(await transport._find_sns("eu-west-1"), BotocoreSns)
     with pytest.raises(ConfigError, match="SMARTPIPE_TRANSPORT"):
         async with opened(SMARTPIPE_TRANSPORT="boto"):
             pass
@@ -358,14 +374,14 @@ def test_a_transport_of_another_loop_is_refused(fast_broker: EmbeddedBroker) -> 
     async def publish() -> None:
         nonlocal publisher
         publisher = publisher or Publisher("test")
-        assert isinstance(publisher._transport, DirectTransport)
+        assert isinstance(publisher._transport, AwsTransport)
         try:
             await publisher._transport.publish("nowhere", [OutgoingMessage("x", 1)])
         finally:
-            for endpoint in publisher._transport._endpoints.values():
-                assert endpoint is not None
-                endpoint.close()
-            await publisher._transport._stack.aclose()  # as aclose would, but for saying that it is closed
+            for sns in publisher._transport._sns.values():
+                assert isinstance(sns, DirectSns)
+                sns.close()
+            await publisher._transport.session._stack.aclose()  # as aclose does, but the session stays open
 
     with pytest.raises(TransportError):
         asyncio.run(publish())
@@ -386,7 +402,7 @@ async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
     """No budget of retries is shared, as botocore's standard mode has it, and one deadline holds for all tries."""
     async with Publisher("test", deadline_seconds=5) as publisher:
         transport = publisher._transport
-        assert isinstance(transport, DirectTransport)
+        assert isinstance(transport, AwsTransport)
         sns = await transport.client("sns")
         await sns.create_topic(Name=transport.addresses.physical("users"))
         sqs = await transport.client("sqs")
@@ -407,7 +423,7 @@ async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
 async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_proxy: FaultProxy) -> None:
     async with Publisher("test") as publisher:
         transport = publisher._transport
-        assert isinstance(transport, DirectTransport)
+        assert isinstance(transport, AwsTransport)
         sqs = await transport.client("sqs")
         await sqs.create_queue(QueueName=transport.addresses.physical("mailer"))
         await transport.send("mailer", [OutgoingMessage("whole", 5)])
@@ -439,7 +455,7 @@ def damaging(word: bytes) -> Rewrite:
     return rewrite
 
 
-async def test_fault_59_and_fault_52_a_worker_tells_of_damaged_messages_and_of_requests_sent_twice(
+async def test_fault_59_and_fault_52_a_worker_reports_damaged_messages_and_requests_sent_twice(
     fast_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "smartpipe")
@@ -460,9 +476,7 @@ async def test_fault_59_and_fault_52_a_worker_tells_of_damaged_messages_and_of_r
     assert {"damaged": 1, "resent": 1}.items() <= stopped.__dict__["fields"].items()
 
 
-async def test_what_goes_through_aiobotocore_alone_is_not_said_to_be_counted(
-    fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_aiobotocore_alone_reports_no_counts(fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore")
     shop = await Shop.provisioned(fast_proxy)
     async with working(shop.service) as worker:

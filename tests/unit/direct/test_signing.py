@@ -30,7 +30,7 @@ MOMENT = datetime(2015, 8, 30, 12, 36, tzinfo=UTC).timestamp()
 
 
 def test_the_suites_post_vanilla_has_its_published_signature() -> None:
-    lines = Signer("example.amazonaws.com", "us-east-1", "service").headers(EXAMPLE, MOMENT, "", b"")
+    lines = Signer("example.amazonaws.com", "us-east-1", "service").sign(EXAMPLE, MOMENT, "", b"")
 
     assert lines == (
         "X-Amz-Date: 20150830T123600Z\r\n"
@@ -46,9 +46,7 @@ def test_the_suites_post_sts_header_before_has_its_published_signature() -> None
         "q6d+xo0rKwT38xVqr7ZD0u0iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSYvKTr4rvx3iSIlTJabIQwj2ICCR/oLxBA=="
     )
 
-    lines = Signer("example.amazonaws.com", "us-east-1", "service").headers(
-        EXAMPLE._replace(token=token), MOMENT, "", b""
-    )
+    lines = Signer("example.amazonaws.com", "us-east-1", "service").sign(EXAMPLE._replace(token=token), MOMENT, "", b"")
 
     assert "SignedHeaders=host;x-amz-date;x-amz-security-token" in lines
     assert "Signature=85d96828115b5dc0cfc3bd16ad9e210dd772bbebba041836c64533a82be05ead" in lines
@@ -76,7 +74,7 @@ def test_any_request_is_signed_as_botocore_signs_it(
         with patch("botocore.auth.get_current_datetime", lambda at=moment: datetime.fromtimestamp(at, UTC)):
             SigV4Auth(BotoCredentials(*keys), "sqs", "eu-west-1").add_auth(request)
 
-        lines = ours.headers(keys, moment, target, body, repeats=repeats)
+        lines = ours.sign(keys, moment, target, body, repeats=repeats)
 
         assert f"Authorization: {request.headers['Authorization']}\r\n" in lines
         assert f"X-Amz-Date: {request.headers['X-Amz-Date']}\r\n" in lines
@@ -85,11 +83,11 @@ def test_any_request_is_signed_as_botocore_signs_it(
 def test_new_credentials_are_signed_with_at_once() -> None:
     signer = Signer("example.amazonaws.com", "us-east-1", "service")
 
-    first = signer.headers(EXAMPLE, MOMENT, "", b"")
-    second = signer.headers(EXAMPLE._replace(secret_key="another"), MOMENT, "", b"")
+    first = signer.sign(EXAMPLE, MOMENT, "", b"")
+    second = signer.sign(EXAMPLE._replace(secret_key="another"), MOMENT, "", b"")
 
     assert first != second
-    assert signer.headers(EXAMPLE, MOMENT, "", b"") == first
+    assert signer.sign(EXAMPLE, MOMENT, "", b"") == first
 
 
 def test_a_request_that_repeats_is_signed_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +97,10 @@ def test_a_request_that_repeats_is_signed_once_a_second(monkeypatch: pytest.Monk
         signed.append(body)
         return f"{keys.access_key} {target} {body!r} {len(signed)}"
 
-    monkeypatch.setattr(signer, "_signed", sign)
+    monkeypatch.setattr(signer, "_compute_lines", sign)
 
     def lines(after: float, body: bytes, keys: Keys = EXAMPLE) -> str:
-        return signer.headers(keys, MOMENT + after, "Receive", body, repeats=True)
+        return signer.sign(keys, MOMENT + after, "Receive", body, repeats=True)
 
     assert lines(0.1, b"a") == lines(0.9, b"a") != lines(0.9, b"b")
     assert signed == [b"a", b"b"]

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import uvloop
 
-from smartpipe.transports.aws.direct import connect as dialing
-from smartpipe.transports.aws.direct.http import Lost, Pool
+from smartpipe.transports.aws.direct import connect
+from smartpipe.transports.aws.direct.http import ConnectionLost, Pool
 from tests.support.certificates import Authority
 from tests.support.waiting import until
 
@@ -101,10 +101,10 @@ def leads_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let every name have addresses: these ports of loopback, in this order."""
 
     def lead(*ports: int) -> None:
-        async def addresses_of(host: str, port: int) -> list[Any]:
+        async def find_addresses(host: str, port: int) -> list[Any]:
             return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", one)) for one in ports]
 
-        monkeypatch.setattr(dialing, "addresses_of", addresses_of)
+        monkeypatch.setattr(connect, "find_addresses", find_addresses)
 
     return lead
 
@@ -156,7 +156,7 @@ def test_when_all_addresses_refuse_it_is_refused(run: Run, leads_to: Callable[..
 def test_when_no_address_answers_the_limit_holds_and_nothing_stays_open(
     run: Run, leads_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialing, "CONNECT_SECONDS", 0.6)
+    monkeypatch.setattr(connect, "CONNECT_SECONDS", 0.6)
     with deaf() as silent:
         leads_to(silent, silent, silent)
         before = open_sockets()
@@ -183,17 +183,17 @@ def test_who_stops_waiting_for_a_connection_leaves_nothing_open(run: Run, leads_
 
 
 def test_a_pool_that_is_closed_while_it_connects_sends_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    look_up = dialing.addresses_of
+    look_up = connect.find_addresses
 
     async def main() -> None:
-        async def addresses_of(host: str, port: int) -> list[Any]:
+        async def find_addresses(host: str, port: int) -> list[Any]:
             pool.close()
             return await look_up(host, port)
 
-        monkeypatch.setattr(dialing, "addresses_of", addresses_of)
+        monkeypatch.setattr(connect, "find_addresses", find_addresses)
         async with serving() as port:
             pool, before = Pool("localhost", port, None), open_sockets()
-            with pytest.raises(Lost, match="the pool was closed"):
+            with pytest.raises(ConnectionLost, match="the pool was closed"):
                 await ask(pool)
             await until(lambda: open_sockets() <= before)
 
@@ -248,7 +248,7 @@ def test_tls_that_ends_before_the_answer_does_is_lost_and_not_waited_for(
     run: Run, tmp_path: Path, end: Callable[[ssl.SSLSocket], None]
 ) -> None:
     authority = Authority(tmp_path)
-    with serving_tls(authority.server(), end) as port, pytest.raises(Lost):
+    with serving_tls(authority.server(), end) as port, pytest.raises(ConnectionLost):
         run(ask_at("localhost", port, trusting(authority)))
 
 

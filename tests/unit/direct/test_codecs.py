@@ -1,4 +1,4 @@
-"""What the wire writes, and what it makes of answers."""
+"""What the direct transport writes, and what it makes of responses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def answer(successful: list[str], failed: list[tuple[str, str, bool]]) -> bytes:
 
 @pytest.mark.parametrize("none_failed", ["<Failed/>", "<Failed></Failed>", "<Failed>\n  </Failed>", ""])
 def test_an_answer_without_failures_is_not_taken_apart(none_failed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topics, "_parsed", lambda _: pytest.fail("it was parsed, which takes six times as long"))
+    monkeypatch.setattr(topics, "_parse", lambda _: pytest.fail("it was parsed, which takes six times as long"))
     body = answer(["0", "1"], []).replace(b"<Failed/>", none_failed.encode())
 
     assert topics.read_response(body) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
@@ -60,7 +60,7 @@ def test_an_answer_says_which_entries_were_taken_and_why_others_were_not() -> No
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"{}", answer(["0"], [])[:-30]])
 def test_an_answer_that_is_none_of_sns_is_not_taken_for_one(body: bytes) -> None:
-    with pytest.raises(ValueError, match="the answer is"):
+    with pytest.raises(ValueError, match="the response is"):
         topics.read_response(body)
 
 
@@ -80,12 +80,12 @@ def test_fault_59_a_message_that_was_damaged_is_left_to_come_again(caplog: pytes
 
     assert [message.message_id for message in found] == ["1", "3"]
     assert damaged == 1
-    assert "message 2 was damaged" in caplog.text
+    assert "Message 2 was damaged" in caplog.text
 
 
 def response(status: int, body: str, query_error: str = "") -> Response:
-    head = f"\r\nx-amzn-query-error: {query_error}" if query_error else ""
-    return Response(status, head.encode(), body.encode())
+    headers = [(b"x-amzn-query-error", query_error.encode())] if query_error else []
+    return Response(status, headers, body.encode())
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.transports.aws.direct import http
-from smartpipe.transports.aws.direct.http import Lost, Pool
+from smartpipe.transports.aws.direct import http, response
+from smartpipe.transports.aws.direct.http import ConnectionLost, Pool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -135,7 +135,7 @@ async def test_fault_52_a_receive_is_not_sent_twice() -> None:
     server = Server(OK, None, OK)
     async with talking(server) as pool:
         await ask(pool)
-        with pytest.raises(Lost):
+        with pytest.raises(ConnectionLost):
             await ask(pool, resend=False)
 
     assert server.requests == 2
@@ -144,7 +144,7 @@ async def test_fault_52_a_receive_is_not_sent_twice() -> None:
 async def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
     server = Server(None, OK)
     async with talking(server) as pool:
-        with pytest.raises(Lost, match="closed before the answer ended"):
+        with pytest.raises(ConnectionLost, match="closed before the response ended"):
             await ask(pool)
 
     assert server.requests == 1
@@ -158,7 +158,7 @@ async def test_fault_52_half_an_answer_is_not_asked_for_again() -> None:
     server = Server(OK, half, OK)
     async with talking(server) as pool:
         await ask(pool)
-        with pytest.raises(Lost):
+        with pytest.raises(ConnectionLost):
             await ask(pool)
 
     assert server.requests == 2
@@ -206,7 +206,7 @@ async def test_what_a_burst_leaves_over_is_closed_in_time_though_one_connection_
 async def test_no_answer_in_time_ends_the_connection() -> None:
     server = Server(lambda _: None, OK)
     async with talking(server) as pool:
-        with pytest.raises(TimeoutError, match="no answer in time"):
+        with pytest.raises(TimeoutError, match="no response in time"):
             await ask(pool, timeout_seconds=0.05)
         assert (await ask(pool)).body == b"abc"
 
@@ -235,6 +235,7 @@ async def test_who_stops_waiting_takes_the_connection_along() -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-6\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
         b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000,
     ],
     ids=[
         "another protocol",
@@ -245,6 +246,7 @@ async def test_who_stops_waiting_takes_the_connection_along() -> None:
         "negative chunk",
         "longer chunk",
         "no end",
+        "a head without end",
     ],
 )
 async def test_what_is_no_http_is_an_error(script: bytes) -> None:
@@ -254,7 +256,7 @@ async def test_what_is_no_http_is_an_error(script: bytes) -> None:
 
 
 async def test_an_answer_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(response, "MAX_RESPONSE_BYTES", 10_000)
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 20_000, OK)
     async with talking(server) as pool:
         with pytest.raises(ValueError, match="longer than 10000 bytes"):
@@ -276,8 +278,22 @@ async def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [OK + OK, OK.replace(b": 3", b": 2"), CHUNKED + b"\r\nabc", CHUNKED + b"Trailer: x\r\n\r\nabc"],
-    ids=["another answer", "longer than it says", "after the chunks", "after the trailers"],
+    [
+        OK + OK,
+        OK.replace(b": 3", b": 2"),
+        CHUNKED + b"\r\nabc",
+        CHUNKED + b"Trailer: x\r\n\r\nabc",
+        OK + b"\r\n",
+        CHUNKED + b"\r\n\r\n",
+    ],
+    ids=[
+        "another answer",
+        "longer than it says",
+        "after the chunks",
+        "after the trailers",
+        "a line end",
+        "a line end after the chunks",
+    ],
 )
 async def test_what_nobody_asked_for_ends_the_connection(script: bytes) -> None:
     server = Server(script, OK)
@@ -289,6 +305,25 @@ async def test_what_nobody_asked_for_ends_the_connection(script: bytes) -> None:
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("extra", [b"x", b"\r\n", OK], ids=["a byte", "a line end", "another answer"])
+async def test_bytes_on_an_idle_connection_end_it(extra: bytes) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    def remember(writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(OK)
+
+    server = Server(remember, OK)
+    async with talking(server) as pool:
+        await ask(pool)
+        writers[0].write(extra)
+        while pool._idle[0].open:  # noqa: ASYNC110 - the end of a connection has no event
+            await asyncio.sleep(0.001)
+        assert (await ask(pool)).body == b"abc"
+
+    assert (server.requests, server.connections) == (2, 2)
+
+
 async def test_a_pool_that_is_closed_sends_nothing_again() -> None:
     server = Server(OK, lambda _: None, OK)
     async with talking(server) as pool:
@@ -298,8 +333,8 @@ async def test_a_pool_that_is_closed_sends_nothing_again() -> None:
             await asyncio.sleep(0.001)
         pool.close()
 
-        with pytest.raises(Lost):
+        with pytest.raises(ConnectionLost):
             await waiting
-        with pytest.raises(Lost, match="closed"):
+        with pytest.raises(ConnectionLost, match="closed"):
             await ask(pool)
     assert server.requests == 2
