@@ -40,7 +40,7 @@ def _create_event(topic: str, number: int) -> type[Event]:
 async def measure(count: int) -> None:
     services = build_services(count)
     transport = open_aws_transport()
-    provisioner = Provisioner(transport)
+    provisioner = Provisioner(transport.session)
     for label, applies in (
         ("plan, with no resources yet", False),
         ("apply", True),

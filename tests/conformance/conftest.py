@@ -43,7 +43,7 @@ class Bus:
             self.transport.apply(derive(services, NAMING))
             return
         assert isinstance(self.transport, AwsTransport)
-        provisioner = Provisioner(self.transport)
+        provisioner = Provisioner(self.transport.session)
         await provisioner.apply(await provisioner.plan(services))
 
 

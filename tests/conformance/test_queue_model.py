@@ -79,7 +79,7 @@ class QueueModel(RuleBasedStateMachine):
         if isinstance(self.transport, MemoryTransport):
             self.transport.apply(derive([service(self.queue)], NAMING))
         elif isinstance(self.transport, AwsTransport):
-            provisioner = Provisioner(self.transport)
+            provisioner = Provisioner(self.transport.session)
             await provisioner.apply(await provisioner.plan([service(self.queue)]))
 
     def run(self, coroutine: Any) -> Any:

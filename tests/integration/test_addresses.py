@@ -32,7 +32,7 @@ async def test_an_account_in_the_settings_spares_the_question_to_sts(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport = open_aws_transport()
-    account_id = (await transport.addresses.naming()).account_id
+    account_id = (await transport.session.addresses.naming()).account_id
     await transport.aclose()
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", account_id)
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
@@ -54,10 +54,10 @@ async def test_without_account_and_without_sts_the_error_names_the_setting(
 
 async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = open_aws_transport()
-    first = await transport.addresses.naming()
-    monkeypatch.setattr(transport.addresses, "_settings", AwsSettings.load(account_id="999999999999"))
+    first = await transport.session.addresses.naming()
+    monkeypatch.setattr(transport.session.addresses, "_settings", AwsSettings.load(account_id="999999999999"))
 
-    assert await transport.addresses.naming() is first
+    assert await transport.session.addresses.naming() is first
     await transport.aclose()
 
 

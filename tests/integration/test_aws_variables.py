@@ -56,8 +56,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _by_transport(transport: str) -> str:
     os.environ["SMARTPIPE_TRANSPORT"] = transport
     found = open_aws_transport()
-    assert AwsTransport(AwsSettings.load()).region == found.region
-    return found.region
+    assert AwsTransport(AwsSettings.load()).session.region == found.session.region
+    return found.session.region
 
 
 ENTRIES: dict[str, Callable[[], str]] = {
@@ -112,7 +112,7 @@ def test_a_region_that_is_passed_in_wins_over_the_environment(monkeypatch: pytes
     session = AioSession()
     session.set_config_variable("region", "sa-east-1")
 
-    assert AwsTransport(AwsSettings.load(), session=session).region == "sa-east-1"
+    assert AwsTransport(AwsSettings.load(), session=session).session.region == "sa-east-1"
     assert BlockingPublisher("test", session=boto3.Session(region_name="sa-east-1"))._session.region == "sa-east-1"
     assert BlockingPublisher("test", session=boto3.Session(profile_name="old"))._session.region == "us-west-2"
 

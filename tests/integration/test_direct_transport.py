@@ -403,10 +403,10 @@ async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
     async with Publisher("test", deadline_seconds=5) as publisher:
         transport = publisher._transport
         assert isinstance(transport, AwsTransport)
-        sns = await transport.client("sns")
-        await sns.create_topic(Name=transport.addresses.physical("users"))
-        sqs = await transport.client("sqs")
-        await sqs.create_queue(QueueName=transport.addresses.physical("mailer"))
+        sns = await transport.session.client("sns")
+        await sns.create_topic(Name=transport.session.addresses.physical("users"))
+        sqs = await transport.session.client("sqs")
+        await sqs.create_queue(QueueName=transport.session.addresses.physical("mailer"))
         polls = fast_proxy.add(Fault("ReceiveMessage", answer=(503, "ServiceUnavailable", "no")))
         for _ in range(60):
             with pytest.raises(TransportError):
@@ -424,8 +424,8 @@ async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_pro
     async with Publisher("test") as publisher:
         transport = publisher._transport
         assert isinstance(transport, AwsTransport)
-        sqs = await transport.client("sqs")
-        await sqs.create_queue(QueueName=transport.addresses.physical("mailer"))
+        sqs = await transport.session.client("sqs")
+        await sqs.create_queue(QueueName=transport.session.addresses.physical("mailer"))
         await transport.send("mailer", [OutgoingMessage("whole", 5)])
 
         def damage(status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -206,7 +206,7 @@ def test_fault_60_using_a_transport_from_another_event_loop_is_an_error() -> Non
     async def first() -> None:
         nonlocal transport
         transport = open_aws_transport()
-        await transport.addresses.naming()
+        await transport.session.addresses.naming()
 
     async def second() -> None:
         assert transport is not None

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe import EmbeddedBroker, Event
-    from smartpipe.topology.aws.calls import AwsSession, Reading
+    from smartpipe.topology.aws.calls import Reading
     from smartpipe.topology.changes import Change
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Attributes, Topology
+from smartpipe.transports.aws.session import AwsSession
 
 
 def alarm_arn(naming: Naming, queue: str) -> str:

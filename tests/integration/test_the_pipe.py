@@ -211,7 +211,7 @@ async def test_fault_28_raw_wrapped_and_direct_messages_on_one_queue_all_decode(
     envelopes = [wrap(ADA, source=source) for source in ("raw", "wrapped", "direct")]
     sns = boto3.client("sns")
     transport = open_aws_transport()
-    naming = await transport.addresses.naming()
+    naming = await transport.session.addresses.naming()
     await transport.aclose()
     plain = sns.create_topic(Name=naming.physical_name("plain"))["TopicArn"]
     sns.subscribe(TopicArn=plain, Protocol="sqs", Endpoint=naming.queue_arn("mailer"))

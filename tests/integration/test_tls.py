@@ -71,9 +71,9 @@ def secured(fast_broker: EmbeddedBroker, authority: Authority, monkeypatch: pyte
 
 async def use_every_verb(transport: AwsTransport) -> list[str]:
     """Return what was received of what was sent, each received twice."""
-    sns, sqs = await transport.client("sns"), await transport.client("sqs")
-    topic = (await sns.create_topic(Name=transport.addresses.physical("users")))["TopicArn"]
-    url = (await sqs.create_queue(QueueName=transport.addresses.physical("mailer")))["QueueUrl"]
+    sns, sqs = await transport.session.client("sns"), await transport.session.client("sqs")
+    topic = (await sns.create_topic(Name=transport.session.addresses.physical("users")))["TopicArn"]
+    url = (await sqs.create_queue(QueueName=transport.session.addresses.physical("mailer")))["QueueUrl"]
     arn = (await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"]))["Attributes"]["QueueArn"]
     raw = {"RawMessageDelivery": "true"}
     await sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, Attributes=raw)

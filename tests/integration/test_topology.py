@@ -605,7 +605,7 @@ async def test_a_starting_worker_reports_a_policy_with_the_principal_of_the_wron
 
     transport = open_aws_transport()
     try:
-        [difference] = await verify(service, transport)
+        [difference] = await verify(service, transport.session)
     finally:
         await transport.aclose()
 

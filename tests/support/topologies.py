@@ -20,7 +20,7 @@ async def provisioner() -> AsyncIterator[Provisioner]:
     """Open a provisioner with the environment's settings, and close it at the end."""
     transport = open_aws_transport()
     try:
-        yield Provisioner(transport)
+        yield Provisioner(transport.session)
     finally:
         await transport.aclose()
 

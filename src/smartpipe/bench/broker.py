@@ -120,7 +120,7 @@ async def provision(broker: BenchBroker, load: Load, warn: Callable[[str], None]
     with _replace_environment(broker.environment):
         transport = open_aws_transport()
         try:
-            provisioner = Provisioner(transport, table_and_bucket=NO_TABLE_AND_BUCKET)
+            provisioner = Provisioner(transport.session, table_and_bucket=NO_TABLE_AND_BUCKET)
             changes = await provisioner.plan(build_services(load))
             try:
                 await provisioner.apply(changes)

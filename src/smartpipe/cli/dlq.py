@@ -7,34 +7,38 @@ import json
 import shutil
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import typer
 
 from smartpipe.cli.changes import Line, heading, print_line
 from smartpipe.cli.show import describe_contents, find_ages
 from smartpipe.cli.targets import load_services
-from smartpipe.cli.topology import with_transport
+from smartpipe.cli.topology import with_session
 from smartpipe.dlq.messages import preview
 from smartpipe.dlq.scan import Scan
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
 from smartpipe.names import name_in, physical_name
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, TransportSettings
 from smartpipe.topology.aws.read import TopologyReader
 from smartpipe.topology.resources import Topology
 from smartpipe.topology.status import state_of
+from smartpipe.transports.open import create_aws_transport
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.dlq.messages import DeadLetterMessage, Selection
     from smartpipe.names import Naming
     from smartpipe.service import Service
     from smartpipe.topics import Queue
     from smartpipe.topology.status import QueueState
+    from smartpipe.transports.aws.session import AwsSession
     from smartpipe.transports.aws.transport import AwsTransport
+
+T = TypeVar("T")
 
 PEEK_LEASE_SECONDS = 30.0
 
@@ -80,18 +84,31 @@ def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> lis
     return [names[wanted]]
 
 
+def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
+    """Open a transport with the environment's settings, run *work* with it, and close it."""
+
+    async def run() -> T:
+        transport = create_aws_transport(TransportSettings.load())
+        try:
+            return await work(transport)
+        finally:
+            await transport.aclose()
+
+    return asyncio.run(run())
+
+
 def run_list(targets: Sequence[str], *, as_json: bool) -> None:
     """Print the number of messages in each dead-letter queue."""
     queues = dead_letter_queues(targets)
 
-    async def read(transport: AwsTransport) -> tuple[Naming, list[QueueState], list[str]]:
-        naming = await transport.addresses.naming()
+    async def read(session: AwsSession) -> tuple[Naming, list[QueueState], list[str]]:
+        naming = await session.addresses.naming()
         arns = [naming.queue_arn(one.queue.dead_letter_name) for one in queues]
-        actual = await TopologyReader(transport).read(Topology({"queue": {arn: {} for arn in arns}}), tags=False)
-        ages, notes = await find_ages(transport, [name_in(arn) for arn in actual.queues])
+        actual = await TopologyReader(session).read(Topology({"queue": {arn: {} for arn in arns}}), tags=False)
+        ages, notes = await find_ages(session, [name_in(arn) for arn in actual.queues])
         return naming, [state_of(arn, actual.queues.get(arn), ages) for arn in arns], notes
 
-    naming, states, notes = with_transport(read)
+    naming, states, notes = with_session(read)
     if as_json:
         plain = [
             {"service": one.service.name, "source": one.source, **_fields(state)}
@@ -116,7 +133,7 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
     queues = dead_letter_queues(targets, wanted)
 
     async def receive(transport: AwsTransport) -> tuple[Naming, list[list[DeadLetterMessage]]]:
-        naming, stop = await transport.addresses.naming(), asyncio.Event()
+        naming, stop = await transport.session.addresses.naming(), asyncio.Event()
         with on_stop(lambda _: stop.set()):
             return naming, [await _receive(transport, one, selection, stop) for one in queues]
 

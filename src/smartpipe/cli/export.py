@@ -60,9 +60,9 @@ def _render(services: Sequence[Service], form: str) -> str:
 
 def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
     """Return the policies of each service by its name."""
-    from smartpipe.cli.topology import with_transport
+    from smartpipe.cli.topology import with_session
 
-    naming = with_transport(lambda transport: transport.addresses.naming())
+    naming = with_session(lambda session: session.addresses.naming())
     table_and_bucket = TableAndBucket.from_environment()
     by_name = sorted(services, key=lambda one: one.name)
     return {service.name: build_policies(service, naming, table_and_bucket) for service in by_name}

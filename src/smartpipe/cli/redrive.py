@@ -13,8 +13,7 @@ import typer
 
 from smartpipe.cli.changes import heading, print_line
 from smartpipe.cli.confirm import confirm
-from smartpipe.cli.dlq import dead_letter_queues, messages, printable
-from smartpipe.cli.topology import with_transport
+from smartpipe.cli.dlq import dead_letter_queues, messages, printable, with_transport
 from smartpipe.dlq.messages import NO_REASON
 from smartpipe.dlq.processed import ProcessedEvents
 from smartpipe.dlq.redrive import Purge, Redrive, RemovalResult, Remover, ScanResult, scan
@@ -108,7 +107,7 @@ def _run(operation: Operation) -> None:
 
 
 async def _scan(operation: Operation, transport: AwsTransport) -> tuple[Naming, list[ScanResult]]:
-    naming, stop, scans = await transport.addresses.naming(), asyncio.Event(), []
+    naming, stop, scans = await transport.session.addresses.naming(), asyncio.Event(), []
     with on_stop(lambda _: stop.set()):
         for one in operation.queues:
             async with _open_processed_events(operation, one) as processed_events:

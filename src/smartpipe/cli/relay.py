@@ -49,7 +49,7 @@ async def _run(settings: RelaySettings, aws_settings: TransportSettings, url: st
     from smartpipe.transports.open import create_aws_transport
 
     transport = create_aws_transport(aws_settings)
-    await transport.check_credentials()
+    await transport.session.check_credentials()
     relay = Relay(url, transport)
     try:
         if once:

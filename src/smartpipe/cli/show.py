@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from smartpipe.cli.changes import heading
 from smartpipe.cli.targets import load_services
-from smartpipe.cli.topology import with_transport
+from smartpipe.cli.topology import with_session
 from smartpipe.errors import TransportError
 from smartpipe.escaping import escape_json, escape_text
 from smartpipe.names import name_in
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.names import Naming
-    from smartpipe.topology.aws.calls import AwsSession
     from smartpipe.topology.status import Branch, QueueState, TopicState
-    from smartpipe.transports.aws.transport import AwsTransport
+    from smartpipe.transports.aws.session import AwsSession
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
@@ -35,12 +34,12 @@ def run_show(targets: Sequence[str], *, as_json: bool) -> None:
     """Print the deployed topology as a tree."""
     services = load_services(targets)
 
-    async def read(transport: AwsTransport) -> tuple[Naming, list[TopicState], list[str]]:
-        context = await Provisioner(transport).compare(services, ignore_errors=True)
-        ages, notes = await find_ages(transport, [name_in(arn) for arn in context.actual.queues])
+    async def read(session: AwsSession) -> tuple[Naming, list[TopicState], list[str]]:
+        context = await Provisioner(session).compare(services, ignore_errors=True)
+        ages, notes = await find_ages(session, [name_in(arn) for arn in context.actual.queues])
         return context.naming, build_tree(context.desired, context.actual, ages), notes
 
-    naming, topics, notes = with_transport(read)
+    naming, topics, notes = with_session(read)
     if as_json:
         typer.echo(
             escape_json(

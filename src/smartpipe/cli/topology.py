@@ -15,13 +15,12 @@ from smartpipe.settings import AwsSettings, unknown_settings
 from smartpipe.topology.aws.provision import Provisioner
 from smartpipe.topology.changes import Change, pending_changes
 from smartpipe.topology.destroy import describe_full_queues
-from smartpipe.transports.open import create_aws_transport
+from smartpipe.transports.aws.session import AwsSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.topology.aws.provision import PlanContext
-    from smartpipe.transports.aws.transport import AwsTransport
 
 T = TypeVar("T")
 
@@ -87,21 +86,21 @@ def compare(targets: Sequence[str], *, ignore_errors: bool = False, destroying: 
         print_line(f"smartpipe: {sentence}", err=True)
     services = load_services(targets)
 
-    def work(transport: AwsTransport) -> Awaitable[PlanContext]:
-        return Provisioner(transport).compare(services, ignore_errors=ignore_errors, destroying=destroying)
+    def work(session: AwsSession) -> Awaitable[PlanContext]:
+        return Provisioner(session).compare(services, ignore_errors=ignore_errors, destroying=destroying)
 
-    return with_transport(work)
+    return with_session(work)
 
 
-def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
-    """Open a transport with the environment's settings, run *work* with it, and close it."""
+def with_session(work: Callable[[AwsSession], Awaitable[T]]) -> T:
+    """Open an AWS session with the environment's settings, run *work* with it, and close it."""
 
     async def run() -> T:
-        transport = create_aws_transport(AwsSettings.load())
+        session = AwsSession(AwsSettings.load())
         try:
-            return await work(transport)
+            return await work(session)
         finally:
-            await transport.aclose()
+            await session.aclose()
 
     return asyncio.run(run())
 
@@ -128,12 +127,12 @@ def _carry_out(
             width = len(str(len(changes)))
             print_line(f"  [{len(done):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
 
-    def work(transport: AwsTransport) -> Awaitable[Any]:
-        return Provisioner(transport).apply(changes, on_change)
+    def work(session: AwsSession) -> Awaitable[Any]:
+        return Provisioner(session).apply(changes, on_change)
 
     try:
         if changes:
-            with_transport(work)
+            with_session(work)
     except KeyboardInterrupt:
         msg = f"interrupted after {len(done)} of {len(changes)} changes: run the same command again to make the others"
         raise SmartpipeError(msg) from None

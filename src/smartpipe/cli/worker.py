@@ -94,10 +94,10 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: Transpo
     from smartpipe.transports.open import create_aws_transport
 
     transport = create_aws_transport(aws_settings)
-    await transport.check_credentials()
+    await transport.session.check_credentials()
 
     async def check() -> None:
-        drifts = await verify(service, transport)
+        drifts = await verify(service, transport.session)
         if drifts and settings.verify == "strict":
             hint = "SMARTPIPE_VERIFY=strict permits no difference: run `smartpipe topology apply`"
             raise TopologyError([*(f"differs: {drift}" for drift in drifts), hint])

@@ -33,7 +33,7 @@ async def _plan(services: Sequence[Service], *, apply: bool) -> list[str]:
 
     transport = open_aws_transport()
     try:
-        provisioner = Provisioner(transport)
+        provisioner = Provisioner(transport.session)
         changes = await provisioner.plan(services)
         if apply:
             await provisioner.apply(changes)
@@ -61,7 +61,7 @@ async def working(service: Service, **settings: Any) -> AsyncIterator[Worker]:
     transport = open_aws_transport()
 
     async def check() -> None:
-        await verify(service, transport)
+        await verify(service, transport.session)
 
     options = {"wait_seconds": 1, "port": 0, "host": "127.0.0.1"} | settings
     worker = Worker(service, transport, WorkerSettings.load(**options), verify=check)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.batching.resend import retry
 from smartpipe.errors import TransportError
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from smartpipe.topology.changes import Change
-    from smartpipe.transports.aws.transport import AwsTransport
-
-    AwsSession: TypeAlias = AwsTransport
-    """The topology uses only its ``client``, ``addresses`` and ``region``."""
+    from smartpipe.transports.aws.session import AwsSession
 
 K = TypeVar("K")
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from smartpipe.topology.aws.calls import call_with_retries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.topology.aws.calls import AwsSession
+    from smartpipe.transports.aws.session import AwsSession
 
 MAX_QUERIES = 500
 """CloudWatch: the number of queries in one GetMetricData."""

@@ -31,9 +31,9 @@ from smartpipe.transports.aws.errors import MISSING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from smartpipe.topology.aws.calls import AwsSession
     from smartpipe.topology.changes import Change
     from smartpipe.topology.resources import Topology
+    from smartpipe.transports.aws.session import AwsSession
 
 MAX_SOURCES = 1_000
 """The largest page of ListDeadLetterSourceQueues."""

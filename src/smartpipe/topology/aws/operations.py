@@ -14,9 +14,10 @@ from smartpipe.transports.aws.errors import MISSING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from smartpipe.topology.aws.calls import AwsSession, Reading
+    from smartpipe.topology.aws.calls import Reading
     from smartpipe.topology.changes import Change
     from smartpipe.topology.resources import Attributes, Topology
+    from smartpipe.transports.aws.session import AwsSession
 
     Read: TypeAlias = Callable[[Reading, str, Topology], Awaitable[Attributes | None]]
     Find: TypeAlias = Callable[[Reading, Topology, Topology], Awaitable[dict[tuple[str, str], Attributes]]]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from smartpipe.names import Naming
-    from smartpipe.topology.aws.calls import AwsSession
     from smartpipe.topology.resources import Topology
+    from smartpipe.transports.aws.session import AwsSession
 
 log = logging.getLogger("smartpipe.topology")
 

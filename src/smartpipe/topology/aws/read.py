@@ -17,9 +17,9 @@ from smartpipe.topology.resources import Topology
 from smartpipe.transports.aws.errors import classify
 
 if TYPE_CHECKING:
-    from smartpipe.topology.aws.calls import AwsSession
     from smartpipe.topology.aws.operations import Read
     from smartpipe.topology.resources import Attributes, Denial
+    from smartpipe.transports.aws.session import AwsSession
 
 log = logging.getLogger("smartpipe.topology")
 

@@ -20,9 +20,9 @@ from smartpipe.topology.table_and_bucket import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
 
-    from smartpipe.topology.aws.calls import AwsSession
     from smartpipe.topology.changes import Change
     from smartpipe.topology.resources import Attributes, Topology
+    from smartpipe.transports.aws.session import AwsSession
 
 _NOT_SET = frozenset({"NoSuchLifecycleConfiguration", "NoSuchTagSet"})
 """S3 answers with these errors if a bucket has no rules or no tags."""

@@ -14,7 +14,7 @@ from smartpipe.topology.plan import plan
 from smartpipe.topology.resources import IGNORED_IF_ABSENT, TAGS, Attributes, Topology
 
 if TYPE_CHECKING:
-    from smartpipe.topology.aws.calls import AwsSession
+    from smartpipe.transports.aws.session import AwsSession
 
 
 async def verify(service: Declares, session: AwsSession) -> list[str]:

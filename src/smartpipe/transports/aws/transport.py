@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from smartpipe.counters import TransportCounters
 from smartpipe.names import region_in
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.settings import AwsSettings
-    from smartpipe.transports.aws.addresses import Addresses
 
 _ALREADY_DELETED = "ReceiptHandleIsInvalid"
 """Some brokers refuse to delete a message that is deleted already. AWS does not."""
@@ -189,23 +188,3 @@ class AwsTransport:
         if classified.code in MISSING:
             self._addresses.forget_queue(queue)
         return classified
-
-    # Delegates for code that has yet to take an AwsSession instead of a transport: topology.aws and the commands.
-
-    @property
-    def region(self) -> str:
-        """As the session's."""
-        return self.session.region
-
-    @property
-    def addresses(self) -> Addresses:
-        """As the session's."""
-        return self.session.addresses
-
-    async def client(self, service: str, *, region: str | None = None) -> Any:
-        """As the session's."""
-        return await self.session.client(service, region=region)
-
-    async def check_credentials(self) -> None:
-        """As the session's."""
-        await self.session.check_credentials()
