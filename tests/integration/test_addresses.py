@@ -1,4 +1,4 @@
-"""Where the account of an ARN comes from."""
+"""The source of the account in an ARN."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.events import ADA, UserSignedUp
 if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker
 
-NOBODY = "http://127.0.0.1:9"
+NO_LISTENER = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def service(fast_broker: EmbeddedBroker) -> Service:
     return service
 
 
-async def test_an_account_in_the_settings_spares_the_question_to_sts(
+async def test_an_account_in_the_settings_makes_the_call_of_sts_unnecessary(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport = open_aws_transport()
     account_id = (await transport.session.addresses.naming()).account_id
     await transport.aclose()
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", account_id)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NO_LISTENER)
 
     await provision(service)
     async with Publisher("test") as publisher:
@@ -45,14 +45,14 @@ async def test_an_account_in_the_settings_spares_the_question_to_sts(
 async def test_without_account_and_without_sts_the_error_names_the_setting(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NOBODY)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", NO_LISTENER)
 
     async with Publisher("test", deadline_seconds=0) as publisher:
         with pytest.raises(PublishError, match="SMARTPIPE_ACCOUNT_ID"):
             await publisher.publish(ADA)
 
 
-async def test_the_account_is_asked_for_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_account_is_looked_up_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     transport = open_aws_transport()
     first = await transport.session.addresses.naming()
     monkeypatch.setattr(transport.session.addresses, "_settings", AwsSettings.load(account_id="999999999999"))

@@ -1,4 +1,4 @@
-"""AWS's own variables and files: the precedence of AWS's other SDKs, and values that no header may hold."""
+"""The AWS variables and files: the precedence of AWS's other SDKs, and values that no header may have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with AWS's two files, which the environment leads to; it has no other variable of AWS's."""
+    """A directory with the two AWS files. The environment names them, and has no other AWS variable."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -71,7 +71,7 @@ ENTRIES: dict[str, Callable[[], str]] = {
 
 @pytest.fixture(params=ENTRIES)
 def region_of_entry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
-    """Return the region that each way into AWS works in."""
+    """Return the region of each session."""
     monkeypatch.setenv("SMARTPIPE_TRANSPORT", "direct")
     return ENTRIES[request.param]
 
@@ -118,7 +118,7 @@ def test_a_region_that_is_passed_in_wins_over_the_environment(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("files")
-async def test_clients_that_botocore_makes_for_itself_have_the_region_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_that_botocore_creates_have_the_region_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "us-west-2")
     transport = open_aws_transport()
     blocking = BlockingPublisher("test")
@@ -141,7 +141,7 @@ async def test_clients_that_botocore_makes_for_itself_have_the_region_too(monkey
         ({"AWS_SESSION_TOKEN": "new", "AWS_SECURITY_TOKEN": ""}, ("key", "new")),
     ],
 )
-async def test_credentials_are_those_that_other_sdks_would_take(
+async def test_credentials_are_the_same_as_those_of_other_sdks(
     variables: dict[str, str], expected: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not any("PROFILE" in name for name in variables):
@@ -157,7 +157,7 @@ async def test_credentials_are_those_that_other_sdks_would_take(
     assert (blocking.access_key, blocking.token or None) == expected
 
 
-def test_commands_go_by_the_region_of_the_environment(fast_broker: EmbeddedBroker, files: Path) -> None:
+def test_commands_use_the_region_of_the_environment(fast_broker: EmbeddedBroker, files: Path) -> None:
     environment = {**fast_broker.environment, "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "us-west-1"}
 
     planned = smartpipe("topology", "plan", "tests.acceptance.services:service", **environment)
@@ -205,7 +205,7 @@ BROKEN = {
      "AWS_CA_BUNDLE", "AWS_SDK_UA_APP_ID"],
 )  # fmt: skip
 @pytest.mark.parametrize(("tail", "what"), [("\n", "ends with a line break"), (" ", "white space"), ("\nX: y", "line")])
-def test_a_variable_that_no_header_may_hold_is_refused_by_its_name_and_without_its_value(
+def test_a_variable_that_no_header_may_have_is_refused_by_name_and_without_its_value(
     region_of_entry: Callable[[], str], variable: str, tail: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
@@ -222,7 +222,7 @@ def test_a_variable_that_no_header_may_hold_is_refused_by_its_name_and_without_i
 
 @pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("port", ["1", "1x"], ids=["closed", "no port"])
-def test_where_credentials_cannot_be_had_is_told_without_the_password_in_it(
+def test_a_failing_credentials_endpoint_is_reported_without_its_password(
     port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
@@ -268,7 +268,7 @@ def test_a_region_that_cannot_be_part_of_a_host_name_is_refused(
         region_of_entry()
 
 
-def test_a_profiles_region_that_cannot_be_one_is_refused(region_of_entry: Callable[[], str], files: Path) -> None:
+def test_an_invalid_region_in_a_profile_is_refused(region_of_entry: Callable[[], str], files: Path) -> None:
     (files / "config").write_text("[default]\nregion = eu west\n")
 
     with pytest.raises(ConfigError, match="region of the AWS profile='eu west' is not an AWS region"):
@@ -276,7 +276,7 @@ def test_a_profiles_region_that_cannot_be_one_is_refused(region_of_entry: Callab
 
 
 @pytest.mark.usefixtures("files")
-def test_a_profile_that_is_not_there_is_a_configuration_error_everywhere(
+def test_a_missing_profile_is_a_configuration_error_everywhere(
     region_of_entry: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
@@ -289,7 +289,7 @@ def test_a_profile_that_is_not_there_is_a_configuration_error_everywhere(
 
 @pytest.fixture(params=["direct", "botocore", "blocking"])
 def publish(request: pytest.FixtureRequest, fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Publish by each way; assert that no request was made."""
+    """Publish by each session; assert that no request was made."""
 
     async def by_asyncio() -> None:
         async with Publisher("test", deadline_seconds=5) as publisher:
@@ -313,7 +313,7 @@ def _without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
-async def test_a_token_of_a_file_that_goes_over_two_lines_is_refused_by_the_files_name(
+async def test_a_token_with_two_lines_in_a_file_is_refused_by_the_files_name(
     publish: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _without_keys(monkeypatch)
@@ -332,7 +332,7 @@ async def test_a_token_of_a_file_that_goes_over_two_lines_is_refused_by_the_file
 
 
 @pytest.mark.parametrize("key", ["AccessKeyId", "SecretAccessKey", "SessionToken"])
-async def test_keys_of_a_process_that_no_header_may_hold_are_refused_by_its_name(
+async def test_keys_of_a_process_that_no_header_may_have_are_refused_by_its_name(
     publish: Any, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _without_keys(monkeypatch)
@@ -354,7 +354,7 @@ async def test_keys_of_a_process_that_no_header_may_hold_are_refused_by_its_name
 @pytest.mark.parametrize(
     "command", [("worker", "tests.acceptance.services:service", "--port", "0", "--verify", "off"), ("relay", "--once")]
 )
-def test_processes_end_with_2_at_the_start_whatever_they_verify(
+def test_processes_exit_with_2_at_the_start_with_any_verification(
     fast_broker: EmbeddedBroker, files: Path, command: tuple[str, ...], transport: str
 ) -> None:
     (files / "credentials").write_text(
@@ -385,7 +385,7 @@ def test_an_endpoint_without_a_scheme_is_a_configuration_error_of_the_blocking_p
             publisher.publish(UserLeft(name="x" * 300_000), queue="jobs" if service == "_SQS" else None)
 
 
-async def test_keys_of_a_session_that_was_passed_in_are_refused(fast_broker: EmbeddedBroker) -> None:
+async def test_invalid_keys_of_an_external_session_are_refused(fast_broker: EmbeddedBroker) -> None:
     session = boto3.Session(aws_access_key_id="k\n", aws_secret_access_key="s", region_name="us-east-1")
 
     with (

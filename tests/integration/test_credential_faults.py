@@ -1,4 +1,4 @@
-"""Credentials that AWS refuses before their time, and a place that has none for a while."""
+"""Credentials that AWS refuses before they expire, and a credentials endpoint that fails for a while."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def shop(fast_proxy: FaultProxy) -> Shop:
 
 @pytest.fixture
 def endpoint(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[CredentialEndpoint]:
-    """Where this process has its credentials from, when all is provisioned with others."""
+    """The source of this process's credentials, after everything was provisioned with others."""
     with CredentialEndpoint() as found:
         found.take_over(monkeypatch)
         yield found
@@ -69,18 +69,18 @@ def refusing(proxy: FaultProxy, *keys: str, operation: str = "", code: str = "Ex
 
 
 @pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException", "UnrecognizedClientException"])
-async def test_fault_19_credentials_that_are_refused_are_fetched_anew_and_the_call_goes_on_at_once(
+async def test_fault_19_refused_credentials_are_refreshed_and_the_call_continues(
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint, publish: Publish, code: str
 ) -> None:
     refusing(fast_proxy, "ROLE00000001", operation="SendMessageBatch", code=code)
 
-    await publish(deadline_seconds=0)  # which leaves no time to try again
+    await publish(deadline_seconds=0)  # no time for a retry
 
     keys = [call.access_key for call in fast_proxy.calls if call.operation == "SendMessageBatch"]
     assert keys == endpoint.issued == ["ROLE00000001", "ROLE00000002"]
 
 
-async def test_fault_19_credentials_are_fetched_once_for_all_calls_that_were_refused(
+async def test_fault_19_credentials_are_fetched_once_for_all_refused_calls(
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint
 ) -> None:
     refused = refusing(fast_proxy, "ROLE00000001", operation="ReceiveMessage")
@@ -97,7 +97,7 @@ async def test_fault_19_credentials_are_fetched_once_for_all_calls_that_were_ref
     assert len(endpoint.issued) == 2
 
 
-async def test_fault_19_new_credentials_that_are_refused_too_are_not_fetched_at_every_try(
+async def test_fault_19_new_credentials_that_are_refused_too_are_not_fetched_at_every_attempt(
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint, publish: Publish
 ) -> None:
     refused = refusing(fast_proxy, "ROLE00000001", "ROLE00000002", operation="SendMessageBatch")
@@ -109,7 +109,7 @@ async def test_fault_19_new_credentials_that_are_refused_too_are_not_fetched_at_
     assert len(endpoint.issued) == 2
 
 
-async def test_fault_19_a_publisher_outlives_a_place_without_credentials(
+async def test_fault_19_a_publisher_survives_an_outage_of_the_credentials_endpoint(
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smartpipe.transports.aws.credentials.REFRESH_EVERY_SECONDS", 0.05)
@@ -158,7 +158,7 @@ async def test_fault_19_an_assumed_role_is_assumed_again_and_not_taken_from_the_
 
 @pytest.mark.usefixtures("no_time_lost", "restless")
 @pytest.mark.parametrize("why", ["refused", "run-out"])
-async def test_fault_19_without_credentials_polling_backs_off_and_what_is_being_handled_goes_on(
+async def test_fault_19_without_credentials_polling_backs_off_and_running_handlers_continue(
     fast_proxy: FaultProxy,
     shop: Shop,
     endpoint: CredentialEndpoint,

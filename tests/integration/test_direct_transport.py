@@ -396,7 +396,7 @@ async def test_without_credentials_it_says_what_to_set(monkeypatch: pytest.Monke
             await transport.publish("users", [OutgoingMessage("x", 1)])
 
 
-async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
+async def test_fault_44_failed_polls_do_not_use_up_the_retries_of_a_publish(
     fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No budget of retries is shared, as botocore's standard mode has it, and one deadline holds for all tries."""
@@ -420,7 +420,7 @@ async def test_fault_44_polls_that_fail_leave_a_publish_its_own_tries(
     assert fast_proxy.operations().count("PublishBatch") == 3
 
 
-async def test_fault_59_a_damaged_message_is_not_handed_out_and_counted(fast_proxy: FaultProxy) -> None:
+async def test_fault_59_a_damaged_message_is_left_out_and_counted(fast_proxy: FaultProxy) -> None:
     async with Publisher("test") as publisher:
         transport = publisher._transport
         assert isinstance(transport, AwsTransport)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smartpipe.topology.changes import Change
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Attributes, Topology
-from smartpipe.transports.aws.session import AwsSession
+    from smartpipe.transports.aws.session import AwsSession
 
 
 def alarm_arn(naming: Naming, queue: str) -> str:

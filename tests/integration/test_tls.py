@@ -1,4 +1,4 @@
-"""AWS behind TLS of our own: whom both transports trust, whom they refuse, and what they say."""
+"""AWS behind our own TLS: the certificates that both transports trust or refuse, and their errors."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def serving(broker: EmbeddedBroker, tls: ssl.SSLContext, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def secured(fast_broker: EmbeddedBroker, authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The local broker behind TLS, with a certificate of the test authority."""
+    """The embedded broker, behind a certificate of the authority."""
     with serving(fast_broker, authority.server(), monkeypatch) as proxy:
         yield proxy
 
 
-async def use_every_verb(transport: AwsTransport) -> list[str]:
-    """Return what was received of what was sent, each received twice."""
+async def make_every_call(transport: AwsTransport) -> list[str]:
+    """Make every call; return the bodies of the received messages."""
     sns, sqs = await transport.session.client("sns"), await transport.session.client("sqs")
     topic = (await sns.create_topic(Name=transport.session.addresses.physical("users")))["TopicArn"]
     url = (await sqs.create_queue(QueueName=transport.session.addresses.physical("mailer")))["QueueUrl"]
@@ -90,7 +90,7 @@ async def use_every_verb(transport: AwsTransport) -> list[str]:
 
 
 @pytest.mark.parametrize("where", ["variable", "profile"])
-async def test_an_authority_that_is_named_is_trusted_for_every_verb(
+async def test_a_configured_authority_is_trusted_for_every_call(
     secured: FaultProxy,
     authority: Authority,
     transport_name: str,
@@ -105,7 +105,7 @@ async def test_an_authority_that_is_named_is_trusted_for_every_verb(
         monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
 
     async with opened() as transport:
-        assert await use_every_verb(transport) == ["published", "sent"]
+        assert await make_every_call(transport) == ["published", "sent"]
         if transport_name == "direct":  # for both services
             [sns] = transport._sns.values()
             assert isinstance(sns, DirectSns)
@@ -119,7 +119,7 @@ def as_by_python_3_13(**options: Any) -> ssl.SSLContext:
     return context
 
 
-async def test_an_authority_that_says_little_of_itself_is_trusted_as_by_botocore(
+async def test_an_authority_without_key_identifiers_is_trusted_as_by_botocore(
     fast_broker: EmbeddedBroker, tmp_path: Path, transport_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sloppy = Authority(tmp_path, sloppy=True)
@@ -127,7 +127,7 @@ async def test_an_authority_that_says_little_of_itself_is_trusted_as_by_botocore
     monkeypatch.setattr("ssl.create_default_context", as_by_python_3_13)
     with serving(fast_broker, sloppy.server(), monkeypatch):
         async with opened() as transport:
-            assert await use_every_verb(transport) == ["published", "sent"]
+            assert await make_every_call(transport) == ["published", "sent"]
 
 
 REFUSED = [
@@ -141,8 +141,8 @@ REFUSED = [
 def refused(
     request: pytest.FixtureRequest, authority: Authority, stranger: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """A server that is not to be trusted, in the environment; what OpenSSL and smartpipe say of it."""
-    kind, words, mend = request.param
+    """Put an untrusted server into the environment; yield the expected error."""
+    kind, words, advice = request.param
     servers: dict[str, Callable[[], ssl.SSLContext]] = {
         "unknown": stranger.server,
         "misnamed": lambda: authority.server("sqs.example.com"),
@@ -158,12 +158,12 @@ def refused(
             "SMARTPIPE_ACCOUNT_ID": "123456789012",
         }.items():
             monkeypatch.setenv(name, value)
-        yield f"({words}).*{mend}"
+        yield f"({words}).*{advice}"
         assert proxy.calls == []
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda row: row[0], indirect=True)
-async def test_a_certificate_that_is_not_to_be_trusted_is_told_with_its_mend_and_not_tried_again(
+async def test_an_untrusted_certificate_is_reported_with_advice_and_not_retried(
     refused: str, transport_name: str
 ) -> None:
     async with opened() as transport:
@@ -174,14 +174,14 @@ async def test_a_certificate_that_is_not_to_be_trusted_is_told_with_its_mend_and
 
 
 @pytest.mark.parametrize("refused", REFUSED[:1], ids=lambda row: row[0], indirect=True)
-def test_a_blocking_publisher_says_the_same(refused: str) -> None:
+def test_a_blocking_publisher_reports_the_same(refused: str) -> None:
     with BlockingPublisher("test") as publisher, pytest.raises(PublishError, match=refused) as raised:
         publisher.publish(ADA)
 
     assert [(one.code, one.retryable) for one in raised.value.failures] == [("SSLError", False)]
 
 
-async def test_what_does_not_speak_tls_may_do_so_later(
+async def test_a_server_without_tls_may_be_retried(
     fast_proxy: FaultProxy, transport_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://localhost:{fast_proxy.port}")
@@ -195,7 +195,7 @@ async def test_what_does_not_speak_tls_may_do_so_later(
 
 @pytest.mark.usefixtures("fast_broker")
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_bundle_of_authorities_that_cannot_be_read_is_told_at_once_by_its_name(
+def test_an_unreadable_ca_bundle_is_reported_by_its_name_before_any_call(
     tmp_path: Path, transport_name: str, content: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle.pem"

@@ -80,7 +80,7 @@ def test_fault_60_one_classifier_maps_every_spelling(error: Exception, code: str
     assert (fault.code, fault.retryable) == (code, retryable)
 
 
-def test_fault_16_a_missing_queue_names_the_command_that_makes_it() -> None:
+def test_fault_16_a_missing_queue_names_the_command_that_creates_it() -> None:
     fault = classify(answer("QueueDoesNotExist"), action="sqs:ReceiveMessage", target="queue 'staging-mailer'")
 
     assert "queue 'staging-mailer' does not exist" in str(fault)
@@ -93,7 +93,7 @@ def test_fault_16_denied_access_names_the_action_and_the_resource() -> None:
     assert "need the action sqs:ReceiveMessage on queue 'mailer'" in str(fault)
 
 
-def test_fault_53_clock_skew_is_told_with_both_clocks() -> None:
+def test_fault_53_clock_skew_is_reported_with_both_times() -> None:
     error = answer("InvalidSignatureException", status=403, date="Mon, 23 Nov 2020 02:00:00 GMT")
 
     fault = classify(error, action="sqs:ReceiveMessage", target="queue 'q'")
@@ -133,12 +133,12 @@ def test_fault_26_an_entry_in_neither_list_has_failed_and_may_be_sent_again() ->
     ]
 
 
-def test_an_answer_that_names_every_entry_in_any_order_has_no_failures() -> None:
+def test_a_response_with_every_entry_in_any_order_has_no_failures() -> None:
     assert read_failures({"Successful": [{"Id": "2"}, {"Id": "0"}, {"Id": "1"}]}, 3) == []
     assert read_failures({"Successful": [{"Id": "0"}], "Failed": []}, 1) == []
 
 
-def test_entries_have_ids_of_our_own_and_typed_attributes() -> None:
+def test_entries_have_our_ids_and_typed_attributes() -> None:
     message = OutgoingMessage("body", 4, {"a": Attribute("String", "x"), "b": Attribute("Binary", b"y")}, "g", "d")
 
     [entry] = send_entries([message])
@@ -183,7 +183,7 @@ def test_a_received_message_without_optional_fields_is_read() -> None:
     assert (message.receive_count, message.sent_at, message.attributes) == (1, None, {})
 
 
-def test_fault_23_a_poll_is_read_for_longer_than_it_can_wait() -> None:
+def test_fault_23_the_read_timeout_of_a_poll_is_longer_than_its_wait() -> None:
     options = client_options(read_timeout_seconds=MAX_WAIT_SECONDS + POLL_MARGIN_SECONDS)
 
     assert options["read_timeout"] >= 20 + 5
@@ -191,12 +191,12 @@ def test_fault_23_a_poll_is_read_for_longer_than_it_can_wait() -> None:
 
 
 def unreachable(cause: OSError) -> EndpointConnectionError:
-    """What botocore, and the direct transport, make of a connection that could not be opened."""
+    """Return the error of botocore and the direct transport for a connection that could not be opened."""
     return EndpointConnectionError(endpoint_url="https://sqs.eu-west-1.amazonaws.com", error=cause)
 
 
 @pytest.mark.parametrize("chained", [True, False])
-def test_a_connection_that_fails_for_want_of_file_descriptors_says_so_and_how_many_there_are(chained: bool) -> None:
+def test_a_connection_without_a_free_file_descriptor_reports_their_limit(chained: bool) -> None:
     cause = OSError(errno.EMFILE, "Too many open files")
     error = unreachable(cause)
     if chained:
@@ -211,7 +211,7 @@ def test_a_connection_that_fails_for_want_of_file_descriptors_says_so_and_how_ma
     assert "AWS_ENDPOINT_URL" not in fault.detail
 
 
-def test_a_name_that_cannot_be_resolved_is_not_blamed_on_the_endpoint_alone() -> None:
+def test_an_unresolvable_host_name_is_reported_with_advice_about_dns() -> None:
     fault = classify(
         unreachable(socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
         action="sqs:ReceiveMessage",

@@ -65,11 +65,11 @@ HELD = {
     52: "test_a_lone_surrogate_is_written_and_not_lost",
     53: "test_a_label_cannot_control_the_terminal_or_add_a_line",
     54: "test_a_preview_ends_where_the_line_does_and_data_that_is_not_shown_is_not_encoded",
-    55: "test_a_variable_that_no_header_may_hold_is_refused_by_its_name_and_without_its_value",
+    55: "test_a_variable_that_no_header_may_have_is_refused_by_name_and_without_its_value",
     56: "test_of_the_outboxs_url_nothing_secret_is_told",
     57: "test_a_process_that_goes_on_trying_tells_nothing_secret",
     58: "test_of_endpoints_nothing_secret_is_told",
-    59: "test_keys_of_a_process_that_no_header_may_hold_are_refused_by_its_name",
+    59: "test_keys_of_a_process_that_no_header_may_have_are_refused_by_its_name",
     60: "test_a_message_that_kills_its_worker_is_finally_dead_lettered_and_no_other_is_lost",
     61: "test_the_number_of_hanging_handlers_is_limited_and_probes_fail_meanwhile",
     62: "test_a_handler_that_swallows_its_cancellation_is_settled_as_timed_out_and_frees_its_slot",
@@ -77,8 +77,8 @@ HELD = {
     64: "test_half_open_connections_to_the_health_port_cost_no_message",
     65: "test_three_hundred_scrapes_at_once_are_one_query_on_one_connection",
     66: "test_a_worker_whose_output_nobody_reads_works_on_and_drains_in_time",
-    67: "test_an_answer_that_does_not_end_is_cut_off",
-    68: "test_a_certificate_that_is_not_to_be_trusted_is_told_with_its_mend_and_not_tried_again",
+    67: "test_a_response_that_is_too_long_is_cut_off",
+    68: "test_an_untrusted_certificate_is_reported_with_advice_and_not_retried",
 }
 
 

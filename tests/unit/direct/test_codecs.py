@@ -21,7 +21,7 @@ def test_a_form_is_encoded_as_urllib_does_it(text: str) -> None:
     assert topics.encode_form(text) == quote(text, safe="").encode()
 
 
-def test_what_is_encoded_is_read_back() -> None:
+def test_an_encoded_form_decodes_to_the_same_text() -> None:
     text = '{"a": "b=c&d+e%20;é\n"} ~-_.'
 
     assert parse_qsl(f"x={topics.encode_form(text).decode()}") == [("x", text)]
@@ -41,14 +41,14 @@ def answer(successful: list[str], failed: list[tuple[str, str, bool]]) -> bytes:
 
 
 @pytest.mark.parametrize("none_failed", ["<Failed/>", "<Failed></Failed>", "<Failed>\n  </Failed>", ""])
-def test_an_answer_without_failures_is_not_taken_apart(none_failed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_without_failures_is_not_parsed_as_xml(none_failed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topics, "_parse", lambda _: pytest.fail("it was parsed, which takes six times as long"))
     body = answer(["0", "1"], []).replace(b"<Failed/>", none_failed.encode())
 
     assert topics.read_response(body) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
 
 
-def test_an_answer_says_which_entries_were_taken_and_why_others_were_not() -> None:
+def test_a_response_lists_accepted_entries_and_the_reasons_of_failed_ones() -> None:
     assert topics.read_response(answer(["0", "1"], [])) == {"Successful": [{"Id": "0"}, {"Id": "1"}], "Failed": []}
     found = topics.read_response(answer(["1"], [("0", "InternalError", False), ("2", "InvalidParameter", True)]))
     assert found["Successful"] == [{"Id": "1"}]
@@ -59,18 +59,18 @@ def test_an_answer_says_which_entries_were_taken_and_why_others_were_not() -> No
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>proxy</html>", b"{}", answer(["0"], [])[:-30]])
-def test_an_answer_that_is_none_of_sns_is_not_taken_for_one(body: bytes) -> None:
+def test_a_response_that_is_not_from_sns_is_an_error(body: bytes) -> None:
     with pytest.raises(ValueError, match="the response is"):
         topics.read_response(body)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"Messages": [', b"half"])
-def test_an_answer_that_is_no_json_is_no_empty_queue(body: bytes) -> None:
+def test_a_response_that_is_not_json_is_not_an_empty_queue(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         queues.read_messages(body, 0.0)
 
 
-def test_fault_59_a_message_that_was_damaged_is_left_to_come_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_59_a_damaged_message_is_left_for_redelivery(caplog: pytest.LogCaptureFixture) -> None:
     digest = md5("é".encode(), usedforsecurity=False).hexdigest()
     good = {"MessageId": "1", "ReceiptHandle": "r1", "Body": "é", "MD5OfBody": digest}
     bad = {**good, "MessageId": "2", "Body": "e"}

@@ -1,4 +1,4 @@
-"""Connections over real sockets: to hosts of several addresses, and with TLS; on asyncio's loop and on uvloop."""
+"""Connections over real sockets: to hosts with several addresses, and with TLS; on asyncio's loop and on uvloop."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     with asyncio.Runner(loop_factory=request.param) as runner:
         yield runner.run
-    gc.collect()  # what was left open is told of here, and fails this test
+    gc.collect()  # warns of open sockets here, so that they fail this test
 
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
-    """Answer one request a connection, on loopback; give the port."""
+    """Answer one request for each connection, on loopback; yield the port."""
     handling: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,7 +57,7 @@ async def serving() -> AsyncIterator[int]:
 
 @contextmanager
 def serving_tls(tls: ssl.SSLContext, end: Callable[[ssl.SSLSocket], None]) -> Iterator[int]:
-    """Send most of one answer, and end as a test says; give the port."""
+    """Send most of one response, and end the connection by *end*; yield the port."""
 
     def serve() -> None:
         accepted = listener.accept()[0]
@@ -73,8 +73,8 @@ def serving_tls(tls: ssl.SSLContext, end: Callable[[ssl.SSLSocket], None]) -> It
 
 
 @contextmanager
-def deaf() -> Iterator[int]:
-    """Give a port that answers nothing, not even that it is closed: the queue before it is full."""
+def unresponsive() -> Iterator[int]:
+    """Yield a port that does not answer, not even with a refusal, because its backlog is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -89,7 +89,7 @@ def deaf() -> Iterator[int]:
 
 
 def closed() -> int:
-    """Return a port that nobody has."""
+    """Return a port without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -98,7 +98,7 @@ def closed() -> int:
 
 @pytest.fixture
 def leads_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let every name have addresses: these ports of loopback, in this order."""
+    """Let every name resolve to these ports of loopback, in this order."""
 
     def lead(*ports: int) -> None:
         async def find_addresses(host: str, port: int) -> list[Any]:
@@ -125,15 +125,13 @@ def open_sockets() -> int:
     return len(psutil.Process().net_connections())
 
 
-def test_an_address_that_does_not_answer_does_not_keep_the_next_one_waiting(
-    run: Run, leads_to: Callable[..., None]
-) -> None:
+def test_an_address_that_does_not_answer_does_not_delay_the_next_one(run: Run, leads_to: Callable[..., None]) -> None:
     async def main(silent: int) -> bytes:
         async with serving() as port:
             leads_to(silent, silent, port)
             return await ask_at("sqs.test", 443, None)
 
-    with deaf() as silent:
+    with unresponsive() as silent:
         assert run(main(silent)) == b"abc"
 
 
@@ -146,18 +144,18 @@ def test_an_address_that_refuses_is_followed_by_the_next(run: Run, leads_to: Cal
     assert run(main()) == b"abc"
 
 
-def test_when_all_addresses_refuse_it_is_refused(run: Run, leads_to: Callable[..., None]) -> None:
+def test_if_all_addresses_refuse_the_connection_is_refused(run: Run, leads_to: Callable[..., None]) -> None:
     leads_to(closed(), closed())
 
     with pytest.raises(ConnectionRefusedError):
         run(ask_at("sqs.test", 443, None))
 
 
-def test_when_no_address_answers_the_limit_holds_and_nothing_stays_open(
+def test_if_no_address_answers_it_times_out_and_no_socket_stays_open(
     run: Run, leads_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "CONNECT_SECONDS", 0.6)
-    with deaf() as silent:
+    with unresponsive() as silent:
         leads_to(silent, silent, silent)
         before = open_sockets()
         with pytest.raises(TimeoutError):
@@ -166,7 +164,7 @@ def test_when_no_address_answers_the_limit_holds_and_nothing_stays_open(
         assert open_sockets() == before
 
 
-def test_who_stops_waiting_for_a_connection_leaves_nothing_open(run: Run, leads_to: Callable[..., None]) -> None:
+def test_a_cancelled_connection_leaves_no_socket_open(run: Run, leads_to: Callable[..., None]) -> None:
     async def main(silent: int) -> None:
         leads_to(silent, silent)
         before = open_sockets()
@@ -178,7 +176,7 @@ def test_who_stops_waiting_for_a_connection_leaves_nothing_open(run: Run, leads_
 
         assert open_sockets() == before
 
-    with deaf() as silent:
+    with unresponsive() as silent:
         run(main(silent))
 
 
@@ -200,12 +198,12 @@ def test_a_pool_that_is_closed_while_it_connects_sends_nothing(run: Run, monkeyp
     run(main())
 
 
-def test_a_name_that_is_none_is_an_error_of_the_system(run: Run) -> None:
+def test_an_unknown_host_name_is_an_error(run: Run) -> None:
     with pytest.raises(socket.gaierror):
         run(ask_at("sqs.invalid", 443, None))
 
 
-def test_who_stops_waiting_for_tls_leaves_nothing_open(run: Run, tmp_path: Path) -> None:
+def test_a_cancelled_tls_handshake_leaves_no_socket_open(run: Run, tmp_path: Path) -> None:
     tls = trusting(Authority(tmp_path))
 
     async def main(silent: int) -> None:
@@ -229,12 +227,12 @@ def trusting(authority: Authority) -> ssl.SSLContext:
 
 
 def cut(connection: ssl.SSLSocket) -> None:
-    """End TCP, without TLS's goodbye."""
+    """End TCP without closing TLS."""
     connection.shutdown(socket.SHUT_RDWR)
 
 
 def farewell(connection: ssl.SSLSocket) -> None:
-    """End TLS, and let TCP be."""
+    """Close TLS, and leave TCP open."""
     with suppress(OSError):  # from a client that has gone in the meantime
         connection.unwrap()
 
@@ -244,7 +242,7 @@ def reset(connection: ssl.SSLSocket) -> None:
 
 
 @pytest.mark.parametrize("end", [cut, farewell, reset])
-def test_tls_that_ends_before_the_answer_does_is_lost_and_not_waited_for(
+def test_tls_that_ends_before_the_response_is_a_lost_connection(
     run: Run, tmp_path: Path, end: Callable[[ssl.SSLSocket], None]
 ) -> None:
     authority = Authority(tmp_path)
@@ -252,7 +250,7 @@ def test_tls_that_ends_before_the_answer_does_is_lost_and_not_waited_for(
         run(ask_at("localhost", port, trusting(authority)))
 
 
-def test_a_certificate_that_is_refused_is_an_error_of_tls_and_leaves_nothing_open(run: Run, tmp_path: Path) -> None:
+def test_a_refused_certificate_is_a_tls_error_and_leaves_no_socket_open(run: Run, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     before = open_sockets()
     with serving_tls(authority.server("sqs.test"), cut) as port, pytest.raises(ssl.SSLCertVerificationError):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over real sockets, with a server that writes just what a test tells it to."""
+"""HTTP/1.1 over real sockets, with a server that follows the script of a test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nDate: today\r\n\r\nabc"
 
 
 class Server:
-    """Answers the requests of all its connections, in their order, with one script each time."""
+    """Answers each request, on any of its connections, with the next script."""
 
     def __init__(self, *scripts: bytes | Callable[[asyncio.StreamWriter], None] | None) -> None:
         self.scripts = list(scripts)
@@ -77,7 +77,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x=y
     ],
     ids=["length", "interim", "chunked", "trailers", "lower case"],
 )
-async def test_an_answer_is_read_and_its_connection_used_again(script: bytes) -> None:
+async def test_a_response_is_read_and_its_connection_used_again(script: bytes) -> None:
     server = Server(script, OK)
     async with talking(server) as pool:
         first, second = await ask(pool), await ask(pool)
@@ -95,7 +95,7 @@ async def test_an_answer_is_read_and_its_connection_used_again(script: bytes) ->
         b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nabc",
     ],
 )
-async def test_a_connection_that_is_to_be_closed_is_not_used_again(script: bytes) -> None:
+async def test_a_connection_that_the_server_will_close_is_not_used_again(script: bytes) -> None:
     server = Server(script, OK)
     async with talking(server) as pool:
         assert (await ask(pool)).body == (await ask(pool)).body == b"abc"
@@ -103,7 +103,7 @@ async def test_a_connection_that_is_to_be_closed_is_not_used_again(script: bytes
     assert server.connections == 2
 
 
-async def test_an_answer_without_length_ends_with_its_connection() -> None:
+async def test_a_response_without_length_ends_with_its_connection() -> None:
     def script(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nabc")
         writer.close()
@@ -112,7 +112,7 @@ async def test_an_answer_without_length_ends_with_its_connection() -> None:
         assert (await ask(pool)).body == b"abc"
 
 
-async def test_requests_at_once_have_a_connection_each() -> None:
+async def test_concurrent_requests_have_separate_connections() -> None:
     server = Server(*[OK] * 6)
     async with talking(server) as pool:
         await asyncio.gather(*(ask(pool) for _ in range(3)))
@@ -141,7 +141,7 @@ async def test_fault_52_a_receive_is_not_sent_twice() -> None:
     assert server.requests == 2
 
 
-async def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
+async def test_a_new_connection_that_the_server_closes_is_an_error_without_a_retry() -> None:
     server = Server(None, OK)
     async with talking(server) as pool:
         with pytest.raises(ConnectionLost, match="closed before the response ended"):
@@ -150,7 +150,7 @@ async def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
     assert server.requests == 1
 
 
-async def test_fault_52_half_an_answer_is_not_asked_for_again() -> None:
+async def test_fault_52_a_request_with_half_a_response_is_not_sent_again() -> None:
     def half(writer: asyncio.StreamWriter) -> None:
         writer.write(OK[:-1])
         writer.close()
@@ -164,7 +164,7 @@ async def test_fault_52_half_an_answer_is_not_asked_for_again() -> None:
     assert server.requests == 2
 
 
-async def test_a_connection_that_closed_while_idle_is_not_even_tried() -> None:
+async def test_a_connection_that_closed_while_idle_is_not_tried() -> None:
     def last(writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
         writer.close()
@@ -180,7 +180,7 @@ async def test_a_connection_that_closed_while_idle_is_not_even_tried() -> None:
     assert server.requests == 2
 
 
-async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "IDLE_SECONDS", 0.0)
     server = Server(OK, OK)
     async with talking(server) as pool:
@@ -190,7 +190,7 @@ async def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch
     assert server.connections == 2
 
 
-async def test_what_a_burst_leaves_over_is_closed_in_time_though_one_connection_is_enough_now() -> None:
+async def test_unused_connections_of_a_burst_are_closed_in_time() -> None:
     server = Server(OK, OK, OK)
     async with talking(server) as pool:
         await asyncio.gather(ask(pool), ask(pool))
@@ -203,7 +203,7 @@ async def test_what_a_burst_leaves_over_is_closed_in_time_though_one_connection_
     assert server.connections == 2
 
 
-async def test_no_answer_in_time_ends_the_connection() -> None:
+async def test_no_response_in_time_ends_the_connection() -> None:
     server = Server(lambda _: None, OK)
     async with talking(server) as pool:
         with pytest.raises(TimeoutError, match="no response in time"):
@@ -213,7 +213,7 @@ async def test_no_answer_in_time_ends_the_connection() -> None:
     assert server.connections == 2
 
 
-async def test_who_stops_waiting_takes_the_connection_along() -> None:
+async def test_a_cancelled_request_closes_its_connection() -> None:
     server = Server(lambda _: None, OK)
     async with talking(server) as pool:
         with pytest.raises(TimeoutError):
@@ -249,13 +249,13 @@ async def test_who_stops_waiting_takes_the_connection_along() -> None:
         "a head without end",
     ],
 )
-async def test_what_is_no_http_is_an_error(script: bytes) -> None:
+async def test_a_response_that_is_not_http_is_an_error(script: bytes) -> None:
     async with talking(Server(script)) as pool:
         with pytest.raises(ValueError, match=r"."):
             await ask(pool)
 
 
-async def test_an_answer_that_does_not_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_response_that_is_too_long_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "MAX_RESPONSE_BYTES", 10_000)
     server = Server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 20_000, OK)
     async with talking(server) as pool:
@@ -266,7 +266,7 @@ async def test_an_answer_that_does_not_end_is_cut_off(monkeypatch: pytest.Monkey
     assert server.connections == 2
 
 
-async def test_nobody_listens() -> None:
+async def test_a_port_without_a_listener_refuses_the_connection() -> None:
     server = await asyncio.start_server(Server().serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()
@@ -295,7 +295,7 @@ async def test_nobody_listens() -> None:
         "a line end after the chunks",
     ],
 )
-async def test_what_nobody_asked_for_ends_the_connection(script: bytes) -> None:
+async def test_bytes_after_a_response_end_the_connection(script: bytes) -> None:
     server = Server(script, OK)
     async with talking(server) as pool:
         first = await ask(pool)
@@ -324,7 +324,7 @@ async def test_bytes_on_an_idle_connection_end_it(extra: bytes) -> None:
     assert (server.requests, server.connections) == (2, 2)
 
 
-async def test_a_pool_that_is_closed_sends_nothing_again() -> None:
+async def test_a_closed_pool_sends_no_request_again() -> None:
     server = Server(OK, lambda _: None, OK)
     async with talking(server) as pool:
         await ask(pool)

@@ -222,7 +222,7 @@ def test_bytes_outside_the_body_have_a_limit(start: bytes, more: bytes) -> None:
     assert reader.received_bytes <= response.MAX_HEAD_BYTES + len(start + more)
 
 
-def test_an_answer_that_is_too_long_is_refused_by_its_size_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_is_too_long_is_refused_by_its_total_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "MAX_RESPONSE_BYTES", 1_000)
     reader = ResponseReader()
     reader.feed(LINE + b"Transfer-Encoding: chunked\r\n\r\n")

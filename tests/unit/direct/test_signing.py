@@ -80,7 +80,7 @@ def test_any_request_is_signed_as_botocore_signs_it(
         assert f"X-Amz-Date: {request.headers['X-Amz-Date']}\r\n" in lines
 
 
-def test_new_credentials_are_signed_with_at_once() -> None:
+def test_new_credentials_sign_the_next_request() -> None:
     signer = Signer("example.amazonaws.com", "us-east-1", "service")
 
     first = signer.sign(EXAMPLE, MOMENT, "", b"")
