@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 from smartpipe.batching.resend import send_with_retries_blocking
 from smartpipe.envelope.body_encoding import BodyEncoding
@@ -13,7 +13,7 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
-from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, queue_of
+from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, read_options
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
@@ -23,7 +23,7 @@ from smartpipe.transports.aws.entries import publish_entries, put_object_request
 from smartpipe.transports.aws.errors import MISSING, classify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     import boto3
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
-    from smartpipe.topics import Queue
+    from smartpipe.options import PublishOptions
 
 SERVICES = ("sns", "sqs", "s3", "sts")
 
@@ -78,15 +78,8 @@ class Publisher:
         """Close."""
         self.close()
 
-    def publish(
-        self,
-        event: Event,
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> str:
-        """Publish *event* in one request and return its envelope id. Arguments as those of the asyncio publisher.
+    def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
+        """Publish *event* in one request and return its envelope id. Options as those of the asyncio publisher.
 
         On a FIFO topic, publish the events of one key from one thread: their order is the order of the calls.
 
@@ -94,21 +87,14 @@ class Publisher:
             EventTooLarge: Before any I/O.
             PublishError: SNS or SQS refused it, or could not be reached before the deadline.
         """
-        publication = Publication(event, attributes, queue_of(queue), delay_seconds)
+        publication = Publication(event, *read_options(**options))
         outgoing = prepare(publication, source=self.source, encoding=self._encoding)
         failed = self._send_chunk([outgoing])
         if failed:
             raise PublishError([failure for _, failure in failed])
         return outgoing.event_id
 
-    def publish_many(
-        self,
-        events: Iterable[Event],
-        *,
-        queue: Queue | str | None = None,
-        delay_seconds: float | None = None,
-        attributes: Mapping[str, str] | None = None,
-    ) -> PublishReport:
+    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishOptions]) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
 
         An event that cannot be published does not stop the others, except those of its key on a FIFO topic.
@@ -116,8 +102,8 @@ class Publisher:
         Raises:
             PublishError: After every event has been tried. ``failures`` has those that were not published.
         """
-        target = queue_of(queue)
-        publications = (Publication(event, attributes, target, delay_seconds) for event in events)
+        fields = read_options(**options)
+        publications = (Publication(event, *fields) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
