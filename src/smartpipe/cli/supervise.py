@@ -1,4 +1,4 @@
-"""``smartpipe worker`` as one process, or as has_siblings processes under a supervisor."""
+"""``smartpipe worker`` as one process, or as several processes under a supervisor."""
 
 from __future__ import annotations
 
