@@ -36,7 +36,7 @@ from tests.chaos.faults import (
 
 KILLED_BETWEEN = "the worker is killed between the effect and the completion of its claim"
 LOST_WITH_POSTGRES = "the reply to the insert, or the completion of the claim, is lost with the server"
-CONTINUED_LATE = "certain here, because the worker continues with effects that another one has had meanwhile"
+CONTINUED_LATE = "certain here, because the worker resumes and repeats effects that another one has caused meanwhile"
 SIGNATURE = "Signature expired: 20261123T020000Z is now earlier than 20261123T021000Z"
 TOKEN = "The security token included in the request is expired"
 RECEIVE, DELETE, PUBLISH, EXTEND = (
