@@ -235,7 +235,7 @@ def test_messages_that_cannot_be_sent_are_listed_with_the_reason_and_it_gives_up
 @pytest.mark.parametrize(
     ("arguments", "environment", "code", "sentence"),
     [
-        (("list", TARGET), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 1, "does AWS_ENDPOINT_URL, or the network,"),
+        (("list", TARGET), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 1, "is AWS_ENDPOINT_URL correct"),
         (("purge", TARGET), {}, 2, "Missing option '--queue'"),
         (("redrive", TARGET), {"SMARTPIPE_PREFIX": "nowhere-"}, 1, "run `smartpipe topology apply`"),
         (("redrive", TARGET), {}, 2, "add --dry-run to see the messages, then add --yes"),
