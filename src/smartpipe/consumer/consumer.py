@@ -247,8 +247,12 @@ class Consumer:
 
     @property
     def open_work(self) -> int:
-        """The number of groups that are being handled, plus the receive calls that may bring more."""
-        return len(self._runner.tasks) + len(self._calls)
+        """The number of groups being handled, of receive calls that may bring more, and of unconfirmed deletes.
+
+        A message that kills this process must not begin before the deletes are confirmed: SQS would deliver the handled
+        messages again.
+        """
+        return len(self._runner.tasks) + len(self._calls) + self._slots.unsettled
 
     @property
     def failing(self) -> bool:
