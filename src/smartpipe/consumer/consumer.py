@@ -247,10 +247,10 @@ class Consumer:
 
     @property
     def open_work(self) -> int:
-        """The number of groups being handled, of receive calls that may bring more, and of unconfirmed deletes.
+        """The number of groups being handled, of receive calls that may bring more, and of unsettled messages.
 
-        A message that kills this process must not begin before the deletes are confirmed: SQS would deliver the handled
-        messages again.
+        A message that may kill this process must not begin before deletes and returns are confirmed. If it did, SQS
+        would deliver handled messages again, and count one more delivery of each.
         """
         return len(self._runner.tasks) + len(self._calls) + self._slots.unsettled
 

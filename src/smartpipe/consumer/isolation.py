@@ -152,7 +152,7 @@ class Isolation:
 
     @property
     def _others(self) -> bool:
-        """Whether there are messages besides the suspects, or receive calls that may bring some."""
+        """Whether there are messages besides the suspects, settled ones excluded, or calls that may bring some."""
         return sum(consumer.open_work for consumer in self._consumers) > self._suspects
 
     def admit(self, wanted: int) -> int:
