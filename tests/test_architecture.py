@@ -46,6 +46,7 @@ ORDER = [
     "retry",
     "transport",
     "topics",
+    "event_fields",
     "events",
     "settings",
     "options",

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from types import BuiltinMethodType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from smartpipe.errors import ConfigError
+from smartpipe.event_fields import inspect_fields
 from smartpipe.topics import Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.|$)){0,254}")
 _VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
+
+
+E = TypeVar("E", bound="Event")
+
+_ARGUMENTS = ("topic", "type", "version", "key", "tenant")
 
 
 class Contract(NamedTuple):
@@ -74,7 +85,17 @@ class Event(BaseModel):
     else:
 
         def __init_subclass__(cls, **kwargs: Any) -> None:
-            """Leave the arguments to ``__pydantic_init_subclass__``, which runs after the fields are collected."""
+            """Leave our arguments to ``__pydantic_init_subclass__``, which runs after the fields are collected."""
+            others = {name: value for name, value in kwargs.items() if name not in _ARGUMENTS}
+            inherited = super().__init_subclass__
+            if others and isinstance(inherited, BuiltinMethodType):  # that of object, which takes no arguments
+                raise ConfigError([_describe_unknown_argument(cls, name) for name in others])
+            inherited(**others)
+
+        @classmethod
+        def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+            """Create an event without validation. It is validated when it is published."""
+            return _mark_unvalidated(super().model_construct(_fields_set, **values))
 
     @classmethod
     def __pydantic_init_subclass__(
@@ -97,7 +118,38 @@ class Event(BaseModel):
         if errors or topic is None or type is None or version is None:
             raise ConfigError(errors)
         cls.__contract__ = Contract(type, version, topic, key, tenant)
+        if cls.__pydantic_complete__:
+            _refuse_unreadable_fields(cls)
         _register(cls, cls.__contract__)
+
+    @classmethod
+    def __pydantic_on_complete__(cls) -> None:
+        """Check the fields of a class that refers to others which were defined after it."""
+        super().__pydantic_on_complete__()
+        if cls.__dict__.get("__contract__") is not None:
+            _refuse_unreadable_fields(cls)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the event without validation of *update*. A copy with an update is validated when it is published."""
+        copy = super().model_copy(update=update, deep=deep)
+        return _mark_unvalidated(copy) if update else copy
+
+
+class _UnvalidatedFields(set[str]):
+    """The names of the fields that were set in an event that has not been validated.
+
+    Pydantic keeps this set in each model, and copies and pickles it with the model.
+    """
+
+
+def _mark_unvalidated(event: E) -> E:
+    object.__setattr__(event, "__pydantic_fields_set__", _UnvalidatedFields(event.__pydantic_fields_set__))
+    return event
+
+
+def is_validated(event: Event) -> bool:
+    """Return whether the event's class has validated it: not if it is from ``model_construct`` or an updated copy."""
+    return type(event.__pydantic_fields_set__) is set
 
 
 def contract_of(event: type[Event]) -> Contract:
@@ -108,9 +160,13 @@ def contract_of(event: type[Event]) -> Contract:
     """
     contract = event.__contract__
     if contract is None:
+        # A generic class with its parameters, such as Changed[int], is declared as a subclass.
+        name, base = event.__name__, event.__bases__[0].__name__
+        origin = event.__pydantic_generic_metadata__["origin"]
+        if origin is not None:
+            name, base = f"My{origin.__name__}", name
         msg = (
-            f"{_name(event)} does not declare a type; "
-            f'write class {event.__name__}({event.__bases__[0].__name__}, topic=..., type="...", version="1.0")'
+            f'{_name(event)} does not declare a type; write class {name}({base}, topic=..., type="...", version="1.0")'
         )
         raise ConfigError(msg)
     return contract
@@ -148,6 +204,18 @@ def _register(cls: type[Event], contract: Contract) -> None:
         )
         raise ConfigError(msg)
     _REGISTRY[contract.type, contract.major] = cls
+
+
+def _refuse_unreadable_fields(cls: type[Event]) -> None:
+    errors = inspect_fields(cls.__pydantic_core_schema__).errors
+    if errors:
+        raise ConfigError([f"event {_name(cls)}: {error}" for error in errors])
+
+
+def _describe_unknown_argument(cls: type[Event], name: str) -> str:
+    close = get_close_matches(name, _ARGUMENTS, n=1)
+    suggestion = f"did you mean {close[0]}=?" if close else f"its arguments are {', '.join(_ARGUMENTS)}"
+    return f"event {_name(cls)}: unknown argument {name}=; {suggestion}"
 
 
 def _declaration_errors(cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None) -> list[str]:

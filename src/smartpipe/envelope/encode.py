@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticSerializationError, to_json
 
+from smartpipe.envelope.serialize import UnreadableData, get_serializer
 from smartpipe.envelope.traceparent import child_of, new_traceparent
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
@@ -108,16 +109,21 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
 
 
 def encode(envelope: Envelope) -> str:
-    """Return the envelope as structured JSON. Pydantic serializes the data in one pass, by alias.
+    """Return the envelope as structured JSON, with the data by alias.
 
     Raises:
-        PublishError: The data contains a value that JSON in UTF-8 cannot represent, such as a lone surrogate.
+        PublishError: The data contains a value that JSON in UTF-8 cannot represent, such as a lone surrogate, or that
+            the event's class would refuse or change when it reads the data.
     """
     event = envelope.data
     try:
-        data = type(event).__pydantic_serializer__.to_json(event, by_alias=True).decode()
-    except (PydanticSerializationError, UnicodeError) as error:
-        detail = f"the event cannot be written as JSON: {error}"
+        serializer = get_serializer(type(event))
+        if serializer.is_plain and type(event.__pydantic_fields_set__) is set:  # as in is_validated
+            data = event.__pydantic_serializer__.to_json(event, by_alias=True).decode()
+        else:
+            data = serializer.serialize(event)
+    except (UnreadableData, PydanticSerializationError, UnicodeError) as error:
+        detail = f"the event cannot be written as JSON that consumers can read: {error}"
         failure = PublishFailure(event, envelope.id, "InvalidContent", detail, retryable=False)
         raise PublishError([failure]) from error
     moment = f'","time":{to_json(envelope.time).decode()}' if envelope.time else '"'

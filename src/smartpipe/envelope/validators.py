@@ -66,12 +66,12 @@ def build_bounded_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
     """
     if type(adapter.validator) is not SchemaValidator:
         return adapter.validator.validate_json
-    return _build(_default_to_none(_transform(adapter.core_schema, _stop_at_first_error)), in_thread=False)
+    return _build(_default_to_none(transform(adapter.core_schema, _stop_at_first_error)), in_thread=False)
 
 
 def build_explaining_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
     """Return a function, for small bodies, that raises ValidationError with the first error of each collection."""
-    return _build(_transform(adapter.core_schema, _stop_at_first_error), in_thread=False)
+    return _build(transform(adapter.core_schema, _stop_at_first_error), in_thread=False)
 
 
 def build_cooperative_validator(adapter: TypeAdapter[Any]) -> Callable[[str], Any]:
@@ -88,7 +88,7 @@ def build_cooperative_validator(adapter: TypeAdapter[Any]) -> Callable[[str], An
         return adapter.validator.validate_json
     validate = _build(_default_to_none(_make_cooperative(adapter.core_schema)), in_thread=True)
     forbidden = _ForbiddenFields()
-    bounded = _transform(adapter.core_schema, forbidden.bound)
+    bounded = transform(adapter.core_schema, forbidden.bound)
     if not forbidden.possible:
         return validate
     count = _build(_default_to_none(_make_cooperative(bounded)), in_thread=True)
@@ -112,7 +112,7 @@ def build_cooperative_explaining_validator(adapter: TypeAdapter[Any]) -> Callabl
     value. It also raises TooManyForbiddenFields.
     """
     forbidden = _ForbiddenFields()
-    validate = _build(_make_cooperative(_transform(adapter.core_schema, forbidden.bound)), in_thread=True)
+    validate = _build(_make_cooperative(transform(adapter.core_schema, forbidden.bound)), in_thread=True)
 
     def validate_json(body: str) -> Any:
         forbidden.count = 0
@@ -124,14 +124,14 @@ def build_cooperative_explaining_validator(adapter: TypeAdapter[Any]) -> Callabl
 def _make_cooperative(schema: Any) -> Any:
     # The order matters: the later changes wrap schemas, and the earlier ones would not recognize wrapped schemas.
     for change in (_stop_at_first_error, _yield_inside, _OneErrorForMissingFields(schema).change, _yield_after):
-        schema = _transform(schema, change)
+        schema = transform(schema, change)
     return schema
 
 
 def _build(schema: Any, *, in_thread: bool) -> Callable[[str], Any]:
     tries = TryCounter(schema, in_thread=in_thread)
     if tries.needed:
-        return tries.wrap(_build_unbounded(_transform(schema, tries.bound)))
+        return tries.wrap(_build_unbounded(transform(schema, tries.bound)))
     return _build_unbounded(schema)
 
 
@@ -147,22 +147,22 @@ def _default_to_none(schema: dict[str, Any]) -> dict[str, Any]:
     return dict(core_schema.with_default_schema(schema, default=None, on_error="default"))
 
 
-def _transform(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def transform(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
     """Return a core schema with *change* applied to each schema in it, the innermost first."""
     if isinstance(schema, (list, tuple)):  # steps of a chain, choices of a union with their labels
-        return type(schema)(_transform(one, change) for one in schema)
+        return type(schema)(transform(one, change) for one in schema)
     if not isinstance(schema, dict):
         return schema
     copy = dict(schema)
     for key in _NESTED:
         if key in copy:
-            copy[key] = _transform(copy[key], change)
+            copy[key] = transform(copy[key], change)
     for key in _NAMED:
         named = copy.get(key)
         if isinstance(named, dict):
-            copy[key] = {name: _transform(one, change) for name, one in named.items()}
+            copy[key] = {name: transform(one, change) for name, one in named.items()}
         elif isinstance(named, list):
-            copy[key] = _transform(named, change)
+            copy[key] = transform(named, change)
     return change(copy)
 
 
