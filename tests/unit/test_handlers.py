@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence  # noqa: TC003 - handlers' annotations are resolved
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from pydantic import BaseModel
 
-from smartpipe import ConfigError, Delivery, Event, Queue, RetryPolicy, Service
+from smartpipe import Batch, BatchDelivery, ConfigError, Delivery, Event, Queue, RetryPolicy, Service
 from tests.support.events import OrderPlaced, UserLeft, UserSignedUp, users
 
 if TYPE_CHECKING:
@@ -72,6 +74,110 @@ def test_registering_a_signature_that_does_not_fit_fails_and_names_the_handler(
 
     assert error in str(caught.value)
     assert f"tests.unit.test_handlers.{function.__name__}" in str(caught.value)
+
+
+class Greeted:
+    """A mixin of the event of these tests."""
+
+
+class GreetedUser(UserSignedUp, Greeted, topic=users, type="greeted.user", version="1.0"):
+    pass
+
+
+AnyUser = TypeVar("AnyUser", bound=Event)
+OneOfTwo = TypeVar("OneOfTwo", UserLeft, GreetedUser)
+
+
+async def takes_union(event: UserLeft | GreetedUser) -> None: ...
+async def takes_optional_union(event: UserLeft | GreetedUser | None) -> None: ...
+async def takes_mixin(event: Greeted, delivery: Delivery) -> None: ...
+async def takes_model(event: BaseModel) -> None: ...
+async def takes_type_variable(event: AnyUser) -> None: ...
+async def takes_constrained_variable(event: OneOfTwo) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        takes_union,
+        takes_optional_union,
+        takes_mixin,
+        takes_model,
+        takes_type_variable,
+        takes_constrained_variable,
+    ],
+)
+def test_a_parameter_takes_every_event_that_fits_its_annotation(function: Callable[..., Any]) -> None:
+    service = Service("s")
+    service.subscribe(GreetedUser)(function)
+
+    assert service.handlers[0].parameters[0].kind == "event"
+
+
+async def takes_union_list(events: list[UserLeft | GreetedUser], batch: BatchDelivery) -> None: ...
+async def takes_mixin_sequence(events: Sequence[Greeted]) -> None: ...
+async def takes_variable_list(events: list[AnyUser]) -> None: ...
+async def takes_iterable(events: Iterable[BaseModel]) -> None: ...
+
+
+@pytest.mark.parametrize("function", [takes_union_list, takes_mixin_sequence, takes_variable_list, takes_iterable])
+def test_a_batch_handler_takes_lists_of_every_event_that_fits_their_items(function: Callable[..., Any]) -> None:
+    service = Service("s")
+    service.subscribe(GreetedUser, batch=Batch())(function)
+
+    assert service.handlers[0].parameters[0].kind == "event"
+
+
+def test_a_union_without_the_subscribed_event_is_rejected_and_shown_as_it_was_written() -> None:
+    with pytest.raises(
+        ConfigError, match=r"takes UserLeft \| OrderPlaced, but the handler is subscribed to UserSignedUp"
+    ):
+
+        @Service("s").subscribe(UserSignedUp)  # type: ignore[arg-type]
+        async def handle(event: UserLeft | OrderPlaced) -> None: ...
+
+
+def test_a_base_class_is_a_value_of_the_lifespan_if_another_parameter_names_the_event() -> None:
+    class Settings(BaseModel):
+        pass
+
+    async def lifespan() -> AsyncIterator[BaseModel]:
+        yield Settings()
+
+    service = Service("s", lifespan=lifespan)
+
+    @service.subscribe(UserSignedUp)
+    async def first(settings: BaseModel, event: UserSignedUp) -> None: ...
+
+    @service.subscribe(UserSignedUp)
+    async def second(event: UserSignedUp, settings: BaseModel) -> None: ...
+
+    kinds = [[parameter.kind for parameter in handler.parameters] for handler in service.handlers]
+    assert kinds == [["state", "event"], ["event", "state"]]
+
+
+def decorate_elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate *function* as a decorator does that another module defines, where other names mean other classes."""
+    names: dict[str, Any] = {"UserSignedUp": UserLeft, "wraps": wraps}
+    source = """
+def decorate(function):
+    @wraps(function)
+    async def wrapper(*args, **kwargs):
+        return await function(*args, **kwargs)
+    return wrapper
+"""
+    exec(source, names)
+    decorated: Callable[..., Any] = names["decorate"](function)
+    return decorated
+
+
+def test_annotations_of_a_decorated_function_mean_the_names_of_its_own_module() -> None:
+    assert parameters_of(decorate_elsewhere(both)) == ("event", "delivery")
+    assert parameters_of(decorate_elsewhere(partial(decorate_elsewhere(both), delivery=None))) == ("event",)
+    assert parameters_of(decorate_elsewhere(Mailer().send)) == ("event",)
+
+    with pytest.raises(ConfigError, match="takes UserLeft, but the handler is subscribed to UserSignedUp"):
+        parameters_of(decorate_elsewhere(wrong_event))
 
 
 class Mailer:

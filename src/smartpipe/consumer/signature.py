@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from types import UnionType
-from typing import Any, ForwardRef, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, ForwardRef, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from smartpipe.batch import BatchDelivery
 from smartpipe.delivery import Delivery
 from smartpipe.events import Event
 from smartpipe.names import without_partials
 
-_LISTS = (list, Sequence)
+_LISTS = (list, Sequence, Collection, Iterable)
 
 
 class Parameter(NamedTuple):
@@ -50,17 +52,20 @@ def read_signature(function: Callable[..., Any], event: type[Event], *, batch: b
     inner = _unwrap_callable(function)
     if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
         return Signature((), ["is a generator, which would never be iterated; remove the yield"], is_async=False)
-    annotations = _read_annotations(function)
+    parameters = _read_parameters(function)
+    event_is_named = any(_names_event(parameter.annotation, batch=batch) for parameter in parameters)
     bound: list[Parameter] = []
     errors: list[str] = []
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters:
         if (
             parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             or parameter.default is not parameter.empty
         ):
             continue
         taken = {one.kind for one in bound}
-        annotation = annotations.get(parameter.name, Any)
+        annotation = parameter.annotation
+        if state and (event_is_named or "event" in taken) and not _names_event(annotation, batch=batch):
+            taken.add("named event")  # a base class, such as BaseModel, is then the type of a value of the lifespan
         read, error = _read_parameter(parameter.name, annotation, event, taken=taken, batch=batch, state=state)
         if error or parameter.kind is parameter.KEYWORD_ONLY:
             errors.append(error or f"parameter {parameter.name!r} is keyword-only; handlers are called by position")
@@ -118,16 +123,15 @@ def _read_parameter(
     if annotation in (Delivery, BatchDelivery):
         other = "a batch handler takes a BatchDelivery" if batch else "only a batch handler takes a BatchDelivery"
         return Parameter(name, "delivery"), f"parameter {name!r}: {other}"
-    taken_event = _find_event(annotation, batch=batch)
-    if taken_event is not None:
-        fits = issubclass(event, taken_event)
-        error = f"parameter {name!r} takes {taken_event.__name__}, but the handler is subscribed to {event.__name__}"
+    fits = None if "named event" in taken else _takes_event(_find_item(annotation, batch=batch), event)
+    if fits is not None:
+        error = f"parameter {name!r} takes {_show(annotation)}, but the handler is subscribed to {event.__name__}"
         return Parameter(name, "event"), None if fits else error
     if isinstance(annotation, ForwardRef) and not (state and taken):
         annotation = Any  # its position decides
     if annotation is Any or annotation is object:
         return Parameter(name, "delivery" if "event" in taken else "event"), None
-    shown = getattr(annotation, "__name__", annotation)
+    shown = _show(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Event):
         error = f"parameter {name!r}: a batch handler takes a list of events; write list[{shown}]"
         return Parameter(name, "event"), error
@@ -149,6 +153,13 @@ def _read_parameter(
     return Parameter(name, "event"), error
 
 
+def _show(annotation: Any) -> str:
+    """Return the annotation as a user writes it: classes without their modules."""
+    if get_args(annotation):
+        return re.sub(r"(?:\w+\.)+(?=\w)|<locals>\.", "", str(annotation))
+    return str(getattr(annotation, "__name__", annotation))
+
+
 def _strip_generic(annotation: Any) -> Any:
     """Return a type that isinstance accepts: a class, the class of a generic, or a union."""
     if isinstance(annotation, (type, UnionType)):
@@ -156,32 +167,93 @@ def _strip_generic(annotation: Any) -> Any:
     return get_origin(annotation) or object
 
 
-def _find_event(annotation: Any, *, batch: bool) -> type[Event] | None:
-    """Return the event class that the annotation names, itself or as the item of a list."""
-    if batch:
-        if get_origin(annotation) not in _LISTS:
-            return None
-        [annotation, *_] = get_args(annotation) or (None,)
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Event) else None
+def _find_item(annotation: Any, *, batch: bool) -> Any:
+    """Return the annotation of one event: *annotation*, or in a batch handler that of the items of a list."""
+    if not batch:
+        return annotation
+    return get_args(annotation)[0] if get_origin(annotation) in _LISTS else None
+
+
+def _takes_event(annotation: Any, event: type[Event]) -> bool | None:
+    """Return whether a parameter with this annotation can take *event*; None if the annotation is for another value.
+
+    A class takes the events that are instances of it. It may also be a mixin. A union or a type variable takes an event
+    that one of its classes takes.
+    """
+    annotation = _strip_optional(getattr(annotation, "__value__", annotation))  # of a type alias
+    choices: tuple[Any, ...] = (annotation,)
+    if isinstance(annotation, TypeVar):
+        choices = annotation.__constraints__ or (annotation.__bound__ or object,)
+    elif get_origin(annotation) in (Union, UnionType):
+        choices = get_args(annotation)
+    if choices != (annotation,):
+        found = [_takes_event(one, event) for one in choices]
+        return True if True in found else False if False in found else None
+    cls = get_origin(annotation) or annotation
+    if not isinstance(cls, type) or cls is object:
+        return None
+    try:
+        if issubclass(event, cls):
+            return True
+    except TypeError:  # such as from a Protocol that is not runtime-checkable
+        return None
+    return False if issubclass(cls, Event) else None
+
+
+def _names_event(annotation: Any, *, batch: bool) -> bool:
+    """Return whether the annotation is an event class, or a list of events of one class."""
+    item = _find_item(annotation, batch=batch)
+    return isinstance(item, type) and issubclass(item, Event)
 
 
 def _unwrap_callable(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function behind partials and callable objects, but not behind a decorator's wrapper."""
     function = without_partials(function)
-    return function if inspect.isroutine(function) else type(function).__call__
+    call: Callable[..., Any] = function if inspect.isroutine(function) else type(function).__call__
+    return call
 
 
-def _read_annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations; one whose names exist only for type checkers stays a ForwardRef."""
+def _find_annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function whose parameters ``inspect.signature`` reports, behind the wrappers of all decorators."""
     inner = _unwrap_callable(function)
-    found: dict[str, Any] = {}
-    for name, annotation in getattr(inner, "__annotations__", {}).items():
-        alone = type("Alone", (), {"__annotations__": {name: annotation}})
-        try:
-            found[name] = _strip_optional(get_type_hints(alone, globalns=getattr(inner, "__globals__", {}))[name])
-        except (NameError, TypeError, AttributeError, SyntaxError):
-            found[name] = ForwardRef(annotation) if isinstance(annotation, str) else Any
-    return found
+    while True:
+        unwrapped: Callable[..., Any] = inspect.unwrap(inner, stop=lambda one: hasattr(one, "__signature__"))
+        if unwrapped is inner:
+            return inner
+        inner = _unwrap_callable(unwrapped)
+
+
+def _read_parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
+    """Return the parameters, each with its annotation; one whose names exist only for type checkers is a ForwardRef.
+
+    A decorator with ``functools.wraps`` may be in another module than the function, and the annotations of the
+    function may be text. Its own module defines the names in them.
+    """
+    module_names = getattr(_find_annotated(function), "__globals__", {})
+    return [
+        parameter.replace(annotation=_resolve(parameter.annotation, module_names))
+        for parameter in _read_signature(function).parameters.values()
+    ]
+
+
+def _read_signature(function: Callable[..., Any]) -> inspect.Signature:
+    if sys.version_info >= (3, 14):  # annotations are evaluated when they are read, also those for type checkers only
+        from annotationlib import Format
+
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+    return inspect.signature(function)
+
+
+def _resolve(annotation: Any, module_names: Mapping[str, Any]) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if isinstance(annotation, ForwardRef):
+        return annotation
+    alone = type("Alone", (), {"__annotations__": {"it": annotation}})
+    try:
+        return _strip_optional(get_type_hints(alone, globalns=dict(module_names))["it"])
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return ForwardRef(annotation) if isinstance(annotation, str) else Any
 
 
 def _strip_optional(annotation: Any) -> Any:
