@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
 
 from smartpipe import ConfigError, DecodeError, Event, UnknownEventType
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.decode import Decoder
+from smartpipe.envelope.decode import Decoder, MessageReader
+from smartpipe.message import Attribute, Message
+from smartpipe.payload_offload import PayloadOffload
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp, users
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 decoder = Decoder([UserSignedUp, UserLeft, OrderPlaced])
 
@@ -24,6 +30,10 @@ def plain(**changes: Any) -> str:
         "data": {"name": "Bob"},
     } | changes
     return json.dumps({name: value for name, value in event.items() if value is not ...})
+
+
+def base64_of(text: str) -> str:
+    return b64encode(text.encode()).decode()
 
 
 def sns_wrapped(body: str, **changes: str) -> str:
@@ -43,6 +53,82 @@ def test_a_plain_cloudevent_of_another_language_decodes() -> None:
 
     assert envelope.data == UserLeft(name="Bob")
     assert (envelope.id, envelope.source, envelope.version, envelope.time) == ("77", "/go/service", "1.0", None)
+
+
+@pytest.mark.parametrize("media_type", [..., None, "application/json", "TEXT/JSON; charset=utf-8", "text/json"])
+def test_data_in_base64_is_read_where_the_content_type_is_json(media_type: object) -> None:
+    body = plain(data=..., data_base64=base64_of('{"name": "Bob"}'), datacontenttype=media_type)
+
+    assert decoder.decode(body).data == UserLeft(name="Bob")
+    assert decoder.decode_large(body, 100).data == UserLeft(name="Bob")
+    assert decoder.decode(sns_wrapped(body)).data == UserLeft(name="Bob")
+    assert decoder.decode(plain(data=None, data_base64=base64_of('{"name": "Bob"}'))).data == UserLeft(name="Bob")
+
+
+def test_data_in_base64_has_the_limits_of_other_data() -> None:
+    body = plain(data=..., data_base64=base64_of(json.dumps({"name": "Bob", "more": [{}] * 1_000})))
+
+    assert decoder.decode_large(body, 2_000).data == UserLeft(name="Bob")
+    with pytest.raises(DecodeError) as caught:
+        decoder.decode_large(body, 500)
+    assert caught.value.kind == "too-many-values"
+
+
+def test_a_reason_names_the_data_in_base64_that_is_wrong() -> None:
+    with pytest.raises(DecodeError, match=r"data_base64: input should be JSON in UTF-8, encoded in base64"):
+        decoder.decode(plain(data=..., data_base64="?"))
+    with pytest.raises(DecodeError, match=r"data_base64\.name: input should be a valid string"):
+        decoder.decode(plain(data=..., data_base64=base64_of('{"name": 5}')))
+    with pytest.raises(DecodeError, match=r"datacontenttype: input should be a media type of JSON"):
+        decoder.decode(plain(data=..., data_base64="AAAA", datacontenttype="image/png"))
+
+
+class Ping(Event, topic=users, type="decoder.ping", version="1.0"):
+    count: int = 1
+
+
+@pytest.mark.parametrize("changes", [{"data": ...}, {"data": None}, {"data": {}}, {"data": ..., "data_base64": None}])
+def test_an_event_whose_fields_all_have_defaults_needs_no_data(changes: dict[str, object]) -> None:
+    body = plain(type="decoder.ping", **changes)
+
+    assert Decoder([Ping]).decode(body).data == Ping()
+    assert Decoder([Ping, UserLeft]).decode_large(body, 100).data == Ping()
+
+
+def test_data_in_base64_is_not_dropped_from_an_event_that_needs_no_data() -> None:
+    body = plain(type="decoder.ping", data=..., data_base64=base64_of('{"count": 5}'))
+
+    assert Decoder([Ping]).decode(body).data == Ping(count=5)
+
+
+@pytest.mark.parametrize(
+    "name", ["dataversion", "datacontenttype", "time", "partitionkey", "traceparent", "correlationid", "causationid"]
+)
+def test_a_context_attribute_that_is_null_is_not_set(name: str) -> None:
+    assert decoder.decode(plain(**{name: None})) == decoder.decode(plain())
+
+
+@pytest.mark.parametrize("media_type", ["text/json", "APPLICATION/JSON", "application/VND.api+JSON", "image/svg+json"])
+def test_a_content_type_is_json_by_its_subtype_in_any_case(media_type: str) -> None:
+    assert decoder.decode(plain(datacontenttype=media_type)).data == UserLeft(name="Bob")
+
+
+@pytest.mark.parametrize("read", [decoder.decode, lambda body: decoder.decode_large(body, 100)])
+def test_a_batch_of_cloudevents_is_refused_by_its_name(read: Callable[[str], object]) -> None:
+    with pytest.raises(DecodeError, match=r"not a JSON object but an array, as in the batch mode of CloudEvents"):
+        read(f" [{plain()}, {plain()}]")
+
+
+@pytest.mark.parametrize("name", ["ce_id", "ce-type", "cloudEvents:source", "cloudEvents_id", "CE-ID"])
+async def test_a_cloudevent_in_binary_mode_is_refused_by_its_name(name: str) -> None:
+    reader = MessageReader([UserLeft], PayloadOffload())
+    binary = {name: Attribute("String", "x"), "content-type": Attribute("String", "application/json")}
+
+    for body in ('{"name": "Bob"}', "no JSON"):
+        with pytest.raises(DecodeError, match=r"a CloudEvent in binary mode; publish it in structured mode") as caught:
+            await reader.read(Message("1", "r", body, attributes=binary))
+        assert caught.value.kind == "not-cloudevent"
+    assert (await reader.read(Message("1", "r", plain(), attributes=binary))).data == UserLeft(name="Bob")
 
 
 def test_the_minor_version_and_new_fields_of_a_newer_producer_are_accepted() -> None:
@@ -82,6 +168,13 @@ def test_two_major_versions_of_a_type_go_to_their_own_classes() -> None:
         (plain(data=...), "invalid-data"),
         (plain(data="text"), "invalid-data"),
         (plain(data=..., data_base64="AAAA"), "invalid-data"),
+        (plain(data=..., data_base64="not base64"), "invalid-data"),
+        (plain(data=..., data_base64=7), "invalid-data"),
+        (plain(data=..., data_base64=base64_of("{")), "invalid-data"),
+        (plain(data=..., data_base64=base64_of('{"name": 5}')), "invalid-data"),
+        (plain(data={"name": 5}, data_base64=base64_of('{"name": "Bob"}')), "invalid-data"),
+        (plain(data=None), "invalid-data"),
+        (plain(datacontenttype="image/png", data=..., data_base64="AAAA"), "not-cloudevent"),
         (sns_wrapped("not JSON inside"), "not-json"),
         (sns_wrapped('{"name": "x"}'), "not-cloudevent"),
     ],

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
+from pydantic_core import core_schema
 
-from smartpipe import Event
+from smartpipe import ConfigError, Event
+from smartpipe.cli.schema import run_export
 from smartpipe.cli.targets import load_events
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.schemas import ENVELOPE_FILE, event_schema, export
 from tests.support.events import ADA, OrderPlaced, UserSignedUp, users
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,10 +57,10 @@ def test_the_schema_speaks_of_aliases_as_the_wire_does() -> None:
 
 
 def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    first = export([UserSignedUp, OrderPlaced], tmp_path)
+    first = export([UserSignedUp, OrderPlaced], tmp_path).files
     files = {path: path.read_bytes() for path in first}
 
-    second = export([OrderPlaced, UserSignedUp], tmp_path)
+    second = export([OrderPlaced, UserSignedUp], tmp_path).files
 
     assert [path.relative_to(tmp_path).as_posix() for path in first] == [
         ENVELOPE_FILE,
@@ -72,9 +77,94 @@ def test_the_committed_schemas_are_up_to_date(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(ROOT / "examples")
     expected = {
         path.relative_to(tmp_path).as_posix(): path.read_text()
-        for path in export(load_events(["signup.events"]), tmp_path)
+        for path in export(load_events(["signup.events"]), tmp_path).files
     }
 
     committed = {p.relative_to(ROOT / "schemas").as_posix(): p.read_text() for p in (ROOT / "schemas").rglob("*.json")}
 
     assert committed == expected
+
+
+class Opaque:
+    """A type that JSON Schema cannot describe."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+class Box(BaseModel):
+    size: int
+    content: Opaque
+
+
+class Packed(Event, topic=users, type="schemas.packed", version="1.0"):
+    box: Box
+
+
+class Sealed(Event, topic=users, type="schemas.sealed", version="1.0"):
+    number: int
+    content: list[Opaque]
+
+
+def test_an_event_that_json_schema_cannot_describe_is_named_with_its_field_and_the_others_are_written(
+    tmp_path: Path,
+) -> None:
+    files, errors = export([Packed, UserSignedUp, Sealed], tmp_path)
+
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == [ENVELOPE_FILE, "member.signed_up/1.1.json"]
+    assert len(errors) == 2
+    assert "Packed: JSON Schema cannot describe field 'box.content'" in errors[0]
+    assert "Sealed: JSON Schema cannot describe field 'content'" in errors[1]
+    assert all("WithJsonSchema" in error for error in errors)
+
+
+def test_the_command_writes_the_other_schemas_and_fails_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"field 'box\.content'"):
+        run_export([f"{__name__}:Packed", "tests.support.events:UserSignedUp"], tmp_path, as_json=False)
+
+    assert "member.signed_up/1.1.json" in capsys.readouterr().out
+
+
+class Card(BaseModel):
+    kind: Literal["card"]
+
+
+class Cash(BaseModel):
+    kind: Literal["cash"]
+
+
+class Settled(Event, topic=users, type="schemas.settled", version="1.0"):
+    by: Card | Cash = Field(discriminator="kind")
+
+
+def test_a_discriminated_union_is_plain_json_schema_that_strict_validators_accept() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = event_schema(Settled)
+    body: dict[str, Any] = json.loads(encode(wrap(Settled(by=Card(kind="card")), source="s")))
+    keywords = set(jsonschema.Draft202012Validator.VALIDATORS) | ANNOTATIONS
+
+    assert set(list_keywords(schema)) <= keywords
+    jsonschema.Draft202012Validator(schema).validate(body)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.Draft202012Validator(schema).validate(body | {"data": {"by": {"kind": "cheque"}}})
+
+
+ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "examples", "deprecated", "format"}
+NAMED = {"properties", "$defs", "patternProperties", "dependentSchemas"}
+
+
+def list_keywords(schema: Any) -> Iterator[str]:
+    """Yield the keywords of *schema* and of the schemas in it, but not the names of properties and definitions."""
+    if isinstance(schema, list):
+        for one in schema:
+            yield from list_keywords(one)
+    elif isinstance(schema, dict):
+        for keyword, value in schema.items():
+            yield keyword
+            for one in value.values() if keyword in NAMED else [value]:
+                yield from list_keywords(one)

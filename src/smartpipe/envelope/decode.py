@@ -21,6 +21,14 @@ from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
 from smartpipe.envelope.encode import Envelope
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
 from smartpipe.envelope.notification import EncodedBody, unwrap
+from smartpipe.envelope.other_data import (
+    BINARY_MODE,
+    Base64Json,
+    find_other_data,
+    is_binary_mode,
+    make_empty,
+    refuse_batch,
+)
 from smartpipe.envelope.structure import has_few_objects, refuse_too_many_values
 from smartpipe.envelope.unions import TooManyTries
 from smartpipe.envelope.validators import (
@@ -43,6 +51,8 @@ if TYPE_CHECKING:
     from smartpipe.payload_offload import PayloadOffload
 
 T = TypeVar("T")
+
+_NOT_STRUCTURED = frozenset({"not-json", "not-cloudevent"})
 
 SMALL_CHARACTERS = 4_096
 INLINE_CHARACTERS = 65_536
@@ -107,6 +117,14 @@ class MessageReader:
             PayloadError: The payload does not exist, or no decoder for its encoding is installed.
             TransportError: S3 is unreachable at present.
         """
+        try:
+            return await self._read(message)
+        except DecodeError as error:
+            if error.kind in _NOT_STRUCTURED and is_binary_mode(message.attributes):
+                raise DecodeError("not-cloudevent", f"{error}; {BINARY_MODE}", error.errors) from None
+            raise
+
+    async def _read(self, message: Message) -> Envelope:
         body, attributes = message.body, message.attributes
         if RESERVED_ATTRIBUTES.isdisjoint(attributes):
             try:
@@ -162,10 +180,10 @@ class Decoder:
     """
 
     def __init__(self, events: Iterable[type[Event]]) -> None:
-        fields = {
-            (contract.type, contract.major): envelope_fields(cls) for cls in events for contract in [contract_of(cls)]
-        }
+        self._classes = {(contract.type, contract.major): cls for cls in events for contract in [contract_of(cls)]}
+        fields = {key: envelope_fields(cls) for key, cls in self._classes.items()}
         self._adapters = {key: _build_adapter(envelope) for key, envelope in fields.items()}
+        self._base64_adapters: dict[tuple[str, int], TypeAdapter[Any]] = {}
         types = Counter(type_ for type_, _ in fields)
         self._selected_by_type = {key for key in fields if types[key[0]] == 1}
         single = [envelope for key, envelope in fields.items() if key in self._selected_by_type]
@@ -207,6 +225,7 @@ class Decoder:
             DecodeError: As in ``decode``, and of the kind ``too-many-values``.
         """
         refuse_too_many_values(body, limit_objects)
+        refuse_batch(body)
         if len(body) > UNPARSED_CHARACTERS and not body.lstrip().startswith("{"):  # Pydantic would not let others run
             raise DecodeError("not-cloudevent", "the body is not a CloudEvent 1.0: it is not a JSON object")
         return self._decode(body, self._large, limit_objects)
@@ -222,18 +241,29 @@ class Decoder:
             validate_again = inner or key not in self._selected_by_type  # otherwise this validator has refused it
             validate = validators.by_type.get(key) if validate_again else None
             fields = _validate(validate, body) if validate else None
-        return _build_envelope(self._explain(body, validators) if fields is None else fields)
+        return _build_envelope(self._explain(body, validators, limit_objects) if fields is None else fields)
 
-    def _explain(self, body: str, validators: _Validators) -> dict[str, Any]:
-        """Find out, step by step, why *body* was refused, and raise an error with the reason."""
+    def _explain(self, body: str, validators: _Validators, limit_objects: float) -> dict[str, Any]:
+        """Find out, step by step, why *body* was refused, and raise an error with the reason.
+
+        Return the fields of a body whose data is in another place.
+        """
         context = _validate_context(body, validators.context)
         type_, version = context["type"], context.get("dataversion", DEFAULT_VERSION)
-        adapter = self._adapters.get(_type_key(type_, version))
+        key = _type_key(type_, version)
+        adapter = self._adapters.get(key)
         if adapter is None:
             known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._adapters}))
             msg = f"no handler subscribes to {type_!r} version {version}; the handlers of this queue take {known}"
             raise UnknownEventType(msg)
+        other = find_other_data(body, limit_objects)
         try:
+            if other is not None:
+                empty = None if other else make_empty(self._classes[key])
+                if empty is not None:
+                    return {**context, "data": empty}
+            if other:
+                adapter = self._base64_adapter(key)
             validators.explain(adapter)(body)
             # If it finds no error, Pydantic's own validator decides.
             fields: dict[str, Any] = adapter.validator.validate_json(body)
@@ -244,8 +274,16 @@ class Decoder:
         except Exception as error:
             raise _broken_validator(error) from error
         else:
-            return fields
+            return {**fields, "data": fields["data_base64"]} if other else fields
         raise DecodeError("invalid-data", f"the data does not fit {type_} {version}: {summary}", errors)
+
+    def _base64_adapter(self, key: tuple[str, int]) -> TypeAdapter[Any]:
+        if key not in self._base64_adapters:
+            cls = self._classes[key]
+            self._base64_adapters[key] = _build_adapter(
+                envelope_fields(cls, "data_base64", Annotated[cls, Base64Json()])
+            )
+        return self._base64_adapters[key]
 
 
 @lru_cache(maxsize=1024)
@@ -285,6 +323,7 @@ def _validate_context(body: str, validate: _Validate) -> dict[str, Any]:
         errors, summary = _summarize(error)
         if errors and errors[0]["type"] == "json_invalid":
             raise DecodeError("not-json", f"the body is not JSON: {summary.partition('JSON: ')[2]}") from None
+        refuse_batch(body)
         raise DecodeError("not-cloudevent", f"the body is not a CloudEvent 1.0: {summary}", errors) from None
     return context
 

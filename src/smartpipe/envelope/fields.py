@@ -22,7 +22,8 @@ MAX_TYPE_CHARACTERS = 255
 _Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARACTERS, strict=True)]
 _Type = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TYPE_CHARACTERS, strict=True)]
 _VERSION = r"^[0-9]{1,9}\.[0-9]{1,9}$"
-_JSON_MEDIA_TYPE = r"^[Aa]pplication/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
+_JSON_MEDIA_TYPE = r"^[A-Za-z0-9!#$&^_.+-]+/([A-Za-z0-9!#$&^_.+-]+\+)?[Jj][Ss][Oo][Nn](\s*;.*)?$"
+"""Any media type whose subtype is ``json`` or ends in ``+json``, in any case (CloudEvents JSON format, section 3.1)."""
 
 
 class TextOrNone:
@@ -48,6 +49,28 @@ class ValueOrNone:
         return core_schema.with_default_schema(handler(source), default=None, on_error="default")
 
 
+class NullOrVersion:
+    """Marks a version that is ``DEFAULT_VERSION`` if it is null (CloudEvents JSON format, section 2.2)."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        null = core_schema.no_info_after_validator_function(lambda _: DEFAULT_VERSION, core_schema.none_schema())
+        return core_schema.union_schema([handler(source), null], mode="left_to_right")
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        return handler(schema["choices"][0])  # producers leave the attribute out instead
+
+
+class JsonMediaType:
+    """Marks a string that is a media type of JSON."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        return core_schema.custom_error_schema(
+            core_schema.str_schema(pattern=_JSON_MEDIA_TYPE),
+            custom_error_type="media_type",
+            custom_error_message="Input should be a media type of JSON, such as application/json",
+        )
+
+
 # Events that a handler publishes inherit these, so a value that is too long must not spread.
 _Inherited = Annotated[object, TextOrNone()]
 
@@ -56,8 +79,8 @@ _CONTEXT: dict[str, Any] = {
     "id": _Id,
     "source": _Id,
     "type": _Type,
-    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=_VERSION)]],
-    "datacontenttype": NotRequired[Annotated[str, StringConstraints(pattern=_JSON_MEDIA_TYPE)] | None],
+    "dataversion": NotRequired[Annotated[str, StringConstraints(pattern=_VERSION), NullOrVersion()]],
+    "datacontenttype": NotRequired[Annotated[str, JsonMediaType()] | None],
     "time": NotRequired[AwareDatetime | None],
     "partitionkey": NotRequired[_Inherited],
     "traceparent": NotRequired[Annotated[object, TextOrNone(*TRACEPARENT_PATTERNS)]],
@@ -73,18 +96,23 @@ class TypeAndVersion(TypedDict, total=False):
     """The two context attributes that select the class of an event."""
 
     type: Annotated[_Type, ValueOrNone()]
-    dataversion: Annotated[str, StringConstraints(pattern=_VERSION), ValueOrNone()]
+    dataversion: Annotated[str, StringConstraints(pattern=_VERSION), NullOrVersion(), ValueOrNone()]
 
 
-def envelope_fields(cls: type[Event]) -> Any:
-    """Return the TypedDict of an envelope around *cls*, for its type and major version."""
+def envelope_fields(cls: type[Event], data_field: str = "data", data_type: Any = None) -> Any:
+    """Return the TypedDict of an envelope around *cls*, for its type and major version.
+
+    Args:
+        data_field: The field that has the data.
+        data_type: The type of that field, by default *cls*.
+    """
     contract = contract_of(cls)
     fields = dict(_CONTEXT)
     fields["type"] = Literal[contract.type]
     version = Annotated[str, StringConstraints(pattern=rf"^{contract.major}\.[0-9]{{1,9}}$")]
     # An event without a dataversion has version 1.0, so events of other major versions must have one.
-    fields["dataversion"] = NotRequired[version] if _is_default(contract) else version
-    fields["data"] = cls
+    fields["dataversion"] = NotRequired[Annotated[version, NullOrVersion()]] if _is_default(contract) else version
+    fields[data_field] = data_type or cls
     make: Any = TypedDict
     return make(f"{cls.__name__}Envelope", fields)
 

@@ -222,13 +222,17 @@ def _message_id(contract: Contract) -> str:
 
 def _message(contract: Contract) -> dict[str, Any]:
     event = event_class(contract.type, contract.major)
-    headers = {"type": {"type": "string", "const": contract.type, "description": "For filter policies."}}
+    # SNS drops an event without this attribute, because each subscription selects its events by it.
+    description = (
+        "SNS delivers the event to the queues that subscribe to this type. Without it, SNS delivers it nowhere."
+    )
+    headers = {"type": {"type": "string", "const": contract.type, "description": description}}
     return {
         "name": contract.type,
         "title": f"{contract.type} {contract.version}",
         **({"description": event.__doc__.strip()} if event and event.__doc__ else {}),
         "contentType": CONTENT_TYPE,
-        "headers": {"type": "object", "properties": headers},
+        "headers": {"type": "object", "properties": headers, "required": ["type"]},
         "correlationId": {"location": "$message.payload#/correlationid"},
         "payload": {"$ref": f"#/components/schemas/{_message_id(contract)}"},
     }
@@ -260,10 +264,6 @@ def _convert_schema(value: Any, name: str) -> Any:
     if isinstance(found.get("prefixItems"), list):
         rest = {"additionalItems": found.pop("items")} if "items" in found else {}
         found |= {"items": found.pop("prefixItems"), **rest}
-    if "propertyName" in (
-        found.get("discriminator") or ()
-    ):  # Pydantic writes that of OpenAPI; the alternatives suffice
-        del found["discriminator"]
     return found
 
 

@@ -1,0 +1,114 @@
+"""Reads CloudEvents that differ from ours: with data in ``data_base64`` or without data; in batch or binary mode.
+
+Source: CloudEvents 1.0.2, JSON format, section 3.1: SDKs write ``data_base64`` for any data that they hold as bytes. If
+``datacontenttype`` is JSON or absent, those bytes are JSON.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from pydantic_core import PydanticCustomError, core_schema
+from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
+
+from smartpipe.envelope.fields import ValueOrNone
+from smartpipe.envelope.structure import refuse_too_many_values
+from smartpipe.envelope.validators import build_bounded_validator
+from smartpipe.errors import DecodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from smartpipe.events import Event
+    from smartpipe.message import Attribute
+
+BINARY_MODE = (
+    "its attributes say that it is a CloudEvent in binary mode; publish it in structured mode, with the whole "
+    "CloudEvent as JSON in the body"
+)
+_BINARY_PREFIXES = ("ce_", "ce-", "cloudevents:", "cloudevents_")
+_PRESENT = object()
+
+
+class _NullOrPresent:
+    """Marks a value of which only its presence matters: None if it is null or missing, otherwise ``_PRESENT``."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
+        present = core_schema.with_default_schema(core_schema.none_schema(), default=_PRESENT, on_error="default")
+        return core_schema.with_default_schema(present, default=None)
+
+
+class _OtherData(TypedDict, total=False):
+    data: Annotated[object, _NullOrPresent()]
+    data_base64: Annotated[str | None, Field(strict=True), ValueOrNone()]
+
+
+class Base64Json:
+    """Marks a type whose JSON is written as base64."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.chain_schema(
+            [
+                core_schema.no_info_after_validator_function(_decode_base64, core_schema.str_schema(strict=True)),
+                core_schema.json_schema(handler(source)),
+            ]
+        )
+
+
+_other_data = build_bounded_validator(TypeAdapter(_OtherData))
+
+
+def find_other_data(body: str, limit_objects: float) -> str | None:
+    """Return the base64 text of the data in *body*, "" if there is no data, or None if its data is in ``data``.
+
+    Raises:
+        DecodeError: The decoded data has too many values.
+    """
+    found = _other_data(body)
+    if found is None or found["data"] is _PRESENT:
+        return None
+    text: str = found["data_base64"] or ""
+    if text:
+        try:
+            decoded = b64decode(text).decode(errors="replace")
+        except ValueError:
+            return text  # the validator will say why
+        refuse_too_many_values(decoded, limit_objects)
+    return text
+
+
+def make_empty(cls: type[Event]) -> Event | None:
+    """Return an event without data; None if *cls* needs data."""
+    if any(field.is_required() for field in cls.model_fields.values()):
+        return None
+    return cls.model_validate({})
+
+
+def is_binary_mode(attributes: Mapping[str, Attribute]) -> bool:
+    """Return whether message attributes hold a CloudEvent's context, as in its binary mode.
+
+    No specification binds CloudEvents to SNS or SQS. SDKs use the prefixes of the bindings for HTTP, Kafka and AMQP.
+    """
+    names = [name.lower() for name in attributes]
+    media_type = attributes.get("content-type", attributes.get("Content-Type"))
+    structured = media_type is not None and str(media_type.value).lower().startswith("application/cloudevents")
+    return not structured and any(name.startswith(_BINARY_PREFIXES) for name in names)
+
+
+def refuse_batch(body: str) -> None:
+    """Raise DecodeError if *body* is a JSON array, as in the batch mode of CloudEvents."""
+    if body.lstrip().startswith("["):
+        detail = (
+            "the body is not a CloudEvent 1.0: it is not a JSON object but an array, as in the batch mode of "
+            "CloudEvents; publish each event as one message, in structured mode"
+        )
+        raise DecodeError("not-cloudevent", detail)
+
+
+def _decode_base64(text: str) -> str:
+    try:
+        return b64decode(text, validate=True).decode()
+    except ValueError:
+        raise PydanticCustomError("base64", "Input should be JSON in UTF-8, encoded in base64") from None
