@@ -48,8 +48,8 @@ class Publisher:
         session: By default one that reads the environment and the AWS files.
 
     Raises:
-        ConfigError: A source that is empty or longer than 256 characters, a negative time, an error in the settings or
-            in the AWS configuration, or no region.
+        ConfigError: A source that is empty, longer than 256 characters or not a URI reference (RFC 3986), a negative
+            time, an error in the settings or in the AWS configuration, or no region.
     """
 
     def __init__(self, source: str, *, deadline_seconds: float = 30.0, session: boto3.Session | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, ove
 
 from smartpipe.consumer.decide import UnknownEvents
 from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
+from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import Idempotency
@@ -43,7 +44,7 @@ class Service:
 
     Args:
         name: A name such as ``"email-verification"``. It is also the name of the queue, and the CloudEvents ``source``
-            of the events that the handlers publish.
+            of the events that the handlers publish, so it must be a URI reference (RFC 3986).
         queue: Another name for its queue, or its settings; by default ``Queue(name)``.
         retry: The policy for handlers that name no policy.
         timeout_seconds: The timeout for handlers that name no timeout: above 0, up to 43,200, or None for no timeout.
@@ -81,6 +82,8 @@ class Service:
             raise ConfigError(msg)
         self.name = name
         self.queue = Queue(name) if queue is None else Queue(queue) if isinstance(queue, str) else queue
+        if errors := source_errors(f"service {name!r}", name):
+            raise ConfigError(errors)
         self.retry = retry or RetryPolicy()
         self.timeout_seconds = timeout_seconds
         self.unknown_events: UnknownEvents = unknown_events

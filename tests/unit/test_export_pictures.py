@@ -52,9 +52,11 @@ def test_a_queues_filter_is_at_its_arrows_and_escaped_for_mermaid() -> None:
 
 
 def test_graphviz_gets_labels_that_are_valid_html() -> None:
-    service = subscribed(Service('a <b> & "c"', queue=Queue("q")), AccountOpened)
+    policy = FilterPolicy({"tenant": ['<b> & "c"']})
+    service = subscribed(Service("a&b", queue=Queue("q", filter_policy=policy)), AccountOpened)
 
-    assert "[label=<a &lt;b&gt; &amp; &quot;c&quot;>, " in draw_dot([service])
+    assert "[label=<a&amp;b>, " in draw_dot([service])
+    assert "&lt;b&gt; &amp; " in draw_dot([service])
 
 
 def test_external_resources_look_different_and_name_account_and_region() -> None:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe import ConfigError, EventTooLarge, Publisher, PublishError
+from smartpipe import ConfigError, EventTooLarge, Publisher, PublishError, Service, blocking
 from smartpipe.errors import TransportError
+from smartpipe.outbox import Outbox
 from tests.support.events import ADA, Note, OrderPlaced, UserLeft
 from tests.support.fakes import UNREACHABLE, FakeTransport, refused, throttled
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def publisher(transport: FakeTransport, *, linger_seconds: float = 0.005, deadline_seconds: float = 30) -> Publisher:
@@ -273,6 +274,42 @@ def test_an_unexpected_error_reaches_the_caller() -> None:
 def test_a_publisher_needs_a_source() -> None:
     with pytest.raises(ConfigError, match="source is empty"):
         Publisher("", transport=FakeTransport())
+
+
+SOURCES = [
+    "signup-api",
+    "com.example.crm",
+    "/crm/eu",
+    "https://crm.example/eu?x=1#a",
+    "urn:uuid:1",
+    "a%20b",
+    "//[::1]/a",
+]
+NOT_SOURCES = ["my service", "ü", "line\nbreak", "a|b", "1a:b", "100%", "a#b#c", "[x]", "https://[::1", "a\\b", '"a"']
+
+
+def create_owners(source: str) -> list[Callable[[], object]]:
+    """Return everything that has a source of its own."""
+    return [
+        lambda: Publisher(source, transport=FakeTransport()),
+        lambda: blocking.Publisher(source),
+        lambda: Outbox(source),
+        lambda: Service(source, queue="q"),
+    ]
+
+
+@pytest.mark.parametrize("source", NOT_SOURCES)
+def test_a_source_that_is_not_a_uri_reference_is_refused_everywhere(source: str) -> None:
+    for create in create_owners(source):
+        with pytest.raises(ConfigError, match="is not a URI reference, as CloudEvents requires"):
+            create()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_that_is_a_uri_reference_is_accepted_everywhere(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for create in create_owners(source):
+        create()
 
 
 def test_closing_waits_for_publish_many() -> None:

@@ -123,9 +123,10 @@ def _read_parameter(
     if annotation in (Delivery, BatchDelivery):
         other = "a batch handler takes a BatchDelivery" if batch else "only a batch handler takes a BatchDelivery"
         return Parameter(name, "delivery"), f"parameter {name!r}: {other}"
-    fits = None if "named event" in taken else _takes_event(_find_item(annotation, batch=batch), event)
+    item = _find_item(annotation, batch=batch)
+    fits = None if "named event" in taken else _takes_event(item, event)
     if fits is not None:
-        error = f"parameter {name!r} takes {_show(annotation)}, but the handler is subscribed to {event.__name__}"
+        error = f"parameter {name!r} takes {_show(item)}, but the handler is subscribed to {event.__name__}"
         return Parameter(name, "event"), None if fits else error
     if isinstance(annotation, ForwardRef) and not (state and taken):
         annotation = Any  # its position decides

@@ -8,6 +8,7 @@ and ``causationid`` (CloudEvents correlation extension).
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 
 MAX_ID_CHARACTERS = 256
 """The maximum length of an event's id, source and partition key, and of correlation and causation ids."""
+
+# A URI-reference (RFC 3986, section 4.1 and appendix A), in parts.
+_CHARACTER = r"[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"
+_URI_REFERENCE = re.compile(
+    r"(?:[A-Za-z][A-Za-z0-9+.-]*:|(?![^/?#]*:))"  # a scheme; without one, the first segment has no colon
+    rf"(?://(?:{_CHARACTER}|\[[0-9A-Fa-f:.]+\])*(?=[/?#]|$))?"  # an authority
+    rf"(?:{_CHARACTER}|/)*"  # a path
+    rf"(?:\?(?:{_CHARACTER}|[/?])*)?"  # a query
+    rf"(?:#(?:{_CHARACTER}|[/?])*)?"  # a fragment
+)
 
 # SQS refuses these two in a body (SendMessage, "valid characters"). JSON allows them as escapes.
 _REFUSED_CHARACTERS = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
@@ -62,10 +73,15 @@ current_envelope: ContextVar[Envelope | None] = ContextVar("smartpipe_current_en
 
 def source_errors(owner: str, source: str) -> list[str]:
     """Return the errors in the CloudEvents ``source`` of *owner*, such as a Publisher."""
-    if not source:
+    if not source or not isinstance(source, str):
         return [f"{owner}: source is empty; name the component, as in 'signup-api'"]
     if len(source) > MAX_ID_CHARACTERS:
         return [f"{owner}: source has {len(source):,} characters; consumers accept at most {MAX_ID_CHARACTERS}"]
+    if not _URI_REFERENCE.fullmatch(source):
+        wrong = next((one for one in source if not re.fullmatch(rf"{_CHARACTER}|[/?#%\[\]]", one)), "")
+        why = f"it contains {wrong!r}" if wrong else "its characters are in the wrong places"
+        error = f"{owner}: source {source!r} is not a URI reference, as CloudEvents requires: {why}"
+        return [f"{error}; write a name such as 'signup-api', a path or a URI, and percent-encode other characters"]
     return []
 
 

@@ -27,7 +27,8 @@ class Outbox:
         source: CloudEvents ``source`` of the events, as in a Publisher.
 
     Raises:
-        ConfigError: The source is empty or longer than 256 characters, or a setting in the environment is wrong.
+        ConfigError: The source is empty, longer than 256 characters or not a URI reference (RFC 3986), or a setting in
+            the environment is wrong.
     """
 
     def __init__(self, source: str) -> None:

@@ -49,8 +49,8 @@ class Publisher:
             middleware, ``publish_many`` publishes the events one by one.
 
     Raises:
-        ConfigError: The source is empty or longer than 256 characters, a time is negative, or a setting in the
-            environment is invalid.
+        ConfigError: The source is empty, longer than 256 characters or not a URI reference (RFC 3986), a time is
+            negative, or a setting in the environment is invalid.
     """
 
     def __init__(
