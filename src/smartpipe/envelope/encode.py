@@ -134,7 +134,7 @@ def encode(envelope: Envelope) -> str:
     event = envelope.data
     try:
         serializer = get_serializer(type(event))
-        if serializer.is_plain and type(event.__pydantic_fields_set__) is set:  # as in is_validated
+        if serializer.is_plain and type(event.__pydantic_fields_set__) is set:  # see _mark_unvalidated
             data = event.__pydantic_serializer__.to_json(event, by_alias=True).decode()
         else:
             data = serializer.serialize(event)
