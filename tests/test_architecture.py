@@ -41,6 +41,7 @@ ORDER = [
     "message",
     "exhaustion",
     "tags",
+    "filter_operators",
     "filter_policy",
     "urls",
     "retry",
