@@ -11,7 +11,7 @@ from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
-from smartpipe.errors import ConfigError
+from smartpipe.errors import ConfigError, TransportError
 from smartpipe.names import Naming
 from smartpipe.transports.aws.addresses import queue_lookup
 from smartpipe.transports.aws.configuration import (
@@ -21,6 +21,7 @@ from smartpipe.transports.aws.configuration import (
     configuration_errors,
     configure,
 )
+from smartpipe.transports.aws.credential_errors import credential_errors
 from smartpipe.transports.aws.credentials import refresh_when_refused_blocking
 from smartpipe.transports.aws.variables import check_before_signing_blocking
 from smartpipe.urls import redact
@@ -77,9 +78,11 @@ class BlockingAwsSession:
         check_urls(service)
         create: Any = self.boto3_session.client
         try:
-            with configuration_errors():
+            with configuration_errors(), credential_errors():  # boto3 fetches the credentials now
                 client = create(service, region_name=region, config=self._config)
-        except BotoCoreError as error:  # boto3 fetches the credentials now, and the text quotes from where
+        except TransportError as error:
+            raise ConfigError(f"AWS configuration: {error.detail}") from None
+        except BotoCoreError as error:
             raise ConfigError(f"AWS configuration: {redact(str(error))}") from None
         check_client(client)
         return client

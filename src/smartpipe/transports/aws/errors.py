@@ -17,9 +17,10 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from smartpipe.errors import SmartpipeError, TransportError
+from smartpipe.errors import ConfigError, SmartpipeError, TransportError
 from smartpipe.exhaustion import causes, exhausted_resource, shortage_code
 from smartpipe.message import Failure
+from smartpipe.transports.aws.credential_errors import find_credential_failure
 from smartpipe.urls import redact
 
 if TYPE_CHECKING:
@@ -102,9 +103,15 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
 
     Raises:
         SmartpipeError: *error* itself, if it is one.
+        ConfigError: A credential provider failed in a way that only a change of the configuration can repair.
     """
     if isinstance(error, SmartpipeError):
         raise error
+    failure = find_credential_failure(error)
+    if failure is not None:
+        if isinstance(failure, ConfigError):
+            raise failure from error
+        return failure
     if isinstance(error, ClientError):
         return _classify_response(error, action, target)
     if isinstance(error, NoCredentialsError):
