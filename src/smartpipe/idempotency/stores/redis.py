@@ -10,7 +10,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -115,7 +115,7 @@ class RedisStore:
     writes, and an eviction policy other than ``noeviction`` can drop claims. Redis Cluster is not supported.
 
     Raises:
-        ValueError: redis-py cannot read the URL.
+        ValueError: redis-py cannot read the URL, or a file that an option names.
     """
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
@@ -132,10 +132,13 @@ class RedisStore:
             # token every method can be repeated.
             retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
         )
+        pool.connection_kwargs["decode_responses"] = False  # the URL may have set it, and answers are compared as bytes
         try:
-            # This does not connect, but it refuses options that redis-py does not know.
-            pool.make_connection()  # type: ignore[no-untyped-call]
-        except TypeError as error:
+            # This does not connect, but it refuses options and values that redis-py does not know.
+            connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+            if isinstance(connection, SSLConnection):
+                connection.ssl_context.get()  # reads the files with certificates
+        except (OSError, RedisError, TypeError) as error:
             raise ValueError(str(error)) from None
         self._redis = Redis.from_pool(pool)
         self._server = describe_url(url)
