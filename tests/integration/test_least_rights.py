@@ -18,6 +18,7 @@ from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.idempotency.stores.redis import RedisStore
 from smartpipe.outbox import Outbox, Relay
 from smartpipe.outbox.statements import CLEAN_UP
+from smartpipe.topology.table_and_bucket import TABLE_REDRIVE_ACTIONS, TABLE_USE_ACTIONS
 from tests.support.events import ADA
 from tests.support.fakes import FakeTransport
 from tests.support.proxy import Fault
@@ -205,3 +206,22 @@ async def test_a_role_without_describe_table_claims(
     await assert_claims(open_store(dynamodb_url))
 
     assert "is not checked, because these credentials lack dynamodb:DescribeTable" in caplog.text
+
+
+async def test_a_worker_uses_each_permission_on_its_table_and_a_redrive_its_own(
+    dynamodb_url: str, dynamodb: FaultProxy
+) -> None:
+    store, claim = open_store(dynamodb_url), Claim("k", "t", 30, 60)
+    dynamodb.calls.clear()
+
+    await store.open()
+    for call in (store.claim, store.renew, store.release, store.claim, store.complete):
+        await call([claim])
+    assert {f"dynamodb:{name}" for name in dynamodb.operations()} == set(TABLE_USE_ACTIONS)
+
+    dynamodb.calls.clear()
+    await store.open()
+    await store.read(["k"])
+    await store.forget(["k"])
+    assert {f"dynamodb:{name}" for name in dynamodb.operations()} == set(TABLE_REDRIVE_ACTIONS)
+    await store.aclose()

@@ -328,3 +328,10 @@ async def handle_leaving(_: UserLeft) -> None: ...
 
 def test_the_default_memory_outlasts_the_default_retention_of_queue_and_dead_letter_queue() -> None:
     assert Idempotency().ttl_seconds > Queue("q").retention_seconds + DEAD_LETTER_RETENTION_SECONDS
+
+
+@pytest.mark.parametrize("key", ["alias/shop\n", " alias/shop", "alias/\x00", "alias/caf\u00e9"])
+@pytest.mark.parametrize("kind", [Topic, Queue])
+def test_a_key_with_a_character_that_no_request_may_have_is_refused(kind: type[Topic | Queue], key: str) -> None:
+    with pytest.raises(ConfigError, match="kms_key="):
+        kind("x", kms_key=key)
