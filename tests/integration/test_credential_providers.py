@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -223,6 +224,45 @@ async def test_a_publisher_waits_for_a_provider_that_fails_for_a_while(
 
     assert once.exists()
     assert shop.queues.depth("shop") == (1, 0)
+
+
+@pytest.mark.parametrize("entry", ["direct", "botocore", "blocking"])
+@pytest.mark.parametrize("output", ["not JSON", "", "[]", json.dumps({**KEYS, "Version": 2})])
+async def test_wrong_output_of_a_process_that_has_worked_before_is_waited_for(
+    fast_proxy: FaultProxy, entry: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = await Shop.provisioned(fast_proxy)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMARTPIPE_TRANSPORT", "botocore" if entry == "botocore" else "direct")
+    monkeypatch.setattr("smartpipe.transports.aws.direct.endpoint.ASK_EVERY_SECONDS", 0)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    soon = f"{datetime.now(UTC) + timedelta(seconds=300):%Y-%m-%dT%H:%M:%SZ}"  # so each call wants others
+    let_process_print(tmp_path, json.dumps({**KEYS, "AccessKeyId": "test", "Expiration": soon}))
+    asked = tmp_path / "asked"
+    right = json.dumps({**KEYS, "AccessKeyId": "test", "Expiration": soon})
+
+    def fail_a_while() -> None:
+        count = f"open({str(asked)!r}, 'a').write('x')\nimport os\nif os.path.getsize({str(asked)!r}) > 2: "
+        let_process_print(tmp_path, output, before=f"{count}print({right!r}); raise SystemExit")
+
+    def publish() -> None:
+        with BlockingPublisher("test") as publisher:
+            publisher.publish(OrderPlaced(order_id="1"), queue="shop")
+            fail_a_while()
+            publisher.publish(OrderPlaced(order_id="2"), queue="shop")
+
+    if entry == "blocking":
+        await asyncio.to_thread(publish)
+    else:
+        async with Publisher("test") as publisher:
+            await publisher.publish(OrderPlaced(order_id="1"), queue="shop")
+            fail_a_while()
+            await publisher.publish(OrderPlaced(order_id="2"), queue="shop")
+
+    assert asked.read_text() >= "xxx"
+    assert shop.queues.depth("shop") == (2, 0)
 
 
 @pytest.mark.parametrize("transport", ["direct", "botocore"])

@@ -75,26 +75,31 @@ def credential_errors() -> Iterator[None]:
 
 
 def find_credential_failure(error: BaseException) -> ConfigError | TransportError | None:
-    """Return the error of a credential provider with the provider's name; None if no provider raised *error*."""
+    """Return the error of a credential provider with the provider's name; None if no provider raised *error*.
+
+    A provider that has worked before is expected to work again, whatever its error. Otherwise a process that could
+    finish its work would end, for example while another program replaces a file.
+    """
     if isinstance(error, SmartpipeError):
         return None
-    method = _find_method(error)
+    method, has_worked = _find_provider(error)
     if method is None:
         return None
     advice = f"; {_ADVICE[method]}" if method in _ADVICE else ""
     text = f"credentials from {SOURCES.get(method, method)}: {_describe(error, method)}{advice}"
-    if _is_permanent(error):
+    if not has_worked and _is_permanent(error):
         return ConfigError(f"AWS configuration: {text}")
     return TransportError(CODE, text, retryable=True)
 
 
-def _find_method(error: BaseException) -> str | None:
-    """Return botocore's name of the innermost credential provider in the traceback of *error*.
+def _find_provider(error: BaseException) -> tuple[str | None, bool]:
+    """Return botocore's name of the innermost credential provider in the traceback of *error*, and whether it worked.
 
     Most exceptions of providers do not say whose they are: a process that prints no JSON, for example, makes botocore
     raise JSONDecodeError.
     """
     found: str | None = None
+    has_worked = False
     traceback = error.__traceback__
     while traceback is not None:
         owner = traceback.tb_frame.f_locals.get("self")
@@ -102,8 +107,9 @@ def _find_method(error: BaseException) -> str | None:
             found = owner.METHOD or found
         elif isinstance(owner, RefreshableCredentials):
             found = owner.method
+            has_worked = getattr(owner, "_access_key", None) is not None  # the public name would refresh them
         traceback = traceback.tb_next
-    return found
+    return found, has_worked
 
 
 def _is_permanent(error: BaseException) -> bool:
