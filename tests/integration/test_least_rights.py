@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,12 +17,13 @@ from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.store import Claim, Claimed, Completed
 from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.idempotency.stores.redis import RedisStore
-from smartpipe.outbox import Outbox, Relay
+from smartpipe.outbox import Outbox, Relay, RelayOptions
 from smartpipe.outbox.statements import CLEAN_UP
 from smartpipe.topology.table_and_bucket import TABLE_REDRIVE_ACTIONS, TABLE_USE_ACTIONS
 from tests.support.events import ADA
 from tests.support.fakes import FakeTransport
 from tests.support.proxy import Fault
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -225,3 +227,27 @@ async def test_a_worker_uses_each_permission_on_its_table_and_a_redrive_its_own(
     await store.forget(["k"])
     assert {f"dynamodb:{name}" for name in dynamodb.operations()} == set(TABLE_REDRIVE_ACTIONS)
     await store.aclose()
+
+
+@pytest.mark.parametrize("right", ["SELECT ON smartpipe_migrations", "DELETE ON smartpipe_outbox"])
+async def test_a_relay_without_an_optional_grant_publishes_and_says_so_once(
+    urls: dict[str, str], right: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartpipe.outbox.relay.CLEAN_UP_EVERY_SECONDS", 0)
+    owner = await asyncpg.connect(re.sub(r"//[^@]*@", "//postgres@", urls["relay"]))
+    await owner.execute(f"REVOKE {right} FROM {re.findall(r'//([^@:]*)', urls['relay'])[0]}")
+    async with owner.transaction():
+        await Outbox("shop").publish(ADA, connection=owner)
+    transport = FakeTransport()
+    relay = Relay(urls["relay"], transport, RelayOptions(poll_seconds=0.1))
+
+    running = asyncio.create_task(relay.run())
+    await until(lambda: transport.entries("publish"))
+    async with owner.transaction():
+        await Outbox("shop").publish(ADA, connection=owner)
+    await until(lambda: len(transport.entries("publish")) == 2)
+    relay.stop()
+    await running
+    await owner.close()
+
+    assert len([line for line in caplog.messages if "permission denied" in line]) == 1
