@@ -38,6 +38,7 @@ ORDER = [
     "names",
     "keys",
     "errors",
+    "process_guard",
     "message",
     "exhaustion",
     "tags",

@@ -79,8 +79,39 @@ async def test_a_publisher_that_was_used_before_a_fork_is_refused_in_the_child(
     assert ended.returncode == 3
     assert "Traceback" not in ended.stderr
     assert "process" in ended.stdout
-    assert "create a publisher in each" in ended.stdout or "open one in each" in ended.stdout
+    assert "create one in each process" in ended.stdout or "open one in each" in ended.stdout
     assert shop.queues.depth("shop") == (1, 0)
+
+
+STORE = """
+import asyncio, os, sys
+from smartpipe import ConfigError
+from smartpipe.idempotency.open_store import open_store
+from smartpipe.idempotency.store import Claim
+
+store = open_store(os.environ["STORE"])
+
+async def claim(number):
+    if number == "1":
+        await store.open()
+    await store.claim([Claim(number, "t", 30, 60)])
+
+def publish(number):
+    asyncio.run(claim(number))
+"""
+
+
+@pytest.mark.parametrize("kind", ["postgres_url", "redis_url", "dynamodb_url"])
+def test_a_store_that_was_used_before_a_fork_is_refused_in_the_child(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE", request.getfixturevalue(kind))
+
+    ended = run(STORE + FORK.format(before='publish("1")', call="publish"))
+
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stdout.startswith("the store ")
+    assert "create one in each process" in ended.stdout
 
 
 async def test_a_blocking_publisher_that_was_only_created_before_a_fork_works_in_the_child(

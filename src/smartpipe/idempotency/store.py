@@ -138,6 +138,7 @@ class Store(Protocol):
       attempts for ``ttl_seconds``. So does a lease that expires.
     - Results are in the order of the claims, or keys. ``read`` changes nothing.
     - A store that is unreachable, or refuses a call, raises StoreError and no other exception.
+    - A store with connections belongs to the process that uses it first. In a fork of it, calls raise ConfigError.
     """
 
     async def open(self) -> None:

@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease, stored_key
+from smartpipe.process_guard import ProcessGuard
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.table_and_bucket import KEY_ATTRIBUTE, TABLE_NAME, find_table_error
 from smartpipe.transports.aws.errors import MISSING, classify, code_of
@@ -72,6 +73,7 @@ class DynamoStore:
         self._prefix = prefix
         self._session = AwsSession(AwsSettings.load(), call_timeout_seconds=CALL_SECONDS)
         self._opened: Any = None
+        self._guard = ProcessGuard(f"the store of table {self.table!r}")
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def open(self) -> None:
@@ -81,6 +83,7 @@ class DynamoStore:
             ConfigError: The table does not exist or has another key, or the credentials can never be fetched.
             StoreError: The call of DynamoDB failed, or the credentials cannot be fetched for now.
         """
+        self._guard.check()
         try:
             if self._opened is None:
                 self._opened = await self._session.client("dynamodb")
@@ -206,6 +209,7 @@ class DynamoStore:
 
     async def _for_each(self, items: Sequence[tuple[str, X]], call: Callable[[X], Awaitable[T]]) -> list[T]:
         """Call for each item, many concurrently, but those of one key one after the other."""
+        self._guard.check()
         positions_by_key: dict[str, list[int]] = {}
         for position, (key, _) in enumerate(items):
             positions_by_key.setdefault(key, []).append(position)

@@ -19,6 +19,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
 from smartpipe.idempotency.stores.records import limit_lease, stored_key
+from smartpipe.process_guard import ProcessGuard
 from smartpipe.urls import describe_url, redact, scheme_of
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class RedisStore:
             raise ValueError(str(error)) from None
         self._redis = Redis.from_pool(pool)
         self._server = describe_url(url)
+        self._guard = ProcessGuard(f"the store at {self._server}")
         self._prefix = prefix
         self._scripts = {
             method: self._redis.register_script(script)
@@ -279,6 +281,7 @@ class RedisStore:
     @asynccontextmanager
     async def _convert_errors(self, call: str) -> AsyncIterator[None]:
         """Limit the time of a call, and convert its errors to StoreError."""
+        self._guard.check()
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from botocore.session import Session
 
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.names import Naming
+from smartpipe.process_guard import ProcessGuard
 from smartpipe.transports.aws.addresses import queue_lookup
 from smartpipe.transports.aws.configuration import (
     check_client,
@@ -59,23 +59,15 @@ class BlockingAwsSession:
         self._naming: Naming | None = None
         self._queue_urls: dict[str, str] = {}
         self._lock = threading.RLock()
-        self._home: int | None = None
+        self._guard = ProcessGuard("this publisher")
 
     def check_usable(self) -> None:
-        """Check that this session was first used in this process. One that only was created before a fork is usable.
+        """Check that this session was first used in this process. One that was only created before a fork is usable.
 
         Raises:
-            ConfigError: It was first used in another process: both would write to the same connections.
+            ConfigError: It was first used in another process.
         """
-        process = os.getpid()
-        if self._home is None:
-            self._home = process
-        elif self._home != process:
-            msg = (
-                f"this publisher was first used in process {self._home}, and this is process {process}, a fork of it: "
-                "the two would share connections; create a publisher in each process, after the fork"
-            )
-            raise ConfigError(msg)
+        self._guard.check()
 
     def client(self, service: str, *, region: str | None = None) -> Any:
         """Return the boto3 client of *service*. The session opens it at its first use, and closes it.
