@@ -40,7 +40,8 @@ class Publisher:
     """Publishes events to their topics, each call in the calling thread. Threads may share one.
 
     The asyncio publisher combines concurrent calls into one request. This one makes one request for each ``publish``,
-    so use ``publish_many`` for many events. Create a publisher in each forked process.
+    so use ``publish_many`` for many events. After a fork, only the process that used a publisher first may use it:
+    create one in each process.
 
     Args:
         source: CloudEvents ``source``: the component that publishes, such as ``"signup-api"``.
@@ -84,6 +85,8 @@ class Publisher:
         On a FIFO topic, publish the events of one key from one thread: their order is the order of the calls.
 
         Raises:
+            ConfigError: The publisher was used in another process before a fork, or the credentials can never be
+                fetched.
             EventTooLarge: Before any I/O.
             PublishError: SNS or SQS refused it, or could not be reached before the deadline.
         """
@@ -126,6 +129,7 @@ class Publisher:
         if self._closed:
             closed = Failure(0, "PublisherClosed", "the publisher is closed", retryable=False)
             return [(outgoing, outgoing.make_failure(closed)) for outgoing in chunk]
+        self._session.check_usable()
         destination = chunk[0].destination
 
         def call(entries: list[PreparedEvent]) -> list[Failure]:

@@ -41,12 +41,15 @@ class Binding(NamedTuple):
         attempts: The highest number of attempts of a retry policy on this queue.
         breaks: Whether SQS delivers messages more often than there are attempts: to probe a circuit breaker, or
             because another worker is still handling the same event of an idempotent handler.
+        remembers_seconds: The shortest time for which an idempotent handler on this queue remembers an event by its
+            id; None if there is no such handler.
     """
 
     queue: Queue
     contracts: tuple[Contract, ...]
     attempts: int
     breaks: bool = False
+    remembers_seconds: float | None = None
 
 
 class Declares(Protocol):

@@ -15,6 +15,7 @@ from smartpipe.idempotency.stores.database import DATABASE_ERRORS, DatabaseUrl, 
 from smartpipe.idempotency.stores.migrate import missing_migrations
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease, stored_key
 from smartpipe.idempotency.stores.statements import CLAIM, COMPLETE, COMPLETE_IN, FORGET, PURGE, READ, RELEASE, RENEW
+from smartpipe.process_guard import ProcessGuard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -61,6 +62,7 @@ class PostgresStore:
     def __init__(self, url: str, *, prefix: str = "", connections: int = 10) -> None:
         self._database = DatabaseUrl.parse(url, "SMARTPIPE_IDEMPOTENCY_URL")
         self._server = self._database.server
+        self._guard = ProcessGuard(f"the store at {self._server}")
         self._prefix = prefix
         self._connections = connections
         self._claim_pool: asyncpg.Pool | None = None
@@ -76,6 +78,7 @@ class PostgresStore:
                 statement mode.
             StoreError: The server is unreachable.
         """
+        self._guard.check()
         self._purged_at = asyncio.get_running_loop().time()
         database = self._database
         try:
@@ -240,6 +243,7 @@ class PostgresStore:
             log.warning("Cannot delete expired claims, will retry: %s", error)
 
     def _require_open(self, pool: asyncpg.Pool | None) -> asyncpg.Pool:
+        self._guard.check()
         if pool is None:
             raise StoreError(f"the store at {self._server} is not open")
         return pool
