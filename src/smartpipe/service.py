@@ -226,6 +226,7 @@ class Service:
                 tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
+                tuple({id(one.retry): one.retry for one in self.handlers_on(queue.name)}.values()),
             )
             for queue in used
         )
