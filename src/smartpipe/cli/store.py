@@ -48,6 +48,28 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
         raise StoreError("\n".join(failures))
 
 
+def print_sql(*, as_json: bool, forget_old_claims: bool = False) -> None:
+    """Print the SQL of all migrations as one transaction, for a database administrator or another migration tool.
+
+    It needs no database and no setting. You can run the SQL again: it then changes nothing.
+
+    Args:
+        forget_old_claims: Include the statement that permits the deletion of claims of earlier versions.
+
+    Raises:
+        ConfigError: *as_json* is set, because SQL is not JSON.
+    """
+    if as_json:
+        raise ConfigError("--sql prints SQL: remove --json")
+    try:
+        from smartpipe.idempotency.stores.migrate import read_migrations
+    except ModuleNotFoundError as error:
+        raise _missing_package(error) from None
+    permission = "SELECT set_config('smartpipe.forget_old_claims', 'yes', true);\n" if forget_old_claims else ""
+    files = [f"-- {name}.sql\n{sql.strip()}\n" for name, sql in read_migrations().items()]
+    typer.echo("\n".join(["BEGIN;", *([permission] if permission else []), *files, "COMMIT;"]))
+
+
 def _databases(settings: StoreSettings) -> dict[DatabaseUrl, tuple[str, str]]:
     """Return each distinct PostgreSQL database, with the first setting that leads to it and the URL in the setting."""
     databases: dict[DatabaseUrl, tuple[str, str]] = {}
@@ -76,9 +98,12 @@ def _parse(url: str, setting: str) -> DatabaseUrl:
     try:
         from smartpipe.idempotency.stores.database import DatabaseUrl
     except ModuleNotFoundError as error:
-        msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
-        raise ConfigError(msg) from None
+        raise _missing_package(error) from None
     return DatabaseUrl.parse(url, setting)
+
+
+def _missing_package(error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'")
 
 
 def _report(done: dict[str, list[str]], *, as_json: bool) -> None:
