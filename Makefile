@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
+comma := ,
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 
 # Two for each core, because these tests mostly wait.
@@ -16,14 +18,26 @@ test chaos: export PYTHONDONTWRITEBYTECODE :=
 
 install: $(INSTALLED)
 
+# Installs the extras $(1). uv takes a few seconds where it exists; pip is in every venv.
+define install_extras
+$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+{ command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python --editable '.[$(1)]'; } || \
+  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(1)]'
+endef
+
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
-	@echo "installing into $(VENV): a minute or two the first time"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,local,moto,bench,speed,examples]'
+	@echo "installing into $(VENV), with all development tools: a minute or two the first time"
+	$(call install_extras,dev$(comma)local$(comma)moto$(comma)bench$(comma)speed$(comma)examples)
 	touch $(INSTALLED)
 
-demo: $(INSTALLED)
+$(DEMO_INSTALLED): pyproject.toml
+	@echo "installing into $(VENV): less than a minute the first time"
+	$(call install_extras,local$(comma)examples)
+	touch $(DEMO_INSTALLED)
+
+# Only needs a part of the dependencies, and uses all of them if they are installed.
+demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	cd examples && ../$(BIN)/python -m signup.demo
 
 # AsyncAPI's JSON Schemas, for one test. The test is skipped if npm is not installed.
