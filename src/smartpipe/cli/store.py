@@ -12,6 +12,7 @@ from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.open_store import is_store_url
 from smartpipe.settings import StoreSettings
 from smartpipe.urls import is_postgres, scheme_of
+from smartpipe.version import __version__
 
 if TYPE_CHECKING:
     from smartpipe.idempotency.stores.database import DatabaseUrl
@@ -49,9 +50,10 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
 
 
 def print_sql(*, as_json: bool, forget_old_claims: bool = False) -> None:
-    """Print the SQL of all migrations as one transaction, for a database administrator or another migration tool.
+    """Print the SQL of all migrations, for a database administrator or another migration tool.
 
-    It needs no database and no setting. You can run the SQL again: it then changes nothing.
+    It needs no database and no setting. Run the SQL in one transaction. If you run it again, it changes only what is
+    missing.
 
     Args:
         forget_old_claims: Include the statement that permits the deletion of claims of earlier versions.
@@ -65,9 +67,15 @@ def print_sql(*, as_json: bool, forget_old_claims: bool = False) -> None:
         from smartpipe.idempotency.stores.migrate import read_migrations
     except ModuleNotFoundError as error:
         raise _missing_package(error) from None
-    permission = "SELECT set_config('smartpipe.forget_old_claims', 'yes', true);\n" if forget_old_claims else ""
-    files = [f"-- {name}.sql\n{sql.strip()}\n" for name, sql in read_migrations().items()]
-    typer.echo("\n".join(["BEGIN;", *([permission] if permission else []), *files, "COMMIT;"]))
+    lines = [
+        f"-- The tables of smartpipe {__version__}. Run all of this in one transaction:",
+        "--   psql --single-transaction -v ON_ERROR_STOP=1 -f FILE",
+    ]
+    if forget_old_claims:
+        lines.append("SELECT set_config('smartpipe.forget_old_claims', 'yes', true);")
+    for name, sql in read_migrations().items():
+        lines += ["", f"-- {name}.sql", sql.strip()]
+    typer.echo("\n".join(lines))
 
 
 def _databases(settings: StoreSettings) -> dict[DatabaseUrl, tuple[str, str]]:
