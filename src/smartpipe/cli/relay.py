@@ -69,7 +69,10 @@ async def _run(
         log.info("starting: relay, process %d", os.getpid())
         health = HealthServer(RelayReport(relay, transport), settings.host, settings.port, socket=socket)
         async with health:
-            health.log_address()
+            fields = {"url": health.url}
+            log.log(
+                health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields}
+            )
             with _handle_signals(relay, socket):
                 await relay.run()
         log.info("stopped: published %d", relay.published)

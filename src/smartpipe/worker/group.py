@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from smartpipe.consumer.capacity import Capacity
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
     from smartpipe.transport import Transport
+
+log = logging.getLogger("smartpipe.worker")
 
 ANY_ACCOUNT = Naming("aws", "us-east-1", "000000000000")
 """Conflicts between services are the same in all accounts and regions."""
@@ -75,7 +78,13 @@ class WorkerGroup:
             TopologyError: Resources that the services need do not exist.
         """
         async with self.health:
-            self.health.log_address()
+            fields = {"url": self.health.url}
+            log.log(
+                self.health.log_level,
+                "serving /livez, /readyz and /metrics on %s",
+                self.health.bound,
+                extra={"fields": fields},
+            )
             try:
                 await self._run_services()
             finally:

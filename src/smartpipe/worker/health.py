@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-log = logging.getLogger("smartpipe.worker")
-
 MAX_CONNECTIONS = 32
 """Probes, a scraper and a supervisor need a few connections. Each costs a file descriptor."""
 REQUEST_SECONDS = 5.0
@@ -217,11 +215,10 @@ class HealthServer:
             return f"unix:{self._socket}"
         return f"http://{'127.0.0.1' if self._host in ('0.0.0.0', '::') else self._host}:{self.port}"  # noqa: S104
 
-    def log_address(self) -> None:
-        """Log the address, at level debug if only a supervisor uses it."""
-        level = logging.DEBUG if self.private else logging.INFO
-        fields = {"url": self.url}
-        log.log(level, "serving /livez, /readyz and /metrics on %s", self.bound, extra={"fields": fields})
+    @property
+    def log_level(self) -> int:
+        """The level for a log line with the address: debug if only a supervisor uses it."""
+        return logging.DEBUG if self.private else logging.INFO
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

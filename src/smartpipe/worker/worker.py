@@ -175,7 +175,13 @@ class Worker:
             TopologyError: A resource that the service needs does not exist.
         """
         async with self.health:
-            self.health.log_address()
+            fields = {"url": self.health.url}
+            log.log(
+                self.health.log_level,
+                "serving /livez, /readyz and /metrics on %s",
+                self.health.bound,
+                extra={"fields": fields},
+            )
             try:
                 await self.run_service()
             finally:
