@@ -94,6 +94,21 @@ async def test_a_stop_while_aws_is_unavailable_ends_the_worker() -> None:
     assert await running == 0
 
 
+async def test_a_stop_while_aws_does_not_answer_ends_the_worker_without_the_answer() -> None:
+    asked = asyncio.Event()
+
+    async def verify() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    worker = make_worker(FakeTransport(), verify=verify)
+    running = asyncio.create_task(worker.run())
+    await asked.wait()
+    worker.stop()
+
+    assert await asyncio.wait_for(running, 30) == 0
+
+
 async def test_credentials_that_may_not_read_the_topology_may_still_consume() -> None:
     async def verify() -> None:
         raise TransportError("AccessDenied", "needs sns:ListSubscriptionsByTopic", retryable=False)

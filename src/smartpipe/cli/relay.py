@@ -64,7 +64,8 @@ async def _run(
         if once:
             backlog = await relay.drain()
             if backlog.waiting:
-                raise SmartpipeError(f"{backlog.waiting} events still wait, the oldest for {backlog.lag_seconds:.0f} s")
+                events = "1 event still waits" if backlog.waiting == 1 else f"{backlog.waiting} events still wait"
+                raise SmartpipeError(f"{events}, the oldest for {backlog.lag_seconds:.0f} s")
             return 0
         log.info("starting: relay, process %d", os.getpid())
         health = HealthServer(RelayReport(relay, transport), settings.host, settings.port, socket=socket)

@@ -190,9 +190,25 @@ class Worker:
 
     async def run_service(self) -> None:
         """Run until drained, without a health port. The transport stays open. ``run`` calls this method."""
-        await retry_until_stopped("check the topology", self._verify_topology, stopping=self._stopping)
+        await self._check_topology()
         if not self._stopping.is_set():
             await self._serve()
+
+    async def _check_topology(self) -> None:
+        """Check the topology, or stop waiting for AWS when a stop comes: the worker has received no message yet."""
+        tasks = [
+            asyncio.create_task(
+                retry_until_stopped("check the topology", self._verify_topology, stopping=self._stopping)
+            ),
+            asyncio.create_task(self._stopping.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                await tasks[0]  # raises its error
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def _begin_stop(self) -> None:
         if not self._stopping.is_set():
