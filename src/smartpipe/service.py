@@ -230,6 +230,7 @@ class Service:
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
+                tuple({id(one.retry): one.retry for one in self.handlers_on(queue.name)}.values()),
             )
             for queue in used
         )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Contract
     from smartpipe.names import Naming
+    from smartpipe.retry import RetryPolicy
     from smartpipe.topics import Queue
     from smartpipe.topology.table_and_bucket import TableAndBucket
 
@@ -43,6 +44,7 @@ class Binding(NamedTuple):
             because another worker is still handling the same event of an idempotent handler.
         remembers_seconds: The shortest time for which an idempotent handler on this queue remembers an event by its
             id; None if there is no such handler.
+        policies: The different retry policies of its handlers.
     """
 
     queue: Queue
@@ -50,6 +52,7 @@ class Binding(NamedTuple):
     attempts: int
     breaks: bool = False
     remembers_seconds: float | None = None
+    policies: tuple[RetryPolicy, ...] = ()
 
 
 class Declares(Protocol):
