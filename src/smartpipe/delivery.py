@@ -80,7 +80,7 @@ class Delivery:
 
     @property
     def attributes(self) -> Mapping[str, Attribute]:
-        """The SQS message attributes."""
+        """The message attributes, as in a raw delivery, even if SNS has put them into a notification."""
         return self.message.attributes
 
     @property
