@@ -50,6 +50,7 @@ ORDER = [
     "settings",
     "options",
     "envelope",
+    "log_fields",
     "topology",
     "batching",
     "transports",

@@ -108,14 +108,16 @@ class Delivery:
         return f"Handled by {self.handler}"
 
     @property
-    def log_fields(self) -> dict[str, str | int]:
+    def log_fields(self) -> dict[str, str | int | None]:
         """The fields of a log line that identify the delivery."""
         return {
             "service": self.service,
             "queue": self.queue,
             "handler": self.handler,
             "event_id": self.event_id,
+            "event_type": self.envelope.type,
             "message_id": self.message.message_id,
+            "trace_id": self.trace_id,
             "receive_count": self.receive_count,
         }
 
