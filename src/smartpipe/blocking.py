@@ -13,7 +13,14 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
-from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, read_options
+from smartpipe.publisher.prepare import (
+    PreparedEvent,
+    Publication,
+    PublishReport,
+    prepare,
+    read_many_options,
+    read_options,
+)
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
-    from smartpipe.options import PublishOptions
+    from smartpipe.options import PublishManyOptions, PublishOptions
 
 SERVICES = ("sns", "sqs", "s3", "sts")
 
@@ -94,7 +101,7 @@ class Publisher:
             raise PublishError([failure for _, failure in failed])
         return outgoing.event_id
 
-    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishOptions]) -> PublishReport:
+    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishManyOptions]) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
 
         An event that cannot be published does not stop the others, except those of its key on a FIFO topic.
@@ -102,7 +109,7 @@ class Publisher:
         Raises:
             PublishError: After every event has been tried. ``failures`` has those that were not published.
         """
-        fields = read_options(**options)
+        fields = read_many_options(**options)
         publications = (Publication(event, *fields) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []

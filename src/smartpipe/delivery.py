@@ -139,8 +139,9 @@ class Delivery:
     async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish *event* as the service, with the trace of this event and with its id as the cause.
 
-        The id of *event* is derived from this event and the handler, so it is the same at the next attempt. See
-        Publisher.publish for options and errors.
+        If OpenTelemetry has a current span, the trace is that of the span. The options replace any part of this
+        context. The id of *event* is derived from this event and the handler, so it is the same at the next attempt.
+        See Publisher.publish for options and errors.
         """
         envelope = current_envelope.set(self.envelope)  # the caller may be a task that the handler left behind
         cause = current_cause.set(self)
