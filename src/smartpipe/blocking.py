@@ -28,6 +28,7 @@ from smartpipe.transports.aws.blocking_session import BlockingAwsSession
 from smartpipe.transports.aws.configuration import check_urls
 from smartpipe.transports.aws.entries import publish_entries, put_object_request, read_failures, send_entries
 from smartpipe.transports.aws.errors import MISSING, classify
+from smartpipe.transports.aws.own_attributes import mark_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -152,7 +153,7 @@ class Publisher:
             arn = self._session.naming().topic_arn(topic)
             target = f"topic {arn}"
             sns = self._session.client("sns", region=region_in(arn))
-            response = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))
+            response = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=mark_own(publish_entries(messages)))
         except Exception as error:
             raise classify(error, action="sns:Publish", target=target) from error
         return read_failures(response, len(messages))
@@ -161,7 +162,9 @@ class Publisher:
         name = physical_name(self._settings.prefix, queue)
         try:
             url = self._session.queue_url(queue)
-            response = self._session.client("sqs").send_message_batch(QueueUrl=url, Entries=send_entries(messages))
+            response = self._session.client("sqs").send_message_batch(
+                QueueUrl=url, Entries=mark_own(send_entries(messages))
+            )
         except Exception as error:
             classified = classify(error, action="sqs:SendMessage", target=f"queue {name!r}")
             if classified.code in MISSING:

@@ -73,8 +73,13 @@ async def test_the_asyncio_publisher_takes_it() -> None:
 def test_the_blocking_publisher_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     sent: list[PreparedEvent] = []
+
+    def send_chunk(chunk: list[PreparedEvent]) -> list[Any]:
+        sent.extend(chunk)
+        return []
+
     with smartpipe.blocking.Publisher("test") as publisher:
-        monkeypatch.setattr(publisher, "_send_chunk", lambda chunk: sent.extend(chunk) or [])
+        monkeypatch.setattr(publisher, "_send_chunk", send_chunk)
         assert publisher.publish(ADA, **CONTEXT) == CONTEXT["event_id"]
         publisher.publish_many([ADA, ADA], **BY_MANY)
 

@@ -22,6 +22,7 @@ from smartpipe.transports.aws.configuration import (
     configure,
 )
 from smartpipe.transports.aws.credentials import refresh_when_refused_blocking
+from smartpipe.transports.aws.own_attributes import keep_own_attributes
 from smartpipe.transports.aws.variables import check_before_signing_blocking
 from smartpipe.urls import redact
 
@@ -82,6 +83,7 @@ class BlockingAwsSession:
         except BotoCoreError as error:  # boto3 fetches the credentials now, and the text quotes from where
             raise ConfigError(f"AWS configuration: {redact(str(error))}") from None
         check_client(client)
+        keep_own_attributes(client)
         return client
 
     def account_id(self) -> str:
