@@ -43,6 +43,7 @@ ORDER = [
     "tags",
     "filter_policy",
     "urls",
+    "connections",
     "retry",
     "transport",
     "topics",
