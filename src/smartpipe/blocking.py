@@ -13,7 +13,14 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
-from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, read_options
+from smartpipe.publisher.prepare import (
+    PreparedEvent,
+    Publication,
+    PublishReport,
+    prepare,
+    read_many_options,
+    read_options,
+)
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
@@ -21,6 +28,7 @@ from smartpipe.transports.aws.blocking_session import BlockingAwsSession
 from smartpipe.transports.aws.configuration import check_urls
 from smartpipe.transports.aws.entries import publish_entries, put_object_request, read_failures, send_entries
 from smartpipe.transports.aws.errors import MISSING, classify
+from smartpipe.transports.aws.own_attributes import mark_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
-    from smartpipe.options import PublishOptions
+    from smartpipe.options import PublishManyOptions, PublishOptions
 
 SERVICES = ("sns", "sqs", "s3", "sts")
 
@@ -97,7 +105,7 @@ class Publisher:
             raise PublishError([failure for _, failure in failed])
         return outgoing.event_id
 
-    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishOptions]) -> PublishReport:
+    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishManyOptions]) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
 
         An event that cannot be published does not stop the others, except those of its key on a FIFO topic.
@@ -105,7 +113,7 @@ class Publisher:
         Raises:
             PublishError: After every event has been tried. ``failures`` has those that were not published.
         """
-        fields = read_options(**options)
+        fields = read_many_options(**options)
         publications = (Publication(event, *fields) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
@@ -149,7 +157,7 @@ class Publisher:
             arn = self._session.naming().topic_arn(topic)
             target = f"topic {arn}"
             sns = self._session.client("sns", region=region_in(arn))
-            response = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))
+            response = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=mark_own(publish_entries(messages)))
         except Exception as error:
             raise classify(error, action="sns:Publish", target=target) from error
         return read_failures(response, len(messages))
@@ -158,7 +166,9 @@ class Publisher:
         name = physical_name(self._settings.prefix, queue)
         try:
             url = self._session.queue_url(queue)
-            response = self._session.client("sqs").send_message_batch(QueueUrl=url, Entries=send_entries(messages))
+            response = self._session.client("sqs").send_message_batch(
+                QueueUrl=url, Entries=mark_own(send_entries(messages))
+            )
         except Exception as error:
             classified = classify(error, action="sqs:SendMessage", target=f"queue {name!r}")
             if classified.code in MISSING:

@@ -76,7 +76,7 @@ class Shop:
         return process
 
     def start_worker(self) -> Process:
-        return self.start("worker", "one_transaction:service")
+        return self.start("worker", f"{self._module.__name__}:service")
 
     def wait_until_stuck(self, worker: Process, statement: str) -> None:
         """Wait until *worker* waits for a lock with this statement."""
@@ -101,12 +101,13 @@ class Shop:
         assert self._queues.depth("billing-dlq") == (0, 0)
 
 
-@pytest.fixture(scope="module")
-def example() -> Iterator[ModuleType]:
+@pytest.fixture(scope="module", params=["one_transaction", "session_transaction"])
+def example(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Each example: on a connection of asyncpg, and on a session of SQLAlchemy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("one_transaction")
-        del sys.modules["one_transaction"]
+        yield importlib.import_module(request.param)
+        del sys.modules[request.param]
 
 
 @pytest.fixture

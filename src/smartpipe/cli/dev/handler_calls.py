@@ -15,8 +15,9 @@ from traceback import StackSummary, TracebackException
 from typing import TYPE_CHECKING, Any
 
 import smartpipe
-from smartpipe.cli.logs import TextFormatter, fields_of
+from smartpipe.cli.logs import TextFormatter
 from smartpipe.escaping import escape_text, shorten_text
+from smartpipe.log_fields import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

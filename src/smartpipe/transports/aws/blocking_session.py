@@ -24,6 +24,7 @@ from smartpipe.transports.aws.configuration import (
 )
 from smartpipe.transports.aws.credential_errors import credential_errors
 from smartpipe.transports.aws.credentials import refresh_when_refused_blocking
+from smartpipe.transports.aws.own_attributes import keep_own_attributes
 from smartpipe.transports.aws.variables import check_before_signing_blocking
 from smartpipe.urls import redact
 
@@ -95,6 +96,7 @@ class BlockingAwsSession:
         except BotoCoreError as error:
             raise ConfigError(f"AWS configuration: {redact(str(error))}") from None
         check_client(client)
+        keep_own_attributes(client)
         return client
 
     def account_id(self) -> str:

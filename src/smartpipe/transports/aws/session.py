@@ -27,6 +27,7 @@ from smartpipe.transports.aws.configuration import (
 )
 from smartpipe.transports.aws.credential_errors import credential_errors
 from smartpipe.transports.aws.credentials import refresh_when_refused
+from smartpipe.transports.aws.own_attributes import keep_own_attributes
 from smartpipe.transports.aws.variables import check_before_signing, check_credentials
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class AwsSession:
         with configuration_errors(), credential_errors():  # botocore fetches the credentials now
             client = await self._stack.enter_async_context(create(service, region_name=region, config=config))
         check_client(client)
+        keep_own_attributes(client)
         return client
 
     def check_usable(self) -> None:
