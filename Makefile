@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 
+SOAK_MINUTES ?= 60
+
 # Two for each core, because these tests mostly wait.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
-test chaos: export PYTHONDONTWRITEBYTECODE :=
+test chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-all smoke chaos fuzz check format bench compare
+.PHONY: install demo test test-all smoke chaos soak fuzz check format bench compare
 
 install: $(INSTALLED)
 
@@ -55,6 +57,11 @@ smoke: $(INSTALLED)
 # docs/delivery-guarantees.md.
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos
+
+# Producers and services for an hour under random kills and faults; then every effect is counted. Writes docs/soak.md if
+# it runs for an hour.
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
 
 # Random input, guided by coverage, for all code that reads external data. Takes about five minutes.
 fuzz: $(INSTALLED)
