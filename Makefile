@@ -14,7 +14,7 @@ WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
 test chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-all smoke chaos soak fuzz check format bench compare
+.PHONY: install demo test test-all smoke chaos soak fuzz mutants check format bench compare
 
 install: $(INSTALLED)
 
@@ -67,6 +67,11 @@ soak: $(INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
+
+# Random changes of the source, 25 in each folder, that a test must notice. Takes an hour or two.
+mutants: $(INSTALLED)
+	$(BIN)/python -c 'import cosmic_ray, coverage' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(BIN)/python -m tests.mutants
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

@@ -61,9 +61,8 @@ def test_a_message_is_deleted_only_after_its_handler_or_after_its_copy_in_the_de
         found_at_delete.append((len(guaranteed.find("done")), copies))
         return False
 
-    refused = guaranteed.inject("SendMessageBatch", answer=(500, "InternalError", "not now"), times=1)
     guaranteed.inject("DeleteMessageBatch", when=look)
-    guaranteed.start_worker("--concurrency", "1")
+    worker = guaranteed.start_worker("--concurrency", "1")
 
     guaranteed.publish(Ordered(name="slow", seconds=1))
     guaranteed.wait_until_empty()
@@ -71,8 +70,15 @@ def test_a_message_is_deleted_only_after_its_handler_or_after_its_copy_in_the_de
 
     guaranteed.publish(Ordered(name="bad", fails=9))
     guaranteed.wait_until_empty()
-    assert refused.hits == 1
     assert found_at_delete == [(1, 0), (1, 1)]
+
+    guaranteed.inject("SendMessageBatch", answer=(403, "AccessDenied", "not into the dead-letter queue"))
+    guaranteed.publish(Ordered(name="stays", fails=9))
+    worker.wait_until(lambda: worker.logged("Cannot write to the dead-letter queue"))
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    assert found_at_delete == [(1, 0), (1, 1)]
+    assert sum(guaranteed.queues.depth("guarantees")) == 1
 
 
 @proves("`publish` returns when SNS has accepted the event, and raises otherwise.")

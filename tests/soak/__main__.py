@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--render", action="store_true", help="instead, write the page and the picture of the last run")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs every __exit__, which end the processes
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the proxy's own connections are cut on purpose
     console = Console(width=100 if not sys.stdout.isatty() else None, highlight=False, markup=False)
     if options.poison:
         return _run_flood(options.poison, console)
