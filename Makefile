@@ -8,13 +8,15 @@ DEMO_INSTALLED := $(VENV)/.installed-demo
 comma := ,
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
 
+SOAK_MINUTES ?= 60
+
 # Two for each core, because these tests mostly wait.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
-test chaos: export PYTHONDONTWRITEBYTECODE :=
+test chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-all smoke chaos fuzz lock sbom check format bench compare
+.PHONY: install demo test test-all smoke chaos soak fuzz mutants lock sbom check format bench compare
 
 install: $(INSTALLED)
 
@@ -70,10 +72,20 @@ smoke: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos
 
+# Producers and services for an hour under random kills and faults; then every effect is counted. Writes docs/soak.md if
+# it runs for an hour.
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
 # Random input, guided by coverage, for all code that reads external data. Takes about five minutes.
 fuzz: $(INSTALLED)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
+
+# Random changes of the source, 25 in each folder, that a test must notice. Takes an hour or two.
+mutants: $(INSTALLED)
+	$(BIN)/python -c 'import cosmic_ray, coverage' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(BIN)/python -m tests.mutants
 
 # Pins every package that the tests and tools need, for Python 3.11 and newer. Needs uv.
 lock:
