@@ -85,7 +85,7 @@ class Delivery(Generic[S]):
 
     @property
     def time(self) -> datetime | None:
-        """When the event was published, by the producer's clock."""
+        """When the event was published, by the producer's clock; or the time that its producer has passed."""
         return self.envelope.time
 
     @property
