@@ -105,7 +105,7 @@ def test_causes_and_groups_are_shown_in_the_same_way(formatter: HandlerCallForma
 
 
 def test_the_same_traceback_of_a_message_is_shown_once_and_another_one_again(formatter: HandlerCallFormatter) -> None:
-    error, other = caught(parse_number), caught(lambda: {}["en"])
+    error, other = caught(parse_number), caught(lambda: {"de": 1}["en"])
 
     shown = [
         "Traceback" in formatter.format(make_record(text, error=one, message_id=message_id))
