@@ -75,6 +75,7 @@ class Worker:
         self._limit: asyncio.Timeout | None = None
         self._lifespan_expired = False
         self._failed = False
+        self._not_deleted_before = 0
         self._store = store
         self._runtime: Runtime | None = None
         self.capacity = Capacity(service.slots(settings.concurrency))
@@ -162,7 +163,7 @@ class Worker:
         self._end_within(self._settings.flush_seconds + MIN_CLOSE_SECONDS)
 
     async def run(self) -> int:
-        """Run until drained; return 0, or 1 if handlers were cancelled, messages not deleted, or the lifespan failed.
+        """Run until drained; return 0, or 1 if the drain cancelled a handler or failed to delete, or the lifespan failed.
 
         Raises:
             TopologyError: A resource that the service needs does not exist.
@@ -225,6 +226,7 @@ class Worker:
 
     async def _drain(self) -> None:
         settings = self._settings
+        self._not_deleted_before = self._count_not_deleted()
         flush_until = self._stopped_at + settings.drain_seconds
         drains = (
             consumer.drain(
@@ -234,6 +236,9 @@ class Worker:
         )
         await asyncio.gather(*drains)
         log.info("handlers have ended, deletes are flushed")
+
+    def _count_not_deleted(self) -> int:
+        return sum(consumer.counters.not_deleted for consumer in self.consumers)
 
     def _start(self, runtime: Runtime) -> None:
         settings, resources = self._settings, runtime.resources(Isolation())
@@ -276,7 +281,9 @@ class Worker:
         if self.transport_counts is not None:
             totals.update(self.transport_counts.as_dict())
         fields = {"service": self._service.name, **totals}
-        unfinished = totals["cancelled"] + totals["not_deleted"] + self.capacity.overdue + unpublished
+        # A delete that failed earlier has been repeated by the next delivery. It says nothing about this drain.
+        not_deleted = self._count_not_deleted() - self._not_deleted_before
+        unfinished = totals["cancelled"] + not_deleted + self.capacity.overdue + unpublished
         counts = ", ".join(f"{name} {count}" for name, count in totals.items()) or "nothing received"
         log.info("stopped: %s", counts, extra={"fields": fields})
         return 1 if unfinished or self._failed else 0
