@@ -163,7 +163,10 @@ class Worker:
         self._end_within(self._settings.flush_seconds + MIN_CLOSE_SECONDS)
 
     async def run(self) -> int:
-        """Run until drained; return 0, or 1 if the drain cancelled a handler or failed to delete, or the lifespan failed.
+        """Run until drained, and return the exit code.
+
+        It is 0, or 1 if the drain cancelled a handler, could not delete a message or publish an event, or if the
+        lifespan failed.
 
         Raises:
             TopologyError: A resource that the service needs does not exist.
