@@ -269,11 +269,17 @@ def test_rows_of_a_fifo_destination_have_an_ordered_group_even_if_the_column_is_
 def test_each_outage_of_the_backlog_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    down, queries = False, 0
+    down, queries, opened, most = False, 0, 0, 0
 
     @asynccontextmanager
     async def connect(*_: Any, **__: Any) -> AsyncIterator[Connection]:
-        yield Connection()
+        nonlocal opened, most
+        opened += 1
+        most = max(most, opened)
+        try:
+            yield Connection()
+        finally:
+            opened -= 1
 
     async def read(_: Any) -> Backlog:
         nonlocal queries
@@ -289,11 +295,13 @@ def test_each_outage_of_the_backlog_is_logged_once(
         nonlocal down
         relay, ages = RelayUnderTest(), list[float]()
         for down in (False, True, False, True, False):  # noqa: B007
+            age_seconds = -1.0
             for _ in range(100):  # a scrape each second
                 await asyncio.sleep(1)
                 reading = await relay.backlog_reader.read()
                 assert reading is not None
-            ages.append(reading.age_seconds)
+                age_seconds = reading.age_seconds
+            ages.append(age_seconds)
         await relay.aclose()
         return ages
 
@@ -303,3 +311,4 @@ def test_each_outage_of_the_backlog_is_logged_once(
     assert len(caplog.records) == 2
     assert [age < 6 for age in ages] == [True, False, True, False, True]
     assert 90 <= queries <= 101  # one in five seconds
+    assert (opened, most) == (0, 1)  # each connection is closed before the next one is opened
