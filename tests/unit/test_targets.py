@@ -96,6 +96,20 @@ def test_events_come_from_services_classes_and_modules(here: Path, target: str) 
     assert [event.__name__ for event in load_events([target])] == ["Shipped"]
 
 
+def test_events_of_a_service_are_those_that_it_handles_and_those_that_it_publishes(here: Path) -> None:
+    declared = MODULE.format(type="parcel.shipped") + (
+        'class Ordered(Event, topic=Topic("orders"), type="order.placed", version="1.0"): ...\n'
+        'api = Service("api", publishes=[Ordered, Queue("labels", direct=True)])\n'
+        'both = Service("both", publishes=[Ordered])\n'
+        "both.subscribe(Shipped)(handle)\n"
+    )
+    (here / "shop.py").write_text(declared.replace("import Event,", "import Event, Queue,"))
+
+    assert [event.__name__ for event in load_events(["shop:api"])] == ["Ordered"]
+    assert [event.__name__ for event in load_events(["shop:both"])] == ["Shipped", "Ordered"]
+    assert [event.__name__ for event in load_events(["shop:api", "shop:both"])] == ["Ordered", "Shipped"]
+
+
 def test_a_module_without_events_is_an_error(here: Path) -> None:
     (here / "plain.py").write_text("x = 5")
 

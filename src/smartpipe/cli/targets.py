@@ -62,9 +62,13 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
 
 
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
-    if isinstance(found, Service) and found.handlers:
-        return [handler.event for handler in found.handlers]
-    candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else [found]
+    candidates: Iterable[Any]
+    if isinstance(found, Service):
+        candidates = [*(handler.event for handler in found.handlers), *found.publishes]
+    elif hasattr(found, "__spec__") and not isinstance(found, type):
+        candidates = vars(found).values()
+    else:
+        candidates = [found]
     events = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, Event) and cls.__contract__]
     if not events:
         msg = f"{target} has no events: name a Service, an Event class, or a module that declares events"
