@@ -4,26 +4,42 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.installed-demo
+comma := ,
 SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
+
+SOAK_MINUTES ?= 60
 
 # Two for each core, because these tests mostly wait.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
-test chaos: export PYTHONDONTWRITEBYTECODE :=
+test chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-all smoke chaos fuzz check format bench compare
+.PHONY: install demo test test-all smoke chaos soak fuzz mutants lock sbom check format bench compare
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
-	@echo "installing into $(VENV): a minute or two the first time"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,local,moto,bench,speed,examples]'
+# Installs the extras $(1) with the options $(2). uv takes a few seconds where it exists; pip is in every venv.
+define install_extras
+$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+{ command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python $(2) --editable '.[$(1)]'; } || \
+  $(BIN)/python -m pip install --quiet --disable-pip-version-check $(2) --editable '.[$(1)]'
+endef
+
+$(INSTALLED): pyproject.toml requirements-dev.txt
+	@echo "installing into $(VENV), with all development tools: a minute or two the first time"
+	$(call install_extras,dev$(comma)local$(comma)moto$(comma)bench$(comma)speed$(comma)examples,--constraint requirements-dev.txt)
 	touch $(INSTALLED)
 
-demo: $(INSTALLED)
+$(DEMO_INSTALLED): pyproject.toml
+	@echo "installing into $(VENV): less than a minute the first time"
+	$(call install_extras,local$(comma)examples)
+	touch $(DEMO_INSTALLED)
+
+# Only needs a part of the dependencies, and uses all of them if they are installed.
+demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	cd examples && ../$(BIN)/python -m signup.demo
 
 # AsyncAPI's JSON Schemas, for one test. The test is skipped if npm is not installed.
@@ -56,10 +72,33 @@ smoke: $(INSTALLED)
 chaos: $(INSTALLED)
 	$(BIN)/python -m tests.chaos
 
+# Producers and services for an hour under random kills and faults; then every effect is counted. Writes docs/soak.md if
+# it runs for an hour.
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
 # Random input, guided by coverage, for all code that reads external data. Takes about five minutes.
 fuzz: $(INSTALLED)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
+
+# Random changes of the source, 25 in each folder, that a test must notice. Takes an hour or two.
+mutants: $(INSTALLED)
+	$(BIN)/python -c 'import cosmic_ray, coverage' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(BIN)/python -m tests.mutants
+
+# Pins every package that the tests and tools need, for Python 3.11 and newer. Needs uv.
+lock:
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate \
+	  --custom-compile-command 'make lock' --output-file requirements-dev.txt pyproject.toml
+
+# The software bill of materials of a plain installation, in CycloneDX, as sbom.json.
+sbom: $(INSTALLED)
+	rm -rf .sbom && $(BIN)/python -m venv .sbom
+	.sbom/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements-dev.txt .
+	$(BIN)/python -c 'import cyclonedx_py' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=5'
+	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-file sbom.json .sbom/bin/python
+	rm -rf .sbom
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

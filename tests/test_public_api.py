@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,25 @@ def test_the_version_is_the_packages() -> None:
     from importlib.metadata import version
 
     assert smartpipe.__version__ == version("smartpipe")
+
+
+def test_the_licence_is_in_the_metadata_and_in_its_file() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert (project["license"], project["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
+    assert "Apache License 2.0" in (ROOT / "README.md").read_text()
+
+
+def test_the_lock_file_pins_every_development_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    requirements = [*project["dependencies"], *(one for name in extras if name != "fuzz" for one in extras[name])]
+    wanted = {re.split(r"[\[><=;]", one)[0].strip().lower() for one in requirements} - {"smartpipe"}
+
+    pinned = set(re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE))
+
+    assert wanted - pinned == set(), "run make lock"
 
 
 def test_the_pytest_plugin_imports_nothing_of_smartpipe_but_itself() -> None:

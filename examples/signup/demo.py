@@ -19,7 +19,7 @@ from aiohttp import ClientSession, TCPConnector
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from signup.processes import EXAMPLES, HttpService, Worker
 from smartpipe import EmbeddedBroker
@@ -144,10 +144,15 @@ def read_dead_letters(environment: dict[str, str], service: str) -> list[dict[st
 def print_report(system: System, event_ids: list[str]) -> list[str]:
     """Print the table, and return the expectations that were not met."""
     table = Table(
-        "service", title="from publish to handled", title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
+        Column("service", no_wrap=True),
+        title="from publish to handled",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
     )
-    for column in ("delivered", "handled", "retried", "dead-\nletters", "missing", "p50", "p99"):
-        table.add_column(column, justify="right")
+    for column in ("delivered", "handled", "retried", "in DLQ", "missing", "p50", "p99"):
+        table.add_column(column, justify="right", no_wrap=True)
     unmet: list[str] = []
     for name, worker in system.workers.items():
         dead = read_dead_letters(system.environment, name)

@@ -13,7 +13,14 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import physical_name, region_in
 from smartpipe.payload_offload import reindex, split_failed
-from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, read_options
+from smartpipe.publisher.prepare import (
+    PreparedEvent,
+    Publication,
+    PublishReport,
+    prepare,
+    read_many_options,
+    read_options,
+)
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
 from smartpipe.topics import Topic
@@ -21,6 +28,7 @@ from smartpipe.transports.aws.blocking_session import BlockingAwsSession
 from smartpipe.transports.aws.configuration import check_urls
 from smartpipe.transports.aws.entries import publish_entries, put_object_request, read_failures, send_entries
 from smartpipe.transports.aws.errors import MISSING, classify
+from smartpipe.transports.aws.own_attributes import mark_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
-    from smartpipe.options import PublishOptions
+    from smartpipe.options import PublishManyOptions, PublishOptions
 
 SERVICES = ("sns", "sqs", "s3", "sts")
 
@@ -40,7 +48,8 @@ class Publisher:
     """Publishes events to their topics, each call in the calling thread. Threads may share one.
 
     The asyncio publisher combines concurrent calls into one request. This one makes one request for each ``publish``,
-    so use ``publish_many`` for many events. Create a publisher in each forked process.
+    so use ``publish_many`` for many events. After a fork, only the process that used a publisher first may use it:
+    create one in each process.
 
     Args:
         source: CloudEvents ``source``: the component that publishes, such as ``"signup-api"``.
@@ -84,6 +93,8 @@ class Publisher:
         On a FIFO topic, publish the events of one key from one thread: their order is the order of the calls.
 
         Raises:
+            ConfigError: The publisher was used in another process before a fork, or the credentials can never be
+                fetched.
             EventTooLarge: Before any I/O.
             PublishError: SNS or SQS refused it, or could not be reached before the deadline.
         """
@@ -94,7 +105,7 @@ class Publisher:
             raise PublishError([failure for _, failure in failed])
         return outgoing.event_id
 
-    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishOptions]) -> PublishReport:
+    def publish_many(self, events: Iterable[Event], **options: Unpack[PublishManyOptions]) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
 
         An event that cannot be published does not stop the others, except those of its key on a FIFO topic.
@@ -102,7 +113,7 @@ class Publisher:
         Raises:
             PublishError: After every event has been tried. ``failures`` has those that were not published.
         """
-        fields = read_options(**options)
+        fields = read_many_options(**options)
         publications = (Publication(event, *fields) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
@@ -126,6 +137,7 @@ class Publisher:
         if self._closed:
             closed = Failure(0, "PublisherClosed", "the publisher is closed", retryable=False)
             return [(outgoing, outgoing.make_failure(closed)) for outgoing in chunk]
+        self._session.check_usable()
         destination = chunk[0].destination
 
         def call(entries: list[PreparedEvent]) -> list[Failure]:
@@ -145,7 +157,7 @@ class Publisher:
             arn = self._session.naming().topic_arn(topic)
             target = f"topic {arn}"
             sns = self._session.client("sns", region=region_in(arn))
-            response = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))
+            response = sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=mark_own(publish_entries(messages)))
         except Exception as error:
             raise classify(error, action="sns:Publish", target=target) from error
         return read_failures(response, len(messages))
@@ -154,7 +166,9 @@ class Publisher:
         name = physical_name(self._settings.prefix, queue)
         try:
             url = self._session.queue_url(queue)
-            response = self._session.client("sqs").send_message_batch(QueueUrl=url, Entries=send_entries(messages))
+            response = self._session.client("sqs").send_message_batch(
+                QueueUrl=url, Entries=mark_own(send_entries(messages))
+            )
         except Exception as error:
             classified = classify(error, action="sqs:SendMessage", target=f"queue {name!r}")
             if classified.code in MISSING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    import asyncpg
+
+    from smartpipe.connections import C, Engine, Factory, Pool
     from smartpipe.consumer.guard import ClaimHandle
     from smartpipe.consumer.leases import Lease
     from smartpipe.envelope.encode import Envelope
@@ -80,7 +83,7 @@ class Delivery:
 
     @property
     def attributes(self) -> Mapping[str, Attribute]:
-        """The SQS message attributes."""
+        """The message attributes, as in a raw delivery, even if SNS has put them into a notification."""
         return self.message.attributes
 
     @property
@@ -108,37 +111,61 @@ class Delivery:
         return f"Handled by {self.handler}"
 
     @property
-    def log_fields(self) -> dict[str, str | int]:
+    def log_fields(self) -> dict[str, str | int | None]:
         """The fields of a log line that identify the delivery."""
         return {
             "service": self.service,
             "queue": self.queue,
             "handler": self.handler,
             "event_id": self.event_id,
+            "event_type": self.envelope.type,
             "message_id": self.message.message_id,
+            "trace_id": self.trace_id,
             "receive_count": self.receive_count,
         }
 
-    def transaction(self) -> AbstractAsyncContextManager[Any]:
+    @overload
+    def transaction(self, /) -> AbstractAsyncContextManager[asyncpg.Connection]: ...
+
+    @overload
+    def transaction(self, source: asyncpg.Pool, /) -> AbstractAsyncContextManager[asyncpg.Connection]: ...
+
+    @overload
+    def transaction(self, source: C, /) -> AbstractAsyncContextManager[C]: ...
+
+    @overload
+    def transaction(self, source: Factory[C] | Engine[C] | Pool[C], /) -> AbstractAsyncContextManager[C]: ...
+
+    def transaction(self, source: Any = None, /) -> AbstractAsyncContextManager[Any]:
         """Return a context manager for a PostgreSQL transaction that commits your changes and the claim together.
 
-        ``async with delivery.transaction() as connection:`` yields an asyncpg connection. Even if the worker is killed
-        right after the commit, no other delivery runs this handler again. It can be used once.
+        ``async with delivery.transaction(sessions) as session:``. Even if the worker is killed right after the commit,
+        no other delivery runs this handler again. If the block raises, everything is rolled back, and so it is if the
+        worker has lost the claim. It can be used once.
+
+        Args:
+            source: An ``async_sessionmaker`` of SQLAlchemy or another function that returns an AsyncSession, an
+                AsyncEngine, or a pool of asyncpg or psycopg: it provides the session or connection that the block gets,
+                which is closed or returned afterwards. Or an AsyncSession, AsyncConnection or connection of asyncpg or
+                psycopg, which the block gets and you close. It must not be in a transaction, and must lead to the
+                database that has the claims. By default, the block gets a connection of asyncpg from a pool of ten.
 
         Raises:
-            ConfigError: The handler is not idempotent, or the claims are not stored in PostgreSQL.
-            StoreError: No connection could be made.
+            ConfigError: The handler is not idempotent, the claims are not stored in PostgreSQL, or *source* cannot be
+                used or leads to another database.
+            StoreError: No connection could be made, or the claim could not be completed.
         """
         if self.claim is None:
             msg = f"handler {self.handler}: delivery.transaction() is for idempotent handlers: add idempotent=True"
             raise ConfigError(msg)
-        return self.claim.transaction()
+        return self.claim.transaction(source)
 
     async def publish(self, event: Event, **options: Unpack[PublishOptions]) -> str:
         """Publish *event* as the service, with the trace of this event and with its id as the cause.
 
-        The id of *event* is derived from this event and the handler, so it is the same at the next attempt. See
-        Publisher.publish for options and errors.
+        If OpenTelemetry has a current span, the trace is that of the span. The options replace any part of this
+        context. The id of *event* is derived from this event and the handler, so it is the same at the next attempt.
+        See Publisher.publish for options and errors.
         """
         envelope = current_envelope.set(self.envelope)  # the caller may be a task that the handler left behind
         cause = current_cause.set(self)

@@ -138,18 +138,13 @@ class Event(BaseModel):
 class _UnvalidatedFields(set[str]):
     """The names of the fields that were set in an event that has not been validated.
 
-    Pydantic keeps this set in each model, and copies and pickles it with the model.
+    Pydantic keeps this set in each model, and copies and pickles it with the model. In a validated one its type is set.
     """
 
 
 def _mark_unvalidated(event: E) -> E:
     object.__setattr__(event, "__pydantic_fields_set__", _UnvalidatedFields(event.__pydantic_fields_set__))
     return event
-
-
-def is_validated(event: Event) -> bool:
-    """Return whether the event's class has validated it: not if it is from ``model_construct`` or an updated copy."""
-    return type(event.__pydantic_fields_set__) is set
 
 
 def contract_of(event: type[Event]) -> Contract:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from smartpipe.errors import ConfigError
+from smartpipe.filter_operators import OR, RESERVED, expand, find_rule_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -32,12 +33,14 @@ class FilterPolicy:
     the event. It applies to every topic of its queue. A change takes effect within 15 minutes.
 
     Args:
-        conditions: In the form of SNS: names with lists of values or operators. They can be nested only with the
-            scope ``MessageBody``.
+        conditions: In the form of SNS: names with lists of values or operators, which are ``prefix``, ``suffix``,
+            ``equals-ignore-case``, ``wildcard``, ``anything-but``, ``numeric``, ``cidr`` and ``exists``. They can be
+            nested only with the scope ``MessageBody``.
 
     Raises:
-        ConfigError: SNS would refuse it. Source: Amazon SNS, "Filter policy constraints": 5 keys, 150
-            combinations of values, 256 KiB, numbers within a thousand million with 5 decimals.
+        ConfigError: SNS would refuse it, or would read it in another way than it looks. Source: Amazon SNS, "Filter
+            policy constraints": 5 keys, 150 combinations of values, 256 KiB, numbers within a thousand million with 5
+            decimals, 3 wildcards in a pattern.
     """
 
     conditions: Mapping[str, Any]
@@ -48,7 +51,7 @@ class FilterPolicy:
         if not isinstance(self.conditions, dict) or not self.conditions:
             raise ConfigError(f"FilterPolicy({self.conditions!r}): pass names with lists of values, as in {_EXAMPLE}")
         errors = list(_errors(self.conditions, self.scope))
-        if TYPE_ATTRIBUTE in self.conditions:
+        if TYPE_ATTRIBUTE in self.conditions or (not errors and TYPE_ATTRIBUTE in _paths(self.conditions)):
             errors.append("'type' is reserved: smartpipe sets it to the types that have handlers")
         if errors:
             raise ConfigError([f"FilterPolicy: {error}" for error in errors])
@@ -78,19 +81,23 @@ def _errors(policy: Mapping[str, Any], scope: Scope, *, types: bool = False) -> 
     if len(policy) > max_keys:
         yield f"{len(policy)} names: SNS allows {MAX_KEYS}, one of which is the event's type"
     try:
-        text = json.dumps(policy, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(policy, ensure_ascii=False, allow_nan=False)
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
         yield f"it cannot be written as JSON: {error}"
         return
-    if len(text.encode()) > MAX_POLICY_BYTES:
-        yield f"it has {len(text.encode()):,} bytes: SNS allows {MAX_POLICY_BYTES:,}"
-    yield from _nesting_errors(policy, scope)
+    if size > MAX_POLICY_BYTES:
+        yield f"it has {size:,} bytes: SNS allows {MAX_POLICY_BYTES:,}"
+    nesting = list(_nesting_errors(policy, scope))
+    yield from nesting
     combinations = math.prod(_counts(policy, 1))
     if combinations > MAX_COMBINATIONS:
         yield (
             f"{combinations} combinations of values (values of nested names count times their depth): SNS allows "
             f"{MAX_COMBINATIONS}; use fewer values, a prefix, or a separate queue for some of the events"
         )
+    elif not nesting:
+        yield from _path_errors(policy)
     yield from _number_errors(policy)
 
 
@@ -98,7 +105,7 @@ def _nesting_errors(policy: Mapping[str, Any], scope: Scope) -> Iterator[str]:
     for name, rules in policy.items():
         if not isinstance(name, str) or not name:
             yield f"{name!r} is not a name"
-        elif name == "$or":
+        elif name == OR:
             yield from _or_errors(rules, scope)
         elif isinstance(rules, dict) and scope == "MessageAttributes":
             yield f'{name!r} is nested, and message attributes are flat: scope="MessageBody" matches the envelope'
@@ -106,6 +113,8 @@ def _nesting_errors(policy: Mapping[str, Any], scope: Scope) -> Iterator[str]:
             yield f"{name!r}: {rules!r} must be a list of values, as in {_EXAMPLE}"
         elif isinstance(rules, dict):
             yield from _nesting_errors(rules, scope)
+        else:
+            yield from (f"{name!r}: {error}" for error in find_rule_errors(rules))
 
 
 def _or_errors(rules: Any, scope: Scope) -> Iterator[str]:
@@ -113,7 +122,20 @@ def _or_errors(rules: Any, scope: Scope) -> Iterator[str]:
         yield '"$or" must be a list of at least two policies, as in {"$or": [{"a": ["x"]}, {"b": ["y"]}]}'
         return
     for one in rules:
+        for name in sorted(RESERVED.intersection(one)):
+            yield f'{name!r} in "$or" is an operator, so SNS would not read "$or" as one: name a field there'
         yield from _nesting_errors(one, scope)
+
+
+def _paths(policy: Mapping[str, Any]) -> set[str]:
+    return {path for alternative in expand(policy) for path, _ in alternative}
+
+
+def _path_errors(policy: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each name that has two conditions at once: SNS would forget one of them."""
+    for path in sorted(_paths(policy)):
+        if any([name for name, _ in one].count(path) > 1 for one in expand(policy)):
+            yield f'{path!r} has two conditions, one of them in "$or" or with a dot, and SNS would use one: join them'
 
 
 def _counts(policy: Mapping[str, Any], depth: int) -> Iterator[int]:
@@ -124,7 +146,7 @@ def _counts(policy: Mapping[str, Any], depth: int) -> Iterator[int]:
     for name, rules in policy.items():
         if isinstance(rules, dict):
             yield from _counts(rules, depth + 1)
-        elif name == "$or" and isinstance(rules, list):
+        elif name == OR and isinstance(rules, list):
             yield max(1, sum(math.prod(_counts(option, depth)) for option in rules if isinstance(option, dict)))
         elif isinstance(rules, list):
             yield max(1, len(rules)) * depth

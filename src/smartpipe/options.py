@@ -11,6 +11,7 @@ from smartpipe.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
     from types import EllipsisType
     from typing import Concatenate
 
@@ -24,18 +25,41 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class PublishOptions(TypedDict, total=False):
-    """How an event is published.
+class PublishManyOptions(TypedDict, total=False):
+    """How the events of one call are published. None is the same as leaving an option out.
 
     Args:
-        queue: Send the event to this queue, and not to its topic: by name, or with its settings.
-        delay_seconds: How long that queue hides the event: 0 to 900, in whole seconds. SNS has no delay.
+        queue: Send the events to this queue, and not to their topics: by name, or with its settings.
+        delay_seconds: How long that queue hides them: 0 to 900, in whole seconds. SNS has no delay.
         attributes: Further message attributes, up to nine, for the filter policies of other subscribers.
+        time: When the events happened, with a time zone; by default now. It is sent in UTC.
+        traceparent: The W3C trace context that caused them, as in the header of an HTTP request. By default that of
+            OpenTelemetry's current span, then that of the event that is being handled, then a new trace.
+        correlation_id: Names the chain of events that they belong to, such as the id of an HTTP request: 1 to 256
+            characters. By default that of the event that is being handled, or the event's own id.
+        causation_id: The id of the event, command or request that caused them: 1 to 256 characters. By default the id
+            of the event that is being handled.
     """
 
     queue: Queue | str | None
     delay_seconds: float | None
     attributes: Mapping[str, str] | None
+    time: datetime | None
+    traceparent: str | None
+    correlation_id: str | None
+    causation_id: str | None
+
+
+class PublishOptions(PublishManyOptions, total=False):
+    """How one event is published.
+
+    Args:
+        event_id: The id of the event: 1 to 256 characters. Use it if the event has an id where it comes from, such as
+            the idempotency key of a request: consumers handle two events with one id and source as copies. By default
+            a new id or, in a handler, one that is the same at every attempt.
+    """
+
+    event_id: str | None
 
 
 class SubscribeOptions(TypedDict, total=False):

@@ -21,7 +21,7 @@ from smartpipe.topics import Queue
 from smartpipe.topology.derive import Binding
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from smartpipe.batch import Batch
@@ -229,6 +229,8 @@ class Service:
                 tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
+                min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
+                tuple({id(one.retry): one.retry for one in self.handlers_on(queue.name)}.values()),
             )
             for queue in used
         )
@@ -294,6 +296,14 @@ def _validate_publishes(name: str, publishes: Any) -> tuple[type[Event] | Queue,
                 f"service {name!r}: publishes={one!r} must be an event class that declares a type, or a Queue"
             )
     return tuple(publishes)
+
+
+def _remembered_seconds(handlers: Iterable[Handler]) -> Iterator[float]:
+    """Yield how long each idempotent handler remembers an event. One with a key may well forget it on purpose."""
+    for handler in handlers:
+        idempotency = handler.options.idempotency
+        if idempotency is not None and idempotency.key is None:
+            yield idempotency.ttl_seconds
 
 
 def _attempts(policy: RetryPolicy) -> int:

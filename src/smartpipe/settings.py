@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 ENV_PREFIX = "SMARTPIPE_"
 
 
+# Kubernetes and Docker set these variables for each service that a container can reach:
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_LINKED_PORT = re.compile(r"(?P<service>.+)_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+_LINKED_SERVICE = re.compile(r"(?P<service>.+)_SERVICE_(HOST|PORT(_.+)?)")
+_LINKED_URL = re.compile(r"(tcp|udp|sctp)://")
+_LINKED_URL_NAME = re.compile(r"(?P<service>.+)_PORT")
+
 _AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
 
@@ -37,8 +45,12 @@ class _Environment(BaseSettings):
         errors = [error for name in sorted(os.environ) for error in _character_errors(name, cls, overrides)]
         if errors:
             raise ConfigError(errors)
+        linked = {name.upper() for name in os.environ if _linked_service(name)}
+        defaults = {
+            name: field.default for name, field in cls.model_fields.items() if f"{ENV_PREFIX}{name.upper()}" in linked
+        }
         try:
-            return cls(**{name: value for name, value in overrides.items() if value is not None})
+            return cls(**defaults | {name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
             raise ConfigError(list(_validation_errors(error, overrides))) from None
 
@@ -221,13 +233,38 @@ _ALL = (TransportSettings, PayloadSettings, StoreSettings, RelaySettings, Worker
 
 
 def unknown_settings() -> Iterator[str]:
-    """Yield a sentence for each ``SMARTPIPE_*`` variable that looks like a misspelt setting."""
+    """Yield a sentence for each ``SMARTPIPE_*`` variable that looks like a misspelt setting.
+
+    Variables that Kubernetes or Docker sets for a service whose name begins with ``smartpipe`` get one sentence
+    together.
+    """
     known = {f"{ENV_PREFIX}{name.upper()}" for cls in _ALL for name in cls.model_fields}
+    links = {name: service for name in sorted(os.environ) if (service := _linked_service(name))}
+    if links:
+        services = ", ".join(sorted({service.lower().replace("_", "-") for service in links.values()}))
+        yield (
+            f"{', '.join(links)}: ignored, because Kubernetes or Docker sets them for a service called {services}; to "
+            "be rid of them, rename the service or set enableServiceLinks: false in the pod"
+        )
     for name in sorted(os.environ):
-        if name.startswith(ENV_PREFIX) and name not in known:
+        if name.startswith(ENV_PREFIX) and name not in known and name not in links:
             close = get_close_matches(name, known, n=1, cutoff=0.8)
             if close:
                 yield f"{name} is not a setting of smartpipe and is ignored; did you mean {close[0]}?"
+
+
+def _linked_service(variable: str) -> str | None:
+    """Return the service for which Kubernetes or Docker has set *variable*; None if it may be a setting."""
+    name = variable.upper()
+    if not name.startswith(ENV_PREFIX):
+        return None
+    if found := _LINKED_PORT.fullmatch(name):
+        return found["service"]
+    if (found := _LINKED_URL_NAME.fullmatch(name)) and _LINKED_URL.match(os.environ[variable]):
+        return found["service"]
+    # The number of a port alone could be a misspelt SMARTPIPE_PORT, and these come with the host.
+    found = _LINKED_SERVICE.fullmatch(name)
+    return found["service"] if found and f"{found['service']}_SERVICE_HOST" in os.environ else None
 
 
 def _character_errors(variable: str, cls: type[_Environment], overrides: dict[str, Any]) -> Iterator[str]:

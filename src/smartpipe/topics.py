@@ -7,6 +7,7 @@ import warnings
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
+from smartpipe.characters import character_error
 from smartpipe.errors import ConfigError
 from smartpipe.limits import (
     DEFAULT_TOPIC_LIMIT_BYTES,
@@ -249,4 +250,6 @@ def _common_errors(kind: str, declared: Topic | Queue) -> list[str]:
         )
     if declared.kms_key is not None and not declared.kms_key.strip():
         errors.append(f"{kind} {declared.name!r}: kms_key={declared.kms_key!r} is empty; leave it out for no key")
+    elif declared.kms_key is not None and (error := character_error(declared.kms_key, ascii_only=True)):
+        errors.append(f"{kind} {declared.name!r}: kms_key={declared.kms_key!r} {error}")
     return errors

@@ -60,7 +60,8 @@ def unreadable_url_message(setting: str, scheme: str) -> str:
     """Return the error message for an unreadable URL in *setting*. It shows no part of the URL but its scheme."""
     return (
         f"{setting}: the URL {scheme}://... cannot be read. Check that all special characters of its password are "
-        "percent-encoded, as in %40 for @, and that its port is a number"
+        "percent-encoded, as in %40 for @, that its port is a number, and that its options and their values are known "
+        "to the driver for this scheme"
     )
 
 

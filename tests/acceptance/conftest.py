@@ -1,28 +1,38 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
+from smartpipe import Service
 from smartpipe.blocking import Publisher
 from smartpipe.cli import main
+from smartpipe.idempotency.stores.migrate import migrate
 from smartpipe.testing import provision
 from tests.acceptance import services
+from tests.acceptance.guarantee_services import SERVICES
+from tests.acceptance.guarantees import Guaranteed
 from tests.acceptance.services import JobPosted
+from tests.acceptance.transaction_shop import EXAMPLES, Shop
 from tests.support.processes import Process
+from tests.support.proxy import FaultProxy
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from types import ModuleType
 
     from smartpipe import EmbeddedBroker
+    from tests.support.queues import Queues
+    from tests.support.servers import PostgresServer
 
 TARGET = "tests.acceptance.services:service"
 
@@ -90,3 +100,52 @@ def jobs(fast_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.Monkey
     asyncio.run(provision(services.service))
     with ExitStack() as stack:
         yield Jobs(tmp_path, stack)
+
+
+@pytest.fixture(scope="module")
+def example(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    name = getattr(request, "param", "one_transaction")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module(name)
+        del sys.modules[name]
+
+
+@pytest.fixture
+def shop(
+    fast_broker: EmbeddedBroker,
+    postgres_server: PostgresServer,
+    queues: Queues,
+    example: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Shop]:
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres_server.database())
+        asyncio.run(migrate(url))
+        proxy = stack.enter_context(FaultProxy(fast_broker.endpoint_url))
+        reports = Service("reports")
+
+        @reports.subscribe(example.OrderCharged)
+        async def report(_: Any) -> None: ...
+
+        asyncio.run(provision(example.service, reports))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", url)
+        monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", url)
+        monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "1")
+        found = Shop(url, example, proxy, queues, stack)
+        found.database.execute("CREATE TABLE charges (order_id text, cents integer)")
+        yield found
+
+
+@pytest.fixture
+def guaranteed(
+    fast_broker: EmbeddedBroker, queues: Queues, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Guaranteed]:
+    monkeypatch.setenv("ACCEPTANCE_DIR", str(tmp_path))
+    monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "1")
+    asyncio.run(provision(*SERVICES))
+    with ExitStack() as stack:
+        proxy = stack.enter_context(FaultProxy(fast_broker.endpoint_url))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        yield Guaranteed(proxy, queues, tmp_path, stack)

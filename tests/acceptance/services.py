@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from pathlib import Path
@@ -51,6 +52,7 @@ def note(what: str) -> None:
 @service.subscribe(JobPosted)
 async def work(event: JobPosted, delivery: Delivery) -> None:
     note(f"begun {event.name} {delivery.receive_count}")
+    logging.getLogger("jobs").info("working", extra={"job": event.name})
     if event.name.startswith("killer"):
         os.kill(os.getpid(), signal.SIGKILL)
     if event.name.startswith("poison"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,51 @@ def test_help_shows_the_usage(arguments: list[str]) -> None:
 
     assert result.returncode == 0
     assert "Usage: " in result.stdout
+
+
+COMMANDS = [
+    [], ["worker"], ["relay"], ["local"], ["dev"], ["bench"], ["schema"], ["schema", "export"], ["store"],
+    ["store", "migrate"],
+    ["topology"], *(["topology", name] for name in ("plan", "apply", "destroy", "show", "export")),
+    ["dlq"], *(["dlq", name] for name in ("list", "peek", "redrive", "purge")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_help_of_every_command_is_whole_and_names_values_by_what_they_are(
+    inside: Command, command: list[str]
+) -> None:
+    short, long = inside(*command, "-h"), inside(*command, "--help")
+
+    assert short.returncode == 0
+    assert short.stdout == long.stdout
+    assert "..." not in short.stdout.replace("[TARGET]...", "").replace("[ARGS]...", "")
+    assert "…" not in short.stdout
+    assert not re.search(r"list\[|<str>|<int>|<float>|<path>|TEXT|INTEGER|FLOAT|\bPATH\b", short.stdout)
+    assert ("TARGET is module:attribute" in short.stdout) == ("[TARGET]..." in short.stdout)
+
+
+def test_a_shell_completes_commands_services_and_formats(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.smartpipe]\nservices = ["shop:billing", "shop:audit"]\n')
+
+    def complete(words: str) -> list[str]:
+        environment = {"_SMARTPIPE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        code = "import sys; sys.argv = ['smartpipe']; from smartpipe.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout.split()
+
+    assert complete("smartpipe topology pl") == ["plan"]
+    assert complete("smartpipe worker shop:a") == ["shop:audit"]
+    assert complete("smartpipe topology plan shop:") == ["shop:billing", "shop:audit"]
+    assert complete("smartpipe topology export --format mer") == ["mermaid"]
+    assert complete("smartpipe worker --log-format ") == ["json", "text", "auto"]
 
 
 @pytest.mark.usefixtures("fast_broker")

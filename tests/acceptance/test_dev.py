@@ -187,3 +187,169 @@ def test_a_broker_port_in_use_is_reported_in_one_line(project: Path, ministack: 
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
     assert line.startswith(f"smartpipe: cannot bind port {ministack.port} of 127.0.0.1")
+
+
+PRODUCER = """
+from shop import Placed
+from smartpipe import Service
+
+api = Service("api", publishes=[Placed])
+"""
+FAILING = """
+from shop import Placed
+from smartpipe import Delivery, RetryPolicy, Service
+
+greeter = Service("greeter", retry=RetryPolicy(attempts=2, base_seconds=0.1))
+
+def greeting_for(language: str) -> str:
+    return {"de": "Hallo"}[language]
+
+@greeter.subscribe(Placed, idempotent=True)
+async def greet(event: Placed, delivery: Delivery) -> None:
+    print(greeting_for(event.name))
+"""
+
+
+def start_dev(project: Path, closing: ExitStack, *arguments: str, **environment: str) -> Process:
+    process = Process("dev", *arguments, directory=str(project), **environment)
+    closing.callback(process.end)
+    return process
+
+
+def test_a_service_that_is_added_to_pyproject_gets_a_worker(
+    project: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "producer.py").write_text(PRODUCER)
+    (project / "pyproject.toml").write_text('[tool.smartpipe]\nservices = ["shop:shop"]\n')
+    process = start_dev(project, closing)
+    process.wait_until(lambda: any("ready: shop polls" in line for line in process.lines))
+
+    (project / "pyproject.toml").write_text(
+        '[tool.smartpipe]\nservices = ["shop:shop", "shop:audit", "producer:api"]\n'
+    )
+    process.wait_until(lambda: any("ready: all 2 processes" in line for line in process.lines))
+    publish(Placed(name="ada"), process.lines, monkeypatch)
+
+    process.wait_until(lambda: {"shop        │ shipping ada", "order-audit │ noted ada"} <= set(process.lines))
+    assert any("new services: order-audit, api" in line for line in process.lines)
+
+
+def test_the_port_of_the_broker_is_the_same_each_time_and_another_one_if_it_is_taken(
+    project: Path, closing: ExitStack
+) -> None:
+    def exported(process: Process) -> str:
+        process.wait_until(lambda: any(line.startswith("export AWS_ENDPOINT_URL") for line in process.lines))
+        return next(line for line in process.lines if line.startswith("export AWS_ENDPOINT_URL"))
+
+    first = start_dev(project, closing, "shop:shop", "--no-reload")
+    port = exported(first)
+    beside = start_dev(project, closing, "shop:shop", "--no-reload")
+    other_port = exported(beside)
+    for process in (first, beside):
+        process.signal(signal.SIGINT)
+        process.wait()
+    again = start_dev(project, closing, "shop:shop", "--no-reload")
+
+    assert exported(again) == port != other_port
+    assert any("the one of this directory, is in use: the broker uses port" in line for line in beside.lines)
+
+
+def test_dotenv_is_read_the_environment_wins_and_programs_get_both(project: Path, closing: ExitStack) -> None:
+    (project / ".env").write_text(
+        "FROM_FILE='of the file'\nFROM_BOTH=of the file\nAWS_ENDPOINT_URL=http://127.0.0.1:9\n"
+    )
+    program = (
+        "python -c \"import os; print(os.environ['FROM_FILE'], '+', os.environ['FROM_BOTH'], "
+        "'+', os.environ['AWS_ENDPOINT_URL'])\""
+    )
+    process = start_dev(project, closing, "shop:shop", "--run", program, FROM_BOTH="of the environment")
+    process.wait_until(lambda: any("ready: shop polls" in line for line in process.lines))
+    endpoint = next(line for line in process.lines if line.startswith("export AWS_ENDPOINT_URL")).partition("=")[2]
+
+    expected = f"of the file + of the environment + {endpoint}"
+    process.wait_until(lambda: f"python    │ {expected}" in process.lines)
+    (project / ".env").write_text("FROM_FILE=changed\n")
+    process.wait_until(lambda: f"python    │ changed + of the environment + {endpoint}" in process.lines)
+
+    assert any("read from .env: AWS_ENDPOINT_URL, FROM_FILE" in line for line in process.lines)
+    assert any("process python has ended with exit code 0" in line for line in process.lines)
+
+
+def test_a_program_stops_with_everything_else_and_a_failing_one_is_restarted(project: Path, closing: ExitStack) -> None:
+    (project / "crash.py").write_text("print('crashing'); raise SystemExit(3)")
+    server = "python -m http.server 0 --bind 127.0.0.1"
+    process = start_dev(project, closing, "shop:shop", "--no-reload", "--run", server, "--run", "python crash.py")
+    process.wait_until(lambda: sum("python-2  │ crashing" in line for line in process.lines) >= 2)
+    process.wait_until(lambda: any("python    │ Serving HTTP" in line for line in process.lines))
+    children = children_of(process.pid)
+
+    process.signal(signal.SIGTERM)
+
+    assert process.wait() == 0, process.lines
+    until_blocking(lambda: not any(map(is_running, children)))
+
+
+def test_events_are_lines_and_the_first_failure_shows_the_users_part_of_the_traceback(
+    project: Path, closing: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "greetings.py").write_text(FAILING)
+    process = start_dev(project, closing, "greetings:greeter", "shop:audit", "--no-reload", "--one-process")
+    process.wait_until(lambda: any("ready: greeter polls" in line for line in process.lines))
+    process.wait_until(lambda: any("ready: order-audit polls" in line for line in process.lines))
+    publish(Placed(name="en"), process.lines, monkeypatch)
+    process.wait_until(lambda: any("Dead-lettered (retries-exhausted)" in line for line in process.lines))
+
+    text = "\n".join(process.lines)
+    first, _, dead_lettered = text.partition("Handler failed, will retry")[2].partition("Dead-lettered")
+    assert f'File "{project}/greetings.py", line 8, in greeting_for' in first
+    assert "KeyError: 'en'" in first.splitlines()[-2]
+    assert "site-packages" not in first
+    assert "/smartpipe/consumer/" not in text
+    assert "Traceback" not in dead_lettered, "it is the same traceback"
+    assert any(re.search(r"info    handled dev.placed by shop.note in \d+ ms", line) for line in process.lines)
+    assert any("idempotent handlers use memory://" in line for line in process.lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["shop:shop", "--run", "no-such-program app:app"], "there is no program 'no-such-program'"),
+        (["shop:shop", "--run", "  "], "--run is empty"),
+        (["shop:shop", "--run", "a 'b"], "is not a command line: No closing quotation"),
+        (["shop:shop", "--relay"], "--relay needs a database: set SMARTPIPE_OUTBOX_URL"),
+        (["shop:shop", "shop:rival"], "queue 'shop' is claimed by two services"),
+    ],
+)
+def test_wrong_programs_and_services_are_reported_before_anything_starts(
+    project: Path, arguments: list[str], sentence: str
+) -> None:
+    with (project / "shop.py").open("a") as source:
+        source.write("rival = Service('rival', queue='shop')\nrival.subscribe(Placed)(note)\n")
+
+    result = smartpipe("dev", *arguments, directory=str(project), SMARTPIPE_OUTBOX_URL="")
+
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+def test_dev_runs_a_relay_of_the_outbox(project: Path, closing: ExitStack, postgres_url: str) -> None:
+    (project / ".env").write_text(f"SMARTPIPE_OUTBOX_URL={postgres_url}\n")
+    process = start_dev(project, closing, "shop:shop", "--relay", "--no-reload")
+    process.wait_until(lambda: any("ready: all 2 processes" in line for line in process.lines))
+    assert any(line.startswith("relay     │ ") and "relaying the outbox" in line for line in process.lines)
+
+    process.signal(signal.SIGINT)
+
+    assert process.wait() == 0, process.lines
+    assert any(line.startswith("relay     │ ") and "stopped: published" in line for line in process.lines)
+
+
+def test_dev_without_a_worker_runs_until_a_signal(project: Path, closing: ExitStack) -> None:
+    (project / "producer.py").write_text(PRODUCER)
+    process = start_dev(project, closing, "producer:api", "--no-reload")
+    process.wait_until(lambda: any("change made" in line for line in process.lines))
+
+    process.signal(signal.SIGINT)
+
+    assert process.wait() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -258,3 +259,19 @@ def test_a_port_in_use_is_reported_in_one_line_and_no_process_is_started(jobs: J
     [line] = result.stderr.splitlines()
     assert line.startswith(f"smartpipe: cannot bind the health port 127.0.0.1:{port}")
     assert '"process": 1' not in result.stdout
+
+
+def test_the_lines_of_handlers_in_each_process_have_their_extras_and_name_the_delivery(jobs: Jobs) -> None:
+    worker = jobs.start_worker("--processes", "2")
+
+    jobs.post("a", "b", "c", "d")
+    jobs.wait_for("done", 4)
+    worker.wait_until(lambda: sum('"working"' in line for line in worker.lines) == 4)
+
+    lines = [json.loads(line) for line in worker.lines if '"working"' in line]
+    assert {line["job"] for line in lines} == {"a", "b", "c", "d"}
+    assert len({line["event_id"] for line in lines}) == len({line["message_id"] for line in lines}) == 4
+    for line in lines:
+        assert (line["logger"], line["handler"]) == ("jobs", "tests.acceptance.services.work")
+        assert len(line["trace_id"]) == 32
+        assert line["process"] in (1, 2)

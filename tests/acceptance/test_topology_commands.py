@@ -116,10 +116,34 @@ def test_apply_asks_and_shows_progress_after_a_yes() -> None:
         terminal.end()
 
     assert code == 0
+    assert sum(f"+ topic        {prefixed('jobs')}" in line for line in terminal.lines) == 1
     assert terminal.lines[-2:] == [
         f"  [4/4] create subscription {prefixed('jobs')} → {prefixed('jobs')}",
         "4 changes made",
     ]
+
+
+def test_with_yes_each_change_is_printed_once_when_it_is_made(inside: Command, queues: Queues) -> None:
+    created = inside("topology", "apply", "--yes", TARGET)
+    boto3.client("sqs").set_queue_attributes(QueueUrl=queues.url("jobs"), Attributes={"VisibilityTimeout": "7"})
+    updated = inside("topology", "apply", "--yes", TARGET)
+    deleted = inside("topology", "destroy", "--yes", TARGET)
+
+    assert created.stdout.splitlines()[1:] == [
+        "4 to create, 0 to update, 0 to delete",
+        f"  [1/4] create queue {prefixed('jobs-dlq')}",
+        f"  [2/4] create queue {prefixed('jobs')}",
+        f"  [3/4] create topic {prefixed('jobs')}",
+        f"  [4/4] create subscription {prefixed('jobs')} → {prefixed('jobs')}",
+        "4 changes made",
+    ]
+    assert updated.stdout.splitlines()[1:] == [
+        "0 to create, 1 to update, 0 to delete; 3 unchanged",
+        f"  [1/1] update queue {prefixed('jobs')}",
+        "      VisibilityTimeout: 7 → 30",
+        "1 change made",
+    ]
+    assert sum(prefixed("jobs-dlq") in line for line in deleted.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", [["apply"], ["apply", "--json"], ["destroy"]])
@@ -130,7 +154,7 @@ def test_without_a_terminal_the_command_needs_yes(inside: Command, command: list
     result = smartpipe("topology", *command, TARGET)
 
     assert result.returncode == 2
-    assert result.stderr.endswith("review the plan, then add --yes\n")
+    assert "review the plan, then add --yes" in result.stderr
 
 
 @pytest.mark.parametrize("mutations", [1, 2, 3, 4])

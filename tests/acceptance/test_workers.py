@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.support.processes import http_status
+import pytest
+
+from tests.acceptance.conftest import TARGET
+from tests.support.processes import ROOT, Process, http_status, smartpipe
+from tests.support.terminal import Terminal
 from tests.support.waiting import until_blocking
 
 if TYPE_CHECKING:
-    import pytest
+    from pathlib import Path
 
     from tests.acceptance.conftest import Jobs
     from tests.support.queues import Queues
@@ -198,3 +205,100 @@ def test_livez_and_readyz_report_on_each_queue(jobs: Jobs) -> None:
     draining = http_status(f"{serving['url']}/readyz")
     assert (draining[0], draining[1]["ready"]) == (503, False)
     assert worker.wait() == 0
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_on_a_terminal_ctrl_c_ends_an_idle_worker_without_the_wait_for_a_long_poll(
+    jobs: Jobs, processes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMARTPIPE_WAIT_SECONDS")
+    terminal = Terminal(
+        ROOT, "worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--processes", processes, "--log-level", "info"
+    )
+    try:
+        terminal.wait_for("ready: all 2 processes" if processes == "2" else "ready: jobs polls")
+        jobs.post("one")
+        terminal.wait_for("handled job.posted by tests.acceptance.services.work in")
+
+        terminal.type("\x03")
+        code = terminal.wait()
+    finally:
+        terminal.end()
+
+    assert code == 0, terminal.lines
+    promises = [
+        int(found[1]) for line in terminal.lines if (found := re.search(r"open receive calls end within (\d+) s", line))
+    ]
+    assert len(promises) == int(processes)
+    assert max(promises) <= 1
+
+
+def test_without_a_terminal_polls_stay_long_and_a_set_value_stays_on_a_terminal(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMARTPIPE_WAIT_SECONDS")
+    without = subprocess.Popen(
+        [sys.executable, "-m", "smartpipe", "worker", TARGET, "--host", "127.0.0.1", "--port", "0"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    terminal = Terminal(ROOT, "worker", TARGET, "--host", "127.0.0.1", "--port", "0", "--wait-seconds", "15")
+    try:
+        assert without.stdout is not None
+        for line in without.stdout:
+            if '"ready: ' in line:
+                break
+        without.send_signal(signal.SIGTERM)
+        drain = next(line for line in without.stdout if "open receive calls end within" in line)
+        without.send_signal(signal.SIGTERM)
+        terminal.wait_for("ready: jobs polls")
+        terminal.type("\x03")
+        terminal.wait_for("open receive calls end within")
+        terminal.type("\x03")
+        code = terminal.wait()
+        rest, _ = without.communicate(timeout=30)
+    finally:
+        without.kill()
+        terminal.end()
+
+    assert re.search(r"end within (1[5-9]|20) s", drain)
+    assert any(re.search(r"end within 1[0-5] s", line) for line in terminal.lines)
+    assert any("stopping hard: SIGINT" in line for line in terminal.lines)
+    assert (code, "Traceback" in rest) == (0, False)
+
+
+def test_several_services_run_in_one_process_and_drain_together(jobs: Jobs) -> None:
+    other = "tests.acceptance.second_service:service"
+    assert smartpipe("topology", "apply", "--yes", TARGET, other).returncode == 0
+    worker = Process("worker", TARGET, other, "--host", "127.0.0.1", "--port", "0")
+    try:
+        worker.wait_until(lambda: sum(record["message"].startswith("ready") for record in worker.records) == 2)
+        url = (worker.logged("serving") or {})["url"]
+        jobs.post("shared", seconds=0.5)
+        jobs.wait_for("begun shared")
+        jobs.wait_for("second shared")
+        status, body = http_status(f"{url}/readyz")
+        worker.signal(signal.SIGTERM)
+        code = worker.wait()
+    finally:
+        worker.end()
+
+    assert (status, sorted(body["services"]), sorted(body["queues"])) == (200, ["jobs", "second"], ["jobs", "second"])
+    assert code == 0
+    assert jobs.count("done shared") == 1
+    stopped = [record for record in worker.records if record["message"].startswith("stopped:")]
+    assert sorted((record["service"], record["handled"]) for record in stopped) == [("jobs", 1), ("second", 1)]
+
+
+def test_a_worker_without_target_refuses_several_configured_services(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        f'[tool.smartpipe]\nservices = ["{TARGET}", "tests.acceptance.second_service:service"]\n'
+    )
+
+    result = smartpipe("worker", directory=str(tmp_path), PYTHONPATH=str(ROOT), AWS_REGION="us-east-1")
+
+    assert result.returncode == 2
+    assert "pyproject.toml lists jobs, second: name the one to run as TARGET" in result.stderr

@@ -30,7 +30,8 @@ SELECT count(*) AS found FROM (
     SELECT number, max(number) OVER (
         PARTITION BY account ORDER BY first ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS before
-    FROM (SELECT account, number, min(place) AS first FROM chaos_effects GROUP BY account, number) AS firsts
+    FROM (SELECT account, number, min(place) AS first FROM chaos_effects WHERE service LIKE $1 GROUP BY account, number)
+    AS firsts
 ) AS seen WHERE before > number
 """
 
@@ -74,17 +75,17 @@ class ScenarioDatabase:
     def count_unpublished(self) -> int:
         return self._fetch_count(UNPUBLISHED)
 
-    def count_out_of_order(self) -> int:
+    def count_out_of_order(self, service: str = "%") -> int:
         """Return the number of events whose first effect happened after that of a later event of their account."""
-        return self._fetch_count(OUT_OF_ORDER)
+        return self._fetch_count(OUT_OF_ORDER, service)
 
     def count_by_event(self) -> list[EffectCount]:
         """Return the number of effects of each event."""
         rows = self._with_connection(lambda connection: connection.fetch(EFFECT_COUNTS))
         return [EffectCount(*row) for row in rows]
 
-    def _fetch_count(self, statement: str) -> int:
-        return int(self._with_connection(lambda connection: connection.fetchval(statement)))
+    def _fetch_count(self, statement: str, *arguments: str) -> int:
+        return int(self._with_connection(lambda connection: connection.fetchval(statement, *arguments)))
 
     def _with_connection(self, call: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         async def run() -> T:

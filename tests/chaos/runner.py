@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.service import FORMS
 from tests.chaos.setup import Setup
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ class Outcome:
 def run_scenario(servers: Servers, key: str, *, seed: int, size: RunSize) -> Outcome:
     """Run the scenario to its end."""
     started, scenario = time.monotonic(), SCENARIOS[key]
-    with Setup(servers, f"{seed} {key}", scenario, size) as setup:
+    with Setup(servers, f"{seed} {key}", FORMS[scenario.form], size, store=scenario.store) as setup:
         scenario.before(setup)
-        published = _publish(setup, size.events)
+        published = _publish(setup, scenario, size.events)
         scenario.during(setup)
         remaining = setup.settle(SETTLE_SECONDS)
         setup.drain()
@@ -108,9 +109,9 @@ def run_scenario(servers: Servers, key: str, *, seed: int, size: RunSize) -> Out
         )
 
 
-def _publish(setup: Setup, count: int) -> set[str]:
+def _publish(setup: Setup, scenario: Scenario, count: int) -> set[str]:
     """Publish half of the events, and write the others, for whole accounts, into the outbox. Handlers alternate."""
-    scenario, form = setup.scenario, setup.form
+    form = setup.form
     kinds = [form.booked, form.mailed] if scenario.store == "postgres" else [form.mailed]
     events: list[ChaosEvent] = [
         kinds[number // 2 % len(kinds)](number=number, account=str(number % ACCOUNTS), seconds=scenario.seconds)

@@ -50,27 +50,28 @@ class Form(NamedTuple):
     """Services, and the events that they handle.
 
     Args:
-        services: The services by their attributes in this module. Each handles every event.
+        services: The services by their attributes in *module*. In the crash matrix, each handles every event.
     """
 
     services: dict[str, Service]
     booked: type[ChaosEvent]
     mailed: type[ChaosEvent]
+    module: str = __name__
 
 
-def _service(booked: type[ChaosEvent], mailed: type[ChaosEvent], name: str = "chaos") -> Service:
+def make_service(name: str, *publishes: type[ChaosEvent], fifo: bool = False) -> Service:
     return Service(
         name,
-        queue=Queue(name, visibility_timeout_seconds=LEASE_SECONDS, fifo=booked is BookedInOrder),
+        queue=Queue(name, visibility_timeout_seconds=LEASE_SECONDS, fifo=fifo),
         retry=RetryPolicy(attempts=20, base_seconds=0.5, max_seconds=3),
-        publishes=[booked, mailed],
+        publishes=publishes,
     )
 
 
-single = _service(Booked, Mailed)
-batch = _service(Booked, Mailed)
-fifo = _service(BookedInOrder, MailedInOrder)
-twin = _service(Booked, Mailed, "chaos-twin")
+single = make_service("chaos", Booked, Mailed)
+batch = make_service("chaos", Booked, Mailed)
+fifo = make_service("chaos", BookedInOrder, MailedInOrder, fifo=True)
+twin = make_service("chaos-twin", Booked, Mailed)
 BATCH = Batch(size=10, linger_seconds=0.2)
 FORMS = {
     "single": Form({"single": single}, Booked, Mailed),

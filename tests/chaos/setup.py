@@ -24,7 +24,7 @@ from smartpipe.errors import PublishError
 from smartpipe.testing import provision
 from tests.chaos.database import CHUNK, ScenarioDatabase
 from tests.chaos.servers import ServiceProcess
-from tests.chaos.service import FORMS
+from tests.support.processes import Keeper
 from tests.support.proxy import Fault, FaultProxy
 from tests.support.queues import Queues
 from tests.support.waiting import DEADLINE_SECONDS
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from smartpipe import Event, Service
     from tests.chaos.delivery_faults import DeliveryFault
-    from tests.chaos.scenarios import Scenario
     from tests.chaos.servers import RunSize, Servers
+    from tests.chaos.service import Form
     from tests.support.calls import Call
 
 WORKERS = 2
@@ -43,12 +43,16 @@ _DEPTHS = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible
 
 
 class Setup:
-    """The database, prefix, proxy and processes of one scenario. They end with it."""
+    """The database, prefix, proxy and processes of one scenario. They end with it.
 
-    def __init__(self, servers: Servers, seed: str, scenario: Scenario, size: RunSize) -> None:
+    Args:
+        store: The store of the claims: ``postgres``, ``redis`` or ``dynamodb``.
+    """
+
+    def __init__(self, servers: Servers, seed: str, form: Form, size: RunSize, *, store: str = "postgres") -> None:
         self.servers = servers
-        self.scenario = scenario
-        self.form = FORMS[scenario.form]
+        self.form = form
+        self.store = store
         self.random = Random(seed)
         self.size = size
         self.processes: list[ServiceProcess] = []
@@ -61,6 +65,7 @@ class Setup:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.directory = Path(stack.enter_context(TemporaryDirectory(prefix="sp-", ignore_cleanup_errors=True)))
+            self.keeper = stack.enter_context(Keeper())
             self.database = ScenarioDatabase(stack.enter_context(self.servers.postgres.database()))
             self.proxy = stack.enter_context(FaultProxy(self.servers.broker.endpoint_url))
             stack.enter_context(patch.dict(os.environ, self._environment(f"c{uuid4().hex[:8]}-")))
@@ -72,7 +77,7 @@ class Setup:
             stack.callback(self._end)
             for target in self.form.services:
                 for _ in range(WORKERS):
-                    self._start("worker", f"tests.chaos.service:{target}")
+                    self._start("worker", f"{self.form.module}:{target}")
             self._start("relay")
             for process in self.processes:
                 ready = "ready" if process.kind == "worker" else "relaying the outbox"
@@ -155,9 +160,11 @@ class Setup:
         self.faults.append(fault)
         return fault
 
-    def inject_delivery_fault(self, fault: DeliveryFault) -> None:
-        """Change the messages that workers receive."""
-        self.proxy.add(Fault("ReceiveMessage", rewrite=fault))
+    def inject_delivery_fault(self, fault: DeliveryFault, *, queue: str = "") -> None:
+        """Change the messages that workers receive, from all queues or from *queue*."""
+        self.proxy.add(
+            Fault("ReceiveMessage", rewrite=fault, when=lambda call: call.fields["QueueUrl"].endswith(queue))
+        )
         self.faults.append(fault)
 
     def kill_at_reply(self, process: ServiceProcess, operation: str, needle: bytes) -> Fault:
@@ -220,7 +227,7 @@ class Setup:
     def _environment(self, prefix: str) -> dict[str, str]:
         return {
             **self.servers.broker.environment,
-            **self.servers.store_environment(self.scenario.store, self.database.url, prefix),
+            **self.servers.store_environment(self.store, self.database.url, prefix),
             "AWS_ENDPOINT_URL": self.proxy.endpoint_url,
             "AWS_ACCESS_KEY_ID": "publisher",
             "CHAOS_DIR": str(self.directory),
@@ -233,7 +240,9 @@ class Setup:
 
     def _start(self, kind: str, *target: str) -> None:
         self._started += 1
-        self.processes.append(ServiceProcess(f"{kind}-{self._started:03}", kind, *target))
+        process = ServiceProcess(f"{kind}-{self._started:03}", kind, *target)
+        self.keeper.watch(process.pid)
+        self.processes.append(process)
 
     def _end(self) -> None:
         for process in self.processes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import urlopen
 
 import pytest
+from aiobotocore.session import get_session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -331,6 +332,22 @@ async def test_aiobotocore_does_what_the_direct_transport_does_not_support_and_a
     [line] = [message for message in caplog.messages if "instead of the direct transport" in message]
     assert line.startswith("Using aiobotocore for SQS instead of the direct transport: ")
     assert reason in line
+
+
+async def test_a_user_agent_that_no_header_may_have_is_left_to_aiobotocore(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lead_to(ENVIRONMENT, monkeypatch)
+    caplog.set_level("INFO", "smartpipe")
+    session = get_session()
+    session.user_agent_extra = "shop\r\nX-Evil: yes"
+    transport = AwsTransport(AwsSettings.load(), session=session)
+    try:
+        assert isinstance(await transport._find_sqs(), BotocoreSqs)
+    finally:
+        await transport.aclose()
+
+    assert "its User-Agent or its host has a control character" in caplog.text
 
 
 def test_each_service_chooses_for_itself(script: Script) -> None:

@@ -120,6 +120,47 @@ async def test_a_bucket_is_made_with_an_expiry_and_its_drift_is_mended(bucket: s
     assert events_in(bucket) == [f"staging/{event_id}"]
 
 
+OLD_FORM = [
+    {"ID": "logs", "Prefix": "logs/", "Status": "Enabled", "Expiration": {"Days": 3}},
+    {
+        "ID": "archive",
+        "Prefix": "",
+        "Status": "Disabled",
+        "Transitions": [{"Days": 40, "StorageClass": "GLACIER"}],
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
+    },
+]
+NEW_FORM = [
+    {
+        "ID": "sizes",
+        "Filter": {
+            "And": {
+                "Prefix": "logs/",
+                "Tags": [{"Key": "a", "Value": "b"}],
+                "ObjectSizeGreaterThan": 5,
+                "ObjectSizeLessThan": 500,
+            }
+        },
+        "Status": "Enabled",
+        "NoncurrentVersionExpiration": {"NoncurrentDays": 4, "NewerNoncurrentVersions": 2},
+    },
+    {"ID": "tags", "Filter": {"Tag": {"Key": "a", "Value": "b"}}, "Status": "Enabled", "Expiration": {"Days": 9}},
+]
+
+
+@pytest.mark.parametrize("theirs", [OLD_FORM, NEW_FORM], ids=["prefix at the top level", "filters"])
+async def test_rules_of_others_in_a_bucket_stay_as_they_are(bucket: str, theirs: list[dict[str, Any]]) -> None:
+    s3: Any = boto3.client("s3")
+    s3.create_bucket(Bucket=bucket)
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": theirs})
+    before = rules_of(bucket)
+
+    await provision(serving([]))
+
+    assert rules_of(bucket)[:-1] == before
+    assert await planned(serving([])) == []
+
+
 async def test_what_awss_own_client_offloads_is_handled(
     bucket: str, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -284,6 +284,15 @@ async def test_a_migration_that_cannot_reach_its_database_says_so_without_the_pa
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("option", ["connect_timeout=5", "keepalives=1", "work_mem=much", "server_version=9"])
+async def test_an_option_that_the_server_refuses_is_a_configuration_error(url: str, option: str) -> None:
+    await migrate(url)
+    store = PostgresStore(f"{url}&{option}" if "?" in url else f"{url}?{option}")
+
+    with pytest.raises(ConfigError, match=f"refuses an option of this URL: .*{option.partition('=')[0]}"):
+        await store.open()
+
+
 async def test_what_nobody_remembers_is_purged_a_bounded_number_at_a_time(store: PostgresStore) -> None:
     gone = [claim_of(f"gone-{n}", lease_seconds=0.1, ttl_seconds=0.1) for n in range(5)]
     await store.claim([*gone, claim_of("held"), claim_of("order-1", lease_seconds=0.1)])

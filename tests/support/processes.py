@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.error import HTTPError
 from urllib.request import urlopen
+
+import psutil
 
 from tests.support.planted import refuse_planted
 from tests.support.waiting import DEADLINE_SECONDS
@@ -21,6 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
+KEEPER = """
+import sys, psutil
+kept = [line.split() for line in sys.stdin]
+for pid, created in kept:
+    try:
+        process = psutil.Process(int(pid))
+        if abs(process.create_time() - float(created)) < 2:  # no other process has got its id
+            process.kill()
+    except psutil.NoSuchProcess:
+        pass
+"""
 
 
 def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,10 +55,12 @@ def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -
 class Process:
     """A command that runs until it is stopped. Its output is collected line by line."""
 
+    module = "smartpipe"
+
     def __init__(self, *arguments: str, directory: str = str(ROOT), **environment: str) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "smartpipe", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             cwd=directory,
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
@@ -120,3 +136,27 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+class Keeper:
+    """A context manager that kills the processes it watches when it exits, or when this process has been killed.
+
+    It is a process of its own, and notices that the pipe between them has closed.
+    """
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", KEEPER], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(DEADLINE_SECONDS)
+
+    def watch(self, pid: int) -> None:
+        assert self._process.stdin is not None
+        with suppress(psutil.NoSuchProcess):
+            self._process.stdin.write(f"{pid} {psutil.Process(pid).create_time()}\n")
+            self._process.stdin.flush()

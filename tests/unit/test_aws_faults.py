@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import socket
 from typing import Any
 
@@ -18,6 +19,7 @@ from botocore.exceptions import (
 from smartpipe.limits import MAX_WAIT_SECONDS
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.transports.aws.configuration import POLL_MARGIN_SECONDS, client_options
+from smartpipe.transports.aws.direct import sns, sqs
 from smartpipe.transports.aws.entries import publish_entries, read_failures, read_received, send_entries
 from smartpipe.transports.aws.errors import classify, read_failure
 
@@ -58,6 +60,8 @@ def answer(code: str, *, status: int = 400, query_code: str | None = None, date:
         (answer("AccessDenied", status=403), "AccessDenied", False),
         (answer("AuthorizationError", status=403), "AccessDenied", False),
         (answer("InvalidParameter"), "InvalidParameter", False),
+        (answer("InvalidMessageContents", status=500), "InvalidMessageContents", False),
+        (answer("SomethingNew", status=500), "SomethingNew", True),
         (EndpointConnectionError(endpoint_url="http://x"), "EndpointConnectionError", True),
         (ConnectTimeoutError(endpoint_url="http://x"), "ConnectTimeoutError", True),
         (ReadTimeoutError(endpoint_url="http://x"), "ReadTimeoutError", True),
@@ -116,12 +120,54 @@ def test_fault_53_skew_without_a_date_still_names_the_clock() -> None:
         ({"Code": "AWS.SimpleQueueService.KMS.ThrottlingException", "SenderFault": True}, True),
         ({"Code": "InvalidMessageContents", "SenderFault": True}, False),
         ({"Code": "KMS.AccessDenied", "SenderFault": True}, False),
+        ({"Code": "InvalidMessageContents", "SenderFault": False}, False),
+        ({"Code": "AWS.SimpleQueueService.InvalidMessageContents"}, False),
+        ({"Code": "InvalidParameter", "SenderFault": False}, False),
+        ({"Code": "InvalidParameterValue", "SenderFault": "false"}, False),
+        ({"Code": "InvalidAttributeValue", "SenderFault": False}, False),
+        ({"Code": "ReceiptHandleIsInvalid", "SenderFault": False}, False),
+        ({"Code": "BatchRequestTooLong", "SenderFault": False}, False),
+        ({"Code": "ThrottlingException", "SenderFault": True}, True),
+        ({"Code": "ServiceUnavailable", "SenderFault": "true"}, True),
+        ({"Code": "SomethingNew", "SenderFault": False}, True),
+        ({"Code": "SomethingNew", "SenderFault": "false"}, True),
+        ({"Code": "SomethingNew", "SenderFault": "true"}, False),
+        ({"Code": "SomethingNew"}, True),
+        ({}, True),
     ],
 )
 def test_fault_04_a_failed_entry_is_retried_unless_the_sender_is_at_fault(
     entry: dict[str, Any], retryable: bool
 ) -> None:
     assert read_failure(3, entry).retryable is retryable
+
+
+XML = """<PublishBatchResponse xmlns="http://sns.amazonaws.com/doc/2010-03-31/"><PublishBatchResult><Successful/>
+<Failed><member><Id>0</Id><Code>{}</Code><Message>m</Message><SenderFault>{}</SenderFault></member></Failed>
+</PublishBatchResult></PublishBatchResponse>"""
+
+
+@pytest.mark.parametrize(
+    ("code", "fault", "retryable"),
+    [
+        ("InvalidMessageContents", "false", False),
+        ("InvalidParameter", "false", False),
+        ("Throttled", "true", True),
+        ("InternalError", "false", True),
+        ("SomethingNew", "true", False),
+    ],
+)
+def test_the_code_of_a_failed_entry_counts_before_the_fault_flag_for_every_protocol(
+    code: str, fault: str, retryable: bool
+) -> None:
+    entry = {"Id": "0", "Code": code, "SenderFault": fault == "true"}
+    responses = [
+        {"Failed": [entry]},  # botocore, and so the blocking publisher
+        sqs.read_response(json.dumps({"Failed": [entry]}).encode()),
+        sns.read_response(XML.format(code, fault).encode()),
+    ]
+
+    assert [[one.retryable for one in read_failures(found, 1)] for found in responses] == [[retryable]] * 3
 
 
 def test_fault_26_an_entry_in_neither_list_has_failed_and_may_be_sent_again() -> None:

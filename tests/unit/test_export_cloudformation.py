@@ -125,6 +125,34 @@ def test_a_filter_with_names_of_cloudformation_functions_is_written_as_text() ->
     assert json.loads(subscription["FilterPolicy"])["data"] == {"Ref": ["AccountsTopic"]}
 
 
+@pytest.mark.parametrize(
+    ("conditions", "scope"),
+    [
+        ({"data": {"name": [None, "x"]}}, "MessageBody"),
+        ({"tenant": [None]}, "MessageAttributes"),
+        ({"$or": [{"tenant": ["x", None]}, {"region": ["eu"]}]}, "MessageAttributes"),
+    ],
+)
+def test_a_filter_with_a_null_is_written_as_text_because_templates_have_none(conditions: Any, scope: Any) -> None:
+    queue = Queue("s", filter_policy=FilterPolicy(conditions, scope))
+    found = template_of(subscribed(Service("s", queue=queue), AccountOpened))
+
+    [subscription] = of_type(found, "AWS::SNS::Subscription").values()
+
+    assert json.loads(subscription["FilterPolicy"]).items() >= conditions.items()
+    assert "null" not in json.dumps({**subscription, "FilterPolicy": ""})
+    assert json.loads(json.dumps(found), object_pairs_hook=lambda pairs: all(one is not None for _, one in pairs))
+
+
+def test_a_filter_with_numbers_and_booleans_stays_readable() -> None:
+    policy = FilterPolicy({"price": [{"numeric": [">", 0]}], "paid": [True], "note": [{"exists": False}]})
+    service = subscribed(Service("s", queue=Queue("s", filter_policy=policy)), AccountOpened)
+
+    [subscription] = of_type(template_of(service), "AWS::SNS::Subscription").values()
+
+    assert subscription["FilterPolicy"].items() >= policy.conditions.items()
+
+
 def test_a_policy_for_very_many_topics_allows_a_pattern() -> None:
     policies = of_type(template_of(subscribed(Service("s"), *map(numbered, range(200)))), "AWS::SQS::QueuePolicy")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from smartpipe import Event, Queue, Service, Topic
 from smartpipe.names import Naming
-from smartpipe.topology.export.iam import build_policies
+from smartpipe.topology.export.iam import build_policies, describe_split_policies
 from tests.support import exported
 from tests.support.exported import AccountOpened, SecretTold, subscribed
 
@@ -143,6 +144,58 @@ def test_a_consumer_decrypts_with_its_queues_key_and_encrypts_dead_letters(key: 
     found = allowed(service, "consume")
 
     assert found["kms:Decrypt"] == found["kms:GenerateDataKey"] == {resource}
+
+
+def of_many_queues(count: int, **options: Any) -> Service:
+    service = Service("many")
+    for number in range(count):
+
+        class Done(Event, topic=Topic(f"a-topic-of-the-shop-{number}"), type=f"done.{number}", version="1.0"):
+            pass
+
+        async def handle(event: Done) -> None: ...
+
+        handle.__annotations__["event"] = Done
+        service.subscribe(Done, queue=Queue(f"a-queue-of-the-shop-{number}", **options))(handle)
+    return service
+
+
+def size_of(document: dict[str, Any]) -> int:
+    return len(re.sub(r"\s", "", json.dumps(document)))
+
+
+@pytest.mark.parametrize("count", [1, 20, 60, 200])
+def test_policies_for_many_queues_are_split_to_fit_into_managed_policies(count: int) -> None:
+    service = of_many_queues(count, kms_key="alias/shop")
+
+    found = build_policies(service, NAMING)
+
+    assert max(map(size_of, found.values())) <= 6_144
+    granted = {
+        (action, resource)
+        for document in found.values()
+        for statement in document["Statement"]
+        for action in statement["Action"]
+        for resource in statement["Resource"]
+    }
+    queues = [f"{SQS}a-queue-of-the-shop-{number}{end}" for number in range(count) for end in ("", "-dlq")]
+    assert {resource for action, resource in granted if action == "sqs:ReceiveMessage"} == set(queues)
+    assert {resource for action, resource in granted if action == "sqs:SetQueueAttributes"} == set(queues)
+    for document in found.values():
+        sids = [statement["Sid"] for statement in document["Statement"]]
+        assert len(set(sids)) == len(sids) > 0
+        assert document["Version"] == "2012-10-17"
+    assert ("consume-2" in found) is (count >= 60)
+    assert bool(describe_split_policies("many", found)) is (count >= 60)
+
+
+def test_a_split_policy_is_reported_with_all_its_parts() -> None:
+    found = build_policies(of_many_queues(60), NAMING)
+
+    sentences = describe_split_policies("many", found)
+
+    assert all("6,144" in sentence for sentence in sentences)
+    assert any("policy consume is" in sentence and "consume, consume-2" in sentence for sentence in sentences)
 
 
 def test_names_of_china_and_govcloud_are_in_their_partition() -> None:

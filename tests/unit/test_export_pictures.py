@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe import Event, FilterPolicy, Queue, Service, Topic
+from smartpipe import Event, FilterPolicy, Queue, RetryPolicy, Service, Topic
+from smartpipe.topology.export.graph import build_graph
 from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
 from tests.support import exported
 from tests.support.exported import AccountOpened, subscribed
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 busy = Topic("busy")
+
+
+class Ordered(Event, topic=Topic("ordered", fifo=True), type="tests.ordered", version="1.0", key="name"):
+    name: str
 
 
 def event(number: int) -> type[Event]:
@@ -28,11 +33,49 @@ def event(number: int) -> type[Event]:
 def test_a_flowchart_shows_who_publishes_what_to_whom() -> None:
     lines = [line.strip() for line in draw_mermaid([exported.portal(), exported.archive()]).splitlines()]
 
-    assert 'publisher_portal("portal"):::publisher' in lines
+    assert 'publisher_portal("portal<br/><small>producer</small>"):::publisher' in lines
     assert 'publisher_portal -->|"account.closed<br/>account.opened"| topic_accounts' in lines
     assert 'topic_accounts -->|"account.opened"| queue_archive' in lines
-    assert 'queue_archive(["archive<br/><small>archive-dlq after 24 receives</small>"]):::queue' in lines
+    details = "<small>8 attempts, then archive-dlq</small><br/><small>by SQS after 24 receives</small>"
+    assert f'queue_archive(["archive<br/>{details}"]):::queue' in lines
     assert "queue_archive --> handler_archive" in lines
+
+
+@pytest.mark.parametrize(
+    ("policies", "fifo", "expected"),
+    [
+        ([RetryPolicy(attempts=4)], False, ["4 attempts, then q-dlq", "by SQS after 24 receives"]),
+        ([RetryPolicy(attempts=1)], False, ["1 attempt, then q-dlq", "by SQS after 24 receives"]),
+        ([RetryPolicy(attempts=4), RetryPolicy(attempts=9)], True, ["4 to 9 attempts, then q-dlq.fifo"]),
+        (
+            [RetryPolicy(attempts=4, on_exhausted="halt")],
+            True,
+            ["q-dlq.fifo", "halts its group after the last attempt"],
+        ),
+    ],
+)
+def test_a_queue_shows_the_attempts_of_its_handlers_and_the_limit_of_sqs(
+    policies: list[RetryPolicy], fifo: bool, expected: list[str]
+) -> None:
+    service = Service("s", queue=Queue("q", fifo=fifo))
+    for policy in policies:
+
+        @service.subscribe(Ordered if fifo else AccountOpened, retry=policy)
+        async def handle(event: Event) -> None: ...
+
+    [node] = [node for node in build_graph([service]).nodes if node.column == "queue"]
+
+    assert list(node.lines[1 : 1 + len(expected)]) == expected
+
+
+def test_a_service_that_only_publishes_is_a_producer_at_the_left() -> None:
+    producer, both = Service("api", publishes=[AccountOpened]), subscribed(Service("web"), AccountOpened)
+
+    graph = build_graph([producer, both])
+
+    assert [(node.key, node.lines) for node in graph.nodes if node.column == "publisher"] == [
+        ("api", ("api", "producer"))
+    ]
 
 
 def test_direct_sends_have_a_different_kind_of_arrow() -> None:
@@ -63,7 +106,7 @@ def test_external_resources_look_different_and_name_account_and_region() -> None
     picture = draw_mermaid([exported.affiliates(), exported.borrower()])
 
     assert 'topic_partners{{"partners<br/><small>210987654321, us-east-2</small>"}}:::foreign' in picture
-    assert "<small>their-dead</small>" in picture
+    assert "<small>8 attempts, then their-dead</small>" in picture
 
 
 def test_many_events_of_one_arrow_are_counted_instead_of_listed() -> None:

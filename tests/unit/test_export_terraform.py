@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from smartpipe import ConfigError, Queue, Service
+from smartpipe import ConfigError, FilterPolicy, Queue, Service
 from smartpipe.topology.export.terraform import build_configuration
 from tests.support import exported
 from tests.support.exported import AccountOpened, numbered, subscribed
@@ -66,6 +66,15 @@ def test_text_of_users_that_looks_like_a_template_stays_text() -> None:
     [subscription] = resources("aws_sns_topic_subscription", exported.mailer()).values()
 
     assert json.loads(subscription["filter_policy"])["tenant"] == ["acme", {"prefix": "$${x} %%{y} <&>\"'"}]
+
+
+def test_a_filter_with_a_null_is_json_text() -> None:
+    policy = FilterPolicy({"data": {"name": [None, "x"]}}, scope="MessageBody")
+    service = subscribed(Service("s", queue=Queue("s", filter_policy=policy)), AccountOpened)
+
+    [subscription] = resources("aws_sns_topic_subscription", service).values()
+
+    assert json.loads(subscription["filter_policy"])["data"] == {"name": [None, "x"]}
 
 
 def test_queue_and_dead_letter_queue_allow_each_other_without_a_circular_reference() -> None:

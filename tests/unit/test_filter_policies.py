@@ -86,3 +86,145 @@ def test_fault_47_a_filter_into_bodies_is_refused_where_some_are_packed(
     with pytest.raises(ConfigError, match="filter by attributes"):
         derive([service], naming, TableAndBucket.from_environment())
     assert derive([service], naming)
+
+
+@pytest.mark.parametrize(
+    ("rules", "sentence"),
+    [
+        ([{"prefx": "a"}], "SNS has no operator 'prefx'; did you mean 'prefix'?"),
+        ([{"exactly": "a"}], "SNS has no operator 'exactly'; its operators are prefix, suffix,"),
+        ([{"": "a"}], "SNS has no operator ''"),
+        ([{1: "a"}], "SNS has no operator 1"),
+        ([{}], "{} has 0 operators"),
+        ([{"prefix": "a", "suffix": "b"}], "has 2 operators: SNS expects one"),
+        ([["a"]], "['a'] is not a value"),
+        ([("a",)], "('a',) is not a value"),
+        ([{"prefix": 1}], "operator 'prefix' expects a text"),
+        ([{"prefix": ["a"]}], "operator 'prefix' expects a text"),
+        ([{"prefix": {"equals-ignore-case": "a"}}], "operator 'prefix' expects a text"),
+        ([{"suffix": None}], "operator 'suffix' expects a text"),
+        ([{"equals-ignore-case": True}], "operator 'equals-ignore-case' expects a text"),
+        ([{"exists": "yes"}], "operator 'exists' expects True or False"),
+        ([{"exists": 1}], "operator 'exists' expects True or False"),
+        ([{"numeric": 5}], "operator 'numeric' expects a comparison or a range"),
+        ([{"numeric": []}], "operator 'numeric' expects a comparison or a range"),
+        ([{"numeric": [">"]}], "operator 'numeric' expects a comparison or a range"),
+        ([{"numeric": [">", 1, "<"]}], "operator 'numeric' expects a comparison or a range"),
+        ([{"numeric": [">", 1, "<", 2, "<", 3]}], "operator 'numeric' expects a comparison or a range"),
+        ([{"numeric": ["!=", 1]}], "operator 'numeric' has no comparison '!='"),
+        ([{"numeric": [1, ">"]}], "operator 'numeric' has no comparison 1"),
+        ([{"numeric": [["="], 1]}], "operator 'numeric' has no comparison ['=']"),
+        ([{"numeric": ["=", "1"]}], "operator 'numeric' compares with '1', which is not a number"),
+        ([{"numeric": ["=", True]}], "operator 'numeric' compares with True, which is not a number"),
+        ([{"numeric": ["<", 5, ">", 1]}], "expects a range with its lower bound first"),
+        ([{"numeric": [">", 1, ">", 2]}], "expects a range with its lower bound first"),
+        ([{"numeric": ["=", 1, "<", 2]}], "expects a range with its lower bound first"),
+        ([{"numeric": [">", 2, "<", 2]}], "has an empty range: 2 is not less than 2"),
+        ([{"numeric": [">", float("nan")]}], "cannot be written as JSON"),
+        ([{"anything-but": []}], "operator 'anything-but' expects texts or numbers"),
+        ([{"anything-but": ["a", 1]}], "operator 'anything-but' expects texts or numbers, not both"),
+        ([{"anything-but": [None]}], "operator 'anything-but' expects texts or numbers"),
+        ([{"anything-but": [["a"]]}], "operator 'anything-but' expects texts or numbers"),
+        ([{"anything-but": True}], "operator 'anything-but' expects a text, a number, or a list of either"),
+        ([{"anything-but": None}], "operator 'anything-but' expects a text, a number, or a list of either"),
+        ([{"anything-but": {"suffix": "a"}}], "operator 'anything-but' can contain 'prefix' or 'wildcard'"),
+        ([{"anything-but": {"equals-ignore-case": "a"}}], "operator 'anything-but' can contain 'prefix' or 'wildcard'"),
+        ([{"anything-but": {}}], "operator 'anything-but' can contain 'prefix' or 'wildcard'"),
+        ([{"anything-but": {"prefix": "a", "wildcard": "b"}}], "operator 'anything-but' can contain"),
+        ([{"anything-but": {"prefix": ""}}], "operator 'anything-but' with 'prefix' expects a text or a list of texts"),
+        ([{"anything-but": {"prefix": []}}], "operator 'anything-but' with 'prefix' expects a text or a list of texts"),
+        ([{"anything-but": {"wildcard": ["a**"]}}], "operator 'anything-but' has two * in a row"),
+        ([{"wildcard": 5}], "operator 'wildcard' expects a text"),
+        ([{"wildcard": "a**b"}], "operator 'wildcard' has two * in a row"),
+        ([{"wildcard": "a*b*c*d*"}], "operator 'wildcard' has 4 *: SNS allows 3"),
+        ([{"wildcard": "a\\d"}], "has a backslash that does not precede *"),
+        ([{"wildcard": "a\\"}], "has a backslash that does not precede *"),
+        ([{"wildcard": f"{number}*"} for number in range(11)], "its wildcards have 121 points"),
+        ([{"cidr": "10.0.0.0"}], "operator 'cidr' expects an address and the bits of its mask"),
+        ([{"cidr": "10.0.0.0/255.0.0.0"}], "operator 'cidr' expects an address"),
+        ([{"cidr": "10.0.0/8"}], "operator 'cidr' expects an address"),
+        ([{"cidr": "10.0.0.0/33"}], "operator 'cidr' expects an address"),
+        ([{"cidr": 10}], "operator 'cidr' expects an address"),
+        ([{"cidr": "10.0.0.1/32"}], "operator 'cidr' needs a mask of fewer than 32 bits"),
+        ([{"cidr": "2001:db8::1/128"}], "operator 'cidr' needs a mask of fewer than 128 bits"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", ["attribute", "body", "or"])
+def test_an_operator_or_operand_that_sns_refuses_is_refused_by_its_name(rules: Any, sentence: str, place: str) -> None:
+    conditions, scope = {
+        "attribute": ({"x": rules}, "MessageAttributes"),
+        "body": ({"data": {"x": rules}}, "MessageBody"),
+        "or": ({"$or": [{"x": rules}, {"y": ["z"]}]}, "MessageAttributes"),
+    }[place]
+
+    with pytest.raises(ConfigError) as caught:
+        FilterPolicy(conditions, scope)  # type: ignore[arg-type]
+
+    assert sentence in str(caught.value)
+    if "JSON" not in sentence:
+        assert "'x': " in str(caught.value)
+
+
+def test_each_wrong_operator_is_reported() -> None:
+    with pytest.raises(ConfigError) as caught:
+        FilterPolicy({"a": [{"prefx": "x"}, {"exists": 1}], "b": [{"numeric": [">"]}]})
+
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["a", 1, -1.5, True, False, None],
+        [{"prefix": "a"}, {"suffix": "b"}, {"equals-ignore-case": "c"}, {"prefix": ""}],
+        [{"anything-but": "a"}, {"anything-but": 1}, {"anything-but": ["a", "b"]}, {"anything-but": [1, 2.5]}],
+        [{"anything-but": {"prefix": "a"}}, {"anything-but": {"prefix": ["a", "b"]}}],
+        [{"anything-but": {"wildcard": "a*"}}, {"anything-but": {"wildcard": ["a*", "*b"]}}],
+        [{"wildcard": "*/src/*.js"}, {"wildcard": "*"}, {"wildcard": "no star"}, {"wildcard": "a\\*b\\\\c*"}],
+        [{"numeric": [sign, 5]} for sign in ("=", "<", "<=", ">", ">=")],
+        [{"numeric": [">", 0, "<=", 150]}, {"numeric": [">=", -1.5, "<", 0]}],
+        [{"cidr": "10.0.0.0/24"}, {"cidr": "10.0.0.7/8"}, {"cidr": "2001:db8::/32"}, {"cidr": "0.0.0.0/0"}],
+        [{"exists": True}],
+        [{"exists": False}, {"anything-but": ["a"]}],
+    ],
+    ids=str,
+)
+def test_every_operator_of_sns_is_accepted(rules: Any) -> None:
+    assert FilterPolicy({"x": rules})
+    assert FilterPolicy({"data": {"x": rules}}, scope="MessageBody")
+
+
+@pytest.mark.parametrize("name", ["numeric", "prefix", "suffix", "exists", "anything-but", "wildcard", "cidr"])
+def test_an_alternative_with_a_field_called_as_an_operator_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' in \"\\$or\" is an operator"):
+        FilterPolicy({"$or": [{name: ["a"]}, {"x": ["b"]}]})
+
+
+@pytest.mark.parametrize(
+    ("conditions", "scope"),
+    [
+        ({"$or": [{"type": ["a"]}, {"x": ["b"]}]}, "MessageAttributes"),
+        ({"$or": [{"x": ["b"]}, {"$or": [{"y": ["c"]}, {"type": ["a"]}]}]}, "MessageBody"),
+    ],
+)
+def test_the_type_is_reserved_inside_alternatives_too(conditions: Any, scope: Any) -> None:
+    with pytest.raises(ConfigError, match="'type' is reserved"):
+        FilterPolicy(conditions, scope)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"x": ["a"], "$or": [{"x": ["b"]}, {"y": ["c"]}]},
+        {"data": {"x": ["a"], "$or": [{"x": ["b"]}, {"y": ["c"]}]}},
+        {"data.x": ["a"], "data": {"x": ["b"]}},
+    ],
+)
+def test_a_name_with_two_conditions_is_refused_because_sns_uses_one(conditions: Any) -> None:
+    with pytest.raises(ConfigError, match="has two conditions"):
+        FilterPolicy(conditions, scope="MessageBody")
+
+
+def test_alternatives_may_use_the_same_name() -> None:
+    assert FilterPolicy({"$or": [{"x": ["a"], "y": ["b"]}, {"x": ["c"]}]})

@@ -7,9 +7,21 @@ from typing import Any
 
 import pytest
 
+from smartpipe.filter_policy import FilterPolicy
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.transports.memory.filters import matches
 
+WILD = {"path": Attribute("String", "app/src/index.js"), "star": Attribute("String", "a*b\\c")}
+NUMBERS = {
+    "number": Attribute("Number", "2e9"),
+    "exact": Attribute("Number.int", "7.000001"),
+    "text": Attribute("Number", "1_000"),
+    "many": Attribute("Number.Array", "[100, 50]"),
+    "mixed": Attribute("String.Array", '["a", 7, true, null, ["b"]]'),
+    "nothing": Attribute("String.Array", "[]"),
+    "broken": Attribute("String.Array", "[NaN"),
+    "digits": Attribute("String", "7"),
+}
 ATTRIBUTES = {
     "store": Attribute("String", "example_corp"),
     "event": Attribute("String", "order_cancelled"),
@@ -83,3 +95,92 @@ def test_a_policy_over_the_body(policy: dict[str, Any], expected: bool) -> None:
 def test_a_body_that_is_no_json_object_never_matches() -> None:
     assert not matches({"store": ["x"]}, "MessageBody", OutgoingMessage("plain text", 2))
     assert not matches({"store": ["x"]}, "MessageBody", OutgoingMessage("[1]", 2))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({"path": [{"wildcard": "*/src/*.js"}]}, True),
+        ({"path": [{"wildcard": "app/*"}]}, True),
+        ({"path": [{"wildcard": "*"}]}, True),
+        ({"path": [{"wildcard": "app/src/index.js"}]}, True),
+        ({"path": [{"wildcard": "app/src/index.js*"}]}, True),
+        ({"path": [{"wildcard": "app"}]}, False),
+        ({"path": [{"wildcard": "*.js*.js"}]}, False),
+        ({"path": [{"wildcard": "*/lib/*"}]}, False),
+        ({"star": [{"wildcard": "a\\*b\\\\*"}]}, True),
+        ({"path": [{"wildcard": "app\\*"}]}, False),
+        ({"number": [{"wildcard": "*"}]}, False),
+        ({"path": [{"anything-but": {"wildcard": ["*/lib/*", "*.py"]}}]}, True),
+        ({"path": [{"anything-but": {"wildcard": ["*/lib/*", "*.js"]}}]}, False),
+        ({"path": [{"anything-but": {"prefix": ["lib", "app"]}}]}, False),
+        ({"number": [{"anything-but": {"prefix": "a"}}]}, True),
+        ({"number": [{"numeric": [">", 0]}]}, False),
+        ({"number": [{"exists": True}]}, True),
+        ({"exact": [7]}, True),
+        ({"exact": [{"numeric": ["=", 7]}]}, True),
+        ({"exact": ["7"]}, False),
+        ({"digits": [7]}, False),
+        ({"digits": [{"numeric": ["=", 7]}]}, False),
+        ({"text": [1000]}, False),
+        ({"many": [{"anything-but": [100, 500]}]}, True),
+        ({"many": [{"anything-but": [100, 50]}]}, False),
+        ({"many": [{"numeric": ["<", 60]}]}, True),
+        ({"mixed": [7]}, True),
+        ({"mixed": [True]}, True),
+        ({"mixed": [None]}, True),
+        ({"mixed": [1]}, False),
+        ({"mixed": ["b"]}, True),
+        ({"nothing": [{"exists": True}]}, False),
+        ({"nothing": [{"exists": False}]}, True),
+        ({"broken": ["NaN"]}, False),
+    ],
+    ids=str,
+)
+def test_wildcards_numbers_and_lists_as_attributes(policy: dict[str, Any], expected: bool) -> None:
+    FilterPolicy(policy)
+
+    assert matches(policy, "MessageAttributes", OutgoingMessage("{}", 2, {**WILD, **NUMBERS})) is expected
+
+
+def test_a_message_without_attributes_matches_no_policy() -> None:
+    assert not matches({"x": [{"exists": False}]}, "MessageAttributes", OutgoingMessage("{}", 2))
+
+
+@pytest.mark.parametrize(
+    ("policy", "body", "expected"),
+    [
+        ({"a.b": ["x"]}, {"a": {"b": "x"}}, True),
+        ({"a": {"b": ["x"]}}, {"a.b": "x"}, True),
+        ({"a.b.c": ["x"]}, {"a": {"b.c": "x"}}, True),
+        ({"a.b": ["x"]}, {"a": {"b": "y"}, "a.b": "x"}, True),
+        ({"a.b": [{"exists": False}]}, {"a": {"b": "y"}, "a.b": "x"}, False),
+        ({"a": {"b": ["x"], "c": ["y"]}}, {"a": [{"b": "x", "c": "y"}]}, True),
+        ({"a": {"b": ["x"], "c": ["y"]}}, {"a": [{"b": "x"}, {"c": "y"}]}, False),
+        ({"a": {"b": ["x"]}}, {"a": [[{"b": "x"}]]}, True),
+        ({"a": ["x"]}, {"a": [["x"]]}, True),
+        ({"a": ["x"]}, {"a": {"b": "x"}}, False),
+        ({"a": {"b": [{"exists": False}]}}, {"a": "text"}, True),
+        ({"a": {"b": [{"exists": False}]}}, {}, True),
+        ({"a": [{"exists": True}]}, {"a": {"b": 1}}, False),
+        ({"a": [{"exists": True}]}, {"a": None}, False),
+        ({"a": [{"exists": True}]}, {"a": ""}, False),
+        ({"a": [{"exists": False}]}, {"a": []}, True),
+        ({"a": [None]}, {"a": None}, True),
+        ({"a": [None]}, {}, False),
+        ({"a": [0]}, {"a": False}, False),
+        ({"d": {"s": ["x"], "$or": [{"p": ["1"]}, {"q": ["2"]}]}}, {"d": {"s": "x", "q": "2"}}, True),
+        ({"d": {"s": ["x"], "$or": [{"p": ["1"]}, {"q": ["2"]}]}}, {"d": {"s": "x", "q": "1"}}, False),
+        ({"d": {"s": ["x"], "$or": [{"p": ["1"]}, {"q": ["2"]}]}}, {"d": [{"s": "x"}, {"q": "2"}]}, False),
+    ],
+    ids=str,
+)
+def test_paths_and_lists_in_the_body(policy: dict[str, Any], body: Any, expected: bool) -> None:
+    FilterPolicy(policy, scope="MessageBody")
+
+    assert matches(policy, "MessageBody", OutgoingMessage(json.dumps(body), 2)) is expected
+
+
+@pytest.mark.parametrize("body", ['{"a": NaN}', "[" * 100_000, '{"a": ' * 100_000])
+def test_a_body_that_no_parser_accepts_never_matches(body: str) -> None:
+    assert not matches({"a": [{"exists": False}, {"anything-but": "x"}]}, "MessageBody", OutgoingMessage(body, 2))

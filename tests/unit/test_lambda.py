@@ -442,3 +442,23 @@ async def test_the_next_invocation_publishes_the_same_ids(transport: FakeTranspo
     assert await handled(service, record(body)) == ["id-1"]
     assert await handled(service, record(body)) == []
     assert published[0] == published[1]
+
+
+def test_a_warm_function_sets_only_the_delays_of_its_own_invocation(transport: FakeTransport) -> None:
+    service = Service("mailer", retry=RetryPolicy(wait=wait_fixed(7)))
+
+    @service.subscribe(UserLeft)
+    def leave(event: UserLeft) -> None:
+        if event.name == "bad":
+            raise OSError("down")
+
+    handler = service.lambda_handler()
+    for number in range(1, 6):
+        bad = number % 2 == 1
+        event = UserLeft(name="bad" if bad else "good")
+        assert failed(handler({"Records": [record(event, number)]}, Context(30_000))) == (
+            [f"id-{number}"] if bad else []
+        )
+        assert [call[2] for call in transport.calls] == ([[(f"receipt-{number}", 7)]] if bad else [])
+        transport.calls.clear()
+    handler.close()

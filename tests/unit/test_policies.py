@@ -253,6 +253,91 @@ def test_a_statement_that_allows_everyone_is_found(statement_of_others: dict[str
     assert find_open_statements(policy(json.dumps(statement_of_others))) == expected
 
 
+HERE, ORG = "123456789012", "o-a1b2c3d4e5"
+LIMITING = [
+    {"StringEquals": {"aws:SourceVpc": "vpc-111bbb22"}},
+    {"StringEquals": {"aws:SourceVpce": ["vpce-1a2b3c4d", "vpce-5e6f7a8b"]}},
+    {"StringEquals": {"aws:PrincipalOrgID": ORG}},
+    {"StringEquals": {"aws:PrincipalOrgID": "${aws:ResourceOrgID}"}},
+    {"ForAnyValue:StringLike": {"aws:PrincipalOrgPaths": f"{ORG}/*"}},
+    {"ForAnyValue:StringEquals": {"aws:PrincipalOrgPaths": [f"{ORG}/r-ab12/ou-ab12-11111111/"]}},
+    {"StringEquals": {"aws:PrincipalAccount": HERE}},
+    {"ArnLike": {"aws:PrincipalArn": f"arn:aws:iam::{HERE}:role/*"}},
+    {"StringEquals": {"aws:SourceAccount": HERE}},
+    {"StringEqualsIgnoreCase": {"aws:sourceaccount": HERE}},
+    {"StringEquals": {"AWS:SourceOwner": HERE}},
+    {"ArnEquals": {"aws:SourceArn": USERS}},
+    {"ArnLike": {"aws:SourceArn": f"arn:aws:sns:*:{HERE}:*"}},
+    {"StringLike": {"aws:SourceArn": f"arn:aws:sns:eu-west-1:{HERE}:users*"}},
+    {"ArnLike": {"aws:SourceArn": "arn:aws:s3:::my-bucket"}},
+    {"StringEquals": {"aws:SourceOrgID": ORG}},
+    {"ForAnyValue:StringLike": {"aws:SourceOrgPaths": f"{ORG}/r-ab12/*"}},
+    {"IpAddress": {"aws:SourceIp": ["203.0.113.0/24", "2001:db8::/32"]}},
+    {"StringLike": {"aws:userid": "AROAEXAMPLEID:*"}},
+    {"StringEquals": {"aws:VpceOrgID": ORG}},
+    {"StringLike": {"aws:SourceVpc": "*"}, "StringEquals": {"aws:SourceAccount": HERE}},
+    {"Bool": {"aws:SecureTransport": "true"}, "StringEquals": {"aws:SourceVpce": "vpce-1a2b3c4d"}},
+]
+OPEN = [
+    {"ArnLike": {"aws:SourceArn": "*"}},
+    {"ArnEquals": {"aws:SourceArn": "*"}},
+    {"StringLike": {"aws:SourceArn": ["*"]}},
+    {"ArnLike": {"aws:SourceArn": "arn:aws:sns:*:*:*"}},
+    {"ArnLike": {"aws:SourceArn": "arn:aws:sns:eu-west-1:*:users"}},
+    {"StringLike": {"aws:SourceArn": "arn:aws:sns:*"}},
+    {"ArnLike": {"aws:SourceArn": [USERS, "*"]}},
+    {"ArnLike": {"aws:SourceArn": "arn:aws:s3:::*"}},
+    {"ArnNotEquals": {"aws:SourceArn": USERS}},
+    {"ArnLikeIfExists": {"aws:SourceArn": USERS}},
+    {"StringEqualsIfExists": {"aws:SourceAccount": HERE}},
+    {"StringEqualsIfExists": {"aws:PrincipalOrgID": ORG}},
+    {"StringNotEquals": {"aws:SourceVpce": "vpce-1a2b3c4d"}},
+    {"StringNotEqualsIgnoreCase": {"aws:PrincipalAccount": HERE}},
+    {"StringNotLike": {"aws:PrincipalOrgID": ORG}},
+    {"NotIpAddress": {"aws:SourceIp": "203.0.113.0/24"}},
+    {"ForAnyValue:StringNotLike": {"aws:PrincipalOrgPaths": f"{ORG}/*"}},
+    {"ForAllValues:StringLike": {"aws:PrincipalOrgPaths": f"{ORG}/*"}},
+    {"ForAnyValue:StringLike": {"aws:PrincipalOrgPaths": "*/r-ab12/*"}},
+    {"StringLike": {"aws:PrincipalOrgID": "o-*"}},
+    {"StringLike": {"aws:SourceAccount": "1234*"}},
+    {"StringLike": {"aws:SourceVpc": "vpc-*"}},
+    {"StringLike": {"aws:userid": "*:session"}},
+    {"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/deployer"}},
+    {"IpAddress": {"aws:SourceIp": "0.0.0.0/0"}},
+    {"IpAddress": {"aws:SourceIp": ["203.0.113.0/24", "::/0"]}},
+    {"IpAddress": {"aws:VpcSourceIp": "10.0.0.0/8"}},
+    {"Null": {"aws:SourceArn": "false"}},
+    {"Bool": {"aws:PrincipalIsAWSService": "true"}},
+    {"StringEquals": {"aws:PrincipalTag/team": "shop"}},
+    {"StringEquals": {"aws:username": "ada"}},
+    {"StringEquals": {"aws:SourceAccount": "${aws:PrincipalAccount}"}},
+    {"DateGreaterThan": {"aws:CurrentTime": "2020-01-01T00:00:00Z"}},
+    {},
+]
+
+
+@pytest.mark.parametrize("principal", ["*", {"AWS": "*"}, {"AWS": [HERE, "*"]}, {"AWS": "*", "Service": "x"}], ids=str)
+@pytest.mark.parametrize(
+    ("condition", "expected"), [*((one, []) for one in LIMITING), *((one, ["s"]) for one in OPEN)], ids=str
+)
+def test_a_condition_limits_if_it_names_the_requests_account_organization_network_or_resource(
+    condition: dict[str, object], expected: list[str], principal: object
+) -> None:
+    statement = {"Sid": "s", "Effect": "Allow", "Principal": principal, "Condition": condition}
+
+    assert find_open_statements(policy(json.dumps(statement))) == expected
+
+
+@pytest.mark.parametrize("principal", [{"AWS": HERE}, {"Service": "sns.amazonaws.com"}, {"AWS": [HERE]}, None, "x"])
+def test_a_statement_for_certain_principals_is_not_open(principal: object) -> None:
+    assert find_open_statements(policy(json.dumps({"Sid": "s", "Effect": "Allow", "Principal": principal}))) == []
+
+
+@pytest.mark.parametrize("condition", [None, [], "x", {"StringEquals": None}, {"StringEquals": {"aws:SourceArn": []}}])
+def test_a_condition_in_an_unexpected_form_is_survived(condition: object) -> None:
+    find_open_statements(policy(json.dumps({"Effect": "Allow", "Principal": "*", "Condition": condition})))
+
+
 def test_fault_10_the_statement_for_a_key_allows_only_these_topics_to_encrypt() -> None:
     needed = build_key_statement(QUEUE, [USERS])
 

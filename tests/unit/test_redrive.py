@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -628,3 +629,43 @@ def test_a_message_that_cannot_be_decoded_is_moved_too() -> None:
         assert result.done == 2
 
     virtually(main())
+
+
+class LeaseRecorder(MemoryTransport):
+    """Records the visibility timeout of each receive call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lease_seconds: list[float] = []
+
+    async def receive(self, queue: str, **options: Any) -> list[Message]:
+        self.lease_seconds.append(options["visibility_timeout_seconds"])
+        return await super().receive(queue, **options)
+
+
+@pytest.mark.parametrize(
+    ("scan_seconds", "rate", "expected"),
+    [
+        (0.0, None, LEASE_SECONDS),
+        (15.0, None, LEASE_SECONDS),
+        (100.0, None, 300.0),  # three times as long as the scan took
+        (0.0, 0.5, LEASE_SECONDS + 20),  # and the time of a batch at this rate
+        (0.0, 100.0, LEASE_SECONDS + 0.1),
+        (40.0, 0.1, LEASE_SECONDS + 100),
+        (1_000_000.0, None, 43_200.0),  # the maximum of SQS
+        (0.0, 0.000_01, 43_200.0),
+    ],
+)
+def test_a_redrive_hides_its_messages_for_as_long_as_it_may_need_for_them(
+    scan_seconds: float, rate: float | None, expected: float
+) -> None:
+    async def main() -> list[float]:
+        transport = LeaseRecorder()
+        dead = DeadLetterQueue(billing(), transport)
+        transport.apply(derive([dead.service], NAMING))
+        selected = Counter({("order.placed", "rejected"): 1})
+        scanned = ScanResult(selected, Counter(), 0, 0, 0, 0.0, complete=True, seconds=scan_seconds)
+        await dead.remove(scanned, EVERYTHING, Purge(), rate)
+        return transport.lease_seconds
+
+    assert set(run_virtually(main())) == {expected}

@@ -114,6 +114,77 @@ def test_a_misspelt_setting_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean SMARTPIPE_CONCURRENCY?" in sentence
 
 
+LINKS = {
+    "SMARTPIPE_SERVICE_HOST": "10.96.12.7",
+    "SMARTPIPE_SERVICE_PORT": "8080",
+    "SMARTPIPE_SERVICE_PORT_HTTP": "8080",
+    "SMARTPIPE_PORT": "tcp://10.96.12.7:8080",
+    "SMARTPIPE_PORT_8080_TCP": "tcp://10.96.12.7:8080",
+    "SMARTPIPE_PORT_8080_TCP_PROTO": "tcp",
+    "SMARTPIPE_PORT_8080_TCP_PORT": "8080",
+    "SMARTPIPE_PORT_8080_TCP_ADDR": "10.96.12.7",
+}
+
+
+def links_of(service: str) -> dict[str, str]:
+    return {name.replace("SMARTPIPE", service, 1): value for name, value in LINKS.items()}
+
+
+@pytest.mark.parametrize(
+    "service",
+    ["SMARTPIPE", "SMARTPIPE_HEALTH", "SMARTPIPE_CLAIM", "SMARTPIPE_CLAIM_CHECK", "SMARTPIPE_CONCURRENCY",
+     "SMARTPIPE_OUTBOX", "SMARTPIPE_IDEMPOTENCY", "SMARTPIPE_WAIT", "SMARTPIPE_TRANSPORT"],
+)  # fmt: skip
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored_with_one_warning(
+    service: str, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in links_of(service).items():
+        monkeypatch.setenv(name.replace("TCP", protocol.upper()), value.replace("tcp", protocol))
+
+    assert WorkerSettings.load().port == RelaySettings.load().port == 8080
+    for settings in (TransportSettings, PayloadSettings, StoreSettings, ConcurrencySettings):
+        settings.load()
+
+    [sentence] = unknown_settings()
+    assert f"a service called {service.lower().replace('_', '-')}; " in sentence
+    assert all(name.replace("TCP", protocol.upper()) in sentence for name in links_of(service))
+    assert "did you mean" not in sentence
+    assert "enableServiceLinks" in sentence
+
+
+def test_a_flag_wins_over_a_service_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_PORT", "tcp://[fd00::7]:8080")
+
+    assert WorkerSettings.load(port=9000).port == 9000
+
+
+@pytest.mark.parametrize("value", ["80a", "http://localhost:8080", "10.96.12.7:8080", "tcp:8080", "-1", "tcp"])
+def test_a_port_that_is_no_service_link_is_an_error_as_before(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_PORT", value)
+
+    with pytest.raises(ConfigError, match="SMARTPIPE_PORT="):
+        WorkerSettings.load()
+
+
+def test_a_misspelt_port_is_still_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROT", "9000")
+
+    [sentence] = unknown_settings()
+
+    assert "did you mean SMARTPIPE_PORT?" in sentence
+
+
+@pytest.mark.parametrize("name", ["SMARTPIPE_IDEMPOTENCY_URL", "SMARTPIPE_HOST", "SMARTPIPE_CONCURRENCY"])
+def test_only_a_variable_that_kubernetes_could_have_set_is_ignored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "tcp://10.96.12.7:8080")
+
+    assert list(unknown_settings()) == []
+    if name == "SMARTPIPE_CONCURRENCY":
+        with pytest.raises(ConfigError, match=name):
+            WorkerSettings.load()
+
+
 @pytest.mark.parametrize(
     ("settings", "variable"),
     [

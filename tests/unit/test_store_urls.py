@@ -53,6 +53,13 @@ def test_a_url_leads_to_its_store(url: str, kind: type, monkeypatch: pytest.Monk
     assert isinstance(open_store(url), kind)
 
 
+def test_an_option_of_the_url_cannot_change_the_form_of_answers() -> None:
+    store = open_store("rediss://cache?decode_responses=true&ssl_cert_reqs=none")
+
+    assert isinstance(store, RedisStore)
+    assert store._redis.connection_pool.connection_kwargs["decode_responses"] is False
+
+
 def test_a_dynamodb_url_keeps_the_case_of_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
 
@@ -94,6 +101,12 @@ def test_an_unknown_scheme_is_told_the_known_ones(url: str) -> None:
         f"postgresql://ada:{SECRET}@x@db/claims",
         f"postgresql://{SECRET}[x@db/claims",
         f"postgresql://db1,db2:{SECRET}/claims",
+        f"rediss://cache?ssl_cert_reqs={SECRET}",
+        f"rediss://cache?ssl_ca_certs=/{SECRET}",
+        f"valkeys://cache?ssl_certfile=/{SECRET}&ssl_keyfile=/{SECRET}",
+        f"redis://cache?protocol=9&username={SECRET}",
+        "redis://cache?ssl_cert_reqs=none",
+        "valkey://cache?ssl_ca_certs=/etc/hosts",
     ],
 )
 def test_a_url_that_cannot_be_read_is_told_without_any_part_of_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from smartpipe.settings import WorkerSettings
 def test_a_child_gets_the_supervisors_flags_without_address_and_number_of_processes() -> None:
     flags = {"processes": 4, "concurrency": 3, "drain_seconds": None, "host": "::", "port": 80, "log_level": "debug"}
 
-    arguments = build_worker_arguments("shop:service", flags)
+    arguments = build_worker_arguments(["shop:service", "shop:other"], flags)
 
     assert arguments == (
-        *("worker", "shop:service"),
+        *("worker", "shop:service", "shop:other"),
         *("--processes", "1"),
         *("--concurrency", "3"),
         *("--log-level", "debug"),

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe import ConfigError, Event, Queue, RetryPolicy, Service, Topic
+from smartpipe import ConfigError, Event, Idempotency, Queue, RetryPolicy, Service, Topic
 from smartpipe.filter_policy import FilterPolicy
 from smartpipe.names import Naming
-from smartpipe.topology.derive import derive
+from smartpipe.topology.checks import find_short_memories
+from smartpipe.topology.derive import DEAD_LETTER_RETENTION_SECONDS, derive
 from tests.support.events import OrderPlaced, Paid, UserLeft, UserSignedUp
 
 if TYPE_CHECKING:
@@ -284,3 +285,53 @@ def test_a_dead_letter_queue_has_the_size_limit_of_its_queue() -> None:
     topology = derive([served(Queue("mailer"), Vast)], NAMING)
 
     assert {queue["MaximumMessageSize"] for queue in topology.queues.values()} == {"1048576"}
+
+
+DAY = 86_400
+
+
+@pytest.mark.parametrize(
+    ("queue", "idempotent", "needed"),
+    [
+        (Queue("q"), True, None),
+        (Queue("q", retention_seconds=14 * DAY), True, 28 * DAY),
+        (Queue("q", retention_seconds=14 * DAY), Idempotency(ttl_seconds=28 * DAY), None),
+        (Queue("q"), Idempotency(ttl_seconds=7 * DAY), 18 * DAY),
+        (Queue("q.fifo", fifo=True), Idempotency(ttl_seconds=17.9 * DAY), 18 * DAY),
+        (Queue("q"), Idempotency(ttl_seconds=18 * DAY), None),
+        (Queue("q"), Idempotency(key="name", ttl_seconds=3_600), None),
+        (Queue("q", existing=True, dead_letter="d"), Idempotency(ttl_seconds=3_600), None),
+        (Queue("q"), False, None),
+    ],
+)
+def test_a_plan_warns_of_handlers_that_forget_an_event_before_it_can_no_longer_be_redriven(
+    queue: Queue, idempotent: bool | Idempotency, needed: int | None
+) -> None:
+    service = Service("s", queue=queue)
+    if queue.fifo:
+        service.subscribe(Paid, idempotent=idempotent)(handle_paid)
+    else:
+        service.subscribe(UserLeft, idempotent=idempotent)(handle_leaving)
+    service.subscribe(UserSignedUp, queue=Queue("other"))(handle)
+
+    sentences = list(find_short_memories([service]))
+
+    assert len(sentences) == (0 if needed is None else 1)
+    assert all(f"ttl_seconds={needed}" in sentence and "redriven" in sentence for sentence in sentences)
+
+
+async def handle_paid(_: Paid) -> None: ...
+
+
+async def handle_leaving(_: UserLeft) -> None: ...
+
+
+def test_the_default_memory_outlasts_the_default_retention_of_queue_and_dead_letter_queue() -> None:
+    assert Idempotency().ttl_seconds > Queue("q").retention_seconds + DEAD_LETTER_RETENTION_SECONDS
+
+
+@pytest.mark.parametrize("key", ["alias/shop\n", " alias/shop", "alias/\x00", "alias/caf\u00e9"])
+@pytest.mark.parametrize("kind", [Topic, Queue])
+def test_a_key_with_a_character_that_no_request_may_have_is_refused(kind: type[Topic | Queue], key: str) -> None:
+    with pytest.raises(ConfigError, match="kms_key="):
+        kind("x", kms_key=key)

@@ -94,6 +94,21 @@ async def test_a_stop_while_aws_is_unavailable_ends_the_worker() -> None:
     assert await running == 0
 
 
+async def test_a_stop_while_aws_does_not_answer_ends_the_worker_without_the_answer() -> None:
+    asked = asyncio.Event()
+
+    async def verify() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    worker = make_worker(FakeTransport(), verify=verify)
+    running = asyncio.create_task(worker.run())
+    await asked.wait()
+    worker.stop()
+
+    assert await asyncio.wait_for(running, 30) == 0
+
+
 async def test_credentials_that_may_not_read_the_topology_may_still_consume() -> None:
     async def verify() -> None:
         raise TransportError("AccessDenied", "needs sns:ListSubscriptionsByTopic", retryable=False)
@@ -216,3 +231,34 @@ async def test_an_unknown_path_of_the_health_port_is_not_found() -> None:
     raised.value.close()
     worker.stop()
     await running
+
+
+@pytest.mark.parametrize(("fails_in_drain", "expected"), [(False, 0), (True, 1)])
+async def test_the_exit_code_judges_the_drain_and_not_the_deletes_that_failed_before_it(
+    fails_in_drain: bool, expected: int
+) -> None:
+    transport = FakeTransport()
+    transport.script["delete"].extend([[refused(0)], [refused(0)] if fails_in_drain else []])
+    worker = make_worker(transport)
+    transport.put(ADA)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.consumers and worker.consumers[0].counters.not_deleted == 1)
+
+    transport.put(ADA)
+    await until(lambda: worker.consumers[0].counters.handled == 2)
+    worker.stop()
+
+    assert await running == expected
+
+
+async def test_a_hard_stop_without_a_drain_before_it_is_judged_likewise() -> None:
+    transport = FakeTransport()
+    transport.script["delete"].append([refused(0)])
+    worker = make_worker(transport)
+    transport.put(ADA)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.consumers and worker.consumers[0].counters.not_deleted == 1)
+
+    worker.kill()
+
+    assert await running == 0

@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from smartpipe.cli.dlq_app import dlq
-from smartpipe.cli.topology_app import Targets, topology
+from smartpipe.cli.topology_app import AsJson, Targets, show_whole_help, topology
 from smartpipe.version import __version__
 
 app = typer.Typer(
     name="smartpipe",
     help="Event-driven pub/sub on Amazon SNS and SQS: smart endpoints, dumb pipes.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
 )
 schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
@@ -26,8 +26,31 @@ app.add_typer(dlq, name="dlq")
 app.add_typer(schema, name="schema")
 app.add_typer(store, name="store")
 
-Target = Annotated[
-    str | None, typer.Argument(help="module:attribute of a Service. Default: services in [tool.smartpipe].")
+Host = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Address of /livez, /readyz and /metrics. [SMARTPIPE_HOST, 0.0.0.0]"),
+]
+Port = Annotated[
+    int | None, typer.Option(metavar="PORT", help="Their port; 0 selects a free one. [SMARTPIPE_PORT, 8080]")
+]
+LogLevel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL",
+        help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]",
+        autocompletion=lambda: ["debug", "info", "warning", "error"],
+    ),
+]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="json, text or auto. [SMARTPIPE_LOG_FORMAT, auto]",
+        autocompletion=lambda: ["json", "text", "auto"],
+    ),
+]
+Backend = Annotated[
+    str, typer.Option(metavar="NAME", help="ministack or moto.", autocompletion=lambda: ["ministack", "moto"])
 ]
 
 
@@ -49,39 +72,43 @@ def options(
 
 @app.command()
 def worker(  # noqa: PLR0913 - typer makes an option of each
-    target: Target = None,
+    targets: Targets = None,
     *,
     processes: Annotated[
-        int | None, typer.Option(help="Processes under one supervisor. [SMARTPIPE_PROCESSES, 1]")
+        int | None, typer.Option(metavar="N", help="Processes under one supervisor. [SMARTPIPE_PROCESSES, 1]")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Messages of each queue to handle concurrently. [SMARTPIPE_CONCURRENCY, 10]")
+        int | None,
+        typer.Option(metavar="N", help="Messages of each queue to handle concurrently. [SMARTPIPE_CONCURRENCY, 10]"),
     ] = None,
     drain_seconds: Annotated[
-        float | None, typer.Option(help="Maximum time from SIGTERM to exit. [SMARTPIPE_DRAIN_SECONDS, 25]")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Maximum time from SIGTERM to exit. [SMARTPIPE_DRAIN_SECONDS, 25]"),
     ] = None,
     wait_seconds: Annotated[
-        int | None, typer.Option(help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20]")
+        int | None,
+        typer.Option(metavar="SECONDS", help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20, or 1 on a terminal]"),
     ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address of /livez, /readyz and /metrics. [SMARTPIPE_HOST, 0.0.0.0]")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Their port; 0 selects a free one. [SMARTPIPE_PORT, 8080]")] = None,
+    host: Host = None,
+    port: Port = None,
     verify: Annotated[
         str | None,
-        typer.Option(help="Check of the topology at start: missing, strict or off. [SMARTPIPE_VERIFY, missing]"),
+        typer.Option(
+            metavar="CHECK",
+            help="Check of the topology at start: missing, strict or off. [SMARTPIPE_VERIFY, missing]",
+            autocompletion=lambda: ["missing", "strict", "off"],
+        ),
     ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]")
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(help="json, text or auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="For development: drain and restart when sources change.")
     ] = False,
     process: Annotated[int | None, typer.Option(hidden=True)] = None,
     supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    development: Annotated[bool, typer.Option("--development", hidden=True)] = False,
 ) -> None:
-    """Run a service's handlers until SIGTERM or SIGINT, then drain. Exit code 0 means that nothing was cancelled."""
+    """Run handlers of services until SIGTERM or SIGINT, then drain. Exit code 0 means that nothing was cancelled."""
     flags = {
         "processes": processes,
         "concurrency": concurrency,
@@ -96,18 +123,20 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
     if supervised is not None:
         from smartpipe.cli.worker import run
 
-        run(target, flags, process=process, socket=supervised)
+        run(targets or [], flags, process=process, socket=supervised, development=development)
     from smartpipe.cli.supervise import run_worker
 
-    run_worker(target, flags, reload=reload)
+    run_worker(targets or [], flags, reload=reload)
 
 
 @schema.command()
 def export(
     targets: Targets = None,
     *,
-    directory: Annotated[Path, typer.Option(help="Directory for <type>/<version>.json.")] = Path("schemas"),
-    json: Annotated[bool, typer.Option("--json", help="Print the files as JSON.")] = False,
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Directory for <type>/<version>.json.")] = Path(
+        "schemas"
+    ),
+    json: AsJson = False,
 ) -> None:
     """Write JSON Schema files for the events of services, for event classes, or for all events of a module."""
     from smartpipe.cli.schema import run_export
@@ -119,25 +148,26 @@ def export(
 def relay(
     *,
     once: Annotated[bool, typer.Option("--once", help="Publish the waiting events, and exit.")] = False,
-    host: Annotated[
-        str | None, typer.Option(help="Address of /livez, /readyz and /metrics. [SMARTPIPE_HOST, 0.0.0.0]")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Their port; 0 selects a free one. [SMARTPIPE_PORT, 8080]")] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]")
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(help="json, text or auto. [SMARTPIPE_LOG_FORMAT, auto]")] = None,
+    host: Host = None,
+    port: Port = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Publish the events in the outbox of SMARTPIPE_OUTBOX_URL until SIGTERM. You can run several relays."""
     from smartpipe.cli.relay import run
 
-    run({"host": host, "port": port, "log_level": log_level, "log_format": log_format}, once=once)
+    flags = {"host": host, "port": port, "log_level": log_level, "log_format": log_format}
+    run(flags, once=once, socket=supervised)
 
 
 @store.command()
 def migrate(
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print the migrations of each database as JSON.")] = False,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL of all migrations, and connect to no database.")
+    ] = False,
+    json: AsJson = False,
     forget_old_claims: Annotated[
         bool,
         typer.Option(
@@ -147,17 +177,22 @@ def migrate(
     ] = False,
 ) -> None:
     """Create or update the tables in each PostgreSQL of SMARTPIPE_IDEMPOTENCY_URL and SMARTPIPE_OUTBOX_URL."""
-    from smartpipe.cli.store import run_migrate
+    from smartpipe.cli.store import print_sql, run_migrate
 
-    run_migrate(as_json=json, forget_old_claims=forget_old_claims)
+    if sql:
+        print_sql(as_json=json, forget_old_claims=forget_old_claims)
+    else:
+        run_migrate(as_json=json, forget_old_claims=forget_old_claims)
 
 
 @app.command()
 def local(
     *,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)] = 0,
-    backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
-    json: Annotated[bool, typer.Option("--json", help="Print the environment as JSON.")] = False,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", help="Port on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)
+    ] = 0,
+    backend: Backend = "ministack",
+    json: AsJson = False,
 ) -> None:
     """Run a local broker in the foreground until Ctrl-C, without an AWS account or Docker."""
     from smartpipe.cli.local import run
@@ -166,55 +201,80 @@ def local(
 
 
 @app.command()
-def dev(
+def dev(  # noqa: PLR0913 - typer makes an option of each
     targets: Targets = None,
     *,
+    relay: Annotated[bool, typer.Option("--relay", help="Also run a relay of the outbox.")] = False,
+    programs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run", metavar="COMMAND", help="Also run this program, as in --run 'uvicorn app:app'. Can be repeated."
+        ),
+    ] = None,
+    one_process: Annotated[
+        bool, typer.Option("--one-process", help="Run all services in one worker process. Default: one for each.")
+    ] = False,
     port: Annotated[
-        int, typer.Option(help="Port of the broker on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)
-    ] = 0,
-    backend: Annotated[str, typer.Option(help="ministack or moto.")] = "ministack",
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="Port of the broker on 127.0.0.1; 0 selects a free one. Default: always the same in this directory.",
+            min=0,
+            max=65_535,
+        ),
+    ] = None,
+    backend: Backend = "ministack",
     reload: Annotated[
         bool | None, typer.Option(help="Restart when sources change. Default: on if watchfiles is installed.")
     ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [SMARTPIPE_LOG_LEVEL, info]")
-    ] = None,
+    log_level: LogLevel = None,
+    describe: Annotated[bool, typer.Option("--describe", hidden=True)] = False,
 ) -> None:
     """Run a broker and a worker for each service in this terminal until Ctrl-C, and apply the topology."""
-    from smartpipe.cli.dev import run
+    if describe:
+        from smartpipe.cli.dev.services import print_services
 
-    run(targets or [], backend, port, reload=reload, log_level=log_level)
+        print_services(targets or [])
+        return
+    from smartpipe.cli.dev.project import DevOptions
+    from smartpipe.cli.dev.run import run
+
+    options = DevOptions(backend, port, reload, log_level, relay, tuple(programs or ()), one_process)
+    run(targets or [], options)
 
 
 @app.command()
 def bench(  # noqa: PLR0913 - typer makes an option of each
     *,
-    events: Annotated[int | None, typer.Option(help="Number of measured events. [5000]")] = None,
-    size: Annotated[int | None, typer.Option(help="Size of each message in bytes, as SNS counts it. [1024]")] = None,
-    queues: Annotated[int | None, typer.Option(help="Number of subscribed queues. [3]")] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Messages that each worker handles concurrently. [100]")
+    events: Annotated[int | None, typer.Option(metavar="N", help="Number of measured events. [5000]")] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="BYTES", help="Size of each message in bytes, as SNS counts it. [1024]")
     ] = None,
-    processes: Annotated[int | None, typer.Option(help="Worker processes of each queue. [1]")] = None,
-    producers: Annotated[int | None, typer.Option(help="Producer processes. [1]")] = None,
+    queues: Annotated[int | None, typer.Option(metavar="N", help="Number of subscribed queues. [3]")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Messages that each worker handles concurrently. [100]")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(metavar="N", help="Worker processes of each queue. [1]")] = None,
+    producers: Annotated[int | None, typer.Option(metavar="N", help="Producer processes. [1]")] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Events per second, each with a due time. Default: as fast as possible.")
+        float | None,
+        typer.Option(metavar="N", help="Events per second, each with a due time. Default: as fast as possible."),
     ] = None,
     warmup: Annotated[
-        int | None, typer.Option(help="Number of events before the measured ones. [a tenth, at most 1000]")
+        int | None, typer.Option(metavar="N", help="Number of events before the measured ones. [a tenth, at most 1000]")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="memory (one process), local (ministack) or moto. [local]")
+        str | None, typer.Option(metavar="NAME", help="memory (one process), local (ministack) or moto. [local]")
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="A running broker: a URL, or aws to use your environment.")
+        str | None, typer.Option(metavar="URL", help="A running broker: a URL, or aws to use your environment.")
     ] = None,
     patience: Annotated[
-        float | None, typer.Option(help="Seconds without progress after which the run ends. [30]")
+        float | None, typer.Option(metavar="SECONDS", help="Seconds without progress after which the run ends. [30]")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Plot the figures to FILE.svg or FILE.png.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Plot the figures to FILE.svg or FILE.png.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before a run that costs money on AWS.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Measure a fan-out: throughput, latency, CPU, requests and cost on AWS. Exit code 1: deliveries are missing."""
     from smartpipe.cli.bench import BenchOptions, run_bench
@@ -231,3 +291,6 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
         "patience_seconds": patience,
     }
     run_bench(flags, BenchOptions(backend, endpoint, plot, yes=yes, as_json=json))
+
+
+show_whole_help(app)

@@ -145,16 +145,19 @@ def run_peek(targets: Sequence[str], wanted: str | None, selection: Selection, *
         return
     print_line(heading(naming))
     for one, found in by_queue:
-        more = " or more" if len(found) == selection.limit else ""
-        count = messages(len(found)) if found else "no messages" + (" match" if selection.has_filters else "")
-        print_line(f"{one.name} (of {one.source}): {count}{more}")
+        more = len(found) == selection.limit
+        none = "no messages" + (" match" if selection.has_filters else "")
+        count = messages(len(found), or_more=more) if found else none
+        print_line(f"{one.name} (of {one.source}): {count}")
         for dead_letter in found:
             for line in describe(dead_letter):
                 print_line(line)
 
 
-def messages(count: int) -> str:
-    """Return *count* in words, as in ``1 message`` or ``1,000 messages``."""
+def messages(count: int, *, or_more: bool = False) -> str:
+    """Return *count* in words, as in ``1 message``, ``1,000 messages`` or ``1 or more messages``."""
+    if or_more:
+        return f"{count:,} or more messages"
     return f"{count:,} message{'' if count == 1 else 's'}"
 
 

@@ -16,19 +16,29 @@ dlq = typer.Typer(
 
 QueueName = Annotated[
     str | None,
-    typer.Option("--queue", help="Only this dead-letter queue, by its name or the name of the queue it belongs to."),
+    typer.Option(
+        "--queue",
+        metavar="NAME",
+        help="Only this dead-letter queue, by its name or the name of the queue it belongs to.",
+    ),
 ]
-Types = Annotated[list[str] | None, typer.Option("--type", help="Only events of this type. Can be repeated.")]
+Types = Annotated[
+    list[str] | None, typer.Option("--type", metavar="TYPE", help="Only events of this type. Can be repeated.")
+]
 Reasons = Annotated[
     list[str] | None,
     typer.Option(
         "--reason",
+        metavar="REASON",
         help="Only messages with this reason, as shown by peek ('none': moved by SQS itself), or with this text in the "
         "error. Can be repeated.",
     ),
 ]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="Only the event or message with this id. Can be repeated.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="The maximum number of messages from each queue.")]
+Ids = Annotated[
+    list[str] | None,
+    typer.Option("--id", metavar="ID", help="Only the event or message with this id. Can be repeated."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The maximum number of messages from each queue.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and change nothing.")]
 
 SECONDS_A_DAY = 86_400
@@ -50,7 +60,9 @@ def peek(
     types: Types = None,
     reasons: Reasons = None,
     ids: Ids = None,
-    limit: Annotated[int, typer.Option(min=1, help="The maximum number of messages from each queue.")] = 10,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The maximum number of messages from each queue.")
+    ] = 10,
     json: AsJson = False,
 ) -> None:
     """Show dead-letter messages, and return them to the queue. SQS counts a receive, and hides them meanwhile."""
@@ -71,7 +83,7 @@ def redrive(  # noqa: PLR0913 - typer makes an option of each
     ids: Ids = None,
     limit: Limit = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, max=10_000, help="The maximum number of messages per second.")
+        float | None, typer.Option(min=0.1, max=10_000, metavar="N", help="The maximum number of messages per second.")
     ] = None,
     force: Annotated[
         bool,
@@ -102,13 +114,15 @@ def purge(  # noqa: PLR0913 - typer makes an option of each
     *,
     queue: Annotated[
         str,
-        typer.Option("--queue", help="The dead-letter queue, by its name or the name of the queue it belongs to."),
+        typer.Option(
+            "--queue", metavar="NAME", help="The dead-letter queue, by its name or the name of the queue it belongs to."
+        ),
     ],
     types: Types = None,
     reasons: Reasons = None,
     ids: Ids = None,
     older_than_days: Annotated[
-        float | None, typer.Option(min=0, help="Only messages sent more than this number of days ago.")
+        float | None, typer.Option(min=0, metavar="N", help="Only messages sent more than this number of days ago.")
     ] = None,
     limit: Limit = None,
     dry_run: DryRun = False,

@@ -12,7 +12,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.export.asyncapi import build_document
 from smartpipe.topology.export.cloudformation import build_template
-from smartpipe.topology.export.iam import build_policies
+from smartpipe.topology.export.iam import build_policies, describe_split_policies
 from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
 from smartpipe.topology.export.terraform import build_configuration
 from smartpipe.topology.table_and_bucket import TableAndBucket
@@ -65,7 +65,11 @@ def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
     naming = with_session(lambda session: session.addresses.naming())
     table_and_bucket = TableAndBucket.from_environment()
     by_name = sorted(services, key=lambda one: one.name)
-    return {service.name: build_policies(service, naming, table_and_bucket) for service in by_name}
+    policies = {service.name: build_policies(service, naming, table_and_bucket) for service in by_name}
+    for name, found in policies.items():
+        for sentence in describe_split_policies(name, found):
+            typer.echo(f"smartpipe: {sentence}", err=True)
+    return policies
 
 
 def _format_json(value: Any) -> str:

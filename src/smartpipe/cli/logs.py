@@ -6,20 +6,27 @@ import codecs
 import io
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.escaping import escape_json, escape_text, shorten_text
+from smartpipe.log_fields import fields_of, is_own
 from smartpipe.worker.log_writer import standard_output
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from smartpipe.worker.log_writer import Lines
 
 COLOURS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1"}
 NOISY = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3", "watchfiles")
+RESERVED_FIELDS = frozenset({"time", "level", "logger", "process", "message", "exception", "stack"})
+"""The keys of a JSON line that no field may have."""
+MAX_INTEGER = 2**63
+"""Integers beyond become text, because parsers of JSON round or refuse them."""
 FIELD_CHARACTERS = 256
 """CloudEvents recommends at most this length for context attributes. A producer may send a megabyte."""
 NESTED_CHARACTERS = 4_096
@@ -30,9 +37,10 @@ TRACEBACK_LINES = 100
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as one JSON object: time, level, logger, process, message and the record's ``fields``.
+    """Formats a record as one JSON object: time, level, logger, process, message, and the record's fields.
 
-    Control characters and other characters that could affect a terminal are escaped as in JSON. Long values are cut.
+    In a handler, the fields of its delivery are among them. Control characters and other characters that could affect
+    a terminal are escaped as in JSON. Long values are cut. Numbers that JSON lacks become text, such as ``"nan"``.
 
     Args:
         process: The number of this process under its supervisor.
@@ -42,7 +50,7 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, process: int | None = None, *, ascii_only: bool = False) -> None:
         super().__init__()
         self._process = {} if process is None else {"process": process}
-        self._encode = json.JSONEncoder(ensure_ascii=ascii_only).encode
+        self._encode = json.JSONEncoder(ensure_ascii=ascii_only, allow_nan=False).encode
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -53,27 +61,33 @@ class JsonFormatter(logging.Formatter):
             **self._process,
             "message": message_of(record),
         }
-        for name, value in fields_of(record).items():
+        for name, value in fields_of(record, RESERVED_FIELDS).items():
             short = isinstance(value, str) and len(value) <= FIELD_CHARACTERS
-            line[name] = value if short or isinstance(value, (int, float)) else _shorten_value(value)
-        if record.exc_info:
+            line[shorten_text(name, FIELD_CHARACTERS)] = value if short else _shorten_value(value)
+        if has_exception(record):
             line["exception"] = "\n".join(traceback_of(self, record))
+        if record.stack_info:
+            line["stack"] = "\n".join(shorten_lines(_to_text(record.stack_info)))
         try:
             text = self._encode(line)
-        except (TypeError, ValueError):  # keys of a type that JSON does not support
+        except (TypeError, ValueError):  # a subclass of a type that JSON supports may have any behaviour
             text = self._encode({str(name): _to_text(value) for name, value in line.items()})
         return escape_json(text)
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record as a line of text: time, level, process, message, and the fields that identify the message.
+    """Formats a record as a line of text: time, level, process, message, and fields.
 
-    Line breaks and control characters are escaped, and long values are cut. The lines of a traceback are indented, so
-    that they cannot be mistaken for lines of the log.
+    A line of smartpipe has the fields that identify the message. Any other line has all fields that its caller added,
+    and in a handler those that identify the delivery. Line breaks and control characters are escaped, and long values
+    are cut. The lines of a traceback are indented, so that they cannot be mistaken for lines of the log.
     """
 
     event_fields = ("event_type", "event_id", "handler", "receive_count")
     other_fields = ("queue", "message_id", "receive_count")
+    delivery_fields = ("event_type", "event_id", "message_id", "trace_id", "handler", "receive_count")
+    hidden_fields = frozenset({"service", "queue"})
+    """Fields of a delivery that its handler implies."""
 
     def __init__(self, *, coloured: bool = True, process: int | None = None, prefix: str = "") -> None:
         super().__init__()
@@ -82,22 +96,30 @@ class TextFormatter(logging.Formatter):
         self._prefix = prefix
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line, followed by the traceback if there is one."""
+        """Return the line, followed by the traceback and the stack if there are any."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         fields = fields_of(record)
-        names = self.event_fields if "event_id" in fields else self.other_fields
         rest = " ".join(
-            f"{name}={shorten_text(_to_text(fields[name]), FIELD_CHARACTERS)}"
-            for name in names
+            f"{shorten_text(name, FIELD_CHARACTERS)}={_quote(shorten_text(_to_text(fields[name]), FIELD_CHARACTERS))}"
+            for name in self._names(record, fields)
             if fields.get(name) is not None
         )
         level = self._paint(COLOURS.get(record.levelno, "0"), f"{escape_text(record.levelname).lower():<7}")
         line = f"{self._prefix}{time} {level} {self._process}{escape_text(message_of(record))}"
         if rest:
             line += " " + self._paint("2", escape_text(rest))
-        if record.exc_info:
-            line += "".join(f"\n  {escape_text(text)}" for text in traceback_of(self, record))
-        return line
+        below = traceback_of(self, record) if has_exception(record) else []
+        if record.stack_info:
+            below += shorten_lines(_to_text(record.stack_info))
+        return line + "".join(f"\n  {escape_text(text)}" for text in below)
+
+    def _names(self, record: logging.LogRecord, fields: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of the fields to show, in their order."""
+        if is_own(record):
+            return self.event_fields if "event_id" in fields else self.other_fields
+        hidden = self.hidden_fields if "handler" in fields else frozenset[str]()
+        names = dict.fromkeys((*self.delivery_fields, *fields))
+        return [name for name in names if name not in hidden]
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._coloured else text
@@ -115,7 +137,7 @@ class LineHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:  # noqa: BLE001 - a record that cannot be formatted is still logged
-            message = f"Cannot format a log record: {type(error).__name__}; its message is {record.msg!r:.200}"
+            message = f"Cannot format a log record: {type(error).__name__}; its message is {_to_text(record.msg):.200}"
             line = self.format(logging.LogRecord(record.name, record.levelno, "", 0, message, None, None))
         self._lines.write(f"{line}\n")
 
@@ -138,16 +160,25 @@ def message_of(record: logging.LogRecord) -> str:
     return shorten_text(message, MESSAGE_CHARACTERS)
 
 
-def fields_of(record: logging.LogRecord) -> Mapping[Any, Any]:
-    """Return the ``fields`` of ``extra={"fields": …}``."""
-    fields = getattr(record, "fields", {})
-    return fields if isinstance(fields, Mapping) else {"fields": fields}
+def has_exception(record: logging.LogRecord) -> bool:
+    """Return whether the record has an exception, or the text of one that another handler has formatted."""
+    return bool(record.exc_info or record.exc_text)
 
 
 def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
     """Return the lines of the record's traceback, with limits on their length and number."""
-    assert record.exc_info  # noqa: S101 - callers check that it exists
-    lines = formatter.formatException(record.exc_info).split("\n")
+    if not isinstance(record.exc_info, tuple):
+        return shorten_lines(_to_text(record.exc_text or record.exc_info))
+    try:
+        text = formatter.formatException(record.exc_info)
+    except Exception as error:  # noqa: BLE001 - an exception's own methods may raise any error
+        text = f"(the traceback cannot be formatted: {type(error).__name__})"
+    return shorten_lines(text)
+
+
+def shorten_lines(text: str) -> list[str]:
+    """Return the lines of *text*, each cut if it is long. Above 200 lines, the ones in the middle are left out."""
+    lines = text.split("\n")
     left_out = len(lines) - 2 * TRACEBACK_LINES
     if left_out > 0:
         lines[TRACEBACK_LINES:-TRACEBACK_LINES] = [f"…({left_out} lines)"]
@@ -156,15 +187,32 @@ def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> lis
 
 def _shorten_value(value: Any) -> Any:
     """Return the value of a field as JSON supports it, cut if it is long."""
-    if value is None or isinstance(value, str):
-        return value if value is None else shorten_text(value, FIELD_CHARACTERS)
-    if not isinstance(value, (dict, list, tuple)):
-        return shorten_text(_to_text(value), FIELD_CHARACTERS)
-    try:
-        text = json.dumps(value, default=_to_text, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return shorten_text(_to_text(value), FIELD_CHARACTERS)
-    return json.loads(text) if len(text) <= NESTED_CHARACTERS else shorten_text(text, NESTED_CHARACTERS)
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return shorten_text(value, FIELD_CHARACTERS)
+        case int() if -MAX_INTEGER < value < MAX_INTEGER:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case dict() | list() | tuple():
+            try:
+                text = json.dumps(value, default=_to_text, ensure_ascii=False)
+                # Infinity and NaN are not JSON, and most parsers would refuse the whole line.
+                return (
+                    json.loads(text, parse_constant=str)
+                    if len(text) <= NESTED_CHARACTERS
+                    else shorten_text(text, NESTED_CHARACTERS)
+                )
+            except (TypeError, ValueError, RecursionError):
+                return shorten_text(_to_text(value), FIELD_CHARACTERS)
+    return shorten_text(_to_text(value), FIELD_CHARACTERS)
+
+
+def _quote(text: str) -> str:
+    """Return *text* in quotes if it contains spaces, so that it is not mistaken for several fields."""
+    return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
 
 
 def _to_text(value: object) -> str:

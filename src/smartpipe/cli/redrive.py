@@ -87,8 +87,8 @@ def _run(operation: Operation) -> None:
     count = sum(scanned.selected.total() for scanned in scans)
     proceed = count > 0 and not operation.options.dry_run
     if proceed:
-        more = "" if all(scanned.complete for scanned in scans) else " or more"
-        question = f"{operation.verb.capitalize()} {count:,}{more} message{'' if count == 1 else 's'}?"
+        complete = all(scanned.complete for scanned in scans)
+        question = f"{operation.verb.capitalize()} {messages(count, or_more=not complete)}?"
         confirm(question, yes=operation.options.yes, as_json=as_json, alternative="add --dry-run to see the messages")
     try:
         if proceed:
@@ -192,11 +192,10 @@ def _describe_scan(operation: Operation, one: DeadLetterQueue, scanned: ScanResu
     """Yield lines about the messages in one queue, and the plan for them."""
     total, others = scanned.selected.total(), scanned.others.total()
     to = f" → {one.source}" if operation.is_redrive else ""
-    more = "" if scanned.complete else " or more"
     if not total:
         yield f"{one.name}{to}: {f'none of {messages(others)} matches' if others else 'no messages'}"
     else:
-        yield f"{one.name}{to}: {messages(total)}{more} to {operation.verb}"
+        yield f"{one.name}{to}: {messages(total, or_more=not scanned.complete)} to {operation.verb}"
     yield from _describe_kinds(scanned.selected, "    ")
     if scanned.processed:
         handled = f"{scanned.processed:,} of them {'was' if scanned.processed == 1 else 'were'} handled before"

@@ -15,11 +15,13 @@ from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import Family, Sample, families_of_transport, render
-from smartpipe.worker.signals import on_stop
+from smartpipe.worker.signals import on_stop, on_supervisor
 from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
     from typing import NoReturn
 
     from smartpipe.outbox import Relay
@@ -28,8 +30,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("smartpipe.relay")
 
 
-def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
-    """Run a relay until SIGTERM or SIGINT, or with *once* until no event waits, and end the process."""
+def run(flags: Mapping[str, Any], *, once: bool, socket: Path | None = None) -> NoReturn:
+    """Run a relay until SIGTERM or SIGINT, or with *once* until no event waits, and end the process.
+
+    Args:
+        socket: The path of the Unix socket on which a supervisor queries this process.
+    """
     settings, aws_settings = load_settings(RelaySettings, flags)
     if settings.outbox_url is None:
         raise ConfigError("no database is set: set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
@@ -37,10 +43,13 @@ def run(flags: Mapping[str, Any], *, once: bool) -> NoReturn:
     raise_file_limit()
     for warning in unknown_settings():
         log.warning("%s", warning)
-    exit_now(asyncio.run(_run(settings, aws_settings, settings.outbox_url.get_secret_value(), once=once)))
+    url = settings.outbox_url.get_secret_value()
+    exit_now(asyncio.run(_run(settings, aws_settings, url, once=once, socket=socket)))
 
 
-async def _run(settings: RelaySettings, aws_settings: TransportSettings, url: str, *, once: bool) -> int:
+async def _run(
+    settings: RelaySettings, aws_settings: TransportSettings, url: str, *, once: bool, socket: Path | None
+) -> int:
     try:
         from smartpipe.outbox import Relay
     except ModuleNotFoundError as error:
@@ -55,19 +64,30 @@ async def _run(settings: RelaySettings, aws_settings: TransportSettings, url: st
         if once:
             backlog = await relay.drain()
             if backlog.waiting:
-                raise SmartpipeError(f"{backlog.waiting} events still wait, the oldest for {backlog.lag_seconds:.0f} s")
+                events = "1 event still waits" if backlog.waiting == 1 else f"{backlog.waiting} events still wait"
+                raise SmartpipeError(f"{events}, the oldest for {backlog.lag_seconds:.0f} s")
             return 0
         log.info("starting: relay, process %d", os.getpid())
-        health = HealthServer(RelayReport(relay, transport), settings.host, settings.port)
+        health = HealthServer(RelayReport(relay, transport), settings.host, settings.port, socket=socket)
         async with health:
-            log.info("serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": {"url": health.url}})
-            with on_stop(lambda _: relay.stop()):
+            fields = {"url": health.url}
+            log.log(
+                health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields}
+            )
+            with _handle_signals(relay, socket):
                 await relay.run()
         log.info("stopped: published %d", relay.published)
     finally:
         await relay.aclose()
         await transport.aclose()
     return 0
+
+
+def _handle_signals(relay: Relay, socket: Path | None) -> AbstractContextManager[None]:
+    def stop(_: str) -> None:
+        relay.stop()
+
+    return on_stop(stop) if socket is None else on_supervisor(stop, stop)
 
 
 class RelayReport:

@@ -12,6 +12,7 @@ from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.open_store import is_store_url
 from smartpipe.settings import StoreSettings
 from smartpipe.urls import is_postgres, scheme_of
+from smartpipe.version import __version__
 
 if TYPE_CHECKING:
     from smartpipe.idempotency.stores.database import DatabaseUrl
@@ -48,6 +49,35 @@ def run_migrate(*, as_json: bool, forget_old_claims: bool = False) -> None:
         raise StoreError("\n".join(failures))
 
 
+def print_sql(*, as_json: bool, forget_old_claims: bool = False) -> None:
+    """Print the SQL of all migrations, for a database administrator or another migration tool.
+
+    It needs no database and no setting. Run the SQL in one transaction. If you run it again, it changes only what is
+    missing.
+
+    Args:
+        forget_old_claims: Include the statement that permits the deletion of claims of earlier versions.
+
+    Raises:
+        ConfigError: *as_json* is set, because SQL is not JSON.
+    """
+    if as_json:
+        raise ConfigError("--sql prints SQL: remove --json")
+    try:
+        from smartpipe.idempotency.stores.migrate import read_migrations
+    except ModuleNotFoundError as error:
+        raise _missing_package(error) from None
+    lines = [
+        f"-- The tables of smartpipe {__version__}. Run all of this in one transaction:",
+        "--   psql --single-transaction -v ON_ERROR_STOP=1 -f FILE",
+    ]
+    if forget_old_claims:
+        lines.append("SELECT set_config('smartpipe.forget_old_claims', 'yes', true);")
+    for name, sql in read_migrations().items():
+        lines += ["", f"-- {name}.sql", sql.strip()]
+    typer.echo("\n".join(lines))
+
+
 def _databases(settings: StoreSettings) -> dict[DatabaseUrl, tuple[str, str]]:
     """Return each distinct PostgreSQL database, with the first setting that leads to it and the URL in the setting."""
     databases: dict[DatabaseUrl, tuple[str, str]] = {}
@@ -76,9 +106,12 @@ def _parse(url: str, setting: str) -> DatabaseUrl:
     try:
         from smartpipe.idempotency.stores.database import DatabaseUrl
     except ModuleNotFoundError as error:
-        msg = f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'"
-        raise ConfigError(msg) from None
+        raise _missing_package(error) from None
     return DatabaseUrl.parse(url, setting)
+
+
+def _missing_package(error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"PostgreSQL needs the package {error.name}; run pip install 'smartpipe[postgres]'")
 
 
 def _report(done: dict[str, list[str]], *, as_json: bool) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import read_configured_targets
-from smartpipe.cli.worker import exit_now, load_service, load_settings, run
+from smartpipe.cli.worker import exit_now, is_terminal, load_settings, load_worker_services, run
 from smartpipe.settings import WorkerSettings, unknown_settings
 from smartpipe.worker.signals import on_stop
 from smartpipe.worker.tuning import raise_file_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 log = logging.getLogger("smartpipe.supervisor")
@@ -25,32 +26,38 @@ log = logging.getLogger("smartpipe.supervisor")
 DEVELOPMENT_WAIT_SECONDS = 1
 
 
-def run_worker(target: str | None, flags: Mapping[str, Any], *, reload: bool) -> NoReturn:
-    """Run one worker process or a supervisor, and end this process with the exit code."""
+def run_worker(targets: Sequence[str], flags: Mapping[str, Any], *, reload: bool) -> NoReturn:
+    """Run one worker process or a supervisor, and end this process with the exit code.
+
+    On a terminal, polls are short by default, so that Ctrl-C ends an idle worker within a second or two.
+    """
     settings, _ = load_settings(WorkerSettings, flags)
+    if reload or is_terminal(sys.stdin, sys.stdout, sys.stderr):
+        flags = shorten_polls(flags, settings)
     if settings.processes == 1 and not reload:
-        run(target, flags)
+        run(targets, flags)
     configure(settings.log_level, settings.log_format)
     raise_file_limit()
     for sentence in (*unknown_settings(), *settings.warnings):
         log.warning("%s", sentence)
-    service = load_service(target)
-    name = target or read_configured_targets()[0]
+    services = load_worker_services(targets)
     count = settings.processes
     log.info(
         "starting: service %s, %d process%s, supervisor %d",
-        service.name,
+        ", ".join(service.name for service in services),
         count,
         "" if count == 1 else "es",
         os.getpid(),
     )
-    exit_now(asyncio.run(_supervise(name, flags, settings, reload=reload)))
+    exit_now(asyncio.run(_supervise(targets or read_configured_targets(), flags, settings, reload=reload)))
 
 
-async def _supervise(target: str, flags: Mapping[str, Any], settings: WorkerSettings, *, reload: bool) -> int:
+async def _supervise(
+    targets: Sequence[str], flags: Mapping[str, Any], settings: WorkerSettings, *, reload: bool
+) -> int:
     from smartpipe.worker.supervisor import Address, Command, SourceWatcher, Supervisor
 
-    arguments = build_worker_arguments(target, shorten_polls(flags, settings) if reload else flags)
+    arguments = build_worker_arguments(targets, flags)
     has_siblings = settings.processes > 1
     numbers = [str(number) for number in range(1, settings.processes + 1)]
     supervisor = Supervisor(
@@ -71,8 +78,8 @@ def shorten_polls(flags: Mapping[str, Any], settings: WorkerSettings) -> dict[st
     return {**flags, "wait_seconds": settings.wait_seconds if is_set else DEVELOPMENT_WAIT_SECONDS}
 
 
-def build_worker_arguments(target: str, flags: Mapping[str, Any]) -> tuple[str, ...]:
+def build_worker_arguments(targets: Sequence[str], flags: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the command line of one child, with the same flags except for the address, which the supervisor uses."""
     child_flags = {**flags, "processes": 1, "host": None, "port": None}
     options = ((f"--{name.replace('_', '-')}", str(value)) for name, value in child_flags.items() if value is not None)
-    return ("worker", target, *(word for option in options for word in option))
+    return ("worker", *targets, *(word for option in options for word in option))

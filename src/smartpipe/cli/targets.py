@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.events import Event
 from smartpipe.service import Service
+from smartpipe.topics import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,6 +46,8 @@ def load_services(targets: Sequence[str]) -> list[Service]:
 def load_events(targets: Sequence[str]) -> list[type[Event]]:
     """Return the events of services, of event classes, or of modules (targets without an attribute).
 
+    The events of a service are those that it handles and those that it publishes.
+
     Raises:
         ConfigError: One sentence for each wrong target.
     """
@@ -62,13 +65,12 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
 
 
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
-    candidates: Iterable[Any]
     if isinstance(found, Service):
-        candidates = [*(handler.event for handler in found.handlers), *found.publishes]
-    elif hasattr(found, "__spec__") and not isinstance(found, type):
-        candidates = vars(found).values()
-    else:
-        candidates = [found]
+        handled = [handler.event for handler in found.handlers]
+        published = [one for one in found.publishes if not isinstance(one, Queue)]
+        if handled or published:
+            return [*handled, *published]
+    candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else [found]
     events = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, Event) and cls.__contract__]
     if not events:
         msg = f"{target} has no events: name a Service, an Event class, or a module that declares events"

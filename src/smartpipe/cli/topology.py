@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from smartpipe.cli.changes import describe_changes, format_json, heading, print_line
+from smartpipe.cli.changes import (
+    ProgressLine,
+    describe_changes,
+    describe_differences,
+    format_json,
+    heading,
+    print_line,
+)
 from smartpipe.cli.confirm import confirm
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, SmartpipeError
@@ -31,6 +39,9 @@ def run_plan(targets: Sequence[str], *, every: bool, as_json: bool) -> NoReturn:
         context = compare(targets)
     except SmartpipeError as error:
         raise ConfigError(str(error).splitlines()) from error  # exit with 2, because 1 means that there are changes
+    except Exception as error:  # likewise
+        traceback.print_exc()
+        raise typer.Exit(2) from error
     if as_json:
         typer.echo(format_json(context, context.changes))
     else:
@@ -39,13 +50,14 @@ def run_plan(targets: Sequence[str], *, every: bool, as_json: bool) -> NoReturn:
 
 
 def run_apply(targets: Sequence[str], *, yes: bool, as_json: bool) -> None:
-    """Print the plan, ask for confirmation unless *yes*, and carry it out; print each change when it is made."""
+    """Print the plan, ask for confirmation, and carry it out. With *yes*, print each change when it is made instead."""
     context = compare(targets)
+    asks = bool(context.pending) and not yes
     if not as_json:
-        _print_plan(context, context.changes)
-    if context.pending:
+        _print_plan(context, context.changes, without_pending=yes)
+    if asks:
         confirm("Make these changes?", yes=yes, as_json=as_json)
-    _carry_out(context, context.pending, as_json=as_json)
+    _carry_out(context, context.pending, as_json=as_json, is_listed=asks)
 
 
 def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bool, yes: bool, as_json: bool) -> None:
@@ -63,18 +75,19 @@ def run_destroy(targets: Sequence[str], *, orphaned: bool, even_if_not_empty: bo
         raise ConfigError(msg)
     context = compare(targets, ignore_errors=True, destroying=True)
     changes = context.plan_destroy(orphaned=orphaned, even_if_not_empty=even_if_not_empty)
+    full = [] if even_if_not_empty else describe_full_queues(changes, context.actual)
     if not as_json:
-        _print_plan(context, changes, deleting=True)
+        _print_plan(context, changes, deleting=True, without_pending=yes and not full)
     if orphaned and not context.knows_orphans:
         raise SmartpipeError("nothing is deleted: AWS did not list the resources that no TARGET declares; see the note")
-    full = [] if even_if_not_empty else describe_full_queues(changes, context.actual)
     if full:
         msg = "nothing is deleted: handle or move the messages, or add --even-if-not-empty to lose them"
         raise SmartpipeError("\n".join([*full, msg]))
     deletions = pending_changes(changes)
     if deletions:
         confirm("Delete these?", yes=yes, as_json=as_json)
-    _carry_out(context, deletions, as_json=as_json, kept=[change for change in changes if not change.pending])
+    kept = [change for change in changes if not change.pending]
+    _carry_out(context, deletions, as_json=as_json, is_listed=not yes, kept=kept)
 
 
 def compare(targets: Sequence[str], *, ignore_errors: bool = False, destroying: bool = False) -> PlanContext:
@@ -106,26 +119,50 @@ def with_session(work: Callable[[AwsSession], Awaitable[T]]) -> T:
 
 
 def _print_plan(
-    context: PlanContext, changes: Sequence[Change], *, every: bool = False, deleting: bool = False
+    context: PlanContext,
+    changes: Sequence[Change],
+    *,
+    every: bool = False,
+    deleting: bool = False,
+    without_pending: bool = False,
 ) -> None:
+    """Print the plan; with *without_pending*, leave out the changes that will be printed when they are made."""
     print_line(heading(context.naming))
-    for line in describe_changes(changes, every=every, deleting=deleting):
+    for line in describe_changes(changes, every=every, deleting=deleting, without_pending=without_pending):
         print_line(line)
     for note in context.not_read if deleting else context.notes:
         print_line(f"note: {note}")
 
 
 def _carry_out(
-    context: PlanContext, changes: Sequence[Change], *, as_json: bool, kept: Sequence[Change] | None = None
+    context: PlanContext,
+    changes: Sequence[Change],
+    *,
+    as_json: bool,
+    is_listed: bool,
+    kept: Sequence[Change] | None = None,
 ) -> None:
-    """Make *changes* and print each; as JSON, print all at the end, with the *kept* resources, also on failure."""
+    """Make *changes*; as JSON, print all at the end, with the *kept* resources, also on failure.
+
+    Args:
+        is_listed: The changes have been printed before the confirmation. A terminal then shows the progress in one
+            line. Otherwise, each change is printed with its differences.
+    """
     done: list[Change] = []
+    progress = ProgressLine() if is_listed else None
 
     def on_change(change: Change) -> None:
         done.append(change)
-        if not as_json:
-            width = len(str(len(changes)))
-            print_line(f"  [{len(done):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}")
+        width = len(str(len(changes)))
+        text = f"  [{len(done):{width}}/{len(changes)}] {change.action} {change.kind} {change.name}"
+        if as_json:
+            return
+        if progress is not None:
+            progress.show(text)
+            return
+        print_line(f"{text}  ({change.reason})" if change.reason else text)
+        for line in describe_differences(change):
+            print_line(line)
 
     def work(session: AwsSession) -> Awaitable[Any]:
         return Provisioner(session).apply(changes, on_change)
@@ -137,6 +174,8 @@ def _carry_out(
         msg = f"interrupted after {len(done)} of {len(changes)} changes: run the same command again to make the others"
         raise SmartpipeError(msg) from None
     finally:
+        if progress is not None:
+            progress.end()
         if as_json:
             typer.echo(format_json(context, done, kept))
     if changes and not as_json:

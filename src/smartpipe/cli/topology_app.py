@@ -1,11 +1,29 @@
-"""The commands of ``smartpipe topology`` and their options; they call cli.topology, cli.show and cli.export."""
+"""The commands of ``smartpipe topology`` and their options; they call cli.topology, cli.show and cli.export.
+
+The other commands use the options at the top of this module, too.
+"""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import Annotated
 
 import typer
+
+EXPORT_FORMATS = ("cloudformation", "terraform", "asyncapi", "mermaid", "dot", "iam")
+
+
+def complete_targets() -> list[str]:
+    """Return the services in pyproject.toml, for the completion of a shell."""
+    from smartpipe.cli.targets import read_configured_targets
+    from smartpipe.errors import ConfigError
+
+    try:
+        return read_configured_targets()
+    except ConfigError:
+        return []
+
 
 topology = typer.Typer(
     help="Create, compare and delete the topics, queues and subscriptions that services declare. Run it apart from "
@@ -13,10 +31,17 @@ topology = typer.Typer(
     no_args_is_help=True,
 )
 
-Targets = Annotated[
-    list[str] | None, typer.Argument(help="module:attribute of each Service. Default: services in [tool.smartpipe].")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TARGET = "TARGET"
+TARGET_HELP = {
+    "": "TARGET is module:attribute of a Service, as in shop:service. Default: services in [tool.smartpipe] of "
+    "pyproject.toml.",
+    "worker": "TARGET is module:attribute of a Service, as in shop:service. Default: the one in [tool.smartpipe] of "
+    "pyproject.toml. If you name several, they run together in one process.",
+}
+"""By the function of the command."""
+Targets = Annotated[list[str] | None, typer.Argument(metavar=TARGET, hidden=True, autocompletion=complete_targets)]
+"""Hidden, because typer would show the type of a list in the help. ``show_whole_help`` describes it instead."""
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also the error if the command fails.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
@@ -75,10 +100,33 @@ def show(targets: Targets = None, *, json: AsJson = False) -> None:
 def export(
     targets: Targets = None,
     *,
-    form: Annotated[str, typer.Option("--format", help="cloudformation, terraform, asyncapi, mermaid, dot or iam.")],
-    output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"{', '.join(EXPORT_FORMATS[:-1])} or {EXPORT_FORMATS[-1]}.",
+            autocompletion=lambda: list(EXPORT_FORMATS),
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
+    ] = None,
 ) -> None:
     """Print the topology in the format of another tool: a template, a document, a picture or IAM policies."""
     from smartpipe.cli.export import run_export
 
     run_export(targets or [], form, output)
+
+
+def show_whole_help(group: typer.Typer) -> None:
+    """Show the whole description of each command in the list of commands, which typer cuts, and describe TARGET."""
+    for command in group.registered_commands:
+        function = command.callback
+        command.short_help = inspect.getdoc(function)
+        if function is not None and "targets" in inspect.signature(function).parameters:
+            command.epilog = TARGET_HELP.get(function.__name__, TARGET_HELP[""])
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            inner.short_help = inner.typer_instance.info.help
+            show_whole_help(inner.typer_instance)

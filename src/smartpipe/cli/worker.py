@@ -9,18 +9,21 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
+from smartpipe.cli.dev.handler_calls import show_handler_calls
 from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
 from smartpipe.settings import ServerSettings, TransportSettings, WorkerSettings, unknown_settings
+from smartpipe.worker.group import WorkerGroup, refuse_conflicts
 from smartpipe.worker.signals import on_stop, on_supervisor
 from smartpipe.worker.tuning import choose_loop_factory, raise_file_limit, tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from smartpipe.service import Service
@@ -33,39 +36,58 @@ FLUSH_SECONDS = 1.0
 
 
 def run(
-    target: str | None, flags: Mapping[str, Any], *, process: int | None = None, socket: Path | None = None
+    targets: Sequence[str],
+    flags: Mapping[str, Any],
+    *,
+    process: int | None = None,
+    socket: Path | None = None,
+    development: bool = False,
 ) -> NoReturn:
     """Run the worker, and end this process with its exit code.
 
     Args:
         process: The number of this process under its supervisor.
         socket: The path of the Unix socket on which the supervisor queries this process.
+        development: Log a line for each handled event, and where a handler failed, also without a terminal.
     """
     settings, aws_settings = load_settings(WorkerSettings, flags)
     configure(settings.log_level, settings.log_format, process=process)
+    if development or is_terminal(sys.stdout):
+        show_handler_calls()
     raise_file_limit()
     if socket is None:
         for sentence in unknown_settings():
             log.warning("%s", sentence)
-    service = load_service(target)
-    log.info("starting: service %s, process %d", service.name, os.getpid())
+    services = load_worker_services(targets)
+    names = ", ".join(service.name for service in services)
+    log.info("starting: service %s, process %d", names, os.getpid())
     runner = asyncio.Runner(loop_factory=choose_loop_factory())
-    code = runner.run(_run(service, settings, aws_settings, socket))
+    code = runner.run(_run(services, settings, aws_settings, socket))
     exit_now(code)
 
 
-def load_service(target: str | None) -> Service:
-    """Return the service for a worker to run.
+def load_worker_services(targets: Sequence[str]) -> list[Service]:
+    """Return the services for a worker to run in one process.
 
     Raises:
-        ConfigError: No service is named, or several are.
+        ConfigError: No service is named; several are listed in pyproject.toml, and none is named; or two services have
+            one name or one queue.
     """
-    services = load_services([target] if target else [])
-    if len(services) > 1:
+    services = list({id(service): service for service in load_services(targets)}.values())
+    if len(services) > 1 and not targets:
         names = ", ".join(service.name for service in services)
-        msg = f"a worker runs one service, but pyproject.toml lists {names}: name one as TARGET"
+        msg = (
+            f"pyproject.toml lists {names}: name the one to run as TARGET. If you name several, they run together in "
+            "one process"
+        )
         raise ConfigError(msg)
-    return services[0]
+    refuse_conflicts(services)
+    return services
+
+
+def is_terminal(*streams: TextIO) -> bool:
+    """Return whether one of *streams* is a terminal."""
+    return any(stream.isatty() for stream in streams)
 
 
 def exit_now(code: int) -> NoReturn:
@@ -89,14 +111,16 @@ def _flush() -> None:
                 stream.flush()
 
 
-async def _run(service: Service, settings: WorkerSettings, aws_settings: TransportSettings, socket: Path | None) -> int:
+async def _run(
+    services: Sequence[Service], settings: WorkerSettings, aws_settings: TransportSettings, socket: Path | None
+) -> int:
     from smartpipe.topology.aws.verify import verify
     from smartpipe.transports.open import create_aws_transport
 
     transport = create_aws_transport(aws_settings)
     await transport.session.check_credentials()
 
-    async def check() -> None:
+    async def check(service: Service) -> None:
         drifts = await verify(service, transport.session)
         if drifts and settings.verify == "strict":
             hint = "SMARTPIPE_VERIFY=strict permits no difference: run `smartpipe topology apply`"
@@ -104,8 +128,14 @@ async def _run(service: Service, settings: WorkerSettings, aws_settings: Transpo
         for drift in drifts:
             log.warning("A resource differs from its declaration; `smartpipe topology apply` would %s", drift)
 
-    verify_topology = None if settings.verify == "off" else check
-    worker = Worker(service, transport, settings, verify=verify_topology, socket=socket)
+    def make_check(service: Service) -> Callable[[], Awaitable[None]] | None:
+        return None if settings.verify == "off" else partial(check, service)
+
+    worker: Worker | WorkerGroup
+    if len(services) == 1:
+        worker = Worker(services[0], transport, settings, verify=make_check(services[0]), socket=socket)
+    else:
+        worker = WorkerGroup(services, transport, settings, verify=make_check, socket=socket)
     tune_garbage_collector()
     handle_signals = on_stop if socket is None else on_supervisor
     with handle_signals(worker.stop, worker.kill):

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
+from smartpipe.connections import SESSIONS, begin, kind_of, open_connection
 from smartpipe.consumer.decide import WorkerLost
 from smartpipe.consumer.invoke import HandlerTimeout, NotHandledYet
 from smartpipe.errors import ConfigError, StoreError
@@ -31,6 +32,7 @@ log = logging.getLogger("smartpipe.idempotency")
 MIN_LEASE_SECONDS = 10.0
 PATIENT_DELIVERIES = 3
 MAX_DEFERRAL_SECONDS = 300.0
+TRANSACTION = "delivery.transaction()"
 
 
 class CallResult(NamedTuple):
@@ -210,26 +212,41 @@ class ClaimHandle:
         self._claims.drop(self._claim)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Any]:
+    async def transaction(self, source: Any = None) -> AsyncIterator[Any]:
         """Yield a connection in a transaction that commits the handler's changes and completes the claim.
 
+        Args:
+            source: See Delivery.transaction; None: a connection of the store.
+
         Raises:
-            ConfigError: The store is not PostgreSQL.
+            ConfigError: The store is not PostgreSQL, or *source* cannot be used or leads to another database.
             ClaimLost: Another worker has taken over the claim; everything is rolled back.
         """
+        if self.completed:
+            msg = f"{TRANSACTION} can be used once: its commit completes the delivery"
+            raise ConfigError(msg)
         store: Any = self._claims.store
+        if self._claims.transaction is not None:
+            async with self._claims.transaction(*([] if source is None else [source])) as connection:
+                yield connection
+            if not await self._claims.complete(self._claim):
+                raise ClaimLost("another worker has taken over the claim after the transaction of the test")
+            self.completed = True
+            return
         if not hasattr(store, "complete_in"):
             msg = (
-                "delivery.transaction() needs the claims in the same PostgreSQL database: set "
-                "SMARTPIPE_IDEMPOTENCY_URL to its postgresql:// URL"
+                f"{TRANSACTION} needs the claims in the same PostgreSQL database: set SMARTPIPE_IDEMPOTENCY_URL to its "
+                "postgresql:// URL. In a test, write MemoryBroker(idempotency_url='postgresql://...', virtual=False), "
+                "or MemoryBroker(transaction=...) with a transaction of the test's own"
             )
             raise ConfigError(msg)
-        if self.completed:
-            msg = "delivery.transaction() can be used once: its commit completes the delivery"
-            raise ConfigError(msg)
-        async with store.acquire() as connection:
-            async with connection.transaction():
+        async with store.acquire() if source is None else open_connection(source, TRANSACTION) as connection:
+            async with begin(connection, TRANSACTION):
+                if source is not None:
+                    await store.check_database(connection, self._claim, TRANSACTION)
                 yield connection
+                if kind_of(connection) in SESSIONS:
+                    await connection.flush()  # the errors of the caller's objects come before the claim is locked
                 # Last, and in the same transaction: the claim and the handler's changes are committed together.
                 if not await store.complete_in(connection, self._claim):
                     raise ClaimLost("another worker has taken over the claim; nothing was committed")

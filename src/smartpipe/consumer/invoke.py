@@ -100,7 +100,7 @@ class Invocation:
         Args:
             on_timeout: Called at the timeout; see ``make_canceller``. By default the task is cancelled.
         """
-        current_cause.set(delivery)
+        token = current_cause.set(delivery)
         try:
             await self._timers.timeout(seconds, call, delivery, on_timeout)
         except TimerExpired:
@@ -115,6 +115,7 @@ class Invocation:
         except BaseException as error:  # noqa: BLE001 - SystemExit and a Rust panic too: the retry policy decides
             return self.defer_if_exhausted(error) or error
         finally:
+            current_cause.reset(token)  # the task may decode the next message of a FIFO group
             if self._cancelled_tasks:
                 self._end_cancelled()
         if self._capacity.strained:

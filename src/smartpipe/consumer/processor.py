@@ -126,9 +126,7 @@ class Processor:
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return the outcome of *message*. Raise nothing but the CancelledError of its own task."""
         attempt = self._attempt_number(message.receive_count - lease.skipped, message)
-        # A producer has set this attribute, or a redrive with another tool has left it.
-        if REASON_ATTRIBUTE in message.attributes:
-            message = remove_reason(message)
+        message = _drop_reason(message)
         # Before decoding, which may be the step that kills the process.
         if message.receive_count - lease.returned >= self.thresholds.lost:
             lost = WorkerLost(
@@ -138,7 +136,7 @@ class Processor:
             )
             return Processed(decide(lost, attempt, self._service.retry))
         try:
-            envelope = await self._reader.read(message)
+            envelope, unwrapped = await self._reader.unwrap_and_read(message)
         except TransportError as error:  # S3 is unreachable, which is not a failure of the handler
             return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, attempt, error)), error))
         except Exception as error:
@@ -149,6 +147,7 @@ class Processor:
                 raise
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
+        message = _drop_reason(unwrapped)  # its attributes may come from an SNS notification
         # In the order of registration. The first failure ends the delivery, and a retry calls all handlers again.
         for route in self._routes[type(envelope.data)]:
             result = await self._call_handler(route, envelope, message, lease)
@@ -329,6 +328,11 @@ class Processor:
             self._store_circuit.record_failure()
         else:
             self._store_circuit.record_success()
+
+
+def _drop_reason(message: Message) -> Message:
+    """Remove the reason of a dead letter: a producer has set it, or a redrive with another tool has left it."""
+    return remove_reason(message) if REASON_ATTRIBUTE in message.attributes else message
 
 
 def _ignore(task: asyncio.Task[Any], delivery: Delivery) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from smartpipe.errors import TransportError
+from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.retry import OUTAGE_WAITS, backoff_seconds
 
 log = logging.getLogger("smartpipe.poller")
@@ -37,7 +37,7 @@ class ReceiveHealth:
         code = error.code if isinstance(error, TransportError) else type(error).__name__
         if not self.failing or code != self._code:
             self.failing, self._code = True, code
-            unexpected = None if isinstance(error, TransportError) else error
+            unexpected = None if isinstance(error, SmartpipeError) else error
             log.error("Cannot receive from queue %s, retrying: %s", self._queue, error, exc_info=unexpected)
         try:
             async with asyncio.timeout(backoff_seconds(OUTAGE_WAITS, self._failures, error)):

@@ -16,9 +16,9 @@ from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.consumer.dead_letter import reason_of
-from smartpipe.envelope.body_encoding import decompress_body
+from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
 from smartpipe.envelope.fields import TextOrNone
-from smartpipe.envelope.notification import EncodedBody, unwrap
+from smartpipe.envelope.notification import read_notification
 from smartpipe.envelope.pointer import is_pointer, read_pointer
 from smartpipe.envelope.structure import has_too_many_values
 from smartpipe.envelope.validators import build_bounded_validator
@@ -86,12 +86,13 @@ def read_message(message: Message) -> DeadLetterMessage:
     """
     reason = reason_of(message)
     try:
-        if is_pointer(message.attributes):
+        inner = _unwrap(message)
+        if is_pointer(inner.attributes):
             # Other programs write other keys. A message from smartpipe has the type attribute.
-            type_, key = _type_of(message), read_pointer(message.body).key
+            type_, key = _type_of(inner), read_pointer(inner.body).key
             return DeadLetterMessage(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
-        context = _context(_json_of(message)) or {}
-    except (ValidationError, MessageError, EncodedBody):
+        context = _context(_json_of(inner)) or {}
+    except (ValidationError, MessageError):
         context = {}
     return DeadLetterMessage(message, context.get("id"), context.get("type"), context.get("source"), reason)
 
@@ -99,9 +100,10 @@ def read_message(message: Message) -> DeadLetterMessage:
 def preview(message: Message, limit_characters: int) -> str:
     """Return the beginning of the event's data as JSON, or of the body if there is no readable data."""
     try:
-        body = "" if is_pointer(message.attributes) else _json_of(message)
+        inner = _unwrap(message)
+        body = "" if is_pointer(inner.attributes) else _json_of(inner)
         envelope = None if has_too_many_values(body, LIMIT_OBJECTS) else from_json(body)
-    except (ValueError, MessageError, EncodedBody):
+    except (ValueError, MessageError):
         envelope = None
     if not isinstance(envelope, dict) or "data" not in envelope:
         return message.body[:limit_characters]
@@ -110,10 +112,18 @@ def preview(message: Message, limit_characters: int) -> str:
     return "".join(islice(chunks, limit_characters))[:limit_characters]
 
 
+def _unwrap(message: Message) -> Message:
+    """Return *message* as in a raw delivery, without an SNS notification around it."""
+    encoded = not RESERVED_ATTRIBUTES.isdisjoint(message.attributes)
+    found = None if encoded else read_notification(message.body)
+    if found is None:
+        return message
+    return message._replace(body=found.message, attributes={**found.attributes, **message.attributes})
+
+
 def _json_of(message: Message) -> str:
-    """Return the JSON text of the event: decompressed, and without an SNS notification around it."""
-    body = decompress_body(message.body, message.attributes, DECOMPRESSED_LIMIT_BYTES)
-    return unwrap(body) or body
+    """Return the JSON text of the event, decompressed."""
+    return decompress_body(message.body, message.attributes, DECOMPRESSED_LIMIT_BYTES)
 
 
 def _type_of(message: Message) -> str | None:

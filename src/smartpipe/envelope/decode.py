@@ -20,7 +20,7 @@ from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_bod
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
 from smartpipe.envelope.encode import Envelope
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
-from smartpipe.envelope.notification import EncodedBody, unwrap
+from smartpipe.envelope.notification import EncodedBody, WrappedBody, keep_wrapped, refuse_wrapped, unwrap
 from smartpipe.envelope.other_data import (
     BINARY_MODE,
     Base64Json,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from smartpipe.events import Event
-    from smartpipe.message import Message
+    from smartpipe.message import Attribute, Message
     from smartpipe.payload_offload import PayloadOffload
 
 T = TypeVar("T")
@@ -85,6 +85,8 @@ _context = build_explaining_validator(TypeAdapter[Any](Context))
 _context_of_large = build_cooperative_explaining_validator(TypeAdapter[Any](Context))
 
 _Validate: TypeAlias = "Callable[[str], Any]"
+_Unwrap: TypeAlias = "Callable[[str], str | None]"
+"""Returns the message in an SNS notification, or None if a body is not one; or raises WrappedBody."""
 
 
 class UndecidedUnions(DecodeError):
@@ -107,9 +109,15 @@ class MessageReader:
         self._limit_objects = payloads.encoding.limit_objects
 
     async def read(self, message: Message) -> Envelope:
-        """Return the envelope in *message*.
+        """Return the envelope in *message*. Raises the errors of ``unwrap_and_read``."""
+        return (await self.unwrap_and_read(message))[0]
 
-        If it is cancelled, a thread that is decoding the body runs to its end.
+    async def unwrap_and_read(self, message: Message) -> tuple[Envelope, Message]:
+        """Return the envelope in *message*, and *message* with the attributes that it has in a raw delivery.
+
+        Raw deliveries have all attributes of the message. SNS puts them into the body where raw delivery is off. An
+        attribute that the SQS message has as well is kept. If it is cancelled, a thread that is decoding the body runs
+        to its end.
 
         Raises:
             DecodeError, UnknownEventType: As in ``Decoder.decode``. Also if the body is not encoded as its attributes
@@ -117,20 +125,23 @@ class MessageReader:
             PayloadError: The payload does not exist, or no decoder for its encoding is installed.
             TransportError: S3 is unreachable at present.
         """
+        body, attributes = message.body, message.attributes
         try:
-            return await self._read(message)
+            if RESERVED_ATTRIBUTES.isdisjoint(attributes):
+                try:
+                    return await self._decode(body, refuse_wrapped), message
+                except WrappedBody as inner:
+                    body, attributes = inner.body, {**inner.attributes, **attributes}
+                    message = message._replace(attributes=attributes)
+                if RESERVED_ATTRIBUTES.isdisjoint(attributes):
+                    return await self._decode(body, keep_wrapped), message
+            return await self._decode_encoded(body, attributes), message
         except DecodeError as error:
-            if error.kind in _NOT_STRUCTURED and is_binary_mode(message.attributes):
+            if error.kind in _NOT_STRUCTURED and is_binary_mode(attributes):
                 raise DecodeError("not-cloudevent", f"{error}; {BINARY_MODE}", error.errors) from None
             raise
 
-    async def _read(self, message: Message) -> Envelope:
-        body, attributes = message.body, message.attributes
-        if RESERVED_ATTRIBUTES.isdisjoint(attributes):
-            try:
-                return await self._decode(body)
-            except EncodedBody as inner:
-                body, attributes = inner.body, inner.attributes
+    async def _decode_encoded(self, body: str, attributes: Mapping[str, Attribute]) -> Envelope:
         fetched, limit_bytes = await self._payloads.fetch(body, attributes)
         try:
             if ENCODING_ATTRIBUTE in attributes:
@@ -140,13 +151,13 @@ class MessageReader:
         except EncodedBody:
             raise DecodeError("not-compressed", "the decoded body says that it is encoded once more") from None
 
-    async def _decode(self, body: str) -> Envelope:
+    async def _decode(self, body: str, unwrap: _Unwrap = unwrap) -> Envelope:
         if len(body) <= SMALL_CHARACTERS or (len(body) <= INLINE_CHARACTERS and has_few_objects(body, INLINE_OBJECTS)):
             try:
-                return self._decoder.decode(body)
+                return self._decoder.decode(body, unwrap)
             except UndecidedUnions:
                 pass  # a thread has more time
-        return await _run_in_thread(lambda: self._decoder.decode_large(body, self._limit_objects))
+        return await _run_in_thread(lambda: self._decoder.decode_large(body, self._limit_objects, unwrap))
 
 
 class _Validators(NamedTuple):
@@ -207,7 +218,7 @@ class Decoder:
         any_type = None if self._adapter is None else build(self._adapter)
         return _Validators(any_type, by_type, context, lru_cache(maxsize=64)(explain))
 
-    def decode(self, body: str) -> Envelope:
+    def decode(self, body: str, unwrap: _Unwrap = unwrap) -> Envelope:
         """Return the envelope in *body*, with validated data.
 
         Raises:
@@ -216,9 +227,9 @@ class Decoder:
             UndecidedUnions: The data needs more tries; ``decode_large`` has the time for them.
             EncodedBody: The message in an SNS notification must be decompressed or fetched first.
         """
-        return self._decode(body, self._small, math.inf)
+        return self._decode(body, self._small, math.inf, unwrap)
 
-    def decode_large(self, body: str, limit_objects: int) -> Envelope:
+    def decode_large(self, body: str, limit_objects: int, unwrap: _Unwrap = unwrap) -> Envelope:
         """Decode a body of any size. To be called in a thread: it lets other threads run meanwhile.
 
         Raises:
@@ -228,9 +239,9 @@ class Decoder:
         refuse_batch(body)
         if len(body) > UNPARSED_CHARACTERS and not body.lstrip().startswith("{"):  # Pydantic would not let others run
             raise DecodeError("not-cloudevent", "the body is not a CloudEvent 1.0: it is not a JSON object")
-        return self._decode(body, self._large, limit_objects)
+        return self._decode(body, self._large, limit_objects, unwrap)
 
-    def _decode(self, body: str, validators: _Validators, limit_objects: float) -> Envelope:
+    def _decode(self, body: str, validators: _Validators, limit_objects: float, unwrap: _Unwrap) -> Envelope:
         fields = _validate(validators.any_type, body) if validators.any_type else None
         if fields is None:
             inner = unwrap(body)

@@ -134,7 +134,7 @@ def encode(envelope: Envelope) -> str:
     event = envelope.data
     try:
         serializer = get_serializer(type(event))
-        if serializer.is_plain and type(event.__pydantic_fields_set__) is set:  # as in is_validated
+        if serializer.is_plain and type(event.__pydantic_fields_set__) is set:  # see _mark_unvalidated
             data = event.__pydantic_serializer__.to_json(event, by_alias=True).decode()
         else:
             data = serializer.serialize(event)
@@ -143,13 +143,14 @@ def encode(envelope: Envelope) -> str:
         failure = PublishFailure(event, envelope.id, "InvalidContent", detail, retryable=False)
         raise PublishError([failure]) from error
     moment = f'","time":{to_json(envelope.time).decode()}' if envelope.time else '"'
-    parts = [_head(envelope.type, envelope.version, envelope.source), envelope.id, moment]
+    event_id = _escape_id(envelope.id)
+    parts = [_head(envelope.type, envelope.version, envelope.source), event_id, moment]
     if envelope.key is not None and len(envelope.key) <= MAX_ID_CHARACTERS:  # consumers ignore longer ones
         parts.append(f',"partitionkey":{to_json(envelope.key).decode()}')
     if envelope.traceparent is not None:
         parts.append(f',"traceparent":"{envelope.traceparent}"')
     if envelope.correlation_id is envelope.id:
-        parts.append(f',"correlationid":"{envelope.id}"')
+        parts.append(f',"correlationid":"{event_id}"')
     elif envelope.correlation_id is not None:
         parts.append(f',"correlationid":{to_json(envelope.correlation_id).decode()}')
     if envelope.causation_id is not None:
@@ -159,6 +160,13 @@ def encode(envelope: Envelope) -> str:
     if "\ufffe" in body or "\uffff" in body:
         body = body.translate(_REFUSED_CHARACTERS)
     return body
+
+
+def _escape_id(event_id: str) -> str:
+    """Return the id as it appears in a JSON string. Ids of our own have nothing to escape."""
+    if event_id.isprintable() and '"' not in event_id and "\\" not in event_id:
+        return event_id
+    return to_json(event_id).decode()[1:-1]
 
 
 @lru_cache(maxsize=1024)

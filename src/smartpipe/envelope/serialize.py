@@ -19,7 +19,6 @@ from pydantic_core import (
 
 from smartpipe.envelope.validators import transform
 from smartpipe.event_fields import find_undeclared_class, inspect_fields
-from smartpipe.events import is_validated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,8 +51,12 @@ class Serializer:
     """
 
     def __init__(self, cls: type[Event]) -> None:
-        self._report = report = inspect_fields(cls.__pydantic_core_schema__)
+        report = inspect_fields(cls.__pydantic_core_schema__)
         self.is_plain = not any(report[1:])
+        self._nested = report.nested
+        self._own_serializers = report.own_serializers
+        self._infinite = report.infinite
+        self._anything = report.anything
         self._validate = cls.__pydantic_validator__.validate_json
         self._write = cls.__pydantic_serializer__.to_json
         if report.infinite or report.json_text:
@@ -68,21 +71,20 @@ class Serializer:
                 one that is declared.
             PydanticSerializationError, UnicodeError: JSON in UTF-8 cannot represent a value.
         """
-        report = self._report
-        if report.nested:
-            undeclared = find_undeclared_class(event, report.nested)
+        if self._nested:
+            undeclared = find_undeclared_class(event, self._nested)
             if undeclared is not None:
                 message = f"it contains {undeclared}; consumers do not get added fields: declare a union of both"
                 raise UnreadableData(message)
-        if report.own_serializers or not is_validated(event):
+        if self._own_serializers or type(event.__pydantic_fields_set__) is not set:  # see _mark_unvalidated
             data = self._write_validated(event)
         else:
             try:
                 data = self._write(event, by_alias=True, warnings="error")
             except PydanticSerializationError:  # a value of another type, which consumers may be able to convert
                 data = self._write_validated(event)
-        infinite = report.infinite and (b"NaN" in data or b"Infinity" in data)
-        if infinite or (report.anything and b"null" in data):
+        infinite = self._infinite and (b"NaN" in data or b"Infinity" in data)
+        if infinite or (self._anything and b"null" in data):
             _refuse_infinity(data, event.model_dump(by_alias=True, warnings=False))
         return data.decode()
 

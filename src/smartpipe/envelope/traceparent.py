@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from random import Random
+from typing import Any
 
 TRACEPARENT_PATTERNS = (
     r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
@@ -11,6 +14,10 @@ TRACEPARENT_PATTERNS = (
 )
 """A traceparent matches both. Version ff and ids of only zeros are invalid (W3C Trace Context, section 3.2.2)."""
 
+OPENTELEMETRY = "opentelemetry.trace"
+"""The module that has the current span, if the application has imported it."""
+
+_FORMS = tuple(map(re.compile, TRACEPARENT_PATTERNS))
 _random = Random()  # noqa: S311 - not the shared one, which applications seed; trace ids are not secrets
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_random.seed)
@@ -20,6 +27,30 @@ def new_traceparent() -> str:
     """Return the traceparent of a new trace (W3C Trace Context, version 00, sampled)."""
     digits = f"{_random.getrandbits(192):048x}"
     return f"00-{digits[:32]}-{digits[32:]}-01"
+
+
+def read_traceparent(header: object) -> str | None:
+    """Return *header* if it is a valid traceparent, and None if it is not, or is missing.
+
+    W3C Trace Context, section 4.3: a service that receives an invalid traceparent starts a new trace. So pass the
+    header of a request through this function before you publish with it.
+    """
+    valid = isinstance(header, str) and all(form.search(header) and "\n" not in header for form in _FORMS)
+    return str(header) if valid else None
+
+
+def current_traceparent() -> str | None:
+    """Return the traceparent of OpenTelemetry's current span, or None if there is no span.
+
+    Only an application that has imported OpenTelemetry can have one.
+    """
+    trace: Any = sys.modules.get(OPENTELEMETRY)
+    if trace is None or not hasattr(trace, "get_current_span"):  # it may be half imported, in another thread
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def child_of(traceparent: str) -> str:

@@ -15,10 +15,14 @@ from smartpipe.settings import AwsSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Any, TypeAlias
 
     from pydantic import SecretStr
 
     from smartpipe.idempotency.store import ClaimOutcome, Store
+
+    OpenTransaction: TypeAlias = Callable[..., AbstractAsyncContextManager[Any]]
 
 log = logging.getLogger("smartpipe.idempotency")
 
@@ -134,11 +138,14 @@ class Claims:
 
     Args:
         prefix: The environment's prefix, which is part of each key.
+        transaction: For tests: provides the transactions of ``delivery.transaction()``, with the same arguments, in
+            place of the store.
     """
 
-    def __init__(self, store: Store, *, prefix: str = "") -> None:
+    def __init__(self, store: Store, *, prefix: str = "", transaction: OpenTransaction | None = None) -> None:
         self.store = store
         self.prefix = prefix
+        self.transaction = transaction
         self.failures = 0
         self._claim = _BatchedCall(self._claim_many, self._count_failure)
         self._complete = _BatchedCall(store.complete, self._count_failure)

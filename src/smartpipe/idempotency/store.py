@@ -44,15 +44,15 @@ class Idempotency:
             event has. The same holds for an event whose field is None or empty. Values of different types differ,
             such as 4711 and "4711".
         ttl_seconds: How long a handled event is remembered: 60 seconds to a year. A duplicate that arrives later is
-            handled again. The default is a week, which is longer than the four days for which a queue keeps messages
-            by default.
+            handled again. The default is three weeks. That is longer than a message can be redelivered: for the four
+            days for which a queue keeps messages by default, and the 14 of its dead-letter queue.
 
     Raises:
         ConfigError: A value is out of range.
     """
 
     key: str | None = None
-    ttl_seconds: float = 604_800
+    ttl_seconds: float = 1_814_400
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -138,6 +138,7 @@ class Store(Protocol):
       attempts for ``ttl_seconds``. So does a lease that expires.
     - Results are in the order of the claims, or keys. ``read`` changes nothing.
     - A store that is unreachable, or refuses a call, raises StoreError and no other exception.
+    - A store with connections belongs to the process that uses it first. In a fork of it, calls raise ConfigError.
     """
 
     async def open(self) -> None:

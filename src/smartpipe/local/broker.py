@@ -192,6 +192,14 @@ def environment_of(broker: EmbeddedBroker) -> dict[str, str]:
     return {**inherited, **broker.environment}
 
 
+def is_free(port: int) -> bool:
+    """Return whether a broker could listen on *port* now."""
+    try:
+        return _find_port(port) == port
+    except ConfigError:
+        return False
+
+
 def _find_port(port: int) -> int:
     """Return *port* if it is free, or any free port for 0."""
     with socket.socket() as probe:

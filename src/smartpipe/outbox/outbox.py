@@ -12,9 +12,9 @@ from smartpipe.outbox.rows import document_of, row_of
 from smartpipe.publisher.prepare import Publication, prepare, read_options
 
 if TYPE_CHECKING:
+    from smartpipe.connections import AsyncConnection, BlockingConnection
     from smartpipe.events import Event
     from smartpipe.options import PublishOptions
-    from smartpipe.outbox.connections import AsyncConnection, BlockingConnection
 
 
 class Outbox:

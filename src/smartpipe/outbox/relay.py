@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from asyncpg import InsufficientPrivilegeError
+
 from smartpipe.batching.batcher import Chunker
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.errors import ConfigError, SmartpipeError, StoreError, TransportError
@@ -123,6 +125,7 @@ class Relay:
 
     def __init__(self, url: str, transport: Transport, options: RelayOptions | None = None) -> None:
         self._database = DatabaseUrl.parse(url, "SMARTPIPE_OUTBOX_URL")
+        self._cleans_up = True
         self._transport = transport
         self.options = options or RelayOptions()
         self._payloads = PayloadOffload()
@@ -203,7 +206,7 @@ class Relay:
             if now - cleaned_at >= CLEAN_UP_EVERY_SECONDS:
                 cleaned_at = now
                 await self._park_unreachable(connection)
-                await connection.execute(CLEAN_UP, self.options.retention_seconds, CLEAN_UP_ROWS)
+                await self._clean_up(connection)
             count, wait_seconds = await self.publish_batch(connection)
             if not count or wait_seconds:
                 await self._sleep(wait_seconds or self.options.poll_seconds)
@@ -226,6 +229,15 @@ class Relay:
 
     def _connect(self, **options: Any) -> AbstractAsyncContextManager[asyncpg.Connection]:
         return self._database.connect(timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS, **options)
+
+    async def _clean_up(self, connection: asyncpg.Connection) -> None:
+        """Delete rows that were published long ago. A relay whose role may not delete them still publishes."""
+        try:
+            await connection.execute(CLEAN_UP, self.options.retention_seconds, CLEAN_UP_ROWS)
+        except InsufficientPrivilegeError as error:
+            if self._cleans_up:
+                log.warning("Cannot delete published events, so the outbox will grow: %s", error)
+            self._cleans_up = False
 
     async def _park_unreachable(self, connection: asyncpg.Connection) -> None:
         """Park the rows in lanes that no relay locks."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
+from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from smartpipe.envelope.body_encoding import NO_ENCODING, RESERVED_ATTRIBUTES
-from smartpipe.envelope.encode import encode, wrap
+from smartpipe.envelope.encode import MAX_ID_CHARACTERS, encode, wrap
 from smartpipe.envelope.ids import current_cause, next_event_id
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, has_too_many_values
+from smartpipe.envelope.traceparent import OPENTELEMETRY, current_traceparent, read_traceparent
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.envelope.body_encoding import BodyEncoding
+    from smartpipe.envelope.encode import Envelope
 
 Destination: TypeAlias = Topic | Queue
 
@@ -32,6 +37,23 @@ RESERVED_PREFIX = "smartpipe_"
 """Message attributes with this prefix are reserved, such as the reason of a dead-letter message."""
 
 
+# CloudEvents 1.0.2, "Type System": a String has no control characters, surrogates or noncharacters.
+_ID = re.compile(rf"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]{{1,{MAX_ID_CHARACTERS}}}")
+
+
+class EventContext(NamedTuple):
+    """The context of an event that its publisher sets. See PublishOptions; None: the default."""
+
+    event_id: str | None = None
+    time: datetime | None = None
+    traceparent: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+
+NO_CONTEXT = EventContext()
+
+
 class Publication(NamedTuple):
     """An event to publish, and its destination.
 
@@ -39,12 +61,22 @@ class Publication(NamedTuple):
         attributes: Further message attributes.
         queue: The queue that it is sent to directly; None: it is published to its topic.
         delay_seconds: How long that queue hides it.
+        context: Its id, time, trace and cause; None: all have their defaults.
     """
 
     event: Event
     attributes: Mapping[str, str] | None = None
     queue: Queue | None = None
     delay_seconds: float | None = None
+    context: EventContext | None = None
+
+    def replace_context(self, **changes: Any) -> Publication:
+        """Return it with changes of its context, for middleware: ``publication.replace_context(correlation_id=...)``.
+
+        Raises:
+            TypeError: A name is not one of EventContext.
+        """
+        return self._replace(context=(self.context or NO_CONTEXT)._replace(**changes))
 
     @property
     def destination(self) -> Destination:
@@ -77,13 +109,35 @@ def read_options(
     queue: Queue | str | None = None,
     delay_seconds: float | None = None,
     attributes: Mapping[str, str] | None = None,
-) -> tuple[Mapping[str, str] | None, Queue | None, float | None]:
+    **context: Any,
+) -> tuple[Mapping[str, str] | None, Queue | None, float | None, EventContext | None]:
     """Return the options of ``publish`` as the fields of a Publication.
 
     Raises:
         ConfigError: The queue's name is invalid.
     """
-    return attributes, queue_of(queue) if queue else None, delay_seconds
+    return (
+        attributes,
+        queue_of(queue) if queue else None,
+        delay_seconds,
+        EventContext(**context) if context else None,
+    )
+
+
+def read_many_options(
+    **options: Any,
+) -> tuple[Mapping[str, str] | None, Queue | None, float | None, EventContext | None]:
+    """Return the options of ``publish_many`` as the fields of each Publication.
+
+    Raises:
+        ConfigError: The queue's name is invalid, or there is an event id, which several events cannot share.
+    """
+    if options.get("event_id") is not None:
+        raise ConfigError(
+            f"publish_many(event_id={options['event_id']!r:.100}): each event needs an id of its own, and consumers "
+            "would take the second one for a copy; call publish(event, event_id=...) for each"
+        )
+    return read_options(**options)
 
 
 class PreparedEvent(NamedTuple):
@@ -127,12 +181,15 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         raise ConfigError(msg)
     contract, queue = type(event).__contract__ or contract_of(type(event)), publication.queue
     destination = queue or contract.topic
-    event_id = None
-    if current_cause.get() is not None:
+    context = publication.context
+    event_id = None if context is None else context.event_id
+    if event_id is None and current_cause.get() is not None:
         # Events that are equal in these respects share an id sequence, so that a retry derives the same ids.
         alike = contract.type, str(contract.major), queue.name if queue else "", text_of(event, contract.key) or ""
         event_id = next_event_id(*alike)
     envelope = wrap(event, source=source, event_id=event_id)
+    if context is not None or OPENTELEMETRY in sys.modules:
+        envelope = _set_context(envelope, context or NO_CONTEXT)
     group_id = group_id_of(event, fifo=destination.fifo) if destination.fifo or contract.tenant else None
     if attributes or publication.delay_seconds is not None or destination.fifo:
         _raise_errors(publication, envelope.id, group_id)
@@ -159,6 +216,45 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
     return construct(PreparedEvent, (event, envelope.id, destination, message))
+
+
+def _set_context(envelope: Envelope, context: EventContext) -> Envelope:
+    """Return *envelope* with the context that the caller passed, or else the trace of OpenTelemetry's current span."""
+    error = _find_context_error(context)
+    if error is not None:
+        event_id = "" if context.event_id is not None else envelope.id
+        raise PublishError([PublishFailure(envelope.data, event_id, "InvalidContext", error, retryable=False)])
+    return envelope._replace(
+        time=envelope.time if context.time is None else context.time.astimezone(UTC),
+        traceparent=context.traceparent or current_traceparent() or envelope.traceparent,
+        correlation_id=context.correlation_id or envelope.correlation_id,
+        causation_id=context.causation_id or envelope.causation_id,
+    )
+
+
+def _find_context_error(context: EventContext) -> str | None:
+    for name in ("event_id", "correlation_id", "causation_id"):
+        value = getattr(context, name)
+        if value is not None and not (isinstance(value, str) and _ID.fullmatch(value)):
+            length = f" It has {len(value):,} characters." if isinstance(value, str) else ""
+            return (
+                f"{name}={value!r:.100} must be text of 1 to {MAX_ID_CHARACTERS} characters, without control "
+                f"characters: consumers refuse any other.{length}"
+            )
+    traceparent, time = context.traceparent, context.time
+    if traceparent is not None and read_traceparent(traceparent) is None:
+        return (
+            f"traceparent={traceparent!r:.100} is not one of W3C Trace Context, such as "
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01; for the header of a request, which may be "
+            "anything, write traceparent=smartpipe.envelope.read_traceparent(header)"
+        )
+    if time is not None and not (isinstance(time, datetime) and time.utcoffset() is not None):
+        return f"time={time!r:.100} must be a datetime with a time zone, as in datetime.now(UTC)"
+    try:
+        _ = time and time.astimezone(UTC)
+    except OverflowError:
+        return f"time={time!r:.100} is outside of the years 1 to 9999 in UTC"
+    return None
 
 
 @lru_cache(maxsize=1024)

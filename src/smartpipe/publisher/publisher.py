@@ -14,7 +14,14 @@ from smartpipe.errors import ConfigError, PublishError, PublishFailure, Transpor
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, compose, validate_middleware
 from smartpipe.payload_offload import PayloadOffload
-from smartpipe.publisher.prepare import PreparedEvent, Publication, PublishReport, prepare, read_options
+from smartpipe.publisher.prepare import (
+    PreparedEvent,
+    Publication,
+    PublishReport,
+    prepare,
+    read_many_options,
+    read_options,
+)
 from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.topics import Topic
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.events import Event
-    from smartpipe.options import PublishOptions
+    from smartpipe.options import PublishManyOptions, PublishOptions
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")
@@ -101,7 +108,9 @@ class Publisher:
         those after it are published nevertheless, so await each call if that matters.
 
         Args:
-            options: ``queue``, ``delay_seconds`` and ``attributes``; see ``smartpipe.options.PublishOptions``.
+            options: ``queue``, ``delay_seconds``, ``attributes``, and the context of the event: ``event_id``,
+                ``time``, ``traceparent``, ``correlation_id`` and ``causation_id``; see
+                ``smartpipe.options.PublishOptions``.
 
         Raises:
             EventTooLarge: The event exceeds its topic's ``limit_bytes``. Raised before any I/O.
@@ -122,19 +131,19 @@ class Publisher:
         await self._publisher_of_loop().publish(prepared)
         return prepared.event_id
 
-    async def publish_many(self, events: Iterable[Event], **options: Unpack[PublishOptions]) -> PublishReport:
+    async def publish_many(self, events: Iterable[Event], **options: Unpack[PublishManyOptions]) -> PublishReport:
         """Publish *events*, ten to a request, with several concurrent requests, and report when all are done.
 
         The iterable is read while requests are sent, so it may be long. An event that cannot be published does not stop
         the others, except those with its key on a FIFO topic (``GroupStopped``). An exception of the iterable itself,
         or a class that declares no type, stops the call after the events read before have been sent. If cancelled, the
-        events that have not been sent are abandoned. The options are those of ``publish``.
+        events that have not been sent are abandoned. The options are those of ``publish``, without ``event_id``.
 
         Raises:
             PublishError: Some events were not published; ``failures`` lists them. Raised after every event was tried.
-            ConfigError: An event's class declares no type.
+            ConfigError: An event's class declares no type, or there is an ``event_id``.
         """
-        fields = read_options(**options)
+        fields = read_many_options(**options)
         publications = (Publication(event, *fields) for event in events)
         failures: list[PublishFailure] = []
         call = asyncio.get_running_loop().create_future()

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smartpipe.events import Event
+    from smartpipe.idempotency.claims import OpenTransaction
+    from smartpipe.idempotency.store import Store
     from smartpipe.options import PublishOptions
     from smartpipe.service import Service
 
@@ -44,6 +46,8 @@ EXPIRE_SECONDS = 5.0
 """A drain removes expired messages this often, because the end of a retention period wakes no task."""
 DRAIN_LIMIT_SECONDS = 86_400.0
 STOP_SECONDS = 1_000_000.0
+_SERVERS = tuple(f"smartpipe.idempotency.stores.{name}" for name in ("dynamodb", "postgres", "redis"))
+"""The modules of stores whose time is that of a server."""
 
 entered: deque[MemoryBroker] = deque(maxlen=10)
 """The last brokers that the running test has entered. The pytest plugin prints their timelines."""
@@ -66,10 +70,15 @@ class MemoryBroker:
         idempotency_url: The store for the claims of idempotent handlers, as in ``SMARTPIPE_IDEMPOTENCY_URL``. The
             default is a store in memory. With PostgreSQL, handlers can use ``delivery.transaction()``. A server does
             not follow virtual time, so it needs ``virtual=False``.
+        store: The store itself, instead of its URL. The broker opens it, and closes it at the end.
+        transaction: Provides the transactions of ``delivery.transaction()``, without PostgreSQL: a function that takes
+            the arguments of that call and returns an async context manager. ``lambda sessions: sessions.begin()`` runs
+            on any database of SQLAlchemy, and an ``@asynccontextmanager`` function may yield a fake. The event counts
+            as handled when the context manager has exited without an error.
 
     Raises:
-        ConfigError: The declarations of the services contradict each other, the loop does not support virtual time, or
-            the store cannot be used.
+        ConfigError: The declarations of the services contradict each other, the loop does not support virtual time, the
+            store cannot be used, or two of the last three arguments are set.
         StoreError: The store cannot be reached.
     """
 
@@ -82,13 +91,19 @@ class MemoryBroker:
         shuffle: bool = False,
         seed: int = 0,
         idempotency_url: str | None = None,
+        store: Store | None = None,
+        transaction: OpenTransaction | None = None,
     ) -> None:
-        if virtual and idempotency_url is not None:
-            raise ConfigError(
-                "MemoryBroker(idempotency_url=...): a server does not follow virtual time; add virtual=False"
-            )
+        given = {"idempotency_url": idempotency_url, "store": store, "transaction": transaction}
+        names = [f"{name}=..." for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ConfigError(f"MemoryBroker({', '.join(names)}): set one of them; each decides where claims are kept")
+        if virtual and (idempotency_url is not None or type(store).__module__ in _SERVERS):
+            raise ConfigError(f"MemoryBroker({names[0]}): a server does not follow virtual time; add virtual=False")
         self._services = services
+        self._store = store
         self._store_url = idempotency_url
+        self._transaction = transaction
         self._concurrency = concurrency
         self._virtual = virtual
         self._faults: dict[str, Any] = {"duplicate_share": duplicate_share, "shuffle": shuffle, "seed": seed}
@@ -111,8 +126,10 @@ class MemoryBroker:
             stack.enter_context(use_transport(self._recorder))
             self._publisher = await stack.enter_async_context(Publisher("test", transport=self._recorder))
             stack.callback(self._consumers.clear)
-            store = MemoryStore() if self._store_url is None else open_store(self._store_url)
-            self._claims = Claims(store, prefix=AwsSettings.load().prefix)
+            store = self._store
+            if store is None:
+                store = MemoryStore() if self._store_url is None else open_store(self._store_url)
+            self._claims = Claims(store, prefix=AwsSettings.load().prefix, transaction=self._transaction)
             stack.push_async_callback(self._claims.aclose)
             await self._claims.store.open()
             for service in self._services:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.names import name_in
 from smartpipe.tags import PREFIX, SERVICE
+from smartpipe.topology.derive import DEAD_LETTER_RETENTION_SECONDS
 from smartpipe.topology.kinds import KINDS
 from smartpipe.topology.policy import (
     MAX_STATEMENTS,
@@ -22,8 +23,9 @@ from smartpipe.topology.policy import (
 from smartpipe.topology.resources import TAGS, dead_letter_of, owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Attributes, Topology
 
 
@@ -131,6 +133,24 @@ def find_warnings(desired: Topology, actual: Topology) -> list[str]:
         if present is not None and wanted and owner_of(present) is None:
             found.append(_warn_of_adoption("topic", arn, 'declare it Topic(arn="...")'))
     return [*found, *_describe_key_statements(desired)]
+
+
+def find_short_memories(services: Iterable[Declares]) -> Iterator[str]:
+    """Yield a sentence for each queue whose handlers forget an event sooner than it can be redriven.
+
+    A message can wait in its queue, be dead-lettered at the end, and be redriven at the end of the dead-letter queue's
+    retention.
+    """
+    for queue, seconds in {
+        binding.queue: binding.remembers_seconds for service in services for binding in service.bindings
+    }.items():
+        needed = queue.retention_seconds + DEAD_LETTER_RETENTION_SECONDS
+        if not queue.existing and seconds is not None and seconds < needed:
+            yield (
+                f"queue {name_in(queue.name)}: its idempotent handlers remember an event for {seconds:,.0f} s, and it "
+                f"can be redriven after up to {needed:,} s, which would repeat its effects; set Idempotency(ttl_seconds"
+                f"={needed}), or redrive within {seconds / 86_400:,.1f} days"
+            )
 
 
 def _describe_key_statements(desired: Topology) -> Iterator[str]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Contract
     from smartpipe.names import Naming
+    from smartpipe.retry import RetryPolicy
     from smartpipe.topics import Queue
     from smartpipe.topology.table_and_bucket import TableAndBucket
 
@@ -41,12 +42,17 @@ class Binding(NamedTuple):
         attempts: The highest number of attempts of a retry policy on this queue.
         breaks: Whether SQS delivers messages more often than there are attempts: to probe a circuit breaker, or
             because another worker is still handling the same event of an idempotent handler.
+        remembers_seconds: The shortest time for which an idempotent handler on this queue remembers an event by its
+            id; None if there is no such handler.
+        policies: The different retry policies of its handlers.
     """
 
     queue: Queue
     contracts: tuple[Contract, ...]
     attempts: int
     breaks: bool = False
+    remembers_seconds: float | None = None
+    policies: tuple[RetryPolicy, ...] = ()
 
 
 class Declares(Protocol):

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, region_in
+from smartpipe.topology.open_statements import allows_everyone
 from smartpipe.topology.regions import sns_principals
 from smartpipe.topology.resources import POLICY_VERSION
 
@@ -186,27 +187,12 @@ def _skip(text: str, position: int, characters: str) -> int:
 
 
 def find_open_statements(text: str | None) -> list[str]:
-    """Return the Sids of statements that allow everyone: a principal ``*`` without a condition on the source."""
-    found = []
-    for one in read_statements(text):
-        if isinstance(one, dict) and one.get("Effect") == "Allow" and _has_open_principal(one):
-            tests = {name: test for name, test in (one.get("Condition") or {}).items() if "Not" not in name}
-            keys = {key.lower() for test in tests.values() for key in test}
-            if not keys & _LIMITING:
-                found.append(str(one.get("Sid", "without a Sid")))
-    return found
-
-
-def _has_open_principal(one: Mapping[str, Any]) -> bool:
-    return "NotPrincipal" in one or one.get("Principal") in ("*", {"AWS": "*"}, {"AWS": ["*"]})
-
-
-_LIMITING = frozenset(
-    f"aws:{key}"
-    for key in (
-        "sourcearn", "sourceaccount", "sourceorgid", "principalorgid", "principalaccount", "principalarn", "sourcevpce",
-    )
-)  # fmt: skip
+    """Return the Sids of statements that allow everyone: a principal ``*`` without a condition on who it is."""
+    return [
+        str(one.get("Sid", "without a Sid"))
+        for one in read_statements(text)
+        if isinstance(one, dict) and one.get("Effect") == "Allow" and allows_everyone(one)
+    ]
 
 
 def build_key_statement(queue_arn: str, topic_arns: Iterable[str]) -> dict[str, Any]:

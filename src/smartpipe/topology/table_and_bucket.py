@@ -25,7 +25,7 @@ ours."""
 TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 """https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html"""
 
-TABLE_USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem", "dynamodb:DeleteItem")
+TABLE_USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem")
 """The actions that a worker needs on the table's ARN."""
 
 TABLE_REDRIVE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:DeleteItem")
@@ -144,15 +144,19 @@ def objects_arn(partition: str, bucket: str, prefix: str) -> str:
     return f"arn:{partition}:s3:::{bucket}/{prefix}*"
 
 
-def lifecycle_rule_of(expiry: dict[str, Any]) -> dict[str, Any]:
+def lifecycle_rule_of(expiry: dict[str, Any], *, top_level: bool = False) -> dict[str, Any]:
     """Return the lifecycle rule with this content: https://docs.aws.amazon.com/AmazonS3/latest/API/API_LifecycleRule.html.
 
     Each prefix has its own rule, so that environments can share a bucket. The second expiration is for buckets with
     versioning.
+
+    Args:
+        top_level: Write the prefix in the old form, outside of ``Filter``.
     """
+    where = {"Prefix": expiry["Prefix"]}
     return {
         "ID": _rule_id(expiry["Prefix"]),
-        "Filter": {"Prefix": expiry["Prefix"]},
+        **(where if top_level else {"Filter": where}),
         "Status": expiry["Status"],
         "Expiration": {"Days": expiry["Days"]},
         "NoncurrentVersionExpiration": {"NoncurrentDays": 1},
@@ -160,9 +164,16 @@ def lifecycle_rule_of(expiry: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge_rule(rules: list[dict[str, Any]], expiry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rules of others and ours: S3 replaces all rules of a bucket together."""
-    ours = lifecycle_rule_of(expiry)
-    return [*(rule for rule in rules if rule.get("ID") != ours["ID"]), ours]
+    """Return the rules of others, unchanged and in their order, and ours: S3 replaces all rules of a bucket together.
+
+    S3 refuses rules in two forms, so ours takes the form of theirs.
+    """
+    id_ = _rule_id(expiry["Prefix"])
+    others = [rule for rule in rules if rule.get("ID") != id_]
+    ours = lifecycle_rule_of(expiry, top_level=any("Prefix" in rule for rule in others))
+    if len(others) == len(rules):
+        return [*rules, ours]
+    return [ours if rule.get("ID") == id_ else rule for rule in rules]
 
 
 def find_expiry(rules: list[dict[str, Any]], prefix: str) -> dict[str, Any]:

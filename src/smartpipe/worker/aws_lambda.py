@@ -21,6 +21,7 @@ from smartpipe.consumer.settle import Settler
 from smartpipe.counters import Counters
 from smartpipe.errors import ConfigError, TransportError
 from smartpipe.limits import MAX_BATCH_ENTRIES
+from smartpipe.log_fields import add_delivery_filter
 from smartpipe.message import Attribute, received_message
 from smartpipe.settings import AwsSettings, ConcurrencySettings
 from smartpipe.transports.open import open_transport
@@ -107,6 +108,7 @@ class LambdaHandler:
         if not records or any(record.get("eventSource") != "aws:sqs" for record in records):
             msg = "the event is not from SQS: map an SQS queue to this function, with ReportBatchItemFailures"
             raise ConfigError(msg)
+        add_delivery_filter()
         loop = asyncio.get_running_loop()
         remaining: Any = getattr(context, "get_remaining_time_in_millis", None)
         seconds = remaining() / 1_000 - MARGIN_SECONDS if remaining else NO_LIMIT_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, cast
 
@@ -89,41 +90,49 @@ class ObservedWorker(Protocol):
 
 
 class WorkerHealth:
-    """The health of one worker, with the state of each of its queues."""
+    """The health of a process with one or several workers, with the state of each of their queues.
 
-    def __init__(self, worker: ObservedWorker) -> None:
-        self._worker = worker
+    Args:
+        workers: They share one capacity and one transport.
+    """
+
+    def __init__(self, *workers: ObservedWorker) -> None:
+        self._workers = workers
 
     async def livez(self) -> ProbeResult:
-        """Return whether the worker makes progress."""
-        return self._build_result("alive", ok=self._worker.alive)
+        """Return whether every worker makes progress."""
+        return self._build_result("alive", {worker.name: worker.alive for worker in self._workers})
 
     async def readyz(self) -> ProbeResult:
-        """Return whether the worker receives messages."""
-        return self._build_result("ready", ok=self._worker.ready)
+        """Return whether every worker receives messages."""
+        return self._build_result("ready", {worker.name: worker.ready for worker in self._workers})
 
     async def metrics(self) -> str:
-        """Return the counters, two gauges for each queue, and the counters of the transport."""
-        service = self._worker.name
+        """Return the counters, two gauges for each queue, and the counters of the process.
+
+        The label ``service`` of a counter of the process has the names of all services, separated by commas.
+        """
         queues = [
             QueueMetrics(
-                service,
+                worker.name,
                 consumer.queue.name,
                 consumer.counters,
                 consumer.in_flight,
                 round(consumer.seconds_since_success(), 1),
             )
-            for consumer in self._worker.consumers
+            for worker in self._workers
+            for consumer in worker.consumers
         ]
-        overdue = Sample({"service": service}, self._worker.capacity.overdue)
-        families = [*families_of(queues), family_of_overdue(overdue)]
-        counts = self._worker.transport_counts
+        process = {"service": ",".join(worker.name for worker in self._workers)}
+        first = self._workers[0]
+        families = [*families_of(queues), family_of_overdue(Sample(process, first.capacity.overdue))]
+        counts = first.transport_counts
         if counts is not None:
-            families += families_of_transport(counts, {"service": service})
-        families.append(family_of_dropped_lines({"service": service}))
+            families += families_of_transport(counts, process)
+        families.append(family_of_dropped_lines(process))
         return render(families)
 
-    def _build_result(self, word: str, *, ok: bool) -> ProbeResult:
+    def _build_result(self, word: str, services: dict[str, bool]) -> ProbeResult:
         queues = {
             consumer.queue.name: {
                 "seconds_since_poll": round(consumer.seconds_since_success(), 1),
@@ -131,10 +140,15 @@ class WorkerHealth:
                 "in_flight": consumer.in_flight,
                 **consumer.counters.as_dict(),
             }
-            for consumer in self._worker.consumers
+            for worker in self._workers
+            for consumer in worker.consumers
         }
-        reasons = self._worker.capacity.reasons
-        return ProbeResult(ok, {word: ok, **({"reasons": reasons} if reasons else {}), "queues": queues})
+        ok = all(services.values())
+        body: dict[str, Any] = {word: ok}
+        if len(services) > 1:
+            body["services"] = {name: {word: value} for name, value in services.items()}
+        reasons = self._workers[0].capacity.reasons
+        return ProbeResult(ok, {**body, **({"reasons": reasons} if reasons else {}), "queues": queues})
 
 
 class HealthServer:
@@ -200,6 +214,11 @@ class HealthServer:
         if self._socket is not None:
             return f"unix:{self._socket}"
         return f"http://{'127.0.0.1' if self._host in ('0.0.0.0', '::') else self._host}:{self.port}"  # noqa: S104
+
+    @property
+    def log_level(self) -> int:
+        """The level for a log line with the address: debug if only a supervisor uses it."""
+        return logging.DEBUG if self.private else logging.INFO
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -46,6 +46,7 @@ class Worker:
             verified.
         socket: A Unix socket to serve health on, instead of the settings' port.
         store: The store in which idempotent handlers claim events; by default the one of ``SMARTPIPE_IDEMPOTENCY_URL``.
+        capacity, isolation: Those of the process, if several workers share it; by default, the worker has its own.
 
     Raises:
         ConfigError: The service has no handlers.
@@ -60,6 +61,8 @@ class Worker:
         verify: Callable[[], Awaitable[None]] | None = None,
         socket: Path | None = None,
         store: Store | None = None,
+        capacity: Capacity | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         if not service.handlers:
             msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
@@ -77,7 +80,9 @@ class Worker:
         self._failed = False
         self._store = store
         self._runtime: Runtime | None = None
-        self.capacity = Capacity(service.slots(settings.concurrency))
+        self._isolation = isolation or Isolation()
+        self._counts_at_stop: Counter[str] = Counter()
+        self.capacity = capacity or Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
         self.health = HealthServer(WorkerHealth(self), settings.host, settings.port, socket=socket)
 
@@ -122,8 +127,7 @@ class Worker:
                 max(seconds, default=0.0),
                 self._settings.drain_seconds,
             )
-            self._stopping.set()
-            self._stopped_at = asyncio.get_running_loop().time()
+            self._begin_stop()
             self._end_within(self._settings.drain_seconds + MIN_CLOSE_SECONDS)
 
     def pause(self, queue: str | None = None) -> None:
@@ -157,27 +161,60 @@ class Worker:
     def kill(self, reason: str = "kill()") -> None:
         """Cut the drain short: cancel the handlers, and return their messages to the queue."""
         log.warning("stopping hard: %s", reason)
-        self._stopping.set()
+        self._begin_stop()
         self._hard.set()
         self._end_within(self._settings.flush_seconds + MIN_CLOSE_SECONDS)
 
     async def run(self) -> int:
-        """Run until drained; return 0, or 1 if handlers were cancelled, messages not deleted, or the lifespan failed.
+        """Run until drained; return 0, or 1 if the drain was not clean, or the lifespan failed.
+
+        A drain is not clean if it cancelled or abandoned a handler, or if it could not delete a message or publish an
+        event. Deletes that failed before the drain began are counted, but their messages have been delivered again.
 
         Raises:
             TopologyError: A resource that the service needs does not exist.
         """
         async with self.health:
-            level = logging.DEBUG if self.health.private else logging.INFO
             fields = {"url": self.health.url}
-            log.log(level, "serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
+            log.log(
+                self.health.log_level,
+                "serving /livez, /readyz and /metrics on %s",
+                self.health.bound,
+                extra={"fields": fields},
+            )
             try:
-                await retry_until_stopped("check the topology", self._verify_topology, stopping=self._stopping)
-                if not self._stopping.is_set():
-                    await self._serve()
+                await self.run_service()
             finally:
                 await self._transport.aclose()
-        return self._report()
+        return self.report()
+
+    async def run_service(self) -> None:
+        """Run until drained, without a health port. The transport stays open. ``run`` calls this method."""
+        await self._check_topology()
+        if not self._stopping.is_set():
+            await self._serve()
+
+    async def _check_topology(self) -> None:
+        """Check the topology, or stop waiting for AWS when a stop comes: the worker has received no message yet."""
+        tasks = [
+            asyncio.create_task(
+                retry_until_stopped("check the topology", self._verify_topology, stopping=self._stopping)
+            ),
+            asyncio.create_task(self._stopping.wait()),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                await tasks[0]  # raises its error
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _begin_stop(self) -> None:
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._stopped_at = asyncio.get_running_loop().time()
+            self._counts_at_stop = self._count_messages()
 
     async def _serve(self) -> None:
         """Open the runtime and run the consumers in it. A stop limits the time of both."""
@@ -236,7 +273,7 @@ class Worker:
         log.info("handlers have ended, deletes are flushed")
 
     def _start(self, runtime: Runtime) -> None:
-        settings, resources = self._settings, runtime.resources(Isolation())
+        settings, resources = self._settings, runtime.resources(self._isolation)
         for binding in self._service.bindings:
             consumer = Consumer(
                 self._service,
@@ -268,15 +305,21 @@ class Worker:
             return
         log.info("verified: queues, dead-letter queues and subscriptions of %s exist", self._service.name)
 
-    def _report(self) -> int:
-        unpublished = 0 if self._runtime is None else self._runtime.unpublished
-        totals: Counter[str] = Counter()
-        for consumer in self.consumers:
-            totals.update(consumer.counters.as_dict())
+    def report(self) -> int:
+        """Log the counters of the worker's whole life, and return the exit code, which depends only on the drain."""
+        totals = self._count_messages()
+        in_drain = totals - self._counts_at_stop
         if self.transport_counts is not None:
             totals.update(self.transport_counts.as_dict())
         fields = {"service": self._service.name, **totals}
-        unfinished = totals["cancelled"] + totals["not_deleted"] + self.capacity.overdue + unpublished
         counts = ", ".join(f"{name} {count}" for name, count in totals.items()) or "nothing received"
         log.info("stopped: %s", counts, extra={"fields": fields})
+        unpublished = 0 if self._runtime is None else self._runtime.unpublished
+        unfinished = in_drain["cancelled"] + in_drain["not_deleted"] + self.capacity.overdue + unpublished
         return 1 if unfinished or self._failed else 0
+
+    def _count_messages(self) -> Counter[str]:
+        totals: Counter[str] = Counter()
+        for consumer in self.consumers:
+            totals.update(consumer.counters.as_dict())
+        return totals

@@ -20,6 +20,10 @@ DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 """asyncpg raises these if the server is unreachable or refuses. A timeout is an OSError."""
 # Raised through a pooler, if a prepared statement belongs to another server connection.
 _PREPARED_STATEMENT_ERRORS = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+# asyncpg sends options that it does not know to the server, as settings of the session.
+_REFUSED_OPTIONS = (
+    asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError, asyncpg.InvalidParameterValueError,
+)  # fmt: skip
 CLOSE_SECONDS = 2.0
 CACHE_SIZE = "statement_cache_size"
 DEFAULT_CACHE_SIZE = 100
@@ -75,12 +79,14 @@ class DatabaseUrl(NamedTuple):
                 connection works through a pooler as well.
 
         Raises:
-            ConfigError: asyncpg cannot read an option of the URL, or a pooler refuses the option.
+            ConfigError: asyncpg cannot read an option of the URL, or the server or a pooler refuses the option.
         """
         try:
             connection = await asyncpg.connect(self.dsn, **{CACHE_SIZE: 0, **options})
         except ValueError:
             raise self._option_error() from None
+        except _REFUSED_OPTIONS as error:
+            raise ConfigError(f"{self.server} refuses an option of this URL: {redact(str(error))}") from None
         except asyncpg.ProtocolViolationError as error:
             if "startup parameter" not in str(error):
                 raise

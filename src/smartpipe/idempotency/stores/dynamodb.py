@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from math import ceil
@@ -10,18 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from botocore.exceptions import ClientError
 
-from smartpipe.errors import ConfigError, StoreError
+from smartpipe.errors import ConfigError, SmartpipeError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease, stored_key
+from smartpipe.process_guard import ProcessGuard
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.table_and_bucket import KEY_ATTRIBUTE, TABLE_NAME, find_table_error
-from smartpipe.transports.aws.errors import classify
+from smartpipe.transports.aws.errors import MISSING, classify, code_of
 from smartpipe.transports.aws.session import AwsSession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from smartpipe.idempotency.store import Claim, ClaimOutcome, ClaimState
+
+log = logging.getLogger("smartpipe.stores")
 
 X = TypeVar("X")
 T = TypeVar("T")
@@ -69,26 +73,34 @@ class DynamoStore:
         self._prefix = prefix
         self._session = AwsSession(AwsSettings.load(), call_timeout_seconds=CALL_SECONDS)
         self._opened: Any = None
+        self._guard = ProcessGuard(f"the store of table {self.table!r}")
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
     async def open(self) -> None:
         """Open the client, and check that the table exists.
 
         Raises:
-            ConfigError: The table does not exist, or has another key.
-            StoreError: The call of DynamoDB failed.
+            ConfigError: The table does not exist or has another key, or the credentials can never be fetched.
+            StoreError: The call of DynamoDB failed, or the credentials cannot be fetched for now.
         """
-        if self._opened is None:
-            self._opened = await self._session.client("dynamodb")
+        self._guard.check()
         try:
+            if self._opened is None:
+                self._opened = await self._session.client("dynamodb")
             table = (await self._client.describe_table(TableName=self.table))["Table"]
-        except ClientError as error:
-            if error.response["Error"]["Code"].endswith("ResourceNotFoundException"):
+        except ConfigError:
+            raise
+        except Exception as error:
+            code = code_of(error.response) if isinstance(error, ClientError) else ""
+            if code in MISSING:
                 where = f"DynamoDB table {self.table!r} does not exist in {self._session.region}"
                 raise ConfigError(f"{where}: run `smartpipe topology apply`") from None
-            raise self._store_error(error, "DescribeTable") from error
-        except Exception as error:
-            raise self._store_error(error, "DescribeTable") from error
+            if code != "AccessDenied":
+                raise self._store_error(error, "DescribeTable") from error
+            log.warning(
+                "DynamoDB table %r is not checked, because these credentials lack dynamodb:DescribeTable", self.table
+            )
+            return
         problem = find_table_error(self.table, table["KeySchema"], table["AttributeDefinitions"])
         if problem is not None:
             raise ConfigError(problem)
@@ -197,6 +209,7 @@ class DynamoStore:
 
     async def _for_each(self, items: Sequence[tuple[str, X]], call: Callable[[X], Awaitable[T]]) -> list[T]:
         """Call for each item, many concurrently, but those of one key one after the other."""
+        self._guard.check()
         positions_by_key: dict[str, list[int]] = {}
         for position, (key, _) in enumerate(items):
             positions_by_key.setdefault(key, []).append(position)
@@ -229,7 +242,10 @@ class DynamoStore:
     def _store_error(self, error: Exception, operation: str) -> StoreError:
         if isinstance(error, StoreError):
             return error
-        return StoreError(str(classify(error, action=f"dynamodb:{operation}", target=f"table {self.table!r}")))
+        try:
+            return StoreError(str(classify(error, action=f"dynamodb:{operation}", target=f"table {self.table!r}")))
+        except SmartpipeError as failure:  # of the credentials or of the session, not of the call
+            return StoreError(str(failure))
 
 
 def _by_key(claims: Sequence[Claim]) -> list[tuple[str, Claim]]:

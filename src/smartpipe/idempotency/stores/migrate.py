@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.resources import files
 from typing import TYPE_CHECKING
+
+from asyncpg import InsufficientPrivilegeError
 
 from smartpipe.idempotency.stores.database import DATABASE_ERRORS, DatabaseUrl
 
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import asyncpg
+
+log = logging.getLogger("smartpipe.stores")
 
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 300.0
@@ -66,11 +71,18 @@ async def _migrate(connection: asyncpg.Connection) -> list[str]:
 async def missing_migrations(connection: asyncpg.Connection | asyncpg.Pool, topic: str = "") -> list[str]:
     """Return the names of the migrations that this database lacks; with a *topic*, such as ``claims``, only its own.
 
-    The database may have others: a later version migrates before its processes start, while older ones still run.
+    The database may have others: a later version migrates before its processes start, while older ones still run. With
+    a topic, none are missing if the role may not read their list: a process that uses the tables needs only those.
     """
     if await connection.fetchval("SELECT to_regclass('smartpipe_migrations')") is None:
         return _select(read_migrations(), topic)
-    done = {row["name"] for row in await connection.fetch("SELECT name FROM smartpipe_migrations")}
+    try:
+        done = {row["name"] for row in await connection.fetch("SELECT name FROM smartpipe_migrations")}
+    except InsufficientPrivilegeError as error:
+        if not topic:
+            raise
+        log.warning("The version of the tables for %s is not checked: %s", topic, error)
+        return []
     return _select([name for name in read_migrations() if name not in done], topic)
 
 

@@ -9,15 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
+from smartpipe.connections import describe, execute, sqlstate_of
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
 from smartpipe.idempotency.stores.database import DATABASE_ERRORS, DatabaseUrl, PooledConnection
 from smartpipe.idempotency.stores.migrate import missing_migrations
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease, stored_key
-from smartpipe.idempotency.stores.statements import CLAIM, COMPLETE, COMPLETE_IN, FORGET, PURGE, READ, RELEASE, RENEW
+from smartpipe.idempotency.stores.statements import (
+    CLAIM,
+    COMPLETE,
+    FORGET,
+    PURGE,
+    READ,
+    RELEASE,
+    RENEW,
+    claim_document,
+    complete_in_statement,
+    find_statement,
+)
+from smartpipe.process_guard import ProcessGuard
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from smartpipe.idempotency.store import Claim, ClaimOutcome, ClaimState
 
@@ -28,6 +41,8 @@ ACQUIRE_SECONDS = 30.0
 PURGE_SECONDS = 60.0
 PURGE_ROWS = 1_000
 CLAIM_CONNECTIONS = 4
+UNDEFINED_TABLE = "42P01"
+"""https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 MAX_KEY_BYTES = 2_600
 """An index row has at most 2,704 bytes: https://www.postgresql.org/docs/current/btree.html"""
 
@@ -61,6 +76,7 @@ class PostgresStore:
     def __init__(self, url: str, *, prefix: str = "", connections: int = 10) -> None:
         self._database = DatabaseUrl.parse(url, "SMARTPIPE_IDEMPOTENCY_URL")
         self._server = self._database.server
+        self._guard = ProcessGuard(f"the store at {self._server}")
         self._prefix = prefix
         self._connections = connections
         self._claim_pool: asyncpg.Pool | None = None
@@ -76,6 +92,7 @@ class PostgresStore:
                 statement mode.
             StoreError: The server is unreachable.
         """
+        self._guard.check()
         self._purged_at = asyncio.get_running_loop().time()
         database = self._database
         try:
@@ -133,8 +150,8 @@ class PostgresStore:
         or SERIALIZABLE it fails if the lease was renewed since the transaction began.
 
         Args:
-            connection: A connection from ``acquire``, or any connection of asyncpg to the same database, in a
-                transaction.
+            connection: A connection from ``acquire``, or any connection or session of asyncpg, SQLAlchemy or psycopg
+                to the same database, in a transaction.
 
         Returns:
             Whether the token still holds its key. If it does not, roll back.
@@ -142,12 +159,41 @@ class PostgresStore:
         Raises:
             StoreError: The statement failed, and so did the transaction.
         """
-        values = (self._key(claim.key), claim.token, str(claim.ttl_seconds))
         try:
-            status: str = await connection.execute(COMPLETE_IN, *values, timeout=CALL_SECONDS)
-        except DATABASE_ERRORS as error:
+            return await self._execute(connection, complete_in_statement, claim) == 1
+        except Exception as error:  # each driver has its own
             raise self._error("complete_in", error) from error
-        return status == "UPDATE 1"
+
+    async def check_database(self, connection: Any, claim: Claim, label: str) -> None:
+        """Check that *connection* leads to the database that has *claim*, in which ``complete_in`` will look for it.
+
+        Args:
+            connection: As in ``complete_in``.
+            label: The caller's call, for the error.
+
+        Raises:
+            ConfigError: There is no such table or record.
+            StoreError: The statement failed.
+        """
+        try:
+            found = await self._execute(connection, find_statement, claim)
+        except Exception as error:
+            if sqlstate_of(error) != UNDEFINED_TABLE:
+                raise self._error("check_database", error) from error
+            found = 0
+            reason = "has no table smartpipe_claims in its search_path"
+        else:
+            reason = "does not have the claim of this event"
+        if found == 0:
+            raise ConfigError(
+                f"{describe(label, connection)} leads to a database that {reason}: it must be the database of "
+                f"SMARTPIPE_IDEMPOTENCY_URL, {self._server}, because one transaction commits your changes and the claim"
+            )
+
+    async def _execute(self, connection: Any, statement: Callable[[str], str], claim: Claim) -> int:
+        document = claim_document(self._key(claim.key), claim.token, claim.ttl_seconds)
+        async with asyncio.timeout(CALL_SECONDS):
+            return await execute(connection, statement, document)
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[Any]:
@@ -240,12 +286,15 @@ class PostgresStore:
             log.warning("Cannot delete expired claims, will retry: %s", error)
 
     def _require_open(self, pool: asyncpg.Pool | None) -> asyncpg.Pool:
+        self._guard.check()
         if pool is None:
             raise StoreError(f"the store at {self._server} is not open")
         return pool
 
     def _error(self, method: str, error: BaseException) -> StoreError:
-        return self._database.store_error(method, error)
+        return self._database.store_error(
+            method, getattr(error, "orig", None) or error
+        )  # SQLAlchemy's has the statement
 
     def _key(self, key: str) -> str:
         return stored_key(self._prefix, key, max_bytes=MAX_KEY_BYTES)

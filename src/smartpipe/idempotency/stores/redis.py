@@ -10,15 +10,16 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from smartpipe.errors import ConfigError, StoreError
 from smartpipe.idempotency.store import Claimed, Completed, InProgress, claim_state
 from smartpipe.idempotency.stores.records import limit_lease, stored_key
+from smartpipe.process_guard import ProcessGuard
 from smartpipe.urls import describe_url, redact, scheme_of
 
 if TYPE_CHECKING:
@@ -52,8 +53,12 @@ local answer = {}
 for i, key in ipairs(KEYS) do
   local token, lease, ttl = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
   local found = redis.pcall('HMGET', key, 'state', 'token', 'attempt', 'until')
-  local other_type = found.err  -- the key is not a hash, so not a claim, and must not fail the whole batch
-  if other_type then found = {} end
+  local other_type = found.err and string.find(found.err, 'WRONGTYPE', 1, true)
+  if other_type then
+    found = {}  -- the key is not a hash, so not a claim, and must not fail the whole batch
+  elseif found.err then
+    return found  -- not permitted, for example: a held claim must not look free
+  end
   local state, mine = found[1], found[2] == token
 """
 _END = """
@@ -100,6 +105,10 @@ _COMPLETE = _BEGIN + _FINISH % {"state": "completed"} + _END
 _RELEASE = _BEGIN + _FINISH % {"state": "released"} + _END
 
 
+class _CheckRefusedError(StoreError):
+    """The ACL of the user does not allow a call."""
+
+
 class RedisStore:
     """Claims on one Redis server (6.2 or newer) or Valkey server. Leases expire by the server's clock.
 
@@ -107,7 +116,7 @@ class RedisStore:
     writes, and an eviction policy other than ``noeviction`` can drop claims. Redis Cluster is not supported.
 
     Raises:
-        ValueError: redis-py cannot read the URL.
+        ValueError: redis-py cannot read the URL, or a file that an option names.
     """
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
@@ -124,13 +133,17 @@ class RedisStore:
             # token every method can be repeated.
             retry=Retry(NoBackoff(), 1, (RedisConnectionError,)),
         )
+        pool.connection_kwargs["decode_responses"] = False  # the URL may have set it, and answers are compared as bytes
         try:
-            # This does not connect, but it refuses options that redis-py does not know.
-            pool.make_connection()  # type: ignore[no-untyped-call]
-        except TypeError as error:
+            # This does not connect, but it refuses options and values that redis-py does not know.
+            connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+            if isinstance(connection, SSLConnection):
+                connection.ssl_context.get()  # reads the files with certificates
+        except (OSError, RedisError, TypeError) as error:
             raise ValueError(str(error)) from None
         self._redis = Redis.from_pool(pool)
         self._server = describe_url(url)
+        self._guard = ProcessGuard(f"the store at {self._server}")
         self._prefix = prefix
         self._scripts = {
             method: self._redis.register_script(script)
@@ -140,14 +153,14 @@ class RedisStore:
     async def open(self) -> None:
         """Connect, and log a warning if the server may drop claims.
 
-        The first worker of this version scans all keys of the database, once, for claims of earlier versions.
+        The first worker of this version scans all keys of the database, once, for claims of earlier versions. If the
+        server refuses these checks to the user, a warning says so, and the store works without them.
 
         Raises:
             ConfigError: The server is a node of a Redis Cluster, or has claims of an earlier version.
             StoreError: The server is unreachable.
         """
-        async with self._convert_errors("INFO"):
-            info: dict[str, Any] = await self._redis.info()
+        info = await self._read_info()
         if info.get("redis_mode", info.get("server_mode")) == "cluster":
             raise ConfigError(
                 f"{self._server} is a node of a Redis Cluster, where the keys of a batch are on several nodes; use a "
@@ -161,7 +174,10 @@ class RedisStore:
                 self._server,
                 policy,
             )
-        await self._refuse_old_claims()
+        try:
+            await self._refuse_old_claims()
+        except _CheckRefusedError as error:
+            log.warning("%s was not checked for claims of earlier versions: %s", self._server, error)
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         """Claim the keys that are unknown or released, or whose lease has expired."""
@@ -218,7 +234,27 @@ class RedisStore:
             answer: list[Any] = await self._scripts[method](keys=[self._key(c.key) for c in claims], args=arguments)
         return answer
 
+    async def _read_info(self) -> dict[str, Any]:
+        """Return the server's INFO; empty if the server refuses it, for example because of the user's ACL."""
+        async with self._convert_errors("INFO"):
+            try:
+                info: dict[str, Any] = await self._redis.info()
+            except ResponseError as error:
+                log.warning(
+                    "%s does not answer INFO, so it is unknown whether it may drop claims: %s",
+                    self._server,
+                    redact(str(error)),
+                )
+                return {}
+        return info
+
     async def _refuse_old_claims(self) -> None:
+        """Look for claims of an earlier version, unless that was done before.
+
+        Raises:
+            ConfigError: There are such claims.
+            _CheckRefusedError: The user may not make the calls.
+        """
         async with self._convert_errors("GET"):
             if await self._redis.get(VERSION_KEY) == VERSION:
                 return
@@ -245,11 +281,14 @@ class RedisStore:
     @asynccontextmanager
     async def _convert_errors(self, call: str) -> AsyncIterator[None]:
         """Limit the time of a call, and convert its errors to StoreError."""
+        self._guard.check()
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 yield
         except TimeoutError:
             raise StoreError(f"{call} at {self._server}: no answer within {CALL_SECONDS:g} s") from None
+        except NoPermissionError as error:
+            raise _CheckRefusedError(f"{call} at {self._server}: {redact(str(error))}") from error
         except (RedisError, OSError) as error:
             raise StoreError(f"{call} at {self._server}: {redact(str(error)) or type(error).__name__}") from error
 

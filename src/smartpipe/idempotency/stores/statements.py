@@ -6,6 +6,9 @@ compares each row, after locking it, with one reading of the server's clock.
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
+
 # A refused claim writes its row unchanged, because only then does RETURNING have the locked row and so the reason. A
 # snapshot from before the lock could lack it. https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT
 # now() is when the statement arrived: if a new row had to wait for a lock, its lease is shorter by that time.
@@ -57,14 +60,34 @@ RENEW = _CHANGE.format(
 COMPLETE = _CHANGE.format(changes=f"state = 'completed', {_REMEMBER}", already="completed")
 RELEASE = _CHANGE.format(changes=f"state = 'released', {_REMEMBER}", already="released")
 
-# This runs on the caller's connection. A parameter of type text would pass through the codec that a handler may have
-# set for it, and a changed key would never match. refcursor has no such codec.
-COMPLETE_IN = f"""
+# These two run on the caller's connection, of any driver and with any codecs. So they have one value: JSON in Base64.
+_IN_DOCUMENT = (
+    "json_to_record(CAST(convert_from(decode({document}, 'base64'), 'UTF8') AS json)) "
+    "AS w (key text, token text, ttl float8)"
+)
+
+
+def complete_in_statement(document: str) -> str:
+    """Return the statement that completes one claim. *document* is an SQL expression, see ``claim_document``."""
+    return f"""
 UPDATE smartpipe_claims AS c
-SET state = 'completed', expires_at = {_WHILE_HELD.format(seconds="$3::refcursor::text::float8", column="expires_at")}
-WHERE c.key = $1::refcursor::text AND c.token = $2::refcursor::text
+SET state = 'completed', {_REMEMBER}
+FROM {_IN_DOCUMENT.format(document=document)}
+WHERE c.key = w.key AND c.token = w.token
   AND c.state IN ('held', 'completed') AND c.expires_at > clock_timestamp()
-"""  # noqa: S608 - constants
+"""  # noqa: S608 - constants, and a placeholder or Base64
+
+
+def find_statement(document: str) -> str:
+    """Return the statement that finds the record of one claim, held by any holder."""
+    return f"SELECT 1 FROM smartpipe_claims AS c JOIN {_IN_DOCUMENT.format(document=document)} USING (key)"  # noqa: S608
+
+
+def claim_document(key: str, token: str, ttl_seconds: float) -> str:
+    """Return the value for the two statements above."""
+    values = {"key": key, "token": token, "ttl": ttl_seconds}
+    return b64encode(json.dumps(values, ensure_ascii=False).encode()).decode()
+
 
 READ = """
 SELECT key, state, extract(epoch FROM lease_until - clock_timestamp())::float8 AS seconds

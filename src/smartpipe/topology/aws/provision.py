@@ -14,7 +14,7 @@ from smartpipe.topology.aws.calls import MAX_CALLS, Denied
 from smartpipe.topology.aws.operations import carry_out
 from smartpipe.topology.aws.read import TopologyReader
 from smartpipe.topology.changes import Change, pending_changes
-from smartpipe.topology.checks import find_errors, find_warnings
+from smartpipe.topology.checks import find_errors, find_short_memories, find_warnings
 from smartpipe.topology.derive import Declares, derive
 from smartpipe.topology.destroy import plan_destroy
 from smartpipe.topology.plan import group_into_stages, plan
@@ -102,6 +102,7 @@ class Provisioner:
             TopologyError: All errors of the plan; nothing can be applied while there are any.
             TransportError: AWS could not be asked; ``AccessDenied`` names every missing permission.
         """
+        services = list(services)
         naming = await self._session.addresses.naming()
         desired = derive(services, naming, self._table_and_bucket)
         reader = TopologyReader(self._session)
@@ -111,7 +112,9 @@ class Provisioner:
             raise TopologyError(errors)
         if destroying:
             actual = await reader.with_sources(actual, desired.external)
-        return PlanContext(desired, actual, naming, reader)
+        context = PlanContext(desired, actual, naming, reader)
+        context.notes += find_short_memories(services)
+        return context
 
     async def plan(self, services: Iterable[Declares]) -> list[Change]:
         """Return only the changes that ``apply`` has to make for *services*; errors as those of ``compare``."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _NOT_SET = frozenset({"NoSuchLifecycleConfiguration", "NoSuchTagSet"})
 """S3 answers with these errors if a bucket has no rules or no tags."""
 _OURS_ALREADY = frozenset({"BucketAlreadyOwnedByYou"})
+_LIFECYCLE_SETTINGS = ("TransitionDefaultMinimumObjectSize",)
+"""Settings beside the rules. PutBucketLifecycleConfiguration resets those that a call leaves out."""
 _NO_CONSTRAINT = "us-east-1"
 """CreateBucket does not accept the name of this region."""
 
@@ -92,11 +94,11 @@ async def read_bucket(reading: Reading, arn: str, desired: Topology) -> Attribut
     listed = await reading.call(partial(s3.list_objects_v2, **bucket, MaxKeys=1), "s3:ListBucket", arn)
     if listed is None:
         return None
-    get_rules, get_tags = partial(_get_rules, s3, bucket), partial(_get_tags, s3, bucket)
-    rules = await _none_if_not_set(reading.call(get_rules, "s3:GetLifecycleConfiguration", arn))
+    get_lifecycle, get_tags = partial(_get_lifecycle, s3, bucket), partial(_get_tags, s3, bucket)
+    lifecycle = await _none_if_not_set(reading.call(get_lifecycle, "s3:GetLifecycleConfiguration", arn)) or {}
     tags = await _none_if_not_set(reading.call(get_tags, "s3:GetBucketTagging", arn))
     prefix = desired.of("bucket")[arn][LIFECYCLE]["Prefix"]
-    return {LIFECYCLE: find_expiry(rules or [], prefix), TAGS: tags or {}}
+    return {LIFECYCLE: find_expiry(lifecycle.get("Rules", []), prefix), TAGS: tags or {}}
 
 
 async def create_bucket(session: AwsSession, change: Change) -> None:
@@ -117,9 +119,11 @@ async def update_bucket(session: AwsSession, change: Change) -> None:
     s3 = await session.client("s3")
     bucket = await _bucket_arguments(session, change.name)
     if LIFECYCLE in change.attributes:
-        get = call_for(change, _get_rules(s3, bucket), "s3:GetLifecycleConfiguration")
-        rules = merge_rule(await _none_if_not_set(get) or [], change.attributes[LIFECYCLE])
-        put = s3.put_bucket_lifecycle_configuration(**bucket, LifecycleConfiguration={"Rules": rules})
+        get = call_for(change, _get_lifecycle(s3, bucket), "s3:GetLifecycleConfiguration")
+        found = await _none_if_not_set(get) or {}
+        rules = merge_rule(found.get("Rules", []), change.attributes[LIFECYCLE])
+        kept = {name: found[name] for name in _LIFECYCLE_SETTINGS if name in found}
+        put = s3.put_bucket_lifecycle_configuration(**bucket, LifecycleConfiguration={"Rules": rules}, **kept)
         await call_for(change, put, "s3:PutLifecycleConfiguration")
     if TAGS in change.attributes:
         present = await _none_if_not_set(call_for(change, _get_tags(s3, bucket), "s3:GetBucketTagging")) or {}
@@ -133,9 +137,9 @@ async def _bucket_arguments(session: AwsSession, name: str) -> dict[str, str]:
     return {"Bucket": name, "ExpectedBucketOwner": (await session.addresses.naming()).account_id}
 
 
-async def _get_rules(s3: Any, bucket: Mapping[str, str]) -> list[dict[str, Any]]:
-    rules: list[dict[str, Any]] = (await s3.get_bucket_lifecycle_configuration(**bucket)).get("Rules", [])
-    return rules
+async def _get_lifecycle(s3: Any, bucket: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = await s3.get_bucket_lifecycle_configuration(**bucket)
+    return found
 
 
 async def _get_tags(s3: Any, bucket: Mapping[str, str]) -> dict[str, str]:

@@ -214,9 +214,18 @@ def _subscription(topic_arn: str, queue_arn: str, attributes: Attributes, ids: M
 
 
 def _literal(policy: dict[str, Any]) -> Any:
-    """Return a filter policy, as JSON text if CloudFormation would mistake one of its names for a function."""
+    """Return a filter policy. It is JSON text if it has a null, or a name that CloudFormation takes for a function.
+
+    CloudFormation refuses a template with a null anywhere. SNS accepts the text too.
+    """
     text = json.dumps(policy)
-    return text if _FUNCTION.search(text) else policy
+    return text if _FUNCTION.search(text) or _has_null(policy) else policy
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
 
 
 def _output(arn: str, logical_id: str) -> tuple[str, dict[str, Any]]:

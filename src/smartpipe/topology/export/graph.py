@@ -77,7 +77,8 @@ def build_graph(services: Iterable[Declares]) -> Graph:
 
 
 def _draw_publishing(service: Declares) -> Iterator[Arrow]:
-    publisher = Node("publisher", service.name, (service.name,))
+    details = () if service.bindings else ("producer",)
+    publisher = Node("publisher", service.name, (service.name, *details))
     for topic in dict.fromkeys(contract.topic for contract in service.published):
         types = {contract.type for contract in service.published if contract.topic == topic}
         yield Arrow(publisher, _topic(topic), _shorten(sorted(types)), topic.name)
@@ -101,9 +102,24 @@ def _topic(topic: Topic) -> Node:
 
 
 def _queue(queue: Queue, binding: Binding | None = None) -> Node:
-    after = "" if binding is None or queue.existing else f" after {redrive_count(binding)} receives"
-    lines = (name_in(queue.name), *_home(queue.name), f"{name_in(queue.dead_letter_name)}{after}")
+    lines = (name_in(queue.name), *_home(queue.name), *_describe_dead_lettering(queue, binding))
     return Node("queue", queue.name, lines, queue.existing)
+
+
+def _describe_dead_lettering(queue: Queue, binding: Binding | None) -> Iterator[str]:
+    """Yield when a worker moves a message to the dead-letter queue, and when SQS does it without a worker."""
+    dead_letter_name = name_in(queue.dead_letter_name)
+    policies = binding.policies if binding is not None else ()
+    attempts = sorted({policy.attempts for policy in policies if policy.on_exhausted != "halt"})
+    if attempts:
+        number = f"{attempts[0]} to {attempts[-1]}" if len(attempts) > 1 else f"{attempts[0]}"
+        yield f"{number} attempt{'' if attempts == [1] else 's'}, then {dead_letter_name}"
+    else:
+        yield dead_letter_name
+    if any(policy.on_exhausted == "halt" for policy in policies):
+        yield "halts its group after the last attempt"
+    if binding is not None and not queue.existing:
+        yield f"by SQS after {redrive_count(binding)} receives"
 
 
 def _home(name: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Resource Groups Tagging and CloudWatch. IAM authorizes a batch call as the call 
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, is_arn
@@ -15,7 +16,7 @@ from smartpipe.topology.resources import POLICY_VERSION
 from smartpipe.topology.table_and_bucket import BUCKET_READ_ACTIONS, BUCKET_WRITE_ACTIONS, NO_TABLE_AND_BUCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
     from smartpipe.names import Naming
     from smartpipe.topology.derive import Declares
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from smartpipe.topology.resources import Topology
     from smartpipe.topology.table_and_bucket import TableAndBucket
 
+MAX_CHARACTERS = 6_144
+"""The longest managed policy, without white space: IAM and AWS STS quotas, "IAM and STS character limits"."""
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
@@ -35,6 +38,9 @@ def build_policies(
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It allows reading all topics and queues
     with the environment's prefix, because a plan also reports resources that no service declares any more. It allows
     changing only this service's resources. ``redrive`` is for the ``dlq`` commands.
+
+    A policy that would be longer than IAM accepts is split: the names of its other parts are ``consume-2`` and so on,
+    and a role needs all of them.
 
     Raises:
         ConfigError: The service's declarations contradict each other or AWS.
@@ -49,7 +55,60 @@ def build_policies(
         "provision": _allow_provisioning(topology, naming),
         "redrive": [*_allow_redriving(service, naming), *_allow_kinds("redrive", topology), *read_payloads],
     }
-    return {name: {"Version": POLICY_VERSION, "Statement": found[name]} for name in found if found[name]}
+    return {
+        name if number == 1 else f"{name}-{number}": document
+        for name, statements in found.items()
+        for number, document in enumerate(_split(statements), 1)
+    }
+
+
+def describe_split_policies(service: str, policies: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each policy of a service that is split into several."""
+    parts: dict[str, list[str]] = {}
+    for name in policies:
+        parts.setdefault(name.partition("-")[0], []).append(name)
+    return [
+        f"service {service}: policy {name} is longer than the {MAX_CHARACTERS:,} characters of a managed policy, so it "
+        f"is split: attach {', '.join(found)} to the role (IAM allows 10 policies by default)"
+        for name, found in parts.items()
+        if len(found) > 1
+    ]
+
+
+def _split(statements: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the documents with these statements, each short enough for IAM."""
+    part: list[dict[str, Any]] = []
+    for statement in statements:
+        rest = statement["Resource"]
+        while rest:
+            fitting = _count_fitting(part, {**statement, "Resource": rest})
+            if fitting or not part:
+                part.append({**statement, "Resource": rest[: max(1, fitting)]})
+                rest = rest[max(1, fitting) :]
+            if rest:
+                yield _document(part)
+                part = []
+    if part:
+        yield _document(part)
+
+
+def _count_fitting(part: list[dict[str, Any]], statement: dict[str, Any]) -> int:
+    """Return how many resources of *statement* fit into a document with the statements of *part*."""
+    resources = statement["Resource"]
+    left = MAX_CHARACTERS - _size_of(_document([*part, {**statement, "Resource": []}]))
+    for count, resource in enumerate(resources):
+        left -= _size_of(resource) + (1 if count else 0)
+        if left < 0:
+            return count
+    return len(resources)
+
+
+def _document(statements: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"Version": POLICY_VERSION, "Statement": statements}
+
+
+def _size_of(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
 
 
 def _allow_kinds(purpose: Purpose, topology: Topology) -> list[dict[str, Any]]:

@@ -11,8 +11,9 @@ from botocore.credentials import EnvProvider
 from botocore.exceptions import BotoCoreError
 from botocore.session import Session
 
-from smartpipe.errors import ConfigError
+from smartpipe.errors import ConfigError, TransportError
 from smartpipe.names import Naming
+from smartpipe.process_guard import ProcessGuard
 from smartpipe.transports.aws.addresses import queue_lookup
 from smartpipe.transports.aws.configuration import (
     check_client,
@@ -21,7 +22,9 @@ from smartpipe.transports.aws.configuration import (
     configuration_errors,
     configure,
 )
+from smartpipe.transports.aws.credential_errors import credential_errors
 from smartpipe.transports.aws.credentials import refresh_when_refused_blocking
+from smartpipe.transports.aws.own_attributes import keep_own_attributes
 from smartpipe.transports.aws.variables import check_before_signing_blocking
 from smartpipe.urls import redact
 
@@ -57,6 +60,15 @@ class BlockingAwsSession:
         self._naming: Naming | None = None
         self._queue_urls: dict[str, str] = {}
         self._lock = threading.RLock()
+        self._guard = ProcessGuard("this publisher")
+
+    def check_usable(self) -> None:
+        """Check that this session was first used in this process. One that was only created before a fork is usable.
+
+        Raises:
+            ConfigError: It was first used in another process.
+        """
+        self._guard.check()
 
     def client(self, service: str, *, region: str | None = None) -> Any:
         """Return the boto3 client of *service*. The session opens it at its first use, and closes it.
@@ -77,11 +89,14 @@ class BlockingAwsSession:
         check_urls(service)
         create: Any = self.boto3_session.client
         try:
-            with configuration_errors():
+            with configuration_errors(), credential_errors():  # boto3 fetches the credentials now
                 client = create(service, region_name=region, config=self._config)
-        except BotoCoreError as error:  # boto3 fetches the credentials now, and the text quotes from where
+        except TransportError as error:
+            raise ConfigError(f"AWS configuration: {error.detail}") from None
+        except BotoCoreError as error:
             raise ConfigError(f"AWS configuration: {redact(str(error))}") from None
         check_client(client)
+        keep_own_attributes(client)
         return client
 
     def account_id(self) -> str:

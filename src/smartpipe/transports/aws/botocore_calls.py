@@ -16,6 +16,7 @@ from smartpipe.transports.aws.entries import (
     send_entries,
     visibility_entries,
 )
+from smartpipe.transports.aws.own_attributes import mark_own
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class BotocoreSqs:
     async def send(self, url: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call SendMessageBatch."""
         sqs = await self._session.client("sqs")
-        response = await sqs.send_message_batch(QueueUrl=url, Entries=send_entries(messages))
+        response = await sqs.send_message_batch(QueueUrl=url, Entries=mark_own(send_entries(messages)))
         return read_failures(response, len(messages))
 
     def close(self) -> None:
@@ -82,7 +83,7 @@ class BotocoreSns:
     async def publish(self, arn: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
         sns = await self._session.client("sns", region=region_in(arn))
-        response = await sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=publish_entries(messages))
+        response = await sns.publish_batch(TopicArn=arn, PublishBatchRequestEntries=mark_own(publish_entries(messages)))
         return read_failures(response, len(messages))
 
     def close(self) -> None:

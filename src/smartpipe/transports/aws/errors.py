@@ -17,9 +17,10 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from smartpipe.errors import SmartpipeError, TransportError
+from smartpipe.errors import ConfigError, SmartpipeError, TransportError
 from smartpipe.exhaustion import causes, exhausted_resource, shortage_code
 from smartpipe.message import Failure
+from smartpipe.transports.aws.credential_errors import find_credential_failure
 from smartpipe.urls import redact
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ SKEWED = frozenset({"InvalidSignatureException", "RequestTimeTooSkewed"})
 # SNS and STS have one code for a wrong secret and a wrong clock. Only the messages differ.
 _SKEW_MESSAGES = ("Signature expired", "Signature not yet current")
 MISSING = frozenset({"QueueDoesNotExist", "NotFound"})
+# The request itself is wrong. Some brokers report these as their own fault: with SenderFault false, or with status 500.
+INVALID = frozenset({
+    "BatchEntryIdsNotDistinct", "BatchRequestTooLong", "EmptyBatchRequest", "InvalidAttributeName",
+    "InvalidAttributeValue", "InvalidBatchEntryId", "InvalidIdFormat", "InvalidMessageContents", "InvalidParameter",
+    "InvalidParameterCombination", "InvalidParameterValue", "MessageNotInflight", "MessageTooLong",
+    "MissingParameter", "ParameterValueInvalid", "ReceiptHandleIsInvalid", "TooManyEntriesInBatchRequest",
+    "UnsupportedOperation", "ValidationError", "ValidationException",
+})  # fmt: skip
 _CERTIFICATE_REFUSED = "CERTIFICATE_VERIFY_FAILED"
 
 
@@ -75,9 +84,13 @@ def code_of(response: Mapping[str, Any]) -> str:
 
 
 def read_failure(index: int, entry: Mapping[str, Any]) -> Failure:
-    """Return one element of a batch response's ``Failed`` list as a failure."""
+    """Return one element of a batch response's ``Failed`` list as a failure.
+
+    The code decides. Only if it is neither a known temporary error nor a known mistake, ``SenderFault`` does.
+    """
     code = normalise(str(entry.get("Code", "Unknown")))
-    retryable = not entry.get("SenderFault", False) or code in THROTTLES or code in UNAVAILABLE
+    sender_fault = str(entry.get("SenderFault", False)).lower() == "true"
+    retryable = code in THROTTLES or code in UNAVAILABLE or not (sender_fault or code in INVALID)
     return Failure(index, code, str(entry.get("Message") or code), retryable)
 
 
@@ -90,9 +103,15 @@ def classify(error: Exception, *, action: str, target: str) -> TransportError:
 
     Raises:
         SmartpipeError: *error* itself, if it is one.
+        ConfigError: A credential provider failed in a way that only a change of the configuration can repair.
     """
     if isinstance(error, SmartpipeError):
         raise error
+    failure = find_credential_failure(error)
+    if failure is not None:
+        if isinstance(failure, ConfigError):
+            raise failure from error
+        return failure
     if isinstance(error, ClientError):
         return _classify_response(error, action, target)
     if isinstance(error, NoCredentialsError):
@@ -156,7 +175,7 @@ def _classify_response(error: ClientError, action: str, target: str) -> Transpor
     code = code_of(response)
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     detail = f"{action} on {target}: {response.get('Error', {}).get('Message') or code}"
-    if code in THROTTLES or code in UNAVAILABLE or status >= 500 or status == 429:  # noqa: PLR2004
+    if code in THROTTLES or code in UNAVAILABLE or (status >= 500 and code not in INVALID) or status == 429:  # noqa: PLR2004
         return TransportError(code, detail, retryable=True)
     if code in EXPIRED:
         return TransportError(code, f"{detail}; the credentials have expired, waiting for new ones", retryable=True)

@@ -25,7 +25,9 @@ from smartpipe.transports.aws.configuration import (
     configure,
     create_tls_context,
 )
+from smartpipe.transports.aws.credential_errors import credential_errors
 from smartpipe.transports.aws.credentials import refresh_when_refused
+from smartpipe.transports.aws.own_attributes import keep_own_attributes
 from smartpipe.transports.aws.variables import check_before_signing, check_credentials
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class AwsSession:
 
         Raises:
             ConfigError: The AWS configuration has an error, or this is not the event loop of the first call.
-            TransportError: ``TransportClosed``.
+            TransportError: ``TransportClosed``, or the credentials cannot be fetched for now.
         """
         self.check_usable()
         key = service, purpose, region or self.region
@@ -112,9 +114,10 @@ class AwsSession:
         # pollers and batchers, limit the number of concurrent calls already.
         config = AioConfig(max_pool_connections=0, **client_options(read_timeout_seconds=seconds))
         create: Any = self.botocore_session.create_client
-        with configuration_errors():
+        with configuration_errors(), credential_errors():  # botocore fetches the credentials now
             client = await self._stack.enter_async_context(create(service, region_name=region, config=config))
         check_client(client)
+        keep_own_attributes(client)
         return client
 
     def check_usable(self) -> None:
@@ -137,9 +140,14 @@ class AwsSession:
             raise ConfigError(msg)
 
     async def find_credentials(self) -> FoundCredentials | None:
-        """Return the current credentials. botocore refreshes them minutes before they expire."""
-        found: Any = await self.botocore_session.get_credentials()
-        return FoundCredentials(await found.get_frozen_credentials(), found.method) if found else None
+        """Return the current credentials. botocore refreshes them minutes before they expire.
+
+        Raises:
+            ConfigError, TransportError: As ``credential_errors``.
+        """
+        with credential_errors():
+            found: Any = await self.botocore_session.get_credentials()
+            return FoundCredentials(await found.get_frozen_credentials(), found.method) if found else None
 
     async def refresh_credentials(self) -> bool:
         """Fetch new credentials, at most once in 10 s; return whether that brought new ones."""
@@ -152,10 +160,12 @@ class AwsSession:
         the first call of AWS will fail with it, and will be retried.
 
         Raises:
-            ConfigError: They may not. The error names their source.
+            ConfigError: They may not, or their source can never provide any. The error names the source.
         """
         try:
             found = await self.find_credentials()
+        except ConfigError:
+            raise
         except Exception as error:  # noqa: BLE001 - of botocore, or of a credential provider
             log.debug("Cannot fetch the credentials: %s", error)
             return

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.characters import CONTROL, character_error
 from smartpipe.errors import ConfigError
+from smartpipe.transports.aws.credential_errors import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,16 +35,6 @@ _ENDPOINTS = "AWS_ENDPOINT_URL"
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 _REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_SOURCES = {
-    "config-file": "the AWS config file",
-    "container-role": "the container's credentials endpoint",
-    "custom-process": "credential_process",
-    "env": "the environment",
-    "explicit": "the session that was passed in",
-    "iam-role": "the instance's metadata service",
-    "shared-credentials-file": "the shared credentials file",
-}
-"""botocore's names of credential sources, in words. Other names are shown unchanged."""
 
 
 def read_as_other_sdks_do(session: Session | AioSession, env_provider: Any) -> None:
@@ -127,7 +118,7 @@ def check_credentials(credentials: Credentials, method: str) -> None:
         "the secret access key": credentials.secret_key,
         "the session token": credentials.token,
     }
-    source = _SOURCES.get(method, method)
+    source = SOURCES.get(method, method)
     errors = [
         f"AWS credentials from {source}: {name} {error}"
         for name, value in parts.items()

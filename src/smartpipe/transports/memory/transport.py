@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from base64 import b64encode
 from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -209,9 +210,8 @@ def _now() -> float:
 def _notification(topic: str, message: OutgoingMessage) -> str:
     """Return the JSON document in which SNS wraps a message without raw delivery."""
     attributes: dict[str, Any] = {
-        name: {"Type": data_type, "Value": value}
+        name: {"Type": data_type, "Value": value if isinstance(value, str) else b64encode(value).decode()}
         for name, (data_type, value) in message.attributes.items()
-        if isinstance(value, str)
     }
     fields = {
         "Type": "Notification",

@@ -39,12 +39,14 @@ class Command(NamedTuple):
         arguments: The arguments of ``python -m smartpipe``.
         environment: All environment variables; by default those of this process.
         prefix: A prefix for each line that the child prints. By default, the child shares this process's output.
+        external: *arguments* begin with another program, which does not report whether it is ready.
     """
 
     name: str
     arguments: tuple[str, ...]
     environment: Mapping[str, str] | None = None
     prefix: str | None = None
+    external: bool = False
 
 
 async def run_command(command: Command) -> int:
@@ -58,8 +60,9 @@ async def _spawn(command: Command, *more: str) -> asyncio.subprocess.Process:
     The standard input of the child is a pipe. It ends with this process, even if this process is killed.
     """
     output = None if command.prefix is None else asyncio.subprocess.PIPE
+    words = command.arguments if command.external else (sys.executable, "-m", "smartpipe", *command.arguments, *more)
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "smartpipe", *command.arguments, *more),
+        *words,
         stdin=asyncio.subprocess.PIPE,
         stdout=output,
         stderr=asyncio.subprocess.STDOUT if output else None,
@@ -94,6 +97,7 @@ class Child:
 
     def __init__(self, command: Command, socket: Path, *, reloading: bool) -> None:
         self.name = command.name
+        self.external = command.external
         self.socket = socket
         self.restarts = 0
         self.ready = asyncio.Event()
@@ -128,6 +132,9 @@ class Child:
             if self._stopping.is_set():
                 self.exit_after_stop = ended
                 break
+            if self.external and ended.code == 0:
+                log.info("process %s has ended with exit code 0", self.name)
+                return None
             failures = count_failures(failures, ended)
             next_step = decide_after_exit(ended, failures, any_was_ready=any_was_ready(), reloading=self._reloading)
             text = f"process {self.name} ended unexpectedly: {describe_exit(ended.code)}"
@@ -158,11 +165,12 @@ class Child:
         process = self._process = await _spawn(self._command, "--supervised", str(self.socket))
         if self._stopping.is_set():
             self.signal(signal.SIGTERM)
-        watching = asyncio.create_task(self._watch_until_ready())
+        watching = None if self.external else asyncio.create_task(self._watch_until_ready())
         try:
             code = await _wait_for_exit(process, self._command.prefix)
         finally:
-            watching.cancel()
+            if watching is not None:
+                watching.cancel()
             self._process = None
         return ProcessExit(code, self.running_seconds, self.ready.is_set())
 

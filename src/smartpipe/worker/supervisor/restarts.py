@@ -62,9 +62,11 @@ def decide_after_exit(
 def combine_exits(exits: Iterable[ProcessExit]) -> int:
     """Return 0 if all processes drained cleanly after they were asked to stop, or else 1.
 
-    A process that SIGTERM ended before it was ready counts as clean, because it had not received any messages.
+    A process that SIGTERM ended before it was ready counts as clean, because it had not received any messages. A
+    program that is not a worker is never ready, and may report the signal as a shell does.
     """
-    return int(any(one.code and not (one.code == -signal.SIGTERM and not one.was_ready) for one in exits))
+    by_sigterm = (-signal.SIGTERM, 128 + signal.SIGTERM)
+    return int(any(one.code and not (one.code in by_sigterm and not one.was_ready) for one in exits))
 
 
 def describe_exit(code: int) -> str:

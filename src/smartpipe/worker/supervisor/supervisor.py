@@ -39,10 +39,10 @@ class Address(NamedTuple):
 
 
 class Supervisor:
-    """Runs a process for each of *commands*.
+    """Runs a process for each of ``commands``.
 
     Args:
-        commands: The arguments of ``smartpipe worker`` for each child. Names must differ.
+        commands: The arguments of ``smartpipe worker`` for each child. Names must differ. *prepare* may replace them.
         drain_seconds: The drain budget of the children. A child that takes 5 s longer is killed.
         liveness_seconds: The maximum time from the start of a child until it responds.
         address: The address of ``/livez``, ``/readyz`` and ``/metrics``. By default, they are not served.
@@ -63,7 +63,7 @@ class Supervisor:
         watcher: SourceWatcher | None = None,
         prepare: Callable[[], Coroutine[Any, Any, int]] | None = None,
     ) -> None:
-        self._commands = commands
+        self.commands = commands
         self._kill_after_seconds = drain_seconds + KILL_MARGIN_SECONDS
         self._same_service = same_service
         self._watcher = watcher
@@ -130,7 +130,7 @@ class Supervisor:
         elif not self._stopping.is_set():
             self.children = [
                 Child(command, sockets / f"{number}.sock", reloading=self._watcher is not None)
-                for number, command in enumerate(self._commands, start=1)
+                for number, command in enumerate(self.commands, start=1)
             ]
             child_tasks = await self._start_children()
             logging_ready = asyncio.create_task(self._log_when_ready())
@@ -150,6 +150,8 @@ class Supervisor:
         return 0
 
     async def _start_children(self) -> list[asyncio.Task[int | None]]:
+        if not self.children:
+            return []
         first, *rest = self.children
         child_tasks = [asyncio.create_task(first.run(self._check_any_ready))]
         if self._same_service and rest:
@@ -176,6 +178,8 @@ class Supervisor:
     async def _drain(self, child_tasks: list[asyncio.Task[int | None]]) -> None:
         for child in self.children:
             child.stop()
+        if not child_tasks:
+            return
         _, late = await asyncio.wait(child_tasks, timeout=self._kill_after_seconds)
         if late:
             names = ", ".join(child.name for child in self.children if child.pid is not None)
@@ -185,10 +189,11 @@ class Supervisor:
         self._exit_code = self._exit_code or combine_exits(exits)
 
     async def _log_when_ready(self) -> None:
-        for child in self.children:
+        workers = [child for child in self.children if not child.external]
+        for child in workers:
             await child.ready.wait()
-        if len(self.children) > 1:
-            log.info("ready: all %d processes", len(self.children))
+        if len(workers) > 1:
+            log.info("ready: all %d processes", len(workers))
 
     def _check_any_ready(self) -> bool:
         self._any_was_ready = self._any_was_ready or any(child.ready.is_set() for child in self.children)

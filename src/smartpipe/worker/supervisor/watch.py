@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
 log = logging.getLogger("smartpipe.supervisor")
@@ -26,16 +27,20 @@ class SourceWatcher:
 
     Use it as an async context manager, in a running event loop.
 
+    Args:
+        also: The names of further files in this directory.
+
     Raises:
         ConfigError: watchfiles is not installed.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, also: Sequence[str] = ()) -> None:
         if not can_watch():
             msg = "--reload needs watchfiles; run pip install 'smartpipe[local]'"
             raise ConfigError(msg)
         self.changed = asyncio.Event()
         self._directory = directory
+        self._others = {str(directory / name) for name in also}
         self._paths: set[Path] = set()
         self._stop = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -69,6 +74,8 @@ class SourceWatcher:
         ignored = DefaultFilter(ignore_dirs=(*DefaultFilter.ignore_dirs, "venv", ".nox", ".ruff_cache"))
 
         def is_source(change: Change, path: str) -> bool:
+            if path in self._others:
+                return True
             return path.endswith((".py", "/pyproject.toml")) and ignored(change, path.removeprefix(outer))
 
         batches = awatch(self._directory, watch_filter=is_source, stop_event=self._stop, ignore_permission_denied=True)

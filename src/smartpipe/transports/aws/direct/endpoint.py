@@ -21,6 +21,7 @@ from botocore.exceptions import (
 )
 from botocore.utils import get_environ_proxies
 
+from smartpipe.characters import CONTROL
 from smartpipe.transports.aws.direct.http import NO_RESPONSE, ConnectionLost, Pool
 from smartpipe.transports.aws.direct.signing import Signer
 from smartpipe.transports.aws.errors import STALE, classify, code_of, is_skew
@@ -132,6 +133,8 @@ def _read_destination(request: Any, config: Any) -> Destination | str:
         return "a proxy is set"
     if config.client_cert:
         return "a client certificate is set"
+    if CONTROL.search(parts.netloc + _text(request.headers.get("User-Agent"))):  # of a session that was passed in
+        return "its User-Agent or its host has a control character"
     _, _, region, service, _ = scope.split(",")[0].split("/")
     return Destination(f"{parts.scheme}://{parts.netloc}", region, service, _text(request.headers.get("User-Agent")))
 

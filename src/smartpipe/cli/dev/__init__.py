@@ -1,0 +1,1 @@
+"""``smartpipe dev``: a broker, the topology, workers and other processes in one terminal."""

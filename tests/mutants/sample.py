@@ -1,0 +1,126 @@
+"""Find the mutants of the source, and choose some of each folder at random."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from itertools import islice
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cosmic_ray.ast import Visitor, get_ast
+from cosmic_ray.mutating import mutate_code
+
+from tests.mutants.operators import list_operators
+from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+PACKAGE = ROOT / "src" / "smartpipe"
+
+
+class Mutant(NamedTuple):
+    """One change of the source in one place.
+
+    Args:
+        occurrence: The number of this place among all places of the file to which the operator applies.
+    """
+
+    folder: str
+    file: str
+    line: int
+    operator: str
+    occurrence: int
+
+    def apply(self) -> str:
+        """Return the changed text of the file."""
+        changed: str | None = mutate_code(
+            (ROOT / self.file).read_text(), list_operators()[self.operator][1], self.occurrence
+        )
+        assert changed is not None, self
+        return changed
+
+    def describe(self) -> str:
+        """Return the line before and after the change."""
+        before, after = (ROOT / self.file).read_text().splitlines(), self.apply().splitlines()
+        changed = [number for number, (old, new) in enumerate(zip(before, after, strict=False)) if old != new]
+        number = changed[0] if changed else self.line - 1
+        return f"{before[number].strip()}  →  {after[number].strip()}"
+
+
+def folder_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "(root)"
+
+
+def choose_mutants(seed: int, count: int, folders: Sequence[str] = ()) -> list[Mutant]:
+    """Return *count* mutants of each folder. The same seed and source give the same mutants.
+
+    First a place is chosen, that is a line and a family of operators, and then one of the operators. Otherwise the
+    operators with many variants would make up most of the sample.
+    """
+    by_folder: dict[str, dict[tuple[str, int, str], list[Mutant]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted(PACKAGE.rglob("*.py")):
+        folder = folder_of(file)
+        if not folders or folder in folders:
+            for family, mutant in _find_mutants(file, folder):
+                by_folder[folder][mutant.file, mutant.line, family].append(mutant)
+    chosen: list[Mutant] = []
+    for folder, places in sorted(by_folder.items()):
+        random = Random(f"{seed} {folder}")
+        shuffled = random.sample(sorted(places), len(places))
+        compiling = filter(_compiles, (random.choice(places[place]) for place in shuffled))
+        chosen += islice(compiling, count)
+    return chosen
+
+
+def _compiles(mutant: Mutant) -> bool:
+    try:
+        compile(mutant.apply(), mutant.file, "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+def _find_mutants(file: Path, folder: str) -> Iterator[tuple[str, Mutant]]:
+    text = file.read_text()
+    ignored = _find_ignored(ast.parse(text), text.splitlines())
+    nodes = _Nodes()
+    nodes.walk(get_ast(text))
+    for name, (family, operator) in list_operators().items():
+        starts = [start for node in nodes.found for start, _ in operator.mutation_positions(node)]
+        for occurrence, (line, column) in enumerate(starts):
+            if not any(start <= (line, column) < end for start, end in ignored):
+                yield family, Mutant(folder, str(file.relative_to(ROOT)), line, name, occurrence)
+
+
+class _Nodes(Visitor):  # type: ignore[misc]
+    """Collects the nodes in the order in which cosmic-ray counts the places of an operator."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def visit(self, node: Any) -> Any:
+        self.found.append(node)
+        return node
+
+
+def _find_ignored(tree: ast.AST, lines: Sequence[str]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return the parts of a file that never run: annotations, imports for type checkers, and marked lines."""
+    found = []
+    for node in ast.walk(tree):
+        parts: list[ast.AST | None] = []
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            parts.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parts.append(node.returns)
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            parts.append(node)
+        for part in parts:
+            if part is not None:
+                place: Any = part
+                found.append(((place.lineno, place.col_offset), (place.end_lineno, place.end_col_offset)))
+    marked = [number for number, line in enumerate(lines, 1) if "pragma: no cover" in line]
+    return [*found, *(((number, 0), (number + 1, 0)) for number in marked)]

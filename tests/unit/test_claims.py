@@ -1,0 +1,214 @@
+"""Claims over a long time: every renewal, every probe, and no call to the store too many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe.consumer.guard import MAX_DEFERRAL_SECONDS, _seconds_until_retry
+from smartpipe.errors import StoreError
+from smartpipe.idempotency.claims import PROBE_SECONDS, Claims
+from smartpipe.idempotency.store import Claim
+from smartpipe.idempotency.stores.memory import MemoryStore
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LEASE_SECONDS = 30.0
+INTERVAL_SECONDS = 10.0
+
+
+class CountingStore(MemoryStore):
+    """A store that counts its calls by verb, and is unavailable while ``down``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = False
+        self.calls: Counter[str] = Counter()
+        self.renewed: list[tuple[float, list[str]]] = []
+
+    def _count(self, verb: str) -> None:
+        self.calls[verb] += 1
+        if self.down:
+            raise StoreError("the store is down")
+
+    async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+        self._count("renew")
+        self.renewed.append((asyncio.get_running_loop().time(), [claim.key for claim in claims]))
+        return [True] * len(claims)
+
+    async def release(self, claims: Sequence[Claim]) -> list[bool]:
+        self._count("release")
+        return [True] * len(claims)
+
+    async def complete(self, claims: Sequence[Claim]) -> list[bool]:
+        self._count("complete")
+        return [True] * len(claims)
+
+
+def make_claim(key: str) -> Claim:
+    return Claim(key, f"token of {key}", LEASE_SECONDS, 3_600)
+
+
+class Held:
+    """Claims that are held in a store, and those that were lost."""
+
+    def __init__(self) -> None:
+        self.store = CountingStore()
+        self.claims = Claims(self.store)
+        self.lost: list[str] = []
+
+    def hold(self, key: str) -> Claim:
+        claim = make_claim(key)
+        self.claims.hold(claim, asyncio.get_running_loop().time(), lambda: self.lost.append(key))
+        return claim
+
+
+def test_a_claim_is_renewed_three_times_in_a_lease_for_as_long_as_it_is_held() -> None:
+    async def main() -> Held:
+        held = Held()
+        held.hold("a")
+        await asyncio.sleep(10 * LEASE_SECONDS + 1)
+        await held.claims.aclose()
+        return held
+
+    held = run_virtually(main())
+    assert [time for time, _ in held.store.renewed] == [INTERVAL_SECONDS * number for number in range(1, 31)]
+    assert held.lost == []
+
+
+def test_later_claims_are_renewed_although_an_earlier_one_was_dropped() -> None:
+    async def main() -> Held:
+        held = Held()
+        for number in range(5):  # the timer of each is running when it is dropped
+            earlier = held.hold(f"earlier{number}")
+            await asyncio.sleep(1)
+            later = held.hold(f"later{number}")
+            held.claims.drop(earlier)
+            await asyncio.sleep(2 * LEASE_SECONDS)
+            held.claims.drop(later)
+            await asyncio.sleep(LEASE_SECONDS)
+        await held.claims.aclose()
+        return held
+
+    renewed = Counter(key for _, keys in run_virtually(main()).store.renewed for key in keys)
+    assert set(renewed) == {f"later{number}" for number in range(5)}
+    assert set(renewed.values()) <= {5, 6}  # every 10 s in 60 s
+
+
+def test_claims_that_are_due_within_half_an_interval_share_a_call() -> None:
+    async def main() -> Held:
+        held = Held()
+        for number in range(10):
+            held.hold(str(number))
+            await asyncio.sleep(0.4)
+        await asyncio.sleep(10 * LEASE_SECONDS)
+        await held.claims.aclose()
+        return held
+
+    store = run_virtually(main()).store
+    assert store.calls["renew"] <= 31
+    assert all(len(keys) == 10 for _, keys in store.renewed[1:])
+
+
+def test_nothing_is_renewed_while_no_claim_is_held() -> None:
+    async def main() -> Held:
+        held = Held()
+        for number in range(3):
+            held.claims.drop(held.hold(str(number)))
+            await asyncio.sleep(1_000)
+        await held.claims.aclose()
+        return held
+
+    assert run_virtually(main()).store.calls["renew"] == 0
+
+
+def test_a_renewal_that_fails_is_repeated_at_the_next_interval_and_the_claim_lasts_until_its_lease_ends() -> None:
+    async def main() -> None:
+        held = Held()
+        held.hold("a")
+        for _ in range(2):  # two outages, and between them the lease is whole again
+            held.store.down = True
+            before = held.store.calls["renew"]
+            await asyncio.sleep(LEASE_SECONDS - INTERVAL_SECONDS)
+            assert held.lost == []
+            assert 1 <= held.store.calls["renew"] - before <= 2
+            assert held.claims.failures > 0
+            held.store.down = False
+            await asyncio.sleep(2 * LEASE_SECONDS)
+            assert (held.lost, held.claims.failures) == ([], 0)
+
+        held.store.down = True
+        await asyncio.sleep(LEASE_SECONDS + INTERVAL_SECONDS)
+        assert held.lost == ["a"]
+        before = held.store.calls["renew"]
+        await asyncio.sleep(10 * LEASE_SECONDS)
+        assert (held.lost, held.store.calls["renew"]) == (["a"], before)  # once, and not renewed any more
+        await held.claims.aclose()
+
+    run_virtually(main())
+
+
+def test_an_outage_that_a_renewal_notices_ends_without_another_message() -> None:
+    """A worker is not ready while calls fail. Neither a claim nor a message need come for it to be ready again."""
+
+    async def main() -> None:
+        held = Held()
+        for _ in range(2):
+            claim = held.hold("a")
+            held.store.down = True
+            await asyncio.sleep(INTERVAL_SECONDS + 1)
+            held.claims.drop(claim)
+            probes = held.store.calls["release"]
+            await asyncio.sleep(10 * PROBE_SECONDS)
+            assert held.claims.failures > 0
+            assert 9 <= held.store.calls["release"] - probes <= 11
+            held.store.down = False
+            await asyncio.sleep(PROBE_SECONDS + 1)
+            assert held.claims.failures == 0
+            probes = held.store.calls["release"]
+            await asyncio.sleep(100 * PROBE_SECONDS)
+            assert held.store.calls["release"] == probes
+        await held.claims.aclose()
+
+    run_virtually(main())
+
+
+def test_a_completion_is_repeated_for_half_a_minute_and_not_in_a_busy_loop() -> None:
+    async def main() -> tuple[int, float]:
+        held = Held()
+        held.store.down = True
+        started = asyncio.get_running_loop().time()
+        with pytest.raises(StoreError):
+            await held.claims.complete(make_claim("a"))
+        seconds = asyncio.get_running_loop().time() - started
+        await held.claims.aclose()
+        return held.store.calls["complete"], seconds
+
+    calls, seconds = run_virtually(main())
+    assert 5 <= calls <= 100
+    assert 30 <= seconds <= 33.1
+
+
+@pytest.mark.parametrize(
+    ("left", "receives", "lease", "expected"),
+    [
+        (12.0, 1, 30.0, 12.0),  # the rest of the lease
+        (12.0, 3, 30.0, 12.0),
+        (12.0, 4, 30.0, 60.0),  # from the fourth delivery on, twice as long each time
+        (12.0, 5, 30.0, 120.0),
+        (12.0, 7, 30.0, MAX_DEFERRAL_SECONDS),
+        (12.0, 1_000, 30.0, MAX_DEFERRAL_SECONDS),  # for ever
+        (299.0, 1_000, 10.0, MAX_DEFERRAL_SECONDS),
+        (900.0, 5, 30.0, 900.0),  # never before the lease ends
+        (900.0, 4, 900.0, 900.0),
+    ],
+)
+def test_a_deferral_lasts_at_least_as_long_as_the_claim_and_otherwise_five_minutes_at_most(
+    left: float, receives: int, lease: float, expected: float
+) -> None:
+    assert _seconds_until_retry(left, receives, lease) == expected
