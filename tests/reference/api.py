@@ -8,14 +8,17 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from smartpipe.options import PublishOptions, SubscribeOptions
+from smartpipe import options
 from tests.reference import docstrings
 from tests.reference.tables import code, default_of, table, type_of, unit_of
 
 MODULES = ("smartpipe", "smartpipe.blocking", "smartpipe.outbox", "smartpipe.middleware", "smartpipe.testing")
 NAMES = {"smartpipe.blocking": ["Publisher"], "smartpipe.middleware": ["Logging", "Timeout"]}
 """The public names of modules that have no ``__all__``."""
-OPTIONS = {"PublishOptions": PublishOptions, "SubscribeOptions": SubscribeOptions}
+STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+UNDESCRIBED = "TODO"
+"""The description of a parameter without one, for which the test of this page fails."""
+OPTIONS = {name: cls for name, cls in vars(options).items() if typing.is_typeddict(cls)}
 NOT_CONSTRUCTED = {"Delivery", "BatchDelivery", "PublishReport", "Transport"}
 """Classes whose objects you receive from smartpipe, and never create."""
 INTERNAL = {
@@ -100,7 +103,9 @@ def _constructor(thing: type) -> inspect.Signature | None:
         return None
     if thing.__name__ == "Event":
         declare = thing.__dict__["__pydantic_init_subclass__"].__func__
-        parameters = [one for one in inspect.signature(declare).parameters.values() if one.name not in ("cls", "kwargs")]
+        parameters = [
+            one for one in inspect.signature(declare).parameters.values() if one.name not in ("cls", "kwargs")
+        ]
         return inspect.Signature(parameters)
     if issubclass(thing, Exception) and not any("__init__" in vars(cls) for cls in thing.__mro__[:-4]):
         return None  # that of Exception
@@ -124,14 +129,14 @@ def _spell(name: str, signature: inspect.Signature) -> str:
     for parameter in signature.parameters.values():
         if parameter.name in ("self", "cls"):
             continue
-        options = _options(parameter)
-        if (options or parameter.kind is parameter.KEYWORD_ONLY) and not keyword_only:
+        taken = _options(parameter)
+        if (taken or parameter.kind is parameter.KEYWORD_ONLY) and not keyword_only:
             parts.append("*")
             keyword_only = True
-        if options:
-            parts += [f"{key}={_option_default(options, key)}" for key in options.__annotations__]
+        if taken:
+            parts += [f"{key}={_option_default(key)}" for key in taken.__annotations__]
             continue
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        star = STARS.get(parameter.kind, "")
         keyword_only = keyword_only or star == "*"
         default = default_of(parameter.default).strip("`").replace("\\|", "|")
         parts.append(f"{star}{parameter.name}" + (f"={default}" if default else ""))
@@ -145,25 +150,32 @@ def _options(parameter: inspect.Parameter) -> Any:
     return next((cls for name, cls in OPTIONS.items() if annotation == f"Unpack[{name}]"), None)
 
 
-def _option_default(options: Any, key: str) -> str:
+def _option_default(key: str) -> str:
     return {"idempotent": "False", "timeout_seconds": "..."}.get(key, "None")
 
 
 def _parameters(owner: str, signature: inspect.Signature, described: dict[str, str]) -> str:
     rows = []
     for parameter in signature.parameters.values():
-        if parameter.name in ("self", "cls"):
+        if parameter.name in ("self", "cls") or parameter.name.startswith("_"):
             continue
-        options = _options(parameter)
-        if options:
-            texts = docstrings.read(options).arguments
+        taken = _options(parameter)
+        if taken:
+            described_options = _described_options(taken)
             rows += [
-                _row(owner, key, str(_forward(annotation)), code(_option_default(options, key)), texts)
-                for key, annotation in options.__annotations__.items()
+                _row(owner, key, str(_forward(annotation)), code(_option_default(key)), described_options)
+                for key, annotation in taken.__annotations__.items()
             ]
         else:
             rows.append(_row(owner, parameter.name, parameter.annotation, default_of(parameter.default), described))
     return table(("parameter", "type", "default", "unit", ""), rows)
+
+
+def _described_options(taken: Any) -> dict[str, str]:
+    """Return the descriptions of a TypedDict's keys, with those of the TypedDicts that it extends."""
+    keys = taken.__annotations__.keys()
+    bases = [one for one in OPTIONS.values() if one.__annotations__.keys() <= keys]  # Python 3.11 keeps no bases
+    return {key: text for one in bases for key, text in docstrings.read(one).arguments.items()}
 
 
 def _forward(annotation: Any) -> Any:
@@ -171,8 +183,7 @@ def _forward(annotation: Any) -> Any:
 
 
 def _row(owner: str, name: str, annotation: Any, default: str, described: dict[str, str]) -> tuple[str, ...]:
-    text = described.get(name) or OTHER.get(f"{owner}.{name}") or OTHER.get(name)
-    assert text, f"{owner}: describe {name!r} in Args of its docstring, or in tests/reference/api.py"
+    text = described.get(name) or OTHER.get(f"{owner}.{name}") or OTHER.get(name) or UNDESCRIBED
     return (code(name), type_of(annotation), default, unit_of(name), text.replace("|", "\\|"))
 
 
@@ -182,7 +193,13 @@ def _attributes(thing: type, signature: inspect.Signature | None) -> str:
     for name, text in ATTRIBUTES.get(thing.__name__, {}).items():
         rows.append((code(name), "", text))
     for name, member in vars(thing).items():
-        getter = member.fget if isinstance(member, property) else member.func if isinstance(member, cached_property) else None
+        getter = (
+            member.fget
+            if isinstance(member, property)
+            else member.func
+            if isinstance(member, cached_property)
+            else None
+        )
         if getter is None or name.startswith("_") or f"{thing.__name__}.{name}" in INTERNAL:
             continue
         text = " ".join(docstrings.read(getter).paragraphs)
@@ -256,12 +273,14 @@ OTHER = {
     "after_seconds": "The time until the next delivery.",
     "MemoryBroker.services": "The services to run.",
     "MemoryBroker.send.body": "The body of the message.",
-    "MemoryBroker.drain.limit_seconds": "The time after which the drain gives up, and its error lists the remaining work.",
+    "MemoryBroker.drain.limit_seconds": "The time after which it gives up. Its error lists the remaining work.",
     "MemoryBroker.pause.queue": _PAUSED,
     "MemoryBroker.resume.queue": _PAUSED,
     **{f"MemoryBroker.{name}.event": _TESTED for name in ASSERTIONS},
     "fields": _FIELDS,
     "by": "The handler's function; by default any handler.",
+    "include_object.name": "The name of the object.",
+    "include_object.type_": 'Its kind, such as `"table"`.',
     "times": "The exact number; by default at least one.",
     "kind": "The [kind of the reason](../reference.md#the-dead-letter); by default any.",
     "planned.services": _SERVICES,

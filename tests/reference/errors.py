@@ -1,8 +1,8 @@
 """The messages of errors, found in the code, and the rows of the page that explains them.
 
 A message is a text in the code that becomes the text of an error, or a part of it: an argument of an exception, a value
-of a variable such as ``msg`` or ``errors``, or the result of a function that is named after errors. In a message, … stands for
-each value.
+of a variable such as ``msg`` or ``errors``, or the result of a function that is named after errors. In a message, …
+stands for each value.
 """
 
 from __future__ import annotations
@@ -20,10 +20,32 @@ if TYPE_CHECKING:
 PACKAGE = DIRECTORY.parents[1] / "src" / "smartpipe"
 PAGE = DIRECTORY / "errors.md"
 
+FIRST_SECTION = "\n## Events\n"
+"""The tables above it are about classes, codes and kinds."""
+
+NEW_SECTION = """
+## New
+
+Describe these, and move them to their section.
+
+| message | cause | remedy |
+|---|---|---|
+"""
 NOT_ERRORS = {"cli/logs.py", "envelope/validators.py"}
 """Modules whose texts are log lines, or templates of Pydantic's own messages."""
+INTERNAL = {
+    "a policy has statements",
+    "a policy is a JSON object",
+    "module 'smartpipe' has no attribute …",
+    "module 'smartpipe.testing' has no attribute …",
+    "no kind of resource has ARNs like …",
+    "… resources are never deleted",
+}
+"""Errors that smartpipe catches, or that only a fault in smartpipe could raise."""
 MIN_WORDS = 3
 _CALLS = re.compile(r"(?:^|\.)(?:\w*Error|Failure|PublishFailure|EventTooLarge|UnknownEventType|Reject|Retry)$")
+_ROW = re.compile(r"\| (?P<ticks>`+) ?(?P<text>.+?) ?(?P=ticks) \| (?P<cause>.*?) \| (?P<remedy>.*?) \|")
+_CODED = re.compile(r"(?:^|\.)(?:TransportError|Failure|PublishFailure)$")
 _VARIABLES = re.compile(r"msg|message|errors?|problems?|detail|sentence|hint|advice")
 _FUNCTIONS = re.compile(r"error|problem|refuse|check|advice|missing")
 
@@ -44,14 +66,28 @@ def messages() -> dict[str, set[str]]:
         if module not in NOT_ERRORS:
             for text in _messages_of(path):
                 found.setdefault(text, set()).add(module)
+    assert found.keys() >= INTERNAL, f"remove these from INTERNAL: {INTERNAL - found.keys()}"
+    return {text: modules for text, modules in found.items() if text not in INTERNAL}
+
+
+def codes() -> set[str]:
+    """Return the codes of a PublishError or a TransportError that smartpipe itself sets."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _CODED.search(ast.unparse(node.func)):
+                constants = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                found |= {one for one in constants if isinstance(one, str) and re.fullmatch(r"[A-Z][A-Za-z]+", one)}
     return found
 
 
 def rows() -> dict[str, Row]:
     """Return the rows of the page, by their message."""
     found = {}
-    for line in PAGE.read_text().splitlines():
-        if match := re.fullmatch(r"\| (?P<ticks>`+) ?(?P<text>.+?) ?(?P=ticks) \| (?P<cause>.*?) \| (?P<remedy>.*?) \|", line):
+    for line in PAGE.read_text().partition(FIRST_SECTION)[2].splitlines():
+        if match := re.fullmatch(
+            r"\| (?P<ticks>`+) ?(?P<text>.+?) ?(?P=ticks) \| (?P<cause>.*?) \| (?P<remedy>.*?) \|", line
+        ):
             text = match["text"].replace("\\|", "|")
             assert text not in found, f"docs/reference/errors.md has this message twice: {text}"
             found[text] = Row(text, match["cause"], match["remedy"])
@@ -78,8 +114,7 @@ def update() -> tuple[int, int]:
         text = text.replace(format_row(listed[message]) + "\n", "")
     new = sorted(known.keys() - listed.keys())
     if new:
-        head = "\n## New\n\nDescribe these, and move them to their section.\n\n| message | cause | remedy |\n|---|---|---|\n"
-        text = text.rstrip("\n") + "\n" + head + "".join(format_row(Row(one, "", "")) + "\n" for one in new)
+        text += NEW_SECTION + "".join(format_row(Row(one, "", "")) + "\n" for one in new)
     PAGE.write_text(text)
     return len(gone), len(new)
 
