@@ -56,7 +56,8 @@ def find_changes(connection: Connection, **options: Any) -> list[Any]:
     """Return the changes that autogenerate proposes for an application with one table."""
     models = MetaData()
     Table("orders", models, Column("id", Integer, primary_key=True))
-    return compare_metadata(MigrationContext.configure(connection, opts=options), models)
+    changes: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), models)
+    return changes
 
 
 def test_autogenerate_leaves_the_tables_of_smartpipe_alone(url: str) -> None:
