@@ -1,0 +1,313 @@
+"""The how-to pages: the snippets beside their examples, in the setting that the page describes."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+import yaml
+
+from smartpipe.testing import provision
+from tests.acceptance.test_howto import blocks
+from tests.support.processes import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import ModuleType
+
+    from smartpipe import EmbeddedBroker
+    from tests.support.queues import Queues
+
+PAGES = ROOT / "docs" / "howto"
+EXAMPLES = ROOT / "examples" / "howto"
+
+# --- logging.md ---
+
+WORKER = """
+import asyncio
+import logging
+
+from smartpipe import Event, Service, Topic
+from smartpipe.cli.logs import configure
+from smartpipe.testing import MemoryBroker
+
+configure("info", "json")
+
+{snippet}
+
+class OrderPlaced(Event, topic=Topic("orders"), type="order.placed", version="1.0"):
+    order_id: str
+
+service = Service("billing", middleware=[{middleware}])
+
+@service.subscribe(OrderPlaced)
+async def charge(event: OrderPlaced) -> None:
+    {statement}
+    logging.getLogger("smartpipe.worker").warning("smartpipe's own", extra={{"fields": {{"queue": "billing"}}}})
+    logging.getLogger("sqlalchemy").warning("a library's own")
+
+async def main() -> None:
+    async with MemoryBroker(service) as broker:
+        await broker.publish(OrderPlaced(order_id="1"))
+        await broker.drain()
+
+asyncio.run(main())
+"""
+"""A program that configures logging as a worker does, and then imports a module with the snippet."""
+
+
+def log(snippet: str, statement: str, middleware: str = "") -> list[str]:
+    program = WORKER.format(snippet=snippet, statement=statement, middleware=middleware)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def logging_snippets() -> dict[str, str]:
+    _, dict_config, structlog, loguru = blocks(PAGES / "logging.md", "python")
+    return {"dictConfig": dict_config, "structlog": structlog, "loguru": loguru}
+
+
+def test_the_dict_config_of_the_page_replaces_the_workers_handler() -> None:
+    statement = 'logging.getLogger("shop.billing").info("Charging", extra={"fields": {"order_id": event.order_id}})'
+
+    assert log(logging_snippets()["dictConfig"], statement) == [
+        "INFO shop.billing Charging {'order_id': '1'}",
+        "WARNING smartpipe.worker smartpipe's own {'queue': 'billing'}",
+        "WARNING sqlalchemy a library's own {}",
+    ]
+
+
+def test_structlog_writes_the_workers_lines_with_its_keys_as_fields() -> None:
+    pytest.importorskip("structlog")
+    statement = 'structlog.get_logger("shop.billing").info("Charging %s", "now", order_id=event.order_id)'
+
+    own, smartpipes, _ = map(json.loads, log(logging_snippets()["structlog"], statement, "set_context"))
+
+    assert {**own, "time": "", "event_id": "", "trace_id": ""} == {
+        "time": "",
+        "level": "info",
+        "logger": "shop.billing",
+        "message": "Charging now",
+        "event_id": "",
+        "trace_id": "",
+        "order_id": "1",
+    }
+    assert (smartpipes["message"], smartpipes["queue"]) == ("smartpipe's own", "billing")
+
+
+def test_a_traceback_of_structlog_is_in_the_line() -> None:
+    pytest.importorskip("structlog")
+    statement = """
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        structlog.get_logger("shop.billing").exception("Failed")
+    """
+
+    own = json.loads(log(logging_snippets()["structlog"], statement)[0])
+
+    assert (own["level"], own["message"]) == ("error", "Failed")
+    assert own["exception"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_loguru_writes_the_workers_lines_with_bound_values_as_fields() -> None:
+    pytest.importorskip("loguru")
+    statement = 'logger.bind(order_id=event.order_id).info("Charging the card")'
+
+    own = json.loads(log(logging_snippets()["loguru"], statement)[0])
+
+    assert (own["level"], own["logger"], own["message"]) == ("info", "__main__", "Charging the card")
+    assert own["order_id"] == "1"
+
+
+# --- scheduled-jobs.md ---
+
+SCHEDULED_TIME = "2026-11-26T02:00:00Z"
+
+
+@pytest.fixture
+def jobs(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("scheduled_jobs")
+
+
+async def test_the_schedules_target_publishes_an_event_that_reaches_the_queue(
+    jobs: ModuleType, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provision(jobs.service)
+    [text] = blocks(PAGES / "scheduled-jobs.md", "json")
+    target = json.loads(text)
+    call = json.loads(target["Input"].replace("<aws.scheduler.scheduled-time>", SCHEDULED_TIME))
+    topics = boto3.client("sns").list_topics()["Topics"]
+    [arn] = [
+        topic["TopicArn"] for topic in topics if topic["TopicArn"].endswith(f"{os.environ['SMARTPIPE_PREFIX']}jobs")
+    ]
+
+    boto3.client("sns").publish(**{**call, "TopicArn": arn})
+
+    [message] = queues.take("reports")
+    assert message["Body"] == jobs.from_scheduler(SCHEDULED_TIME)
+
+
+def test_eventbridge_scheduler_takes_the_target_as_it_is_on_the_page(moto: EmbeddedBroker) -> None:
+    [text] = blocks(PAGES / "scheduled-jobs.md", "json")
+    [command, *_] = [shell for shell in blocks(PAGES / "scheduled-jobs.md", "sh") if "create-schedule" in shell]
+    expression = re.findall(r"--schedule-expression '(.*?)'", command)[0]
+    session: Any = boto3.Session("local", "local", region_name="eu-west-1")
+    scheduler = session.client("scheduler", endpoint_url=moto.environment["AWS_ENDPOINT_URL"])
+
+    scheduler.create_schedule(
+        Name="prod-nightly-report",
+        ScheduleExpression=expression,
+        ScheduleExpressionTimezone="Europe/Zurich",
+        FlexibleTimeWindow={"Mode": "OFF"},
+        Target=json.loads(text),
+    )
+
+    assert scheduler.get_schedule(Name="prod-nightly-report")["Target"] == json.loads(text)
+
+
+@pytest.fixture
+def provisioned(jobs: ModuleType) -> None:
+    asyncio.run(provision(jobs.service))
+
+
+@pytest.mark.usefixtures("provisioned")
+def test_the_program_of_the_cron_job_publishes_the_event(queues: Queues, tmp_path: Path) -> None:
+    _, program = blocks(PAGES / "scheduled-jobs.md", "python")
+    [cron_job] = [yaml.safe_load(text) for text in blocks(PAGES / "scheduled-jobs.md", "yaml")]
+    [container] = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    _, name = container["command"]
+    (tmp_path / name).write_text(program)
+
+    subprocess.run([sys.executable, name], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(EXAMPLES)}, check=True)
+
+    [message] = queues.take("reports")
+    assert json.loads(message["Body"])["data"]["scheduled_at"].endswith("T02:00:00Z")
+
+
+# --- ci.md ---
+
+EVENTS = """
+from smartpipe import Event, Topic
+
+
+class OrderPlaced(Event, topic=Topic("orders"), type="order.placed", version="1.0"):
+    order_id: str
+"""
+API = """
+from shop.events import OrderPlaced
+from smartpipe import Service
+
+api = Service("shop", publishes=[OrderPlaced])
+"""
+BILLING = """
+from shop.events import OrderPlaced
+from smartpipe import Service
+
+service = Service("billing")
+
+
+@service.subscribe(OrderPlaced)
+async def charge(event: OrderPlaced) -> None: ...
+"""
+
+
+class Repository:
+    """A repository with the files that the page assumes, in which the commands of its pipelines run."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+        self.directory = directory
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # noqa: PTH120
+        self.environment = {**os.environ, **environment, "PATH": path}
+        _, fixture = blocks(PAGES / "ci.md", "python")
+        [toml] = blocks(PAGES / "ci.md", "toml")
+        assert tomllib.loads(toml)["tool"]["smartpipe"]["services"] == ["shop.api:api", "shop.billing:service"]
+        self.write("pyproject.toml", toml)
+        self.write("shop/events.py", EVENTS)
+        self.write("shop/api.py", API)
+        self.write("shop/billing.py", BILLING)
+        self.write("tests/test_topology.py", fixture)
+        self.run("git init --quiet && git config user.email ci@example.com && git config user.name CI")
+        self.run("smartpipe schema export && git add . && git commit --quiet -m First")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def run(self, script: str) -> None:
+        """Run *script* as a runner does: it ends at the first command that fails."""
+        command = ["bash", "-e", "-o", "pipefail", "-c", script]
+        subprocess.run(command, cwd=self.directory, env=self.environment, check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def repository(fast_broker: EmbeddedBroker, tmp_path: Path) -> Repository:
+    return Repository(tmp_path, os.environ)
+
+
+def pipelines() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return the scripts of each job, for GitHub and for GitLab, without those that install packages."""
+    github, gitlab = (yaml.safe_load(text) for text in blocks(PAGES / "ci.md", "yaml"))
+
+    def scripts(commands: list[str]) -> list[str]:
+        return [command for command in commands if not command.startswith("pip install")]
+
+    return (
+        {
+            name: scripts([step["run"] for step in job["steps"] if "run" in step])
+            for name, job in github["jobs"].items()
+        },
+        {name: scripts(job["script"]) for name, job in gitlab.items() if name != "default"},
+    )
+
+
+@pytest.mark.timeout(240)
+def test_the_commands_of_the_pipelines_succeed_in_order(repository: Repository) -> None:
+    github, gitlab = pipelines()
+
+    assert list(github) == ["test", "topology"]
+    for scripts in github.values():
+        for script in scripts:
+            repository.run(script)
+    for scripts in gitlab.values():
+        repository.run("\n".join(script for script in scripts if script != "pytest"))  # once is enough
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "declaration",
+    [EVENTS + "    cents: int\n", EVENTS.replace('version="1.0"', 'version="1.1"') + "    cents: int = 0\n"],
+    ids=["a changed schema", "a new version that is not committed"],
+)
+def test_the_gate_of_the_schemas_fails_if_they_differ(repository: Repository, declaration: str) -> None:
+    [gate] = [shell for shell in blocks(PAGES / "ci.md", "sh") if "git diff" in shell]
+    repository.run(gate)
+
+    repository.write("shop/events.py", declaration)
+
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
+        repository.run(gate)
+
+
+@pytest.mark.timeout(120)
+def test_the_gate_of_the_plan_accepts_changes_and_fails_without_a_plan(repository: Repository) -> None:
+    [gate] = [shell for shell in blocks(PAGES / "ci.md", "sh") if "topology plan" in shell]
+    repository.run(gate)
+
+    repository.write("shop/billing.py", BILLING.replace("OrderPlaced)", "OrderPlaced, queue=5)"))
+
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
+        repository.run(gate)

@@ -1,0 +1,62 @@
+"""docs/reference: the generated pages are those that the code yields, and the index of errors is complete."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from smartpipe import settings
+from tests.reference import DIRECTORY, api, errors, pages
+
+REFERENCE = DIRECTORY.parent / "reference.md"
+ERRORS = errors.PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", ["api.md", "commands.md", "settings.md"])
+def test_a_generated_page_is_as_the_code_yields_it(name: str) -> None:
+    assert (DIRECTORY / name).read_text() == pages()[name], "run `make reference`"
+
+
+def test_every_parameter_has_a_description() -> None:
+    """Describe it in Args of its docstring or, if the sentence above it does, in tests/reference/api.py."""
+    rows = [line for line in api.page().splitlines() if line.endswith(f"| {api.UNDESCRIBED} |")]
+
+    assert rows == []
+
+
+def test_the_index_of_errors_lists_every_message_and_no_other() -> None:
+    listed, known = errors.rows().keys(), errors.messages().keys()
+
+    assert len(known) > 300
+    assert known - listed == set(), "run `make reference`, and describe these in docs/reference/errors.md"
+    assert listed - known == set(), "nothing says these any more: run `make reference`"
+
+
+def test_the_index_of_errors_names_a_cause_and_a_remedy_for_each_message() -> None:
+    assert [row.message for row in errors.rows().values() if not row.cause.strip() or not row.remedy.strip()] == []
+
+
+def test_a_row_is_read_as_it_is_written() -> None:
+    lines = set(ERRORS.splitlines())
+
+    assert [row for row in errors.rows().values() if errors.format_row(row) not in lines] == []
+
+
+def test_the_index_of_errors_has_every_code_that_smartpipe_sets() -> None:
+    listed = set(re.findall(r"`([A-Z][A-Za-z]+)`", ERRORS))
+
+    assert errors.codes() - listed == set()
+
+
+def test_the_index_of_errors_has_every_kind_of_a_dead_letter_message() -> None:
+    [section] = re.findall(r"## Kinds of dead-letter messages\n(.*?)\n## ", ERRORS, re.DOTALL)
+    [row] = re.findall(r"^\| `kind` \| (.*) \|$", REFERENCE.read_text(), re.MULTILINE)
+
+    assert set(re.findall(r"^\| `([a-z-]+)`", section, re.MULTILINE)) == set(re.findall(r"`([a-z-]+)`", row))
+
+
+def test_the_reference_explains_every_setting() -> None:
+    known = {f"{settings.ENV_PREFIX}{name.upper()}" for cls in settings._ALL for name in cls.model_fields}
+
+    assert known - set(re.findall(r"`(SMARTPIPE_[A-Z_]+)`", REFERENCE.read_text())) == set()
