@@ -157,7 +157,7 @@ class Reader:
         """Run the last command until it prints *answer*, as a reader does who looks again."""
 
         def answers() -> bool:
-            return json.loads(self._run(self._last)) == answer
+            return bool(json.loads(self._run(self._last)) == answer)
 
         try:
             until_blocking(answers, DEADLINE_SECONDS)
