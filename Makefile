@@ -16,7 +16,7 @@ WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
 test chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-all smoke chaos soak fuzz mutants lock sbom reference check format bench compare
+.PHONY: install demo test test-all smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
 
 install: $(INSTALLED)
 
@@ -99,6 +99,10 @@ sbom: $(INSTALLED)
 	$(BIN)/python -c 'import cyclonedx_py' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=5'
 	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-file sbom.json .sbom/bin/python
 	rm -rf .sbom
+
+# docs/tutorial.md, block by block, in a venv into which pip installs the wheel and all packages of the page.
+tutorial: $(INSTALLED)
+	TUTORIAL_FROM_SCRATCH=1 $(BIN)/python -m pytest tests/acceptance/test_tutorial.py
 
 # Writes the pages of docs/reference from the code, and adds new messages of errors to their index for you to describe.
 reference: $(INSTALLED)

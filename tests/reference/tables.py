@@ -34,6 +34,8 @@ def default_of(value: Any) -> str:
         return ""
     if type(value).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
         return code("{}")
+    if isinstance(value, str):
+        return code(f'"{value}"')
     return code("..." if value is ... else repr(value))
 
 
