@@ -125,8 +125,10 @@ def _methods(thing: type) -> list[tuple[str, Any]]:
 def _spell(name: str, signature: inspect.Signature) -> str:
     """Return the signature in one line, with the options of ``**options`` and without types."""
     parts: list[str] = []
+    parameters = signature.parameters.values()
+    positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
     keyword_only = False
-    for parameter in signature.parameters.values():
+    for parameter in parameters:
         if parameter.name in ("self", "cls"):
             continue
         taken = _options(parameter)
@@ -140,6 +142,8 @@ def _spell(name: str, signature: inspect.Signature) -> str:
         keyword_only = keyword_only or star == "*"
         default = default_of(parameter.default).strip("`").replace("\\|", "|")
         parts.append(f"{star}{parameter.name}" + (f"={default}" if default else ""))
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name == positional[-1]:
+            parts.append("/")
     if name.startswith("class "):
         return f"{name.replace('Event', 'MyEvent')}(Event, {', '.join(part for part in parts if part != '*')})"
     return f"{name}({', '.join(parts)})"
