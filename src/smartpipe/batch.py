@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Unpack
 
+from smartpipe.delivery import S
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
 from smartpipe.errors import ConfigError
@@ -50,7 +51,7 @@ class Batch:
             raise ConfigError(errors)
 
 
-class BatchDelivery:
+class BatchDelivery(Generic[S]):
     """The deliveries of one call of a batch handler, in the order of its events. Do not use it after the call.
 
     Each item is settled by itself, by its own receive count. It counts as handled, unless the handler calls ``fail``
@@ -59,7 +60,7 @@ class BatchDelivery:
 
     __slots__ = ("_failures", "_publisher", "calls", "deliveries", "ids")
 
-    def __init__(self, deliveries: Sequence[Delivery], publisher: Publisher) -> None:
+    def __init__(self, deliveries: Sequence[Delivery[S]], publisher: Publisher) -> None:
         self.deliveries = tuple(deliveries)
         self._publisher = publisher
         self._failures: dict[int, BaseException] = {}
@@ -76,7 +77,7 @@ class BatchDelivery:
         return len(self.deliveries)
 
     @property
-    def state(self) -> Any:
+    def state(self) -> S:
         """The value that the service's ``lifespan`` yielded."""
         return self.deliveries[0].state
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Unpack, overload
+
+from typing_extensions import TypeVar  # the standard one has no default before Python 3.13
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
@@ -26,10 +28,15 @@ if TYPE_CHECKING:
     from smartpipe.publisher.publisher import Publisher
 
 
-class Delivery:
+S = TypeVar("S", default=Any)
+"""The type of the value that a service's lifespan yields."""
+
+
+class Delivery(Generic[S]):
     """One delivery of one message to one handler. Do not use it after the handler has returned.
 
-    ``state`` is the value that the service's ``lifespan`` yielded, None without a lifespan.
+    ``state`` is the value that the service's ``lifespan`` yielded, None without a lifespan. Annotate the parameter of
+    your handler as ``Delivery[State]``, and type checkers know its type.
     """
 
     __slots__ = (
@@ -54,7 +61,7 @@ class Delivery:
         self.handler = handler
         self.service = service
         self.queue = queue
-        self.state = state
+        self.state: S = state
         self.claim: ClaimHandle | None = None
         self.calls = 0
         self.ids: DerivedIds | None = None
@@ -78,7 +85,7 @@ class Delivery:
 
     @property
     def time(self) -> datetime | None:
-        """When the event was published, by the producer's clock."""
+        """When the event was published, by the producer's clock; or the time that its producer has passed."""
         return self.envelope.time
 
     @property

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from smartpipe.errors import ConfigError
-from smartpipe.filter_operators import OR, RESERVED, expand, find_rule_errors
+from smartpipe.filter_operators import (
+    MAX_WILDCARD_POINTS,
+    OR,
+    RESERVED,
+    count_wildcard_points,
+    expand,
+    find_rule_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -98,6 +105,11 @@ def _errors(policy: Mapping[str, Any], scope: Scope, *, types: bool = False) -> 
         )
     elif not nesting:
         yield from _path_errors(policy)
+    if not nesting and (points := count_wildcard_points(policy)) > MAX_WILDCARD_POINTS:
+        yield (
+            f"its wildcards have {points} points, and SNS allows {MAX_WILDCARD_POINTS}: a pattern with one * has 1 "
+            "point, another has 3 for each *, and the sum for a name is multiplied by the number of its patterns"
+        )
     yield from _number_errors(policy)
 
 

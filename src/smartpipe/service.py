@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, overload
 
@@ -89,11 +90,7 @@ class Service:
         self.unknown_events: UnknownEvents = unknown_events
         self.middleware = validate_middleware(middleware, f"service {name!r}")
         self.publishes = _validate_publishes(name, publishes)
-        if lifespan is not None and not callable(lifespan):
-            msg = f"service {name!r}: lifespan={lifespan!r} is not a function: write an async generator with one yield"
-            raise ConfigError(msg)
-        manager: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
-        self._lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = manager
+        self._lifespan = None if lifespan is None else _read_lifespan(name, lifespan)
         self._handlers: list[Handler] = []
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
@@ -182,6 +179,31 @@ class Service:
             if errors:
                 raise ConfigError(errors)
             yield state
+
+    @contextmanager
+    def override(self, state: Any = None, *, lifespan: Lifespan | None = None) -> Iterator[None]:
+        """Replace the lifespan inside the block, for tests of a service that a module defines.
+
+        ``with service.override(State(mail=FakeMail())): ...``. Whatever opens the service inside the block, such as a
+        MemoryBroker, ``working`` or a new Lambda handler, gets the replacement. One that is open already keeps its own.
+        Blocks may be nested. They are for one thread.
+
+        Args:
+            state: The value that the lifespan would yield. The lifespan itself does not run.
+            lifespan: Another lifespan, instead of a value.
+
+        Raises:
+            ConfigError: The service is opened inside the block, and a handler's parameter needs a value that the
+                replacement does not provide; or there are two replacements.
+        """
+        if state is not None and lifespan is not None:
+            raise ConfigError(f"service {self.name!r}: override(state, lifespan=...): pass one of them")
+        original = self._lifespan
+        self._lifespan = partial(nullcontext, state) if lifespan is None else _read_lifespan(self.name, lifespan)
+        try:
+            yield
+        finally:
+            self._lifespan = original
 
     def lambda_handler(self) -> LambdaHandler:
         """Return this service as an AWS Lambda function: ``handler = service.lambda_handler()``.
@@ -285,6 +307,14 @@ class Service:
                     f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
                     f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
                 )
+
+
+def _read_lifespan(name: str, lifespan: Any) -> Callable[[], AbstractAsyncContextManager[Any]]:
+    if not callable(lifespan):
+        msg = f"service {name!r}: lifespan={lifespan!r} is not a function: write an async generator with one yield"
+        raise ConfigError(msg)
+    manager: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
+    return manager  # type: ignore[no-any-return]
 
 
 def _validate_publishes(name: str, publishes: Any) -> tuple[type[Event] | Queue, ...]:

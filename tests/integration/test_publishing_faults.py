@@ -162,6 +162,20 @@ async def test_fault_04_only_entries_of_a_batch_with_a_temporary_failure_are_sen
         assert arrived(fast_proxy, way.arrives) == Counter(entry["id"] for entry in first)
 
 
+@pytest.mark.parametrize("code", ["InvalidMessageContents", "InvalidParameter"])
+async def test_fault_04_an_entry_that_is_invalid_is_sent_once_whatever_its_fault_flag_says(
+    fast_proxy: FaultProxy, publish: Publish, way: Way, code: str
+) -> None:
+    fast_proxy.add(Fault(way.operation, rewrite=failing({2: Refused(code, sender_fault=False)})))
+
+    with pytest.raises(PublishError) as caught:
+        await publish(way.events, way.queue)
+
+    [failure] = caught.value.failures
+    assert (failure.event, failure.code, failure.retryable) == (way.events[2], code, False)
+    assert len(batches(fast_proxy, way.operation)) == 1
+
+
 @only("topic", "queue")
 async def test_fault_26_an_entry_that_the_response_does_not_mention_is_sent_again(
     fast_proxy: FaultProxy, publish: Publish, way: Way

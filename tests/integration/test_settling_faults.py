@@ -112,10 +112,9 @@ async def test_fault_46_a_dead_letter_whose_delete_fails_is_copied_twice_and_not
     shop = await Shop.provisioned(fast_proxy, lease_seconds=1)
     fast_proxy.add(Fault("DeleteMessageBatch", times=1, answer=(500, "InternalError", "try later")))
     await shop.put("reject")
-    with pytest.raises(AssertionError, match="did not drain cleanly"):  # noqa: PT012 - the worker's end raises it
-        async with working(shop.service) as worker:
-            await until(lambda: worker.consumers[0].counters.dead_lettered >= 2)
-            await shop.emptied()
+    async with working(shop.service) as worker:
+        await until(lambda: worker.consumers[0].counters.dead_lettered >= 2)
+        await shop.emptied()
 
     ids = [json.loads(letter["Body"])["id"] for letter in shop.queues.take("shop-dlq")]
     assert len(ids) >= 2

@@ -92,13 +92,18 @@ class Schedule:
 
 def kill_one(setup: Setup, spared: set[str]) -> None:
     """Kill a random worker or relay, except those of *spared*."""
-    process = setup.random.choice([one for one in setup.processes if one.key not in spared and one.running])
-    setup.kill(process)
+    setup.kill(setup.random.choice([one for one in setup.processes if one.key not in spared and one.running]))
 
 
-def deploy_one(setup: Setup, spared: set[str]) -> ServiceProcess:
-    """Stop a random worker or relay with SIGTERM, as a deployment does, and return it."""
-    process = setup.random.choice([one for one in setup.processes if one.key not in spared and one.running])
+def deploy_one(setup: Setup, ready: set[str]) -> ServiceProcess | None:
+    """Stop a random process of *ready* with SIGTERM, as a deployment does, and return it.
+
+    Before a process is ready, it may not have a handler for the signal yet.
+    """
+    choice = [one for one in setup.processes if one.key in ready and one.running and not one.killed]
+    if not choice:
+        return None
+    process = setup.random.choice(choice)
     process.killed = True  # its end is expected
     process.signal(signal.SIGTERM)
     return process

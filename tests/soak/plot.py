@@ -21,7 +21,7 @@ INK, GRID, SHORT_LIVED = "#374151", "#e5e7eb", "#c3c8d0"
 COLOURS = ("#1d4ed8", "#b45309", "#047857", "#7c3aed", "#be185d")
 SHADES = ("#fde68a", "#fecaca", "#bfdbfe", "#ddd6fe", "#fbcfe8", "#bbf7d0", "#e5e7eb", "#fed7aa")
 SIZE_INCHES = (10.0, 11.0)
-PER_MINUTE_POINTS = 6
+MAX_POINTS = 120
 DOTS_PER_INCH = 110
 
 
@@ -58,7 +58,7 @@ def plot(record: Record, path: Path) -> None:
 
 
 def _draw_throughput(axes: Any, record: Record) -> None:
-    points = record.progress[:: max(1, len(record.progress) // 120)]
+    points = record.progress[:: max(1, len(record.progress) // MAX_POINTS)]
     pairs = list(itertools.pairwise(points))
     minutes = [after[0] / 60 for _, after in pairs]
     for column, colour, label in ((1, COLOURS[1], "accepted"), (2, COLOURS[0], "effects")):
@@ -72,14 +72,16 @@ def _draw_throughput(axes: Any, record: Record) -> None:
 
 
 def _draw_queues(axes: Any, record: Record) -> None:
-    axes.plot([point[0] / 60 for point in record.progress], [point[3] for point in record.progress], color=INK, lw=1)
+    points = record.progress
+    axes.plot([point[0] / 60 for point in points], [point[3] for point in points], color=INK, lw=0.8)
     axes.set_ylabel("in queues and outbox", color=INK)
 
 
 def _draw_processes(axes: Any, record: Record, column: int, unit: float, label: str) -> None:
     """Draw one line for each process: coloured if it is never killed, otherwise grey."""
-    for key, samples in record.samples.items():
+    for key, all_samples in record.samples.items():
         spared = key in record.spared
+        samples = all_samples[:: max(1, len(all_samples) // MAX_POINTS)]
         axes.plot(
             [sample.seconds / 60 for sample in samples],
             [sample[column] / unit for sample in samples],

@@ -108,5 +108,7 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Self:
         fields: dict[str, Any] = json.loads(path.read_text())
+        for name in ("disturbances", "progress"):
+            fields[name] = [tuple(one) for one in fields[name]]
         fields["samples"] = {key: [Sample(*sample) for sample in found] for key, found in fields["samples"].items()}
         return cls(**fields)

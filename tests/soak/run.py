@@ -77,6 +77,7 @@ class Soak:
         self._cpu = CpuMeter()
         self._cpu_before = self._cpu.read()
         self._read: Counter[str] = Counter()
+        self._ready: set[str] = set()
 
     def run(self) -> None:
         setup, record = self._setup, self._record
@@ -146,8 +147,8 @@ class Soak:
         self._read_lines()
         for process in [process for process in setup.processes if not process.running]:
             code = process.wait()
-            if code not in {0, 1}:  # 1: a delete has failed since the start of the process
-                record.bad_drains.append(f"{process.key}, exit code {code}: {process.lines[-1:]}")
+            if code:
+                record.bad_drains.append(f"{process.key}, exit code {code} without a fault: {process.lines[-1:]}")
         record.failed_ends += setup.unexpected_exits
 
     # Disturbances.
@@ -173,8 +174,9 @@ class Soak:
         self._record.kills.append(self._now())
 
     def _deploy(self) -> None:
-        process = deploy_one(self._setup, set(self._record.spared))
-        self._draining.append((process, self._now()))
+        process = deploy_one(self._setup, self._ready - set(self._record.spared))
+        if process is not None:
+            self._draining.append((process, self._now()))
 
     def _check_drains(self, *, wait: bool = False) -> None:
         """Check the exit codes of stopped processes. 1 means that a message will be delivered again."""
@@ -240,11 +242,13 @@ class Soak:
             self._read[producer.key] = len(lines)
 
     def _read_lines(self) -> None:
-        """Count internal errors in the logs, and forget old lines, which would otherwise fill this process."""
+        """Read which processes are ready, count internal errors, and forget old lines, which would fill the memory."""
         for process in self._setup.processes:
             count = len(process.lines)
             new = process.lines[self._read[process.key] : count]
             refuse_planted(*new)
+            if any('"ready: ' in line or '"relaying the outbox' in line for line in new):
+                self._ready.add(process.key)
             self._record.internal_errors += sum("Internal error in smartpipe" in line for line in new)
             forgotten = max(0, count - KEPT_LINES)
             del process.lines[:forgotten]

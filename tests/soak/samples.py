@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 GROWTH_BYTES = 10_000_000
 GROWTH_DESCRIPTORS = 10
 """Pools of connections differ by this number: they grow with bursts, and shrink when a connection fails."""
-MIN_SAMPLES = 12
-"""A process with fewer samples is too young to be judged."""
+WARM_UP_SECONDS = 90.0
+"""On a busy machine, a process needs more than a minute for its imports."""
+MIN_SAMPLES = 9
+"""A process with fewer samples after the warm-up is too young to be judged."""
 
 
 class Sample(NamedTuple):
@@ -31,7 +33,7 @@ class Sample(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """The difference between the second and the last quarter of a process's samples. The first quarter is warm-up."""
+    """The difference between the first and the last third of a process's samples after the warm-up."""
 
     memory_bytes: int
     descriptors: int
@@ -52,14 +54,20 @@ def take_sample(pid: int, seconds: float) -> Sample | None:
 
 
 def measure_growth(samples: Sequence[Sample]) -> Growth | None:
-    """Return the growth, or None if there are too few samples."""
-    if len(samples) < MIN_SAMPLES:
+    """Return the growth, or None if there are too few samples.
+
+    The warm-up takes 90 s or, of a process that lives for long, the first quarter of its time.
+    """
+    if not samples:
         return None
-    quarter = len(samples) // 4
-    second, last = samples[quarter : 2 * quarter], samples[-quarter:]
+    start, end = samples[0].seconds, samples[-1].seconds
+    warm = [sample for sample in samples if sample.seconds - start >= max(WARM_UP_SECONDS, (end - start) / 4)]
+    if len(warm) < MIN_SAMPLES:
+        return None
+    first, last = warm[: len(warm) // 3], warm[-(len(warm) // 3) :]
 
     def grown(column: int) -> int:
-        return round(median(sample[column] for sample in last) - median(sample[column] for sample in second))
+        return round(median(sample[column] for sample in last) - median(sample[column] for sample in first))
 
     return Growth(grown(1), grown(2))
 

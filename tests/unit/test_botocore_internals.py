@@ -19,13 +19,20 @@ from aiobotocore.awsrequest import AioAWSResponse
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import (
     AioAssumeRoleCredentialFetcher,
+    AioDeferredRefreshableCredentials,
     AioEnvProvider,
     AioRefreshableCredentials,
 )
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore.awsrequest import AWSResponse
-from botocore.credentials import AssumeRoleCredentialFetcher, EnvProvider, ReadOnlyCredentials, RefreshableCredentials
+from botocore.credentials import (
+    AssumeRoleCredentialFetcher,
+    DeferredRefreshableCredentials,
+    EnvProvider,
+    ReadOnlyCredentials,
+    RefreshableCredentials,
+)
 from botocore.exceptions import EndpointConnectionError
 from botocore.httpsession import where
 from botocore.signers import RequestSigner
@@ -169,6 +176,17 @@ INTERNALS = [
         lambda: (
             refreshable(RefreshableCredentials)._frozen_credentials
             and refreshable(AioRefreshableCredentials)._frozen_credentials
+        ),
+    ),
+    Internal(
+        "_access_key",
+        ("transports.aws.credential_errors",),
+        "it shows, without a refresh, whether a credential provider that fails has worked before",
+        lambda: (
+            refreshable(RefreshableCredentials)._access_key == "AKID"
+            and refreshable(AioRefreshableCredentials)._access_key == "AKID"
+            and DeferredRefreshableCredentials(lambda: None, "x")._access_key is None  # type: ignore[attr-defined]
+            and AioDeferredRefreshableCredentials(lambda: None, "x")._access_key is None  # type: ignore[attr-defined]
         ),
     ),
     Internal(

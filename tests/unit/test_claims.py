@@ -50,8 +50,8 @@ class CountingStore(MemoryStore):
         return [True] * len(claims)
 
 
-def make_claim(key: str) -> Claim:
-    return Claim(key, f"token of {key}", LEASE_SECONDS, 3_600)
+def make_claim(key: str, lease_seconds: float = LEASE_SECONDS) -> Claim:
+    return Claim(key, f"token of {key}", lease_seconds, 3_600)
 
 
 class Held:
@@ -62,8 +62,8 @@ class Held:
         self.claims = Claims(self.store)
         self.lost: list[str] = []
 
-    def hold(self, key: str) -> Claim:
-        claim = make_claim(key)
+    def hold(self, key: str, lease_seconds: float = LEASE_SECONDS) -> Claim:
+        claim = make_claim(key, lease_seconds)
         self.claims.hold(claim, asyncio.get_running_loop().time(), lambda: self.lost.append(key))
         return claim
 
@@ -113,6 +113,44 @@ def test_claims_that_are_due_within_half_an_interval_share_a_call() -> None:
     store = run_virtually(main()).store
     assert store.calls["renew"] <= 31
     assert all(len(keys) == 10 for _, keys in store.renewed[1:])
+
+
+def test_a_short_lease_is_renewed_in_time_beside_a_long_one() -> None:
+    async def main() -> Held:
+        held = Held()
+        held.hold("long", 3_000)
+        held.claims.drop(held.hold("dropped"))
+        await asyncio.sleep(1_500)
+        held.hold("short")
+        await asyncio.sleep(1_001)
+        await held.claims.aclose()
+        return held
+
+    renewed = Counter(key for _, keys in run_virtually(main()).store.renewed for key in keys)
+    assert 99 <= renewed["short"] <= 101
+    assert 2 <= renewed["long"] <= 5
+
+
+def test_the_lease_of_a_queue_with_a_short_timeout_is_not_lost_beside_that_of_a_long_one() -> None:
+    """An event whose claim had expired could be handled a second time."""
+
+    async def main() -> Held:
+        held = Held()
+        held.hold("long", 43_200)
+        await asyncio.sleep(1)
+        for number in range(3):
+            held.claims.drop(held.hold(f"dropped{number}", 10))
+            short = held.hold(f"short{number}", 10)
+            await asyncio.sleep(100)
+            held.claims.drop(short)
+            await asyncio.sleep(100)
+        await held.claims.aclose()
+        return held
+
+    held = run_virtually(main())
+    times = [time for time, keys in held.store.renewed if keys[0].startswith("short")]
+    assert len(times) in range(3 * 29, 3 * 30 + 1)  # three in ten seconds
+    assert len(held.store.renewed) == len(times)
 
 
 def test_nothing_is_renewed_while_no_claim_is_held() -> None:

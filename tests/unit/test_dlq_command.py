@@ -7,7 +7,7 @@ import pytest
 from smartpipe import ConfigError
 from smartpipe.cli import main
 from smartpipe.cli.changes import Line, print_line
-from smartpipe.cli.dlq import dead_letter_queues
+from smartpipe.cli.dlq import dead_letter_queues, messages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,3 +81,16 @@ def test_an_error_is_printed_as_one_line_that_commands_no_terminal(
     error = capsys.readouterr().err
     assert "\\x1b[2Jnone\\u202e" in error
     assert "\x1b" not in error
+
+
+@pytest.mark.parametrize(
+    ("count", "or_more", "expected"),
+    [
+        (1, False, "1 message"),
+        (1, True, "1 or more messages"),
+        (1_000, False, "1,000 messages"),
+        (1_000, True, "1,000 or more messages"),
+    ],
+)
+def test_a_number_of_messages_is_in_the_right_number(count: int, or_more: bool, expected: str) -> None:
+    assert messages(count, or_more=or_more) == expected

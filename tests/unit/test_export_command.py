@@ -69,6 +69,21 @@ def test_policies_are_by_service_with_arns_of_the_real_account(
     assert "arn:aws:sqs:eu-west-1:123456789012:shop-archive" in found["archive"]["consume"]["Statement"][0]["Resource"]
 
 
+def test_a_policy_that_is_too_long_for_iam_is_split_and_standard_error_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    (tmp_path / "exported_many.py").write_text("from tests.unit.test_export_iam import of_many_queues\n"
+                                               "many = of_many_queues(60)\n")  # fmt: skip
+
+    run_export(["exported_many:many"], "iam", None)
+
+    printed = capsys.readouterr()
+    assert {"consume", "consume-2"} <= json.loads(printed.out)["many"].keys()
+    assert "service many: policy consume is longer than the 6,144 characters" in printed.err
+
+
 def test_an_output_file_has_the_same_text_as_standard_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

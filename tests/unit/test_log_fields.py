@@ -385,7 +385,7 @@ async def test_a_filter_adds_the_fields_in_a_logging_configuration_of_your_own(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "handlers", [caplog.handler])
-    caplog.handler.addFilter(DeliveryFilter())
+    monkeypatch.setattr(caplog.handler, "filters", [DeliveryFilter()])
 
     async def handler(event: UserSignedUp, delivery: Delivery) -> None:
         log.info("sold", extra={"order_id": 1, "queue": "theirs"})
@@ -403,6 +403,7 @@ async def test_on_lambda_the_records_of_handlers_have_the_fields_in_any_configur
     handler: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "handlers", [caplog.handler])
+    monkeypatch.setattr(caplog.handler, "filters", [])
     function = make_service(handler).lambda_handler()
     record = {
         "messageId": "message-1",

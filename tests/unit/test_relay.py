@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from smartpipe.message import OutgoingMessage
+from smartpipe.outbox.backlog import Backlog
 from smartpipe.outbox.relay import CLEAN_UP_EVERY_SECONDS, Relay, RelayOptions
+from smartpipe.outbox.rows import WaitingRow, read_row
 from smartpipe.outbox.statements import CLEAN_UP, LOCK_LANES
-from tests.support.fakes import FakeTransport
+from smartpipe.publisher.publish_many import STOPPED
+from tests.support.fakes import FakeTransport, refused, throttled
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
@@ -167,3 +171,144 @@ def test_a_relay_connects_again_if_its_connection_for_listen_is_closed() -> None
 
     assert len(relay.attempts) == 2
     assert not relay.failing
+
+
+def make_row(number: int, *, attempts: int = 0) -> WaitingRow:
+    return WaitingRow(number, f"event{number}", None, "topic:users", attempts, OutgoingMessage(str(number), 1, {}))
+
+
+def deliver(transport: FakeTransport, *rows: WaitingRow) -> list[str]:
+    """Publish the rows in one request, and return the event ids of those that failed."""
+
+    async def main() -> list[str]:
+        relay = Relay("postgresql://localhost/shop", transport)
+        failed = await relay._deliver(list(rows))
+        await relay.aclose()
+        return [row.event_id for row, _ in failed]
+
+    return run_virtually(main())
+
+
+def bodies(transport: FakeTransport) -> list[list[str]]:
+    return [[message.body for message in entries] for _, _, entries, _ in transport.calls]
+
+
+def test_a_single_row_that_sns_refuses_is_sent_once() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(0)])
+
+    assert deliver(transport, make_row(1)) == ["event1"]
+    assert bodies(transport) == [["1"]]
+
+
+def test_the_rows_of_a_request_that_is_refused_as_a_whole_are_sent_once_more_each() -> None:
+    transport = FakeTransport()
+    transport.script["publish"] += [[refused(0), refused(1), refused(2)], [], [refused(0)], []]
+
+    assert deliver(transport, make_row(1), make_row(2), make_row(3)) == ["event2"]
+    assert bodies(transport) == [["1", "2", "3"], ["1"], ["2"], ["3"]]
+
+
+def test_a_refused_row_beside_a_throttled_one_is_not_sent_again() -> None:
+    transport = FakeTransport()
+    transport.script["publish"] += [[refused(0), throttled(1)], *[[throttled(0)] for _ in range(1_000)]]
+
+    assert sorted(deliver(transport, make_row(1), make_row(2))) == ["event1", "event2"]
+    assert sum("1" in request for request in bodies(transport)) == 1
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seconds", "parked"),
+    [(0, 2, False), (1, 4, False), (7, 256, False), (8, 300, False), (9, 300, True), (500, 300, True)],
+)
+def test_the_waits_of_a_refused_row_double_up_to_five_minutes_until_it_is_parked(
+    attempts: int, seconds: float, parked: bool
+) -> None:
+    relay = Relay("postgresql://localhost/shop", FakeTransport(), RelayOptions(attempts=10))
+    waiting, bad, throttled_row, good = (
+        make_row(1),
+        make_row(2, attempts=attempts),
+        make_row(3, attempts=4),
+        make_row(4),
+    )
+    failures = {
+        1: waiting.make_failure(STOPPED),
+        2: bad.make_failure(refused(0)),
+        3: throttled_row.make_failure(throttled(0)),
+    }
+
+    found = relay._failed_rows([waiting, bad, throttled_row, good], failures)
+
+    assert [(row[0], row[1], row[3], row[4]) for row in found] == [
+        (2, attempts + 1, seconds, parked),
+        (3, 4, 16, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("destination", "group", "expected"),
+    [
+        ("topic:ledger.fifo", None, "topic:ledger.fifo|a"),
+        ("queue:ledger.fifo", None, "queue:ledger.fifo|a"),
+        ("topic:ledger.fifo", "their own", "their own"),
+        ("topic:ledger", None, None),  # the group of a standard queue does not order anything
+    ],
+)
+def test_rows_of_a_fifo_destination_have_an_ordered_group_even_if_the_column_is_empty(
+    destination: str, group: str | None, expected: str | None
+) -> None:
+    row = {
+        "id": 1, "event_id": "e", "destination": destination, "ordered_group": group, "attempts": 0, "body": "{}",
+        "attributes": "{}", "group_id": "a", "deduplication_id": "1", "delay_seconds": 0, "payload": None,
+        "payload_bytes": 0,
+    }  # fmt: skip
+
+    assert read_row(row).ordered_group == expected
+
+
+def test_each_outage_of_the_backlog_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down, queries, opened, most = False, 0, 0, 0
+
+    @asynccontextmanager
+    async def connect(*_: Any, **__: Any) -> AsyncIterator[Connection]:
+        nonlocal opened, most
+        opened += 1
+        most = max(most, opened)
+        try:
+            yield Connection()
+        finally:
+            opened -= 1
+
+    async def read(_: Any) -> Backlog:
+        nonlocal queries
+        queries += 1
+        if down:
+            raise ConnectionError("nobody listens")
+        return Backlog(1, 0, 0.0)
+
+    monkeypatch.setattr("smartpipe.outbox.backlog.read_backlog", read)
+    monkeypatch.setattr("smartpipe.idempotency.stores.database.DatabaseUrl.connect", connect)
+
+    async def main() -> list[float]:
+        nonlocal down
+        relay, ages = RelayUnderTest(), list[float]()
+        for down in (False, True, False, True, False):  # noqa: B007
+            age_seconds = -1.0
+            for _ in range(100):  # a scrape each second
+                await asyncio.sleep(1)
+                reading = await relay.backlog_reader.read()
+                assert reading is not None
+                age_seconds = reading.age_seconds
+            ages.append(age_seconds)
+        await relay.aclose()
+        return ages
+
+    with caplog.at_level(logging.WARNING, "smartpipe.relay"):
+        ages = run_virtually(main())
+
+    assert len(caplog.records) == 2
+    assert [age < 6 for age in ages] == [True, False, True, False, True]
+    assert 90 <= queries <= 101  # one in five seconds
+    assert (opened, most) == (0, 1)  # each connection is closed before the next one is opened

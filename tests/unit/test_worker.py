@@ -54,6 +54,38 @@ async def test_a_worker_runs_until_stopped_closes_its_transport_and_returns_0() 
     assert transport.closed == 1
 
 
+async def test_a_delete_that_failed_before_the_drain_does_not_change_the_exit_code() -> None:
+    transport = FakeTransport()
+    worker = make_worker(transport)
+    for failed in (1, 2):
+        transport.script["delete"].append([refused(0)])
+        transport.put(ADA)
+        if failed == 1:
+            running = asyncio.create_task(worker.run())
+        await until(lambda: worker.consumers and worker.consumers[0].counters.not_deleted == failed)  # noqa: B023
+    worker.stop()
+
+    assert await running == 0
+
+
+async def test_a_delete_that_fails_in_the_drain_makes_the_worker_return_1() -> None:
+    transport, service, release = FakeTransport(), make_service(), asyncio.Event()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(_: UserSignedUp) -> None:
+        await release.wait()
+
+    worker = make_worker(transport, service)
+    transport.put(ADA)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready and worker.consumers[0].counters.received == 1)
+    transport.script["delete"].append([refused(0)])
+    worker.stop()
+    release.set()
+
+    assert await running == 1
+
+
 def test_a_service_without_handlers_is_rejected() -> None:
     with pytest.raises(ConfigError, match="service 'empty' has no handlers"):
         make_worker(FakeTransport(), Service("empty"))

@@ -118,6 +118,8 @@ def _read_parameter(
     name: str, annotation: Any, event: type[Event], *, taken: set[str], batch: bool, state: bool
 ) -> tuple[Parameter, str | None]:
     deliveries = BatchDelivery if batch else Delivery
+    if get_origin(annotation) in (Delivery, BatchDelivery):  # Delivery[State], where State is for type checkers
+        annotation = get_origin(annotation)
     if annotation is deliveries:
         return Parameter(name, "delivery"), None
     if annotation in (Delivery, BatchDelivery):
@@ -140,7 +142,7 @@ def _read_parameter(
         fix = f"write list[{event.__name__}]" if batch else "subscribe it with batch=Batch(...)"
         return Parameter(name, "event"), f"parameter {name!r}: lists of events are for batch handlers; {fix}"
     if isinstance(annotation, ForwardRef):
-        if annotation.__forward_arg__.rpartition(".")[2] == deliveries.__name__:
+        if annotation.__forward_arg__.partition("[")[0].rpartition(".")[2] == deliveries.__name__:
             return Parameter(name, "delivery"), None
         shown = annotation.__forward_arg__
         fix = f"import {shown} at run time, not only for type checkers, so that the worker knows its type"

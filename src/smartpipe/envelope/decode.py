@@ -236,8 +236,8 @@ class Decoder:
             DecodeError: As in ``decode``, and of the kind ``too-many-values``.
         """
         refuse_too_many_values(body, limit_objects)
-        refuse_batch(body)
         if len(body) > UNPARSED_CHARACTERS and not body.lstrip().startswith("{"):  # Pydantic would not let others run
+            refuse_batch(body)
             raise DecodeError("not-cloudevent", "the body is not a CloudEvent 1.0: it is not a JSON object")
         return self._decode(body, self._large, limit_objects, unwrap)
 

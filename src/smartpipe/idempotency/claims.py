@@ -180,7 +180,11 @@ class Claims:
         Args:
             since: The loop's time before the claim was sent, so that the lease is not assumed to be longer than it is.
         """
-        self._leases[claim.token] = _Lease(claim, since, on_lost)
+        lease = self._leases[claim.token] = _Lease(claim, since, on_lost)
+        if self._renew_timer is not None and lease.renew_at < self._renew_timer.when():
+            # The timer waits for a longer lease: queues of one process may have different visibility timeouts.
+            self._renew_timer.cancel()
+            self._renew_timer = None
         self._schedule()
 
     def drop(self, claim: Claim) -> None:

@@ -1,8 +1,9 @@
 """Tools for your tests: a broker in memory with virtual time, and functions for a real broker.
 
 pytest loads the plugin ``smartpipe`` automatically. It prints the timeline of each MemoryBroker below a failed test,
-and provides the fixture ``smartpipe_moto``. Names are imported at their first use, so that the plugin costs almost
-nothing in a test run that does not use them.
+and provides fixtures for real servers: ``smartpipe_local``, ``smartpipe_moto``, ``smartpipe_postgres`` and
+``smartpipe_redis``. Names are imported at their first use, so that the plugin costs almost nothing in a test run that
+does not use them.
 """
 
 from __future__ import annotations

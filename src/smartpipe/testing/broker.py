@@ -180,6 +180,7 @@ class MemoryBroker:
         Raises:
             AssertionError: Messages remain after *limit_seconds* (of virtual time). The error lists them.
         """
+        __tracebackhide__ = True
         transport = self.transport
         try:
             async with asyncio.timeout(limit_seconds):
@@ -227,21 +228,25 @@ class MemoryBroker:
 
     def assert_published(self, event: type[E], *, times: int | None = None, **fields: Any) -> list[E]:
         """Assert that matching events were published (exactly *times*, if set), and return them."""
+        __tracebackhide__ = True
         return self._check_count("published", event, self.published(event, **fields), times, fields)
 
     def assert_handled(
         self, event: type[E], *, by: Callable[..., Any] | None = None, times: int | None = None, **fields: Any
     ) -> list[E]:
         """Assert that matching events were handled (exactly *times*, if set), and return them."""
+        __tracebackhide__ = True
         return self._check_count("handled", event, self.handled(event, by=by, **fields), times, fields)
 
     def assert_dead_lettered(self, event: type[Event], *, kind: str | None = None, **fields: Any) -> DeadLettered:
         """Assert that one matching event was dead-lettered, with this *kind* of reason, and return its record."""
+        __tracebackhide__ = True
         found = [record for record in self.dead_lettered(event, **fields) if kind in (None, record.kind)]
         return self._check_count(f"dead-lettered{f' as {kind}' if kind else ''}", event, found, 1, fields)[0]
 
     def assert_nothing_dead_lettered(self) -> None:
         """Assert that no message was dead-lettered."""
+        __tracebackhide__ = True
         if self.dead_lettered():
             raise AssertionError(self._with_timeline("messages were dead-lettered"))
 
@@ -305,6 +310,7 @@ class MemoryBroker:
     def _check_count(
         self, word: str, event: type[Event], found: list[T], times: int | None, fields: Mapping[str, Any]
     ) -> list[T]:
+        __tracebackhide__ = True
         if found if times is None else len(found) == times:
             return found
         pattern = f"{event.__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"

@@ -44,7 +44,7 @@ def _read(path: Path) -> dict[str, str]:
     except ModuleNotFoundError:
         raise ConfigError("reading .env needs python-dotenv; run pip install 'smartpipe[local]'") from None
     try:
-        values = dotenv_values(path, encoding="utf-8")
+        values = dotenv_values(path, encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"cannot read {path.absolute()}: {error.strerror}") from None
     except ValueError:  # its text could contain a part of a secret

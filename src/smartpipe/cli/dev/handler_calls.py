@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import smartpipe
 from smartpipe.cli.logs import TextFormatter
+from smartpipe.errors import Retry
 from smartpipe.escaping import escape_text, shorten_text
 from smartpipe.log_fields import fields_of
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LOGGER = "smartpipe.consumer"
 HANDLED, IGNORED = "Handled", "Ignored"
+FAILURES = ("Handler failed", "Dead-lettered", "Group ")
+"""The beginnings of lines about failures of handlers. An internal error keeps its whole traceback."""
 MAX_REMEMBERED = 1_000
 MAX_LINE_CHARACTERS = 2_048
 LIBRARIES = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -63,11 +66,13 @@ class HandlerCallFormatter(logging.Formatter):
         fields = fields_of(record)
         if record.levelno == logging.DEBUG and record.msg in (HANDLED, IGNORED):
             return self._inner.format(_as_short_line(record, fields))
-        if record.exc_info is None or record.exc_info[1] is None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or not str(record.msg).startswith(FAILURES):
             return self._inner.format(record)
         plain = copy(record)
         plain.exc_info = plain.exc_text = None
-        lines = list(format_user_frames(record.exc_info[1]))
+        asked = isinstance(error, Retry) and error.__cause__ is None  # the handler asked for it: there is no error
+        lines = [] if asked else list(format_user_frames(error))
         if not self._is_new(str(fields.get("message_id")), lines):
             lines = []
         return self._inner.format(plain) + "".join(
