@@ -1,4 +1,4 @@
-"""A handler whose log lines carry fields of their own, and the ids of the event in every line."""
+"""A handler whose log lines carry fields: its own, those of its delivery, and the tenant in every line."""
 
 import asyncio
 import logging
@@ -10,38 +10,39 @@ from smartpipe.cli.logs import configure
 from smartpipe.testing import MemoryBroker
 
 log = logging.getLogger("shop.billing")
-context: ContextVar[dict[str, object]] = ContextVar("context")
+tenant: ContextVar[str] = ContextVar("tenant")
 
 
 class OrderPlaced(Event, topic=Topic("orders"), type="order.placed", version="1.0"):
     order_id: str
+    tenant: str
 
 
-def add_context(record: logging.LogRecord) -> bool:
-    record.fields = {**context.get({}), **getattr(record, "fields", {})}
+def add_tenant(record: logging.LogRecord) -> bool:
+    record.tenant = tenant.get(None)
     return True
 
 
-async def set_context(delivery, call_next) -> None:
-    token = context.set({**delivery.log_fields, "trace_id": delivery.trace_id})
+async def set_tenant(delivery, call_next) -> None:
+    token = tenant.set(delivery.event.tenant)
     try:
         await call_next(delivery)
     finally:
-        context.reset(token)
+        tenant.reset(token)
 
 
 async def lifespan() -> AsyncIterator[None]:
     for handler in logging.getLogger().handlers:  # the worker has configured logging by now
-        handler.addFilter(add_context)
+        handler.addFilter(add_tenant)
     yield
 
 
-service = Service("billing", lifespan=lifespan, middleware=[set_context])
+service = Service("billing", lifespan=lifespan, middleware=[set_tenant])
 
 
 @service.subscribe(OrderPlaced)
 async def charge(event: OrderPlaced) -> None:
-    log.info("Charging the card", extra={"fields": {"order_id": event.order_id}})
+    log.info("Charging the card", extra={"order_id": event.order_id})
     write_receipt()
 
 
@@ -52,7 +53,7 @@ def write_receipt() -> None:
 async def main() -> None:
     configure("info", "json")  # as `smartpipe worker` does with SMARTPIPE_LOG_FORMAT=json
     async with MemoryBroker(service) as broker:
-        await broker.publish(OrderPlaced(order_id="1"))
+        await broker.publish(OrderPlaced(order_id="1", tenant="acme"))
         await broker.drain()
 
 

@@ -12,21 +12,29 @@ from smartpipe import options
 from tests.reference import docstrings
 from tests.reference.tables import code, default_of, table, type_of, unit_of
 
-MODULES = ("smartpipe", "smartpipe.blocking", "smartpipe.outbox", "smartpipe.middleware", "smartpipe.testing")
-NAMES = {"smartpipe.blocking": ["Publisher"], "smartpipe.middleware": ["Logging", "Timeout"]}
-"""The public names of modules that have no ``__all__``."""
+MODULES = (
+    *("smartpipe", "smartpipe.blocking", "smartpipe.outbox", "smartpipe.middleware"),
+    *("smartpipe.envelope", "smartpipe.log_fields", "smartpipe.testing"),
+)
+NAMES = {
+    "smartpipe.blocking": ["Publisher"],
+    "smartpipe.envelope": ["encode", "read_traceparent", "wrap"],
+    "smartpipe.log_fields": ["DeliveryFilter"],
+    "smartpipe.middleware": ["Logging", "Timeout"],
+}
+"""The public names of modules that have others, too."""
 STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 UNDESCRIBED = "TODO"
 """The description of a parameter without one, for which the test of this page fails."""
 OPTIONS = {name: cls for name, cls in vars(options).items() if typing.is_typeddict(cls)}
-NOT_CONSTRUCTED = {"Delivery", "BatchDelivery", "PublishReport", "Transport"}
-"""Classes whose objects you receive from smartpipe, and never create."""
+NOT_CONSTRUCTED = {"DeliveryFilter", "Delivery", "BatchDelivery", "PublishReport", "Transport"}
+"""Classes whose objects you receive from smartpipe, or create without arguments."""
 INTERNAL = {
     *("BatchDelivery.derive_ids", "Delivery.derive_ids", "Delivery.log_message", "EmbeddedBroker.last_output"),
     *("Event.model_construct", "Event.model_copy", "FilterPolicy.policy", "Idempotency.key_of", "Publisher.transport"),
     *("RetryPolicy.seconds_until_retry", "Service.open", "Service.handlers_on", "Service.slots", "Service.bindings"),
     *("Service.published", "Service.sends_to", "Relay.publish_batch", "Relay.backlog", "Service.handlers"),
-    *("Service.idempotent", "CircuitBreaker.longest_reset_seconds", "Worker.transport_counts"),
+    *("DeliveryFilter.filter", "Service.idempotent", "CircuitBreaker.longest_reset_seconds", "Worker.transport_counts"),
 }
 """Methods and attributes that smartpipe's own modules use. They may change."""
 TRANSPORT_CALLS = ("receive", "delete", "change_visibility", "send")
@@ -39,6 +47,8 @@ PURPOSES = {
     "smartpipe.blocking": "Publish from code without an event loop.",
     "smartpipe.outbox": "Publish in a database transaction ([how](../outbox.md)).",
     "smartpipe.middleware": "Wrap deliveries and publications ([how](../reference.md#middleware)).",
+    "smartpipe.envelope": "Read the trace context of a request, and build message bodies in tests.",
+    "smartpipe.log_fields": "Name the delivery in log lines ([how](../howto/logging.md)).",
     "smartpipe.testing": "Test your services ([how](../howto/testing.md)).",
 }
 INTRODUCTION = """\
@@ -125,8 +135,10 @@ def _methods(thing: type) -> list[tuple[str, Any]]:
 def _spell(name: str, signature: inspect.Signature) -> str:
     """Return the signature in one line, with the options of ``**options`` and without types."""
     parts: list[str] = []
+    parameters = signature.parameters.values()
+    positional = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
     keyword_only = False
-    for parameter in signature.parameters.values():
+    for parameter in parameters:
         if parameter.name in ("self", "cls"):
             continue
         taken = _options(parameter)
@@ -140,6 +152,8 @@ def _spell(name: str, signature: inspect.Signature) -> str:
         keyword_only = keyword_only or star == "*"
         default = default_of(parameter.default).strip("`").replace("\\|", "|")
         parts.append(f"{star}{parameter.name}" + (f"={default}" if default else ""))
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name == positional[-1]:
+            parts.append("/")
     if name.startswith("class "):
         return f"{name.replace('Event', 'MyEvent')}(Event, {', '.join(part for part in parts if part != '*')})"
     return f"{name}({', '.join(parts)})"
@@ -279,6 +293,9 @@ OTHER = {
     **{f"MemoryBroker.{name}.event": _TESTED for name in ASSERTIONS},
     "fields": _FIELDS,
     "by": "The handler's function; by default any handler.",
+    "encode.envelope": "The envelope, from `wrap`.",
+    "read_traceparent.header": "The header `traceparent` of a request, or None.",
+    "wrap.source": "CloudEvents `source`: the component that publishes.",
     "include_object.name": "The name of the object.",
     "include_object.type_": 'Its kind, such as `"table"`.',
     "times": "The exact number; by default at least one.",

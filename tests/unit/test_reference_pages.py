@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 
 import pytest
 
+import smartpipe
 from smartpipe import settings
 from tests.reference import DIRECTORY, api, errors, pages
 
@@ -60,3 +63,31 @@ def test_the_reference_explains_every_setting() -> None:
     known = {f"{settings.ENV_PREFIX}{name.upper()}" for cls in settings._ALL for name in cls.model_fields}
 
     assert known - set(re.findall(r"`(SMARTPIPE_[A-Z_]+)`", REFERENCE.read_text())) == set()
+
+
+def _sections() -> list[tuple[str, str]]:
+    found = re.findall(r"^### `(\w+)`\n(.*?)(?=^##)", REFERENCE.read_text(), re.MULTILINE | re.DOTALL)
+    return [(name, " ".join(text.split())) for name, text in found]
+
+
+SIGNATURES = [
+    (name, signature) for name, text in _sections() for signature in re.findall(rf"`({name}\([^`]*\))`", text)[:1]
+]
+
+
+@pytest.mark.parametrize(("name", "signature"), SIGNATURES)
+def test_a_signature_in_the_reference_has_the_parameters_of_the_class(name: str, signature: str) -> None:
+    cls = getattr(smartpipe, name)
+    actual = list(inspect.signature(cls).parameters.values())
+    spelled = ast.parse(f"def {signature}: ...").body[0]
+    assert isinstance(spelled, ast.FunctionDef)
+    arguments = spelled.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+
+    assert [one.arg for one, _ in pairs] == [one.name for one in actual]
+    for (one, default), parameter in zip(pairs, actual, strict=True):
+        assert (default is None) == (parameter.default is parameter.empty), one.arg
+        if default is not None and "FACTORY" not in type(parameter.default).__name__:
+            assert ast.literal_eval(default) == parameter.default, one.arg
