@@ -29,9 +29,9 @@ Verdict: TypeAlias = Literal["killed", "timeout", "survived", "not run"]
 TESTS = ("tests/unit", "tests/conformance", "tests/integration")
 COPIED = ("src", "tests", "examples", "benchmarks", "docs", "schemas")
 COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
-MAX_TEST_SECONDS = 60.0
-"""The total duration of the tests that are run for one mutant."""
-MUTANT_SECONDS = 180.0
+MAX_TEST_SECONDS = 120.0
+"""The total duration of the tests that are run for one mutant. A survivor may be noticed by a slower test."""
+MUTANT_SECONDS = 300.0
 """A mutant whose tests take longer hangs, which somebody would notice."""
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 

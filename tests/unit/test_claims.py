@@ -23,17 +23,18 @@ INTERVAL_SECONDS = 10.0
 
 
 class CountingStore(MemoryStore):
-    """A store that counts its calls by verb, and is unavailable while ``down``."""
+    """A store that counts its calls by verb. It is unavailable while ``down``, and for the verbs in ``refused``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.down = False
+        self.refused: set[str] = set()
         self.calls: Counter[str] = Counter()
         self.renewed: list[tuple[float, list[str]]] = []
 
     def _count(self, verb: str) -> None:
         self.calls[verb] += 1
-        if self.down:
+        if self.down or verb in self.refused:
             raise StoreError("the store is down")
 
     async def renew(self, claims: Sequence[Claim]) -> list[bool]:
@@ -81,12 +82,13 @@ def test_a_claim_is_renewed_three_times_in_a_lease_for_as_long_as_it_is_held() -
     assert held.lost == []
 
 
-def test_later_claims_are_renewed_although_an_earlier_one_was_dropped() -> None:
+@pytest.mark.parametrize("gap_seconds", [1, 4, 6, 9])
+def test_later_claims_are_renewed_although_an_earlier_one_was_dropped(gap_seconds: float) -> None:
     async def main() -> Held:
         held = Held()
         for number in range(5):  # the timer of each is running when it is dropped
             earlier = held.hold(f"earlier{number}")
-            await asyncio.sleep(1)
+            await asyncio.sleep(gap_seconds)
             later = held.hold(f"later{number}")
             held.claims.drop(earlier)
             await asyncio.sleep(2 * LEASE_SECONDS)
@@ -214,6 +216,27 @@ def test_an_outage_that_a_renewal_notices_ends_without_another_message() -> None
         await held.claims.aclose()
 
     run_virtually(main())
+
+
+def test_a_renewal_that_succeeds_ends_an_outage() -> None:
+    async def main() -> list[int]:
+        held = Held()
+        held.store.refused = {"renew", "release"}  # so that no probe succeeds
+        held.hold("a", 24)
+        found = []
+        for seconds in (8.5, 1.0):  # the renewals at 8 s and at 24 s fail, and those at 16 s and at 32 s succeed
+            held.store.refused.add("renew")
+            await asyncio.sleep(seconds)
+            found.append(held.claims.failures)
+            held.store.refused.discard("renew")
+            await asyncio.sleep(8)
+            found.append(held.claims.failures)
+            await asyncio.sleep(7)
+        await held.claims.aclose()
+        return found
+
+    found = run_virtually(main())
+    assert [failures > 0 for failures in found] == [True, False, True, False]
 
 
 def test_a_completion_is_repeated_for_half_a_minute_and_not_in_a_busy_loop() -> None:

@@ -239,6 +239,15 @@ def test_a_circuit_that_has_closed_opens_again_only_after_all_its_failures_and_a
         assert (one.circuit.state, one.circuit.admit(10), one.woken) == ("closed", 10, woken + 1)
 
 
+def test_a_circuit_that_opens_again_admits_its_next_probe_even_if_the_last_one_was_never_settled() -> None:
+    one = CircuitUnderTest(failures=1, reset_seconds=10)
+    one.fail()
+    for reset_seconds in (10, 20, 40):
+        one.clock.move(reset_seconds)
+        one.admit_probe()
+        one.fail()  # its message is not settled yet when the circuit is half-open again
+
+
 def test_a_message_that_began_before_the_circuit_opened_does_not_close_it() -> None:
     one = CircuitUnderTest(failures=1, reset_seconds=10)
     one.fail()
