@@ -10,9 +10,11 @@ import re
 import subprocess
 import sys
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
+import fastapi
+import httpx
 import pytest
 import yaml
 
@@ -21,7 +23,7 @@ from tests.acceptance.test_howto import blocks
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -124,6 +126,30 @@ def test_loguru_writes_the_workers_lines_with_bound_values_as_fields() -> None:
     assert (own["level"], own["logger"], own["message"]) == ("info", "__main__", "Charging the card")
     assert (own["order_id"], own["event_type"]) == ("1", "order.placed")
     assert "extra" not in own
+
+
+# --- fastapi.md ---
+
+
+@pytest.mark.parametrize(("scope", "status"), [("function", 500), ("request", 200)])
+async def test_fastapi_commits_before_its_response_only_with_the_scope_of_the_page(
+    scope: Literal["function", "request"], status: int
+) -> None:
+    async def begin() -> AsyncIterator[None]:
+        yield
+        raise RuntimeError("the commit fails")
+
+    app = fastapi.FastAPI()
+
+    @app.post("/orders", dependencies=[fastapi.Depends(begin, scope=scope)])
+    async def place_order() -> None: ...
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        response = await client.post("/orders")
+
+    assert response.status_code == status
+    assert f'scope="{scope}"' in (PAGES / "fastapi.md").read_text() or status == 200
 
 
 # --- scheduled-jobs.md ---

@@ -34,7 +34,13 @@ INTERNAL = {
     *("Event.model_construct", "Event.model_copy", "FilterPolicy.policy", "Idempotency.key_of", "Publisher.transport"),
     *("RetryPolicy.seconds_until_retry", "Service.open", "Service.handlers_on", "Service.slots", "Service.bindings"),
     *("Service.published", "Service.sends_to", "Relay.publish_batch", "Relay.backlog", "Service.handlers"),
-    *("DeliveryFilter.filter", "Service.idempotent", "CircuitBreaker.longest_reset_seconds", "Worker.transport_counts"),
+    *(
+        "DeliveryFilter.filter",
+        "Service.idempotent",
+        "CircuitBreaker.longest_reset_seconds",
+        "Worker.transport_counts",
+        "Worker.report",
+    ),
 }
 """Methods and attributes that smartpipe's own modules use. They may change."""
 TRANSPORT_CALLS = ("receive", "delete", "change_visibility", "send")
@@ -102,10 +108,21 @@ def _own_arguments(thing: type) -> dict[str, str]:
 def _callable_section(name: str, function: Any) -> str:
     found = docstrings.read(function)
     signature = inspect.signature(function)
-    is_coroutine = inspect.iscoroutinefunction(inspect.unwrap(function))
-    text = _code_block(("await " if is_coroutine else "") + _spell(name, signature))
+    text = _code_block(_call(name, function, signature))
     text += _paragraphs(found.paragraphs)
     return text + _parameters(name, signature, found.arguments) + _raises(found.raises)
+
+
+def _call(name: str, function: Any, signature: inspect.Signature) -> str:
+    """Return the signature as a call, with its result."""
+    spelled, inner = _spell(name, signature), inspect.unwrap(function)
+    returned = type_of(signature.return_annotation).strip("`").replace("\\|", "|")
+    if inspect.isgeneratorfunction(inner) or returned.startswith("AbstractContextManager"):
+        return f"with {spelled}"
+    if inspect.isasyncgenfunction(inner) or returned.startswith("AbstractAsyncContextManager"):
+        return f"async with {spelled}"
+    result = "" if returned in ("", "None") else f" -> {returned}"
+    return ("await " if inspect.iscoroutinefunction(inner) else "") + spelled + result
 
 
 def _constructor(thing: type) -> inspect.Signature | None:

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-UNITS = {"seconds": "s", "bytes": "bytes", "days": "days", "share": "0 to 1"}
+UNITS = {
+    "bytes": "bytes",
+    "days": "days",
+    "objects": "objects",
+    "processes": "processes",
+    "second": "1/s",
+    "seconds": "s",
+    "share": "0 to 1",
+}
+"""Units by the last word of a name."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
