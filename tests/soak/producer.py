@@ -18,6 +18,7 @@ import asyncpg
 
 from smartpipe import Publisher
 from smartpipe.errors import PublishError
+from smartpipe.idempotency.stores.database import DATABASE_ERRORS
 from smartpipe.outbox import Outbox
 from tests.soak.service import Paid, PaidInOrder
 
@@ -60,12 +61,12 @@ class Producer:
 
     async def _write_to_outbox(self) -> None:
         outbox, url = Outbox("soak-outbox"), os.environ["CHAOS_DATABASE_URL"]
-        async with asyncpg.create_pool(url, min_size=1, max_size=2, command_timeout=10) as pool:
+        async with asyncpg.create_pool(url, min_size=0, max_size=2, command_timeout=10) as pool:
             async for events in self._events():
                 try:
                     async with pool.acquire() as connection, connection.transaction():
                         written = [await outbox.publish(event, connection=connection) for event in events]
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                except DATABASE_ERRORS:
                     continue  # the database is restarting; its transaction may or may not be committed
                 for event, event_id in zip(events, written, strict=True):
                     self._record(event, event_id)

@@ -142,7 +142,7 @@ class Soak:
         self._report(f"settling: {setup.count_remaining()} messages and rows remain")
         record.stranded = setup.settle(SETTLE_SECONDS)
         self._check_drains(wait=True)
-        self._read_lines()
+        setup.wait_until(self._are_all_ready)
         setup.drain()
         self._read_lines()
         for process in [process for process in setup.processes if not process.running]:
@@ -150,6 +150,10 @@ class Soak:
             if code:
                 record.bad_drains.append(f"{process.key}, exit code {code} without a fault: {process.lines[-1:]}")
         record.failed_ends += setup.unexpected_exits
+
+    def _are_all_ready(self) -> bool:
+        self._read_lines()
+        return all(process.key in self._ready for process in self._setup.processes)
 
     # Disturbances.
 

@@ -135,7 +135,7 @@ def test_fault_09_a_blocked_loop_is_logged_and_its_leases_count_as_lost(caplog: 
         visibility = Leases("q", transport, visibility_timeout_seconds=1, counters=counts)
         ticker = asyncio.create_task(visibility.run())
         lease = visibility.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])[0]
-        lease.handler = "app.block"
+        lease.begin("app.block")
         await asyncio.sleep(0.05)
         time.sleep(1.2)  # noqa: ASYNC251 - the mistake under test
         lost_at_once = lease.lost

@@ -266,24 +266,28 @@ def test_rows_of_a_fifo_destination_have_an_ordered_group_even_if_the_column_is_
     assert read_row(row).ordered_group == expected
 
 
+@pytest.mark.parametrize("first_down", [False, True])
 def test_each_outage_of_the_backlog_is_logged_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    first_down: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    down, queries, opened, most = False, 0, 0, 0
+    down, queries, failures, opened, most = False, 0, 0, 0, 0
+    connections: list[Connection] = []
 
     @asynccontextmanager
     async def connect(*_: Any, **__: Any) -> AsyncIterator[Connection]:
         nonlocal opened, most
         opened += 1
         most = max(most, opened)
+        connections.append(Connection())
         try:
-            yield Connection()
+            yield connections[-1]
         finally:
             opened -= 1
 
     async def read(_: Any) -> Backlog:
-        nonlocal queries
+        nonlocal queries, failures
         queries += 1
+        failures += down
         if down:
             raise ConnectionError("nobody listens")
         return Backlog(1, 0, 0.0)
@@ -294,14 +298,14 @@ def test_each_outage_of_the_backlog_is_logged_once(
     async def main() -> list[float]:
         nonlocal down
         relay, ages = RelayUnderTest(), list[float]()
-        for down in (False, True, False, True, False):  # noqa: B007
-            age_seconds = -1.0
+        for down in (first_down, True, False, True, False):  # noqa: B007
+            age_seconds = 1_000.0
             for _ in range(100):  # a scrape each second
                 await asyncio.sleep(1)
                 reading = await relay.backlog_reader.read()
-                assert reading is not None
-                age_seconds = reading.age_seconds
+                age_seconds = 1_000.0 if reading is None else reading.age_seconds
             ages.append(age_seconds)
+            connections[-1].closed = True  # the server has closed it
         await relay.aclose()
         return ages
 
@@ -309,6 +313,7 @@ def test_each_outage_of_the_backlog_is_logged_once(
         ages = run_virtually(main())
 
     assert len(caplog.records) == 2
-    assert [age < 6 for age in ages] == [True, False, True, False, True]
+    assert [age < 6 for age in ages] == [not first_down, False, True, False, True]
     assert 90 <= queries <= 101  # one in five seconds
     assert (opened, most) == (0, 1)  # each connection is closed before the next one is opened
+    assert len(connections) >= failures  # and no query uses a connection on which one has failed

@@ -129,3 +129,15 @@ async def test_async_handlers_that_hang_in_threads_stop_receive_calls() -> None:
         await until(lambda: consumer.counters.handled == 1)
 
     assert consumer.counters.dead_lettered == 0
+
+
+async def test_a_function_that_raises_stop_iteration_fails_and_its_caller_does_not_wait_for_ever() -> None:
+    threads = Threads(2)
+
+    def stop() -> None:
+        raise StopIteration
+
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asyncio.wait_for(threads.run(stop, [], lambda: None), 30)
+    threads.close()
