@@ -354,7 +354,8 @@ def test_a_group_stops_at_a_message_that_cannot_be_sent_and_other_groups_continu
 
         result = await dlq.redrive()
 
-        assert [failure.code for _, failure in result.failed] == ["InvalidMessageContents", "GroupStopped"]
+        failures = [(failure.code, failure.retryable) for _, failure in result.failed]
+        assert failures == [("InvalidMessageContents", False), ("GroupStopped", True)]
         assert [message.group_id for message in dlq.moved].count("a1") == 3
         assert [message.group_id for message in dlq.moved].count("a0") == 1
         assert dlq.dead_depth == (2, 0)
@@ -375,6 +376,27 @@ def test_when_nothing_can_be_sent_it_gives_up_after_three_batches() -> None:
         result = await dlq.redrive()
 
         assert len(result.failed) == 30
+        assert dlq.dead_depth == (60, 0)
+
+    virtually(main())
+
+
+def test_it_does_not_give_up_while_every_third_batch_is_sent() -> None:
+    async def main() -> None:
+        dlq = DeadLetterQueue(billing())
+        await dlq.dead_letter(*map(order, range(90)))
+        send, batches = dlq.memory.send, count(1)
+
+        async def sometimes(queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+            if next(batches) % 3:
+                raise TransportError("QueueDoesNotExist", "queue 'billing' does not exist", retryable=False)
+            return await send(queue, messages)
+
+        dlq.memory.send = sometimes  # type: ignore[method-assign]
+
+        result = await dlq.redrive()
+
+        assert (result.done, len(result.failed)) == (30, 60)
         assert dlq.dead_depth == (60, 0)
 
     virtually(main())

@@ -255,7 +255,7 @@ class Claims:
             future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _schedule(self) -> None:
-        if self._renew_timer is None and self._renewing is None and self._leases:
+        if self._renew_timer is None and self._renewing is None and self._leases and not self._closed:
             first = min(lease.renew_at for lease in self._leases.values())
             self._renew_timer = asyncio.get_running_loop().call_at(first, self._start_renewing)
 

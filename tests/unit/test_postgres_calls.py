@@ -1,17 +1,22 @@
-"""How often the PostgreSQL store deletes expired claims, in virtual time."""
+"""How often the PostgreSQL store calls its database: for expired claims, and after a failure."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import asyncpg
+import pytest
 
 from smartpipe.errors import StoreError
+from smartpipe.idempotency.store import Claim
 from smartpipe.idempotency.stores.postgres import PURGE_ROWS, PURGE_SECONDS, PostgresStore
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import AsyncIterator
 
 
 class PurgingStore(PostgresStore):
@@ -68,3 +73,49 @@ def test_a_purge_that_fails_is_logged_and_repeated_a_minute_later(caplog: pytest
 
     assert len(caplog.records) == 3
     assert "Cannot delete expired claims" in caplog.text
+
+
+class Pool:
+    """A pool whose connections raise the given errors, one each, and then answer."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    @asynccontextmanager
+    async def acquire(self, *, timeout: float) -> AsyncIterator[Pool]:  # noqa: ASYNC109 - as in asyncpg
+        assert timeout > 0
+        yield self
+
+    async def fetch(self, *_: Any, timeout: float) -> list[Any]:  # noqa: ASYNC109
+        assert timeout > 0
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return []
+
+    async def close(self) -> None: ...
+
+
+LOST = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+
+
+@pytest.mark.parametrize(
+    ("errors", "calls", "fails"),
+    [
+        ([], 1, False),
+        ([LOST], 2, False),  # a connection that the server has closed meanwhile
+        ([LOST, LOST], 2, True),
+        ([asyncpg.UndefinedTableError("no such table")], 1, True),
+    ],
+)
+async def test_a_call_is_repeated_once_on_a_new_connection_and_only_if_its_connection_was_lost(
+    errors: list[Exception], calls: int, fails: bool
+) -> None:
+    store, pool = PostgresStore("postgresql://localhost/shop"), Pool(*errors)
+    store._claim_pool = cast("asyncpg.Pool", pool)
+
+    with pytest.raises(StoreError) if fails else nullcontext():
+        await store.release([Claim("key", "token", 30, 60)])
+
+    assert pool.calls == calls
