@@ -18,7 +18,8 @@ import httpx
 import pytest
 import yaml
 
-from smartpipe.testing import provision
+from smartpipe import Delivery, Service
+from smartpipe.testing import MemoryBroker, provision
 from tests.acceptance.test_howto import blocks
 from tests.support.processes import ROOT
 
@@ -129,6 +130,42 @@ def test_loguru_writes_the_workers_lines_with_bound_values_as_fields() -> None:
 
 
 # --- fastapi.md ---
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The app of the page's first example, with the endpoint of its snippet."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    module = importlib.import_module("fastapi_app")
+    [snippet] = [block for block in blocks(PAGES / "fastapi.md", "python") if "read_traceparent" in block]
+    exec(compile(snippet, "snippet", "exec", dont_inherit=True), {"__name__": "snippet"})
+    return module
+
+
+async def test_the_event_of_a_repeated_request_has_one_id_and_the_trace_of_the_request(api: ModuleType) -> None:
+    traces: list[str | None] = []
+    service = Service("audit")
+
+    @service.subscribe(api.OrderPlaced)
+    async def note(event: Any, delivery: Delivery) -> None:
+        traces.append(delivery.trace_id)
+
+    transport = httpx.ASGITransport(api.app)
+    headers = {"Idempotency-Key": "key-1", "traceparent": TRACEPARENT}
+    async with (
+        MemoryBroker(service) as broker,
+        api.app.router.lifespan_context(api.app),
+        httpx.AsyncClient(transport=transport, base_url="http://shop") as client,
+    ):
+        answers = [await client.put("/orders/1?cents=4200", headers=headers) for _ in range(2)]
+        await client.put("/orders/1?cents=4200", headers={**headers, "traceparent": "nonsense"})
+        await broker.drain()
+
+    assert [answer.json() for answer in answers] == [{"event_id": "key-1"}] * 2
+    assert traces[:2] == [TRACEPARENT.split("-")[1]] * 2
+    assert traces[2] not in {None, traces[0]}
 
 
 @pytest.mark.parametrize(("scope", "status"), [("function", 500), ("request", 200)])

@@ -114,7 +114,8 @@ def update() -> tuple[int, int]:
         text = text.replace(format_row(listed[message]) + "\n", "")
     new = sorted(known.keys() - listed.keys())
     if new:
-        text += NEW_SECTION + "".join(format_row(Row(one, "", "")) + "\n" for one in new)
+        text += "" if NEW_SECTION in text else NEW_SECTION
+        text += "".join(format_row(Row(one, "", "")) + "\n" for one in new)
     PAGE.write_text(text)
     return len(gone), len(new)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
 import smartpipe
 from smartpipe import settings
 from tests.reference import DIRECTORY, api, errors, pages
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REFERENCE = DIRECTORY.parent / "reference.md"
 ERRORS = errors.PAGE.read_text()
@@ -44,6 +48,26 @@ def test_a_row_is_read_as_it_is_written() -> None:
     lines = set(ERRORS.splitlines())
 
     assert [row for row in errors.rows().values() if errors.format_row(row) not in lines] == []
+
+
+def test_make_reference_removes_old_messages_and_adds_new_ones_for_you_to_describe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "errors.md"
+    page.write_text("# Errors\n\n## Events\n\n| `is not … said` | Why. | Do. |\n| `is said … still` | Why. | Do. |\n")
+    monkeypatch.setattr(errors, "PAGE", page)
+    monkeypatch.setattr(errors, "messages", lambda: {"is said … still": {"a.py"}, "run `one | two` now": {"b.py"}})
+
+    assert errors.update() == (1, 1)
+    assert errors.update() == (0, 0)
+    assert errors.rows() == {
+        "is said … still": errors.Row("is said … still", "Why.", "Do."),
+        "run `one | two` now": errors.Row("run `one | two` now", "", ""),
+    }
+    monkeypatch.setattr(errors, "messages", lambda: {text: {"b.py"} for text in [*errors.rows(), "is a second one"]})
+    assert errors.update() == (0, 1)
+    assert page.read_text().count("## New") == 1
+    assert list(errors.rows()) == ["is said … still", "run `one | two` now", "is a second one"]
 
 
 def test_the_index_of_errors_has_every_code_that_smartpipe_sets() -> None:
