@@ -19,6 +19,7 @@ from smartpipe.bench.messages import Assignment, StepDone, parse_message
 from smartpipe.cli import bench as command
 from smartpipe.cli import main
 from tests.support.processes import Process, children_of, is_running, smartpipe
+from tests.support.topics import list_topic_arns
 from tests.support.waiting import DEADLINE_SECONDS, until_blocking
 
 if TYPE_CHECKING:
@@ -44,9 +45,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 def remaining_resources() -> list[Any]:
     """Return the topics and queues of benchmarks on the environment's broker."""
-    topics = boto3.client("sns").list_topics()["Topics"]
     queues = boto3.client("sqs").list_queues(QueueNamePrefix="bench-").get("QueueUrls", [])
-    return [*queues, *(topic for topic in topics if ":bench-" in topic["TopicArn"])]
+    return [*queues, *(arn for arn in list_topic_arns() if ":bench-" in arn)]
 
 
 def test_a_fan_out_is_measured_in_processes_and_its_resources_are_deleted(

@@ -275,11 +275,22 @@ def test_dotenv_is_read_the_environment_wins_and_programs_get_both(project: Path
     assert any("process python has ended with exit code 0" in line for line in process.lines)
 
 
+FAILS_WHEN_IT_STOPS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+print("running", flush=True)
+time.sleep(60)
+"""
+
+
 def test_a_program_stops_with_everything_else_and_a_failing_one_is_restarted(project: Path, closing: ExitStack) -> None:
     (project / "crash.py").write_text("print('crashing'); raise SystemExit(3)")
+    (project / "fail.py").write_text(FAILS_WHEN_IT_STOPS)
     server = "python -m http.server 0 --bind 127.0.0.1"
-    process = start_dev(project, closing, "shop:shop", "--no-reload", "--run", server, "--run", "python crash.py")
+    programs = [word for program in (server, "python crash.py", "python fail.py") for word in ("--run", program)]
+    process = start_dev(project, closing, "shop:shop", "--no-reload", *programs)
     process.wait_until(lambda: sum("python-2  │ crashing" in line for line in process.lines) >= 2)
+    process.wait_until(lambda: any("python-3  │ running" in line for line in process.lines))
     process.wait_until(lambda: any("python    │ Serving HTTP" in line for line in process.lines))
     children = children_of(process.pid)
 

@@ -22,6 +22,7 @@ from smartpipe import Delivery, Service
 from smartpipe.testing import MemoryBroker, provision
 from tests.acceptance.test_howto import blocks
 from tests.support.processes import ROOT
+from tests.support.topics import find_topic_arn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -207,12 +208,8 @@ async def test_the_schedules_target_publishes_an_event_that_reaches_the_queue(
     [text] = blocks(PAGES / "scheduled-jobs.md", "json")
     target = json.loads(text)
     call = json.loads(target["Input"].replace("<aws.scheduler.scheduled-time>", SCHEDULED_TIME))
-    topics = boto3.client("sns").list_topics()["Topics"]
-    [arn] = [
-        topic["TopicArn"] for topic in topics if topic["TopicArn"].endswith(f"{os.environ['SMARTPIPE_PREFIX']}jobs")
-    ]
 
-    boto3.client("sns").publish(**{**call, "TopicArn": arn})
+    boto3.client("sns").publish(**{**call, "TopicArn": find_topic_arn("jobs")})
 
     [message] = queues.take("reports")
     assert message["Body"] == jobs.from_scheduler(SCHEDULED_TIME)

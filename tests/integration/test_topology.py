@@ -18,6 +18,7 @@ from smartpipe.topology.aws.verify import verify
 from smartpipe.transports.open import open_aws_transport
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft, UserSignedUp
 from tests.support.proxy import Fault, FaultProxy, allowed_by
+from tests.support.topics import find_topic_arn
 from tests.support.topologies import compare, destroy, left_to_do, provisioner
 from tests.support.waiting import until
 
@@ -98,12 +99,7 @@ def _set_queue(queues: Queues, **attributes: Any) -> None:
 
 def _subscription(topic: str = "users") -> tuple[Any, str]:
     sns: Any = boto3.client("sns")
-    arn = next(one["TopicArn"] for one in _topics(sns) if one["TopicArn"].endswith(physical(topic)))
-    return sns, sns.list_subscriptions_by_topic(TopicArn=arn)["Subscriptions"][0]["SubscriptionArn"]
-
-
-def _topics(sns: Any) -> list[dict[str, str]]:
-    return [one for page in sns.get_paginator("list_topics").paginate() for one in page["Topics"]]
+    return sns, sns.list_subscriptions_by_topic(TopicArn=find_topic_arn(topic))["Subscriptions"][0]["SubscriptionArn"]
 
 
 def _unsubscribe(_: Queues) -> None:

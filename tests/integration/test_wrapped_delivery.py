@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -13,6 +12,7 @@ from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute
 from smartpipe.testing import provision, working
 from tests.support.events import ADA, UserSignedUp
+from tests.support.topics import find_topic_arn
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ async def test_a_handler_sees_the_same_attributes_with_raw_delivery_and_without(
         seen.append(delivery)
 
     await provision(service)
-    sns, prefix = boto3.client("sns"), os.environ["SMARTPIPE_PREFIX"]
-    [topic] = [one["TopicArn"] for one in sns.list_topics()["Topics"] if one["TopicArn"].endswith(f":{prefix}users")]
+    sns, topic = boto3.client("sns"), find_topic_arn("users")
     [subscription] = sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"]
     sns.set_subscription_attributes(
         SubscriptionArn=subscription["SubscriptionArn"], AttributeName="RawMessageDelivery", AttributeValue=raw

@@ -185,7 +185,9 @@ class Supervisor:
             names = ", ".join(child.name for child in self.children if child.pid is not None)
             self._signal(signal.SIGKILL, f"killing {names}: not drained within {self._kill_after_seconds:g} s")
             await asyncio.wait(late)
-        exits = [child.exit_after_stop for child in self.children if child.exit_after_stop is not None]
+        # Another program has its own meaning of exit codes. It may also have been about to fail when the stop came.
+        workers = [child for child in self.children if not child.external]
+        exits = [child.exit_after_stop for child in workers if child.exit_after_stop is not None]
         self._exit_code = self._exit_code or combine_exits(exits)
 
     async def _log_when_ready(self) -> None:
