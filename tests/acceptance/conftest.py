@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,7 +19,8 @@ from tests.acceptance import services
 from tests.acceptance.guarantee_services import SERVICES
 from tests.acceptance.guarantees import Guaranteed
 from tests.acceptance.services import JobPosted
-from tests.acceptance.transaction_shop import EXAMPLES, Shop
+from tests.acceptance.transaction_shop import Shop
+from tests.support.examples import import_example
 from tests.support.processes import Process
 from tests.support.proxy import FaultProxy
 from tests.support.waiting import until_blocking
@@ -104,11 +104,8 @@ def jobs(fast_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def example(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    name = getattr(request, "param", "one_transaction")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module(name)
-        del sys.modules[name]
+    with import_example(getattr(request, "param", "one_transaction")) as module:
+        yield module
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import os
 import re
@@ -21,11 +20,12 @@ import yaml
 from smartpipe import Delivery, Service
 from smartpipe.testing import MemoryBroker, provision
 from tests.acceptance.test_howto import blocks
+from tests.support.examples import EXAMPLES, import_example
 from tests.support.processes import ROOT
 from tests.support.topics import find_topic_arn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tests.support.queues import Queues
 
 PAGES = ROOT / "docs" / "howto"
-EXAMPLES = ROOT / "examples" / "howto"
 
 # --- logging.md ---
 
@@ -136,13 +135,12 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def api() -> Iterator[ModuleType]:
     """The app of the page's first example, with the endpoint of its snippet."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    module = importlib.import_module("fastapi_app")
-    [snippet] = [block for block in blocks(PAGES / "fastapi.md", "python") if "read_traceparent" in block]
-    exec(compile(snippet, "snippet", "exec", dont_inherit=True), {"__name__": "snippet"})
-    return module
+    with import_example("fastapi_app") as module:
+        [snippet] = [block for block in blocks(PAGES / "fastapi.md", "python") if "read_traceparent" in block]
+        exec(compile(snippet, "snippet", "exec", dont_inherit=True), {"__name__": "snippet"})
+        yield module
 
 
 async def test_the_event_of_a_repeated_request_has_one_id_and_the_trace_of_the_request(api: ModuleType) -> None:
@@ -196,9 +194,9 @@ SCHEDULED_TIME = "2026-11-26T02:00:00Z"
 
 
 @pytest.fixture
-def jobs(fast_broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    return importlib.import_module("scheduled_jobs")
+def jobs(fast_broker: EmbeddedBroker) -> Iterator[ModuleType]:
+    with import_example("scheduled_jobs") as module:
+        yield module
 
 
 async def test_the_schedules_target_publishes_an_event_that_reaches_the_queue(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from smartpipe.blocking import Publisher
-from tests.support.processes import ROOT, Process, smartpipe
+from tests.support.examples import EXAMPLES
+from tests.support.processes import Process, smartpipe
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tests.support.proxy import FaultProxy
     from tests.support.queues import Queues
 
-EXAMPLES = ROOT / "examples" / "howto"
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ILIKE $1"
 
 

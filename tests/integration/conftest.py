@@ -55,3 +55,9 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases are extended every hundredth of their time, however much of it is left."""
     monkeypatch.setattr("smartpipe.consumer.leases.EXTEND_BELOW", 1.0)
     monkeypatch.setattr("smartpipe.consumer.leases.TICKS_PER_TIMEOUT", 100)
+
+
+@pytest.fixture
+def patient_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a call without time for a retry take 20 s. A busy machine may need more than the second of production."""
+    monkeypatch.setattr("smartpipe.batching.resend.MIN_CALL_SECONDS", 20.0)

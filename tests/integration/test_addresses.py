@@ -42,6 +42,7 @@ async def test_an_account_in_the_settings_makes_the_call_of_sts_unnecessary(
         assert await publisher.publish(ADA)
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_without_account_and_without_sts_the_error_names_the_setting(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ async def test_the_account_is_looked_up_once(service: Service, monkeypatch: pyte
     await transport.aclose()
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_a_closed_transport_refuses_to_open_again(service: Service) -> None:
     transport = open_aws_transport()
     await transport.aclose()

@@ -68,6 +68,7 @@ def refusing(proxy: FaultProxy, *keys: str, operation: str = "", code: str = "Ex
     return proxy.add(Fault(operation, answer=answer, when=lambda call: call.access_key in keys))
 
 
+@pytest.mark.usefixtures("patient_calls")
 @pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException", "UnrecognizedClientException"])
 async def test_fault_19_refused_credentials_are_refreshed_and_the_call_continues(
     fast_proxy: FaultProxy, endpoint: CredentialEndpoint, publish: Publish, code: str
@@ -126,6 +127,7 @@ async def test_fault_19_a_publisher_survives_an_outage_of_the_credentials_endpoi
     assert endpoint.issued == ["ROLE00000001", "ROLE00000002"]
 
 
+@pytest.mark.usefixtures("patient_calls")
 async def test_fault_19_an_assumed_role_is_assumed_again_and_not_taken_from_the_cache(
     fast_proxy: FaultProxy,
     shop: Shop,
