@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GROWTH_BYTES = 10_000_000
-GROWTH_DESCRIPTORS = 10
-"""Pools of connections differ by this number: they grow with bursts, and shrink when a connection fails."""
+GROWTH_DESCRIPTORS = 40
+"""Pools grow at the first bursts, and after an outage: a worker has up to 12 connections to PostgreSQL, and one to the
+broker for each concurrent call. A leak exceeds them all in the course of a run."""
 WARM_UP_SECONDS = 90.0
 """On a busy machine, a process needs more than a minute for its imports."""
 MIN_SAMPLES = 9

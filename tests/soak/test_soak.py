@@ -64,7 +64,7 @@ def test_a_run_without_a_broken_promise_has_no_violation() -> None:
         {"effects": 0},
         {"poison": 0},
         {"samples": {"worker-001": make_samples([90.0 + number for number in range(40)])}},
-        {"samples": {"worker-001": make_samples([90.0] * 20, 20) + make_samples([90.0] * 20, 60)}},
+        {"samples": {"worker-001": make_samples([90.0] * 20, 20) + make_samples([90.0] * 20, 80)}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
