@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from smartpipe.consumer.capacity import Capacity
@@ -12,7 +11,7 @@ from smartpipe.errors import TopologyError
 from smartpipe.names import Naming
 from smartpipe.topology.derive import derive
 from smartpipe.worker.health import HealthServer, WorkerHealth
-from smartpipe.worker.worker import Worker
+from smartpipe.worker.worker import Worker, serve_health
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
     from smartpipe.transport import Transport
-
-log = logging.getLogger("smartpipe.worker")
 
 ANY_ACCOUNT = Naming("aws", "us-east-1", "000000000000")
 """Conflicts between services are the same in all accounts and regions."""
@@ -77,18 +74,8 @@ class WorkerGroup:
         Raises:
             TopologyError: Resources that the services need do not exist.
         """
-        async with self.health:
-            fields = {"url": self.health.url}
-            log.log(
-                self.health.log_level,
-                "serving /livez, /readyz and /metrics on %s",
-                self.health.bound,
-                extra={"fields": fields},
-            )
-            try:
-                await self._run_services()
-            finally:
-                await self._transport.aclose()
+        async with serve_health(self.health, self._transport):
+            await self._run_services()
         return max([worker.report() for worker in self.workers])
 
     async def _run_services(self) -> None:

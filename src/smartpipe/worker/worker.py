@@ -174,18 +174,8 @@ class Worker:
         Raises:
             TopologyError: A resource that the service needs does not exist.
         """
-        async with self.health:
-            fields = {"url": self.health.url}
-            log.log(
-                self.health.log_level,
-                "serving /livez, /readyz and /metrics on %s",
-                self.health.bound,
-                extra={"fields": fields},
-            )
-            try:
-                await self.run_service()
-            finally:
-                await self._transport.aclose()
+        async with serve_health(self.health, self._transport):
+            await self.run_service()
         return self.report()
 
     async def run_service(self) -> None:
@@ -323,3 +313,15 @@ class Worker:
         for consumer in self.consumers:
             totals.update(consumer.counters.as_dict())
         return totals
+
+
+@asynccontextmanager
+async def serve_health(health: HealthServer, transport: Transport) -> AsyncIterator[None]:
+    """Serve the health of the process, and close the transport at the end."""
+    async with health:
+        fields = {"url": health.url}
+        log.log(health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields})
+        try:
+            yield
+        finally:
+            await transport.aclose()
