@@ -251,10 +251,11 @@ def test_a_slow_handler_does_not_run_twice_while_its_process_lives(
     "deletes their messages and exits with 0, all within 25 seconds.",
 )
 def test_a_deployment_loses_nothing(guaranteed: Guaranteed) -> None:
-    worker = guaranteed.start_worker("--concurrency", "10", "--wait-seconds", "4")
+    worker = guaranteed.start_worker("--concurrency", "10", "--wait-seconds", "10")
     guaranteed.publish(*(Ordered(name=f"started{number}", seconds=5) for number in range(4)))
     guaranteed.wait_for("begun", 4)
-    receives = guaranteed.proxy.operations().count("ReceiveMessage")  # one of them is open
+    until_blocking(lambda: any(call.operation == "ReceiveMessage" for call in guaranteed.proxy.open_calls))
+    receives = guaranteed.proxy.operations().count("ReceiveMessage")
 
     worker.signal(signal.SIGTERM)
     started = time.monotonic()

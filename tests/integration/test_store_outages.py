@@ -195,7 +195,7 @@ async def test_a_dynamodb_that_hangs_is_given_up_in_bounded_time(
     with pytest.raises(StoreError, match="no answer"):
         await asyncio.wait_for(store.claim([claim_of("order-1")]), BOUND_SECONDS)
 
-    await until(lambda: not dynamodb._open_calls)
+    await until(lambda: not dynamodb.open_calls)
     await place.aclose()
 
 

@@ -72,8 +72,8 @@ class Fault:
 class FaultProxy:
     """A context manager that serves on loopback from a separate thread.
 
-    ``calls`` contains all calls in order, and ``peak_concurrency`` is the highest number of concurrent calls. Tests may
-    change ``faults`` at any time.
+    ``calls`` contains all calls in order, ``open_calls`` those without a response yet, and ``peak_concurrency`` is the
+    highest number of concurrent calls. Tests may change ``faults`` at any time.
 
     Args:
         tls: Serve HTTPS with this context, as ``localhost``.
@@ -93,7 +93,7 @@ class FaultProxy:
         self._site: web.TCPSite | None = None
         self._session: ClientSession | None = None
         self._limit = asyncio.Semaphore(max_concurrent)
-        self._open_calls = 0
+        self.open_calls: list[Call] = []
         self.peak_concurrency = 0
         self.port = 0
 
@@ -164,17 +164,17 @@ class FaultProxy:
         await asyncio.gather(*hanging, return_exceptions=True)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        self._open_calls += 1
-        self.peak_concurrency = max(self.peak_concurrency, self._open_calls)
-        try:
-            return await self._answer(request)
-        finally:
-            self._open_calls -= 1
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         call = read_call(request.path, request.headers, body)
         self.calls.append(call)
+        self.open_calls.append(call)
+        self.peak_concurrency = max(self.peak_concurrency, len(self.open_calls))
+        try:
+            return await self._answer(request, call, body)
+        finally:
+            self.open_calls.remove(call)
+
+    async def _answer(self, request: web.Request, call: Call, body: bytes) -> web.StreamResponse:
         fault = next((fault for fault in self.faults if fault.applies_to(call)), None)
         if fault is not None and fault.delay_seconds:
             await asyncio.sleep(fault.delay_seconds)
