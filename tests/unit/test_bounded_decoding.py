@@ -249,6 +249,37 @@ def test_a_forbidden_field_is_refused_in_a_body_of_any_size(size: int) -> None:
     assert right.closed.model_extra is None
 
 
+def test_of_a_hundred_forbidden_fields_the_first_three_are_named_and_the_others_counted() -> None:
+    guarded = Decoder([Guarded])
+
+    for decode in (guarded.decode, partial(guarded.decode_large, limit_objects=LIMIT_OBJECTS)):
+        for _ in range(2):  # the count begins again with each body
+            with pytest.raises(DecodeError) as caught:
+                decode(body_of(json.dumps({f"f{n}": "x" * 1_000 for n in range(100)}), "guarded"))
+            assert str(caught.value).endswith(
+                "; ".join(f"data.f{n}: Extra inputs are not permitted" for n in range(3)) + "; and 97 more"
+            )
+
+    with pytest.raises(DecodeError, match="it has more than 100 fields that the event class forbids"):
+        guarded.decode_large(body_of(json.dumps({f"f{n}": "x" * 1_000 for n in range(101)}), "guarded"), LIMIT_OBJECTS)
+
+
+@pytest.mark.parametrize(
+    ("absent", "sentence"),
+    [
+        (9, "a, b, c, d, e, f, g, h, i"),
+        (10, "a, b, c, d, e, f, g, h, i, j"),
+        (11, "a, b, c, d, e, f, g, h, i, j and 1 more"),
+    ],
+)
+def test_of_the_missing_fields_of_a_large_body_ten_are_named_and_the_others_counted(absent: int, sentence: str) -> None:
+    names = sorted(Demanding.model_fields)
+    data = dict.fromkeys(names[absent:], 1) | {"junk": "x" * 100_000}
+
+    with pytest.raises(DecodeError, match=f"data: Field required: {sentence}$"):
+        decoder.decode_large(body_of(json.dumps(data), "demanding"), LIMIT_OBJECTS)
+
+
 def test_an_explanation_is_true_of_the_whole_body() -> None:
     class Wide(Event, topic=Topic("wide"), type="bounded.wide", version="1.0"):
         __annotations__ = {f"field_{n}": int for n in range(350)}
@@ -407,7 +438,9 @@ def test_bounded_validators_accept_what_pydantic_accepts_and_return_the_same(dat
         assert type(getattr(found, "type", None)) is type(getattr(expected, "type", None))
 
 
-@pytest.mark.parametrize(("unknown", "known", "passes"), [(5_000, 0, [1]), (50, 5_000, [1, 0]), (50, 50, [0])])
+@pytest.mark.parametrize(
+    ("unknown", "known", "passes"), [(5_000, 0, [1]), (101, 5_000, [1]), (100, 5_000, [1, 0]), (50, 50, [0])]
+)
 def test_pydantic_lists_no_unknown_fields_of_a_body_that_may_have_many(
     unknown: int, known: int, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,8 +463,12 @@ def test_pydantic_lists_no_unknown_fields_of_a_body_that_may_have_many(
     class Closed(BaseModel, extra="forbid"):
         numbers: dict[str, int]
 
-    assert validators.build_cooperative_validator(TypeAdapter(Closed))(json.dumps(data)) is None
-    assert called == passes
+    validate = validators.build_cooperative_validator(TypeAdapter(Closed))
+
+    for _ in range(2):  # the count begins again with each body
+        called.clear()
+        assert validate(json.dumps(data)) is None
+        assert called == passes
 
 
 def test_a_large_body_that_is_no_object_is_refused_without_being_parsed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ from pydantic import (
     AliasChoices,
     AliasPath,
     BaseModel,
+    Discriminator,
     Field,
     Json,
     SecretStr,
     SerializeAsAny,
+    Tag,
     computed_field,
     field_serializer,
 )
@@ -39,6 +41,10 @@ class Kind(Enum):
 
 class Size(StrEnum):
     SMALL = "small"
+
+
+class Aliased(BaseModel):
+    value: int = Field(alias="other")
 
 
 def declare(annotation: Any, default: Any = ..., **config: Any) -> type[Event]:
@@ -73,6 +79,14 @@ UNREADABLE_FIELDS: dict[str, Callable[[], type[Event]]] = {
     "a secret": lambda: declare(SecretStr),
     "secrets in a list": lambda: declare(list[SecretStr]),
     "an optional secret": lambda: declare(SecretStr | None, None),
+    "a secret as the second member of a union": lambda: declare(int | SecretStr),
+    "a secret as a member with a tag": lambda: declare(Annotated[int, Tag("a")] | Annotated[SecretStr, Tag("b")]),
+    "a secret as a member that a function chooses": lambda: declare(
+        Annotated[
+            Annotated[int, Tag("a")] | Annotated[SecretStr, Tag("b")],
+            Discriminator(lambda value: "a" if isinstance(value, int) else "b"),
+        ]
+    ),
     "tuples as keys": lambda: declare(dict[tuple[int, int], str]),
     "None as a key": lambda: declare(dict[int | None, str]),
     "numbers of a Literal as keys": lambda: declare(dict[Literal[1, 2], str]),
@@ -112,6 +126,7 @@ READABLE_FIELDS: dict[str, tuple[Callable[[], type[Event]], dict[str, Any]]] = {
         lambda: declare(bytes, ser_json_bytes="base64", val_json_bytes="base64"),
         {"field": b"\xff\x00"},
     ),
+    "aliases in Json": (lambda: declare(Json[Aliased]), {"field": json.dumps({"other": 1})}),
     "Any": (lambda: declare(Any), {"field": {"a": [1, None, "NaN"]}}),
     "an optional value": (lambda: declare(int | None, None), {}),
     "a default of another type that can be converted": (lambda: declare(float, 1), {}),

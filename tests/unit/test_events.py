@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from smartpipe import ConfigError, Event, Topic
+from smartpipe import CircuitBreaker, ConfigError, Event, FilterPolicy, Idempotency, Queue, RetryPolicy, Topic
 from smartpipe.events import contract_of, event_class
 from tests.support.events import ADA, UserSignedUp, users
 
@@ -97,6 +100,32 @@ def test_a_topic_name_that_aws_would_refuse_is_refused(name: str) -> None:
 def test_a_fifo_topic_is_called_by_its_aws_name_however_it_is_written() -> None:
     assert Topic("orders", fifo=True) == Topic("orders.fifo", fifo=True)
     assert Topic("orders", fifo=True).name == "orders.fifo"
+
+
+def test_a_topic_of_another_team_is_fifo_if_its_arn_says_so() -> None:
+    arn = "arn:aws:sns:eu-west-1:123456789012:orders"
+
+    assert Topic(arn=f"{arn}.fifo").fifo
+    assert not Topic(arn=arn).fifo
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        Topic("orders"),
+        Queue("orders"),
+        RetryPolicy(),
+        CircuitBreaker(),
+        Idempotency(),
+        FilterPolicy({"a": ["b"]}),
+    ],
+    ids=lambda declared: type(declared).__name__,
+)
+def test_a_declaration_does_not_change_after_it_was_checked(declared: Any) -> None:
+    name = fields(declared)[0].name
+
+    with pytest.raises(FrozenInstanceError):
+        setattr(declared, name, None)
 
 
 def test_a_fifo_name_without_the_flag_is_refused() -> None:

@@ -176,6 +176,7 @@ def test_an_operator_or_operand_that_sns_refuses_is_refused_by_its_name(rules: A
             108,
         ),
         ({"a": [{"wildcard": f"{number}*"} for number in range(10)]}, None),
+        ({"a": [{"wildcard": f"{number}*"} for number in range(10)], "b": [{"wildcard": "x*"}]}, 101),
     ],
     ids=str,
 )

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING
 import pytest
 from tenacity import wait_exponential
 
-from smartpipe import ConfigError, Delivery, Event, Publisher, Queue, Reject, Retry, RetryPolicy, Service
+from smartpipe import (
+    CircuitBreaker,
+    ConfigError,
+    Delivery,
+    Event,
+    Publisher,
+    Queue,
+    Reject,
+    Retry,
+    RetryPolicy,
+    Service,
+)
 from smartpipe.testing import MemoryBroker, virtual_time
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 
@@ -249,6 +260,18 @@ async def test_a_drain_ends_when_the_remaining_messages_have_expired() -> None:
     @service.subscribe(UserSignedUp)
     async def later(event: UserSignedUp) -> None:
         raise Retry(after_seconds=1_000)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain(limit_seconds=120)
+
+
+async def test_a_drain_ends_when_messages_expire_that_an_open_circuit_does_not_receive() -> None:
+    service = Service("mailer", queue=Queue("mailer", retention_seconds=60))
+
+    @service.subscribe(UserSignedUp, breaker=CircuitBreaker(failures=1, reset_seconds=10_000))
+    async def fail(event: UserSignedUp) -> None:
+        raise ConnectionError
 
     async with MemoryBroker(service) as broker:
         await broker.publish(ADA)

@@ -277,9 +277,8 @@ class _ForbiddenFields:
         refuse = core_schema.no_info_plain_validator_function(self._refuse)
         if schema["type"] == "typed-dict":
             return allowed | {"extra_behavior": "allow", "extras_schema": refuse}
-        inner = schema.get("schema", {})
-        if schema["type"] == "model" and inner.get("type") == "model-fields":
-            return allowed | {"schema": inner | {"extra_behavior": "allow", "extras_keys_schema": refuse}}
+        if schema["type"] == "model":
+            return allowed | {"schema": _change_fields(schema["schema"], refuse)}
         return schema
 
     def _refuse(self, _: object) -> object:
@@ -287,3 +286,10 @@ class _ForbiddenFields:
         if self.count > MAX_FORBIDDEN_FIELDS:
             raise TooManyForbiddenFields
         raise PydanticKnownError("extra_forbidden")
+
+
+def _change_fields(schema: dict[str, Any], refuse: core_schema.CoreSchema) -> dict[str, Any]:
+    """Return a model's inner schema with *refuse* for unknown fields, which may be within validators of the model."""
+    if schema["type"] == "model-fields":
+        return schema | {"extra_behavior": "allow", "extras_keys_schema": refuse}
+    return schema | {"schema": _change_fields(schema["schema"], refuse)} if "schema" in schema else schema
