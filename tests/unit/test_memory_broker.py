@@ -24,6 +24,7 @@ from smartpipe import (
     RetryPolicy,
     Service,
 )
+from smartpipe.message import OutgoingMessage
 from smartpipe.testing import MemoryBroker, virtual_time
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 
@@ -276,6 +277,18 @@ async def test_a_drain_ends_when_messages_expire_that_an_open_circuit_does_not_r
     async with MemoryBroker(service) as broker:
         await broker.publish(ADA)
         await broker.drain(limit_seconds=120)
+
+
+async def test_the_timeline_has_the_accepted_messages_of_a_request_in_which_one_was_refused() -> None:
+    service = Service("mailer", unknown_events="ignore")
+    service.subscribe(UserSignedUp)(accept)
+
+    async with MemoryBroker(service) as broker:
+        refused, *others = [OutgoingMessage(body, len(body)) for body in ("\0", "first", "second")]
+        failures = await broker.transport.send("mailer", [refused, *others])
+
+        assert [failure.position for failure in failures] == [0]
+        assert [record.body for record in broker.transport.records] == ["first", "second"]
 
 
 async def test_an_ignored_event_is_not_a_handled_one() -> None:
