@@ -106,3 +106,15 @@ async def test_a_topic_that_does_not_exist_is_an_error_of_one_name(bus: Bus) -> 
         await bus.transport.publish("nowhere", [OutgoingMessage("{}", 2)])
 
     assert (caught.value.code, caught.value.retryable) == ("NotFound", False)
+
+
+async def test_a_message_without_a_group_on_a_fifo_topic_is_refused_and_would_be_again(bus: Bus) -> None:
+    await bus.provision(service("ledger", Paid, fifo=True))
+
+    try:
+        failures = await bus.transport.publish("ledger.fifo", [OutgoingMessage("{}", 2, deduplication_id="1")])
+    except TransportError as error:
+        assert not error.retryable  # noqa: PT017 - a broker may refuse the whole call
+    else:
+        assert [failure.retryable for failure in failures] == [False]
+    assert await take(bus, "ledger.fifo", wait_seconds=1) == []

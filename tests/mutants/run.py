@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from tests.mutants.contexts import read_contexts
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Verdict: TypeAlias = Literal["killed", "timeout", "survived", "not run"]
 
-TESTS = ("tests/unit", "tests/conformance", "tests/integration")
+TESTS = ("tests/unit", "tests/conformance", "tests/integration", "tests/acceptance")
 COPIED = ("src", "tests", "examples", "benchmarks", "docs", "schemas")
 COPIED_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile")
 MAX_TEST_SECONDS = 120.0
@@ -77,7 +78,7 @@ def record_contexts(cache: Path, processes: int, tests: Sequence[str] = TESTS) -
             command = [sys.executable, *PYTEST, "-p", "tests.mutants.contexts", "-n", str(processes), *tests]
             subprocess.run(command, cwd=ROOT, env={**os.environ, "MUTANTS_CONTEXTS": directory}, check=False)
             cache.parent.mkdir(exist_ok=True)
-            cache.write_text(json.dumps([json.loads(file.read_text()) for file in Path(directory).iterdir()]))
+            cache.write_text(json.dumps(read_contexts(Path(directory))))
     contexts = Contexts()
     for part in json.loads(cache.read_text()):
         contexts.durations |= part["durations"]

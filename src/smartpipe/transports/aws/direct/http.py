@@ -205,7 +205,6 @@ class Pool:
         self._closed = True
         for connection in (*self._idle, *self._busy):
             connection.abort()
-        self._idle.clear()
         self._timers.close()
 
 
