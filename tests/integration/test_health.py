@@ -117,6 +117,20 @@ async def test_a_connection_without_a_request_is_closed(path: Path | None, monke
         assert await received(reader) == b""
 
 
+async def test_a_probe_that_takes_long_is_answered_because_its_request_is_complete(
+    path: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.05)
+
+    class Slow(Fine):
+        async def livez(self) -> ProbeResult:
+            await asyncio.sleep(0.3)
+            return await super().livez()
+
+    async with HealthServer(Slow(), "127.0.0.1", 0, socket=path) as server:
+        assert (await probe(server, path)).startswith(b"HTTP/1.1 200")
+
+
 async def test_a_connection_whose_client_does_not_read_is_closed(
     path: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpipe.cli.logs import JsonFormatter, TextFormatter, has_colours
+from smartpipe.worker.log_writer import StreamLines
 from tests.unit.test_escaping import evil, harmless
 
 
@@ -158,3 +159,17 @@ def test_wrong_fields_do_not_lose_the_line(fields: object) -> None:
 
     assert json.loads(JsonFormatter().format(made))["message"] == "handled it"
     assert "handled it" in TextFormatter().format(made)
+
+
+def test_lines_for_an_output_without_a_file_descriptor_are_written_and_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(write=done.append, flush=lambda: done.append("flushed")))
+    lines = StreamLines()
+
+    lines.write("line\n")
+    lines.flush()
+    monkeypatch.setattr("sys.stdout", None)  # as where there is no console
+    lines.write("nowhere\n")
+    lines.flush()
+
+    assert done == ["line\n", "flushed"]

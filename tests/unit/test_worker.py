@@ -127,11 +127,14 @@ async def test_a_stop_while_aws_is_unavailable_ends_the_worker() -> None:
 
 
 async def test_a_stop_while_aws_does_not_answer_ends_the_worker_without_the_answer() -> None:
-    asked = asyncio.Event()
+    asked, cancelled = asyncio.Event(), asyncio.Event()
 
     async def verify() -> None:
         asked.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
 
     worker = make_worker(FakeTransport(), verify=verify)
     running = asyncio.create_task(worker.run())
@@ -139,6 +142,7 @@ async def test_a_stop_while_aws_does_not_answer_ends_the_worker_without_the_answ
     worker.stop()
 
     assert await asyncio.wait_for(running, 30) == 0
+    assert cancelled.is_set()
 
 
 async def test_credentials_that_may_not_read_the_topology_may_still_consume() -> None:
