@@ -81,7 +81,7 @@ def choose_mutants(seed: int, count: int, folders: Sequence[str] = ()) -> list[M
 def _compiles(mutant: Mutant) -> bool:
     try:
         compile(mutant.apply(), mutant.file, "exec")
-    except SyntaxError:
+    except (SyntaxError, AttributeError):  # cosmic-ray raises the latter for the exception `a.b` in a tuple
         return False
     return True
 
