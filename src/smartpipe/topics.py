@@ -229,7 +229,8 @@ def _queue_name_errors(queue: Queue) -> list[str]:
             errors.append(f"queue {queue.name!r}: an ARN names a queue that exists; add existing=True, or use a name")
     if queue.existing and (queue.filter_policy or queue.kms_key or queue.tags or queue.high_throughput or queue.direct):
         errors.append(
-            f"queue {queue.name!r} is external: only its owner can set its filter policy, key, tags and throughput"
+            f"queue {queue.name!r} is external: only its owner can set its filter policy, key, tags and throughput, or "
+            "direct=True"
         )
     if queue.dead_letter is not None:
         if not queue.existing:

@@ -123,6 +123,19 @@ async def test_the_callers_session_settings_do_not_matter(
     await assert_published_as_it_was(postgres_url, event_id)
 
 
+async def test_psycopg_prepares_no_statement_for_the_outbox_because_each_has_another_text(postgres_url: str) -> None:
+    async with await psycopg.AsyncConnection.connect(postgres_url) as native:
+        native.prepare_threshold = 0  # prepare each statement at its first use
+        await OUTBOX.publish(EVENT, connection=native)
+        cursor = await native.execute("SELECT statement FROM pg_prepared_statements")
+        assert [text for [text] in await cursor.fetchall() if "smartpipe" in text] == []
+    with psycopg.connect(postgres_url) as blocking:
+        blocking.prepare_threshold = 0
+        OUTBOX.publish_blocking(EVENT, connection=blocking)
+        found = blocking.execute("SELECT statement FROM pg_prepared_statements").fetchall()
+        assert [text for [text] in found if "smartpipe" in text] == []
+
+
 @pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 10}, {"compiled_cache": None}])
 @pytest.mark.parametrize("driver", [ASYNCPG, "postgresql+psycopg_async"])
 async def test_the_callers_options_of_sqlalchemy_do_not_matter(

@@ -126,6 +126,8 @@ READABLE_FIELDS: dict[str, tuple[Callable[[], type[Event]], dict[str, Any]]] = {
         lambda: declare(bytes, ser_json_bytes="base64", val_json_bytes="base64"),
         {"field": b"\xff\x00"},
     ),
+    "None in a Literal": (lambda: declare(Literal["a", None]), {"field": None}),  # noqa: PYI061
+    "a member of a StrEnum in a Literal": (lambda: declare(Literal[Size.SMALL]), {"field": Size.SMALL}),
     "aliases in Json": (lambda: declare(Json[Aliased]), {"field": json.dumps({"other": 1})}),
     "Any": (lambda: declare(Any), {"field": {"a": [1, None, "NaN"]}}),
     "an optional value": (lambda: declare(int | None, None), {}),

@@ -76,7 +76,10 @@ def test_an_incomplete_declaration_names_what_is_missing() -> None:
 
 
 def test_a_base_class_without_declaration_cannot_be_published() -> None:
-    class Base(Event):
+    class Mixin:
+        pass
+
+    class Base(Event, Mixin):
         at: int
 
     class Real(Base, topic=users, type="real", version="1.0"):
@@ -86,8 +89,8 @@ def test_a_base_class_without_declaration_cannot_be_published() -> None:
         pass
 
     assert contract_of(Real).type == "real"
-    for undeclared in (Base, Heir):
-        with pytest.raises(ConfigError, match="does not declare a type"):
+    for undeclared, sentence in ((Base, r"class Base\(Event, topic="), (Heir, r"class Heir\(Real, topic=")):
+        with pytest.raises(ConfigError, match=f"does not declare a type; write {sentence}"):
             contract_of(undeclared)
 
 

@@ -253,6 +253,12 @@ def test_a_service_that_only_publishes_needs_its_topics() -> None:
         (lambda: Queue("arn:aws:sns:eu-west-1:999999999999:q", existing=True), "is not the ARN of a queue"),
         (lambda: Queue("q", dead_letter="d"), "dead_letter= is for existing queues"),
         (lambda: Queue("q", existing=True, tags={"a": "b"}), "is external"),
+        (lambda: Queue("q", existing=True, kms_key="k"), "is external"),
+        (lambda: Queue("q", existing=True, direct=True), "is external"),
+        (lambda: Queue("q", existing=True, filter_policy=FilterPolicy({"a": ["b"]})), "is external"),
+        (lambda: Queue("q", existing=True, fifo=True, high_throughput=True), "is external"),
+        (lambda: Topic(arn=f"{THEIR_TOPIC}.fifo", high_throughput=True), "only its owner can set"),
+        (lambda: Topic(arn=THEIR_TOPIC, tags={"a": "b"}), "only its owner can set"),
         (lambda: Queue("q", high_throughput=True), "which only FIFO has"),
         (lambda: Service("s", publishes=["users"]), "must be an event class that declares a type"),  # type: ignore[list-item]
         (lambda: Service("s", publishes=[Event]), "must be an event class that declares a type"),
@@ -265,6 +271,13 @@ def test_declarations_that_aws_would_refuse_are_refused_immediately(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         declare()
+
+
+def test_a_queue_that_dead_letters_after_one_delivery_warns_in_the_line_of_its_declaration() -> None:
+    with pytest.warns(UserWarning, match="with max_receive_count=1, SQS dead-letters") as caught:
+        Queue("q", max_receive_count=1)
+
+    assert caught[0].filename == __file__
 
 
 def test_two_services_with_one_name_are_refused_and_a_repeated_service_counts_once() -> None:
