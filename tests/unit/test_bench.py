@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from smartpipe.bench.cost import Cost, cost_of, max_cost_of
 from smartpipe.bench.counting import CallCounts, CountingTransport, sum_requests
 from smartpipe.bench.fanout import HandledEvents, Measured, padding_for
 from smartpipe.bench.figures import Figures, RunSetting, Throughput, TimelinePoint, compute_figures
+from smartpipe.bench.in_memory import InMemoryRun
 from smartpipe.bench.latencies import count_seen, encode_latencies, encode_seen, merge_latencies
 from smartpipe.bench.load import Load, default_warmup
 from smartpipe.bench.messages import (
@@ -228,6 +230,17 @@ def reports() -> tuple[Load, Reports]:
     return load, Reports([publishing], handled)
 
 
+def test_the_events_of_each_queue_count_for_that_queue() -> None:
+    _, reported = reports()
+    one = reported.handled[0]
+    seen = [(1, b"\x01\x01\x00"), (1, b"\x01\x00\x00"), (2, b"\x00\x00\x01"), (3, b"\x00\x00\x00")]
+    handled = [replace(one, queue=queue, seen=encode_seen(events)) for queue, events in seen]
+
+    found = compute_figures(Load(events=3, warmup=0, queues=3), RunSetting("x"), reported._replace(handled=handled))
+
+    assert (found.delivered.messages, found.missing) == (3, 6)
+
+
 def test_figures_are_computed_from_the_reports_of_the_processes() -> None:
     load, reported = reports()
 
@@ -382,6 +395,17 @@ async def test_an_event_delivered_to_two_workers_of_a_queue_does_not_hide_one_th
         "stop 0,1",
     ]
     assert seen[-1] == RunProgress("draining", 100, 3)
+
+
+async def test_a_run_in_memory_reports_its_progress_while_it_measures() -> None:
+    seen: list[RunProgress] = []
+
+    await InMemoryRun(Load(events=60, warmup=1, queues=2, rate_per_second=100), seen.append).run()
+
+    assert len(seen) > 1
+    assert {one.phase for one in seen} == {"measuring"}
+    assert [one.published for one in seen] == sorted(one.published for one in seen)
+    assert 0 < seen[-1].handled <= 120
 
 
 async def test_a_warm_up_that_does_not_arrive_is_published_again() -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from smartpipe.bench.figures import SLOT_SECONDS
+from smartpipe.bench.figures import SLOT_SECONDS, TimelinePoint
 from smartpipe.bench.report import format_milliseconds, format_title, latency_warning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from smartpipe.bench.figures import Figures, TimelinePoint
+    from smartpipe.bench.figures import Figures
 
 PUBLISHED, DELIVERED, INK, GRID = "#b45309", "#1d4ed8", "#374151", "#e5e7eb"
 TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
@@ -105,7 +105,7 @@ def downsample(timeline: Sequence[TimelinePoint]) -> list[TimelinePoint]:
         for group in groups
     ]
     if steps:
-        steps.append(type(steps[0])(timeline[-1].seconds + SLOT_SECONDS, 0.0, 0.0))
+        steps.append(TimelinePoint(timeline[-1].seconds + SLOT_SECONDS, 0.0, 0.0))
     return steps
 
 
