@@ -173,6 +173,30 @@ def test_migrating_a_store_without_tables_is_one_clear_error(url: str, sentence:
     assert "secret" not in line
 
 
+def test_a_database_of_claims_is_not_migrated_beside_an_outbox_that_is_none() -> None:
+    result = smartpipe(
+        "store",
+        "migrate",
+        SMARTPIPE_IDEMPOTENCY_URL="postgresql://127.0.0.1:9/claims",
+        SMARTPIPE_OUTBOX_URL="redis://localhost",
+    )
+
+    assert result.returncode == 2
+    assert "only PostgreSQL has tables to migrate, but SMARTPIPE_OUTBOX_URL leads to redis://" in result.stderr
+
+
+def test_a_database_of_the_outbox_is_migrated_beside_claims_in_redis(two_databases: list[str]) -> None:
+    done = smartpipe(
+        "store",
+        "migrate",
+        SMARTPIPE_IDEMPOTENCY_URL="redis://localhost",
+        SMARTPIPE_OUTBOX_URL=two_databases[1],
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 migrations run" in done.stdout
+
+
 @pytest.fixture
 def two_databases(postgres_url: str) -> Iterator[list[str]]:
     """Empty databases of one server."""

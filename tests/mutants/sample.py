@@ -119,7 +119,10 @@ def _find_headers(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]
 
 
 def _find_ignored(tree: ast.AST, lines: Sequence[str]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return the parts of a file that never run: annotations, imports for type checkers, and marked lines."""
+    """Return the parts of a file that never run: annotations, imports for type checkers, and marked lines.
+
+    Also ``strict=`` of ``zip``, which is an assertion.
+    """
     found = []
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
@@ -127,6 +130,8 @@ def _find_ignored(tree: ast.AST, lines: Sequence[str]) -> list[tuple[tuple[int, 
             parts.append(node.annotation)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             parts.append(node.returns)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
+            parts += [one.value for one in node.keywords]  # strict=True is an assertion
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             parts.append(node)
         for part in parts:

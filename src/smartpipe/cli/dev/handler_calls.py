@@ -109,15 +109,12 @@ def format_user_frames(error: BaseException) -> Iterator[str]:
     where the exception was raised.
     """
     summary = TracebackException.from_exception(error, compact=True)
-    _keep_user_frames(summary, set())
+    _keep_user_frames(summary)
     for text in summary.format():
         yield from text.rstrip("\n").split("\n")
 
 
-def _keep_user_frames(summary: TracebackException, seen: set[int]) -> None:
-    if id(summary) in seen:
-        return
-    seen.add(id(summary))
+def _keep_user_frames(summary: TracebackException) -> None:
     outside = [frame for frame in summary.stack if not frame.filename.startswith(PACKAGE)]
     kept = [frame for frame in outside if not frame.filename.startswith((*LIBRARIES, "<frozen"))]
     if outside and outside[-1] not in kept:
@@ -125,4 +122,4 @@ def _keep_user_frames(summary: TracebackException, seen: set[int]) -> None:
     summary.stack = StackSummary.from_list(kept)
     for inner in (summary.__cause__, summary.__context__, *(summary.exceptions or ())):
         if inner is not None:
-            _keep_user_frames(inner, seen)
+            _keep_user_frames(inner)  # this ends: a summary leaves out causes that it has had
