@@ -38,7 +38,7 @@ class SwapFunction(Operator):  # type: ignore[misc]
     """Replace ``min`` with ``max``, ``any`` with ``all``, and the reverse."""
 
     def mutation_positions(self, node: Any) -> Iterator[tuple[Position, Position]]:
-        if isinstance(node, Name) and node.value in SWAPPED and node.get_next_leaf() == "(":
+        if isinstance(node, Name) and node.value in SWAPPED and node.get_next_leaf() == "(":  # type: ignore[no-untyped-call, unused-ignore]
             yield node.start_pos, node.end_pos
 
     def mutate(self, node: Any, _index: int) -> Any:

@@ -60,8 +60,9 @@ class Contexts:
     durations: dict[str, float] = field(default_factory=dict)
 
     def choose_tests(self, mutant: Mutant) -> list[str]:
-        """Return the tests that run the line, or the file if the line runs at import, shortest first."""
-        tests = self.lines.get((mutant.file, mutant.line)) or self.files.get(mutant.file, set())
+        """Return the tests that run the line, or any of the file if the line runs at import, shortest first."""
+        by_line = {} if mutant.runs_at_import else self.lines
+        tests = by_line.get((mutant.file, mutant.line)) or self.files.get(mutant.file, set())
         chosen, seconds = [], 0.0
         for test in sorted(tests, key=lambda test: (self.durations.get(test, 0.0), test)):
             seconds += self.durations.get(test, 0.0)

@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 
     Args:
         occurrence: The number of this place among all places of the file to which the operator applies.
+        runs_at_import: The line is outside of all functions, so the tests that depend on it need not run it.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class Mutant(NamedTuple):
     line: int
     operator: str
     occurrence: int
+    runs_at_import: bool = False
 
     def apply(self) -> str:
         """Return the changed text of the file."""
@@ -90,6 +92,7 @@ def _find_mutants(file: Path, folder: str) -> Iterator[tuple[str, Mutant]]:
     text = file.read_text()
     ignored = _find_ignored(ast.parse(text), text.splitlines())
     headers = _find_headers(ast.parse(text))
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     nodes = _Nodes()
     nodes.walk(get_ast(text))
     for name, (family, operator) in list_operators().items():
@@ -98,7 +101,8 @@ def _find_mutants(file: Path, folder: str) -> Iterator[tuple[str, Mutant]]:
             # `*` and `/` between parameters are not arithmetic.
             parts = [*ignored, *headers] if family == "arithmetic" else ignored
             if not any(start <= (line, column) < end for start, end in parts):
-                yield family, Mutant(folder, str(file.relative_to(ROOT)), line, name, occurrence)
+                inside = any(one.body[0].lineno <= line <= (one.end_lineno or 0) for one in functions)
+                yield family, Mutant(folder, str(file.relative_to(ROOT)), line, name, occurrence, not inside)
 
 
 class _Nodes(Visitor):  # type: ignore[misc]

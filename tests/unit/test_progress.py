@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def progress(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, as_json: bool = False) -> Any:
-    monkeypatch.setattr(redrive.sys, "stderr", Stream(redrive.sys.stderr, terminal=terminal))
+    monkeypatch.setattr("sys.stderr", Stream(sys.stderr, terminal=terminal))
     operation: Any = SimpleNamespace(options=SimpleNamespace(as_json=as_json), past_tense="redriven")
     scanned: Any = SimpleNamespace(selected=SimpleNamespace(total=lambda: 2_000), complete=False)
     return Progress(operation, SimpleNamespace(name="mailer-dlq"), scanned)  # type: ignore[arg-type]
