@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def publisher(transport: FakeTransport, *, linger_seconds: float = 0.005, deadline_seconds: float = 30) -> Publisher:
+def publisher(
+    transport: FakeTransport, *, linger_seconds: float | None = None, deadline_seconds: float = 30
+) -> Publisher:
     return Publisher("test", transport=transport, linger_seconds=linger_seconds, deadline_seconds=deadline_seconds)
 
 
@@ -37,6 +39,60 @@ def test_concurrent_publishes_share_requests() -> None:
 
     assert len(set(event_ids)) == 25
     assert transport.batches("publish") == [10, 10, 5]
+
+
+def test_a_lone_publish_is_sent_at_once_and_so_is_the_next_one() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([0.015, 0.015, 0.015])
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            for event in leave(3):
+                await p.publish(event)
+
+    run_virtually(main())
+
+    assert [at for *_, at in transport.calls] == pytest.approx([0.0, 0.015, 0.03])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sent_at"),
+    [(0.004, [0.0, 0.004]), (0.015, [0.0, 0.006])],
+    ids=["until the open request has ended", "for 5 ms at most"],
+)
+def test_a_publish_beside_an_open_request_waits_for_company(seconds: float, sent_at: list[float]) -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([seconds, seconds])
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            first = asyncio.create_task(p.publish(ADA))
+            await asyncio.sleep(0.001)
+            others = [asyncio.create_task(p.publish(event)) for event in leave(3)]
+            await asyncio.sleep(0.001)
+            await asyncio.gather(first, *others, *map(p.publish, leave(3)))
+
+    run_virtually(main())
+
+    assert transport.batches("publish") == [1, 6]
+    assert [at for *_, at in transport.calls] == pytest.approx(sent_at)
+
+
+def test_callers_that_publish_one_event_after_another_share_every_request() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].extend([0.015] * 12)
+
+    async def publish_three(p: Publisher) -> None:
+        for event in leave(3):
+            await p.publish(event)
+
+    async def main() -> float:
+        async with publisher(transport) as p:
+            await asyncio.gather(*(publish_three(p) for _ in range(14)))
+            return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) == pytest.approx(0.045)
+    assert transport.batches("publish") == [10, 4] * 3
 
 
 def test_a_single_publish_waits_no_longer_than_the_linger() -> None:

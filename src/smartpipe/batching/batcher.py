@@ -81,12 +81,15 @@ class Chunker(Generic[T]):
 class Batcher(Generic[T]):
     """Calls *send* with each batch when it is full, or *linger_seconds* after its first item.
 
-    A batch in flight does not hold up the next one, unless they share a FIFO group. *send* must not raise: it reports
-    failures to the callers that wait for their items.
+    A batch in flight does not hold up the next full one, unless they share a FIFO group. *send* must not raise: it
+    reports failures to the callers that wait for their items.
 
     Args:
         timers: The timers of the event loop in which the batcher is used.
         linger_seconds: 0 sends each item immediately and alone.
+        group_commit: Linger only while a batch is in flight, and no longer than until one has ended. Without any, send
+            what is added in one turn of the event loop. Databases write their logs in this way (DeWitt et al.,
+            "Implementation Techniques for Main Memory Database Systems", 1984).
         max_in_flight: The maximum number of concurrent calls of *send*; further batches wait.
     """
 
@@ -96,31 +99,42 @@ class Batcher(Generic[T]):
         timers: Timers,
         *,
         linger_seconds: float,
+        group_commit: bool = False,
         chunker: Chunker[T] | None = None,
         max_in_flight: int = 16,
     ) -> None:
         self._send = send
         self._linger_seconds = linger_seconds
+        self._group_commit = group_commit
         self._chunker = Chunker[T]() if chunker is None else chunker
         self._calls = asyncio.Semaphore(max_in_flight)
         self._timers = timers
         self._linger: Timer | None = None
+        self._turn: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[Hashable, asyncio.Task[None]] = {}
 
     def add(self, item: T) -> None:
         """Add *item* to the pending batch."""
+        if self._group_commit and not self._tasks and self._turn is None:
+            self._turn = self._timers.loop.call_soon(self.flush)
         ready = self._chunker.add(item)
         if ready is not None:
             self._start(ready)
         if self._chunker.full or self._linger_seconds <= 0:
-            self.flush()
-        elif self._linger is None:
+            self._start_pending()
+        elif self._linger is None and self._turn is None:
             # The timer runs in the context of the first item, as if each batch had a timer of its own.
             self._linger = self._timers.call_later(self._linger_seconds, partial(copy_context().run, self.flush))
 
     def flush(self) -> None:
         """Start sending the pending batch, without waiting."""
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self._start_pending()
+
+    def _start_pending(self) -> None:
         if self._linger is not None:
             self._timers.cancel(self._linger)
             self._linger = None
@@ -138,11 +152,17 @@ class Batcher(Generic[T]):
         before = {self._last[group] for group in groups if group in self._last}
         task = asyncio.get_running_loop().create_task(self._send_in_turn(batch, before))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_task)
         for group in groups:
             self._last[group] = task
         if groups:
             task.add_done_callback(lambda ended: self._forget(groups, ended))
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._group_commit:
+            # The callers of this batch have gone on just now, and what they have added goes with the rest.
+            self.flush()
 
     def _forget(self, groups: set[Hashable], ended: asyncio.Task[None]) -> None:
         for group in groups:

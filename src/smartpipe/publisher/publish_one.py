@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SendUntil: TypeAlias = "Callable[[list[PreparedEvent], float], Awaitable[list[tuple[PreparedEvent, PublishFailure]]]]"
 """Sends a chunk for one destination, retrying for the given number of seconds, and returns the failures."""
 
+MAX_LINGER_SECONDS = 0.005
 _CLOSED_TOO_SOON = Failure(0, "DeadlineExceeded", "the publisher was closed before SNS answered", retryable=True)
 
 
@@ -46,12 +47,13 @@ class SinglePublisher:
 
     Args:
         timers: The timers of that loop.
-        linger_seconds: How long an event waits for others to share its request.
+        linger_seconds: How long an event waits for others to share its request; None: while another request is open,
+            and ``MAX_LINGER_SECONDS`` at most.
         deadline_seconds: How long the sending of each event is retried.
     """
 
     def __init__(
-        self, send_chunk: SendUntil, timers: Timers, *, linger_seconds: float, deadline_seconds: float
+        self, send_chunk: SendUntil, timers: Timers, *, linger_seconds: float | None, deadline_seconds: float
     ) -> None:
         self.timers = timers
         self._send_chunk = send_chunk
@@ -97,7 +99,8 @@ class SinglePublisher:
             batcher = self._batchers[destination] = Batcher(
                 self._send,
                 self.timers,
-                linger_seconds=self._linger_seconds,
+                linger_seconds=MAX_LINGER_SECONDS if self._linger_seconds is None else self._linger_seconds,
+                group_commit=self._linger_seconds is None,
                 chunker=Chunker(
                     destination.limit_bytes,
                     lambda pending: pending.prepared.message.size_bytes,

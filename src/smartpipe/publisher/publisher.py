@@ -49,7 +49,8 @@ class Publisher:
         source: The CloudEvents ``source``: the component that publishes, such as ``"signup-api"``.
         transport: The transport to publish with; by default AWS as set in the environment (region, credentials,
             ``AWS_ENDPOINT_URL``, ``SMARTPIPE_PREFIX``).
-        linger_seconds: How long a single ``publish`` waits for others to share its request. 0 turns this off.
+        linger_seconds: How long a single ``publish`` waits for others to share its request. 0 turns this off. By
+            default it waits only while another request to its topic or queue is open, and at most 5 ms.
         deadline_seconds: How long temporary failures of SNS (throttling, 5xx, a lost connection) are retried, with full
             jitter.
         middleware: Functions around each event's publication, the first outermost; see ``smartpipe.middleware``. With
@@ -65,12 +66,12 @@ class Publisher:
         source: str,
         *,
         transport: Transport | None = None,
-        linger_seconds: float = 0.005,
+        linger_seconds: float | None = None,
         deadline_seconds: float = 30.0,
         middleware: Sequence[Middleware[Publication, str]] = (),
     ) -> None:
         errors = source_errors("Publisher", source)
-        if linger_seconds < 0 or deadline_seconds < 0:
+        if (linger_seconds or 0) < 0 or deadline_seconds < 0:
             errors.append("Publisher: linger_seconds and deadline_seconds cannot be negative")
         if errors:
             raise ConfigError(errors)
