@@ -182,6 +182,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         wait_seconds: How long a receive call waits for messages: 1 to 20. A drain has to wait for the open receive
             calls, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: ``/livez`` fails when no receive call has succeeded for this long.
+        prefetch: Receive messages ahead of free slots if handlers are faster than a round trip to SQS.
         processes: The number of processes that run the service. If it is above one, a supervisor starts them.
         verify: The worker's check of the topology when it starts. ``missing``: missing resources end the worker, and
             differences are logged. ``strict``: differences end it too. ``off``: no check.
@@ -190,6 +191,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
     drain_seconds: float = Field(25.0, ge=2, le=7_200, allow_inf_nan=False)
     wait_seconds: int | None = Field(None, ge=1, le=MAX_WAIT_SECONDS)
     liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
+    prefetch: bool = True
     processes: int = Field(1, ge=1, le=1_000)
     verify: Literal["missing", "strict", "off"] = "missing"
 

@@ -43,6 +43,7 @@ def make_consumer(
     *,
     concurrency: int = 10,
     poll_seconds: int = POLL_SECONDS,
+    prefetch: bool = True,
     **shared: Any,
 ) -> Consumer:
     """Create a consumer of the service's queue. *shared* are further fields of its Resources."""
@@ -54,15 +55,21 @@ def make_consumer(
         resources=Resources(publisher, Threads(concurrency), publisher.payloads, **shared),
         concurrency=concurrency,
         poll_seconds=poll_seconds,
+        prefetch=prefetch,
     )
 
 
 @asynccontextmanager
 async def consuming(
-    service: Service, transport: FakeTransport, *, concurrency: int = 10, poll_seconds: int = POLL_SECONDS
+    service: Service,
+    transport: FakeTransport,
+    *,
+    concurrency: int = 10,
+    poll_seconds: int = POLL_SECONDS,
+    prefetch: bool = True,
 ) -> AsyncIterator[Consumer]:
     """Start a consumer, and drain it at the end without a deadline."""
-    consumer = make_consumer(service, transport, concurrency=concurrency, poll_seconds=poll_seconds)
+    consumer = make_consumer(service, transport, concurrency=concurrency, poll_seconds=poll_seconds, prefetch=prefetch)
     consumer.start()
     yield consumer
     await drain(consumer)

@@ -79,7 +79,7 @@ def test_several_receive_calls_are_open_while_they_come_back_full() -> None:
 
     async def main() -> None:
         nonlocal most
-        async with consuming(service_that_takes(0.001), transport, concurrency=100):
+        async with consuming(service_that_takes(0.001), transport, concurrency=100, prefetch=False):
             for _ in range(100):
                 await asyncio.sleep(0.01)
                 most = max(most, transport.open_receives)

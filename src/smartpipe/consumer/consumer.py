@@ -17,6 +17,7 @@ from smartpipe.consumer.handlers import slots_for
 from smartpipe.consumer.history import DeliveryHistory
 from smartpipe.consumer.isolation import Isolation
 from smartpipe.consumer.leases import OVERDUE, SETTLING, Leases
+from smartpipe.consumer.prefetch import Prefetch, ReceivedAhead
 from smartpipe.consumer.processor import SKIPPED, Processed, Processor, Resources
 from smartpipe.consumer.receive_health import ReceiveHealth
 from smartpipe.consumer.settle import ERROR_RETRY_SECONDS, Acknowledger, Settler
@@ -62,8 +63,9 @@ class Consumer:
     """Handles the messages of one queue of a service.
 
     Args:
-        concurrency: The maximum number of messages held at a time, unless the handlers' own options replace it.
+        concurrency: The maximum number of messages handled at a time, unless the handlers' own options replace it.
         poll_seconds: How long a receive call waits for messages, in whole seconds up to 20.
+        prefetch: Receive messages ahead of free slots if handlers are faster than the network; see ``Prefetch``.
         observer: Called with each delivery that has been settled.
     """
 
@@ -76,8 +78,10 @@ class Consumer:
         resources: Resources,
         concurrency: int,
         poll_seconds: int,
+        prefetch: bool = True,
         observer: Callable[[Settled], None] | None = None,
     ) -> None:
+        handlers = service.handlers_on(queue.name)
         self.queue = queue
         self.counters = Counters()
         self._transport = transport
@@ -86,9 +90,8 @@ class Consumer:
         self._isolation = resources.isolation or Isolation()
         resources = resources._replace(isolation=self._isolation)
         self._processor = Processor(service, queue.name, resources, self.counters)
-        self._slots = Slots(
-            slots_for(service.handlers_on(queue.name), concurrency), [*self._processor.gates, self._isolation]
-        )
+        self._size = size = slots_for(handlers, concurrency)
+        self._slots = Slots(size, [*self._processor.gates, self._isolation])
         self._leases = Leases(
             queue.name,
             transport,
@@ -101,6 +104,9 @@ class Consumer:
         settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counters=self.counters)
         self._runner = GroupRunner(queue, self._processor, settler, slots=self._slots, isolation=self._isolation)
         self._runner.observer = observer
+        # A batch collects messages as long as there are slots, so it needs none ahead.
+        prefetch = prefetch and not any(handler.options.batch for handler in handlers)
+        self._ahead = ReceivedAhead(self._runner, self._slots, size, Prefetch(size) if prefetch else None)
         self._isolation.join(self)
         self._health = ReceiveHealth(queue.name)
         self._calls: dict[_Task, float] = {}  # open receive calls, with the time at which each began
@@ -119,16 +125,21 @@ class Consumer:
             if not self._calls and not self._health.failing:
                 # Every slot was taken, so no call was due. The time without one must not count as a failure.
                 self._health.succeeded_at = self._loop.time()
-            call = self._loop.create_task(self._receive(wanted))
+            if self._slots.prefetched:
+                self._ahead.check()
+            call = self._loop.create_task(self._receive(wanted, ahead=self._slots.prefetched > 0))
             self._calls[call] = self._loop.time()
             call.add_done_callback(self._end_call)
 
-    async def _receive(self, wanted: int) -> None:
+    async def _receive(self, wanted: int, *, ahead: bool) -> None:
         """Make one receive call, for *wanted* messages at most, and start a task for each message or FIFO group.
+
+        If some are received *ahead* of slots and a pause or a gate would not let them be received now, return them.
 
         The call is never cancelled: SQS may have handed out messages already, and they would stay invisible until their
         visibility timeout.
         """
+        began = self._loop.time()
         try:
             messages = await self._transport.receive(
                 self.queue.name,
@@ -145,13 +156,21 @@ class Consumer:
         if self._health.failing:
             self._health.recover()
         if messages:
-            self._accept(messages)
+            self._accept(messages, ahead=ahead)
+            if len(messages) == wanted:
+                self._ahead.record_full_response(messages, began)
 
-    def _accept(self, messages: Sequence[Message]) -> None:
+    def _accept(self, messages: Sequence[Message], *, ahead: bool = False) -> None:
         self.counters.received += len(messages)
         for lease in self._leases.hold(messages):
-            # While draining, too: the task returns the message to the queue, so every message ends in `settle`.
-            self._runner.start(lease)
+            group = self._runner.enqueue(lease)
+            if group is None:
+                continue
+            if ahead or len(self._runner.tasks) >= self._size:
+                self._ahead.start(group, ahead=ahead)
+            else:
+                # While draining, too: the task returns the message to the queue, so every message ends in `settle`.
+                self._runner.start_group(group)
 
     def _end_call(self, call: _Task) -> None:
         del self._calls[call]
@@ -171,6 +190,7 @@ class Consumer:
         self._acknowledger.start_drain()
         self._runner.stopping = True
         self._isolation.stop()
+        self._ahead.return_all()
         self._processor.stop()
         await self._wait_for_handlers(handlers_until, hard)
         await self._runner.cancel(CANCEL_SECONDS)
@@ -227,9 +247,14 @@ class Consumer:
                 log.exception("Queue %s: extending visibility timeouts failed, will start again", self.queue.name)
                 await asyncio.sleep(TICKER_RESTART_SECONDS)
 
+    def return_waiting(self) -> None:
+        """Return the messages that were received ahead of free slots to the queue."""
+        self._ahead.return_all()
+
     def pause(self) -> None:
         """Make no receive call until ``resume``; open ones may still bring messages. A second call does nothing."""
         self._slots.pause()
+        self._ahead.return_all()
 
     def resume(self) -> None:
         """Make receive calls again."""
@@ -237,8 +262,8 @@ class Consumer:
 
     @property
     def in_flight(self) -> int:
-        """The number of messages that are being handled or wait for their group."""
-        return sum(map(len, self._runner.tasks.values()))
+        """The number of messages that are being handled, or wait for their group or for a slot."""
+        return sum(map(len, self._runner.tasks.values())) + sum(map(len, self._ahead.groups))
 
     @property
     def open_calls(self) -> int:
@@ -252,7 +277,7 @@ class Consumer:
         A message that may kill this process must not begin before deletes and returns are confirmed. If it did, SQS
         would deliver handled messages again, and count one more delivery of each.
         """
-        return len(self._runner.tasks) + len(self._calls) + self._slots.unsettled
+        return len(self._runner.tasks) + len(self._ahead.groups) + len(self._calls) + self._slots.unsettled
 
     @property
     def failing(self) -> bool:
@@ -301,6 +326,7 @@ class GroupRunner:
         self.overdue_tasks: set[_Task] = set()
         self.stopping = False
         self.observer: Callable[[Settled], None] | None = None
+        self.on_end: Callable[[], None] | None = None
         self.takeover = asyncio.Event()
         self._slots = slots
         self._isolation = isolation
@@ -309,12 +335,6 @@ class GroupRunner:
         self._history = DeliveryHistory()
         self._suspect_after = processor.thresholds.suspect
         processor.on_overdue = self._take_over
-
-    def start(self, lease: Lease) -> None:
-        """Start a task for a received message, or put it behind the others of its FIFO group."""
-        group = self.enqueue(lease)
-        if group is not None:
-            self.start_group(group)
 
     def enqueue(self, lease: Lease) -> GroupQueue | None:
         """Return the group that *lease* begins, or None if it has joined one that has a task."""
@@ -366,10 +386,17 @@ class GroupRunner:
                 self._history.forget(lease)
             self._end_message(group)
         # They become visible together with the message before them, so none of them can overtake it.
+        await self._skip(group, redelivery_seconds or 0)
+
+    async def _skip(self, group: GroupQueue, seconds: float) -> None:
         while group:
             self._history.record_skip(group[0])
-            await self.settler.settle(group[0], Processed(Release(redelivery_seconds or 0, "skipped")), 0.0)
+            await self.settler.settle(group[0], Processed(Release(seconds, "skipped")), 0.0)
             self._end_message(group)
+
+    def return_unhandled(self, group: GroupQueue) -> None:
+        """Start a task that returns the messages of a group that has none."""
+        self._add_task(self._skip(group, 0), group)
 
     async def _handle(self, lease: Lease, overdue: Processed | None = None) -> float | None:
         """Process and settle a message; return the seconds until its next delivery, or None if it has no other."""
@@ -446,6 +473,8 @@ class GroupRunner:
         group = self.tasks.pop(task, None)
         if group:  # the task was cancelled before its first step, so `_handle` has not returned its messages
             self._add_task(self._return_group(group), group)
+        if self.on_end is not None:
+            self.on_end()
 
     async def cancel(self, timeout_seconds: float) -> None:
         """Cancel every task, and return the messages of those that do not end in time or had not begun."""

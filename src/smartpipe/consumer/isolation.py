@@ -128,6 +128,8 @@ class Isolation:
         loop = asyncio.get_running_loop()
         self._suspects += 1
         self.passive = False
+        for consumer in self._consumers:
+            consumer.return_waiting()  # nothing begins any more, so they would wait for the suspects
         self._holds_calls_until = max(self._holds_calls_until, loop.time() + 2 * PATIENCE_SECONDS)
         begun = 0
         try:

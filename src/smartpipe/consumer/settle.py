@@ -34,6 +34,8 @@ acknowledger_log = logging.getLogger("smartpipe.acknowledger")
 T = TypeVar("T")
 
 LINGER_SECONDS = 0.05
+MAX_IN_FLIGHT = 128
+"""Concurrent calls for deletes, and for returns. They take a round trip each, and must keep up with receiving."""
 DEADLINE_SECONDS = 10.0
 CALL_SECONDS = 3.0
 """The time limit of one call. A call that hangs must leave time for others before the deadline."""
@@ -208,9 +210,11 @@ class Acknowledger:
         self._slots = slots
         self._counters = counters
         self._timers = Timers()
-        self._deletes: Batcher[Lease] = Batcher(self._send_deletes, self._timers, linger_seconds=LINGER_SECONDS)
+        self._deletes: Batcher[Lease] = Batcher(
+            self._send_deletes, self._timers, linger_seconds=LINGER_SECONDS, max_in_flight=MAX_IN_FLIGHT
+        )
         self._releases: Batcher[tuple[Lease, float]] = Batcher(
-            self._send_releases, self._timers, linger_seconds=LINGER_SECONDS
+            self._send_releases, self._timers, linger_seconds=LINGER_SECONDS, max_in_flight=MAX_IN_FLIGHT
         )
         self._draining = False
         self._held: list[tuple[Lease, float]] = []

@@ -2,7 +2,8 @@
 
 A message takes a slot, and so does a receive call for each message that it may bring. A message frees its slot when its
 handlers have ended. Gates can hold receive calls back as well: rate limits, circuit breakers, and a process that is
-short of a resource. The consumer has no buffer of its own: a message waits in SQS, where other workers can take it.
+short of a resource. There are a few more slots than handlers may run: those of the messages that are received ahead
+(``prefetch``). All others wait in SQS, where other workers can take them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_CALLS = 10
+MAX_CALLS_AHEAD = 128
 LINGER_SLOTS = 5
 LINGER_SECONDS = 0.01
 """While calls come back full, a call waits this long for this many slots. Otherwise each free slot would start a call,
 and each message would cost a request."""
 MAX_UNSETTLED = 200
-"""While this many messages wait to be deleted or returned, no slot becomes free. All others wait in SQS."""
+"""While this many messages wait to be deleted or returned, no slot becomes free. All others wait in SQS. As many more
+may wait as are received ahead, because their deletes take a round trip, too."""
 
 
 class Gate(Protocol):
@@ -62,11 +65,15 @@ class Slots:
         self.open_calls = 0
         self.paused = False
         self.unsettled = 0
+        self.ended = 0
         self._loop = asyncio.get_running_loop()
+        self.prefetched = 0
+        self._size = size
         self._free = size
         self._gates = gates
         self._postponed = 0  # slots of messages that ended while too many others were unsettled
         self._wanted_calls = 1
+        self._max_calls = MAX_CALLS
         self._linger_slots = min(LINGER_SLOTS, size // 2)
         self._has_lingered = False
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -102,7 +109,7 @@ class Slots:
                 gate.end_call(asked, received)
         # A full call is a sign of a backlog: make one more in parallel. An empty one is a sign that one call suffices.
         if received == asked:
-            self._wanted_calls = min(self._wanted_calls + 1, MAX_CALLS)
+            self._wanted_calls = min(self._wanted_calls + 1, self._max_calls)
         else:
             self._wanted_calls = max(1, self._wanted_calls - 1) if received else 1
 
@@ -114,7 +121,8 @@ class Slots:
 
     def release(self) -> None:
         """Free the slot of a message whose handlers have ended, or postpone it while too many are unsettled."""
-        if self.unsettled < MAX_UNSETTLED:
+        self.ended += 1
+        if self.unsettled < MAX_UNSETTLED + self.prefetched:
             self._release()
         else:
             # Without this limit, handlers that are faster than deletes would pile up messages without a bound.
@@ -123,9 +131,25 @@ class Slots:
     def record_settled(self, count: int) -> None:
         """Record that *count* messages have been deleted or returned, or that the attempt was given up."""
         self.unsettled -= count
-        while self._postponed and self.unsettled < MAX_UNSETTLED:
+        while self._postponed and self.unsettled < MAX_UNSETTLED + self.prefetched:
             self._postponed -= 1
             self._release()
+
+    @property
+    def flowing(self) -> bool:
+        """Whether receive calls are made without any limit besides the number of slots."""
+        return not self.paused and not self._closed and all(gate.passive for gate in self._gates)
+
+    def receive_ahead(self, count: int) -> None:
+        """Have *count* slots more than handlers may run, from now on."""
+        if count != self.prefetched:
+            self._free += count - self.prefetched
+            self.prefetched = count
+            # A call in vain is possible only while there is no backlog, and then one call is enough.
+            # With slots to spare, every call can ask for as many messages as SQS returns.
+            self._linger_slots = MAX_BATCH_ENTRIES if count >= MAX_BATCH_ENTRIES else min(LINGER_SLOTS, self._size // 2)
+            self._max_calls = min(max(MAX_CALLS, -(-(self._size + count) // MAX_BATCH_ENTRIES)), MAX_CALLS_AHEAD)
+            self.wake()
 
     def wake(self) -> None:
         """Let ``acquire`` check again, because something has changed."""

@@ -272,6 +272,7 @@ class Worker:
                 resources=resources,
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,
+                prefetch=settings.prefetch,
             )
             self.consumers.append(consumer)
             consumer.start()

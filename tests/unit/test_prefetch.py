@@ -1,0 +1,267 @@
+"""Messages that are received ahead of free slots: how many, and that they are settled like all others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe import CircuitBreaker, Queue, Service
+from smartpipe.consumer.prefetch import MAX_PREFETCHED, MAX_PREFETCHED_BYTES, Prefetch
+from tests.support.consumers import consuming, drain, make_consumer
+from tests.support.events import ADA, Paid, UserSignedUp
+from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import run_virtually
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from smartpipe.consumer.consumer import Consumer
+    from smartpipe.message import Failure, Message
+
+ROUND_TRIP_SECONDS = 0.015
+
+
+class FarTransport(FakeTransport):
+    """A transport with a round trip of 15 ms, that redelivers no message."""
+
+    async def receive(self, queue: str, **options: Any) -> list[Message]:
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        return await super().receive(queue, **options)
+
+    async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        return await super().delete(queue, receipts)
+
+    async def change_visibility(self, queue: str, leases: Sequence[tuple[str, float]]) -> list[Failure]:
+        await asyncio.sleep(ROUND_TRIP_SECONDS)
+        return await super().change_visibility(queue, leases)
+
+    @property
+    def returned(self) -> list[str]:
+        """The receipts of the messages that were returned to the queue."""
+        return [receipt for receipt, seconds in self.entries("change_visibility") if seconds == 0]
+
+
+def measure(prefetch: Prefetch, rate: float, seconds: float = ROUND_TRIP_SECONDS, *, bytes_each: float = 500) -> int:
+    """Let two seconds pass, in which *rate* messages a second are handled."""
+    start = prefetch._began if prefetch._began > 0 else 100.0
+    for step in range(1, 21):
+        now = start + step / 10
+        prefetch.record_receive(now - seconds, now, handled=int(rate * now), bytes_each=bytes_each)
+    return prefetch.count
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "count"),
+    [
+        (1_000, 0.015, 30),
+        (1_000, 0.080, 160),
+        (10_000, 0.001, 20),
+        (150, 0.015, 0),
+        (166, 0.015, 0),
+        (167, 0.0151, 5),
+        (100_000, 0.015, MAX_PREFETCHED),
+    ],
+)
+def test_two_round_trips_of_handled_messages_are_received_ahead_if_that_is_half_of_the_slots(
+    rate: float, seconds: float, count: int
+) -> None:
+    assert measure(Prefetch(10), rate, seconds) == pytest.approx(count, abs=1)
+
+
+def test_few_large_messages_are_received_ahead() -> None:
+    assert measure(Prefetch(10), 10_000, 0.08, bytes_each=262_144) == MAX_PREFETCHED_BYTES // 262_144 == 64
+
+
+def test_a_busy_event_loop_does_not_lengthen_the_round_trip_and_a_longer_way_does_after_some_seconds() -> None:
+    prefetch = Prefetch(10)
+    near = measure(prefetch, 1_000, 0.015)
+
+    assert measure(prefetch, 1_000, 0.060) == pytest.approx(near, abs=1)
+    for _ in range(4):
+        measure(prefetch, 1_000, 0.060)
+    assert prefetch.count == pytest.approx(120, abs=1)
+
+
+def test_after_a_reset_nothing_is_received_ahead_until_the_rate_has_been_measured() -> None:
+    prefetch = Prefetch(10)
+    assert measure(prefetch, 1_000) > 0
+
+    prefetch.reset()
+
+    assert prefetch.count == 0
+    assert measure(prefetch, 10) == 0
+
+
+def service_of(handle: Callable[[UserSignedUp], Awaitable[None]], **options: Any) -> Service:
+    service = Service("mailer")
+    service.subscribe(UserSignedUp, **options)(handle)
+    return service
+
+
+class Work:
+    """A handler that takes a time that may change, and counts its calls."""
+
+    def __init__(self, seconds: float = 0.001) -> None:
+        self.seconds = seconds
+        self.begun = 0
+        self.running = 0
+        self.most = 0
+
+    async def handle(self, event: UserSignedUp) -> None:
+        self.begun += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.running -= 1
+
+
+async def run_until(condition: Callable[[], object]) -> float:
+    """Return when *condition* holds, in steps of 1 ms."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while not condition():
+        assert loop.time() - began < 1_000
+        await asyncio.sleep(0.001)
+    return loop.time() - began
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_fast_handlers_do_not_wait_for_the_network_and_never_run_beyond_the_concurrency(prefetch: bool) -> None:
+    transport, work = FarTransport(), Work(0.001)
+    transport.put(*[ADA] * 5_000)
+
+    async def main() -> float:
+        async with consuming(service_of(work.handle), transport, prefetch=prefetch) as consumer:
+            return await run_until(lambda: consumer.counters.handled == 5_000)
+
+    seconds = run_virtually(main())
+
+    assert work.most == 10
+    if prefetch:
+        assert seconds < 3 * 5_000 * 0.001 / 10  # three times what ten handlers need, for it starts slowly
+    else:
+        assert seconds > 5_000 / 10 * ROUND_TRIP_SECONDS
+
+
+def test_slow_handlers_get_no_message_ahead() -> None:
+    transport, work = FarTransport(), Work(0.1)
+    transport.put(*[ADA] * 300)
+    most = 0
+
+    async def main() -> None:
+        nonlocal most
+        async with consuming(service_of(work.handle), transport) as consumer:
+            while consumer.counters.handled < 250:
+                most = max(most, consumer.in_flight)
+                await asyncio.sleep(0.01)
+
+    run_virtually(main())
+
+    assert most == 10
+
+
+async def fill(consumer: Consumer) -> None:
+    """Return while at least 30 messages wait for a slot."""
+    await run_until(lambda: len(consumer._ahead.groups) >= 30)
+
+
+def settled(transport: FarTransport) -> set[str]:
+    return {*transport.entries("delete"), *transport.returned}
+
+
+def test_slow_handlers_after_fast_ones_return_what_was_received_ahead() -> None:
+    transport, work = FarTransport(), Work(0.001)
+    transport.put(*[ADA] * 3_000)
+
+    async def main() -> None:
+        async with consuming(service_of(work.handle), transport) as consumer:
+            await fill(consumer)
+            work.seconds = 60
+            await asyncio.sleep(3)
+
+            assert consumer.in_flight == 10
+            assert len(transport.returned) >= 20
+            begun = work.begun
+            await asyncio.sleep(30)
+            assert (consumer.in_flight, work.begun) == (10, begun)
+            work.seconds = 0.001
+
+    run_virtually(main())
+
+    assert transport.asked[-1] <= 10
+
+
+@pytest.mark.parametrize("stop", ["drain", "pause"])
+def test_a_stop_returns_what_was_received_ahead_and_loses_nothing(stop: str) -> None:
+    transport, work = FarTransport(), Work(0.001)
+    transport.put(*[ADA] * 3_000)
+
+    async def main() -> None:
+        consumer = make_consumer(service_of(work.handle), transport, poll_seconds=1)
+        consumer.start()
+        await fill(consumer)
+        if stop == "pause":
+            consumer.pause()
+            begun = work.begun
+            await asyncio.sleep(2)
+            assert work.begun <= begun + 10
+            assert (consumer.in_flight, consumer.open_calls) == (0, 0)
+        await drain(consumer)
+
+    run_virtually(main())
+
+    received = 3_000 - len(transport._inbox)
+    assert len(settled(transport)) == received < 3_000
+    assert len(transport.returned) >= 20
+
+
+def test_an_open_circuit_returns_what_was_received_ahead() -> None:
+    transport, work = FarTransport(), Work(0.001)
+    transport.put(*[ADA] * 3_000)
+    failing = False
+
+    async def handle(event: UserSignedUp) -> None:
+        await work.handle(event)
+        if failing:
+            raise ConnectionError
+
+    async def main() -> None:
+        nonlocal failing
+        service = service_of(handle, breaker=CircuitBreaker(failures=5, reset_seconds=600))
+        async with consuming(service, transport) as consumer:
+            await fill(consumer)
+            failing, begun = True, work.begun
+            await asyncio.sleep(2)
+            assert consumer.in_flight == 0
+            assert work.begun <= begun + 25
+            failing = False
+
+    run_virtually(main())
+
+
+def test_the_order_of_each_group_holds_for_messages_that_were_received_ahead() -> None:
+    transport, seen = FarTransport(), list[tuple[str, int]]()
+    for number in range(300):
+        for account in "abcdefghijklmnopqrst":
+            transport.put(Paid(account=account, number=number), group_id=account)
+
+    async def main() -> None:
+        service = Service("ledger", queue=Queue("ledger", fifo=True))
+
+        @service.subscribe(Paid)
+        async def book(event: Paid) -> None:
+            seen.append((event.account, event.number))
+            await asyncio.sleep(0.001)
+
+        async with consuming(service, transport) as consumer:
+            await run_until(lambda: consumer.counters.handled == 6_000)
+
+    run_virtually(main())
+
+    for account in "abcdefghijklmnopqrst":
+        assert [number for name, number in seen if name == account] == list(range(300))
