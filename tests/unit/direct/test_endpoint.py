@@ -25,7 +25,8 @@ class RotatingSession:
 
     async def find_credentials(self) -> FoundCredentials:
         key = self._keys.pop(0) if len(self._keys) > 1 else self._keys[0]
-        return FoundCredentials(ReadOnlyCredentials(key, "secret", None), "container-role")
+        frozen: Any = ReadOnlyCredentials(key, "secret", None)
+        return FoundCredentials(frozen, "container-role")
 
 
 @pytest.mark.parametrize(
