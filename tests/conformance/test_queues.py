@@ -216,6 +216,14 @@ async def test_a_group_waits_for_its_message_in_flight_and_other_groups_do_not(f
     assert bodies(await receive(fifo, LEDGER, wait_seconds=2)) == ["a2"]
 
 
+async def test_a_poll_ends_when_the_first_of_several_hidden_groups_becomes_visible(fifo: Bus) -> None:
+    await fifo.transport.send(LEDGER, [ordered("a1", "a"), ordered("b1", "b")])
+    found = {message.body: message.receipt_handle for message in await receive(fifo, LEDGER, wait_seconds=2)}
+    await fifo.transport.change_visibility(LEDGER, [(found["a1"], 1), (found["b1"], 40)])
+
+    assert bodies(await receive(fifo, LEDGER, wait_seconds=10)) == ["a1"]
+
+
 async def test_a_group_that_is_released_together_comes_back_in_order(fifo: Bus) -> None:
     await fifo.transport.send(LEDGER, [ordered(body, "a") for body in ("1", "2", "3")])
     messages = await receive(fifo, LEDGER)

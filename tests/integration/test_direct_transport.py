@@ -437,6 +437,19 @@ async def test_fault_44_failed_polls_do_not_use_up_the_retries_of_a_publish(
     assert fast_proxy.operations().count("PublishBatch") == 3
 
 
+@pytest.mark.parametrize("direct", [True, False])
+async def test_the_url_of_a_queue_is_asked_for_once(fast_proxy: FaultProxy, direct: bool) -> None:
+    transport = AwsTransport(AwsSettings.load(), direct=direct)
+    sqs = await transport.session.client("sqs")
+    await sqs.create_queue(QueueName=transport.session.addresses.physical("mailer"))
+
+    for _ in range(3):
+        await transport.send("mailer", [OutgoingMessage("{}", 2)])
+    await transport.aclose()
+
+    assert fast_proxy.operations().count("GetQueueUrl") == 1
+
+
 async def test_fault_59_a_damaged_message_is_left_out_and_counted(fast_proxy: FaultProxy) -> None:
     async with Publisher("test") as publisher:
         transport = publisher._transport

@@ -211,3 +211,11 @@ def test_names_of_china_and_govcloud_are_in_their_partition() -> None:
         ["arn:aws-cn:sns:cn-north-1:123456789012:test-china"],
         ["arn:aws-cn:kms:cn-north-1:123456789012:key/k"],
     ]
+
+
+def test_only_policies_that_were_split_are_described() -> None:
+    one = {"Statement": []}
+
+    assert describe_split_policies("s", {"publish": one, "consume": one}) == []
+    [sentence] = describe_split_policies("s", {"publish": one, "consume": one, "consume-2": one})
+    assert "it is split: attach consume, consume-2 to the role" in sentence

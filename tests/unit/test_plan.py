@@ -263,6 +263,19 @@ def test_a_subscription_of_our_queue_that_others_made_stays() -> None:
     ]
 
 
+def test_a_subscription_of_another_applications_queue_stays_although_its_policy_looks_like_ours() -> None:
+    theirs = NAMING.queue_arn("theirs")
+    actual = deployed(wanted())
+    policy = json.dumps({"Statement": [build_statement(theirs, [USERS])]})
+    actual = actual.replace(queue={**actual.queues, theirs: {"Policy": policy}})
+    actual.subscriptions[USERS, theirs] = {}
+
+    changes = plan(wanted(), actual)
+
+    assert pending_changes(changes) == []
+    assert [change.name for change in changes if change.action == "external"] == ["staging-users → staging-theirs"]
+
+
 def test_a_tagged_resource_without_a_declaration_is_orphaned_and_stays() -> None:
     actual = deployed(wanted())
     old = NAMING.queue_arn("old")

@@ -69,7 +69,8 @@ def test_the_exit_code_is_0_if_all_processes_drained_cleanly(exits: list[Process
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"), [(0, "exit code 0"), (137, "exit code 137"), (-9, "SIGKILL"), (-63, "signal 63")]
+    ("code", "expected"),
+    [(0, "exit code 0"), (137, "exit code 137"), (-1, "SIGHUP"), (-9, "SIGKILL"), (-63, "signal 63")],
 )
 def test_an_exit_is_described_by_code_or_signal(code: int, expected: str) -> None:
     assert describe_exit(code) == expected

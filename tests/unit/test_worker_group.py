@@ -94,6 +94,22 @@ async def test_a_drain_lets_the_handlers_of_all_services_finish() -> None:
     assert sorted(ended) == ["audit", "mail"]
 
 
+async def test_a_cancelled_group_cancels_its_services() -> None:
+    seen: list[str] = []
+    group, _ = make_group(subscribed("mail", seen), subscribed("audit", seen))
+    before = asyncio.all_tasks()
+    running = asyncio.create_task(group.run())
+    await until(lambda: all(worker.ready for worker in group.workers))
+
+    running.cancel()
+    async with asyncio.timeout(45):
+        await asyncio.wait([running])
+
+    assert running.cancelled()
+    services = {one for one in asyncio.all_tasks() - before if "run_service" in repr(one.get_coro())}
+    assert services == set()
+
+
 async def test_the_missing_resources_of_all_services_are_reported_together() -> None:
     async def fail(service: Service) -> None:
         raise TopologyError([f"missing: queue {service.name}", "run `smartpipe topology apply`"])
