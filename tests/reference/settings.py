@@ -41,7 +41,7 @@ OTHER = {
     "log_format": "`json` or `text`; `auto` means text on a terminal, and JSON otherwise.",
 }
 """Descriptions of settings that the docstring of their class does not describe."""
-TYPES = {int: "integer", float: "number", str: "text", SecretStr: "URL, a secret"}
+TYPES = {bool: "true or false", int: "integer", float: "number", str: "text", SecretStr: "URL, a secret"}
 
 
 def page() -> str:
@@ -61,7 +61,11 @@ def page() -> str:
 
 
 def _row(name: str, field: FieldInfo, text: str) -> tuple[str, ...]:
-    default = "" if field.default in (None, "") else code(str(field.default))
+    default = (
+        ""
+        if field.default in (None, "")
+        else code(str(field.default).lower() if field.annotation is bool else str(field.default))
+    )
     return (
         code(f"{ENV_PREFIX}{name.upper()}"),
         _type_of(field.annotation),

@@ -214,7 +214,7 @@ def test_names_of_china_and_govcloud_are_in_their_partition() -> None:
 
 
 def test_only_policies_that_were_split_are_described() -> None:
-    one = {"Statement": []}
+    one: dict[str, Any] = {"Statement": []}
 
     assert describe_split_policies("s", {"publish": one, "consume": one}) == []
     [sentence] = describe_split_policies("s", {"publish": one, "consume": one, "consume-2": one})

@@ -245,7 +245,7 @@ def test_an_open_circuit_returns_what_was_received_ahead() -> None:
 
 
 def test_the_order_of_each_group_holds_for_messages_that_were_received_ahead() -> None:
-    transport, seen = FarTransport(), list[tuple[str, int]]()
+    transport, seen = FarTransport(), list[tuple[str | None, int]]()
     for number in range(300):
         for account in "abcdefghijklmnopqrst":
             transport.put(Paid(account=account, number=number), group_id=account)
