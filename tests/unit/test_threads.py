@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextvars import ContextVar
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -43,6 +46,71 @@ async def test_an_abandoned_function_does_not_take_the_thread_of_the_next() -> N
     assert await threads.run(lambda: "next", [], ignore) == "next"
     assert reported == ["abandoned"]
     release.set()
+    threads.close()
+
+
+async def test_functions_that_end_while_the_loop_is_busy_wake_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, release, wakes = Threads(20), threading.Event(), 0
+    loop = asyncio.get_running_loop()
+    wake = loop.call_soon_threadsafe
+
+    def count(*arguments: Any, **options: Any) -> asyncio.Handle:
+        nonlocal wakes
+        wakes += 1
+        return wake(*arguments, **options)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+
+    def work(number: int) -> int:
+        release.wait(60)
+        return number
+
+    running = [asyncio.create_task(threads.run(work, [number], ignore)) for number in range(20)]
+    await until(lambda: len(threads._running) == 20)
+    calls = list(threads._running)
+    release.set()
+    while not all(call.ended for call in calls):
+        time.sleep(0.01)  # noqa: ASYNC251 - the loop is busy
+
+    assert await asyncio.gather(*running) == list(range(20))
+    assert wakes == 1
+    threads.close()
+
+
+async def test_the_failure_of_a_function_reaches_its_caller() -> None:
+    threads = Threads(1)
+
+    def fail() -> None:
+        raise KeyError("missing")
+
+    for _ in range(2):
+        with pytest.raises(KeyError, match="missing"):
+            await threads.run(fail, [], ignore)
+    threads.close()
+
+
+async def test_a_function_whose_caller_was_cancelled_before_it_began_never_runs() -> None:
+    threads, ran, jobs = Threads(1), list[str](), list[Any]()
+
+    class Held:
+        """The queue of a thread that has not been scheduled yet."""
+
+        def put(self, call: Any) -> None:
+            jobs.append(call)
+
+    threads._idle.append(Held())  # type: ignore[arg-type]
+    task = asyncio.create_task(threads.run(lambda: ran.append("run"), [], ignore))
+    await until(lambda: jobs)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    queue: SimpleQueue[Any] = SimpleQueue()
+    for call in (*jobs, None):
+        queue.put(call)
+    await asyncio.to_thread(threads._work, queue)  # now it is
+
+    assert (ran, threads.abandoned) == ([], 0)
     threads.close()
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import socket
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smartpipe.consumer.capacity import Capacity
 
@@ -17,15 +19,77 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class _Job(NamedTuple):
-    future: Future[Any]
-    context: contextvars.Context
-    function: Callable[..., Any]
-    arguments: list[Any]
+class _Completions:
+    """Hands the results of functions over to their event loop: one wake-up for all that end in one of its turns."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._ended: deque[_Call] = deque()
+        self._scheduled = False
+
+    def add(self, call: _Call) -> None:
+        """Complete *call* soon. Called in its thread."""
+        self._ended.append(call)
+        if not self._scheduled:
+            self._scheduled = True
+            with suppress(RuntimeError):  # the loop is closed, and nothing awaits the call
+                self.loop.call_soon_threadsafe(self._complete)
+
+    def _complete(self) -> None:
+        self._scheduled = False  # first: what is added from now on either is found below or wakes the loop again
+        while self._ended:
+            self._ended.popleft().complete()
 
 
-_Jobs: TypeAlias = "SimpleQueue[_Job | None]"
-"""The jobs of one thread; None ends it."""
+class _Call:
+    """One call of a function in a thread. Its *future* belongs to the event loop."""
+
+    __slots__ = (
+        "_arguments", "_context", "_failure", "_function", "_result", "_unclaimed", "abandoned", "completions", "ended",
+        "future",
+    )  # fmt: skip
+
+    def __init__(self, function: Callable[..., Any], arguments: list[Any], completions: _Completions) -> None:
+        self.future: asyncio.Future[Any] = completions.loop.create_future()
+        self.completions = completions
+        self.ended = False
+        self.abandoned: Future[None] | None = None
+        self._function = function
+        self._arguments = arguments
+        self._context = contextvars.copy_context()
+        self._result: Any = None
+        self._failure: BaseException | None = None
+        self._unclaimed = [self]
+
+    def claim(self) -> bool:
+        """Return True to the first of the two that ask: the thread that would begin, or a caller that is cancelled."""
+        try:
+            self._unclaimed.pop()  # atomic
+        except IndexError:
+            return False
+        return True
+
+    def run(self) -> None:
+        """Call the function, and keep its result. Called in the thread."""
+        try:
+            self._result = self._context.run(_call, self._function, self._arguments)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller, as from any call
+            self._failure = error
+
+    def complete(self) -> None:
+        """Give the result to the caller. Called in the event loop."""
+        if self.abandoned is not None:
+            self.abandoned.set_result(None)
+        elif self.future.done():  # cancelled
+            pass
+        elif self._failure is None:
+            self.future.set_result(self._result)
+        else:
+            self.future.set_exception(self._failure)
+
+
+_Jobs: TypeAlias = "SimpleQueue[_Call | None]"
+"""The calls of one thread; None ends it."""
 
 
 class Threads:
@@ -45,8 +109,9 @@ class Threads:
         self._size = size
         self._idle: list[_Jobs] = []
         self._closed = False
-        self._abandoned: set[Future[Any]] = set()
-        self._running: set[Future[Any]] = set()
+        self._abandoned: set[Future[None]] = set()
+        self._running: set[_Call] = set()
+        self._completions: _Completions | None = None
 
     @property
     def abandoned(self) -> int:
@@ -70,20 +135,21 @@ class Threads:
             RuntimeError: The operating system cannot start another thread, or ``close`` was called. Nothing has run.
             MemoryError: Likewise.
         """
-        future: Future[Any] = Future()
-        job = _Job(future, contextvars.copy_context(), function, arguments)
-        (self._idle.pop() if self._idle else self._new_thread()).put(job)
-        del job  # only its thread keeps it, and only until it has run
-        self._running.add(future)
+        loop = asyncio.get_running_loop()
+        if self._completions is None or self._completions.loop is not loop:
+            self._completions = _Completions(loop)
+        call = _Call(function, arguments, self._completions)
+        (self._idle.pop() if self._idle else self._new_thread()).put(call)
+        self._running.add(call)
         try:
-            return await asyncio.wrap_future(future)
+            return await call.future
         except asyncio.CancelledError:
-            if not future.done() and not future.cancel():  # a function that has not begun is not abandoned
-                self._abandon(future, name)
+            if not call.claim() and not call.ended:  # a function that has not begun is not abandoned
+                self._abandon(call, name)
                 on_abandoned()
             raise
         finally:
-            self._running.discard(future)
+            self._running.discard(call)
 
     def close(self) -> None:
         """Accept no more functions; do not wait for those that are running."""
@@ -91,7 +157,10 @@ class Threads:
         while self._idle:
             self._idle.pop().put(None)
 
-    def _abandon(self, future: Future[Any], name: str) -> None:
+    def _abandon(self, call: _Call, name: str) -> None:
+        # Completed in the loop, so a function that ends at this moment finds it too.
+        future: Future[None] = Future()
+        call.abandoned = future
         self._abandoned.add(future)
         future.add_done_callback(self._abandoned.discard)
         self.capacity.abandon(future, name)
@@ -106,24 +175,19 @@ class Threads:
         return jobs
 
     def _work(self, jobs: _Jobs) -> None:
-        while (job := jobs.get()) is not None:
-            result = failure = None
-            wanted = job.future.set_running_or_notify_cancel()
-            try:
-                if wanted:
-                    result = job.context.run(_call, job.function, job.arguments)
-            except BaseException as error:  # noqa: BLE001 - raised in the caller, as from any call
-                failure = error
+        while (call := jobs.get()) is not None:
+            begun = call.claim()
+            if begun:
+                call.run()
             idle = not self._closed and len(self._idle) < self._size
             if idle:  # before the future is done, so that the next function finds this thread
                 self._idle.append(jobs)
                 if self._closed:  # `close` has run since the check above
                     jobs.put(None)
-            if wanted and failure is None:
-                job.future.set_result(result)
-            elif wanted:
-                job.future.set_exception(failure)
-            del job, result, failure  # an idle thread must not keep an event in memory
+            call.ended = True
+            if begun:
+                call.completions.add(call)
+            del call  # an idle thread must not keep an event in memory
             if not idle:
                 return
 
