@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import CircuitBreaker, Queue, Service
+from smartpipe import CircuitBreaker, Queue, Service, Worker
 from smartpipe.consumer.prefetch import MAX_PREFETCHED, MAX_PREFETCHED_BYTES, Prefetch
+from smartpipe.settings import WorkerSettings
 from tests.support.consumers import consuming, drain, make_consumer
 from tests.support.events import ADA, Paid, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -194,6 +196,44 @@ def test_slow_handlers_after_fast_ones_return_what_was_received_ahead() -> None:
     run_virtually(main())
 
     assert transport.asked[-1] <= 10
+
+
+def test_after_an_empty_response_nothing_is_received_ahead() -> None:
+    transport, work = FarTransport(), Work(0.001)
+    transport.put(*[ADA] * 2_000)
+
+    async def main() -> None:
+        async with consuming(service_of(work.handle), transport, poll_seconds=1) as consumer:
+            await run_until(lambda: consumer.counters.handled == 2_000)
+            await asyncio.sleep(2)
+            work.seconds = 60
+            transport.put(*[ADA] * 100)
+            await asyncio.sleep(0.5)
+
+            assert consumer.in_flight == 10
+            work.seconds = 0.001
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize(("prefetch", "most"), [("true", 11), ("false", 10)])
+async def test_a_setting_turns_it_off(monkeypatch: pytest.MonkeyPatch, prefetch: str, most: int) -> None:
+    monkeypatch.setenv("SMARTPIPE_PREFETCH", prefetch)
+    transport, work = FarTransport(), Work(0.001)
+    transport.put(*[ADA] * 1_500)
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, drain_seconds=10)
+    worker = Worker(service_of(work.handle), transport, settings)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: worker.ready)
+
+    in_flight = 0
+    while worker.consumers[0].counters.handled < 1_500:
+        in_flight = max(in_flight, worker.consumers[0].in_flight)
+        await asyncio.sleep(0)
+    worker.stop()
+
+    assert await running == 0
+    assert in_flight >= most if prefetch == "true" else in_flight <= most
 
 
 @pytest.mark.parametrize("stop", ["drain", "pause"])

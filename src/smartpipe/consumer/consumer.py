@@ -159,6 +159,8 @@ class Consumer:
             self._accept(messages, ahead=ahead)
             if len(messages) == wanted:
                 self._ahead.record_full_response(messages, began)
+        elif self._slots.prefetched:  # the queue is empty, and the next messages may be other ones
+            self._ahead.return_all()
 
     def _accept(self, messages: Sequence[Message], *, ahead: bool = False) -> None:
         self.counters.received += len(messages)
