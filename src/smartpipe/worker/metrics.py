@@ -83,7 +83,7 @@ def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
         samples = [Sample(label, count[field]) for label, count in zip(labels, counts, strict=True)]
         yield Family(name, "counter", text, samples)
     in_flight = [Sample(label, queue.in_flight) for label, queue in zip(labels, queues, strict=True)]
-    yield Family("smartpipe_messages_in_flight", "gauge", "Messages being handled.", in_flight)
+    yield Family("smartpipe_messages_in_flight", "gauge", "Messages being handled, or waiting here for it.", in_flight)
     ages = [Sample(label, queue.seconds_since_poll) for label, queue in zip(labels, queues, strict=True)]
     yield Family(
         "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages
