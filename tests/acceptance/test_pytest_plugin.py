@@ -67,6 +67,45 @@ def test_a_failure_shows_one_timeline_and_nothing_of_the_kits_own_code(tmp_path:
     assert "_check_count" not in output
 
 
+DEAD_OR_STUCK = """
+import asyncio
+from smartpipe import Event, Reject, Retry, Service, Topic
+from smartpipe.testing import MemoryBroker
+
+class Sold(Event, topic=Topic("sales"), type="sold", version="1.0"):
+    number: int
+
+service = Service("books")
+
+@service.subscribe(Sold)
+async def book(event: Sold) -> None:
+    raise Reject("no") if event.number == 1 else Retry(after_seconds=100)
+
+async def run(number):
+    async with MemoryBroker(service) as broker:
+        await broker.publish(Sold(number=number))
+        await broker.drain(limit_seconds=10)
+        broker.assert_nothing_dead_lettered()
+
+def test_a(): asyncio.run(run(1))
+def test_b(): asyncio.run(run(2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("test", "sentence"),
+    [("test_a", "messages were dead-lettered"), ("test_b", "the services have not finished after 10 s")],
+)
+def test_a_dead_letter_and_an_endless_drain_show_nothing_of_the_kits_own_code(
+    tmp_path: Path, test: str, sentence: str
+) -> None:
+    output = run_pytest(tmp_path, DEAD_OR_STUCK, f"test_it.py::{test}")
+
+    assert sentence in output
+    assert "published      Sold" in output
+    assert "testing/broker.py" not in output
+
+
 SKIPPED = """
 def test_one(smartpipe_local): ...
 def test_two(smartpipe_moto): ...
@@ -106,6 +145,7 @@ async def test_the_local_broker_has_a_prefix_for_each_test(smartpipe_local: Embe
 async def test_postgresql_has_tables_and_a_fresh_database_for_each_test(smartpipe_postgres: str, time: int) -> None:
     service, outbox = Service("mailer"), Outbox("mailer")
     counts: list[int] = []
+    assert os.environ["SMARTPIPE_IDEMPOTENCY_URL"] == os.environ["SMARTPIPE_OUTBOX_URL"] == smartpipe_postgres
 
     @service.subscribe(UserSignedUp, idempotent=True)
     async def send(event: UserSignedUp, delivery: Delivery) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel
 
-from smartpipe import ConfigError, DecodeError, Event, UnknownEventType
+from smartpipe import ConfigError, DecodeError, Event, Topic, UnknownEventType
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.decode import Decoder, MessageReader
 from smartpipe.message import Attribute, Message
@@ -331,3 +331,16 @@ def test_a_plugin_of_pydantics_is_told_of_what_is_decoded(monkeypatch: pytest.Mo
     Decoder([UserLeft]).decode(body)
 
     assert told.entered == [body]
+
+
+@pytest.mark.parametrize("length", [1, 256])
+def test_the_type_of_an_event_has_1_to_256_characters(length: int) -> None:
+    class Named(Event, topic=Topic("named"), type="n" * length, version="1.0"):
+        pass
+
+    assert Decoder([Named]).decode(encode(wrap(Named(), source="test"))).data == Named()
+
+
+def test_an_empty_type_is_no_cloud_event() -> None:
+    with pytest.raises(DecodeError, match="not a CloudEvent"):
+        decoder.decode(plain(type=""))
