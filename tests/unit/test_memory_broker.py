@@ -291,6 +291,16 @@ async def test_the_timeline_has_the_accepted_messages_of_a_request_in_which_one_
         assert [record.body for record in broker.transport.records] == ["first", "second"]
 
 
+async def test_a_drain_that_is_too_short_lists_delayed_messages() -> None:
+    service = Service("mailer")
+    service.subscribe(UserSignedUp)(accept)
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA, queue="mailer", delay_seconds=900)
+        with pytest.raises(AssertionError, match=r"after 10 s: mailer has 0 visible, 0 in flight, 1 delayed"):
+            await broker.drain(limit_seconds=10)
+
+
 async def test_an_ignored_event_is_not_a_handled_one() -> None:
     service = Service("mailer", unknown_events="ignore")
     service.subscribe(UserSignedUp)(accept)
