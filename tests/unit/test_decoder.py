@@ -341,6 +341,8 @@ def test_the_type_of_an_event_has_1_to_255_characters(length: int) -> None:
     assert Decoder([Named]).decode(encode(wrap(Named(), source="test"))).data == Named()
 
 
-def test_an_empty_type_is_no_cloud_event() -> None:
+def test_a_type_of_one_character_is_one_and_an_empty_one_is_not() -> None:
+    with pytest.raises(UnknownEventType):
+        decoder.decode(plain(type="x"))
     with pytest.raises(DecodeError, match="not a CloudEvent"):
         decoder.decode(plain(type=""))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from smartpipe.cli.supervise import build_worker_arguments, shorten_polls
 from smartpipe.settings import WorkerSettings
+from smartpipe.worker.supervisor.supervisor import Supervisor
 
 
 def test_a_child_gets_the_supervisors_flags_without_address_and_number_of_processes() -> None:
@@ -38,3 +40,17 @@ def test_in_development_polls_are_short_unless_the_user_has_set_a_value(
         monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", environment)
 
     assert shorten_polls(flags, WorkerSettings.load(**flags))["wait_seconds"] == expected
+
+
+async def test_a_preparation_that_fails_ends_the_supervisor_with_its_code() -> None:
+    prepared = 0
+
+    async def prepare() -> int:
+        nonlocal prepared
+        prepared += 1
+        return 3
+
+    supervisor = Supervisor([], drain_seconds=5, liveness_seconds=30, prepare=prepare)
+
+    assert await asyncio.wait_for(supervisor.run(), 45) == 3
+    assert prepared == 1
