@@ -29,6 +29,18 @@ async def test_changed_sources_are_reported_and_other_files_are_not(tmp_path: Pa
                 assert not watcher.changed.is_set()
 
 
+async def test_a_further_file_is_reported_only_if_it_is_named(tmp_path: Path) -> None:
+    found = set[str]()
+
+    async with SourceWatcher(tmp_path, also=(".env",)) as watcher:
+        for name in (".env.old", ".env", "app.py"):
+            (tmp_path / name).write_text("x")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while found != {".env", "app.py"}:
+                await watcher.changed.wait()
+                found |= set(watcher.take_paths())
+
+
 async def test_without_watchfiles_the_error_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
