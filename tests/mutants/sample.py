@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,24 +60,35 @@ def folder_of(file: Path) -> str:
 
 
 def choose_mutants(seed: int, count: int, folders: Sequence[str] = ()) -> list[Mutant]:
-    """Return *count* mutants of each folder. The same seed and source give the same mutants.
+    """Return *count* mutants of each folder.
 
     First a place is chosen, that is a line and a family of operators, and then one of the operators. Otherwise the
-    operators with many variants would make up most of the sample.
+    operators with many variants would make up most of the sample. The order depends on the seed and on each line's own
+    text, so a change of the source leaves the rest of a sample as it was.
     """
-    by_folder: dict[str, dict[tuple[str, int, str], list[Mutant]]] = defaultdict(lambda: defaultdict(list))
+    by_folder: dict[str, dict[str, list[Mutant]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(PACKAGE.rglob("*.py")):
         folder = folder_of(file)
         if not folders or folder in folders:
+            names = _name_lines(file.read_text().splitlines())
             for family, mutant in _find_mutants(file, folder):
-                by_folder[folder][mutant.file, mutant.line, family].append(mutant)
+                by_folder[folder][f"{mutant.file} {names[mutant.line]} {family}"].append(mutant)
     chosen: list[Mutant] = []
-    for folder, places in sorted(by_folder.items()):
-        random = Random(f"{seed} {folder}")
-        shuffled = random.sample(sorted(places), len(places))
-        compiling = filter(_compiles, (random.choice(places[place]) for place in shuffled))
+    for _, places in sorted(by_folder.items()):
+        ordered = sorted(places, key=lambda place: Random(f"{seed} {place}").random())
+        compiling = filter(_compiles, (Random(f"{seed} {place}").choice(places[place]) for place in ordered))
         chosen += islice(compiling, count)
     return chosen
+
+
+def _name_lines(lines: Sequence[str]) -> dict[int, str]:
+    """Return a name for the number of each line: its text, and how often that came before in the file."""
+    seen: Counter[str] = Counter()
+    names = {}
+    for number, line in enumerate(map(str.strip, lines), 1):
+        names[number] = f"{line} {seen[line]}"
+        seen[line] += 1
+    return names
 
 
 def _compiles(mutant: Mutant) -> bool:
