@@ -305,7 +305,7 @@ async def test_handling_an_event_enters_few_files() -> None:
     transport, handled = MemoryTransport(), asyncio.Event()
     service = tracing_service(handled)
     transport.apply(derive([service], NAMING))
-    consumer = make_consumer(service, transport)
+    consumer = make_consumer(service, transport, poll_seconds=1)
     consumer.start()
     first, second = (prepare(Publication(Traced(number=number)), source="tests").message for number in (1, 2))
     await transport.send("tracing", [first])
