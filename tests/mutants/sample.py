@@ -101,9 +101,11 @@ def _compiles(mutant: Mutant) -> bool:
 
 def _find_mutants(file: Path, folder: str) -> Iterator[tuple[str, Mutant]]:
     text = file.read_text()
-    ignored = _find_ignored(ast.parse(text), text.splitlines())
-    headers = _find_headers(ast.parse(text))
-    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    tree = ast.parse(text)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    ignored = _find_ignored(tree, text.splitlines())
+    # The parts from each `def` to the first statement of its function.
+    headers = [((node.lineno, node.col_offset), (node.body[0].lineno, 0)) for node in functions]
     nodes = _Nodes()
     nodes.walk(get_ast(text))
     for name, (family, operator) in list_operators().items():
@@ -125,12 +127,6 @@ class _Nodes(Visitor):  # type: ignore[misc]
     def visit(self, node: Any) -> Any:
         self.found.append(node)
         return node
-
-
-def _find_headers(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Return the parts of a file from each ``def`` to the first statement of its function."""
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    return [((node.lineno, node.col_offset), (node.body[0].lineno, 0)) for node in functions]
 
 
 def _find_ignored(tree: ast.AST, lines: Sequence[str]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
