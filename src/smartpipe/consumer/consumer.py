@@ -90,7 +90,7 @@ class Consumer:
         self._isolation = resources.isolation or Isolation()
         resources = resources._replace(isolation=self._isolation)
         self._processor = Processor(service, queue.name, resources, self.counters)
-        self._size = size = slots_for(handlers, concurrency)
+        size = slots_for(handlers, concurrency)
         self._slots = Slots(size, [*self._processor.gates, self._isolation])
         self._leases = Leases(
             queue.name,
@@ -106,7 +106,7 @@ class Consumer:
         self._runner.observer = observer
         # A batch collects messages as long as there are slots, so it needs none ahead.
         prefetch = prefetch and not any(handler.options.batch for handler in handlers)
-        self._ahead = ReceivedAhead(self._runner, self._slots, size, Prefetch(size) if prefetch else None)
+        self._ahead = ReceivedAhead(self._runner, self._slots, Prefetch(size) if prefetch else None)
         self._isolation.join(self)
         self._health = ReceiveHealth(queue.name)
         self._calls: dict[_Task, float] = {}  # open receive calls, with the time at which each began
@@ -168,7 +168,7 @@ class Consumer:
             group = self._runner.enqueue(lease)
             if group is None:
                 continue
-            if ahead or len(self._runner.tasks) >= self._size:
+            if ahead or len(self._runner.tasks) >= self._slots.size:
                 self._ahead.start(group, ahead=ahead)
             else:
                 # While draining, too: the task returns the message to the queue, so every message ends in `settle`.

@@ -2,7 +2,7 @@
 
 By Little's law, as many messages are on their way as are handled during a round trip. With fewer, the slots of handled
 messages stay empty until the next response. With more, messages would wait here, and other workers could not take them.
-Slow handlers handle less than one message during a round trip, so nothing is received ahead for them.
+Handlers that take longer than four round trips hardly wait for the network, so nothing is received ahead for them.
 
 Messages that were received ahead are settled as all others: their leases are extended, and a drain returns them. They
 are also returned when nothing may begin (a pause, an open circuit, a suspect that waits to be alone), and when handlers
@@ -90,18 +90,16 @@ class Prefetch:
 
 
 class ReceivedAhead:
-    """The messages, or groups of a FIFO queue, that wait until less than *concurrency* are being handled.
+    """The messages, or groups of a FIFO queue, that wait until fewer are being handled than there are slots.
 
     Args:
-        concurrency: The maximum number of messages or groups that are handled at a time.
         prefetch: Computes how many to receive ahead; None: none at all, so no message ever waits here.
     """
 
-    def __init__(self, runner: GroupRunner, slots: Slots, concurrency: int, prefetch: Prefetch | None) -> None:
+    def __init__(self, runner: GroupRunner, slots: Slots, prefetch: Prefetch | None) -> None:
         self.groups: deque[GroupQueue] = deque()
         self._runner = runner
         self._slots = slots
-        self._concurrency = concurrency
         self._prefetch = prefetch
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -124,7 +122,7 @@ class ReceivedAhead:
         """Start *group*, or let it wait; return it if it was received *ahead* and nothing may begin now."""
         if ahead and not self._slots.flowing and not self._runner.stopping:
             self._runner.return_unhandled(group)
-        elif len(self._runner.tasks) < self._concurrency or self._runner.stopping:
+        elif len(self._runner.tasks) < self._slots.size or self._runner.stopping:
             self._runner.start_group(group)
         else:
             self.groups.append(group)
@@ -136,7 +134,7 @@ class ReceivedAhead:
         """Start the groups that have a slot now, or return all if nothing may begin. It runs whenever a group ends."""
         if self.groups and not self._slots.flowing:
             self.return_all()
-        while self.groups and len(self._runner.tasks) < self._concurrency:
+        while self.groups and len(self._runner.tasks) < self._slots.size:
             group = self.groups.popleft()
             if group[0].lost:  # while the event loop was blocked: another worker may have it by now
                 self._runner.return_unhandled(group)

@@ -57,7 +57,7 @@ class Slots:
     """The slots of one consumer. It belongs to the event loop in which it is created.
 
     Args:
-        size: The maximum number of messages that the consumer holds at a time.
+        size: The maximum number of messages that are handled at a time. Those received ahead have further slots.
         gates: Each is asked before a receive call how many messages it admits.
     """
 
@@ -66,15 +66,15 @@ class Slots:
         self.paused = False
         self.unsettled = 0
         self.ended = 0
-        self._loop = asyncio.get_running_loop()
+        self.size = size
         self.prefetched = 0
-        self._size = size
+        self._loop = asyncio.get_running_loop()
         self._free = size
         self._gates = gates
         self._postponed = 0  # slots of messages that ended while too many others were unsettled
         self._wanted_calls = 1
         self._max_calls = MAX_CALLS
-        self._linger_slots = min(LINGER_SLOTS, size // 2)
+        self._few_slots = self._linger_slots = min(LINGER_SLOTS, size // 2)
         self._has_lingered = False
         self._linger_timer: asyncio.TimerHandle | None = None
         self._gate_timer: asyncio.TimerHandle | None = None
@@ -145,10 +145,9 @@ class Slots:
         if count != self.prefetched:
             self._free += count - self.prefetched
             self.prefetched = count
-            # A call in vain is possible only while there is no backlog, and then one call is enough.
             # With slots to spare, every call can ask for as many messages as SQS returns.
-            self._linger_slots = MAX_BATCH_ENTRIES if count >= MAX_BATCH_ENTRIES else min(LINGER_SLOTS, self._size // 2)
-            self._max_calls = min(max(MAX_CALLS, -(-(self._size + count) // MAX_BATCH_ENTRIES)), MAX_CALLS_AHEAD)
+            self._linger_slots = MAX_BATCH_ENTRIES if count >= MAX_BATCH_ENTRIES else self._few_slots
+            self._max_calls = min(max(MAX_CALLS, -(-(self.size + count) // MAX_BATCH_ENTRIES)), MAX_CALLS_AHEAD)
             self.wake()
 
     def wake(self) -> None:

@@ -59,7 +59,7 @@ class _Call:
         self._context = contextvars.copy_context()
         self._result: Any = None
         self._failure: BaseException | None = None
-        self._unclaimed = [self]
+        self._unclaimed = [None]
 
     def claim(self) -> bool:
         """Return True to the first of the two that ask: the thread that would begin, or a caller that is cancelled."""
