@@ -72,7 +72,10 @@ class _Call:
     def run(self) -> None:
         """Call the function, and keep its result. Called in the thread."""
         try:
-            self._result = self._context.run(_call, self._function, self._arguments)
+            self._result = self._context.run(self._function, *self._arguments)
+        except StopIteration as error:  # a future refuses this exception, so its awaiter would wait for ever
+            self._failure = RuntimeError("the handler raised StopIteration")
+            self._failure.__cause__ = error
         except BaseException as error:  # noqa: BLE001 - raised in the caller, as from any call
             self._failure = error
 
@@ -190,14 +193,6 @@ class Threads:
             del call  # an idle thread must not keep an event in memory
             if not idle:
                 return
-
-
-def _call(function: Callable[..., Any], arguments: list[Any]) -> Any:
-    try:
-        return function(*arguments)
-    except StopIteration as error:  # a future refuses this exception, so its awaiter would wait for ever
-        msg = "the handler raised StopIteration"
-        raise RuntimeError(msg) from error
 
 
 class LoopExecutor(ThreadPoolExecutor):
