@@ -71,6 +71,20 @@ def test_a_fan_out_is_measured_in_processes_and_its_resources_are_deleted(
     assert remaining_resources() == []
 
 
+def test_a_distance_to_the_broker_is_part_of_each_latency_and_of_the_report(
+    fast_broker: EmbeddedBroker, bench: Bench
+) -> None:
+    sizes = ("--events", "10", "--warmup", "1", "--queues", "1", "--rate", "50", "--patience", "45", "--json")
+
+    result = bench("--endpoint", fast_broker.endpoint_url, *sizes, "--latency", "80")
+
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["latency_ms"] == 80
+    assert found["latency_seconds"]["p50"] >= 0.08  # half a round trip to SNS, and half of one from SQS
+    assert found["delivered"]["missing"] == 0
+
+
 def test_ctrl_c_ends_the_processes_and_deletes_the_queues(fast_broker: EmbeddedBroker) -> None:
     running = Process("bench", "--endpoint", fast_broker.endpoint_url, "--events", "1000000", "--queues", "1")
     try:
@@ -136,6 +150,11 @@ def test_in_memory_all_events_are_published_before_the_first_is_handled(bench: B
         (["--backend", "local", "--endpoint", "aws"], "use only one of them"),
         (["--endpoint", "localhost:4566"], "expected a URL, such as http://localhost:4566, or aws"),
         (["--backend", "memory", "--processes", "2"], "--backend memory runs in one process"),
+        (["--latency", "-1"], "--latency=-1 is outside the range 0 to 10,000 milliseconds"),
+        (["--latency", "nan"], "--latency=nan is outside the range 0 to 10,000 milliseconds"),
+        (["--latency", "15", "--backend", "memory"], "--backend memory has none: remove one of them"),
+        (["--latency", "15", "--endpoint", "aws"], "AWS has a distance of its own: remove --latency"),
+        (["--latency", "15", "--endpoint", "https://localhost:1"], "--latency needs an endpoint with http://"),
         (["--plot", "run.pdf"], "--plot run.pdf does not end with one of .svg, .png"),
         (["--plot", "nowhere/run.svg"], "directory nowhere does not exist"),
     ],

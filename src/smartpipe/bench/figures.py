@@ -29,11 +29,13 @@ class RunSetting(NamedTuple):
         backend: The name and version of the broker.
         published_first: All events were published before the first was handled.
         one_process: Both sides ran in one process, on one event loop.
+        latency_milliseconds: The round trip that was added between the processes and the broker.
     """
 
     backend: str
     published_first: bool = False
     one_process: bool = False
+    latency_milliseconds: float = 0.0
 
 
 class Throughput(NamedTuple):

@@ -37,6 +37,8 @@ def format_title(figures: Figures) -> list[str]:
         f"{_format_count(load.events, 'event')} of {load.size_bytes:,} bytes to {_format_count(load.queues, 'queue')}"
     )
     where = "in memory" if figures.setting.one_process else f"on {figures.setting.backend}"
+    if figures.setting.latency_milliseconds:
+        where += f" with a round trip of {figures.setting.latency_milliseconds:g} ms added"
     return [
         f"{events}, {pace}, {where}",
         f"{processes}; concurrency {load.concurrency:,}; {figures.transport} transport",
@@ -72,6 +74,7 @@ def build_json(figures: Figures, machine: Mapping[str, str | int]) -> dict[str, 
         "backend": figures.setting.backend,
         "transport": figures.transport,
         "one_process": figures.setting.one_process,
+        "latency_ms": figures.setting.latency_milliseconds,
         "published_before_handled": figures.setting.published_first,
         "load": asdict(figures.load),
         "machine": dict(machine),

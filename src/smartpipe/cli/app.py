@@ -269,6 +269,12 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
     endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="A running broker: a URL, or aws to use your environment.")
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Add a round trip of MS milliseconds between the processes and the broker. [0]"
+        ),
+    ] = None,
     patience: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Seconds without progress after which the run ends. [30]")
     ] = None,
@@ -290,7 +296,7 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
         "warmup": warmup,
         "patience_seconds": patience,
     }
-    run_bench(flags, BenchOptions(backend, endpoint, plot, yes=yes, as_json=json))
+    run_bench(flags, BenchOptions(backend, endpoint, plot, latency, yes=yes, as_json=json))
 
 
 show_whole_help(app)

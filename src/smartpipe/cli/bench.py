@@ -15,6 +15,7 @@ from smartpipe.cli.changes import print_line
 from smartpipe.cli.confirm import confirm
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.escaping import escape_json
+from smartpipe.urls import describe_url
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ class BenchOptions(NamedTuple):
     Args:
         endpoint: A URL or ``aws``, instead of a backend.
         plot: The file to plot the figures to.
+        latency_milliseconds: The round trip to add between the processes and the broker.
     """
 
     backend: str | None = None
     endpoint: str | None = None
     plot: Path | None = None
+    latency_milliseconds: float | None = None
     yes: bool = False
     as_json: bool = False
 
@@ -82,6 +85,8 @@ def _check_options(options: BenchOptions) -> None:
         errors.append(
             f"--backend {options.backend!r} is not one of {', '.join(BACKENDS)}; use --endpoint for other brokers"
         )
+    if options.latency_milliseconds is not None:
+        errors += _latency_errors(options.latency_milliseconds, options)
     needed = {"hdrh": "hdrhistogram"}
     if options.plot is not None:
         needed["matplotlib"] = "matplotlib"
@@ -94,6 +99,20 @@ def _check_options(options: BenchOptions) -> None:
         errors.append(f"bench needs {' and '.join(missing)}; run pip install 'smartpipe[bench]'")
     if errors:
         raise ConfigError(errors)
+
+
+def _latency_errors(milliseconds: float, options: BenchOptions) -> Iterator[str]:
+    from smartpipe.bench.broker import AWS
+    from smartpipe.bench.distance import MAX_MILLISECONDS
+
+    if not 0 <= milliseconds <= MAX_MILLISECONDS:
+        yield f"--latency={milliseconds:g} is outside the range 0 to {MAX_MILLISECONDS:,g} milliseconds"
+    if options.backend == MEMORY:
+        yield "--latency adds a distance to a broker, and --backend memory has none: remove one of them"
+    if (options.endpoint or "").startswith("https:"):
+        yield f"--latency needs an endpoint with http://, and {describe_url(options.endpoint or '')} is none"
+    if options.endpoint == AWS:
+        yield "--latency adds a distance to a broker, and AWS has a distance of its own: remove --latency"
 
 
 def _run_in_memory(load: Load, options: BenchOptions) -> Figures:
@@ -115,6 +134,7 @@ def _run_in_memory(load: Load, options: BenchOptions) -> Figures:
 def _run_in_processes(load: Load, options: BenchOptions) -> Figures:
     from smartpipe.bench.broker import external_broker, is_aws, provision, run_broker
     from smartpipe.bench.cost import max_cost_of
+    from smartpipe.bench.distance import open_distance
     from smartpipe.bench.figures import RunSetting, compute_figures
     from smartpipe.bench.report import describe_traffic
     from smartpipe.bench.run import run
@@ -135,9 +155,14 @@ def _run_in_processes(load: Load, options: BenchOptions) -> Figures:
 
         async def measure(on_progress: OnProgress) -> Reports:
             async with provision(broker, load, _warn):
-                return await run(load, broker.environment, on_progress)
+                if not milliseconds:
+                    return await run(load, broker.environment, on_progress)
+                async with open_distance(broker.environment, milliseconds) as environment:
+                    return await run(load, environment, on_progress)
 
-        return compute_figures(load, RunSetting(broker.name), asyncio.run(_run_with_display(load, options, measure)))
+        milliseconds = options.latency_milliseconds or 0.0
+        setting = RunSetting(broker.name, latency_milliseconds=milliseconds)
+        return compute_figures(load, setting, asyncio.run(_run_with_display(load, options, measure)))
 
 
 async def _run_with_display(

@@ -1,0 +1,120 @@
+"""The distance that ``smartpipe bench --latency`` puts between its processes and the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.bench.distance import open_distance
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+MILLISECONDS = 60.0
+SECONDS = MILLISECONDS / 1_000
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def connect(url: str) -> Streams:
+    parts = urlsplit(url)
+    return await asyncio.open_connection(parts.hostname, parts.port)
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+@asynccontextmanager
+async def listen_and_echo() -> AsyncIterator[str]:
+    """A server that sends back what it gets, until it gets the word ``end``, which closes the connection."""
+    open_connections = 0
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal open_connections
+        open_connections += 1
+        with suppress(ConnectionError):
+            while (data := await reader.read(65_536)) and data != b"end":
+                writer.write(data)
+        await close(writer)
+        open_connections -= 1
+
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await until(lambda: open_connections == 0)
+
+
+async def test_an_answer_takes_a_round_trip_and_the_first_of_a_connection_takes_two() -> None:
+    async with listen_and_echo() as url, open_distance({"AWS_ENDPOINT_URL": url}, MILLISECONDS) as environment:
+        reader, writer = await connect(environment["AWS_ENDPOINT_URL"])
+        for least_seconds in (2 * SECONDS, SECONDS, SECONDS):
+            began = time.monotonic()
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            assert time.monotonic() - began >= least_seconds - 0.005
+        await close(writer)
+
+
+async def test_bytes_arrive_in_order_and_several_can_be_on_the_way() -> None:
+    async with listen_and_echo() as url, open_distance({"AWS_ENDPOINT_URL": url}, MILLISECONDS) as environment:
+        reader, writer = await connect(environment["AWS_ENDPOINT_URL"])
+        sent = b"".join(number.to_bytes(4) for number in range(200_000))
+        for start in range(0, len(sent), 100_000):
+            writer.write(sent[start : start + 100_000])
+            await asyncio.sleep(0)
+        assert await reader.readexactly(len(sent)) == sent
+        await close(writer)
+
+
+async def test_a_closed_connection_is_closed_on_the_other_side_after_what_was_sent() -> None:
+    async with listen_and_echo() as url, open_distance({"AWS_ENDPOINT_URL": url}, MILLISECONDS) as environment:
+        reader, writer = await connect(environment["AWS_ENDPOINT_URL"])
+        writer.write(b"last words")
+        assert await reader.readexactly(10) == b"last words"
+        writer.write(b"end")
+        assert await reader.read() == b""
+        await close(writer)
+
+
+async def test_a_broker_that_is_not_there_closes_the_connection() -> None:
+    async with listen_and_echo() as url:
+        pass  # nobody listens on this port any more
+    async with open_distance({"AWS_ENDPOINT_URL": url}, 0) as environment:
+        reader, writer = await connect(environment["AWS_ENDPOINT_URL"])
+        assert await reader.read() == b""
+        await close(writer)
+
+
+async def test_each_endpoint_gets_a_distance_and_other_variables_stay() -> None:
+    async with listen_and_echo() as sns, listen_and_echo() as sqs:
+        given = {"AWS_ENDPOINT_URL_SNS": sns, "AWS_ENDPOINT_URL_SQS": sqs, "AWS_REGION": "eu-west-1"}
+        async with open_distance(given, MILLISECONDS) as environment:
+            assert environment["AWS_REGION"] == "eu-west-1"
+            changed = {environment[name] for name in ("AWS_ENDPOINT_URL_SNS", "AWS_ENDPOINT_URL_SQS")}
+            assert len(changed) == 2
+            assert not changed & {sns, sqs}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "--latency needs a broker with an endpoint URL"),
+        (
+            {"AWS_ENDPOINT_URL": "https://localhost:4566"},
+            "--latency needs an endpoint with http://, and https://localho",
+        ),
+    ],
+)
+async def test_without_a_plain_endpoint_there_is_no_distance(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        async with open_distance(environment, MILLISECONDS):
+            pass
