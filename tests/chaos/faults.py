@@ -25,6 +25,8 @@ SHARE = 0.2
 STALL_SECONDS = 30.0
 NEVER_SECONDS = 600.0
 REFUSED_SECONDS = 5.0
+HOLD_SECONDS = 0.3
+"""Messages wait for a slot for a second at most."""
 SKEW = timedelta(minutes=10)
 
 
@@ -146,6 +148,32 @@ def kill_in_a_drain(setup: Setup) -> None:
     setup.release("before")
 
 
+def begin_with_a_reserve(setup: Setup) -> None:
+    """Let the handlers run, and wait until the workers have received more messages than they have slots for."""
+    setup.release("before")
+    setup.wait_until(lambda: setup.count_in_flight() > _count_slots(setup))
+
+
+def stop_with_a_reserve(setup: Setup) -> None:
+    """Hold the handlers while messages wait for their slots. Then kill one worker, and let the other one drain."""
+    workers = _list_workers(setup)
+    setup.wait_until(lambda: _hold_with_a_reserve(setup))
+    setup.kill(workers[0])
+    workers[1].drain()
+    workers[1].wait_until(lambda: workers[1].logged("draining"))
+    setup.release("before")
+    assert workers[1].wait() == 0
+
+
+def _hold_with_a_reserve(setup: Setup) -> bool:
+    """Hold the handlers after a moment, and return whether messages wait when those handled before are deleted."""
+    setup.release("before")
+    time.sleep(HOLD_SECONDS)
+    setup.hold("before")
+    time.sleep(HOLD_SECONDS)
+    return setup.count_in_flight() > _count_slots(setup)
+
+
 def kill_the_relay_at_its_publish(setup: Setup) -> None:
     setup.kill_at_reply(setup.relay, "PublishBatch", b"")
 
@@ -185,6 +213,10 @@ def stop_past_the_lease(setup: Setup) -> None:
     setup.release("before")
     setup.settle(60)  # long enough for another worker to receive and handle the messages
     process.signal(signal.SIGCONT)
+
+
+def _count_slots(setup: Setup) -> int:
+    return len(_list_workers(setup)) * setup.concurrency
 
 
 def _list_workers(setup: Setup) -> list[ServiceProcess]:

@@ -84,9 +84,10 @@ class Outcome:
 def run_scenario(servers: Servers, key: str, *, seed: int, size: RunSize) -> Outcome:
     """Run the scenario to its end."""
     started, scenario = time.monotonic(), SCENARIOS[key]
-    with Setup(servers, f"{seed} {key}", FORMS[scenario.form], size, store=scenario.store) as setup:
+    form = FORMS[scenario.form]
+    with Setup(servers, f"{seed} {key}", form, size, store=scenario.store, concurrency=scenario.concurrency) as setup:
         scenario.before(setup)
-        published = _publish(setup, scenario, size.events)
+        published = _publish(setup, scenario, size.events * scenario.times)
         scenario.during(setup)
         remaining = setup.settle(SETTLE_SECONDS)
         setup.drain()
@@ -114,8 +115,9 @@ def _publish(setup: Setup, scenario: Scenario, count: int) -> set[str]:
     form = setup.form
     kinds = [form.booked, form.mailed] if scenario.store == "postgres" else [form.mailed]
     events: list[ChaosEvent] = [
-        kinds[number // 2 % len(kinds)](number=number, account=str(number % ACCOUNTS), seconds=scenario.seconds)
+        kinds[number // 2 % len(kinds)](number=number, account=str(number % ACCOUNTS), seconds=seconds)
         for number in range(count)
+        for seconds in [(scenario.later_seconds or scenario.seconds) if number >= count // 2 else scenario.seconds]
     ]
     if scenario.copies:
         return set(setup.send_copies(events, scenario.copies))

@@ -11,6 +11,7 @@ from tests.chaos.faults import (
     SHARE,
     FaultFunction,
     alter_deliveries,
+    begin_with_a_reserve,
     combine,
     date_ten_minutes_off,
     expire_handles,
@@ -32,6 +33,7 @@ from tests.chaos.faults import (
     restart_redis,
     stall,
     stop_past_the_lease,
+    stop_with_a_reserve,
 )
 
 KILLED_BETWEEN = "the worker is killed between the effect and the completion of its claim"
@@ -39,6 +41,8 @@ LOST_WITH_POSTGRES = "the reply to the insert, or the completion of the claim, i
 CONTINUED_LATE = "certain here, because the worker resumes and repeats effects that another one has caused meanwhile"
 SIGNATURE = "Signature expired: 20261123T020000Z is now earlier than 20261123T021000Z"
 TOKEN = "The security token included in the request is expired"
+DISTANCE_SECONDS, FEW = 0.2, 4
+"""The round trip of a receive call and the number of slots, for which messages are received ahead."""
 RECEIVE, DELETE, PUBLISH, EXTEND = (
     "ReceiveMessage",
     "DeleteMessageBatch",
@@ -60,6 +64,9 @@ class Scenario:
         store: The store of the claims. Only PostgreSQL has transactions with effects.
         copies: If set, this number of copies of each event is sent directly to the queue.
         seconds: The duration of each handler call.
+        later_seconds: The duration of the calls for the second half of the events.
+        concurrency: The number of events that each worker handles at a time.
+        times: This many times as many events are published as in the other scenarios.
         may_double: The reason why an effect outside the claims' database may happen twice; empty if it must not.
     """
 
@@ -71,6 +78,9 @@ class Scenario:
     store: Literal["postgres", "redis", "dynamodb"] = "postgres"
     copies: int = 0
     seconds: float = 0.0
+    later_seconds: float = 0.0
+    concurrency: int = 10
+    times: int = 1
     may_double: str = ""
 
 
@@ -93,6 +103,12 @@ FAULTS = [
         kill_before_the_delete),
     _new("killed-in-drain", "Workers are killed in the middle of a drain", hold("before"),
         kill_in_a_drain),
+    _new("stopped-with-reserve", "With messages received ahead, one worker is killed, and another one drains",
+        combine(hold("before"), inject(RECEIVE, delay_seconds=DISTANCE_SECONDS)), stop_with_a_reserve,
+        concurrency=FEW, times=3),
+    _new("slow-after-fast", "Handlers become slow when messages have been received ahead",
+        combine(hold("before"), inject(RECEIVE, delay_seconds=DISTANCE_SECONDS)), begin_with_a_reserve,
+        concurrency=FEW, times=2, later_seconds=1.5),
     _new("receive-replies-lost", f"A fifth of the replies to {RECEIVE} is lost",
         inject(RECEIVE, share=SHARE, drop="reply")),
     _new("delete-replies-lost", f"A fifth of the replies to {DELETE} is lost",

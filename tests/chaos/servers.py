@@ -95,7 +95,7 @@ class ServiceProcess(Process):
     def __init__(self, key: str, *arguments: str, **environment: str) -> None:
         self.key = key
         self.target = arguments[1:]
-        self.killed = False
+        self.stopped = False
         super().__init__(*arguments, "--host", "127.0.0.1", "--port", "0", AWS_ACCESS_KEY_ID=key, **environment)
 
     @property
@@ -103,5 +103,12 @@ class ServiceProcess(Process):
         return self.key.partition("-")[0]
 
     def kill(self) -> None:
-        self.killed = True
-        self.signal(signal.SIGKILL)
+        self._stop(signal.SIGKILL)
+
+    def drain(self) -> None:
+        """Let the process end as an orchestrator does."""
+        self._stop(signal.SIGTERM)
+
+    def _stop(self, number: signal.Signals) -> None:
+        self.stopped = True
+        self.signal(number)

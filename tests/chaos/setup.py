@@ -32,7 +32,7 @@ from tests.support.waiting import DEADLINE_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smartpipe import Event, Service
+    from smartpipe import Event
     from tests.chaos.delivery_faults import DeliveryFault
     from tests.chaos.servers import RunSize, Servers
     from tests.chaos.service import Form
@@ -47,10 +47,21 @@ class Setup:
 
     Args:
         store: The store of the claims: ``postgres``, ``redis`` or ``dynamodb``.
+        concurrency: The number of events that each worker handles at a time.
     """
 
-    def __init__(self, servers: Servers, seed: str, form: Form, size: RunSize, *, store: str = "postgres") -> None:
+    def __init__(
+        self,
+        servers: Servers,
+        seed: str,
+        form: Form,
+        size: RunSize,
+        *,
+        store: str = "postgres",
+        concurrency: int = 10,
+    ) -> None:
         self.servers = servers
+        self.concurrency = concurrency
         self.form = form
         self.store = store
         self.random = Random(seed)
@@ -126,7 +137,7 @@ class Setup:
         found: list[ServiceProcess] = []
 
         def find_held() -> bool:
-            alive = [process for process in self.processes if not process.killed]
+            alive = [process for process in self.processes if not process.stopped]
             found.extend(process for process in alive if (self.directory / f"at-{point}-{process.pid}").exists())
             return bool(found)
 
@@ -171,7 +182,7 @@ class Setup:
         """Kill the process after the broker has carried out its call, and before it gets the reply."""
 
         def rewrite(status: int, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-            if needle in body and not process.killed:
+            if needle in body and not process.stopped:
                 self.kill(process)
             return status, headers, body
 
@@ -182,7 +193,7 @@ class Setup:
     def replace_ended(self) -> None:
         """Start a new process for each that has ended."""
         for process in [process for process in self.processes if not process.running]:
-            if not process.killed:
+            if not process.stopped:
                 lines = process.lines
                 self.unexpected_exits.append(f"{process.key}, exit code {process.wait()}: {lines[-1:]}")
             process.end()
@@ -191,12 +202,19 @@ class Setup:
 
     def count_remaining(self) -> int:
         """Return the number of messages in the queues, in any state, and of events in the outbox."""
-        return sum(map(self._count_messages, self.form.services.values())) + self.database.count_unpublished()
+        return self._count_messages(_DEPTHS) + self.database.count_unpublished()
 
-    def _count_messages(self, service: Service) -> int:
-        url = self.queues.url(service.queue.name)
-        response = self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=_DEPTHS)
-        return sum(int(response["Attributes"].get(name, 0)) for name in _DEPTHS)
+    def count_in_flight(self) -> int:
+        """Return the number of messages that workers have received and not yet deleted or returned."""
+        return self._count_messages(["ApproximateNumberOfMessagesNotVisible"])
+
+    def _count_messages(self, attributes: Sequence[str]) -> int:
+        count = 0
+        for service in self.form.services.values():
+            url = self.queues.url(service.queue.name)
+            response = self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=attributes)
+            count += sum(int(response["Attributes"].get(name, 0)) for name in attributes)
+        return count
 
     def count_dead_lettered(self) -> int:
         """Return the number of messages in dead-letter queues."""
@@ -234,6 +252,7 @@ class Setup:
             "CHAOS_DATABASE_URL": self.database.url,
             "SMARTPIPE_OUTBOX_URL": self.database.url,
             "SMARTPIPE_PREFIX": prefix,
+            "SMARTPIPE_CONCURRENCY": str(self.concurrency),
             "SMARTPIPE_WAIT_SECONDS": "1",
             "SMARTPIPE_LOG_FORMAT": "json",
         }

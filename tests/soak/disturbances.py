@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import signal
 import time
 from contextlib import contextmanager
 from itertools import count
@@ -100,10 +99,9 @@ def deploy_one(setup: Setup, ready: set[str]) -> ServiceProcess | None:
 
     Before a process is ready, it may not have a handler for the signal yet.
     """
-    choice = [one for one in setup.processes if one.key in ready and one.running and not one.killed]
+    choice = [one for one in setup.processes if one.key in ready and one.running and not one.stopped]
     if not choice:
         return None
     process = setup.random.choice(choice)
-    process.killed = True  # its end is expected
-    process.signal(signal.SIGTERM)
+    process.drain()
     return process
