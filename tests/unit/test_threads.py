@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
+import weakref
 from contextvars import ContextVar
-from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +17,9 @@ from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 here: ContextVar[str] = ContextVar("here")
 
@@ -90,28 +94,108 @@ async def test_the_failure_of_a_function_reaches_its_caller() -> None:
 
 
 async def test_a_function_whose_caller_was_cancelled_before_it_began_never_runs() -> None:
-    threads, ran, jobs = Threads(1), list[str](), list[Any]()
-
-    class Held:
-        """The queue of a thread that has not been scheduled yet."""
-
-        def put(self, call: Any) -> None:
-            jobs.append(call)
-
-    threads._idle.append(Held())  # type: ignore[arg-type]
+    threads, ran = Threads(1), list[str]()
+    threads._threads = 1  # one that has not been scheduled yet
     task = asyncio.create_task(threads.run(lambda: ran.append("run"), [], ignore))
-    await until(lambda: jobs)
+    await until(lambda: threads._waiting)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-    queue: SimpleQueue[Any] = SimpleQueue()
-    for call in (*jobs, None):
-        queue.put(call)
-    await asyncio.to_thread(threads._work, queue)  # now it is
-
-    assert (ran, threads.abandoned) == ([], 0)
     threads.close()
+
+    await asyncio.to_thread(threads._work)  # the thread comes too late
+
+    assert (ran, threads.abandoned, threads._busy) == ([], 0, 0)
+
+
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """A thread runs until it waits for something: none takes the interpreter away from it."""
+    seconds = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    yield
+    sys.setswitchinterval(seconds)
+
+
+@pytest.mark.usefixtures("undisturbed")
+async def test_short_functions_of_one_turn_of_the_loop_run_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, barrier, found, wakes = Threads(10), threading.Barrier(10, timeout=30), list[int](), list[Any]()
+    await asyncio.gather(*(threads.run(barrier.wait, [], ignore) for _ in range(10)))
+    await until(lambda: len(threads._asleep) == 10)
+    loop, woken, choose = asyncio.get_running_loop(), 0, threads._choose_to_wake
+
+    def count() -> Any:
+        nonlocal woken
+        thread = choose()
+        woken += thread is not None
+        return thread
+
+    monkeypatch.setattr(threads, "_choose_to_wake", count)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_soon_threadsafe", wakes.append)  # which would let other threads run
+        running = [
+            asyncio.create_task(threads.run(lambda: found.append(threading.get_ident()), [], ignore)) for _ in range(10)
+        ]
+        await until(lambda: len(found) == 10)
+    for wake in wakes:
+        wake()
+    await asyncio.gather(*running)
+
+    assert len(set(found)) == 1
+    assert woken <= 2  # that one, and the next one, which found nothing to do
+    threads.close()
+
+
+async def test_a_long_function_does_not_hold_up_those_behind_it() -> None:
+    threads, release = Threads(3), threading.Event()
+
+    held = [asyncio.create_task(threads.run(release.wait, [30], ignore)) for _ in range(2)]
+    for number in range(20):
+        assert await threads.run(lambda number=number: number, [], ignore) == number
+    release.set()
+    assert await asyncio.gather(*held) == [True, True]
+    threads.close()
+
+
+async def test_no_more_threads_are_started_than_functions_run_at_a_time() -> None:
+    threads = Threads(4)
+
+    for _ in range(50):
+        await asyncio.gather(*(threads.run(time.sleep, [0], ignore) for _ in range(4)))
+
+    assert threads._threads <= 4
+    threads.close()
+    await until(lambda: threads._threads == 0)
+
+
+async def test_a_sleeping_thread_keeps_no_event_in_memory() -> None:
+    threads = Threads(1)
+
+    class Argument: ...
+
+    argument = Argument()
+    reference = weakref.ref(argument)
+    await threads.run(lambda _: None, [argument], ignore)
+    del argument
+
+    await until(lambda: reference() is None)
+    assert threads._asleep
+    threads.close()
+
+
+async def test_after_close_a_function_is_refused_and_those_that_run_go_on() -> None:
+    threads, release = Threads(2), threading.Event()
+    running = asyncio.create_task(threads.run(release.wait, [30], ignore))
+    await until(lambda: threads._busy == 1)
+
+    threads.close()
+    threads.close()
+
+    with pytest.raises(RuntimeError, match="threads are closed"):
+        await threads.run(lambda: None, [], ignore)
+    release.set()
+    assert await running is True
+    await until(lambda: threads._threads == 0)
 
 
 async def test_sync_handlers_run_in_threads_and_in_parallel() -> None:

@@ -9,9 +9,8 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
-from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
 
 from smartpipe.consumer.capacity import Capacity
 
@@ -91,30 +90,37 @@ class _Call:
             self.future.set_exception(self._failure)
 
 
-_Jobs: TypeAlias = "SimpleQueue[_Call | None]"
-"""The calls of one thread; None ends it."""
-
-
 class Threads:
     """Runs functions in threads, each with the caller's context variables.
 
-    A ThreadPoolExecutor cannot do this: if a thread cannot be started, ``submit`` fails, but the function stays in the
-    executor's queue and runs later.
+    A woken thread costs more than a short function: two system calls, and a wait until another thread leaves Python's
+    interpreter to it. So the threads share one queue. The event loop wakes one of them, and each that takes a call and
+    leaves more behind wakes the next, before it runs its own. Short functions are over before the next thread comes to
+    run, and one thread runs them all; long ones still run in parallel.
+
+    A ThreadPoolExecutor cannot do this: it wakes a thread for each function. And if a thread cannot be started,
+    ``submit`` fails, but the function stays in the executor's queue and runs later.
 
     Args:
-        size: The maximum number of idle threads to keep. Callers limit the number of concurrent functions, so nothing
-            waits in a queue here. Abandoned functions have further threads, which ``capacity`` limits.
+        size: The maximum number of idle threads to keep. Callers limit the number of concurrent functions, and there is
+            a thread for each of them. Abandoned functions have further threads, which ``capacity`` limits.
         capacity: Where abandoned functions are counted; by default one for *size* slots.
     """
 
     def __init__(self, size: int, capacity: Capacity | None = None) -> None:
         self.capacity = capacity or Capacity(size)
         self._size = size
-        self._idle: list[_Jobs] = []
         self._closed = False
         self._abandoned: set[Future[None]] = set()
         self._running: set[_Call] = set()
         self._completions: _Completions | None = None
+        self._lock = Lock()
+        # Held for these.
+        self._waiting: deque[_Call] = deque()
+        self._threads = 0
+        self._busy = 0
+        self._asleep: list[Lock] = []
+        self._waking = False
 
     @property
     def abandoned(self) -> int:
@@ -142,7 +148,7 @@ class Threads:
         if self._completions is None or self._completions.loop is not loop:
             self._completions = _Completions(loop)
         call = _Call(function, arguments, self._completions)
-        (self._idle.pop() if self._idle else self._new_thread()).put(call)
+        self._submit(call)
         self._running.add(call)
         try:
             return await call.future
@@ -156,9 +162,11 @@ class Threads:
 
     def close(self) -> None:
         """Accept no more functions; do not wait for those that are running."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().put(None)
+        with self._lock:
+            self._closed = True
+            asleep, self._asleep = self._asleep, []
+        for thread in asleep:
+            thread.release()
 
     def _abandon(self, call: _Call, name: str) -> None:
         # Completed in the loop, so a function that ends at this moment finds it too.
@@ -168,31 +176,62 @@ class Threads:
         future.add_done_callback(self._abandoned.discard)
         self.capacity.abandon(future, name)
 
-    def _new_thread(self) -> _Jobs:
+    def _submit(self, call: _Call) -> None:
+        with self._lock:
+            if self._busy + len(self._waiting) >= self._threads:
+                self._start_thread()
+            self._waiting.append(call)
+            thread = self._choose_to_wake()
+        if thread is not None:
+            thread.release()
+
+    def _start_thread(self) -> None:
         if self._closed:
             msg = "the worker's handler threads are closed"
             raise RuntimeError(msg)
-        jobs: _Jobs = SimpleQueue()
         # A daemon thread: the interpreter does not wait at its exit for a handler that never ends.
-        Thread(target=self._work, args=(jobs,), name="smartpipe-handler", daemon=True).start()
-        return jobs
+        Thread(target=self._work, name="smartpipe-handler", daemon=True).start()
+        self._threads += 1
 
-    def _work(self, jobs: _Jobs) -> None:
-        while (call := jobs.get()) is not None:
-            begun = call.claim()
-            if begun:
-                call.run()
-            idle = not self._closed and len(self._idle) < self._size
-            if idle:  # before the future is done, so that the next function finds this thread
-                self._idle.append(jobs)
-                if self._closed:  # `close` has run since the check above
-                    jobs.put(None)
-            call.ended = True
-            if begun:
-                call.completions.add(call)
-            del call  # an idle thread must not keep an event in memory
-            if not idle:
-                return
+    def _choose_to_wake(self) -> Lock | None:
+        """Return a sleeping thread to wake for calls that wait, unless one that was woken has not begun to work yet."""
+        if not self._waiting or not self._asleep or self._waking:
+            return None
+        self._waking = True
+        return self._asleep.pop()
+
+    def _work(self) -> None:
+        """Run calls, and sleep between them, until enough other threads sleep."""
+        sleep, call, woken, leaving = Lock(), None, False, False
+        sleep.acquire()
+        while not leaving:
+            ended = call
+            with self._lock:
+                if woken:
+                    self._waking = woken = False
+                if ended is not None:
+                    self._busy -= 1  # before its future is done, so that the next function finds this thread
+                call = self._waiting.popleft() if self._waiting else None
+                if call is not None:
+                    self._busy += 1
+                elif self._closed or len(self._asleep) >= self._size:
+                    self._threads -= 1
+                    leaving = True
+                else:
+                    self._asleep.append(sleep)
+                following = self._choose_to_wake()
+            if following is not None:
+                following.release()
+            if ended is not None:
+                ended.completions.add(ended)
+                ended = None  # a sleeping thread must not keep an event in memory
+            if call is not None:
+                if call.claim():
+                    call.run()
+                call.ended = True
+            elif not leaving:
+                sleep.acquire()
+                woken = True
 
 
 class LoopExecutor(ThreadPoolExecutor):
