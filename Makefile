@@ -14,9 +14,9 @@ SOAK_MINUTES ?= 60
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
-test chaos soak: export PYTHONDONTWRITEBYTECODE :=
+test acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test test-all smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
+.PHONY: install demo test acceptance test-all smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
 
 install: $(INSTALLED)
 
@@ -46,16 +46,21 @@ demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 $(SPECS): $(INSTALLED)
 	@if command -v npm >/dev/null; then npm install --prefix .venv/node --no-audit --no-fund --silent @asyncapi/specs@6.11.1; fi
 
+# Everything that runs inside of pytest's processes, on brokers and databases of its own.
 test: $(INSTALLED) $(SPECS)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/conformance tests/integration tests/test_*.py
 
-# The suite on every supported version of Python that this machine has, each in a venv of its own: .venv-3.12 and so on.
+# The commands in processes of their own, as users run them: signals, kills, terminals, the README and the tutorial.
+acceptance: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/acceptance tests/chaos tests/soak
+
+# Both suites on every supported version of Python that this machine has, each in a venv of its own: .venv-3.12 and so on.
 test-all:
 	@for version in 3.11 3.12 3.13; do \
 	  python=$$(command -v python$$version || ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python 2>/dev/null | tail -1); \
 	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
 	  echo "Python $$version: $$python"; \
-	  $(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+	  $(MAKE) test acceptance PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
 # The wheel in a clean venv without any extra: import, command, and one event published and handled in memory.
