@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from smartpipe import Publisher, PublishError
+from smartpipe import Publisher, PublishError, blocking
 from smartpipe.batching.timers import Timers
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
@@ -54,6 +54,20 @@ async def test_a_closed_publisher_refuses_every_event_permanently() -> None:
             await publisher.publish(ADA)
         assert [(failure.code, failure.retryable) for failure in raised.value.failures] == [("PublisherClosed", False)]
     assert transport.calls == []
+
+
+def test_a_closed_publisher_for_blocking_code_refuses_every_event_permanently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # a request would fail with another error
+    with blocking.Publisher("s", deadline_seconds=0) as publisher:
+        pass
+    for _ in range(2):
+        with pytest.raises(PublishError, match="closed") as raised:
+            publisher.publish(ADA)
+        assert [(failure.code, failure.retryable) for failure in raised.value.failures] == [("PublisherClosed", False)]
+        with pytest.raises(PublishError, match="closed") as raised:
+            publisher.publish_many([ADA, ADA])
+        assert [failure.code for failure in raised.value.failures] == ["PublisherClosed"] * 2
 
 
 @pytest.mark.parametrize(("deadline_seconds", "expected"), [(30.0, 29.0), (1.25, 0.25), (0.5, 0.0), (0.0, 0.0)])
