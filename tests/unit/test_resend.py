@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from smartpipe.batching.resend import send_with_retries, send_with_retries_blocking
 from smartpipe.errors import TransportError
@@ -10,8 +12,6 @@ from tests.support.fakes import UNREACHABLE, refused, throttled
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    import pytest
-
     from smartpipe.message import Failure
 
 
@@ -108,6 +108,23 @@ def test_a_call_that_hangs_leaves_time_for_another_if_calls_have_a_limit() -> No
 
     assert failed == []
     assert 3 <= calls[1] <= 4
+
+
+@pytest.mark.parametrize("limits", [{"deadline_seconds": 0}, {"deadline_seconds": 30, "call_seconds": 0.1}])
+def test_a_call_that_hangs_has_at_least_one_second(limits: dict[str, Any]) -> None:
+    ended = list[float]()
+
+    async def hang(_: list[str]) -> list[Failure]:
+        try:
+            await asyncio.sleep(1_000)
+        finally:
+            ended.append(asyncio.get_running_loop().time())
+        return []
+
+    failed = run_virtually(send_with_retries(hang, ["a"], **limits))
+
+    assert ended[0] == 1
+    assert [failure.code for _, failure in failed] == ["DeadlineExceeded"]
 
 
 def test_the_blocking_form_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
