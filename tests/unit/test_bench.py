@@ -167,11 +167,12 @@ def test_sns_bills_publishing_and_sqs_bills_all_other_requests() -> None:
     assert cost_of({}) == Cost(0, 0)
 
 
-def test_the_highest_cost_of_a_run_has_separate_requests_for_every_message() -> None:
-    load = Load(events=900_000, warmup=100_000, queues=2, size_bytes=70_000)
+@pytest.mark.parametrize(("size", "chunks"), [(1, 1), (65_536, 1), (65_537, 2), (70_000, 2), (262_144, 4)])
+def test_the_highest_cost_of_a_run_has_separate_requests_for_every_message(size: int, chunks: int) -> None:
+    load = Load(events=900_000, warmup=100_000, queues=2, size_bytes=size)
 
-    # 2 chunks of 64 KB each: 2 M publishes; 2 queues times (2 M receives and 1 M deletes)
-    assert max_cost_of(load) == pytest.approx(Cost(sns=1.00, sqs=2.40))
+    # For each chunk of 64 KB: 1 M publishes, and 2 queues times 1 M receives. For each queue: 1 M deletes.
+    assert max_cost_of(load) == pytest.approx(Cost(sns=0.50 * chunks, sqs=2 * 0.40 * (chunks + 1)))
 
 
 def test_a_duplicate_delivery_counts_once() -> None:
@@ -197,6 +198,12 @@ def test_histograms_of_several_processes_are_merged() -> None:
     assert (latency.p50, latency.p99_9, latency.max) == pytest.approx((0.001, 1.0, 1.0), rel=0.001)
     assert latency.curve[-1][0] == 99.9  # less than one delivery is above that
     assert merge_latencies([encode_latencies([])]) is None
+
+
+def test_latencies_beyond_the_range_of_the_histogram_count_as_its_ends() -> None:
+    found = [merge_latencies([encode_latencies([seconds])]) for seconds in (-0.001, 0.0, 0.000_001, 86_400.0, 1e9)]
+
+    assert [one and one.max for one in found] == pytest.approx([0.000_001] * 3 + [86_400.0] * 2, rel=0.001)
 
 
 def reports() -> tuple[Load, Reports]:
@@ -291,6 +298,14 @@ def test_the_json_report_has_the_figures_and_the_machine() -> None:
     assert found["latency_seconds"]["p99.9"] == pytest.approx(0.05, rel=0.001)
     assert found["requests"]["receive"]["empty"] == 20
     assert found["machine"] == MACHINE
+    assert found["failure"] is None
+
+
+def test_both_reports_name_the_first_error_of_events_that_could_not_be_published() -> None:
+    found = figures_of(reports()[0], failed=2, failure="InvalidParameter: no")
+
+    assert build_json(found, MACHINE)["failure"] == "InvalidParameter: no"
+    assert "2 events could not be published; the first error: InvalidParameter: no" in list(format_text(found, MACHINE))
 
 
 @pytest.mark.parametrize(
@@ -323,6 +338,12 @@ def test_a_long_timeline_is_downsampled_without_loss() -> None:
     assert len(steps) <= 121
     assert (steps[0].published_per_second, steps[-2].delivered_per_second) == (100.0, 200.0)
     assert steps[-1] == TimelinePoint(250.0, 0.0, 0.0)
+
+
+def test_each_further_nine_of_a_percentile_is_one_step_to_the_right() -> None:
+    from smartpipe.bench.plot import _nines_of
+
+    assert [_nines_of(percentile) for percentile in (0, 90, 99, 99.9, 99.99)] == pytest.approx([0, 1, 2, 3, 4])
 
 
 def test_a_message_is_one_line_and_parses_to_an_equal_message() -> None:

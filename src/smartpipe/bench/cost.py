@@ -47,6 +47,6 @@ def cost_of(requests: Requests) -> Cost:
 def max_cost_of(load: Load) -> Cost:
     """Return the highest cost of a run: separate requests for each message, received and deleted once by each queue."""
     count = load.events + load.warmup
-    billed = max(1, math.ceil(load.size_bytes / BILLED_BYTES))
+    billed = math.ceil(load.size_bytes / BILLED_BYTES)
     sqs = count * load.queues * (billed + 1)
     return Cost(count * billed * SNS_DOLLARS_PER_MILLION / MILLION, sqs * SQS_DOLLARS_PER_MILLION / MILLION)
