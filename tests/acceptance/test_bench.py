@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import boto3
 import pytest
 
+from smartpipe.bench.children import ChildProcesses
 from smartpipe.bench.load import Load
 from smartpipe.bench.messages import Assignment, StepDone, parse_message
 from smartpipe.cli import bench as command
@@ -131,6 +135,25 @@ def test_a_process_ends_with_the_run_even_if_the_run_is_killed(fast_broker: Embe
         child.stdin.close()
 
         assert child.wait(DEADLINE_SECONDS) == 1
+
+
+async def test_a_process_ends_if_the_next_one_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file, count = tempfile.TemporaryFile, itertools.count(1)
+
+    def open_one() -> Any:
+        if next(count) > 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_file()
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", open_one)
+    processes = ChildProcesses([("producer", Assignment(load=Load(), producer=0))] * 2, os.environ)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        await processes.__aenter__()
+
+    [started] = processes.children
+    assert started.process.returncode is not None
+    assert started.stderr.closed
 
 
 def test_in_memory_all_events_are_published_before_the_first_is_handled(bench: Bench) -> None:
