@@ -1,4 +1,4 @@
-"""The progress of a redrive or a purge: on a terminal in one line, elsewhere a line every ten seconds."""
+"""The progress of a redrive, a purge or an apply: on a terminal in one line, elsewhere in several."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from smartpipe.cli import redrive
+from smartpipe.cli.changes import ProgressLine
 from smartpipe.cli.redrive import CLEAR, Progress
 
 
@@ -81,3 +82,34 @@ def test_nothing_is_printed_beside_json_or_before_it_is_time(
     show(progress(monkeypatch, terminal=True), clock, (0.1, 5))
 
     assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_a_change_replaces_the_one_before_and_fits_into_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cursor behind the last column would wrap, and the next text could not replace this one."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr("sys.stdout", Stream(sys.stdout, terminal=True))
+    progress = ProgressLine()
+
+    for text in ("a" * 19, "b" * 20, "short", "\n"):
+        progress.show(text)
+    progress.end()
+
+    assert capsys.readouterr().out.split("\r") == [
+        "",
+        "a" * 19,
+        "b" * 18 + "…",
+        "short".ljust(19),
+        "\\n".ljust(5) + "\n",
+    ]
+
+
+def test_elsewhere_each_change_is_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine()
+
+    for text in ("a" * 200, "short"):
+        progress.show(text)
+    progress.end()
+
+    assert capsys.readouterr().out == "a" * 200 + "\nshort\n"
