@@ -39,6 +39,14 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("group", [(), ("topology",), ("dlq",), ("schema",), ("store",)], ids=" ".join)
+def test_a_group_of_commands_without_a_command_shows_its_help(inside: Command, group: tuple[str, ...]) -> None:
+    bare = inside(*group)
+
+    assert bare.returncode == 2
+    assert bare.stdout + bare.stderr == inside(*group, "--help").stdout
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_the_help_of_every_command_is_whole_and_names_values_by_what_they_are(
     inside: Command, command: list[str]
@@ -213,7 +221,9 @@ def test_local_prints_environment_variables_and_stops_its_broker_at_the_end(back
     finally:
         broker.end()
 
-    assert exported["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
+    address, _, port = exported["AWS_ENDPOINT_URL"].rpartition(":")
+    assert address == "http://127.0.0.1"
+    assert int(port) >= 1_024  # a free one
     assert applied.returncode == 0
     assert code == 0
     assert len(children) == 1
