@@ -136,7 +136,7 @@ def test_a_retry_that_the_handler_asked_for_has_no_traceback(formatter: HandlerC
 
 
 def test_an_internal_error_keeps_its_whole_traceback(formatter: HandlerCallFormatter) -> None:
-    error = caught(lambda: TextFormatter().format(None))  # type: ignore[arg-type]
+    error = caught(lambda: TextFormatter(coloured=True).format(None))  # type: ignore[arg-type]
 
     text = formatter.format(make_record("Internal error in smartpipe, returning the message to the queue", error=error))
 

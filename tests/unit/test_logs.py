@@ -46,7 +46,7 @@ def test_a_json_line_is_one_line_even_with_a_traceback_and_strange_values() -> N
 
 
 def test_a_text_line_shows_the_fields_that_identify_the_message() -> None:
-    text = TextFormatter().format(record(event_id="77", queue="q"))
+    text = TextFormatter(coloured=True).format(record(event_id="77", queue="q"))
 
     assert "handled it" in text
     assert "event_id=77" in text
@@ -124,7 +124,7 @@ def test_values_from_a_message_survive_the_escaping_in_json() -> None:
     assert line["event_id"] == line["message"] == EVIL
 
 
-@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter(coloured=True)])
 def test_long_values_are_cut(formatter: logging.Formatter) -> None:
     text = "x" * 100_000
     made = failed(record("%s", text, event_id=text, nested=[text] * 10, other=Unspeakable()), ValueError(text * 10))
@@ -135,7 +135,7 @@ def test_long_values_are_cut(formatter: logging.Formatter) -> None:
     assert len(line) < 20_000
 
 
-@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter(coloured=True)])
 @pytest.mark.parametrize(
     "made",
     [
@@ -158,7 +158,7 @@ def test_wrong_fields_do_not_lose_the_line(fields: object) -> None:
     made.fields = fields
 
     assert json.loads(JsonFormatter().format(made))["message"] == "handled it"
-    assert "handled it" in TextFormatter().format(made)
+    assert "handled it" in TextFormatter(coloured=True).format(made)
 
 
 def test_lines_for_an_output_without_a_file_descriptor_are_written_and_flushed(monkeypatch: pytest.MonkeyPatch) -> None:

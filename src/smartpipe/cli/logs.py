@@ -89,7 +89,7 @@ class TextFormatter(logging.Formatter):
     hidden_fields = frozenset({"service", "queue"})
     """Fields of a delivery that its handler implies."""
 
-    def __init__(self, *, coloured: bool = True, process: int | None = None, prefix: str = "") -> None:
+    def __init__(self, *, coloured: bool, process: int | None = None, prefix: str = "") -> None:
         super().__init__()
         self._coloured = coloured
         self._process = "" if process is None else f"[{process}] "
