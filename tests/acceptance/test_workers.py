@@ -233,6 +233,23 @@ def test_on_a_terminal_ctrl_c_ends_an_idle_worker_without_the_wait_for_a_long_po
     assert max(promises) <= 1
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_without_a_terminal_the_log_has_no_line_for_a_handled_event(jobs: Jobs, processes: str) -> None:
+    flags = ("--processes", processes, "--log-format", "text", "--log-level", "info")
+    worker = Process("worker", TARGET, "--host", "127.0.0.1", "--port", "0", *flags)
+    try:
+        jobs.post("one")
+        jobs.wait_for("done one")
+        worker.signal(signal.SIGTERM)
+        code = worker.wait()
+    finally:
+        worker.end()
+
+    assert code == 0
+    assert any("ready" in line for line in worker.lines)
+    assert [line for line in worker.lines if "handled job.posted" in line] == []
+
+
 def test_without_a_terminal_polls_stay_long_and_a_set_value_stays_on_a_terminal(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
