@@ -11,6 +11,7 @@ import asyncpg
 import psycopg
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.event import listen
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -209,16 +210,21 @@ async def test_nothing_is_committed_if_another_worker_has_taken_over_the_claim(
 async def test_the_state_of_objects_is_checked_before_the_claim_is_completed(
     effects: asyncpg.Connection, postgres_url: str
 ) -> None:
-    async with source_of("factory of asyncpg", postgres_url) as sessions:
+    """The claim would otherwise stay locked, and could not be renewed, while the objects are written."""
+    statements: list[str] = []
+    async with engine_of(postgres_url, ASYNCPG) as engine:
+        listen(engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
 
         async def work(event: UserSignedUp, delivery: Delivery) -> None:
-            async with delivery.transaction(sessions) as session:
+            async with delivery.transaction(async_sessionmaker(engine)) as session:
                 session.add_all([Effect(name="same"), Effect(name="same")])
 
         broker = await Shop(postgres_url, work).run()
 
     dead = broker.assert_dead_lettered(UserSignedUp)
     assert "transaction_effects" in dead.reason
+    assert sum("INSERT INTO transaction_effects" in statement for statement in statements) == 2
+    assert not any("UPDATE smartpipe_claims" in statement for statement in statements)
     assert await names_in(effects) == []
 
 
