@@ -504,9 +504,10 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
     return store
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside a handler without claims"])
 @pytest.mark.parametrize("fault", [StoreError("the store is down"), KeyError("of a store that breaks its word")])
 async def test_fault_33_while_the_store_is_down_no_event_is_handled_and_few_are_received(
-    flaky: Flaky, fault: Exception
+    flaky: Flaky, fault: Exception, others: bool
 ) -> None:
     seen: list[Event] = []
     flaky.fault = fault
@@ -514,8 +515,13 @@ async def test_fault_33_while_the_store_is_down_no_event_is_handled_and_few_are_
     async def handle(event: UserSignedUp) -> None:
         seen.append(event)
 
+    async def ignore(_: UserLeft) -> None: ...
+
+    service = serving(handle)
+    if others:
+        service.subscribe(UserLeft)(ignore)
     flaky.down = {"claim", "release"}
-    async with MemoryBroker(serving(handle)) as broker:
+    async with MemoryBroker(service) as broker:
         for _ in range(20):
             await broker.publish(ADA)
         await asyncio.sleep(600)
