@@ -217,6 +217,24 @@ async def test_a_circuit_opens_probes_closes_and_logs_each_change(caplog: pytest
     assert caplog.messages[-1].endswith("closed: its probe succeeded, receiving from its queue again")
 
 
+def test_an_open_circuit_announces_no_probe_after_its_consumer_has_drained(caplog: pytest.LogCaptureFixture) -> None:
+    service, _, calls = outage_service(CircuitBreaker(failures=1, reset_seconds=60))
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with consuming(service, transport, poll_seconds=1):
+            transport.put(UserLeft(name="one"))
+            await asyncio.sleep(5)
+        await asyncio.sleep(3_600)
+
+    with caplog.at_level("INFO", "smartpipe.breaker"):
+        run_virtually(main())
+
+    assert len(calls) == 1
+    [opened] = [message for message in caplog.messages if message.startswith("Circuit")]
+    assert "opened: 1 consecutive failures" in opened
+
+
 async def test_reject_and_retry_do_not_open_a_circuit() -> None:
     service = Service("mailer", retry=RetryPolicy(attempts=3, wait=wait_fixed(1), never_on=(KeyError,)))
     errors = [Reject("bad"), Retry("not yet"), KeyError("never")]
