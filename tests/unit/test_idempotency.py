@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -477,7 +478,7 @@ class Flaky(MemoryStore):
     def _called(self, verb: str, claims: Sequence[Claim]) -> None:
         self.calls.append((verb, len(claims)))
         if verb in self.down:
-            raise self.fault
+            raise copy(self.fault)  # the traceback of one that is raised again and again grows
 
     async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
         self._called("claim", claims)
