@@ -62,6 +62,15 @@ def test_a_poll_fits_into_the_drain_by_default(drain: float, expected: int) -> N
     assert WorkerSettings.load(drain_seconds=drain).poll_seconds == expected
 
 
+@pytest.mark.parametrize(("seconds", "allowed"), [(0, False), (1, True), (20, True), (21, False)])
+def test_a_poll_takes_as_long_as_sqs_allows(seconds: int, allowed: bool) -> None:
+    if allowed:
+        assert WorkerSettings.load(wait_seconds=seconds).poll_seconds == seconds
+    else:
+        with pytest.raises(ConfigError, match=f"wait.seconds={seconds}"):
+            WorkerSettings.load(wait_seconds=seconds)
+
+
 def test_fault_03_a_poll_that_a_drain_could_not_sit_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="wait_seconds=20 is too long for drain_seconds=15"):
         WorkerSettings.load(drain_seconds=15, wait_seconds=20)
