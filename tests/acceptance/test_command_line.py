@@ -221,13 +221,28 @@ def test_local_prints_environment_variables_and_stops_its_broker_at_the_end(back
     finally:
         broker.end()
 
-    address, _, port = exported["AWS_ENDPOINT_URL"].rpartition(":")
-    assert address == "http://127.0.0.1"
-    assert int(port) >= 1_024  # a free one
+    assert exported["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
     assert applied.returncode == 0
     assert code == 0
     assert len(children) == 1
     until_blocking(lambda: not any(map(is_running, children)))
+
+
+def test_local_prints_variables_for_a_free_port_and_reports_that_its_broker_has_ended(
+    inside: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmbeddedBroker, "start", lambda _: None)  # so that no process runs
+    monkeypatch.setattr("smartpipe.cli.local.signals_to_handle", list)  # those of this process stay as they are
+
+    as_text, as_json = inside("local"), inside("local", "--json")
+
+    variables = json.loads(as_json.stdout.splitlines()[0])
+    found = re.search(r"^export AWS_ENDPOINT_URL=http://127.0.0.1:(\d+)$", as_text.stdout, re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) >= 1_024
+    assert all(f"export {name}=" in as_text.stdout for name in variables)
+    assert as_text.stderr.startswith("smartpipe: the broker ended unexpectedly with exit code ")
+    assert (as_text.returncode, as_json.returncode) == (1, 1)
 
 
 def test_the_broker_ends_when_its_parent_is_killed() -> None:
