@@ -1,115 +1,147 @@
-"""Throughput over a distance: a worker on topics and queues in memory, each of whose calls takes a round trip.
+"""Throughput over a distance: each client with 0, 2, 15 and 80 ms of round trip between it and the broker.
 
     python -m benchmarks.latency
 
-Handlers do nothing. Each line is one run in a process of its own: the round trip, the concurrency, whether messages are
-received ahead, messages per second of wall time, CPU time for each message, and receive calls for each ten messages.
+It writes ``benchmarks/LATENCY.md`` and ``benchmarks/latency.svg``. Venvs, broker and clients are those of
+``benchmarks.compare``. In each round, every client runs once over each distance, in rotating order.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import json
 import subprocess
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
-import uvloop
-
-from smartpipe import Event, Publisher, Service, Topic
-from smartpipe.consumer.consumer import Consumer
-from smartpipe.consumer.processor import Resources
-from smartpipe.consumer.threads import Threads
-from smartpipe.topology.derive import derive
-from smartpipe.transports.memory.transport import NAMING, MemoryTransport
+from benchmarks.compare.broker import put_at_distance, run_broker
+from benchmarks.compare.contenders import BARE, DEFAULT, FAR_CONSUMERS, FORTY_TASKS, PICTURE, SMARTPIPE, Contender
+from benchmarks.compare.machine import describe_machine, load_averages
+from benchmarks.compare.runs import WARM_UP, run
+from benchmarks.compare.venvs import ROOT, install_python
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe.message import Failure, Message
+    from benchmarks.compare.table import Figures
 
-ROUND_TRIPS_MILLISECONDS = (0, 2, 15, 80)
-MESSAGES = 20_000
+PAGE, SVG = ROOT / "benchmarks" / "LATENCY.md", ROOT / "benchmarks" / "latency.svg"
+MILLISECONDS = (0, 2, 15, 80)
+IN_FLIGHT = {BARE: 80, FORTY_TASKS: 400}
+"""The messages that these clients have on their way at most. Over a distance, this number limits their rate."""
+SLOW_SECONDS, SLOW_MILLISECONDS = 5.0, 80
+FEWEST = 500
+
+HEAD = """# Throughput over a distance
+
+Messages that each client receives, handles and deletes in a second of wall time, if each answer of the broker takes a
+round trip longer. Handlers do nothing. Each figure is the median of {rounds} rounds, with the CPU time for each message
+in µs. To make this page again, run `{command}`.
+
+{table}
+
+![Messages per second of each client over the round trip, with the limits of the CPU and of the messages on their way
+](latency.svg)
+
+- **A client that has *n* messages on their way handles at most *n* in two round trips**: one for the receive and one
+  for the delete, unless it does not wait for deletes. The dashed line shows this limit for the bare loop, whose 8 tasks
+  have 80 messages on their way, without any time for work.
+- **The dotted line is the limit of the CPU**: one core divided by smartpipe's CPU time for a message without a
+  distance. Broker, proxy and client share {cores} cores, so no client reaches it.
+- The proxy is that of `smartpipe bench --latency`. It holds each byte for half of the round trip in each direction.
+- The runs over 80 ms have fewer messages, and those without a distance have most, so that each run takes some seconds.
+- {machine}
+"""
 
 
-class Counted(Event, topic=Topic("distance"), type="counted", version="1.0"):
-    number: int
+class Point(NamedTuple):
+    """The figures of one client over one distance: medians of messages per second and CPU time in µs."""
+
+    rate: float
+    microseconds: float
 
 
-class FarTransport(MemoryTransport):
-    """A transport whose receive and delete calls take a round trip."""
-
-    def __init__(self, round_trip_seconds: float) -> None:
-        super().__init__()
-        self.receives = 0
-        self._round_trip_seconds = round_trip_seconds
-
-    async def receive(self, queue: str, **options: Any) -> list[Message]:
-        """Receive after a round trip."""
-        self.receives += 1
-        await asyncio.sleep(self._round_trip_seconds)
-        return await super().receive(queue, **options)
-
-    async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
-        """Delete after a round trip."""
-        await asyncio.sleep(self._round_trip_seconds)
-        return await super().delete(queue, receipts)
+def choose_count(contender: Contender, milliseconds: float, messages: int) -> int:
+    """Return the number of messages of a run, so that it takes a few seconds."""
+    total = contender.weight * messages
+    return max(FEWEST, total // 4) if milliseconds >= SLOW_MILLISECONDS else total
 
 
-async def measure(milliseconds: float, concurrency: int, messages: int, *, prefetch: bool) -> str:
-    """Handle *messages*, and return the line of the run."""
-    service, handled, done = Service("distance"), 0, asyncio.Event()
-
-    @service.subscribe(Counted)
-    async def count(_: Counted) -> None:
-        nonlocal handled
-        handled += 1
-        if handled == messages:
-            done.set()
-
-    transport = FarTransport(milliseconds / 1_000)
-    transport.apply(derive([service], NAMING))
-    async with Publisher("distance", transport=transport) as publisher:
-        await publisher.publish_many(Counted(number=number) for number in range(messages))
-        resources = Resources(publisher, Threads(concurrency), publisher.payloads)
-        consumer = Consumer(
-            service, service.queue, transport,
-            resources=resources, concurrency=concurrency, poll_seconds=1, prefetch=prefetch,
-        )  # fmt: skip
-        began, cpu_began = time.perf_counter(), time.process_time()
-        consumer.start()
-        await done.wait()
-        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-        calls = transport.receives
-        until = asyncio.get_running_loop().time() + 10
-        await consumer.drain(handlers_until=until, flush_until=until, hard=asyncio.Event())
-    return (
-        f"{milliseconds:5g} ms  concurrency {concurrency:3}  {'ahead' if prefetch else 'not ahead':9}  "
-        f"{messages / seconds:8,.0f} messages/s  {cpu_seconds / messages * 1e6:5.0f} µs  "
-        f"{calls * 10 / messages:5.2f} calls"
+def measure(contenders: Sequence[Contender], options: argparse.Namespace) -> tuple[dict[str, dict[int, Point]], str]:
+    """Run each client over each distance, and return the medians and a line about the machine."""
+    pythons = {one.venv: install_python(one.venv, options.cache) for one in contenders}
+    found: dict[tuple[str, int], list[Figures]] = {}
+    with run_broker(options.cache / "node") as broker:
+        machine = describe_machine(broker.name, "")
+        for number in range(options.rounds):
+            turn = number * len(contenders) // options.rounds
+            for milliseconds in MILLISECONDS:
+                for one in [*contenders[turn:], *contenders[:turn]]:
+                    # `run` multiplies by the weight again.
+                    each = choose_count(one, milliseconds, options.messages) // one.weight
+                    with put_at_distance(broker, milliseconds) as placed:
+                        figures = run(one, "consume", pythons[one.venv], placed, messages_per_weight=each)
+                    found.setdefault((one.name, milliseconds), []).append(figures)
+                    rate = "" if figures.error else f"{figures.messages / figures.wall_seconds:8,.0f} per second"
+                    print(f"{number + 1} {milliseconds:3} ms  {one.name:45} {rate}{figures.error}", flush=True)
+    points: dict[str, dict[int, Point]] = {}
+    for (name, milliseconds), runs in found.items():
+        if valid := [one for one in runs if not one.error]:
+            rate = median(one.messages / one.wall_seconds for one in valid)
+            points.setdefault(name, {})[milliseconds] = Point(rate, median(one.microseconds for one in valid))
+    told = ", ".join(
+        f"{name}: {machine[name]}" for name in ("date", "checkout", "broker", "CPU", "Python", "load before")
     )
+    return points, f"{told}; load after: {load_averages()}"
+
+
+def format_rows(points: dict[str, dict[int, Point]]) -> str:
+    """Return the table as Markdown, the fastest client over 15 ms first."""
+    rows = [
+        "| client | " + " | ".join(f"{one} ms" for one in MILLISECONDS) + " |",
+        "|---|" + "--:|" * len(MILLISECONDS),
+    ]
+    for name, by_distance in sorted(points.items(), key=lambda item: -item[1].get(15, Point(0, 0)).rate):
+        cells = [
+            f"{point.rate:,.0f} ({point.microseconds:.0f} µs)" if (point := by_distance.get(one)) else "not run"
+            for one in MILLISECONDS
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def write(points: dict[str, dict[int, Point]], machine: str, options: argparse.Namespace) -> None:
+    command = " ".join(["python -m benchmarks.latency", *sys.argv[1:]])
+    cores = machine.partition(" cores")[0].rpartition(" ")[2]
+    text = HEAD.format(rounds=options.rounds, command=command, table=format_rows(points), cores=cores, machine=machine)
+    PAGE.write_text(text)
+    lines = {
+        "rates": {name: [[one, point.rate] for one, point in found.items()] for name, found in points.items()},
+        "ours": [name for name in points if name.startswith(SMARTPIPE)],
+        "limits": {BARE: IN_FLIGHT[BARE]},
+        "cpu": 1e6 / points[DEFAULT][0].microseconds,
+    }
+    data = options.cache / "latency.json"
+    data.write_text(json.dumps(lines))
+    python = str(install_python(PICTURE, options.cache))
+    script = str(Path(__file__).parent / "latency_picture.py")
+    subprocess.run([python, script, str(data), str(SVG), str(options.cache / "latency.png")], check=True)
+    print(f"written: {PAGE.relative_to(ROOT)} and {SVG.relative_to(ROOT)}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description="Measure over a distance.")
-    parser.add_argument(
-        "--one", nargs=4, metavar=("MS", "CONCURRENCY", "MESSAGES", "PREFETCH"), help="measure one line"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="number of runs for each line; default 3")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description="Measure over distances.")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs for each figure; default 3")
+    parser.add_argument("--messages", type=int, default=1_000, help=f"as for benchmarks.compare, after {WARM_UP}")
+    parser.add_argument("--only", default="", help="run only clients whose name contains this text; write no files")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".venv-compare", help="directory for venvs and fauxqs")
     options = parser.parse_args()
-    if options.one:
-        milliseconds, concurrency, messages, prefetch = options.one
-        found = measure(float(milliseconds), int(concurrency), int(messages), prefetch=prefetch == "yes")
-        print(uvloop.run(found))
-        return
-    for _ in range(options.rounds):
-        for milliseconds in ROUND_TRIPS_MILLISECONDS:
-            for concurrency, prefetch in ((10, "no"), (10, "yes"), (80, "yes")):
-                # Without messages ahead, a run over a distance takes long enough with fewer of them.
-                messages = MESSAGES // 10 if prefetch == "no" and milliseconds else MESSAGES
-                one = [str(milliseconds), str(concurrency), str(messages), prefetch]
-                subprocess.run([sys.executable, "-m", "benchmarks.latency", "--one", *one], check=True)
+    points, machine = measure([one for one in FAR_CONSUMERS if options.only in one.name], options)
+    print(format_rows(points))
+    if not options.only:
+        write(points, machine, options)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Measure whether the cost of a message stays the same with more queues, more messages and more processes.
 
-    python -m benchmarks.scale [queues] [soak] [processes]
+    python -m benchmarks.scale [queues] [distance] [reserve] [soak] [processes]
 
-Run it from the root of the checkout. Without a name, it runs all three. The first two run a real Worker on a transport
-that returns the same message endlessly and accepts every delete, so that only smartpipe is measured. The third runs
+Run it from the root of the checkout. Without a name, it runs all. All but the last run a real Worker on a transport
+that returns the same message endlessly and accepts every delete, so that only smartpipe is measured. The last runs
 ``smartpipe worker`` on the local broker, with a handler that computes long enough for the broker not to be the limit.
 """
 
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import boto3
 import psutil
@@ -34,14 +34,16 @@ from smartpipe.worker.tuning import choose_loop_factory, tune_garbage_collector
 from smartpipe.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from smartpipe.consumer.leases import Lease
     from smartpipe.message import Failure, OutgoingMessage
 
 ROOT = Path(__file__).parents[1]
 QUEUES = (1, 5, 20, 50)
 MESSAGES = 60_000
 ROUNDS = 5
+ROUND_TRIP_SECONDS, RESERVE_ROUND_TRIP_SECONDS = 0.015, 0.08
 SOAK = (1_000, 10_000, 100_000, 1_000_000)
 COMPUTED = 600
 """The number of messages of the third part. At 10 ms each, they keep one core busy for six seconds."""
@@ -51,9 +53,14 @@ ATTRIBUTES = {"type": Attribute("String", "bench.placed")}
 
 
 class EndlessTransport:
-    """A transport that returns as many messages as requested, until *messages* have been received."""
+    """A transport that returns as many messages as requested, until *messages* have been received.
 
-    def __init__(self, messages: int) -> None:
+    Args:
+        round_trip_seconds: The duration of each receive and delete call.
+    """
+
+    def __init__(self, messages: int, round_trip_seconds: float = 0.0) -> None:
+        self._round_trip_seconds = round_trip_seconds
         self._left = messages
         self._missing = messages
         self._numbers = 0
@@ -69,6 +76,8 @@ class EndlessTransport:
             await asyncio.sleep(0.2)
             return []
         self._left -= count
+        if self._round_trip_seconds:
+            await asyncio.sleep(self._round_trip_seconds)
         now = asyncio.get_running_loop().time()
         first, self._numbers = self._numbers, self._numbers + count
         numbers = range(first, self._numbers)
@@ -76,6 +85,8 @@ class EndlessTransport:
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
         """Count the deleted messages."""
+        if self._round_trip_seconds:
+            await asyncio.sleep(self._round_trip_seconds)
         self._missing -= len(receipts)
         if self._missing <= self._warm:
             self.warm.set()
@@ -99,31 +110,39 @@ class EndlessTransport:
         """Do nothing."""
 
 
-async def measure_drain(queues: int, messages: int) -> float:
-    """Return the CPU time of each message in µs, on one worker with several queues. The first fifth does not count."""
+class Drained(NamedTuple):
+    """CPU time of each message in µs, and messages per second of wall time."""
+
+    microseconds: float
+    per_second: float
+
+
+async def measure_drain(queues: int, messages: int, round_trip_seconds: float = 0.0) -> Drained:
+    """Handle *messages* on one worker with several queues and default settings. The first fifth does not count."""
     service = Service("scale")
     for number in range(queues):
 
         @service.subscribe(Placed, queue=Queue(f"scale-{number}"))
         async def handle(event: Placed) -> None: ...
 
-    transport = EndlessTransport(messages)
+    transport = EndlessTransport(messages, round_trip_seconds)
     settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, log_level="warning")
     worker = Worker(service, transport, settings)
     running = asyncio.create_task(worker.run())
     await transport.warm.wait()
-    started = time.process_time()
+    started, began = time.process_time(), time.perf_counter()
     await transport.done.wait()
-    cpu_seconds = time.process_time() - started
+    cpu_seconds, seconds = time.process_time() - started, time.perf_counter() - began
     worker.stop()
     await running
-    return cpu_seconds / (messages * 4 / 5) * 1e6
+    measured = messages * 4 / 5
+    return Drained(cpu_seconds / measured * 1e6, measured / seconds)
 
 
-def run(queues: int, messages: int) -> float:
+def run(queues: int, messages: int, round_trip_seconds: float = 0.0) -> Drained:
     tune_garbage_collector()  # as `smartpipe worker` does
     with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
-        return runner.run(measure_drain(queues, messages))
+        return runner.run(measure_drain(queues, messages, round_trip_seconds))
 
 
 def measure_queues() -> None:
@@ -131,7 +150,7 @@ def measure_queues() -> None:
     run(1, 5_000)
     for _ in range(ROUNDS):
         for queues in QUEUES:
-            figures[queues].append(run(queues, MESSAGES))
+            figures[queues].append(run(queues, MESSAGES).microseconds)
     base = median(figures[1])
     for queues, found in figures.items():
         spread = f"{min(found):.1f} to {max(found):.1f}"
@@ -141,12 +160,57 @@ def measure_queues() -> None:
         )
 
 
+def measure_distance() -> None:
+    figures: dict[tuple[int, float], list[Drained]] = {}
+    run(1, 5_000)
+    for _ in range(ROUNDS):
+        for seconds in (0.0, ROUND_TRIP_SECONDS):
+            for queues in (1, QUEUES[-1]):
+                figures.setdefault((queues, seconds), []).append(run(queues, MESSAGES, seconds))
+    for (queues, seconds), found in figures.items():
+        rates, cost = [one.per_second for one in found], median(one.microseconds for one in found)
+        print(
+            f"{queues:>3} queues, {seconds * 1e3:2.0f} ms: {median(rates):7,.0f} messages/s "
+            f"({min(rates):,.0f} to {max(rates):,.0f}), {cost:5.1f} µs of CPU each"
+        )
+
+
+def size_of(lease: Lease) -> int:
+    """Return the memory of a lease and its message in bytes, without what the message is made of."""
+    return sys.getsizeof(lease) + sys.getsizeof(lease.message) + sum(map(sys.getsizeof, (0.0,) * 4))
+
+
+async def measure_reserve() -> None:
+    """Measure the memory of messages that wait for a slot, which are returned after a second."""
+    service, handled, blocked, release = Service("scale"), 0, asyncio.Event(), asyncio.Event()
+
+    @service.subscribe(Placed)
+    async def handle(event: Placed) -> None:
+        nonlocal handled
+        handled += 1
+        if handled > MESSAGES // 4:
+            blocked.set()
+            await release.wait()
+
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, log_level="warning")
+    worker = Worker(service, EndlessTransport(MESSAGES, RESERVE_ROUND_TRIP_SECONDS), settings)
+    running = asyncio.create_task(worker.run())
+    await blocked.wait()
+    await asyncio.sleep(4 * RESERVE_ROUND_TRIP_SECONDS)  # until the open receive calls have returned
+    groups = worker.consumers[0]._ahead.groups  # noqa: SLF001 - nothing outside of the consumer needs it
+    each = [sys.getsizeof(group) + sum(map(size_of, group)) for group in groups]
+    print(f"{len(each)} messages received ahead: {median(each):,.0f} bytes each beside body, handle and attributes")
+    release.set()
+    worker.stop()
+    await running
+
+
 def measure_soak() -> None:
     process = psutil.Process()
     run(1, 20_000)
     base = process.memory_info().rss
     for messages in SOAK:
-        cost = run(1, messages)
+        cost = run(1, messages).microseconds
         grown = (process.memory_info().rss - base) / 1e6
         print(f"{messages:>9,} messages: {cost:5.1f} µs of CPU each, resident set {grown:+.1f} MB")
 
@@ -196,7 +260,14 @@ def seconds_to_drain(processes: int) -> float:
 
 
 def main(names: Sequence[str]) -> None:
-    for name, measure in (("queues", measure_queues), ("soak", measure_soak), ("processes", measure_processes)):
+    parts: dict[str, Callable[[], None]] = {
+        "queues": measure_queues,
+        "distance": measure_distance,
+        "reserve": lambda: asyncio.run(measure_reserve()),
+        "soak": measure_soak,
+        "processes": measure_processes,
+    }
+    for name, measure in parts.items():
         if not names or name in names:
             measure()
 

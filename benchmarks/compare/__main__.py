@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.compare.broker import run_broker
+from benchmarks.compare.broker import put_at_distance, run_broker
 from benchmarks.compare.contenders import BARE, IDLE, PICTURE, TABLES
 from benchmarks.compare.machine import describe_machine, load_averages
-from benchmarks.compare.report import TITLES, build_page, figures_of
+from benchmarks.compare.report import build_page, figures_of
 from benchmarks.compare.runs import WARM_UP, run
 from benchmarks.compare.table import Figures, build_lines
 from benchmarks.compare.venvs import ROOT, install_python
@@ -47,6 +47,7 @@ def parse_options() -> argparse.Namespace:
         help="run one round of few messages to check that all clients work; write no files",
     )
     parser.add_argument("--only", default="", help="run only clients whose name contains this text; write no files")
+    parser.add_argument("--table", default="", help=f"run only one of {', '.join(TABLES)}; write no files")
     parser.add_argument(
         "--render", action="store_true", help="write the table and the picture again from the figures of the last run"
     )
@@ -59,19 +60,28 @@ def measure(arguments: argparse.Namespace) -> tuple[Runs, dict[str, str]]:
     rounds, messages_per_weight = (
         (QUICK_ROUNDS, QUICK_MESSAGES) if arguments.quick else (arguments.rounds, arguments.messages)
     )
-    chosen = [(mode, client) for mode, clients in TABLES.items() for client in clients if arguments.only in client.name]
+    chosen = [
+        (key, one)
+        for key, table in TABLES.items()
+        if arguments.table in ("", key)
+        for one in table.contenders
+        if arguments.only in one.name
+    ]
     venvs = {one.venv for _, one in chosen} | {IDLE.venv}
     print(f"installing missing packages into {arguments.cache}")
     pythons = {venv: install_python(venv, arguments.cache) for venv in sorted(venvs, key=lambda venv: venv.name)}
-    runs: Runs = {mode: {one.name: [] for one in ones if arguments.only in one.name} for mode, ones in TABLES.items()}
+    runs: Runs = {key: {one.name: [] for of, one in chosen if of == key} for key in TABLES}
     with run_broker(arguments.cache / "node") as broker:
         machine = describe_machine(broker.name, " ".join(["python -m benchmarks.compare", *sys.argv[1:]]))
         for number in range(rounds):
             turn = number * len(chosen) // rounds
-            for mode, one in chosen[turn:] + chosen[:turn]:
-                figures = run(one, mode, pythons[one.venv], broker, messages_per_weight=messages_per_weight)
-                runs[mode][one.name].append(figures)
-                print_result(f"{number + 1}/{rounds} {mode}", one, figures)
+            for key, one in chosen[turn:] + chosen[:turn]:
+                with put_at_distance(broker, TABLES[key].milliseconds) as placed:
+                    figures = run(
+                        one, TABLES[key].mode, pythons[one.venv], placed, messages_per_weight=messages_per_weight
+                    )
+                runs[key][one.name].append(figures)
+                print_result(f"{number + 1}/{rounds} {key}", one, figures)
         idle = run(IDLE, "idle", pythons[IDLE.venv], broker, messages_per_weight=messages_per_weight)
         print(f"idle: {100 * idle.cpu_seconds / idle.wall_seconds:.2f} %" if not idle.error else f"idle: {idle.error}")
     runs["idle"] = {IDLE.name: [idle]}
@@ -90,8 +100,11 @@ def write(runs: Runs, machine: dict[str, str], cache: Path) -> None:
     """Write the page and the picture."""
     RESULTS.write_text(build_page(runs, machine, warm=WARM_UP))
     panels: list[dict[str, Any]] = [
-        {"title": title, "lines": [line._asdict() for line in build_lines(runs[mode], bare=BARE) if not line.error]}
-        for mode, title in TITLES.items()
+        {
+            "title": table.title,
+            "lines": [line._asdict() for line in build_lines(runs[key], bare=BARE) if not line.error],
+        }
+        for key, table in TABLES.items()
     ]
     lines_path = cache / "lines.json"
     lines_path.write_text(json.dumps({"bare": BARE, "panels": panels}))
@@ -110,7 +123,7 @@ def main() -> int:
         write(figures_of(saved["runs"]), saved["machine"], arguments.cache)
         return 0
     runs, machine = measure(arguments)
-    if not (arguments.quick or arguments.only):
+    if not (arguments.quick or arguments.only or arguments.table):
         figures_path.write_text(json.dumps({"runs": runs, "machine": machine}))
         write(runs, machine, arguments.cache)
     return int(any(one.error for clients in runs.values() for found in clients.values() for one in found))

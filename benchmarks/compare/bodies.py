@@ -91,12 +91,18 @@ def tomodachi(number: int, _: str) -> Body:
     return Body(json.dumps(notification), {})
 
 
+def fanferro(number: int, _: str) -> Body:
+    """Build a plain JSON body, with its type and id as attributes."""
+    return Body(json.dumps(event(number)), {"fanferro.id": str(uuid4()), "fanferro.type": meter.EVENT_TYPE})
+
+
 BODIES: dict[str, Callable[[int, str], Body]] = {
     "cloudevent": cloudevent,
     "sqs-workers": sqs_workers,
     "kombu": kombu,
     "taskiq": taskiq,
     "tomodachi": tomodachi,
+    "fanferro": fanferro,
 }
 
 

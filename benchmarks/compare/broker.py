@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
+import uvloop
+
 from smartpipe import EmbeddedBroker
+from smartpipe.bench.distance import open_distance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 FAUXQS = "1.9.2"
@@ -30,10 +35,32 @@ class Broker(NamedTuple):
     Args:
         name: The name with the version.
         environment: AWS's own variables that lead clients to the broker.
+        distance: Those that lead the measured client there over a distance.
     """
 
     name: str
     environment: dict[str, str]
+    distance: Mapping[str, str] = {}
+
+
+@contextmanager
+def put_at_distance(broker: Broker, milliseconds: float) -> Iterator[Broker]:
+    """Yield *broker* behind a round trip of *milliseconds*, which is the proxy of ``smartpipe bench`` in a thread."""
+    if not milliseconds:
+        yield broker
+        return
+    loop = uvloop.new_event_loop()
+    thread = Thread(target=loop.run_forever)
+    distance = open_distance(broker.environment, milliseconds)
+    thread.start()
+    try:
+        environment = asyncio.run_coroutine_threadsafe(distance.__aenter__(), loop).result()
+        yield broker._replace(distance=environment)
+        asyncio.run_coroutine_threadsafe(distance.__aexit__(None, None, None), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.compare.venvs import ROOT
+from benchmarks.compare.venvs import ROOT, find_python
 
 
 def describe_machine(broker: str, command: str) -> dict[str, str]:
@@ -21,7 +21,9 @@ def describe_machine(broker: str, command: str) -> dict[str, str]:
         "broker": f"{broker}, one process for the whole run, on loopback",
         "CPU": f"{cpu_model()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.release()}",
-        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "Python": subprocess.run(
+            [find_python()[0], "--version"], check=True, capture_output=True, text=True
+        ).stdout.strip(),
         "load before": load_averages(),
     }
 

@@ -79,27 +79,30 @@ def client_options(broker: Broker) -> dict[str, str]:
     }
 
 
-def run(contender: Contender, mode: str, python: Path, broker: Broker, *, messages_per_weight: int) -> Figures:
+def run(contender: Contender, mode: str, python: Path | None, broker: Broker, *, messages_per_weight: int) -> Figures:
     """Run the client once, and check whether it has done all of the work.
 
     Args:
+        python: The interpreter of its venv; None if the client needs a newer one.
+        broker: Its environment may lead the client over a distance. The queue is filled and counted without it.
         messages_per_weight: The number of messages for each unit of the contender's weight.
     """
+    if python is None:
+        return Figures.invalid("needs Python {}.{}".format(*contender.venv.needs))
     resources = Resources(broker)
     total = contender.weight * messages_per_weight + WARM_UP
     if mode.startswith("publish"):
         resources.subscribe()
-    elif mode == "consume" and contender.transport != "memory":
+    elif mode == "consume" and not contender.in_memory:
         resources.fill(contender.body, total)
     job = Job(mode, total, WARM_UP, resources.queue_name, resources.queue_url, resources.topic_arn)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SMARTPIPE_", "PYTHON"))},
         **broker.environment,
+        **broker.distance,
         "SMARTPIPE_PREFIX": resources.prefix,
+        **contender.variables,
     }
-    if contender.transport:
-        environment["SMARTPIPE_TRANSPORT"] = contender.transport
-        environment["SMARTPIPE_CONCURRENCY"] = str(contender.concurrency)
     command = [str(python), str(CLIENTS / f"{contender.script}.py"), json.dumps(job._asdict())]
     try:
         done = subprocess.run(
@@ -112,9 +115,7 @@ def run(contender: Contender, mode: str, python: Path, broker: Broker, *, messag
         output = (done.stderr or done.stdout).strip()[-MAX_ERROR_CHARACTERS:]
         return Figures.invalid(f"ended with {done.returncode}: {output}")
     figures = json.loads(lines[-1])
-    error = find_error(
-        mode, total, handled=figures["handled"], left=resources.count_left(), memory=contender.transport == "memory"
-    )
+    error = find_error(mode, total, handled=figures["handled"], left=resources.count_left(), memory=contender.in_memory)
     if error:
         return Figures.invalid(error)
     return Figures(figures["messages"], figures["cpu_seconds"], figures["wall_seconds"], figures["versions"])

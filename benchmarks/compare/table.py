@@ -39,6 +39,7 @@ class Line(NamedTuple):
     """One client over all rounds. Times are CPU time per message, in µs.
 
     Args:
+        rates: Messages per second of wall time in each run.
         ratio: The ratio of its median to that of the bare loop; None if either is missing.
         error: The reason why there are no figures.
     """
@@ -47,10 +48,16 @@ class Line(NamedTuple):
     middle: float = 0.0
     least: float = 0.0
     most: float = 0.0
+    rates: tuple[float, ...] = ()
     runs: int = 0
     ratio: float | None = None
     versions: Mapping[str, str] = {}
     error: str = ""
+
+    @property
+    def per_second(self) -> float:
+        """The median of its messages per second; 0 if it has not run."""
+        return median(self.rates) if self.rates else 0.0
 
 
 def build_lines(runs: Mapping[str, Sequence[Figures]], *, bare: str) -> list[Line]:
@@ -70,8 +77,9 @@ def _build_line(name: str, figures: Sequence[Figures]) -> Line:
     if not valid:
         return Line(name, error=figures[0].error if figures else "not run")
     microseconds = [run.microseconds for run in valid]
+    rates = tuple(run.messages / run.wall_seconds for run in valid)
     return Line(
-        name, median(microseconds), min(microseconds), max(microseconds), len(valid), versions=valid[0].versions
+        name, median(microseconds), min(microseconds), max(microseconds), rates, len(valid), versions=valid[0].versions
     )
 
 
@@ -85,6 +93,29 @@ def format_table(found: Sequence[Line], notes: Mapping[str, str]) -> str:
         ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
         spread = f"{line.least:.0f} to {line.most:.0f}"
         rows.append(f"| {line.name} | {line.middle:.0f} | {spread} | {ratio} | {notes[line.name]} |")
+    return "\n".join(rows)
+
+
+def format_rates(found: Sequence[Line], near: Sequence[Line], notes: Mapping[str, str]) -> str:
+    """Return the table of messages per second as Markdown, the fastest client first.
+
+    Args:
+        near: The same clients without a distance.
+    """
+    rows = [
+        "| client | messages per second | min to max | relative to no distance | CPU µs per message | setup |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    without = {line.name: line.per_second for line in near}
+    for line in sorted(found, key=lambda line: (bool(line.error), -line.per_second)):
+        if line.error:
+            rows.append(f"| {line.name} | not run: {_format_cell(line.error)} | | | | {notes[line.name]} |")
+            continue
+        share = f"{line.per_second / without[line.name]:.2f}" if without.get(line.name) else ""
+        spread = f"{min(line.rates):,.0f} to {max(line.rates):,.0f}"
+        rows.append(
+            f"| {line.name} | {line.per_second:,.0f} | {spread} | {share} | {line.middle:.0f} | {notes[line.name]} |"
+        )
     return "\n".join(rows)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.compare.report import MEMORY, RATIO, Target, verdict
+from benchmarks.compare.report import MEMORY, RATIO, SHARE, Target, verdict
 from benchmarks.compare.runs import find_error
-from benchmarks.compare.table import Figures, build_lines, format_table
+from benchmarks.compare.table import Figures, build_lines, format_rates, format_table
 
 
 def figures(*microseconds: float) -> list[Figures]:
@@ -53,16 +53,33 @@ def test_without_the_bare_loop_there_is_no_ratio() -> None:
     assert line.ratio is None
 
 
+def test_the_rates_over_a_distance_are_shown_beside_those_without_it() -> None:
+    def run(*seconds: float) -> list[Figures]:
+        return [Figures(1_000, 0.1, second, {}) for second in seconds]
+
+    near = build_lines({"quick": run(1.0), "slow": run(1.0)}, bare="bare")
+    far = build_lines({"slow": run(10.0), "quick": run(1.25, 1.0, 2.0), "new": [Figures.invalid("x")]}, bare="bare")
+
+    assert format_rates(far, near, {"quick": "a", "slow": "b", "new": "c"}).splitlines()[2:] == [
+        "| quick | 800 | 500 to 1,000 | 0.80 | 100 | a |",
+        "| slow | 100 | 100 to 100 | 0.10 | 100 | b |",
+        "| new | not run: x | | | | c |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("target", "value", "expected"),
     [
-        (RATIO, 0.22, "aim reached"),
-        (RATIO, 0.35, "reached"),
-        (RATIO, 0.351, "**missed**"),
-        (MEMORY, 41, "**missed**"),
+        (RATIO, 0.18, "aim reached"),
+        (RATIO, 0.24, "reached"),
+        (RATIO, 0.241, "**missed**"),
+        (MEMORY, 21, "**missed**"),
+        (SHARE, 0.9, "aim reached"),
+        (SHARE, 0.6, "reached"),
+        (SHARE, 0.59, "**missed**"),
     ],
 )
-def test_a_target_is_missed_above_its_limit(target: Target, value: float, expected: str) -> None:
+def test_a_target_is_missed_beyond_its_limit(target: Target, value: float, expected: str) -> None:
     assert verdict(target, value) == expected
 
 

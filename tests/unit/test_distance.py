@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 
 from smartpipe import ConfigError
 from smartpipe.bench.distance import open_distance
@@ -62,6 +63,17 @@ async def test_an_answer_takes_a_round_trip_and_the_first_of_a_connection_takes_
             assert await reader.readexactly(5) == b"hello"
             assert time.monotonic() - began >= least_seconds - 0.005
         await close(writer)
+
+
+def test_it_works_on_uvloop_too() -> None:
+    async def ask() -> None:
+        async with listen_and_echo() as url, open_distance({"AWS_ENDPOINT_URL": url}, 1) as environment:
+            reader, writer = await connect(environment["AWS_ENDPOINT_URL"])
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            await close(writer)
+
+    uvloop.run(ask())
 
 
 async def test_bytes_arrive_in_order_and_several_can_be_on_the_way() -> None:

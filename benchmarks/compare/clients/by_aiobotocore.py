@@ -1,5 +1,6 @@
 """The bare loop that all clients are compared with: 8 tasks, ten messages per call, JSON, batch delete, uvloop.
 
+``TASKS`` sets another number of tasks that consume.
 It has no validation, no retries, no heartbeats and no routing: code for an afternoon.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from functools import partial
 from typing import Any
 
@@ -30,7 +32,7 @@ async def consume(sqs: Any, job: Job) -> Meter:
                 entries = [{"Id": str(i), "ReceiptHandle": m["ReceiptHandle"]} for i, m in enumerate(messages)]
                 await sqs.delete_message_batch(QueueUrl=job.queue_url, Entries=entries)
 
-    await asyncio.gather(*(loop() for _ in range(TASKS)))
+    await asyncio.gather(*(loop() for _ in range(int(os.environ.get("TASKS", TASKS)))))
     meter.stop()
     return meter
 

@@ -1,12 +1,14 @@
 """smartpipe as users run it: a Worker with a service, typed events, routing, leases, heartbeats and batched deletes.
 
-``SMARTPIPE_TRANSPORT`` selects the transport. With ``memory``, only the cost of smartpipe itself remains.
+``SMARTPIPE_TRANSPORT`` selects the transport. With ``memory``, only the cost of smartpipe itself remains. With
+``SYNC``, the handler is a sync function.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -22,6 +24,8 @@ from smartpipe.transports.open import open_transport
 from smartpipe.worker.tuning import tune_garbage_collector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smartpipe.transport import Transport
 
 IDLE_SECONDS = 30
@@ -54,17 +58,32 @@ def create_worker(service: Service, transport: Transport, *, wait_seconds: int) 
     return Worker(service, transport, WorkerSettings.load(wait_seconds=wait_seconds, host="127.0.0.1", port=0))
 
 
-async def consume(transport: Transport, job: Job) -> Meter:
-    tune_garbage_collector()  # as `smartpipe worker` does
-    meter = Meter(job)
-    service = Service("shop")
-
+def subscribe_async(service: Service, meter: Meter, stop: Callable[[], None]) -> None:
     @service.subscribe(OrderPlaced)
     async def handle(placed: OrderPlaced) -> None:
         meter.count_handled(placed.number)
         if meter.all_handled:
-            worker.stop("all messages are handled")
+            stop()
 
+
+def subscribe_sync(service: Service, meter: Meter, stop: Callable[[], None]) -> None:
+    """Count the events in threads, as most teams would."""
+    loop, lock = asyncio.get_running_loop(), Lock()
+
+    @service.subscribe(OrderPlaced)
+    def handle(placed: OrderPlaced) -> None:
+        with lock:
+            meter.count_handled(placed.number)
+            if meter.all_handled:
+                loop.call_soon_threadsafe(stop)
+
+
+async def consume(transport: Transport, job: Job) -> Meter:
+    tune_garbage_collector()  # as `smartpipe worker` does
+    meter = Meter(job)
+    service = Service("shop")
+    subscribe = subscribe_sync if "SYNC" in os.environ else subscribe_async
+    subscribe(service, meter, lambda: worker.stop("all messages are handled"))
     if isinstance(transport, MemoryTransport):
         transport.apply(derive([service], NAMING))
         async with Publisher("bench", transport=transport) as publisher:

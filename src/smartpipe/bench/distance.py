@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 from smartpipe.errors import ConfigError
@@ -101,9 +101,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - asyncio's streams are
-        self._transport = transport
-        self._connections.add(transport)
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's is not a subclass
+        self._connections.add(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._other.send(data)
