@@ -47,6 +47,16 @@ def _event_names_are_translated_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _signatures_of_hooks_are_read_once() -> Iterator[None]:
+    """Every session registers its hooks again, and reads the signature of each: a sixth of the CPU of short tests."""
+    accepts_kwargs = cache(botocore.hooks.accepts_kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        # The function of a method: the cache must not keep sessions alive.
+        patch.setattr("botocore.hooks.accepts_kwargs", lambda hook: accepts_kwargs(getattr(hook, "__func__", hook)))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _this_machines_authorities_are_left_out() -> Iterator[None]:
     """Every transport reads what AWS_CA_BUNDLE names: 20 ms of CPU for a system's authorities."""
     with pytest.MonkeyPatch.context() as patch:

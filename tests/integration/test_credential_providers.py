@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +17,14 @@ from smartpipe.message import Payload
 from smartpipe.settings import AwsSettings
 from smartpipe.transports.aws.s3 import S3ObjectStore
 from smartpipe.transports.open import create_aws_transport, open_aws_transport
+from tests.support.credentials import leave_no_credentials, let_process_print
 from tests.support.events import ADA, OrderPlaced
-from tests.support.processes import smartpipe
 from tests.support.shop import Shop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from smartpipe import EmbeddedBroker
     from tests.support.proxy import FaultProxy
 
 KEYS = {"Version": 1, "AccessKeyId": "k", "SecretAccessKey": "s3cret"}
@@ -36,20 +34,7 @@ CONTAINER = "credentials from the container's credentials endpoint: "
 
 @pytest.fixture
 def no_other_credentials(fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Leave the AWS files in *tmp_path*, which are missing, and the container as the only providers."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0.01)
-
-
-def let_process_print(directory: Path, text: str, *, before: str = "") -> None:
-    """Let credential_process print *text*, after running the Python code *before*."""
-    script = directory / "credentials.py"
-    script.write_text(f"{before}\nprint({text!r})")
-    (directory / "config").write_text(f"[default]\ncredential_process = {sys.executable} {script}\n")
+    leave_no_credentials(tmp_path, monkeypatch)
 
 
 async def _publish(transport: str) -> None:
@@ -263,33 +248,3 @@ async def test_wrong_output_of_a_process_that_has_worked_before_is_waited_for(
 
     assert asked.read_text() >= "xxx"
     assert shop.queues.depth("shop") == (2, 0)
-
-
-@pytest.mark.parametrize("transport", ["direct", "botocore"])
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("worker", "tests.acceptance.services:service", "--port", "0"),
-        ("worker", "tests.acceptance.services:service", "--port", "0", "--verify", "off"),
-        ("relay", "--once"),
-        ("topology", "plan", "tests.acceptance.services:service"),
-        ("dlq", "list", "tests.acceptance.services:service"),
-        ("worker", "tests.acceptance.services:service", "--port", "0", "--processes", "2"),
-    ],
-)
-@pytest.mark.usefixtures("no_other_credentials")
-def test_processes_exit_with_2_and_name_the_provider(
-    fast_broker: EmbeddedBroker, command: tuple[str, ...], transport: str, tmp_path: Path
-) -> None:
-    let_process_print(tmp_path, "not JSON")
-
-    ended = smartpipe(
-        *command,
-        AWS_ENDPOINT_URL=fast_broker.endpoint_url,
-        SMARTPIPE_TRANSPORT=transport,
-        SMARTPIPE_OUTBOX_URL="postgresql://x@127.0.0.1:1/y",
-    )
-
-    assert ended.returncode == 2
-    assert PROCESS in ended.stderr
-    assert "Traceback" not in ended.stderr

@@ -1,8 +1,9 @@
-"""An endpoint for the credentials of a role, as in a container on ECS or EKS. It can fail."""
+"""An endpoint for the credentials of a role, as in a container on ECS or EKS, and a process that prints credentials."""
 
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tests.support.loopback import LoopbackServer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 
@@ -73,3 +76,20 @@ class CredentialEndpoint(LoopbackServer):
             def log_message(self, *_: Any) -> None: ...
 
         return Handler
+
+
+def leave_no_credentials(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the AWS files in *directory*, which are missing, and the container as the only providers."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(directory / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(directory / "none"))
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0.01)
+
+
+def let_process_print(directory: Path, text: str, *, before: str = "") -> None:
+    """Let credential_process print *text*, after running the Python code *before*."""
+    script = directory / "credentials.py"
+    script.write_text(f"{before}\nprint({text!r})")
+    (directory / "config").write_text(f"[default]\ncredential_process = {sys.executable} {script}\n")
