@@ -14,7 +14,7 @@ SOAK_MINUTES ?= 60
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
-test acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
+demo test acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test acceptance test-all smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ENV_PREFIX = "SMARTPIPE_"
-
+DEFAULT_CONCURRENCY = 10
 
 # Kubernetes and Docker set these variables for each service that a container can reach:
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -147,7 +147,7 @@ class ConcurrencySettings(ClaimSettings):
         concurrency: The maximum for each queue.
     """
 
-    concurrency: int = Field(10, ge=1, le=10_000)
+    concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
 
 
 class ServerSettings(_Environment):

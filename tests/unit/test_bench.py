@@ -279,7 +279,7 @@ def test_the_text_report_shows_every_figure() -> None:
 
     text = "\n".join(lines)
     assert "100 events of 1,024 bytes to 2 queues, as fast as possible, on somewhere" in text
-    assert "1 producer, 1 worker per queue, each a process; concurrency 100; direct transport" in text
+    assert "1 producer, 1 worker per queue, each a process; concurrency 10; direct transport" in text
     assert "  published               50      2.00         100" in text
     assert "  delivered               48      4.00         190  of 200, 3 duplicates" in text
     assert SATURATED in text

@@ -7,6 +7,7 @@ from typing import Any
 
 from smartpipe.errors import ConfigError
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES
+from smartpipe.settings import DEFAULT_CONCURRENCY
 
 MAX_EVENTS = 100_000_000
 """Each worker keeps one byte for each event, to record which of them it has handled."""
@@ -34,7 +35,7 @@ class Load:
         size_bytes: The size of each message, as SNS counts it.
         producers: The number of processes that publish.
         processes: The number of worker processes of each queue.
-        concurrency: The number of messages that each worker handles concurrently.
+        concurrency: The number of messages that each worker handles concurrently; by default as ``smartpipe worker``.
         rate_per_second: The rate of all producers together, with a due time for each event. None publishes as fast as
             possible.
         patience_seconds: The run ends if no event is published or handled for this time.
@@ -49,7 +50,7 @@ class Load:
     queues: int = 3
     producers: int = 1
     processes: int = 1
-    concurrency: int = 100
+    concurrency: int = DEFAULT_CONCURRENCY
     rate_per_second: float | None = None
     patience_seconds: float = 30.0
 

@@ -252,7 +252,7 @@ def bench(  # noqa: PLR0913 - typer makes an option of each
     ] = None,
     queues: Annotated[int | None, typer.Option(metavar="N", help="Number of subscribed queues. [3]")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(metavar="N", help="Messages that each worker handles concurrently. [100]")
+        int | None, typer.Option(metavar="N", help="Messages that each worker handles concurrently. [10]")
     ] = None,
     processes: Annotated[int | None, typer.Option(metavar="N", help="Worker processes of each queue. [1]")] = None,
     producers: Annotated[int | None, typer.Option(metavar="N", help="Producer processes. [1]")] = None,
