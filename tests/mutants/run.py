@@ -130,9 +130,11 @@ def _open_copy(directory: Path) -> Iterator[_Copy]:
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in COPIED_FILES:
         shutil.copy(ROOT / name, directory / name)
+    # Bytecode, which containers often disable, lets each run begin sooner.
+    environment = {**os.environ, "PYTHONPATH": str(directory / "src"), "PYTHONDONTWRITEBYTECODE": ""}
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.mutants.server"], cwd=directory, text=True,
-        env={**os.environ, "PYTHONPATH": str(directory / "src")}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "tests.mutants.server"], cwd=directory, text=True, env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     ) as server:  # fmt: skip
         assert server.stdout is not None
         assert server.stdout.readline() == '"ready"\n'
@@ -147,6 +149,7 @@ class _Copy:
         self._directory, self._server = directory, server
         self._good: set[str] = set()
         self._broken: set[str] = set()
+        self._changes = 0
 
     def run_mutant(self, mutant: Mutant, contexts: Contexts) -> Result:
         while True:
@@ -187,8 +190,9 @@ class _Copy:
         file = self._directory / mutant.file
         before, status = file.read_bytes(), file.stat()
         file.write_text(mutant.apply())
-        # Not the time of the original, whose compiled file would otherwise be taken for that of the mutant.
-        os.utime(file, (status.st_mtime, status.st_mtime + 10))
+        # A time that no other version of the file has, whose bytecode would be taken for that of the mutant.
+        self._changes += 1
+        os.utime(file, (status.st_atime, status.st_mtime + 10 * self._changes))
         try:
             yield
         finally:
