@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -157,3 +158,127 @@ def test_calls_that_keep_ending_late_are_logged_once_a_minute(caplog: pytest.Log
         run_virtually(main())
 
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.INFO] * 2
+
+
+async def test_as_many_handlers_as_fit_are_named_without_counting_others() -> None:
+    capacity = Capacity(5)
+    for call in range(5):
+        capacity.add(call, f"handler{call}")
+
+    assert capacity.reasons[0].endswith("handler4 (1)")
+    assert "5 handler calls have not ended after their timeout, and 5 are allowed" in capacity.reasons[0]
+
+
+@virtually
+async def test_all_gates_of_the_process_hold_back_and_let_go_together() -> None:
+    capacity = Capacity(2)
+    gates = [capacity.gate(), capacity.gate()]
+
+    def passive() -> list[bool]:
+        return [*(gate.passive for gate in [*gates, capacity.gate()]), capacity.passive]
+
+    assert passive() == [True] * 4
+    capacity.add(1, "slow")
+    assert passive() == [True] * 4
+    capacity.add(2, "slow")
+    assert passive() == [False] * 4
+    capacity.record_shortage("memory")
+    assert gates[0].seconds_until_open() is None  # no time opens it, but the end of an overdue call
+    assert len(capacity.reasons) == 2
+    capacity.remove(1)
+    assert passive() == [False] * 4
+    assert gates[0].seconds_until_open() == 1
+    await asyncio.sleep(1)
+    assert gates[0].seconds_until_open() is None
+    capacity.record_success()
+    assert passive() == [False] * 4
+    capacity.record_success()
+    assert passive() == [True] * 4
+
+
+@virtually
+async def test_a_gate_counts_the_messages_in_flight_of_one_shortage() -> None:
+    capacity, woken = Capacity(10), list[str]()
+    gate = capacity.gate()
+    gate.on_open(lambda: woken.append("woken"))
+    assert gate.admit(4) == 4
+    capacity.record_shortage("memory")
+    await asyncio.sleep(1)
+    for _ in range(5):
+        capacity.record_success()
+
+    assert gate.admit(4) == 4  # those before the shortage do not count
+    gate.end_call(4, 1)
+    assert gate.admit(9) == 5
+    gate.end_messages(2)
+    assert gate.admit(9) == 2
+    gate.end_messages(7)  # also of messages that were received before the shortage
+    gate.end_call(9, 0)
+    assert gate.admit(9) == 6
+
+    await asyncio.sleep(QUIET_SECONDS)
+    assert gate.admit(9) == 9
+    assert woken == ["woken"]
+    capacity.record_shortage("memory")
+    assert gate.seconds_until_open() == 1
+    await asyncio.sleep(1)
+    assert gate.admit(9) == 1
+
+
+@virtually
+async def test_a_shortage_after_a_quiet_minute_is_a_new_one() -> None:
+    capacity = Capacity(10)
+    for _ in range(2):
+        for seconds in (1, 2, 4):
+            capacity.record_shortage("memory")
+            assert capacity.seconds_until_open() == seconds
+            await asyncio.sleep(seconds)
+        await asyncio.sleep(QUIET_SECONDS)
+        capacity.record_shortage("memory")
+        assert capacity.alive
+        assert capacity.seconds_until_open() == 1
+        await asyncio.sleep(QUIET_SECONDS + 1)
+
+    capacity.record_success()
+    assert capacity.shortages == 4
+
+
+@virtually
+async def test_a_success_begins_the_time_anew_after_which_a_shortage_fails_liveness() -> None:
+    capacity = Capacity(10)
+    for _ in range(3):
+        capacity.record_shortage("memory")
+        await asyncio.sleep(RESTART_AFTER_SECONDS - 1)
+        capacity.record_shortage("memory")
+        assert capacity.alive
+        await asyncio.sleep(MAX_PAUSE_SECONDS)
+        capacity.record_success()
+        assert capacity.ready
+
+
+async def test_a_function_in_a_thread_is_overdue_until_it_ends() -> None:
+    capacity, future = Capacity(2), Future[None]()
+    capacity.abandon(future, "slow")
+    assert capacity.overdue == 1
+
+    await asyncio.to_thread(future.set_result, None)
+    await asyncio.sleep(0)
+
+    assert capacity.overdue == 0
+
+
+def test_a_resource_that_runs_out_and_comes_back_is_logged_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        capacity = Capacity(2)
+        for _ in range(3):
+            capacity.record_shortage("memory")
+            await asyncio.sleep(1)
+        await asyncio.sleep(2)
+        for _ in range(9):
+            capacity.record_success()
+
+    with caplog.at_level(logging.INFO):
+        run_virtually(main())
+
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.INFO]
+    assert "run out of memory" in caplog.messages[0]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smartpipe.consumer.slots import LINGER_SECONDS, MAX_CALLS, MAX_CALLS_AHEAD, MAX_UNSETTLED, Slots
 from smartpipe.errors import TransportError
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserSignedUp
@@ -180,3 +181,264 @@ def test_with_a_backlog_a_receive_call_brings_more_than_one_message(concurrency:
 
     assert 1_000 / len(transport.asked) >= {2: 0.9, 10: 2.5, 25: 4.0}[concurrency]
     assert seconds * concurrency <= 1_000 * 0.05 * 1.2  # the share of the slots' time that lingering costs
+
+
+async def ask(slots: Slots, seconds: float = 0.0) -> int | None:
+    """Return what ``acquire`` returns within *seconds*, or None if it still waits."""
+    asking = asyncio.create_task(slots.acquire())
+    await asyncio.sleep(seconds)
+    if asking.done():
+        return asking.result()
+    asking.cancel()
+    await asyncio.wait([asking])
+    return None
+
+
+def answer(slots: Slots, asked: int, received: int) -> None:
+    """End a receive call, and handle its messages."""
+    slots.return_unused(asked, received)
+    slots.end_call()
+    for _ in range(received):
+        slots.release()
+
+
+async def count_calls(slots: Slots) -> int:
+    """Open as many receive calls as are made; return the number of open ones."""
+    while await ask(slots, 2 * LINGER_SECONDS):
+        pass
+    return slots.open_calls
+
+
+class FakeGate:
+    """A gate that admits *limit* messages in all, and asks to be asked again after *seconds*."""
+
+    def __init__(self, limit: int, *, passive: bool = False, seconds: float | None = None) -> None:
+        self.limit, self.passive, self.seconds = limit, passive, seconds
+        self.reserved = self.asked = self.handled = 0
+        self.wake: Callable[[], None] | None = None
+
+    def admit(self, wanted: int) -> int:
+        self.asked += 1
+        admitted = min(wanted, self.limit - self.reserved)
+        self.reserved += admitted
+        return admitted
+
+    def end_call(self, admitted: int, received: int) -> None:
+        self.reserved -= admitted - received
+
+    def end_messages(self, count: int) -> None:
+        self.handled += count
+
+    def seconds_until_open(self) -> float | None:
+        return self.seconds
+
+    def on_open(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
+
+
+def test_each_full_response_adds_a_call_a_partial_one_takes_one_away_and_an_empty_one_all_but_one() -> None:
+    async def main() -> None:
+        slots = Slots(1_000)
+        assert await count_calls(slots) == 1
+        for calls in (2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 10):
+            answer(slots, 10, 10)
+            assert await count_calls(slots) == calls
+        answer(slots, 10, 9)
+        assert await count_calls(slots) == 9
+        answer(slots, 10, 1)
+        assert await count_calls(slots) == 8
+        answer(slots, 10, 0)
+        for calls in (7, 6, 5, 4, 3, 2, 1, 1):
+            assert await count_calls(slots) == calls
+            answer(slots, 10, 0)
+        assert await ask(slots) == 10
+        answer(slots, 10, 4)
+        assert await count_calls(slots) == 1
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize(
+    ("ahead", "calls"), [(90, MAX_CALLS), (91, 11), (150, 16), (1_270, 128), (2_000, MAX_CALLS_AHEAD)]
+)
+def test_many_messages_ahead_allow_more_calls(ahead: int, calls: int) -> None:
+    async def main() -> None:
+        slots = Slots(10)
+        slots.receive_ahead(ahead)
+        for _ in range(200):
+            slots.return_unused(10, 10)
+
+        assert await count_calls(slots) == calls
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("ahead", [0, 30])
+def test_while_too_many_messages_are_unsettled_no_slot_becomes_free(ahead: int) -> None:
+    async def main() -> None:
+        slots = Slots(2)
+        slots.receive_ahead(ahead)
+        while await ask(slots, 2 * LINGER_SECONDS):
+            slots.return_unused(1, 1)
+            slots.end_call()
+        slots.unsettled = MAX_UNSETTLED + ahead - 1
+        slots.release()
+        assert await ask(slots, 2 * LINGER_SECONDS) == 1
+
+        answer(slots, 1, 0)
+        assert await ask(slots, 2 * LINGER_SECONDS) == 1
+        slots.unsettled += 1
+        slots.release()
+        slots.release()
+        assert await ask(slots, 2 * LINGER_SECONDS) is None
+        slots.unsettled += 1
+        slots.record_settled(1)
+        assert await ask(slots, 2 * LINGER_SECONDS) is None
+        slots.end_call()
+        slots.record_settled(1)
+        assert await ask(slots, 2 * LINGER_SECONDS) == 2
+        slots.end_call()
+        slots.record_settled(1)
+        assert await ask(slots, 2 * LINGER_SECONDS) is None
+        assert slots.ended == 3
+
+    run_virtually(main())
+
+
+def test_with_a_backlog_a_call_waits_a_moment_for_five_slots_each_time_anew() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        slots = Slots(10)
+        assert await slots.acquire() == 10
+        slots.return_unused(10, 10)
+        slots.end_call()
+
+        slots.release()
+        asking = asyncio.create_task(slots.acquire())
+        await asyncio.sleep(0.004)
+        for _ in range(3):
+            slots.release()
+            await asyncio.sleep(0.001)
+        assert not asking.done()
+        slots.release()
+        assert await asking == 5
+        assert loop.time() == pytest.approx(0.007)  # the fifth slot ended the wait
+
+        for _ in range(2):
+            slots.end_call()
+            slots.release()
+            began = loop.time()
+            assert await slots.acquire() == 1
+            assert loop.time() == pytest.approx(began + LINGER_SECONDS)
+
+        slots.return_unused(10, 9)  # no backlog any more
+        assert await ask(slots) is None
+        slots.end_call()
+        assert await ask(slots) == 1
+
+    run_virtually(main())
+
+
+def test_with_ten_messages_ahead_a_call_waits_for_ten_slots() -> None:
+    async def main() -> list[int]:
+        asked = []
+        for ahead in (9, 10):
+            slots = Slots(20)
+            slots.receive_ahead(ahead)
+            slots._wanted_calls = 9
+            while await ask(slots, 2 * LINGER_SECONDS):
+                pass
+            for count in range(1, 11):
+                slots.release()
+                if await ask(slots):
+                    asked.append(count)
+                    break
+        return asked
+
+    assert run_virtually(main()) == [5, 10]
+
+
+def test_a_call_asks_for_what_every_gate_admits_and_each_reserves_no_more() -> None:
+    async def main() -> None:
+        wide, narrow, passive = FakeGate(8), FakeGate(3), FakeGate(0, passive=True)
+        slots = Slots(10, [wide, passive, narrow])
+
+        assert await slots.acquire() == 3
+        assert (wide.reserved, narrow.reserved, passive.asked) == (3, 3, 0)
+        slots.return_unused(3, 2)
+        slots.end_call()
+        assert (wide.reserved, narrow.reserved, passive.reserved) == (2, 2, 0)
+        slots.release()
+        assert (wide.handled, narrow.handled, passive.handled) == (1, 1, 0)
+
+        assert await ask(slots) == 1
+        slots.end_call()
+        behind = FakeGate(10)
+        slots._gates = [wide, narrow, behind]
+        assert await ask(slots) is None
+        assert (wide.reserved, narrow.reserved, behind.asked) == (3, 3, 0)
+        assert slots.open_calls == 0
+
+    run_virtually(main())
+
+
+def test_a_closed_gate_is_asked_again_at_the_time_it_named_last_or_when_it_opens() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        gate = FakeGate(0, seconds=5)
+        slots = Slots(10, [gate])
+        assert gate.wake is not None
+        asking = asyncio.create_task(slots.acquire())
+        await asyncio.sleep(1)
+        gate.seconds = 10
+        gate.wake()
+        await asyncio.sleep(8)
+        assert gate.asked == 2  # the first time has passed, and does not count any more
+        gate.limit = 4
+        assert await asking == 4
+        assert loop.time() == 11
+
+        slots.end_call()
+        gate.seconds = None
+        asking = asyncio.create_task(slots.acquire())
+        await asyncio.sleep(600)
+        assert (gate.asked, asking.done()) == (4, False)
+        gate.limit = 5
+        gate.wake()
+        assert await asking == 1
+
+    run_virtually(main())
+
+
+def test_a_pause_and_a_close_hold_receive_calls_back_and_end_the_wait_for_one() -> None:
+    async def main() -> None:
+        slots = Slots(10)
+        slots.pause()
+        asking = asyncio.create_task(slots.acquire())
+        await asyncio.sleep(60)
+        assert not asking.done()
+        slots.resume()
+        assert await asking == 10
+
+        asking = asyncio.create_task(slots.acquire())
+        await asyncio.sleep(60)
+        slots.close()
+        assert await asking == 0
+        assert await ask(slots) == 0
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("stop", ["gate", "pause", "close"])
+def test_receive_calls_flow_until_a_gate_a_pause_or_a_close_stops_them(stop: str) -> None:
+    async def main() -> None:
+        gates = [FakeGate(0, passive=True), FakeGate(0, passive=True)]
+        slots = Slots(10, gates)
+        assert slots.flowing
+        if stop == "gate":
+            gates[0].passive = False
+        else:
+            getattr(slots, stop)()
+        assert not slots.flowing
+
+    run_virtually(main())
