@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tenacity import wait_fixed
 
-from smartpipe import CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
+from smartpipe import Batch, CircuitBreaker, ConfigError, Queue, Reject, Retry, RetryPolicy, Service
+from smartpipe.consumer.breaker import Circuit
 from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
 from smartpipe.consumer.handlers import slots_for
 from smartpipe.testing import MemoryBroker
@@ -89,6 +91,25 @@ def test_an_open_receive_call_counts_against_the_bucket() -> None:
     assert bucket.admit(10) == 0
 
 
+@pytest.mark.parametrize(("rate", "tokens"), [(0.5, 1), (5, 1), (20, 4), (50, 10), (100, 10)])
+def test_a_receive_call_waits_for_the_tokens_of_a_fifth_of_a_second(rate: float, tokens: int) -> None:
+    now = 0.0
+    bucket = TokenBucket(rate, lambda: now)
+    assert bucket.admit(1_000) == max(1, int(rate))
+    bucket.end_call(max(1, int(rate)), max(1, int(rate)))
+
+    assert bucket.seconds_until_open() == pytest.approx(tokens / rate)
+    now = tokens / rate * 0.99
+    assert bucket.admit(10) == 0
+    assert bucket.seconds_until_open() == pytest.approx(tokens / rate * 0.01)
+    now = tokens / rate - 1e-9  # a timer may fire early by the resolution of the clock
+    assert bucket.admit(1_000) == tokens
+    bucket.end_call(tokens, tokens)
+    now = 1_000.0
+    assert bucket.admit(0) == 0
+    assert bucket.seconds_until_open() == 0
+
+
 async def test_a_handlers_concurrency_does_not_limit_other_handlers() -> None:
     service = Service("mailer")
     running = {"slow": 0, "free": 0}
@@ -127,6 +148,23 @@ def test_a_queue_has_the_slots_that_its_handlers_ask_for() -> None:
     service.subscribe(UserSignedUp)(handle)
     assert slots_for(service.handlers, 10) == 43
     assert slots_for(service.handlers, 100) == 100
+
+
+def test_handlers_of_one_event_share_their_slots_and_a_batch_has_a_slot_for_each_item() -> None:
+    service = Service("mailer")
+
+    async def handle_many(_: list[UserLeft]) -> None: ...
+
+    service.subscribe(UserLeft, concurrency=7)(handle)
+    service.subscribe(UserLeft, concurrency=2, batch=Batch(5))(handle_many)
+    assert slots_for(service.handlers, 100) == 10
+    service.subscribe(OrderPlaced, concurrency=4)(handle)
+    assert slots_for(service.handlers, 100) == 14
+    assert slots_for([], 100) == 0
+
+    batching = Service("batching")
+    batching.subscribe(UserLeft, batch=Batch(50))(handle_many)
+    assert slots_for(batching.handlers, 10) == 50
 
 
 def test_fault_42_the_number_of_messages_held_never_exceeds_the_slots() -> None:
@@ -217,6 +255,68 @@ async def test_a_circuit_opens_probes_closes_and_logs_each_change(caplog: pytest
     assert caplog.messages[-1].endswith("closed: its probe succeeded, receiving from its queue again")
 
 
+async def test_a_circuit_opens_at_consecutive_failures_only_and_lets_one_probe_through_at_a_time() -> None:
+    timers, woken = list[tuple[float, Callable[[], None]]](), list[str]()
+
+    def call_later(seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        timers.append((seconds, call))
+        return asyncio.TimerHandle(seconds, call, (), asyncio.get_running_loop())
+
+    circuit = Circuit("h", CircuitBreaker(failures=2, reset_seconds=10, max_reset_seconds=25), call_later=call_later)
+    circuit.on_open(lambda: woken.append("woken"))
+    circuit.close()
+    for _ in range(3):
+        circuit.record_failure()
+        circuit.record_success()
+    assert (circuit.closed, circuit.passive, circuit.admit(7), woken) == (True, True, 7, [])
+
+    circuit.record_failure()
+    circuit.record_failure()
+    circuit.record_failure()  # of a call that had begun before
+    assert (circuit.closed, circuit.passive, circuit.admit(7), len(timers)) == (False, False, 0, 1)
+    for seconds in (10, 20, 25, 25):
+        assert timers[-1][0] == circuit.reset_seconds == seconds
+        assert circuit.admit(7) == 0
+        timers[-1][1]()
+        assert (circuit.state, circuit.closed, circuit.passive) == ("half-open", False, False)
+        assert circuit.admit(0) == 0
+        assert circuit.admit(7) == 1
+        assert circuit.admit(7) == 0
+        circuit.end_call(0, 0)  # of another call, which another gate had held back
+        circuit.end_call(1, 1)
+        circuit.end_messages(0)
+        assert circuit.admit(7) == 0
+        circuit.end_call(1, 0)
+        assert circuit.admit(7) == 1
+        circuit.end_messages(1)
+        assert circuit.admit(7) == 1
+        circuit.record_failure()
+    timers[-1][1]()
+    assert circuit.admit(7) == 1  # the last probe, which failed, does not count any more
+    assert len(woken) == 5
+    circuit.record_success()
+    assert (circuit.closed, circuit.admit(7), circuit.reset_seconds, len(woken)) == (True, 7, 10, 6)
+    circuit.record_failure()
+    assert circuit.closed
+    circuit.record_failure()
+    assert timers[-1][0] == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        ({}, 300),
+        ({"reset_seconds": 600}, 600),
+        ({"max_reset_seconds": 40}, 40),
+        ({"max_reset_seconds": 43_200}, 43_200),
+    ],
+)
+def test_probes_of_an_open_circuit_come_after_five_minutes_at_most_unless_told(
+    options: dict[str, float], longest: float
+) -> None:
+    assert CircuitBreaker(**options).longest_reset_seconds == longest  # type: ignore[arg-type]
+
+
 def test_an_open_circuit_announces_no_probe_after_its_consumer_has_drained(caplog: pytest.LogCaptureFixture) -> None:
     service, _, calls = outage_service(CircuitBreaker(failures=1, reset_seconds=60))
     transport = FakeTransport()
@@ -280,6 +380,7 @@ def test_a_queue_with_a_breaker_has_a_larger_receive_limit() -> None:
         {"reset_seconds": 0},
         {"reset_seconds": 60, "max_reset_seconds": 30},
         {"max_reset_seconds": 43_201},
+        {"reset_seconds": 43_201},
     ],
 )
 def test_a_breaker_out_of_range_is_rejected(options: dict[str, float]) -> None:
@@ -291,15 +392,25 @@ def test_a_breaker_out_of_range_is_rejected(options: dict[str, float]) -> None:
     ("options", "error"),
     [
         ({"concurrency": 0}, "concurrency=0 must be 1 to 10,000"),
+        ({"concurrency": 10_001}, "concurrency=10001 must be 1 to 10,000"),
+        ({"concurrency": "2"}, "concurrency='2' is not a number"),
+        ({"breaker": 5}, r"breaker=5 is not of type CircuitBreaker: write breaker=CircuitBreaker\(...\)"),
+        ({"retry": 5}, r"retry=5 is not of type RetryPolicy: write retry=RetryPolicy\(...\)"),
+        ({"timeout_seconds": 0}, "timeout_seconds=0 must be above 0 and at most 43,200"),
+        ({"timeout_seconds": 43_201}, "timeout_seconds=43201 must be above 0 and at most 43,200"),
+        ({"rate_per_second": float("inf")}, "rate_per_second=inf must be above 0"),
         ({"rate_per_second": 0}, "rate_per_second=0 must be above 0"),
         ({"rate_per_second": float("nan")}, "rate_per_second=nan must be above 0"),
     ],
 )
-def test_a_rate_or_concurrency_out_of_range_is_rejected_and_the_handler_named(
-    options: dict[str, float], error: str
-) -> None:
+def test_an_option_out_of_range_is_rejected_and_the_handler_named(options: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=f"handler tests.unit.test_handler_limits.handle: {error}"):
         Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("options", [{"timeout_seconds": 43_200}, {"concurrency": 1}, {"concurrency": 10_000}])
+def test_an_option_at_its_limit_is_accepted(options: dict[str, Any]) -> None:
+    Service("mailer").subscribe(UserLeft, **options)(handle)
 
 
 def test_a_drain_returns_messages_that_wait_for_their_handlers_limit() -> None:

@@ -5,8 +5,10 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from smartpipe import Retry
-from smartpipe.consumer.leases import Leases
+from smartpipe.consumer.leases import DONE, OVERDUE, RECEIVED, RUNNING, SETTLING, Leases
 from smartpipe.counters import Counters
 from smartpipe.message import Failure, Message
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
@@ -15,9 +17,8 @@ from tests.support.fakes import UNREACHABLE, FakeTransport, throttled
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
-    import pytest
-
     from smartpipe import Delivery, Service
+    from smartpipe.consumer.leases import Lease
 
 LOST = Failure(0, "MessageNotInflight", "gone", retryable=False)
 
@@ -192,3 +193,154 @@ def test_fault_09_a_response_that_a_blocked_loop_read_late_is_not_a_fresh_lease(
         return lease.lost
 
     assert asyncio.run(main())
+
+
+async def hold_one(transport: FakeTransport, seconds: float = 60) -> tuple[Leases, Lease, Counters]:
+    """Start to extend one lease of *seconds* that began now."""
+    counts = Counters()
+    leases = Leases("q", transport, visibility_timeout_seconds=seconds, counters=counts)
+    [lease] = leases.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])
+    return leases, lease, counts
+
+
+def test_a_lease_is_extended_when_less_than_two_thirds_are_left_and_for_its_full_time() -> None:
+    transport = FakeTransport()
+
+    async def main() -> list[float]:
+        leases, lease, _ = await hold_one(transport)
+        left = []
+        for _ in range(9):
+            leases.tick()
+            await asyncio.sleep(1)
+            left.append(lease.deadline - asyncio.get_running_loop().time())
+            await asyncio.sleep(9)
+        return left
+
+    assert run_virtually(main()) == [59, 49, 59, 49, 59, 49, 59, 49, 59]
+    assert [at for *_, at in transport.calls] == [20, 40, 60, 80]
+
+
+def test_a_lease_ends_at_its_deadline_and_is_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> Counters:
+        leases, lease, counts = await hold_one(FakeTransport())
+        await asyncio.sleep(59.9)
+        assert not lease.lost
+        await asyncio.sleep(0.1)
+        assert lease.lost
+        for _ in range(3):
+            leases.tick()
+        lease.extend(1_000)
+        assert lease.lost
+        return counts
+
+    assert run_virtually(main()).lease_lost == 1
+    assert len(caplog.records) == 1
+
+
+def test_a_message_is_held_for_twelve_hours_less_a_minute() -> None:
+    async def main() -> tuple[float, float]:
+        _, lease, _ = await hold_one(FakeTransport())
+        left = lease.seconds_left
+        await asyncio.sleep(50_000)
+        return left, lease.seconds_left
+
+    assert run_virtually(main()) == (43_140, 0)
+
+
+@pytest.mark.parametrize("end", ["dropped", "returned"])
+def test_a_settled_message_is_not_extended_any_more(end: str) -> None:
+    transport = FakeTransport()
+
+    async def main() -> Counters:
+        leases, lease, counts = await hold_one(transport)
+        if end == "dropped":
+            leases.drop([lease])
+            leases.drop([lease])
+        else:
+            lease.start_return()
+        for _ in range(3):
+            leases.tick()
+            await asyncio.sleep(15)
+        return counts
+
+    assert run_virtually(main()).lease_lost == 0
+    assert transport.calls == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "deleting", "lost"), [(LOST, False, True), (LOST, True, False), (throttled(0), False, False)]
+)
+def test_only_a_refusal_of_a_message_that_is_not_being_deleted_loses_its_lease(
+    failure: Failure, deleting: bool, lost: bool
+) -> None:
+    transport = FakeTransport()
+
+    async def main() -> tuple[bool, int]:
+        leases, lease, counts = await hold_one(transport)
+        transport.script["change_visibility"].append([failure])
+        if deleting:
+            lease.start_delete()
+        await asyncio.sleep(20)
+        leases.tick()
+        await asyncio.sleep(1)
+        assert lease.extension is None
+        return lease.lost, counts.lease_lost
+
+    assert run_virtually(main()) == (lost, int(lost))
+
+
+def test_extensions_that_fail_are_logged_once_until_one_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    transport = FakeTransport()
+    transport.script["change_visibility"].extend([UNREACHABLE, UNREACHABLE, [], UNREACHABLE])
+
+    async def main() -> None:
+        leases, lease, _ = await hold_one(transport, 600)
+        for tick in range(9):
+            leases.tick()
+            await asyncio.sleep(100)
+            assert not lease.lost, tick
+
+    run_virtually(main())
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Cannot extend visibility timeouts on queue q, retrying: {UNREACHABLE}"
+    ] * 2
+
+
+def test_only_one_extension_of_a_lease_is_under_way_and_a_call_that_hangs_ends_at_the_next_tick() -> None:
+    transport = FakeTransport()
+    transport.script["change_visibility"].append(1_000.0)
+
+    async def main() -> None:
+        leases, lease, _ = await hold_one(transport)
+        await asyncio.sleep(20)
+        leases.tick()
+        await asyncio.sleep(5)
+        leases.tick()
+        await asyncio.sleep(4.9)
+        assert lease.extension is not None
+        assert len(transport.calls) == 1
+        await asyncio.sleep(0.2)
+        assert lease.extension is None
+        leases.tick()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        assert len(transport.calls) == 2
+        assert lease.deadline == pytest.approx(30.1 + 60)
+
+    run_virtually(main())
+
+
+def test_a_lease_records_the_handler_that_was_called_last_and_its_progress_only_grows() -> None:
+    async def main() -> None:
+        _, lease, _ = await hold_one(FakeTransport())
+        states = [lease.state]
+        for step in (lambda: lease.begin("a"), lease.mark_overdue, lambda: lease.begin("b"), lease.start_delete):
+            step()
+            states.append(lease.state)
+        lease.end_delete()
+        assert states == [RECEIVED, RUNNING, OVERDUE, OVERDUE, SETTLING]
+        assert lease.state is DONE
+        assert lease.handler == "b"
+
+    run_virtually(main())
