@@ -29,7 +29,14 @@ from smartpipe.bench.messages import (
     parse_message,
 )
 from smartpipe.bench.producer import Producer
-from smartpipe.bench.report import PUBLISHED_FIRST, SATURATED, build_json, format_text, latency_warning
+from smartpipe.bench.report import (
+    PUBLISHED_FIRST,
+    SATURATED,
+    build_json,
+    format_milliseconds,
+    format_text,
+    latency_warning,
+)
 from smartpipe.bench.run import Reports, RunProgress, _Run, assign_processes
 from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.message import Failure, OutgoingMessage
@@ -67,6 +74,32 @@ def test_producers_share_events_and_one_schedule() -> None:
     assert sorted(chain.from_iterable(warm)) == [-5, -4, -3, -2, -1]
     assert [load.due_at(number, 50.0) for number in (0, 1, 9)] == [50.0, 50.01, 50.09]
     assert Load().due_at(1, 50.0) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "low", "high"),
+    [
+        ("events", 1, 100_000_000),
+        ("warmup", 0, 100_000_000),
+        ("size_bytes", 1, 262_144),
+        ("queues", 1, 100),
+        ("producers", 1, 100),
+        ("processes", 1, 100),
+        ("concurrency", 1, 10_000),
+        ("rate_per_second", 1, 1_000_000),
+        ("patience_seconds", 1, 3_600),
+    ],
+)
+def test_each_value_of_a_load_has_a_range(field: str, low: int, high: int) -> None:
+    values: Any = [low - 1, low, high, high + 1]
+    refused = []
+    for value in values:
+        try:
+            Load(**{field: value})
+        except ConfigError:
+            refused.append(value)
+
+    assert refused == [low - 1, high + 1]
 
 
 @pytest.mark.parametrize("size", [1_024, 65_000])
@@ -288,6 +321,154 @@ def test_the_text_report_shows_every_figure() -> None:
     assert max(map(len, lines)) <= 120
 
 
+REPORT = """\
+100 events of 1,024 bytes to 2 queues, as fast as possible, on somewhere
+1 producer, 1 worker per queue, each a process; concurrency 10; direct transport
+2 cores, Linux, CPython 3.13, smartpipe 1
+
+throughput        per second   seconds    messages
+  published               50      2.00         100
+  delivered               48      4.00         190  of 200, 3 duplicates
+
+publish → handled, ms       p50       p90       p99     p99.9       max
+                             50        50        50        50        50
+  events were published as fast as possible: this is the waiting time in full queues; use --rate for latency
+
+client                CPU µs  requests   per message
+  publishing             100     0.100
+  handling               211     0.316
+
+requests               calls  messages  per call   empty  failed
+  publish                 10       100      10.0               0
+  receive                 40       193       4.8      20       0
+  delete                  20       193       9.7               0
+
+cost of a million such events on AWS: about $0.29 (SNS $0.05, SQS $0.24), from the requests above
+  us-east-1, standard topics and queues, list prices of November 2026, without the free tier
+
+10 of 200 deliveries did not arrive"""
+
+REPORT_OF_ONE_PROCESS = """\
+100 events of 1,024 bytes to 1 queue, 1,000 events/s, in memory with a round trip of 2.5 ms added
+one process, one event loop; concurrency 2,000; direct transport
+1 core, Linux, CPython 3.13, smartpipe 1
+
+throughput        per second   seconds    messages
+  published               50      2.00         100
+  delivered               25      4.00         100  of 100, no duplicates
+
+publish → handled, ms       p50       p90       p99     p99.9       max
+                           5.00      5.00      5.00      5.00      5.00
+  the last event was published 1.9 s late: this setup cannot sustain 1,000 events/s, and latency counts from when an \
+event was due
+
+client                CPU µs  requests   per message
+  publishing                     0.120
+  handling                       0.600
+  both                   200             per delivery, because one process did both
+
+requests               calls  messages  per call   empty  failed
+  publish                 12       100      10.0               2
+  receive                 40       193       4.8      20       0
+  delete                  20       193       9.7               0
+
+cost of a million such events on AWS: about $0.29 (SNS $0.05, SQS $0.24), from the requests above
+  us-east-1, standard topics and queues, list prices of November 2026, without the free tier
+
+1 event could not be published; the first error: Throttled: slow"""
+
+
+def test_a_text_report_is_the_expected_one_from_the_first_line_to_the_last() -> None:
+    load, reported = reports()
+    assert "\n".join(format_text(compute_figures(load, RunSetting("somewhere"), reported), MACHINE)) == REPORT
+
+    load = Load(events=100, warmup=5, queues=1, rate_per_second=1_000, producers=2, processes=2, concurrency=2_000)
+    setting = RunSetting("memory", one_process=True, latency_milliseconds=2.5)
+    found = compute_figures(load, setting, reported)
+    requests = {**found.requests, "publish": CallCounts(12, 100, failed=2, billed=10)}
+    found = found._replace(
+        requests=requests, duplicates=0, failed=1, failure="Throttled: slow",
+        latency=merge_latencies([encode_latencies([0.005])]),
+    )  # fmt: skip
+    text = "\n".join(format_text(found, {**MACHINE, "cores": 1}))
+    assert text == REPORT_OF_ONE_PROCESS
+
+
+@pytest.mark.parametrize(
+    ("setting", "published", "delivered", "together"),
+    [
+        (RunSetting("x"), 100.0, 400.0, None),
+        (RunSetting("x", one_process=True), None, None, 200.0),
+        (RunSetting("x", one_process=True, published_first=True), 100.0, 200.0, None),
+    ],
+)
+def test_the_cpu_time_of_a_shared_process_counts_once(
+    setting: RunSetting, published: float | None, delivered: float | None, together: float | None
+) -> None:
+    found = compute_figures(Load(events=100, warmup=0, queues=1), setting, reports()[1])
+
+    assert (found.published.cpu_us, found.delivered.cpu_us, found.cpu_us_together) == (published, delivered, together)
+
+
+def test_figures_add_up_the_counters_the_failures_and_the_times_of_all_processes() -> None:
+    load, reported = reports()
+    [publishing], [one, two] = reported
+    late = replace(
+        publishing, begun_at=11.0, ended_at=13.5, published=50, failed=3, failure="B: b", timeline={1_000: 9}
+    )
+    early = replace(publishing, failed=2, failure="", published=50)
+    handled = [
+        replace(one, counts={"received": 5, "retried": 1}, begun_at=10.5, timeline={1_000: 25, 1_400: 50}),
+        replace(two, counts={"received": 7}, begun_at=11.5, ended_at=13.0),
+    ]
+
+    found = compute_figures(load, RunSetting("x"), Reports([early, late], handled))
+
+    assert (found.failed, found.failure, found.published.messages) == (5, "B: b", 100)
+    assert (found.published.seconds, found.delivered.seconds) == (3.5, 3.5)
+    assert found.counts == {"received": 12, "retried": 1}
+    assert found.timeline[0] == TimelinePoint(0.0, 276.0, 100.0)
+    assert found.timeline[-1] == TimelinePoint(4.0, 0.0, 200.0)
+    assert len(found.timeline) == 17
+
+
+def test_a_run_without_any_event_has_figures_of_zero() -> None:
+    load, reported = reports()
+    publishing = [replace(reported.published[0], published=0, timeline={}, requests={}, ended_at=10.0)]
+    handled = [replace(reported.handled[0], seen=encode_seen(b""), deliveries=0, latencies=encode_latencies([]))]
+
+    found = compute_figures(load, RunSetting("x"), Reports(publishing, handled))
+
+    assert (found.published, found.latency, found.timeline) == (Throughput(0, 0.0, None), None, [])
+    assert found.published.per_second == found.sns_requests_per_message == found.sqs_requests_per_message == 0
+    assert (found.per_million, found.missing) == (Cost(0, 0), 200)
+    assert build_json(found, MACHINE)["latency_seconds"] is None
+    assert "deliveries did not arrive" in "\n".join(format_text(found, MACHINE))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.000_5, "0.50"), (0.009_99, "9.99"), (0.01, "10"), (0.0126, "13"), (1.5, "1,500")],
+)
+def test_a_duration_below_ten_milliseconds_has_two_decimals(seconds: float, text: str) -> None:
+    assert format_milliseconds(seconds) == text
+
+
+def test_the_latency_of_a_mixture_has_its_mean_and_percentiles() -> None:
+    latency = merge_latencies([encode_latencies([0.001] * 900 + [0.101] * 90 + [1.0] * 9 + [2.0])])
+
+    assert latency is not None
+    assert latency[1:7] == pytest.approx((0.0210, 0.001, 0.001, 0.101, 1.0, 2.0), rel=0.01)
+
+
+@pytest.mark.parametrize(("count", "highest"), [(1, 0), (2, 50), (10, 90), (99, 98), (100, 99), (1_000, 99.9)])
+def test_a_latency_curve_ends_where_one_delivery_is_above(count: int, highest: float) -> None:
+    latency = merge_latencies([encode_latencies([0.001] * count)])
+
+    assert latency is not None
+    assert latency.curve[-1][0] == highest
+
+
 def test_the_json_report_has_the_figures_and_the_machine() -> None:
     load, reported = reports()
 
@@ -299,6 +480,9 @@ def test_the_json_report_has_the_figures_and_the_machine() -> None:
     assert found["requests"]["receive"]["empty"] == 20
     assert found["machine"] == MACHINE
     assert found["failure"] is None
+    assert found["dollars_per_million_events"]["total"] == pytest.approx(0.29)
+    assert (found["latency_ms"], found["one_process"], found["published_before_handled"]) == (0.0, False, False)
+    assert found["published"]["failed"] == 0
 
 
 def test_both_reports_name_the_first_error_of_events_that_could_not_be_published() -> None:
@@ -314,6 +498,10 @@ def test_both_reports_name_the_first_error_of_events_that_could_not_be_published
         (None, RunSetting("x"), 1.0, SATURATED),
         (None, RunSetting("memory", published_first=True, one_process=True), 1.0, PUBLISHED_FIRST),
         (50, RunSetting("x"), 2.3, ""),
+        (50, RunSetting("x"), 3.0, ""),
+        (50, RunSetting("x"), 3.1, "the last event was published 1.1 s late"),
+        (1, RunSetting("x"), 102.0, ""),
+        (1, RunSetting("x"), 102.1, "the last event was published 2.1 s late"),
         (50, RunSetting("x"), 9.0, "the last event was published 7.0 s late: this setup cannot sustain 50 events/s"),
     ],
 )
@@ -338,6 +526,8 @@ def test_a_long_timeline_is_downsampled_without_loss() -> None:
     assert len(steps) <= 121
     assert (steps[0].published_per_second, steps[-2].delivered_per_second) == (100.0, 200.0)
     assert steps[-1] == TimelinePoint(250.0, 0.0, 0.0)
+    assert [downsample(timeline[:count])[1].seconds for count in (120, 121, 240, 241)] == [0.25, 0.5, 0.5, 0.75]
+    assert downsample([]) == []
 
 
 def test_each_further_nine_of_a_percentile_is_one_step_to_the_right() -> None:
