@@ -59,6 +59,46 @@ async def test_a_batch_that_does_not_fill_up_is_started_after_its_linger() -> No
     assert moment - started == pytest.approx(7, abs=0.5)
 
 
+@pytest.mark.parametrize("filled", [False, True])
+async def test_each_batch_has_a_linger_of_its_own(filled: bool) -> None:
+    service, calls = Service("index"), list[tuple[int, float]]()
+
+    @service.subscribe(UserLeft, batch=Batch(size=2, linger_seconds=7))
+    async def index(events: list[UserLeft]) -> None:
+        calls.append((len(events), asyncio.get_running_loop().time()))
+
+    async with MemoryBroker(service) as broker:
+        started = asyncio.get_running_loop().time()
+        await publish(broker, leavers(2 if filled else 1))
+        await asyncio.sleep(5 if filled else 8)
+        await publish(broker, leavers(1, 2))
+        await broker.drain()
+
+    first, second = calls
+    assert (first[0], second[0]) == (2 if filled else 1, 1)
+    assert first[1] - started == pytest.approx(0 if filled else 7, abs=0.5)
+    assert second[1] - started == pytest.approx(12 if filled else 15, abs=0.5)
+
+
+async def test_after_a_call_that_failed_or_timed_out_the_next_batch_has_its_turn() -> None:
+    service, calls = Service("index", retry=RetryPolicy(attempts=1)), 0
+
+    @service.subscribe(UserLeft, batch=Batch(size=1), concurrency=1, timeout_seconds=5)
+    async def index(events: list[UserLeft]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ValueError
+        if calls == 2:
+            await asyncio.sleep(60)
+
+    async with MemoryBroker(service) as broker:
+        await publish(broker, leavers(4))
+        await broker.drain()
+
+        assert (calls, len(broker.handled(UserLeft)), len(broker.dead_lettered(UserLeft))) == (4, 2, 2)
+
+
 async def test_each_item_is_settled_by_its_own_receive_count() -> None:
     service = Service("index", retry=THREE)
     calls: list[list[str]] = []
@@ -255,10 +295,28 @@ def test_fail_checks_its_arguments() -> None:
         batch.fail(0, "bad")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [lambda: Batch(size=0), lambda: Batch(size=1_001), lambda: Batch(linger_seconds=-1)])
-def test_a_batch_size_or_linger_out_of_range_is_rejected(make: Callable[[], Batch]) -> None:
-    with pytest.raises(ConfigError, match="must be "):
-        make()
+@pytest.mark.parametrize(
+    ("options", "errors"),
+    [
+        ({"size": 0}, ["Batch: size=0 must be 1 to 1,000"]),
+        ({"size": 1_001}, ["Batch: size=1001 must be 1 to 1,000"]),
+        ({"linger_seconds": -1}, ["Batch: linger_seconds=-1 must be 0 to 300"]),
+        (
+            {"size": -1, "linger_seconds": 301},
+            ["Batch: size=-1 must be 1 to 1,000", "Batch: linger_seconds=301 must be 0 to 300"],
+        ),
+    ],
+)
+def test_a_batch_size_or_linger_out_of_range_is_rejected(options: dict[str, Any], errors: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Batch(**options)
+
+    assert list(raised.value.problems) == errors
+
+
+@pytest.mark.parametrize("options", [{"size": 1}, {"size": 1_000}, {"linger_seconds": 0}, {"linger_seconds": 300}])
+def test_a_batch_size_or_linger_at_its_limit_is_accepted(options: dict[str, Any]) -> None:
+    Batch(**options)
 
 
 async def single(event: UserSignedUp) -> None: ...

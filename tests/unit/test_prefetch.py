@@ -97,6 +97,34 @@ def test_after_a_reset_nothing_is_received_ahead_until_the_rate_has_been_measure
     assert measure(prefetch, 10) == 0
 
 
+def test_the_rate_is_a_moving_average_of_measurements_at_least_a_twentieth_of_a_second_apart() -> None:
+    prefetch, counts = Prefetch(10), list[int]()
+    prefetch.record_receive(99.98, 100.0, handled=0, bytes_each=500)
+    for now, handled in ((100.04, 10_000), (100.5, 1_000), (101.0, 2_000), (101.04, 90_000), (101.5, 3_000)):
+        counts.append(prefetch.record_receive(now - 0.1, now, handled=handled, bytes_each=500))
+
+    # A quarter of 2,000/s, then three quarters of that and another quarter, each for two round trips of 20 ms.
+    assert counts == pytest.approx([0, 20, 35, 35, 46], abs=1)
+
+
+def test_the_round_trip_is_the_least_of_this_period_of_five_seconds_and_the_one_before() -> None:
+    prefetch, counts = Prefetch(1), list[int]()
+    prefetch._rate_per_second, prefetch._began = 1_000.0, 100.0
+    for second in range(1, 22):
+        seconds = 0.01 if second == 7 else 0.05
+        now = 100.0 + second
+        counts.append(prefetch.record_receive(now - seconds, now, handled=1_000 * second, bytes_each=500))
+
+    assert counts[:6] == pytest.approx([100] * 6, abs=1)
+    shorter = [second for second, count in enumerate(counts, 1) if count < 30]
+    assert shorter == list(range(7, 19))
+
+
+@pytest.mark.parametrize(("bytes_each", "count"), [(0, 1_000), (16_777, 1_000), (16_800, 998), (2**24, 1), (2**25, 0)])
+def test_at_most_a_thousand_messages_and_16_megabytes_are_received_ahead(bytes_each: float, count: int) -> None:
+    assert measure(Prefetch(10), 10_000_000, bytes_each=bytes_each) == count
+
+
 def service_of(handle: Callable[[UserSignedUp], Awaitable[None]], **options: Any) -> Service:
     service = Service("mailer")
     service.subscribe(UserSignedUp, **options)(handle)
