@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import logging
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpipe.cli.logs import JsonFormatter, TextFormatter, has_colours
+from smartpipe.cli.logs import JsonFormatter, TextFormatter, has_colours, shorten_lines
 from smartpipe.worker.log_writer import StreamLines
 from tests.unit.test_escaping import evil, harmless
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def record(message: str = "handled %s", *arguments: object, **fields: object) -> logging.LogRecord:
@@ -173,3 +177,103 @@ def test_lines_for_an_output_without_a_file_descriptor_are_written_and_flushed(m
     lines.flush()
 
     assert done == ["line\n", "flushed"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value_of"),
+    [
+        (256, lambda line: line["value"]),
+        (8_192, lambda line: line["message"]),
+        (2_048, lambda line: line["exception"].splitlines()[-1].removeprefix("ValueError: ")),
+        (256, lambda line: next(name for name in line if name.startswith("x"))),
+    ],
+    ids=["field", "message", "line of a traceback", "name"],
+)
+def test_a_text_is_cut_only_beyond_its_limit(limit: int, value_of: Callable[[dict[str, Any]], str]) -> None:
+    for length in (limit - len("ValueError: "), limit, limit + 1):
+        text = "x" * length
+        made = failed(record("%s", text, value=text, **{text: 1}), ValueError(text[len("ValueError: ") :]))
+        value = value_of(json.loads(JsonFormatter().format(made)))
+
+        whole = len(value) in (length, length - len("ValueError: "))
+        assert whole == (length <= limit), length
+        assert whole or value.endswith(f"…({length} characters)")
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(199, 0), (200, 0), (201, 1), (500, 300)])
+def test_of_a_long_traceback_the_first_and_the_last_hundred_lines_are_kept(count: int, left_out: int) -> None:
+    lines = [f"line {number}" for number in range(count)]
+
+    found = shorten_lines("\n".join(lines))
+
+    assert found == (lines if not left_out else [*lines[:100], f"…({left_out} lines)", *lines[-100:]])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        (True, True),
+        (2**63 - 1, 2**63 - 1),
+        (1 - 2**63, 1 - 2**63),
+        (2**63, str(2**63)),
+        (-(2**63), str(-(2**63))),
+        (1.5, 1.5),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+        ([1, "a", None], [1, "a", None]),
+        ({"a": float("-inf")}, {"a": "-Infinity"}),
+        (["x" * 4_092], ["x" * 4_092]),
+        (["x" * 4_093], '["' + "x" * 4_093 + '"]'),
+    ],
+    ids=repr,
+)
+def test_a_field_keeps_its_type_where_json_has_it(value: object, expected: object) -> None:
+    found = json.loads(JsonFormatter().format(record(value=value)))["value"]
+
+    if isinstance(value, list) and isinstance(expected, str):
+        assert found == f"{expected[:4_096]}…(4097 characters)"
+    else:
+        assert found == expected
+        assert type(found) is type(expected)
+
+
+def test_a_text_line_quotes_values_with_spaces_and_leaves_out_absent_ones() -> None:
+    made = record(event_id="a b", event_type="", handler=None, receive_count=0)
+    text = TextFormatter(coloured=False, prefix="shop | ").format(made)
+
+    assert text.startswith("shop | ")
+    assert text.endswith('info    handled it event_type="" event_id="a b" receive_count=0')
+
+
+def test_a_line_of_another_logger_has_its_own_fields_and_those_that_identify_the_delivery() -> None:
+    made = record(queue="q", service="s", handler="h", event_id="7", order=5)
+    made.name = "shop"
+    assert TextFormatter(coloured=False).format(made).endswith("handled it event_id=7 handler=h order=5")
+
+    made = record(queue="q", order=5)
+    made.name = "shop"
+    assert TextFormatter(coloured=False).format(made).endswith("handled it queue=q order=5")
+    assert TextFormatter(coloured=False).format(record(queue="q", order=5)).endswith("handled it queue=q")
+
+
+@pytest.mark.parametrize(
+    ("level", "code"), [("DEBUG", "2"), ("INFO", "32"), ("WARNING", "33"), ("ERROR", "31"), ("CRITICAL", "31;1")]
+)
+def test_each_level_has_its_colour(level: str, code: str) -> None:
+    made = record()
+    made.levelname, made.levelno = level, getattr(logging, level)
+
+    assert f" \x1b[{code}m{level.lower():<7}\x1b[0m handled it" in TextFormatter(coloured=True).format(made)
+    assert f" {level.lower():<7} handled it" in TextFormatter(coloured=False).format(made)
+
+
+def test_the_stack_of_a_record_follows_its_traceback() -> None:
+    made = failed(record(), ValueError("why"))
+    made.stack_info = "Stack (most recent call last):\n  frame"
+
+    line = json.loads(JsonFormatter().format(made))
+    assert (line["exception"], line["stack"]) == ("ValueError: why", made.stack_info)
+    assert TextFormatter(coloured=False).format(made).splitlines()[1:] == [
+        "  ValueError: why", "  Stack (most recent call last):", "    frame",
+    ]  # fmt: skip

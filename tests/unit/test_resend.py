@@ -110,6 +110,25 @@ def test_a_call_that_hangs_leaves_time_for_another_if_calls_have_a_limit() -> No
     assert 3 <= calls[1] <= 4
 
 
+def test_a_later_call_that_hangs_is_cut_off_at_the_deadline_of_the_first() -> None:
+    calls = list[float]()
+
+    async def hang_later(_: list[str]) -> list[Failure]:
+        calls.append(asyncio.get_running_loop().time())
+        if len(calls) == 1:
+            return [throttled(0)]
+        await asyncio.sleep(1_000)
+        return []
+
+    async def timed() -> float:
+        await asyncio.sleep(100)  # the clock of a loop does not begin at 0
+        await send_with_retries(hang_later, ["a"], deadline_seconds=30)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(timed()) == 130
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("limits", [{"deadline_seconds": 0}, {"deadline_seconds": 30, "call_seconds": 0.1}])
 def test_a_call_that_hangs_has_at_least_one_second(limits: dict[str, Any]) -> None:
     ended = list[float]()

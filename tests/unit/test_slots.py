@@ -337,6 +337,20 @@ def test_with_a_backlog_a_call_waits_a_moment_for_five_slots_each_time_anew() ->
     run_virtually(main())
 
 
+def test_the_end_of_a_call_lets_the_next_one_begin() -> None:
+    async def main() -> None:
+        slots = Slots(100)
+        assert await slots.acquire() == 10
+        asking = asyncio.create_task(slots.acquire())
+        await asyncio.sleep(60)
+        assert not asking.done()
+        slots.return_unused(10, 3)
+        slots.end_call()
+        assert await asking == 10
+
+    run_virtually(main())
+
+
 def test_with_ten_messages_ahead_a_call_waits_for_ten_slots() -> None:
     async def main() -> list[int]:
         asked = []

@@ -205,8 +205,9 @@ def _describe_scan(operation: Operation, one: DeadLetterQueue, scanned: ScanResu
         else:
             yield f"  {handled} and will be skipped: use --force to have {pronoun} handled again"
     if scanned.partly_processed:
-        will_run = "all their handlers will run again" if operation.options.force else "only the others will run"
-        yield f"  {scanned.partly_processed:,} of them were handled by some of their handlers: {will_run}"
+        verb, their = ("was", "its") if scanned.partly_processed == 1 else ("were", "their")
+        will_run = f"all {their} handlers will run again" if operation.options.force else "only the others will run"
+        yield f"  {scanned.partly_processed:,} of them {verb} handled by some of {their} handlers: {will_run}"
     if scanned.in_progress:
         yield f"  {scanned.in_progress:,} of them may be in progress in a worker: the moved messages will wait for it"
     if operation.selection.limit is not None and total >= operation.selection.limit:
