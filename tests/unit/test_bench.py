@@ -64,6 +64,13 @@ def test_the_warm_up_is_a_tenth_of_the_events_and_at_most_1000(events: int, warm
     assert default_warmup(events) == warmup
 
 
+def test_a_load_is_5000_events_of_1_kilobyte_to_3_queues_unless_told() -> None:
+    assert Load() == Load(
+        events=5_000, warmup=500, size_bytes=1_024, queues=3, producers=1, processes=1,
+        concurrency=10, rate_per_second=None, patience_seconds=30.0,
+    )  # fmt: skip
+
+
 def test_producers_share_events_and_one_schedule() -> None:
     load = Load(events=10, warmup=5, producers=3, rate_per_second=100)
 

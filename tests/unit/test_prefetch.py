@@ -167,7 +167,9 @@ def test_fast_handlers_do_not_wait_for_the_network_and_never_run_beyond_the_conc
 
     async def main() -> float:
         async with consuming(service_of(work.handle), transport, prefetch=prefetch) as consumer:
-            return await run_until(lambda: consumer.counters.handled == 5_000)
+            seconds = await run_until(lambda: consumer.counters.handled == 5_000)
+            assert transport.returned == []  # none of them has waited for long
+            return seconds
 
     seconds = run_virtually(main())
 

@@ -81,7 +81,8 @@ def _draw(topic: TopicState) -> Tree:
         if branch.queue.dead_letters is not None:
             queue.add(_describe_queue("dead-letter queue", branch.queue.dead_letters))
     if topic.elsewhere:
-        root.add(Text(f"and {topic.elsewhere} subscriptions of others", style="dim"))
+        plural = "" if topic.elsewhere == 1 else "s"
+        root.add(Text(f"and {topic.elsewhere} subscription{plural} of others", style="dim"))
     if not topic.branches and not topic.elsewhere:
         root.add(Text("no subscriptions", style="dim"))
     return root
