@@ -38,9 +38,12 @@ from smartpipe.bench.report import (
     latency_warning,
 )
 from smartpipe.bench.run import Reports, RunProgress, _Run, assign_processes
+from smartpipe.bench.worker import BenchWorker
 from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.message import Failure, OutgoingMessage
+from smartpipe.worker.worker import Worker
 from tests.support.fakes import FakeTransport
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -693,3 +696,39 @@ def test_an_endpoint_outside_aws_needs_no_credentials_and_gets_its_own_prefix() 
         "AWS_SECRET_ACCESS_KEY": "local",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+async def test_a_worker_of_a_run_drains_before_it_reports_what_it_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.bench.worker.tune_garbage_collector", lambda: None)  # it outlives the test
+    transport = FakeTransport()
+    worker = BenchWorker(Load(events=3, warmup=0), 2, transport, "fake")
+    await worker.wait_until_polling()
+    worker.measure()
+    now = time.monotonic()
+    transport.put(*[Measured(number=number, due=now, padding="") for number in (0, 2, 2)])
+    await until(lambda: worker.handled.deliveries == 3)
+    worker.stop()
+
+    report = await worker.drain()
+
+    assert transport.closed == 1
+    assert len(transport.entries("delete")) == 3
+    assert (report.queue, report.transport, report.deliveries) == (2, "fake", 3)
+    assert report.counts == {"received": 3, "handled": 3}
+    assert count_seen([report.seen]) == 2
+    assert report.requests["delete"].entries == 3
+    assert sum(report.timeline.values()) == 2
+    assert report.begun_at <= report.ended_at <= time.monotonic()
+
+
+async def test_a_worker_of_a_run_that_cannot_start_raises_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.bench.worker.tune_garbage_collector", lambda: None)
+
+    async def fail(_: Worker) -> int:
+        raise OSError("no port")
+
+    monkeypatch.setattr(Worker, "run", fail)
+    worker = BenchWorker(Load(events=3, warmup=0), 1, FakeTransport(), "fake")
+
+    with pytest.raises(OSError, match="no port"):
+        await worker.wait_until_polling()

@@ -171,7 +171,7 @@ REASON: Any = {
         ),
         (
             DeadLetterMessage(
-                Message("m1", "r", "x" * 200), None, None, None, {**REASON, "handler": None, "dead_lettered_at": None}
+                Message("m1", "r", "x" * 200), None, None, None, REASON | {"handler": None, "dead_lettered_at": None}
             ),
             [
                 "  no event  ",
@@ -257,7 +257,7 @@ def test_a_command_continues_only_if_the_user_agrees(
         return answer
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: terminal, raising=False)
-    monkeypatch.setattr(confirming.typer, "confirm", ask)
+    monkeypatch.setattr(typer, "confirm", ask)
     if code is None:
         confirming.confirm("Delete?", yes=False, as_json=as_json)
     else:

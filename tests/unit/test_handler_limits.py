@@ -405,7 +405,7 @@ def test_a_breaker_out_of_range_is_rejected(options: dict[str, float]) -> None:
 )
 def test_an_option_out_of_range_is_rejected_and_the_handler_named(options: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=f"handler tests.unit.test_handler_limits.handle: {error}"):
-        Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)  # type: ignore[call-overload]
+        Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)
 
 
 @pytest.mark.parametrize("options", [{"timeout_seconds": 43_200}, {"concurrency": 1}, {"concurrency": 10_000}])

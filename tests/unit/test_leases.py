@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -335,7 +336,7 @@ def test_a_lease_records_the_handler_that_was_called_last_and_its_progress_only_
     async def main() -> None:
         _, lease, _ = await hold_one(FakeTransport())
         states = [lease.state]
-        for step in (lambda: lease.begin("a"), lease.mark_overdue, lambda: lease.begin("b"), lease.start_delete):
+        for step in (partial(lease.begin, "a"), lease.mark_overdue, partial(lease.begin, "b"), lease.start_delete):
             step()
             states.append(lease.state)
         lease.end_delete()

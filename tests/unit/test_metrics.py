@@ -85,3 +85,11 @@ def test_a_label_cannot_control_the_terminal_or_add_a_line() -> None:
     assert merge({"1": text}, "process").splitlines()[2:] == [
         'up{process="1",queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1'
     ]
+
+
+def test_counts_begin_at_zero_and_only_those_above_are_reported() -> None:
+    for counters in (Counters(), TransportCounters()):
+        assert counters.as_dict() == {}
+        for field in fields(counters):
+            setattr(counters, field.name, 1)
+        assert counters.as_dict() == {field.name: 1 for field in fields(counters)}

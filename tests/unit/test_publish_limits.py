@@ -56,6 +56,17 @@ async def test_a_closed_publisher_refuses_every_event_permanently() -> None:
     assert transport.calls == []
 
 
+def test_a_publisher_for_blocking_code_closes_the_connections_of_each_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    closed: list[str] = []
+    with blocking.Publisher("s") as publisher:
+        for service in ("sns", "sqs"):
+            client = publisher._session.client(service)
+            monkeypatch.setattr(client, "close", lambda name=service: closed.append(name))
+
+    assert closed == ["sns", "sqs"]
+
+
 def test_a_closed_publisher_for_blocking_code_refuses_every_event_permanently(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # a request would fail with another error
