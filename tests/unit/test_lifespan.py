@@ -259,11 +259,11 @@ def test_a_protocol_that_cannot_be_checked_is_an_error_at_the_start() -> None:
     assert "parameter 'sends': Instance and class checks can only be used with @runtime_checkable protocols" in error
 
 
-def worker(lifespan: Any) -> Worker:
+def worker(lifespan: Any, drain_seconds: float = 4) -> Worker:
     service, transport = Service("mailer", lifespan=lifespan), MemoryTransport()
     service.subscribe(UserSignedUp)(with_event)
     transport.apply(derive([service], NAMING))
-    settings = WorkerSettings.load(port=0, host="127.0.0.1", drain_seconds=4, wait_seconds=1)
+    settings = WorkerSettings.load(port=0, host="127.0.0.1", drain_seconds=drain_seconds, wait_seconds=1)
     return Worker(service, transport, settings)
 
 
@@ -305,6 +305,23 @@ async def test_a_lifespan_that_hangs_does_not_outlive_the_drain(
     assert code == 1
     assert seconds < 3 + 4 + 4
     assert "The lifespan of mailer did not end in time and was cancelled" in caplog.messages
+
+
+@pytest.mark.parametrize("stop_first", [True, False])
+@pytest.mark.parametrize("lifespan", [hang_at_the_start, hang_at_the_end])
+async def test_a_hard_stop_leaves_a_lifespan_that_hangs_only_seconds(lifespan: Any, stop_first: bool) -> None:
+    with virtual_time():
+        running = worker(lifespan, drain_seconds=600)
+        loop = asyncio.get_running_loop()
+        if stop_first:
+            loop.call_later(2, running.stop)
+        loop.call_later(3, running.kill)
+        started = loop.time()
+        code = await running.run()
+        seconds = loop.time() - started
+
+    assert code == 1
+    assert 3 < seconds < 3 + 10
 
 
 @pytest.mark.parametrize("lifespan", [fail_at_the_start, fail_at_the_end])
