@@ -268,6 +268,19 @@ def test_closing_waits_for_a_renewal_in_flight_and_starts_no_other() -> None:
     assert steps == ["renewed", "closed"]
 
 
+def test_a_store_that_was_closed_in_an_outage_is_called_no_more() -> None:
+    async def main() -> tuple[Counter[str], Counter[str]]:
+        held = Held()
+        held.store.down = True
+        await held.claims.release(make_claim("a"))
+        await held.claims.aclose()
+        closed = held.store.calls.copy()
+        await asyncio.sleep(10 * PROBE_SECONDS)
+        return closed, held.store.calls
+
+    assert run_virtually(main()) == ({"release": 1}, {"release": 1})
+
+
 def test_a_completion_is_repeated_for_half_a_minute_and_not_in_a_busy_loop() -> None:
     async def main() -> tuple[int, float]:
         held = Held()
