@@ -59,8 +59,8 @@ def make_claim(key: str, lease_seconds: float = LEASE_SECONDS) -> Claim:
 class Held:
     """Claims that are held in a store, and those that were lost."""
 
-    def __init__(self) -> None:
-        self.store = CountingStore()
+    def __init__(self, store: CountingStore | None = None) -> None:
+        self.store = CountingStore() if store is None else store
         self.claims = Claims(self.store)
         self.lost: list[str] = []
 
@@ -266,6 +266,28 @@ def test_closing_waits_for_a_renewal_in_flight_and_starts_no_other() -> None:
 
     run_virtually(main())
     assert steps == ["renewed", "closed"]
+
+
+@pytest.mark.parametrize(("hangs", "reason"), [(False, "the store is down"), (True, "no answer")])
+def test_the_reason_why_leases_cannot_be_renewed_is_logged(
+    hangs: bool, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FailingStore(CountingStore):
+        async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+            if hangs:
+                await asyncio.sleep(1_000)
+            return await super().renew(claims)
+
+    async def main() -> None:
+        held = Held(FailingStore())
+        held.store.down = True
+        claim = held.hold("a")
+        await asyncio.sleep(1.9 * INTERVAL_SECONDS)
+        held.claims.drop(claim)
+        await held.claims.aclose()
+
+    run_virtually(main())
+    assert caplog.messages == [f"Cannot renew the leases of claims, retrying: {reason}"]
 
 
 def test_a_store_that_was_closed_in_an_outage_is_called_no_more() -> None:

@@ -20,6 +20,7 @@ from tests.support.virtual_time import run_virtually
 if TYPE_CHECKING:
     from smartpipe import Delivery, Service
     from smartpipe.consumer.leases import Lease
+    from smartpipe.errors import TransportError
 
 LOST = Failure(0, "MessageNotInflight", "gone", retryable=False)
 
@@ -102,6 +103,20 @@ def test_a_lease_that_could_not_be_extended_is_lost_when_its_timeout_ends() -> N
 
     assert lost == [True]
     assert counts.lease_lost == 1
+
+
+@pytest.mark.parametrize(("answer", "reason"), [(UNREACHABLE, str(UNREACHABLE)), (1_000.0, "no answer")])
+def test_the_reason_why_leases_cannot_be_extended_is_logged_once_in_each_outage(
+    answer: TransportError | float, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = FakeTransport()
+    transport.script["change_visibility"].extend([answer, [], answer])
+    transport.put(ADA)
+
+    consume(slow_service(3 * VISIBILITY_SECONDS), transport, 100)
+
+    logged = [message for message in caplog.messages if message.startswith("Cannot extend visibility timeouts")]
+    assert logged == [f"Cannot extend visibility timeouts on queue mailer, retrying: {reason}"] * 2
 
 
 def test_fault_54_a_lease_is_never_extended_beyond_twelve_hours() -> None:

@@ -222,7 +222,7 @@ class Leases:
         if not self._failing:
             self._failing = True
             log.warning(
-                "Cannot extend visibility timeouts on queue %s, retrying: %s", self._queue, error or "no answer"
+                "Cannot extend visibility timeouts on queue %s, retrying: %s", self._queue, str(error) or "no answer"
             )
 
     def _lose(self, lease: Lease, why: str) -> None:

@@ -275,7 +275,7 @@ class Claims:
                 renewed = await self.store.renew([lease.claim for lease in due])
         except (StoreError, TimeoutError) as error:
             self._count_failure(success=False)
-            log.warning("Cannot renew the leases of claims, retrying: %s", error or "no answer")
+            log.warning("Cannot renew the leases of claims, retrying: %s", str(error) or "no answer")
             renewed = [now < lease.expires_at for lease in due]
             for lease in due:
                 lease.renew_at = now + lease.interval
