@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smartpipe.envelope.pointer import write_pointer
 from smartpipe.errors import TransportError
 from smartpipe.limits import MAX_MESSAGE_BYTES
+from smartpipe.message import Payload
 from smartpipe.outbox import Outbox, Relay, RelayOptions
 from smartpipe.outbox.rows import MAX_PAYLOAD_BYTES, UnreadableRow, read_row
 from tests.support.events import ADA, Paid
-from tests.support.fakes import FakeTransport
+from tests.support.fakes import FakeTransport, refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +117,25 @@ def test_a_payload_that_postgresql_could_not_send_is_not_read() -> None:
 
     with pytest.raises(UnreadableRow, match="payload has 536,870,913 bytes"):
         read_row({**row, "payload": None, "payload_bytes": MAX_PAYLOAD_BYTES + 1})
+
+    longest = {
+        **row, "id": 1, "ordered_group": None, "attempts": 0, "body": write_pointer("bucket", "key"),
+        "payload": "text", "payload_bytes": MAX_PAYLOAD_BYTES,
+    }  # fmt: skip
+    assert read_row(longest).message.payload == Payload("bucket", "key", "text")
+
+
+async def test_a_row_with_the_most_attempts_that_a_row_can_have_is_parked_when_sns_refuses_it(
+    database: asyncpg.Connection, postgres_url: str
+) -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(0)])
+    await insert(database, attempts=2_147_483_647)
+
+    left = await Relay(postgres_url, transport).drain()
+
+    assert (left.waiting, left.parked) == (0, 1)
+    assert await database.fetchval("SELECT attempts FROM smartpipe_outbox") == 2_147_483_647
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,21 @@ async def test_a_direct_connection_keeps_its_prepared_statements_unless_the_url_
             await store.aclose()
 
 
+@pytest.mark.parametrize(("option", "prepared"), [("", True), ("&statement_cache_size=0", False)])
+async def test_so_does_the_connection_with_which_a_relay_publishes(
+    postgres_server: PostgresServer, option: str, prepared: bool
+) -> None:
+    with postgres_server.database() as url:
+        await migrate(url)
+        relay = Relay(url + option, FakeTransport())
+        async with relay._open_connections() as (connection, _):
+            await relay.publish_batch(connection)
+            statements = await connection.fetch("SELECT name FROM pg_prepared_statements")
+        await relay.aclose()
+
+    assert bool(statements) is prepared
+
+
 @needs_pgbouncer
 async def test_the_url_can_ask_for_prepared_statements_and_the_error_that_follows_names_the_remedy(
     poolers: dict[str, PgBouncer], postgres_server: PostgresServer
