@@ -264,8 +264,13 @@ def test_the_last_attribute_goes_to_the_claim_check_where_compressing_is_not_eno
 
 
 def test_longer_than_consumers_read_is_refused_by_the_publisher() -> None:
-    with pytest.raises(EventTooLarge):
+    with pytest.raises(EventTooLarge) as raised:
         prepared(report(300_000), body_encoding(claim_check=MEMORY, payload_limit_bytes=280_000))
+    size = raised.value.size_bytes
+
+    assert prepared(report(300_000), body_encoding(claim_check=MEMORY, payload_limit_bytes=size)).payload is not None
+    with pytest.raises(EventTooLarge):
+        prepared(report(300_000), body_encoding(claim_check=MEMORY, payload_limit_bytes=size - 1))
 
 
 @pytest.mark.parametrize(
@@ -309,6 +314,19 @@ async def test_a_large_event_is_handled_like_any_other() -> None:
 
         assert broker.assert_published(ReportMade, times=2)[0] == report(2_000_000)
     assert seen in ([report(2_000_000), report(100)], [report(100), report(2_000_000)])
+
+
+@pytest.mark.usefixtures("memory")
+async def test_a_large_event_may_be_published_in_one_request_with_small_ones() -> None:
+    seen: list[Event] = []
+    events = [report(size, seed=size) for size in (100, 2_000_000, 200)]
+
+    async with MemoryBroker(serving(seen)) as broker, Publisher("test") as publisher:
+        await publisher.publish_many(events)
+        await broker.drain()
+
+    assert len(seen) == 3
+    assert all(event in seen for event in events)
 
 
 @pytest.mark.usefixtures("memory")
