@@ -30,7 +30,7 @@ from smartpipe import DecodeError, Event, PublishError, Topic
 from smartpipe.envelope import encode, validators, wrap
 from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.compression import compress
-from smartpipe.envelope.decode import INLINE_CHARACTERS, Decoder, MessageReader
+from smartpipe.envelope.decode import INLINE_CHARACTERS, Decoder, MessageReader, UndecidedUnions
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS
 from smartpipe.envelope.fields import envelope_fields
 from smartpipe.envelope.structure import has_too_many_values
@@ -77,6 +77,26 @@ async def test_a_body_that_is_wrong_many_times_is_refused_with_few_errors(wrong:
     assert caught.value.kind in {"invalid-data", "too-many-values", "not-json", "not-cloudevent"}
     assert len(str(caught.value)) < 2_000
     assert len(caught.value.errors) <= 20
+
+
+@pytest.mark.parametrize("decode", [decoder.decode, partial(decoder.decode_large, limit_objects=LIMIT_OBJECTS)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"numbers": ["a", "b"]},
+        {"pairs": [["a", "b"], [1]]},
+        {"distinct": ["a", "b"]},
+        {"lists": [["a", "b"], ["c"]]},
+        {"by_name": {"a": "", "b": ""}},
+        {"points": [{"x": ""}, {"x": ""}]},
+    ],
+    ids=str,
+)
+def test_only_the_first_error_in_a_collection_is_reported(decode: Any, data: dict[str, object]) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(body_of(json.dumps(data)))
+
+    assert len(caught.value.errors) == 1
 
 
 @pytest.mark.parametrize("carried", [plain, zipped])
@@ -548,6 +568,23 @@ def test_a_union_of_recursive_classes_is_not_tried_in_every_combination(depth: i
             match=r"the data cannot be validated: its nested unions allow too many combinations; .*discriminator",
         ):
             decode(body)
+
+
+class Fenced(Event, topic=Topic("forest"), type="bounded.fenced", version="1.0", extra="forbid"):
+    tree: Fork | Leaf
+    sizes: dict[str, int]
+
+
+@pytest.mark.parametrize("members", [1, 10_000])  # of many members, the forbidden ones are counted first
+def test_a_body_that_needs_many_tries_gets_them_in_a_thread_only(members: int) -> None:
+    data = {"tree": nested("left", {"colour": 1}, 14), "sizes": {str(number): 1 for number in range(members)}}
+    body = body_of(json.dumps(data), "bounded.fenced")
+
+    with pytest.raises(UndecidedUnions):
+        Decoder([Fenced]).decode(body)
+
+    read = Decoder([Fenced]).decode_large(body, LIMIT_OBJECTS)
+    assert read.data.model_dump(exclude_unset=True) == data
 
 
 @pytest.mark.parametrize(
