@@ -24,12 +24,15 @@ from smartpipe import (
     RetryPolicy,
     Service,
 )
+from smartpipe.errors import TransportError
 from smartpipe.message import OutgoingMessage
 from smartpipe.testing import MemoryBroker, virtual_time
 from tests.support.events import ADA, OrderPlaced, UserLeft, UserSignedUp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
+
+    from smartpipe.message import Failure
 
 TWENTY_MINUTES = RetryPolicy(attempts=5, wait=wait_exponential(multiplier=80, max=1_000))
 
@@ -101,6 +104,37 @@ async def test_bad_messages_are_dead_lettered_with_their_reason() -> None:
 
         [dead] = broker.dead_lettered()
         assert (dead.kind, dead.event, dead.body) == ("not-json", None, "no event")
+
+
+@pytest.mark.parametrize("body", ["", "a\0b"])
+async def test_a_text_that_sqs_would_refuse_is_an_error_and_is_not_sent(body: str) -> None:
+    async with MemoryBroker(failing_service()) as broker:
+        with pytest.raises(ValueError, match=r"."):
+            await broker.send("mailer", body)
+        await broker.drain()
+
+        assert broker.transport.records == []
+
+
+async def test_a_dead_letter_that_could_not_be_sent_is_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with MemoryBroker(failing_service(RetryPolicy(attempts=1))) as broker:
+        send = broker.transport.send
+        failures = [TransportError("AccessDenied", "no", retryable=False)] * 2  # also of the copy without the reason
+
+        async def refuse_first(queue: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
+            if failures:
+                raise failures.pop()
+            return await send(queue, messages)
+
+        monkeypatch.setattr(broker.transport, "send", refuse_first)
+        await broker.publish(ADA)
+        await broker.drain()
+
+        assert [type(record).__name__ for record in broker.transport.records] == [
+            "Published",
+            "Retried",
+            "DeadLettered",
+        ]
 
 
 async def test_a_failed_assertion_shows_the_timeline() -> None:
