@@ -647,3 +647,9 @@ def test_the_deletion_of_a_queue_names_the_number_of_its_messages() -> None:
 
     assert (seen[(MAILER,)]["Messages"], seen[(DEAD,)]["Messages"]) == (2, 0)
     assert not any("Messages" in change.before for change in forced)
+
+
+def test_a_value_that_only_begins_like_json_is_shown_as_it_is() -> None:
+    change = Change("update", "topic", (USERS,), {"DisplayName": "{new} users"}, {"DisplayName": "{users"})
+
+    assert str(change) == "update topic staging-users (DisplayName: {users → {new} users)"
