@@ -5,7 +5,7 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from smartpipe import ConfigError, DecodeError, Event, Topic, UnknownEventType
 from smartpipe.envelope import encode, wrap
@@ -331,6 +331,22 @@ def test_a_plugin_of_pydantics_is_told_of_what_is_decoded(monkeypatch: pytest.Mo
     Decoder([UserLeft]).decode(body)
 
     assert told.entered == [body]
+
+
+def test_a_validator_that_fails_makes_a_decode_error_beside_a_plugin_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pydantic.plugin._loader._plugins", {"told": Told()})
+
+    class Broken(Event, topic=users, type="decoder.broken", version="1.0"):
+        name: str
+
+        @field_validator("name")
+        @classmethod
+        def check(cls, name: str) -> str:
+            raise LookupError(name)
+
+    with pytest.raises(DecodeError, match="a validator of the event class failed: LookupError: .*Ada") as caught:
+        Decoder([Broken]).decode(plain(type="decoder.broken", data={"name": "Ada"}))
+    assert caught.value.kind == "invalid-data"
 
 
 @pytest.mark.parametrize("length", [1, 255])
