@@ -12,7 +12,7 @@ from smartpipe.errors import TransportError
 from smartpipe.limits import MAX_MESSAGE_BYTES
 from smartpipe.message import Payload
 from smartpipe.outbox import Outbox, Relay, RelayOptions
-from smartpipe.outbox.rows import MAX_PAYLOAD_BYTES, UnreadableRow, read_row
+from smartpipe.outbox.rows import MAX_CACHED_LENGTH, MAX_PAYLOAD_BYTES, UnreadableRow, read_row
 from tests.support.events import ADA, Paid
 from tests.support.fakes import FakeTransport, refused
 
@@ -110,6 +110,21 @@ async def test_a_row_that_cannot_be_read_is_parked_with_the_reason_and_the_other
     assert event_id == "bad"
     assert error.startswith("UnreadableRow: ")
     assert reason in error
+
+
+@pytest.mark.parametrize(("length", "is_kept"), [(MAX_CACHED_LENGTH, True), (MAX_CACHED_LENGTH + 1, False)])
+def test_attributes_that_were_read_are_kept_for_later_rows_only_if_they_are_short(length: int, is_kept: bool) -> None:
+    frame = '{"type": ["String", ""]}'
+    row = {
+        **GOOD, "id": 1, "ordered_group": None, "attempts": 0, "group_id": None, "deduplication_id": None,
+        "delay_seconds": 0, "payload": None, "payload_bytes": 0,
+        "attributes": frame.replace('""', f'"{"x" * (length - len(frame))}"'),
+    }  # fmt: skip
+
+    first, second = (read_row(row).message.attributes for _ in range(2))
+
+    assert first == second
+    assert (first is second) is is_kept
 
 
 def test_a_payload_that_postgresql_could_not_send_is_not_read() -> None:
