@@ -167,8 +167,8 @@ class MemoryBroker:
         """Send any text to a queue, such as a malformed message that no Publisher would send.
 
         Raises:
-            TransportError: The queue does not exist.
-            ValueError: SQS would refuse the message.
+            TransportError: The queue does not exist, or the text is longer than it accepts.
+            ValueError: SQS would refuse the message for another reason.
         """
         failures = await self.transport.send(queue, [OutgoingMessage(body, utf8_length(body))])
         if failures:
