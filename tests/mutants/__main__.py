@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
@@ -44,26 +45,41 @@ def main() -> int:
     results = []
     for result in run_mutants(mutants, contexts, options.processes):
         results.append(result)
-        if result.verdict in {"survived", "not run"} and describe(result) not in judged:
+        if result.verdict in {"survived", "not run"} and not judged.knows(result):
             console.print(f"{result.verdict} ({result.tests} tests): {describe(result)}")
     for line in format_scores(results, judged):
         console.print(line)
     return 0 if is_good(results, judged) else 1
 
 
-def read_judged() -> dict[str, str]:
-    """Return the judgement of each known survivor by its description."""
-    return {one["mutant"]: one["why"] for one in tomllib.loads(JUDGED.read_text()).get("survivors", [])}
+class Judged(NamedTuple):
+    """Survivors that need no test: their descriptions, and patterns that match whole descriptions."""
+
+    survivors: frozenset[str]
+    patterns: tuple[re.Pattern[str], ...] = ()
+
+    def knows(self, result: Result) -> bool:
+        found = describe(result)
+        return found in self.survivors or any(pattern.fullmatch(found) for pattern in self.patterns)
+
+
+def read_judged() -> Judged:
+    """Return the survivors that were judged."""
+    found = tomllib.loads(JUDGED.read_text())
+    return Judged(
+        frozenset(one["mutant"] for one in found["survivors"]),
+        tuple(re.compile(one["pattern"]) for one in found["rules"]),
+    )
 
 
 def describe(result: Result) -> str:
     return f"{result.mutant.file.removeprefix('src/smartpipe/')}: {result.mutant.describe()}"
 
 
-def _count(results: Sequence[Result], judged: dict[str, str]) -> tuple[int, int, int]:
+def _count(results: Sequence[Result], judged: Judged) -> tuple[int, int, int]:
     """Return the numbers of noticed, judged and unnoticed mutants."""
     unnoticed = [result for result in results if result.verdict in {"survived", "not run"}]
-    known = sum(describe(result) in judged for result in unnoticed)
+    known = sum(map(judged.knows, unnoticed))
     return len(results) - len(unnoticed), known, len(unnoticed) - known
 
 
@@ -71,7 +87,7 @@ def _percent(noticed: int, unnoticed: int) -> float:
     return 100.0 * noticed / max(1, noticed + unnoticed)
 
 
-def format_scores(results: Sequence[Result], judged: dict[str, str]) -> list[str]:
+def format_scores(results: Sequence[Result], judged: Judged) -> list[str]:
     """Return the score of each folder: the share of noticed mutants, without those that were judged."""
     lines = []
     folders = sorted({result.mutant.folder for result in results})
@@ -88,7 +104,7 @@ def format_scores(results: Sequence[Result], judged: dict[str, str]) -> list[str
     return lines
 
 
-def is_good(results: Sequence[Result], judged: dict[str, str]) -> bool:
+def is_good(results: Sequence[Result], judged: Judged) -> bool:
     folders = {result.mutant.folder for result in results}
     for folder in folders:
         noticed, _, unnoticed = _count([one for one in results if one.mutant.folder == folder], judged)
