@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -64,6 +65,8 @@ def _fork(run: Callable[[], int], limit_seconds: float) -> int:
         code = 70
         try:
             os.setsid()
+            # A mutant may loop for ever, and this process may be killed meanwhile.
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit_seconds), int(limit_seconds) + 10))
             code = run()
         except BaseException:
             traceback.print_exc()
