@@ -88,7 +88,7 @@ fuzz: $(INSTALLED)
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m tests.fuzz
 
-# Random changes of the source, 25 in each folder, that a test must notice. Takes an hour or two.
+# Random changes of the source, 12 in each folder, that a test must notice. Takes an hour.
 mutants: $(INSTALLED)
 	$(BIN)/python -c 'import cosmic_ray, coverage' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
 	$(BIN)/python -m tests.mutants
