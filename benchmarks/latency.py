@@ -37,8 +37,8 @@ FEWEST = 500
 HEAD = """# Throughput over a distance
 
 Messages that each client receives, handles and deletes in a second of wall time, if each answer of the broker takes a
-round trip longer. Handlers do nothing. Each figure is the median of {rounds} rounds, with the CPU time for each message
-in µs. To make this page again, run `{command}`.
+round trip longer, and the CPU time for each message in µs. Handlers do nothing. Each figure is {figure}.
+To make this page again, run `{command}`.
 
 {table}
 
@@ -114,8 +114,9 @@ def format_rows(points: dict[str, dict[int, Point]]) -> str:
 
 def write(points: dict[str, dict[int, Point]], machine: str, options: argparse.Namespace) -> None:
     command = " ".join(["python -m benchmarks.latency", *sys.argv[1:]])
+    figure = "that of one run" if options.rounds == 1 else f"the median of {options.rounds} runs"
     cores = machine.partition(" cores")[0].rpartition(" ")[2]
-    text = HEAD.format(rounds=options.rounds, command=command, table=format_rows(points), cores=cores, machine=machine)
+    text = HEAD.format(figure=figure, command=command, table=format_rows(points), cores=cores, machine=machine)
     PAGE.write_text(text)
     lines = {
         "rates": {name: [[one, point.rate] for one, point in found.items()] for name, found in points.items()},
