@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -93,3 +94,21 @@ def let_process_print(directory: Path, text: str, *, before: str = "") -> None:
     script = directory / "credentials.py"
     script.write_text(f"{before}\nprint({text!r})")
     (directory / "config").write_text(f"[default]\ncredential_process = {sys.executable} {script}\n")
+
+
+def write_aws_files(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the two AWS files with three profiles. The environment names them, and has no other AWS variable."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    (directory / "config").write_text(
+        "[default]\nregion = eu-central-1\n[profile new]\nregion = eu-west-2\n[profile old]\nregion = eu-west-3\n"
+    )
+    (directory / "credentials").write_text(
+        "".join(
+            f"[{name}]\naws_access_key_id = key-{name}\naws_secret_access_key = s\n"
+            for name in ("default", "new", "old")
+        )
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(directory / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(directory / "credentials"))
