@@ -50,11 +50,15 @@ async def open_distance(environment: Mapping[str, str], milliseconds: float) -> 
         await asyncio.sleep(0)  # an aborted connection is closed in the next turn of the loop
 
 
+def wrong_endpoint_error(url: str) -> str:
+    """Return the error for an endpoint that the proxy cannot stand in for."""
+    return f"--latency needs an endpoint with http://, and {describe_url(url)} is none"
+
+
 async def _listen(url: str, round_trip_seconds: float, connections: set[asyncio.WriteTransport]) -> asyncio.Server:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
-        msg = f"--latency needs an endpoint with http://, and {describe_url(url)} is none"
-        raise ConfigError(msg)
+        raise ConfigError(wrong_endpoint_error(url))
     host, port = parts.hostname, parts.port or 80
     loop = asyncio.get_running_loop()
     return await loop.create_server(

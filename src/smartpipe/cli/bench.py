@@ -15,7 +15,6 @@ from smartpipe.cli.changes import print_line
 from smartpipe.cli.confirm import confirm
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.escaping import escape_json
-from smartpipe.urls import describe_url
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
@@ -103,14 +102,14 @@ def _check_options(options: BenchOptions) -> None:
 
 def _latency_errors(milliseconds: float, options: BenchOptions) -> Iterator[str]:
     from smartpipe.bench.broker import AWS
-    from smartpipe.bench.distance import MAX_MILLISECONDS
+    from smartpipe.bench.distance import MAX_MILLISECONDS, wrong_endpoint_error
 
     if not 0 <= milliseconds <= MAX_MILLISECONDS:
         yield f"--latency={milliseconds:g} is outside the range 0 to {MAX_MILLISECONDS:,g} milliseconds"
     if options.backend == MEMORY:
         yield "--latency adds a distance to a broker, and --backend memory has none: remove one of them"
-    if (options.endpoint or "").startswith("https:"):
-        yield f"--latency needs an endpoint with http://, and {describe_url(options.endpoint or '')} is none"
+    if options.endpoint is not None and options.endpoint.startswith("https:"):
+        yield wrong_endpoint_error(options.endpoint)
     if options.endpoint == AWS:
         yield "--latency adds a distance to a broker, and AWS has a distance of its own: remove --latency"
 
