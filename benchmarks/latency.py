@@ -31,7 +31,7 @@ PAGE, SVG = ROOT / "benchmarks" / "LATENCY.md", ROOT / "benchmarks" / "latency.s
 MILLISECONDS = (0, 2, 15, 80)
 IN_FLIGHT = {BARE: 80, FORTY_TASKS: 400}
 """The messages that these clients have on their way at most. Over a distance, this number limits their rate."""
-SLOW_SECONDS, SLOW_MILLISECONDS = 5.0, 80
+SLOW_MILLISECONDS = 80
 FEWEST = 500
 
 HEAD = """# Throughput over a distance
@@ -64,9 +64,8 @@ class Point(NamedTuple):
 
 
 def choose_count(contender: Contender, milliseconds: float, messages: int) -> int:
-    """Return the number of messages of a run, so that it takes a few seconds."""
-    total = contender.weight * messages
-    return max(FEWEST, total // 4) if milliseconds >= SLOW_MILLISECONDS else total
+    """Return the number of messages for each unit of the client's weight, so that a run takes a few seconds."""
+    return max(FEWEST // contender.weight, messages // 4) if milliseconds >= SLOW_MILLISECONDS else messages
 
 
 def measure(contenders: Sequence[Contender], options: argparse.Namespace) -> tuple[dict[str, dict[int, Point]], str]:
@@ -79,8 +78,7 @@ def measure(contenders: Sequence[Contender], options: argparse.Namespace) -> tup
             turn = number * len(contenders) // options.rounds
             for milliseconds in MILLISECONDS:
                 for one in [*contenders[turn:], *contenders[:turn]]:
-                    # `run` multiplies by the weight again.
-                    each = choose_count(one, milliseconds, options.messages) // one.weight
+                    each = choose_count(one, milliseconds, options.messages)
                     with put_at_distance(broker, milliseconds) as placed:
                         figures = run(one, "consume", pythons[one.venv], placed, messages_per_weight=each)
                     found.setdefault((one.name, milliseconds), []).append(figures)

@@ -124,27 +124,13 @@ CONSUMERS = (
     Contender("kombu", KOMBU, "by_kombu", 2, "blocking, ten messages per receive, one per delete", "kombu"),
     Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 2, "ten messages per receive, one per delete", "taskiq"),
 )
+FAR_WEIGHTS = {
+    SMARTPIPE: 20, DEFAULT: 20, SYNC: 20, BARE: 5, FANFERRO: 2, "aws-sdk-sqs": 3, "sqs-workers": 1,
+    "boto3, 4 threads": 2, "tomodachi": 1, "taskiq-aio-sqs": 1,
+}  # fmt: skip
 FAR_CONSUMERS = (
-    _ours(SMARTPIPE, 20, "concurrency 80", CONCURRENCY="80"),
-    _ours(DEFAULT, 20, "concurrency 10"),
-    _ours(SYNC, 20, "concurrency 10", SYNC="1"),
-    Contender(BARE, LOOP, "by_aiobotocore", 5, "8 tasks, ten messages per receive and per delete"),
+    *(one._replace(weight=FAR_WEIGHTS[one.name]) for one in CONSUMERS if one.name in FAR_WEIGHTS),
     Contender(FORTY_TASKS, LOOP, "by_aiobotocore", 10, "the same with 40 tasks", variables={"TASKS": "40"}),
-    Contender(FANFERRO, RUST, "by_fanferro", 2, "concurrency 80", "fanferro", {"CONCURRENCY": "80"}),
-    Contender(
-        "aws-sdk-sqs", SMITHY, "by_aws_sdk", 3, "AWS's preview; 8 tasks, ten messages per receive and per delete"
-    ),
-    Contender(
-        "sqs-workers",
-        SQS_WORKERS,
-        "by_sqs_workers",
-        1,
-        "blocking, ten messages per receive and per delete",
-        "sqs-workers",
-    ),
-    Contender("boto3, 4 threads", BOTO3, "by_boto3", 2, "ten messages per receive and per delete"),
-    Contender("tomodachi", TOMODACHI, "by_tomodachi", 1, "ten messages per receive, one per delete", "tomodachi"),
-    Contender("taskiq-aio-sqs", TASKIQ, "by_taskiq", 1, "ten messages per receive, one per delete", "taskiq"),
 )
 PUBLISHERS = (
     _ours(f"{SMARTPIPE}, publish_many", 30, "ten events per PublishBatch"),

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = Path(__file__).parent / "clients"
 
 
+@cache
 def find_python() -> tuple[str, tuple[int, int]]:
     """Return the interpreter for all clients, and its version: Python 3.12 if it is installed, or else this one.
 
