@@ -73,6 +73,16 @@ def test_two_round_trips_of_handled_messages_are_received_ahead_if_that_is_half_
     assert measure(Prefetch(10), rate, seconds) == pytest.approx(count, abs=1)
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "rate", "count"),
+    [(10, 990, 0), (10, 1_010, 10), (1, 1_010, 10), (1, 990, 0), (80, 1_010, 0), (80, 7_900, 0), (80, 8_100, 10)],
+)
+def test_one_call_is_received_ahead_if_all_slots_are_used_again_within_ten_milliseconds(
+    concurrency: int, rate: float, count: int
+) -> None:
+    assert measure(Prefetch(concurrency), rate, 0.0001) == count
+
+
 def test_few_large_messages_are_received_ahead() -> None:
     assert measure(Prefetch(10), 10_000, 0.08, bytes_each=262_144) == MAX_PREFETCHED_BYTES // 262_144 == 64
 

@@ -22,6 +22,8 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from smartpipe.limits import MAX_BATCH_ENTRIES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -37,6 +39,10 @@ GAIN = 2.0
 """Half of the messages are on their way while the other half wait here, for one round trip at most."""
 WORTHWHILE = 0.5
 """Handlers that take longer than four round trips need no messages ahead: less than this part of the slots."""
+FULL_CALL_SECONDS = 0.01
+"""If as many messages as there are slots, and ten at least, are handled in this time, the messages of one call are
+received ahead, however short the round trip is. Otherwise each call would ask for the few slots that are free at the
+moment, and each message would cost a larger part of a request."""
 ROUND_TRIP_PERIOD_SECONDS = 5.0
 MIN_PERIOD_SECONDS = 0.05
 WEIGHT = 0.25
@@ -81,6 +87,8 @@ class Prefetch:
         wanted = GAIN * self._rate_per_second * min(self._round_trips)
         if wanted < self._concurrency * WORTHWHILE:
             wanted = 0
+        if self._rate_per_second * FULL_CALL_SECONDS >= max(self._concurrency, MAX_BATCH_ENTRIES):
+            wanted = max(wanted, MAX_BATCH_ENTRIES)
         self.count = int(min(wanted, MAX_PREFETCHED, MAX_PREFETCHED_BYTES / max(1.0, bytes_each)))
         return self.count
 
