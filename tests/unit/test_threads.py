@@ -130,6 +130,8 @@ async def test_short_functions_of_one_turn_of_the_loop_run_in_one_thread(monkeyp
         woken += thread is not None
         return thread
 
+    await threads.run(lambda: None, [], ignore)  # so short functions are expected
+    await until(lambda: len(threads._asleep) == 10)
     monkeypatch.setattr(threads, "_choose_to_wake", count)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "call_soon_threadsafe", wakes.append)  # which would let other threads run
@@ -142,7 +144,27 @@ async def test_short_functions_of_one_turn_of_the_loop_run_in_one_thread(monkeyp
     await asyncio.gather(*running)
 
     assert len(set(found)) == 1
-    assert woken <= 2  # that one, and the next one, which found nothing to do
+    assert woken == 1
+    threads.close()
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+async def test_a_long_function_among_short_ones_holds_up_neither_them_nor_those_behind_it(behind: int) -> None:
+    threads, release = Threads(4), threading.Event()
+    for _ in range(20):
+        await threads.run(lambda: None, [], ignore)
+    await until(lambda: len(threads._asleep) == threads._threads)
+
+    for _ in range(20):
+        before = asyncio.create_task(threads.run(lambda: 0, [], ignore))
+        held = asyncio.create_task(threads.run(release.wait, [30], ignore))
+        others = [asyncio.create_task(threads.run(lambda: 1, [], ignore)) for _ in range(behind)]
+
+        assert await asyncio.gather(before, *others) == [0, *[1] * behind]
+        assert not held.done()
+        release.set()
+        await held
+        release.clear()
     threads.close()
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from threading import Lock, Thread
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.consumer.capacity import Capacity
@@ -18,26 +19,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+SHORT_SECONDS = 0.0001
+"""A function that takes less than this is over before another thread would have been woken."""
+CHECK_SECONDS = 0.001
+"""While functions wait for a thread, the event loop checks this often whether another one has to be woken."""
+
+
 class _Completions:
     """Hands the results of functions over to their event loop: one wake-up for all that end in one of its turns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._ended: deque[_Call] = deque()
+        self.ended: deque[_Call] = deque()
+        self.wake_planned = False
+        self.checking = False
         self._scheduled = False
 
-    def add(self, call: _Call) -> None:
-        """Complete *call* soon. Called in its thread."""
-        self._ended.append(call)
+    def schedule(self) -> None:
+        """Complete the calls that have ended soon. Called in a thread."""
         if not self._scheduled:
             self._scheduled = True
             with suppress(RuntimeError):  # the loop is closed, and nothing awaits the call
-                self.loop.call_soon_threadsafe(self._complete)
+                self.loop.call_soon_threadsafe(self.complete)
 
-    def _complete(self) -> None:
+    def complete(self) -> None:
+        """Complete the calls that have ended. Called in the event loop."""
         self._scheduled = False  # first: what is added from now on either is found below or wakes the loop again
-        while self._ended:
-            self._ended.popleft().complete()
+        while self.ended:
+            self.ended.popleft().complete()
 
 
 class _Call:
@@ -94,9 +103,11 @@ class Threads:
     """Runs functions in threads, each with the caller's context variables.
 
     A woken thread costs more than a short function: two system calls, and a wait until another thread leaves Python's
-    interpreter to it. So the threads share one queue. The event loop wakes one of them, and each that takes a call and
-    leaves more behind wakes the next, before it runs its own. Short functions are over before the next thread comes to
-    run, and one thread runs them all; long ones still run in parallel.
+    interpreter to it. So the threads share one queue. At the end of its turn, the event loop wakes one of them, and
+    each that takes a call and leaves more behind wakes the next, before it runs its own. So long functions run in
+    parallel. While functions are short, no other thread is woken: one runs them all, and gives their results to the
+    event loop when no more are waiting. If one of them turns out to be long, the event loop wakes another thread for
+    those behind it, a millisecond later.
 
     A ThreadPoolExecutor cannot do this: it wakes a thread for each function. And if a thread cannot be started,
     ``submit`` fails, but the function stays in the executor's queue and runs later.
@@ -121,6 +132,8 @@ class Threads:
         self._busy = 0
         self._asleep: list[Lock] = []
         self._waking = False
+        self._short = False  # the last call was
+        self._draining = False  # a thread will soon take the next call
 
     @property
     def abandoned(self) -> int:
@@ -181,9 +194,33 @@ class Threads:
             if self._busy + len(self._waiting) >= self._threads:
                 self._start_thread()
             self._waiting.append(call)
-            thread = self._choose_to_wake()
+        if not call.completions.wake_planned:
+            call.completions.wake_planned = True
+            call.completions.loop.call_soon(self._wake, call.completions)
+
+    def _wake(self, completions: _Completions) -> None:
+        """Wake a thread for the calls of this turn of the event loop, unless one runs that will soon take them."""
+        completions.wake_planned = False
+        with self._lock:
+            thread = None if self._draining else self._choose_to_wake()
         if thread is not None:
             thread.release()
+        if not completions.checking:
+            completions.checking = True
+            completions.loop.call_later(CHECK_SECONDS, self._check, completions)
+
+    def _check(self, completions: _Completions) -> None:
+        """Wake a thread for calls that still wait, because one before them is long."""
+        with self._lock:
+            thread = self._choose_to_wake()
+            completions.checking = bool(self._waiting)
+            if thread is not None:
+                self._draining = False
+        if thread is not None:
+            thread.release()
+        completions.complete()
+        if completions.checking:
+            completions.loop.call_later(CHECK_SECONDS, self._check, completions)
 
     def _start_thread(self) -> None:
         if self._closed:
@@ -202,7 +239,7 @@ class Threads:
 
     def _work(self) -> None:
         """Run calls, and sleep between them, until enough other threads sleep."""
-        sleep, call, woken, leaving = Lock(), None, False, False
+        sleep, call, woken, leaving, later = Lock(), None, False, False, False
         sleep.acquire()
         while not leaving:
             ended = call
@@ -219,16 +256,23 @@ class Threads:
                     leaving = True
                 else:
                     self._asleep.append(sleep)
-                following = self._choose_to_wake()
+                self._draining = self._short and call is not None
+                following = None if self._draining else self._choose_to_wake()
+                if ended is not None:
+                    ended.completions.ended.append(ended)
+                    # The results of short functions wait for the last of them, as long as `_check` will look for them.
+                    later = self._draining and ended.completions.checking
             if following is not None:
                 following.release()
-            if ended is not None:
-                ended.completions.add(ended)
-                ended = None  # a sleeping thread must not keep an event in memory
+            if ended is not None and not later:
+                ended.completions.schedule()
+            ended = None  # a sleeping thread must not keep an event in memory
             if call is not None:
+                began = perf_counter()
                 if call.claim():
                     call.run()
                 call.ended = True
+                self._short = perf_counter() - began < SHORT_SECONDS
             elif not leaving:
                 sleep.acquire()
                 woken = True
