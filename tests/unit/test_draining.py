@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
+from smartpipe import Queue, Service
 from tests.support.consumers import consuming, drain, make_consumer, make_service
-from tests.support.events import ADA, UserSignedUp
+from tests.support.events import ADA, Paid, UserSignedUp
 from tests.support.fakes import UNREACHABLE, FakeTransport
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
     from smartpipe.counters import Counters
+
+PAID = Paid(account="ada")
 
 
 def test_fault_02_at_a_stop_running_handlers_finish_and_other_messages_are_released() -> None:
@@ -41,15 +47,15 @@ def test_fault_02_at_a_stop_running_handlers_finish_and_other_messages_are_relea
 
 
 def test_fault_02_messages_received_in_the_same_step_as_the_stop_are_released_too() -> None:
-    service, transport = make_service(), FakeTransport()
+    service, transport = Service("ledger", queue=Queue("ledger", fifo=True)), FakeTransport()
 
-    @service.subscribe(UserSignedUp)
-    async def handle(_: UserSignedUp) -> None:
+    @service.subscribe(Paid)
+    async def handle(_: Paid) -> None:
         raise AssertionError("it must not begin")
 
     async def main() -> Counters:
         consumer = make_consumer(service, transport)
-        consumer._accept([transport.message(ADA, received_at=0.0) for _ in range(3)])
+        consumer._accept([transport.message(PAID, received_at=0.0, group_id=group) for group in "abc"])
         await drain(consumer, budget_seconds=25)
         return consumer.counters
 
@@ -57,6 +63,30 @@ def test_fault_02_messages_received_in_the_same_step_as_the_stop_are_released_to
 
     assert counts.as_dict() == {"received": 3, "released": 3}
     assert [seconds for _, seconds in transport.entries("change_visibility")] == [0, 0, 0]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a task cannot begin at once before Python 3.12")
+def test_a_handler_of_a_standard_queue_begins_as_soon_as_its_message_is_received() -> None:
+    service, transport = make_service(), FakeTransport()
+
+    @service.subscribe(UserSignedUp)
+    async def handle(event: UserSignedUp) -> None:
+        if event.name != "Bob":
+            await asyncio.sleep(1)
+
+    async def main() -> tuple[list[int], Counters]:
+        consumer, begun = make_consumer(service, transport), list[int]()
+        for bodies in ([ADA.model_copy(update={"name": "Bob"})] * 3, [ADA] * 2):
+            consumer._accept([transport.message(body, received_at=0.0) for body in bodies])
+            begun.append(consumer.in_flight)
+        await drain(consumer, budget_seconds=25)
+        return begun, consumer.counters
+
+    begun, counts = run_virtually(main())
+
+    assert begun == [0, 2]
+    assert counts.as_dict() == {"received": 5, "handled": 5}
+    assert sorted(transport.entries("delete")) == ["r1", "r2", "r3", "r4", "r5"]
 
 
 def test_fault_03_an_idle_receive_call_is_awaited_and_not_cancelled() -> None:
@@ -263,14 +293,14 @@ def test_fault_13_messages_that_could_not_be_deleted_in_time_are_counted() -> No
 
 
 def test_a_message_whose_task_is_cancelled_before_it_began_is_returned() -> None:
-    service, transport = make_service(), FakeTransport()
+    service, transport = Service("ledger", queue=Queue("ledger", fifo=True)), FakeTransport()
 
-    @service.subscribe(UserSignedUp)
-    async def handle(_: UserSignedUp) -> None: ...
+    @service.subscribe(Paid)
+    async def handle(_: Paid) -> None: ...
 
     async def main() -> Counters:
         consumer = make_consumer(service, transport)
-        consumer._accept([transport.message(ADA, received_at=0.0)])
+        consumer._accept([transport.message(PAID, received_at=0.0, group_id="a")])
         for task in consumer._runner.tasks:
             task.cancel()
         await drain(consumer, budget_seconds=25)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from smartpipe import CircuitBreaker, Queue, Service, Worker
-from smartpipe.consumer.prefetch import MAX_PREFETCHED, MAX_PREFETCHED_BYTES, Prefetch
+from smartpipe.consumer.prefetch import MAX_PREFETCHED, MAX_PREFETCHED_BYTES, Prefetch, ReceivedAhead
+from smartpipe.consumer.slots import Slots
 from smartpipe.settings import WorkerSettings
 from tests.support.consumers import consuming, drain, make_consumer
 from tests.support.events import ADA, Paid, UserSignedUp
@@ -345,3 +347,37 @@ def test_the_order_of_each_group_holds_for_messages_that_were_received_ahead() -
 
     for account in "abcdefghijklmnopqrst":
         assert [number for name, number in seen if name == account] == list(range(300))
+
+
+async def test_waiting_messages_whose_handlers_wait_for_nothing_begin_a_few_in_each_turn_of_the_loop() -> None:
+    class EagerRunner:
+        """Starts groups whose tasks end at once, but for the first two."""
+
+        def __init__(self) -> None:
+            self.tasks: dict[str, Any] = {}
+            self.started: list[Any] = []
+            self.stopping = False
+            self.on_end: Any = None
+
+        def start_group(self, group: Any) -> None:
+            self.started.append(group)
+            if len(self.started) <= 2:
+                self.tasks[group[0].name] = group
+
+    runner, groups = EagerRunner(), [[SimpleNamespace(name=str(number), lost=False)] for number in range(12)]
+    ahead = ReceivedAhead(cast("Any", runner), Slots(2), Prefetch(2))
+    for group in groups:
+        ahead.start(cast("Any", group), ahead=True)
+    assert runner.started == groups[:2]
+
+    counts = []
+    runner.tasks.clear()
+    runner.on_end()
+    ahead.start(cast("Any", late := [SimpleNamespace(name="late", lost=False)]), ahead=True)
+    while ahead.groups:
+        counts.append(len(runner.started))
+        await asyncio.sleep(0)
+
+    assert counts == [4, 6, 8, 10, 12]
+    assert runner.started == [*groups, late]
+    assert runner.on_end is None

@@ -130,7 +130,7 @@ class ReceivedAhead:
         """Start *group*, or let it wait; return it if it was received *ahead* and nothing may begin now."""
         if ahead and not self._slots.flowing and not self._runner.stopping:
             self._runner.return_unhandled(group)
-        elif len(self._runner.tasks) < self._slots.size or self._runner.stopping:
+        elif self._runner.stopping or (not self.groups and len(self._runner.tasks) < self._slots.size):
             self._runner.start_group(group)
         else:
             self.groups.append(group)
@@ -142,7 +142,9 @@ class ReceivedAhead:
         """Start the groups that have a slot now, or return all if nothing may begin. It runs whenever a group ends."""
         if self.groups and not self._slots.flowing:
             self.return_all()
-        while self.groups and len(self._runner.tasks) < self._slots.size:
+        for _ in range(self._slots.size):  # a task may end as soon as it starts
+            if not self.groups or len(self._runner.tasks) >= self._slots.size:
+                break
             group = self.groups.popleft()
             if group[0].lost:  # while the event loop was blocked: another worker may have it by now
                 self._runner.return_unhandled(group)
@@ -150,6 +152,8 @@ class ReceivedAhead:
                 self._runner.start_group(group)
         if not self.groups:
             self._runner.on_end = None
+        elif not self._runner.tasks:
+            self._loop.call_soon(self._start_waiting)
 
     def return_all(self) -> None:
         """Return the messages that wait, and receive none ahead until the rate of the handlers is known again."""

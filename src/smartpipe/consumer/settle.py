@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from smartpipe.batching.batcher import Batcher
 from smartpipe.batching.resend import send_with_retries
@@ -44,6 +44,19 @@ ERROR_RETRY_SECONDS = 30
 
 WITH_TRACEBACK = frozenset({"retries-exhausted", "permanent-error"})
 """Kinds of dead-letter messages that code caused, not the message. Their log line has the traceback."""
+
+
+class Settled(NamedTuple):
+    """The end of a delivery, for the observer of a consumer.
+
+    Args:
+        redelivery_seconds: The number of seconds until the message is delivered again; None if it will not be.
+    """
+
+    queue: str
+    message: Message
+    processed: Processed
+    redelivery_seconds: float | None
 
 
 class Acknowledges(Protocol):

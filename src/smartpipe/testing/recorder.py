@@ -22,7 +22,7 @@ from smartpipe.transports.memory.transport import MemoryTransport
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from smartpipe.consumer.consumer import Settled
+    from smartpipe.consumer.settle import Settled
     from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Attribute, Failure, OutgoingMessage
     from smartpipe.transports.memory.store import StoredMessage
