@@ -14,9 +14,9 @@ SOAK_MINUTES ?= 60
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
-demo test acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
+demo test unit acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test acceptance test-all smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
+.PHONY: install demo test unit acceptance test-all test-newest smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
 
 install: $(INSTALLED)
 
@@ -63,6 +63,20 @@ test-all:
 	  echo "Python $$version: $$python"; \
 	  $(MAKE) test acceptance PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
+
+# The unit tests on the newest supported Python of this machine: from 3.12 on, a task of a message begins at once.
+test-newest:
+	@pyenv=$${PYENV_ROOT:-$$HOME/.pyenv}/versions; \
+	for python in python3.13 $$pyenv/3.13.*/bin/python python3.12 $$pyenv/3.12.*/bin/python; do \
+	  if "$$python" -c "" 2>/dev/null; then \
+	    echo "unit tests with $$("$$python" --version)"; \
+	    $(MAKE) unit PYTHON="$$python" VENV=.venv-newest; exit $$?; \
+	  fi; \
+	done; \
+	echo "neither Python 3.12 nor 3.13 is installed: skipped"
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit
 
 # The wheel in a clean venv without any extra: import, command, and one event published and handled in memory.
 smoke: $(INSTALLED)

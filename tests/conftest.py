@@ -14,6 +14,7 @@ import boto3
 import botocore.hooks
 import botocore.loaders
 import pytest
+from hypothesis import HealthCheck, settings
 
 from smartpipe import EmbeddedBroker
 from smartpipe.idempotency.stores.migrate import migrate
@@ -26,6 +27,11 @@ from tests.support.servers import PostgresServer, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
+
+
+# A busy machine is slow, which is no failure.
+settings.register_profile("tests", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,7 +49,7 @@ def test_every_store_behaves_like_the_memory_store(request: pytest.FixtureReques
     with asyncio.Runner() as runner:
         store = runner.run(place.open())
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
         @given(steps)
         def check(steps: list[Step]) -> None:
             runner.run(_both_agree(store, steps))

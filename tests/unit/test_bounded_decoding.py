@@ -441,7 +441,7 @@ nearly = st.fixed_dictionaries(
 
 
 @given(data=nearly)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_bounded_validators_accept_what_pydantic_accepts_and_return_the_same(data: object) -> None:
     body = body_of(json.dumps(data), "rich")
     try:

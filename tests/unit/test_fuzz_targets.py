@@ -19,7 +19,7 @@ def test_what_others_wrote_is_read_or_refused_by_name(name: str) -> None:
     target, seeds = TARGETS[name]
 
     @given(data=st.one_of(st.binary(max_size=400), st.builds(_mutated, st.sampled_from(seeds), st.randoms())))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(data: bytes) -> None:
         target(data)
 
