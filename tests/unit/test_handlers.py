@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence  # noqa: TC003 - handlers' annotations are resolved
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 from pydantic import BaseModel
@@ -329,3 +329,110 @@ def test_an_option_of_the_wrong_type_is_rejected_and_the_error_says_how_to_fix_i
 def test_a_services_option_of_the_wrong_type_is_rejected(options: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         Service("s", **options)
+
+
+def errors_of(function: Any, **options: Any) -> list[str]:
+    """Return the errors of registering *function*, without the name of the handler."""
+    with pytest.raises(ConfigError) as caught:
+        Service("s").subscribe(UserSignedUp, **options)(function)
+    return [problem.partition(": ")[2] for problem in caught.value.problems]
+
+
+async def one_as_list(events: list[UserSignedUp]) -> None: ...
+async def one_as_bare_list(events: list) -> None: ...  # type: ignore[type-arg]
+async def many_as_bare_list(events: list) -> None: ...  # type: ignore[type-arg]
+async def many_as_one(events: UserSignedUp) -> None: ...
+async def late_keyword(event: UserSignedUp, clock: int = 0, *, delivery: Delivery) -> None: ...
+async def many_numbers(events: list[int]) -> None: ...
+async def batch_delivery_only(batch: BatchDelivery) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "batch", "error"),
+    [
+        (nothing, False, "takes no event; write (event: UserSignedUp) or (event: UserSignedUp, delivery: Delivery)"),
+        (
+            batch_delivery_only,
+            True,
+            "takes no event; write (events: list[UserSignedUp]) or (events: list[UserSignedUp], batch: BatchDelivery)",
+        ),
+        (
+            one_as_list,
+            False,
+            "parameter 'events': lists of events are for batch handlers; subscribe it with batch=Batch(...)",
+        ),
+        (
+            one_as_bare_list,
+            False,
+            "parameter 'events': lists of events are for batch handlers; subscribe it with batch=Batch(...)",
+        ),
+        (
+            many_as_bare_list,
+            True,
+            "parameter 'events': lists of events are for batch handlers; write list[UserSignedUp]",
+        ),
+        (many_numbers, True, "parameter 'events': lists of events are for batch handlers; write list[UserSignedUp]"),
+        (many_as_one, True, "parameter 'events': a batch handler takes a list of events; write list[UserSignedUp]"),
+        (twice, False, "parameter 'again' asks for the event a second time"),
+        (
+            stranger,
+            False,
+            (
+                "parameter 'connection': int is neither the event nor a Delivery; only a service with a lifespan can "
+                "provide other values"
+            ),
+        ),
+        (
+            late_keyword,
+            False,
+            "parameter 'delivery' is keyword-only; handlers are called by position",
+        ),
+        (5, False, "is not callable"),
+    ],
+)
+def test_the_error_of_a_signature_says_how_to_write_it(function: Any, batch: bool, error: str) -> None:
+    assert errors_of(function, batch=Batch() if batch else None) == [error]
+
+
+def test_every_error_of_a_signature_is_reported_and_options_without_a_default_count() -> None:
+    async def handle(event: UserSignedUp, number: int, *, also: Delivery, fine: int = 0) -> None: ...
+
+    errors = errors_of(handle)
+
+    assert len(errors) == 2
+    assert errors[0].startswith("parameter 'number': int is neither")
+    assert errors[1] == "parameter 'also' is keyword-only; handlers are called by position"
+
+
+def test_unannotated_parameters_of_a_batch_handler_are_bound_by_position() -> None:
+    service = Service("s")
+    service.subscribe(UserSignedUp, batch=Batch())(unannotated)
+
+    assert [parameter.kind for parameter in service.handlers[0].parameters] == ["event", "delivery"]
+
+
+Anything = TypeVar("Anything")
+NotTheEvent = TypeVar("NotTheEvent", bound=UserLeft)
+
+
+class HasName(Protocol):
+    name: str
+
+
+async def takes_anything(event: Anything) -> None: ...
+async def takes_protocol(event: HasName) -> None: ...
+async def takes_other_variable(event: NotTheEvent) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (takes_anything, "Anything is neither the event nor a Delivery"),
+        (takes_protocol, "HasName is neither the event nor a Delivery"),
+        (takes_other_variable, "takes NotTheEvent, but the handler is subscribed to UserSignedUp"),
+    ],
+)
+def test_an_annotation_that_does_not_say_event_is_not_taken_for_one(function: Callable[..., Any], error: str) -> None:
+    [found] = errors_of(function)
+
+    assert error in found

@@ -127,6 +127,73 @@ async def test_a_value_that_the_lifespan_does_not_provide_is_an_error_at_the_sta
         await run(service)
 
 
+class Slotted:
+    __slots__ = ("mailer", "unset")
+
+
+class SlottedPool(Slotted):
+    __slots__ = ("pool",)
+
+    def __init__(self) -> None:
+        self.mailer, self.pool = Mailer(), Pool()
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "value"),
+    [
+        ((5, {"a": 1}, "x"), dict[str, int], {"a": 1}),
+        ({1: 5, "2": "x"}, int, 5),
+        ({"a": "x", "b": 7}, int | float, 7),
+        ((1.5, "x"), str, "x"),
+    ],
+)
+def test_a_value_of_the_lifespan_is_found_by_the_class_of_its_type(state: object, wanted: Any, value: object) -> None:
+    service = Service("mailer", lifespan=clients)
+
+    async def send(event, wanted) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001
+
+    send.__annotations__ = {"event": UserSignedUp, "wanted": wanted}
+    service.subscribe(UserSignedUp)(send)
+    [handler] = service.handlers
+
+    assert handler.bind(state) == []
+    assert handler.state == {"wanted": value}
+
+
+def test_values_in_slots_are_found_those_of_base_classes_included() -> None:
+    service, state = Service("mailer", lifespan=clients), SlottedPool()
+
+    @service.subscribe(UserSignedUp)
+    async def send(event: UserSignedUp, mailer: Mailer, pool: Pool) -> None: ...
+
+    [handler] = service.handlers
+
+    assert handler.bind(state) == []
+    assert handler.state == {"mailer": state.mailer, "pool": state.pool}
+
+
+@pytest.mark.parametrize(
+    ("state", "yields"),
+    [
+        (Pair(Pool(), Mailer()), "pool: Pool, mailer: Mailer: none of them has that type"),
+        ((1, "x"), "0: int, 1: str: none of them has that type"),
+        (None, "NoneType: none of them has that type"),
+        ({1: Clients, 2: CLIENTS}, "1: type, 2: Clients: none of them has that type"),
+        (SlottedPool(), "pool: Pool, mailer: Mailer: none of them has that type"),
+    ],
+)
+def test_the_error_of_a_missing_value_names_every_value_of_the_lifespan(state: object, yields: str) -> None:
+    service = Service("mailer", lifespan=clients)
+
+    async def count(event, numbers) -> None: ...  # type: ignore[no-untyped-def] # noqa: ANN001
+
+    count.__annotations__ = {"event": UserSignedUp, "numbers": set[int]}
+    service.subscribe(UserSignedUp)(count)
+
+    [error] = service.handlers[0].bind(state)
+    assert error.endswith(f"parameter 'numbers' needs a set. The lifespan yields {yields}")
+
+
 async def test_the_lifespan_closes_after_the_last_handler() -> None:
     order: list[str] = []
 
