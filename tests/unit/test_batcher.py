@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import pytest
@@ -190,3 +191,111 @@ def test_a_chunk_may_be_exactly_as_large_as_the_limit(limit: int | None, chunks:
     assert (len(chunker), chunker.take()) == (0, [])
     again = [chunker.add(size) for size in (4, 4)]
     assert again == [None, None]  # the bytes count from 0 again
+
+
+def test_sixteen_batches_are_in_flight_at_most_by_default_and_a_chunk_has_ten_items() -> None:
+    sender = Sender()
+
+    async def main() -> None:
+        timers = Timers()
+        for round_ in range(2):
+            batcher = Batcher(sender, timers, linger_seconds=1)
+            for number in range(165):
+                batcher.add(str(number))
+            await batcher.drain()
+            assert sender.most == 16, round_
+        timers.close()
+
+    run_virtually(main())
+
+    assert [(at, len(batch.split())) for at, batch in sender.sent[:17]] == [(0, 10)] * 16 + [(1, 5)]
+
+
+def test_a_batch_of_a_group_waits_for_the_latest_of_its_group_after_an_earlier_one_has_ended() -> None:
+    sender = Sender()
+
+    async def main() -> None:
+        timers = Timers()
+        batcher = Batcher(sender, timers, linger_seconds=0, chunker=Chunker(group_of=lambda item: item[0]))
+        batcher.add("a1")
+        await asyncio.sleep(0.5)
+        batcher.add("a2")
+        await asyncio.sleep(1)  # the first has ended, and the second is in flight
+        batcher.add("a3")
+        batcher.add("b1")
+        await batcher.drain()
+        batcher.add("a4")
+        await batcher.drain()
+        timers.close()
+
+    run_virtually(main())
+
+    assert sender.sent == [(0, "a1"), (1, "a2"), (1.5, "b1"), (2, "a3"), (3, "a4")]
+
+
+def test_batches_that_wait_for_their_group_leave_the_calls_to_others() -> None:
+    sender = Sender()
+
+    async def main() -> None:
+        timers = Timers()
+        chunker: Chunker[str] = Chunker(group_of=lambda item: item[0])
+        batcher = Batcher(sender, timers, linger_seconds=0, chunker=chunker, max_in_flight=2)
+        for item in ("a1", "a2", "a3", "b1"):
+            batcher.add(item)
+        await batcher.drain()
+        timers.close()
+
+    run_virtually(main())
+
+    assert sender.sent == [(0, "a1"), (0, "b1"), (1, "a2"), (2, "a3")]
+
+
+def test_a_batch_that_is_sent_by_its_linger_runs_in_the_context_of_its_first_item() -> None:
+    origin: ContextVar[str] = ContextVar("origin", default="none")
+    seen: list[str] = []
+
+    async def send(batch: list[str]) -> None:
+        seen.append(origin.get())
+
+    async def main() -> None:
+        timers = Timers()
+        batcher = Batcher(send, timers, linger_seconds=5)
+        for round_ in ("1", "2"):
+            for name in ("first", "second"):
+                origin.set(round_ + name)
+                batcher.add(name)
+            await asyncio.sleep(6)
+        timers.close()
+
+    run_virtually(main())
+
+    assert seen == ["1first", "2first"]
+
+
+def test_a_chunk_is_full_at_its_limit_and_begins_again_without_its_groups() -> None:
+    chunker: Chunker[str] = Chunker(limit_entries=2, group_of=lambda item: None if item == "none" else item)
+
+    assert (chunker.add("a"), chunker.full) == (None, False)
+    assert (chunker.add("none"), chunker.full) == (None, True)
+    assert chunker.add("none") == ["a", "none"]
+    assert chunker.add("a") is None  # the group of the chunk before
+    assert chunker.groups_of(["a", "none", "b"]) == {"a", "b"}
+    assert Chunker[str]().groups_of(["a"]) == set()
+    assert chunker.take() == ["none", "a"]
+    assert chunker.add("a") is None
+    assert chunker.add("a") == ["a"]
+
+
+def test_an_idle_batcher_does_nothing_when_it_is_flushed_or_drained() -> None:
+    sender = Sender()
+
+    async def main() -> float:
+        timers = Timers()
+        batcher = Batcher(sender, timers, linger_seconds=5)
+        batcher.flush()
+        await batcher.drain()
+        timers.close()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) == 0
+    assert sender.sent == []

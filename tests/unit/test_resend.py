@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe.batching.resend import send_with_retries, send_with_retries_blocking
+from smartpipe.batching.resend import retry, send_with_retries, send_with_retries_blocking
 from smartpipe.errors import TransportError
 from tests.support.fakes import UNREACHABLE, refused, throttled
 from tests.support.virtual_time import run_virtually
@@ -154,3 +155,121 @@ def test_the_blocking_form_does_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert service.calls == [["a", "b", "c"], ["b"], ["b"], ["b"]]
     assert failed == [("c", refused(2))]
+
+
+def test_the_first_waits_are_short_and_random_and_later_ones_at_most_five_seconds() -> None:
+    gaps: list[list[float]] = []
+
+    async def main() -> None:
+        for _ in range(60):
+            times: list[float] = []
+
+            async def call(_: list[str], times: list[float] = times) -> list[Failure]:
+                times.append(asyncio.get_running_loop().time())
+                return [throttled(0)]
+
+            await send_with_retries(call, ["a"], deadline_seconds=60)
+            gaps.append([later - earlier for earlier, later in pairwise(times)])
+
+    run_virtually(main())
+
+    for number, longest in ((0, 0.1), (1, 0.2), (2, 0.4), (8, 5.0)):  # 0.1 s, doubled each time
+        waits = [one[number] for one in gaps if len(one) > number]
+        assert max(waits) <= longest
+        assert max(waits) > longest / 2  # 60 uniform draws miss the upper half once in 10^18
+    assert max(max(one) for one in gaps) <= 5.0
+
+
+def test_a_refused_entry_is_reported_once_and_those_left_with_their_own_last_failures() -> None:
+    service = Service([throttled(2), refused(1), throttled(0)], [throttled(1), refused(0)], *[[throttled(0)]] * 1_000)
+
+    failed = run_virtually(send_with_retries(service, ["a", "b", "c", "d"], deadline_seconds=1))
+
+    assert service.calls[:3] == [["a", "b", "c", "d"], ["a", "c"], ["c"]]
+    assert failed == [("b", refused(1)), ("a", refused(0)), ("c", throttled(0))]
+
+
+def test_after_a_call_that_failed_as_a_whole_each_entry_has_its_error() -> None:
+    service = Service([refused(0)], *[UNREACHABLE] * 1_000)
+
+    failed = run_virtually(send_with_retries(service, ["a", "b"], deadline_seconds=0))
+    assert failed == [("a", refused(0))]
+
+    failed = run_virtually(send_with_retries(service, ["b", "c"], deadline_seconds=3))
+    assert [(entry, *failure) for entry, failure in failed] == [
+        ("b", 0, UNREACHABLE.code, UNREACHABLE.detail, True),
+        ("c", 1, UNREACHABLE.code, UNREACHABLE.detail, True),
+    ]
+
+
+class WallClock:
+    """The clock of the thread and its sleep, on which a call takes *seconds*."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now += seconds
+
+
+def test_the_blocking_form_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, times = WallClock(monkeypatch), list[float]()
+
+    def call(_: list[str]) -> list[Failure]:
+        times.append(clock.now)
+        return [throttled(0)]
+
+    assert send_with_retries_blocking(call, ["a"], deadline_seconds=30) == [("a", throttled(0))]
+    assert 10 <= len(times) <= 60
+    assert 125 <= times[-1] < 130
+    assert clock.now == times[-1]  # it does not wait for an attempt that it will not make
+    assert times[1] - times[0] <= 0.1
+
+
+def test_the_blocking_form_makes_one_attempt_without_a_deadline_and_none_after_a_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, service = WallClock(monkeypatch), Service([throttled(0)])
+
+    assert send_with_retries_blocking(service.answer, ["a"], deadline_seconds=0) == [("a", throttled(0))]
+    assert send_with_retries_blocking(service.answer, ["b"], deadline_seconds=30) == []
+    assert service.calls == [["a"], ["b"]]
+    assert clock.now == 100
+
+
+class Answers:
+    """Raises each error in turn, and then returns its number of calls."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    async def __call__(self) -> int:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.calls
+
+
+def test_a_call_is_repeated_after_temporary_errors_only() -> None:
+    for error in (TransportError("AccessDenied", "no", retryable=False), ValueError("x")):
+        call = Answers(UNREACHABLE, UNREACHABLE, error)
+        with pytest.raises(type(error)) as raised:
+            run_virtually(retry(call, deadline_seconds=30))
+        assert raised.value is error
+        assert call.calls == 3
+
+    assert run_virtually(retry(Answers(UNREACHABLE, UNREACHABLE), deadline_seconds=30)) == 3
+
+
+def test_a_call_is_repeated_until_its_deadline_and_its_last_error_is_raised() -> None:
+    call = Answers(UNREACHABLE, UNREACHABLE)
+
+    with pytest.raises(TransportError) as raised:
+        run_virtually(retry(call, deadline_seconds=0))
+
+    assert raised.value is UNREACHABLE
+    assert call.calls == 1

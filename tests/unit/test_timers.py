@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 import pytest
@@ -156,3 +158,108 @@ async def test_a_delayed_call_may_cancel_another_or_add_a_new_one() -> None:
         await asyncio.sleep(60)
 
     assert struck == ["new", "last"]
+
+
+async def test_a_delayed_call_runs_in_an_empty_context() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    seen: list[str] = []
+    with virtual_time():
+        timers = Timers()
+        for name in ("first", "second"):
+            variable.set(name)
+            timers.call_later(1, lambda: seen.append(variable.get()))
+            await asyncio.sleep(2)
+
+    assert seen == ["none", "none"]
+
+
+async def test_a_timeout_may_be_handled_by_a_function_which_gets_the_task_and_the_argument() -> None:
+    timers, seen = Timers(), list[tuple[object, float]]()
+
+    def on_timeout(task: asyncio.Task[Any], seconds: float) -> None:
+        seen.append((task, seconds))
+        task.cancel()
+
+    with virtual_time():
+        for _ in range(2):
+            with pytest.raises(TimerExpired):
+                await timers.timeout(5, pause, 60, on_timeout)
+            assert seen.pop() == (asyncio.current_task(), 60)
+            await timers.timeout(5, pause, 4, on_timeout)
+            await asyncio.sleep(10)
+            assert seen == []
+
+
+async def test_a_cancellation_before_the_timeout_is_passed_on_and_a_call_that_swallows_the_timeout_returns() -> None:
+    with virtual_time():
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(cancel_itself(Timers()))
+        assert await asyncio.create_task(outlive(Timers())) == "late"
+
+
+async def cancel_itself(timers: Timers) -> None:
+    """The task's own cancellation, before the timeout, is no timeout."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_later(1, task.cancel)
+    await timers.timeout(5, pause, 60)
+
+
+async def outlive(timers: Timers) -> str:
+    async def stubborn(_: None) -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await pause(60)
+        return "late"
+
+    result = await timers.timeout(5, stubborn, None)
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    return result
+
+
+async def test_a_callback_that_raises_does_not_stop_later_calls() -> None:
+    timers, struck, errors = Timers(), list[str](), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+
+    def fail() -> None:
+        raise ValueError("of the callback")
+
+    with virtual_time():
+        timers.call_later(1, fail)
+        timers.call_later(1, lambda: struck.append("with it"))
+        timers.call_later(3, lambda: struck.append("after it"))
+        await asyncio.sleep(5)
+
+    assert struck == ["with it", "after it"]
+    assert len(errors) == 1
+
+
+async def test_a_closed_timer_makes_no_call_until_another_one_starts_it_again() -> None:
+    timers, struck = Timers(), list[str]()
+    with virtual_time():
+        timers.close()
+        timers.call_later(1, lambda: struck.append("one"))
+        timers.close()
+        await asyncio.sleep(5)
+        assert struck == []
+
+        timers.call_later(2, lambda: struck.append("two"))
+        await asyncio.sleep(1)
+        assert struck == []
+        await asyncio.sleep(2)
+
+    assert struck == ["one", "two"]
+
+
+async def test_an_earlier_call_moves_the_timer_and_the_later_one_still_comes() -> None:
+    timers, struck = Timers(), list[float]()
+    loop = asyncio.get_running_loop()
+    with virtual_time():
+        start = loop.time()
+        for seconds in (9, 3, 6, 1):
+            timers.call_later(seconds, lambda: struck.append(round(loop.time() - start, 3)))
+        timers.call_later(math.inf, lambda: struck.append(math.inf))
+        await asyncio.sleep(20)
+
+    assert struck == [1, 3, 6, 9]
