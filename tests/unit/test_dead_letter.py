@@ -13,6 +13,7 @@ from smartpipe.consumer.dead_letter import (
     copy_without_reason,
     remove_reason,
 )
+from smartpipe.consumer.dead_letter import reason_of as read_reason
 from smartpipe.consumer.decide import DeadLetter
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
@@ -169,3 +170,132 @@ def test_attributes_from_the_reason_that_would_be_too_many_are_left_out() -> Non
     for reason, expected in ((one, {*nine, "b"}), (two, {*nine})):
         copy = remove_reason(message(attributes={**nine, REASON_ATTRIBUTE: Attribute("String", reason)}))
         assert set(copy.attributes) == expected
+
+
+def lengths(copy: OutgoingMessage) -> dict[str, int]:
+    """Return the length of each part of the reason that may be shortened or left out."""
+    reason = reason_of(copy) if REASON_ATTRIBUTE in copy.attributes else {}
+    return {name: len(reason[name]) for name in ("traceback", "errors", "message") if name in reason}
+
+
+def test_a_reason_loses_its_traceback_its_errors_and_its_message_one_after_the_other() -> None:
+    error = DecodeError("invalid-data", "m" * 500, [{"loc": ("x",), "msg": "e" * 500, "type": "missing"}])
+    outcome = DeadLetter("invalid-data", error)
+    limit, seen = 1_048_576, list[tuple[str, ...]]()
+    for _ in range(5):
+        copy = copy_with_reason(message(), outcome, WHERE, limit_bytes=limit)
+        assert copy.size_bytes == size_bytes(copy.body, copy.attributes) <= limit
+        assert lengths(copy_with_reason(message(), outcome, WHERE, limit_bytes=copy.size_bytes)) == lengths(copy)
+        seen.append(tuple(lengths(copy)))
+        limit = copy.size_bytes - 1
+
+    assert seen == [("traceback", "errors", "message"), ("errors", "message"), ("message",), (), ()]
+    assert copy == copy_without_reason(message())
+
+
+def test_a_reason_has_the_begin_of_a_long_message_and_the_end_of_a_long_traceback() -> None:
+    error = ValueError("m" * 5_000 + "end")
+
+    copy = copy_with_reason(message(), DeadLetter("retries-exhausted", error), WHERE)
+
+    assert lengths(copy) == {"traceback": 4_000, "message": 1_000}
+    assert reason_of(copy)["traceback"].endswith("end\n")
+
+
+def test_a_reason_leaves_out_what_is_not_known() -> None:
+    unread = message()._replace(first_received_at=None)
+
+    reason = reason_of(
+        copy_with_reason(
+            unread, DeadLetter("not-json", DecodeError("not-json", "x")), FailedDelivery("s", "q", None, None)
+        )
+    )
+
+    assert (reason["first_seen"], reason["handler"]) == (None, None)
+    assert not {"event_id", "trace_id", "errors", "traceback", "attributes"} & set(reason)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        Attribute("String", "v"),
+        Attribute("String.name", "two\nlines"),
+        Attribute("Number", "-12.50"),
+        Attribute("Number.float", "+1"),
+        Attribute("Number", "9" * 38 + "." + "1" * 126),
+        Attribute("Binary", b"\x00\xff"),
+        Attribute("Binary.png", b"\x89PNG"),
+    ],
+    ids=lambda last: last.data_type,
+)
+def test_an_attribute_that_moved_into_the_reason_comes_back_when_the_reason_is_removed(last: Attribute) -> None:
+    attributes = {**{f"a{number}": Attribute("String", "x") for number in range(9)}, "b": last}
+    original = message(attributes=attributes)._replace(group_id="g")
+
+    copy = copy_with_reason(original, failure(), WHERE)
+    returned = original._replace(attributes=copy.attributes)
+
+    assert (copy.group_id, len(copy.attributes), "b" in copy.attributes) == ("g", 10, False)
+    assert remove_reason(returned) == original
+    restored = copy_without_reason(returned)
+    assert (restored.attributes, restored.group_id) == (attributes, "g")
+    assert restored.size_bytes == size_bytes("the body", attributes)
+
+
+@pytest.mark.parametrize("number", ["", "1e5", "1.", ".5", "9" * 39, "1." + "1" * 127, "0x1", "1 "])
+def test_a_moved_number_that_sqs_would_refuse_is_left_out(number: str) -> None:
+    moved = {"data_type": "Number", "value": number or "-"}
+    reason = json.dumps(GENUINE | {"attributes": {"n": moved, "b": MOVED}})
+
+    restored = remove_reason(message(attributes={REASON_ATTRIBUTE: Attribute("String", reason)}))
+
+    assert set(restored.attributes) == {"b"}
+
+
+ERROR = {"type": "t", "loc": ["a", 1], "msg": "m"}
+
+
+@pytest.mark.parametrize(
+    ("name", "longest", "too_long"),
+    [
+        ("kind", "r" * 64, "r" * 65),
+        ("kind", "a-0", "A"),
+        ("error_type", "e" * 1_024, "e" * 1_025),
+        ("message", "m" * 8_000, "m" * 8_001),
+        ("handler", None, 7),
+        ("receive_count", 0, -1),
+        ("receive_count", 1_000_000, 1_000_001),
+        ("first_seen", "9" * 40, "9" * 41),
+        ("first_seen", None, ""),
+        ("trace_id", None, 5),
+        ("errors", [ERROR] * 100, [ERROR] * 101),
+        ("errors", [ERROR | {"loc": [1] * 1_000}], [ERROR | {"loc": [1] * 1_001}]),
+        ("errors", [ERROR | {"msg": "m" * 8_000}], [ERROR | {"msg": "m" * 8_001}]),
+        ("traceback", "t" * 8_000, "t" * 8_001),
+        ("attributes", {f"b{n}": MOVED for n in range(10)}, {f"b{n}": MOVED for n in range(11)}),
+        (
+            "attributes",
+            {"b": MOVED | {"data_type": "String." + "x" * 249}},
+            {"b": MOVED | {"data_type": "String." + "x" * 250}},
+        ),
+        ("attributes", {"b": MOVED}, {"b": MOVED | {"value": ""}}),
+    ],
+)
+def test_a_field_of_a_reason_is_read_up_to_its_limit(name: str, longest: object, too_long: object) -> None:
+    genuine, forged = (
+        read_reason(message(attributes={REASON_ATTRIBUTE: Attribute("String", json.dumps(GENUINE | {name: value}))}))
+        for value in (longest, too_long)
+    )
+
+    assert genuine.get(name, "absent") == longest
+    assert forged == {}
+
+
+def test_a_reason_counts_only_if_it_is_text_and_the_message_was_not_moved_by_sqs() -> None:
+    text = json.dumps(GENUINE)
+
+    assert read_reason(message(attributes={REASON_ATTRIBUTE: Attribute("String", text)})) == GENUINE
+    assert read_reason(message(attributes={REASON_ATTRIBUTE: Attribute("Binary", text.encode())})) == {}
+    assert read_reason(message()) == {}
+    moved = message(attributes={REASON_ATTRIBUTE: Attribute("String", text)})._replace(moved_from="arn:aws:sqs:q")
+    assert read_reason(moved) == {}
