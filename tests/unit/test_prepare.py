@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from smartpipe import ConfigError, Event, EventTooLarge, PublishError
+from smartpipe import ConfigError, Event, EventTooLarge, PublishError, Queue, Topic
 from smartpipe.batching.batcher import Chunker
+from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.message import Attribute, size_bytes
-from smartpipe.publisher.prepare import Publication, prepare
-from tests.support.events import ADA, Note, small
+from smartpipe.publisher.prepare import MANY_VALUES_CHARACTERS, EventContext, Publication, prepare, queue_of
+from tests.support.events import ADA, Note, Paid, ledger, small
 
 
 def test_the_type_is_an_attribute_and_counts_for_the_size() -> None:
@@ -99,3 +100,94 @@ def test_fault_40_an_attribute_value_that_sqs_refuses_is_rejected(value: str) ->
 def test_a_value_that_is_not_an_event_cannot_be_published(thing: Any) -> None:
     with pytest.raises(ConfigError, match="which is not an Event"):
         prepare(Publication(thing), source="s")
+
+
+def test_an_event_may_have_exactly_the_limit_of_its_topic() -> None:
+    rest = prepare(Publication(Note(text="")), source="s").message.size_bytes
+
+    assert prepare(Publication(Note(text="x" * (2_000 - rest))), source="s").message.size_bytes == 2_000
+    with pytest.raises(EventTooLarge) as caught:
+        prepare(Publication(Note(text="x" * (2_001 - rest))), source="s")
+    assert (caught.value.size_bytes, caught.value.limit_bytes) == (2_001, 2_000)
+
+
+def test_the_size_counts_attributes_and_bytes_beyond_ascii() -> None:
+    message = prepare(Publication(Note(text="\u20ac\U0001f389"), {"tenant": "ä"}), source="s").message
+
+    assert message.size_bytes == size_bytes(message.body, message.attributes)
+    assert message.size_bytes > len(message.body)
+
+
+@pytest.mark.parametrize(
+    ("publication", "code"),
+    [
+        (Publication(ADA, {"a b": "x"}), "InvalidAttribute"),
+        (Publication(ADA, delay_seconds=5), "InvalidDelay"),
+        (Publication(ADA, queue=Queue("q.fifo", fifo=True)), "MissingKey"),
+        (Publication(ADA, context=EventContext(event_id="")), "InvalidContext"),
+    ],
+)
+def test_an_event_that_would_be_refused_fails_permanently_with_a_code(publication: Publication, code: str) -> None:
+    with pytest.raises(PublishError) as caught:
+        prepare(publication, source="s")
+
+    [failure] = caught.value.failures
+    assert (failure.code, failure.retryable, failure.event) == (code, False, ADA)
+    assert bool(failure.event_id) == (code != "InvalidContext")  # an id that is refused is not repeated
+
+
+@pytest.mark.parametrize(("seconds", "delay"), [(None, 0), (0, 0), (0.1, 1), (1, 1), (899.5, 900), (900, 900)])
+def test_a_delay_is_rounded_up_to_whole_seconds(seconds: float | None, delay: int) -> None:
+    message = prepare(Publication(ADA, queue=Queue("q"), delay_seconds=seconds), source="s").message
+
+    assert message.delay_seconds == delay
+
+
+def test_the_order_of_events_is_kept_within_a_destination_and_a_key_on_fifo_only() -> None:
+    paid, queue = Paid(account="a"), Queue("q.fifo", fifo=True)
+    publications = [
+        Publication(paid),
+        Publication(paid, queue=queue),
+        Publication(paid, queue=Queue("q")),
+        Publication(ADA),
+    ]
+
+    expected = [(ledger, "a"), (queue, "a"), None, None]
+    assert [publication.ordered_group for publication in publications] == expected
+    assert [prepare(publication, source="s").ordered_group for publication in publications] == expected
+    assert Publication(Paid(account="")).ordered_group is None
+
+
+def test_a_context_is_changed_field_by_field() -> None:
+    first = Publication(ADA).replace_context(correlation_id="c")
+    second = first.replace_context(event_id="e")
+
+    assert Publication(ADA).context is None
+    assert (first.context, second.context) == (
+        EventContext(correlation_id="c"),
+        EventContext(correlation_id="c", event_id="e"),
+    )
+    with pytest.raises((TypeError, ValueError), match="unknown"):
+        first.replace_context(unknown="x")
+
+
+def test_a_queue_is_named_or_passed_and_its_suffix_says_whether_it_is_fifo() -> None:
+    queue = Queue("mine", retention_seconds=600)
+
+    assert (queue_of(None), queue_of(""), queue_of(queue)) == (None, None, queue)
+    assert [queue_of("mailer"), queue_of("mailer.fifo")] == [Queue("mailer"), Queue("mailer.fifo", fifo=True)]
+
+
+def test_an_event_of_many_values_is_refused_in_a_large_body_only() -> None:
+    class Tree(Event, topic=Topic("trees"), type="tree", version="1.0"):
+        branches: list[list[int]]
+        text: str = ""
+
+    few = BodyEncoding(limit_objects=1_000)
+    branches: list[list[int]] = [[]] * 2_000
+
+    prepare(Publication(Tree(branches=branches)), source="s", encoding=few)
+    with pytest.raises(PublishError, match="more than 1,000 objects and arrays") as caught:
+        prepare(Publication(Tree(branches=branches, text="x" * MANY_VALUES_CHARACTERS)), source="s", encoding=few)
+    [failure] = caught.value.failures
+    assert (failure.code, failure.retryable) == ("TooManyValues", False)
