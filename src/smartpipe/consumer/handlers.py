@@ -149,7 +149,7 @@ def make_handler(
     options: HandlerOptions,
     *,
     service: str,
-    provides_state: bool = False,
+    provides_state: bool,
 ) -> Handler:
     """Check *function* and return it as a handler of *event* in *service*.
 
