@@ -408,9 +408,13 @@ def test_an_option_out_of_range_is_rejected_and_the_handler_named(options: dict[
         Service("mailer", queue=Queue("mailer")).subscribe(UserLeft, **options)(handle)
 
 
-@pytest.mark.parametrize("options", [{"timeout_seconds": 43_200}, {"concurrency": 1}, {"concurrency": 10_000}])
-def test_an_option_at_its_limit_is_accepted(options: dict[str, Any]) -> None:
-    Service("mailer").subscribe(UserLeft, **options)(handle)
+@pytest.mark.parametrize("seconds", [0.001, 43_200])
+@pytest.mark.parametrize("concurrency", [1, 10_000])
+@pytest.mark.parametrize("rate", [0.001, 1e9])
+def test_an_option_at_its_limit_is_accepted(seconds: float, concurrency: int, rate: float) -> None:
+    Service("mailer").subscribe(UserLeft, timeout_seconds=seconds, concurrency=concurrency, rate_per_second=rate)(
+        handle
+    )
 
 
 def test_a_drain_returns_messages_that_wait_for_their_handlers_limit() -> None:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from smartpipe import Batch, BatchDelivery, ConfigError, Delivery, Event, Queue, RetryPolicy, Service
-from tests.support.events import OrderPlaced, UserLeft, UserSignedUp, users
+from smartpipe.idempotency.store import Idempotency
+from tests.support.events import OrderPlaced, Paid, UserLeft, UserSignedUp, users
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -436,3 +437,49 @@ def test_an_annotation_that_does_not_say_event_is_not_taken_for_one(function: Ca
     [found] = errors_of(function)
 
     assert error in found
+
+
+class Ping(Event, topic=users, type="ping", version="1.0"):
+    pass
+
+
+async def ping(event: Ping) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("event", "function", "fields"),
+    [
+        (UserSignedUp, event_only, r"its idempotency key 'number' is not a field of UserSignedUp \(user_id, name\)"),
+        (Ping, ping, r"its idempotency key 'number' is not a field of Ping \(it has none\)"),
+    ],
+)
+def test_an_idempotency_key_that_is_no_field_is_refused_with_the_fields(
+    event: type[Event], function: Callable[..., Any], fields: str
+) -> None:
+    with pytest.raises(ConfigError, match=fields):
+        Service("s").subscribe(event, idempotent=Idempotency(key="number"))(function)
+
+
+def test_a_fifo_queue_takes_events_of_fifo_topics_only() -> None:
+    async def pay(event: Paid) -> None: ...
+
+    service = Service("s", queue=Queue("s", fifo=True))
+    service.subscribe(Paid)(pay)
+    with pytest.raises(ConfigError, match=r"queue 's.fifo' is FIFO and topic 'users' is not"):
+        service.subscribe(UserSignedUp)(event_only)
+    Service("t").subscribe(Paid)(pay)  # a FIFO topic may have standard queues
+
+
+def test_every_error_of_a_handler_is_reported_with_its_name() -> None:
+    options: dict[str, Any] = {"retry": 3, "breaker": True, "concurrency": "1"}
+    with pytest.raises(ConfigError) as caught:
+        Service("s").subscribe(UserSignedUp, **options)(stranger)
+
+    name = "handler tests.unit.test_handlers.stranger: "
+    assert all(problem.startswith(name) for problem in caught.value.problems)
+    assert [problem.removeprefix(name).split("=")[0].split(":")[0] for problem in caught.value.problems] == [
+        "retry",
+        "breaker",
+        "concurrency",
+        "parameter 'connection'",
+    ]
