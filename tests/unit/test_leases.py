@@ -15,7 +15,7 @@ from smartpipe.message import Failure, Message
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import UNREACHABLE, FakeTransport, throttled
-from tests.support.virtual_time import run_virtually
+from tests.support.virtual_time import VirtualTimeLoop, run_virtually
 
 if TYPE_CHECKING:
     from smartpipe import Delivery, Service
@@ -360,3 +360,137 @@ def test_a_lease_records_the_handler_that_was_called_last_and_its_progress_only_
         assert lease.handler == "b"
 
     run_virtually(main())
+
+
+def block(seconds: float) -> None:
+    """Let the clock of the loop go on, as while a handler blocks the loop."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop._virtual_selector.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("timeout_seconds", "seconds", "lag"),
+    [(60, 19.9, None), (60, 20.1, "10.1"), (600, 199, None), (600, 201, "101.0"), (3, 1.4, None), (3, 1.6, "1.1")],
+)
+def test_a_loop_that_was_blocked_for_an_interval_of_ticks_or_a_second_is_logged(
+    timeout_seconds: float, seconds: float, lag: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        leases, _, _ = await hold_one(FakeTransport(), timeout_seconds)
+        ticker = asyncio.create_task(leases.run())
+        await asyncio.sleep(0)
+        block(seconds)
+        await asyncio.sleep(timeout_seconds)
+        ticker.cancel()
+
+    with caplog.at_level(logging.WARNING, "smartpipe.visibility"):
+        run_virtually(main())
+
+    blocked = [message for message in caplog.messages if message.startswith("The event loop was blocked for ")]
+    assert [message.split()[6] for message in blocked] == ([] if lag is None else [lag])
+    assert all(message.endswith("Running handlers: none") for message in blocked)
+
+
+def test_a_blocked_loop_is_logged_with_each_handler_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        leases = Leases("q", FakeTransport(), visibility_timeout_seconds=600, counters=Counters())
+        messages = [Message(f"m{number}", f"r{number}", "b") for number in range(4)]
+        for lease, handler in zip(leases.hold(messages), ("app.b", "app.a", "app.b", ""), strict=True):
+            if handler:
+                lease.begin(handler)
+        ticker = asyncio.create_task(leases.run())
+        await asyncio.sleep(0)
+        block(300)
+        await asyncio.sleep(1)
+        ticker.cancel()
+
+    with caplog.at_level(logging.WARNING, "smartpipe.visibility"):
+        run_virtually(main())
+
+    [line] = caplog.messages
+    assert line.endswith("Running handlers: app.a, app.b")
+
+
+@pytest.mark.parametrize(
+    ("blocked_seconds", "read_after", "begins"),
+    [
+        (20.9, 0, 20.9),  # the loop was busy, but the next tick is not late enough
+        (21.1, 0, 0),  # nothing ran since the tick at 0
+        (50, 0, 0),
+        (50, 0.9, 0),  # the tick after it has noticed the pause, and the response may have lain there
+        (50, 1.1, 51.1),  # a response read later is a new one
+    ],
+)
+def test_a_response_that_lay_unread_in_a_blocked_loop_counts_from_the_tick_before(
+    blocked_seconds: float, read_after: float, begins: float
+) -> None:
+    async def main() -> float:
+        leases = Leases("q", FakeTransport(), visibility_timeout_seconds=60, counters=Counters())
+        ticker = asyncio.create_task(leases.run())
+        await asyncio.sleep(0)
+        block(blocked_seconds)
+        if read_after:
+            await asyncio.sleep(read_after)
+        [lease] = leases.hold([Message("m", "r", "b", received_at=asyncio.get_running_loop().time())])
+        ticker.cancel()
+        assert lease.ceiling - lease.deadline == 43_200 - 60 - 60
+        return lease.deadline - 60
+
+    assert run_virtually(main()) == pytest.approx(begins)
+
+
+@pytest.mark.parametrize(("timeout_seconds", "cut_off"), [(60, 10.0), (3, 1.0)])
+def test_a_call_that_extends_leases_may_take_an_interval_of_ticks_but_at_least_a_second(
+    timeout_seconds: float, cut_off: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = FakeTransport()
+    transport.script["change_visibility"].append(1_000.0)
+
+    async def main() -> None:
+        leases, lease, _ = await hold_one(transport, timeout_seconds)
+        await asyncio.sleep(timeout_seconds / 3)
+        leases.tick()
+        await asyncio.sleep(cut_off - 0.01)
+        assert lease.extension is not None
+        await asyncio.sleep(0.02)
+        assert lease.extension is None
+
+    run_virtually(main())
+    assert caplog.messages == ["Cannot extend visibility timeouts on queue q, retrying: no answer"]
+
+
+def test_sixteen_calls_that_extend_leases_are_open_at_most() -> None:
+    transport = FakeTransport()
+    transport.script["change_visibility"].extend([1.0] * 100)
+
+    async def main() -> None:
+        leases = Leases("q", transport, visibility_timeout_seconds=60, counters=Counters())
+        held = leases.hold([Message(f"m{number}", f"r{number}", "b") for number in range(170)])
+        await asyncio.sleep(20)
+        leases.tick()
+        await asyncio.sleep(1.5)
+        held[-1].start_return()
+        await asyncio.sleep(5)
+
+    run_virtually(main())
+    assert [at for *_, at in transport.calls] == [20] * 16 + [21]
+    assert transport.batches("change_visibility") == [10] * 17
+
+
+def test_a_message_that_was_returned_while_its_extension_waited_is_not_extended() -> None:
+    transport = FakeTransport()
+    transport.script["change_visibility"].extend([1.0] * 100)
+
+    async def main() -> None:
+        leases = Leases("q", transport, visibility_timeout_seconds=60, counters=Counters())
+        held = leases.hold([Message(f"m{number}", f"r{number}", "b") for number in range(162)])
+        await asyncio.sleep(20)
+        leases.tick()
+        await asyncio.sleep(0.5)
+        held[160].start_return()
+        await asyncio.sleep(5)
+        assert (held[160].deadline, held[161].deadline) == (60, 81)  # counted from the call, and not from the tick
+
+    run_virtually(main())
+    assert [entry for *_, entries, _ in transport.calls[16:] for entry in entries] == [("r161", 60)]
