@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -452,5 +452,26 @@ def test_receive_calls_flow_until_a_gate_a_pause_or_a_close_stops_them(stop: str
         else:
             getattr(slots, stop)()
         assert not slots.flowing
+
+    run_virtually(main())
+
+
+def test_closed_slots_leave_no_timer_behind() -> None:
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        gate = FakeGate(0, seconds=500)
+        for slots in (Slots(10, [gate]), Slots(10)):
+            if slots._gates:
+                asking = asyncio.create_task(slots.acquire())
+            else:  # with a backlog, a call lingers
+                assert await slots.acquire() == 10
+                slots.return_unused(10, 10)
+                slots.release()
+                asking = asyncio.create_task(slots.acquire())
+            await asyncio.sleep(0)
+            assert [timer for timer in loop._scheduled if not timer.cancelled()]
+            slots.close()
+            assert await asking == 0
+            assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
     run_virtually(main())
