@@ -11,7 +11,7 @@ import pytest
 from tenacity import wait_fixed
 
 from smartpipe import ConfigError, Event, Queue, Reject, RetryPolicy, Service
-from smartpipe.consumer.history import MAX_REMEMBERED, DeliveryHistory
+from smartpipe.consumer.history import MAX_REMEMBERED, DeliveryHistory, remember
 from smartpipe.consumer.leases import Lease
 from smartpipe.testing import MemoryBroker
 from tests.support.consumers import consuming
@@ -321,3 +321,46 @@ def test_a_queue_that_halts_has_the_largest_receive_limit_of_sqs() -> None:
 
     assert service.bindings[0].attempts == 1_000
     assert ADA
+
+
+def lease_of(message_id: str) -> Lease:
+    return Lease(FakeTransport().message("{}")._replace(message_id=message_id), math.inf, math.inf, lambda: 0.0)
+
+
+def test_the_history_counts_returned_and_skipped_deliveries_of_each_message() -> None:
+    history = DeliveryHistory()
+
+    def recall(message_id: str) -> tuple[int, int]:
+        lease = lease_of(message_id)
+        history.recall(lease)
+        return lease.returned, lease.skipped
+
+    for count in (1, 2, 3):
+        lease = lease_of("a")
+        history.recall(lease)
+        if count == 2:
+            history.record_skip(lease)
+        else:
+            history.record_return(lease)
+        assert recall("a") == (count, int(count >= 2))
+    assert recall("b") == (0, 0)
+    history.forget(lease_of("b"))
+    assert recall("a") == (3, 1)
+    history.forget(lease_of("a"))
+    assert recall("a") == (0, 0)
+    assert (history.returned, history.skipped) == ({}, {})
+
+
+def test_the_history_remembers_ten_thousand_messages_and_forgets_the_oldest() -> None:
+    counts: dict[str, int] = {}
+    for number in range(10_000):
+        remember(counts, str(number), 1)
+    remember(counts, "0", 2)
+    assert len(counts) == 10_000
+    assert counts["0"] == 2
+
+    remember(counts, "new", 1)
+
+    assert len(counts) == 10_000
+    assert "0" not in counts
+    assert {"1", "new"} <= set(counts)
