@@ -9,18 +9,34 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tenacity import wait_incrementing
 
-from smartpipe import Batch, CircuitBreaker, ConfigError, Publisher, Queue, Reject, RetryPolicy, Service, TransportError
+from smartpipe import (
+    Batch,
+    CircuitBreaker,
+    ConfigError,
+    Publisher,
+    Queue,
+    Reject,
+    RetryPolicy,
+    Service,
+    StoreError,
+    TransportError,
+)
 from smartpipe.consumer.decide import ACK, Ack, DeadLetter, Defer, RetryAfter
 from smartpipe.consumer.leases import Lease
 from smartpipe.consumer.processor import SKIPPED, Processor, Resources
 from smartpipe.consumer.threads import Threads
 from smartpipe.counters import Counters
+from smartpipe.idempotency.claims import Claims
+from smartpipe.idempotency.stores.memory import MemoryStore
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smartpipe.consumer.decide import Outcome, UnknownEvents
+    from smartpipe.idempotency.store import Claim, ClaimOutcome
 
 COUNTED = RetryPolicy(attempts=3, wait=wait_incrementing(start=10, increment=10))
 """The seconds of a retry show the number of the attempt: 10, then 20."""
@@ -261,5 +277,53 @@ def test_items_of_a_batch_are_pending_until_it_is_flushed_or_the_processor_stops
         await asyncio.gather(*(process(number) for number in range(2)))  # nothing lingers after the stop
         assert sizes == [1, 1]
         assert asyncio.get_running_loop().time() == 3
+
+    run_virtually(main())
+
+
+class FailingStore(MemoryStore):
+    down = False
+
+    async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+        if self.down:
+            raise StoreError("down")
+        return await super().claim(claims)
+
+
+def test_a_store_that_fails_holds_receive_calls_back_until_a_claim_succeeds_even_beside_other_handlers() -> None:
+    service, store = Service("mailer", queue=Queue("mailer")), FailingStore()
+
+    @service.subscribe(UserSignedUp, idempotent=True)
+    async def handle(_: UserSignedUp) -> None: ...
+
+    @service.subscribe(UserLeft)
+    async def leave(_: UserLeft) -> None: ...
+
+    async def main() -> None:
+        publisher, claims = Publisher("mailer", transport=FakeTransport()), Claims(store)
+        resources = Resources(publisher, Threads(10), publisher.payloads, claims=claims)
+        processor = Processor(service, "mailer", resources, Counters())
+        [circuit] = processor.circuits
+        assert circuit in processor.gates
+
+        async def process(event: UserSignedUp | UserLeft) -> Outcome:
+            lease = Lease(FakeTransport().message(event), math.inf, math.inf, asyncio.get_running_loop().time)
+            return (await processor.process(lease.message, lease)).outcome
+
+        for _ in range(2):
+            assert await process(ADA) == ACK
+            assert circuit.closed
+            store.down = True
+            outcome = await process(ADA)
+            assert isinstance(outcome, Defer)
+            assert 1 <= outcome.seconds <= 30
+            assert (circuit.state, circuit.reset_seconds) == ("open", 1)
+            assert await process(UserLeft(name="x")) == ACK  # it says nothing about the store
+            assert not circuit.closed
+            store.down = False
+            await asyncio.sleep(1)
+            assert await process(ADA) == ACK
+        processor.close()
+        await claims.aclose()
 
     run_virtually(main())
