@@ -471,3 +471,29 @@ def test_a_message_that_could_not_be_read_because_of_a_shortage_is_deferred(erro
         assert consumer.counters.as_dict() == {"received": 4, "handled": 1, "deferred": 3}
 
     run(main())
+
+
+def test_a_handler_that_ends_while_its_message_is_being_dead_lettered_does_not_delete_it() -> None:
+    async def main() -> None:
+        service, transport, handler = (
+            make_service(retry=SEVEN, timeout_seconds=TIMEOUT),
+            FakeTransport(),
+            EndlessHandler(),
+        )
+
+        @service.subscribe(UserSignedUp)
+        async def handle(_: UserSignedUp) -> None:
+            await handler()
+
+        transport.script["send"].append(3.0)
+        transport.put(ADA, receive_count=3)
+        async with consuming(service, transport) as consumer:
+            await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 1)
+            handler.released.set()
+            await asyncio.sleep(1)
+            assert (handler.ended, transport.entries("delete")) == (1, [])  # the copy is not accepted yet
+            await asyncio.sleep(10)
+            assert transport.entries("delete") == ["r1"]
+        assert consumer.counters.as_dict() == {"received": 1, "dead_lettered": 1, "not_ended": 1}
+
+    run(main())
