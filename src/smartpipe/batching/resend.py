@@ -40,7 +40,6 @@ class Pending(Generic[T]):
     def record(self, failures: Sequence[Failure]) -> bool:
         """Record the failures of a call; return whether there are entries to send again."""
         again: list[T] = []
-        self._last = {}
         for failure in sorted(failures):
             entry = self.entries[failure.position]
             if failure.retryable:
