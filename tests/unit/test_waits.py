@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from smartpipe.batching.batcher import Batcher, Chunker
-from smartpipe.batching.resend import retry_until_stopped, send_with_retries
+from smartpipe.batching.resend import retry, retry_until_stopped, send_with_retries
 from smartpipe.batching.timers import Timers
 from smartpipe.errors import StoreError
 from tests.support.fakes import UNREACHABLE, throttled
@@ -97,3 +98,48 @@ def test_a_batcher_forgets_groups_whose_batches_have_been_sent() -> None:
         return len(sent), most
 
     assert run_virtually(main()) == (1_000, 0)
+
+
+def gaps_of(times: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def test_the_first_waits_for_aws_are_between_a_fifth_and_half_of_a_second() -> None:
+    firsts: list[float] = []
+
+    async def main() -> None:
+        for _ in range(60):
+            times: list[float] = []
+
+            async def attempt(times: list[float] = times) -> None:
+                times.append(asyncio.get_running_loop().time())
+                if len(times) < 2:
+                    raise UNREACHABLE
+
+            await retry_until_stopped("x", attempt, stopping=asyncio.Event())
+            firsts.extend(gaps_of(times))
+
+    run_virtually(main())
+    assert 0.2 <= min(firsts) <= max(firsts) <= 0.51
+    assert max(firsts) > 0.35  # 60 uniform draws miss the upper half once in 10^18
+
+
+def test_the_waits_of_a_repeated_call_begin_at_a_fifth_of_a_second_and_double() -> None:
+    gaps: list[list[float]] = []
+
+    async def main() -> None:
+        for _ in range(60):
+            times: list[float] = []
+
+            async def call(times: list[float] = times) -> None:
+                times.append(asyncio.get_running_loop().time())
+                if len(times) < 9:
+                    raise UNREACHABLE
+
+            await retry(call, deadline_seconds=600)
+            gaps.append(gaps_of(times))
+
+    run_virtually(main())
+    for number, longest in ((0, 0.2), (1, 0.4), (2, 0.8), (7, 5.0)):
+        waits = [one[number] for one in gaps]
+        assert longest / 2 < max(waits) <= longest + 0.001
