@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from smartpipe import Batch, Publisher, Queue, RetryPolicy, Service
+from smartpipe import Batch, Publisher, Queue, RetryPolicy, Service, TransportError
 from smartpipe.consumer.consumer import Consumer, Settled
 from smartpipe.consumer.decide import Ack, RetryAfter
 from smartpipe.consumer.processor import Resources
+from smartpipe.consumer.receive_health import ReceiveHealth
 from smartpipe.consumer.threads import Threads
 from tests.support.consumers import consuming, drain, make_consumer, make_service
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
@@ -279,3 +280,58 @@ def test_messages_that_are_being_handled_are_not_returned_with_those_that_wait()
         return consumer.counters.as_dict()
 
     assert run_virtually(main()) == {"received": 2, "handled": 2}
+
+
+def test_each_outage_of_receive_calls_is_logged_with_each_new_error_and_the_number_of_failed_calls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = TransportError("AccessDenied", "not allowed", retryable=False)
+    bug = ValueError("truncated JSON")
+
+    async def main() -> list[float]:
+        health, stopping = ReceiveHealth("mailer"), asyncio.Event()
+        clock = asyncio.get_running_loop().time
+        waits = []
+        for _ in range(2):
+            for error in (UNREACHABLE, UNREACHABLE, other, bug, bug):
+                began = clock()
+                await health.back_off(error, stopping)
+                waits.append(clock() - began)
+                assert health.failing
+            health.recover()
+            assert not health.failing
+        stopping.set()
+        began = clock()
+        await health.back_off(UNREACHABLE, stopping)
+        assert (clock() - began, health.failing) == (0, False)
+        return waits
+
+    with caplog.at_level(logging.INFO, "smartpipe.poller"):
+        waits = run_virtually(main())
+
+    assert [0.2 <= wait <= limit for wait, limit in zip(waits, [0.5, 1, 2, 4, 8] * 2, strict=True)] == [True] * 10
+    outage = [
+        f"Cannot receive from queue mailer, retrying: {UNREACHABLE}",
+        f"Cannot receive from queue mailer, retrying: {other}",
+        "Cannot receive from queue mailer, retrying: truncated JSON",
+        "Receiving from queue mailer again after 5 failed calls",
+    ]
+    assert caplog.messages == outage * 2
+    assert [bool(record.exc_info) for record in caplog.records] == [False, False, True, False] * 2
+
+
+def test_a_stop_ends_the_wait_after_a_failed_receive_call() -> None:
+    async def main() -> None:
+        health, stopping = ReceiveHealth("mailer"), asyncio.Event()
+        for _ in range(20):
+            waiting = asyncio.create_task(health.back_off(UNREACHABLE, stopping))
+            await asyncio.sleep(31)
+            assert waiting.done()
+        waiting = asyncio.create_task(health.back_off(UNREACHABLE, stopping))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        stopping.set()
+        await asyncio.sleep(0.01)
+        assert waiting.done()
+
+    run_virtually(main())
