@@ -213,3 +213,21 @@ def test_events_read_before_a_rejected_event_of_their_group_are_still_published(
 
     assert sorted(failure.code for failure in error.failures) == ["EventTooLarge", "GroupStopped", "MissingKey"]
     assert sorted(message for request in sent(transport) for message in request) == [("a", 1), ("b", 3)]
+
+
+@pytest.mark.parametrize("middleware", [[], [pass_on]], ids=["chunks", "each"])
+def test_events_of_other_groups_are_read_and_published_behind_a_stopped_one(middleware: list[Any]) -> None:
+    transport = FakeTransport()
+
+    async def main() -> PublishError:
+        async with Publisher("test", transport=transport, middleware=middleware) as publisher:
+            huge = HugePaid(account="a", text="x" * 300_000)
+            events = [huge, Paid(account="a", number=1), Paid(account="b", number=2), Paid(account="a", number=3)]
+            with pytest.raises(PublishError) as caught:
+                await publisher.publish_many([*events, Paid(account="c", number=4)])
+            return caught.value
+
+    error = run_virtually(main())
+
+    assert sorted(failure.code for failure in error.failures) == ["EventTooLarge", "GroupStopped", "GroupStopped"]
+    assert sorted(message for request in sent(transport) for message in request) == [("b", 2), ("c", 4)]
