@@ -6,7 +6,7 @@ import pytest
 
 from smartpipe import ConfigError, Event, EventTooLarge, PublishError, Queue, Topic
 from smartpipe.batching.batcher import Chunker
-from smartpipe.envelope.body_encoding import BodyEncoding
+from smartpipe.envelope.body_encoding import BodyEncoding, PayloadLocation
 from smartpipe.message import Attribute, size_bytes
 from smartpipe.publisher.prepare import MANY_VALUES_CHARACTERS, EventContext, Publication, prepare, queue_of
 from tests.support.events import ADA, Note, Paid, ledger, small
@@ -109,6 +109,19 @@ def test_an_event_may_have_exactly_the_limit_of_its_topic() -> None:
     with pytest.raises(EventTooLarge) as caught:
         prepare(Publication(Note(text="x" * (2_001 - rest))), source="s")
     assert (caught.value.size_bytes, caught.value.limit_bytes) == (2_001, 2_000)
+
+
+def test_an_event_of_exactly_the_limit_is_not_stored_elsewhere() -> None:
+    encoding = BodyEncoding(PayloadLocation.parse("memory://bucket"), payload_limit_bytes=1_000_000)
+    rest = prepare(Publication(Note(text="")), source="s").message.size_bytes
+
+    fits, exceeds = (
+        prepare(Publication(Note(text="x" * (size - rest))), source="s", encoding=encoding).message
+        for size in (2_000, 2_001)
+    )
+    assert (fits.payload, fits.size_bytes) == (None, 2_000)
+    assert exceeds.payload is not None
+    assert exceeds.size_bytes < 2_000
 
 
 def test_the_size_counts_attributes_and_bytes_beyond_ascii() -> None:
