@@ -305,3 +305,22 @@ def test_each_outage_is_logged_and_a_permanent_error_is_none(permanent: bool, ca
 
     outage = [f"Cannot publish events, retrying for up to 20 s: {UNREACHABLE}", "Events can be published again"]
     assert caplog.messages == ([] if permanent else outage * 2)
+
+
+def test_a_publish_that_is_cancelled_while_its_publisher_closes_is_no_failure() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append(5.0)
+
+    async def main() -> float:
+        publisher = Publisher("s", transport=transport)
+        cancelled, kept = (asyncio.create_task(publisher.publish(event)) for event in leave(2))
+        await asyncio.sleep(1)
+        closing = asyncio.create_task(publisher.aclose())
+        await asyncio.sleep(1)
+        cancelled.cancel()
+        await closing
+        assert await kept
+        assert cancelled.cancelled()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(main()) == 5
