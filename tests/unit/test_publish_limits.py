@@ -14,6 +14,7 @@ from smartpipe.batching.timers import Timers
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.limits import MAX_ATTRIBUTES
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.publisher.prepare import RESERVED_PREFIX, PreparedEvent, Publication, prepare
 from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.transports.open import use_transport
@@ -252,15 +253,24 @@ def test_a_time_of_a_publisher_cannot_be_negative_but_zero(times: dict[str, floa
     Publisher("s", transport=FakeTransport(), linger_seconds=0, deadline_seconds=0)
 
 
-async def test_a_publisher_closes_its_own_transport_once_and_no_other() -> None:
+async def test_a_publisher_closes_its_payloads_and_its_own_transport_once_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     own, passed = FakeTransport(), FakeTransport()
     with use_transport(own):
         publishers = [Publisher("s"), Publisher("s", transport=passed)]
+    closed: list[object] = []
+
+    async def close(payloads: PayloadOffload) -> None:
+        closed.append(payloads)
+
+    monkeypatch.setattr(PayloadOffload, "aclose", close)
     for publisher in publishers:
         await publisher.aclose()
         await publisher.aclose()
 
     assert (own.closed, passed.closed) == (1, 0)
+    assert closed == [publisher.payloads for publisher in publishers]
 
 
 def test_a_publisher_retries_for_half_a_minute_by_default_and_an_event_that_a_close_cuts_off_may_be_retried() -> None:
