@@ -13,7 +13,7 @@ from smartpipe import Batch, ConfigError, Delivery, Queue, RetryPolicy, Service,
 from smartpipe.message import Attribute
 from smartpipe.testing import virtual_time
 from smartpipe.transports.open import use_transport
-from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.unit.test_lambda import Context, failed, handled, record
 
@@ -259,3 +259,35 @@ def test_a_close_of_a_function_that_was_never_called_does_nothing(transport: Fak
     handler.close()
 
     assert transport.closed == 0
+
+
+async def test_a_group_with_a_suspect_is_handled_last_and_alone(
+    transport: FakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, log = Service("s", queue=Queue("s", fifo=True, max_receive_count=20)), list[str]()
+
+    @service.subscribe(Paid)
+    async def book(event: Paid) -> None:
+        log.append(f"{event.account}{event.number} begins")
+        await asyncio.sleep(1)
+        log.append(f"{event.account}{event.number} ends")
+
+    events = [Paid(account=account, number=number) for account in "ab" for number in (1, 2)]
+    records = [record(event, number, queue="s.fifo", group=event.account) for number, event in enumerate(events)]
+    records[1]["attributes"]["ApproximateReceiveCount"] = "11"
+
+    assert await handled(service, *records) == []
+    assert log == [f"{name} {step}" for name in ("b1", "b2", "a1", "a2") for step in ("begins", "ends")]
+    assert transport.entries("delete") == ["receipt-2", "receipt-3"]
+    assert sum("it will be handled last and alone" in message for message in caplog.messages) == 1
+
+
+async def test_a_warm_function_remembers_no_failure_of_an_earlier_invocation(transport: FakeTransport) -> None:
+    handler = sleeping().lambda_handler()
+    with virtual_time():
+        for number in range(5):
+            response = await handler.handle({"Records": [record(UserLeft(name="bad"), number)]}, Context(10_000))
+            assert failed(response) == [f"id-{number}"]
+            [source] = handler._sources.values()
+            assert source.failures.message_ids == {f"id-{number}"}
+        await handler.aclose()
