@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -291,3 +292,27 @@ async def test_a_warm_function_remembers_no_failure_of_an_earlier_invocation(tra
             [source] = handler._sources.values()
             assert source.failures.message_ids == {f"id-{number}"}
         await handler.aclose()
+
+
+async def test_a_handler_that_outlives_its_timeout_can_see_that_its_message_was_returned(
+    transport: FakeTransport,
+) -> None:
+    service, released, lost = Service("mailer", retry=SEVEN, timeout_seconds=10), asyncio.Event(), list[bool]()
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft, delivery: Delivery) -> None:
+        lost.append(delivery.lease_lost)
+        while not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+        lost.append(delivery.lease_lost)
+
+    handler = service.lambda_handler()
+    with virtual_time():
+        response = await handler.handle({"Records": [record(UserLeft(name="x"))]}, Context(60_000))
+        released.set()
+        await asyncio.sleep(1)
+        await handler.aclose()
+
+    assert failed(response) == ["id-1"]
+    assert lost == [False, True]
