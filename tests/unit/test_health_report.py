@@ -122,9 +122,12 @@ def test_the_address_of_the_server_is_shown_as_a_url(
 async def test_a_port_of_0_selects_a_free_one_and_a_used_port_is_an_error_that_names_the_setting() -> None:
     async with HealthServer(Silent(), "127.0.0.1", 0) as server:
         assert server.port > 0
+        second = HealthServer(Silent(), "127.0.0.1", server.port)
         with pytest.raises(ConfigError, match=f"cannot bind the health port 127.0.0.1:{server.port}: .*SMARTPIPE_PORT"):
-            async with HealthServer(Silent(), "127.0.0.1", server.port):
+            async with second:
                 pass
+        assert second._runner is not None
+        assert second._runner.server is None  # it was cleaned up
     async with HealthServer(Silent(), "127.0.0.1", server.port) as again:  # it was closed
         assert again.port == server.port
 
