@@ -11,6 +11,7 @@ import pytest
 
 from smartpipe import ConfigError, Publisher, Queue, Service, TopologyError
 from smartpipe.settings import WorkerSettings
+from smartpipe.testing import virtual_time
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from smartpipe.worker.group import WorkerGroup, refuse_conflicts
@@ -19,7 +20,7 @@ from tests.support.processes import http_status
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 def subscribed(name: str, seen: list[str], **options: Any) -> Service:
@@ -165,3 +166,71 @@ async def test_a_message_that_may_have_killed_its_process_waits_for_the_messages
     capacities = {id(worker.capacity) for worker in group.workers}
 
     assert len(isolations) == len(capacities) == 1
+
+
+async def test_a_hard_stop_cancels_the_handlers_of_all_services() -> None:
+    services = [Service("mail", timeout_seconds=None), Service("audit", timeout_seconds=None)]
+    begun = 0
+    for service in services:
+
+        @service.subscribe(UserSignedUp)
+        async def handle(event: UserSignedUp) -> None:
+            nonlocal begun
+            begun += 1
+            await asyncio.sleep(10_000)
+
+    group, transport = make_group(*services)
+    with virtual_time():
+        running = asyncio.create_task(group.run())
+        async with Publisher("test", transport=transport) as publisher:
+            await publisher.publish(ADA)
+        await until(lambda: begun == 2)
+        group.kill("SIGINT")
+        assert await running == 1
+
+    assert [worker.consumers[0].counters.cancelled for worker in group.workers] == [1, 1]
+
+
+@pytest.mark.parametrize("concurrency", [1, 7])
+async def test_a_process_has_the_slots_of_all_its_services(concurrency: int) -> None:
+    services = [subscribed("mail", []), subscribed("audit", [])]
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, concurrency=concurrency)
+
+    group = WorkerGroup(services, MemoryTransport(), settings)
+
+    assert group.workers[0].capacity._limit == 2 * concurrency
+
+
+async def test_an_error_of_one_service_is_raised_after_the_others_have_drained() -> None:
+    async def fail(service: Service) -> None:
+        if service.name == "mail":
+            raise ConfigError("no credentials")
+
+    group, _ = make_group(subscribed("mail", []), subscribed("audit", []), verify=lambda service: lambda: fail(service))
+
+    with virtual_time(), pytest.raises(ConfigError, match="no credentials"):
+        await group.run()
+    assert not any(worker.ready for worker in group.workers)
+
+
+async def test_a_cancelled_group_ends_after_the_lifespans_of_its_services() -> None:
+    order: list[str] = []
+
+    def lifespan_of(name: str) -> Callable[[], AsyncIterator[None]]:
+        async def lifespan() -> AsyncIterator[None]:
+            try:
+                yield
+            finally:
+                await asyncio.sleep(1)
+                order.append(name)
+
+        return lifespan
+
+    group, _ = make_group(*(subscribed(name, [], lifespan=lifespan_of(name)) for name in ("mail", "audit")))
+    with virtual_time():
+        running = asyncio.create_task(group.run())
+        await until(lambda: all(worker.ready for worker in group.workers))
+        running.cancel()
+        await asyncio.wait([running])
+
+    assert sorted(order) == ["audit", "mail"]
