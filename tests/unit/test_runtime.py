@@ -121,14 +121,16 @@ def test_a_lifespan_may_publish_while_it_closes() -> None:
     assert transport.batches("publish") == [1]
 
 
-def test_shared_threads_and_claims_are_used_and_stay_open() -> None:
+@pytest.mark.parametrize("bounded", [False, True])
+def test_shared_threads_and_claims_are_used_and_stay_open(bounded: bool) -> None:
     order: list[str] = []
 
     async def main() -> None:
         store = RecordingStore([])
         shared = Shared(Threads(3), Claims(store))
+        bounds = make_bounds([]) if bounded else None
         async with open_runtime(
-            make_service(order), FakeTransport(), SETTINGS, shared=shared, store=RecordingStore(order)
+            make_service(order), FakeTransport(), SETTINGS, shared=shared, store=RecordingStore(order), bounds=bounds
         ) as runtime:
             assert (runtime.threads, runtime.claims) == shared
         assert order == ["lifespan opens", "lifespan closes"]

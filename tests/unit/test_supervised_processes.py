@@ -70,7 +70,7 @@ class Processes:
     async def _query(self, socket: Path, path: str) -> Response:
         assert path == "/readyz"
         age = asyncio.get_running_loop().time() - self.started[-1]
-        if self.ready_after is None:
+        if self.ready_after is None or age < self.ready_after / 2:  # it does not listen yet
             raise NoResponseError(listening=False)
         return Response(200 if age >= self.ready_after else 503, "")
 

@@ -5,6 +5,7 @@ import logging
 import resource
 import subprocess
 import sys
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -153,3 +154,15 @@ def test_uvloop_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tuning, "find_spec", lambda name: object() if name == "uvloop" else None)
     monkeypatch.setitem(sys.modules, "uvloop", module)
     assert choose_loop_factory() is module.new_event_loop
+
+
+@pytest.mark.usefixtures("_gc_settings")
+def test_garbage_is_collected_before_the_rest_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for name in ("collect", "freeze"):
+        monkeypatch.setattr(gc, name, partial(order.append, name))
+    gc.set_threshold(700, 10, 10)
+
+    tune_garbage_collector()
+
+    assert order == ["collect", "freeze"]
