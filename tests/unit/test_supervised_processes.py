@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +13,7 @@ import pytest
 
 from smartpipe.worker.supervisor import child as child_module
 from smartpipe.worker.supervisor import children_health
-from smartpipe.worker.supervisor.child import Child, Command
+from smartpipe.worker.supervisor.child import Child, Command, run_command
 from smartpipe.worker.supervisor.children_health import ChildrenHealth
 from smartpipe.worker.supervisor.query import NoResponseError, Response
 from tests.support.virtual_time import run_virtually
@@ -296,3 +297,95 @@ async def test_the_metrics_of_all_children_are_merged_with_their_restarts(monkey
     assert 'up{process="b"}' not in metrics
     assert 'smartpipe_log_lines_dropped_total{process="supervisor"} 0\n' in metrics
     assert "# TYPE smartpipe_process_restarts_total counter\n" in metrics
+
+
+class FakeSubprocess:
+    """A subprocess of asyncio that ends after a number of seconds, or a second after SIGTERM."""
+
+    def __init__(self, stdout: asyncio.StreamReader | None, seconds: float = 2) -> None:
+        self.stdout, self.terminated = stdout, False
+        self.returncode: int | None = None
+        self._seconds = seconds
+
+    async def wait(self) -> int:
+        await asyncio.sleep(1 if self.terminated else self._seconds)
+        self.returncode = -15 if self.terminated else 3
+        return self.returncode
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+
+class Spawned:
+    """Starts fake subprocesses, and records their arguments and the lines that they print."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 2) -> None:
+        self.calls: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        self.written: list[str] = []
+        self.seconds = seconds
+        self.process: FakeSubprocess | None = None
+        self.reader: asyncio.StreamReader | None = None
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", self._start)
+        monkeypatch.setattr(child_module, "standard_output", lambda: SimpleNamespace(write=self.written.append))
+
+    async def _start(self, *words: str, **options: Any) -> FakeSubprocess:
+        self.calls.append((words, options))
+        self.reader = None if options["stdout"] is None else asyncio.StreamReader()
+        self.process = FakeSubprocess(self.reader, self.seconds)
+        return self.process
+
+
+def test_a_command_of_ours_runs_with_this_python_and_another_program_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawned = Spawned(monkeypatch)
+
+    async def main() -> None:
+        assert await run_command(Command("a", ("worker", "shop"))) == 3
+        await run_command(Command("b", ("vite", "dev"), {"A": "b"}, external=True))
+
+    run_virtually(main())
+    (ours, options), (other, with_environment) = spawned.calls
+    assert ours == (sys.executable, "-m", "smartpipe", "worker", "shop")
+    assert other == ("vite", "dev")
+    assert (options["env"], with_environment["env"]) == (None, {"A": "b"})
+    assert (options["stdout"], options["stderr"], options["start_new_session"]) == (None, None, True)
+    assert options["stdin"] == asyncio.subprocess.PIPE
+
+
+@pytest.mark.parametrize(("closes", "seconds"), [(True, 2), (False, 3)])
+def test_the_output_of_a_command_gets_its_prefix_and_is_awaited_for_a_second(
+    closes: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawned = Spawned(monkeypatch)
+
+    async def main() -> None:
+        running = asyncio.create_task(run_command(Command("a", ("worker",), prefix="a | ")))
+        await asyncio.sleep(1)
+        assert spawned.reader is not None
+        spawned.reader.feed_data(b"one\ntwo")
+        await asyncio.sleep(0.5)
+        assert spawned.written == ["a | one\n"]
+        if closes:  # otherwise a process that it has started keeps the pipe open
+            spawned.reader.feed_eof()
+        assert await running == 3
+        assert asyncio.get_running_loop().time() == seconds
+
+    run_virtually(main())
+    assert spawned.written == ["a | one\n", "a | two\n"][: 1 + closes]
+    [(_, options)] = spawned.calls
+    assert (options["stdout"], options["stderr"]) == (asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT)
+
+
+def test_a_command_that_is_cancelled_is_terminated_and_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawned = Spawned(monkeypatch, seconds=1_000)
+
+    async def main() -> None:
+        running = asyncio.create_task(run_command(Command("a", ("worker",))))
+        await asyncio.sleep(5)
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+        assert spawned.process is not None
+        assert (spawned.process.terminated, spawned.process.returncode) == (True, -15)
+        assert asyncio.get_running_loop().time() == 6
+
+    run_virtually(main())
