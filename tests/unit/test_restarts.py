@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from smartpipe.worker.supervisor.restarts import (
@@ -74,3 +76,14 @@ def test_the_exit_code_is_0_if_all_processes_drained_cleanly(exits: list[Process
 )
 def test_an_exit_is_described_by_code_or_signal(code: int, expected: str) -> None:
     assert describe_exit(code) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "clean"), [(-signal.SIGTERM, True), (143, True), (142, False), (144, False), (-9, False)]
+)
+def test_a_process_that_sigterm_ended_before_it_was_ready_is_clean(code: int, clean: bool) -> None:
+    fine = ProcessExit(0, 100, was_ready=True)
+
+    assert combine_exits([fine, ProcessExit(code, 1, was_ready=False)]) == int(not clean)
+    assert combine_exits([fine, ProcessExit(code, 1, was_ready=True)]) == 1
+    assert combine_exits([fine, fine]) == combine_exits([]) == 0
