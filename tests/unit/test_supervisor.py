@@ -13,7 +13,7 @@ import pytest
 from smartpipe.worker.supervisor import supervisor as supervisor_module
 from smartpipe.worker.supervisor.child import Command
 from smartpipe.worker.supervisor.restarts import ProcessExit
-from smartpipe.worker.supervisor.supervisor import Supervisor
+from smartpipe.worker.supervisor.supervisor import Address, Supervisor
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
@@ -320,3 +320,25 @@ def test_sockets_are_in_tmp_if_the_usual_directory_has_a_path_too_long_for_them(
     monkeypatch.setattr(tempfile, "gettempdir", lambda: directory)
 
     assert supervisor_module._socket_directory() == expected
+
+
+def test_the_health_of_all_children_is_served_until_the_end(
+    children: list[FakeChild], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> int:
+        supervisor = make_supervisor("a", address=Address("127.0.0.1", 0))
+        running = asyncio.create_task(run_for(supervisor, 5))
+        await asyncio.sleep(1)
+        assert supervisor.health is not None
+        assert supervisor.health._server is not None
+        assert supervisor.health._server.is_serving()
+        assert await running == 0
+        assert not supervisor.health._server.is_serving()
+        assert make_supervisor("a").health is None
+        return supervisor.health.port
+
+    with caplog.at_level(logging.INFO, "smartpipe.supervisor"):
+        port = run_virtually(main())
+    assert port > 0
+    assert caplog.messages[0] == f"serving /livez, /readyz and /metrics on 127.0.0.1:{port}"
+    assert len(children) == 1
