@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from asyncpg import InsufficientPrivilegeError
 
 from smartpipe import StoreError, TransportError
 from smartpipe.errors import PublishFailure
 from smartpipe.message import Failure
 from smartpipe.outbox.backlog import Backlog
-from smartpipe.outbox.relay import ENVIRONMENT_ERRORS, MAX_ATTEMPTS, MAX_BYTES, Relay, RelayOptions, _is_poison
-from smartpipe.outbox.statements import LOCK_LANES, MARK_FAILED, MARK_PUBLISHED, PARK_UNREACHABLE, WAITING_ROWS
+from smartpipe.outbox.relay import (
+    CLEAN_UP_ROWS,
+    ENVIRONMENT_ERRORS,
+    MAX_ATTEMPTS,
+    MAX_BYTES,
+    Relay,
+    RelayOptions,
+    _is_poison,
+)
+from smartpipe.outbox.statements import (
+    CLEAN_UP,
+    LOCK_LANES,
+    MARK_FAILED,
+    MARK_PUBLISHED,
+    PARK_UNREACHABLE,
+    WAITING_ROWS,
+)
+from smartpipe.payload_offload import PayloadOffload
 from tests.support.events import ADA
 from tests.support.fakes import UNREACHABLE, FakeTransport, refused, throttled
 from tests.support.virtual_time import run_virtually
@@ -46,6 +64,9 @@ class Database:
         self.published: list[int] = []
         self.failed: list[tuple[Any, ...]] = []
         self.asked: dict[str, tuple[Any, ...]] = {}
+        self.counts: Counter[str] = Counter()
+        self.unreachable: list[dict[str, str]] = []
+        self.forbidden = False
 
     @asynccontextmanager
     async def transaction(self, *, isolation: str) -> AsyncIterator[None]:
@@ -53,15 +74,19 @@ class Database:
 
     async def fetch(self, statement: str, *values: Any) -> list[Any]:
         self.asked[statement] = values
+        self.counts[statement] += 1
         if statement == LOCK_LANES:
             return [{"lane": lane} for lane in range(self.lanes)]
         if statement == PARK_UNREACHABLE:
-            return []
+            return self.unreachable
         records, self.records = self.records, []
         return records
 
     async def execute(self, statement: str, *values: Any) -> None:
         self.asked[statement] = values
+        self.counts[statement] += 1
+        if statement == CLEAN_UP and self.forbidden:
+            raise InsufficientPrivilegeError("permission denied")
         if statement == MARK_PUBLISHED:
             self.published += values[0]
         elif statement == MARK_FAILED:
@@ -294,3 +319,68 @@ def test_a_backlog_that_was_never_read_is_an_error_that_names_the_server(monkeyp
         await relay.aclose()
 
     run_virtually(main())
+
+
+class DrainingRelay(Relay):
+    """A relay whose connection is the fake database."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__("postgresql://localhost/shop", FakeTransport(), RelayOptions(retention_seconds=77))
+        self.database = database
+
+    @asynccontextmanager
+    async def _open_connections(self) -> AsyncIterator[tuple[asyncpg.Connection, asyncpg.Connection | None]]:
+        yield cast("asyncpg.Connection", self.database), None
+
+
+def test_a_drain_parks_the_rows_in_lanes_that_do_not_exist_and_publishes_until_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def read(_: Any) -> Backlog:
+        return Backlog(0, 2, 0.0)
+
+    monkeypatch.setattr("smartpipe.outbox.relay.read_backlog", read)
+
+    async def main() -> None:
+        database = Database(make_record(1))
+        database.unreachable = [{"event_id": "lost"}]
+        relay = DrainingRelay(database)
+        assert await relay.drain() == Backlog(0, 2, 0.0)
+        assert relay.published == 1
+        await relay.aclose()
+
+    run_virtually(main())
+    assert caplog.messages == ["Cannot publish event lost, parking it: its lane does not exist"]
+    assert "lane NOT BETWEEN 0 AND 63 AND" in PARK_UNREACHABLE
+    assert "is not one of 0 to 63'" in PARK_UNREACHABLE
+
+
+def test_a_running_relay_cleans_up_each_minute_and_warns_once_if_it_may_not(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        database = Database()
+        database.forbidden = True
+        relay = DrainingRelay(database)
+        running = asyncio.create_task(relay.run())
+        await asyncio.sleep(200)
+        assert database.counts[CLEAN_UP] == database.counts[PARK_UNREACHABLE] == 4
+        assert database.asked[CLEAN_UP] == (77, CLEAN_UP_ROWS)
+        relay.stop()
+        await running
+        await relay.aclose()
+
+    run_virtually(main())
+    warnings = [message for message in caplog.messages if message.startswith("Cannot delete published events")]
+    assert len(warnings) == 1
+
+
+async def test_a_relay_closes_its_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[object] = []
+
+    async def close(payloads: PayloadOffload) -> None:
+        closed.append(payloads)
+
+    monkeypatch.setattr(PayloadOffload, "aclose", close)
+    relay = Relaying().relay
+    await relay.aclose()
+
+    assert closed == [relay._payloads]
