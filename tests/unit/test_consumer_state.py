@@ -50,10 +50,10 @@ def slow_service(seconds: float, **options: Any) -> Service:
 def test_messages_are_received_ahead_by_default_but_not_beside_a_handler_of_batches(batch: bool, ahead: bool) -> None:
     service, transport = quick_service(batch=batch), FarTransport()
     transport.put(*[ADA] * 1_000)
-    most = 0
+    most = most_in_flight = most_work = 0
 
     async def main() -> None:
-        nonlocal most
+        nonlocal most, most_in_flight, most_work
         publisher = Publisher(service.name, transport=transport)
         resources = Resources(publisher, Threads(10), publisher.payloads)
         consumer = Consumer(service, service.queue, transport, resources=resources, concurrency=10, poll_seconds=1)
@@ -61,10 +61,14 @@ def test_messages_are_received_ahead_by_default_but_not_beside_a_handler_of_batc
         while consumer.counters.handled < 1_000:
             await asyncio.sleep(0.001)
             most = max(most, consumer._slots.prefetched)
+            most_in_flight = max(most_in_flight, consumer.in_flight)
+            most_work = max(most_work, consumer.open_work - consumer.open_calls - consumer._slots.unsettled)
         await drain(consumer)
 
     run_virtually(main())
     assert (most > 0) == ahead
+    assert most_in_flight == most_work  # those that wait for a slot are included
+    assert (most_in_flight > 10) == ahead
 
 
 def test_a_consumer_counts_its_messages_its_calls_and_its_unsettled_work() -> None:
