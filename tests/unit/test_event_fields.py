@@ -92,6 +92,7 @@ UNREADABLE_FIELDS: dict[str, Callable[[], type[Event]]] = {
     "numbers of a Literal as keys": lambda: declare(dict[Literal[1, 2], str]),
     "members of a plain Enum as keys": lambda: declare(dict[Kind, str]),
     "a Literal of a member of a plain Enum": lambda: declare(Literal[Kind.SMALL]),
+    "a Literal of a member of a plain Enum and a text": lambda: declare(Literal[Kind.SMALL, "large"]),
     "a function": lambda: declare(Callable[[], None]),
     "a class": lambda: declare(type[int]),
     "bytes in two encodings": lambda: declare(bytes, ser_json_bytes="base64"),
@@ -110,6 +111,7 @@ READABLE_FIELDS: dict[str, tuple[Callable[[], type[Event]], dict[str, Any]]] = {
         lambda: declare(int, Field(validation_alias=AliasChoices("field", "old_name"))),
         {"old_name": 1},
     ),
+    "one choice of aliases": (lambda: declare(int, Field(validation_alias=AliasChoices("field"))), {"field": 1}),
     "two equal aliases": (
         lambda: declare(int, Field(validation_alias="x", serialization_alias="x")),
         {"x": 1},
@@ -306,10 +308,12 @@ def test_a_serializer_whose_output_the_class_refuses_is_found_by_the_producer() 
         encode(wrap(Price(cents=5), source="test"))
 
 
-def test_a_field_that_serializes_by_the_class_of_its_value_publishes_the_fields_of_a_subclass() -> None:
-    class Open(Event, topic=things, type="fields.open", version="1.0"):
-        line: SerializeAsAny[Line]
+class Open(Event, topic=things, type="fields.open_line", version="1.0"):
+    line: SerializeAsAny[Line]
+    lines: list[Line] = Field([])
 
+
+def test_a_field_that_serializes_by_the_class_of_its_value_publishes_the_fields_of_a_subclass() -> None:
     body = encode(wrap(Open(line=GiftLine()), source="test"))
 
     assert json.loads(body)["data"]["line"]["wrapping"] == "red"
@@ -377,3 +381,40 @@ def test_a_deque_and_a_set_within_an_event_are_published() -> None:
     event = declare(deque[int])(field=deque([1, 2]))
 
     assert read_back(event) == event
+
+
+def test_each_unreadable_field_of_a_class_is_reported() -> None:
+    with pytest.raises(ConfigError) as caught:
+
+        class Faulty(Event, topic=things, type="fields.faulty", version="1.0"):
+            left_out: int = Field(exclude=True)
+            renamed: int = Field(validation_alias="other")
+            computed: int = Field(serialization_alias="shown")
+
+    assert [problem.split("'")[1] for problem in caught.value.problems] == ["left_out", "renamed", "computed"]
+
+
+def test_a_dataclass_that_adds_fields_is_found() -> None:
+    @dataclasses.dataclass
+    class Part:
+        name: str
+
+    @dataclasses.dataclass
+    class BigPart(Part):
+        height: int = 1
+
+    with pytest.raises(PublishError, match=r"a BigPart, which adds height to Part"):
+        encode(wrap(declare(Part)(field=BigPart("wheel")), source="test"))
+
+
+def test_a_field_is_read_by_its_name_and_by_its_alias_where_the_class_allows_both() -> None:
+    event = declare(int, Field(validation_alias="other"), validate_by_name=True)
+
+    assert read_back(event(field=1)) == event(other=1)
+
+
+def test_the_part_of_a_path_is_named_as_the_part_of_another_field() -> None:
+    with pytest.raises(ConfigError, match=r"'field' is published as 'field' but read as a part of another field"):
+        declare(int, Field(validation_alias=AliasPath("a", 0)))
+    with pytest.raises(ConfigError, match=r"is published as 'field' but read as 'a' or 'b':"):
+        declare(int, Field(validation_alias=AliasChoices("a", AliasPath("c", 0), "b")))
