@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from smartpipe import ConfigError
 from smartpipe.settings import (
@@ -9,6 +12,7 @@ from smartpipe.settings import (
     ConcurrencySettings,
     PayloadSettings,
     RelaySettings,
+    ServerSettings,
     StoreSettings,
     TransportSettings,
     WorkerSettings,
@@ -232,3 +236,147 @@ def test_a_misspelt_transport_setting_is_noticed(monkeypatch: pytest.MonkeyPatch
     [sentence] = unknown_settings()
 
     assert "did you mean SMARTPIPE_TRANSPORT?" in sentence
+
+
+RANGES: list[tuple[Any, str, float | None, float | None, float]] = [
+    (PayloadSettings, "claim_check_bytes", 1_024, None, 1),
+    (PayloadSettings, "claim_check_days", 1, 3_650, 1),
+    (PayloadSettings, "compression_bytes", 256, None, 1),
+    (PayloadSettings, "payload_limit_bytes", 1_048_576, 2_147_483_647, 1),
+    (PayloadSettings, "decompressed_limit_bytes", 1_048_576, 2_147_483_647, 1),
+    (PayloadSettings, "payload_limit_objects", 1_024, 100_000_000, 1),
+    (ConcurrencySettings, "concurrency", 1, 10_000, 1),
+    (ServerSettings, "port", 0, 65_535, 1),
+    (WorkerSettings, "drain_seconds", 2, 7_200, 0.1),
+    (WorkerSettings, "liveness_seconds", 30, None, 0.1),
+    (WorkerSettings, "processes", 1, 1_000, 1),
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "low", "high", "step"), RANGES, ids=[one[1] for one in RANGES])
+def test_a_setting_takes_every_value_of_its_range_and_no_other(
+    settings: Any, name: str, low: float | None, high: float | None, step: float
+) -> None:
+    for end, outside in ((low, -step), (high, step)):
+        if end is not None:
+            assert getattr(settings.load(**{name: end}), name) == end
+            with pytest.raises(ConfigError, match=name.replace("_", ".")):
+                settings.load(**{name: end + outside})
+
+
+@pytest.mark.parametrize("name", ["drain_seconds", "liveness_seconds"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_duration_is_finite(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match="finite number"):
+        WorkerSettings.load(**{name: value})
+
+
+def test_each_setting_has_its_documented_default() -> None:
+    worker, payloads = WorkerSettings.load(), PayloadSettings.load()
+
+    assert (AwsSettings.load().prefix, AwsSettings.load().account_id) == ("", None)
+    assert (AwsSettings.load().application, TransportSettings.load().transport) == ("smartpipe", "direct")
+    assert (worker.host, worker.port, worker.log_level, worker.log_format) == ("0.0.0.0", 8080, "info", "auto")
+    assert (worker.concurrency, worker.processes, worker.prefetch, worker.verify) == (10, 1, True, "missing")
+    assert (worker.drain_seconds, worker.wait_seconds, worker.liveness_seconds) == (25.0, None, 300.0)
+    assert (payloads.claim_check_bytes, payloads.claim_check_days) == (None, 30)
+    assert (payloads.compression, payloads.compression_bytes) == (None, 16 * 1024)
+    assert (payloads.payload_limit_bytes, payloads.decompressed_limit_bytes) == (16 * 2**20, 4 * 2**20)
+    assert payloads.payload_limit_objects == 65_536
+
+
+def test_a_setting_does_not_change_after_it_was_loaded() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        AwsSettings.load().prefix = "staging-"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("SMARTPIPE_TRANSPORT", "BotoCore"), ("SMARTPIPE_COMPRESSION", "GZIP"),
+    ("SMARTPIPE_LOG_LEVEL", "Warning"), ("SMARTPIPE_LOG_FORMAT", "JSON"),
+])  # fmt: skip
+def test_a_choice_is_read_in_any_case(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    settings = next(
+        one for one in (TransportSettings, PayloadSettings, ServerSettings) if name[10:].lower() in one.model_fields
+    )
+
+    assert getattr(settings.load(), name[10:].lower()) == value.lower()
+
+
+@pytest.mark.parametrize(("drain", "expected"), [(2, 0.4), (10, 2.0), (15, 3.0), (25, 3.0), (7_200, 3.0)])
+def test_a_fifth_of_a_drain_is_left_for_its_end_but_at_most_three_seconds(drain: float, expected: float) -> None:
+    assert WorkerSettings.load(drain_seconds=drain).flush_seconds == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("wait", "drain", "allowed"), [(12, 15, True), (12, 14.9, False), (8, 10, True), (9, 10, False)]
+)
+def test_fault_03_a_receive_call_ends_before_the_end_of_a_drain(wait: int, drain: float, allowed: bool) -> None:
+    if allowed:
+        assert WorkerSettings.load(wait_seconds=wait, drain_seconds=drain).poll_seconds == wait
+    else:
+        with pytest.raises(ConfigError, match="is too long for drain_seconds="):
+            WorkerSettings.load(wait_seconds=wait, drain_seconds=drain)
+
+
+@pytest.mark.parametrize(("url", "processes", "warned"), [
+    (None, 2, False),
+    ("memory://", 1, False),
+    ("memory://", 2, True),
+    ("Memory://", 3, True),
+    ("redis://localhost", 2, False),
+])  # fmt: skip
+def test_several_processes_with_a_store_in_memory_are_warned_about(
+    url: str | None, processes: int, warned: bool
+) -> None:
+    warnings = WorkerSettings.load(idempotency_url=url, processes=processes).warnings
+
+    assert len(warnings) == warned
+    assert all(f"each of the {processes} processes a separate store" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), [
+    ("prefix", "x" * 40, True), ("prefix", "x" * 41, False), ("prefix", "a_b-9", True), ("prefix", "a.b", False),
+    ("application", "x" * 256, True), ("application", "x" * 257, False), ("application", "a b.c:/=+@-_", True),
+    ("application", "", False), ("application", "a;b", False), ("account_id", "123456789012", True),
+    ("account_id", "1234567890123", False),
+])  # fmt: skip
+def test_names_have_the_characters_and_lengths_that_aws_allows(name: str, value: str, allowed: bool) -> None:
+    if allowed:
+        assert getattr(AwsSettings.load(**{name: value}), name) == value
+    else:
+        with pytest.raises(ConfigError, match=name.replace("_", ".")):
+            AwsSettings.load(**{name: value})
+
+
+def test_each_wrong_setting_is_named_by_its_flag_or_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "1")
+
+    with pytest.raises(ConfigError) as caught:
+        WorkerSettings.load(idempotency_url=5, host=7)
+
+    assert sorted(problem.partition(": ")[0] for problem in caught.value.problems) == [
+        "--host=7", "--idempotency-url=...", "SMARTPIPE_DRAIN_SECONDS=1",
+    ]  # fmt: skip
+    assert all(problem.partition(": ")[2][0].islower() for problem in caught.value.problems)
+
+
+def test_each_misspelt_setting_gets_a_sentence_in_the_order_of_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SMARTPIPE_PREFIXX", "SMARTPIPE_APLICATION", "SMARTPIPE_PORT", "OTHER_PREFIX"):
+        monkeypatch.setenv(name, "1")
+
+    assert [sentence.partition(" ")[0] for sentence in unknown_settings()] == [
+        "SMARTPIPE_APLICATION", "SMARTPIPE_PREFIXX",
+    ]  # fmt: skip
+
+
+def test_a_service_link_and_a_misspelt_setting_are_both_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in links_of("SMARTPIPE_HEALTH").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SMARTPIPE_PREFIXX", "x")
+
+    links, misspelt = unknown_settings()
+
+    assert "smartpipe-health" in links
+    assert "SMARTPIPE_PREFIXX" in misspelt
+    assert "SMARTPIPE_PREFIXX" not in links
