@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
+from enum import Enum
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from smartpipe import CircuitBreaker, ConfigError, Event, FilterPolicy, Idempotency, Queue, RetryPolicy, Topic
-from smartpipe.events import contract_of, event_class
-from tests.support.events import ADA, UserSignedUp, users
+from smartpipe.events import contract_of, event_class, text_of
+from tests.support.events import ADA, UserLeft, UserSignedUp, users
 
 
 def test_an_event_declares_its_type_version_topic_and_key() -> None:
@@ -168,3 +169,123 @@ def test_a_declaration_of_the_wrong_types_names_each() -> None:
 
     assert len(caught.value.problems) == 2
     assert "topic='users' is a str, not a Topic" in str(caught.value)
+
+
+def test_a_copy_shares_the_values_within_unless_it_is_deep() -> None:
+    class Listed(Event, topic=users, type="listed", version="1.0"):
+        names: tuple[list[str], ...] = ()
+
+    event = Listed(names=(["Ada"],))
+
+    assert event.model_copy().names[0] is event.names[0]
+    assert event.model_copy(update={}).names[0] is event.names[0]
+    assert event.model_copy(deep=True).names[0] is not event.names[0]
+
+
+def declare(**arguments: Any) -> type[Event]:
+    """Declare an event with a field ``order_id``."""
+    namespace = {"__module__": __name__, "__qualname__": "Given", "__annotations__": {"order_id": str}}
+    meta: Any = type(Event)
+    declared: type[Event] = meta(
+        "Given", (Event,), namespace, **{"topic": users, "type": "given", "version": "1.0", **arguments}
+    )
+    return declared
+
+
+@pytest.mark.parametrize("type_", ["a", "A1", "a.b", "a.b-c_d.9", "9", "x" * 255])
+def test_a_type_of_letters_digits_and_single_dots_is_accepted(type_: str) -> None:
+    assert contract_of(declare(type=type_)).type == type_
+
+
+@pytest.mark.parametrize("type_", ["", ".a", "a.", "a..b", "-a", "_a", "a b", "ä", "a/b", "x" * 256, "a\n"])
+def test_any_other_type_is_refused(type_: str) -> None:
+    with pytest.raises(ConfigError, match="is not valid: use at most 255 letters"):
+        declare(type=type_)
+
+
+@pytest.mark.parametrize(("version", "major"), [("0.0", 0), ("0.1", 0), ("1.0", 1), ("2.10", 2), ("10.20", 10)])
+def test_a_version_is_major_and_minor(version: str, major: int) -> None:
+    assert contract_of(declare(type="versioned", version=version)).major == major
+
+
+@pytest.mark.parametrize("version", ["", "1", "1.", ".1", "1.0.0", "01.0", "1.00", "v1.0", "1.a", "1.0\n"])
+def test_any_other_version_is_refused(version: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not major\.minor, as in '1\.0'"):
+        declare(version=version)
+
+
+@pytest.mark.parametrize("missing", ["topic", "type", "version"])
+def test_each_part_of_a_declaration_is_required(missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"lacks {missing}=$"):
+        declare(**{missing: None})
+
+
+@pytest.mark.parametrize("only", [{"key": "order_id"}, {"tenant": "order_id"}, {"version": "1.0"}])
+def test_a_part_alone_is_an_incomplete_declaration(only: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="lacks topic="):
+        declare(**{"topic": None, "type": None, "version": None, **only})
+
+
+@pytest.mark.parametrize(("topic", "key", "tenant", "errors"), [
+    (users, None, None, []),
+    (users, "order_id", "order_id", []),
+    (users, "other", None, ["key 'other' is not one of its fields (order_id)"]),
+    (users, None, "other", ["tenant 'other' is not one of its fields (order_id)"]),
+    (Topic("orders", fifo=True), "order_id", None, []),
+    (Topic("orders", fifo=True), "order_id", "order_id", ["tenant is for standard topics"]),
+    (Topic("orders", fifo=True), None, None, ["topic 'orders.fifo' is FIFO"]),
+])  # fmt: skip
+def test_key_and_tenant_are_fields_that_suit_the_topic(
+    topic: Topic, key: str | None, tenant: str | None, errors: list[str]
+) -> None:
+    arguments = {"topic": topic, "key": key, "tenant": tenant, "type": "keyed"}
+    if not errors:
+        contract = contract_of(declare(**arguments))
+        assert (contract.key, contract.tenant) == (key, tenant)
+        return
+    with pytest.raises(ConfigError) as caught:
+        declare(**arguments)
+
+    assert len(caught.value.problems) == len(errors)
+    assert all(error in problem for error, problem in zip(errors, caught.value.problems, strict=True))
+
+
+def test_a_key_of_an_event_without_fields_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"key 'id' is not one of its fields \(it has none\)"):
+
+        class Empty(Event, topic=users, type="empty", version="1.0", key="id"):
+            pass
+
+
+def test_a_key_or_tenant_counts_as_text() -> None:
+    class Size(Enum):
+        LARGE = 4
+
+    class Sized(Event, topic=users, type="sized", version="1.0"):
+        size: Size | None = None
+        number: int = 0
+
+    assert text_of(Sized(size=Size.LARGE), "size") == "4"
+    assert text_of(Sized(), "size") is None
+    assert text_of(Sized(), "number") == "0"
+    assert text_of(Sized(number=7), None) is None
+
+
+@pytest.mark.parametrize(("module", "qualname", "sentence"), [
+    ("__main__", "Given", "Given exists twice, because its module runs as a script and is also imported"),
+    ("__main__", "Other", "both declare event type 'twice', major version 1;"),
+    ("elsewhere", "Given", "both declare event type 'twice', major version 1;"),
+])  # fmt: skip
+def test_a_class_of_a_script_that_is_also_imported_is_reported_as_such(
+    module: str, qualname: str, sentence: str
+) -> None:
+    declare(type="twice")
+    namespace = {"__module__": module, "__qualname__": qualname}
+    meta: Any = type(Event)
+
+    with pytest.raises(ConfigError, match=sentence):
+        meta(qualname, (Event,), namespace, topic=users, type="twice", version="1.5")
+
+
+def test_a_field_that_is_not_declared_is_ignored() -> None:
+    assert UserLeft.model_validate({"name": "Ada", "age": 36}) == UserLeft(name="Ada")
