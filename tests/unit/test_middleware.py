@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -165,3 +166,96 @@ async def test_a_publishers_middleware_that_returns_no_id_is_an_error(middleware
             await publisher.publish_many([ADA])
 
         assert broker.published(UserSignedUp) == []
+
+
+def test_a_middleware_may_call_the_next_one_any_number_of_times() -> None:
+    async def repeat(x: int, call_next: Next[int, int]) -> int:
+        return await call_next(x) + await call_next(x + 1)
+
+    async def forget_the_second(x: int, call_next: Next[int, int]) -> int:
+        result = await call_next(x)
+        call_next(x)
+        return result
+
+    async def innermost(x: int) -> int:
+        return x
+
+    async def main() -> None:
+        assert await compose([], innermost)(1) == 1
+        assert await compose([repeat], innermost)(1) == 3
+        with pytest.raises(TypeError, match="forget_the_second called call_next but did not await it"):
+            await compose([forget_the_second], innermost)(1)
+
+    asyncio.run(main())
+
+
+async def test_the_calls_of_a_middleware_may_run_as_tasks() -> None:
+    async def at_once(x: int, call_next: Next[int, int]) -> int:
+        return sum(await asyncio.gather(call_next(x), call_next(x)))
+
+    async def innermost(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    assert await compose([at_once], innermost)(4) == 8
+
+
+@pytest.mark.parametrize(("level", "logged"), [(logging.DEBUG, 0), (logging.INFO, 1), (logging.WARNING, 1)])
+async def test_logging_takes_a_level_and_a_logger(level: int, logged: int, caplog: pytest.LogCaptureFixture) -> None:
+    async def slow(x: Any, call_next: Next[Any, Any]) -> Any:
+        await asyncio.sleep(2)
+        return await call_next(x)
+
+    logger = logging.getLogger("shop.publishing")
+    async with MemoryBroker(), Publisher("test", middleware=[Logging(level, logger=logger), slow]) as publisher:
+        with caplog.at_level(logging.INFO, "shop.publishing"):
+            await publisher.publish(ADA)
+
+    assert [record.levelno for record in caplog.records if record.name == "shop.publishing"] == [level] * logged
+
+
+async def test_logging_gives_the_duration_of_a_success_and_of_a_failure(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 12.12345678, 20.0, 20.5])
+    monkeypatch.setattr("smartpipe.middleware.time.perf_counter", lambda: next(times))
+    publication: Any = SimpleNamespace(event=ADA, log_fields={"event_id": "1"}, log_message="Done")
+
+    async def end(error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    with caplog.at_level(logging.INFO, "smartpipe.middleware"):
+        await Logging()(publication, lambda _: end(None))
+        with pytest.raises(KeyError):
+            await Logging()(publication, lambda _: end(KeyError("x")))
+
+    fields = {"event_type": "member.signed_up", "event_id": "1"}
+    assert [record.fields for record in caplog.records] == [  # type: ignore[attr-defined]
+        {**fields, "seconds": 2.123457}, {**fields, "seconds": 0.5},
+    ]  # fmt: skip
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+
+
+def test_a_timeout_of_the_call_itself_is_not_one_of_the_middleware() -> None:
+    async def raise_timeout(_: int) -> int:
+        raise TimeoutError("of the handler")
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError, match="of the handler"):
+            await compose([Timeout(3)], raise_timeout)(1)
+
+    run_virtually(main())
+
+
+def test_a_timeout_leaves_a_call_alone_that_ends_before_it() -> None:
+    async def sleep(x: float) -> float:
+        await asyncio.sleep(x)
+        return x
+
+    async def main() -> None:
+        assert await compose([Timeout(0.5)], sleep)(0.4) == 0.4
+        with pytest.raises(TimeoutError, match=r"longer than the 0\.5 s"):
+            await compose([Timeout(0.5)], sleep)(0.6)
+
+    run_virtually(main())

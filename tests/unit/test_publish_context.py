@@ -8,6 +8,7 @@ import subprocess
 import sys
 from base64 import b64decode
 from contextlib import contextmanager
+from contextvars import Context
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -346,3 +347,41 @@ def test_an_invalid_current_span_starts_a_new_trace() -> None:
     assert read_traceparent(found)
     assert found.endswith("-01")
     assert found[3:35] != "0" * 32
+
+
+@pytest.mark.parametrize("way", ["delivery", "batch", "item"])
+async def test_after_a_publish_by_a_delivery_its_task_has_no_cause(way: str) -> None:
+    """A task that the handler left behind may publish events of its own."""
+    service = Service("mailer")
+    options: dict[str, Any] = {} if way == "delivery" else {"batch": Batch(size=1)}
+
+    async def publish(by: Any) -> None:
+        async with Publisher("other") as publisher:
+            await publisher.publish(UserLeft(name="before"))
+            await by.publish(UserLeft(name="by the delivery"))
+            with pytest.raises(PublishError):
+                await by.publish(UserLeft(name="x"), delay_seconds=5)
+            await publisher.publish(UserLeft(name="after"))
+
+    async def handle(_: Any, delivery: Any) -> None:
+        by = delivery.deliveries[0] if way == "item" else delivery
+        await asyncio.create_task(publish(by), context=Context())
+
+    async def handle_one(event: UserSignedUp, delivery: Delivery) -> None:
+        await handle(event, delivery)
+
+    async def handle_batch(events: list[UserSignedUp], delivery: BatchDelivery) -> None:
+        await handle(events, delivery)
+
+    service.subscribe(UserSignedUp, **options)(handle_one if way == "delivery" else handle_batch)
+    async with MemoryBroker(service) as broker:
+        event_id = await broker.publish(ADA)
+        await broker.drain()
+        broker.assert_handled(UserSignedUp, times=1)
+        envelopes = [decoder.decode(record.body) for record in broker.transport.records]
+
+    found = {envelope.data.name: envelope for envelope in envelopes if isinstance(envelope.data, UserLeft)}
+    versions = {name: UUID(envelope.id).version for name, envelope in found.items()}
+    assert versions == {"before": 7, "by the delivery": 8, "after": 7}
+    causes = {name: envelope.causation_id for name, envelope in found.items()}
+    assert causes == {"before": None, "by the delivery": None if way == "batch" else event_id, "after": None}
