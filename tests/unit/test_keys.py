@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
+from hashlib import sha256
 from itertools import combinations
 from typing import Any, Literal
 from uuid import UUID
@@ -21,7 +22,7 @@ from smartpipe.envelope import wrap
 from smartpipe.envelope.ids import DerivedIds
 from smartpipe.idempotency.store import HandlerName
 from smartpipe.idempotency.stores.records import stored_key
-from smartpipe.keys import compose, compose_bounded, escape, sqs_id, typed_text
+from smartpipe.keys import compose, compose_bounded, escape, own_sqs_id, shorten, sqs_id, typed_text
 from smartpipe.limits import MAX_ID_LENGTH
 
 # Any text at all, lone surrogates and NUL included, with much of what a careless encoding would confuse.
@@ -251,3 +252,75 @@ def test_nothing_has_no_text(value: Any) -> None:
 
 def test_a_secret_does_not_show_in_a_key() -> None:
     assert "hunter2" not in str(typed_text(SecretStr("hunter2")))
+
+
+@pytest.mark.parametrize(("part", "expected"), [
+    (".", "!2E"), ("..", "!2E!2E"), ("...", "!2E!2E!2E"), ("a.", "a."), (".a", ".a"), ("", ""), ("a b", "a!20b"),
+    ("a/b", "a!2Fb"), ("!", "!21"), ("\u00e9", "!C3!A9"), ("\ud83d", "!ED!A0!BD"), ("a:b|c", "a!3Ab!7Cc"),
+])  # fmt: skip
+def test_every_other_byte_is_written_as_two_hex_digits(part: str, expected: str) -> None:
+    assert escape(part) == expected
+    assert compose("x", part, "") == f"x/{expected}/"
+
+
+def test_a_key_at_its_limit_is_kept_and_a_longer_one_is_hashed() -> None:
+    assert shorten("x" * 80, 80) == "x" * 80
+    assert shorten("x" * 81, 80) == f"sha256:{sha256(b'x' * 81).hexdigest()}"
+    assert compose_bounded("ab", "c", max_length=4) == "ab/c"
+    assert compose_bounded("ab", "cd", max_length=4).startswith("sha256:")
+
+
+def test_an_id_of_our_own_is_hashed_only_above_the_limit_of_sqs() -> None:
+    start = "smartpipe/kind/"
+
+    assert own_sqs_id("kind", "x" * (128 - len(start))) == start + "x" * (128 - len(start))
+    assert own_sqs_id("kind", "x" * (129 - len(start))).startswith("smartpipe/sha256/")
+    assert sqs_id("smartpipe/value/x") == "smartpipe/value/smartpipe!2Fvalue!2Fx"
+    assert sqs_id("smartpipe") == "smartpipe"
+
+
+SECRET_DIGEST = sha256(b'"1"').hexdigest()
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    ("text", ("str", "text")),
+    (Colour.RED, ("str", "red")),
+    (True, ("json", "true")),
+    (5, ("json", "5")),
+    (Number.ONE, ("json", "1")),
+    (0, ("json", "0")),
+    (10**4_000 - 1, ("json", "9" * 4_000)),
+    (-(10**4_000), ("json", f'["int","{hex(-(10**4_000))}"]')),
+    (-0.0, ("json", "0.0")),
+    (1.5, ("json", "1.5")),
+    (Decimal("1.10"), ("json", '["decimal","1.1"]')),
+    (Decimal("0E+5"), ("json", '["decimal","0"]')),
+    (UUID(int=1), ("json", f'["uuid","{UUID(int=1)}"]')),
+    (NOON, ("json", '["datetime","2026-11-26T12:00:00+00:00"]')),
+    (NOON.replace(tzinfo=None), ("json", '["datetime","2026-11-26T12:00:00"]')),
+    (NOON.astimezone(WEST), ("json", '["datetime","2026-11-26T12:00:00+00:00"]')),
+    (NOON.date(), ("json", '["date","2026-11-26"]')),
+    (NOON.time(), ("json", '["time","12:00:00"]')),
+    (timedelta(days=1, seconds=2, microseconds=3), ("json", '["timedelta","1 2 3"]')),
+    (b"\x01", ("json", '["bytes","01"]')),
+    (bytearray(b"\x01"), ("json", '["bytes","01"]')),
+    ((1, "\u00e4"), ("json", '["list",[1,"\u00e4"]]')),
+    ({2, 1}, ("json", '["set",[1,2]]')),
+    (frozenset({"b", "a"}), ("json", '["set",["a","b"]]')),
+    ({"b": 1, "a": None}, ("json", '["object",[["a",null],["b",1]]]')),
+    (Dog(name="Rex"), ("json", '["object",[["kind","dog"],["name","Rex"]]]')),
+    (SecretStr("1"), ("json", f'["secret","{SECRET_DIGEST}"]')),
+    (Card(SecretStr("1")), ("json", f'["object",[["number",["secret","{SECRET_DIGEST}"]]]]')),
+    (complex(1, 2), ("json", '["text","(1+2j)"]')),
+    (Card, ("json", f'["text","{Card}"]')),
+], ids=repr)  # fmt: skip
+def test_the_text_of_a_value_stays_the_same_in_every_version(value: Any, expected: tuple[str, str]) -> None:
+    """Claims that an older version has written must be found."""
+    assert typed_text(value) == expected
+
+
+def test_extra_fields_of_a_model_are_part_of_its_text() -> None:
+    class Open(BaseModel, extra="allow"):
+        name: str = "x"
+
+    assert typed_text(Open(more=1)) != typed_text(Open()) == typed_text({"name": "x"})
