@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Queue, Service
+from smartpipe.filter_operators import expand, split_wildcard
 from smartpipe.filter_policy import FilterPolicy, policy_errors
 from smartpipe.names import Naming
 from smartpipe.topology.derive import derive
@@ -250,3 +251,136 @@ def test_a_name_with_two_conditions_is_refused_because_sns_uses_one(conditions: 
 
 def test_alternatives_may_use_the_same_name() -> None:
     assert FilterPolicy({"$or": [{"x": ["a"], "y": ["b"]}, {"x": ["c"]}]})
+
+
+@pytest.mark.parametrize(
+    ("conditions", "sentence"),
+    [
+        ({"$or": [{"a": ["x"]}]}, "must be a list of at least two policies"),
+        ({"$or": [{"a": ["x"]}, {}]}, "must be a list of at least two policies"),
+        ({"$or": [{"a": ["x"]}, ["b"]]}, "must be a list of at least two policies"),
+        ({"a": [{"anything-but": {"prefix": ["x", ""]}}]}, "none of them empty"),
+        ({"a": [{"anything-but": {"prefix": ["x", 5]}}]}, "expects a text or a list of texts"),
+        ({"a": [{"anything-but": {"wildcard": ["x*", "a**"]}}]}, "has two * in a row"),
+        ({"a": [{"wildcard": "***"}]}, "has two * in a row"),
+        ({"a": [{"wildcard": "**x"}]}, "has two * in a row"),
+        ({"a": [{"numeric": [">", 1, "<", 1.0]}]}, "has an empty range: 1 is not less than 1.0"),
+        ({"a": [{"numeric": [">=", 1, "<=", 1]}]}, "has an empty range"),
+        ({"a": [{"numeric": ["=", 1, "=", 2]}]}, "expects a range with its lower bound first"),
+        ({"a": [{"numeric": [">", 1, "=", 2]}]}, "expects a range with its lower bound first"),
+        ({"a": [-1_000_000_001]}, "the number -1000000001"),
+        ({"a": [1_000_000_000.1]}, "the number 1000000000.1"),
+        ({"a": [0.000001]}, "the number 1e-06"),
+        ({"a": [{"anything-but": [1, 0.000001]}]}, "the number 1e-06"),
+        ({5: ["x"]}, "5 is not a name"),
+    ],
+    ids=str,
+)
+def test_a_rule_is_refused_wherever_it_breaks(conditions: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as caught:
+        FilterPolicy(conditions)
+
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"a": [1_000_000_000, -1_000_000_000, 0.00001, -0.99999, True]},
+        {"a": [{"numeric": [">", 1, "<", 1.00001]}]},
+        {"a": [{"wildcard": "a*b*c*d"}]},
+        {"$or": [{"a": ["x"]}, {"b": ["y"]}, {"c": ["z"]}]},
+        {"$or": [{"$or": [{"a": ["x"]}, {"b": ["y"]}]}, {"c": ["z"]}]},
+    ],
+    ids=str,
+)
+def test_a_rule_at_its_limit_is_accepted(conditions: Any) -> None:
+    assert FilterPolicy(conditions)
+
+
+def test_a_policy_may_be_as_long_as_sns_allows() -> None:
+    rest = len('{"a": [""]}')
+
+    assert FilterPolicy({"a": ["x" * (262_144 - rest)]})
+    assert FilterPolicy({"a": ["\u00e4" * ((262_144 - rest) // 2)]})
+    for text in ("x" * (262_145 - rest), "\u00e4" * ((262_146 - rest) // 2)):
+        with pytest.raises(ConfigError, match="it has 262,14[56] bytes: SNS allows 262,144"):
+            FilterPolicy({"a": [text]})
+
+
+@pytest.mark.parametrize(("names", "allowed"), [(4, True), (5, True), (6, False)])
+def test_a_complete_policy_has_five_names_with_that_of_the_type(names: int, allowed: bool) -> None:
+    policy = {name: ["x"] for name in "abcdefg"[:names]}
+
+    assert (policy_errors(policy, "MessageAttributes") == []) is allowed
+    assert allowed or policy_errors(policy, "MessageAttributes") == [
+        f"{names} names: SNS allows 5, one of which is the event's type"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "combinations"),
+    [
+        ({"a": {"b": {"c": ["x"] * 51}}}, 153),
+        ({"a": {"b": ["x"] * 8, "c": ["y"] * 5}}, 160),
+        ({"a": ["x"] * 76, "$or": [{"b": ["y"]}, {"c": ["z"]}]}, 152),
+        ({"$or": [{"a": ["x"] * 10, "b": ["y"] * 10}, {"c": ["z"] * 51}]}, 151),
+        ({"a": {"$or": [{"b": ["x"] * 38}, {"c": ["y"] * 38}]}}, 152),
+    ],
+    ids=str,
+)
+def test_values_count_by_their_depth_and_alternatives_are_added(conditions: Any, combinations: int) -> None:
+    with pytest.raises(ConfigError, match=f"^FilterPolicy: {combinations} combinations of values"):
+        FilterPolicy(conditions, "MessageBody")
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"a": {"b": {"c": ["x"] * 50}}},
+        {"$or": [{"a": ["x"] * 10, "b": ["y"] * 10}, {"c": ["z"] * 50}]},
+        {"a": {"$or": [{"b": ["x"] * 38}, {"c": ["y"] * 37}]}},
+    ],
+    ids=str,
+)
+def test_150_combinations_are_accepted(conditions: Any) -> None:
+    assert FilterPolicy(conditions, "MessageBody")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "points"),
+    [
+        ({"a": {"b": [{"wildcard": f"{n}*"} for n in range(10)]}, "c": [{"wildcard": "x*"}]}, 101),
+        ({"a": [{"wildcard": "no star"}, *({"wildcard": f"{n}*"} for n in range(10))]}, 110),
+        ({"a": [{"wildcard": "*a*b*"}] * 3, "b": [{"wildcard": "*a*"}, {"wildcard": "x"}, {"prefix": "y"}] * 2}, 129),
+    ],
+    ids=str,
+)
+def test_points_of_nested_names_and_patterns_without_a_star_count(conditions: Any, points: int) -> None:
+    with pytest.raises(ConfigError, match=f"its wildcards have {points} points"):
+        FilterPolicy(conditions, "MessageBody")
+
+
+def test_a_policy_differs_by_its_scope_and_not_by_the_order_of_its_names() -> None:
+    one, other = FilterPolicy({"a": ["x"], "b": ["y"]}), FilterPolicy({"b": ["y"], "a": ["x"]})
+
+    assert hash(one) == hash(other)
+    assert len({one, other, FilterPolicy({"a": ["x"], "b": ["y"]}, "MessageBody")}) == 2
+    assert FilterPolicy({"a": ["x"]}).scope == "MessageAttributes"
+
+
+@pytest.mark.parametrize(("pattern", "parts"), [
+    ("", [""]), ("a", ["a"]), ("*", ["", ""]), ("a*b", ["a", "b"]), (r"a\*b", ["a*b"]), ("a\\\\*", ["a\\", ""]),
+    ("a\nb*", ["a\nb", ""]),
+])  # fmt: skip
+def test_a_pattern_is_split_at_its_stars(pattern: str, parts: list[str]) -> None:
+    assert split_wildcard(pattern) == parts
+
+
+def test_a_policy_is_expanded_into_its_alternatives_by_path() -> None:
+    policy = {"a": {"b": [1], "$or": [{"c": [2]}, {"d": {"e": [3]}}]}, "f": [4]}
+
+    assert expand(policy) == [
+        [("a.b", [1]), ("a.c", [2]), ("f", [4])],
+        [("a.b", [1]), ("a.d.e", [3]), ("f", [4])],
+    ]
