@@ -17,7 +17,7 @@ import pytest
 from smartpipe import Batch, BatchDelivery, Delivery, Queue, RetryPolicy, Service
 from smartpipe.cli.logs import JsonFormatter, LineHandler, TextFormatter
 from smartpipe.envelope import encode, wrap
-from smartpipe.log_fields import DeliveryFilter
+from smartpipe.log_fields import DeliveryFilter, add_delivery_filter, fields_of, is_own
 from smartpipe.message import OutgoingMessage
 from smartpipe.testing import MemoryBroker
 from smartpipe.transports.open import use_transport
@@ -426,3 +426,60 @@ async def test_on_lambda_the_records_of_handlers_have_the_fields_in_any_configur
         assert (one.event_id, one.message_id, one.order_id) == ("event-1", "message-1", 1)  # type: ignore[attr-defined]
         assert one.trace_id  # type: ignore[attr-defined]
     assert sum(isinstance(one, DeliveryFilter) for one in caplog.handler.filters) == 1
+
+
+def test_the_filter_is_added_once_to_each_handler_of_the_root_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = [logging.NullHandler(), logging.NullHandler()]
+    handlers[0].addFilter(logging.Filter("shop"))
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+
+    add_delivery_filter()
+    add_delivery_filter()
+    handlers.append(logging.NullHandler())
+    add_delivery_filter()
+
+    assert [sum(isinstance(one, DeliveryFilter) for one in handler.filters) for handler in handlers] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "own"), [
+    ("smartpipe", True), ("smartpipe.worker", True), ("smartpiper", False), ("shop.smartpipe", False), ("root", False),
+])  # fmt: skip
+def test_lines_of_smartpipe_are_those_of_its_loggers(name: str, own: bool) -> None:
+    assert is_own(logging.makeLogRecord({"name": name})) is own
+
+
+class Incomparable:
+    def __eq__(self, _: object) -> bool:
+        raise RuntimeError("not to be compared")
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __str__(self) -> str:
+        raise RuntimeError("not to be written")
+
+
+@pytest.mark.parametrize(("extra", "expected"), [
+    ({}, {}),
+    ({"order": 1}, {"order": 1}),
+    ({"fields": {"order": 1}}, {"order": 1}),
+    ({"fields": "text"}, {"fields": "text"}),
+    ({"fields": {"order": 1}, "order": 1}, {"order": 1}),
+    ({"fields": {"order": 1}, "order": 2}, {"order": 1, "extra_order": 2}),
+    ({"fields": {"order": 1}, "order": True}, {"order": 1, "extra_order": True}),
+    ({"fields": {"order": 1, "extra_order": 1}, "order": 2}, {"order": 1, "extra_order": 1, "extra_extra_order": 2}),
+    ({"time": 1}, {"extra_time": 1}),
+    ({"time": 1, "extra_time": 2}, {"extra_time": 1, "extra_extra_time": 2}),
+    ({"fields": {5: "a", None: "b"}}, {"5": "a", "None": "b"}),
+    ({"fields": {Incomparable(): "a"}}, {"Incomparable": "a"}),
+    ({"taskName": "x", "asctime": "y"}, {}),
+], ids=str)  # fmt: skip
+def test_a_field_keeps_its_name_unless_another_field_has_it(extra: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert fields_of(logging.makeLogRecord({"name": "shop", **extra}), {"time"}) == expected
+
+
+def test_values_that_cannot_be_compared_are_written_side_by_side() -> None:
+    value, other = Incomparable(), Incomparable()
+    found = fields_of(logging.makeLogRecord({"fields": {"a": value, "b": value}, "a": other, "b": value}))
+
+    assert list(found) == ["a", "b", "extra_a"]
