@@ -400,3 +400,23 @@ async def test_a_circuit_counts_calls_and_not_items() -> None:
         await broker.drain(limit_seconds=60)  # with an open circuit it would take longer
 
         assert len(broker.dead_lettered(UserLeft)) == 19
+
+
+def test_every_item_of_a_batch_can_be_failed_and_the_last_reason_counts() -> None:
+    batch = BatchDelivery([None, None, None], None)  # type: ignore[list-item, arg-type]
+    first, last = ValueError("first"), Reject("last")
+    batch.fail(0, first)
+    batch.fail(2, first)
+    batch.fail(2, last)
+
+    assert len(batch) == 3
+    assert [batch.failure(index) for index in range(3)] == [first, None, last]
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=rf"fail\({index}, ...\): the batch has items 0 to 2"):
+            batch.fail(index, first)
+    with pytest.raises(TypeError, match="0 to 2"):
+        batch.fail(1.0, first)  # type: ignore[arg-type]
+
+
+def test_a_batch_has_a_hundred_events_and_a_second_by_default() -> None:
+    assert (Batch().size, Batch().linger_seconds) == (100, 1.0)
