@@ -184,3 +184,72 @@ def test_paths_and_lists_in_the_body(policy: dict[str, Any], body: Any, expected
 @pytest.mark.parametrize("body", ['{"a": NaN}', "[" * 100_000, '{"a": ' * 100_000])
 def test_a_body_that_no_parser_accepts_never_matches(body: str) -> None:
     assert not matches({"a": [{"exists": False}, {"anything-but": "x"}]}, "MessageBody", OutgoingMessage(body, 2))
+
+
+@pytest.mark.parametrize(
+    ("policy", "body", "expected"),
+    [
+        ({"a": [1_000_000_000]}, {"a": 1_000_000_000}, True),
+        ({"a": [{"numeric": [">", 5]}]}, {"a": 1_000_000_000}, True),
+        ({"a": [{"numeric": [">", 5]}]}, {"a": 1_000_000_001}, False),
+        ({"a": [{"numeric": ["<", 5]}]}, {"a": -1_000_000_000}, True),
+        ({"a": [{"numeric": ["<", 5]}]}, {"a": -1_000_000_000.5}, False),
+        ({"a": [{"numeric": ["<", 5]}]}, {"a": 5}, False),
+        ({"a": [{"numeric": ["<=", 5]}]}, {"a": 5}, True),
+        ({"a": [{"numeric": [">", 5]}]}, {"a": 5}, False),
+        ({"a": [{"numeric": [">=", 5]}]}, {"a": 5}, True),
+        ({"a": [{"numeric": [">", 5]}]}, {"a": 5.00001}, True),
+        ({"a": [{"numeric": [">", 5]}]}, {"a": 5.000001}, False),
+        ({"a": [{"numeric": ["=", 5]}]}, {"a": 5.000004}, True),
+        ({"a": [{"numeric": [">", 0, "<", 9]}]}, {"a": 9}, False),
+        ({"a": [{"numeric": [">", 0, "<", 9]}]}, {"a": 0}, False),
+        ({"a": [{"numeric": [">", 0, "<", 9]}]}, {"a": True}, False),
+        ({"a": [{"numeric": ["=", 1]}]}, {"a": "1"}, False),
+        ({"a": [True]}, {"a": 1}, False),
+        ({"a": [1]}, {"a": True}, False),
+        ({"a": [False]}, {"a": False}, True),
+        ({"a": ["x", None]}, {"a": None}, True),
+        ({"a": [{"exists": True}]}, {"a": ["", None, 0]}, True),
+        ({"a": [{"exists": True}]}, {"a": ["", None]}, False),
+        ({"a": [{"exists": False}]}, {"a": ["", None]}, False),
+        ({"a": [{"anything-but": ["x"]}]}, {"a": ["x", "y"]}, True),
+        ({"a": [{"anything-but": 5}]}, {"a": 5.0}, False),
+        ({"a": [{"anything-but": 5}]}, {"a": "5"}, True),
+        ({"a": [{"anything-but": {"prefix": "x"}}]}, {"a": "yx"}, True),
+        ({"a": [{"equals-ignore-case": "x"}]}, {"a": 5}, False),
+        ({"a": [{"suffix": "x"}]}, {"a": 5}, False),
+        ({"a": [{"prefix": "x"}]}, {"a": None}, False),
+        ({"a": [{"cidr": "10.0.0.0/24"}]}, {"a": "10.0.0.255"}, True),
+        ({"a": [{"cidr": "10.0.0.77/24"}]}, {"a": "10.0.0.1"}, True),
+        ({"a": [{"cidr": "10.0.0.0/24"}]}, {"a": "ten"}, False),
+        ({"a": [{"cidr": "10.0.0.0/24"}]}, {"a": 167_772_161}, False),
+        ({"a": [{"cidr": "2001:db8::/32"}]}, {"a": "10.0.0.1"}, False),
+        ({"a": [{"wildcard": "a*a"}]}, {"a": "a"}, False),
+        ({"a": [{"wildcard": "a*a"}]}, {"a": "aa"}, True),
+        ({"a": [{"wildcard": "ab*bc"}]}, {"a": "abc"}, False),
+        ({"a": [{"wildcard": "*b*b*"}]}, {"a": "abc"}, False),
+        ({"a": [{"wildcard": "*b*b*"}]}, {"a": "bb"}, True),
+        ({"a": [{"wildcard": "*ab*ab"}]}, {"a": "abab"}, True),
+        ({"a": [{"wildcard": "*ab*ab"}]}, {"a": "ab"}, False),
+        ({"a": ["x"], "b": ["y"]}, {"a": "x", "b": "z"}, False),
+        ({"a": {"b": ["x"]}}, {"a": [{"b": "y"}, {"b": "x"}]}, True),
+        ({"a": {"b": ["x"]}, "c": ["z"]}, {"a": {"b": "x"}, "c": "y"}, False),
+    ],
+    ids=str,
+)
+def test_both_sides_of_each_comparison(policy: dict[str, Any], body: Any, expected: bool) -> None:
+    FilterPolicy(policy, scope="MessageBody")
+
+    assert matches(policy, "MessageBody", OutgoingMessage(json.dumps(body), 2)) is expected
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("7", 7), ("+7", 7), ("-7.5", -7.5), (".5", 0.5), ("5.", 5), ("1e3", 1_000), ("1.5E-1", 0.15), ("", None),
+    ("7 ", None), ("0x7", None), ("1e", None), (".", None), ("inf", None),
+])  # fmt: skip
+def test_a_number_attribute_is_compared_if_it_is_a_number(text: str, number: float | None) -> None:
+    message = OutgoingMessage("{}", 2, {"n": Attribute("Number", text), "other": Attribute("String", "x")})
+
+    assert matches({"n": [{"exists": False}]}, "MessageAttributes", message) is (number is None)
+    if number is not None:
+        assert matches({"n": [number]}, "MessageAttributes", message)
