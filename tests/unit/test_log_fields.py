@@ -465,6 +465,7 @@ class Incomparable:
     ({"fields": {"order": 1}}, {"order": 1}),
     ({"fields": "text"}, {"fields": "text"}),
     ({"fields": {"order": 1}, "order": 1}, {"order": 1}),
+    ({"fields": {"order": 1}, "order": 1, "more": 2}, {"order": 1, "more": 2}),
     ({"fields": {"order": 1}, "order": 2}, {"order": 1, "extra_order": 2}),
     ({"fields": {"order": 1}, "order": True}, {"order": 1, "extra_order": True}),
     ({"fields": {"order": 1, "extra_order": 1}, "order": 2}, {"order": 1, "extra_order": 1, "extra_extra_order": 2}),
