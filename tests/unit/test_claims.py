@@ -12,12 +12,14 @@ import pytest
 from smartpipe.consumer.guard import MAX_DEFERRAL_SECONDS, _seconds_until_retry
 from smartpipe.errors import StoreError
 from smartpipe.idempotency.claims import PROBE_SECONDS, Claims
-from smartpipe.idempotency.store import Claim
+from smartpipe.idempotency.store import Claim, Claimed, InProgress
 from smartpipe.idempotency.stores.memory import MemoryStore
 from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from smartpipe.idempotency.store import ClaimOutcome
 
 LEASE_SECONDS = 30.0
 INTERVAL_SECONDS = 10.0
@@ -337,3 +339,154 @@ def test_a_deferral_lasts_at_least_as_long_as_the_claim_and_otherwise_five_minut
     left: float, receives: int, lease: float, expected: float
 ) -> None:
     assert _seconds_until_retry(left, receives, lease) == expected
+
+
+def test_claims_of_one_moment_are_sent_in_calls_of_a_hundred_and_each_gets_its_own_answer() -> None:
+    class Sized(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+            self.sizes.append(len(claims))
+            return await super().claim(claims)
+
+    async def main() -> None:
+        store = Sized()
+        claims = Claims(store)
+        await claims.claim(make_claim("150")._replace(token="other"))
+        outcomes = await asyncio.gather(*(claims.claim(make_claim(str(number))) for number in range(201)))
+        assert store.sizes == [1, 100, 100, 1]
+        assert [type(outcome) for outcome in outcomes].index(InProgress) == 150
+        assert sum(isinstance(outcome, Claimed) for outcome in outcomes) == 200
+        await claims.claim(make_claim("next"))
+        assert store.sizes[4:] == [1]
+        await claims.aclose()
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (StoreError("the store is down"), "the store is down"),
+    (None, "the idempotency store did not answer within 5 s"),
+    (KeyError("secret"), "the idempotency store failed: KeyError"),
+])  # fmt: skip
+def test_each_failed_call_is_counted_and_has_its_reason(error: Exception | None, message: str) -> None:
+    class Failing(CountingStore):
+        async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+            if error is not None:
+                raise error
+            await asyncio.sleep(1_000)
+            return []
+
+    async def main() -> list[int]:
+        store, found = Failing(), list[int]()
+        store.refused = {"release"}  # so that no probe succeeds
+        claims = Claims(store)
+        for _ in range(2):
+            with pytest.raises(StoreError, match=f"^{message}$"):
+                await claims.claim(make_claim("a"))
+            found.append(claims.failures)
+        assert await claims.complete(make_claim("a"))
+        found.append(claims.failures)
+        await claims.aclose()
+        return found
+
+    first, second, last = run_virtually(main())
+    assert (first, second > 1, last) == (1, True, 0)
+
+
+def test_a_lease_is_renewed_for_its_full_time_and_lost_only_at_its_end() -> None:
+    """A renewal that fails counts the lease from the last one that succeeded."""
+
+    async def main() -> list[float]:
+        held, lost = Held(), list[float]()
+        loop = asyncio.get_running_loop()
+        held.claims.hold(make_claim("a"), loop.time(), lambda: lost.append(loop.time()))
+        await asyncio.sleep(INTERVAL_SECONDS + 0.5)
+        held.store.down = True
+        await asyncio.sleep(10 * LEASE_SECONDS)
+        await held.claims.aclose()
+        return lost
+
+    # Renewed at 10 s until 40 s; the renewals at 20 s and 30 s fail, and the one at 40 s is too late.
+    assert run_virtually(main()) == [4 * INTERVAL_SECONDS]
+
+
+def test_a_claim_that_the_store_does_not_renew_is_lost_and_the_others_are_kept() -> None:
+    class Refusing(CountingStore):
+        async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+            await super().renew(claims)
+            return [claim.key != "b" for claim in claims]
+
+    async def main() -> Held:
+        held = Held(Refusing())
+        for key in "abc":
+            held.hold(key)
+        await asyncio.sleep(2 * INTERVAL_SECONDS + 1)
+        await held.claims.aclose()
+        return held
+
+    held = run_virtually(main())
+    assert held.lost == ["b"]
+    assert [keys for _, keys in held.store.renewed] == [["a", "b", "c"], ["a", "c"]]
+
+
+def test_a_claim_that_is_dropped_while_it_is_renewed_is_not_lost() -> None:
+    class Slow(CountingStore):
+        async def renew(self, claims: Sequence[Claim]) -> list[bool]:
+            await asyncio.sleep(2)
+            return [False] * len(claims)
+
+    async def main() -> list[str]:
+        held = Held(Slow())
+        claim = held.hold("a")
+        await asyncio.sleep(INTERVAL_SECONDS + 1)
+        held.claims.drop(claim)
+        await asyncio.sleep(LEASE_SECONDS)
+        await held.claims.aclose()
+        return held.lost
+
+    assert run_virtually(main()) == []
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_cancelled_caller_releases_what_the_store_then_grants(claimed: bool) -> None:
+    class Slow(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self.released: list[str] = []
+
+        async def claim(self, claims: Sequence[Claim]) -> list[ClaimOutcome]:
+            await asyncio.sleep(2)
+            return await super().claim(claims)
+
+        async def release(self, claims: Sequence[Claim]) -> list[bool]:
+            self.released += [claim.key for claim in claims]
+            return await super().release(claims)
+
+    async def main() -> list[str]:
+        store = Slow()
+        claims = Claims(store)
+        if not claimed:
+            await claims.claim(make_claim("a")._replace(token="other"))
+        waiting = asyncio.create_task(claims.claim(make_claim("a")))
+        await asyncio.sleep(1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await claims.aclose()
+        return store.released
+
+    assert run_virtually(main()) == (["a"] if claimed else [])
+
+
+def test_a_release_that_fails_says_when_the_lease_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        held = Held()
+        held.store.down = True
+        await held.claims.release(make_claim("a"))
+        await held.claims.aclose()
+
+    run_virtually(main())
+    assert caplog.messages == ["Cannot release a claim, its lease will expire in 30 s: the store is down"]
