@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from smartpipe.errors import ConfigError
-from smartpipe.idempotency.open_store import open_store
+from smartpipe.idempotency.open_store import is_store_url, open_store
 from smartpipe.idempotency.stores.dynamodb import DynamoStore
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.idempotency.stores.postgres import PostgresStore
@@ -196,3 +196,11 @@ def test_a_key_is_stored_under_its_prefix_or_as_its_digest() -> None:
         assert stored.startswith("staging-=")
         assert len(stored.encode()) <= 100
     assert stored_key("", "a\0", max_bytes=99) != stored_key("", "b\0", max_bytes=99)
+
+
+@pytest.mark.parametrize(("url", "known"), [
+    ("memory://", True), ("redis://x", True), ("valkeys://x", True), ("unix:///x", True), ("postgres+x://y", True),
+    ("dynamodb://t", True), ("mysql://x", False), ("memory", False), ("", False),
+])  # fmt: skip
+def test_a_store_is_known_by_its_scheme(url: str, known: bool) -> None:
+    assert is_store_url(url) is known
