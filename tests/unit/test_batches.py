@@ -409,7 +409,7 @@ def test_every_item_of_a_batch_can_be_failed_and_the_last_reason_counts() -> Non
     batch.fail(2, first)
     batch.fail(2, last)
 
-    assert len(batch) == 3
+    assert (len(batch), batch.calls) == (3, 0)
     assert [batch.failure(index) for index in range(3)] == [first, None, last]
     for index in (-1, 3):
         with pytest.raises(IndexError, match=rf"fail\({index}, ...\): the batch has items 0 to 2"):
