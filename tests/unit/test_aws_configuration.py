@@ -307,7 +307,7 @@ WRONG_OUTPUT = CredentialRetrievalError(provider="custom-process", error_msg="Mi
     (credentials(worked=False), ValueError("bad"), True, "the container's credentials endpoint: bad"),
     (credentials(worked=True), ValueError("bad"), False, "the container's credentials endpoint: bad"),
     (ContainerProvider(), answer("ExpiredToken"), False, "said"),
-], ids=repr)  # fmt: skip
+])  # fmt: skip
 def test_an_error_of_a_credential_provider_names_it_and_is_permanent_only_if_it_cannot_pass(
     owner: Any, error: Exception, permanent: bool, text: str
 ) -> None:

@@ -313,7 +313,7 @@ SECRET_DIGEST = sha256(b'"1"').hexdigest()
     (Card(SecretStr("1")), ("json", f'["object",[["number",["secret","{SECRET_DIGEST}"]]]]')),
     (complex(1, 2), ("json", '["text","(1+2j)"]')),
     (Card, ("json", f'["text","{Card}"]')),
-], ids=repr)  # fmt: skip
+])  # fmt: skip
 def test_the_text_of_a_value_stays_the_same_in_every_version(value: Any, expected: tuple[str, str]) -> None:
     """Claims that an older version has written must be found."""
     assert typed_text(value) == expected

@@ -474,7 +474,7 @@ class Incomparable:
     ({"fields": {5: "a", None: "b"}}, {"5": "a", "None": "b"}),
     ({"fields": {Incomparable(): "a"}}, {"Incomparable": "a"}),
     ({"taskName": "x", "asctime": "y"}, {}),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_a_field_keeps_its_name_unless_another_field_has_it(extra: dict[str, Any], expected: dict[str, Any]) -> None:
     assert fields_of(logging.makeLogRecord({"name": "shop", **extra}), {"time"}) == expected
 

@@ -147,7 +147,7 @@ async def test_a_request_has_a_head_and_only_a_poll_is_not_sent_again(
     ([refusal("AccessDenied", seconds=100)], [], 1, "AccessDenied"),
     ([refusal("RequestTimeTooSkewed", seconds=100), refusal("ExpiredToken"), OK], [True], 3, None),
     ([refusal("RequestTimeTooSkewed", seconds=100)] * 2, [], 2, "RequestTimeTooSkewed"),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 async def test_a_refused_request_is_sent_again_only_if_that_can_help(
     answers: list[Response], refreshed: list[bool], requests: int, code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
