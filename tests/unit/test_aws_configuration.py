@@ -12,10 +12,14 @@ import pytest
 from botocore.credentials import ContainerProvider, EnvProvider, ProcessProvider, RefreshableCredentials
 from botocore.exceptions import (
     ClientError,
+    ConfigNotFound,
+    ConfigParseError,
     CredentialRetrievalError,
+    InvalidRegionError,
     NoRegionError,
     ParamValidationError,
     PartialCredentialsError,
+    ProfileNotFound,
     SSLError,
 )
 
@@ -177,6 +181,10 @@ def test_certificates_are_checked_as_botocore_checks_them(unset: Path, monkeypat
 @pytest.mark.parametrize(("error", "message"), [
     (ValueError("Invalid endpoint: secret"), "endpoint_url must begin with http"),
     (ValueError("bad http://ada:pw@host key"), "AWS configuration: bad http://host key"),
+    (InvalidRegionError(region_name="a b"), "AWS configuration: .*'a b'"),
+    (ConfigNotFound(path="here"), "AWS configuration: .*here"),
+    (ConfigParseError(path="here"), "AWS configuration: .*here"),
+    (ProfileNotFound(profile="none"), "AWS configuration: .*none"),
 ])  # fmt: skip
 def test_an_error_of_botocore_is_shown_without_secrets(error: Exception, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught, configuration_errors():
@@ -258,6 +266,20 @@ def test_a_tls_error_has_its_own_advice(text: str, retryable: bool, advice: str)
 
     assert (found.code, found.retryable) == ("SSLError", retryable)
     assert advice in found.detail
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"), [((1_024, 1_024), "1,024 (ulimit"), ((1_024, 4_096), "1,024, at most 4,096 (")]
+)
+def test_the_limit_of_file_descriptors_is_named(
+    limits: tuple[int, int], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+
+    found = classify(OSError(24, "Too many open files"), action="a", target="t")
+
+    assert (found.code, found.retryable) == ("EMFILE", True)
+    assert f"its limit is {text}" in found.detail
 
 
 def test_errors_of_ours_and_of_the_configuration_pass_the_classifier() -> None:

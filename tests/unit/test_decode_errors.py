@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, Json, field_validator
 
 from smartpipe import DecodeError, Event, PublishError, Topic
 from smartpipe.envelope import decode, encode, wrap
@@ -200,6 +200,20 @@ class Floats(Event, topic=numbers, type="errors.floats", version="1.0"):
 def test_infinity_is_refused_by_the_path_of_its_field(values: dict[str, Any], path: str) -> None:
     with pytest.raises(PublishError, match=f"{path}: infinity and NaN do not exist in JSON"):
         encode(wrap(Floats.model_construct(**{**Floats().__dict__, **values}), source="s"))
+
+
+def test_infinity_in_a_text_of_json_is_named_as_it_is_written() -> None:
+    class Renamed(BaseModel):
+        value: float = Field(1.0, alias="v")
+
+    class WithText(Event, topic=numbers, type="errors.with_text", version="1.0"):
+        text: Json[list[Renamed]]
+
+    event = WithText(text='[{"v": 1.0}]')
+    assert Decoder([WithText]).decode(encode(wrap(event, source="s"))).data == event
+    event.text[0].value = math.inf
+    with pytest.raises(PublishError, match=r" 0\.v: infinity and NaN do not exist in JSON"):
+        encode(wrap(event, source="s"))
 
 
 @pytest.mark.parametrize("values", [

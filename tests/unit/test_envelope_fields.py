@@ -200,6 +200,12 @@ def test_ids_have_the_bits_of_their_version_and_variant() -> None:
     assert variants == set("89ab")
 
 
+def test_an_id_begins_with_the_milliseconds_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time_ns", lambda: 1_800_000_000_123_999_999)
+
+    assert UUID(new_event_id()).int >> 80 == 1_800_000_000_123
+
+
 def test_derived_ids_count_each_kind_for_itself_and_keep_the_time_of_their_cause() -> None:
     cause = "01900000-abcd-7000-8000-000000000000"
     ids, again, other_call = (DerivedIds("a", "b", call=call, time_of=cause) for call in (1, 2, 0))
