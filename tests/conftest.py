@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 # A busy machine is slow, which is no failure.
-settings.register_profile("tests", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("tests", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 

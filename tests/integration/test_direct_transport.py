@@ -136,9 +136,7 @@ errors = st.tuples(
     words,
     st.booleans(),
 )
-quietly = settings(
-    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+quietly = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def json_answer(count: int, fates: list[Any]) -> bytes:

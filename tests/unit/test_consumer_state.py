@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smartpipe import Batch, Publisher, Queue, RetryPolicy, Service, TransportError
-from smartpipe.consumer.consumer import Consumer, Settled
+from smartpipe.consumer.consumer import Consumer
 from smartpipe.consumer.decide import Ack, RetryAfter
 from smartpipe.consumer.processor import Resources
 from smartpipe.consumer.receive_health import ReceiveHealth
@@ -19,6 +19,9 @@ from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import UNREACHABLE, FakeTransport
 from tests.support.virtual_time import run_virtually
 from tests.unit.test_prefetch import FarTransport
+
+if TYPE_CHECKING:
+    from smartpipe.consumer.settle import Settled
 
 
 def quick_service(*, batch: bool = False) -> Service:
