@@ -238,7 +238,7 @@ def test_a_part_alone_is_an_incomplete_declaration(only: dict[str, str]) -> None
 def test_key_and_tenant_are_fields_that_suit_the_topic(
     topic: Topic, key: str | None, tenant: str | None, errors: list[str]
 ) -> None:
-    arguments = {"topic": topic, "key": key, "tenant": tenant, "type": "keyed"}
+    arguments = {"topic": topic, "key": key, "tenant": tenant, "type": "events.keyed"}
     if not errors:
         contract = contract_of(declare(**arguments))
         assert (contract.key, contract.tenant) == (key, tenant)
