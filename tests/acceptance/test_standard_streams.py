@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smartpipe.cli.exit import _error_format
 from tests.acceptance.conftest import TARGET
 from tests.support.processes import ROOT, smartpipe
 from tests.support.waiting import DEADLINE_SECONDS
@@ -120,29 +119,6 @@ def test_with_a_json_log_the_error_that_ends_a_worker_is_a_record_of_the_log(pro
         assert result.returncode == code
         assert any(text in record["message"] for record in fatal)
         assert all(record["time"] for record in records)
-
-
-@pytest.mark.parametrize(
-    ("command_line", "environment", "expected"),
-    [
-        ("topology plan a:b", {}, "text"),
-        ("topology plan --json", {}, "json"),
-        ("topology plan -- --json", {}, "text"),
-        ("worker a:b", {}, "text"),
-        ("worker a:b", {"SMARTPIPE_LOG_FORMAT": "auto"}, "text"),
-        ("worker a:b --log-format json", {}, "log"),
-        ("worker a:b --log-format=json", {}, "log"),
-        ("worker a:b --log-format=text", {"SMARTPIPE_LOG_FORMAT": "json"}, "text"),
-        ("relay", {"SMARTPIPE_LOG_FORMAT": "json"}, "log"),
-        ("topology plan", {"SMARTPIPE_LOG_FORMAT": "json"}, "text"),
-        ("worker --log-format", {}, "text"),
-        ("", {}, "text"),
-    ],
-)
-def test_errors_are_json_if_the_user_asked_for_json(
-    command_line: str, environment: dict[str, str], expected: str
-) -> None:
-    assert _error_format(command_line.split(), environment) == expected
 
 
 def test_an_interrupted_command_exits_with_130() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from smartpipe import ConfigError, cli
 from smartpipe.cli import exit as ending
-from smartpipe.cli.exit import open_closed_streams, run_to_exit_code
+from smartpipe.cli.exit import _error_format, open_closed_streams, run_to_exit_code
 from smartpipe.errors import SmartpipeError
 
 if TYPE_CHECKING:
@@ -141,6 +141,34 @@ def test_with_a_json_log_the_record_of_an_internal_error_has_its_traceback(run: 
     assert (code, record["message"]) == (1, "internal error: ValueError: wrong")
     assert "ValueError: wrong" in json.dumps(record)
     assert "Traceback (most recent call last):" in json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("command_line", "environment", "expected"),
+    [
+        ("topology plan a:b", {}, "text"),
+        ("topology plan --json", {}, "json"),
+        ("topology plan -- --json", {}, "text"),
+        ("worker a:b", {}, "text"),
+        ("worker a:b", {"SMARTPIPE_LOG_FORMAT": "auto"}, "text"),
+        ("worker a:b --log-format json", {}, "log"),
+        ("worker a:b --log-format=json", {}, "log"),
+        ("worker a:b --log-format=text", {"SMARTPIPE_LOG_FORMAT": "json"}, "text"),
+        ("relay", {"SMARTPIPE_LOG_FORMAT": "json"}, "log"),
+        ("topology plan", {"SMARTPIPE_LOG_FORMAT": "json"}, "text"),
+        ("worker --log-format", {}, "text"),
+        ("worker a:b --log-format json --log-format text", {}, "text"),
+        ("worker a:b json", {}, "text"),
+        ("worker a:b --log-format", {"SMARTPIPE_LOG_FORMAT": "json"}, "text"),
+        ("worker a:b -- --log-format json", {}, "text"),
+        ("worker a:b", {"SMARTPIPE_LOG_FORMAT": " Json "}, "log"),
+        ("", {}, "text"),
+    ],
+)
+def test_errors_are_json_if_the_user_asked_for_json(
+    command_line: str, environment: dict[str, str], expected: str
+) -> None:
+    assert _error_format(command_line.split(), environment) == expected
 
 
 def test_an_error_keeps_its_exit_code_if_standard_error_is_full(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
