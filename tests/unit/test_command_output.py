@@ -1,24 +1,22 @@
-"""What commands print about queues, dead-letter messages and changes, and how they ask for confirmation."""
+"""What commands print about dead-letter messages and changes, and how they ask for confirmation."""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
 
-from smartpipe import ConfigError, Queue, Service
+from smartpipe import ConfigError
 from smartpipe.cli import confirm as confirming
-from smartpipe.cli import dlq, show
-from smartpipe.cli.changes import Line, describe_changes, heading
-from smartpipe.cli.dlq import DeadLetterQueue, describe, run_list
-from smartpipe.cli.show import describe_contents, run_show
+from smartpipe.cli.changes import Line, describe_changes, format_json, heading, print_line
+from smartpipe.cli.dlq import describe
 from smartpipe.dlq.messages import DeadLetterMessage
 from smartpipe.message import Message
 from smartpipe.names import Naming
 from smartpipe.topology.changes import Change
-from smartpipe.topology.status import Branch, QueueState, TopicState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,129 +24,9 @@ if TYPE_CHECKING:
 NAMING = Naming("aws", "eu-west-1", "123456789012", "staging-")
 
 
-def queue(name: str = "mailer", **fields: Any) -> QueueState:
-    return QueueState(name, f"arn:{name}", **{"exists": True, **fields})
-
-
 @pytest.mark.parametrize(("prefix", "shown"), [("staging-", "prefix staging-"), ("", "no prefix")])
 def test_a_heading_says_where_changes_are_made(prefix: str, shown: str) -> None:
     assert heading(NAMING._replace(prefix=prefix)) == f"account 123456789012, eu-west-1, {shown}, application smartpipe"
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({}, "0 waiting, 0 in flight"),
-        ({"visible": 1_000, "in_flight": 2_000, "delayed": 3_000}, "1,000 waiting, 2,000 in flight, 3,000 delayed"),
-        ({"oldest_age_seconds": 0.0}, "0 waiting, 0 in flight, oldest 0 s"),
-        ({"oldest_age_seconds": 59.4}, "0 waiting, 0 in flight, oldest 59 s"),
-        ({"oldest_age_seconds": 60}, "0 waiting, 0 in flight, oldest 1.0 min"),
-        ({"oldest_age_seconds": 3_599}, "0 waiting, 0 in flight, oldest 60.0 min"),
-        ({"oldest_age_seconds": 3_600}, "0 waiting, 0 in flight, oldest 1.0 h"),
-        ({"oldest_age_seconds": 86_399}, "0 waiting, 0 in flight, oldest 24.0 h"),
-        ({"oldest_age_seconds": 129_600}, "0 waiting, 0 in flight, oldest 1.5 d"),
-    ],
-)
-def test_the_contents_of_a_queue_are_described_in_numbers_and_an_age(fields: dict[str, Any], text: str) -> None:
-    assert describe_contents(queue(**fields)) == text
-
-
-TREE = [
-    TopicState(
-        "users",
-        "arn:users",
-        True,
-        (
-            Branch(True, None, True, queue(dead_letters=queue("mailer-dlq", visible=1))),
-            Branch(True, {"type": ["a", {"prefix": "b"}], "$or": {"x": 1}}, False, queue("audit")),
-            Branch(False, None, True, queue("late", exists=False)),
-        ),
-        elsewhere=2,
-    ),
-    TopicState("orders", "arn:orders", False, ()),
-    TopicState("parcels", "arn:parcels", True, (), elsewhere=1),
-    TopicState("", "", True, (Branch(True, None, True, queue("direct")),)),
-]
-DRAWN = """\
-account 123456789012, eu-west-1, prefix staging-, application smartpipe
-topic users
-├── subscription everything
-│   └── queue mailer  0 waiting, 0 in flight
-│       └── dead-letter queue mailer-dlq  1 waiting, 0 in flight
-├── subscription type in a | {"prefix": "b"}, $or {"x": 1}  not raw
-│   └── queue audit  0 waiting, 0 in flight
-├── subscription  not deployed
-│   └── queue late  not deployed
-└── and 2 subscriptions of others
-topic orders  not deployed
-└── no subscriptions
-topic parcels
-└── and 1 subscription of others
-direct queues
-└── queue direct  0 waiting, 0 in flight
-note: a note
-"""
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_deployed_topology_is_drawn_as_a_tree_or_as_json(
-    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(show, "load_services", lambda _: [])
-    monkeypatch.setattr(show, "with_session", lambda _: (NAMING, TREE, ["a note"]))
-
-    run_show([], as_json=as_json)
-
-    out = capsys.readouterr().out
-    if not as_json:
-        assert out == DRAWN
-        return
-    found = json.loads(out)
-    assert (found["region"], found["notes"]) == ("eu-west-1", ["a note"])
-    assert [topic["name"] for topic in found["topics"]] == ["users", "orders", "parcels", ""]
-    assert found["topics"][0]["branches"][0]["queue"]["dead_letters"]["visible"] == 1
-    assert found["topics"][0]["branches"][1]["filter"] == {"type": ["a", {"prefix": "b"}], "$or": {"x": 1}}
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_dead_letter_queues_are_listed_with_their_contents_and_those_that_are_missing(
-    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    service = Service("shop")
-    queues = [DeadLetterQueue(service, Queue(name), f"{name}-dlq", name) for name in ("a", "longer", "b")]
-    states = [queue("a-dlq", visible=1), queue("longer-dlq", exists=False), queue("b-dlq")]
-    monkeypatch.setattr(dlq, "dead_letter_queues", lambda _: queues)
-    monkeypatch.setattr(dlq, "with_session", lambda _: (NAMING, states, ["a note"]))
-
-    run_list([], as_json=as_json)
-
-    out = capsys.readouterr().out
-    if as_json:
-        found = json.loads(out)["dead_letter_queues"]
-        assert [(one["service"], one["source"], one["name"], one["exists"], one["visible"]) for one in found] == [
-            ("shop", "a", "a-dlq", True, 1),
-            ("shop", "longer", "longer-dlq", False, 0),
-            ("shop", "b", "b-dlq", True, 0),
-        ]
-        assert "dead_letters" not in found[0]
-        return
-    assert out.splitlines()[1:] == [
-        "  a-dlq       1 waiting, 0 in flight  (of a)",
-        "  longer-dlq  does not exist: run smartpipe topology apply  (of longer)",
-        "  b-dlq       0 waiting, 0 in flight  (of b)",
-        "note: a note",
-    ]
-
-
-def test_services_that_only_publish_have_no_dead_letter_queues(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(dlq, "dead_letter_queues", lambda _: [])
-    monkeypatch.setattr(dlq, "with_session", lambda _: (NAMING, [], []))
-
-    run_list([], as_json=False)
-
-    assert capsys.readouterr().out.splitlines()[1:] == ["no queues: these services only publish"]
 
 
 REASON: Any = {
@@ -243,12 +121,85 @@ def test_orphans_come_with_a_warning() -> None:
     assert lines[2].startswith("orphaned: check that you named every TARGET")
 
 
+def test_a_change_shows_its_reason_and_an_update_the_old_and_the_new_values() -> None:
+    changes = [
+        CREATED._replace(reason="new"),
+        UPDATED._replace(before={"a": "1", "b": "2"}, attributes={"a": "2", "b": None}),
+        DELETED._replace(before={"a": "1"}, attributes={"a": "2"}),
+        THEIRS._replace(reason="of others"),
+    ]
+
+    *lines, _ = describe_changes(changes)
+
+    assert lines == [
+        Line("  + queue        create  (create: new)", "green"),
+        Line("  ~ queue        update", "yellow"),
+        Line("      a: 1 → 2", "yellow"),
+        Line("      b: 2 → nothing", "yellow"),
+        Line("  - queue        delete", "red"),
+        Line("  ? queue        external  (external: of others)", "cyan"),
+    ]
+    assert next(describe_changes([THEIRS._replace(reason="of others")], deleting=True)).text.endswith(
+        "(kept: of others)"
+    )
+    assert next(describe_changes([DELETED._replace(reason="x")], deleting=True)).text.endswith("(delete: x)")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "no_color", "colour", "coloured"),
+    [
+        (True, "", "red", True),
+        (True, "1", "red", False),
+        (False, "", "red", False),
+        (True, "", None, False),
+        (True, "1", None, False),
+        (False, "", None, False),
+    ],
+)
+def test_a_line_is_coloured_on_a_terminal_only(
+    terminal: bool,
+    no_color: str,
+    colour: str | None,
+    coloured: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(typer, "echo", lambda text, *, err: printed.append((text, err)))
+    monkeypatch.setenv("NO_COLOR", no_color)
+
+    print_line(Line("a\x1bb", colour), err=coloured)
+    print_line("text")
+
+    assert printed == [("\x1b[31ma\\x1bb\x1b[0m" if coloured else "a\\x1bb", coloured), ("text", False)]
+
+
+def test_the_json_of_a_plan_has_the_kept_resources_of_a_destroy_only() -> None:
+    context: Any = SimpleNamespace(naming=NAMING, notes=["\u202e"])
+
+    text = format_json(context, [CREATED])
+    assert list(json.loads(text)) == [*NAMING._asdict(), "changes", "notes"]
+    assert text == json.dumps(json.loads(text), indent=2)
+    found = json.loads(format_json(context, [], [THEIRS]))
+    assert (found["changes"], found["kept"], found["notes"]) == (
+        [],
+        [THEIRS.as_json() | {"arns": ["arn:external"]}],
+        ["\u202e"],
+    )
+    assert json.loads(format_json(context, [], []))["kept"] == []
+
+
 @pytest.mark.parametrize(
     ("terminal", "as_json", "answer", "code"),
     [(True, False, True, None), (True, False, False, 1), (True, False, typer.Abort(), 1)],
 )
 def test_a_command_continues_only_if_the_user_agrees(
-    terminal: bool, as_json: bool, answer: bool | Exception, code: int | None, monkeypatch: pytest.MonkeyPatch
+    terminal: bool,
+    as_json: bool,
+    answer: bool | Exception,
+    code: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def ask(question: str) -> bool:
         assert question == "Delete?"
@@ -264,6 +215,8 @@ def test_a_command_continues_only_if_the_user_agrees(
         with pytest.raises(typer.Exit) as ended:
             confirming.confirm("Delete?", yes=False, as_json=as_json)
         assert ended.value.exit_code == code
+    line_end = "\n" if isinstance(answer, Exception) else ""  # the cursor is still behind the question
+    assert capsys.readouterr().out == ("" if code is None else f"{line_end}nothing was changed\n")
 
 
 @pytest.mark.parametrize(("terminal", "as_json"), [(False, False), (True, True), (False, True)])
