@@ -129,6 +129,29 @@ def test_only_messages_in_a_dead_letter_queue_are_red(
     assert ("\x1b[31m" in capsys.readouterr().out) == red
 
 
+def test_a_tree_is_not_wrapped_and_has_no_markup_and_no_control_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "[bold]" + "x" * 200
+    tree = [TopicState(long, "arn:users", True, (Branch(True, {"a": ["\x1b"]}, True, queue(long)),))]
+    monkeypatch.setattr(show, "load_services", lambda _: [])
+    monkeypatch.setattr(show, "with_session", lambda _: (NAMING._replace(prefix="[red]"), tree, [f"{long} 12 \x1b"]))
+    monkeypatch.setenv("COLUMNS", "40")
+
+    run_show([], as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "account 123456789012, eu-west-1, prefix [red], application smartpipe",
+        f"topic {long}",
+        "└── subscription a in \\x1b",
+        f"    └── queue {long}  0 waiting, 0 in flight",
+        f"note: {long} 12 \\x1b",
+    ]
+
+    run_show([], as_json=True)
+    text = capsys.readouterr().out
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
+
+
 class Session:
     """A session that is only passed on."""
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from smartpipe.transports.aws.session import AwsSession
 
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
+LINE_CHARACTERS = 100_000
+"""More than any line has. rich would cut the lines of a tree at the width of the terminal, or at 80 without one."""
 
 
 def run_show(targets: Sequence[str], *, as_json: bool) -> None:
@@ -47,7 +49,7 @@ def run_show(targets: Sequence[str], *, as_json: bool) -> None:
             )
         )
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=LINE_CHARACTERS)
     console.print(escape_text(heading(naming)), markup=False)
     for topic in topics:
         console.print(_draw(topic))
