@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,6 +77,35 @@ def test_a_directory_of_this_name_is_ignored(here: Path) -> None:
     (here / ".env").mkdir()
 
     assert DotEnv().load() == []
+
+
+def test_a_file_without_permission_to_read_it_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / ".env").write_text("A=1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dotenv.dotenv_values", refuse)
+
+    with pytest.raises(ConfigError) as caught:
+        DotEnv().load()
+
+    assert str(caught.value) == f"cannot read {here / '.env'}: Permission denied"
+
+
+def test_a_file_needs_a_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dotenv", None)
+    assert DotEnv().load() == []
+
+    (here / ".env").write_text("A=1")
+
+    with pytest.raises(ConfigError, match=r"reading \.env needs python-dotenv; run pip install 'smartpipe\[local\]'"):
+        DotEnv().load()
+
+
+def test_ports_are_below_those_of_outgoing_connections() -> None:
+    """Linux gives them ports from 32768, and macOS from 49152."""
+    assert (FIRST_PORT, FIRST_PORT + PORTS) == (20_000, 30_000)
 
 
 def test_the_port_depends_on_the_directory_only(tmp_path: Path) -> None:

@@ -53,6 +53,24 @@ def test_names_have_the_environments_prefix_and_tags_its_application(capsys: pyt
     assert {"Key": "smartpipe:application", "Value": "the shop"} in queue["Tags"]
 
 
+def test_documents_are_indented_and_keep_the_users_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "exported_text.py").write_text(
+        "from smartpipe import Event, Service, Topic\n"
+        "class Painted(Event, topic=Topic('pictures'), type='painted', version='1.0'):\n"
+        '    """Sch\u00f6n."""\n'
+        "service = Service('painter', publishes=[Painted])\n",
+        encoding="utf-8",
+    )
+
+    run_export(["exported_text:service"], "asyncapi", None)
+
+    text = capsys.readouterr().out
+    assert "Sch\u00f6n." in text
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+
+
 def test_policies_are_by_service_with_arns_of_the_real_account(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,23 @@ def test_the_command_writes_the_other_schemas_and_fails_without_a_traceback(
     assert "member.signed_up/1.1.json" in capsys.readouterr().out
 
 
+def test_the_command_lists_the_files_and_which_of_them_have_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, names = "tests.support.events:UserSignedUp", (ENVELOPE_FILE, "member.signed_up/1.1.json")
+
+    for status in ("written", "unchanged"):
+        run_export([target], tmp_path, as_json=False)
+        assert capsys.readouterr().out == "".join(f"  {status}  {tmp_path.as_posix()}/{name}\n" for name in names)
+    (tmp_path / names[1]).write_text("")
+    run_export([target], tmp_path, as_json=True)
+
+    assert json.loads(capsys.readouterr().out) == [
+        {"path": f"{tmp_path.as_posix()}/{name}", "changed": changed}
+        for name, changed in zip(names, (False, True), strict=True)
+    ]
+
+
 class Card(BaseModel):
     kind: Literal["card"]
 

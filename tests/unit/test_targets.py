@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,6 @@ from smartpipe.cli.targets import load_events, load_services
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 MODULE = """
 from smartpipe import Event, Queue, Service, Topic
@@ -67,12 +67,20 @@ def test_without_target_pyproject_lists_the_services(here: Path) -> None:
         ("broken:service", "NameError: name 'oops' is not defined ("),
         ("syntax:service", "SyntaxError"),
         ("needs:service", "No module named 'not_installed'"),
+        ("declares:service", "TARGET 'declares:service': "),
+        ("leaves:service", "cannot import TARGET 'leaves:service': SystemExit: 3 ("),
+        ("deep:service", "deep.py:2)"),
+        ("broken:service", "broken.py:3)"),
+        ("syntax:service", "syntax.py:1)"),
     ],
 )
 def test_the_error_for_a_wrong_target_is_one_sentence(here: Path, target: str, sentence: str) -> None:
     (here / "broken.py").write_text("\n\noops")
     (here / "syntax.py").write_text("def (")
     (here / "needs.py").write_text("import not_installed")
+    (here / "declares.py").write_text("from smartpipe import Topic\nTopic('a b')")
+    (here / "leaves.py").write_text("import sys\nsys.exit(3)")
+    (here / "deep.py").write_text("import json\njson.loads('{')")
 
     with pytest.raises(ConfigError) as caught:
         load_services([target])
@@ -89,12 +97,75 @@ def test_every_wrong_target_is_reported(here: Path) -> None:
     assert len(caught.value.problems) == 2
 
 
-@pytest.mark.parametrize("content", [None, "", "[tool.smartpipe]\nservices = 5\n"])
+def test_an_error_outside_of_the_working_directory_has_its_own_place(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path_factory.mktemp("library")
+    (library / "elsewhere.py").write_text("\noops")
+    monkeypatch.syspath_prepend(library)
+    assert Path.cwd() == here
+
+    with pytest.raises(ConfigError, match=r"NameError: name 'oops' is not defined \(.*library.*elsewhere\.py:2\)"):
+        load_services(["elsewhere:service"])
+
+
+def test_the_working_directory_comes_before_the_python_path(
+    here: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path_factory.mktemp("library")
+    (library / "shop.py").write_text("oops")
+    monkeypatch.syspath_prepend(library)
+
+    assert load_services(["shop:service"])
+    assert sys.path.count(str(here)) == 1
+    assert load_services(["shop:both"])
+    assert sys.path.count(str(here)) == 1
+
+
+def test_every_wrong_target_of_events_is_reported(here: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_events(["shop:nothing", "nowhere", "shop:service"])
+
+    assert here
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "[tool.smartpipe]\nservices = 5\n",
+        "[tool.smartpipe]\nservices = []\n",
+        "[tool.smartpipe]\nservices = ['shop:service', 5]\n",
+        "[tool]\nsmartpipe = 5\n",
+    ],
+)
 def test_the_error_without_a_target_says_where_to_name_one(here: Path, content: str | None) -> None:
     if content is not None:
         (here / "pyproject.toml").write_text(content)
 
     with pytest.raises(ConfigError, match="no TARGET"):
+        load_services([])
+
+
+@pytest.mark.parametrize("content", [b"no TOML", b"\xff"])
+def test_a_file_that_cannot_be_read_is_named(here: Path, content: bytes) -> None:
+    (here / "pyproject.toml").write_bytes(content)
+
+    with pytest.raises(ConfigError, match=r"cannot read .*pyproject\.toml as TOML: "):
+        load_services([])
+
+
+def test_a_file_without_permission_to_read_it_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "pyproject.toml").write_text("")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+
+    with pytest.raises(ConfigError, match=r"pyproject\.toml as TOML: \[Errno 13\] Permission denied"):
         load_services([])
 
 
