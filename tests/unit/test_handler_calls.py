@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smartpipe import Retry
-from smartpipe.cli.dev.handler_calls import HandlerCallFormatter, show_handler_calls
+from smartpipe.cli.dev.handler_calls import PACKAGE, HandlerCallFormatter, show_handler_calls
 from smartpipe.cli.logs import JsonFormatter, TextFormatter
 from smartpipe.consumer.decide import describe_error
 from tests.support.consumers import consuming, make_service
@@ -72,6 +73,31 @@ def test_a_handled_event_is_one_short_line(formatter: HandlerCallFormatter) -> N
     assert line.endswith(" info    handled order.placed by shop.bill in 12 ms")
 
 
+def test_a_short_line_leaves_out_what_is_not_known_and_has_no_arguments(formatter: HandlerCallFormatter) -> None:
+    record = make_record("Ignored", logging.DEBUG, event_type="order.placed", handler=None)
+    record.args = ("x",)
+
+    line = formatter.format(record)
+
+    assert line.endswith(" info    ignored order.placed")
+    assert (record.levelname, record.args, record.msg) == ("DEBUG", ("x",), "Ignored")
+
+
+@pytest.mark.parametrize(
+    ("logger", "level", "message"),
+    [
+        ("smartpipe.consumer", logging.INFO, "Handled"),
+        ("smartpipe.consumer", logging.DEBUG, "Other"),
+        ("shop", logging.DEBUG, "Handled"),
+    ],
+)
+def test_other_lines_stay_as_they_are(formatter: HandlerCallFormatter, logger: str, level: int, message: str) -> None:
+    record = make_record(message, level)
+    record.name = logger
+
+    assert formatter.format(record) == TextFormatter(coloured=False).format(record)
+
+
 def test_a_later_delivery_says_so(formatter: HandlerCallFormatter) -> None:
     line = formatter.format(make_record("Handled", logging.DEBUG, seconds=1.5, receive_count=3))
 
@@ -87,6 +113,74 @@ def test_the_traceback_has_the_users_frames_and_the_place_where_a_library_raised
     assert files[:-1] == [__file__, __file__]
     assert files[-1].endswith("json/decoder.py")
     assert lines[-1].strip().startswith("json.decoder.JSONDecodeError")
+
+
+def test_the_frames_of_smartpipe_are_left_out_between_those_of_the_user(formatter: HandlerCallFormatter) -> None:
+    def decode() -> None:
+        decode_inside(parse_number)
+
+    lines = formatter.format(make_record(RETRY, error=caught(decode))).splitlines()
+
+    functions = [line.rpartition(" in ")[2] for line in lines if line.strip().startswith("File ")]
+    assert functions == ["caught", "decode", "decode_inside", "parse_number", "raw_decode"]
+
+
+def decode_inside(function: Callable[[], None]) -> None:
+    """Call *function* from a frame of a library."""
+    scope: dict[str, object] = {"function": function}
+    exec(compile("function()", f"{PACKAGE}consumer/x.py", "exec"), scope)
+
+
+def test_an_error_that_a_library_raised_ends_with_its_frame_even_without_a_frame_of_the_user(
+    formatter: HandlerCallFormatter,
+) -> None:
+    error = caught(parse_number)
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next.tb_next  # type: ignore[union-attr]
+
+    lines = formatter.format(make_record(RETRY, error=error)).splitlines()
+
+    files = [line.split('"')[1] for line in lines if line.strip().startswith("File ")]
+    assert [Path(file).name for file in files] == ["decoder.py"]
+
+
+def test_an_error_within_smartpipe_has_no_frames(formatter: HandlerCallFormatter) -> None:
+    scope: dict[str, object] = {}
+    code = compile("def fail(): raise ValueError('no')", f"{PACKAGE}consumer/x.py", "exec")
+    exec(code, scope)
+    error = caught(scope["fail"])  # type: ignore[arg-type]
+    assert error.__traceback__ is not None
+    error.__traceback__ = error.__traceback__.tb_next
+
+    lines = formatter.format(make_record(RETRY, error=error)).splitlines()
+
+    assert lines[1:] == ["  ValueError: no"]
+
+
+def test_a_long_line_of_a_traceback_is_cut(formatter: HandlerCallFormatter) -> None:
+    prefix = len("ValueError: ")
+    whole, cut = (
+        formatter.format(make_record(RETRY, error=ValueError("x" * (2_048 - prefix + more)))).splitlines()[-1]
+        for more in (0, 1)
+    )
+
+    assert len(whole) == 2 + 2_048
+    assert cut.endswith("…(2049 characters)")
+
+
+def test_the_tracebacks_of_the_last_messages_are_known(
+    formatter: HandlerCallFormatter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smartpipe.cli.dev.handler_calls.MAX_REMEMBERED", 3)
+    error = caught(parse_number)
+
+    shown = [
+        number
+        for number in (0, 1, 2, 0, 3, 0, 2, 1)
+        if "Traceback" in formatter.format(make_record(RETRY, error=error, message_id=f"m{number}"))
+    ]
+
+    assert shown == [0, 1, 2, 3, 1]
 
 
 def test_causes_and_groups_are_shown_in_the_same_way(formatter: HandlerCallFormatter) -> None:
