@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    import pytest
 
 T = TypeVar("T")
 
@@ -41,3 +43,8 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     """Run *main* to its end on a virtual clock that starts at 0."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+def put_retries_on_virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tenacity measure time on the clock of the running loop."""
+    monkeypatch.setattr("tenacity.time", SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time()))
