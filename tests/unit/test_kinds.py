@@ -1,13 +1,16 @@
-"""The kinds of resources: their ARNs, the stages of their changes, and what a deletion has to remember."""
+"""The kinds of resources: their ARNs, the stages of their changes, what a deletion remembers, and their differences."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smartpipe import Service
 from smartpipe.names import Naming
+from smartpipe.tags import SERVICE
+from smartpipe.topology.changes import pending_changes
 from smartpipe.topology.derive import derive
 from smartpipe.topology.kinds import (
     BUCKET,
@@ -23,7 +26,9 @@ from smartpipe.topology.kinds import (
     kind_of,
     kinds_in_plan_order,
 )
-from smartpipe.topology.resources import Topology
+from smartpipe.topology.plan import plan
+from smartpipe.topology.policy import build_statement, find_our_statement, merge_statements, read_statements
+from smartpipe.topology.resources import TAGS, Topology
 from smartpipe.topology.table_and_bucket import TableAndBucket, create_table_arguments
 from tests.support import exported
 
@@ -138,3 +143,53 @@ def test_a_table_with_another_key_is_an_error() -> None:
     assert list(TABLE.find_errors(arn, {"KeySchema": key})) == []
     [error] = TABLE.find_errors(arn, {"KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}]})
     assert error.startswith("DynamoDB table 'claims' is not one of claims: its key must be the string 'claim'")
+
+
+def deployed_as(desired: Topology) -> Topology:
+    """Return the deployed topology after an apply, where policies are text."""
+    queues = {arn: {**found, "Policy": json.dumps(found["Policy"])} for arn, found in desired.queues.items()}
+    return desired.replace(queue=queues)
+
+
+def test_an_attribute_that_a_broker_lacks_does_not_hide_the_difference_of_another() -> None:
+    desired = derive([exported.mailer()], NAMING)
+    actual = deployed_as(desired)
+    attributes = {**actual.queues[DEAD], TAGS: {**actual.queues[DEAD][TAGS], SERVICE: "other"}}
+    assert list(attributes).index("RedriveAllowPolicy") < list(attributes).index(TAGS)
+    del attributes["RedriveAllowPolicy"]
+
+    [change] = pending_changes(plan(desired, actual.replace(queue={**actual.queues, DEAD: attributes})))
+
+    assert (change.arns, change.attributes, change.before) == (
+        (DEAD,),
+        {TAGS: {SERVICE: "mailer"}},
+        {TAGS: {SERVICE: "other"}},
+    )
+
+
+def test_a_subscription_of_others_does_not_hide_one_that_is_not_wanted_any_more() -> None:
+    desired = derive([exported.mailer()], NAMING)
+    [(topic, queue)] = desired.subscriptions
+    old = NAMING.topic_arn("old")
+    actual = deployed_as(desired)
+    policy = merge_statements(None, build_statement(queue, [topic, old]))
+    subscriptions = {(topic, "mail@example.org"): {}, **desired.subscriptions, (old, queue): {}}
+    queues = {**actual.queues, queue: {**actual.queues[queue], "Policy": policy}}
+
+    deletions = [
+        change.arns
+        for change in plan(desired, actual.replace(queue=queues, subscription=subscriptions))
+        if change.action == "delete"
+    ]
+
+    assert deletions == [(old, queue)]
+
+
+@pytest.mark.parametrize("text", ['{"Statement": "x"}', '{"Statement": 5}', "[]", "{}", "", "no JSON", '{"a": 1'])
+def test_a_text_that_is_not_a_policy_is_replaced(text: str) -> None:
+    ours = build_statement(A_QUEUE, [A_TOPIC])
+
+    assert read_statements(text) == []
+    assert find_our_statement(text) is None
+    assert json.loads(merge_statements(text, ours))["Statement"] == [ours]
+    assert merge_statements(text, None) == ""
