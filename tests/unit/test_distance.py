@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 import uvloop
 
 from smartpipe import ConfigError
-from smartpipe.bench.distance import open_distance
+from smartpipe.bench.distance import _Near, open_distance
+from tests.support.virtual_time import run_virtually
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -130,3 +131,60 @@ async def test_without_a_plain_endpoint_there_is_no_distance(environment: dict[s
     with pytest.raises(ConfigError, match=message):
         async with open_distance(environment, MILLISECONDS):
             pass
+
+
+class Target:
+    """Records what is written to it, and when."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[float, bytes]] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append((round(asyncio.get_running_loop().time(), 3), data))
+
+    def close(self) -> None:
+        self.write(b"closed")
+
+
+@pytest.mark.parametrize(
+    ("direction", "times"),
+    [("_answers", (0.03, 0.04, 0.04)), ("_requests", (0.09, 0.09, 0.09))],
+)
+def test_each_direction_takes_half_of_a_round_trip_and_the_first_request_one_more(
+    direction: str, times: tuple[float, ...]
+) -> None:
+    async def main() -> tuple[list[tuple[float, bytes]], list[tuple[float, bytes]]]:
+        near, target = _Near("localhost", 1, SECONDS, set()), Target()
+        delayed: Any = getattr(near, direction)
+        delayed.target = target
+        delayed.send(b"1")
+        await asyncio.sleep(0.01)
+        delayed.send(b"2")
+        delayed.send(b"3")
+        await asyncio.sleep(0.99)
+        first, target.written = target.written, []
+        delayed.send(b"4")
+        delayed.send(b"")
+        await asyncio.sleep(1.0)
+        return first, target.written
+
+    first, second = run_virtually(main())
+
+    assert first == [(at, data) for at, data in zip(times, (b"1", b"2", b"3"), strict=True)]
+    assert second == [(1.03, b"4"), (1.03, b"closed")]
+
+
+def test_what_arrives_before_the_other_end_is_open_waits_for_it() -> None:
+    async def main() -> list[tuple[float, bytes]]:
+        near, target = _Near("localhost", 1, SECONDS, set()), Target()
+        delayed: Any = near._requests
+        delayed.send(b"1")
+        await asyncio.sleep(0.5)
+        delayed.target = target
+        await asyncio.sleep(0.5)
+        return target.written
+
+    [(at, data)] = run_virtually(main())
+
+    assert data == b"1"
+    assert 0.5 <= at <= 0.502
