@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import pytest
 import uvloop
 
 from smartpipe import ConfigError
-from smartpipe.bench.distance import _Near, open_distance
+from smartpipe.bench.distance import _Connection, _Near, open_distance
 from tests.support.virtual_time import run_virtually
 from tests.support.waiting import until
 
@@ -188,3 +189,46 @@ def test_what_arrives_before_the_other_end_is_open_waits_for_it() -> None:
 
     assert data == b"1"
     assert 0.5 <= at <= 0.502
+
+
+class Aborting:
+    """A connection that records that it was aborted."""
+
+    def __init__(self, closed: list[str]) -> None:
+        self._closed = closed
+
+    def abort(self) -> None:
+        self._closed.append("aborted")
+
+
+async def test_a_distance_is_a_round_trip_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, float]] = []
+    closed: list[str] = []
+
+    async def listen(url: str, round_trip_seconds: float, connections: set[Any]) -> Any:
+        opened.append((url, round_trip_seconds))
+        connections.add(Aborting(closed))
+        socket = SimpleNamespace(getsockname=lambda: ("127.0.0.1", 81))
+        return SimpleNamespace(sockets=[socket], close=lambda: closed.append("closed"))
+
+    monkeypatch.setattr("smartpipe.bench.distance._listen", listen)
+
+    async with open_distance({"AWS_ENDPOINT_URL": "http://x"}, 80.0) as environment:
+        assert environment == {"AWS_ENDPOINT_URL": "http://127.0.0.1:81"}
+        assert closed == []
+
+    assert opened == [("http://x", 0.08)]
+    assert closed == ["closed", "aborted"]
+
+
+def test_a_connection_is_forgotten_when_it_is_lost() -> None:
+    async def main() -> None:
+        connections: set[Any] = set()
+        near, transport = _Near("localhost", 1, SECONDS, connections), Target()
+        near.connection_lost(None)  # before it was made
+        _Connection.connection_made(near, transport)  # type: ignore[arg-type]
+        assert connections == {transport}
+        near.connection_lost(None)
+        assert connections == set()
+
+    run_virtually(main())
