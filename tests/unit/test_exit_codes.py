@@ -210,12 +210,27 @@ def test_output_that_nothing_reads_is_discarded_once_it_cannot_be_written(
     assert code == (141 if redirected == "stdout" else 0)
 
 
-def test_a_stream_without_a_file_is_left_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
-    stream.close()
-    monkeypatch.setattr("sys.stderr", stream)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_is_no_error(stream: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    monkeypatch.setattr(f"sys.{stream}", closed)
+    if stream == "stdout":
+        monkeypatch.setattr(closed, "flush", Flush())
 
     assert run(None)[0] == 0
+
+
+class Flush:
+    """Succeeds once, and then fails, as a stream does that is closed in between."""
+
+    def __init__(self) -> None:
+        self._called = False
+
+    def __call__(self) -> None:
+        if self._called:
+            raise ValueError("I/O operation on closed file")
+        self._called = True
 
 
 class Descriptors:
