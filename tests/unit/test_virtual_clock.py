@@ -1,0 +1,152 @@
+"""The virtual clock of smartpipe.testing, one step of the event loop at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.testing import clock as virtual_clock
+from smartpipe.testing import virtual_time
+from smartpipe.testing.clock import SPEEDUP, THREAD_SECONDS, _VirtualSelector
+
+
+class Inner:
+    """A selector that returns scripted events, and records how long it would sleep."""
+
+    def __init__(self, *ready: list[str]) -> None:
+        self.ready = list(ready)
+        self.timeouts: list[float | None] = []
+        self.sockets: dict[int, str] = {0: "the loop's own"}
+        self.closed = False
+
+    def select(self, timeout: float | None) -> list[str]:
+        self.timeouts.append(timeout)
+        return self.ready.pop(0) if self.ready else []
+
+    def get_map(self) -> dict[int, str]:
+        return self.sockets
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The threads that are alive; the real clock gains a second at each look."""
+    found: list[Any] = [threading.Thread(name="before")]
+    times = iter(range(1_000))
+    monkeypatch.setattr(virtual_clock, "threading", SimpleNamespace(enumerate=lambda: list(found)))
+    monkeypatch.setattr(virtual_clock, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    return found
+
+
+@pytest.mark.parametrize("timeout", [None, 0, -1.0, 5.0])
+def test_events_that_are_ready_need_no_time(threads: list[Any], timeout: float | None) -> None:
+    inner = Inner(["event"])
+    selector = _VirtualSelector(inner, 10.0, ())
+
+    assert selector.select(timeout) == ["event"]
+    assert (selector.now, inner.timeouts, len(threads)) == (10.0, [0], 1)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "now", "timeouts"), [(0, 10.0, [0]), (-1.0, 10.0, [0]), (5.0, 15.0, [0]), (0.5, 10.5, [0])]
+)
+def test_the_clock_jumps_to_the_next_timer(
+    threads: list[Any], timeout: float, now: float, timeouts: list[float]
+) -> None:
+    inner = Inner()
+    selector = _VirtualSelector(inner, 10.0, ())
+
+    assert selector.select(timeout) == []
+    assert (selector.now, inner.timeouts, len(threads)) == (now, timeouts, 1)
+
+
+def test_without_a_timer_the_loop_sleeps_as_in_real_time(threads: list[Any]) -> None:
+    inner = Inner([], ["signal"])
+    selector = _VirtualSelector(inner, 10.0, ())
+
+    assert selector.select() == ["signal"]
+    assert (selector.now, inner.timeouts, len(threads)) == (10.0, [0, None], 1)
+
+
+@pytest.mark.parametrize(("timeout", "slept"), [(None, 0.05), (5.0, 0.05), (0.01, 0.01)])
+@pytest.mark.parametrize("busy", ["thread", "function"])
+def test_time_is_real_while_a_known_thread_runs(
+    threads: list[Any], busy: str, timeout: float | None, slept: float
+) -> None:
+    inner = Inner([], ["done"])
+    selector = _VirtualSelector(inner, 10.0, (lambda: False, lambda: busy == "function"))
+    if busy == "thread":
+        selector.threads.add("a future")
+
+    assert selector.select(timeout) == ["done"]
+    assert (selector.now, inner.timeouts, len(threads)) == (11.0, [0, slept], 1)
+    assert THREAD_SECONDS == 0.05
+
+
+@pytest.mark.parametrize("cause", ["socket", "thread"])
+@pytest.mark.parametrize("ready", [[], ["answer"]])
+def test_time_is_fifty_times_as_fast_while_something_may_wait_for_the_world(
+    threads: list[Any], cause: str, ready: list[str]
+) -> None:
+    inner = Inner([], ready)
+    selector = _VirtualSelector(inner, 10.0, ())
+    if cause == "socket":
+        inner.sockets[1] = "a connection"
+    else:
+        threads.append(threading.Thread(name="unknown"))
+
+    assert selector.select(5.0) == ready
+    assert inner.timeouts == [0, 5.0 / SPEEDUP]
+    assert selector.now == (10.0 if ready else 15.0)
+    assert SPEEDUP == 50
+
+
+@pytest.mark.parametrize("name", ["asyncio_0", "smartpipe-log"])
+def test_threads_that_are_known_do_not_slow_the_clock_down(threads: list[Any], name: str) -> None:
+    inner = Inner()
+    selector = _VirtualSelector(inner, 10.0, ())
+    threads.append(threading.Thread(name=name))
+
+    selector.select(5.0)
+
+    assert inner.timeouts == [0]
+
+
+def test_everything_else_is_that_of_the_loops_selector(threads: list[Any]) -> None:
+    inner = Inner()
+
+    assert threads
+    assert _VirtualSelector(inner, 10.0, ()).closed is False
+
+
+async def test_the_loop_has_its_own_selector_and_clock_again_afterwards() -> None:
+    loop: Any = asyncio.get_running_loop()
+    selector = loop._selector
+
+    def is_busy() -> bool:
+        return False
+
+    with virtual_time():
+        assert loop._selector.inner is selector
+        with virtual_time(is_busy):
+            assert is_busy in loop._selector.busy
+        assert is_busy not in loop._selector.busy
+        assert await loop.run_in_executor(None, threading.get_ident) != threading.get_ident()
+        await asyncio.sleep(0)
+        assert loop._selector.threads == set()
+
+    assert loop._selector is selector
+    assert not {"time", "run_in_executor"} & vars(loop).keys()
+
+
+async def test_another_event_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loop: ...
+
+    monkeypatch.setattr(asyncio, "get_running_loop", Loop)
+
+    with pytest.raises(ConfigError, match=r"virtual time needs asyncio's own event loop, not .*Loop$"):
+        virtual_time()
