@@ -300,7 +300,14 @@ def test_the_help_describes_a_target_below_the_options(command: str, sentence: s
     above, _, below = invoke(f"{command} --help").output.partition("--help")
 
     assert "TARGET is" not in above
+    assert "Arguments:" not in above
     assert sentence in " ".join(below.split())
+
+
+def test_a_list_of_groups_has_their_whole_descriptions() -> None:
+    text = " ".join(invoke("--help").output.split())
+
+    assert "Create, compare and delete the topics, queues and subscriptions that services declare. Run it apart" in text
 
 
 def test_a_list_of_commands_has_their_whole_descriptions() -> None:
