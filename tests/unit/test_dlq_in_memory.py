@@ -244,6 +244,18 @@ def test_a_redrive_moves_the_messages_of_every_queue(shop: Shop, capsys: pytest.
     assert (shop.count("billing"), shop.count("billing-dlq")) == (2, 0)
 
 
+def test_the_progress_on_a_terminal_is_cleared_at_the_end(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(redrive, "TERMINAL_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    shop.dead_letter("audit", "o1")
+
+    run_redrive([], "audit", Selection(), YES)
+
+    assert capsys.readouterr().err == "\raudit-dlq: moved 1 of 1\x1b[K\r\x1b[K"
+
+
 def test_only_a_redrive_of_a_queue_with_idempotent_handlers_opens_the_store(shop: Shop) -> None:
     for queue in ("billing", "audit"):
         shop.dead_letter(queue, "o1")

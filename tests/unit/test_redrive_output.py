@@ -245,6 +245,7 @@ def test_the_json_has_every_count(run: Callable[..., tuple[int, str, str]], purg
     code, out, err = run(scan, result, purge=purge, dry_run=dry_run, as_json=True)
 
     found = json.loads(out)
+    assert out == json.dumps(found, indent=2) + "\n"
     extra = {} if purge else {"handled_before": 1, "partly_handled_before": 2, "in_progress": 3}
     assert (code, err, found["dry_run"]) == (0 if dry_run else 1, "", dry_run)
     assert found["queues"] == [
