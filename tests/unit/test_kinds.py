@@ -176,13 +176,14 @@ def test_a_subscription_of_others_does_not_hide_one_that_is_not_wanted_any_more(
     subscriptions = {(topic, "mail@example.org"): {}, **desired.subscriptions, (old, queue): {}}
     queues = {**actual.queues, queue: {**actual.queues[queue], "Policy": policy}}
 
-    deletions = [
-        change.arns
-        for change in plan(desired, actual.replace(queue=queues, subscription=subscriptions))
-        if change.action == "delete"
-    ]
+    changes = pending_changes(plan(desired, actual.replace(queue=queues, subscription=subscriptions)))
 
-    assert deletions == [(old, queue)]
+    deletion = next(number for number, change in enumerate(changes) if change.action == "delete")
+    assert changes[deletion].arns == (old, queue)
+    assert {change.arns: list(change.attributes) for change in changes[deletion + 1 :]} == {
+        (queue,): ["Policy"],
+        (DEAD,): ["Policy"],
+    }
 
 
 @pytest.mark.parametrize("text", ['{"Statement": "x"}', '{"Statement": 5}', "[]", "{}", "", "no JSON", '{"a": 1'])
