@@ -310,6 +310,7 @@ OPEN = [
     {"IpAddress": {"aws:SourceIp": "0.0.0.0/0"}},
     {"IpAddress": {"aws:SourceIp": ["203.0.113.0/24", "::/0"]}},
     {"IpAddress": {"aws:SourceIp": "203.0.113.7/0"}},
+    {"StringLike": {"aws:SourceIp": "203.*"}},
     {"IpAddress": {"aws:VpcSourceIp": "10.0.0.0/8"}},
     {"Null": {"aws:SourceArn": "false"}},
     {"Bool": {"aws:PrincipalIsAWSService": "true"}},
