@@ -67,7 +67,7 @@ def test_without_target_pyproject_lists_the_services(here: Path) -> None:
         ("broken:service", "NameError: name 'oops' is not defined ("),
         ("syntax:service", "SyntaxError"),
         ("needs:service", "No module named 'not_installed'"),
-        ("declares:service", "TARGET 'declares:service': "),
+        ("declares:service", "TARGET 'declares:service': topic name 'a b' may"),
         ("leaves:service", "cannot import TARGET 'leaves:service': SystemExit: 3 ("),
         ("deep:service", "deep.py:2)"),
         ("broken:service", "broken.py:3)"),
