@@ -42,7 +42,7 @@ class Making:
         self.made: list[tuple[str, float]] = []
         self.attempts: list[float] = []
         self.running = self.highest = 0
-        self.seconds = 0.0
+        self.seconds = self.closing_seconds = 0.0
 
     async def carry_out(self, _: object, change: Change) -> None:
         clock = asyncio.get_running_loop().time
@@ -52,6 +52,7 @@ class Making:
         try:
             await asyncio.sleep(self.seconds)
         finally:
+            await asyncio.sleep(self.closing_seconds)
             self.running -= 1
         found = self.errors.get(change.name, lambda: None)()
         if found is not None:
@@ -212,6 +213,27 @@ def test_an_interruption_leaves_no_change_running(making: Making) -> None:
         assert making.running == 0
 
     run_virtually(main())
+    assert making.made == []
+
+
+def test_an_error_in_our_code_ends_the_other_changes_first(making: Making, monkeypatch: pytest.MonkeyPatch) -> None:
+    making.seconds, making.closing_seconds = 10.0, 1.0
+
+    async def carry_out(session: object, change: Change) -> None:
+        if change is TOPIC:
+            await asyncio.sleep(1.0)
+            raise ValueError("wrong")
+        await making.carry_out(session, change)
+
+    async def main() -> float:
+        session: Any = ScriptedAws()
+        with pytest.raises(ValueError, match="wrong"):
+            await Provisioner(session, table_and_bucket=NO_TABLE_AND_BUCKET).apply([QUEUE, TOPIC])
+        assert making.running == 0
+        return asyncio.get_running_loop().time()
+
+    monkeypatch.setattr(provision, "carry_out", carry_out)
+    assert run_virtually(main()) == 2.0
     assert making.made == []
 
 

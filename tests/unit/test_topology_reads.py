@@ -190,6 +190,18 @@ async def test_resources_with_the_applications_tags_that_are_not_declared_are_or
     assert second == {**first, "PaginationToken": "n"}
 
 
+async def test_the_subscriptions_of_deployed_topics_are_read_too() -> None:
+    aws = aws_of(
+        get_topic_attributes=present(),
+        get_queue_attributes=present(),
+        list_subscriptions_by_topic={"Subscriptions": [LISTED]},
+    )
+
+    found = await TopologyReader(aws).read(DESIRED)
+
+    assert found.subscriptions == {(TOPIC, QUEUE): {"SubscriptionArn": SUBSCRIPTION}}
+
+
 async def test_without_tags_nothing_is_an_orphan() -> None:
     aws = aws_of(get_resources=page_of(DEAD), get_topic_attributes=present(), get_queue_attributes=present())
     reader = TopologyReader(aws)
