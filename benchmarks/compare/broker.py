@@ -55,8 +55,10 @@ def put_at_distance(broker: Broker, milliseconds: float) -> Iterator[Broker]:
     thread.start()
     try:
         environment = asyncio.run_coroutine_threadsafe(distance.__aenter__(), loop).result()
-        yield broker._replace(distance=environment)
-        asyncio.run_coroutine_threadsafe(distance.__aexit__(None, None, None), loop).result()
+        try:
+            yield broker._replace(distance=environment)
+        finally:
+            asyncio.run_coroutine_threadsafe(distance.__aexit__(None, None, None), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
