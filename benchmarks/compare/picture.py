@@ -48,14 +48,13 @@ def main() -> None:
     data = json.loads(Path(sys.argv[1]).read_text())
     mpl.rcParams["svg.hashsalt"] = "smartpipe"  # the same figures must yield the same file
     heights = [len(part["lines"]) for part in data["panels"]]
-    figure, panels = plt.subplots(
-        len(heights), 1, figsize=(9.5, 0.42 * sum(heights) + 1.7), gridspec_kw={"height_ratios": heights}
-    )
+    inches = 0.42 * sum(heights) + 2
+    figure, panels = plt.subplots(len(heights), 1, figsize=(9.5, inches), gridspec_kw={"height_ratios": heights})
     most = max(line["most"] for part in data["panels"] for line in part["lines"])
     for axes, part in zip(panels, data["panels"], strict=True):
         draw_panel(axes, part["title"], part["lines"], data["bare"], most)
     figure.suptitle("CPU of the client per message: median and spread, logarithmic", x=0.01, ha="left", fontsize=12)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / inches))  # the title has the rest
     for path in sys.argv[2:]:
         metadata = {"Date": None} if path.endswith(".svg") else None
         figure.savefig(path, dpi=130, metadata=metadata)
