@@ -105,9 +105,7 @@ def _find_mutants(file: Path, folder: str) -> Iterator[tuple[str, Mutant]]:
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     ignored = _find_ignored(tree, text.splitlines())
     # The parts from each `def` to the first statement of its function.
-    headers = [
-        ((node.lineno, node.col_offset), (node.body[0].lineno, node.body[0].col_offset)) for node in functions
-    ]
+    headers = [((node.lineno, node.col_offset), (node.body[0].lineno, node.body[0].col_offset)) for node in functions]
     nodes = _Nodes()
     nodes.walk(get_ast(text))
     for name, (family, operator) in list_operators().items():

@@ -32,10 +32,13 @@ from smartpipe.transports.aws.session import FoundCredentials
 OK = Response(200, [], b"done")
 
 
+NOW = 1_800_000_000.5
+
+
 def refusal(code: str, *, status: int = 400, seconds: float | None = None, date: str = "") -> Response:
     """Return an error response, from a server whose clock is *seconds* ahead."""
     if seconds is not None:
-        date = formatdate(time.time() + seconds, usegmt=True)
+        date = formatdate(NOW + seconds, usegmt=True)
     return Response(
         status, [(b"date", date.encode())] if date else [], f'{{"__type":"x#{code}","message":"no"}}'.encode()
     )
@@ -151,6 +154,7 @@ async def test_a_request_has_a_head_and_only_a_poll_is_not_sent_again(
 async def test_a_refused_request_is_sent_again_only_if_that_can_help(
     answers: list[Response], refreshed: list[bool], requests: int, code: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("smartpipe.transports.aws.direct.endpoint.time.time", lambda: NOW)
     session = Session(*refreshed)
     endpoint, pool = opened(monkeypatch, *answers, session=session)
 
@@ -174,8 +178,8 @@ def date_of(request: bytes) -> float:
 async def test_after_a_correction_all_requests_are_signed_by_the_clock_of_aws(
     seconds: float, words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("smartpipe.transports.aws.direct.endpoint.time.time", lambda: 1_800_000_000.5)
-    skewed = refusal("RequestTimeTooSkewed", date=formatdate(1_800_000_000.5 + seconds, usegmt=True))
+    monkeypatch.setattr("smartpipe.transports.aws.direct.endpoint.time.time", lambda: NOW)
+    skewed = refusal("RequestTimeTooSkewed", date=formatdate(NOW + seconds, usegmt=True))
     endpoint, pool = opened(monkeypatch, OK, skewed, OK, OK)
     for _ in range(3):
         await post(endpoint)
