@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import field_validator
 from tenacity import wait_fixed
 
-from smartpipe import Batch, ConfigError, Delivery, Queue, RetryPolicy, Service, TransportError
+from smartpipe import Batch, ConfigError, Delivery, Event, Queue, RetryPolicy, Service, Topic, TransportError
 from smartpipe.message import Attribute
 from smartpipe.testing import virtual_time
 from smartpipe.transports.open import use_transport
@@ -290,7 +291,7 @@ async def test_a_warm_function_remembers_no_failure_of_an_earlier_invocation(tra
             response = await handler.handle({"Records": [record(UserLeft(name="bad"), number)]}, Context(10_000))
             assert failed(response) == [f"id-{number}"]
             [source] = handler._sources.values()
-            assert source.failures.message_ids == {f"id-{number}"}
+            assert (source.settled.deleted_ids, len(source.settled.leases)) == (set(), 1)
         await handler.aclose()
 
 
@@ -316,3 +317,34 @@ async def test_a_handler_that_outlives_its_timeout_can_see_that_its_message_was_
 
     assert failed(response) == ["id-1"]
     assert lost == [False, True]
+
+
+class Panic(BaseException):
+    """What a fault of a library in Rust raises."""
+
+
+class Checked(Event, topic=Topic("users"), type="lambda.checked", version="1.0"):
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def check(cls, name: str) -> str:
+        if name == "bad" and "panic" in armed:
+            raise Panic
+        return name
+
+
+armed: set[str] = set()
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_message_whose_task_fails_is_not_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(Checked)
+    async def handle(_: Checked) -> None: ...
+
+    records = [record(Checked(name=name), number) for number, name in enumerate(["good", "bad"])]
+    monkeypatch.setattr(f"{__name__}.armed", {"panic"})
+
+    assert await handled(service, *records) == ["id-1"]

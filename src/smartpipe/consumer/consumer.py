@@ -153,7 +153,7 @@ class Consumer:
             group = self._runner.enqueue(lease)
             if group is None:
                 continue
-            if ahead or len(self._runner.tasks) >= self._slots.size:
+            if ahead or self._ahead.groups or len(self._runner.tasks) >= self._slots.size:
                 self._ahead.start(group, ahead=ahead)
             else:
                 # While draining, too: the task returns the message to the queue, so every message ends in `settle`.
@@ -187,7 +187,7 @@ class Consumer:
                 self.queue.name,
             )
         # Again after `_finish`, which may have been cut off: cancelled handlers have left messages, too.
-        self._release_held()
+        self._acknowledger.release_held(math.ceil(self.seconds_until_closed()))
         await self._flush(flush_until)
         self._processor.close()
         # The ticker goes last: a message keeps its lease until its delete is confirmed.
@@ -206,12 +206,9 @@ class Consumer:
         while self._calls:
             await asyncio.wait(self._calls)
         # Unhandled messages return only now: an open call of ours would have received them again.
-        self._release_held()
+        self._acknowledger.release_held(math.ceil(self.seconds_until_closed()))
         while self._runner.tasks:
             await asyncio.wait(self._runner.tasks)
-
-    def _release_held(self) -> None:
-        self._acknowledger.release_held(math.ceil(self.seconds_until_closed()))
 
     async def _flush(self, until: float) -> None:
         try:
@@ -349,13 +346,14 @@ class GroupRunner:
         From Python 3.12 on, the task of a standard queue begins at once, and often has ended when this returns. That
         saves a turn of the event loop. Messages of a FIFO queue that were received together join their group first.
         """
-        if sys.version_info < (3, 12) or self.queue.fifo:
+        loop = asyncio.get_running_loop()
+        if sys.version_info < (3, 12) or self.queue.fifo or loop.get_task_factory() is not None:
             self._add_task(self._run_group(group, overdue), group)
             return
         self._beginning = group
-        task = asyncio.Task(self._run_group(group, overdue), loop=asyncio.get_running_loop(), eager_start=True)
+        task = asyncio.Task(self._run_group(group, overdue), loop=loop, eager_start=True)
         if task.done():
-            del self.tasks[task]
+            self._end_task(task, by_caller=True)
         else:
             task.add_done_callback(self._end_task)
 
@@ -469,14 +467,16 @@ class GroupRunner:
         if self._limit is not None:
             self._limit.release(lease)  # for the old task, which may never do it
         self.start_group(group, self.processor.decide_overdue(delivery, lease))
+        if self.on_end is not None:  # the new task may have ended already, and the old one may never end
+            self.on_end()
         self.takeover.set()
 
-    def _end_task(self, task: _Task) -> None:
+    def _end_task(self, task: _Task, *, by_caller: bool = False) -> None:
         self.overdue_tasks.discard(task)
         group = self.tasks.pop(task, None)
-        if group:  # the task was cancelled before its first step, so `_handle` has not returned its messages
+        if group:  # the task was cancelled before its first step, or failed, so its messages have not been returned
             self._add_task(self._return_group(group), group)
-        if self.on_end is not None:
+        if self.on_end is not None and not by_caller:
             self.on_end()
 
     async def cancel(self, timeout_seconds: float) -> None:

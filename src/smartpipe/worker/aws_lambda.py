@@ -47,24 +47,24 @@ NO_LIMIT_SECONDS = 900.0
 FLUSH_EVERY_SECONDS = 0.01
 
 
-class _Failures:
-    """In place of an acknowledger: collects the messages for Lambda to return to the queue. It deletes all others."""
+class _Settled:
+    """In place of an acknowledger: collects the messages for Lambda to delete. It returns all others to the queue."""
 
     def __init__(self) -> None:
-        self.message_ids: set[str] = set()
+        self.deleted_ids: set[str] = set()
         self.leases: list[tuple[str, float]] = []
 
     def clear(self) -> None:
-        self.message_ids.clear()
+        self.deleted_ids.clear()
         self.leases.clear()
 
     def delete(self, lease: Lease) -> None:
         lease.start_delete()
-        self.message_ids.discard(lease.message.message_id)
+        self.deleted_ids.add(lease.message.message_id)
 
     def release(self, lease: Lease, seconds: float) -> None:
         lease.start_return()
-        self.message_ids.add(lease.message.message_id)
+        self.deleted_ids.discard(lease.message.message_id)
         self.leases.append((lease.message.receipt_handle, seconds))
 
     release_unhandled = release
@@ -75,7 +75,7 @@ class _Source(NamedTuple):
 
     name: str
     runner: GroupRunner
-    failures: _Failures
+    settled: _Settled
 
 
 class LambdaHandler:
@@ -120,7 +120,9 @@ class LambdaHandler:
             if arn not in sources:
                 sources[arn] = await self._get_source(arn)
             source = sources[arn]
-            group = source.runner.enqueue(Lease(_read_message(record, loop.time()), until, until, loop.time))
+            # A handler without a time limit has until the end of the lease: it is cancelled before that, at *until*.
+            lease = Lease(_read_message(record, loop.time()), until, until + MARGIN_SECONDS, loop.time)
+            group = source.runner.enqueue(lease)
             if group is not None:
                 ordinary.append((source, group))
         suspects = [(source, group) for source, group in ordinary if any(map(source.runner.is_suspect, group))]
@@ -132,7 +134,7 @@ class LambdaHandler:
         failures = [
             {"itemIdentifier": record["messageId"]}
             for record in records
-            if record["messageId"] in sources[record["eventSourceARN"]].failures.message_ids
+            if record["messageId"] not in sources[record["eventSourceARN"]].settled.deleted_ids
         ]
         return {"batchItemFailures": failures}
 
@@ -181,7 +183,7 @@ class LambdaHandler:
                 for record in records
                 if record["eventSourceARN"] == arn
                 and record["messageId"] not in suspect_ids
-                and record["messageId"] not in source.failures.message_ids
+                and record["messageId"] in source.settled.deleted_ids
             ]
             try:
                 async with asyncio.timeout(DELETE_SECONDS):
@@ -204,7 +206,7 @@ class LambdaHandler:
 
     async def _set_delays(self, source: _Source, until: float) -> None:
         """Set the delays of retries. If that fails, Lambda makes messages visible after their visibility timeout."""
-        leases = source.failures.leases
+        leases = source.settled.leases
         transport = self._transport
         if transport is None or not leases:
             return
@@ -221,7 +223,7 @@ class LambdaHandler:
         """Return the source of a queue, cleared of messages that an earlier invocation did not finish."""
         known = self._sources.get(arn)
         if known is not None:
-            known.failures.clear()
+            known.settled.clear()
             known.runner.reset()
             return known
         resources, transport = await self._open()
@@ -233,14 +235,14 @@ class LambdaHandler:
                 f"{', '.join(queues)}. Is SMARTPIPE_PREFIX set as it was when the topology was applied?"
             )
             raise ConfigError(msg)
-        counters, failures = Counters(), _Failures()
+        counters, settled = Counters(), _Settled()
         runner = GroupRunner(
             queues[name],
             Processor(self._service, name, resources, counters),
-            Settler(self._service.name, queues[name], transport, acknowledger=failures, counters=counters),
+            Settler(self._service.name, queues[name], transport, acknowledger=settled, counters=counters),
             limit=HandlerLimit(slots_for(self._service.handlers_on(name), ConcurrencySettings.load().concurrency)),
         )
-        source = self._sources[arn] = _Source(name, runner, failures)
+        source = self._sources[arn] = _Source(name, runner, settled)
         return source
 
     async def _open(self) -> tuple[Resources, Transport]:
