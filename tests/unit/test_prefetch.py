@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from smartpipe import CircuitBreaker, Queue, Service, Worker
-from smartpipe.consumer.prefetch import MAX_PREFETCHED, MAX_PREFETCHED_BYTES, Prefetch, ReceivedAhead
+from smartpipe.consumer.prefetch import (
+    MAX_PREFETCHED,
+    MAX_PREFETCHED_BYTES,
+    MAX_WAIT_SECONDS,
+    Prefetch,
+    ReceivedAhead,
+)
 from smartpipe.consumer.slots import Slots
 from smartpipe.settings import WorkerSettings
 from tests.support.consumers import consuming, drain, make_consumer
@@ -349,7 +356,8 @@ def test_the_order_of_each_group_holds_for_messages_that_were_received_ahead() -
         assert [number for name, number in seen if name == account] == list(range(300))
 
 
-async def test_waiting_messages_whose_handlers_wait_for_nothing_begin_a_few_in_each_turn_of_the_loop() -> None:
+@pytest.mark.parametrize("slow", [0, 1])
+async def test_waiting_messages_whose_handlers_wait_for_nothing_begin_a_few_in_each_turn_of_the_loop(slow: int) -> None:
     class EagerRunner:
         """Starts groups whose tasks end at once, but for the first two."""
 
@@ -371,7 +379,8 @@ async def test_waiting_messages_whose_handlers_wait_for_nothing_begin_a_few_in_e
     assert runner.started == groups[:2]
 
     counts = []
-    runner.tasks.clear()
+    while len(runner.tasks) > slow:
+        runner.tasks.popitem()
     runner.on_end()
     ahead.start(cast("Any", late := [SimpleNamespace(name="late", lost=False)]), ahead=True)
     while ahead.groups:
@@ -381,3 +390,48 @@ async def test_waiting_messages_whose_handlers_wait_for_nothing_begin_a_few_in_e
     assert counts == [4, 6, 8, 10, 12]
     assert runner.started == [*groups, late]
     assert runner.on_end is None
+
+
+async def test_a_wait_that_ends_early_by_the_resolution_of_the_clock_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned: list[Any] = []
+    runner = SimpleNamespace(tasks={"a": 1}, stopping=False, on_end=None, return_unhandled=returned.append)
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1_000.0)
+    ahead = ReceivedAhead(cast("Any", runner), Slots(1), Prefetch(1))
+    received_at = 1_000.0 - MAX_WAIT_SECONDS + 1e-9
+    group = [SimpleNamespace(message=SimpleNamespace(received_at=received_at))]
+    ahead.groups.append(cast("Any", group))
+
+    ahead._end_wait()
+
+    assert returned == [group]
+
+
+def test_messages_that_wait_begin_when_another_task_takes_a_hanging_one_over() -> None:
+    begun: list[str] = []
+    released = asyncio.Event()
+
+    async def handle(event: UserSignedUp) -> None:
+        begun.append(event.name)
+        while event.name == "hang" and not released.is_set():
+            with suppress(asyncio.CancelledError):
+                await released.wait()
+
+    async def main() -> list[str]:
+        transport = FakeTransport()
+        consumer = make_consumer(service_of(handle, timeout_seconds=1), transport, concurrency=1)
+
+        def receive(*names: str) -> None:
+            now = asyncio.get_running_loop().time()
+            events = [ADA.model_copy(update={"name": name}) for name in names]
+            consumer._accept([transport.message(event, received_at=now) for event in events], ahead=True)
+
+        receive("hang")
+        await asyncio.sleep(5.7)
+        receive("a", "b")
+        await asyncio.sleep(0.5)  # it is taken over 6 s after it began
+        found = list(begun)
+        released.set()
+        await drain(consumer)
+        return found
+
+    assert run_virtually(main()) == ["hang", "a", "b"]

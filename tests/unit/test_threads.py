@@ -168,6 +168,35 @@ async def test_a_long_function_among_short_ones_holds_up_neither_them_nor_those_
     threads.close()
 
 
+async def test_long_functions_after_a_short_one_wake_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.consumer.threads.CHECK_SECONDS", 0.5)
+    threads, release, begun, checks = Threads(10), threading.Event(), list[int](), 0
+    barrier, check = threading.Barrier(10, timeout=30), threads._check
+
+    def count(*arguments: Any) -> None:
+        nonlocal checks
+        checks += 1
+        check(*arguments)
+
+    await asyncio.gather(*(threads.run(barrier.wait, [], ignore) for _ in range(10)))
+    await until(lambda: len(threads._asleep) == 10)
+    monkeypatch.setattr(threads, "_check", count)
+    await threads.run(lambda: None, [], ignore)
+    await until(lambda: len(threads._asleep) == 10)
+
+    def wait(number: int) -> None:
+        begun.append(number)
+        release.wait(30)
+
+    running = [asyncio.create_task(threads.run(wait, [number], ignore)) for number in range(10)]
+    await until(lambda: len(begun) == 10)
+
+    assert checks <= 3
+    release.set()
+    await asyncio.gather(*running)
+    threads.close()
+
+
 async def test_a_long_function_does_not_hold_up_those_behind_it() -> None:
     threads, release = Threads(3), threading.Event()
 

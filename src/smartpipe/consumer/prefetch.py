@@ -22,6 +22,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
+from smartpipe.consumer.handler_limits import EARLY
 from smartpipe.limits import MAX_BATCH_ENTRIES
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class ReceivedAhead:
         self._prefetch = prefetch
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._continuing = False
 
     def check(self) -> None:
         """Stop receiving ahead if a pause or a gate limits what may be received."""
@@ -152,8 +154,13 @@ class ReceivedAhead:
                 self._runner.start_group(group)
         if not self.groups:
             self._runner.on_end = None
-        elif not self._runner.tasks:
-            self._loop.call_soon(self._start_waiting)
+        elif len(self._runner.tasks) < self._slots.size and not self._continuing:
+            self._continuing = True
+            self._loop.call_soon(self._continue)
+
+    def _continue(self) -> None:
+        self._continuing = False
+        self._start_waiting()
 
     def return_all(self) -> None:
         """Return the messages that wait, and receive none ahead until the rate of the handlers is known again."""
@@ -170,7 +177,7 @@ class ReceivedAhead:
         self._timer = None
         if self.groups:
             waited = self._loop.time() - self.groups[0][0].message.received_at
-            if waited >= MAX_WAIT_SECONDS:
+            if waited >= MAX_WAIT_SECONDS - EARLY:
                 self.return_all()
             else:
                 self._timer = self._loop.call_later(MAX_WAIT_SECONDS - waited, self._end_wait)

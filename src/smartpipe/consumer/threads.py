@@ -215,12 +215,12 @@ class Threads:
             thread = self._choose_to_wake()
             completions.checking = bool(self._waiting)
             if thread is not None:
-                self._draining = False
+                self._draining = self._short = False  # the call before them is long, so theirs may be, too
         if thread is not None:
             thread.release()
-        completions.complete()
         if completions.checking:
             completions.loop.call_later(CHECK_SECONDS, self._check, completions)
+        completions.complete()
 
     def _start_thread(self) -> None:
         if self._closed:
