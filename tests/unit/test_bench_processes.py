@@ -383,3 +383,13 @@ def test_the_last_line_of_a_process_is_that_of_its_standard_error() -> None:
 
     assert child.read_last_line() == "two"
     assert children.STOP_SECONDS == 5.0
+
+
+async def test_a_process_that_ends_without_a_word_is_noticed() -> None:
+    processes, output = ChildProcesses([], {}), asyncio.StreamReader()
+    output.feed_eof()
+    child: Any = SimpleNamespace(process=SimpleNamespace(stdout=output))
+
+    await processes._read_messages(child)
+
+    assert processes._messages.get_nowait() == (child, None)

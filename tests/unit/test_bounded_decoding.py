@@ -232,6 +232,13 @@ def test_an_error_behind_the_first_items_of_a_large_body_is_found() -> None:
         decoder.decode_large(body, LIMIT_OBJECTS)
 
 
+def test_a_large_batch_of_events_is_named_as_one() -> None:
+    with pytest.raises(DecodeError, match="an array, as in the batch mode of CloudEvents"):
+        decoder.decode_large(f" [{body_of('{}')}, {' ' * 100_000}]", LIMIT_OBJECTS)
+    with pytest.raises(DecodeError, match=r"it is not a JSON object$"):
+        decoder.decode_large('"' + " " * 100_000 + '"', LIMIT_OBJECTS)
+
+
 def test_what_is_missing_or_wrong_in_a_large_body_is_named() -> None:
     junk = {"junk": "x" * 100_000}
 

@@ -170,6 +170,14 @@ def test_an_unreadable_field_of_a_model_within_the_event_is_named_by_its_path() 
         declare(list[Card])
 
 
+def test_an_unreadable_field_is_found_where_the_class_of_a_value_decides_how_it_is_written() -> None:
+    class Card(BaseModel):
+        number: SecretStr
+
+    with pytest.raises(ConfigError, match=r"field 'field\.number' is a secret"):
+        declare(SerializeAsAny[Card])
+
+
 def test_a_field_of_a_dataclass_that_is_not_published_is_refused() -> None:
     @dataclasses.dataclass
     class Part:

@@ -178,6 +178,7 @@ def publishing(number: int) -> Service:
 def test_too_many_resources_for_cloudformation_are_refused_with_an_alternative() -> None:
     with pytest.raises(ConfigError, match=r"501 resources.*takes 500.*--format terraform"):
         template_of(publishing(501))
+    assert len(template_of(publishing(500))["Resources"]) == 500
 
 
 def test_too_many_outputs_for_cloudformation_are_left_out() -> None:

@@ -106,6 +106,7 @@ def test_a_body_that_is_no_json_object_never_matches() -> None:
         ({"path": [{"wildcard": "app/src/index.js"}]}, True),
         ({"path": [{"wildcard": "app/src/index.js*"}]}, True),
         ({"path": [{"wildcard": "app"}]}, False),
+        ({"path": [{"wildcard": "src/*"}]}, False),
         ({"path": [{"wildcard": "*.js*.js"}]}, False),
         ({"path": [{"wildcard": "*/lib/*"}]}, False),
         ({"star": [{"wildcard": "a\\*b\\\\*"}]}, True),

@@ -286,7 +286,8 @@ async def test_messages_that_sqs_moves_to_the_dead_letter_queue_are_recorded_too
         broker.resume("mailer")
         await broker.drain()
 
-        assert broker.assert_dead_lettered(UserSignedUp, kind="redriven").receive_count == 2
+        found = broker.assert_dead_lettered(UserSignedUp, kind="redriven")
+        assert (found.receive_count, type(found.event_id)) == (2, str)
         with pytest.raises(AssertionError, match="messages were dead-lettered"):
             broker.assert_nothing_dead_lettered()
 
