@@ -294,3 +294,12 @@ def test_the_child_ends_three_seconds_after_its_parent_at_the_latest(monkeypatch
 
     assert chunks == []
     assert happened == [(os.getpid(), signal.SIGTERM), 3.0, 1]
+
+
+def test_a_broker_that_was_never_started_is_stopped_without_an_effect() -> None:
+    broker = EmbeddedBroker()
+
+    broker.stop()
+    broker.stop()
+
+    assert broker._process is None

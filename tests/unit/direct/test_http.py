@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -338,3 +340,13 @@ async def test_a_closed_pool_sends_no_request_again() -> None:
         with pytest.raises(ConnectionLost, match="closed"):
             await ask(pool)
     assert server.requests == 2
+
+
+async def test_a_connection_keeps_itself_alive() -> None:
+    connection = http.Connection(asyncio.get_running_loop())
+    with socket.socket() as connected:
+        transport: Any = SimpleNamespace(get_extra_info=lambda name: connected if name == "socket" else None)
+        connection.connection_made(transport)
+
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert connection.open
