@@ -194,17 +194,3 @@ def test_a_text_that_is_not_a_policy_is_replaced(text: str) -> None:
     assert find_our_statement(text) is None
     assert json.loads(merge_statements(text, ours))["Statement"] == [ours]
     assert merge_statements(text, None) == ""
-
-
-def test_each_stage_comes_after_those_that_protect_events_from_it() -> None:
-    assert [stage.name for stage in sorted(Stage)] == [
-        "DEAD_LETTER_QUEUES",
-        "RESOURCES",
-        "SUBSCRIBE",
-        "UNSUBSCRIBE",
-        "NARROW_POLICIES",
-        "DELETE_RESOURCES",
-        "DELETE_QUEUES",
-        "DELETE_DEAD_LETTER_QUEUES",
-    ]
-    assert len(Stage.__members__) == len(set(Stage))

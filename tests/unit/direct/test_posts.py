@@ -190,6 +190,17 @@ async def test_after_a_correction_all_requests_are_signed_by_the_clock_of_aws(
     assert f"This machine's clock is {words} AWS's clock" in line
 
 
+async def test_a_refusal_that_a_correction_cannot_help_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.transports.aws.direct.endpoint.time.time", lambda: NOW)
+    skewed = refusal("RequestTimeTooSkewed", seconds=100)
+    endpoint, pool = opened(monkeypatch, skewed, OK, skewed)
+    await post(endpoint)
+
+    with pytest.raises(ClientError, match="RequestTimeTooSkewed"):
+        await post(endpoint)
+    assert len(pool.requests) == 3
+
+
 @pytest.mark.parametrize(("error", "expected"), [
     (ConnectionLost("gone", unanswered=True), ConnectionClosedError),
     (ssl.SSLError("bad"), SSLError),
