@@ -119,6 +119,8 @@ def undisturbed() -> Iterator[None]:
 
 @pytest.mark.usefixtures("undisturbed")
 async def test_short_functions_of_one_turn_of_the_loop_run_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smartpipe.consumer.threads.CHECK_SECONDS", 30)  # a busy machine may take a millisecond
+    monkeypatch.setattr("smartpipe.consumer.threads.SHORT_SECONDS", 30)  # likewise
     threads, barrier, found, wakes = Threads(10), threading.Barrier(10, timeout=30), list[int](), list[Any]()
     await asyncio.gather(*(threads.run(barrier.wait, [], ignore) for _ in range(10)))
     await until(lambda: len(threads._asleep) == 10)
