@@ -291,7 +291,7 @@ async def test_a_warm_function_remembers_no_failure_of_an_earlier_invocation(tra
             response = await handler.handle({"Records": [record(UserLeft(name="bad"), number)]}, Context(10_000))
             assert failed(response) == [f"id-{number}"]
             [source] = handler._sources.values()
-            assert (source.settled.deleted_ids, len(source.settled.leases)) == (set(), 1)
+            assert (source.response.deleted_ids, len(source.response.leases)) == (set(), 1)
         await handler.aclose()
 
 

@@ -187,7 +187,7 @@ class Consumer:
                 self.queue.name,
             )
         # Again after `_finish`, which may have been cut off: cancelled handlers have left messages, too.
-        self._acknowledger.release_held(math.ceil(self.seconds_until_closed()))
+        self._release_held()
         await self._flush(flush_until)
         self._processor.close()
         # The ticker goes last: a message keeps its lease until its delete is confirmed.
@@ -206,9 +206,12 @@ class Consumer:
         while self._calls:
             await asyncio.wait(self._calls)
         # Unhandled messages return only now: an open call of ours would have received them again.
-        self._acknowledger.release_held(math.ceil(self.seconds_until_closed()))
+        self._release_held()
         while self._runner.tasks:
             await asyncio.wait(self._runner.tasks)
+
+    def _release_held(self) -> None:
+        self._acknowledger.release_held(math.ceil(self.seconds_until_closed()))
 
     async def _flush(self, until: float) -> None:
         try:
@@ -312,7 +315,6 @@ class GroupRunner:
         self.observer: Callable[[Settled], None] | None = None
         self.on_end: Callable[[], None] | None = None
         self.takeover = asyncio.Event()
-        self._beginning: GroupQueue | None = None
         self._slots = slots
         self._isolation = isolation
         self._limit = limit
@@ -350,7 +352,6 @@ class GroupRunner:
         if sys.version_info < (3, 12) or self.queue.fifo or loop.get_task_factory() is not None:
             self._add_task(self._run_group(group, overdue), group)
             return
-        self._beginning = group
         task = asyncio.Task(self._run_group(group, overdue), loop=loop, eager_start=True)
         if task.done():
             self._end_task(task, by_caller=True)
@@ -368,8 +369,7 @@ class GroupRunner:
         The messages behind that one must not overtake it, so they are returned and received together with it. No
         message of a FIFO group begins after its lease was lost, because another worker may have the group by then.
         """
-        if self._beginning is group:
-            self._beginning = None
+        if sys.version_info >= (3, 12):  # it may begin before `start_group` has its task
             self.tasks[cast("_Task", asyncio.current_task())] = group
         redelivery_seconds: float | None = None
         while group and redelivery_seconds is None and not (self.queue.fifo and group[0].lost):

@@ -47,7 +47,7 @@ NO_LIMIT_SECONDS = 900.0
 FLUSH_EVERY_SECONDS = 0.01
 
 
-class _Settled:
+class _BatchResponse:
     """In place of an acknowledger: collects the messages for Lambda to delete. It returns all others to the queue."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _Source(NamedTuple):
 
     name: str
     runner: GroupRunner
-    settled: _Settled
+    response: _BatchResponse
 
 
 class LambdaHandler:
@@ -134,7 +134,7 @@ class LambdaHandler:
         failures = [
             {"itemIdentifier": record["messageId"]}
             for record in records
-            if record["messageId"] not in sources[record["eventSourceARN"]].settled.deleted_ids
+            if record["messageId"] not in sources[record["eventSourceARN"]].response.deleted_ids
         ]
         return {"batchItemFailures": failures}
 
@@ -183,7 +183,7 @@ class LambdaHandler:
                 for record in records
                 if record["eventSourceARN"] == arn
                 and record["messageId"] not in suspect_ids
-                and record["messageId"] in source.settled.deleted_ids
+                and record["messageId"] in source.response.deleted_ids
             ]
             try:
                 async with asyncio.timeout(DELETE_SECONDS):
@@ -206,7 +206,7 @@ class LambdaHandler:
 
     async def _set_delays(self, source: _Source, until: float) -> None:
         """Set the delays of retries. If that fails, Lambda makes messages visible after their visibility timeout."""
-        leases = source.settled.leases
+        leases = source.response.leases
         transport = self._transport
         if transport is None or not leases:
             return
@@ -223,7 +223,7 @@ class LambdaHandler:
         """Return the source of a queue, cleared of messages that an earlier invocation did not finish."""
         known = self._sources.get(arn)
         if known is not None:
-            known.settled.clear()
+            known.response.clear()
             known.runner.reset()
             return known
         resources, transport = await self._open()
@@ -235,14 +235,14 @@ class LambdaHandler:
                 f"{', '.join(queues)}. Is SMARTPIPE_PREFIX set as it was when the topology was applied?"
             )
             raise ConfigError(msg)
-        counters, settled = Counters(), _Settled()
+        counters, response = Counters(), _BatchResponse()
         runner = GroupRunner(
             queues[name],
             Processor(self._service, name, resources, counters),
-            Settler(self._service.name, queues[name], transport, acknowledger=settled, counters=counters),
+            Settler(self._service.name, queues[name], transport, acknowledger=response, counters=counters),
             limit=HandlerLimit(slots_for(self._service.handlers_on(name), ConcurrencySettings.load().concurrency)),
         )
-        source = self._sources[arn] = _Source(name, runner, settled)
+        source = self._sources[arn] = _Source(name, runner, response)
         return source
 
     async def _open(self) -> tuple[Resources, Transport]:
