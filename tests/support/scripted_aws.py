@@ -10,6 +10,13 @@ from smartpipe.names import Naming, name_in
 
 REGION, ACCOUNT = "eu-west-1", "123456789012"
 NAMING = Naming("aws", REGION, ACCOUNT, "staging-", "shop")
+TOPIC, OTHER_TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:users", f"arn:aws:sns:{REGION}:{ACCOUNT}:orders"
+FAR_TOPIC = "arn:aws:sns:us-east-1:999999999999:theirs"
+QUEUE, DEAD = f"arn:aws:sqs:{REGION}:{ACCOUNT}:mailer", f"arn:aws:sqs:{REGION}:{ACCOUNT}:mailer-dlq"
+URL = f"https://sqs/{ACCOUNT}/mailer"
+SUBSCRIPTION = f"{TOPIC}:1"
+LISTED = {"TopicArn": TOPIC, "Endpoint": QUEUE, "SubscriptionArn": SUBSCRIPTION}
+TAG_LIST = [{"Key": "a", "Value": "1"}]
 
 
 def refusal(code: str, message: str = "no", status: int = 400) -> ClientError:
@@ -77,3 +84,8 @@ class _Client:
             return self._aws._next(method, arguments)
 
         return call
+
+
+def aws_of(**answers: Any) -> Any:
+    """Return a ScriptedAws with these answers, for parameters of the type AwsSession."""
+    return ScriptedAws(**answers)

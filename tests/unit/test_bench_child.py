@@ -13,7 +13,7 @@ import pytest
 
 from smartpipe import ConfigError
 from smartpipe.bench import child as bench_child
-from smartpipe.bench.latencies import encode_latencies, encode_seen
+from smartpipe.bench.latencies import encode_seen
 from smartpipe.bench.load import Load
 from smartpipe.bench.messages import (
     Assignment,
@@ -21,19 +21,12 @@ from smartpipe.bench.messages import (
     ProducerReport,
     Progress,
     SeenEvents,
-    StepDone,
     WorkerReport,
     format_message,
 )
 from smartpipe.errors import SmartpipeError
+from tests.support.bench_messages import HANDLED, MEASURING, PRODUCED, READY, WARM
 from tests.support.virtual_time import run_virtually
-
-PRODUCED = ProducerReport(begun_at=1.0, ended_at=2.0, cpu_seconds=0.1, published=2)
-HANDLED = WorkerReport(
-    begun_at=1.0, ended_at=2.0, cpu_seconds=0.1, queue=1, seen=encode_seen(b"\x01\x01"), deliveries=2,
-    latencies=encode_latencies([]),
-)  # fmt: skip
-READY, WARM, MEASURING = (StepDone(kind=kind) for kind in ("ready", "warmed_up", "measuring"))
 
 
 class Child:

@@ -18,22 +18,25 @@ from smartpipe.topology.kinds import SOURCES
 from smartpipe.topology.policy import build_statement, merge_statements
 from smartpipe.topology.resources import TAGS, Topology
 from tests.support import exported
-from tests.support.scripted_aws import ACCOUNT, NAMING, REGION, ScriptedAws, refusal
+from tests.support.scripted_aws import (
+    ACCOUNT,
+    DEAD,
+    FAR_TOPIC,
+    LISTED,
+    NAMING,
+    OTHER_TOPIC,
+    QUEUE,
+    REGION,
+    SUBSCRIPTION,
+    TAG_LIST,
+    TOPIC,
+    URL,
+    aws_of,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from smartpipe.topology.resources import Attributes
-
-TOPIC, OTHER_TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:users", f"arn:aws:sns:{REGION}:{ACCOUNT}:orders"
-FAR_TOPIC = "arn:aws:sns:us-east-1:999999999999:theirs"
-QUEUE, DEAD = f"arn:aws:sqs:{REGION}:{ACCOUNT}:mailer", f"arn:aws:sqs:{REGION}:{ACCOUNT}:mailer-dlq"
-URL = f"https://sqs/{ACCOUNT}/mailer"
-SUBSCRIPTION = f"{TOPIC}:1"
-LISTED = {"TopicArn": TOPIC, "Endpoint": QUEUE, "SubscriptionArn": SUBSCRIPTION}
-TAG_LIST = [{"Key": "a", "Value": "1"}]
-
-
-def aws_of(**answers: Any) -> Any:
-    return ScriptedAws(**answers)
 
 
 def present(**attributes: str) -> dict[str, Any]:

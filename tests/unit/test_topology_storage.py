@@ -19,7 +19,7 @@ from smartpipe.topology.aws.storage import (
 from smartpipe.topology.changes import Change
 from smartpipe.topology.resources import TAGS, Topology
 from smartpipe.topology.table_and_bucket import LIFECYCLE, TTL_ATTRIBUTE, create_table_arguments, lifecycle_rule_of
-from tests.support.scripted_aws import ACCOUNT, ScriptedAws, refusal
+from tests.support.scripted_aws import ACCOUNT, ScriptedAws, aws_of, refusal
 
 TABLE, BUCKET = f"arn:aws:dynamodb:eu-west-1:{ACCOUNT}:table/claims", "arn:aws:s3:::bodies"
 OWNED = {"Bucket": "bodies", "ExpectedBucketOwner": ACCOUNT}
@@ -30,10 +30,6 @@ DESIRED = Topology({"bucket": {BUCKET: {LIFECYCLE: EXPIRY}}})
 
 def described(status: str = "ACTIVE") -> dict[str, Any]:
     return {"Table": {"KeySchema": ["key"], "TableStatus": status}}
-
-
-def aws_of(**answers: Any) -> Any:
-    return ScriptedAws(**answers)
 
 
 def table_change(**attributes: Any) -> Change:

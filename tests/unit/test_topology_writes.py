@@ -13,28 +13,29 @@ from smartpipe.topology.aws.calls import Denied, Reading
 from smartpipe.topology.changes import Change
 from smartpipe.topology.kinds import MESSAGES, SOURCES, SUBSCRIBERS
 from smartpipe.topology.policy import build_statement, merge_statements
-from tests.support.scripted_aws import ACCOUNT, REGION, ScriptedAws, refusal
+from tests.support.scripted_aws import (
+    DEAD,
+    FAR_TOPIC,
+    LISTED,
+    OTHER_TOPIC,
+    QUEUE,
+    SUBSCRIPTION,
+    TAG_LIST,
+    TOPIC,
+    URL,
+    aws_of,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from smartpipe.topology.changes import Action
     from smartpipe.topology.resources import Attributes
 
-TOPIC, OTHER_TOPIC = f"arn:aws:sns:{REGION}:{ACCOUNT}:users", f"arn:aws:sns:{REGION}:{ACCOUNT}:orders"
-FAR_TOPIC = "arn:aws:sns:us-east-1:999999999999:theirs"
-QUEUE, DEAD = f"arn:aws:sqs:{REGION}:{ACCOUNT}:mailer", f"arn:aws:sqs:{REGION}:{ACCOUNT}:mailer-dlq"
-URL = f"https://sqs/{ACCOUNT}/mailer"
-SUBSCRIPTION = f"{TOPIC}:1"
-LISTED = {"TopicArn": TOPIC, "Endpoint": QUEUE, "SubscriptionArn": SUBSCRIPTION}
-TAG_LIST = [{"Key": "a", "Value": "1"}]
 EXISTS = "Topic already exists with different attributes"
 
 
 def change(action: Action, kind: str, *arns: str, before: Attributes | None = None, **attributes: Any) -> Change:
     return Change(action, kind, arns, attributes, before or {})
-
-
-def aws_of(**answers: Any) -> Any:
-    return ScriptedAws(**answers)
 
 
 async def test_a_topic_is_created_without_the_attributes_that_have_their_defaults() -> None:
