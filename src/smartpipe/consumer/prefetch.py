@@ -8,8 +8,10 @@ Messages that were received ahead are settled as all others: their leases are ex
 are also returned when nothing may begin (a pause, an open circuit, a suspect that waits to be alone), and when handlers
 have become slow: another worker may have them sooner.
 
-The round trip is the least of the last seconds: a response that waits for a busy event loop would otherwise make the
-number larger, and with it the wait. TCP's BBR measures in the same way.
+The round trip is the mean of the responses, but at most ``SPREAD`` times the least of the last seconds. A response that
+waits for a busy event loop or a busy broker takes longer, so the mean alone would make the number larger, and with it
+the wait. TCP's BBR uses the least for the same reason. The least alone would be too little for a broker whose responses
+take now 2 and now 20 ms.
 
 Sources: J. D. C. Little, "A Proof for the Queuing Formula: L = λW", Operations Research 9 (3), 1961.
 N. Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14 (5), 2016.
@@ -40,6 +42,8 @@ GAIN = 2.0
 """Half of the messages are on their way while the other half wait here, for one round trip at most."""
 WORTHWHILE = 0.5
 """Handlers that take longer than four round trips need no messages ahead: less than this part of the slots."""
+SPREAD = 4.0
+"""A mean round trip above this many times the least one is waiting in a queue, not distance."""
 FULL_CALL_SECONDS = 0.01
 """If as many messages as there are slots, and ten at least, are handled in this time, the messages of one call are
 received ahead, however short the round trip is. Otherwise each call would ask for the few slots that are free at the
@@ -47,7 +51,7 @@ moment, and each message would cost a larger part of a request."""
 ROUND_TRIP_PERIOD_SECONDS = 5.0
 MIN_PERIOD_SECONDS = 0.05
 WEIGHT = 0.25
-"""The weight of a new measurement of the rate in its moving average."""
+"""The weight of a new measurement in its moving average."""
 
 
 class Prefetch:
@@ -62,6 +66,7 @@ class Prefetch:
         self._concurrency = concurrency
         self._round_trips = (math.inf, math.inf)  # the least of this period and of the one before
         self._round_trips_began = 0.0
+        self._mean_round_trip = 0.0
         self._rate_per_second = 0.0
         self._handled = 0
         self._began = -math.inf
@@ -78,14 +83,17 @@ class Prefetch:
         """
         if now - self._round_trips_began > ROUND_TRIP_PERIOD_SECONDS:
             self._round_trips, self._round_trips_began = (math.inf, self._round_trips[0]), now
-        self._round_trips = (min(self._round_trips[0], now - began), self._round_trips[1])
+        round_trip = now - began
+        self._round_trips = (min(self._round_trips[0], round_trip), self._round_trips[1])
+        mean = self._mean_round_trip or round_trip
+        self._mean_round_trip = mean + WEIGHT * (round_trip - mean)
         seconds = now - self._began
         if seconds < MIN_PERIOD_SECONDS:
             return self.count
         rate = (handled - self._handled) / seconds
         self._rate_per_second += WEIGHT * (rate - self._rate_per_second)
         self._handled, self._began = handled, now
-        wanted = GAIN * self._rate_per_second * min(self._round_trips)
+        wanted = GAIN * self._rate_per_second * min(self._mean_round_trip, SPREAD * min(self._round_trips))
         if wanted < self._concurrency * WORTHWHILE:
             wanted = 0
         if self._rate_per_second * FULL_CALL_SECONDS >= max(self._concurrency, MAX_BATCH_ENTRIES):
