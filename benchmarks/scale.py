@@ -45,8 +45,9 @@ MESSAGES = 60_000
 ROUNDS = 5
 ROUND_TRIP_SECONDS, RESERVE_ROUND_TRIP_SECONDS = 0.015, 0.08
 SOAK = (1_000, 10_000, 100_000, 1_000_000)
-COMPUTED = 600
-"""The number of messages of the third part. At 10 ms each, they keep one core busy for six seconds."""
+COMPUTED = 900
+"""The number of messages of the last part. At 10 ms each, they keep one core busy for nine seconds."""
+LOOK_SECONDS = 0.25
 
 BODY = encode(wrap(Placed(number=1), source="benchmark"))
 ATTRIBUTES = {"type": Attribute("String", "bench.placed")}
@@ -223,7 +224,7 @@ def measure_processes() -> None:
         for _ in range(ROUNDS):
             for processes, found in rates.items():
                 asyncio.run(fill_queue())
-                found.append(COMPUTED / seconds_to_drain(processes))
+                found.append(measure_rate(processes))
     for processes, found in rates.items():
         print(f"--processes {processes}: {median(found):.0f} messages/s ({min(found):.0f} to {max(found):.0f})")
     ratios = Counter({number: two / one for number, (one, two) in enumerate(zip(*rates.values(), strict=True))})
@@ -235,8 +236,11 @@ async def fill_queue() -> None:
         await publisher.publish_many(Placed(number=number) for number in range(COMPUTED))
 
 
-def seconds_to_drain(processes: int) -> float:
-    """Return the wall time from the moment when a tenth is handled to the last message, scaled to all messages."""
+def measure_rate(processes: int) -> float:
+    """Return the messages that are handled in a second, from the first tenth of them to the last one.
+
+    The queue is asked rarely, because asking costs CPU time of the two cores that the processes share.
+    """
     sqs = boto3.client("sqs")
     url = sqs.get_queue_url(QueueName="scale")["QueueUrl"]
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
@@ -247,11 +251,15 @@ def seconds_to_drain(processes: int) -> float:
 
     command = ("worker", "benchmarks.scale_service:service", "--processes", str(processes), "--port", "0")
     worker = Process(*command, directory=str(ROOT), SMARTPIPE_WAIT_SECONDS="1")
+    counts: list[tuple[float, int]] = []
     try:
-        worker.wait_until(lambda: count_left() <= COMPUTED * 0.9, 60)
-        first, started = count_left(), time.perf_counter()
-        worker.wait_until(lambda: count_left() == 0, 120)
-        return (time.perf_counter() - started) * COMPUTED / first
+        while worker.running and (not counts or counts[-1][1] > COMPUTED * 0.1):
+            time.sleep(LOOK_SECONDS)
+            left = count_left()
+            if left < COMPUTED * 0.9:
+                counts.append((time.perf_counter(), left))
+        (began, first), (ended, last) = counts[0], counts[-1]
+        return (first - last) / (ended - began)
     finally:
         worker.signal(
             signal.SIGTERM
