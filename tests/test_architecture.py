@@ -34,6 +34,7 @@ ORDER = [
     "limits",
     "characters",
     "escaping",
+    "telemetry",
     "counters",
     "names",
     "keys",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smartpipe.telemetry.queue_histograms import QueueHistograms
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Counters:
         abandoned_threads: Sync handlers that ran into their timeout. Their threads were still running then.
         deduplicated: Calls of idempotent handlers that were skipped, because the event had been handled.
         fenced: Calls of idempotent handlers that returned after another worker had taken over their claim.
+        histograms: Times and attempts; None: they are not recorded.
     """
 
     received: int = 0
@@ -44,6 +49,7 @@ class Counters:
     abandoned_threads: int = 0
     deduplicated: int = 0
     fenced: int = 0
+    histograms: QueueHistograms | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts that are not zero."""
@@ -68,5 +74,10 @@ class TransportCounters:
         return _not_zero(self)
 
 
+def counts_of(counters: Counters | TransportCounters) -> dict[str, int]:
+    """Return all counts by name."""
+    return {one.name: getattr(counters, one.name) for one in fields(counters) if one.name != "histograms"}
+
+
 def _not_zero(counters: Counters | TransportCounters) -> dict[str, int]:
-    return {name: count for name, count in asdict(counters).items() if count}
+    return {name: count for name, count in counts_of(counters).items() if count}

@@ -145,9 +145,11 @@ class ConcurrencySettings(ClaimSettings):
 
     Args:
         concurrency: The maximum for each queue.
+        metrics: Record times and attempts of messages and calls, beside the counters.
     """
 
     concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
+    metrics: bool = True
 
 
 class ServerSettings(_Environment):

@@ -2,46 +2,22 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-import pytest
-
-from smartpipe.counters import Counters, TransportCounters
+from smartpipe.counters import Counters, TransportCounters, counts_of
+from smartpipe.telemetry.prometheus import render
+from smartpipe.telemetry.queue_histograms import CALL_OUTCOMES, OTHER, QueueHistograms
 from smartpipe.worker.metrics import (
     OTHER_COUNTERS,
     TRANSPORT_COUNTERS,
-    Family,
     QueueMetrics,
-    Sample,
     families_of,
     families_of_transport,
-    merge,
-    render,
 )
-
-
-@pytest.mark.parametrize(
-    ("family", "text"),
-    [
-        (Family("up", "gauge", "Whether.", [Sample({}, 1)]), "# HELP up Whether.\n# TYPE up gauge\nup 1\n"),
-        (Family("up", "gauge", "Whether.", []), "# HELP up Whether.\n# TYPE up gauge\n"),
-        (
-            Family("seen_total", "counter", "Seen.", [Sample({"a": "1", "b": "2"}, 3), Sample({"a": "4"}, 0.5)]),
-            '# HELP seen_total Seen.\n# TYPE seen_total counter\nseen_total{a="1",b="2"} 3\nseen_total{a="4"} 0.5\n',
-        ),
-        (
-            Family("odd", "gauge", 'A "\\\n', [Sample({"path": 'C:\\"x"\n'}, 1)]),
-            '# HELP odd A "\\\\\\n\n# TYPE odd gauge\nodd{path="C:\\\\\\"x\\"\\n"} 1\n',
-        ),
-    ],
-    ids=["without labels", "without samples", "with labels", "escaped"],
-)
-def test_a_family_is_formatted_for_prometheus(family: Family, text: str) -> None:
-    assert render([family]) == text
 
 
 def test_every_counter_is_shown_even_if_it_is_0() -> None:
     text = render(families_of([QueueMetrics("mailer", "mailer-audit", Counters(handled=2), 3, 0.5)]))
 
-    for name in {field.name for field in fields(Counters)} - set(OTHER_COUNTERS):
+    for name in set(counts_of(Counters())) - set(OTHER_COUNTERS):
         value = 2 if name == "handled" else 0
         assert f'smartpipe_messages_total{{service="mailer",queue="mailer-audit",outcome="{name}"}} {value}\n' in text
     for name, _ in OTHER_COUNTERS.values():
@@ -59,37 +35,55 @@ def test_the_counters_of_a_transport_have_the_labels_of_the_process() -> None:
     assert "smartpipe_requests_resent_total 2\n" in render(families_of_transport(TransportCounters(resent=2), {}))
 
 
-def test_texts_of_several_processes_are_merged_with_each_family_once() -> None:
-    first = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="x{y"} 1\n# HELP b B.\n# TYPE b gauge\nb 2\n'
-    second = '# HELP a_total A.\n# TYPE a_total counter\na_total{q="z"} 3\n# HELP b B.\n# TYPE b gauge\n'
-
-    assert merge({"1": first, 'two"': second}, "process") == (
-        "# HELP a_total A.\n"
-        "# TYPE a_total counter\n"
-        'a_total{process="1",q="x{y"} 1\n'
-        'a_total{process="two\\"",q="z"} 3\n'
-        "# HELP b B.\n"
-        "# TYPE b gauge\n"
-        'b{process="1"} 2\n'
-    )
-
-
-def test_no_texts_merge_to_an_empty_text() -> None:
-    assert merge({}, "process") == ""
-
-
-def test_a_label_cannot_control_the_terminal_or_add_a_line() -> None:
-    text = render([Family("up", "gauge", "Up.", [Sample({"queue": "a\x1b[2J\u2028\r\nb 1"}, 1)])])
-
-    assert text.splitlines()[2:] == ['up{queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1']
-    assert merge({"1": text}, "process").splitlines()[2:] == [
-        'up{process="1",queue="a\\\\x1b[2J\\\\u2028\\\\r\\nb 1"} 1'
-    ]
-
-
 def test_counts_begin_at_zero_and_only_those_above_are_reported() -> None:
     for counters in (Counters(), TransportCounters()):
         assert counters.as_dict() == {}
-        for field in fields(counters):
-            setattr(counters, field.name, 1)
-        assert counters.as_dict() == {field.name: 1 for field in fields(counters)}
+        for name in counts_of(counters):
+            setattr(counters, name, 1)
+        assert counters.as_dict() == dict.fromkeys(counts_of(counters), 1)
+
+
+def test_each_histogram_of_a_queue_has_its_labels() -> None:
+    histograms = QueueHistograms(["user.signed_up"])
+    histograms.types["user.signed_up"].critical_time.record(0.2)
+    histograms.types["user.signed_up"].queue_time.record(0.05)
+    histograms.add_handler("welcome")["timed_out"].record(2)
+    histograms.receive_counts.record(3)
+    histograms.dead_letters["rejected"] = 4
+    histograms.future_events = 5
+    text = render(families_of([QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0)]))
+
+    queue = 'service="mailer",queue="mail"'
+    for line in (
+        f'smartpipe_critical_time_seconds_bucket{{{queue},type="user.signed_up",le="0.1"}} 0',
+        f'smartpipe_critical_time_seconds_bucket{{{queue},type="user.signed_up",le="0.25"}} 1',
+        f'smartpipe_critical_time_seconds_sum{{{queue},type="user.signed_up"}} 0.2',
+        f'smartpipe_queue_time_seconds_bucket{{{queue},type="user.signed_up",le="0.05"}} 1',
+        f'smartpipe_handler_seconds_count{{{queue},handler="welcome",outcome="timed_out"}} 1',
+        f'smartpipe_receive_count_bucket{{{queue},le="2.0"}} 0',
+        f'smartpipe_receive_count_bucket{{{queue},le="3.0"}} 1',
+        f'smartpipe_dead_letters_total{{{queue},reason="rejected"}} 4',
+        f"smartpipe_events_from_the_future_total{{{queue}}} 5",
+    ):
+        assert f"{line}\n" in text
+    for outcome in CALL_OUTCOMES:  # also those that have not happened: a rate needs the sample before the first one
+        assert f'handler="welcome",outcome="{outcome}",le="+Inf"' in text
+
+
+def test_other_types_have_samples_when_one_has_come() -> None:
+    histograms = QueueHistograms(["user.signed_up"])
+    queues = [QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0)]
+    assert f'type="{OTHER}"' not in render(families_of(queues))
+
+    histograms.other.queue_time.record(1)
+
+    assert f'smartpipe_queue_time_seconds_count{{service="mailer",queue="mail",type="{OTHER}"}} 1\n' in render(
+        families_of(queues)
+    )
+
+
+def test_without_histograms_there_are_counters_only() -> None:
+    text = render(families_of([QueueMetrics("mailer", "mail", Counters(handled=2), 0, 0)]))
+
+    assert "_bucket" not in text
+    assert 'smartpipe_messages_total{service="mailer",queue="mail",outcome="handled"} 2\n' in text

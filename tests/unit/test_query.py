@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smartpipe.telemetry.prometheus import OPENMETRICS, TEXT
 from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.supervisor import query as query_module
 from smartpipe.worker.supervisor.query import NoResponseError, Response, query
@@ -22,8 +23,8 @@ class Report:
     async def readyz(self) -> ProbeResult:
         return ProbeResult(ok=False, body={"ready": False})
 
-    async def metrics(self) -> str:
-        return "up 1\n"
+    async def metrics(self, content_type: str = TEXT) -> str:
+        return f"up 1 {content_type.partition(';')[0]}\n"
 
 
 async def test_a_child_that_listens_is_asked_over_its_socket(tmp_path: Path) -> None:
@@ -31,7 +32,9 @@ async def test_a_child_that_listens_is_asked_over_its_socket(tmp_path: Path) -> 
     async with HealthServer(Report(), "unused", 0, socket=socket):
         assert await query(socket, "/livez") == Response(200, '{"alive": true}')
         assert await query(socket, "/readyz") == Response(503, '{"ready": false}')
-        assert await query(socket, "/metrics") == Response(200, "up 1\n")
+        assert await query(socket, "/metrics") == Response(200, "up 1 text/plain\n")
+        opened = await query(socket, "/metrics", accept=OPENMETRICS)
+        assert opened == Response(200, "up 1 application/openmetrics-text\n")
 
 
 async def test_a_child_that_does_not_listen_is_told_from_one_that_does_not_answer(

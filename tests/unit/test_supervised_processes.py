@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from smartpipe.telemetry.prometheus import OPENMETRICS
 from smartpipe.worker.supervisor import child as child_module
 from smartpipe.worker.supervisor import children_health
 from smartpipe.worker.supervisor.child import Child, Command, run_command
@@ -223,7 +224,8 @@ class FakeChild:
 def health_of(monkeypatch: pytest.MonkeyPatch, *children: FakeChild) -> ChildrenHealth:
     by_socket = {child.socket: child for child in children}
 
-    async def query(socket: Path, _: str) -> Response:
+    async def query(socket: Path, path: str, *, accept: str) -> Response:
+        assert (accept == "*/*") == (path != "/metrics")
         found = by_socket[socket]
         if found.ends_meanwhile:
             found.pid = None
@@ -297,6 +299,20 @@ async def test_the_metrics_of_all_children_are_merged_with_their_restarts(monkey
     assert 'up{process="b"}' not in metrics
     assert 'smartpipe_log_lines_dropped_total{process="supervisor"} 0\n' in metrics
     assert "# TYPE smartpipe_process_restarts_total counter\n" in metrics
+
+
+async def test_the_metrics_of_all_children_are_openmetrics_if_they_are_wanted_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "# HELP up Up.\n# TYPE up gauge\nup 1\n# EOF\n"
+    health = health_of(monkeypatch, FakeChild("a", Response(200, text)), FakeChild("b", Response(200, text)))
+
+    metrics = await health.metrics(OPENMETRICS)
+
+    assert metrics.endswith("\n# EOF\n")
+    assert metrics.count("# EOF") == 1
+    assert 'up{process="b"} 1\n' in metrics
+    assert "# TYPE smartpipe_process_restarts counter\n" in metrics
 
 
 class FakeSubprocess:

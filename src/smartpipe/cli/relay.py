@@ -11,10 +11,12 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import RelaySettings, TransportSettings, unknown_settings
+from smartpipe.telemetry.families import Family, Sample
+from smartpipe.telemetry.prometheus import TEXT, render
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
-from smartpipe.worker.metrics import Family, Sample, families_of_transport, render
+from smartpipe.worker.metrics import families_of_transport
 from smartpipe.worker.signals import on_stop, on_supervisor
 from smartpipe.worker.tuning import raise_file_limit
 
@@ -107,7 +109,7 @@ class RelayReport:
             not self._relay.failing, {"ready": not self._relay.failing, "published": self._relay.published}
         )
 
-    async def metrics(self) -> str:
+    async def metrics(self, content_type: str = TEXT) -> str:
         """Return the counters, and the backlog, at most 5 s old, or older while the database is unreachable."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
         counts = counters_of(self._transport)
@@ -116,7 +118,7 @@ class RelayReport:
         families.append(family_of_dropped_lines({}))
         reading = await self._relay.backlog_reader.read()
         if reading is None:
-            return render(families)
+            return render(families, content_type)
         backlog, age_seconds = reading
         for name, text, value in (
             ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
@@ -125,7 +127,7 @@ class RelayReport:
             ("smartpipe_outbox_backlog_age_seconds", "Time since these were read from the database.", age_seconds),
         ):
             families.append(_family(name, "gauge", text, value))
-        return render(families)
+        return render(families, content_type)
 
 
 def _family(name: str, kind: str, text: str, value: float) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,11 +24,14 @@ from smartpipe.delivery import Delivery
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
+from smartpipe.events import contract_of
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
+from smartpipe.telemetry.histograms import FOLD_AT
+from smartpipe.telemetry.queue_histograms import QueueHistograms
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Mapping
 
     from smartpipe.consumer.handlers import Handler
     from smartpipe.consumer.invoke import OnOverdue
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from smartpipe.payload_offload import PayloadOffload
     from smartpipe.publisher.publisher import Publisher
     from smartpipe.service import Service
+    from smartpipe.telemetry.histograms import Histogram
 
 
 STORE = "the idempotency store"
@@ -70,6 +75,7 @@ class Resources(NamedTuple):
         state: The value that the service's lifespan yielded.
         claims: Claims events for idempotent handlers.
         isolation: Isolates messages of all queues; None: each queue has an isolation of its own.
+        metrics: Record times and attempts, as ``Counters.histograms`` of each queue.
     """
 
     publisher: Publisher
@@ -78,6 +84,7 @@ class Resources(NamedTuple):
     state: Any = None
     claims: Claims | None = None
     isolation: Isolation | None = None
+    metrics: bool = True
 
 
 class _Route(NamedTuple):
@@ -89,6 +96,7 @@ class _Route(NamedTuple):
     circuit: Circuit | None
     guard: IdempotencyGuard | None
     on_timeout: OnOverdue
+    histograms: Mapping[str, Histogram] | None
 
 
 class Processor:
@@ -116,11 +124,14 @@ class Processor:
         self.gates: list[Gate] = [resources.threads.capacity.gate()]
         self.circuits: list[Circuit] = []
         self._routes: dict[type[Event], list[_Route]] = {}
-        for handler in service.handlers_on(queue):
+        handlers = service.handlers_on(queue)
+        if resources.metrics:
+            counters.histograms = QueueHistograms(contract_of(handler.event).type for handler in handlers)
+        for handler in handlers:
             self._routes.setdefault(handler.event, []).append(self._create_route(handler))
         self._reader = MessageReader(self._routes, resources.payloads)
         bindings = [binding for binding in service.bindings if binding.queue.name == queue]
-        self.thresholds = thresholds_of(bindings[0], service.handlers_on(queue)) if bindings else NEVER
+        self.thresholds = thresholds_of(bindings[0], handlers) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._needs_store else None
 
     async def process(self, message: Message, lease: Lease) -> Processed:
@@ -250,7 +261,9 @@ class Processor:
             handler_limit = HandlerLimit(options.concurrency) if options.concurrency else None
         on_timeout = self._invocation.make_canceller(handler, self._report_overdue)
         middleware = compose(self._service.middleware, innermost)
-        return _Route(handler, middleware, handler_limit, circuit, self._create_guard(handler), on_timeout)
+        histograms = self._counters.histograms
+        calls = None if histograms is None else histograms.add_handler(handler.name)
+        return _Route(handler, middleware, handler_limit, circuit, self._create_guard(handler), on_timeout, calls)
 
     def _open_circuit(self, name: str, breaker: CircuitBreaker) -> Circuit:
         circuit = Circuit(name, breaker, call_later=asyncio.get_running_loop().call_later)
@@ -298,6 +311,7 @@ class Processor:
         stop_when_closed = lease.state is RECEIVED
         if route.limit is not None and not await route.limit.acquire(lease, stop_when_closed=stop_when_closed):
             return None
+        started = time.perf_counter()
         try:
             lease.begin(handler.name)  # after the wait: until now, a drain could return the message as skipped
             # A batch handler's timeout is that of its batch, which its items wait for.
@@ -315,6 +329,11 @@ class Processor:
         finally:
             if route.limit is not None:
                 route.limit.release(lease)
+        if route.histograms is not None:
+            histogram = route.histograms["handled" if result.failure is None else _outcome_of(result.failure)]
+            histogram.waiting.append(time.perf_counter() - started)
+            if len(histogram.waiting) >= FOLD_AT:
+                histogram.fold()
         # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call.
         if options.batch is None and lease.state < OVERDUE:
             _record_in_circuit(route.circuit, handler, result.failure)
@@ -333,6 +352,13 @@ class Processor:
 def _drop_reason(message: Message) -> Message:
     """Remove the reason of a dead letter: a producer has set it, or a redrive with another tool has left it."""
     return remove_reason(message) if REASON_ATTRIBUTE in message.attributes else message
+
+
+def _outcome_of(failure: BaseException) -> str:
+    """Return the outcome of a failed call, one of CALL_OUTCOMES."""
+    if isinstance(failure, HandlerTimeout):
+        return "timed_out"
+    return "deferred" if isinstance(failure, NotHandledYet) else "failed"
 
 
 def _ignore(task: asyncio.Task[Any], delivery: Delivery) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from smartpipe.batching.timers import Timers
 from smartpipe.consumer.dead_letter import FailedDelivery, copy_with_reason, copy_without_reason
 from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, Release, RetryAfter, describe_error
 from smartpipe.envelope.traceparent import trace_id
+from smartpipe.telemetry.histograms import FOLD_AT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from smartpipe.consumer.processor import Processed
     from smartpipe.consumer.slots import Slots
     from smartpipe.counters import Counters
+    from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Failure, Message, OutgoingMessage
+    from smartpipe.telemetry.queue_histograms import QueueHistograms
     from smartpipe.topics import Queue
     from smartpipe.transport import Transport
 
@@ -100,12 +104,14 @@ class Settler:
                 self._counters.ignored += 1
             else:
                 self._counters.handled += 1
+            if self._counters.histograms is not None:
+                self._record(self._counters.histograms, message, processed.envelope, seconds, handled=True)
             if log.isEnabledFor(logging.DEBUG):
                 fields = self.fields(message, processed, seconds=seconds)
                 log.debug("Ignored" if outcome.ignored else "Handled", extra=fields)
             return None
         if isinstance(outcome, DeadLetter):
-            return await self._dead_letter(lease, processed, outcome)
+            return await self._dead_letter(lease, processed, outcome, seconds)
         if isinstance(outcome, Release):
             return self._release(lease, outcome)
         fields = self.fields(message, processed, seconds=seconds, retry_after_seconds=outcome.seconds)
@@ -144,6 +150,17 @@ class Settler:
             fields["handler"] = processed.handler.name
         return {"fields": {**fields, **more}}
 
+    @staticmethod
+    def _record(
+        histograms: QueueHistograms, message: Message, envelope: Envelope | None, seconds: float, *, handled: bool
+    ) -> None:
+        """Record a message that will not be delivered again. See ``QueueHistograms.fold`` for the rest of the work."""
+        type_, event_time = (None, None) if envelope is None else (envelope.type, envelope.time)
+        settled = (type_, event_time, message.sent_at, message.receive_count, time.time(), seconds, handled)
+        histograms.settled.append(settled)
+        if len(histograms.settled) >= FOLD_AT:
+            histograms.fold()
+
     def _release(self, lease: Lease, outcome: Release) -> float:
         """Return a message that has no result. The queue's receive limit bounds retries after an internal error."""
         if outcome.reason == "skipped":
@@ -178,7 +195,9 @@ class Settler:
             exc_info=outcome.error if outcome.kind in WITH_TRACEBACK else None,
         )
 
-    async def _dead_letter(self, lease: Lease, processed: Processed, outcome: DeadLetter) -> float | None:
+    async def _dead_letter(
+        self, lease: Lease, processed: Processed, outcome: DeadLetter, seconds: float
+    ) -> float | None:
         """Copy the message to the dead-letter queue, and only then delete it: it may be copied twice, but not lost."""
         message = lease.message
         handler = processed.handler.name if processed.handler else None
@@ -203,6 +222,10 @@ class Settler:
             return ERROR_RETRY_SECONDS
         # Nothing was awaited since the copy was accepted: a cancellation cannot separate it from the delete.
         self._counters.dead_lettered += 1
+        histograms = self._counters.histograms
+        if histograms is not None:
+            histograms.dead_letters[outcome.kind] = histograms.dead_letters.get(outcome.kind, 0) + 1
+            self._record(histograms, message, processed.envelope, seconds, handled=False)
         raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
         log.error("Dead-lettered (%s): %s", outcome.kind, describe_error(outcome.error), extra=fields, exc_info=raised)
         self._acknowledger.delete(lease)

@@ -12,16 +12,10 @@ from aiohttp import web
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
+from smartpipe.telemetry.families import Sample
+from smartpipe.telemetry.prometheus import TEXT, choose_content_type, render
 from smartpipe.worker.log_writer import family_of_dropped_lines
-from smartpipe.worker.metrics import (
-    CONTENT_TYPE,
-    QueueMetrics,
-    Sample,
-    families_of,
-    families_of_transport,
-    family_of_overdue,
-    render,
-)
+from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +25,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.capacity import Capacity
     from smartpipe.consumer.consumer import Consumer
     from smartpipe.counters import TransportCounters
+    from smartpipe.telemetry.families import Family
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -57,8 +52,8 @@ class HealthReport(Protocol):
     async def readyz(self) -> ProbeResult:
         """Return whether the process receives messages."""
 
-    async def metrics(self) -> str:
-        """Return the metrics in Prometheus' text format."""
+    async def metrics(self, content_type: str = TEXT) -> str:
+        """Return the metrics in the text format *content_type*, one of ``telemetry.prometheus``."""
 
 
 class ObservedWorker(Protocol):
@@ -107,11 +102,15 @@ class WorkerHealth:
         """Return whether every worker receives messages."""
         return self._build_result("ready", {worker.name: worker.ready for worker in self._workers})
 
-    async def metrics(self) -> str:
-        """Return the counters, two gauges for each queue, and the counters of the process.
+    async def metrics(self, content_type: str = TEXT) -> str:
+        """Return the metrics of each queue, and those of the process.
 
-        The label ``service`` of a counter of the process has the names of all services, separated by commas.
+        The label ``service`` of a metric of the process has the names of all services, separated by commas.
         """
+        return render(self.collect(), content_type)
+
+    def collect(self) -> list[Family]:
+        """Return the metrics of each queue, and those of the process, for any exporter."""
         queues = [
             QueueMetrics(
                 worker.name,
@@ -130,7 +129,7 @@ class WorkerHealth:
         if counts is not None:
             families += families_of_transport(counts, process)
         families.append(family_of_dropped_lines(process))
-        return render(families)
+        return families
 
     def _build_result(self, word: str, services: dict[str, bool]) -> ProbeResult:
         queues = {
@@ -253,8 +252,10 @@ class HealthServer:
         response.force_close()
         return response
 
-    async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=(await self._report.metrics()).encode(), headers={"Content-Type": CONTENT_TYPE})
+    async def _metrics(self, request: web.Request) -> web.Response:
+        content_type = choose_content_type(",".join(request.headers.getall("Accept", [])))
+        text = await self._report.metrics(content_type)
+        return web.Response(body=text.encode(), headers={"Content-Type": content_type, "Vary": "Accept"})
 
 
 class _BoundedConnection(asyncio.Protocol):

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from smartpipe.worker.metrics import Family, Sample
+from smartpipe.telemetry.families import Family, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

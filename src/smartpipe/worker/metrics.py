@@ -1,18 +1,19 @@
-"""Format metrics as Prometheus text, version 0.0.4, and merge the texts of several processes. Pure."""
+"""The metrics of a worker, from the counters and histograms of its queues. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.escaping import escape_text
+from smartpipe.counters import counts_of
+from smartpipe.telemetry.families import Family, Sample
+from smartpipe.telemetry.queue_histograms import OTHER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from smartpipe.counters import Counters, TransportCounters
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+    from smartpipe.telemetry.families import Labels
+    from smartpipe.telemetry.queue_histograms import QueueHistograms
 
 # Every other counter is an outcome. A delivery has exactly one outcome, so their sum is the number of deliveries.
 OTHER_COUNTERS = {
@@ -42,22 +43,6 @@ TRANSPORT_COUNTERS = {
 }
 
 
-class Sample(NamedTuple):
-    """One line: labels and a value."""
-
-    labels: Mapping[str, str]
-    value: float
-
-
-class Family(NamedTuple):
-    """The samples of one metric. ``kind`` is ``counter`` or ``gauge``."""
-
-    name: str
-    kind: str
-    help: str
-    samples: Sequence[Sample]
-
-
 class QueueMetrics(NamedTuple):
     """The metrics of one queue's consumer."""
 
@@ -71,7 +56,7 @@ class QueueMetrics(NamedTuple):
 def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
     """Yield the metrics of a worker, including counters at 0: a rate needs the sample before the first increment."""
     labels = [{"service": queue.service, "queue": queue.queue} for queue in queues]
-    counts = [asdict(queue.counts) for queue in queues]
+    counts = [counts_of(queue.counts) for queue in queues]
     outcomes = [
         Sample({**label, "outcome": name}, value)
         for label, count in zip(labels, counts, strict=True)
@@ -88,6 +73,65 @@ def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
     yield Family(
         "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages
     )
+    yield from _families_of_histograms(
+        [
+            (label, queue.counts.histograms)
+            for label, queue in zip(labels, queues, strict=True)
+            if queue.counts.histograms is not None
+        ]
+    )
+
+
+def _families_of_histograms(recorded: Sequence[tuple[Labels, QueueHistograms]]) -> Iterator[Family]:
+    for _, histograms in recorded:
+        histograms.fold()
+    times = [
+        ({**labels, "type": name}, one)
+        for labels, histograms in recorded
+        for name, one in (*histograms.types.items(), (OTHER, histograms.other))
+        if name != OTHER or one.queue_time.count or one.critical_time.count
+    ]
+    yield Family(
+        "smartpipe_critical_time_seconds",
+        "histogram",
+        "Time from an event's own time until its message was handled or dead-lettered.",
+        [Sample(labels, one.critical_time) for labels, one in times],
+    )
+    yield Family(
+        "smartpipe_queue_time_seconds",
+        "histogram",
+        "Time that a message waited in its queue before its first delivery was processed.",
+        [Sample(labels, one.queue_time) for labels, one in times],
+    )
+    calls = [
+        Sample({**labels, "handler": handler, "outcome": outcome}, histogram)
+        for labels, histograms in recorded
+        for handler, outcomes in histograms.handlers.items()
+        for outcome, histogram in outcomes.items()
+    ]
+    yield Family("smartpipe_handler_seconds", "histogram", "Duration of handler calls by outcome.", calls)
+    yield Family(
+        "smartpipe_receive_count",
+        "histogram",
+        "Number of times that a message had been received when it was handled.",
+        [Sample(labels, histograms.receive_counts) for labels, histograms in recorded],
+    )
+    yield Family(
+        "smartpipe_dead_letters_total",
+        "counter",
+        "Messages moved to the dead-letter queue, by reason.",
+        [
+            Sample({**labels, "reason": reason}, count)
+            for labels, histograms in recorded
+            for reason, count in histograms.dead_letters.items()
+        ],
+    )
+    yield Family(
+        "smartpipe_events_from_the_future_total",
+        "counter",
+        "Events whose time was later than this machine's clock. Their critical time counts as 0.",
+        [Sample(labels, histograms.future_events) for labels, histograms in recorded],
+    )
 
 
 def family_of_overdue(calls: Sample) -> Family:
@@ -99,52 +143,6 @@ def family_of_overdue(calls: Sample) -> Family:
 
 def families_of_transport(counts: TransportCounters, labels: Mapping[str, str]) -> Iterator[Family]:
     """Yield the counters of a transport, with *labels* only: all queues share its connections."""
-    values = asdict(counts)
+    values = counts_of(counts)
     for field, (name, text) in TRANSPORT_COUNTERS.items():
         yield Family(name, "counter", text, [Sample(labels, values[field])])
-
-
-def render(families: Iterable[Family]) -> str:
-    """Return *families* as text."""
-    lines: list[str] = []
-    for family in families:
-        lines.append(f"# HELP {family.name} {_escape(family.help)}")
-        lines.append(f"# TYPE {family.name} {family.kind}")
-        for labels, value in family.samples:
-            pairs = ",".join(f'{name}="{_escape(text, quotes=True)}"' for name, text in labels.items())
-            lines.append(f"{family.name}{{{pairs}}} {value}" if pairs else f"{family.name} {value}")
-    return "".join(f"{line}\n" for line in lines)
-
-
-def merge(texts: Mapping[str, str], label: str) -> str:
-    """Merge *texts* from ``render``: each family appears once, and each sample gets its key as *label*."""
-    heads: dict[str, list[str]] = {}
-    samples: dict[str, list[str]] = {}
-    for key, text in texts.items():
-        pair = f'{label}="{_escape(key, quotes=True)}"'
-        family = ""
-        for line in filter(None, text.split("\n")):
-            if line.startswith("# HELP "):
-                family = line.split(" ", 3)[2]
-                samples.setdefault(family, [])
-            if line.startswith("#"):
-                head = heads.setdefault(family, [])
-                if line not in head:
-                    head.append(line)
-            else:
-                samples[family].append(_add_label(line, pair))
-    return "".join(f"{line}\n" for family, head in heads.items() for line in (*head, *samples[family]))
-
-
-def _add_label(line: str, pair: str) -> str:
-    name, brace, rest = line.partition("{")
-    if brace:
-        return f"{name}{{{pair},{rest}"
-    name, _, value = line.partition(" ")
-    return f"{name}{{{pair}}} {value}"
-
-
-def _escape(text: str, *, quotes: bool = False) -> str:
-    text = "\n".join(map(escape_text, text.split("\n")))
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quotes else text

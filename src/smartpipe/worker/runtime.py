@@ -60,17 +60,20 @@ class Runtime:
     the publisher had to close.
     """
 
-    def __init__(self, publisher: Publisher, threads: Threads, claims: Claims | None = None) -> None:
+    def __init__(
+        self, publisher: Publisher, threads: Threads, claims: Claims | None = None, *, metrics: bool = True
+    ) -> None:
         self.publisher = publisher
         self.threads = threads
         self.claims = claims
+        self._metrics = metrics
         self.state: Any = None
         self.unpublished = 0
 
     def resources(self, isolation: Isolation | None = None) -> Resources:
         """Return the resources for a consumer."""
         publisher = self.publisher
-        return Resources(publisher, self.threads, publisher.payloads, self.state, self.claims, isolation)
+        return Resources(publisher, self.threads, publisher.payloads, self.state, self.claims, isolation, self._metrics)
 
 
 @asynccontextmanager
@@ -102,7 +105,8 @@ async def open_runtime(
         if shared is None:
             stack.callback(threads.close)
             use_loop_executor(threads.capacity)
-        runtime = Runtime(Publisher(service.name, transport=transport), threads, shared.claims if shared else None)
+        publisher = Publisher(service.name, transport=transport)
+        runtime = Runtime(publisher, threads, shared.claims if shared else None, metrics=settings.metrics)
         stack.push_async_callback(_close_publisher, runtime, bounds)
 
         async def open_own_claims() -> None:

@@ -6,9 +6,10 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.telemetry.families import Family, Sample
+from smartpipe.telemetry.prometheus import TEXT, join, merge, render
 from smartpipe.worker.health import ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
-from smartpipe.worker.metrics import Family, Sample, merge, render
 from smartpipe.worker.supervisor.query import NoResponseError, query
 
 if TYPE_CHECKING:
@@ -49,16 +50,16 @@ class ChildrenHealth:
         """Return whether every child is ready."""
         return await self._combine("ready", "/readyz", defaults={})
 
-    async def metrics(self) -> str:
+    async def metrics(self, content_type: str = TEXT) -> str:
         """Return the samples of all children that respond, labelled by ``process``, and the number of restarts."""
-        statuses = await self._query_all("/metrics")
+        statuses = await self._query_all("/metrics", accept=content_type)
         samples = [Sample({"process": status.child.name}, status.child.restarts) for status in statuses]
         restarts = Family(
             "smartpipe_process_restarts_total", "counter", "Restarts of a process that ended unexpectedly.", samples
         )
         texts = {status.child.name: status.text for status in statuses if status.text}
-        texts[SUPERVISOR] = render([family_of_dropped_lines({})])
-        return render([restarts]) + merge(texts, "process")
+        texts[SUPERVISOR] = render([family_of_dropped_lines({})], content_type)
+        return join(render([restarts], content_type), merge(texts, "process"))
 
     async def _combine(self, word: str, path: str, *, defaults: dict[str, bool]) -> ProbeResult:
         processes: dict[str, dict[str, Any]] = {}
@@ -68,14 +69,14 @@ class ChildrenHealth:
         ok = bool(processes) and all(process[word] for process in processes.values())
         return ProbeResult(ok, {word: ok, "processes": processes})
 
-    async def _query_all(self, path: str) -> list[ChildStatus]:
-        return await asyncio.gather(*(self._query(child, path) for child in self._supervisor.children))
+    async def _query_all(self, path: str, *, accept: str = "*/*") -> list[ChildStatus]:
+        return await asyncio.gather(*(self._query(child, path, accept) for child in self._supervisor.children))
 
-    async def _query(self, child: Child, path: str) -> ChildStatus:
+    async def _query(self, child: Child, path: str, accept: str) -> ChildStatus:
         if child.pid is None:
             return ChildStatus(child, "restarting")
         try:
-            return ChildStatus(child, "answering", (await query(child.socket, path)).text)
+            return ChildStatus(child, "answering", (await query(child.socket, path, accept=accept)).text)
         except NoResponseError as error:
             if child.pid is None:  # the child ended during the query
                 return ChildStatus(child, "restarting")

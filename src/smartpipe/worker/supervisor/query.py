@@ -28,7 +28,7 @@ class NoResponseError(Exception):
         self.listening = listening
 
 
-async def query(socket: Path, path: str) -> Response:
+async def query(socket: Path, path: str, *, accept: str = "*/*") -> Response:
     """Return the response of the child that listens on *socket*.
 
     Raises:
@@ -39,7 +39,7 @@ async def query(socket: Path, path: str) -> Response:
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.get(f"http://child{path}") as response,
+            session.get(f"http://child{path}", headers={"Accept": accept}) as response,
         ):
             return Response(response.status, await response.text())
     except aiohttp.ClientConnectorError:

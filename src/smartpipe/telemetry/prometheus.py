@@ -1,0 +1,118 @@
+"""Write metrics as Prometheus text 0.0.4 or OpenMetrics 1.0.0, and merge the texts of several processes. Pure.
+
+Sources: Prometheus, "Exposition formats"; OpenMetrics 1.0.0, "OpenMetrics, a cloud-native, highly scalable metrics
+protocol".
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from smartpipe.escaping import escape_text
+from smartpipe.telemetry.histograms import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from smartpipe.telemetry.families import Family, Labels
+    from smartpipe.telemetry.histograms import Exemplar
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+END = "# EOF"
+
+
+def choose_content_type(accept: str) -> str:
+    """Return OPENMETRICS if the header *accept* names it, without a weight of 0, and TEXT otherwise."""
+    for entry in accept.lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        if kind == OPENMETRICS.partition(";")[0]:
+            weights = [one[2:] for one in parameters if one.startswith("q=")]
+            return TEXT if weights and not weights[0].strip("0.") else OPENMETRICS
+    return TEXT
+
+
+def render(families: Iterable[Family], content_type: str = TEXT) -> str:
+    """Return *families* as text. Exemplars are only in OpenMetrics, which has a place for them."""
+    opened = content_type == OPENMETRICS
+    lines: list[str] = []
+    for family in families:
+        # In OpenMetrics, the name of a counter's family has no suffix, but its samples have one.
+        name = family.name.removesuffix("_total") if opened and family.kind == "counter" else family.name
+        lines += [f"# HELP {name} {_escape(family.help, quotes=opened)}", f"# TYPE {name} {family.kind}"]
+        for labels, value in family.samples:
+            if isinstance(value, Histogram):
+                lines += _render_histogram(family.name, _format_labels(labels), value, exemplars=opened)
+            else:
+                pairs = _format_labels(labels)
+                lines.append(f"{family.name}{{{pairs}}} {value}" if pairs else f"{family.name} {value}")
+    if opened:
+        lines.append(END)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _render_histogram(name: str, pairs: str, histogram: Histogram, *, exemplars: bool) -> Iterator[str]:
+    before = f"{pairs}," if pairs else ""
+    found = histogram.exemplars if exemplars else {}
+    histogram.fold()
+    counts = list(accumulate(histogram.counts))  # a copy: all lines must be of the same moment
+    for index, (bound, count) in enumerate(zip((*histogram.bounds, "+Inf"), counts, strict=True)):
+        exemplar = _format_exemplar(found[index]) if index in found else ""
+        yield f'{name}_bucket{{{before}le="{bound}"}} {count}{exemplar}'
+    rest = f"{{{pairs}}}" if pairs else ""
+    yield f"{name}_sum{rest} {histogram.sum}"
+    yield f"{name}_count{rest} {counts[-1]}"
+
+
+def _format_exemplar(exemplar: Exemplar) -> str:
+    return f' # {{trace_id="{_escape(exemplar.trace_id, quotes=True)}"}} {exemplar.value} {exemplar.time:.3f}'
+
+
+def join(*texts: str) -> str:
+    """Put texts of different families into one."""
+    ended = any(text.endswith(f"{END}\n") for text in texts)
+    return "".join(text.removesuffix(f"{END}\n") for text in texts) + (f"{END}\n" if ended else "")
+
+
+def merge(texts: Mapping[str, str], label: str) -> str:
+    """Merge *texts* from ``render``: each family appears once, and each sample gets its key as *label*."""
+    heads: dict[str, list[str]] = {}
+    samples: dict[str, list[str]] = {}
+    ended = False
+    for key, text in texts.items():
+        pair = f'{label}="{_escape(key, quotes=True)}"'
+        family = ""
+        for line in filter(None, text.split("\n")):
+            if line == END:
+                ended = True
+                continue
+            if line.startswith("# HELP "):
+                family = line.split(" ", 3)[2]
+                samples.setdefault(family, [])
+            if line.startswith("#"):
+                head = heads.setdefault(family, [])
+                if line not in head:
+                    head.append(line)
+            else:
+                samples[family].append(_add_label(line, pair))
+    merged = [line for family, head in heads.items() for line in (*head, *samples[family])]
+    return "".join(f"{line}\n" for line in (*merged, *([END] if ended else ())))
+
+
+def _add_label(line: str, pair: str) -> str:
+    name, brace, rest = line.partition("{")
+    if brace and " " not in name:
+        return f"{name}{{{pair},{rest}"
+    name, _, value = line.partition(" ")
+    return f"{name}{{{pair}}} {value}"
+
+
+def _format_labels(labels: Labels) -> str:
+    return ",".join(f'{name}="{_escape(text, quotes=True)}"' for name, text in labels.items())
+
+
+def _escape(text: str, *, quotes: bool = False) -> str:
+    text = "\n".join(map(escape_text, text.split("\n")))
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quotes else text
