@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -23,6 +24,8 @@ from smartpipe.publisher.prepare import (
 )
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.settings import AwsSettings
+from smartpipe.telemetry.call_metrics import PublishMetrics
+from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.topics import Topic
 from smartpipe.transports.aws.blocking_session import BlockingAwsSession
 from smartpipe.transports.aws.configuration import check_urls
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
     from smartpipe.options import PublishManyOptions, PublishOptions
+    from smartpipe.telemetry.families import Family
 
 SERVICES = ("sns", "sqs", "s3", "sts")
 
@@ -55,13 +59,21 @@ class Publisher:
         source: CloudEvents ``source``: the component that publishes, such as ``"signup-api"``.
         deadline_seconds: The time during which temporary failures are retried.
         session: By default one that reads the environment and the AWS files.
+        metrics: Count results and measure publications, for ``collect_metrics``.
 
     Raises:
         ConfigError: A source that is empty, longer than 256 characters or not a URI reference (RFC 3986), a negative
             time, an error in the settings or in the AWS configuration, or no region.
     """
 
-    def __init__(self, source: str, *, deadline_seconds: float = 30.0, session: boto3.Session | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        deadline_seconds: float = 30.0,
+        session: boto3.Session | None = None,
+        metrics: bool = True,
+    ) -> None:
         errors = source_errors("Publisher", source)
         if deadline_seconds < 0:
             errors.append("Publisher: deadline_seconds cannot be negative")
@@ -76,6 +88,7 @@ class Publisher:
             check_urls(service)
         self._session.client("sns")  # a wrong configuration is an error now, and not at the first publish
         self._closed = False
+        self._metrics = PublishMetrics() if metrics else None
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -133,6 +146,13 @@ class Publisher:
         self._closed = True
         self._session.close()
 
+    def collect_metrics(self) -> list[Family]:
+        """Return the results of all events, and how long they took, each with the label ``service``.
+
+        Write them for Prometheus with ``smartpipe.telemetry.render``.
+        """
+        return [] if self._metrics is None else list(self._metrics.collect({"service": self.source}))
+
     def _send_chunk(self, chunk: list[PreparedEvent]) -> list[tuple[PreparedEvent, PublishFailure]]:
         if self._closed:
             closed = Failure(0, "PublisherClosed", "the publisher is closed", retryable=False)
@@ -148,7 +168,13 @@ class Publisher:
             send = self._publish if isinstance(destination, Topic) else self._send
             return [*failed, *reindex(send(destination.name, messages), sendable)]
 
+        started = time.perf_counter()
         failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
+        if self._metrics is not None:
+            seconds = time.perf_counter() - started
+            self._metrics.chunks.append((destination.name, len(chunk), [one.code for _, one in failed], seconds))
+            if len(self._metrics.chunks) >= FOLD_AT:
+                self._metrics.fold()
         return [(outgoing, outgoing.make_failure(failure)) for outgoing, failure in failed]
 
     def _publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:

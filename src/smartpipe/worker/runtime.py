@@ -105,7 +105,7 @@ async def open_runtime(
         if shared is None:
             stack.callback(threads.close)
             use_loop_executor(threads.capacity)
-        publisher = Publisher(service.name, transport=transport)
+        publisher = Publisher(service.name, transport=transport, metrics=settings.metrics)
         runtime = Runtime(publisher, threads, shared.claims if shared else None, metrics=settings.metrics)
         stack.push_async_callback(_close_publisher, runtime, bounds)
 
