@@ -79,7 +79,7 @@ def test_a_call_takes_as_long_as_its_transport() -> None:
 
 async def test_a_cancelled_call_is_not_measured() -> None:
     transport = measure(FakeTransport())
-    task = asyncio.create_task(OPERATIONS["receive"](transport))
+    task = asyncio.ensure_future(OPERATIONS["receive"](transport))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
