@@ -55,6 +55,7 @@ ORDER = [
     "settings",
     "options",
     "envelope",
+    "telemetry.spans",
     "log_fields",
     "topology",
     "batching",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
 from smartpipe.envelope.encode import source_errors
+from smartpipe.envelope.traceparent import OPENTELEMETRY
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, compose, validate_middleware
@@ -25,6 +27,7 @@ from smartpipe.publisher.prepare import (
 )
 from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
+from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.telemetry.call_metrics import PublishMetrics
 from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.topics import Topic
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Event
     from smartpipe.options import PublishManyOptions, PublishOptions
+    from smartpipe.publisher.traced import PublicationFields, PublishTracing
     from smartpipe.telemetry.call_metrics import CallMetrics
     from smartpipe.telemetry.families import Family
     from smartpipe.transport import Transport
@@ -96,6 +100,8 @@ class Publisher:
         self._deadline_seconds = deadline_seconds
         self._publish = compose(validate_middleware(middleware, f"Publisher {source!r}"), self._publish_one)
         self._middleware = bool(middleware)
+        self._tracing: PublishTracing | None = None
+        self._tracing_found = False
         self._single_publisher: SinglePublisher | None = None
         self._open_calls: set[asyncio.Future[None]] = set()  # of `publish_many`
         self._closed = False
@@ -141,6 +147,12 @@ class Publisher:
         return event_id
 
     async def _publish_one(self, publication: Publication) -> str:
+        tracing = self._find_tracing()
+        if tracing is not None:
+            with tracing.trace_event(publication) as traced:
+                prepared = traced.prepare(self._prepare)
+                await self._publisher_of_loop().publish(prepared)
+            return prepared.event_id
         prepared = self._prepare(publication)
         await self._publisher_of_loop().publish(prepared)
         return prepared.event_id
@@ -158,6 +170,13 @@ class Publisher:
             ConfigError: An event's class declares no type, or there is an ``event_id``.
         """
         fields = read_many_options(**options)
+        tracing = self._find_tracing()
+        if tracing is not None and not self._middleware:  # with middleware, each event has a span of its own
+            with tracing.trace_many(events, fields) as (traced_events, traced_fields):
+                return await self._publish_all(traced_events, traced_fields)
+        return await self._publish_all(events, fields)
+
+    async def _publish_all(self, events: Iterable[Event], fields: PublicationFields) -> PublishReport:
         publications = (Publication(event, *fields) for event in events)
         failures: list[PublishFailure] = []
         call = asyncio.get_running_loop().create_future()
@@ -246,6 +265,12 @@ class Publisher:
             if len(self._metrics.chunks) >= FOLD_AT:
                 self._metrics.fold()
         return [(prepared, prepared.make_failure(failure)) for prepared, failure in failed]
+
+    def _find_tracing(self) -> PublishTracing | None:
+        """Look for a tracer provider once, when the application has imported OpenTelemetry."""
+        if not self._tracing_found and OPENTELEMETRY in sys.modules:
+            self._tracing, self._tracing_found = find_publish_tracing(self.source), True
+        return self._tracing
 
     def collect_metrics(self) -> list[Family]:
         """Return the results of all events, and how long they took and their requests, each with the label ``service``.
