@@ -45,14 +45,12 @@ class Tracing:
     Args:
         child: The span of a handler is a child of the span that published the event. By default it begins a trace of
             its own, with a link to that span, as the conventions recommend for queues.
-        calls: Make spans for receive and settle calls, too.
     """
 
-    def __init__(self, trace: Any, *, child: bool = False, calls: bool = False) -> None:
+    def __init__(self, trace: Any, *, child: bool = False) -> None:
         self._trace = trace
         self._context = sys.modules["opentelemetry.context"]
         self._child = child
-        self.calls = calls
         self._tracer = trace.get_tracer("smartpipe")
 
     def start_publish(self, system: str, destination: str, explicit: str | None) -> OpenSpan | None:
@@ -183,14 +181,14 @@ class Tracing:
         )
 
 
-def find_tracing(*, child: bool = False, calls: bool = False) -> Tracing | None:
+def find_tracing(*, child: bool = False) -> Tracing | None:
     """Return Tracing if the application has set a tracer provider, or else None."""
     trace: Any = sys.modules.get(OPENTELEMETRY)
     if trace is None or not all(hasattr(trace, name) for name in _SPAN_API):  # it may be half imported
         return None
     if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
         return None
-    return Tracing(trace, child=child, calls=calls)
+    return Tracing(trace, child=child)
 
 
 def format_context(context: Any) -> str:
