@@ -23,7 +23,7 @@ from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
-from smartpipe.envelope.traceparent import is_sampled, read_trace_header, read_traceparent
+from smartpipe.envelope.traceparent import read_trace_header, read_traceparent
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.events import contract_of
 from smartpipe.middleware import Next, compose
@@ -369,9 +369,10 @@ class Processor:
             raise
         finally:
             tracing.end(opened, failure)
-        if result is not None and route.histograms is not None and is_sampled(opened.traceparent):
+        trace_id = opened.sampled_trace_id
+        if result is not None and route.histograms is not None and trace_id is not None:
             outcome = "handled" if result.failure is None else _outcome_of(result.failure)
-            route.histograms[outcome].add_exemplar(time.perf_counter() - started, opened.traceparent[3:35])
+            route.histograms[outcome].add_exemplar(time.perf_counter() - started, trace_id)
         return result
 
     def _record_store_result(self, failure: BaseException | None) -> None:
