@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from smartpipe.telemetry.families import Family, Sample
@@ -74,7 +75,7 @@ class CallMetrics:
 
 
 class PublishMetrics:
-    """The results of published events, and how long they took, retries included.
+    """The results of published events, and how long they took, retries included. Threads may share one.
 
     ``chunks`` has, for each group of events that was sent together, its destination, the number of events, the codes of
     those that failed, and the seconds from the first request to the last response. Read the rest after ``fold``.
@@ -85,9 +86,14 @@ class PublishMetrics:
         self.seconds: dict[str, Histogram] = {}
         self.chunks: list[tuple[str, int, list[str], float]] = []
         self._codes: set[str] = set()
+        self._lock = Lock()
 
     def fold(self) -> None:
         """Count the chunks since the last call."""
+        with self._lock:
+            self._fold()
+
+    def _fold(self) -> None:
         chunks = self.chunks[:]
         del self.chunks[: len(chunks)]  # another thread may have added one since
         for destination, events, codes, seconds in chunks:
