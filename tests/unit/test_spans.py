@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, PublishError, Reject, Service, Topic, Worker
+from smartpipe.dlq.messages import Selection
+from smartpipe.dlq.processed import ProcessedEvents
+from smartpipe.dlq.redrive import Redrive, RemovalResult, Remover, scan
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.traceparent import is_sampled, is_undecided, new_traceparent
 from smartpipe.errors import TransportError
@@ -400,3 +403,28 @@ def test_a_lambda_function_exports_its_spans_before_it_returns(monkeypatch: pyte
         handler.close()
 
     assert flushed == [1]
+
+
+async def test_the_trace_goes_on_after_the_dead_letter_queue_and_a_redrive(spans: Any) -> None:
+    service, broken = Service("mailer"), True
+
+    @service.subscribe(UserSignedUp)
+    async def mail(event: UserSignedUp) -> None:
+        if broken:
+            raise Reject("no such user")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+        broken, stop, transport = False, asyncio.Event(), broker.transport
+        processed = ProcessedEvents(service.handlers, None)
+        scanned = await scan(transport, service.queue, Selection(), processed, stop)
+        remover = Remover(transport, service.queue, rate_per_second=None, stop=stop, on_progress=lambda _: None)
+        redrive = Redrive(transport, service.queue, processed, force=False)
+        await remover.remove(scanned, Selection(), redrive, RemovalResult())
+        await broker.drain()
+
+    published = find_span(spans, "publish users")
+    refused, handled = (span for span in spans.get_finished_spans() if span.name == "process mailer")
+    assert (refused.status.status_code.name, handled.status.status_code.name) == ("ERROR", "UNSET")
+    assert {span.links[0].context.span_id for span in (refused, handled)} == {published.context.span_id}
