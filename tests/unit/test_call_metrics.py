@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Publisher, PublishError, Queue, Service, Worker
+from smartpipe import Event, Publisher, PublishError, Queue, Service, Topic, Worker
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
 from smartpipe.settings import WorkerSettings
@@ -222,3 +222,17 @@ def test_the_results_of_several_threads_are_all_counted() -> None:
 
     assert published.results == {("users", "published"): 12_000, ("users", "Throttling"): 12_000}
     assert published.seconds["users"].count == 12_000
+
+
+async def test_an_external_topic_is_named_without_its_account() -> None:
+    class Shared(
+        Event, topic=Topic(arn="arn:aws:sns:eu-west-1:210987654321:shared"), type="tests.shared", version="1.0"
+    ):
+        pass
+
+    async with Publisher("web", transport=FakeTransport()) as publisher:
+        await publisher.publish(Shared())
+        text = render(publisher.collect_metrics())
+
+    assert 'destination="shared"' in text
+    assert "210987654321" not in text

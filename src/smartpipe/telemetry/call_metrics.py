@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from smartpipe.names import name_in
 from smartpipe.telemetry.families import Family, Sample
 from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, FOLD_AT, Histogram
 
@@ -45,13 +46,13 @@ class CallMetrics:
         self._codes: set[str] = set()
 
     def record(self, operation: str, destination: str, error: str, seconds: float) -> None:
-        """Record a call that has ended."""
-        key = CallKey(operation, destination, limit_codes(error, self._codes) if error else "")
+        """Record a call that has ended. A destination that is an ARN is recorded by its name, without the account."""
+        key = CallKey(operation, name_in(destination), limit_codes(error, self._codes) if error else "")
         _record(self.seconds, key, CALL_BOUNDS, seconds)
 
     def record_entries(self, destination: str, count: int) -> None:
         """Record the number of entries of a request that publishes or sends."""
-        _record(self.entries, destination, ENTRY_BOUNDS, count)
+        _record(self.entries, name_in(destination), ENTRY_BOUNDS, count)
 
     def collect(self, labels: Labels) -> Iterator[Family]:
         """Yield the metrics, each sample with *labels*."""
@@ -96,7 +97,8 @@ class PublishMetrics:
     def _fold(self) -> None:
         chunks = self.chunks[:]
         del self.chunks[: len(chunks)]  # another thread may have added one since
-        for destination, events, codes, seconds in chunks:
+        for name, events, codes, seconds in chunks:
+            destination = name_in(name)
             if destination not in self.seconds:
                 self.seconds[destination] = Histogram(CALL_BOUNDS)
                 self.results[destination, PUBLISHED] = 0
