@@ -65,6 +65,7 @@ ORDER = [
     "idempotency",
     "delivery",
     "batch",
+    "failures",
     "middleware",
     "publisher",
     "consumer",

@@ -37,11 +37,14 @@ class Delivery(Generic[S]):
 
     ``state`` is the value that the service's ``lifespan`` yielded, None without a lifespan. Annotate the parameter of
     your handler as ``Delivery[State]``, and type checkers know its type.
+
+    ``attempt`` is the attempt number that the retry policy counts: 1 for the first. Deliveries that no handler has seen
+    do not count, as far as this worker knows of them.
     """
 
     __slots__ = (
-        "_lease", "_publisher", "calls", "claim", "envelope", "handler", "ids", "message", "queue", "service",
-        "state",
+        "_lease", "_publisher", "attempt", "calls", "claim", "envelope", "handler", "ids", "message", "queue",
+        "service", "state",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +65,7 @@ class Delivery(Generic[S]):
         self.service = service
         self.queue = queue
         self.state: S = state
+        self.attempt = message.receive_count
         self.claim: ClaimHandle | None = None
         self.calls = 0
         self.ids: DerivedIds | None = None
@@ -128,6 +132,7 @@ class Delivery(Generic[S]):
             "event_type": self.envelope.type,
             "message_id": self.message.message_id,
             "trace_id": self.trace_id,
+            "attempt": self.attempt,
             "receive_count": self.receive_count,
         }
 
