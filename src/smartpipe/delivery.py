@@ -8,7 +8,7 @@ from typing_extensions import TypeVar  # the standard one has no default before 
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
-from smartpipe.envelope.traceparent import trace_id
+from smartpipe.envelope.traceparent import trace_fields, trace_id
 from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,16 +124,17 @@ class Delivery(Generic[S]):
     @property
     def log_fields(self) -> dict[str, str | int | None]:
         """The fields of a log line that identify the delivery."""
+        envelope, message = self.envelope, self.message
         return {
             "service": self.service,
             "queue": self.queue,
             "handler": self.handler,
-            "event_id": self.event_id,
-            "event_type": self.envelope.type,
-            "message_id": self.message.message_id,
-            "trace_id": self.trace_id,
+            "event_id": envelope.id,
+            "event_type": envelope.type,
+            "message_id": message.message_id,
+            **trace_fields(envelope.traceparent),
             "attempt": self.attempt,
-            "receive_count": self.receive_count,
+            "receive_count": message.receive_count,
         }
 
     @overload

@@ -69,6 +69,7 @@ VARYING = [
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", "(time)"),
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "(id)"),
     (r"\b[0-9a-f]{32}\b", "(trace id)"),
+    (r"\b[0-9a-f]{16}\b", "(span id)"),
 ]
 """The parts of an output that differ in each run: the times and ids of log lines."""
 

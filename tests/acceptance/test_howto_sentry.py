@@ -164,7 +164,9 @@ async def test_a_retry_that_the_handler_asks_for_is_reported_only_when_no_attemp
     assert (event["tags"]["outcome"], event["tags"]["attempt"]) == ("dead_lettered", 2)
 
 
-async def test_the_failure_of_a_batch_is_a_report_for_each_item_in_one_group(example: ModuleType, reports: list[Any]) -> None:
+async def test_the_failure_of_a_batch_is_a_report_for_each_item_in_one_group(
+    example: ModuleType, reports: list[Any]
+) -> None:
     async def handler(events: list[Any]) -> None:
         raise Reject("the mail server is gone")
 

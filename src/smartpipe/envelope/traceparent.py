@@ -58,6 +58,13 @@ def child_of(traceparent: str) -> str:
     return f"{traceparent[:36]}{_random.getrandbits(64):016x}{traceparent[52:]}"
 
 
+def trace_fields(traceparent: str | None) -> dict[str, str | None]:
+    """Return the fields of a log line by the names of OpenTelemetry's "Trace Context in non-OTLP Log Formats"."""
+    if not traceparent:
+        return {"trace_id": None, "span_id": None, "trace_flags": None}
+    return {"trace_id": traceparent[3:35], "span_id": traceparent[36:52], "trace_flags": traceparent[53:55]}
+
+
 def trace_id(traceparent: str | None) -> str | None:
     """Return the trace id, 32 hex digits."""
     return traceparent[3:35] if traceparent else None
