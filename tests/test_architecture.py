@@ -66,6 +66,7 @@ ORDER = [
     "idempotency",
     "delivery",
     "batch",
+    "failures",
     "middleware",
     "publisher",
     "consumer",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnknownEventType,
     )
     from smartpipe.events import Event
+    from smartpipe.failures import DeliveryFailure
     from smartpipe.filter_policy import FilterPolicy
     from smartpipe.idempotency.store import Idempotency
     from smartpipe.local import EmbeddedBroker
@@ -47,6 +48,7 @@ __all__ = [
     "ConfigError",
     "DecodeError",
     "Delivery",
+    "DeliveryFailure",
     "EmbeddedBroker",
     "Event",
     "EventTooLarge",
@@ -85,6 +87,7 @@ _MODULES = {
     "BatchDelivery": "batch",
     "CircuitBreaker": "consumer.breaker",
     "Delivery": "delivery",
+    "DeliveryFailure": "failures",
     "EmbeddedBroker": "local",
     "Event": "events",
     "FilterPolicy": "filter_policy",

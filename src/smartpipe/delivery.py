@@ -8,7 +8,7 @@ from typing_extensions import TypeVar  # the standard one has no default before 
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.ids import DerivedIds, current_cause
-from smartpipe.envelope.traceparent import trace_id
+from smartpipe.envelope.traceparent import trace_fields, trace_id
 from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,11 +37,14 @@ class Delivery(Generic[S]):
 
     ``state`` is the value that the service's ``lifespan`` yielded, None without a lifespan. Annotate the parameter of
     your handler as ``Delivery[State]``, and type checkers know its type.
+
+    ``attempt`` is the attempt number that the retry policy counts: 1 for the first. Deliveries that no handler has seen
+    do not count, as far as this worker knows of them.
     """
 
     __slots__ = (
-        "_lease", "_publisher", "calls", "claim", "envelope", "handler", "ids", "message", "queue", "service",
-        "state",
+        "_lease", "_publisher", "attempt", "calls", "claim", "envelope", "handler", "ids", "message", "queue",
+        "service", "state",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +65,7 @@ class Delivery(Generic[S]):
         self.service = service
         self.queue = queue
         self.state: S = state
+        self.attempt = message.receive_count
         self.claim: ClaimHandle | None = None
         self.calls = 0
         self.ids: DerivedIds | None = None
@@ -120,15 +124,17 @@ class Delivery(Generic[S]):
     @property
     def log_fields(self) -> dict[str, str | int | None]:
         """The fields of a log line that identify the delivery."""
+        envelope, message = self.envelope, self.message
         return {
             "service": self.service,
             "queue": self.queue,
             "handler": self.handler,
-            "event_id": self.event_id,
-            "event_type": self.envelope.type,
-            "message_id": self.message.message_id,
-            "trace_id": self.trace_id,
-            "receive_count": self.receive_count,
+            "event_id": envelope.id,
+            "event_type": envelope.type,
+            "message_id": message.message_id,
+            **trace_fields(envelope.traceparent),
+            "attempt": self.attempt,
+            "receive_count": message.receive_count,
         }
 
     @overload

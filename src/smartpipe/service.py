@@ -14,6 +14,7 @@ from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, s
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
+from smartpipe.failures import validate_hook
 from smartpipe.idempotency.store import Idempotency
 from smartpipe.limits import MAX_RECEIVES
 from smartpipe.middleware import validate_middleware
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.breaker import CircuitBreaker
     from smartpipe.delivery import Delivery
     from smartpipe.events import Contract
+    from smartpipe.failures import F, OnFailure
     from smartpipe.middleware import Middleware
     from smartpipe.options import Subscribe, SubscribeBatch, SubscribeOptions
     from smartpipe.worker.aws_lambda import LambdaHandler
@@ -91,6 +93,7 @@ class Service:
         self.middleware = validate_middleware(middleware, f"service {name!r}")
         self.publishes = _validate_publishes(name, publishes)
         self._lifespan = None if lifespan is None else _read_lifespan(name, lifespan)
+        self.failure_hooks: list[OnFailure] = []
         self._handlers: list[Handler] = []
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
@@ -163,6 +166,29 @@ class Service:
             breaker=breaker,
             idempotency=(Idempotency() if idempotent else None) if isinstance(idempotent, bool) else idempotent,
         )
+
+    def on_failure(self, function: F) -> F:
+        """Register the decorated function to be called with each DeliveryFailure, such as to report it to Sentry.
+
+        Write ``@service.on_failure`` above ``def report(failure: DeliveryFailure)``. It may be ``async def``, or
+        ``def``, which runs in a thread. You may register several, which run concurrently.
+
+        It is called once for each delivery that has failed, after its outcome was carried out: for an exception of a
+        handler, ``Retry`` and ``Reject`` included, for a timeout, for a message that could not be decoded, and for an
+        internal error. It is called for each failed item of a batch. It is not called for a delivery that was deferred
+        or cancelled, nor for a message that SQS itself has moved to the dead-letter queue.
+
+        It cannot change the outcome. Its errors are logged. It holds the slot of its message, and on a FIFO queue the
+        messages behind it, for 5 s at most.
+
+        Args:
+            function: Takes one argument, the DeliveryFailure. Its result is ignored.
+
+        Raises:
+            ConfigError: It cannot be called with a DeliveryFailure.
+        """
+        self.failure_hooks.append(validate_hook(function, self.name))
+        return function
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:

@@ -84,8 +84,8 @@ def log(snippet: str, statement: str) -> list[str]:
 
 
 def logging_snippets() -> dict[str, str]:
-    _, dict_config, structlog, loguru = blocks(PAGES / "logging.md", "python")
-    return {"dictConfig": dict_config, "structlog": structlog, "loguru": loguru}
+    _, dict_config, structlog, rendering, loguru = blocks(PAGES / "logging.md", "python")
+    return {"dictConfig": dict_config, "structlog": structlog, "structlog rendering": rendering, "loguru": loguru}
 
 
 def test_the_dict_config_of_the_page_replaces_the_workers_handler() -> None:
@@ -108,6 +108,18 @@ def test_structlog_writes_the_workers_lines_with_its_keys_as_fields() -> None:
     assert (own["order_id"], own["event_type"], own["handler"]) == ("1", "order.placed", "__main__.charge")
     assert "extra" not in own
     assert (smartpipes["message"], smartpipes["queue"]) == ("smartpipe's own", "billing")
+
+
+def test_a_line_that_structlog_renders_itself_has_the_fields_of_the_delivery() -> None:
+    pytest.importorskip("structlog")
+    statement = 'structlog.get_logger().info("Charging", order_id=event.order_id)'
+
+    lines = map(json.loads, log(logging_snippets()["structlog rendering"], statement))
+
+    [own] = [line for line in lines if "event" in line]
+    assert (own["level"], own["event"], own["order_id"]) == ("info", "Charging", "1")
+    assert (own["handler"], own["event_type"], own["attempt"]) == ("__main__.charge", "order.placed", 1)
+    assert {"event_id", "message_id", "trace_id", "span_id", "trace_flags"} <= set(own)
 
 
 def test_a_traceback_of_structlog_is_in_the_line() -> None:

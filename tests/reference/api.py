@@ -19,7 +19,7 @@ MODULES = (
 NAMES = {
     "smartpipe.blocking": ["Publisher"],
     "smartpipe.envelope": ["encode", "read_traceparent", "wrap"],
-    "smartpipe.log_fields": ["DeliveryFilter"],
+    "smartpipe.log_fields": ["DeliveryFilter", "add_delivery_fields"],
     "smartpipe.middleware": ["Logging", "Timeout"],
 }
 """The public names of modules that have others, too."""

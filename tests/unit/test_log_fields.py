@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import math
+import sys
+import warnings
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -17,7 +21,7 @@ import pytest
 from smartpipe import Batch, BatchDelivery, Delivery, Queue, RetryPolicy, Service
 from smartpipe.cli.logs import JsonFormatter, LineHandler, TextFormatter
 from smartpipe.envelope import encode, wrap
-from smartpipe.log_fields import DeliveryFilter, add_delivery_filter, fields_of, is_own
+from smartpipe.log_fields import DeliveryFilter, add_delivery_fields, add_delivery_filter, fields_of, is_own
 from smartpipe.message import OutgoingMessage
 from smartpipe.testing import MemoryBroker
 from smartpipe.transports.open import use_transport
@@ -84,10 +88,10 @@ def make_service(handler: Any, **options: Any) -> Service:
     return service
 
 
-async def run(service: Service) -> str:
+async def run(service: Service, traceparent: str | None = None) -> str:
     """Publish an event to the service, and return its id when it has been handled."""
     async with MemoryBroker(service) as broker:
-        event_id = await broker.publish(ADA)
+        event_id = await broker.publish(ADA, traceparent=traceparent)
         await broker.drain()
         broker.assert_handled(UserSignedUp, times=1)
     return event_id
@@ -484,3 +488,165 @@ def test_values_that_cannot_be_compared_are_written_side_by_side() -> None:
     found = fields_of(logging.makeLogRecord({"fields": {"a": value, "b": value}, "a": other, "b": value}))
 
     assert list(found) == ["a", "b", "extra_a"]
+
+
+@pytest.fixture
+def spans() -> Any:
+    """A tracer of OpenTelemetry's SDK."""
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    return sdk.TracerProvider().get_tracer("tests")
+
+
+@pytest.mark.parametrize("published_in_a_span", [True, False])
+async def test_the_fields_of_the_trace_are_those_of_the_event_without_a_span(
+    published_in_a_span: bool, output: Sink
+) -> None:
+    seen: list[Delivery] = []
+
+    async def handler(event: UserSignedUp, delivery: Delivery) -> None:
+        seen.append(delivery)
+        log.info("sold")
+
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    await run(make_service(handler), traceparent if published_in_a_span else None)
+
+    line = output.parsed("sold")
+    if published_in_a_span:
+        assert f"00-{line['trace_id']}-{line['span_id']}-{line['trace_flags']}" == traceparent
+    else:
+        assert (line["span_id"], line["trace_flags"]) == (None, None)
+    assert line["trace_id"] == seen[0].trace_id
+    assert (line["attempt"], line["receive_count"]) == (1, 1)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_the_fields_of_the_trace_are_those_of_the_current_span(in_thread: bool, spans: Any, output: Sink) -> None:
+    seen: list[Any] = []
+
+    async def handler(event: UserSignedUp, delivery: Delivery) -> None:
+        with spans.start_as_current_span("charge") as span:
+            seen.append(span.get_span_context())
+            await asyncio.to_thread(log.info, "sold") if in_thread else log.info("sold")
+        log.info("sold out")
+
+    await run(make_service(handler))
+
+    line, [context] = output.parsed("sold"), seen
+    assert line["trace_id"] == f"{context.trace_id:032x}"
+    assert line["span_id"] == f"{context.span_id:016x}"
+    assert line["trace_flags"] == f"{context.trace_flags:02x}"
+    assert output.parsed("sold out")["trace_id"] != line["trace_id"]
+
+
+async def test_a_broken_span_does_not_lose_the_line(output: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("no span")
+
+    async def handler(event: UserSignedUp, delivery: Delivery) -> None:
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "opentelemetry.trace", SimpleNamespace(get_current_span=fail))
+            log.info("sold")
+
+    await run(make_service(handler))
+
+    assert output.parsed("sold")["trace_id"]
+
+
+async def test_an_event_without_a_trace_has_empty_fields_of_the_trace(output: Sink) -> None:
+    async with MemoryBroker(make_service(in_a_coroutine)) as broker:
+        await broker.send("mailer", encode(wrap(ADA, source="test")._replace(traceparent=None)))
+        await broker.drain()
+
+    line = output.parsed("sold")
+    assert (line["trace_id"], line["span_id"], line["trace_flags"]) == (None, None, None)
+
+
+async def test_structlog_in_its_own_form_writes_the_fields_with_one_processor(output: Sink) -> None:
+    structlog = pytest.importorskip("structlog")
+    own = structlog.wrap_logger(
+        structlog.testing.CapturingLogger(),
+        processors=[add_delivery_fields, structlog.processors.JSONRenderer()],
+    )
+    lines: list[dict[str, Any]] = []
+
+    async def handler(event: UserSignedUp, delivery: Delivery) -> None:
+        own.info("sold", order_id=1, queue="theirs")
+        lines.append({**delivery.log_fields, "event": "sold", "order_id": 1, "queue": "theirs"})
+
+    own.info("before", order_id=1)
+    await run(make_service(handler))
+
+    written = [call.args[0] for call in own._logger.calls]
+    assert list(map(json.loads, written)) == [{"event": "before", "order_id": 1}, *lines]
+
+
+async def test_structlog_in_its_stdlib_form_writes_the_fields_of_its_own_and_of_foreign_lines() -> None:
+    structlog = pytest.importorskip("structlog")
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), add_delivery_fields],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    log.addHandler(handler)
+    own = structlog.wrap_logger(
+        log,
+        processors=[add_delivery_fields, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+    async def charge(event: UserSignedUp, delivery: Delivery) -> None:
+        own.info("sold", order_id=1)
+        log.info("a library's own", extra={"order_id": 1})
+
+    try:
+        event_id = await run(make_service(charge))
+    finally:
+        log.removeHandler(handler)
+
+    for text, line in zip(["sold", "a library's own"], stream.getvalue().splitlines(), strict=True):
+        fields = json.loads(line)
+        assert (fields["event"], fields["order_id"], fields["event_id"], fields["attempt"]) == (text, 1, event_id, 1)
+        assert fields["trace_id"]
+
+
+async def test_the_worker_writes_a_line_of_structlog_that_only_another_formatter_can_render(output: Sink) -> None:
+    structlog = pytest.importorskip("structlog")
+    own = structlog.wrap_logger(log, processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter])
+
+    async def charge(event: UserSignedUp, delivery: Delivery) -> None:
+        own.info("sold", order_id=1)
+
+    event_id = await run(make_service(charge))
+
+    [line] = [line for line in map(json.loads, output.lines) if "sold" in line["message"]]
+    assert line["event_id"] == event_id
+    assert "'order_id': 1" in line["message"]
+
+
+async def test_a_warning_of_python_is_a_line_with_the_fields(output: Sink) -> None:
+    warnings_log = logging.getLogger("py.warnings")
+    handler = LineHandler(output)
+    handler.setFormatter(JsonFormatter())
+    warnings_log.addHandler(handler)
+    logging.captureWarnings(True)
+
+    async def charge(event: UserSignedUp, delivery: Delivery) -> None:
+        warnings.warn("old function", DeprecationWarning, stacklevel=1)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.captureWarnings(True)
+            event_id = await run(make_service(charge))
+    finally:
+        logging.captureWarnings(False)
+        warnings_log.removeHandler(handler)
+
+    [line] = [line for line in map(json.loads, output.lines) if "old function" in line["message"]]
+    assert (line["logger"], line["event_id"]) == ("py.warnings", event_id)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartpipe.cli.logs import JsonFormatter, TextFormatter, has_colours, shorten_lines
+from smartpipe.cli.logs import JsonFormatter, TextFormatter, count_cells, has_colours, shorten_lines, terminal_width
 from smartpipe.worker.log_writer import StreamLines
 from tests.unit.test_escaping import evil, harmless
 
@@ -34,6 +36,16 @@ def test_a_json_line_has_the_fields_beside_time_level_and_message() -> None:
         2,
     )
     assert line["time"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("created", [0.0, 1_764_000_000.0, 1_764_000_000.25, 1_764_000_000.9994, 1_764_000_001.001])
+def test_the_time_of_a_json_line_is_in_utc_with_milliseconds(created: float) -> None:
+    formatter = JsonFormatter()
+    for later in (0, 0, 0.5, 1, 61, 0):
+        made = record()
+        made.created = created + later
+        expected = datetime.fromtimestamp(made.created, UTC).isoformat(timespec="milliseconds")
+        assert json.loads(formatter.format(made))["time"] == expected
 
 
 def test_a_json_line_is_one_line_even_with_a_traceback_and_strange_values() -> None:
@@ -73,12 +85,16 @@ def test_a_line_has_the_number_of_its_process() -> None:
         ({"NO_COLOR": "1"}, True, False),
         ({"FORCE_COLOR": "1"}, False, True),
         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "unknown"}, True, False),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True, True),
     ],
 )
 def test_colours_are_used_on_terminals_and_on_request(
     environment: dict[str, str], terminal: bool, coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("NO_COLOR", "FORCE_COLOR"):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -88,6 +104,64 @@ def test_colours_are_used_on_terminals_and_on_request(
 
 
 EVIL = "7\n12:00:00.000 info    all is well\x1b[2J\x9b\u202e\u2028\ud800\x7f"
+
+
+class Panic(BaseException):
+    """As a Rust object raises it: it is not an Exception."""
+
+
+class Panics:
+    def __str__(self) -> str:
+        raise Panic
+
+    __repr__ = __str__
+
+
+class BrokenDict(dict[str, int]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+class BrokenInt(int):
+    def __repr__(self) -> str:
+        raise RuntimeError("no digits")
+
+
+class BrokenStr(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise RuntimeError("no length")
+
+
+class BrokenClass:
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+
+BROKEN: dict[str, Callable[[], object]] = {
+    "panic": Panics,
+    "panic in a list": lambda: [Panics()],
+    "panic in a key": lambda: {Panics(): 1},
+    "dict": lambda: BrokenDict(a=1),
+    "int": lambda: BrokenInt(1),
+    "str": lambda: BrokenStr("a"),
+    "class": BrokenClass,
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(
+    "formatter", [JsonFormatter(), TextFormatter(coloured=False), TextFormatter(coloured=True, width=lambda: 80)]
+)
+def test_a_broken_value_costs_no_other_field(kind: str, formatter: logging.Formatter) -> None:
+    value = BROKEN[kind]()
+    for made in (record(value=value, event_id="77"), record(event_id="77"), record("%s", event_id="77")):
+        made.name = "shop"
+        made.__dict__["own"] = value
+        made.args = (value,) if made.msg == "%s" else None
+        assert "77" in formatter.format(made)
 
 
 class Unspeakable:
@@ -277,3 +351,108 @@ def test_the_stack_of_a_record_follows_its_traceback() -> None:
     assert TextFormatter(coloured=False).format(made).splitlines()[1:] == [
         "  ValueError: why", "  Stack (most recent call last):", "    frame",
     ]  # fmt: skip
+
+
+def on_terminal(width: int, *, coloured: bool = False) -> TextFormatter:
+    return TextFormatter(coloured=coloured, width=lambda: width)
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def from_shop(message: str, **fields: object) -> logging.LogRecord:
+    made = record("%s", message, **fields)
+    made.name = "shop.billing"
+    return made
+
+
+def test_on_a_wide_terminal_loggers_messages_and_fields_are_columns() -> None:
+    formatter = on_terminal(120)
+    longer = from_shop("Receipt written", order=7)
+    longer.name, longer.levelname = "shop", "CRITICAL"
+
+    lines = [formatter.format(made)[13:] for made in (from_shop("Charging", order=7), longer)]
+
+    assert lines == [
+        "info     shop.billing         Charging                     order=7",
+        "critical shop                 Receipt written              order=7",
+    ]
+
+
+def test_on_a_narrow_terminal_the_parts_follow_each_other() -> None:
+    text = on_terminal(60).format(from_shop("Charging", order=7))
+
+    assert text[13:] == "info     shop.billing Charging order=7"
+
+
+FIELDS = {"order": 7, "event_id": "e" * 36, "message_id": "m" * 36, "trace_id": "t" * 32, "note": "two words"}
+
+
+@pytest.mark.parametrize("width", [0, 1, 20, 40, 60, 80, 99, 100, 120, 160, 1_000])
+@pytest.mark.parametrize("coloured", [True, False])
+def test_at_any_width_every_field_is_whole_and_the_first_line_begins_with_the_time(
+    width: int, *, coloured: bool
+) -> None:
+    made = from_shop("Charging the card", handler="shop.charge", attempt=2, receive_count=3, **FIELDS)
+
+    first, *others = without_colours(on_terminal(width, coloured=coloured).format(made)).split("\n")
+
+    assert re.match(r"\d\d:\d\d:\d\d\.\d{3} info     shop\.billing +Charging the card", first)
+    assert all(line.startswith("  ") for line in others)
+    words = " ".join([first, *(line.strip() for line in others)])
+    for name, value in {**FIELDS, "handler": "shop.charge", "attempt": 2, "receive_count": 3}.items():
+        assert f" {name}={json.dumps(value) if ' ' in str(value) else value}" in words
+    fitting = [line for line in others if " " in line.strip()]
+    assert all(len(line) <= max(width, 20) for line in fitting)
+    assert len(first) <= max(width, 20) or "=" not in first
+
+
+def test_wide_characters_take_two_columns() -> None:
+    plain, wide = from_shop("abcd", order=7), from_shop("\u8acb\u6c42", order=7)
+    formatter = on_terminal(120)
+
+    assert formatter.format(plain).index("order") == formatter.format(wide).index("order") + 2
+    assert count_cells("e\u0301\u8acb") == 3
+
+
+def test_the_users_own_fields_come_first_on_a_terminal() -> None:
+    made = from_shop("Charging", event_id="7", handler="h", order=5)
+
+    assert on_terminal(120).format(made).endswith("order=5 event_id=7 handler=h")
+
+
+@pytest.mark.parametrize("width", [None, 120])
+def test_a_receive_count_that_is_the_attempt_is_left_out(width: int | None) -> None:
+    formatter = TextFormatter(coloured=False, width=None if width is None else lambda: width)
+
+    assert formatter.format(record(event_id="7", attempt=1, receive_count=1)).endswith("event_id=7 attempt=1")
+    assert formatter.format(record(event_id="7", attempt=1, receive_count=2)).endswith("attempt=1 receive_count=2")
+    assert formatter.format(record(event_id="7", receive_count=2)).endswith("event_id=7 receive_count=2")
+
+
+def test_only_colours_are_added_on_a_coloured_terminal() -> None:
+    made = from_shop("Charging", order=7)
+
+    plain, coloured = on_terminal(120).format(made), on_terminal(120, coloured=True).format(made)
+
+    assert without_colours(coloured) == plain
+    for part in ("\x1b[32minfo    ", "\x1b[36mshop.billing", "\x1b[2morder=7"):
+        assert part in coloured
+
+
+@given(text=evil, name=evil)
+def test_no_value_can_forge_a_line_or_control_a_terminal_with_columns(text: str, name: str) -> None:
+    made = failed(record("%s", text, event_id=text, **{name: text}), ValueError(text))
+    made.name = f"shop.{name}"
+
+    first, *others = on_terminal(80).format(made).split("\n")
+
+    assert harmless(first)
+    assert all(harmless(one) and one.startswith("  ") for one in others)
+
+
+def test_the_width_of_an_output_that_is_no_terminal_is_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stdout in (None, SimpleNamespace(fileno=lambda: -1)):
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert terminal_width() == 80

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import sys
+import unicodedata
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from smartpipe.log_fields import fields_of, is_own
 from smartpipe.worker.log_writer import standard_output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from smartpipe.worker.log_writer import Lines
 
 COLOURS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1"}
+COLOURLESS = ("dumb", "unknown")
+"""Values of TERM."""
 NOISY = ("aiobotocore", "aiohttp", "asyncio", "botocore", "urllib3", "watchfiles")
 RESERVED_FIELDS = frozenset({"time", "level", "logger", "process", "message", "exception", "stack"})
 """The keys of a JSON line that no field may have."""
@@ -34,6 +37,12 @@ MESSAGE_CHARACTERS = 8_192
 TRACEBACK_LINE_CHARACTERS = 2_048
 TRACEBACK_LINES = 100
 """The number of lines that are kept at the beginning of a traceback, and at its end."""
+WIDE = 100
+"""On a terminal that is narrower, loggers and messages are not aligned: the space is worth more."""
+MIN_WIDTH = 20
+UNKNOWN_WIDTH = 80
+LOGGER_CHARACTERS = 20
+MESSAGE_CHARACTERS_ALIGNED = 28
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,28 +60,43 @@ class JsonFormatter(logging.Formatter):
         super().__init__()
         self._process = {} if process is None else {"process": process}
         self._encode = json.JSONEncoder(ensure_ascii=ascii_only, allow_nan=False).encode
+        self._second = (-1, "")  # the last one, and its text: most lines share it with the line before
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": self._format_time(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             **self._process,
             "message": message_of(record),
         }
         for name, value in fields_of(record, RESERVED_FIELDS).items():
-            short = isinstance(value, str) and len(value) <= FIELD_CHARACTERS
-            line[shorten_text(name, FIELD_CHARACTERS)] = value if short else _shorten_value(value)
+            key = name if len(name) <= FIELD_CHARACTERS else shorten_text(name, FIELD_CHARACTERS)
+            kind = type(value)
+            if kind is str:
+                plain = len(value) <= FIELD_CHARACTERS
+            else:
+                plain = kind is int and -MAX_INTEGER < value < MAX_INTEGER
+            line[key] = value if plain else _shorten_value(value)
         if has_exception(record):
             line["exception"] = "\n".join(traceback_of(self, record))
         if record.stack_info:
             line["stack"] = "\n".join(shorten_lines(_to_text(record.stack_info)))
         try:
             text = self._encode(line)
-        except (TypeError, ValueError):  # a subclass of a type that JSON supports may have any behaviour
+        except Exception:  # noqa: BLE001 - a subclass of a type that JSON supports may have any behaviour
             text = self._encode({str(name): _to_text(value) for name, value in line.items()})
         return escape_json(text)
+
+    def _format_time(self, created: float) -> str:
+        known, text = self._second
+        second = int(created)
+        if second != known:
+            text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+            self._second = second, text
+        microseconds = min(round((created - second) * 1_000_000), 999_999)
+        return f"{text}.{microseconds // 1_000:03d}+00:00"
 
 
 class TextFormatter(logging.Formatter):
@@ -81,45 +105,91 @@ class TextFormatter(logging.Formatter):
     A line of smartpipe has the fields that identify the message. Any other line has all fields that its caller added,
     and in a handler those that identify the delivery. Line breaks and control characters are escaped, and long values
     are cut. The lines of a traceback are indented, so that they cannot be mistaken for lines of the log.
+
+    Args:
+        coloured: Write colours.
+        process: The number of this process under its supervisor.
+        prefix: A prefix for each line.
+        width: Returns the width of the terminal. With it, the parts of a line are columns, the logger's name among
+            them, and the fields that do not fit follow on indented lines, so that no value is broken at the edge.
     """
 
-    event_fields = ("event_type", "event_id", "handler", "receive_count")
+    event_fields = ("event_type", "event_id", "handler", "attempt", "receive_count")
     other_fields = ("queue", "message_id", "receive_count")
-    delivery_fields = ("event_type", "event_id", "message_id", "trace_id", "handler", "receive_count")
-    hidden_fields = frozenset({"service", "queue"})
-    """Fields of a delivery that its handler implies."""
+    delivery_fields = (
+        "event_type", "event_id", "message_id", "trace_id", "span_id", "handler", "attempt", "receive_count",
+    )  # fmt: skip
+    hidden_fields = frozenset({"service", "queue", "trace_flags"})
+    """Fields of a delivery that its handler implies, or that are for machines."""
 
-    def __init__(self, *, coloured: bool, process: int | None = None, prefix: str = "") -> None:
+    def __init__(
+        self, *, coloured: bool, process: int | None = None, prefix: str = "", width: Callable[[], int] | None = None
+    ) -> None:
         super().__init__()
         self._coloured = coloured
         self._process = "" if process is None else f"[{process}] "
         self._prefix = prefix
+        self._width = width
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, followed by the traceback and the stack if there are any."""
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        level = escape_text(record.levelname).lower()
+        message = f"{self._process}{escape_text(message_of(record))}"
         fields = fields_of(record)
-        rest = " ".join(
-            f"{shorten_text(name, FIELD_CHARACTERS)}={_quote(shorten_text(_to_text(fields[name]), FIELD_CHARACTERS))}"
-            for name in self._names(record, fields)
-            if fields.get(name) is not None
-        )
-        level = self._paint(COLOURS.get(record.levelno, "0"), f"{escape_text(record.levelname).lower():<7}")
-        line = f"{self._prefix}{time} {level} {self._process}{escape_text(message_of(record))}"
-        if rest:
-            line += " " + self._paint("2", escape_text(rest))
+        shown = [
+            escape_text(f"{shorten_text(name, FIELD_CHARACTERS)}={_quote(shorten_text(value, FIELD_CHARACTERS))}")
+            for name, value in ((name, _to_text(fields[name])) for name in self._names(record, fields))
+        ]
+        colour = COLOURS.get(record.levelno, "0")
+        if self._width is not None:
+            line = self._prefix + self._lay_out(time, self._paint(colour, f"{level:<8}"), record.name, message, shown)
+        else:
+            line = f"{self._prefix}{time} {self._paint(colour, f'{level:<7}')} {message}"
+            if shown:
+                line += " " + self._paint("2", " ".join(shown))
         below = traceback_of(self, record) if has_exception(record) else []
         if record.stack_info:
             below += shorten_lines(_to_text(record.stack_info))
         return line + "".join(f"\n  {escape_text(text)}" for text in below)
 
-    def _names(self, record: logging.LogRecord, fields: Mapping[str, Any]) -> Sequence[str]:
-        """Return the names of the fields to show, in their order."""
+    def _names(self, record: logging.LogRecord, fields: Mapping[str, Any]) -> list[str]:
+        """Return the names of the fields to show, in their order. On a terminal, the user's own are the first."""
         if is_own(record):
-            return self.event_fields if "event_id" in fields else self.other_fields
-        hidden = self.hidden_fields if "handler" in fields else frozenset[str]()
-        names = dict.fromkeys((*self.delivery_fields, *fields))
-        return [name for name in names if name not in hidden]
+            names = list(self.event_fields if "event_id" in fields else self.other_fields)
+        else:
+            hidden = self.hidden_fields if "handler" in fields else frozenset[str]()
+            ids = list(self.delivery_fields)
+            own = [name for name in fields if name not in self.delivery_fields and name not in hidden]
+            names = [*ids, *own] if self._width is None else [*own, *ids]
+        if "attempt" in fields and _is_equal(fields["attempt"], fields.get("receive_count")):
+            names = [name for name in names if name != "receive_count"]  # it says the same
+        return [name for name in names if fields.get(name) is not None]
+
+    def _lay_out(self, time: str, level: str, logger: str, message: str, fields: Sequence[str]) -> str:
+        """Return the line in columns, and the fields that do not fit on further lines."""
+        width = max(self._width() if self._width is not None else 0, MIN_WIDTH)
+        logger = escape_text(shorten_text(logger, FIELD_CHARACTERS))
+        if width >= WIDE:
+            logger = f"{logger:<{LOGGER_CHARACTERS}}"
+        head = f"{self._paint('2', time)} {level} {self._paint('36', logger)} {message}"
+        if not fields:
+            return head
+        used = len(time) + 8 + count_cells(logger) + count_cells(message) + 3
+        aligned = len(time) + 8 + LOGGER_CHARACTERS + MESSAGE_CHARACTERS_ALIGNED + 3
+        if width >= WIDE and used < aligned:
+            head, used = head + " " * (aligned - used), aligned
+        indent = " " * (len(time) + 1 if width >= WIDE else 2)
+        lines, left = [list[str]()], width - used
+        for field in fields:
+            cells = count_cells(field) + 1
+            if cells > left and (lines[-1] or len(lines) == 1):
+                lines.append([])
+                left = width - len(indent) + 1
+            lines[-1].append(field)
+            left -= cells
+        first, *others = [self._paint("2", " ".join(line)) if line else "" for line in lines]
+        return "".join([f"{head} {first}" if first else head.rstrip(), *(f"\n{indent}{other}" for other in others)])
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._coloured else text
@@ -136,9 +206,11 @@ class LineHandler(logging.Handler):
         """Write the line of *record*."""
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001 - a record that cannot be formatted is still logged
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a record that cannot be formatted is still logged
             message = f"Cannot format a log record: {type(error).__name__}; its message is {_to_text(record.msg):.200}"
-            line = self.format(logging.LogRecord(record.name, record.levelno, "", 0, message, None, None))
+            line = self.format(logging.LogRecord(_to_text(record.name), record.levelno, "", 0, message, None, None))
         self._lines.write(f"{line}\n")
 
     def flush(self) -> None:
@@ -155,7 +227,9 @@ def message_of(record: logging.LogRecord) -> str:
     """Return the message of the record, even if its arguments do not match."""
     try:
         message = record.getMessage()
-    except Exception:  # noqa: BLE001 - wrong arguments, or arguments whose __str__ fails
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - wrong arguments, or arguments whose __str__ fails
         message = f"{_to_text(record.msg)} {_to_text(record.args)}"
     return shorten_text(message, MESSAGE_CHARACTERS)
 
@@ -171,7 +245,9 @@ def traceback_of(formatter: logging.Formatter, record: logging.LogRecord) -> lis
         return shorten_lines(_to_text(record.exc_text or record.exc_info))
     try:
         text = formatter.formatException(record.exc_info)
-    except Exception as error:  # noqa: BLE001 - an exception's own methods may raise any error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - an exception's own methods may raise any error
         text = f"(the traceback cannot be formatted: {type(error).__name__})"
     return shorten_lines(text)
 
@@ -186,7 +262,14 @@ def shorten_lines(text: str) -> list[str]:
 
 
 def _shorten_value(value: Any) -> Any:
-    """Return the value of a field as JSON supports it, cut if it is long."""
+    """Return the value of a field as JSON supports it, cut if it is long. Any object has a value, even a broken one."""
+    try:
+        return _convert_value(value)
+    except Exception:  # noqa: BLE001 - a subclass of a type that JSON supports may have any behaviour
+        return shorten_text(_to_text(value), FIELD_CHARACTERS)
+
+
+def _convert_value(value: Any) -> Any:
     match value:
         case None | bool():
             return value
@@ -197,16 +280,13 @@ def _shorten_value(value: Any) -> Any:
         case float() if math.isfinite(value):
             return value
         case dict() | list() | tuple():
-            try:
-                text = json.dumps(value, default=_to_text, ensure_ascii=False)
-                # Infinity and NaN are not JSON, and most parsers would refuse the whole line.
-                return (
-                    json.loads(text, parse_constant=str)
-                    if len(text) <= NESTED_CHARACTERS
-                    else shorten_text(text, NESTED_CHARACTERS)
-                )
-            except (TypeError, ValueError, RecursionError):
-                return shorten_text(_to_text(value), FIELD_CHARACTERS)
+            text = json.dumps(value, default=_to_text, ensure_ascii=False)
+            # Infinity and NaN are not JSON, and most parsers would refuse the whole line.
+            return (
+                json.loads(text, parse_constant=str)
+                if len(text) <= NESTED_CHARACTERS
+                else shorten_text(text, NESTED_CHARACTERS)
+            )
     return shorten_text(_to_text(value), FIELD_CHARACTERS)
 
 
@@ -215,10 +295,26 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if " " in text or not text else text
 
 
+def _is_equal(one: object, other: object) -> bool:
+    """Return whether the two are the same number. Other objects may compare in any way, or raise."""
+    return type(one) is type(other) is int and one == other
+
+
+def count_cells(text: str) -> int:
+    """Return the number of columns that a terminal takes for *text*."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )
+
+
 def _to_text(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - __str__ may raise any error
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - __str__ may raise any error, and that of a Rust object may panic
         return f"({type(value).__name__} without a text)"
 
 
@@ -237,7 +333,8 @@ def configure(level: str, log_format: str, *, process: int | None = None, prefix
     lines = standard_output()
     handler = LineHandler(lines)
     if is_text:
-        handler.setFormatter(TextFormatter(coloured=has_colours(), process=process, prefix=prefix))
+        width = terminal_width if _is_terminal() and not prefix else None  # with a prefix, one of several processes
+        handler.setFormatter(TextFormatter(coloured=has_colours(), process=process, prefix=prefix, width=width))
     else:
         handler.setFormatter(JsonFormatter(process, ascii_only=not _is_utf8()))
     lines.describe = handler.describe_dropped
@@ -247,8 +344,19 @@ def configure(level: str, log_format: str, *, process: int | None = None, prefix
 
 
 def has_colours() -> bool:
-    """Return whether standard output has colours: a terminal or FORCE_COLOR, and no NO_COLOR."""
-    return not os.environ.get("NO_COLOR") and bool(os.environ.get("FORCE_COLOR") or _is_terminal())
+    """Return whether standard output has colours: a terminal that has them or FORCE_COLOR, and no NO_COLOR."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (_is_terminal() and os.environ.get("TERM") not in COLOURLESS)
+
+
+def terminal_width() -> int:
+    """Return the number of columns of the terminal that standard output is, even after it was resized."""
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (AttributeError, OSError, ValueError):  # standard output was replaced or closed
+        columns = 0
+    return columns or UNKNOWN_WIDTH  # a terminal may not know its size
 
 
 def _is_utf8() -> bool:

@@ -287,8 +287,7 @@ class Consumer:
 class GroupRunner:
     """Processes and settles messages: those of a FIFO group one after the other, all others concurrently.
 
-    Each message of a standard queue is a group by itself. If it has a group id, that names a tenant and does not order
-    anything.
+    Each message of a standard queue is a group by itself. Its group id, if it has one, only names a tenant.
 
     Args:
         slots: Where each handled message frees its slot.
@@ -322,6 +321,7 @@ class GroupRunner:
         self._history = DeliveryHistory()
         self._suspect_after = processor.thresholds.suspect
         processor.on_overdue = self._take_over
+        settler.failure_hooks = processor.failure_hooks
 
     def enqueue(self, lease: Lease) -> GroupQueue | None:
         """Return the group that *lease* begins, or None if it has joined one that has a task."""

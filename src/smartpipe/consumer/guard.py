@@ -120,6 +120,7 @@ class IdempotencyGuard:
                 "instance by running out of memory, or they returned it to the queue"
             )
             return CallResult(lost, outcome.attempt)
+        delivery.attempt = max(1, outcome.attempt - not_counted)
         self._claims.hold(claim, asked_at, partial(_lose, lease))  # before waiting for a turn, which takes a while
         if (
             outcome.attempt - not_counted > self._thresholds.suspect

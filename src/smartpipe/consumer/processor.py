@@ -26,6 +26,7 @@ from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.traceparent import read_trace_header, read_traceparent
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.events import contract_of
+from smartpipe.failures import FailureHooks
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
 from smartpipe.telemetry.histograms import FOLD_AT
@@ -60,11 +61,16 @@ STORE_BREAKER = CircuitBreaker(failures=1, reset_seconds=1, max_reset_seconds=30
 
 
 class Processed(NamedTuple):
-    """The outcome of a message, and the handler that decided it."""
+    """The outcome of a message, and the handler that decided it.
+
+    Args:
+        attempt: The attempt number of the delivery; 0 if it is not known.
+    """
 
     outcome: Outcome
     envelope: Envelope | None = None
     handler: Handler | None = None
+    attempt: int = 0
 
 
 SKIPPED = Processed(Release(0, "skipped"))
@@ -107,6 +113,7 @@ class Processor:
     """Runs the handlers of one queue. Its consumer owns the leases and slots of the messages.
 
     ``thresholds`` are the receive counts from which a message is handled alone, or dead-lettered without being handled.
+    ``failure_hooks`` are the ``on_failure`` functions of the service, None if it has none.
     ``gates`` hold receive calls back for the limits of handlers, and while the process is short of a resource.
     ``on_overdue`` is called with the task of a handler that does not end after its timeout, and with its delivery. It
     must settle the message with the result of ``decide_overdue``, and continue with other messages.
@@ -134,6 +141,8 @@ class Processor:
             counters.histograms = QueueHistograms(contract_of(handler.event).type for handler in handlers)
         for handler in handlers:
             self._routes.setdefault(handler.event, []).append(self._create_route(handler))
+        hooks = service.failure_hooks
+        self.failure_hooks = FailureHooks(hooks, resources.threads) if hooks else None
         self._reader = MessageReader(self._routes, resources.payloads)
         bindings = [binding for binding in service.bindings if binding.queue.name == queue]
         self.thresholds = thresholds_of(bindings[0], handlers) if bindings else NEVER
@@ -150,7 +159,7 @@ class Processor:
                 "for instance by running out of memory, or they returned it to the queue. SQS would move it to the "
                 "dead-letter queue at its next delivery"
             )
-            return Processed(decide(lost, attempt, self._service.retry))
+            return Processed(decide(lost, attempt, self._service.retry), attempt=attempt)
         try:
             envelope, unwrapped = await self._reader.unwrap_and_read(message)
         except TransportError as error:  # S3 is unreachable, which is not a failure of the handler
@@ -162,13 +171,13 @@ class Processor:
             if not isinstance(error, MessageError):
                 raise
             service = self._service
-            return Processed(decide(error, attempt, service.retry, service.unknown_events))
+            return Processed(decide(error, attempt, service.retry, service.unknown_events), attempt=attempt)
         message = _drop_reason(unwrapped)  # its attributes may come from an SNS notification
         if envelope.traceparent is None:  # of another producer
             envelope = envelope._replace(traceparent=_find_trace(message))
         # In the order of registration. The first failure ends the delivery, and a retry calls all handlers again.
         for route in self._routes[type(envelope.data)]:
-            result = await self._call(route, envelope, message, lease)
+            result = await self._call(route, envelope, message, lease, attempt)
             if result is None:
                 return SKIPPED
             if lease.state >= OVERDUE:  # another task has settled the message
@@ -179,10 +188,10 @@ class Processor:
             if failure is not None:
                 claimed = attempt if attempted is None else self._attempt_number(attempted, message)
                 outcome = decide(failure, claimed, route.handler.retry)
-                return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler)
+                return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler, claimed)
         if self._not_counted:
             self._not_counted.pop(message.message_id, None)
-        return Processed(ACK, envelope, route.handler)
+        return Processed(ACK, envelope, route.handler, attempt)
 
     def decide_overdue(self, delivery: Delivery, lease: Lease) -> Processed:
         """Return the outcome of a message whose handler does not end. The handler's own end will change nothing."""
@@ -197,8 +206,9 @@ class Processor:
             count = claim.attempt
         error = HandlerTimeout("it ran into its timeout, and does not end although it was cancelled")
         _record_in_circuit(route.circuit, route.handler, error)
-        outcome = decide(error, self._attempt_number(count, message), route.handler.retry)
-        return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler)
+        attempt = self._attempt_number(count, message)
+        outcome = decide(error, attempt, route.handler.retry)
+        return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler, attempt)
 
     def _report_overdue(self, task: asyncio.Task[Any], delivery: Delivery) -> None:
         self.on_overdue(task, delivery)
@@ -299,7 +309,7 @@ class Processor:
         )
 
     async def _call_handler(
-        self, route: _Route, envelope: Envelope, message: Message, lease: Lease
+        self, route: _Route, envelope: Envelope, message: Message, lease: Lease, attempt: int
     ) -> CallResult | None:
         """Call one handler, unless it has handled the event before; return the result, or None if it did not begin."""
         handler = route.handler
@@ -313,6 +323,7 @@ class Processor:
             publisher=self._resources.publisher,
             state=self._resources.state,
         )
+        delivery.attempt = attempt
         current_envelope.set(envelope)
         options = handler.options
         # After another handler has run, the message must not be skipped: its delivery counts as an attempt.
@@ -348,7 +359,7 @@ class Processor:
         return result
 
     async def _call_traced(
-        self, tracing: Tracing, route: _Route, envelope: Envelope, message: Message, lease: Lease
+        self, tracing: Tracing, route: _Route, envelope: Envelope, message: Message, lease: Lease, attempt: int
     ) -> CallResult | None:
         """Call one handler within a span, unless its event is not sampled. A batch has one span for all of its events.
 
@@ -358,10 +369,10 @@ class Processor:
         batch = handler.options.batch is not None
         opened = None if batch else tracing.start_process(self._queue, handler.name, envelope, message)
         if opened is None:
-            return await self._call_handler(route, envelope, message, lease)
+            return await self._call_handler(route, envelope, message, lease, attempt)
         started, failure = time.perf_counter(), None
         try:
-            result = await self._call_handler(route, envelope, message, lease)
+            result = await self._call_handler(route, envelope, message, lease, attempt)
             if result is not None and not isinstance(result.failure, NotHandledYet):
                 failure = result.failure
         except BaseException as error:

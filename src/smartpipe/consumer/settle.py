@@ -17,6 +17,7 @@ from smartpipe.batching.timers import Timers
 from smartpipe.consumer.dead_letter import FailedDelivery, copy_with_reason, copy_without_reason
 from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, Release, RetryAfter, describe_error
 from smartpipe.envelope.traceparent import trace_id
+from smartpipe.failures import DeliveryFailure
 from smartpipe.telemetry.histograms import FOLD_AT
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.slots import Slots
     from smartpipe.counters import Counters
     from smartpipe.envelope.encode import Envelope
+    from smartpipe.failures import FailureHooks, FailureOutcome
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.telemetry.queue_histograms import QueueHistograms
     from smartpipe.topics import Queue
@@ -77,7 +79,10 @@ class Acknowledges(Protocol):
 
 
 class Settler:
-    """Settles the deliveries of one queue of a service."""
+    """Settles the deliveries of one queue of a service.
+
+    ``failure_hooks`` are called with each delivery that has failed, after it was settled. A GroupRunner sets them.
+    """
 
     def __init__(
         self, service: str, queue: Queue, transport: Transport, *, acknowledger: Acknowledges, counters: Counters
@@ -87,12 +92,14 @@ class Settler:
         self._transport = transport
         self._acknowledger = acknowledger
         self._counters = counters
+        self.failure_hooks: FailureHooks | None = None
 
     async def settle(self, lease: Lease, processed: Processed, seconds: float) -> float | None:
         """Settle the message; return the seconds until its next delivery, or None if it has no other.
 
         The delete or the return itself is batched, and sent a moment later. Only dead-lettering waits for SQS. If
-        cancelled while it waits, it has settled nothing.
+        cancelled while it waits, it has settled nothing. Afterwards, the ``on_failure`` functions are called. If
+        cancelled then, it has settled the message, and the state of the lease says so.
 
         Args:
             seconds: How long the handlers took.
@@ -110,6 +117,21 @@ class Settler:
                 fields = self.fields(message, processed, seconds=seconds)
                 log.debug("Ignored" if outcome.ignored else "Handled", extra=fields)
             return None
+        redelivery_seconds = await self._settle_unhandled(lease, processed, outcome, seconds)
+        if self.failure_hooks is not None:
+            failure = self._describe_failure(lease, processed, redelivery_seconds)
+            if failure is not None:
+                await self.failure_hooks.call(failure)
+        return redelivery_seconds
+
+    async def _settle_unhandled(
+        self,
+        lease: Lease,
+        processed: Processed,
+        outcome: RetryAfter | DeadLetter | Halt | Defer | Release,
+        seconds: float,
+    ) -> float | None:
+        message = lease.message
         if isinstance(outcome, DeadLetter):
             return await self._dead_letter(lease, processed, outcome, seconds)
         if isinstance(outcome, Release):
@@ -133,6 +155,36 @@ class Settler:
         self._acknowledger.release(lease, outcome.seconds)
         return outcome.seconds
 
+    def _describe_failure(
+        self, lease: Lease, processed: Processed, redelivery_seconds: float | None
+    ) -> DeliveryFailure | None:
+        """Return the failure of a delivery, or None if nothing has failed: it was deferred, cancelled or skipped."""
+        settled = processed.outcome
+        error: BaseException | None = None if isinstance(settled, (Ack, Defer)) else settled.error
+        if error is None:
+            return None
+        outcome: FailureOutcome = "retried"
+        kind: str | None = None
+        if isinstance(settled, Release):
+            outcome = "internal_error"
+        elif isinstance(settled, Halt):
+            outcome, kind = "halted", settled.kind
+        elif isinstance(settled, DeadLetter) and redelivery_seconds is None:  # otherwise the copy could not be sent
+            outcome, kind = "dead_lettered", settled.kind
+        message = lease.message
+        return DeliveryFailure(
+            error=error,
+            outcome=outcome,
+            kind=kind,
+            retry_after_seconds=redelivery_seconds,
+            attempt=processed.attempt or max(1, message.receive_count - lease.skipped),
+            service=self._service,
+            queue=self._queue.name,
+            handler=processed.handler.name if processed.handler else lease.handler,
+            message=message,
+            envelope=processed.envelope,
+        )
+
     def fields(self, message: Message, processed: Processed | None = None, **more: Any) -> dict[str, Any]:
         """Return the fields of a log line about *message*, as logging's ``extra``."""
         fields: dict[str, Any] = {
@@ -148,6 +200,8 @@ class Settler:
                 fields["age_seconds"] = round((datetime.now(UTC) - envelope.time).total_seconds(), 6)
         if processed is not None and processed.handler is not None:
             fields["handler"] = processed.handler.name
+        if processed is not None and processed.attempt:
+            fields["attempt"] = processed.attempt
         return {"fields": {**fields, **more}}
 
     @staticmethod

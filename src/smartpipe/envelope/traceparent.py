@@ -69,6 +69,15 @@ def current_traceparent() -> str | None:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
+def trace_fields(traceparent: str | None) -> dict[str, str | None]:
+    """Return the fields of a log line by the names of OpenTelemetry's "Trace Context in non-OTLP Log Formats"."""
+    if not traceparent:
+        return {"trace_id": None, "span_id": None, "trace_flags": None}
+    if is_undecided(traceparent):  # there is no span
+        return {"trace_id": traceparent[3:35], "span_id": None, "trace_flags": None}
+    return {"trace_id": traceparent[3:35], "span_id": traceparent[36:52], "trace_flags": traceparent[53:55]}
+
+
 def trace_id(traceparent: str | None) -> str | None:
     """Return the trace id, 32 hex digits."""
     return traceparent[3:35] if traceparent else None
