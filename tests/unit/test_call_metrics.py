@@ -15,7 +15,9 @@ from smartpipe.telemetry.call_metrics import MAX_CODES, CallMetrics, PublishMetr
 from smartpipe.telemetry.families import Family, Sample, add_samples
 from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.telemetry.prometheus import render
+from smartpipe.transport import message_counter_of
 from smartpipe.transports.measured import MeasuredTransport, measure
+from smartpipe.transports.memory.transport import MemoryTransport
 from tests.support.events import ADA, OrderPlaced, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
@@ -203,3 +205,16 @@ async def test_a_worker_reports_its_calls_and_those_of_its_publisher_once(metric
         assert 'smartpipe_published_total{service="mailer",destination="orders",result="published"} 1\n' in text
         assert 'smartpipe_slots{service="mailer",queue="mail"} 10\n' in text
         assert 'smartpipe_receive_calls_open{service="mailer",queue="mail"} ' in text
+
+
+async def test_counting_messages_is_a_call_like_any_other() -> None:
+    transport = MemoryTransport()
+    measured = measure(transport)
+    count = message_counter_of(measured)
+    assert count is not None
+
+    with pytest.raises(TransportError, match="QueueDoesNotExist"):
+        await count("mail")
+
+    assert counts_of(measured.calls) == {("count_messages", "mail", "QueueDoesNotExist"): 1}
+    assert message_counter_of(measure(FakeTransport())) is None

@@ -22,6 +22,7 @@ from smartpipe.errors import (
 from smartpipe.transport import counters_of
 from smartpipe.transports.measured import MeasuredTransport, measure
 from smartpipe.worker.health import HealthServer, WorkerHealth
+from smartpipe.worker.queue_poller import QueuePoller
 from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Worker:
         self._counts_at_stop: Counter[str] = Counter()
         self.capacity = capacity or Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
+        self._poller = QueuePoller(self.name, self.consumers, self._transport, settings)
         self.health = HealthServer(WorkerHealth(self), settings.host, settings.port, socket=socket)
 
     @property
@@ -121,8 +123,9 @@ class Worker:
         return counters_of(self._transport)
 
     def collect_metrics(self) -> list[Family]:
-        """Return the metrics of the service's publisher."""
-        return [] if self._runtime is None else self._runtime.publisher.collect_metrics()
+        """Return the metrics of the service's publisher, and of the messages in its queues."""
+        published = [] if self._runtime is None else self._runtime.publisher.collect_metrics()
+        return [*published, *self._poller.collect()]
 
     @property
     def calls(self) -> CallMetrics | None:
@@ -232,7 +235,8 @@ class Worker:
             ) as self._runtime:
                 if not self._stopping.is_set():
                     self._start(self._runtime)
-                    await self._stopping.wait()
+                    async with self._poller:
+                        await self._stopping.wait()
                     await self._drain()
         except SmartpipeError:
             raise
