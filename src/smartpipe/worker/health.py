@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from smartpipe.counters import TransportCounters
     from smartpipe.telemetry.call_metrics import CallMetrics
     from smartpipe.telemetry.families import Family
+    from smartpipe.telemetry.loop_lag import LoopLag
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -97,10 +98,12 @@ class WorkerHealth:
 
     Args:
         workers: They share one capacity and one transport.
+        lag: Measures the event loop of the process; None: it is not measured.
     """
 
-    def __init__(self, *workers: ObservedWorker) -> None:
+    def __init__(self, *workers: ObservedWorker, lag: LoopLag | None = None) -> None:
         self._workers = workers
+        self.lag = lag
 
     async def livez(self) -> ProbeResult:
         """Return whether every worker makes progress."""
@@ -140,6 +143,8 @@ class WorkerHealth:
             families = add_samples(families, worker.collect_metrics())
         if first.calls is not None:
             families = add_samples(families, first.calls.collect(process))
+        if self.lag is not None:
+            families.append(self.lag.collect(process))
         counts = first.transport_counts
         if counts is not None:
             families += families_of_transport(counts, process)

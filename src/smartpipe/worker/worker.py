@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from smartpipe.batching.resend import retry_until_stopped
@@ -19,6 +19,7 @@ from smartpipe.errors import (
     TopologyError,
     TransportError,
 )
+from smartpipe.telemetry.loop_lag import LoopLag
 from smartpipe.transport import counters_of
 from smartpipe.transports.measured import MeasuredTransport, measure
 from smartpipe.worker.health import HealthServer, WorkerHealth
@@ -89,7 +90,8 @@ class Worker:
         self.capacity = capacity or Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
         self._poller = QueuePoller(self.name, self.consumers, self._transport, settings)
-        self.health = HealthServer(WorkerHealth(self), settings.host, settings.port, socket=socket)
+        self._report = WorkerHealth(self, lag=LoopLag() if settings.metrics else None)
+        self.health = HealthServer(self._report, settings.host, settings.port, socket=socket)
 
     @property
     def name(self) -> str:
@@ -189,7 +191,7 @@ class Worker:
         Raises:
             TopologyError: A resource that the service needs does not exist.
         """
-        async with serve_health(self.health, self._transport):
+        async with serve_health(self.health, self._transport, self._report):
             await self.run_service()
         return self.report()
 
@@ -333,12 +335,13 @@ class Worker:
 
 
 @asynccontextmanager
-async def serve_health(health: HealthServer, transport: Transport) -> AsyncIterator[None]:
-    """Serve the health of the process, and close the transport at the end."""
+async def serve_health(health: HealthServer, transport: Transport, report: WorkerHealth) -> AsyncIterator[None]:
+    """Serve the health of the process, measure its event loop, and close the transport at the end."""
     async with health:
         fields = {"url": health.url}
         log.log(health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields})
         try:
-            yield
+            with report.lag or nullcontext():
+                yield
         finally:
             await transport.aclose()
