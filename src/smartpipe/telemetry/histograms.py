@@ -77,6 +77,12 @@ class Histogram:
                 below = up_to
             self.counts[-1] += len(values) - below
 
+    def snapshot(self) -> tuple[list[int], float]:
+        """Return the counts and the sum of all values, those that wait included, as they are at one moment."""
+        self.fold()
+        with self._lock:
+            return self.counts[:], self.sum
+
     def add_exemplar(self, value: float, trace_id: str) -> None:
         """Remember the trace of a value that has been recorded, for its bucket. A later one replaces it."""
         self.exemplars[bisect_left(self.bounds, value)] = Exemplar(trace_id, value, time.time())

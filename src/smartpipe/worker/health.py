@@ -105,6 +105,11 @@ class WorkerHealth:
         self._workers = workers
         self.lag = lag
 
+    @property
+    def name(self) -> str:
+        """The names of all services, separated by commas."""
+        return ",".join(worker.name for worker in self._workers)
+
     async def livez(self) -> ProbeResult:
         """Return whether every worker makes progress."""
         return self._build_result("alive", {worker.name: worker.alive for worker in self._workers})
@@ -136,7 +141,7 @@ class WorkerHealth:
             for worker in self._workers
             for consumer in worker.consumers
         ]
-        process = {"service": ",".join(worker.name for worker in self._workers)}
+        process = {"service": self.name}
         first = self._workers[0]
         families = [*families_of(queues), family_of_overdue(Sample(process, first.capacity.overdue))]
         for worker in self._workers:

@@ -20,6 +20,7 @@ from smartpipe.errors import (
     TransportError,
 )
 from smartpipe.telemetry.loop_lag import LoopLag
+from smartpipe.telemetry.otlp_export import export_metrics
 from smartpipe.transport import counters_of
 from smartpipe.transports.measured import MeasuredTransport, measure
 from smartpipe.worker.health import HealthServer, WorkerHealth
@@ -336,12 +337,13 @@ class Worker:
 
 @asynccontextmanager
 async def serve_health(health: HealthServer, transport: Transport, report: WorkerHealth) -> AsyncIterator[None]:
-    """Serve the health of the process, measure its event loop, and close the transport at the end."""
+    """Serve the health of the process, record and export its metrics, and close the transport at the end."""
     async with health:
         fields = {"url": health.url}
         log.log(health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields})
         try:
             with report.lag or nullcontext():
-                yield
+                async with export_metrics(report.collect, report.name, supervised=health.private):
+                    yield
         finally:
             await transport.aclose()
