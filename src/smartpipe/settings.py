@@ -153,6 +153,18 @@ class ConcurrencySettings(ClaimSettings):
     metrics: bool = True
 
 
+class LambdaSettings(_Environment):
+    """Settings of a Lambda function.
+
+    Args:
+        emf: Write a line with the metrics of each invocation to the log, from which CloudWatch makes metrics.
+        emf_namespace: The namespace of these metrics in CloudWatch.
+    """
+
+    emf: bool = True
+    emf_namespace: str = Field("smartpipe", pattern=r"^[A-Za-z0-9_.\-/# ][A-Za-z0-9_.\-/#: ]{0,254}$")
+
+
 class ServerSettings(_Environment):
     """Settings of every process that serves ``/livez``, ``/readyz`` and ``/metrics``.
 
@@ -250,7 +262,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         return self
 
 
-_ALL = (TransportSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
+_ALL = (TransportSettings, PayloadSettings, StoreSettings, LambdaSettings, RelaySettings, WorkerSettings)
 
 
 def unknown_settings() -> Iterator[str]:
