@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "SMARTPIPE_"
 DEFAULT_CONCURRENCY = 10
+MIN_QUEUE_AGE_SECONDS = 60
 
 # Kubernetes and Docker set these variables for each service that a container can reach:
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -157,6 +158,18 @@ class ConcurrencySettings(ClaimSettings):
     trace_calls: bool = False
 
 
+class LambdaSettings(_Environment):
+    """Settings of a Lambda function.
+
+    Args:
+        emf: Write a line with the metrics of each invocation to the log, from which CloudWatch makes metrics.
+        emf_namespace: The namespace of these metrics in CloudWatch.
+    """
+
+    emf: bool = True
+    emf_namespace: str = Field("smartpipe", pattern=r"^[A-Za-z0-9_.\-/# ][A-Za-z0-9_.\-/#: ]{0,254}$")
+
+
 class ServerSettings(_Environment):
     """Settings of every process that serves ``/livez``, ``/readyz`` and ``/metrics``.
 
@@ -191,6 +204,10 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         liveness_seconds: ``/livez`` fails when no receive call has succeeded for this long.
         prefetch: Receive messages ahead of free slots if handlers are faster than a round trip to SQS.
         processes: The number of processes that run the service. If it is above one, a supervisor starts them.
+        queue_metrics_seconds: How often the worker asks SQS for the number of messages in its queues and dead-letter
+            queues, for ``/metrics``. 0 turns this off.
+        queue_age_seconds: How often it asks CloudWatch for the age of their oldest messages: 60 or more. CloudWatch
+            charges for each answer, so this is off (0) by default.
         verify: The worker's check of the topology when it starts. ``missing``: missing resources end the worker, and
             differences are logged. ``strict``: differences end it too. ``off``: no check.
     """
@@ -200,6 +217,8 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
     liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
     prefetch: bool = True
     processes: int = Field(1, ge=1, le=1_000)
+    queue_metrics_seconds: float = Field(30.0, ge=0, le=86_400, allow_inf_nan=False)
+    queue_age_seconds: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False)
     verify: Literal["missing", "strict", "off"] = "missing"
 
     @property
@@ -228,6 +247,16 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         return []
 
     @model_validator(mode="after")
+    def _check_queue_age_seconds(self) -> Self:
+        if 0 < self.queue_age_seconds < MIN_QUEUE_AGE_SECONDS:
+            msg = (
+                f"queue_age_seconds={self.queue_age_seconds:g} is too short: CloudWatch has a new age only once a "
+                f"minute; set {MIN_QUEUE_AGE_SECONDS} or more, or 0 for never"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _check_drain_seconds(self) -> Self:
         if self.poll_seconds > self.drain_seconds - self.flush_seconds:
             msg = (
@@ -238,7 +267,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
         return self
 
 
-_ALL = (TransportSettings, PayloadSettings, StoreSettings, RelaySettings, WorkerSettings)
+_ALL = (TransportSettings, PayloadSettings, StoreSettings, LambdaSettings, RelaySettings, WorkerSettings)
 
 
 def unknown_settings() -> Iterator[str]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from smartpipe.counters import TransportCounters
     from smartpipe.message import Failure, Message, OutgoingMessage
+
+    CountMessages: TypeAlias = "Callable[[str], Awaitable[Depth]]"
+
+
+class Depth(NamedTuple):
+    """The number of messages that can be received, are being handled, and are delayed."""
+
+    visible: int
+    in_flight: int
+    delayed: int
 
 
 class Transport(Protocol):
@@ -24,6 +34,8 @@ class Transport(Protocol):
     - Every operation except ``receive`` may be cancelled. Cancelling ``receive`` can strand messages until their
       visibility timeout, because the service has already handed them out.
     - It needs no closing before its first call, and ``aclose`` may be called twice.
+
+    An adapter may also have ``count_messages(queue)``, which returns the Depth of a queue, approximately on AWS.
     """
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
@@ -51,3 +63,9 @@ def counters_of(transport: Transport) -> TransportCounters | None:
     """Return the ``counts`` of *transport*, or None if it has none. They can be read after ``aclose``, too."""
     counters: TransportCounters | None = getattr(transport, "counts", None)
     return counters
+
+
+def message_counter_of(transport: Transport) -> CountMessages | None:
+    """Return the operation ``count_messages`` of *transport*, or None if it has none."""
+    count: CountMessages | None = getattr(transport, "count_messages", None)
+    return count

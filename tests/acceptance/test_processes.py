@@ -61,8 +61,8 @@ def kill_later() -> Iterator[list[int]]:
             os.kill(pid, signal.SIGKILL)
 
 
-def start_group(jobs: Jobs, count: int, *flags: str) -> Group:
-    return Group(jobs.start_worker("--processes", str(count), *flags))
+def start_group(jobs: Jobs, count: int, *flags: str, **environment: str) -> Group:
+    return Group(jobs.start_worker("--processes", str(count), *flags, **environment))
 
 
 def test_processes_share_the_work_and_one_port_answers_for_all(jobs: Jobs) -> None:
@@ -85,6 +85,24 @@ def test_processes_share_the_work_and_one_port_answers_for_all(jobs: Jobs) -> No
     )
     assert resent == ["1", "2"]
     assert {record.get("process") for record in group.process.records} == {None, 1, 2}
+
+
+def test_one_process_counts_the_messages_of_the_queues_for_all(jobs: Jobs) -> None:
+    group = start_group(jobs, 2, "--concurrency", "1", SMARTPIPE_QUEUE_METRICS_SECONDS="0.2")
+    jobs.post(*[f"job{number}" for number in range(6)], seconds=0.5)
+
+    def find(pattern: str) -> list[str]:
+        return re.findall(f"^{pattern}$", group.metrics(), re.MULTILINE)
+
+    queue = 'service="jobs",queue="jobs"'
+    until_blocking(lambda: find(rf'smartpipe_backlog_seconds{{process="1",{queue}}} [0-9.]*[1-9][0-9.]*'))
+    jobs.wait_for("done", 6)
+    until_blocking(lambda: find(rf'smartpipe_backlog_seconds{{process="1",{queue}}} 0.0'))
+
+    for state in ("visible", "in_flight", "delayed"):
+        found = rf'smartpipe_queue_messages{{process="(.*)",{queue},state="{state}"}} 0'
+        until_blocking(lambda pattern=found: find(pattern) == ["1"])  # type: ignore[misc]
+    assert find(rf'smartpipe_dead_letter_messages{{process="(.*)",{queue}}} 0') == ["1"]
 
 
 def test_a_killed_process_is_replaced_and_no_message_is_lost(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from smartpipe import Queue, RetryPolicy, Service, TransportError
 from smartpipe.message import Attribute, Message, OutgoingMessage, size_bytes
+from smartpipe.transport import Depth, message_counter_of
 from smartpipe.transports.memory.transport import MemoryTransport
 from tests.support.events import Paid, UserSignedUp
 
@@ -84,6 +85,24 @@ async def test_a_received_message_is_hidden_and_comes_back_with_a_higher_count(q
     [second] = await receive(queue, wait_seconds=5)
 
     assert (second.message_id, second.receive_count) == (first.message_id, 2)
+
+
+async def test_messages_are_counted_by_state(queue: Bus) -> None:
+    count = message_counter_of(queue.transport)
+    assert count is not None
+    await queue.transport.send(QUEUE, [text("a"), text("b"), text("c")])
+    await queue.transport.send(QUEUE, [text("d", delay_seconds=60)])
+    await receive(queue, count=1)
+
+    assert await count(QUEUE) == Depth(visible=2, in_flight=1, delayed=1)
+    assert await count(f"{QUEUE}-dlq") == Depth(0, 0, 0)
+
+
+async def test_messages_of_a_missing_queue_cannot_be_counted(queue: Bus) -> None:
+    count = message_counter_of(queue.transport)
+    assert count is not None
+    with pytest.raises(TransportError, match="QueueDoesNotExist"):
+        await count("nowhere")
 
 
 async def test_a_deleted_message_does_not_come_back_and_may_be_deleted_twice(queue: Bus) -> None:

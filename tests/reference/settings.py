@@ -33,6 +33,7 @@ GROUPS = {
     "ClaimSettings": "Workers and Lambda functions with idempotent handlers, and `smartpipe store migrate`",
     "StoreSettings": "`smartpipe relay`, and `smartpipe store migrate`",
     "ConcurrencySettings": "Workers and `smartpipe dev`: concurrency",
+    "LambdaSettings": "Lambda functions",
     "ServerSettings": "Workers and relays: probes and logs",
     "WorkerSettings": "Workers",
 }

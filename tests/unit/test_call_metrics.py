@@ -16,7 +16,9 @@ from smartpipe.telemetry.call_metrics import MAX_CODES, CallMetrics, PublishMetr
 from smartpipe.telemetry.families import Family, Sample, add_samples
 from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.telemetry.prometheus import render
+from smartpipe.transport import message_counter_of
 from smartpipe.transports.measured import MeasuredTransport, measure
+from smartpipe.transports.memory.transport import MemoryTransport
 from tests.support.events import ADA, OrderPlaced, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.virtual_time import run_virtually
@@ -236,3 +238,16 @@ async def test_an_external_topic_is_named_without_its_account() -> None:
 
     assert 'destination="shared"' in text
     assert "210987654321" not in text
+
+
+async def test_counting_messages_is_a_call_like_any_other() -> None:
+    transport = MemoryTransport()
+    measured = measure(transport)
+    count = message_counter_of(measured)
+    assert count is not None
+
+    with pytest.raises(TransportError, match="QueueDoesNotExist"):
+        await count("mail")
+
+    assert counts_of(measured.calls) == {("count_messages", "mail", "QueueDoesNotExist"): 1}
+    assert message_counter_of(measure(FakeTransport())) is None

@@ -60,7 +60,7 @@ class Relaying:
                 found.happened.append("relay closed")
 
         class Health:
-            url, bound = "http://127.0.0.1:81", "127.0.0.1:81"
+            url, bound, private = "http://127.0.0.1:81", "127.0.0.1:81", False
 
             def __init__(self, report: RelayReport, host: str, port: int, *, socket: Path | None) -> None:
                 assert isinstance(report, RelayReport)

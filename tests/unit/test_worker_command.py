@@ -304,7 +304,8 @@ def test_a_supervisor_runs_several_processes_or_restarts_one_when_sources_change
         words = one.arguments
         assert words[:2] == ("worker", "worker_shop:archive")
         assert ("--wait-seconds" in words) == reload
-        assert words[-2:] == ("--process", number) if number else "--process" not in words
+        numbered = ("--siblings", str(processes), "--process", number)
+        assert words[-4:] == numbered if number else "--process" not in words
     plural = "process" if processes == 1 else "processes"
     assert caplog.messages == [f"starting: service archive, {processes} {plural}, supervisor {os.getpid()}"]
 

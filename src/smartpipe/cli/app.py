@@ -105,6 +105,7 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         bool, typer.Option("--reload", help="For development: drain and restart when sources change.")
     ] = False,
     process: Annotated[int | None, typer.Option(hidden=True)] = None,
+    siblings: Annotated[int, typer.Option(hidden=True)] = 1,
     supervised: Annotated[Path | None, typer.Option(hidden=True)] = None,
     development: Annotated[bool, typer.Option("--development", hidden=True)] = False,
 ) -> None:
@@ -123,7 +124,7 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
     if supervised is not None:
         from smartpipe.cli.worker import run
 
-        run(targets or [], flags, process=process, socket=supervised, development=development)
+        run(targets or [], flags, process=process, siblings=siblings, socket=supervised, development=development)
     from smartpipe.cli.supervise import run_worker
 
     run_worker(targets or [], flags, reload=reload)

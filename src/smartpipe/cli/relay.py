@@ -12,6 +12,7 @@ from smartpipe.cli.worker import exit_now, load_settings
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import RelaySettings, TransportSettings, unknown_settings
 from smartpipe.telemetry.families import Family, Sample
+from smartpipe.telemetry.otlp_export import export_metrics
 from smartpipe.telemetry.prometheus import TEXT, render
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, ProbeResult
@@ -70,8 +71,9 @@ async def _run(
                 raise SmartpipeError(f"{events}, the oldest for {backlog.lag_seconds:.0f} s")
             return 0
         log.info("starting: relay, process %d", os.getpid())
-        health = HealthServer(RelayReport(relay, transport), settings.host, settings.port, socket=socket)
-        async with health:
+        report = RelayReport(relay, transport)
+        health = HealthServer(report, settings.host, settings.port, socket=socket)
+        async with health, export_metrics(report.collect, "relay", supervised=health.private):
             fields = {"url": health.url}
             log.log(
                 health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields}
@@ -110,6 +112,10 @@ class RelayReport:
         )
 
     async def metrics(self, content_type: str = TEXT) -> str:
+        """Return the metrics in the text format *content_type*."""
+        return render(await self.collect(), content_type)
+
+    async def collect(self) -> list[Family]:
         """Return the counters, and the backlog, at most 5 s old, or older while the database is unreachable."""
         families = [_family("smartpipe_outbox_published_total", "counter", "Events published.", self._relay.published)]
         counts = counters_of(self._transport)
@@ -118,7 +124,7 @@ class RelayReport:
         families.append(family_of_dropped_lines({}))
         reading = await self._relay.backlog_reader.read()
         if reading is None:
-            return render(families, content_type)
+            return families
         backlog, age_seconds = reading
         for name, text, value in (
             ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
@@ -127,7 +133,7 @@ class RelayReport:
             ("smartpipe_outbox_backlog_age_seconds", "Time since these were read from the database.", age_seconds),
         ):
             families.append(_family(name, "gauge", text, value))
-        return render(families, content_type)
+        return families
 
 
 def _family(name: str, kind: str, text: str, value: float) -> Family:

@@ -58,10 +58,9 @@ async def _supervise(
     from smartpipe.worker.supervisor import Address, Command, SourceWatcher, Supervisor
 
     arguments = build_worker_arguments(targets, flags)
-    has_siblings = settings.processes > 1
     numbers = [str(number) for number in range(1, settings.processes + 1)]
     supervisor = Supervisor(
-        [Command(number, (*arguments, *(("--process", number) if has_siblings else ()))) for number in numbers],
+        [Command(number, (*arguments, *_number_arguments(number, settings.processes))) for number in numbers],
         drain_seconds=settings.drain_seconds,
         liveness_seconds=settings.liveness_seconds,
         address=Address(settings.host, settings.port),
@@ -70,6 +69,10 @@ async def _supervise(
     )
     with on_stop(supervisor.stop, supervisor.stop_hard, supervisor.kill):
         return await supervisor.run()
+
+
+def _number_arguments(number: str, count: int) -> tuple[str, ...]:
+    return ("--siblings", str(count), "--process", number) if count > 1 else ()
 
 
 def shorten_polls(flags: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:

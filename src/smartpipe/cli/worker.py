@@ -40,6 +40,7 @@ def run(
     flags: Mapping[str, Any],
     *,
     process: int | None = None,
+    siblings: int = 1,
     socket: Path | None = None,
     development: bool = False,
 ) -> NoReturn:
@@ -47,6 +48,7 @@ def run(
 
     Args:
         process: The number of this process under its supervisor.
+        siblings: The number of processes that the supervisor runs.
         socket: The path of the Unix socket on which the supervisor queries this process.
         development: Log a line for each handled event, and where a handler failed, also without a terminal.
     """
@@ -62,6 +64,9 @@ def run(
     names = ", ".join(service.name for service in services)
     log.info("starting: service %s, process %d", names, os.getpid())
     runner = asyncio.Runner(loop_factory=choose_loop_factory())
+    settings = settings.model_copy(update={"processes": siblings})
+    if process is not None and process > 1:  # one process asks for the whole service
+        settings = settings.model_copy(update={"queue_metrics_seconds": 0.0})
     code = runner.run(_run(services, settings, aws_settings, socket))
     exit_now(code)
 

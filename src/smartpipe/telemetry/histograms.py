@@ -38,14 +38,15 @@ class Histogram:
     """Counts values by bucket, also from several threads.
 
     New values wait in a list until there are many, because to sort them then costs less than to find the bucket of each
-    one. ``fold`` counts those that wait. Read ``counts`` and ``sum`` after a ``fold``.
+    one. ``fold`` counts those that wait. Read ``counts`` and ``sum`` after a ``fold``. If ``kept`` is a list, ``fold``
+    also appends the values to it, for an exporter that writes each one and clears the list.
 
     Args:
         bounds: The upper bounds of all buckets but the last one, ascending. A value that equals a bound is in its
             bucket.
     """
 
-    __slots__ = ("_lock", "bounds", "counts", "exemplars", "sum", "waiting")
+    __slots__ = ("_lock", "bounds", "counts", "exemplars", "kept", "sum", "waiting")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -53,6 +54,7 @@ class Histogram:
         self.sum = 0.0
         self.exemplars: dict[int, Exemplar] = {}
         self.waiting: list[float] = []
+        self.kept: list[float] | None = None
         self._lock = Lock()
 
     def record(self, value: float) -> None:
@@ -68,6 +70,8 @@ class Histogram:
             del self.waiting[: len(values)]  # another thread may have added one since
             if not values:
                 return
+            if self.kept is not None:
+                self.kept += values
             self.sum += math.fsum(values)
             values.sort()
             below = 0
@@ -76,6 +80,12 @@ class Histogram:
                 self.counts[index] += up_to - below
                 below = up_to
             self.counts[-1] += len(values) - below
+
+    def snapshot(self) -> tuple[list[int], float]:
+        """Return the counts and the sum of all values, those that wait included, as they are at one moment."""
+        self.fold()
+        with self._lock:
+            return self.counts[:], self.sum
 
     def add_exemplar(self, value: float, trace_id: str) -> None:
         """Remember the trace of a value that has been recorded, for its bucket. A later one replaces it."""

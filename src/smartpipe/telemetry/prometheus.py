@@ -6,6 +6,7 @@ protocol".
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -46,8 +47,8 @@ def render(families: Iterable[Family], content_type: str = TEXT) -> str:
             if isinstance(value, Histogram):
                 lines += _render_histogram(family.name, _format_labels(labels), value, exemplars=opened)
             else:
-                pairs = _format_labels(labels)
-                lines.append(f"{family.name}{{{pairs}}} {value}" if pairs else f"{family.name} {value}")
+                pairs, number = _format_labels(labels), "+Inf" if value == math.inf else value
+                lines.append(f"{family.name}{{{pairs}}} {number}" if pairs else f"{family.name} {number}")
     if opened:
         lines.append(END)
     return "\n".join([*lines, ""])

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from smartpipe.errors import TransportError
 from smartpipe.telemetry.call_metrics import CallMetrics
-from smartpipe.transport import counters_of
+from smartpipe.transport import counters_of, message_counter_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from smartpipe.counters import TransportCounters
     from smartpipe.message import Failure, Message, OutgoingMessage
-    from smartpipe.transport import Transport
+    from smartpipe.transport import CountMessages, Depth, Transport
 
 T = TypeVar("T")
 
@@ -64,6 +64,18 @@ class MeasuredTransport:
         """Send, as the inner transport does."""
         self.calls.record_entries(queue, len(messages))
         return await self._measure("send", queue, self.inner.send(queue, messages))
+
+    @property
+    def count_messages(self) -> CountMessages | None:
+        """Count messages, as the inner transport does, if it can."""
+        count = message_counter_of(self.inner)
+        if count is None:
+            return None
+
+        async def measure_count(queue: str) -> Depth:
+            return await self._measure("count_messages", queue, count(queue))
+
+        return measure_count
 
     async def aclose(self) -> None:
         """Close the inner transport."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
+import sys
+import time
 from contextlib import AsyncExitStack
 from random import shuffle
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,9 +26,10 @@ from smartpipe.errors import ConfigError, TransportError
 from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.log_fields import add_delivery_filter
 from smartpipe.message import Attribute, received_message
-from smartpipe.settings import AwsSettings, ConcurrencySettings
+from smartpipe.settings import AwsSettings, ConcurrencySettings, LambdaSettings
 from smartpipe.transports.measured import measure
 from smartpipe.transports.open import open_transport
+from smartpipe.worker.emf import EmfDocuments
 from smartpipe.worker.runtime import open_runtime
 
 if TYPE_CHECKING:
@@ -78,6 +82,7 @@ class _Source(NamedTuple):
     name: str
     runner: GroupRunner
     response: _BatchResponse
+    metrics: EmfDocuments | None
 
 
 class LambdaHandler:
@@ -133,6 +138,7 @@ class LambdaHandler:
             await self._run_suspects(suspects, records, sources, until)
         for source in sources.values():
             await self._set_delays(source, until + RETURN_SECONDS)
+            _write_metrics(source, getattr(context, "aws_request_id", None))
         if self._resources is not None and self._resources.tracing is not None:  # Lambda freezes the process
             await asyncio.to_thread(self._resources.tracing.flush, FLUSH_SPANS_SECONDS)
         failures = [
@@ -246,8 +252,16 @@ class LambdaHandler:
             Settler(self._service.name, queues[name], transport, acknowledger=response, counters=counters),
             limit=HandlerLimit(slots_for(self._service.handlers_on(name), ConcurrencySettings.load().concurrency)),
         )
-        source = self._sources[arn] = _Source(name, runner, response)
+        metrics = self._create_metrics(arn.rpartition(":")[2], counters)
+        source = self._sources[arn] = _Source(name, runner, response, metrics)
         return source
+
+    def _create_metrics(self, queue: str, counters: Counters) -> EmfDocuments | None:
+        """Return the metrics of a queue. None: this is not Lambda, or the settings turn them off."""
+        settings = LambdaSettings.load()
+        if counters.histograms is None or not settings.emf or "AWS_LAMBDA_FUNCTION_NAME" not in os.environ:
+            return None
+        return EmfDocuments(self._service.name, queue, settings.emf_namespace, counters)
 
     async def _open(self) -> tuple[Resources, Transport]:
         """Return the resources of all invocations; the first invocation opens them."""
@@ -260,6 +274,18 @@ class LambdaHandler:
                 self._stack = stack.pop_all()
             self._transport, self._resources = transport, runtime.resources()
         return self._resources, self._transport
+
+
+def _write_metrics(source: _Source, request_id: str | None) -> None:
+    """Write the metrics of an invocation to standard output, each line at once. Raises nothing."""
+    if source.metrics is None:
+        return
+    try:
+        for line in source.metrics.render(time.time(), request_id):
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except Exception as error:  # noqa: BLE001 - the messages have been handled
+        log.warning("Cannot write the metrics of this invocation: %s", error)
 
 
 async def _wait_for(runners: Sequence[GroupRunner], until: float) -> int:

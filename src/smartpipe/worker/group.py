@@ -9,6 +9,7 @@ from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.isolation import Isolation
 from smartpipe.errors import TopologyError
 from smartpipe.names import Naming
+from smartpipe.telemetry.loop_lag import LoopLag
 from smartpipe.topology.derive import derive
 from smartpipe.transports.measured import measure
 from smartpipe.worker.health import HealthServer, WorkerHealth
@@ -57,7 +58,8 @@ class WorkerGroup:
             Worker(one, transport, settings, verify=verify(one), capacity=capacity, isolation=isolation)
             for one in services
         ]
-        self.health = HealthServer(WorkerHealth(*self.workers), settings.host, settings.port, socket=socket)
+        self._report = WorkerHealth(*self.workers, lag=LoopLag() if settings.metrics else None)
+        self.health = HealthServer(self._report, settings.host, settings.port, socket=socket)
         self._transport = transport
 
     def stop(self, reason: str = "stop()") -> None:
@@ -76,7 +78,7 @@ class WorkerGroup:
         Raises:
             TopologyError: Resources that the services need do not exist.
         """
-        async with serve_health(self.health, self._transport):
+        async with serve_health(self.health, self._transport, self._report):
             await self._run_services()
         return max([worker.report() for worker in self.workers])
 

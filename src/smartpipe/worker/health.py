@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from smartpipe.counters import TransportCounters
     from smartpipe.telemetry.call_metrics import CallMetrics
     from smartpipe.telemetry.families import Family
+    from smartpipe.telemetry.loop_lag import LoopLag
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -97,10 +98,17 @@ class WorkerHealth:
 
     Args:
         workers: They share one capacity and one transport.
+        lag: Measures the event loop of the process; None: it is not measured.
     """
 
-    def __init__(self, *workers: ObservedWorker) -> None:
+    def __init__(self, *workers: ObservedWorker, lag: LoopLag | None = None) -> None:
         self._workers = workers
+        self.lag = lag
+
+    @property
+    def name(self) -> str:
+        """The names of all services, separated by commas."""
+        return ",".join(worker.name for worker in self._workers)
 
     async def livez(self) -> ProbeResult:
         """Return whether every worker makes progress."""
@@ -137,13 +145,15 @@ class WorkerHealth:
             for worker in self._workers
             for consumer in worker.consumers
         ]
-        process = {"service": ",".join(worker.name for worker in self._workers)}
+        process = {"service": self.name}
         first = self._workers[0]
         families = [*families_of(queues), family_of_overdue(Sample(process, first.capacity.overdue))]
         for worker in self._workers:
             families = add_samples(families, worker.collect_metrics())
         if first.calls is not None:
             families = add_samples(families, first.calls.collect(process))
+        if self.lag is not None:
+            families.append(self.lag.collect(process))
         counts = first.transport_counts
         if counts is not None:
             families += families_of_transport(counts, process)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from smartpipe.batching.resend import retry_until_stopped
@@ -19,10 +19,13 @@ from smartpipe.errors import (
     TopologyError,
     TransportError,
 )
+from smartpipe.telemetry.loop_lag import LoopLag
+from smartpipe.telemetry.otlp_export import export_metrics
 from smartpipe.transport import counters_of
 from smartpipe.transports.measured import MeasuredTransport, measure
 from smartpipe.transports.traced import TracedTransport
 from smartpipe.worker.health import HealthServer, WorkerHealth
+from smartpipe.worker.queue_poller import QueuePoller
 from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
 
 if TYPE_CHECKING:
@@ -88,7 +91,9 @@ class Worker:
         self._counts_at_stop: Counter[str] = Counter()
         self.capacity = capacity or Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
-        self.health = HealthServer(WorkerHealth(self), settings.host, settings.port, socket=socket)
+        self._poller = QueuePoller(self.name, self.consumers, self._transport, settings)
+        self._report = WorkerHealth(self, lag=LoopLag() if settings.metrics else None)
+        self.health = HealthServer(self._report, settings.host, settings.port, socket=socket)
 
     @property
     def name(self) -> str:
@@ -122,8 +127,9 @@ class Worker:
         return counters_of(self._transport)
 
     def collect_metrics(self) -> list[Family]:
-        """Return the metrics of the service's publisher."""
-        return [] if self._runtime is None else self._runtime.publisher.collect_metrics()
+        """Return the metrics of the service's publisher, and of the messages in its queues."""
+        published = [] if self._runtime is None else self._runtime.publisher.collect_metrics()
+        return [*published, *self._poller.collect()]
 
     @property
     def calls(self) -> CallMetrics | None:
@@ -187,7 +193,7 @@ class Worker:
         Raises:
             TopologyError: A resource that the service needs does not exist.
         """
-        async with serve_health(self.health, self._transport):
+        async with serve_health(self.health, self._transport, self._report):
             await self.run_service()
         return self.report()
 
@@ -233,7 +239,8 @@ class Worker:
             ) as self._runtime:
                 if not self._stopping.is_set():
                     self._start(self._runtime)
-                    await self._stopping.wait()
+                    async with self._poller:
+                        await self._stopping.wait()
                     await self._drain()
         except SmartpipeError:
             raise
@@ -333,12 +340,14 @@ class Worker:
 
 
 @asynccontextmanager
-async def serve_health(health: HealthServer, transport: Transport) -> AsyncIterator[None]:
-    """Serve the health of the process, and close the transport at the end."""
+async def serve_health(health: HealthServer, transport: Transport, report: WorkerHealth) -> AsyncIterator[None]:
+    """Serve the health of the process, record and export its metrics, and close the transport at the end."""
     async with health:
         fields = {"url": health.url}
         log.log(health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields})
         try:
-            yield
+            with report.lag or nullcontext():
+                async with export_metrics(report.collect, report.name, supervised=health.private):
+                    yield
         finally:
             await transport.aclose()

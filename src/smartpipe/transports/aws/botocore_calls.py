@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.counters import TransportCounters
 from smartpipe.names import region_in
 from smartpipe.transports.aws.entries import (
+    DEPTH_ATTRIBUTES,
     delete_entries,
     publish_entries,
+    read_depth,
     read_failures,
     read_received,
     send_entries,
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from smartpipe.message import Failure, Message, OutgoingMessage
+    from smartpipe.transport import Depth
     from smartpipe.transports.aws.session import AwsSession
 
 
@@ -67,6 +70,11 @@ class BotocoreSqs:
         sqs = await self._session.client("sqs")
         response = await sqs.send_message_batch(QueueUrl=url, Entries=mark_own(send_entries(messages)))
         return read_failures(response, len(messages))
+
+    async def count_messages(self, url: str) -> Depth:
+        """Call GetQueueAttributes."""
+        sqs = await self._session.client("sqs")
+        return read_depth(await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(DEPTH_ATTRIBUTES)))
 
     def close(self) -> None:
         """Do nothing. The session closes its clients."""

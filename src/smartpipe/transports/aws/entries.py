@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.message import Attribute, Failure, received_message
+from smartpipe.transport import Depth
 from smartpipe.transports.aws.errors import read_failure
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 # The ids of entries are never the user's: one invalid id fails all ten entries.
 IDS = tuple(str(index) for index in range(10))
+DEPTH_ATTRIBUTES = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+)
+"""The attributes of a queue that make its Depth, in the order of its fields."""
 
 
 def publish_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
@@ -74,6 +81,15 @@ def read_failures(response: Mapping[str, Any], count: int) -> list[Failure]:
         for index in range(count)
         if index in failed or IDS[index] not in done
     ]
+
+
+def read_depth(response: Mapping[str, Any]) -> Depth:
+    """Return the numbers in a response of GetQueueAttributes.
+
+    Raises:
+        KeyError: A number is missing.
+    """
+    return Depth(*(int(response["Attributes"][name]) for name in DEPTH_ATTRIBUTES))
 
 
 def read_received(fields: Mapping[str, Any], received_at: float) -> Message:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from smartpipe.errors import TransportError
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.settings import AwsSettings
+    from smartpipe.transport import Depth
 
 _ALREADY_DELETED = "ReceiptHandleIsInvalid"
 """Some brokers refuse to delete a message that is deleted already. AWS does not."""
@@ -46,6 +47,9 @@ class SqsCalls(Protocol):
 
     async def send(self, url: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Send messages."""
+
+    async def count_messages(self, url: str) -> Depth:
+        """Count the messages of a queue."""
 
     def close(self) -> None:
         """Close connections."""
@@ -155,6 +159,15 @@ class AwsTransport:
             return await calls.send(url, messages)
         except Exception as error:
             raise self._classify(error, "sqs:SendMessage", queue) from error
+
+    async def count_messages(self, queue: str) -> Depth:
+        """Call GetQueueAttributes. The numbers are approximate: SQS needs about a minute to get them right."""
+        calls = await self._find_sqs()
+        url = await self._addresses.queue_url(queue)
+        try:
+            return await calls.count_messages(url)
+        except Exception as error:
+            raise self._classify(error, "sqs:GetQueueAttributes", queue) from error
 
     async def aclose(self) -> None:
         """Close every connection and client. A second call does nothing, and any other call fails after it."""

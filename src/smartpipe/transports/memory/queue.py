@@ -21,6 +21,7 @@ from smartpipe.limits import (
 )
 from smartpipe.message import Failure
 from smartpipe.topics import FIFO_SUFFIX
+from smartpipe.transport import Depth
 from smartpipe.transports.memory.store import FifoStore, MessageStore, StandardStore, StoredMessage
 
 if TYPE_CHECKING:
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
     from smartpipe.message import OutgoingMessage
 
 DEDUPLICATION_SECONDS = 300
-
-
-class Depth(NamedTuple):
-    """The number of messages that can be received, are being handled, and are delayed."""
-
-    visible: int
-    in_flight: int
-    delayed: int
 
 
 class DeliveryFaults(NamedTuple):

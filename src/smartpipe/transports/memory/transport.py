@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from smartpipe.message import OutgoingMessage
     from smartpipe.topology.resources import Attributes, Topology
+    from smartpipe.transport import Depth
     from smartpipe.transports.memory.store import StoredMessage
 
 NAMING = Naming("aws", "local", "000000000000")
@@ -157,6 +158,11 @@ class MemoryTransport:
         failures = [target.send(message) for message in messages]
         self._wake()
         return [failure._replace(position=index) for index, failure in enumerate(failures) if failure]
+
+    async def count_messages(self, queue: str) -> Depth:
+        """Count the messages of a queue."""
+        await asyncio.sleep(0)
+        return self.queue(queue).depth
 
     async def aclose(self) -> None:
         """Do nothing, because several publishers and consumers share the transport."""

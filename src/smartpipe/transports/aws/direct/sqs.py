@@ -1,4 +1,4 @@
-"""SQS by the direct transport: the AWS JSON 1.0 protocol, for four calls.
+"""SQS by the direct transport: the AWS JSON 1.0 protocol, for five calls.
 
 Source: https://smithy.io/2.0/aws/protocols/aws-json-1_0-protocol.html
 """
@@ -18,12 +18,20 @@ from smartpipe.counters import TransportCounters
 from smartpipe.message import Attribute, construct, received_message
 from smartpipe.transports.aws.configuration import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS
 from smartpipe.transports.aws.direct.endpoint import ServiceProtocol
-from smartpipe.transports.aws.entries import delete_entries, read_failures, send_entries, visibility_entries
+from smartpipe.transports.aws.entries import (
+    DEPTH_ATTRIBUTES,
+    delete_entries,
+    read_depth,
+    read_failures,
+    send_entries,
+    visibility_entries,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from smartpipe.message import Failure, Message, OutgoingMessage
+    from smartpipe.transport import Depth
     from smartpipe.transports.aws.direct.endpoint import Endpoint
     from smartpipe.transports.aws.direct.response import Response
 
@@ -75,6 +83,12 @@ class DirectSqs:
     async def send(self, url: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call SendMessageBatch."""
         return await self._post_batch("AmazonSQS.SendMessageBatch", send_body(url, messages), len(messages))
+
+    async def count_messages(self, url: str) -> Depth:
+        """Call GetQueueAttributes."""
+        body = to_json({"QueueUrl": url, "AttributeNames": DEPTH_ATTRIBUTES})
+        response = await self.endpoint.post("AmazonSQS.GetQueueAttributes", body, timeout_seconds=CALL_TIMEOUT_SECONDS)
+        return read_depth(read_response(response))
 
     def close(self) -> None:
         """Close the connections."""
