@@ -57,6 +57,7 @@ ORDER = [
     "envelope",
     "log_fields",
     "topology",
+    "monitoring",
     "batching",
     "transports",
     "payload_offload",
