@@ -55,6 +55,7 @@ ORDER = [
     "settings",
     "options",
     "envelope",
+    "telemetry.spans",
     "log_fields",
     "topology",
     "monitoring",
@@ -279,8 +280,10 @@ def tracing() -> Iterator[set[str]]:
     files = set[str]()
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        caller = frame.f_back.f_code.co_filename if frame.f_back else ""
-        if event == "call" and TRANSPORTS not in caller and TRANSPORTS not in frame.f_code.co_filename:
+        caller: FrameType | None = frame
+        while caller is not None and TRANSPORTS not in caller.f_code.co_filename:
+            caller = caller.f_back
+        if event == "call" and caller is None:
             files.add(frame.f_code.co_filename)
 
     sys.setprofile(note)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+import sys
+import time
 from typing import TYPE_CHECKING, Self, Unpack
 
 from smartpipe.batching.resend import send_with_retries_blocking
 from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.encode import source_errors
 from smartpipe.envelope.object_store import put_in_memory
+from smartpipe.envelope.traceparent import OPENTELEMETRY
 from smartpipe.errors import ConfigError, PublishError, PublishFailure
 from smartpipe.message import Failure
 from smartpipe.names import physical_name, region_in
@@ -22,7 +24,10 @@ from smartpipe.publisher.prepare import (
     read_options,
 )
 from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
+from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.settings import AwsSettings
+from smartpipe.telemetry.call_metrics import PublishMetrics
+from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.topics import Topic
 from smartpipe.transports.aws.blocking_session import BlockingAwsSession
 from smartpipe.transports.aws.configuration import check_urls
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.message import OutgoingMessage, Payload
     from smartpipe.options import PublishManyOptions, PublishOptions
+    from smartpipe.publisher.traced import PublicationFields, PublishTracing
+    from smartpipe.telemetry.families import Family
 
 SERVICES = ("sns", "sqs", "s3", "sts")
 
@@ -55,13 +62,21 @@ class Publisher:
         source: CloudEvents ``source``: the component that publishes, such as ``"signup-api"``.
         deadline_seconds: The time during which temporary failures are retried.
         session: By default one that reads the environment and the AWS files.
+        metrics: Count results and measure publications, for ``collect_metrics``.
 
     Raises:
         ConfigError: A source that is empty, longer than 256 characters or not a URI reference (RFC 3986), a negative
             time, an error in the settings or in the AWS configuration, or no region.
     """
 
-    def __init__(self, source: str, *, deadline_seconds: float = 30.0, session: boto3.Session | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        deadline_seconds: float = 30.0,
+        session: boto3.Session | None = None,
+        metrics: bool = True,
+    ) -> None:
         errors = source_errors("Publisher", source)
         if deadline_seconds < 0:
             errors.append("Publisher: deadline_seconds cannot be negative")
@@ -76,6 +91,9 @@ class Publisher:
             check_urls(service)
         self._session.client("sns")  # a wrong configuration is an error now, and not at the first publish
         self._closed = False
+        self._metrics = PublishMetrics() if metrics else None
+        self._tracing: PublishTracing | None = None
+        self._tracing_found = False
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -99,11 +117,11 @@ class Publisher:
             PublishError: SNS or SQS refused it, or could not be reached before the deadline.
         """
         publication = Publication(event, *read_options(**options))
-        outgoing = prepare(publication, source=self.source, encoding=self._encoding)
-        failed = self._send_chunk([outgoing])
-        if failed:
-            raise PublishError([failure for _, failure in failed])
-        return outgoing.event_id
+        tracing = self._find_tracing()
+        if tracing is not None:
+            with tracing.trace_event(publication) as traced:
+                return self._publish_prepared(traced.prepare(self._prepare))
+        return self._publish_prepared(self._prepare(publication))
 
     def publish_many(self, events: Iterable[Event], **options: Unpack[PublishManyOptions]) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
@@ -114,12 +132,18 @@ class Publisher:
             PublishError: After every event has been tried. ``failures`` has those that were not published.
         """
         fields = read_many_options(**options)
+        tracing = self._find_tracing()
+        if tracing is not None:
+            with tracing.trace_many(events, fields) as (traced_events, traced_fields):
+                return self._publish_all(traced_events, traced_fields)
+        return self._publish_all(events, fields)
+
+    def _publish_all(self, events: Iterable[Event], fields: PublicationFields) -> PublishReport:
         publications = (Publication(event, *fields) for event in events)
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
-        prepare_one = partial(prepare, source=self.source, encoding=self._encoding)
-        for chunk in read_chunks(publications, prepare_one, groups, event_ids, failed):
+        for chunk in read_chunks(publications, self._prepare, groups, event_ids, failed):
             sendable, stopped = groups.split_stopped(chunk)
             for outgoing, failure in [*(self._send_chunk(sendable) if sendable else []), *stopped]:
                 failed.append(failure)
@@ -132,6 +156,28 @@ class Publisher:
         """Close the connections. Nothing has to be flushed. A publish after it fails."""
         self._closed = True
         self._session.close()
+
+    def _prepare(self, publication: Publication) -> PreparedEvent:
+        return prepare(publication, source=self.source, encoding=self._encoding)
+
+    def _publish_prepared(self, prepared: PreparedEvent) -> str:
+        failed = self._send_chunk([prepared])
+        if failed:
+            raise PublishError([failure for _, failure in failed])
+        return prepared.event_id
+
+    def _find_tracing(self) -> PublishTracing | None:
+        """Look for a tracer provider once, when the application has imported OpenTelemetry."""
+        if not self._tracing_found and OPENTELEMETRY in sys.modules:
+            self._tracing, self._tracing_found = find_publish_tracing(self.source), True
+        return self._tracing
+
+    def collect_metrics(self) -> list[Family]:
+        """Return the results of all events, and how long they took, each with the label ``service``.
+
+        Write them for Prometheus with ``smartpipe.telemetry.render``.
+        """
+        return [] if self._metrics is None else list(self._metrics.collect({"service": self.source}))
 
     def _send_chunk(self, chunk: list[PreparedEvent]) -> list[tuple[PreparedEvent, PublishFailure]]:
         if self._closed:
@@ -148,7 +194,13 @@ class Publisher:
             send = self._publish if isinstance(destination, Topic) else self._send
             return [*failed, *reindex(send(destination.name, messages), sendable)]
 
+        started = time.perf_counter()
         failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
+        if self._metrics is not None:
+            seconds = time.perf_counter() - started
+            self._metrics.chunks.append((destination.name, len(chunk), [one.code for _, one in failed], seconds))
+            if len(self._metrics.chunks) >= FOLD_AT:
+                self._metrics.fold()
         return [(outgoing, outgoing.make_failure(failure)) for outgoing, failure in failed]
 
     def _publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:

@@ -146,10 +146,13 @@ class ConcurrencySettings(ClaimSettings):
     Args:
         concurrency: The maximum for each queue.
         metrics: Record times and attempts of messages and calls, beside the counters.
+        trace_parent: The OpenTelemetry span of a handler call begins a trace of its own with a ``link`` to the span
+            that published the event, or is a ``child`` of that span.
     """
 
     concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
     metrics: bool = True
+    trace_parent: Annotated[Literal["link", "child"], _AnyCase] = "link"
 
 
 class ServerSettings(_Environment):

@@ -17,8 +17,10 @@ import httpx
 import pytest
 import yaml
 
-from smartpipe import Delivery, Service
+from smartpipe import Delivery, Event, PublishError, Service, Topic
 from smartpipe.testing import MemoryBroker, provision
+from smartpipe.transports.memory.transport import MemoryTransport
+from smartpipe.transports.open import use_transport
 from tests.acceptance.test_howto import blocks
 from tests.support.examples import EXAMPLES, import_example
 from tests.support.processes import ROOT
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from tests.support.queues import Queues
 
 PAGES = ROOT / "docs" / "howto"
+
+
+class Unknown(Event, topic=Topic("unknown"), type="tests.unknown", version="1.0"):
+    """An event whose topic does not exist."""
+
 
 # --- logging.md ---
 
@@ -186,6 +193,27 @@ async def test_fastapi_commits_before_its_response_only_with_the_scope_of_the_pa
 
     assert response.status_code == status
     assert f'scope="{scope}"' in (PAGES / "fastapi.md").read_text() or status == 200
+
+
+# --- observability.md ---
+
+
+async def test_an_app_that_only_publishes_serves_the_metrics_of_its_publisher() -> None:
+    [snippet] = blocks(PAGES.parent / "observability.md", "python")
+    names: dict[str, Any] = {"__name__": "snippet"}
+    with use_transport(MemoryTransport()):
+        exec(compile(snippet, "snippet", "exec", dont_inherit=True), names)
+    transport = httpx.ASGITransport(names["app"])
+    async with names["publisher"] as publisher, httpx.AsyncClient(transport=transport, base_url="http://web") as client:
+        with pytest.raises(PublishError):
+            await publisher.publish(Unknown())
+        text = await client.get("/metrics")
+        opened = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'smartpipe_published_total{service="web",destination="unknown",result="NotFound"} 1\n' in text.text
+    assert opened.headers["content-type"].startswith("application/openmetrics-text")
+    assert opened.text.endswith("# EOF\n")
 
 
 # --- scheduled-jobs.md ---

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
+from smartpipe.telemetry.prometheus import TEXT
 from smartpipe.worker import health
 from smartpipe.worker.health import HealthServer, ProbeResult
 from tests.support.waiting import until
@@ -31,7 +32,7 @@ class Fine:
     async def readyz(self) -> ProbeResult:
         return ProbeResult(True, {"ready": True})
 
-    async def metrics(self) -> str:
+    async def metrics(self, content_type: str = TEXT) -> str:
         return "up 1\n" * 1_000_000
 
 

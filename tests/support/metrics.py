@@ -11,6 +11,7 @@ import promql_parser
 from smartpipe.cli.relay import RelayReport
 from smartpipe.counters import Counters, TransportCounters
 from smartpipe.outbox.backlog import Backlog, BacklogReading
+from smartpipe.telemetry.call_metrics import CallMetrics, PublishMetrics
 from smartpipe.telemetry.families import Sample
 from smartpipe.telemetry.prometheus import render
 from smartpipe.telemetry.queue_histograms import QueueHistograms
@@ -28,14 +29,6 @@ _TYPE = re.compile(r"^# TYPE (\w+) (\w+)$", re.MULTILINE)
 SCRAPED = frozenset({"job", "instance", "process", "env"})
 """Labels that Prometheus, its configuration or a supervisor adds."""
 PENDING = {
-    "smartpipe_call_seconds": ("histogram", {"service", "operation", "destination", "error"}),
-    "smartpipe_published_total": ("counter", {"service", "destination", "result"}),
-    "smartpipe_publish_seconds": ("histogram", {"service", "destination"}),
-    "smartpipe_publish_batch_entries": ("histogram", {"service", "destination"}),
-    "smartpipe_throttled_total": ("counter", {"service", "operation", "destination"}),
-    "smartpipe_slots": ("gauge", {"service", "queue"}),
-    "smartpipe_receive_calls_open": ("gauge", {"service", "queue"}),
-    "smartpipe_circuit_open": ("gauge", {"service", "queue", "circuit"}),
     "smartpipe_event_loop_lag_seconds": ("histogram", {"service"}),
     "smartpipe_queue_messages": ("gauge", {"service", "queue", "state"}),
     "smartpipe_dead_letter_messages": ("gauge", {"service", "queue"}),
@@ -59,8 +52,14 @@ async def read_existing_metrics() -> dict[str, Metric]:
     histograms.add_handler("welcome")
     histograms.dead_letters["rejected"] = 1
     service = {"service": "mailer"}
+    calls, published = CallMetrics(), PublishMetrics()
+    calls.record("send", "mail", "", 0.1)
+    calls.record_entries("mail", 1)
+    published.chunks.append(("mail", 1, [], 0.1))
     worker = [
-        *families_of([QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0)]),
+        *families_of([QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0, circuits={"bank": 0.0})]),
+        *calls.collect(service),
+        *published.collect(service),
         family_of_overdue(Sample(service, 0)),
         *families_of_transport(TransportCounters(), service),
         family_of_dropped_lines(service),

@@ -51,6 +51,7 @@ def buckets(name: str, fast: str, slow: str, **labels: str) -> dict[str, str]:
 
 TARGET = {"job": "workers", "instance": "a:80"}
 POLLED = series("smartpipe_poll_age_seconds", **MAILER, **TARGET)
+CASE_OF_FAILURES = {"service": "mailer", "destination": "accounts", "result": "NotFound", "instance": "a"}
 CASES = [
     Case(
         "SmartpipeWorkerDown",
@@ -269,6 +270,15 @@ def test_overdue_handlers_are_found_in_a_process_that_runs_several_services(tmp_
     assert unit_test(tmp_path, values, "SmartpipeHandlersOverdue", "8m", [alert]) == ""
     values = {series("smartpipe_handlers_overdue", service="mailer2"): "1x20"}
     assert unit_test(tmp_path, values, "SmartpipeHandlersOverdue", "8m", []) == ""
+
+
+@needs_promtool
+def test_the_first_failures_of_a_publisher_are_noticed_although_no_sample_was_before(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "critical", "service": "mailer", "destination": "accounts"}}
+    values = {series("smartpipe_published_total", **CASE_OF_FAILURES): "_x5 3x30"}
+
+    assert unit_test(tmp_path, values, "SmartpipePublishFailures", "7m", [alert]) == ""
+    assert unit_test(tmp_path, values, "SmartpipePublishFailures", "18m", []) == ""
 
 
 @needs_promtool

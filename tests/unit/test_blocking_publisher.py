@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from smartpipe import ConfigError, Event, PublishError, Topic, blocking
 from smartpipe.envelope.object_store import get_from_memory
 from smartpipe.message import Payload
+from smartpipe.telemetry.prometheus import render
 from tests.support.events import ADA, OrderPlaced, Paid, UserLeft
 
 if TYPE_CHECKING:
@@ -290,3 +291,26 @@ def test_in_a_fork_of_the_process_that_used_it_first_a_publisher_sends_nothing(
         with pytest.raises(ConfigError, match="this publisher was first used in process"):
             publish(ADA)
     assert len(clients.calls) == 1
+
+
+def test_published_events_are_counted_by_their_result_and_measured(
+    publisher: blocking.Publisher, clients: Clients
+) -> None:
+    refused = {"Id": "1", "Code": "InvalidParameter", "Message": "no", "SenderFault": True}
+    clients.answers["sns.publish_batch"].append([refused])
+
+    assert failures_of(publisher.publish_many, [ADA, ADA, ADA]) == [("InvalidParameter", False)]
+
+    text = render(publisher.collect_metrics())
+    assert 'smartpipe_published_total{service="shop",destination="users",result="published"} 2\n' in text
+    assert 'smartpipe_published_total{service="shop",destination="users",result="InvalidParameter"} 1\n' in text
+    assert 'smartpipe_publish_seconds_count{service="shop",destination="users"} 2\n' in text
+
+
+def test_without_metrics_nothing_is_counted(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    with blocking.Publisher("shop", metrics=False) as publisher:
+        monkeypatch.setattr(publisher._session, "client", clients.client)
+        publisher.publish(ADA)
+
+        assert publisher.collect_metrics() == []
+    assert clients.count("sns.publish_batch") == 1

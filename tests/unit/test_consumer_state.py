@@ -63,9 +63,9 @@ def test_messages_are_received_ahead_by_default_but_not_beside_a_handler_of_batc
         consumer.start()
         while consumer.counters.handled < 1_000:
             await asyncio.sleep(0.001)
-            most = max(most, consumer._slots.prefetched)
+            most = max(most, consumer.slots.prefetched)
             most_in_flight = max(most_in_flight, consumer.in_flight)
-            most_work = max(most_work, consumer.open_work - consumer.open_calls - consumer._slots.unsettled)
+            most_work = max(most_work, consumer.open_work - consumer.open_calls - consumer.slots.unsettled)
         await drain(consumer)
 
     run_virtually(main())

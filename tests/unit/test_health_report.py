@@ -12,6 +12,7 @@ import pytest
 
 from smartpipe import ConfigError
 from smartpipe.counters import Counters, TransportCounters
+from smartpipe.telemetry.prometheus import TEXT
 from smartpipe.worker.health import (
     MAX_CONNECTIONS,
     REQUEST_SECONDS,
@@ -24,11 +25,14 @@ from smartpipe.worker.health import (
 from tests.support.virtual_time import run_virtually
 
 
-def make_consumer(queue: str, *, since: float = 1.26, failing: bool = False, **counts: int) -> Any:
+def make_consumer(queue: str, *, since: float = 1.26, failing: bool = False, **counts: Any) -> Any:
     return SimpleNamespace(
         queue=SimpleNamespace(name=queue),
         counters=Counters(**counts),
         in_flight=3,
+        slots=SimpleNamespace(size=10),
+        open_calls=1,
+        processor=SimpleNamespace(circuits=[]),
         failing=failing,
         seconds_since_success=lambda: since,
     )
@@ -38,7 +42,7 @@ def make_worker(name: str, *consumers: Any, alive: bool = True, ready: bool = Tr
     capacity = SimpleNamespace(overdue=2, reasons=more.pop("reasons", []))
     return SimpleNamespace(
         name=name, consumers=consumers, alive=alive, ready=ready, capacity=capacity,
-        transport_counts=more.pop("transport_counts", None),
+        transport_counts=more.pop("transport_counts", None), calls=None, collect_metrics=list,
     )  # fmt: skip
 
 
@@ -97,7 +101,7 @@ class Silent:
 
     readyz = livez
 
-    async def metrics(self) -> str:
+    async def metrics(self, content_type: str = TEXT) -> str:
         raise AssertionError
 
 

@@ -145,7 +145,7 @@ def test_as_many_overdue_calls_as_slots_stop_receiving_until_some_have_ended(cap
 
         transport.put(*[ADA] * 3)
         async with consuming(service, transport, concurrency=3) as consumer:
-            capacity = consumer._processor._resources.threads.capacity
+            capacity = consumer.processor._resources.threads.capacity
             await asyncio.sleep(TIMEOUT + CANCEL_GRACE_SECONDS + 1)
             assert capacity.full
             assert not capacity.alive
@@ -326,7 +326,7 @@ async def test_the_number_of_abandoned_threads_is_limited_and_other_messages_wai
 
     transport.put(*[ADA] * 300)
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
-        capacity = consumer._processor._resources.threads.capacity
+        capacity = consumer.processor._resources.threads.capacity
         await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
         received = consumer.counters.received
         assert threading.active_count() - alive <= 2 * 5
@@ -363,7 +363,7 @@ async def test_if_a_thread_cannot_start_the_message_is_deferred_and_nothing_runs
     transport.put(ADA)
     async with consuming(service, transport, poll_seconds=1) as consumer:
         await until(lambda: consumer.counters.deferred == 1)
-        capacity = consumer._processor._resources.threads.capacity
+        capacity = consumer.processor._resources.threads.capacity
         assert not capacity.ready
         assert ran == []
         refuse.clear()

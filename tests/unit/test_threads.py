@@ -323,7 +323,7 @@ async def test_async_handlers_that_hang_in_threads_stop_receive_calls() -> None:
 
     transport.put(*[ADA] * 100)
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
-        capacity = consumer._processor._resources.threads.capacity
+        capacity = consumer.processor._resources.threads.capacity
         use_loop_executor(capacity)
         await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
         assert capacity.overdue <= 10

@@ -270,7 +270,7 @@ def test_one_queue_or_all_can_be_paused_and_an_unknown_one_is_an_error_that_name
         running = await one.start()
         with pytest.raises(ConfigError, match="does not receive from queue 'other'; its queues are: mailer, audit"):
             one.worker.resume("other")
-        slots = [consumer._slots for consumer in one.worker.consumers]
+        slots = [consumer.slots for consumer in one.worker.consumers]
         one.worker.pause("audit")
         assert [slot.paused for slot in slots] == [False, True]
         one.worker.pause()
@@ -296,7 +296,7 @@ def test_consumers_get_the_settings_of_the_worker() -> None:
         one = Running(concurrency=3, wait_seconds=7, prefetch=False)
         running = await one.start()
         consumer = one.worker.consumers[0]
-        assert (consumer._slots.size, consumer._ahead._prefetch) == (3, None)
+        assert (consumer.slots.size, consumer._ahead._prefetch) == (3, None)
         assert consumer.seconds_until_closed() == 6.5
         assert one.worker._service.slots(3) == 6
         assert one.worker.capacity._limit == 6

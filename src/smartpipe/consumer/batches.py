@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.invoke import Invocation
     from smartpipe.delivery import Delivery
     from smartpipe.publisher.publisher import Publisher
+    from smartpipe.telemetry.spans import Tracing
 
 _Result: TypeAlias = "asyncio.Future[BaseException | None]"
 
@@ -39,6 +40,7 @@ class BatchCollector:
     A batch is started when it is full, ``linger_seconds`` after its first item, or at ``flush`` or ``close``.
 
     Args:
+        tracing: Makes a span for each call of the handler; None: there are none.
         on_outcome: Called after each call of the handler: with None, or with a failure if every item has failed.
     """
 
@@ -50,7 +52,9 @@ class BatchCollector:
         publisher: Publisher,
         *,
         on_outcome: Callable[[BaseException | None], None] = lambda _: None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._handler = handler
         self._options = batch
         self._invocation = invocation
@@ -127,10 +131,16 @@ class BatchCollector:
         seconds = self._handler.options.timeout_seconds
         limit = math.inf if seconds is None else seconds
         error: BaseException | None
+        opened = None
+        if self._tracing is not None:
+            parents = [delivery.envelope.traceparent for delivery in batch.deliveries]
+            opened = self._tracing.start_batch(self._handler.queue.name, self._handler.name, parents)
         try:
             error = await self._invocation.run(call, batch, limit, self._on_timeout)
         except asyncio.CancelledError as cancelled:  # by `__call__`, or raised by the handler
             error = cancelled
+        if self._tracing is not None and opened is not None:
+            self._tracing.end(opened, error)
         return [batch.failure(index) if error is None else error for index in range(len(batch))]
 
     def _end_overdue(self, task: asyncio.Task[Any], batch: BatchDelivery) -> None:

@@ -88,7 +88,7 @@ class Circuit:
         self._wakes: list[Callable[[], None]] = []
         self.state = "closed"
         self.reset_seconds = breaker.reset_seconds
-        self._name = name
+        self.name = name
         self._breaker = breaker
         self._call_later = call_later
         self._timer: asyncio.TimerHandle | None = None
@@ -100,11 +100,16 @@ class Circuit:
         """Whether calls succeed, or have not failed often enough to open the circuit."""
         return self.state == "closed"
 
+    @property
+    def openness(self) -> float:
+        """The state as a number, for metrics: 1 open, 0.5 half-open, 0 closed."""
+        return {"open": 1.0, "half-open": 0.5, "closed": 0.0}[self.state]
+
     def record_success(self) -> None:
         """Record that the handler returned."""
         self._failures = 0
         if self.state == "half-open":
-            log.info("Circuit of %s closed: its probe succeeded, receiving from its queue again", self._name)
+            log.info("Circuit of %s closed: its probe succeeded, receiving from its queue again", self.name)
             self.state, self.reset_seconds = "closed", self._breaker.reset_seconds
             self._wake()
 
@@ -161,11 +166,11 @@ class Circuit:
         self.state = "open"
         self._probing = False
         log.error(
-            "Circuit of %s opened: %s; receiving nothing from its queue for %g s", self._name, why, self.reset_seconds
+            "Circuit of %s opened: %s; receiving nothing from its queue for %g s", self.name, why, self.reset_seconds
         )
         self._timer = self._call_later(self.reset_seconds, self._half_open)
 
     def _half_open(self) -> None:
         self.state = "half-open"
-        log.info("Circuit of %s half-open: will receive one message as a probe", self._name)
+        log.info("Circuit of %s half-open: will receive one message as a probe", self.name)
         self._wake()

@@ -77,21 +77,21 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._isolation = resources.isolation or Isolation()
         resources = resources._replace(isolation=self._isolation)
-        self._processor = Processor(service, queue.name, resources, self.counters)
+        self.processor = Processor(service, queue.name, resources, self.counters)
         size = slots_for(handlers, concurrency)
-        self._slots = Slots(size, [*self._processor.gates, self._isolation])
+        self.slots = Slots(size, [*self.processor.gates, self._isolation])
         self._leases = Leases(
             queue.name, transport, visibility_timeout_seconds=queue.visibility_timeout_seconds, counters=self.counters
         )
         self._acknowledger = Acknowledger(
-            queue.name, transport, leases=self._leases, slots=self._slots, counters=self.counters
+            queue.name, transport, leases=self._leases, slots=self.slots, counters=self.counters
         )
         settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counters=self.counters)
-        self._runner = GroupRunner(queue, self._processor, settler, slots=self._slots, isolation=self._isolation)
+        self._runner = GroupRunner(queue, self.processor, settler, slots=self.slots, isolation=self._isolation)
         self._runner.observer = observer
         # A batch collects messages as long as there are slots, so it needs none ahead.
         prefetch = prefetch and not any(handler.options.batch for handler in handlers)
-        self._ahead = ReceivedAhead(self._runner, self._slots, Prefetch(size) if prefetch else None)
+        self._ahead = ReceivedAhead(self._runner, self.slots, Prefetch(size) if prefetch else None)
         self._isolation.join(self)
         self._health = ReceiveHealth(queue.name)
         self._calls: dict[_Task, float] = {}  # open receive calls, with the time at which each began
@@ -106,13 +106,13 @@ class Consumer:
 
     async def run(self) -> None:
         """Receive messages and start tasks that handle them, until ``drain`` is called."""
-        while wanted := await self._slots.acquire():
+        while wanted := await self.slots.acquire():
             if not self._calls and not self._health.failing:
                 # Every slot was taken, so no call was due. The time without one must not count as a failure.
                 self._health.succeeded_at = self._loop.time()
-            if self._slots.prefetched:
+            if self.slots.prefetched:
                 self._ahead.check()
-            call = self._loop.create_task(self._receive(wanted, ahead=self._slots.prefetched > 0))
+            call = self._loop.create_task(self._receive(wanted, ahead=self.slots.prefetched > 0))
             self._calls[call] = self._loop.time()
             call.add_done_callback(self._end_call)
 
@@ -133,10 +133,10 @@ class Consumer:
                 visibility_timeout_seconds=self.queue.visibility_timeout_seconds,
             )
         except Exception as error:  # noqa: BLE001 - receiving goes on after any error
-            self._slots.return_unused(wanted, 0)
+            self.slots.return_unused(wanted, 0)
             await self._health.back_off(error, self._stopping)
             return
-        self._slots.return_unused(wanted, len(messages))
+        self.slots.return_unused(wanted, len(messages))
         self._health.succeeded_at = self._loop.time()
         if self._health.failing:
             self._health.recover()
@@ -144,7 +144,7 @@ class Consumer:
             self._accept(messages, ahead=ahead)
             if len(messages) == wanted:
                 self._ahead.record_full_response(messages, began)
-        elif self._slots.prefetched:  # the queue is empty, and the next messages may be other ones
+        elif self.slots.prefetched:  # the queue is empty, and the next messages may be other ones
             self._ahead.return_all()
 
     def _accept(self, messages: Sequence[Message], *, ahead: bool = False) -> None:
@@ -153,7 +153,7 @@ class Consumer:
             group = self._runner.enqueue(lease)
             if group is None:
                 continue
-            if ahead or self._ahead.groups or len(self._runner.tasks) >= self._slots.size:
+            if ahead or self._ahead.groups or len(self._runner.tasks) >= self.slots.size:
                 self._ahead.start(group, ahead=ahead)
             else:
                 # While draining, too: the task returns the message to the queue, so every message ends in `settle`.
@@ -161,7 +161,7 @@ class Consumer:
 
     def _end_call(self, call: _Task) -> None:
         del self._calls[call]
-        self._slots.end_call()
+        self.slots.end_call()
 
     async def drain(self, *, handlers_until: float, flush_until: float, hard: asyncio.Event) -> None:
         """Stop receiving, and settle every message that is here. Times are the event loop's.
@@ -173,12 +173,12 @@ class Consumer:
         """
         # Nothing new begins: no receive call, no handler, no wait for a batch to fill.
         self._stopping.set()
-        self._slots.close()
+        self.slots.close()
         self._acknowledger.start_drain()
         self._runner.stopping = True
         self._isolation.stop()
         self._ahead.return_all()
-        self._processor.stop()
+        self.processor.stop()
         await self._wait_for_handlers(handlers_until, hard)
         await self._runner.cancel(CANCEL_SECONDS)
         if self._calls:
@@ -189,7 +189,7 @@ class Consumer:
         # Again after `_finish`, which may have been cut off: cancelled handlers have left messages, too.
         self._release_held()
         await self._flush(flush_until)
-        self._processor.close()
+        self.processor.close()
         # The ticker goes last: a message keeps its lease until its delete is confirmed.
         if self._ticker is not None:
             self._ticker.cancel()
@@ -218,11 +218,11 @@ class Consumer:
             async with asyncio.timeout(max(CANCEL_SECONDS, until - self._loop.time())):
                 await self._acknowledger.drain()
         except TimeoutError:
-            self.counters.not_deleted += self._slots.unsettled
+            self.counters.not_deleted += self.slots.unsettled
             log.error(  # noqa: TRY400 - the traceback of a timeout explains nothing
                 "Queue %s: %d messages could not be settled in time and will be delivered again",
                 self.queue.name,
-                self._slots.unsettled,
+                self.slots.unsettled,
             )
 
     async def _tick(self) -> None:
@@ -240,12 +240,12 @@ class Consumer:
 
     def pause(self) -> None:
         """Make no receive call until ``resume``; open ones may still bring messages. A second call does nothing."""
-        self._slots.pause()
+        self.slots.pause()
         self._ahead.return_all()
 
     def resume(self) -> None:
         """Make receive calls again."""
-        self._slots.resume()
+        self.slots.resume()
 
     @property
     def in_flight(self) -> int:
@@ -264,7 +264,7 @@ class Consumer:
         A message that may kill this process must not begin before deletes and returns are confirmed. If it did, SQS
         would deliver handled messages again, and count one more delivery of each.
         """
-        return len(self._runner.tasks) + len(self._ahead.groups) + len(self._calls) + self._slots.unsettled
+        return len(self._runner.tasks) + len(self._ahead.groups) + len(self._calls) + self.slots.unsettled
 
     @property
     def failing(self) -> bool:

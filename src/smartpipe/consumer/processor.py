@@ -23,6 +23,7 @@ from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
+from smartpipe.envelope.traceparent import is_sampled
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.events import contract_of
 from smartpipe.middleware import Next, compose
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from smartpipe.publisher.publisher import Publisher
     from smartpipe.service import Service
     from smartpipe.telemetry.histograms import Histogram
+    from smartpipe.telemetry.spans import Tracing
 
 
 STORE = "the idempotency store"
@@ -76,6 +78,7 @@ class Resources(NamedTuple):
         claims: Claims events for idempotent handlers.
         isolation: Isolates messages of all queues; None: each queue has an isolation of its own.
         metrics: Record times and attempts, as ``Counters.histograms`` of each queue.
+        tracing: Makes spans for handler calls; None: there are none.
     """
 
     publisher: Publisher
@@ -85,6 +88,7 @@ class Resources(NamedTuple):
     claims: Claims | None = None
     isolation: Isolation | None = None
     metrics: bool = True
+    tracing: Tracing | None = None
 
 
 class _Route(NamedTuple):
@@ -118,6 +122,7 @@ class Processor:
         self._service = service
         self._queue = queue
         self._resources = resources
+        self._call = self._call_handler if resources.tracing is None else partial(self._call_traced, resources.tracing)
         self._counters = counters
         self._invocation = Invocation(resources.threads, counters)
         self._collectors: list[BatchCollector] = []
@@ -161,7 +166,7 @@ class Processor:
         message = _drop_reason(unwrapped)  # its attributes may come from an SNS notification
         # In the order of registration. The first failure ends the delivery, and a retry calls all handlers again.
         for route in self._routes[type(envelope.data)]:
-            result = await self._call_handler(route, envelope, message, lease)
+            result = await self._call(route, envelope, message, lease)
             if result is None:
                 return SKIPPED
             if lease.state >= OVERDUE:  # another task has settled the message
@@ -254,6 +259,7 @@ class Processor:
                 self._invocation,
                 self._resources.publisher,
                 on_outcome=partial(_record_in_circuit, circuit, handler),
+                tracing=self._resources.tracing,
             )
             self._collectors.append(innermost)
         else:
@@ -337,6 +343,33 @@ class Processor:
         # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call.
         if options.batch is None and lease.state < OVERDUE:
             _record_in_circuit(route.circuit, handler, result.failure)
+        return result
+
+    async def _call_traced(
+        self, tracing: Tracing, route: _Route, envelope: Envelope, message: Message, lease: Lease
+    ) -> CallResult | None:
+        """Call one handler within a span, unless its event is not sampled. A batch has one span for all of its events.
+
+        The duration becomes an exemplar of its histogram.
+        """
+        handler = route.handler
+        batch = handler.options.batch is not None
+        opened = None if batch else tracing.start_process(self._queue, handler.name, envelope, message)
+        if opened is None:
+            return await self._call_handler(route, envelope, message, lease)
+        started, failure = time.perf_counter(), None
+        try:
+            result = await self._call_handler(route, envelope, message, lease)
+            if result is not None and not isinstance(result.failure, NotHandledYet):
+                failure = result.failure
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            tracing.end(opened, failure)
+        if result is not None and route.histograms is not None and is_sampled(opened.traceparent):
+            outcome = "handled" if result.failure is None else _outcome_of(result.failure)
+            route.histograms[outcome].add_exemplar(time.perf_counter() - started, opened.traceparent[3:35])
         return result
 
     def _record_store_result(self, failure: BaseException | None) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic_core import PydanticSerializationError, to_json
 
 from smartpipe.envelope.serialize import UnreadableData, get_serializer
-from smartpipe.envelope.traceparent import child_of, new_traceparent
+from smartpipe.envelope.traceparent import new_traceparent
 from smartpipe.errors import PublishError, PublishFailure
 from smartpipe.events import contract_of, text_of
 from smartpipe.message import construct
@@ -117,7 +117,7 @@ def wrap(event: Event, *, source: str, event_id: str | None = None) -> Envelope:
             datetime.now(UTC),
             event,
             text_of(event, contract.key) if contract.key else None,
-            child_of(cause.traceparent) if cause and cause.traceparent else new_traceparent(),
+            (cause.traceparent if cause else None) or new_traceparent(),  # no span was made here, so no new id
             (cause.correlation_id or cause.id) if cause else event_id,
             cause.id if cause else None,
         ),

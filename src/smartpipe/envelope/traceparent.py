@@ -17,6 +17,7 @@ TRACEPARENT_PATTERNS = (
 OPENTELEMETRY = "opentelemetry.trace"
 """The module that has the current span, if the application has imported it."""
 
+_ODD_DIGITS = frozenset("13579bdf")
 _FORMS = tuple(map(re.compile, TRACEPARENT_PATTERNS))
 _random = Random()  # noqa: S311 - not the shared one, which applications seed; trace ids are not secrets
 if hasattr(os, "register_at_fork"):
@@ -24,9 +25,24 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_traceparent() -> str:
-    """Return the traceparent of a new trace (W3C Trace Context, version 00, sampled)."""
-    digits = f"{_random.getrandbits(192):048x}"
-    return f"00-{digits[:32]}-{digits[32:]}-01"
+    """Return the traceparent of a new trace that has no span, and of which nobody has decided whether to sample it.
+
+    It is not sampled (W3C Trace Context, version 00), because there is no span to find. The id of the span, which does
+    not exist, is the first half of the trace id. So a consumer with OpenTelemetry can tell this from a publisher's
+    decision against sampling, and decide by its own sampler. See ``is_undecided``.
+    """
+    digits = f"{_random.getrandbits(128):032x}"
+    return f"00-{digits}-{digits[:16]}-00"
+
+
+def is_sampled(traceparent: str) -> bool:
+    """Return whether its span was recorded, by the flag of W3C Trace Context, section 3.2.2.5."""
+    return traceparent[54] in _ODD_DIGITS
+
+
+def is_undecided(traceparent: str) -> bool:
+    """Return whether it comes from ``new_traceparent``: it names a trace, but no span."""
+    return traceparent[36:52] == traceparent[3:19] and not is_sampled(traceparent)
 
 
 def read_traceparent(header: object) -> str | None:
@@ -51,11 +67,6 @@ def current_traceparent() -> str | None:
     if not context.is_valid:
         return None
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-
-def child_of(traceparent: str) -> str:
-    """Return the traceparent of a new span in the same trace, with the same flags."""
-    return f"{traceparent[:36]}{_random.getrandbits(64):016x}{traceparent[52:]}"
 
 
 def trace_id(traceparent: str | None) -> str | None:

@@ -314,7 +314,9 @@ def _rules_of_publishing(scope: _Scope, options: AlertOptions) -> list[Rule]:
     return [
         Rule(
             "SmartpipePublishFailures",
-            f"{increase('service, destination', failed, '10m')} > 0",
+            # A code has no sample before its first failure, so the increase misses that one.
+            f"{increase('service, destination', failed, '10m')} > 0\nor\n"
+            f"{add_up('service, destination', f'{failed} unless {failed} offset 10m')} > 0",
             "",
             "critical",
             "Events could not be published.",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
 from smartpipe.envelope.encode import source_errors
+from smartpipe.envelope.traceparent import OPENTELEMETRY
 from smartpipe.errors import ConfigError, PublishError, PublishFailure, TransportError
 from smartpipe.message import Failure
 from smartpipe.middleware import Middleware, compose, validate_middleware
@@ -24,7 +27,11 @@ from smartpipe.publisher.prepare import (
 )
 from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
+from smartpipe.publisher.traced import find_publish_tracing
+from smartpipe.telemetry.call_metrics import PublishMetrics
+from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.topics import Topic
+from smartpipe.transports.measured import MeasuredTransport
 from smartpipe.transports.open import open_transport
 
 if TYPE_CHECKING:
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Event
     from smartpipe.options import PublishManyOptions, PublishOptions
+    from smartpipe.publisher.traced import PublicationFields, PublishTracing
+    from smartpipe.telemetry.call_metrics import CallMetrics
+    from smartpipe.telemetry.families import Family
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.publisher")
@@ -55,6 +65,7 @@ class Publisher:
             jitter.
         middleware: Functions around each event's publication, the first outermost; see ``smartpipe.middleware``. With
             middleware, ``publish_many`` publishes the events one by one.
+        metrics: Count results and measure calls, for ``collect_metrics``.
 
     Raises:
         ConfigError: The source is empty, longer than 256 characters or not a URI reference (RFC 3986), a time is
@@ -69,6 +80,7 @@ class Publisher:
         linger_seconds: float | None = None,
         deadline_seconds: float = 30.0,
         middleware: Sequence[Middleware[Publication, str]] = (),
+        metrics: bool = True,
     ) -> None:
         errors = source_errors("Publisher", source)
         if (linger_seconds or 0) < 0 or deadline_seconds < 0:
@@ -78,11 +90,18 @@ class Publisher:
         self.source = source
         self._owns_transport = transport is None
         self._transport = open_transport() if transport is None else transport
+        self._metrics = PublishMetrics() if metrics else None
+        self._calls: CallMetrics | None = None
+        if metrics and not isinstance(self._transport, MeasuredTransport):  # or else a worker reports the calls
+            self._transport = MeasuredTransport(self._transport)
+            self._calls = self._transport.calls
         self.payloads = PayloadOffload()
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
         self._publish = compose(validate_middleware(middleware, f"Publisher {source!r}"), self._publish_one)
         self._middleware = bool(middleware)
+        self._tracing: PublishTracing | None = None
+        self._tracing_found = False
         self._single_publisher: SinglePublisher | None = None
         self._open_calls: set[asyncio.Future[None]] = set()  # of `publish_many`
         self._closed = False
@@ -128,6 +147,12 @@ class Publisher:
         return event_id
 
     async def _publish_one(self, publication: Publication) -> str:
+        tracing = self._find_tracing()
+        if tracing is not None:
+            with tracing.trace_event(publication) as traced:
+                prepared = traced.prepare(self._prepare)
+                await self._publisher_of_loop().publish(prepared)
+            return prepared.event_id
         prepared = self._prepare(publication)
         await self._publisher_of_loop().publish(prepared)
         return prepared.event_id
@@ -145,6 +170,13 @@ class Publisher:
             ConfigError: An event's class declares no type, or there is an ``event_id``.
         """
         fields = read_many_options(**options)
+        tracing = self._find_tracing()
+        if tracing is not None and not self._middleware:  # with middleware, each event has a span of its own
+            with tracing.trace_many(events, fields) as (traced_events, traced_fields):
+                return await self._publish_all(traced_events, traced_fields)
+        return await self._publish_all(events, fields)
+
+    async def _publish_all(self, events: Iterable[Event], fields: PublicationFields) -> PublishReport:
         publications = (Publication(event, *fields) for event in events)
         failures: list[PublishFailure] = []
         call = asyncio.get_running_loop().create_future()
@@ -225,8 +257,30 @@ class Publisher:
 
         seconds = self._deadline_seconds if deadline_seconds is None else deadline_seconds
         timers = self._publisher_of_loop().timers
+        started = time.perf_counter()
         failed = await send_with_retries(call, chunk, deadline_seconds=seconds, timers=timers)
+        if self._metrics is not None:
+            codes = [failure.code for _, failure in failed]
+            self._metrics.chunks.append((destination.name, len(chunk), codes, time.perf_counter() - started))
+            if len(self._metrics.chunks) >= FOLD_AT:
+                self._metrics.fold()
         return [(prepared, prepared.make_failure(failure)) for prepared, failure in failed]
+
+    def _find_tracing(self) -> PublishTracing | None:
+        """Look for a tracer provider once, when the application has imported OpenTelemetry."""
+        if not self._tracing_found and OPENTELEMETRY in sys.modules:
+            self._tracing, self._tracing_found = find_publish_tracing(self.source), True
+        return self._tracing
+
+    def collect_metrics(self) -> list[Family]:
+        """Return the results of all events, and how long they took and their requests, each with the label ``service``.
+
+        In a worker, ``/metrics`` has those of the publisher of its handlers. Elsewhere, write them for Prometheus with
+        ``smartpipe.telemetry.render``.
+        """
+        labels = {"service": self.source}
+        published = [] if self._metrics is None else self._metrics.collect(labels)
+        return [*published, *([] if self._calls is None else self._calls.collect(labels))]
 
     def _report_outage(self, error: TransportError | None) -> None:
         """Log the first temporary failure, and the end of it: a publish may take its whole deadline meanwhile."""

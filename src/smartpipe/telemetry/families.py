@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -30,3 +30,12 @@ class Family(NamedTuple):
     kind: str
     help: str
     samples: Sequence[Sample]
+
+
+def add_samples(families: Iterable[Family], more: Iterable[Family]) -> list[Family]:
+    """Return *families* with the samples of *more*, so that each family appears once."""
+    found = {family.name: family for family in families}
+    for family in more:
+        known = found.get(family.name)
+        found[family.name] = family if known is None else known._replace(samples=[*known.samples, *family.samples])
+    return list(found.values())

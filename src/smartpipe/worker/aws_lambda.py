@@ -24,6 +24,7 @@ from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.log_fields import add_delivery_filter
 from smartpipe.message import Attribute, received_message
 from smartpipe.settings import AwsSettings, ConcurrencySettings
+from smartpipe.transports.measured import measure
 from smartpipe.transports.open import open_transport
 from smartpipe.worker.runtime import open_runtime
 
@@ -249,9 +250,9 @@ class LambdaHandler:
         """Return the resources of all invocations; the first invocation opens them."""
         if self._resources is None or self._transport is None:
             async with AsyncExitStack() as stack:
-                transport = open_transport()
-                stack.push_async_callback(transport.aclose)
                 settings = ConcurrencySettings.load()
+                transport = measure(open_transport()) if settings.metrics else open_transport()
+                stack.push_async_callback(transport.aclose)
                 runtime = await stack.enter_async_context(open_runtime(self._service, transport, settings))
                 self._stack = stack.pop_all()
             self._transport, self._resources = transport, runtime.resources()

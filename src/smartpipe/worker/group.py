@@ -10,6 +10,7 @@ from smartpipe.consumer.isolation import Isolation
 from smartpipe.errors import TopologyError
 from smartpipe.names import Naming
 from smartpipe.topology.derive import derive
+from smartpipe.transports.measured import measure
 from smartpipe.worker.health import HealthServer, WorkerHealth
 from smartpipe.worker.worker import Worker, serve_health
 
@@ -50,6 +51,7 @@ class WorkerGroup:
         socket: Path | None = None,
     ) -> None:
         refuse_conflicts(services)
+        transport = measure(transport) if settings.metrics else transport
         capacity, isolation = Capacity(sum(one.slots(settings.concurrency) for one in services)), Isolation()
         self.workers = [
             Worker(one, transport, settings, verify=verify(one), capacity=capacity, isolation=isolation)

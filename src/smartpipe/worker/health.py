@@ -12,7 +12,7 @@ from aiohttp import web
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
-from smartpipe.telemetry.families import Sample
+from smartpipe.telemetry.families import Sample, add_samples
 from smartpipe.telemetry.prometheus import TEXT, choose_content_type, render
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.capacity import Capacity
     from smartpipe.consumer.consumer import Consumer
     from smartpipe.counters import TransportCounters
+    from smartpipe.telemetry.call_metrics import CallMetrics
     from smartpipe.telemetry.families import Family
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,6 +84,13 @@ class ObservedWorker(Protocol):
     def transport_counts(self) -> TransportCounters | None:
         """The counters of the transport, if it has any."""
 
+    @property
+    def calls(self) -> CallMetrics | None:
+        """The metrics of the calls of the transport, if they are measured."""
+
+    def collect_metrics(self) -> list[Family]:
+        """Return the metrics of the service beside those of its consumers."""
+
 
 class WorkerHealth:
     """The health of a process with one or several workers, with the state of each of their queues.
@@ -118,6 +126,9 @@ class WorkerHealth:
                 consumer.counters,
                 consumer.in_flight,
                 round(consumer.seconds_since_success(), 1),
+                consumer.slots.size,
+                consumer.open_calls,
+                {circuit.name: circuit.openness for circuit in consumer.processor.circuits},
             )
             for worker in self._workers
             for consumer in worker.consumers
@@ -125,6 +136,10 @@ class WorkerHealth:
         process = {"service": ",".join(worker.name for worker in self._workers)}
         first = self._workers[0]
         families = [*families_of(queues), family_of_overdue(Sample(process, first.capacity.overdue))]
+        for worker in self._workers:
+            families = add_samples(families, worker.collect_metrics())
+        if first.calls is not None:
+            families = add_samples(families, first.calls.collect(process))
         counts = first.transport_counts
         if counts is not None:
             families += families_of_transport(counts, process)

@@ -44,13 +44,22 @@ TRANSPORT_COUNTERS = {
 
 
 class QueueMetrics(NamedTuple):
-    """The metrics of one queue's consumer."""
+    """The metrics of one queue's consumer.
+
+    Args:
+        slots: The number of messages that it may handle at a time.
+        open_calls: The number of its receive calls that wait for messages.
+        circuits: The state of each circuit breaker, by its name: 1 open, 0.5 half-open, 0 closed.
+    """
 
     service: str
     queue: str
     counts: Counters
     in_flight: int
     seconds_since_poll: float
+    slots: int = 0
+    open_calls: int = 0
+    circuits: Mapping[str, float] = {}
 
 
 def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
@@ -69,6 +78,16 @@ def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
         yield Family(name, "counter", text, samples)
     in_flight = [Sample(label, queue.in_flight) for label, queue in zip(labels, queues, strict=True)]
     yield Family("smartpipe_messages_in_flight", "gauge", "Messages being handled, or waiting here for it.", in_flight)
+    slots = [Sample(label, queue.slots) for label, queue in zip(labels, queues, strict=True)]
+    yield Family("smartpipe_slots", "gauge", "Messages that may be handled at a time.", slots)
+    calls = [Sample(label, queue.open_calls) for label, queue in zip(labels, queues, strict=True)]
+    yield Family("smartpipe_receive_calls_open", "gauge", "Receive calls that wait for messages.", calls)
+    circuits = [
+        Sample({**label, "circuit": name}, state)
+        for label, queue in zip(labels, queues, strict=True)
+        for name, state in queue.circuits.items()
+    ]
+    yield Family("smartpipe_circuit_open", "gauge", "1 if the circuit is open, 0.5 half-open, 0 closed.", circuits)
     ages = [Sample(label, queue.seconds_since_poll) for label, queue in zip(labels, queues, strict=True)]
     yield Family(
         "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages

@@ -15,6 +15,7 @@ from smartpipe.consumer.threads import Threads, use_loop_executor
 from smartpipe.errors import PublishError
 from smartpipe.idempotency.claims import open_claims
 from smartpipe.publisher.publisher import Publisher
+from smartpipe.telemetry.spans import find_tracing
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,19 +62,28 @@ class Runtime:
     """
 
     def __init__(
-        self, publisher: Publisher, threads: Threads, claims: Claims | None = None, *, metrics: bool = True
+        self, publisher: Publisher, threads: Threads, settings: ConcurrencySettings, claims: Claims | None = None
     ) -> None:
         self.publisher = publisher
         self.threads = threads
         self.claims = claims
-        self._metrics = metrics
+        self._settings = settings
         self.state: Any = None
         self.unpublished = 0
 
     def resources(self, isolation: Isolation | None = None) -> Resources:
-        """Return the resources for a consumer."""
-        publisher = self.publisher
-        return Resources(publisher, self.threads, publisher.payloads, self.state, self.claims, isolation, self._metrics)
+        """Return the resources for a consumer. Call it when the lifespan is open, which may set up OpenTelemetry."""
+        publisher, settings = self.publisher, self._settings
+        return Resources(
+            publisher,
+            self.threads,
+            publisher.payloads,
+            self.state,
+            self.claims,
+            isolation,
+            settings.metrics,
+            find_tracing(child=settings.trace_parent == "child"),
+        )
 
 
 @asynccontextmanager
@@ -105,8 +115,8 @@ async def open_runtime(
         if shared is None:
             stack.callback(threads.close)
             use_loop_executor(threads.capacity)
-        publisher = Publisher(service.name, transport=transport)
-        runtime = Runtime(publisher, threads, shared.claims if shared else None, metrics=settings.metrics)
+        publisher = Publisher(service.name, transport=transport, metrics=settings.metrics)
+        runtime = Runtime(publisher, threads, settings, shared.claims if shared else None)
         stack.push_async_callback(_close_publisher, runtime, bounds)
 
         async def open_own_claims() -> None:

@@ -20,6 +20,7 @@ from smartpipe.errors import (
     TransportError,
 )
 from smartpipe.transport import counters_of
+from smartpipe.transports.measured import MeasuredTransport, measure
 from smartpipe.worker.health import HealthServer, WorkerHealth
 from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from smartpipe.idempotency.store import Store
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
+    from smartpipe.telemetry.call_metrics import CallMetrics
+    from smartpipe.telemetry.families import Family
     from smartpipe.transport import Transport
 
 log = logging.getLogger("smartpipe.worker")
@@ -68,7 +71,7 @@ class Worker:
             msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
             raise ConfigError(msg)
         self._service = service
-        self._transport = transport
+        self._transport = measure(transport) if settings.metrics else transport
         self._settings = settings
         self._verify = verify
         self._stopping = asyncio.Event()
@@ -116,6 +119,15 @@ class Worker:
     def transport_counts(self) -> TransportCounters | None:
         """The counters of the transport, or None if it has none."""
         return counters_of(self._transport)
+
+    def collect_metrics(self) -> list[Family]:
+        """Return the metrics of the service's publisher."""
+        return [] if self._runtime is None else self._runtime.publisher.collect_metrics()
+
+    @property
+    def calls(self) -> CallMetrics | None:
+        """The metrics of the calls of the transport, or None if they are not measured."""
+        return self._transport.calls if isinstance(self._transport, MeasuredTransport) else None
 
     def stop(self, reason: str = "stop()") -> None:
         """Start to drain. A second call does nothing."""

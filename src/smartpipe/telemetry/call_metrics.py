@@ -1,0 +1,141 @@
+"""The metrics of calls to SNS and SQS, and of published events."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from smartpipe.telemetry.families import Family, Sample
+from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, FOLD_AT, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smartpipe.telemetry.families import Labels
+
+K = TypeVar("K")
+
+PUBLISHED = "published"
+MAX_CODES = 100
+"""AWS has fewer error codes than that for these calls. Without a limit, a broker could add any number of labels."""
+OTHER_CODE = "other"
+THROTTLING_MARKS = ("Throttl", "SlowDown", "LimitExceeded", "PriorRequestNotComplete", "OverLimit")
+"""Each code by which AWS says that a caller makes too many requests contains one of these."""
+
+
+class CallKey(NamedTuple):
+    """A kind of call.
+
+    Args:
+        operation: The method of Transport.
+        error: The code of the error that the call raised; empty if it succeeded.
+    """
+
+    operation: str
+    destination: str
+    error: str
+
+
+class CallMetrics:
+    """How long calls took, and how many entries each request to publish or to send had."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[CallKey, Histogram] = {}
+        self.entries: dict[str, Histogram] = {}
+        self._codes: set[str] = set()
+
+    def record(self, operation: str, destination: str, error: str, seconds: float) -> None:
+        """Record a call that has ended."""
+        key = CallKey(operation, destination, limit_codes(error, self._codes) if error else "")
+        _record(self.seconds, key, CALL_BOUNDS, seconds)
+
+    def record_entries(self, destination: str, count: int) -> None:
+        """Record the number of entries of a request that publishes or sends."""
+        _record(self.entries, destination, ENTRY_BOUNDS, count)
+
+    def collect(self, labels: Labels) -> Iterator[Family]:
+        """Yield the metrics, each sample with *labels*."""
+        calls = [Sample({**labels, **key._asdict()}, histogram) for key, histogram in self.seconds.items()]
+        yield Family("smartpipe_call_seconds", "histogram", "Duration of calls to SNS and SQS by operation.", calls)
+        fills = [Sample({**labels, "destination": name}, one) for name, one in self.entries.items()]
+        yield Family("smartpipe_publish_batch_entries", "histogram", "Entries in each publishing request.", fills)
+        throttled: dict[tuple[str, str], int] = {}
+        for key, histogram in self.seconds.items():
+            pair = key.operation, key.destination
+            throttled[pair] = throttled.get(pair, 0) + (histogram.count if is_throttling(key.error) else 0)
+        yield Family(
+            "smartpipe_throttled_total",
+            "counter",
+            "Calls that SNS or SQS refused because there were too many.",
+            [
+                Sample({**labels, "operation": operation, "destination": destination}, count)
+                for (operation, destination), count in throttled.items()
+            ],
+        )
+
+
+class PublishMetrics:
+    """The results of published events, and how long they took, retries included.
+
+    ``chunks`` has, for each group of events that was sent together, its destination, the number of events, the codes of
+    those that failed, and the seconds from the first request to the last response. Read the rest after ``fold``.
+    """
+
+    def __init__(self) -> None:
+        self.results: dict[tuple[str, str], int] = {}
+        self.seconds: dict[str, Histogram] = {}
+        self.chunks: list[tuple[str, int, list[str], float]] = []
+        self._codes: set[str] = set()
+
+    def fold(self) -> None:
+        """Count the chunks since the last call."""
+        chunks = self.chunks[:]
+        del self.chunks[: len(chunks)]  # another thread may have added one since
+        for destination, events, codes, seconds in chunks:
+            if destination not in self.seconds:
+                self.seconds[destination] = Histogram(CALL_BOUNDS)
+                self.results[destination, PUBLISHED] = 0
+            self.results[destination, PUBLISHED] += events - len(codes)
+            for code in codes:
+                key = destination, limit_codes(code, self._codes)
+                self.results[key] = self.results.get(key, 0) + 1
+            for _ in range(events - len(codes)):
+                self.seconds[destination].record(seconds)
+
+    def collect(self, labels: Labels) -> Iterator[Family]:
+        """Yield the metrics, each sample with *labels*."""
+        self.fold()
+        results = [
+            Sample({**labels, "destination": destination, "result": result}, count)
+            for (destination, result), count in self.results.items()
+        ]
+        yield Family("smartpipe_published_total", "counter", "Events by the result of their publication.", results)
+        times = [Sample({**labels, "destination": name}, one) for name, one in self.seconds.items()]
+        yield Family(
+            "smartpipe_publish_seconds",
+            "histogram",
+            "Time until SNS or SQS accepted an event, retries included.",
+            times,
+        )
+
+
+def _record(histograms: dict[K, Histogram], key: K, bounds: tuple[float, ...], value: float) -> None:
+    histogram = histograms.get(key)
+    if histogram is None:
+        histogram = histograms[key] = Histogram(bounds)
+    histogram.waiting.append(value)
+    if len(histogram.waiting) >= FOLD_AT:
+        histogram.fold()
+
+
+def is_throttling(code: str) -> bool:
+    """Return whether AWS says with *code* that a caller makes too many requests."""
+    return any(mark in code for mark in THROTTLING_MARKS)
+
+
+def limit_codes(code: str, known: set[str]) -> str:
+    """Return *code*, or OTHER_CODE if it would be one more than MAX_CODES of the *known* ones, to which it is added."""
+    if code not in known:
+        if len(known) >= MAX_CODES:
+            return OTHER_CODE
+        known.add(code)
+    return code

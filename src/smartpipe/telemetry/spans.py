@@ -1,0 +1,217 @@
+"""OpenTelemetry spans for published and handled events, if the application has set up OpenTelemetry.
+
+smartpipe never imports OpenTelemetry, and makes no span unless a tracer provider is set. Names, kinds and attributes
+are those of "Semantic conventions for messaging spans" 1.44, which is still in development.
+
+An event that its publisher did not sample gets no further spans, and costs no call of the SDK.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.envelope.encode import current_envelope
+from smartpipe.envelope.traceparent import OPENTELEMETRY, is_sampled, is_undecided
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smartpipe.envelope.encode import Envelope
+    from smartpipe.message import Message
+
+SYSTEMS = {"sns": "aws.sns", "sqs": "aws_sqs"}
+"""The values of ``messaging.system``. They are as inconsistent in the conventions."""
+CLOUDEVENTS_VERSION = "1.0"
+_SPAN_API = ("get_tracer_provider", "get_current_span", "ProxyTracerProvider", "NoOpTracerProvider")
+
+
+class OpenSpan(NamedTuple):
+    """A span that has not ended.
+
+    Args:
+        traceparent: The context that a published event carries.
+        token: Of the context in which the span is the current one; None: it is not current.
+    """
+
+    span: Any
+    traceparent: str
+    token: Any = None
+
+
+class Tracing:
+    """Makes spans with the application's tracer provider.
+
+    Args:
+        child: The span of a handler is a child of the span that published the event. By default it begins a trace of
+            its own, with a link to that span, as the conventions recommend for queues.
+        calls: Make spans for receive and settle calls, too.
+    """
+
+    def __init__(self, trace: Any, *, child: bool = False, calls: bool = False) -> None:
+        self._trace = trace
+        self._context = sys.modules["opentelemetry.context"]
+        self._child = child
+        self.calls = calls
+        self._tracer = trace.get_tracer("smartpipe")
+
+    def start_publish(self, system: str, destination: str, explicit: str | None) -> OpenSpan | None:
+        """Start the span of a publication; return None if its parent is not sampled.
+
+        Args:
+            system: ``sns`` or ``sqs``.
+            destination: The topic or queue; empty if there are several.
+            explicit: The traceparent that the caller has passed for the event. It is the parent, if there is one.
+                Otherwise that is the current span, or else the span that published the event being handled.
+        """
+        context = None
+        current = self._trace.get_current_span().get_span_context()
+        cause = current_envelope.get()
+        parent = explicit if explicit is not None or cause is None or current.is_valid else cause.traceparent
+        if parent is None:
+            if current.is_valid and not current.trace_flags & 1:
+                return None
+        elif not is_undecided(parent):
+            if not is_sampled(parent):
+                return None
+            context = self._build_context(parent)
+        attributes = _describe(system, "publish", "send", destination)
+        name, kind = f"publish {destination}".rstrip(), self._trace.SpanKind.PRODUCER
+        span = self._tracer.start_span(name, context=context, kind=kind, attributes=attributes)
+        return OpenSpan(span, format_context(span.get_span_context()))
+
+    def start_process(self, queue: str, handler: str, envelope: Envelope, message: Message) -> OpenSpan | None:
+        """Start the span of a handler call and make it current; return None if its event is not sampled."""
+        context, links = self._context.Context(), []
+        traceparent = envelope.traceparent
+        if traceparent is not None and not is_undecided(traceparent):
+            if not is_sampled(traceparent):
+                return None
+            if self._child:
+                context = self._build_context(traceparent)
+            else:
+                links.append(self._trace.Link(self._read_context(traceparent)))
+        attributes = {
+            **_describe("sqs", "process", "process", queue),
+            "messaging.message.id": message.message_id,
+            "smartpipe.handler": handler,
+            "smartpipe.receive_count": message.receive_count,
+            **describe_event(envelope.id, envelope.type, envelope.source),
+        }
+        if envelope.correlation_id is not None:
+            attributes["messaging.message.conversation_id"] = envelope.correlation_id
+        return self._start_current(queue, context, links, attributes)
+
+    def start_batch(self, queue: str, handler: str, parents: Sequence[str | None]) -> OpenSpan | None:
+        """Start the span of a batch handler's call and make it current; return None if none of its events is sampled.
+
+        Args:
+            parents: The traceparent of each event. The span has a link to each that is sampled.
+        """
+        open_parents = [parent for parent in parents if parent is None or is_undecided(parent) or is_sampled(parent)]
+        if not open_parents:
+            return None
+        links = [
+            self._trace.Link(self._read_context(parent))
+            for parent in open_parents
+            if parent is not None and not is_undecided(parent)
+        ]
+        attributes = {
+            **_describe("sqs", "process", "process", queue),
+            "messaging.batch.message_count": len(parents),
+            "smartpipe.handler": handler,
+        }
+        return self._start_current(queue, self._context.Context(), links, attributes)
+
+    def record_call(
+        self, operation: str, kind: str, queue: str, began_ns: int, *, messages: int, error: BaseException | None = None
+    ) -> None:
+        """Make the span of a call that has ended.
+
+        Args:
+            operation: ``receive``, ``delete`` or ``change_visibility``; *kind* is ``receive`` or ``settle``.
+            began_ns: When it began, in nanoseconds since 1970.
+        """
+        attributes = {**_describe("sqs", operation, kind, queue), "messaging.batch.message_count": messages}
+        span = self._tracer.start_span(
+            f"{operation} {queue}",
+            context=self._context.Context(),
+            kind=self._trace.SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=began_ns,
+        )
+        self.end(OpenSpan(span, ""), error)
+
+    def end(self, opened: OpenSpan, error: BaseException | None = None) -> None:
+        """End a span, with *error* if its operation failed."""
+        span = opened.span
+        if error is not None and span.is_recording():
+            span.record_exception(error)
+            span.set_attribute("error.type", getattr(error, "code", "") or type(error).__qualname__)
+            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, type(error).__qualname__))
+        if opened.token is not None:
+            self._context.detach(opened.token)
+        span.end()
+
+    def flush(self, timeout_seconds: float) -> None:
+        """Let the provider export the spans that have ended, for a process that may be frozen. It blocks."""
+        flush = getattr(self._trace.get_tracer_provider(), "force_flush", None)
+        if flush is not None:
+            flush(round(timeout_seconds * 1_000))
+
+    def _start_current(self, queue: str, context: Any, links: list[Any], attributes: dict[str, Any]) -> OpenSpan:
+        span = self._tracer.start_span(
+            f"process {queue}",
+            context=context,
+            kind=self._trace.SpanKind.CONSUMER,
+            links=links,
+            attributes=attributes,
+        )
+        token = self._context.attach(self._trace.set_span_in_context(span, context))
+        return OpenSpan(span, format_context(span.get_span_context()), token)
+
+    def _build_context(self, traceparent: str) -> Any:
+        remote = self._trace.NonRecordingSpan(self._read_context(traceparent))
+        return self._trace.set_span_in_context(remote, self._context.Context())
+
+    def _read_context(self, traceparent: str) -> Any:
+        return self._trace.SpanContext(
+            trace_id=int(traceparent[3:35], 16),
+            span_id=int(traceparent[36:52], 16),
+            is_remote=True,
+            trace_flags=self._trace.TraceFlags(int(traceparent[53:55], 16)),
+        )
+
+
+def find_tracing(*, child: bool = False, calls: bool = False) -> Tracing | None:
+    """Return Tracing if the application has set a tracer provider, or else None."""
+    trace: Any = sys.modules.get(OPENTELEMETRY)
+    if trace is None or not all(hasattr(trace, name) for name in _SPAN_API):  # it may be half imported
+        return None
+    if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+        return None
+    return Tracing(trace, child=child, calls=calls)
+
+
+def format_context(context: Any) -> str:
+    """Return the traceparent of a SpanContext."""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _describe(system: str, name: str, kind: str, destination: str) -> dict[str, Any]:
+    attributes = {
+        "messaging.system": SYSTEMS[system],
+        "messaging.operation.name": name,
+        "messaging.operation.type": kind,
+    }
+    return {**attributes, "messaging.destination.name": destination} if destination else attributes
+
+
+def describe_event(event_id: str, type_: str, source: str) -> dict[str, Any]:
+    """Return the attributes of an event."""
+    return {
+        "cloudevents.event_id": event_id,
+        "cloudevents.event_source": source,
+        "cloudevents.event_spec_version": CLOUDEVENTS_VERSION,
+        "cloudevents.event_type": type_,
+    }
