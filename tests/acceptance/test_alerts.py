@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.conftest import TARGET
+from tests.support.dashboards import expressions_of
 from tests.support.prometheus import PROMETHEUS, Prometheus
 from tests.support.waiting import until_blocking
 
@@ -80,6 +82,28 @@ def test_nothing_fires_on_a_healthy_worker(jobs: Jobs, inside: Command, tmp_path
         assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok"} == {}
         assert len(rules) == 17
         assert prometheus.firing() == {}
+
+
+def test_prometheus_answers_every_query_of_the_dashboards(jobs: Jobs, inside: Command, tmp_path: Path) -> None:
+    directory = tmp_path / "dashboards"
+    assert inside("telemetry", "dashboards", TARGET, "--directory", str(directory)).returncode == 0
+    files = {path.stem: json.loads(path.read_text()) for path in directory.iterdir()}
+    with watched(jobs, inside, tmp_path) as (_, prometheus):
+        jobs.post(*(f"job{number}" for number in range(20)), seconds=0.01)
+        until_blocking(lambda: prometheus.value(MESSAGES % "handled") == 20)
+
+        answers = {
+            name: {
+                place: bool(prometheus.query(expression))
+                for place, expression in expressions_of(dashboard, service="jobs", queue=".+")
+            }
+            for name, dashboard in files.items()
+        }
+
+    for panel in ("Handled", "Failed deliveries", "Critical time", "Time since the last poll", "service"):
+        assert answers["smartpipe-fleet"][panel], panel
+    for panel in ("Deliveries by outcome", "Critical time", "Queue time", "Duration", "Attempts", "Slots", "queue"):
+        assert answers["smartpipe-service"][panel], panel
 
 
 def test_a_stopped_worker_fires(jobs: Jobs, inside: Command, tmp_path: Path) -> None:

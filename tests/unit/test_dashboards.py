@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from smartpipe import ConfigError
 from smartpipe.monitoring.dashboards import FLEET, SERVICE, build_dashboards
 from tests.support import exported
+from tests.support.dashboards import expressions_of, panels_of
 from tests.support.metrics import PENDING, Metric, find_unknown_names, read_existing_metrics, samples_of
 from tests.support.processes import ROOT
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_VARIABLES = {"$__rate_interval": "5m"}
 NOT_SHOWN = {
     "smartpipe_messages_received_total": "the deliveries by outcome are the same messages, a moment later",
     "smartpipe_outbox_published_total": "the publisher of the relay reports its events by result",
@@ -25,30 +22,10 @@ NOT_SHOWN = {
     "smartpipe_outbox_backlog_age_seconds": "the alert for the lag includes it",
 }
 """Metrics without a panel, with the reason."""
-_LABEL_VALUES = re.compile(r"label_values\((.+), (\w+)\)")
 
 
 def dashboards(**labels: str) -> dict[str, dict[str, Any]]:
     return build_dashboards(exported.everything(), application="shop", labels=labels)
-
-
-def panels_of(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
-
-
-def expressions_of(dashboard: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield every query of panels and variables, with the name of its place, without variables of Grafana."""
-    for panel in panels_of(dashboard):
-        for target in panel.get("targets", ()):
-            text = target["expr"]
-            for name, value in _VARIABLES.items():
-                text = text.replace(name, value)
-            yield panel["title"], text
-    for variable in dashboard["templating"]["list"]:
-        if variable["type"] == "query":
-            parsed = _LABEL_VALUES.fullmatch(variable["query"]["query"])
-            assert parsed is not None
-            yield variable["name"], f"count by ({parsed[2]}) ({parsed[1]})"
 
 
 @pytest.mark.parametrize("name", [FLEET, SERVICE])

@@ -134,12 +134,6 @@ def _buckets(name: str, matchers: tuple[str, ...]) -> Query:
 def _row_of_handlers(queue: tuple[str, ...], process: tuple[str, ...]) -> Row:
     seconds = select("smartpipe_handler_seconds", *queue)
     calls = select("smartpipe_handler_seconds_count", *queue)
-    attempts = select("smartpipe_receive_count", *queue)
-    overdue = add_up("service", select("smartpipe_handlers_overdue", *process))
-    abandoned, not_ended = (
-        increase("", select(f"smartpipe_{name}_total", *queue), WINDOW)
-        for name in ("threads_abandoned", "handlers_not_ended")
-    )
     return Row(
         "Handlers",
         (
@@ -163,22 +157,41 @@ def _row_of_handlers(queue: tuple[str, ...], process: tuple[str, ...]) -> Row:
                 "heatmap",
                 "s",
             ),
-            Panel(
-                "Attempts",
-                "How many times the messages had been received when they were handled.",
-                _quantiles("queue", attempts),
-                width=12,
+            *_panels_of_attempts(queue, process),
+        ),
+    )
+
+
+def _panels_of_attempts(queue: tuple[str, ...], process: tuple[str, ...]) -> tuple[Panel, Panel]:
+    attempts = select("smartpipe_receive_count", *queue)
+    received, handled = (
+        rate("queue", select(f"smartpipe_receive_count_{part}", *queue), WINDOW) for part in ("sum", "count")
+    )
+    overdue = add_up("service", select("smartpipe_handlers_overdue", *process))
+    abandoned, not_ended = (
+        increase("", select(f"smartpipe_{name}_total", *queue), WINDOW)
+        for name in ("threads_abandoned", "handlers_not_ended")
+    )
+    return (
+        Panel(
+            "Attempts",
+            "How many times the messages had been received when they were handled: the mean, and the number that "
+            "99 % of them did not exceed.",
+            (
+                Query(f"{received} / {handled}", "{{queue}} mean"),
+                Query(f"ceil({quantile(0.99, 'queue', attempts, WINDOW)})", "{{queue}} p99"),
             ),
-            Panel(
-                "Calls after their timeout",
-                "Handler calls that still run now, and calls that were abandoned.",
-                (
-                    Query(overdue, "overdue now"),
-                    Query(abandoned, "abandoned threads"),
-                    Query(not_ended, "ignored their cancellation"),
-                ),
-                width=12,
+            width=12,
+        ),
+        Panel(
+            "Calls after their timeout",
+            "Handler calls that still run now, and calls that were abandoned.",
+            (
+                Query(overdue, "overdue now"),
+                Query(abandoned, "abandoned threads"),
+                Query(not_ended, "ignored their cancellation"),
             ),
+            width=12,
         ),
     )
 
