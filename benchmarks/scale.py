@@ -58,9 +58,11 @@ class EndlessTransport:
 
     Args:
         round_trip_seconds: The duration of each receive and delete call.
+        body: That of each message.
     """
 
-    def __init__(self, messages: int, round_trip_seconds: float = 0.0) -> None:
+    def __init__(self, messages: int, round_trip_seconds: float = 0.0, *, body: str = BODY) -> None:
+        self._body = body
         self._round_trip_seconds = round_trip_seconds
         self._left = messages
         self._missing = messages
@@ -82,7 +84,9 @@ class EndlessTransport:
         now = asyncio.get_running_loop().time()
         first, self._numbers = self._numbers, self._numbers + count
         numbers = range(first, self._numbers)
-        return [Message(f"m{number}", f"r{number}", BODY, 1, ATTRIBUTES, None, 0.0, 0.0, now) for number in numbers]
+        return [
+            Message(f"m{number}", f"r{number}", self._body, 1, ATTRIBUTES, None, 0.0, 0.0, now) for number in numbers
+        ]
 
     async def delete(self, queue: str, receipts: Sequence[str]) -> list[Failure]:
         """Count the deleted messages."""
@@ -118,7 +122,9 @@ class Drained(NamedTuple):
     per_second: float
 
 
-async def measure_drain(queues: int, messages: int, round_trip_seconds: float = 0.0) -> Drained:
+async def measure_drain(
+    queues: int, messages: int, round_trip_seconds: float = 0.0, *, metrics: bool = True
+) -> Drained:
     """Handle *messages* on one worker with several queues and default settings. The first fifth does not count."""
     service = Service("scale")
     for number in range(queues):
@@ -127,7 +133,7 @@ async def measure_drain(queues: int, messages: int, round_trip_seconds: float = 
         async def handle(event: Placed) -> None: ...
 
     transport = EndlessTransport(messages, round_trip_seconds)
-    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, log_level="warning")
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, log_level="warning", metrics=metrics)
     worker = Worker(service, transport, settings)
     running = asyncio.create_task(worker.run())
     await transport.warm.wait()
@@ -140,10 +146,10 @@ async def measure_drain(queues: int, messages: int, round_trip_seconds: float = 
     return Drained(cpu_seconds / measured * 1e6, measured / seconds)
 
 
-def run(queues: int, messages: int, round_trip_seconds: float = 0.0) -> Drained:
+def run(queues: int, messages: int, round_trip_seconds: float = 0.0, *, metrics: bool = True) -> Drained:
     tune_garbage_collector()  # as `smartpipe worker` does
     with asyncio.Runner(loop_factory=choose_loop_factory()) as runner:
-        return runner.run(measure_drain(queues, messages, round_trip_seconds))
+        return runner.run(measure_drain(queues, messages, round_trip_seconds, metrics=metrics))
 
 
 def measure_queues() -> None:

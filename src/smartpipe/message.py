@@ -26,6 +26,7 @@ class Message(NamedTuple):
         sent_at: Unix seconds; None if the broker does not report it.
         received_at: The event loop's monotonic clock when the response arrived. Leases count from it.
         moved_from: The ARN of the queue that SQS moved it from, after too many receives.
+        trace_header: The system attribute ``AWSTraceHeader``: the trace of AWS X-Ray.
     """
 
     message_id: str
@@ -38,6 +39,7 @@ class Message(NamedTuple):
     first_received_at: float | None = None
     received_at: float = 0.0
     moved_from: str | None = None
+    trace_header: str | None = None
 
 
 def received_message(
@@ -63,6 +65,7 @@ def received_message(
             None if first_received is None else int(first_received) / 1000,
             received_at,
             get("DeadLetterQueueSourceArn"),
+            get("AWSTraceHeader"),
         ),
     )
 
@@ -93,6 +96,7 @@ class OutgoingMessage(NamedTuple):
         deduplication_id: Required on FIFO topics and queues, and allowed only there.
         delay_seconds: How long the queue hides the message. Not for topics, nor for FIFO queues.
         payload: The payload that the body points to, if it does. It is written to S3 before the message is sent.
+        trace_header: The trace of AWS X-Ray, if the event is sampled. It is no message attribute and has no size.
     """
 
     body: str
@@ -102,6 +106,7 @@ class OutgoingMessage(NamedTuple):
     deduplication_id: str | None = None
     delay_seconds: int = 0
     payload: Payload | None = None
+    trace_header: str | None = None
 
 
 class Failure(NamedTuple):

@@ -148,11 +148,13 @@ class ConcurrencySettings(ClaimSettings):
         metrics: Record times and attempts of messages and calls, beside the counters.
         trace_parent: The OpenTelemetry span of a handler call begins a trace of its own with a ``link`` to the span
             that published the event, or is a ``child`` of that span.
+        trace_calls: Make spans for calls that receive and settle messages, too.
     """
 
     concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
     metrics: bool = True
     trace_parent: Annotated[Literal["link", "child"], _AnyCase] = "link"
+    trace_calls: bool = False
 
 
 class ServerSettings(_Environment):

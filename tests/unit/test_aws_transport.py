@@ -189,7 +189,9 @@ class FakeEndpoint:
         self.closed = 0
         self.loop = SimpleNamespace(time=lambda: 7.5)
 
-    async def post(self, target: str, body: bytes, *, timeout_seconds: float, poll: bool = False) -> bytes:
+    async def post(
+        self, target: str, body: bytes, *, timeout_seconds: float, poll: bool = False, trace_header: str | None = None
+    ) -> bytes:
         self.requests.append((target, body, timeout_seconds, poll))
         return self.answers.pop(0)
 
@@ -232,7 +234,7 @@ async def test_the_direct_transport_makes_the_calls_of_sqs() -> None:
         "QueueUrl": "url", "MaxNumberOfMessages": 7, "WaitTimeSeconds": 3, "VisibilityTimeout": 30,
         "MessageAttributeNames": ["All"],
         "MessageSystemAttributeNames": [
-            "ApproximateFirstReceiveTimestamp", "ApproximateReceiveCount", "DeadLetterQueueSourceArn",
+            "AWSTraceHeader", "ApproximateFirstReceiveTimestamp", "ApproximateReceiveCount", "DeadLetterQueueSourceArn",
             "MessageGroupId", "SentTimestamp",
         ],
     }  # fmt: skip

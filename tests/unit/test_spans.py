@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, PublishError, Reject, Service, Topic
+from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, PublishError, Reject, Service, Topic, Worker
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.traceparent import is_sampled, is_undecided, new_traceparent
+from smartpipe.errors import TransportError
 from smartpipe.message import Failure
+from smartpipe.settings import WorkerSettings
 from smartpipe.telemetry.spans import find_tracing
 from smartpipe.testing import MemoryBroker
+from smartpipe.transports.open import use_transport
 from tests.support.events import ADA, OrderPlaced, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.processes import ROOT
 from tests.support.spans import draw, find_span, recording_spans, traces
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +132,6 @@ async def test_spans_have_the_kinds_and_attributes_of_the_conventions(spans: Any
     event = {
         "cloudevents.event_id": event_id,
         "cloudevents.event_source": "test",
-        "cloudevents.event_spec_version": "1.0",
         "cloudevents.event_type": "member.signed_up",
     }
     assert published.kind is kinds.PRODUCER
@@ -337,3 +341,62 @@ async def test_without_a_tracer_provider_events_carry_a_trace_without_a_span() -
         await publisher.publish(ADA)
 
     assert is_undecided(traceparents(transport)[0])
+
+
+@pytest.mark.parametrize("calls", [True, False])
+async def test_calls_that_receive_and_settle_have_spans_if_they_are_wanted(spans: Any, calls: bool) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def mail(event: UserSignedUp) -> None:
+        pass
+
+    transport = FakeTransport()
+    transport.script["delete"].append(TransportError("InternalError", "broken", retryable=True))
+    transport.put(ADA)
+    settings = WorkerSettings.load(host="127.0.0.1", port=0, wait_seconds=1, trace_calls=calls)
+    worker = Worker(service, transport, settings)
+    running = asyncio.create_task(worker.run())
+    await until(lambda: len([call for call in transport.calls if call[0] == "delete"]) == 2)
+    worker.stop()
+    await running
+
+    if not calls:
+        assert draw(spans) == ["process mailer"]
+        return
+    assert draw(spans) == ["delete mailer", "delete mailer", "process mailer", "receive mailer"]
+    receive = find_span(spans, "receive mailer")
+    assert dict(receive.attributes) == {
+        "messaging.system": "aws_sqs",
+        "messaging.operation.name": "receive",
+        "messaging.operation.type": "receive",
+        "messaging.destination.name": "mailer",
+        "messaging.batch.message_count": 1,
+    }
+    failed, done = (span for span in spans.get_finished_spans() if span.name == "delete mailer")
+    assert (failed.attributes["error.type"], failed.attributes["messaging.operation.type"]) == (
+        "InternalError", "settle",
+    )  # fmt: skip
+    assert done.status.status_code.name == "UNSET"
+
+
+def test_a_lambda_function_exports_its_spans_before_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def mail(event: UserSignedUp) -> None:
+        pass
+
+    flushed: list[int] = []
+    with recording_spans() as spans, use_transport(FakeTransport()):
+        provider = pytest.importorskip("opentelemetry.trace").get_tracer_provider()
+        monkeypatch.setattr(provider, "force_flush", lambda _: flushed.append(len(spans.get_finished_spans())))
+        handler = service.lambda_handler()
+        record = {
+            "messageId": "m1", "receiptHandle": "r1", "body": encode(wrap(ADA, source="web")), "attributes": {},
+            "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:mailer",
+        }  # fmt: skip
+        assert handler({"Records": [record]}) == {"batchItemFailures": []}
+        handler.close()
+
+    assert flushed == [1]

@@ -23,7 +23,7 @@ from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
-from smartpipe.envelope.traceparent import is_sampled
+from smartpipe.envelope.traceparent import read_trace_header, read_traceparent
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.events import contract_of
 from smartpipe.middleware import Next, compose
@@ -164,6 +164,8 @@ class Processor:
             service = self._service
             return Processed(decide(error, attempt, service.retry, service.unknown_events))
         message = _drop_reason(unwrapped)  # its attributes may come from an SNS notification
+        if envelope.traceparent is None:  # of another producer
+            envelope = envelope._replace(traceparent=_find_trace(message))
         # In the order of registration. The first failure ends the delivery, and a retry calls all handlers again.
         for route in self._routes[type(envelope.data)]:
             result = await self._call(route, envelope, message, lease)
@@ -367,9 +369,10 @@ class Processor:
             raise
         finally:
             tracing.end(opened, failure)
-        if result is not None and route.histograms is not None and is_sampled(opened.traceparent):
+        trace_id = opened.sampled_trace_id
+        if result is not None and route.histograms is not None and trace_id is not None:
             outcome = "handled" if result.failure is None else _outcome_of(result.failure)
-            route.histograms[outcome].add_exemplar(time.perf_counter() - started, opened.traceparent[3:35])
+            route.histograms[outcome].add_exemplar(time.perf_counter() - started, trace_id)
         return result
 
     def _record_store_result(self, failure: BaseException | None) -> None:
@@ -385,6 +388,13 @@ class Processor:
 def _drop_reason(message: Message) -> Message:
     """Remove the reason of a dead letter: a producer has set it, or a redrive with another tool has left it."""
     return remove_reason(message) if REASON_ATTRIBUTE in message.attributes else message
+
+
+def _find_trace(message: Message) -> str | None:
+    """Return the trace in the attribute ``traceparent``, as instrumented clients send it, or in the header of X-Ray."""
+    attribute = message.attributes.get("traceparent")
+    found = None if attribute is None else read_traceparent(attribute.value)
+    return found or (read_trace_header(message.trace_header) if message.trace_header else None)
 
 
 def _outcome_of(failure: BaseException) -> str:

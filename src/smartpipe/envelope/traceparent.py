@@ -72,3 +72,20 @@ def current_traceparent() -> str | None:
 def trace_id(traceparent: str | None) -> str | None:
     """Return the trace id, 32 hex digits."""
     return traceparent[3:35] if traceparent else None
+
+
+def format_trace_header(traceparent: str) -> str:
+    """Return the header of AWS X-Ray for the span of *traceparent*.
+
+    Source: AWS X-Ray developer guide, "Tracing header" and "Trace ids" (of W3C: the same digits, in groups).
+    """
+    root = f"1-{traceparent[3:11]}-{traceparent[11:35]}"
+    return f"Root={root};Parent={traceparent[36:52]};Sampled={int(is_sampled(traceparent))}"
+
+
+def read_trace_header(header: str) -> str | None:
+    """Return the traceparent of a header of AWS X-Ray, or None if it names no span."""
+    fields = dict(part.strip().partition("=")[::2] for part in header.split(";"))
+    _, _, digits = fields.get("Root", "").partition("-")
+    flag = "01" if fields.get("Sampled") == "1" else "00"
+    return read_traceparent(f"00-{digits.replace('-', '')}-{fields.get('Parent', '')}-{flag}")

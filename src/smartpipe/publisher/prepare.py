@@ -14,7 +14,13 @@ from smartpipe.envelope.body_encoding import NO_ENCODING, RESERVED_ATTRIBUTES
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS, encode, wrap
 from smartpipe.envelope.ids import current_cause, next_event_id
 from smartpipe.envelope.structure import VALUES_FOR_EACH_OBJECT, has_too_many_values
-from smartpipe.envelope.traceparent import OPENTELEMETRY, current_traceparent, read_traceparent
+from smartpipe.envelope.traceparent import (
+    OPENTELEMETRY,
+    current_traceparent,
+    format_trace_header,
+    is_sampled,
+    read_traceparent,
+)
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
@@ -187,9 +193,10 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         # Events that are equal in these respects share an id sequence, so that a retry derives the same ids.
         alike = contract.type, str(contract.major), queue.name if queue else "", text_of(event, contract.key) or ""
         event_id = next_event_id(*alike)
-    envelope = wrap(event, source=source, event_id=event_id)
+    envelope, trace_header = wrap(event, source=source, event_id=event_id), None
     if context is not None or OPENTELEMETRY in sys.modules:
         envelope = _set_context(envelope, context or NO_CONTEXT)
+        trace_header = _find_trace_header(envelope.traceparent)
     group_id = group_id_of(event, fifo=destination.fifo) if destination.fifo or contract.tenant else None
     if attributes or publication.delay_seconds is not None or destination.fifo:
         _raise_errors(publication, envelope.id, group_id)
@@ -205,6 +212,8 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         group_id,
         sqs_id(envelope.id) if destination.fifo else None,
         math.ceil(publication.delay_seconds or 0),
+        None,
+        trace_header,
     )
     if len(body) > MANY_VALUES_CHARACTERS and has_too_many_values(body, encoding.limit_objects):
         _raise_too_many_values(event, envelope.id, encoding.limit_objects)
@@ -216,6 +225,11 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
         if message.size_bytes > limit:
             raise EventTooLarge(event, envelope.id, size_bytes=message.size_bytes, limit_bytes=limit)
     return construct(PreparedEvent, (event, envelope.id, destination, message))
+
+
+def _find_trace_header(traceparent: str | None) -> str | None:
+    """Return the header of AWS X-Ray for an event whose span is sampled."""
+    return format_trace_header(traceparent) if traceparent and is_sampled(traceparent) else None
 
 
 def _set_context(envelope: Envelope, context: EventContext) -> Envelope:

@@ -6,6 +6,7 @@ protocol".
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from smartpipe.escaping import escape_text
 from smartpipe.telemetry.histograms import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from smartpipe.telemetry.families import Family, Labels
     from smartpipe.telemetry.histograms import Exemplar
@@ -49,20 +50,24 @@ def render(families: Iterable[Family], content_type: str = TEXT) -> str:
                 lines.append(f"{family.name}{{{pairs}}} {value}" if pairs else f"{family.name} {value}")
     if opened:
         lines.append(END)
-    return "".join(f"{line}\n" for line in lines)
+    return "\n".join([*lines, ""])
 
 
-def _render_histogram(name: str, pairs: str, histogram: Histogram, *, exemplars: bool) -> Iterator[str]:
-    before = f"{pairs}," if pairs else ""
-    found = histogram.exemplars if exemplars else {}
+def _render_histogram(name: str, pairs: str, histogram: Histogram, *, exemplars: bool) -> list[str]:
     histogram.fold()
     counts = list(accumulate(histogram.counts))  # a copy: all lines must be of the same moment
-    for index, (bound, count) in enumerate(zip((*histogram.bounds, "+Inf"), counts, strict=True)):
-        exemplar = _format_exemplar(found[index]) if index in found else ""
-        yield f'{name}_bucket{{{before}le="{bound}"}} {count}{exemplar}'
+    head = f'{name}_bucket{{{pairs},le="' if pairs else f'{name}_bucket{{le="'
+    lines = [f"{head}{end}{count}" for end, count in zip(_format_bounds(histogram.bounds), counts, strict=True)]
+    if exemplars:
+        for index, exemplar in histogram.exemplars.items():
+            lines[index] += _format_exemplar(exemplar)
     rest = f"{{{pairs}}}" if pairs else ""
-    yield f"{name}_sum{rest} {histogram.sum}"
-    yield f"{name}_count{rest} {counts[-1]}"
+    return [*lines, f"{name}_sum{rest} {histogram.sum}", f"{name}_count{rest} {counts[-1]}"]
+
+
+@lru_cache(maxsize=64)
+def _format_bounds(bounds: tuple[float, ...]) -> list[str]:
+    return [f'{bound}"}} ' for bound in (*bounds, "+Inf")]
 
 
 def _format_exemplar(exemplar: Exemplar) -> str:
@@ -112,6 +117,7 @@ def _format_labels(labels: Labels) -> str:
     return ",".join(f'{name}="{_escape(text, quotes=True)}"' for name, text in labels.items())
 
 
+@lru_cache(maxsize=4_096)
 def _escape(text: str, *, quotes: bool = False) -> str:
     text = "\n".join(map(escape_text, text.split("\n")))
     text = text.replace("\\", "\\\\").replace("\n", "\\n")

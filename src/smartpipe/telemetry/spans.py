@@ -9,20 +9,20 @@ An event that its publisher did not sample gets no further spans, and costs no c
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.traceparent import OPENTELEMETRY, is_sampled, is_undecided
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Message
 
 SYSTEMS = {"sns": "aws.sns", "sqs": "aws_sqs"}
 """The values of ``messaging.system``. They are as inconsistent in the conventions."""
-CLOUDEVENTS_VERSION = "1.0"
 _SPAN_API = ("get_tracer_provider", "get_current_span", "ProxyTracerProvider", "NoOpTracerProvider")
 
 
@@ -30,13 +30,23 @@ class OpenSpan(NamedTuple):
     """A span that has not ended.
 
     Args:
-        traceparent: The context that a published event carries.
         token: Of the context in which the span is the current one; None: it is not current.
     """
 
     span: Any
-    traceparent: str
     token: Any = None
+
+    @property
+    def traceparent(self) -> str:
+        """The context that a published event carries."""
+        context = self.span.get_span_context()
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+    @property
+    def sampled_trace_id(self) -> str | None:
+        """The trace id, 32 hex digits, if the span is sampled."""
+        context = self.span.get_span_context()
+        return f"{context.trace_id:032x}" if context.trace_flags & 1 else None
 
 
 class Tracing:
@@ -45,14 +55,12 @@ class Tracing:
     Args:
         child: The span of a handler is a child of the span that published the event. By default it begins a trace of
             its own, with a link to that span, as the conventions recommend for queues.
-        calls: Make spans for receive and settle calls, too.
     """
 
-    def __init__(self, trace: Any, *, child: bool = False, calls: bool = False) -> None:
+    def __init__(self, trace: Any, *, child: bool = False) -> None:
         self._trace = trace
         self._context = sys.modules["opentelemetry.context"]
         self._child = child
-        self.calls = calls
         self._tracer = trace.get_tracer("smartpipe")
 
     def start_publish(self, system: str, destination: str, explicit: str | None) -> OpenSpan | None:
@@ -78,7 +86,7 @@ class Tracing:
         attributes = _describe(system, "publish", "send", destination)
         name, kind = f"publish {destination}".rstrip(), self._trace.SpanKind.PRODUCER
         span = self._tracer.start_span(name, context=context, kind=kind, attributes=attributes)
-        return OpenSpan(span, format_context(span.get_span_context()))
+        return OpenSpan(span)
 
     def start_process(self, queue: str, handler: str, envelope: Envelope, message: Message) -> OpenSpan | None:
         """Start the span of a handler call and make it current; return None if its event is not sampled."""
@@ -140,7 +148,7 @@ class Tracing:
             attributes=attributes,
             start_time=began_ns,
         )
-        self.end(OpenSpan(span, ""), error)
+        self.end(OpenSpan(span), error)
 
     def end(self, opened: OpenSpan, error: BaseException | None = None) -> None:
         """End a span, with *error* if its operation failed."""
@@ -168,7 +176,7 @@ class Tracing:
             attributes=attributes,
         )
         token = self._context.attach(self._trace.set_span_in_context(span, context))
-        return OpenSpan(span, format_context(span.get_span_context()), token)
+        return OpenSpan(span, token)
 
     def _build_context(self, traceparent: str) -> Any:
         remote = self._trace.NonRecordingSpan(self._read_context(traceparent))
@@ -183,22 +191,18 @@ class Tracing:
         )
 
 
-def find_tracing(*, child: bool = False, calls: bool = False) -> Tracing | None:
+def find_tracing(*, child: bool = False) -> Tracing | None:
     """Return Tracing if the application has set a tracer provider, or else None."""
     trace: Any = sys.modules.get(OPENTELEMETRY)
     if trace is None or not all(hasattr(trace, name) for name in _SPAN_API):  # it may be half imported
         return None
     if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
         return None
-    return Tracing(trace, child=child, calls=calls)
+    return Tracing(trace, child=child)
 
 
-def format_context(context: Any) -> str:
-    """Return the traceparent of a SpanContext."""
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-
-def _describe(system: str, name: str, kind: str, destination: str) -> dict[str, Any]:
+@lru_cache(maxsize=1_024)
+def _describe(system: str, name: str, kind: str, destination: str) -> Mapping[str, Any]:
     attributes = {
         "messaging.system": SYSTEMS[system],
         "messaging.operation.name": name,
@@ -212,6 +216,5 @@ def describe_event(event_id: str, type_: str, source: str) -> dict[str, Any]:
     return {
         "cloudevents.event_id": event_id,
         "cloudevents.event_source": source,
-        "cloudevents.event_spec_version": CLOUDEVENTS_VERSION,
         "cloudevents.event_type": type_,
     }

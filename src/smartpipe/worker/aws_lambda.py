@@ -46,6 +46,7 @@ RETURN_SECONDS = 0.8
 DELETE_SECONDS = 3.0
 NO_LIMIT_SECONDS = 900.0
 FLUSH_EVERY_SECONDS = 0.01
+FLUSH_SPANS_SECONDS = 1.0
 
 
 class _BatchResponse:
@@ -132,6 +133,8 @@ class LambdaHandler:
             await self._run_suspects(suspects, records, sources, until)
         for source in sources.values():
             await self._set_delays(source, until + RETURN_SECONDS)
+        if self._resources is not None and self._resources.tracing is not None:  # Lambda freezes the process
+            await asyncio.to_thread(self._resources.tracing.flush, FLUSH_SPANS_SECONDS)
         failures = [
             {"itemIdentifier": record["messageId"]}
             for record in records

@@ -13,7 +13,7 @@ from aiohttp import web
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
 from smartpipe.telemetry.families import Sample, add_samples
-from smartpipe.telemetry.prometheus import TEXT, choose_content_type, render
+from smartpipe.telemetry.prometheus import TEXT, choose_content_type, join, render
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
 
@@ -115,7 +115,11 @@ class WorkerHealth:
 
         The label ``service`` of a metric of the process has the names of all services, separated by commas.
         """
-        return render(self.collect(), content_type)
+        texts = []
+        for family in self.collect():
+            texts.append(render([family], content_type))
+            await asyncio.sleep(0)  # with many queues a text is long, and handlers must not wait for all of it
+        return join(*texts)
 
     def collect(self) -> list[Family]:
         """Return the metrics of each queue, and those of the process, for any exporter."""

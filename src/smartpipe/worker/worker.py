@@ -21,6 +21,7 @@ from smartpipe.errors import (
 )
 from smartpipe.transport import counters_of
 from smartpipe.transports.measured import MeasuredTransport, measure
+from smartpipe.transports.traced import TracedTransport
 from smartpipe.worker.health import HealthServer, WorkerHealth
 from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
 
@@ -276,11 +277,14 @@ class Worker:
 
     def _start(self, runtime: Runtime) -> None:
         settings, resources = self._settings, runtime.resources(self._isolation)
+        transport = self._transport
+        if settings.trace_calls and resources.tracing is not None:
+            transport = TracedTransport(transport, resources.tracing)
         for binding in self._service.bindings:
             consumer = Consumer(
                 self._service,
                 binding.queue,
-                self._transport,
+                transport,
                 resources=resources,
                 concurrency=settings.concurrency,
                 poll_seconds=settings.poll_seconds,

@@ -62,3 +62,32 @@ async def test_requests_are_signed_with_rotated_credentials(
         endpoint.close()
 
     assert seen == signed_by
+
+
+@pytest.mark.parametrize("trace_header", [None, "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1"])
+async def test_the_trace_of_x_ray_is_a_header_that_is_not_signed(trace_header: str | None) -> None:
+    seen: list[tuple[str | None, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.headers["X-Amzn-Trace-Id"], self.headers["Authorization"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None: ...
+
+    protocol = ServiceProtocol("sns", "application/x-www-form-urlencoded", "list_topics", lambda _: {})
+    session: Any = RotatingSession("KEY")
+    with LoopbackServer(Handler) as server:
+        endpoint = Endpoint(Destination(server.endpoint_url, "eu-west-1", "sns", "tests"), session, protocol)
+        assert await endpoint.post("", b"Action=PublishBatch", timeout_seconds=20, trace_header=trace_header) == b"{}"
+        endpoint.close()
+
+    [(header, authorization)] = seen
+    assert header == trace_header
+    assert "SignedHeaders=host;x-amz-date," in authorization

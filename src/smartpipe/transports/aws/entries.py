@@ -23,7 +23,18 @@ def publish_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]
 
 def send_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:
     """Return the Entries of SendMessageBatch."""
-    return [_entry(index, message, "MessageBody") for index, message in enumerate(messages)]
+    entries = [_entry(index, message, "MessageBody") for index, message in enumerate(messages)]
+    for entry, message in zip(entries, messages, strict=True):
+        if message.trace_header is not None:
+            value = {"DataType": "String", "StringValue": message.trace_header}
+            entry["MessageSystemAttributes"] = {"AWSTraceHeader": value}
+    return entries
+
+
+def common_trace_header(messages: Sequence[OutgoingMessage]) -> str | None:
+    """Return the trace of all messages, or None if they have several: SNS has one header for all of a request."""
+    first = messages[0].trace_header
+    return first if first is not None and all(message.trace_header == first for message in messages) else None
 
 
 def delete_entries(receipts: Sequence[str]) -> list[dict[str, Any]]:

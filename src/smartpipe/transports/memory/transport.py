@@ -188,6 +188,7 @@ class MemoryTransport:
                 None if stored.first_received_at is None else start + stored.first_received_at,
                 now,
                 stored.moved_from,
+                content.trace_header,
             ),
         )
 

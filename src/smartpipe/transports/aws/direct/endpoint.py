@@ -168,7 +168,9 @@ class Endpoint:
         """The number of requests that were sent twice, because a kept connection turned out to be closed."""
         return self._pool.resent
 
-    async def post(self, target: str, body: bytes, *, timeout_seconds: float, poll: bool = False) -> bytes:
+    async def post(
+        self, target: str, body: bytes, *, timeout_seconds: float, poll: bool = False, trace_header: str | None = None
+    ) -> bytes:
         """Sign and send a request, and return the body of the response.
 
         A request that AWS refused because of the clock, or because of credentials that can be refreshed, is sent again
@@ -178,18 +180,20 @@ class Endpoint:
             target: The operation of the JSON protocol; empty for the query protocol.
             poll: The same request is repeated all the time, so it is signed once a second. It is never sent again on a
                 new connection (see Pool.request): a lost response may have held messages.
+            trace_header: The value of ``X-Amzn-Trace-Id``. It is not signed, as in botocore.
 
         Raises:
             ClientError: AWS refused the request, as from botocore.
             BotoCoreError: AWS could not be reached, or did not answer in time.
             ValueError: The response is not HTTP.
         """
-        response = await self._post_on_time(target, body, timeout_seconds, poll)
+        header = f"X-Amzn-Trace-Id: {trace_header}\r\n" if trace_header else ""
+        response = await self._post_on_time(target, body, timeout_seconds, poll, header)
         if response.status < FAILED:
             return response.body
         if code_of(self._read_error(response)) in STALE and await self._session.refresh_credentials():
             self._credentials = None
-            response = await self._post_on_time(target, body, timeout_seconds, poll)
+            response = await self._post_on_time(target, body, timeout_seconds, poll, header)
             if response.status < FAILED:
                 return response.body
         raise ClientError(self._describe_error(response), target.rpartition(".")[2] or "PublishBatch")  # type: ignore[arg-type]
@@ -198,19 +202,33 @@ class Endpoint:
         """Close the connections. Requests in flight fail."""
         self._pool.close()
 
-    async def _post_on_time(self, target: str, body: bytes, timeout_seconds: float, poll: bool) -> Response:  # noqa: FBT001
-        response = await self._send(target, body, timeout_seconds, poll)
+    async def _post_on_time(
+        self,
+        target: str,
+        body: bytes,
+        timeout_seconds: float,
+        poll: bool,  # noqa: FBT001
+        header: str,
+    ) -> Response:
+        response = await self._send(target, body, timeout_seconds, poll, header)
         if response.status >= FAILED and self._correct_clock(response):
-            response = await self._send(target, body, timeout_seconds, poll)
+            response = await self._send(target, body, timeout_seconds, poll, header)
         return response
 
-    async def _send(self, target: str, body: bytes, timeout_seconds: float, poll: bool) -> Response:  # noqa: FBT001
+    async def _send(
+        self,
+        target: str,
+        body: bytes,
+        timeout_seconds: float,
+        poll: bool,  # noqa: FBT001
+        header: str,
+    ) -> Response:
         credentials = self._credentials
         if credentials is None or self.loop.time() - self._asked_at > ASK_EVERY_SECONDS:
             credentials = await self._find_credentials()
         now = time.time() + self._offset_seconds
         signature = self._signer.sign(credentials, now, target, body, repeats=poll)
-        request = b"".join((f"{self._head}{len(body)}\r\n{signature}\r\n".encode(), body))
+        request = b"".join((f"{self._head}{len(body)}\r\n{header}{signature}\r\n".encode(), body))
         try:
             return await self._pool.request(request, timeout_seconds=timeout_seconds, resend=not poll)
         except ConnectionLost as error:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 from smartpipe.counters import TransportCounters
 from smartpipe.transports.aws.configuration import CALL_TIMEOUT_SECONDS
 from smartpipe.transports.aws.direct.endpoint import ServiceProtocol
-from smartpipe.transports.aws.entries import IDS, read_failures
+from smartpipe.transports.aws.entries import IDS, common_trace_header, read_failures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,12 @@ class DirectSns:
 
     async def publish(self, arn: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
         """Call PublishBatch."""
-        response = await self.endpoint.post("", publish_body(arn, messages), timeout_seconds=CALL_TIMEOUT_SECONDS)
+        response = await self.endpoint.post(
+            "",
+            publish_body(arn, messages),
+            timeout_seconds=CALL_TIMEOUT_SECONDS,
+            trace_header=common_trace_header(messages),
+        )
         return read_failures(read_response(response), len(messages))
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger("smartpipe.aws")
 
 # The attributes that a Message keeps. "All" would transfer the sender's id and others too.
 _SYSTEM_ATTRIBUTES = [
+    "AWSTraceHeader",
     "ApproximateFirstReceiveTimestamp",
     "ApproximateReceiveCount",
     "DeadLetterQueueSourceArn",
