@@ -10,8 +10,8 @@ import time
 from smartpipe import Delivery, Event, Queue, Reject, RetryPolicy, Service, Topic
 
 START = float(os.environ.get("SCENARIO_START", "0"))
-SLOW, FAILING, POISON, BURST = (60, 120), (120, 180), (200, 215), (240, 245)
-"""When, in seconds: the bank is slow; a third of its calls fail; orders cannot be billed; many orders come at once."""
+SLOW, FAILING, BURST, POISON = (60, 120), (120, 180), (220, 225), (270, 300)
+"""When, in seconds: the bank is slow; a third of its calls fail; many orders come at once; some cannot be billed."""
 FAILURES = 0.35
 
 

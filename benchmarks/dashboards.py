@@ -29,7 +29,8 @@ from smartpipe.monitoring.rules import AlertOptions
 from smartpipe.telemetry import render
 from smartpipe.testing import provision
 
-SECONDS = 330
+SECONDS = 300
+PREPARATION_SECONDS = 20
 STEP_SECONDS = 2.0
 WINDOW = "15s"
 POISONED = 0.2
@@ -42,7 +43,7 @@ def main() -> None:
     with EmbeddedBroker("ministack") as broker, TemporaryDirectory() as directory:
         os.environ.update(broker.environment, SMARTPIPE_WAIT_SECONDS="1", SMARTPIPE_CONCURRENCY="4")
         asyncio.run(provision(*DECLARED))
-        services.START = time.time() + 10
+        services.START = time.time() + PREPARATION_SECONDS
         os.environ["SCENARIO_START"] = str(services.START)
         ports = free_port(), free_port(), free_port()
         workers = [
@@ -53,6 +54,9 @@ def main() -> None:
         rules = rules.replace("[5m]", "[30s]").replace("[10m]", "[30s]").replace("for: 10m", "for: 10s")
         try:
             with Prometheus(Path(directory), rules, *(f"127.0.0.1:{port}" for port in ports)) as prometheus:
+                for worker in workers:
+                    worker.wait_until(lambda: worker.logged("ready"))  # noqa: B023 - asked before the next one
+                time.sleep(max(0.0, services.START - time.time()))
                 asyncio.run(place_orders(ports[2]))
                 _draw_all(prometheus, output)
         finally:
@@ -67,7 +71,7 @@ def _draw_all(prometheus: Prometheus, output: Path) -> None:
     for name, service in ((FLEET, "(billing|mailer|shop)"), (SERVICE, "billing")):
         values = {"$__rate_interval": WINDOW, "$service": service, "$queue": ".+", "[5m]": f"[{WINDOW}]"}
         path = output / f"{name.replace('smartpipe', 'dashboard')}.png"
-        draw(dashboards[name], prometheus, values, (end - SECONDS, end, STEP_SECONDS), path)
+        draw(dashboards[name], prometheus, values, (services.START, end, STEP_SECONDS), path)
         print(path)
 
 
@@ -82,7 +86,7 @@ async def place_orders(port: int) -> None:
 
     async with Publisher("shop") as publisher, await asyncio.start_server(serve, "127.0.0.1", port):
         running = set[asyncio.Task[object]]()
-        while (elapsed := time.time() - services.START) < SECONDS - 10:
+        while (elapsed := time.time() - services.START) < SECONDS:
             rate = 90 if services.is_within(services.BURST) else 15 + 5 * math.sin(elapsed / 20)
             cents = -1 if services.is_within(services.POISON) and random.random() < POISONED else 100
             task = asyncio.create_task(publisher.publish(services.OrderPlaced(cents=cents)))

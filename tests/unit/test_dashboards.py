@@ -6,9 +6,10 @@ import json
 import re
 from typing import Any
 
+import promql_parser
 import pytest
 
-from smartpipe import ConfigError
+from smartpipe import ConfigError, Queue, Service
 from smartpipe.monitoring.dashboards import FLEET, SERVICE, build_dashboards
 from tests.support import exported
 from tests.support.dashboards import expressions_of, panels_of
@@ -96,6 +97,20 @@ def test_the_fleet_names_every_declared_service_and_queue() -> None:
         assert f"| {one.name} |" in text
         assert one.name in service["allValue"]
         assert all(f"| {binding.queue.name} |" in text for binding in one.bindings)
+
+
+def test_the_name_of_a_service_may_have_characters_of_regular_expressions() -> None:
+    service = exported.subscribed(Service("shop.eu/mail+more", queue=Queue("mail")), exported.AccountOpened)
+    fleet = build_dashboards([service], application="shop", labels={})[FLEET]
+    [variable] = [one for one in fleet["templating"]["list"] if one["name"] == "service"]
+
+    selector: Any = promql_parser.parse(f'up{{service=~"{variable["allValue"]}"}}')
+
+    [matcher] = selector.matchers.matchers
+    assert re.fullmatch(matcher.value, "shop.eu/mail+more")
+    assert not re.fullmatch(matcher.value, "shop-eu/mail+more")
+    for _, expression in expressions_of(fleet, service=variable["allValue"]):
+        promql_parser.parse(expression)
 
 
 def test_dashboards_do_not_depend_on_the_order_of_the_targets() -> None:

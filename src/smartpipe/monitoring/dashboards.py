@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,15 @@ def build_dashboards(
     pattern = any_of(one.name for one in distinct)
     declared = select("smartpipe_messages_in_flight", matches("service", pattern), *others)
     chosen = select("smartpipe_messages_in_flight", equals("service", "$service"), *others)
+    # Grafana copies this value between the quotes of a query, without escaping it.
+    every = f"({json.dumps(pattern, ensure_ascii=False)[1:-1]})"
     environment = "".join(f", {name} {value}" for name, value in sorted(labels.items()))
     return {
         FLEET: build_dashboard(
             _uid("fleet", application, labels),
             f"smartpipe fleet: {application}{environment}",
             "All services: do events arrive, are they handled in time, and which of them fail?",
-            variables=[data_source_variable(), label_variable("service", "Service", declared, every=f"({pattern})")],
+            variables=[data_source_variable(), label_variable("service", "Service", declared, every=every)],
             rows=build_fleet_rows(distinct, others),
         ),
         SERVICE: build_dashboard(

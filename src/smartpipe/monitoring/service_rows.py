@@ -293,7 +293,7 @@ def _row_of_publishing(process: tuple[str, ...]) -> Row:
 
 
 def _row_of_calls(process: tuple[str, ...]) -> Row:
-    seconds = select("smartpipe_call_seconds", *process)
+    seconds = select("smartpipe_call_seconds", *process, 'operation!="receive"')
     errors = rate("operation, error", select("smartpipe_call_seconds_count", *process, 'error!=""'), WINDOW)
     throttled = rate("operation", select("smartpipe_throttled_total", *process), WINDOW)
     resent, damaged = (
@@ -305,7 +305,7 @@ def _row_of_calls(process: tuple[str, ...]) -> Row:
         (
             Panel(
                 "Duration of calls",
-                "The time that 1 % of the calls exceed. A receive call waits for messages for up to 20 s.",
+                "The time that 1 % of the calls exceed. Receive calls are left out, because they wait for messages.",
                 (Query(quantile(0.99, "operation", seconds, WINDOW), "{{operation}} p99"),),
                 unit="s",
             ),
