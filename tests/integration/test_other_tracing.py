@@ -6,12 +6,16 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 from botocore.client import BaseClient
 
 import smartpipe.blocking
 from smartpipe import Delivery, Publisher, Queue, Service
+from smartpipe.envelope import encode, wrap
 from smartpipe.message import Attribute
+from smartpipe.names import physical_name
+from smartpipe.settings import AwsSettings
 from smartpipe.testing import provision, working
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.waiting import until
@@ -139,3 +143,22 @@ async def test_so_it_is_with_the_botocore_transport(
 
     assert all(set(delivery.attributes) == {"type", *NINE} for delivery in seen)
     assert all(json.loads(delivery.message.body)["traceparent"] for delivery in seen)
+
+
+async def test_a_message_of_an_x_ray_client_belongs_to_its_trace(fast_broker: EmbeddedBroker) -> None:
+    seen: list[Delivery] = []
+    service = recording(seen)
+    await provision(service)
+    body = json.loads(encode(wrap(ADA, source="elsewhere")))
+    del body["traceparent"]
+    header = "Root=1-4efaaf4d-1e8720b39541901950019ee5;Parent=53995c3f42cd8ad8;Sampled=1"
+    sqs = boto3.client("sqs")
+    sqs.send_message(
+        QueueUrl=sqs.get_queue_url(QueueName=physical_name(AwsSettings.load().prefix, "mailer"))["QueueUrl"],
+        MessageBody=json.dumps(body),
+        MessageSystemAttributes={"AWSTraceHeader": {"DataType": "String", "StringValue": header}},
+    )
+    async with working(service):
+        await until(lambda: seen)
+
+    assert seen[0].trace_id == "4efaaf4d1e8720b39541901950019ee5"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Publisher, PublishError, Queue, Service, Worker
+from smartpipe import Event, Publisher, PublishError, Queue, Service, Topic, Worker
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
 from smartpipe.settings import WorkerSettings
@@ -203,3 +204,35 @@ async def test_a_worker_reports_its_calls_and_those_of_its_publisher_once(metric
         assert 'smartpipe_published_total{service="mailer",destination="orders",result="published"} 1\n' in text
         assert 'smartpipe_slots{service="mailer",queue="mail"} 10\n' in text
         assert 'smartpipe_receive_calls_open{service="mailer",queue="mail"} ' in text
+
+
+def test_the_results_of_several_threads_are_all_counted() -> None:
+    published = PublishMetrics()
+
+    def publish() -> None:
+        for _ in range(3_000):
+            published.chunks.append(("users", 2, ["Throttling"], 0.1))
+            published.fold()
+
+    threads = [Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert published.results == {("users", "published"): 12_000, ("users", "Throttling"): 12_000}
+    assert published.seconds["users"].count == 12_000
+
+
+async def test_an_external_topic_is_named_without_its_account() -> None:
+    class Shared(
+        Event, topic=Topic(arn="arn:aws:sns:eu-west-1:210987654321:shared"), type="tests.shared", version="1.0"
+    ):
+        pass
+
+    async with Publisher("web", transport=FakeTransport()) as publisher:
+        await publisher.publish(Shared())
+        text = render(publisher.collect_metrics())
+
+    assert 'destination="shared"' in text
+    assert "210987654321" not in text

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, PublishError, Reject, Service, Topic, Worker
+from smartpipe.dlq.messages import Selection
+from smartpipe.dlq.processed import ProcessedEvents
+from smartpipe.dlq.redrive import Redrive, RemovalResult, Remover, scan
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.traceparent import is_sampled, is_undecided, new_traceparent
 from smartpipe.errors import TransportError
@@ -400,3 +403,55 @@ def test_a_lambda_function_exports_its_spans_before_it_returns(monkeypatch: pyte
         handler.close()
 
     assert flushed == [1]
+
+
+async def test_the_trace_goes_on_after_the_dead_letter_queue_and_a_redrive(spans: Any) -> None:
+    service, broken = Service("mailer"), True
+
+    @service.subscribe(UserSignedUp)
+    async def mail(event: UserSignedUp) -> None:
+        if broken:
+            raise Reject("no such user")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+        broken, stop, transport = False, asyncio.Event(), broker.transport
+        processed = ProcessedEvents(service.handlers, None)
+        scanned = await scan(transport, service.queue, Selection(), processed, stop)
+        remover = Remover(transport, service.queue, rate_per_second=None, stop=stop, on_progress=lambda _: None)
+        redrive = Redrive(transport, service.queue, processed, force=False)
+        await remover.remove(scanned, Selection(), redrive, RemovalResult())
+        await broker.drain()
+
+    published = find_span(spans, "publish users")
+    refused, handled = (span for span in spans.get_finished_spans() if span.name == "process mailer")
+    assert (refused.status.status_code.name, handled.status.status_code.name) == ("ERROR", "UNSET")
+    assert {span.links[0].context.span_id for span in (refused, handled)} == {published.context.span_id}
+
+
+async def test_sampled_calls_are_exemplars_of_their_histograms_and_others_are_not(spans: Any) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def mail(event: UserSignedUp) -> None:
+        if event.name == "broken":
+            raise Reject("no")
+
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA, traceparent=UNSAMPLED)
+        await broker.drain()
+        histograms = broker._get_consumer("mailer").counters.histograms
+        assert histograms is not None
+        [calls] = histograms.handlers.values()
+        assert not any(one.exemplars for one in (*calls.values(), histograms.types["member.signed_up"].critical_time))
+
+        await broker.publish(ADA)
+        await broker.publish(ADA.model_copy(update={"name": "broken"}))
+        await broker.drain()
+
+    handled, failed = (f"{span.context.trace_id:032x}" for span in spans.get_finished_spans() if "process" in span.name)
+    assert [one.trace_id for one in calls["handled"].exemplars.values()] == [handled]
+    assert [one.trace_id for one in calls["failed"].exemplars.values()] == [failed]
+    found = histograms.types["member.signed_up"].critical_time.exemplars
+    assert [one.trace_id for one in found.values()] == [handled]

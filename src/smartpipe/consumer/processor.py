@@ -352,7 +352,7 @@ class Processor:
     ) -> CallResult | None:
         """Call one handler within a span, unless its event is not sampled. A batch has one span for all of its events.
 
-        The duration becomes an exemplar of its histogram.
+        The duration, and the age of a handled event, become exemplars of their histograms.
         """
         handler = route.handler
         batch = handler.options.batch is not None
@@ -373,6 +373,8 @@ class Processor:
         if result is not None and route.histograms is not None and trace_id is not None:
             outcome = "handled" if result.failure is None else _outcome_of(result.failure)
             route.histograms[outcome].add_exemplar(time.perf_counter() - started, trace_id)
+            if result.failure is None and self._counters.histograms is not None and envelope.time is not None:
+                self._counters.histograms.add_exemplar(envelope.type, envelope.time, trace_id)
         return result
 
     def _record_store_result(self, failure: BaseException | None) -> None:

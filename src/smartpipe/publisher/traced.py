@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from smartpipe.envelope.traceparent import read_traceparent
 from smartpipe.events import Event, contract_of
+from smartpipe.names import name_in
 from smartpipe.publisher.prepare import NO_CONTEXT
 from smartpipe.telemetry.spans import describe_event, find_tracing
 from smartpipe.topics import Queue
@@ -45,7 +46,7 @@ class PublishTracing:
             return
         destination = publication.destination
         system = "sqs" if isinstance(destination, Queue) else "sns"
-        with self._trace(system, destination.name, explicit) as opened:
+        with self._trace(system, name_in(destination.name), explicit) as opened:
             yield TracedPublication(publication, opened, self._source)
 
     @contextmanager
@@ -59,7 +60,7 @@ class PublishTracing:
         if explicit is not None and read_traceparent(explicit) is None:  # it will be refused
             yield events, fields
             return
-        with self._trace("sqs" if queue else "sns", queue.name if queue else "", explicit) as opened:
+        with self._trace("sqs" if queue else "sns", name_in(queue.name) if queue else "", explicit) as opened:
             if opened is None:
                 yield events, fields
                 return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from smartpipe.names import name_in
 from smartpipe.telemetry.families import Family, Sample
 from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, FOLD_AT, Histogram
 
@@ -44,13 +46,13 @@ class CallMetrics:
         self._codes: set[str] = set()
 
     def record(self, operation: str, destination: str, error: str, seconds: float) -> None:
-        """Record a call that has ended."""
-        key = CallKey(operation, destination, limit_codes(error, self._codes) if error else "")
+        """Record a call that has ended. A destination that is an ARN is recorded by its name, without the account."""
+        key = CallKey(operation, name_in(destination), limit_codes(error, self._codes) if error else "")
         _record(self.seconds, key, CALL_BOUNDS, seconds)
 
     def record_entries(self, destination: str, count: int) -> None:
         """Record the number of entries of a request that publishes or sends."""
-        _record(self.entries, destination, ENTRY_BOUNDS, count)
+        _record(self.entries, name_in(destination), ENTRY_BOUNDS, count)
 
     def collect(self, labels: Labels) -> Iterator[Family]:
         """Yield the metrics, each sample with *labels*."""
@@ -74,7 +76,7 @@ class CallMetrics:
 
 
 class PublishMetrics:
-    """The results of published events, and how long they took, retries included.
+    """The results of published events, and how long they took, retries included. Threads may share one.
 
     ``chunks`` has, for each group of events that was sent together, its destination, the number of events, the codes of
     those that failed, and the seconds from the first request to the last response. Read the rest after ``fold``.
@@ -85,12 +87,18 @@ class PublishMetrics:
         self.seconds: dict[str, Histogram] = {}
         self.chunks: list[tuple[str, int, list[str], float]] = []
         self._codes: set[str] = set()
+        self._lock = Lock()
 
     def fold(self) -> None:
         """Count the chunks since the last call."""
+        with self._lock:
+            self._fold()
+
+    def _fold(self) -> None:
         chunks = self.chunks[:]
         del self.chunks[: len(chunks)]  # another thread may have added one since
-        for destination, events, codes, seconds in chunks:
+        for name, events, codes, seconds in chunks:
+            destination = name_in(name)
             if destination not in self.seconds:
                 self.seconds[destination] = Histogram(CALL_BOUNDS)
                 self.results[destination, PUBLISHED] = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -68,14 +69,19 @@ class QueueHistograms:
         """Return the histograms of the calls of a handler, by outcome."""
         return self.handlers.setdefault(name, {outcome: Histogram(HANDLER_BOUNDS) for outcome in CALL_OUTCOMES})
 
+    def add_exemplar(self, type_: str, event_time: datetime, trace_id: str) -> None:
+        """Remember the trace of an event that has been handled at this moment, as an exemplar of its critical time."""
+        age = max(0.0, time.time() - (event_time - _EPOCH).total_seconds())
+        self.types.get(type_, self.other).critical_time.add_exemplar(age, trace_id)
+
     def fold(self) -> None:
         """Compute the times of the messages that have been settled since the last call."""
         settled, self.settled = self.settled, []
         types, other = self.types, self.other
-        for type_, time, sent_at, receive_count, settled_at, seconds, handled in settled:
+        for type_, event_time, sent_at, receive_count, settled_at, seconds, handled in settled:
             times = types.get(type_, other) if type_ is not None else other
-            if time is not None:
-                age = settled_at - (time - _EPOCH).total_seconds()
+            if event_time is not None:
+                age = settled_at - (event_time - _EPOCH).total_seconds()
                 if age < 0:  # the clock of the producer is ahead
                     self.future_events += 1
                     age = 0.0
