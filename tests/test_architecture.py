@@ -58,6 +58,7 @@ ORDER = [
     "telemetry.spans",
     "log_fields",
     "topology",
+    "monitoring",
     "batching",
     "transports",
     "payload_offload",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import boto3
 import pytest
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker
 
 
-def naming() -> dict[str, str]:
+class Names(TypedDict):
+    prefix: str
+    application: str
+
+
+def naming() -> Names:
     return {"prefix": os.environ["SMARTPIPE_PREFIX"], "application": "smartpipe"}
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smartpipe.monitoring.dashboards import FLEET, SERVICE, build_dashboards
+from smartpipe.monitoring.prometheus_rules import write_rule_file
+from smartpipe.monitoring.rules import AlertOptions
 from smartpipe.names import Naming
 from smartpipe.topology.export.asyncapi import build_document
-from smartpipe.topology.export.cloudformation import build_template
+from smartpipe.topology.export.cloudformation import build_alarm_template, build_template
 from smartpipe.topology.export.iam import build_policies
 from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
 from smartpipe.topology.export.terraform import build_configuration
@@ -32,6 +35,10 @@ def no_large_topics() -> list[Service]:
     return [one for one in exported.everything() if one.name != "cinema"]  # Terraform cannot set its topic's limit
 
 
+def dashboards() -> dict[str, dict[str, Any]]:
+    return build_dashboards(exported.everything(), application="shop", labels={"env": "prod"})
+
+
 def write(document: object) -> str:
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
@@ -41,6 +48,14 @@ EXPORTS: dict[str, Callable[[], str]] = {
     "cloudformation.json": lambda: write(build_template(exported.everything(), prefix="test-", application="shop")),
     "terraform.json": lambda: write(build_configuration(no_large_topics(), prefix="test-", application="shop")),
     "iam.json": lambda: write({one.name: build_policies(one, NAMING) for one in exported.everything()}),
+    "alarms.json": lambda: write(
+        build_alarm_template(exported.everything(), prefix="test-", application="shop", options=AlertOptions())
+    ),
+    "alerts.yml": lambda: write_rule_file(
+        exported.everything(), application="shop", options=AlertOptions(labels={"env": "prod"})
+    ),
+    "fleet.json": lambda: write(dashboards()[FLEET]),
+    "service.json": lambda: write(dashboards()[SERVICE]),
     "picture.dot": lambda: draw_dot(exported.everything()),
     "picture.mmd": lambda: draw_mermaid(exported.everything()),
 }

@@ -20,6 +20,7 @@ from smartpipe.cli.dev.project import DevOptions
 from smartpipe.cli.redrive import RedriveOptions
 from smartpipe.cli.topology_app import complete_targets
 from smartpipe.dlq.messages import Selection
+from smartpipe.monitoring.rules import AlertOptions
 from smartpipe.version import __version__
 
 BENCH = dict.fromkeys(
@@ -157,8 +158,27 @@ def invoke(line: str) -> Outcome:
         ),
         ("topology show", "show.run_show", ([],), {"as_json": False}),
         ("topology show a:b --json", "show.run_show", (["a:b"],), {"as_json": True}),
-        ("topology export --format dot", "export.run_export", ([], "dot", None), {}),
-        ("topology export a:b --format x --output y", "export.run_export", (["a:b"], "x", Path("y")), {}),
+        ("topology export --format dot", "export.run_export", ([], "dot", None), {"alarms": False}),
+        (
+            "topology export a:b --format x --output y --alarms",
+            "export.run_export",
+            (["a:b"], "x", Path("y")),
+            {"alarms": True},
+        ),
+        ("telemetry dashboards", "telemetry.files.run_dashboards", ([], "grafana", Path("dashboards"), []), {}),
+        (
+            "telemetry dashboards a:b --format x --directory y --label c=d --label e=f",
+            "telemetry.files.run_dashboards",
+            (["a:b"], "x", Path("y"), ["c=d", "e=f"]),
+            {},
+        ),
+        ("telemetry alerts --format x", "telemetry.files.run_alerts", ([], "x", None, AlertOptions(), []), {}),
+        (
+            "telemetry alerts a:b --format x --output y --promise 1 --slow-handler 2 --runbooks z --label c=d",
+            "telemetry.files.run_alerts",
+            (["a:b"], "x", Path("y"), AlertOptions(1, 2, "z"), ["c=d"]),
+            {},
+        ),
         ("dlq list", "dlq.run_list", ([],), {"as_json": False}),
         ("dlq list a:b --json", "dlq.run_list", (["a:b"],), {"as_json": True}),
         ("dlq peek", "dlq.run_peek", ([], None, Selection(limit=10)), {"as_json": False}),
@@ -251,7 +271,7 @@ def test_a_value_outside_of_its_limits_is_a_wrong_command_line(line: str) -> Non
 
 @pytest.mark.parametrize(
     ("line", "option"),
-    [("dlq purge", "--queue"), ("topology export", "--format")],
+    [("dlq purge", "--queue"), ("topology export", "--format"), ("telemetry alerts", "--format")],
 )
 def test_a_required_option_has_no_default(line: str, option: str) -> None:
     result = invoke(line)

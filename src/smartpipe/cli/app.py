@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from smartpipe.cli.dlq_app import dlq
+from smartpipe.cli.telemetry.commands import telemetry
 from smartpipe.cli.topology_app import AsJson, Targets, show_whole_help, topology
 from smartpipe.version import __version__
 
@@ -23,6 +24,7 @@ schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
 store = typer.Typer(help="The tables of idempotent handlers and of the outbox.", no_args_is_help=True)
 app.add_typer(topology, name="topology")
 app.add_typer(dlq, name="dlq")
+app.add_typer(telemetry, name="telemetry")
 app.add_typer(schema, name="schema")
 app.add_typer(store, name="store")
 

@@ -9,6 +9,7 @@ import typer
 
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
+from smartpipe.monitoring.rules import AlertOptions
 from smartpipe.settings import AwsSettings
 from smartpipe.topology.export.asyncapi import build_document
 from smartpipe.topology.export.cloudformation import build_template
@@ -28,8 +29,11 @@ _PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot}
 FORMATS = (*_DOCUMENTS, *_PICTURES, "iam")
 
 
-def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
+def run_export(targets: Sequence[str], form: str, output: Path | None, *, alarms: bool = False) -> None:
     """Print the topology of *targets* in the format *form*, or write it to the file *output*.
+
+    Args:
+        alarms: Add CloudWatch alarms to a CloudFormation template.
 
     Raises:
         ConfigError: The format is unknown, or it cannot represent these services; or the file cannot be written.
@@ -37,7 +41,21 @@ def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
     if form not in FORMATS:
         msg = f"--format {form!r} is unknown: use one of {', '.join(FORMATS)}"
         raise ConfigError(msg)
-    text = _render(load_services(targets), form)
+    if alarms and form != "cloudformation":
+        msg = (
+            f"--alarms is for --format cloudformation, not {form}; `smartpipe telemetry alerts --format cloudwatch` "
+            "prints a template with only the alarms"
+        )
+        raise ConfigError(msg)
+    write_or_print(_render(load_services(targets), form, alarms=alarms), form, output)
+
+
+def write_or_print(text: str, form: str, output: Path | None) -> None:
+    """Write *text* to the file *output*, or print it.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -49,13 +67,18 @@ def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
     typer.echo(f"{form} written to {output}")
 
 
-def _render(services: Sequence[Service], form: str) -> str:
+def _render(services: Sequence[Service], form: str, *, alarms: bool) -> str:
     if form in _PICTURES:
         return _PICTURES[form](services)
     if form == "iam":
-        return _format_json(_build_policies(services))
+        return format_json(_build_policies(services))
     settings = AwsSettings.load()
-    return _format_json(_DOCUMENTS[form](services, prefix=settings.prefix, application=settings.application))
+    if alarms:
+        template = build_template(
+            services, prefix=settings.prefix, application=settings.application, alarms=AlertOptions()
+        )
+        return format_json(template)
+    return format_json(_DOCUMENTS[form](services, prefix=settings.prefix, application=settings.application))
 
 
 def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
@@ -72,5 +95,6 @@ def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
     return policies
 
 
-def _format_json(value: Any) -> str:
+def format_json(value: Any) -> str:
+    """Return *value* as indented JSON, with a line end."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

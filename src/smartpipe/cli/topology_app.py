@@ -112,11 +112,14 @@ def export(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
     ] = None,
+    alarms: Annotated[
+        bool, typer.Option("--alarms", help="Add CloudWatch alarms to a CloudFormation template.")
+    ] = False,
 ) -> None:
     """Print the topology in the format of another tool: a template, a document, a picture or IAM policies."""
     from smartpipe.cli.export import run_export
 
-    run_export(targets or [], form, output)
+    run_export(targets or [], form, output, alarms=alarms)
 
 
 def show_whole_help(group: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""An AWS CloudFormation template that creates the same resources as ``topology apply``. Pure.
+"""An AWS CloudFormation template that creates the same resources as ``topology apply``, or alarms for them. Pure.
 
 Source: AWS CloudFormation, template reference of AWS::SQS::Queue, AWS::SQS::QueuePolicy, AWS::SNS::Topic and
 AWS::SNS::Subscription, and "Understand CloudFormation quotas".
@@ -15,6 +15,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.names import name_in, region_in
 from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.topology.derive import derive
+from smartpipe.topology.export.alarms import CONDITIONS, PARAMETERS, render_alarms
 from smartpipe.topology.export.portable import (
     REGION,
     Principals,
@@ -33,6 +34,7 @@ from smartpipe.topology.resources import TAGS, TOPIC_DEFAULTS, Attributes, dead_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from smartpipe.monitoring.rules import AlertOptions
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Topology
 
@@ -43,19 +45,25 @@ _FUNCTION = re.compile(r'"(Ref|Condition|Fn::[A-Za-z:]+)":')
 _ARN = r"arn:${AWS::Partition}:\1:${AWS::Region}:${AWS::AccountId}:"
 
 
-def build_template(services: Iterable[Declares], *, prefix: str, application: str) -> dict[str, Any]:
+def build_template(
+    services: Iterable[Declares], *, prefix: str, application: str, alarms: AlertOptions | None = None
+) -> dict[str, Any]:
     """Return the template of the topics, queues and subscriptions that *services* need, for any account and region.
 
     The template subscribes to external topics and does not create them. It has no outputs if it has more than 200
     topics and queues, which is CloudFormation's limit.
 
+    Args:
+        alarms: Also create CloudWatch alarms, with these options.
+
     Raises:
         ConfigError: The declarations contradict each other, or make more than 500 resources.
     """
     topology = derive(services, portable_naming(prefix, application))
-    names = created_names(topology, prefix)
-    ids = make_unique({arn: _logical_id(arn, name) for arn, name in names.items()})
+    ids = _logical_ids(topology, prefix)
     resources = {name: one for render in _RENDERERS.values() for name, one in render(topology, ids).items()}
+    if alarms is not None:
+        resources |= render_alarms(topology, ids, alarms, partial(_refer_to_name, ids))
     if len(resources) > MAX_RESOURCES:
         msg = (
             f"the template would have {len(resources)} resources, and CloudFormation takes {MAX_RESOURCES} in a stack; "
@@ -63,14 +71,49 @@ def build_template(services: Iterable[Declares], *, prefix: str, application: st
         )
         raise ConfigError(msg)
     outputs = dict(_output(arn, logical_id) for arn, logical_id in ids.items())
-    conditions = _conditions(resources, topology)
+    conditions = {**_conditions(resources, topology), **(CONDITIONS if alarms else {})}
     return {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": f"Topics, queues and subscriptions of application {application} by smartpipe",
+        **({"Parameters": PARAMETERS} if alarms else {}),
         **({"Conditions": conditions} if conditions else {}),
         "Resources": dict(sorted(resources.items())),
         **({"Outputs": dict(sorted(outputs.items()))} if len(outputs) <= MAX_OUTPUTS else {}),
     }
+
+
+def build_alarm_template(
+    services: Iterable[Declares], *, prefix: str, application: str, options: AlertOptions
+) -> dict[str, Any]:
+    """Return a template with only the alarms, for topics and queues that ``topology apply`` or another stack creates.
+
+    Raises:
+        ConfigError: The declarations contradict each other, or make more than 500 alarms.
+    """
+    topology = derive(services, portable_naming(prefix, application))
+    resources = render_alarms(topology, _logical_ids(topology, prefix), options, name_in)
+    if len(resources) > MAX_RESOURCES:
+        msg = (
+            f"the template would have {len(resources)} alarms, and CloudFormation takes {MAX_RESOURCES} resources in a "
+            "stack; name fewer TARGETs"
+        )
+        raise ConfigError(msg)
+    return {
+        "AWSTemplateFormatVersion": "2010-09-09",
+        "Description": f"Alarms for the topics and queues of application {application} by smartpipe",
+        "Parameters": PARAMETERS,
+        "Conditions": CONDITIONS,
+        "Resources": dict(sorted(resources.items())),
+    }
+
+
+def _logical_ids(topology: Topology, prefix: str) -> dict[str, str]:
+    names = created_names(topology, prefix)
+    return make_unique({arn: _logical_id(arn, name) for arn, name in names.items()})
+
+
+def _refer_to_name(ids: Mapping[str, str], arn: str) -> dict[str, Any]:
+    return {"Fn::GetAtt": [ids[arn], "TopicName" if kind_of(arn) is TOPIC else "QueueName"]}
 
 
 def _logical_id(arn: str, name: str) -> str:

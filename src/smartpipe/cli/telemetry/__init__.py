@@ -1,0 +1,1 @@
+"""``smartpipe telemetry``: files with dashboards and alerts."""
