@@ -194,6 +194,7 @@ class FailureHooks:
             calls[call].record_late(call)
 
     async def _run(self, hook: _Hook, failure: DeliveryFailure) -> None:
+        task = asyncio.current_task()
         current_envelope.set(failure.envelope)  # the task has copied the context of the handler, or of an earlier one
         try:
             if hook.is_async:
@@ -203,7 +204,6 @@ class FailureHooks:
             if inspect.isawaitable(result):
                 await result
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
             hook.record_error(error)  # the function has raised it
@@ -212,7 +212,8 @@ class FailureHooks:
         except BaseException as error:  # noqa: BLE001 - SystemExit, too: a function that reports errors ends no worker
             hook.record_error(error)
         else:
-            hook.record_success()
+            if task is None or not task.cancelling():  # otherwise it was late, and has swallowed its cancellation
+                hook.record_success()
 
 
 def validate_hook(function: F, service: str) -> F:

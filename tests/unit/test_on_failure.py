@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -385,6 +386,23 @@ async def test_a_slow_function_is_cancelled_after_five_seconds(caplog: pytest.Lo
     assert ends == pytest.approx([5, 5], abs=0.1)
     assert len(failures) == 2
     assert caplog.text.count("has not ended after 5 s") == 1
+
+
+async def test_a_slow_function_that_swallows_its_cancellation_does_not_count_as_working(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    service, _ = failing(Reject("unknown user"))
+
+    @service.on_failure
+    async def report(failure: DeliveryFailure) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    with caplog.at_level(logging.INFO, "smartpipe.failures"):
+        await publish(service, ADA, ADA, concurrency=1)
+
+    assert caplog.text.count("has not ended after 5 s") == 1
+    assert "works again" not in caplog.text
 
 
 async def test_a_function_that_hangs_in_a_thread_is_not_called_again_until_it_has_ended(
