@@ -23,6 +23,7 @@ from smartpipe.transports.memory.transport import MemoryTransport
 from smartpipe.transports.open import use_transport
 from tests.acceptance.test_howto import blocks
 from tests.support.examples import EXAMPLES, import_example
+from tests.support.otlp import OtlpReceiver
 from tests.support.processes import ROOT
 from tests.support.topics import find_topic_arn
 
@@ -211,7 +212,7 @@ async def test_fastapi_commits_before_its_response_only_with_the_scope_of_the_pa
 
 
 async def test_an_app_that_only_publishes_serves_the_metrics_of_its_publisher() -> None:
-    [snippet] = blocks(PAGES.parent / "observability.md", "python")
+    snippet, _ = blocks(PAGES.parent / "observability.md", "python")
     names: dict[str, Any] = {"__name__": "snippet"}
     with use_transport(MemoryTransport()):
         exec(compile(snippet, "snippet", "exec", dont_inherit=True), names)
@@ -226,6 +227,14 @@ async def test_an_app_that_only_publishes_serves_the_metrics_of_its_publisher() 
     assert 'smartpipe_published_total{service="web",destination="unknown",result="NotFound"} 1\n' in text.text
     assert opened.headers["content-type"].startswith("application/openmetrics-text")
     assert opened.text.endswith("# EOF\n")
+
+
+def test_a_program_that_only_publishes_exports_the_metrics_of_its_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, snippet = blocks(PAGES.parent / "observability.md", "python")
+    with OtlpReceiver() as receiver, use_transport(MemoryTransport()):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        exec(compile(snippet, "snippet", "exec", dont_inherit=True), {"__name__": "snippet"})
+    assert [one.resource["service.name"] for one in receiver.received] == ["web"]
 
 
 # --- scheduled-jobs.md ---

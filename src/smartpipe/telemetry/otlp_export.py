@@ -113,7 +113,13 @@ class OtlpExport:
             with suppress(Exception):  # of the exporter, or it takes too long: the thread does not keep the process
                 async with asyncio.timeout(LAST_SECONDS / 4):
                     await _run_in_thread(self._exporter.shutdown)
-            logging.getLogger(PROTOCOLS[self._options.protocol][0]).removeFilter(self._reasons)
+            if self._open_call is None or self._open_call.done():
+                self._stop_filtering()
+            else:  # the thread may still log that it was shut down
+                self._open_call.add_done_callback(self._stop_filtering)
+
+    def _stop_filtering(self, _: asyncio.Future[str] | None = None) -> None:
+        logging.getLogger(PROTOCOLS[self._options.protocol][0]).removeFilter(self._reasons)
 
     async def _run(self, opening: asyncio.Task[bool]) -> None:
         options = self._options
