@@ -41,7 +41,12 @@ def main() -> None:
     output = Path(sys.argv[1])
     output.mkdir(parents=True, exist_ok=True)
     with EmbeddedBroker("ministack") as broker, TemporaryDirectory() as directory:
-        os.environ.update(broker.environment, SMARTPIPE_WAIT_SECONDS="1", SMARTPIPE_CONCURRENCY="4")
+        os.environ.update(
+            broker.environment,
+            SMARTPIPE_WAIT_SECONDS="1",
+            SMARTPIPE_CONCURRENCY="4",
+            SMARTPIPE_QUEUE_METRICS_SECONDS="5",
+        )
         asyncio.run(provision(*DECLARED))
         services.START = time.time() + PREPARATION_SECONDS
         os.environ["SCENARIO_START"] = str(services.START)
