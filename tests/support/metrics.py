@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import promql_parser
 
+from smartpipe import Queue
 from smartpipe.cli.relay import RelayReport
 from smartpipe.counters import Counters, TransportCounters
 from smartpipe.outbox.backlog import Backlog, BacklogReading
+from smartpipe.settings import WorkerSettings
 from smartpipe.telemetry.call_metrics import CallMetrics, PublishMetrics
 from smartpipe.telemetry.families import Sample
+from smartpipe.telemetry.loop_lag import LoopLag
 from smartpipe.telemetry.prometheus import render
 from smartpipe.telemetry.queue_histograms import QueueHistograms
+from smartpipe.transport import Depth
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
+from smartpipe.worker.queue_poller import QueuePoller
 from smartpipe.worker.supervisor.children_health import ChildrenHealth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from smartpipe.telemetry.families import Family
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? \S+$")
 _LABEL = re.compile(r'(\w+)="')
@@ -28,15 +36,6 @@ _TYPE = re.compile(r"^# TYPE (\w+) (\w+)$", re.MULTILINE)
 
 SCRAPED = frozenset({"job", "instance", "process", "env"})
 """Labels that Prometheus, its configuration or a supervisor adds."""
-PENDING = {
-    "smartpipe_event_loop_lag_seconds": ("histogram", {"service"}),
-    "smartpipe_queue_messages": ("gauge", {"service", "queue", "state"}),
-    "smartpipe_dead_letter_messages": ("gauge", {"service", "queue"}),
-    "smartpipe_oldest_message_age_seconds": ("gauge", {"service", "queue"}),
-    "smartpipe_oldest_dead_letter_age_seconds": ("gauge", {"service", "queue"}),
-    "smartpipe_backlog_seconds": ("gauge", {"service", "queue"}),
-}
-"""Metrics that rules and panels name before any code reports them. A metric leaves this list when it exists."""
 
 
 class Metric(NamedTuple):
@@ -60,6 +59,8 @@ async def read_existing_metrics() -> dict[str, Metric]:
         *families_of([QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0, circuits={"bank": 0.0})]),
         *calls.collect(service),
         *published.collect(service),
+        LoopLag().collect(service),
+        *_poll_queues(),
         family_of_overdue(Sample(service, 0)),
         *families_of_transport(TransportCounters(), service),
         family_of_dropped_lines(service),
@@ -79,6 +80,17 @@ async def read_existing_metrics() -> dict[str, Metric]:
         await ChildrenHealth(supervisor, 30).metrics(),
     ]
     return _parse("\n".join(texts))
+
+
+def _poll_queues() -> list[Family]:
+    """Return the metrics of a poller that has read one queue and its dead-letter queue."""
+    consumer: Any = SimpleNamespace(queue=Queue("mail"), counters=Counters())
+    transport: Any = SimpleNamespace()
+    poller = QueuePoller("mailer", [consumer], transport, WorkerSettings())
+    poller._readings = {"mail": deque()}
+    poller._depths = {"mail": Depth(0, 0, 0), "mail-dlq": Depth(0, 0, 0)}
+    poller._ages.values.update({"mail": 1.0, "mail-dlq": 1.0})
+    return poller.collect()
 
 
 def _parse(text: str) -> dict[str, Metric]:

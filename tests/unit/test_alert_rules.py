@@ -14,7 +14,7 @@ from smartpipe import ConfigError
 from smartpipe.monitoring.prometheus_rules import write_rule_file
 from smartpipe.monitoring.rules import AlertOptions, build_rules
 from tests.support import exported
-from tests.support.metrics import PENDING, Metric, find_unknown_names, read_existing_metrics, samples_of
+from tests.support.metrics import find_unknown_names, read_existing_metrics, samples_of
 from tests.support.processes import ROOT
 
 if TYPE_CHECKING:
@@ -315,16 +315,10 @@ def test_every_rule_has_a_case() -> None:
 
 
 async def test_every_rule_parses_and_names_only_metrics_and_labels_that_exist() -> None:
-    pending = {name: Metric(kind, frozenset(labels)) for name, (kind, labels) in PENDING.items()}
-    known = samples_of({**await read_existing_metrics(), **pending})
+    known = samples_of(await read_existing_metrics())
 
     for rule in build_rules(exported.everything(), AlertOptions(labels={"env": "prod"})):
         assert find_unknown_names(rule.expression, known) == [], rule.name
-
-
-async def test_a_pending_metric_does_not_exist_yet() -> None:
-    """Remove it from the list when it does, so that the tests compare its labels with the real ones."""
-    assert PENDING.keys() & (await read_existing_metrics()).keys() == set()
 
 
 @pytest.mark.parametrize(
