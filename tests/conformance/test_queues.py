@@ -91,10 +91,10 @@ async def test_messages_are_counted_by_state(queue: Bus) -> None:
     count = message_counter_of(queue.transport)
     assert count is not None
     await queue.transport.send(QUEUE, [text("a"), text("b"), text("c")])
-    await queue.transport.send(QUEUE, [text("d", delay_seconds=60)])
+    await queue.transport.send(QUEUE, [text("d", delay_seconds=60), text("e", delay_seconds=60)])
     await receive(queue, count=1)
 
-    assert await count(QUEUE) == Depth(visible=2, in_flight=1, delayed=1)
+    assert await count(QUEUE) == Depth(visible=2, in_flight=1, delayed=2)
     assert await count(f"{QUEUE}-dlq") == Depth(0, 0, 0)
 
 

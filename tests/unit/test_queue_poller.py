@@ -302,9 +302,12 @@ def test_ages_are_absent_while_cloudwatch_cannot_be_asked_and_depths_are_not(
         (61, check),
         (62, lambda: setattr(ages, "answer", {"staging-mail": 5.0})),
         (121, lambda: values_of(poller, "oldest_message_age_seconds") == {"": 5.0} or pytest.fail("it is absent")),
+        (122, lambda: setattr(ages, "answer", TransportError("Throttling", "no", retryable=True))),
+        (181, lambda: values_of(poller, "oldest_message_age_seconds") == {} or pytest.fail("an old age is shown")),
         poller=poller,
     )
-    assert caplog.messages[1:] == ["CloudWatch reports the age of messages again"]
+    assert caplog.messages[1] == "CloudWatch reports the age of messages again"
+    assert len(caplog.messages) == 3
 
 
 def test_an_age_more_often_than_once_a_minute_is_a_wrong_setting() -> None:
