@@ -138,7 +138,7 @@ async def main() -> int:
     """Return 1 if a limit is exceeded."""
     with EmbeddedBroker() as local:
         broker = Broker("local", local.environment)
-        os.environ.update(broker.environment)
+        os.environ.update(broker.environment, SMARTPIPE_QUEUE_METRICS_SECONDS="0")  # these queues have no DLQ to count
         return 0 if all([await check(guarded, broker) for guarded in GUARDED]) else 1
 
 

@@ -21,6 +21,7 @@ from smartpipe.monitoring.promql import (
     rate,
     select,
 )
+from smartpipe.names import name_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
         (matches_process(pattern), *others),
         others,
         tuple(
-            (equals("service", one.name), equals("queue", binding.queue.name), *others)
+            (equals("service", one.name), equals("queue", name_in(binding.queue.name)), *others)
             for one in handling
             for binding in sorted(one.bindings, key=lambda binding: binding.queue.name)
         ),

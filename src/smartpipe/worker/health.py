@@ -12,6 +12,7 @@ from aiohttp import web
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
+from smartpipe.names import name_in
 from smartpipe.telemetry.families import Sample, add_samples
 from smartpipe.telemetry.prometheus import TEXT, choose_content_type, join, render
 from smartpipe.worker.log_writer import family_of_dropped_lines
@@ -134,7 +135,7 @@ class WorkerHealth:
         queues = [
             QueueMetrics(
                 worker.name,
-                consumer.queue.name,
+                name_in(consumer.queue.name),  # of an external queue, without its account
                 consumer.counters,
                 consumer.in_flight,
                 round(consumer.seconds_since_success(), 1),

@@ -9,6 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from smartpipe.names import name_in
 from smartpipe.telemetry.families import Family, Sample
 from smartpipe.transport import message_counter_of
 from smartpipe.worker.queue_ages import QueueAges, session_of
@@ -132,7 +133,7 @@ class QueuePoller:
         ]
 
     def _labels(self, queue: str) -> dict[str, str]:
-        return {"service": self._service, "queue": queue}
+        return {"service": self._service, "queue": name_in(queue)}
 
     async def _run(self, count: CountMessages) -> None:
         loop = asyncio.get_running_loop()
