@@ -85,8 +85,12 @@ class QueueHistograms:
                 if age < 0:  # the clock of the producer is ahead
                     self.future_events += 1
                     age = 0.0
-                times.critical_time.record(age)
+                times.critical_time.waiting.append(age)
             if sent_at is not None and receive_count == 1:
-                times.queue_time.record(max(0.0, settled_at - seconds - sent_at))
+                times.queue_time.waiting.append(max(0.0, settled_at - seconds - sent_at))
             if handled:
-                self.receive_counts.record(receive_count)
+                self.receive_counts.waiting.append(receive_count)
+        for times in (*types.values(), other):
+            times.critical_time.fold()
+            times.queue_time.fold()
+        self.receive_counts.fold()
