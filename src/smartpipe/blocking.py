@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self, Unpack
 
 from smartpipe.batching.resend import send_with_retries_blocking
@@ -192,7 +193,8 @@ class Publisher:
                 return failed
             messages = [entries[index].message for index in sendable]
             send = self._publish if isinstance(destination, Topic) else self._send
-            return [*failed, *reindex(send(destination.name, messages), sendable)]
+            with nullcontext() if self._tracing is None else self._tracing.suppress_others():
+                return [*failed, *reindex(send(destination.name, messages), sendable)]
 
         started = time.perf_counter()
         failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)

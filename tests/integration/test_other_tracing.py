@@ -18,6 +18,7 @@ from smartpipe.names import physical_name
 from smartpipe.settings import AwsSettings
 from smartpipe.testing import provision, working
 from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.spans import draw, recording_spans
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -162,3 +163,27 @@ async def test_a_message_of_an_x_ray_client_belongs_to_its_trace(fast_broker: Em
         await until(lambda: seen)
 
     assert seen[0].trace_id == "4efaaf4d1e8720b39541901950019ee5"
+
+
+@pytest.mark.parametrize("many", [True, False])
+async def test_an_instrumentation_of_botocore_makes_no_second_span_of_a_publication(
+    many: bool, fast_broker: EmbeddedBroker
+) -> None:
+    module = pytest.importorskip("opentelemetry.instrumentation.botocore")
+    await provision(recording([]))
+    with recording_spans() as exporter:
+        instrumentor = module.BotocoreInstrumentor()
+        instrumentor.instrument()
+        try:
+            with smartpipe.blocking.Publisher("shop") as publisher:
+                if many:
+                    publisher.publish_many([ADA, ADA])
+                else:
+                    publisher.publish(ADA)
+                boto3.client("sqs").list_queues()
+        finally:
+            instrumentor.uninstrument()
+
+    names = draw(exporter)
+    assert names[-1] == ("publish" if many else "publish users")
+    assert len(names) == 2  # the other one is that of the application's own call

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -248,7 +249,8 @@ class Publisher:
             messages = [prepared.message for prepared in entries]
             offloaded = any(message.payload is not None for message in messages)
             try:
-                failed = await (self.payloads.send(messages, send) if offloaded else send(messages))
+                with nullcontext() if self._tracing is None else self._tracing.suppress_others():
+                    failed = await (self.payloads.send(messages, send) if offloaded else send(messages))
             except TransportError as error:
                 self._report_outage(error)
                 raise

@@ -15,6 +15,7 @@ from smartpipe.topics import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from smartpipe.publisher.prepare import EventContext, PreparedEvent, Publication
     from smartpipe.telemetry.spans import OpenSpan, Tracing
@@ -36,6 +37,10 @@ class PublishTracing:
     def __init__(self, tracing: Tracing, source: str) -> None:
         self._tracing = tracing
         self._source = source
+
+    def suppress_others(self) -> AbstractContextManager[None]:
+        """Return a context in which instrumentations of requests make no spans."""
+        return self._tracing.suppress_others()
 
     @contextmanager
     def trace_event(self, publication: Publication) -> Iterator[TracedPublication]:

@@ -9,6 +9,7 @@ An event that its publisher did not sample gets no further spans, and costs no c
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,13 +17,15 @@ from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.traceparent import OPENTELEMETRY, is_sampled, is_undecided
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Message
 
 SYSTEMS = {"sns": "aws.sns", "sqs": "aws_sqs"}
 """The values of ``messaging.system``. They are as inconsistent in the conventions."""
+SUPPRESSED = "suppress_instrumentation"
+"""The key of a context in which instrumentations make no spans. Source: ``opentelemetry.instrumentation.utils``."""
 _SPAN_API = ("get_tracer_provider", "get_current_span", "ProxyTracerProvider", "NoOpTracerProvider")
 
 
@@ -87,6 +90,15 @@ class Tracing:
         name, kind = f"publish {destination}".rstrip(), self._trace.SpanKind.PRODUCER
         span = self._tracer.start_span(name, context=context, kind=kind, attributes=attributes)
         return OpenSpan(span)
+
+    @contextmanager
+    def suppress_others(self) -> Iterator[None]:
+        """Let instrumentations, such as botocore's, make no spans in the block: a publication has its span already."""
+        token = self._context.attach(self._context.set_value(SUPPRESSED, True))
+        try:
+            yield
+        finally:
+            self._context.detach(token)
 
     def start_process(self, queue: str, handler: str, envelope: Envelope, message: Message) -> OpenSpan | None:
         """Start the span of a handler call and make it current; return None if its event is not sampled."""
