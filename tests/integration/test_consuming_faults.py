@@ -141,10 +141,12 @@ async def test_fault_16_a_missing_or_denied_queue_is_logged_by_name_and_the_work
     fast_proxy: FaultProxy,
     shop: Shop,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     answer: tuple[int, str, str],
     headers: dict[str, str],
     words: str,
 ) -> None:
+    monkeypatch.setenv("SMARTPIPE_QUEUE_METRICS_SECONDS", "0")  # all calls are counted
     async with working(shop.service) as worker:
         await until(lambda: polling(worker))
         fast_proxy.calls.clear()

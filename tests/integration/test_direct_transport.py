@@ -25,6 +25,7 @@ from smartpipe.transports.aws.botocore_calls import BotocoreSns, BotocoreSqs
 from smartpipe.transports.aws.direct.sns import DirectSns
 from smartpipe.transports.aws.direct.sqs import DirectSqs
 from smartpipe.transports.aws.transport import AwsTransport
+from smartpipe.transports.measured import MeasuredTransport
 from smartpipe.transports.open import create_aws_transport
 from smartpipe.worker.metrics import TRANSPORT_COUNTERS
 from tests.conftest import lead_to
@@ -384,20 +385,28 @@ async def test_the_transport_is_what_the_environment_says() -> None:
             pass
 
 
+def aws_transport_of(publisher: Publisher) -> AwsTransport:
+    """Return the transport to AWS, whose calls the publisher measures."""
+    measured = publisher._transport
+    assert isinstance(measured, MeasuredTransport)
+    assert isinstance(measured.inner, AwsTransport)
+    return measured.inner
+
+
 def test_a_transport_of_another_loop_is_refused(fast_broker: EmbeddedBroker) -> None:
     publisher = None
 
     async def publish() -> None:
         nonlocal publisher
         publisher = publisher or Publisher("test")
-        assert isinstance(publisher._transport, AwsTransport)
+        transport = aws_transport_of(publisher)
         try:
-            await publisher._transport.publish("nowhere", [OutgoingMessage("x", 1)])
+            await transport.publish("nowhere", [OutgoingMessage("x", 1)])
         finally:
-            for sns in publisher._transport._sns.values():
+            for sns in transport._sns.values():
                 assert isinstance(sns, DirectSns)
                 sns.close()
-            await publisher._transport.session._stack.aclose()  # as aclose does, but the session stays open
+            await transport.session._stack.aclose()  # as aclose does, but the session stays open
 
     with pytest.raises(TransportError):
         asyncio.run(publish())
@@ -417,8 +426,7 @@ async def test_fault_44_failed_polls_do_not_use_up_the_retries_of_a_publish(
 ) -> None:
     """No budget of retries is shared, as botocore's standard mode has it, and one deadline holds for all tries."""
     async with Publisher("test", deadline_seconds=5) as publisher:
-        transport = publisher._transport
-        assert isinstance(transport, AwsTransport)
+        transport = aws_transport_of(publisher)
         sns = await transport.session.client("sns")
         await sns.create_topic(Name=transport.session.addresses.physical("users"))
         sqs = await transport.session.client("sqs")
@@ -451,8 +459,7 @@ async def test_the_url_of_a_queue_is_asked_for_once(fast_proxy: FaultProxy, dire
 
 async def test_fault_59_a_damaged_message_is_left_out_and_counted(fast_proxy: FaultProxy) -> None:
     async with Publisher("test") as publisher:
-        transport = publisher._transport
-        assert isinstance(transport, AwsTransport)
+        transport = aws_transport_of(publisher)
         sqs = await transport.session.client("sqs")
         await sqs.create_queue(QueueName=transport.session.addresses.physical("mailer"))
         await transport.send("mailer", [OutgoingMessage("whole", 5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import boto3
@@ -23,6 +24,7 @@ def put_age(queue: str, seconds: float) -> None:
         "MetricName": "ApproximateAgeOfOldestMessage",
         "Dimensions": [{"Name": "QueueName", "Value": queue}],
         "Value": seconds,
+        "Timestamp": datetime.now(UTC) - timedelta(minutes=2),  # as late as CloudWatch, and not in an unfinished minute
     }
     boto3.client("cloudwatch").put_metric_data(Namespace="AWS/SQS", MetricData=[datum])
 

@@ -53,7 +53,7 @@ class Counting:
 
 
 def make_poller(transport: Any, counters: Counters | None = None, **settings: Any) -> QueuePoller:
-    consumers: Any = [SimpleNamespace(queue=Queue("mail"), counters=counters or Counters())]
+    consumers: Any = [SimpleNamespace(failing=False, queue=Queue("mail"), counters=counters or Counters())]
     return QueuePoller("mailer", consumers, transport, WorkerSettings.load(**settings))
 
 
@@ -96,6 +96,23 @@ def test_each_queue_is_asked_every_30_seconds_also_after_slow_answers() -> None:
 
     times = [0.0, 30.0, 60.0, 90.0]
     assert sorted(transport.asked) == [(name, time) for name in ("mail", "mail-dlq") for time in times]
+
+
+def test_a_queue_that_the_worker_cannot_receive_from_is_not_asked_for() -> None:
+    transport = Counting(mail=Depth(7, 0, 0))
+    poller = make_poller(transport)
+    consumer: Any = poller._consumers[0]
+
+    def fail() -> None:
+        consumer.failing = True
+
+    def check() -> None:
+        assert values_of(poller, "queue_messages") == {}
+        consumer.failing = False
+
+    at((1, fail), (31, check), (61, lambda: None), poller=poller)
+
+    assert [time for name, time in transport.asked if name == "mail"] == [0.0, 60.0]
 
 
 @pytest.mark.parametrize("settings", [{"queue_metrics_seconds": 0}, {"metrics": False}])

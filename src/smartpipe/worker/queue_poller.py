@@ -146,7 +146,8 @@ class QueuePoller:
 
     async def _poll(self, count: CountMessages) -> None:
         slots = asyncio.Semaphore(MAX_CALLS)
-        queues = [one.queue for one in self._consumers]
+        # A queue that the worker cannot receive from has a line in the log already.
+        queues = [one.queue for one in self._consumers if not one.failing]
         names = dict.fromkeys(name for queue in queues for name in (queue.name, queue.dead_letter_name))
 
         async def count_one(name: str) -> Depth | Exception:
@@ -171,6 +172,8 @@ class QueuePoller:
 
     def _report(self, errors: Sequence[Exception], total: int) -> None:
         """Log the beginning and the end of failures."""
+        if not total:
+            return
         if errors and not self._failing:
             log.warning(
                 "Cannot count the messages of %d of %d queues, retrying every %g s: %s",
