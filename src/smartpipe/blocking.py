@@ -29,6 +29,7 @@ from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.settings import AwsSettings
 from smartpipe.telemetry.call_metrics import PublishMetrics
 from smartpipe.telemetry.histograms import FOLD_AT
+from smartpipe.telemetry.spans import is_ready
 from smartpipe.topics import Topic
 from smartpipe.transports.aws.blocking_session import BlockingAwsSession
 from smartpipe.transports.aws.configuration import check_urls
@@ -169,7 +170,7 @@ class Publisher:
 
     def _find_tracing(self) -> PublishTracing | None:
         """Look for a tracer provider once, when the application has imported OpenTelemetry."""
-        if not self._tracing_found and OPENTELEMETRY in sys.modules:
+        if not self._tracing_found and OPENTELEMETRY in sys.modules and is_ready():
             self._tracing, self._tracing_found = find_publish_tracing(self.source), True
         return self._tracing
 

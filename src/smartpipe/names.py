@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 DEFAULT_APPLICATION = "smartpipe"
 
@@ -68,6 +69,13 @@ def is_arn(name: str) -> bool:
 def name_in(arn: str) -> str:
     """Return the physical name at the end of *arn*."""
     return arn.rpartition(":")[2].removeprefix("table/")
+
+
+def shorten_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a short name for each: that at the end of an ARN, without the account, unless two of them share it."""
+    known = list(names)
+    counts = Counter(map(name_in, known))
+    return {name: name_in(name) if counts[name_in(name)] == 1 else name for name in known}
 
 
 def queue_arn_at(url: str, like: str) -> str:

@@ -237,3 +237,12 @@ def test_if_all_have_requested_the_oldest_is_closed_that_has_its_response_and_ot
         assert len(server.open) == MAX_CONNECTIONS
 
     run_virtually(main())
+
+
+async def test_two_external_queues_of_one_name_have_labels_of_their_own() -> None:
+    arns = [f"arn:aws:sqs:eu-west-1:{account * 12}:orders" for account in "12"]
+    other = "arn:aws:sqs:eu-west-1:333333333333:bills"
+    text = await WorkerHealth(make_worker("shop", *map(make_consumer, [*arns, other]))).metrics()
+
+    for queue in (*arns, "bills"):
+        assert f'smartpipe_messages_received_total{{service="shop",queue="{queue}"}} 0\n' in text

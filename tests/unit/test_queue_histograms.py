@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -124,6 +125,58 @@ def test_the_queue_time_is_that_of_first_deliveries() -> None:
     assert queue_time(sent_seconds=-40).sum == 0
     assert queue_time(sent_seconds=40, receive_count=2).count == 0
     assert queue_time().count == 0
+
+
+@pytest.mark.parametrize("handle", [retry, fail, reject])
+def test_the_queue_time_of_a_first_delivery_counts_whatever_its_outcome_is(
+    handle: Callable[[UserSignedUp], Awaitable[None]],
+) -> None:
+    times = handle_one(service_of(handle), body_of(ADA, 100), sent_seconds=40).types[TYPE].queue_time
+
+    times.fold()
+    assert times.count == 1
+    assert times.sum == pytest.approx(40, abs=0.5)
+
+
+def test_a_slow_dead_letter_queue_does_not_lengthen_the_queue_time() -> None:
+    transport = FakeTransport()
+    transport.script["send"].append(2.0)
+    transport.put(body_of(ADA, 100), sent_at=NOW - 40)
+
+    async def main() -> QueueHistograms:
+        consumer = make_consumer(service_of(reject), transport)
+        consumer.start()
+        await asyncio.sleep(5)
+        await drain(consumer)
+        assert consumer.counters.histograms is not None
+        consumer.counters.histograms.fold()
+        return consumer.counters.histograms
+
+    times = run_virtually(main()).types[TYPE]
+    assert (times.queue_time.count, times.critical_time.count) == (1, 1)
+
+
+def test_a_handler_that_does_not_end_has_timed_out_once() -> None:
+    async def ignore(_: UserSignedUp) -> None:
+        until = asyncio.get_running_loop().time() + 100
+        while asyncio.get_running_loop().time() < until:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    transport = FakeTransport()
+    transport.put(ADA)
+
+    async def main() -> dict[str, Histogram]:
+        consumer = make_consumer(service_of(ignore, timeout_seconds=1), transport)
+        consumer.start()
+        await asyncio.sleep(200)
+        await drain(consumer)
+        assert consumer.counters.not_ended == 1
+        assert consumer.counters.histograms is not None
+        (calls,) = consumer.counters.histograms.handlers.values()
+        return calls
+
+    assert {name: one.count for name, one in run_virtually(main()).items() if one.count} == {"timed_out": 1}
 
 
 def test_the_receive_count_is_that_of_handled_messages() -> None:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, PublishError, Reject, Service, Topic, Worker
+from smartpipe import (
+    Batch,
+    BatchDelivery,
+    Delivery,
+    Event,
+    Publisher,
+    PublishError,
+    Reject,
+    Service,
+    Topic,
+    Worker,
+)
 from smartpipe.dlq.messages import Selection
 from smartpipe.dlq.processed import ProcessedEvents
 from smartpipe.dlq.redrive import Redrive, RemovalResult, Remover, scan

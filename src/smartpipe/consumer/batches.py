@@ -119,6 +119,8 @@ class BatchCollector:
         try:
             if live:
                 failures = await self._call_handler(BatchDelivery([delivery for delivery, _ in live], self._publisher))
+        except Exception as error:  # noqa: BLE001 - an internal error, which each item must get
+            failures = [error] * len(live)
         finally:
             if self._running.pop(task, None) is not None:  # otherwise overdue, and its items have their results
                 self._set_results(live, failures)

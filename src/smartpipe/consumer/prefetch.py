@@ -85,8 +85,9 @@ class Prefetch:
             self._round_trips, self._round_trips_began = (math.inf, self._round_trips[0]), now
         round_trip = now - began
         self._round_trips = (min(self._round_trips[0], round_trip), self._round_trips[1])
-        mean = self._mean_round_trip or round_trip
-        self._mean_round_trip = mean + WEIGHT * (round_trip - mean)
+        longest = SPREAD * min(self._round_trips)  # a longer one has waited, for messages or for the event loop
+        mean = self._mean_round_trip or min(round_trip, longest)
+        self._mean_round_trip = mean + WEIGHT * (min(round_trip, longest) - mean)
         seconds = now - self._began
         if seconds < MIN_PERIOD_SECONDS:
             return self.count
@@ -103,7 +104,7 @@ class Prefetch:
 
     def reset(self) -> None:
         """Receive nothing ahead until the rate has been measured again."""
-        self.count, self._rate_per_second = 0, 0.0
+        self.count, self._rate_per_second, self._mean_round_trip = 0, 0.0, 0.0
 
 
 class ReceivedAhead:

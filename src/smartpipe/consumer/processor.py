@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from smartpipe.publisher.publisher import Publisher
     from smartpipe.service import Service
     from smartpipe.telemetry.histograms import Histogram
-    from smartpipe.telemetry.spans import Tracing
+    from smartpipe.telemetry.spans import OpenSpan, Tracing
 
 
 STORE = "the idempotency store"
@@ -205,6 +205,8 @@ class Processor:
             claim.abandon()
             count = claim.attempt
         error = HandlerTimeout("it ran into its timeout, and does not end although it was cancelled")
+        if route.histograms is not None:
+            _record_call(route.histograms, error, route.handler.options.timeout_seconds or 0.0)
         _record_in_circuit(route.circuit, route.handler, error)
         attempt = self._attempt_number(count, message)
         outcome = decide(error, attempt, route.handler.retry)
@@ -309,7 +311,13 @@ class Processor:
         )
 
     async def _call_handler(
-        self, route: _Route, envelope: Envelope, message: Message, lease: Lease, attempt: int
+        self,
+        route: _Route,
+        envelope: Envelope,
+        message: Message,
+        lease: Lease,
+        attempt: int,
+        opened: OpenSpan | None = None,
     ) -> CallResult | None:
         """Call one handler, unless it has handled the event before; return the result, or None if it did not begin."""
         handler = route.handler
@@ -348,11 +356,8 @@ class Processor:
         finally:
             if route.limit is not None:
                 route.limit.release(lease)
-        if route.histograms is not None:
-            histogram = route.histograms["handled" if result.failure is None else _outcome_of(result.failure)]
-            histogram.waiting.append(time.perf_counter() - started)
-            if len(histogram.waiting) >= FOLD_AT:
-                histogram.fold()
+        if route.histograms is not None and lease.state < OVERDUE:
+            _record_call(route.histograms, result.failure, time.perf_counter() - started, opened)
         # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call.
         if options.batch is None and lease.state < OVERDUE:
             _record_in_circuit(route.circuit, handler, result.failure)
@@ -370,9 +375,9 @@ class Processor:
         opened = None if batch else tracing.start_process(self._queue, handler.name, envelope, message)
         if opened is None:
             return await self._call_handler(route, envelope, message, lease, attempt)
-        started, failure = time.perf_counter(), None
+        failure: BaseException | None = None
         try:
-            result = await self._call_handler(route, envelope, message, lease, attempt)
+            result = await self._call_handler(route, envelope, message, lease, attempt, opened)
             if result is not None and not isinstance(result.failure, NotHandledYet):
                 failure = result.failure
         except BaseException as error:
@@ -380,12 +385,10 @@ class Processor:
             raise
         finally:
             tracing.end(opened, failure)
-        trace_id = opened.sampled_trace_id
-        if result is not None and route.histograms is not None and trace_id is not None:
-            outcome = "handled" if result.failure is None else _outcome_of(result.failure)
-            route.histograms[outcome].add_exemplar(time.perf_counter() - started, trace_id)
-            if result.failure is None and self._counters.histograms is not None and envelope.time is not None:
-                self._counters.histograms.add_exemplar(envelope.type, envelope.time, trace_id)
+        histograms, trace_id = self._counters.histograms, opened.sampled_trace_id
+        handled = result is not None and result.failure is None
+        if handled and histograms is not None and trace_id is not None and envelope.time is not None:
+            histograms.add_exemplar(envelope.type, envelope.time, trace_id)
         return result
 
     def _record_store_result(self, failure: BaseException | None) -> None:
@@ -408,6 +411,19 @@ def _find_trace(message: Message) -> str | None:
     attribute = message.attributes.get("traceparent")
     found = None if attribute is None else read_traceparent(attribute.value)
     return found or (read_trace_header(message.trace_header) if message.trace_header else None)
+
+
+def _record_call(
+    histograms: Mapping[str, Histogram], failure: BaseException | None, seconds: float, opened: OpenSpan | None = None
+) -> None:
+    """Record the duration of a handler call. The lines of ``Histogram.record`` are written out, which saves a call."""
+    histogram = histograms["handled" if failure is None else _outcome_of(failure)]
+    histogram.waiting.append(seconds)
+    if len(histogram.waiting) >= FOLD_AT:
+        histogram.fold()
+    trace_id = None if opened is None else opened.sampled_trace_id
+    if trace_id is not None:
+        histogram.add_exemplar(seconds, trace_id)
 
 
 def _outcome_of(failure: BaseException) -> str:

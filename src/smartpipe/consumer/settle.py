@@ -16,6 +16,7 @@ from smartpipe.batching.resend import send_with_retries
 from smartpipe.batching.timers import Timers
 from smartpipe.consumer.dead_letter import FailedDelivery, copy_with_reason, copy_without_reason
 from smartpipe.consumer.decide import Ack, DeadLetter, Defer, Halt, Release, RetryAfter, describe_error
+from smartpipe.consumer.leases import OVERDUE
 from smartpipe.envelope.traceparent import trace_id
 from smartpipe.failures import DeliveryFailure
 from smartpipe.telemetry.histograms import FOLD_AT
@@ -117,6 +118,8 @@ class Settler:
                 fields = self.fields(message, processed, seconds=seconds)
                 log.debug("Ignored" if outcome.ignored else "Handled", extra=fields)
             return None
+        if self._counters.histograms is not None and not isinstance(outcome, Release) and lease.state < OVERDUE:
+            self._record(self._counters.histograms, message, processed.envelope, seconds, ended=False)
         redelivery_seconds = await self._settle_unhandled(lease, processed, outcome, seconds)
         if self.failure_hooks is not None:
             failure = self._describe_failure(lease, processed, redelivery_seconds)
@@ -206,12 +209,25 @@ class Settler:
 
     @staticmethod
     def _record(
-        histograms: QueueHistograms, message: Message, envelope: Envelope | None, seconds: float, *, handled: bool
+        histograms: QueueHistograms,
+        message: Message,
+        envelope: Envelope | None,
+        seconds: float,
+        *,
+        handled: bool = False,
+        waited: bool = True,
+        ended: bool = True,
     ) -> None:
-        """Record a message that will not be delivered again. See ``QueueHistograms.fold`` for the rest of the work."""
-        type_, event_time = (None, None) if envelope is None else (envelope.type, envelope.time)
-        settled = (type_, event_time, message.sent_at, message.receive_count, time.time(), seconds, handled)
-        histograms.settled.append(settled)
+        """Record a delivery. See ``QueueHistograms.fold`` for the rest of the work.
+
+        Args:
+            handled: Whether its handlers have returned.
+            waited: Whether to record how long the message waited in the queue.
+            ended: Whether the message will not be delivered again.
+        """
+        type_, event_time = (None, None) if envelope is None else (envelope.type, envelope.time if ended else None)
+        sent_at = message.sent_at if waited else None
+        histograms.settled.append((type_, event_time, sent_at, message.receive_count, time.time(), seconds, handled))
         if len(histograms.settled) >= FOLD_AT:
             histograms.fold()
 
@@ -279,7 +295,7 @@ class Settler:
         histograms = self._counters.histograms
         if histograms is not None:
             histograms.dead_letters[outcome.kind] = histograms.dead_letters.get(outcome.kind, 0) + 1
-            self._record(histograms, message, processed.envelope, seconds, handled=False)
+            self._record(histograms, message, processed.envelope, seconds, waited=False)
         raised = outcome.error if outcome.kind in WITH_TRACEBACK else None
         log.error("Dead-lettered (%s): %s", outcome.kind, describe_error(outcome.error), extra=fields, exc_info=raised)
         self._acknowledger.delete(lease)

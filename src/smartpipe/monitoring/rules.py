@@ -21,7 +21,7 @@ from smartpipe.monitoring.promql import (
     rate,
     select,
 )
-from smartpipe.names import name_in
+from smartpipe.names import shorten_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,9 +110,9 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
         (matches_process(pattern), *others),
         others,
         tuple(
-            (equals("service", one.name), equals("queue", name_in(binding.queue.name)), *others)
+            (equals("service", one.name), equals("queue", short), *others)
             for one in handling
-            for binding in sorted(one.bindings, key=lambda binding: binding.queue.name)
+            for _, short in sorted(shorten_names(binding.queue.name for binding in one.bindings).items())
         ),
     )
     return [

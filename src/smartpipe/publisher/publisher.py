@@ -31,6 +31,7 @@ from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.telemetry.call_metrics import PublishMetrics
 from smartpipe.telemetry.histograms import FOLD_AT
+from smartpipe.telemetry.spans import is_ready
 from smartpipe.topics import Topic
 from smartpipe.transports.measured import MeasuredTransport
 from smartpipe.transports.open import open_transport
@@ -270,7 +271,7 @@ class Publisher:
 
     def _find_tracing(self) -> PublishTracing | None:
         """Look for a tracer provider once, when the application has imported OpenTelemetry."""
-        if not self._tracing_found and OPENTELEMETRY in sys.modules:
+        if not self._tracing_found and OPENTELEMETRY in sys.modules and is_ready():
             self._tracing, self._tracing_found = find_publish_tracing(self.source), True
         return self._tracing
 

@@ -47,12 +47,12 @@ class PublishTracing:
         """Make a span for the block that publishes one event. Prepare the event with ``TracedPublication.prepare``."""
         explicit = publication.context.traceparent if publication.context else None
         if not _is_traceable(publication, explicit):
-            yield TracedPublication(publication, None, self._source)
+            yield TracedPublication(publication, None, self._tracing, self._source)
             return
         destination = publication.destination
         system = "sqs" if isinstance(destination, Queue) else "sns"
         with self._trace(system, name_in(destination.name), explicit) as opened:
-            yield TracedPublication(publication, opened, self._source)
+            yield TracedPublication(publication, opened, self._tracing, self._source)
 
     @contextmanager
     def trace_many(self, events: Iterable[Event], fields: PublicationFields) -> Iterator[Traced]:
@@ -77,7 +77,7 @@ class PublishTracing:
                     (attributes, queue, delay_seconds, traced),
                 )
             finally:
-                opened.span.set_attribute("messaging.batch.message_count", next(number))
+                self._tracing.set_attributes(opened, {"messaging.batch.message_count": next(number)})
 
     @contextmanager
     def _trace(self, system: str, destination: str, explicit: str | None) -> Iterator[OpenSpan | None]:
@@ -96,9 +96,10 @@ class PublishTracing:
 class TracedPublication:
     """A publication with its span; None: it has none."""
 
-    def __init__(self, publication: Publication, opened: OpenSpan | None, source: str) -> None:
+    def __init__(self, publication: Publication, opened: OpenSpan | None, tracing: Tracing, source: str) -> None:
         self._publication = publication
         self._opened = opened
+        self._tracing = tracing
         self._source = source
 
     def prepare(self, prepare: Callable[[Publication], PreparedEvent]) -> PreparedEvent:
@@ -107,7 +108,7 @@ class TracedPublication:
             return prepare(self._publication)
         prepared = prepare(self._publication.replace_context(traceparent=self._opened.traceparent))
         type_ = contract_of(type(prepared.event)).type
-        self._opened.span.set_attributes(describe_event(prepared.event_id, type_, self._source))
+        self._tracing.set_attributes(self._opened, describe_event(prepared.event_id, type_, self._source))
         return prepared
 
 

@@ -56,12 +56,12 @@ class CallMetrics:
 
     def collect(self, labels: Labels) -> Iterator[Family]:
         """Yield the metrics, each sample with *labels*."""
-        calls = [Sample({**labels, **key._asdict()}, histogram) for key, histogram in self.seconds.items()]
+        calls = [Sample({**labels, **key._asdict()}, histogram) for key, histogram in list(self.seconds.items())]
         yield Family("smartpipe_call_seconds", "histogram", "Duration of calls to SNS and SQS by operation.", calls)
-        fills = [Sample({**labels, "destination": name}, one) for name, one in self.entries.items()]
+        fills = [Sample({**labels, "destination": name}, one) for name, one in list(self.entries.items())]
         yield Family("smartpipe_publish_batch_entries", "histogram", "Entries in each publishing request.", fills)
         throttled: dict[tuple[str, str], int] = {}
-        for key, histogram in self.seconds.items():
+        for key, histogram in list(self.seconds.items()):
             pair = key.operation, key.destination
             throttled[pair] = throttled.get(pair, 0) + (histogram.count if is_throttling(key.error) else 0)
         yield Family(
@@ -114,10 +114,10 @@ class PublishMetrics:
         self.fold()
         results = [
             Sample({**labels, "destination": destination, "result": result}, count)
-            for (destination, result), count in self.results.items()
+            for (destination, result), count in list(self.results.items())
         ]
         yield Family("smartpipe_published_total", "counter", "Events by the result of their publication.", results)
-        times = [Sample({**labels, "destination": name}, one) for name, one in self.seconds.items()]
+        times = [Sample({**labels, "destination": name}, one) for name, one in list(self.seconds.items())]
         yield Family(
             "smartpipe_publish_seconds",
             "histogram",

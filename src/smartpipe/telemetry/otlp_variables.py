@@ -61,7 +61,11 @@ def read_options(environ: Mapping[str, str]) -> OtlpOptions:
         known = " or ".join(PROTOCOLS)
         warnings.append(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is ignored: smartpipe exports metrics with {known}")
         protocol = "http/protobuf"
-    url = urlsplit(_first(environ, "ENDPOINT") or PROTOCOLS[protocol][1])
+    try:
+        url = urlsplit(_first(environ, "ENDPOINT") or PROTOCOLS[protocol][1])
+    except ValueError as error:  # the exporter will report it, too
+        warnings.append(f"OTEL_EXPORTER_OTLP_ENDPOINT is not a URL: {error}")
+        url = urlsplit("")
     host = url.netloc.rpartition("@")[2]  # without a user and a password
     seconds = [
         _read_milliseconds(environ, name, default, warnings)

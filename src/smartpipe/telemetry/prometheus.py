@@ -55,15 +55,15 @@ def render(families: Iterable[Family], content_type: str = TEXT) -> str:
 
 
 def _render_histogram(name: str, pairs: str, histogram: Histogram, *, exemplars: bool) -> list[str]:
-    histogram.fold()
-    counts = list(accumulate(histogram.counts))  # a copy: all lines must be of the same moment
+    found, total = histogram.snapshot()  # all lines must be of the same moment
+    counts = list(accumulate(found))
     head = f'{name}_bucket{{{pairs},le="' if pairs else f'{name}_bucket{{le="'
     lines = [f"{head}{end}{count}" for end, count in zip(_format_bounds(histogram.bounds), counts, strict=True)]
     if exemplars:
         for index, exemplar in histogram.exemplars.items():
             lines[index] += _format_exemplar(exemplar)
     rest = f"{{{pairs}}}" if pairs else ""
-    return [*lines, f"{name}_sum{rest} {histogram.sum}", f"{name}_count{rest} {counts[-1]}"]
+    return [*lines, f"{name}_sum{rest} {total}", f"{name}_count{rest} {counts[-1]}"]
 
 
 @lru_cache(maxsize=64)

@@ -4,29 +4,55 @@ smartpipe never imports OpenTelemetry, and makes no span unless a tracer provide
 are those of "Semantic conventions for messaging spans" 1.44, which is still in development.
 
 An event that its publisher did not sample gets no further spans, and costs no call of the SDK.
+
+Samplers, span processors and the texts of exceptions are code of the application. An exception of theirs is logged once
+and never reaches a message or a publication.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sys
-from contextlib import contextmanager
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import contextmanager, suppress
+from functools import lru_cache, wraps
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.traceparent import OPENTELEMETRY, is_sampled, is_undecided
+from smartpipe.errors import TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from smartpipe.envelope.encode import Envelope
     from smartpipe.message import Message
+
+log = logging.getLogger("smartpipe.tracing")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SYSTEMS = {"sns": "aws.sns", "sqs": "aws_sqs"}
 """The values of ``messaging.system``. They are as inconsistent in the conventions."""
 SUPPRESSED = "suppress_instrumentation"
 """The key of a context in which instrumentations make no spans. Source: ``opentelemetry.instrumentation.utils``."""
 _SPAN_API = ("get_tracer_provider", "get_current_span", "ProxyTracerProvider", "NoOpTracerProvider")
+
+
+def _ignore_errors(method: Callable[Concatenate[Tracing, P], T]) -> Callable[Concatenate[Tracing, P], T | None]:
+    """Log the first exception of a method of Tracing, and return None instead of raising it."""
+
+    @wraps(method)
+    def call(self: Tracing, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - a trace must not disturb a message
+            self.report(error)
+            return None
+
+    return call
 
 
 class OpenSpan(NamedTuple):
@@ -65,7 +91,19 @@ class Tracing:
         self._context = sys.modules["opentelemetry.context"]
         self._child = child
         self._tracer = trace.get_tracer("smartpipe")
+        self._failed = False
 
+    def report(self, error: Exception) -> None:
+        """Log the first exception of OpenTelemetry, or of the application's code that it calls."""
+        if not self._failed:
+            self._failed = True
+            log.warning(
+                "OpenTelemetry raised %s, so spans are missing. Further errors are not logged",
+                type(error).__qualname__,
+                exc_info=error,
+            )
+
+    @_ignore_errors
     def start_publish(self, system: str, destination: str, explicit: str | None) -> OpenSpan | None:
         """Start the span of a publication; return None if its parent is not sampled.
 
@@ -89,7 +127,12 @@ class Tracing:
         attributes = _describe(system, "publish", "send", destination)
         name, kind = f"publish {destination}".rstrip(), self._trace.SpanKind.PRODUCER
         span = self._tracer.start_span(name, context=context, kind=kind, attributes=attributes)
-        return OpenSpan(span)
+        return OpenSpan(span) if span.get_span_context().is_valid else None  # OTEL_SDK_DISABLED makes invalid ones
+
+    @_ignore_errors
+    def set_attributes(self, opened: OpenSpan, attributes: Mapping[str, Any]) -> None:
+        """Add attributes to a span."""
+        opened.span.set_attributes(attributes)
 
     @contextmanager
     def suppress_others(self) -> Iterator[None]:
@@ -100,6 +143,7 @@ class Tracing:
         finally:
             self._context.detach(token)
 
+    @_ignore_errors
     def start_process(self, queue: str, handler: str, envelope: Envelope, message: Message) -> OpenSpan | None:
         """Start the span of a handler call and make it current; return None if its event is not sampled."""
         context, links = self._context.Context(), []
@@ -122,6 +166,7 @@ class Tracing:
             attributes["messaging.message.conversation_id"] = envelope.correlation_id
         return self._start_current(queue, context, links, attributes)
 
+    @_ignore_errors
     def start_batch(self, queue: str, handler: str, parents: Sequence[str | None]) -> OpenSpan | None:
         """Start the span of a batch handler's call and make it current; return None if none of its events is sampled.
 
@@ -143,6 +188,7 @@ class Tracing:
         }
         return self._start_current(queue, self._context.Context(), links, attributes)
 
+    @_ignore_errors
     def record_call(
         self, operation: str, kind: str, queue: str, began_ns: int, *, messages: int, error: BaseException | None = None
     ) -> None:
@@ -164,20 +210,46 @@ class Tracing:
 
     def end(self, opened: OpenSpan, error: BaseException | None = None) -> None:
         """End a span, with *error* if its operation failed."""
-        span = opened.span
-        if error is not None and span.is_recording():
-            span.record_exception(error)
-            span.set_attribute("error.type", getattr(error, "code", "") or type(error).__qualname__)
-            span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, type(error).__qualname__))
+        if error is not None:
+            self._record_error(opened.span, error)
         if opened.token is not None:
-            self._context.detach(opened.token)
+            self._context.detach(opened.token)  # it logs errors, and raises none
+        self._end(opened.span)
+
+    @_ignore_errors
+    def _record_error(self, span: Any, error: BaseException) -> None:
+        if not span.is_recording():
+            return
+        code = error.code if isinstance(error, TransportError) else type(error).__qualname__
+        span.set_attribute("error.type", code)
+        span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, type(error).__qualname__))
+        span.record_exception(error)  # last: it calls the __str__ of the application's exception
+
+    @_ignore_errors
+    def _end(self, span: Any) -> None:
         span.end()
 
-    def flush(self, timeout_seconds: float) -> None:
-        """Let the provider export the spans that have ended, for a process that may be frozen. It blocks."""
+    async def flush(self, timeout_seconds: float) -> None:
+        """Let the provider export the spans that have ended, for a process that may be frozen.
+
+        Processors may ignore the time limit, so they run in a thread that is left behind after it.
+        """
         flush = getattr(self._trace.get_tracer_provider(), "force_flush", None)
-        if flush is not None:
-            flush(round(timeout_seconds * 1_000))
+        if flush is None or timeout_seconds <= 0:
+            return
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def run() -> None:
+            try:
+                flush(round(timeout_seconds * 1_000))
+            except Exception as error:  # noqa: BLE001 - as elsewhere
+                self.report(error)
+            with suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(done.set)
+
+        Thread(target=run, name="smartpipe-flush", daemon=True).start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), timeout_seconds)
 
     def _start_current(self, queue: str, context: Any, links: list[Any], attributes: dict[str, Any]) -> OpenSpan:
         span = self._tracer.start_span(
@@ -208,9 +280,19 @@ def find_tracing(*, child: bool = False) -> Tracing | None:
     trace: Any = sys.modules.get(OPENTELEMETRY)
     if trace is None or not all(hasattr(trace, name) for name in _SPAN_API):  # it may be half imported
         return None
-    if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+    try:
+        if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+            return None
+        return Tracing(trace, child=child)
+    except Exception as error:  # noqa: BLE001 - such as a wrong OTEL_PYTHON_TRACER_PROVIDER
+        log.warning("Cannot use OpenTelemetry, so there are no spans: %s: %s", type(error).__qualname__, error)
         return None
-    return Tracing(trace, child=child)
+
+
+def is_ready() -> bool:
+    """Return whether OpenTelemetry has been imported, and not only begun to be in another thread."""
+    trace = sys.modules.get(OPENTELEMETRY)
+    return all(hasattr(trace, name) for name in _SPAN_API)
 
 
 @lru_cache(maxsize=1_024)

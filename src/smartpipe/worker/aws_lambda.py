@@ -140,7 +140,7 @@ class LambdaHandler:
             await self._set_delays(source, until + RETURN_SECONDS)
             _write_metrics(source, getattr(context, "aws_request_id", None))
         if self._resources is not None and self._resources.tracing is not None:  # Lambda freezes the process
-            await asyncio.to_thread(self._resources.tracing.flush, FLUSH_SPANS_SECONDS)
+            await self._resources.tracing.flush(min(FLUSH_SPANS_SECONDS, until - loop.time()))
         failures = [
             {"itemIdentifier": record["messageId"]}
             for record in records

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
-from smartpipe.names import name_in
+from smartpipe.names import shorten_names
 from smartpipe.telemetry.families import Sample, add_samples
 from smartpipe.telemetry.prometheus import TEXT, choose_content_type, join, render
 from smartpipe.worker.log_writer import family_of_dropped_lines
@@ -135,7 +135,7 @@ class WorkerHealth:
         queues = [
             QueueMetrics(
                 worker.name,
-                name_in(consumer.queue.name),  # of an external queue, without its account
+                names[consumer.queue.name],
                 consumer.counters,
                 consumer.in_flight,
                 round(consumer.seconds_since_success(), 1),
@@ -144,6 +144,7 @@ class WorkerHealth:
                 {circuit.name: circuit.openness for circuit in consumer.processor.circuits},
             )
             for worker in self._workers
+            for names in [shorten_names(consumer.queue.name for consumer in worker.consumers)]
             for consumer in worker.consumers
         ]
         process = {"service": self.name}

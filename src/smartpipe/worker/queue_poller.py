@@ -9,7 +9,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from smartpipe.names import name_in
+from smartpipe.names import shorten_names
 from smartpipe.telemetry.families import Family, Sample
 from smartpipe.transport import message_counter_of
 from smartpipe.worker.queue_ages import QueueAges, session_of
@@ -133,7 +133,8 @@ class QueuePoller:
         ]
 
     def _labels(self, queue: str) -> dict[str, str]:
-        return {"service": self._service, "queue": name_in(queue)}
+        names = shorten_names(consumer.queue.name for consumer in self._consumers)
+        return {"service": self._service, "queue": names[queue]}
 
     async def _run(self, count: CountMessages) -> None:
         loop = asyncio.get_running_loop()
