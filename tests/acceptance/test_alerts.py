@@ -157,7 +157,7 @@ def test_failing_handlers_fire_before_their_messages_are_dead_lettered(
 def test_the_alerts_of_several_processes_are_those_of_their_queue(jobs: Jobs, inside: Command, tmp_path: Path) -> None:
     rules = inside("telemetry", "alerts", TARGET, "--format", "prometheus").stdout
     supervisor = jobs.start_worker("--processes", "2", ACCEPTANCE_ATTEMPTS="1")
-    supervisor.wait_until(lambda: sum(record["message"].startswith("ready") for record in supervisor.records) == 2)
+    supervisor.wait_until(lambda: supervisor.logged("ready: all 2 processes"))
     url = next(record["url"] for record in supervisor.records if record["message"].startswith("serving"))
     with Prometheus(tmp_path, shorten(rules), url.removeprefix("http://")) as prometheus:
         wait_for_samples(prometheus, processes=2)

@@ -47,5 +47,5 @@ def test_a_worker_reports_each_failed_attempt_and_a_drain_does_not_wait_for_a_sl
     assert "no connection" in broken[0]["exception"]
     working = [record for record in worker.records if record["message"] == "working"]
     assert [record["attempt"] for record in working[:2]] == [1, 2]
-    assert all(len(record["span_id"]) == 16 for record in working)
+    assert all(len(record["trace_id"]) == 32 for record in working)
     assert [reason["kind"] for reason in queues.dead_letter_reasons("failing")] == ["retries-exhausted"]
