@@ -12,7 +12,7 @@ from smartpipe import Event, Publisher, PublishError, Queue, Service, Topic, Wor
 from smartpipe.errors import TransportError
 from smartpipe.message import Failure
 from smartpipe.settings import WorkerSettings
-from smartpipe.telemetry.call_metrics import MAX_CODES, CallMetrics, PublishMetrics, is_throttling
+from smartpipe.telemetry.call_metrics import MAX_CODES, MAX_DESTINATIONS, CallMetrics, PublishMetrics, is_throttling
 from smartpipe.telemetry.families import Family, Sample, add_samples
 from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.telemetry.prometheus import render
@@ -129,6 +129,19 @@ def test_codes_without_limit_become_other() -> None:
     assert len(calls.seconds) == MAX_CODES + 1
     assert counts_of(calls)["delete", "users", "other"] == 50
     assert published.results["users", "other"] == 50
+
+
+def test_destinations_without_limit_become_other() -> None:
+    calls, published = CallMetrics(), PublishMetrics()
+    for number in range(MAX_DESTINATIONS + 50):
+        calls.record("send", f"reply-{number}", "", 0.1)
+        calls.record_entries(f"reply-{number}", 1)
+        published.chunks.append((f"reply-{number}", 1, [], 0.1))
+    published.fold()
+
+    assert len(calls.seconds) == len(calls.entries) == len(published.seconds) == MAX_DESTINATIONS + 1
+    assert counts_of(calls)["send", "other", ""] == calls.entries["other"].count == 50
+    assert published.results["other", "published"] == 50
 
 
 async def test_published_events_are_counted_by_their_result() -> None:

@@ -466,3 +466,23 @@ async def test_sampled_calls_are_exemplars_of_their_histograms_and_others_are_no
     assert [one.trace_id for one in calls["failed"].exemplars.values()] == [failed]
     found = histograms.types["member.signed_up"].critical_time.exemplars
     assert [one.trace_id for one in found.values()] == [handled]
+
+
+def test_a_lambda_function_traces_its_settlements_on_request(spans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_TRACE_CALLS", "true")
+    service = Service("mailer")
+
+    @service.subscribe(UserSignedUp)
+    async def mail(event: UserSignedUp) -> None:
+        raise OSError("broken")
+
+    with use_transport(FakeTransport()):
+        handler = service.lambda_handler()
+        record = {
+            "messageId": "m1", "receiptHandle": "r1", "body": encode(wrap(ADA, source="web")), "attributes": {},
+            "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:mailer",
+        }  # fmt: skip
+        assert handler({"Records": [record]}) == {"batchItemFailures": [{"itemIdentifier": "m1"}]}
+        handler.close()
+
+    assert draw(spans) == ["change_visibility mailer", "process mailer"]

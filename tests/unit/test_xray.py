@@ -9,7 +9,7 @@ import pytest
 
 from smartpipe import Delivery, Publisher, Service
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.traceparent import format_trace_header, read_trace_header
+from smartpipe.envelope.traceparent import format_trace_header, is_undecided, read_trace_header
 from smartpipe.message import Attribute, OutgoingMessage
 from smartpipe.transports.aws.entries import common_trace_header, publish_entries, send_entries
 from tests.support.consumers import consuming
@@ -39,6 +39,8 @@ def test_the_two_headers_name_the_same_span() -> None:
     assert read_trace_header(HEADER) == TRACEPARENT
     assert format_trace_header(TRACEPARENT[:-2] + "00") == HEADER[:-1] + "0"
     assert read_trace_header(HEADER[:-1] + "0") == TRACEPARENT[:-2] + "00"
+    for header in (HEADER[:-1] + "?", HEADER.removesuffix(";Sampled=1")):  # the next service shall decide
+        assert is_undecided(read_trace_header(header) or "")
     assert read_trace_header(f"Self=1-2-3; {HEADER.replace(';', '; ')};Lineage=a:0") == TRACEPARENT
 
 

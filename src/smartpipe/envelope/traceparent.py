@@ -93,8 +93,13 @@ def format_trace_header(traceparent: str) -> str:
 
 
 def read_trace_header(header: str) -> str | None:
-    """Return the traceparent of a header of AWS X-Ray, or None if it names no span."""
+    """Return the traceparent of a header of AWS X-Ray, or None if it names no span.
+
+    Without a decision (``Sampled=?``, or nothing), it is one of which ``is_undecided`` says so.
+    """
     fields = dict(part.strip().partition("=")[::2] for part in header.split(";"))
-    _, _, digits = fields.get("Root", "").partition("-")
-    flag = "01" if fields.get("Sampled") == "1" else "00"
-    return read_traceparent(f"00-{digits.replace('-', '')}-{fields.get('Parent', '')}-{flag}")
+    digits, parent = fields.get("Root", "").partition("-")[2].replace("-", ""), fields.get("Parent", "")
+    sampled = fields.get("Sampled")
+    if sampled not in ("0", "1"):
+        parent = digits[:16]
+    return read_traceparent(f"00-{digits}-{parent}-0{sampled if sampled == '1' else 0}")

@@ -19,7 +19,9 @@ K = TypeVar("K")
 PUBLISHED = "published"
 MAX_CODES = 100
 """AWS has fewer error codes than that for these calls. Without a limit, a broker could add any number of labels."""
-OTHER_CODE = "other"
+MAX_DESTINATIONS = 1_000
+"""Topics and queues beyond this number share a label. An application may send to a queue of each of its clients."""
+OTHER = "other"
 THROTTLING_MARKS = ("Throttl", "SlowDown", "LimitExceeded", "PriorRequestNotComplete", "OverLimit")
 """Each code by which AWS says that a caller makes too many requests contains one of these."""
 
@@ -44,15 +46,18 @@ class CallMetrics:
         self.seconds: dict[CallKey, Histogram] = {}
         self.entries: dict[str, Histogram] = {}
         self._codes: set[str] = set()
+        self._destinations: set[str] = set()
 
     def record(self, operation: str, destination: str, error: str, seconds: float) -> None:
         """Record a call that has ended. A destination that is an ARN is recorded by its name, without the account."""
-        key = CallKey(operation, name_in(destination), limit_codes(error, self._codes) if error else "")
+        name = limit_labels(name_in(destination), self._destinations, MAX_DESTINATIONS)
+        key = CallKey(operation, name, limit_labels(error, self._codes, MAX_CODES) if error else "")
         _record(self.seconds, key, CALL_BOUNDS, seconds)
 
     def record_entries(self, destination: str, count: int) -> None:
         """Record the number of entries of a request that publishes or sends."""
-        _record(self.entries, name_in(destination), ENTRY_BOUNDS, count)
+        name = limit_labels(name_in(destination), self._destinations, MAX_DESTINATIONS)
+        _record(self.entries, name, ENTRY_BOUNDS, count)
 
     def collect(self, labels: Labels) -> Iterator[Family]:
         """Yield the metrics, each sample with *labels*."""
@@ -87,6 +92,7 @@ class PublishMetrics:
         self.seconds: dict[str, Histogram] = {}
         self.chunks: list[tuple[str, int, list[str], float]] = []
         self._codes: set[str] = set()
+        self._destinations: set[str] = set()
         self._lock = Lock()
 
     def fold(self) -> None:
@@ -98,13 +104,13 @@ class PublishMetrics:
         chunks = self.chunks[:]
         del self.chunks[: len(chunks)]  # another thread may have added one since
         for name, events, codes, seconds in chunks:
-            destination = name_in(name)
+            destination = limit_labels(name_in(name), self._destinations, MAX_DESTINATIONS)
             if destination not in self.seconds:
                 self.seconds[destination] = Histogram(CALL_BOUNDS)
                 self.results[destination, PUBLISHED] = 0
             self.results[destination, PUBLISHED] += events - len(codes)
             for code in codes:
-                key = destination, limit_codes(code, self._codes)
+                key = destination, limit_labels(code, self._codes, MAX_CODES)
                 self.results[key] = self.results.get(key, 0) + 1
             for _ in range(events - len(codes)):
                 self.seconds[destination].record(seconds)
@@ -140,10 +146,10 @@ def is_throttling(code: str) -> bool:
     return any(mark in code for mark in THROTTLING_MARKS)
 
 
-def limit_codes(code: str, known: set[str]) -> str:
-    """Return *code*, or OTHER_CODE if it would be one more than MAX_CODES of the *known* ones, to which it is added."""
-    if code not in known:
-        if len(known) >= MAX_CODES:
-            return OTHER_CODE
-        known.add(code)
-    return code
+def limit_labels(label: str, known: set[str], limit: int) -> str:
+    """Return *label*, or OTHER if it would be one more than *limit* of the *known* ones, to which it is added."""
+    if label not in known:
+        if len(known) >= limit:
+            return OTHER
+        known.add(label)
+    return label

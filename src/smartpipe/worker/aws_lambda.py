@@ -29,6 +29,7 @@ from smartpipe.message import Attribute, received_message
 from smartpipe.settings import AwsSettings, ConcurrencySettings, LambdaSettings
 from smartpipe.transports.measured import measure
 from smartpipe.transports.open import open_transport
+from smartpipe.transports.traced import TracedTransport
 from smartpipe.worker.emf import EmfDocuments
 from smartpipe.worker.runtime import open_runtime
 
@@ -273,6 +274,8 @@ class LambdaHandler:
                 runtime = await stack.enter_async_context(open_runtime(self._service, transport, settings))
                 self._stack = stack.pop_all()
             self._transport, self._resources = transport, runtime.resources()
+            if settings.trace_calls and self._resources.tracing is not None:
+                self._transport = TracedTransport(transport, self._resources.tracing)
         return self._resources, self._transport
 
 
