@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Batch, Publisher, RetryPolicy, Service
+from smartpipe import Batch, Idempotency, Publisher, Queue, RetryPolicy, Service
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.traceparent import is_undecided
+from smartpipe.idempotency.claims import Claims
+from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.telemetry.spans import find_tracing
 from smartpipe.testing import MemoryBroker
 from smartpipe.transports.open import use_transport
+from tests.support.consumers import drain, make_consumer
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.spans import find_span, recording_spans
+from tests.support.virtual_time import run_virtually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,6 +157,28 @@ async def test_events_are_published_although_the_sdk_is_disabled(monkeypatch: py
 
     assert all(is_undecided(found) for found in traceparents(transport))
     assert len(traceparents(transport)) == 2
+
+
+def test_a_call_that_another_worker_holds_has_an_outcome_in_its_span(spans: Any) -> None:
+    service = Service("mailer", queue=Queue("mailer"))
+
+    @service.subscribe(UserSignedUp, idempotent=Idempotency(key="user_id"))
+    async def mail(event: UserSignedUp) -> None:
+        await asyncio.sleep(0.5)
+
+    transport = FakeTransport()
+    transport.put(ADA, ADA)
+
+    async def main() -> None:
+        consumer = make_consumer(service, transport, claims=Claims(MemoryStore()), tracing=find_tracing())
+        consumer.start()
+        await asyncio.sleep(1)
+        await drain(consumer)
+
+    run_virtually(main())
+
+    outcomes = [span.attributes.get("smartpipe.outcome") for span in spans.get_finished_spans()]
+    assert sorted(outcomes, key=str) == [None, "deferred"]
 
 
 def test_a_wrong_variable_of_opentelemetry_is_logged_and_makes_no_spans(

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Delivery, Publisher, Service
+from smartpipe.consumer.dead_letter import FailedDelivery, copy_with_reason, copy_without_reason
+from smartpipe.consumer.decide import DeadLetter
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.traceparent import format_trace_header, is_undecided, read_trace_header
-from smartpipe.message import Attribute, OutgoingMessage
+from smartpipe.message import Attribute, Message, OutgoingMessage
 from smartpipe.transports.aws.entries import common_trace_header, publish_entries, send_entries
 from tests.support.consumers import consuming
 from tests.support.events import ADA, UserSignedUp
@@ -125,3 +127,11 @@ def test_a_message_without_a_trace_in_its_body_has_that_of_its_attribute_or_head
     run_virtually(main())
 
     assert seen == [expected]
+
+
+def test_the_copy_of_a_dead_letter_message_keeps_its_header() -> None:
+    message = Message("m1", "r1", "{}", trace_header=HEADER)
+    failed = FailedDelivery("mailer", "mail", None, None)
+
+    assert copy_with_reason(message, DeadLetter("rejected", ValueError()), failed).trace_header == HEADER
+    assert copy_without_reason(message).trace_header == HEADER

@@ -112,14 +112,15 @@ def copy_with_reason(
         full = {**attributes, REASON_ATTRIBUTE: Attribute("String", json.dumps(reason))}
         size = size_bytes(message.body, full)
         if size <= limit_bytes:
-            return OutgoingMessage(message.body, size, full, message.group_id)
+            return OutgoingMessage(message.body, size, full, message.group_id, trace_header=message.trace_header)
     return copy_without_reason(message)
 
 
 def copy_without_reason(message: Message) -> OutgoingMessage:
     """Return *message* as it was before it was dead-lettered: without the reason, and with all its attributes."""
     attributes = _original_attributes(message)
-    return OutgoingMessage(message.body, size_bytes(message.body, attributes), attributes, message.group_id)
+    size = size_bytes(message.body, attributes)
+    return OutgoingMessage(message.body, size, attributes, message.group_id, trace_header=message.trace_header)
 
 
 def remove_reason(message: Message) -> Message:

@@ -378,7 +378,9 @@ class Processor:
         failure: BaseException | None = None
         try:
             result = await self._call_handler(route, envelope, message, lease, attempt, opened)
-            if result is not None and not isinstance(result.failure, NotHandledYet):
+            if result is None or isinstance(result.failure, NotHandledYet):
+                tracing.set_attributes(opened, {"smartpipe.outcome": "skipped" if result is None else "deferred"})
+            else:
                 failure = result.failure
         except BaseException as error:
             failure = error
