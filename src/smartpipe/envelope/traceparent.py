@@ -25,11 +25,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_traceparent() -> str:
-    """Return the traceparent of a new trace that has no span, and of which nobody has decided whether to sample it.
+    """Return the traceparent of a new trace without a span, for which no sampler has decided yet.
 
-    It is not sampled (W3C Trace Context, version 00), because there is no span to find. The id of the span, which does
-    not exist, is the first half of the trace id. So a consumer with OpenTelemetry can tell this from a publisher's
-    decision against sampling, and decide by its own sampler. See ``is_undecided``.
+    It is not sampled (W3C Trace Context, version 00), because no span was recorded. Its span id is the first half of
+    its trace id. By that, ``is_undecided`` distinguishes it from a publisher's decision against sampling, so a consumer
+    with OpenTelemetry asks its own sampler.
     """
     digits = f"{_random.getrandbits(128):032x}"
     return f"00-{digits}-{digits[:16]}-00"
