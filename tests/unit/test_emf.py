@@ -258,7 +258,7 @@ async def test_each_invocation_writes_a_line(
     assert counts == {"messages_handled": 1, "messages_retried": 1, "messages_dead_lettered": 1}
     assert [len(first[name]) for name in ("critical_time_seconds", "queue_time_seconds", "handler_seconds")] == [
         2,
-        2,
+        3,
         3,
     ]
 
