@@ -34,7 +34,8 @@ async def charge(event: OrderPlaced) -> None:
 
 async def main() -> None:
     async with MemoryBroker(service) as broker:
-        await broker.publish(OrderPlaced(order_id="1"))
+        span = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
+        await broker.publish(OrderPlaced(order_id="1"), traceparent=f"00-{{span}}-01")
         await broker.drain()
 
 asyncio.run(main())
