@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Event
 
+# No retry mode of botocore knows all of these: measured against a scripted server, botocore 1.43.
+THROTTLES = frozenset({
+    "KMS.ThrottlingException", "KMSThrottling", "KMSThrottled", "KmsThrottled", "LimitExceededException", "OverLimit",
+    "PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestLimitExceeded", "RequestThrottled",
+    "RequestThrottledException", "SlowDown", "Throttled", "ThrottledException", "Throttling", "ThrottlingException",
+    "TooManyRequestsException",
+})  # fmt: skip
+
 
 class SmartpipeError(Exception):
     """Base class of every error that smartpipe raises."""

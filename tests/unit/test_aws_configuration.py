@@ -24,7 +24,7 @@ from botocore.exceptions import (
 )
 
 from smartpipe import ConfigError, TransportError
-from smartpipe.errors import StoreError
+from smartpipe.errors import THROTTLES, StoreError
 from smartpipe.settings import AwsSettings
 from smartpipe.transports.aws import credential_errors
 from smartpipe.transports.aws.blocking_session import BlockingAwsSession
@@ -44,7 +44,6 @@ from smartpipe.transports.aws.errors import (
     INVALID,
     MISSING,
     STALE,
-    THROTTLES,
     UNAVAILABLE,
     classify,
     code_of,

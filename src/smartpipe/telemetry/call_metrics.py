@@ -5,9 +5,11 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from smartpipe.errors import THROTTLES
 from smartpipe.names import name_in
 from smartpipe.telemetry.families import Family, Sample
-from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, FOLD_AT, Histogram
+from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, Histogram
+from smartpipe.telemetry.queue_histograms import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +23,6 @@ MAX_CODES = 100
 """AWS has fewer error codes than that for these calls. Without a limit, a broker could add any number of labels."""
 MAX_DESTINATIONS = 1_000
 """Topics and queues beyond this number share a label. An application may send to a queue of each of its clients."""
-OTHER = "other"
-THROTTLING_MARKS = ("Throttl", "SlowDown", "LimitExceeded", "PriorRequestNotComplete", "OverLimit")
-"""Each code by which AWS says that a caller makes too many requests contains one of these."""
 
 
 class CallKey(NamedTuple):
@@ -136,14 +135,12 @@ def _record(histograms: dict[K, Histogram], key: K, bounds: tuple[float, ...], v
     histogram = histograms.get(key)
     if histogram is None:
         histogram = histograms[key] = Histogram(bounds)
-    histogram.waiting.append(value)
-    if len(histogram.waiting) >= FOLD_AT:
-        histogram.fold()
+    histogram.record(value)
 
 
 def is_throttling(code: str) -> bool:
     """Return whether AWS says with *code* that a caller makes too many requests."""
-    return any(mark in code for mark in THROTTLING_MARKS)
+    return code in THROTTLES
 
 
 def limit_labels(label: str, known: set[str], limit: int) -> str:

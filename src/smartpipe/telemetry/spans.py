@@ -277,9 +277,9 @@ class Tracing:
 
 def find_tracing(*, child: bool = False) -> Tracing | None:
     """Return Tracing if the application has set a tracer provider, or else None."""
-    trace: Any = sys.modules.get(OPENTELEMETRY)
-    if trace is None or not all(hasattr(trace, name) for name in _SPAN_API):  # it may be half imported
+    if not is_ready():
         return None
+    trace: Any = sys.modules[OPENTELEMETRY]
     try:
         if isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
             return None

@@ -34,6 +34,16 @@ OTHER_COUNTERS = {
         "Threads abandoned because a sync handler exceeded its timeout.",
     ),
 }
+# The fields of QueueMetrics.
+GAUGES = {
+    "in_flight": ("smartpipe_messages_in_flight", "Messages being handled, or waiting here for it."),
+    "slots": ("smartpipe_slots", "Messages that may be handled at a time."),
+    "open_calls": ("smartpipe_receive_calls_open", "Receive calls that wait for messages."),
+    "seconds_since_poll": (
+        "smartpipe_poll_age_seconds",
+        "Time since the last successful poll; 0 when all slots are taken.",
+    ),
+}
 TRANSPORT_COUNTERS = {
     "damaged": ("smartpipe_messages_damaged_total", "Messages with a wrong MD5 sum, which will be delivered again."),
     "resent": (
@@ -65,6 +75,7 @@ class QueueMetrics(NamedTuple):
 def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
     """Yield the metrics of a worker, including counters at 0: a rate needs the sample before the first increment."""
     labels = [{"service": queue.service, "queue": queue.queue} for queue in queues]
+    labelled = list(zip(labels, queues, strict=True))
     counts = [counts_of(queue.counts) for queue in queues]
     outcomes = [
         Sample({**label, "outcome": name}, value)
@@ -76,28 +87,14 @@ def families_of(queues: Sequence[QueueMetrics]) -> Iterator[Family]:
     for field, (name, text) in OTHER_COUNTERS.items():
         samples = [Sample(label, count[field]) for label, count in zip(labels, counts, strict=True)]
         yield Family(name, "counter", text, samples)
-    in_flight = [Sample(label, queue.in_flight) for label, queue in zip(labels, queues, strict=True)]
-    yield Family("smartpipe_messages_in_flight", "gauge", "Messages being handled, or waiting here for it.", in_flight)
-    slots = [Sample(label, queue.slots) for label, queue in zip(labels, queues, strict=True)]
-    yield Family("smartpipe_slots", "gauge", "Messages that may be handled at a time.", slots)
-    calls = [Sample(label, queue.open_calls) for label, queue in zip(labels, queues, strict=True)]
-    yield Family("smartpipe_receive_calls_open", "gauge", "Receive calls that wait for messages.", calls)
+    for field, (name, text) in GAUGES.items():
+        yield Family(name, "gauge", text, [Sample(label, getattr(queue, field)) for label, queue in labelled])
     circuits = [
-        Sample({**label, "circuit": name}, state)
-        for label, queue in zip(labels, queues, strict=True)
-        for name, state in queue.circuits.items()
+        Sample({**label, "circuit": name}, state) for label, queue in labelled for name, state in queue.circuits.items()
     ]
     yield Family("smartpipe_circuit_open", "gauge", "1 if the circuit is open, 0.5 half-open, 0 closed.", circuits)
-    ages = [Sample(label, queue.seconds_since_poll) for label, queue in zip(labels, queues, strict=True)]
-    yield Family(
-        "smartpipe_poll_age_seconds", "gauge", "Time since the last successful poll; 0 when all slots are taken.", ages
-    )
     yield from _families_of_histograms(
-        [
-            (label, queue.counts.histograms)
-            for label, queue in zip(labels, queues, strict=True)
-            if queue.counts.histograms is not None
-        ]
+        [(label, queue.counts.histograms) for label, queue in labelled if queue.counts.histograms is not None]
     )
 
 

@@ -17,7 +17,7 @@ from botocore.exceptions import (
     SSLError,
 )
 
-from smartpipe.errors import ConfigError, SmartpipeError, TransportError
+from smartpipe.errors import THROTTLES, ConfigError, SmartpipeError, TransportError
 from smartpipe.exhaustion import causes, exhausted_resource, shortage_code
 from smartpipe.message import Failure
 from smartpipe.transports.aws.credential_errors import find_credential_failure
@@ -39,13 +39,6 @@ _ALIASES = {
     "ExpiredTokenException": "ExpiredToken",
     "InvalidSignature": "InvalidSignatureException",
 }
-# No retry mode of botocore knows all of these: measured against a scripted server, botocore 1.43.
-THROTTLES = frozenset({
-    "KMS.ThrottlingException", "KMSThrottling", "KMSThrottled", "KmsThrottled", "LimitExceededException", "OverLimit",
-    "PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestLimitExceeded", "RequestThrottled",
-    "RequestThrottledException", "SlowDown", "Throttled", "ThrottledException", "Throttling", "ThrottlingException",
-    "TooManyRequestsException",
-})  # fmt: skip
 UNAVAILABLE = frozenset({
     "InternalError", "InternalFailure", "InternalServerError", "RequestTimeout", "RequestTimeoutException",
     "ServiceUnavailable", "ServiceUnavailableException",
