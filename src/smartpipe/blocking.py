@@ -28,7 +28,6 @@ from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
 from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.settings import AwsSettings
 from smartpipe.telemetry.call_metrics import PublishMetrics
-from smartpipe.telemetry.histograms import FOLD_AT
 from smartpipe.telemetry.spans import is_ready
 from smartpipe.topics import Topic
 from smartpipe.transports.aws.blocking_session import BlockingAwsSession
@@ -201,9 +200,7 @@ class Publisher:
         failed = send_with_retries_blocking(call, chunk, deadline_seconds=self._deadline_seconds)
         if self._metrics is not None:
             seconds = time.perf_counter() - started
-            self._metrics.chunks.append((destination.name, len(chunk), [one.code for _, one in failed], seconds))
-            if len(self._metrics.chunks) >= FOLD_AT:
-                self._metrics.fold()
+            self._metrics.record(destination.name, len(chunk), [one.code for _, one in failed], seconds)
         return [(outgoing, outgoing.make_failure(failure)) for outgoing, failure in failed]
 
     def _publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Batch, Idempotency, Publisher, Queue, RetryPolicy, Service
-from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.traceparent import is_undecided
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.stores.memory import MemoryStore
@@ -22,6 +21,7 @@ from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
 from tests.support.spans import find_span, recording_spans
 from tests.support.virtual_time import run_virtually
+from tests.unit.test_lambda import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,11 +208,7 @@ def test_a_slow_exporter_does_not_hold_a_lambda_function_back(monkeypatch: pytes
         provider = pytest.importorskip("opentelemetry.trace").get_tracer_provider()
         monkeypatch.setattr(provider, "force_flush", lambda _: release.wait(20))
         handler = service.lambda_handler()
-        record = {
-            "messageId": "m1", "receiptHandle": "r1", "body": encode(wrap(ADA, source="web")), "attributes": {},
-            "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:mailer",
-        }  # fmt: skip
-        assert handler({"Records": [record]}) == {"batchItemFailures": []}
+        assert handler({"Records": [record(ADA)]}) == {"batchItemFailures": []}
         assert not release.is_set()
         release.set()
         handler.close()

@@ -37,6 +37,7 @@ from tests.support.fakes import FakeTransport
 from tests.support.processes import ROOT
 from tests.support.spans import draw, find_span, recording_spans, traces
 from tests.support.waiting import until
+from tests.unit.test_lambda import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -406,11 +407,7 @@ def test_a_lambda_function_exports_its_spans_before_it_returns(monkeypatch: pyte
         provider = pytest.importorskip("opentelemetry.trace").get_tracer_provider()
         monkeypatch.setattr(provider, "force_flush", lambda _: flushed.append(len(spans.get_finished_spans())))
         handler = service.lambda_handler()
-        record = {
-            "messageId": "m1", "receiptHandle": "r1", "body": encode(wrap(ADA, source="web")), "attributes": {},
-            "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:mailer",
-        }  # fmt: skip
-        assert handler({"Records": [record]}) == {"batchItemFailures": []}
+        assert handler({"Records": [record(ADA)]}) == {"batchItemFailures": []}
         handler.close()
 
     assert flushed == [1]
@@ -478,11 +475,7 @@ def test_a_lambda_function_traces_its_settlements_on_request(spans: Any, monkeyp
 
     with use_transport(FakeTransport()):
         handler = service.lambda_handler()
-        record = {
-            "messageId": "m1", "receiptHandle": "r1", "body": encode(wrap(ADA, source="web")), "attributes": {},
-            "eventSource": "aws:sqs", "eventSourceARN": "arn:aws:sqs:eu-west-1:123456789012:mailer",
-        }  # fmt: skip
-        assert handler({"Records": [record]}) == {"batchItemFailures": [{"itemIdentifier": "m1"}]}
+        assert handler({"Records": [record(ADA)]}) == {"batchItemFailures": [{"itemIdentifier": "id-1"}]}
         handler.close()
 
     assert draw(spans) == ["change_visibility mailer", "process mailer"]

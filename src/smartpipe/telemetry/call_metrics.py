@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from smartpipe.errors import THROTTLES
 from smartpipe.names import name_in
 from smartpipe.telemetry.families import Family, Sample
-from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, Histogram
+from smartpipe.telemetry.histograms import CALL_BOUNDS, ENTRY_BOUNDS, FOLD_AT, Histogram
 from smartpipe.telemetry.queue_histograms import OTHER
 
 if TYPE_CHECKING:
@@ -93,6 +93,12 @@ class PublishMetrics:
         self._codes: set[str] = set()
         self._destinations: set[str] = set()
         self._lock = Lock()
+
+    def record(self, destination: str, events: int, codes: list[str], seconds: float) -> None:
+        """Record a group of events that was sent together; see ``chunks``."""
+        self.chunks.append((destination, events, codes, seconds))
+        if len(self.chunks) >= FOLD_AT:
+            self.fold()
 
     def fold(self) -> None:
         """Count the chunks since the last call."""

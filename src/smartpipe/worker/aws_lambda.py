@@ -269,7 +269,9 @@ class LambdaHandler:
         if self._resources is None or self._transport is None:
             async with AsyncExitStack() as stack:
                 settings = ConcurrencySettings.load()
-                transport = measure(open_transport()) if settings.metrics else open_transport()
+                transport = open_transport()
+                if settings.metrics:
+                    transport = measure(transport)
                 stack.push_async_callback(transport.aclose)
                 runtime = await stack.enter_async_context(open_runtime(self._service, transport, settings))
                 self._stack = stack.pop_all()
