@@ -21,6 +21,14 @@ class Depth(NamedTuple):
     delayed: int
 
 
+DEPTH_ATTRIBUTES = (
+    "ApproximateNumberOfMessages",
+    "ApproximateNumberOfMessagesNotVisible",
+    "ApproximateNumberOfMessagesDelayed",
+)
+"""The attributes of a queue that make its Depth, in the order of its fields."""
+
+
 class Transport(Protocol):
     """Moves messages. Callers use the declared names of topics and queues; the adapter finds their addresses.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from smartpipe.tags import APPLICATION
+from smartpipe.transport import DEPTH_ATTRIBUTES, Depth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -97,12 +98,14 @@ def omit_defaults(attributes: Attributes, defaults: Mapping[str, str]) -> Attrib
     return {name: value for name, value in attributes.items() if defaults.get(name) != value}
 
 
-_COUNTS = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed")
+def depth_of(attributes: Mapping[str, Any]) -> Depth:
+    """Return the approximate numbers of messages in a queue with these attributes; a missing one counts as 0."""
+    return Depth(*(int(attributes.get(name, 0)) for name in DEPTH_ATTRIBUTES))
 
 
 def count_messages(attributes: Mapping[str, Any]) -> int:
     """Return the approximate number of messages in a queue with these attributes."""
-    return sum(int(attributes.get(name, 0)) for name in _COUNTS)
+    return sum(depth_of(attributes))
 
 
 POLICY_VERSION = "2012-10-17"

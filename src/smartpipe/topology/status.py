@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import name_in
-from smartpipe.topology.resources import dead_letter_of
+from smartpipe.topology.resources import dead_letter_of, depth_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,7 +98,4 @@ def state_of(arn: str, attributes: Attributes | None, ages: Mapping[str, float])
     name = name_in(arn)
     if attributes is None:
         return QueueState(name, arn, exists=False)
-    visible, in_flight, delayed = (
-        int(attributes.get(f"ApproximateNumberOfMessages{one}", 0)) for one in ("", "NotVisible", "Delayed")
-    )
-    return QueueState(name, arn, True, visible, in_flight, delayed, ages.get(name))
+    return QueueState(name, arn, True, *depth_of(attributes), ages.get(name))

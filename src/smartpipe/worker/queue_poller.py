@@ -82,18 +82,19 @@ class QueuePoller:
 
     def collect(self) -> list[Family]:
         """Return the metrics of the queues whose numbers are known."""
-        known = [one.queue for one in self._consumers if one.queue.name in self._depths]
-        failed = [one.queue for one in self._consumers if one.queue.dead_letter_name in self._depths]
+        queues, ages = [one.queue for one in self._consumers], self._ages.values
+        known = [queue for queue in queues if queue.name in self._depths]
+        failed = [queue for queue in queues if queue.dead_letter_name in self._depths]
         backlogs = [(queue.name, self._estimate_backlog(queue.name)) for queue in known]
-        queues = [one.queue for one in self._consumers]
-        ages = self._ages.values
+        short = shorten_names(queue.name for queue in queues)
+        labels = {name: {"service": self._service, "queue": short[name]} for name in short}
         return [
             Family(
                 "smartpipe_queue_messages",
                 "gauge",
                 "Messages in the queue, by state.",
                 [
-                    Sample({**self._labels(queue.name), "state": state}, count)
+                    Sample({**labels[queue.name], "state": state}, count)
                     for queue in known
                     for state, count in self._depths[queue.name]._asdict().items()
                 ],
@@ -103,7 +104,7 @@ class QueuePoller:
                 "gauge",
                 "Messages in the dead-letter queue.",
                 [
-                    Sample(self._labels(queue.name), depth.visible + depth.in_flight)
+                    Sample(labels[queue.name], depth.visible + depth.in_flight)
                     for queue in failed
                     for depth in [self._depths[queue.dead_letter_name]]
                 ],
@@ -112,29 +113,25 @@ class QueuePoller:
                 "smartpipe_backlog_seconds",
                 "gauge",
                 "Time to handle the visible messages at the present rate.",
-                [Sample(self._labels(name), seconds) for name, seconds in backlogs if seconds is not None],
+                [Sample(labels[name], seconds) for name, seconds in backlogs if seconds is not None],
             ),
             Family(
                 "smartpipe_oldest_message_age_seconds",
                 "gauge",
                 "Age of the oldest message in the queue.",
-                [Sample(self._labels(queue.name), ages[queue.name]) for queue in queues if queue.name in ages],
+                [Sample(labels[queue.name], ages[queue.name]) for queue in queues if queue.name in ages],
             ),
             Family(
                 "smartpipe_oldest_dead_letter_age_seconds",
                 "gauge",
                 "Age of the oldest message in the dead-letter queue.",
                 [
-                    Sample(self._labels(queue.name), ages[queue.dead_letter_name])
+                    Sample(labels[queue.name], ages[queue.dead_letter_name])
                     for queue in queues
                     if queue.dead_letter_name in ages
                 ],
             ),
         ]
-
-    def _labels(self, queue: str) -> dict[str, str]:
-        names = shorten_names(consumer.queue.name for consumer in self._consumers)
-        return {"service": self._service, "queue": names[queue]}
 
     async def _run(self, count: CountMessages) -> None:
         loop = asyncio.get_running_loop()

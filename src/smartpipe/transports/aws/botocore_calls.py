@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.counters import TransportCounters
 from smartpipe.names import region_in
+from smartpipe.transport import DEPTH_ATTRIBUTES
 from smartpipe.transports.aws.entries import (
-    DEPTH_ATTRIBUTES,
     delete_entries,
     publish_entries,
     read_depth,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.message import Attribute, Failure, received_message
-from smartpipe.transport import Depth
+from smartpipe.transport import DEPTH_ATTRIBUTES, Depth
 from smartpipe.transports.aws.errors import read_failure
 
 if TYPE_CHECKING:
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
 # The ids of entries are never the user's: one invalid id fails all ten entries.
 IDS = tuple(str(index) for index in range(10))
-DEPTH_ATTRIBUTES = (
-    "ApproximateNumberOfMessages",
-    "ApproximateNumberOfMessagesNotVisible",
-    "ApproximateNumberOfMessagesDelayed",
-)
-"""The attributes of a queue that make its Depth, in the order of its fields."""
 
 
 def publish_entries(messages: Sequence[OutgoingMessage]) -> list[dict[str, Any]]:

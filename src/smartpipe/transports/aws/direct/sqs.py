@@ -16,10 +16,10 @@ from pydantic_core import from_json, to_json
 
 from smartpipe.counters import TransportCounters
 from smartpipe.message import Attribute, construct, received_message
+from smartpipe.transport import DEPTH_ATTRIBUTES
 from smartpipe.transports.aws.configuration import CALL_TIMEOUT_SECONDS, POLL_MARGIN_SECONDS
 from smartpipe.transports.aws.direct.endpoint import ServiceProtocol
 from smartpipe.transports.aws.entries import (
-    DEPTH_ATTRIBUTES,
     delete_entries,
     read_depth,
     read_failures,
