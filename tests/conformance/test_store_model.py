@@ -30,6 +30,10 @@ class Step(NamedTuple):
     ttl_seconds: float
 
 
+def _without_repeated_keys(step: Step) -> Step:
+    return step._replace(claims=[*{one[0]: one for one in step.claims}.values()]) if SHORT in step else step
+
+
 steps = st.lists(
     st.builds(
         Step,
@@ -37,9 +41,11 @@ steps = st.lists(
         st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from("123")), min_size=1, max_size=4),
         st.sampled_from([SHORT, LONG]),
         st.sampled_from([SHORT, LONG, LONG]),
-    ),
+    ).map(_without_repeated_keys),
     max_size=12,
 )
+"""A call with a short time has each key once. A busy machine may interrupt a server for longer than that in the middle
+of the call, and then the record of a key has expired when the call comes to it again."""
 
 
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
@@ -54,8 +60,10 @@ def test_every_store_behaves_like_the_memory_store(request: pytest.FixtureReques
         def check(steps: list[Step]) -> None:
             runner.run(_both_agree(store, steps))
 
-        check()
-        runner.run(place.aclose())
+        try:
+            check()
+        finally:
+            runner.run(place.aclose())
 
 
 async def _both_agree(store: Store, steps: list[Step]) -> None:
