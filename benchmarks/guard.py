@@ -5,8 +5,8 @@
 Run it from the root of the checkout. It uses the local broker. smartpipe and the loop take turns in one process, and
 only CPU time counts, because a busy machine slows both. From the second turn on, the best values of both are compared:
 a busy machine can falsify the first turn. While the limit is exceeded, there are more turns. The limits are higher than
-the measured values (0.36 and 0.18 on this broker, which is slower than that of RESULTS.md), so that they detect
-regressions and not noise.
+the measured values (0.36 to 0.5 and 0.18 to 0.26 on this broker, which is slower than that of RESULTS.md), so that they
+detect regressions and not noise.
 
 The last lines compare the messages per second over 15 ms with those over no distance, at default settings, on a
 transport that is not limited by a broker. Without messages that are received ahead, the share would be 0.04. Then comes
@@ -41,10 +41,10 @@ import by_smartpipe
 
 WARM = 100
 MESSAGES = 1_000
-MIN_TURNS, MAX_TURNS = 2, 5
+MIN_TURNS, MAX_TURNS = 2, 12
 FAR_MESSAGES = 20_000
 MIN_SHARE = 0.4
-MAX_METRICS = 1.3
+MAX_METRICS = 1.35
 
 
 class Guarded(NamedTuple):
@@ -63,7 +63,7 @@ class Guarded(NamedTuple):
 
 GUARDED = (
     Guarded("worker, default settings", "consume", "cloudevent", 0.6),
-    Guarded("worker, concurrency 80", "consume", "cloudevent", 0.55, 80),
+    Guarded("worker, concurrency 80", "consume", "cloudevent", 0.65, 80),
     Guarded("publish_many", "publish", "", 0.35),
 )
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.processes import ROOT
 
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 360
 
 
 @pytest.mark.timeout(TIMEOUT_SECONDS + 10)  # it takes more turns before it fails

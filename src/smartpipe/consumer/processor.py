@@ -23,7 +23,7 @@ from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
-from smartpipe.envelope.traceparent import read_trace_header, read_traceparent
+from smartpipe.envelope.traceparent import is_unsampled, read_trace_header, read_traceparent
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
 from smartpipe.events import contract_of
 from smartpipe.failures import FailureHooks
@@ -129,7 +129,7 @@ class Processor:
         self._service = service
         self._queue = queue
         self._resources = resources
-        self._call = self._call_handler if resources.tracing is None else partial(self._call_traced, resources.tracing)
+        self._call = self._call_handler if resources.tracing is None else self._call_traced_if_sampled
         self._counters = counters
         self._invocation = Invocation(resources.threads, counters)
         self._collectors: list[BatchCollector] = []
@@ -362,6 +362,15 @@ class Processor:
         if options.batch is None and lease.state < OVERDUE:
             _record_in_circuit(route.circuit, handler, result.failure)
         return result
+
+    def _call_traced_if_sampled(
+        self, route: _Route, envelope: Envelope, message: Message, lease: Lease, attempt: int
+    ) -> Awaitable[CallResult | None]:
+        # No coroutine of its own, which would cost an event that is not sampled more than all the rest.
+        tracing = self._resources.tracing
+        if tracing is None or is_unsampled(envelope.traceparent):
+            return self._call_handler(route, envelope, message, lease, attempt)
+        return self._call_traced(tracing, route, envelope, message, lease, attempt)
 
     async def _call_traced(
         self, tracing: Tracing, route: _Route, envelope: Envelope, message: Message, lease: Lease, attempt: int

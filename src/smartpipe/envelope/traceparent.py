@@ -45,6 +45,11 @@ def is_undecided(traceparent: str) -> bool:
     return traceparent[36:52] == traceparent[3:19] and not is_sampled(traceparent)
 
 
+def is_unsampled(traceparent: str | None) -> bool:
+    """Return whether somebody has decided that its trace is not recorded."""
+    return traceparent is not None and traceparent[54] not in _ODD_DIGITS and traceparent[36:52] != traceparent[3:19]
+
+
 def read_traceparent(header: object) -> str | None:
     """Return *header* if it is a valid traceparent, and None if it is not, or is missing.
 

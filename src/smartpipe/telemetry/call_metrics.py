@@ -46,12 +46,18 @@ class CallMetrics:
         self.entries: dict[str, Histogram] = {}
         self._codes: set[str] = set()
         self._destinations: set[str] = set()
+        self._succeeded: dict[tuple[str, str], Histogram] = {}
 
     def record(self, operation: str, destination: str, error: str, seconds: float) -> None:
         """Record a call that has ended. A destination that is an ARN is recorded by its name, without the account."""
+        if not error and (operation, destination) in self._succeeded:
+            self._succeeded[operation, destination].record(seconds)
+            return
         name = limit_labels(name_in(destination), self._destinations, MAX_DESTINATIONS)
         key = CallKey(operation, name, limit_labels(error, self._codes, MAX_CODES) if error else "")
         _record(self.seconds, key, CALL_BOUNDS, seconds)
+        if not error and len(self._succeeded) < MAX_DESTINATIONS:
+            self._succeeded[operation, destination] = self.seconds[key]  # the next call finds it at once
 
     def record_entries(self, destination: str, count: int) -> None:
         """Record the number of entries of a request that publishes or sends."""

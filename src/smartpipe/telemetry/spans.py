@@ -20,7 +20,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from smartpipe.envelope.encode import current_envelope
-from smartpipe.envelope.traceparent import OPENTELEMETRY, is_sampled, is_undecided
+from smartpipe.envelope.traceparent import OPENTELEMETRY, is_sampled, is_undecided, is_unsampled
 from smartpipe.errors import TransportError
 
 if TYPE_CHECKING:
@@ -148,9 +148,9 @@ class Tracing:
         """Start the span of a handler call and make it current; return None if its event is not sampled."""
         context, links = self._context.Context(), []
         traceparent = envelope.traceparent
+        if is_unsampled(traceparent):
+            return None
         if traceparent is not None and not is_undecided(traceparent):
-            if not is_sampled(traceparent):
-                return None
             if self._child:
                 context = self._build_context(traceparent)
             else:
@@ -173,7 +173,7 @@ class Tracing:
         Args:
             parents: The traceparent of each event. The span has a link to each that is sampled.
         """
-        open_parents = [parent for parent in parents if parent is None or is_undecided(parent) or is_sampled(parent)]
+        open_parents = [parent for parent in parents if not is_unsampled(parent)]
         if not open_parents:
             return None
         links = [
