@@ -55,6 +55,7 @@ ORDER = [
     "settings",
     "options",
     "envelope",
+    "contracts",
     "telemetry.spans",
     "log_fields",
     "topology",

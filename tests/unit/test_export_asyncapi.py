@@ -100,10 +100,10 @@ def test_services_send_published_events_and_receive_handled_ones() -> None:
     assert {
         name: [one["$ref"].rpartition("/")[2] for one in found["messages"]] for name, found in operations.items()
     } == {
-        "archive.receive.queue-archive": ["account.opened.v1", "payment.made.v1"],
-        "archive.receive.queue-reports": ["account.opened.v1"],
-        "ledger.receive.queue-ledger.fifo": ["payment.made.v1"],
-        "mailer.receive.queue-mailer": ["account.closed.v2", "account.opened.v1"],
+        "archive.receive.queue-archive": ["account.opened.v1.received", "payment.made.v1.received"],
+        "archive.receive.queue-reports": ["account.opened.v1.received"],
+        "ledger.receive.queue-ledger.fifo": ["payment.made.v1.received"],
+        "mailer.receive.queue-mailer": ["account.closed.v2.received", "account.opened.v1.received"],
         "mailer.send.topic-accounts": ["account.closed.v2"],
         "portal.send.queue-reports": ["account.opened.v1"],
         "portal.send.topic-accounts": ["account.closed.v2", "account.opened.v1"],
@@ -141,7 +141,7 @@ def test_a_published_event_is_valid_under_the_payload_schema() -> None:
 def test_each_message_has_its_own_definitions() -> None:
     schemas = made(subscribed(Service("s"), AccountOpened, AccountClosed, PetFound))["components"]["schemas"]
 
-    assert {"pet.found.v1.Dog", "pet.found.v1.PetFound", "account.opened.v1.AccountOpened"} <= schemas.keys()
+    assert {"pet.found.v1.Dog", "pet.found.v1.received.PetFound", "account.opened.v1.AccountOpened"} <= schemas.keys()
 
 
 def test_a_queue_of_another_service_is_a_channel_even_without_a_handler() -> None:

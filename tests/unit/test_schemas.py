@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field
 from pydantic_core import core_schema
 
 from smartpipe import ConfigError, Event
-from smartpipe.cli.schema import run_export
+from smartpipe.cli.schema.export import run_export
 from smartpipe.cli.targets import load_events
 from smartpipe.envelope import encode, wrap
-from smartpipe.envelope.schemas import ENVELOPE_FILE, event_schema, export
+from smartpipe.contracts.files import CONTRACT, ENVELOPE_FILE, READER, WRITER, export
+from smartpipe.contracts.schemas import event_schema
 from tests.support.events import ADA, OrderPlaced, UserSignedUp, users
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_schema_describes_the_envelope_and_the_data_of_draft_2020_12() -> None:
-    schema = event_schema(UserSignedUp)
+    schema = event_schema(UserSignedUp, "reader")
 
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["properties"]["type"]["const"] == "member.signed_up"
@@ -36,23 +37,23 @@ def test_the_schema_describes_the_envelope_and_the_data_of_draft_2020_12() -> No
 
 
 def test_a_major_version_other_than_one_has_to_be_named() -> None:
-    assert "dataversion" in event_schema(OrderPlaced)["required"]
+    assert "dataversion" in event_schema(OrderPlaced, "reader")["required"]
 
 
 def test_what_is_published_conforms_to_its_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     body: dict[str, Any] = json.loads(encode(wrap(ADA, source="s")))
 
-    jsonschema.Draft202012Validator(event_schema(UserSignedUp)).validate(body)
+    jsonschema.Draft202012Validator(event_schema(UserSignedUp, "reader")).validate(body)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.Draft202012Validator(event_schema(UserSignedUp)).validate(body | {"type": "other"})
+        jsonschema.Draft202012Validator(event_schema(UserSignedUp, "reader")).validate(body | {"type": "other"})
 
 
 def test_the_schema_speaks_of_aliases_as_the_wire_does() -> None:
     class Aliased(Event, topic=users, type="aliased", version="1.0"):
         user_id: int = Field(alias="userId")
 
-    assert list(event_schema(Aliased)["$defs"]["Aliased"]["properties"]) == ["userId"]
+    assert list(event_schema(Aliased, "reader")["$defs"]["Aliased"]["properties"]) == ["userId"]
     assert json.loads(encode(wrap(Aliased(userId=5), source="s")))["data"] == {"userId": 5}
 
 
@@ -64,8 +65,12 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
     assert [path.relative_to(tmp_path).as_posix() for path in first] == [
         ENVELOPE_FILE,
-        "member.signed_up/1.1.json",
-        "order.placed/2.3.json",
+        "member.signed_up/1.1.contract.json",
+        "member.signed_up/1.1.reader.json",
+        "member.signed_up/1.1.writer.json",
+        "order.placed/2.3.contract.json",
+        "order.placed/2.3.reader.json",
+        "order.placed/2.3.writer.json",
     ]
     assert all(first.values())
     assert not any(second.values())
@@ -114,7 +119,10 @@ def test_an_event_that_json_schema_cannot_describe_is_named_with_its_field_and_t
 ) -> None:
     files, errors = export([Packed, UserSignedUp, Sealed], tmp_path)
 
-    assert [path.relative_to(tmp_path).as_posix() for path in files] == [ENVELOPE_FILE, "member.signed_up/1.1.json"]
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == [
+        ENVELOPE_FILE,
+        *(f"member.signed_up/1.1{suffix}" for suffix in (CONTRACT, READER, WRITER)),
+    ]
     assert len(errors) == 2
     assert "Packed: JSON Schema cannot describe field 'box.content'" in errors[0]
     assert "Sealed: JSON Schema cannot describe field 'content'" in errors[1]
@@ -127,13 +135,16 @@ def test_the_command_writes_the_other_schemas_and_fails_without_a_traceback(
     with pytest.raises(ConfigError, match=r"field 'box\.content'"):
         run_export([f"{__name__}:Packed", "tests.support.events:UserSignedUp"], tmp_path, as_json=False)
 
-    assert "member.signed_up/1.1.json" in capsys.readouterr().out
+    assert "member.signed_up/1.1.reader.json" in capsys.readouterr().out
 
 
 def test_the_command_lists_the_files_and_which_of_them_have_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target, names = "tests.support.events:UserSignedUp", (ENVELOPE_FILE, "member.signed_up/1.1.json")
+    target, names = (
+        "tests.support.events:UserSignedUp",
+        (ENVELOPE_FILE, *(f"member.signed_up/1.1{suffix}" for suffix in (CONTRACT, READER, WRITER))),
+    )
 
     for status in ("written", "unchanged"):
         run_export([target], tmp_path, as_json=False)
@@ -143,7 +154,7 @@ def test_the_command_lists_the_files_and_which_of_them_have_changed(
 
     assert json.loads(capsys.readouterr().out) == [
         {"path": f"{tmp_path.as_posix()}/{name}", "changed": changed}
-        for name, changed in zip(names, (False, True), strict=True)
+        for name, changed in zip(names, (False, True, False, False), strict=True)
     ]
 
 
@@ -161,7 +172,7 @@ class Settled(Event, topic=users, type="schemas.settled", version="1.0"):
 
 def test_a_discriminated_union_is_plain_json_schema_that_strict_validators_accept() -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    schema = event_schema(Settled)
+    schema = event_schema(Settled, "reader")
     body: dict[str, Any] = json.loads(encode(wrap(Settled(by=Card(kind="card")), source="s")))
     keywords = set(jsonschema.Draft202012Validator.VALIDATORS) | ANNOTATIONS
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import Annotated
 
 import typer
 
 from smartpipe.cli.dlq_app import dlq
+from smartpipe.cli.schema.commands import schema
 from smartpipe.cli.telemetry.commands import telemetry
 from smartpipe.cli.topology_app import AsJson, Targets, show_whole_help, topology
 from smartpipe.version import __version__
@@ -20,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-schema = typer.Typer(help="JSON Schemas of events.", no_args_is_help=True)
 store = typer.Typer(help="The tables of idempotent handlers and of the outbox.", no_args_is_help=True)
 app.add_typer(topology, name="topology")
 app.add_typer(dlq, name="dlq")
@@ -130,21 +130,6 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
     from smartpipe.cli.supervise import run_worker
 
     run_worker(targets or [], flags, reload=reload)
-
-
-@schema.command()
-def export(
-    targets: Targets = None,
-    *,
-    directory: Annotated[Path, typer.Option(metavar="DIR", help="Directory for <type>/<version>.json.")] = Path(
-        "schemas"
-    ),
-    json: AsJson = False,
-) -> None:
-    """Write JSON Schema files for the events of services, for event classes, or for all events of a module."""
-    from smartpipe.cli.schema import run_export
-
-    run_export(targets or [], directory, as_json=json)
 
 
 @app.command()

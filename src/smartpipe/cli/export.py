@@ -38,9 +38,7 @@ def run_export(targets: Sequence[str], form: str, output: Path | None, *, alarms
     Raises:
         ConfigError: The format is unknown, or it cannot represent these services; or the file cannot be written.
     """
-    if form not in FORMATS:
-        msg = f"--format {form!r} is unknown: use one of {', '.join(FORMATS)}"
-        raise ConfigError(msg)
+    check_choice("--format", form, FORMATS)
     if alarms and form != "cloudformation":
         msg = (
             f"--alarms is for --format cloudformation, not {form}; `smartpipe telemetry alerts --format cloudwatch` "
@@ -98,3 +96,10 @@ def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
 def format_json(value: Any) -> str:
     """Return *value* as indented JSON, with a line end."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ConfigError if the *value* of an option is not one of *choices*."""
+    if value not in choices:
+        hint = f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+        raise ConfigError(f"{option} {value!r} is unknown: use {hint}")

@@ -64,6 +64,12 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
     return list(events)
 
 
+def services_among(targets: Sequence[str]) -> list[Service]:
+    """Return the services among *targets*, which ``load_events`` has loaded."""
+    found = [_resolve(target) for target in targets or read_configured_targets() if ":" in target]
+    return [one for one in found if isinstance(one, Service)]
+
+
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
     if isinstance(found, Service):
         handled = [handler.event for handler in found.handlers]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from smartpipe.cli.export import format_json, write_or_print
+from smartpipe.cli.export import check_choice, format_json, write_or_print
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.monitoring.prometheus_rules import write_rule_file
@@ -35,7 +35,7 @@ def run_alerts(
     Raises:
         ConfigError: An option is wrong, no service has handlers, or the file cannot be written.
     """
-    _check_format(form, ALERT_FORMATS)
+    check_choice("--format", form, ALERT_FORMATS)
     for name, seconds in (("promise", options.promise_seconds), ("slow-handler", options.slow_handler_seconds)):
         if not (math.isfinite(seconds) and seconds > 0):
             msg = f"--{name} {seconds:g} must be a number of seconds above 0"
@@ -64,7 +64,7 @@ def run_dashboards(targets: Sequence[str], form: str, directory: Path, labels: S
     """
     from smartpipe.monitoring.dashboards import build_dashboards
 
-    _check_format(form, DASHBOARD_FORMATS)
+    check_choice("--format", form, DASHBOARD_FORMATS)
     services = load_services(targets)
     application = AwsSettings.load().application
     for name, dashboard in build_dashboards(services, application=application, labels=_parse_labels(labels)).items():
@@ -78,13 +78,6 @@ def run_dashboards(targets: Sequence[str], form: str, directory: Path, labels: S
             msg = f"--directory {directory}: {path.name} cannot be written: {reason}"
             raise ConfigError(msg) from None
         typer.echo(f"  {'written' if changed else 'unchanged'}  {path.as_posix()}")
-
-
-def _check_format(form: str, formats: Sequence[str]) -> None:
-    if form not in formats:
-        choice = f"one of {', '.join(formats)}" if len(formats) > 1 else formats[0]
-        msg = f"--format {form!r} is unknown: use {choice}"
-        raise ConfigError(msg)
 
 
 def _parse_labels(labels: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.envelope.schemas import event_schema
+from smartpipe.contracts.schemas import event_schema
 from smartpipe.events import event_class
 from smartpipe.names import account_in, name_in
 from smartpipe.topics import FIFO_SUFFIX
@@ -19,6 +19,7 @@ from smartpipe.topology.resources import TAGS, dead_letter_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from smartpipe.contracts.schemas import View
     from smartpipe.events import Contract
     from smartpipe.names import Naming
     from smartpipe.topology.derive import Declares
@@ -37,6 +38,13 @@ _QUEUE_FIELDS = {
 }
 
 
+class _Message(NamedTuple):
+    """An event of one major version, as it is written or as it is read."""
+
+    contract: Contract
+    view: View
+
+
 class _Operation(NamedTuple):
     """The sending or receiving of one service at one topic or queue."""
 
@@ -45,9 +53,16 @@ class _Operation(NamedTuple):
     arn: str
     contracts: tuple[Contract, ...]
 
+    @property
+    def messages(self) -> list[_Message]:
+        return [_Message(one, "writer" if self.action == "send" else "reader") for one in self.contracts]
+
 
 def build_document(services: Sequence[Declares], *, prefix: str, application: str) -> dict[str, Any]:
-    """Return the document of *services*: a channel for each topic and queue, a message for each event's major version.
+    """Return the document of *services*: a channel for each topic and queue, and messages for each major version.
+
+    An event that is sent and its counterpart that is received are two messages, because consumers accept more than
+    producers write.
 
     Raises:
         ConfigError: The declarations contradict each other or AWS.
@@ -56,8 +71,9 @@ def build_document(services: Sequence[Declares], *, prefix: str, application: st
     topology = derive(services, naming)
     contents = _contents(services, naming)
     channels = make_unique({arn: _channel_id(arn, naming) for arn in contents})
-    contracts = sorted({one for found in contents.values() for one in found}, key=_message_id)
-    operations = _operations(services, naming, contents)
+    operations = list(_operations(services, naming, contents))
+    messages = _messages(contents, operations)
+    used = sorted({one for found in messages.values() for one in found}, key=_message_id)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -69,13 +85,13 @@ def build_document(services: Sequence[Declares], *, prefix: str, application: st
         "defaultContentType": CONTENT_TYPE,
         "servers": {name: _server(name) for name in ("sns", "sqs")},
         "channels": {
-            channels[arn]: _channel(arn, contents[arn], topology, naming)
+            channels[arn]: _channel(arn, messages[arn], topology, naming)
             for arn in sorted(channels, key=lambda one: channels[one])
         },
         "operations": {name: _operation(one, channels, topology) for name, one in _named(operations, channels)},
         "components": {
-            "messages": {_message_id(one): _message(one) for one in contracts},
-            "schemas": {name: schema for one in contracts for name, schema in _schemas(one)},
+            "messages": {_message_id(one): _message(one) for one in used},
+            "schemas": {name: schema for one in used for name, schema in _schemas(one)},
         },
     }
 
@@ -95,7 +111,20 @@ def _contents(services: Iterable[Declares], naming: Naming) -> dict[str, tuple[C
             found.setdefault(naming.topic_arn(contract.topic.name), set()).add(contract)
         for queue in service.sends_to:
             found.setdefault(naming.queue_arn(queue.name), set())
-    return {arn: tuple(sorted(contracts, key=_message_id)) for arn, contracts in found.items()}
+    return {arn: tuple(sorted(contracts)) for arn, contracts in found.items()}
+
+
+def _messages(
+    contents: Mapping[str, tuple[Contract, ...]], operations: Iterable[_Operation]
+) -> dict[str, list[_Message]]:
+    """Return the messages of each topic and queue, by ARN. Only producers send to a topic."""
+    found = {
+        arn: {_Message(one, "writer" if kind_of(arn) is TOPIC else "reader") for one in contracts}
+        for arn, contracts in contents.items()
+    }
+    for operation in operations:
+        found[operation.arn] |= set(operation.messages)
+    return {arn: sorted(messages, key=_message_id) for arn, messages in found.items()}
 
 
 def _contracts_of(service: Declares) -> Iterator[Contract]:
@@ -115,12 +144,12 @@ def _is_own(arn: str, naming: Naming) -> bool:
     return account_in(arn) == naming.account_id
 
 
-def _channel(arn: str, contracts: Iterable[Contract], topology: Topology, naming: Naming) -> dict[str, Any]:
+def _channel(arn: str, messages: Iterable[_Message], topology: Topology, naming: Naming) -> dict[str, Any]:
     renderer = _RENDERERS[kind_of(arn).name]
     return {
         "address": name_in(arn) if _is_own(arn, naming) else arn,
         "servers": [{"$ref": f"#/servers/{renderer.protocol}"}],
-        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in map(_message_id, contracts)},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in map(_message_id, messages)},
         "bindings": {renderer.protocol: renderer.channel(arn, topology)},
     }
 
@@ -175,7 +204,7 @@ def _operation(one: _Operation, channels: Mapping[str, str], topology: Topology)
         "channel": {"$ref": channel},
         "title": f"{one.service} {verb} {name_in(one.arn)}",
         "tags": [{"name": one.service}],
-        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in sorted(map(_message_id, one.contracts))],
+        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in sorted(map(_message_id, one.messages))],
         **_RENDERERS[kind_of(one.arn).name].operation(one.arn, topology),
     }
 
@@ -216,11 +245,13 @@ def _consumer(queue_arn: str, attributes: Attributes) -> dict[str, Any]:
     }
 
 
-def _message_id(contract: Contract) -> str:
-    return f"{contract.type}.v{contract.major}"
+def _message_id(message: _Message) -> str:
+    contract, view = message
+    return f"{contract.type}.v{contract.major}{'.received' if view == 'reader' else ''}"
 
 
-def _message(contract: Contract) -> dict[str, Any]:
+def _message(message: _Message) -> dict[str, Any]:
+    contract = message.contract
     event = event_class(contract.type, contract.major)
     # SNS drops an event without this attribute, because each subscription selects its events by it.
     description = (
@@ -234,17 +265,17 @@ def _message(contract: Contract) -> dict[str, Any]:
         "contentType": CONTENT_TYPE,
         "headers": {"type": "object", "properties": headers, "required": ["type"]},
         "correlationId": {"location": "$message.payload#/correlationid"},
-        "payload": {"$ref": f"#/components/schemas/{_message_id(contract)}"},
+        "payload": {"$ref": f"#/components/schemas/{_message_id(message)}"},
     }
 
 
-def _schemas(contract: Contract) -> Iterator[tuple[str, dict[str, Any]]]:
+def _schemas(message: _Message) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the schema of the envelope and the schemas that it refers to, each with its name."""
-    event = event_class(contract.type, contract.major)
+    event = event_class(message.contract.type, message.contract.major)
     if event is None:
         return
-    name = _message_id(contract)
-    schema = event_schema(event)
+    name = _message_id(message)
+    schema = event_schema(event, message.view)
     del schema["$schema"]
     definitions = schema.pop("$defs", {})
     yield name, _convert_schema(schema, name)

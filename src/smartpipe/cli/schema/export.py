@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from smartpipe.cli.targets import load_events
-from smartpipe.envelope.schemas import export
+from smartpipe.contracts.files import export
 from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:

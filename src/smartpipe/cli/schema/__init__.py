@@ -1,0 +1,1 @@
+"""``smartpipe schema``: the schemas of events, and their comparison with earlier versions."""

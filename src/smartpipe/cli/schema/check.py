@@ -1,0 +1,161 @@
+"""``smartpipe schema check`` and ``accept``."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import typer
+
+from smartpipe.cli.export import check_choice
+from smartpipe.cli.targets import load_events, services_among
+from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
+from smartpipe.contracts.check import Mode, Options, Usage, check, find_removed
+from smartpipe.contracts.files import describe, read_directory, read_git
+from smartpipe.contracts.findings import Parties
+from smartpipe.contracts.reports import Place, Report, render_github, render_json_report, render_sarif, render_text
+from smartpipe.errors import ConfigError
+from smartpipe.events import contract_of
+from smartpipe.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from smartpipe.contracts.files import Described, Versions
+    from smartpipe.contracts.findings import Finding
+    from smartpipe.events import Event
+    from smartpipe.service import Service
+
+MAX_EXAMPLES = 30
+"""Examples take most of the time of a check that finds many faults."""
+GIT = "git:"
+
+
+def run_check(
+    targets: Sequence[str], directory: Path, against: str | None, mode: str, form: str, *, transitive: bool
+) -> None:
+    """Compare, print the findings, and exit with 1 if one of them is an error.
+
+    Raises:
+        ConfigError: An option, a target or a file is wrong; or an event has no schema, after the others were compared.
+    """
+    check_choice("--mode", mode, get_args(Mode))
+    check_choice("--format", form, list(_RENDERERS))
+    events = load_events(targets)
+    baseline = read_baseline(directory, against)
+    described: dict[type[Event], Described] = {}
+    errors: list[str] = []
+    for event in events:
+        try:
+            described[event] = describe(event)
+        except ConfigError as error:
+            errors += error.problems
+    usage = _find_usage(services_among(targets))
+    findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
+    types = {one.declaration.type for one in described.values()}
+    if against is not None and directory.is_dir():
+        findings += find_removed(baseline, read_directory(directory), sorted(types))
+    unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types])
+    notes = [
+        f"No finding needs the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''} any more: remove "
+        "it from accepted.json."
+        for one in unused
+    ]
+    notes += _add_examples(findings, described, baseline)
+    notes += [f"{type_} has no earlier version." for type_ in sorted(types - baseline.keys())]
+    versions = sum(len(baseline.get(type_, ())) for type_ in types)
+    report = Report(findings, (len(described), versions), notes, {_type_of(one): _locate(one) for one in events})
+    typer.echo(_RENDERERS[form](report), nl=form in {"json", "sarif"})
+    if errors:
+        raise ConfigError(errors)
+    if report.fails:
+        raise typer.Exit(1)
+
+
+def run_accept(code: str, type_: str, reason: str, path: str | None, directory: Path) -> None:
+    """Write the exception, and print the file.
+
+    Raises:
+        ConfigError: The code does not exist, or the file is wrong.
+    """
+    file = add_accepted(directory, code, type_, reason, path)
+    typer.echo(f"Accepted {code} of {type_}{f' {path}' if path else ''} in {file}. Commit the file.")
+
+
+def read_baseline(directory: Path, against: str | None) -> Versions:
+    """Return the versions that ``--against`` names.
+
+    Raises:
+        ConfigError: They do not exist, or a file is wrong.
+    """
+    if against is None:
+        return read_directory(directory)
+    if against.startswith(GIT):
+        return read_git(against.removeprefix(GIT), directory)
+    return read_directory(Path(against))
+
+
+def _find_usage(services: Iterable[Service]) -> Mapping[str, Usage]:
+    producers: dict[str, set[str]] = {}
+    consumers: dict[str, set[str]] = {}
+    majors: dict[str, set[int]] = {}
+    for service in services:
+        for contract in service.published:
+            producers.setdefault(contract.type, set()).add(service.name)
+        for handler in service.handlers:
+            contract = contract_of(handler.event)
+            consumers.setdefault(contract.type, set()).add(service.name)
+            majors.setdefault(contract.type, set()).add(contract.major)
+    return {
+        type_: Usage(
+            Parties(tuple(sorted(producers.get(type_, ()))), tuple(sorted(consumers.get(type_, ())))),
+            frozenset(majors.get(type_, ())),
+        )
+        for type_ in producers.keys() | consumers.keys()
+    }
+
+
+def _add_examples(
+    findings: Iterable[Finding], described: Mapping[type[Event], Described], baseline: Versions
+) -> list[str]:
+    """Add an example to each finding that has breaks; return sentences about those without one."""
+    with_breaks = [finding for finding in findings if finding.breaks]
+    if not with_breaks:
+        return []
+    try:
+        from smartpipe.contracts.examples import find_example
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in {"hypothesis", "jsonschema"}:
+            raise
+        return [f"Install smartpipe[contracts] to see a message that each change would break: {name} is missing."]
+    classes = {(one.declaration.type, one.declaration.version): (event, one) for event, one in described.items()}
+    for finding in with_breaks[:MAX_EXAMPLES]:
+        event, new = classes[finding.type, finding.version]
+        older = {one.declaration.version: one for one in baseline[finding.type]}
+        finding.example = find_example(finding, event, new, older)
+    left = len(with_breaks) - MAX_EXAMPLES
+    return [f"{left} more findings are shown without an example."] if left > 0 else []
+
+
+def _type_of(event: type[Event]) -> str:
+    return contract_of(event).type
+
+
+def _locate(event: type[Event]) -> Place:
+    """Return the file and line of a class."""
+    try:
+        file = Path(inspect.getsourcefile(event) or "")
+        line = inspect.getsourcelines(event)[1]
+    except (OSError, TypeError):
+        return Place(event.__module__, 1)
+    return Place((file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file).as_posix(), line)
+
+
+_RENDERERS: dict[str, Callable[[Report], str]] = {
+    "text": render_text,
+    "json": render_json_report,
+    "github": render_github,
+    "sarif": lambda report: render_sarif(report, __version__),
+}

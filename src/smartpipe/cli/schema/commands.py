@@ -1,0 +1,100 @@
+"""The commands of ``smartpipe schema`` and their options; they call the other modules of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smartpipe.cli.topology_app import AsJson, Targets  # noqa: TC001 - typer reads the annotations
+
+FORMATS = ("text", "json", "github", "sarif")
+MODES = ("full", "forward", "backward")
+
+schema = typer.Typer(
+    help="JSON Schemas of events: write them, and compare events with their earlier versions.", no_args_is_help=True
+)
+
+Directory = Annotated[Path, typer.Option(metavar="DIR", help="Directory of the schema files.")]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        metavar="git:REF|DIR",
+        help="The versions to compare with: those of a git branch, tag or commit, such as git:origin/main, or those of "
+        "another directory. Default: the files in --directory.",
+    ),
+]
+SCHEMAS = Path("schemas")
+
+
+def complete_codes() -> list[str]:
+    """Return the codes of findings, for the completion of a shell."""
+    from smartpipe.contracts.findings import RULES
+
+    return list(RULES)
+
+
+@schema.command()
+def export(targets: Targets = None, *, directory: Directory = SCHEMAS, json: AsJson = False) -> None:
+    """Write the schemas of events: of services, event classes, or all events of a module."""
+    from smartpipe.cli.schema.export import run_export
+
+    run_export(targets or [], directory, as_json=json)
+
+
+@schema.command()
+def check(
+    targets: Targets = None,
+    *,
+    against: Against = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="full, forward (older consumers can read new events) or backward (new consumers can read older "
+            "events).",
+            autocompletion=lambda: list(MODES),
+        ),
+    ] = "full",
+    transitive: Annotated[
+        bool,
+        typer.Option("--transitive/--latest", help="Compare with all older versions, or only with the latest one."),
+    ] = True,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="FORMAT", help="text, json, github or sarif.", autocompletion=lambda: list(FORMATS)
+        ),
+    ] = "text",
+    directory: Directory = SCHEMAS,
+) -> None:
+    """Find changes of events that would break consumers. Exit with 0: none, 1: there are some, 2: wrong input."""
+    from smartpipe.cli.schema.check import run_check
+
+    run_check(targets or [], directory, against, mode, form, transitive=transitive)
+
+
+@schema.command()
+def diff(targets: Targets = None, *, against: Against = None, directory: Directory = SCHEMAS) -> None:
+    """Show how events differ from their last version."""
+    from smartpipe.cli.schema.diff import run_diff
+
+    run_diff(targets or [], directory, against)
+
+
+@schema.command()
+def accept(
+    code: Annotated[str, typer.Argument(metavar="CODE", help="Such as SC104.", autocompletion=complete_codes)],
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="The type of the event.")],
+    *,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason for which the change is safe.")],
+    path: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Only the finding of this field, as the check shows it.")
+    ] = None,
+    directory: Directory = SCHEMAS,
+) -> None:
+    """Accept a finding. The reason and the date are kept in accepted.json, for git."""
+    from smartpipe.cli.schema.check import run_accept
+
+    run_accept(code, type_, reason, path, directory)

@@ -1,0 +1,1 @@
+"""Event contracts: their JSON Schemas, and the comparison of a class with the versions before it."""

@@ -1,0 +1,375 @@
+"""Decides whether every value that a writer's schema describes fits a reader's schema. Pure.
+
+A schema is a dict of JSON Schema 2020-12, with the keywords that Pydantic writes. Source of their meaning: JSON Schema
+2020-12, "Validation".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Schema: TypeAlias = "dict[str, Any]"
+
+Rule: TypeAlias = Literal["required", "closed", "type", "value", "alternative", "limit", "format", "pattern", "keyword"]
+"""Why a value does not fit, or may not. ``required``: a field may be missing. ``closed``: a field is forbidden.
+``alternative``: it fits no member of a union. ``pattern`` and ``keyword`` cannot be decided."""
+
+UNDECIDED: frozenset[Rule] = frozenset({"pattern", "keyword"})
+TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
+WITHOUT_EFFECT = frozenset({"binary", "password", "path", "file-path", "directory-path"})
+"""Formats that any text has."""
+_ANNOTATIONS = frozenset(
+    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$defs"}
+    | {"$schema", "contentMediaType", "contentSchema", "contentEncoding"}
+)
+LIMITS = (
+    *("minLength", "maxLength", "pattern", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"),
+    *("minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties"),
+)
+"""The keywords that limit the values of a type."""
+KEYWORDS = frozenset(LIMITS) | frozenset(
+    {"type", "const", "enum", "anyOf", "oneOf", "format", "items", "prefixItems", "properties", "required"}
+    | {"additionalProperties", "propertyNames"}
+)
+"""The keywords that are compared."""
+
+
+class Break(NamedTuple):
+    """A place at which a written value may not fit the reader.
+
+    Args:
+        path: The field, such as ``items[].price``; ``{}`` is any key of a map. Empty for the data as a whole.
+        written: The writer's schema at the path, or its value; None if the writer does not send the field.
+        accepted: The reader's schema there, or one keyword of it.
+    """
+
+    path: str
+    rule: Rule
+    written: Any
+    accepted: Any
+
+
+class Document:
+    """A schema and the definitions that it refers to."""
+
+    def __init__(self, root: Schema, schema: Schema | None = None) -> None:
+        self.root = root
+        self.schema = root if schema is None else schema
+
+    @classmethod
+    def of_data(cls, envelope: Schema) -> Document:
+        """Return the schema of ``data`` within that of an envelope."""
+        data = envelope.get("properties", {}).get("data", {})
+        return cls(envelope, data if isinstance(data, dict) else {})
+
+    def resolve(self, schema: Any) -> Schema:
+        """Return *schema* without ``$ref`` and ``allOf`` at its top; False as a schema that nothing fits.
+
+        Raises:
+            ValueError: It refers to a definition that does not exist, or to itself without anything between.
+        """
+        for _ in range(len(self.root.get("$defs", {})) + 2):
+            if schema is True:
+                return {}
+            if schema is False:
+                return {"not": {}}
+            if "$ref" in schema:
+                rest = {key: value for key, value in schema.items() if key != "$ref"}
+                schema = {**self._find(schema["$ref"]), **rest}
+            elif "allOf" in schema:
+                rest = {key: value for key, value in schema.items() if key != "allOf"}
+                for part in schema["allOf"]:
+                    rest = {**self.resolve(part), **rest}
+                schema = rest
+            else:
+                return schema  # type: ignore[no-any-return]
+        raise ValueError("a definition refers to itself")
+
+    def _find(self, reference: str) -> Schema:
+        found: Any = self.root
+        for name in reference.removeprefix("#").split("/")[1:]:
+            name = name.replace("~1", "/").replace("~0", "~")  # noqa: PLW2901 - RFC 6901, section 4
+            found = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(found, (dict, bool)):
+            raise ValueError(f"it refers to {reference!r}, which does not exist")  # noqa: TRY004 - a wrong file
+        return found if isinstance(found, dict) else {} if found else {"not": {}}
+
+
+def find_breaks(writer: Document, reader: Document) -> list[Break]:
+    """Return the places at which a value of *writer* may not fit *reader*; none if each value fits.
+
+    Raises:
+        ValueError: A reference in one of them is wrong.
+    """
+    found = _Comparison(writer, reader).compare(writer.schema, reader.schema, "")
+    return list({(one.path, one.rule, repr(one.accepted)): one for one in found}.values())
+
+
+class _Comparison:
+    def __init__(self, writer: Document, reader: Document) -> None:
+        self._writer, self._reader = writer, reader
+        self._assumed: set[tuple[object, object]] = set()
+        self._alive: list[object] = []  # keeps the ids in _assumed from being used again
+
+    def compare(self, written: Any, accepted: Any, path: str) -> list[Break]:
+        """Return the breaks of a pair of schemas. A pair that contains itself is assumed to fit, as by induction."""
+        key = (_identify(written), _identify(accepted))
+        if key in self._assumed:
+            return []
+        self._alive += [written, accepted]
+        self._assumed.add(key)
+        try:
+            return self._compare(self._writer.resolve(written), self._reader.resolve(accepted), path)
+        finally:
+            self._assumed.discard(key)
+
+    def _compare(self, written: Schema, accepted: Schema, path: str) -> list[Break]:
+        if written == {"not": {}} or not accepted.keys() - _ANNOTATIONS:
+            return []
+        if accepted == {"not": {}}:
+            return [Break(path, "closed", written, False)]
+        pieces = list(_split(written))
+        if pieces != [written]:
+            return [one for piece in pieces for one in self.compare(piece, accepted, path)]
+        alternatives = list(alternatives_of(accepted))
+        if alternatives:
+            return self._compare_union(written, accepted, alternatives, path)
+        return list(self._compare_one(written, accepted, path))
+
+    def _compare_union(self, written: Schema, accepted: Schema, alternatives: list[Schema], path: str) -> list[Break]:
+        """Find the member of a union that the written value fits, or else the one that it was meant for."""
+        close: list[list[Break]] = []
+        for alternative in alternatives:
+            breaks = self.compare(written, alternative, path)
+            if not breaks:
+                return []
+            if self._is_close(written, alternative):
+                close.append(breaks)
+        if len(close) == 1:
+            return close[0]
+        decided = [breaks for breaks in close if not any(one.rule in UNDECIDED for one in breaks)]
+        if close and not decided:
+            return min(close, key=len)
+        return [Break(path, "alternative", written, accepted)]
+
+    def _is_close(self, written: Schema, alternative: Schema) -> bool:
+        """Return whether both have one type and, if they are objects with constants, the same constants."""
+        resolved = self._reader.resolve(alternative)
+        if not _types(written) & _widen(_types(resolved)):
+            return False
+        theirs = resolved.get("properties", {})
+        for name, schema in written.get("properties", {}).items():
+            ours = self._writer.resolve(schema)
+            other = self._reader.resolve(theirs.get(name, True))
+            if "const" in ours and "const" in other and ours["const"] != other["const"]:
+                return False
+        return True
+
+    def _compare_one(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+        unknown = {
+            key: value
+            for key, value in accepted.items()
+            if key not in KEYWORDS and key not in _ANNOTATIONS and written.get(key) != value
+        }
+        if unknown:
+            yield Break(path, "keyword", written, unknown)
+        types = _types(written)
+        if not types <= _widen(_types(accepted)):
+            yield Break(path, "type", written, accepted)
+            return
+        values = _values(written)
+        if values is not None:
+            yield from _compare_values(values, accepted, path)
+            if not any(isinstance(value, (dict, list)) for value in values):
+                return
+        elif _values(accepted) is not None:
+            yield Break(path, "value", written, accepted)
+            return
+        if "string" in types:
+            yield from _compare_texts(written, accepted, path)
+        if types & {"integer", "number"}:
+            yield from _compare_numbers(written, accepted, path)
+        if "array" in types:
+            yield from self._compare_arrays(written, accepted, path)
+        if "object" in types:
+            yield from self._compare_objects(written, accepted, path)
+
+    def _compare_arrays(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+        yield from _compare_bounds(written, accepted, path, "minItems", "maxItems")
+        if accepted.get("uniqueItems") and not written.get("uniqueItems") and written.get("maxItems", 2) > 1:
+            yield Break(path, "limit", written, {"uniqueItems": True})
+        ours, theirs = written.get("prefixItems", []), accepted.get("prefixItems", [])
+        most = written.get("maxItems", math.inf)
+        for index in range(max(len(ours), len(theirs))):
+            if index < most:
+                item = ours[index] if index < len(ours) else written.get("items", True)
+                other = theirs[index] if index < len(theirs) else accepted.get("items", True)
+                yield from self.compare(item, other, f"{path}[{index}]")
+        if most > max(len(ours), len(theirs)):
+            yield from self.compare(written.get("items", True), accepted.get("items", True), f"{path}[]")
+
+    def _compare_objects(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+        yield from _compare_bounds(written, accepted, path, "minProperties", "maxProperties")
+        ours, theirs = written.get("properties", {}), accepted.get("properties", {})
+        others, more = accepted.get("additionalProperties", True), written.get("additionalProperties", True)
+        sent = set(written.get("required", ()))
+        for name in accepted.get("required", ()):
+            if name not in sent:
+                yield Break(join_path(path, name), "required", ours.get(name), theirs.get(name, {}))
+        for name, schema in ours.items():
+            if name in theirs:
+                yield from self.compare(schema, theirs[name], join_path(path, name))
+            elif others is False:
+                yield Break(join_path(path, name), "closed", schema, False)
+            else:
+                yield from self.compare(schema, others, join_path(path, name))
+        if more is False:
+            return
+        for name in theirs.keys() - ours.keys():  # a map may have any key
+            yield from self.compare(more, theirs[name], join_path(path, name))
+        if others is False:
+            yield Break(f"{path}{{}}", "closed", more, False)
+        else:
+            yield from self.compare(more, others, f"{path}{{}}")
+        if "propertyNames" in accepted:
+            names = self._writer.resolve(written.get("propertyNames", {}))
+            expected = {"type": "string", **self._reader.resolve(accepted["propertyNames"])}
+            yield from self.compare({"type": "string", **names}, expected, f"{path}{{key}}")
+
+
+def _identify(schema: Any) -> object:
+    return schema["$ref"] if isinstance(schema, dict) and set(schema) - _ANNOTATIONS == {"$ref"} else id(schema)
+
+
+def join_path(path: str, name: str) -> str:
+    """Return the path of a field of the object at *path*."""
+    return f"{path}.{name}" if path else name
+
+
+def _split(schema: Schema) -> Iterator[Schema]:
+    """Yield the members of a union, the values of an enumeration, and the types of a list of types, each on its own."""
+    alternatives = list(alternatives_of(schema))
+    if alternatives:
+        yield from alternatives
+    elif len(schema.get("enum", ())) > 1:
+        yield from ({**schema, "enum": [value]} for value in schema["enum"])
+    elif isinstance(schema.get("type"), list):
+        yield from ({**schema, "type": one} for one in schema["type"])
+    else:
+        yield schema
+
+
+def alternatives_of(schema: Schema) -> Iterator[Schema]:
+    """Yield the members of a union, each with the keywords beside it; none if *schema* is not a union."""
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            rest = {key: value for key, value in schema.items() if key != keyword and key not in _ANNOTATIONS}
+            yield from ({**rest, **one} if rest and isinstance(one, dict) else one for one in schema[keyword])
+            return
+
+
+def _types(schema: Schema) -> set[str]:
+    """Return the types of a schema. A number includes every integer."""
+    declared = schema.get("type")
+    if declared is None:
+        values = _values(schema)
+        return set(TYPES) - {"integer"} if values is None else {_type_of(value) for value in values}
+    return {declared} if isinstance(declared, str) else set(declared)
+
+
+def _widen(types: set[str]) -> set[str]:
+    return types | {"integer"} if "number" in types else types
+
+
+def _type_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "number"
+    return {int: "integer", str: "string", list: "array", dict: "object", type(None): "null"}[type(value)]
+
+
+def _values(schema: Schema) -> list[Any] | None:
+    """Return the only values of a schema, or None if it does not list them."""
+    if "const" in schema:
+        return [schema["const"]]
+    if "enum" in schema:
+        return list(schema["enum"])
+    return [None] if schema.get("type") == "null" else None
+
+
+def _compare_values(values: list[Any], accepted: Schema, path: str) -> Iterator[Break]:
+    known = _values(accepted)
+    for value in values:
+        if known is not None:
+            if not any(type(one) is type(value) and one == value for one in known):
+                yield Break(path, "value", value, accepted)
+        elif isinstance(value, str):
+            size = {"minLength": len(value), "maxLength": len(value)}
+            yield from _compare_bounds(size, accepted, path, "minLength", "maxLength")
+            if "pattern" in accepted and not _matches(accepted["pattern"], value):
+                yield Break(path, "value", value, {"pattern": accepted["pattern"]})
+            if accepted.get("format", "binary") not in WITHOUT_EFFECT:
+                yield Break(path, "format", value, {"format": accepted["format"]})
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = {"minimum": value, "maximum": value, "multipleOf": value or accepted.get("multipleOf", 1)}
+            yield from _compare_numbers(number, accepted, path)
+
+
+def _matches(pattern: str, value: str) -> bool:
+    try:
+        return re.search(pattern, value) is not None
+    except re.error:
+        return False
+
+
+def _compare_texts(written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+    yield from _compare_bounds(written, accepted, path, "minLength", "maxLength")
+    expected = accepted.get("format")
+    if expected is not None and expected not in WITHOUT_EFFECT and written.get("format") != expected:
+        yield Break(path, "format", written, {"format": expected})
+    if accepted.get("pattern", written.get("pattern")) != written.get("pattern"):
+        yield Break(path, "pattern", written, {"pattern": accepted["pattern"]})
+
+
+def _compare_numbers(written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+    whole = "number" not in _types(written)
+    for side, sign in (("minimum", 1), ("maximum", -1)):
+        ours, theirs = _find_bound(written, side, sign, whole=whole), _find_bound(accepted, side, sign, whole=whole)
+        if ours < theirs:
+            keyword = next(key for key in (_exclusive(side), side) if key in accepted)
+            yield Break(path, "limit", written, {keyword: accepted[keyword]})
+    factor = accepted.get("multipleOf")
+    if factor is not None:
+        own = written.get("multipleOf", 1 if whole else 0)
+        if not own or not math.isclose(own / factor, round(own / factor), rel_tol=1e-9):
+            yield Break(path, "limit", written, {"multipleOf": factor})
+
+
+def _find_bound(schema: Schema, side: str, sign: int, *, whole: bool) -> tuple[float, bool]:
+    """Return a lower bound, negated if it is an upper one, and whether the bound itself is excluded."""
+    bounds = [(-math.inf, False)]
+    if side in schema:
+        bounds.append((sign * schema[side], False))
+    excluded = schema.get(_exclusive(side))
+    if excluded is not None:
+        next_whole = math.floor(sign * excluded) + 1
+        bounds.append((next_whole, False) if whole else (sign * excluded, True))
+    best = max(bounds)
+    return (math.ceil(best[0]), best[1]) if whole and math.isfinite(best[0]) else best
+
+
+def _exclusive(side: str) -> str:
+    return f"exclusive{side.capitalize()}"
+
+
+def _compare_bounds(written: Mapping[str, Any], accepted: Schema, path: str, least: str, most: str) -> Iterator[Break]:
+    if accepted.get(least, 0) > written.get(least, 0):
+        yield Break(path, "limit", dict(written), {least: accepted[least]})
+    if accepted.get(most, math.inf) < written.get(most, math.inf):
+        yield Break(path, "limit", dict(written), {most: accepted[most]})

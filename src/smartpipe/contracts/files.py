@@ -1,0 +1,228 @@
+"""The files of a schema directory: three for each version of an event, one for the envelope, and the exceptions.
+
+``<type>/<version>.writer.json`` and ``<type>/<version>.reader.json`` are the two views of an event. The third,
+``<type>/<version>.contract.json``, has what a JSON Schema cannot say, such as the topic. Characters of a type that file
+systems refuse are percent-encoded.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from smartpipe.contracts.schemas import envelope_schema, event_schema, render_json
+from smartpipe.errors import ConfigError
+from smartpipe.events import contract_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from smartpipe.events import Event
+
+ENVELOPE_FILE = "envelope.json"
+ACCEPTED_FILE = "accepted.json"
+CONTRACT, READER, WRITER = ".contract.json", ".reader.json", ".writer.json"
+
+
+class Declaration(BaseModel):
+    """The contract file of one version.
+
+    Args:
+        retired: Set it by hand when no message of the version can exist any more. The version is then not compared.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str
+    version: str
+    topic: str
+    fifo: bool
+    key: tuple[str, ...] = ()
+    tenant: str | None = None
+    retired: bool = False
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Major and minor version."""
+        major, _, minor = self.version.partition(".")
+        return int(major), int(minor)
+
+
+class Described(NamedTuple):
+    """One version of an event: its declaration, and the schemas of its envelope."""
+
+    declaration: Declaration
+    reader: dict[str, Any]
+    writer: dict[str, Any]
+
+
+Versions: TypeAlias = "dict[str, list[Described]]"
+"""The versions of each type, the oldest first."""
+
+
+class Exported(NamedTuple):
+    """For each written file, whether it has changed; and a sentence for each event without a schema."""
+
+    files: dict[Path, bool]
+    errors: list[str]
+
+
+def describe(event: type[Event]) -> Described:
+    """Return the contract of a class.
+
+    Raises:
+        ConfigError: JSON Schema cannot describe a field of the event.
+    """
+    contract = contract_of(event)
+    key = (contract.key,) if isinstance(contract.key, str) else tuple(contract.key or ())
+    declaration = Declaration(
+        type=contract.type,
+        version=contract.version,
+        topic=contract.topic.name,
+        fifo=contract.topic.fifo,
+        key=key,
+        tenant=contract.tenant,
+    )
+    return Described(declaration, event_schema(event, "reader"), event_schema(event, "writer"))
+
+
+def export(events: Iterable[type[Event]], directory: Path) -> Exported:
+    """Write the files of each event, and ``envelope.json``, below *directory*. No file is deleted.
+
+    The same events always produce the same bytes. An event that JSON Schema cannot describe does not stop the others.
+    """
+    files: dict[Path, Any] = {directory / ENVELOPE_FILE: envelope_schema()}
+    errors: list[str] = []
+    for event in events:
+        try:
+            described = describe(event)
+        except ConfigError as error:
+            errors += error.problems
+            continue
+        start = directory / stem_of(described.declaration)
+        declaration = described.declaration.model_dump(mode="json", exclude={"retired"})
+        for suffix, value in ((CONTRACT, declaration), (READER, described.reader), (WRITER, described.writer)):
+            files[start.with_name(start.name + suffix)] = value
+    return Exported({path: write_text(path, render_json(value)) for path, value in sorted(files.items())}, errors)
+
+
+def stem_of(declaration: Declaration) -> str:
+    """Return the path of a version's files below the directory, without their suffix."""
+    return f"{quote(declaration.type, safe='')}/{declaration.version}"
+
+
+def read_directory(directory: Path) -> Versions:
+    """Read the versions in a directory.
+
+    Raises:
+        ConfigError: There is no such directory, or a file is missing or wrong. Each error has a sentence.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"schema directory {str(directory)!r} does not exist; run `smartpipe schema export`")
+    texts = {
+        path.relative_to(directory).as_posix(): path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted(directory.glob("*/*.json"))
+    }
+    return parse_files(texts, str(directory))
+
+
+def read_git(reference: str, directory: Path) -> Versions:
+    """Read the versions in *directory* as they are in a commit, branch or tag of its git repository.
+
+    Raises:
+        ConfigError: git cannot be run, the reference does not exist, or a file is missing or wrong.
+    """
+    if reference.startswith("-"):
+        raise ConfigError(f"git reference {reference!r} is not valid")
+    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], directory)
+    if commit is None:
+        msg = (
+            f"git reference {reference!r} does not exist here; fetch it first: `git fetch origin`, and in a pipeline "
+            "check out the whole history"
+        )
+        raise ConfigError(msg)
+    revision = commit.decode().strip()
+    listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", "."], directory) or b""
+    names = [name for name in listed.decode().split("\0") if name.count("/") == 1 and name.endswith(".json")]
+    asked = "".join(f"{revision}:./{name}\n" for name in names).encode()
+    found = _run_git(["cat-file", "--batch"], directory, asked) or b""
+    texts: dict[str, str] = {}
+    for name in names:
+        head, _, found = found.partition(b"\n")
+        size = int(head.rsplit(b" ", 1)[1])
+        texts[name] = found[:size].decode(errors="replace")
+        found = found[size + 1 :]
+    return parse_files(texts, f"git:{reference}")
+
+
+def parse_files(texts: Mapping[str, str], place: str) -> Versions:
+    """Return the versions that files describe. *texts* has their text by path below the directory.
+
+    Raises:
+        ConfigError: One sentence for each file that is missing or wrong.
+    """
+    errors: list[str] = []
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            values[name] = json.loads(text)
+        except ValueError as error:
+            errors.append(f"{place}: {name} is not JSON: {error}")
+    versions: Versions = {}
+    for name, value in values.items():
+        if not name.endswith(CONTRACT):
+            continue
+        stem = name.removesuffix(CONTRACT)
+        try:
+            declaration = Declaration.model_validate(value)
+            views = [values[stem + suffix] for suffix in (READER, WRITER) if isinstance(values[stem + suffix], dict)]
+            versions.setdefault(declaration.type, []).append(Described(declaration, *views))
+            if stem_of(declaration) != str(PurePosixPath(stem)):
+                errors.append(f"{place}: {name} is about {stem_of(declaration)}")
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            errors.append(f"{place}: {name}: {where}: {first['msg']}")
+        except KeyError as error:
+            if error.args[0] not in texts:
+                errors.append(f"{place}: {error.args[0]} is missing; run `smartpipe schema export` at that version")
+        except (TypeError, ValueError):
+            errors.append(f"{place}: {stem}{READER} and {stem}{WRITER} must be JSON objects")
+    if errors:
+        raise ConfigError(errors)
+    for found in versions.values():
+        found.sort(key=lambda one: one.declaration.number)
+    return versions
+
+
+def write_text(path: Path, text: str) -> bool:
+    """Write a file, and its directories, unless it has this text; return whether it was written."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return True
+
+
+def _run_git(arguments: list[str], directory: Path, given: bytes | None = None) -> bytes | None:
+    """Return the output of git; None if it failed."""
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell
+            ["git", *arguments],  # noqa: S607 - the user's git
+            cwd=directory if directory.is_dir() else Path(),
+            input=given,
+            capture_output=True,
+            check=False,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"git cannot be run: {error.strerror}; install it, or pass a directory to --against"
+        ) from None
+    if done.returncode and b"not a git repository" in done.stderr:
+        raise ConfigError(f"{str(directory)!r} is not in a git repository; pass a directory to --against")
+    return None if done.returncode else done.stdout

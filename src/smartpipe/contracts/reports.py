@@ -1,0 +1,190 @@
+"""Findings as text for people, JSON for programs, annotations for GitHub, and SARIF for code scanning. Pure.
+
+Sources: "Workflow commands for GitHub Actions"; SARIF 2.1.0 (OASIS).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.contracts.findings import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from smartpipe.contracts.findings import Finding
+
+MAX_EXAMPLE_CHARACTERS = 400
+
+
+class Place(NamedTuple):
+    """The declaration of an event class: a file, relative to the working directory if it is below it, and a line."""
+
+    file: str
+    line: int
+
+
+class Report(NamedTuple):
+    """The result of a check.
+
+    Args:
+        compared: The numbers of events, and of versions that they were compared with.
+        notes: Sentences about the check itself.
+        places: By type.
+    """
+
+    findings: Sequence[Finding]
+    compared: tuple[int, int]
+    notes: Sequence[str]
+    places: Mapping[str, Place]
+
+    @property
+    def fails(self) -> bool:
+        """Whether a finding is an error that nobody has accepted."""
+        return any(finding.fails for finding in self.findings)
+
+
+def render_text(report: Report) -> str:
+    """Return the report for a terminal."""
+    lines: list[str] = []
+    shown = None
+    for finding in report.findings:
+        event = f"{finding.type} {finding.version}"
+        if event != shown:
+            place = report.places.get(finding.type)
+            lines += [*([""] if shown else []), f"{event}  ({place.file}:{place.line})" if place else event]
+            shown = event
+        lines += _render_finding(finding)
+    end = [""] if lines else []
+    return "\n".join([*lines, *end, *report.notes, summarize_report(report)]) + "\n"
+
+
+def summarize_report(report: Report) -> str:
+    """Return the last line of the report."""
+    events, versions = report.compared
+    accepted = sum(finding.accepted is not None for finding in report.findings)
+    errors = sum(finding.fails for finding in report.findings)
+    warnings = len(report.findings) - errors - accepted
+    counts = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    more = f", {accepted} accepted" if accepted else ""
+    return f"Compared {_count(events, 'event')} with {_count(versions, 'version')}: {counts}{more}."
+
+
+def render_json_report(report: Report) -> str:
+    """Return the report as one JSON object."""
+    return json.dumps(
+        {
+            "compared": dict(zip(("events", "versions"), report.compared, strict=True)),
+            "notes": list(report.notes),
+            "findings": [_to_dict(finding, report.places.get(finding.type)) for finding in report.findings],
+        },
+        ensure_ascii=False,
+    )
+
+
+def render_github(report: Report) -> str:
+    """Return a workflow command for each finding, and the last line of the report."""
+    lines = []
+    for finding in report.findings:
+        level = "error" if finding.fails else "warning" if finding.accepted is None else "notice"
+        place = report.places.get(finding.type)
+        properties = {"title": f"{finding.code} {finding.type}"}
+        if place:
+            properties |= {"file": place.file, "line": str(place.line)}
+        options = ",".join(f"{key}={_escape(value, ':,')}" for key, value in properties.items())
+        text = "\n".join([finding.message, *(f"{label}: {value}" for label, value in _details(finding))])
+        lines.append(f"::{level} {options}::{_escape(text)}")
+    return "\n".join([*lines, *report.notes, summarize_report(report)]) + "\n"
+
+
+def render_sarif(report: Report, version: str) -> str:
+    """Return the report in SARIF 2.1.0. *version* is that of smartpipe."""
+    rules = [
+        {
+            "id": code,
+            "shortDescription": {"text": rule.title},
+            "help": {"text": rule.remedy},
+            "defaultConfiguration": {"level": rule.severity},
+        }
+        for code, rule in RULES.items()
+    ]
+    driver = {"name": "smartpipe schema check", "version": version, "rules": rules}
+    run = {"tool": {"driver": driver}, "results": [_to_sarif(finding, report) for finding in report.findings]}
+    schema = "https://json.schemastore.org/sarif-2.1.0.json"
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, ensure_ascii=False)
+
+
+def _render_finding(finding: Finding) -> Iterator[str]:
+    severity = "accepted" if finding.accepted else finding.rule.severity
+    yield f"  {finding.code}  {severity}: {finding.rule.title}"
+    yield f"         {finding.message}"
+    for label, value in _details(finding):
+        yield f"         {label}: {value}"
+
+
+def _details(finding: Finding) -> Iterator[tuple[str, str]]:
+    if len(finding.against) > 1:
+        yield "against", ", ".join(finding.against)
+    for affected in finding.affected:
+        yield "affects", affected
+    example = finding.example
+    if example is not None:
+        data = json.dumps(example.data, ensure_ascii=False)
+        short = data if len(data) <= MAX_EXAMPLE_CHARACTERS else f"{data[:MAX_EXAMPLE_CHARACTERS]}…"
+        yield "example", f"{short} is refused: {example.reason.removeprefix(': ')}"
+        if example.proof == "schema":
+            yield "note", "the class itself may read this message; other languages go by the schema"
+    if finding.accepted:
+        yield "accepted", f"on {finding.accepted[1].isoformat()}: {finding.accepted[0]}"
+    else:
+        yield "remedy", finding.rule.remedy
+
+
+def _to_dict(finding: Finding, place: Place | None) -> dict[str, Any]:
+    example, accepted = finding.example, finding.accepted
+    return {
+        "code": finding.code,
+        "severity": finding.rule.severity,
+        "title": finding.rule.title,
+        "type": finding.type,
+        "version": finding.version,
+        "path": finding.path,
+        "against": finding.against,
+        "directions": sorted(finding.directions),
+        "message": finding.message,
+        "remedy": finding.rule.remedy,
+        "producers": list(finding.parties.producers),
+        "consumers": list(finding.parties.consumers),
+        "example": example and example._asdict(),
+        "accepted": accepted and {"reason": accepted[0], "date": accepted[1].isoformat()},
+        "file": place and place.file,
+        "line": place and place.line,
+    }
+
+
+def _to_sarif(finding: Finding, report: Report) -> dict[str, Any]:
+    place = report.places.get(finding.type)
+    text = "\n".join([finding.message, *(f"{label}: {value}" for label, value in _details(finding))])
+    found: dict[str, Any] = {
+        "ruleId": finding.code,
+        "level": finding.rule.severity,
+        "message": {"text": text},
+        "partialFingerprints": {"finding/v1": f"{finding.code}/{finding.type}/{finding.path}"},
+    }
+    if place is not None:
+        artifact = {"artifactLocation": {"uri": place.file}, "region": {"startLine": place.line}}
+        found["locations"] = [{"physicalLocation": artifact}]
+    if finding.accepted is not None:
+        found["suppressions"] = [{"kind": "external", "justification": finding.accepted[0]}]
+    return found
+
+
+def _escape(text: str, more: str = "") -> str:
+    for character in "%\r\n" + more:
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

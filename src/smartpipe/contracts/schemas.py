@@ -1,0 +1,139 @@
+"""The JSON Schemas of events, for services in any language: what producers write, and what consumers read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from smartpipe.envelope.fields import Context, envelope_fields
+from smartpipe.errors import ConfigError
+from smartpipe.events import contract_of
+
+if TYPE_CHECKING:
+    from pydantic_core import core_schema
+
+    from smartpipe.events import Event
+
+View: TypeAlias = Literal["reader", "writer"]
+"""``writer``: every body that a producer with this class publishes. Its objects have no other fields than those named,
+and fields with defaults are required, because they are always sent. ``reader``: every body that a consumer with this
+class accepts. Fields with defaults are optional, and unknown fields are ignored."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_ALWAYS_WRITTEN = ["specversion", "id", "source", "type", "dataversion", "data"]
+
+
+class _ReaderSchema(GenerateJsonSchema):
+    """Writes keywords of JSON Schema only, because strict validators refuse others."""
+
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> dict[str, Any]:
+        """Leave out ``discriminator``, a keyword of OpenAPI. The constants in the alternatives say the same."""
+        json_schema = super().tagged_union_schema(schema)
+        json_schema.pop("discriminator", None)
+        return json_schema
+
+
+class _WriterSchema(_ReaderSchema):
+    """Describes serialized data: closed objects with all of their fields."""
+
+    def field_is_required(
+        self,
+        field: core_schema.ModelField | core_schema.DataclassField | core_schema.TypedDictField,
+        total: bool,  # noqa: FBT001 - Pydantic's signature
+    ) -> bool:
+        """Require each field that is always written. Pydantic does so only if the model's own config asks for it."""
+        if field.get("serialization_exclude_if") is not None:
+            return False
+        return field["schema"]["type"] == "default" or super().field_is_required(field, total)
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> dict[str, Any]:
+        """Close the object, unless the class allows extra fields."""
+        return _close(super().model_schema(schema))
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> dict[str, Any]:
+        """Close the object."""
+        return _close(super().dataclass_schema(schema))
+
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> dict[str, Any]:
+        """Close the object."""
+        return _close(super().typed_dict_schema(schema))
+
+    def ser_schema(self, schema: Any) -> dict[str, Any] | None:
+        """Describe a value that a function writes by its return type; any value, if the function does not declare it.
+
+        Pydantic would describe the value that the class reads.
+        """
+        if schema["type"] in {"function-plain", "function-wrap"} and "return_schema" not in schema:
+            return {}
+        return super().ser_schema(schema)
+
+
+def event_schema(event: type[Event], view: View) -> dict[str, Any]:
+    """Return the schema of the complete envelope of *event*. ``$defs`` has the schema of the data, by class name.
+
+    Raises:
+        ConfigError: JSON Schema cannot describe a field of the event.
+    """
+    contract = contract_of(event)
+    try:
+        schema = _describe(envelope_fields(event), view)
+    except Exception as error:
+        field = _find_indescribable(event, view)
+        where = f"field {field!r}" if field else "the event"
+        reason = str(error).partition("\n")[0]
+        msg = (
+            f"event {event.__module__}.{event.__qualname__}: JSON Schema cannot describe {where}: {reason}; annotate "
+            "the type with pydantic.WithJsonSchema"
+        )
+        raise ConfigError(msg) from error
+    if view == "writer":
+        schema.pop("additionalProperties", None)  # CloudEvents may have extensions
+        schema["required"] = _ALWAYS_WRITTEN
+    title = f"{contract.type} {contract.version}"
+    return {"$schema": DIALECT, **schema, "title": title, "description": (event.__doc__ or title).strip()}
+
+
+def envelope_schema() -> dict[str, Any]:
+    """Return the schema of the context attributes, which is the same for all envelopes."""
+    schema = _describe(Context, "reader")
+    description = "The context attributes of a smartpipe envelope: CloudEvents 1.0 in structured JSON, with extensions."
+    return {"$schema": DIALECT, **schema, "title": "smartpipe envelope", "description": description}
+
+
+def render_json(value: Any) -> str:
+    """Return the text of a file. The same value always gives the same bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _close(schema: dict[str, Any]) -> dict[str, Any]:
+    if "properties" in schema or schema.get("type") == "object":
+        schema.setdefault("additionalProperties", False)
+    return schema
+
+
+def _describe(type_: Any, view: View) -> dict[str, Any]:
+    generator, mode = _GENERATORS[view]
+    return TypeAdapter(type_).json_schema(schema_generator=generator, mode=mode)
+
+
+def _find_indescribable(model: type[BaseModel], view: View) -> str | None:
+    """Return the path of the first field of *model* that JSON Schema cannot describe."""
+    for name, field in model.model_fields.items():
+        try:
+            _describe(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation, view)
+        except Exception:  # noqa: BLE001 - Pydantic raises several types, and so do hooks of users
+            inner = field.annotation
+            path = (
+                _find_indescribable(inner, view) if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+            )
+            return f"{name}.{path}" if path else name
+    return None
+
+
+_GENERATORS: dict[View, tuple[type[GenerateJsonSchema], Literal["validation", "serialization"]]] = {
+    "reader": (_ReaderSchema, "validation"),
+    "writer": (_WriterSchema, "serialization"),
+}
