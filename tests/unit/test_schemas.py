@@ -11,9 +11,9 @@ from pydantic_core import core_schema
 from smartpipe import ConfigError, Event
 from smartpipe.cli.schema.export import run_export
 from smartpipe.cli.targets import load_events
-from smartpipe.envelope import encode, wrap
 from smartpipe.contracts.files import CONTRACT, ENVELOPE_FILE, READER, WRITER, export
 from smartpipe.contracts.schemas import event_schema
+from smartpipe.envelope import encode, wrap
 from tests.support.events import ADA, OrderPlaced, UserSignedUp, users
 
 if TYPE_CHECKING:
