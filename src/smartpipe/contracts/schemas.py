@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.envelope.fields import Context, envelope_fields
+from smartpipe.envelope.fields import Context, context_fields
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
 
@@ -89,7 +92,8 @@ def event_schema(event: type[Event], view: View) -> dict[str, Any]:
     """
     contract = contract_of(event)
     try:
-        schema = _describe(envelope_fields(event), view)
+        generator, mode = _GENERATORS[view]
+        references, data = models_json_schema([(event, mode)], schema_generator=generator)
     except Exception as error:
         field = _find_indescribable(event, view)
         where = f"field {field!r}" if field else "the event"
@@ -99,9 +103,12 @@ def event_schema(event: type[Event], view: View) -> dict[str, Any]:
             "the type with pydantic.WithJsonSchema"
         )
         raise ConfigError(msg) from error
-    if view == "writer":
-        schema.pop("additionalProperties", None)  # CloudEvents may have extensions
-        schema["required"] = _ALWAYS_WRITTEN
+    schema = deepcopy(_describe_context(contract.major))
+    schema["properties"] |= {"type": {"const": contract.type, "title": "Type", "type": "string"}}
+    schema["properties"]["data"] = references[event, mode]
+    schema["$defs"] = data["$defs"]
+    required = {*schema["required"], "data"} if view == "reader" else set(_ALWAYS_WRITTEN)
+    schema["required"] = [name for name in schema["properties"] if name in required]
     title = f"{contract.type} {contract.version}"
     return {"$schema": DIALECT, **schema, "title": title, "description": (event.__doc__ or title).strip()}
 
@@ -122,6 +129,12 @@ def _close(schema: dict[str, Any]) -> dict[str, Any]:
     if "properties" in schema or schema.get("type") == "object":
         schema.setdefault("additionalProperties", False)
     return schema
+
+
+@lru_cache
+def _describe_context(major: int) -> dict[str, Any]:
+    make: Any = TypedDict
+    return _describe(make("Envelope", context_fields(major)), "reader")
 
 
 def _describe(type_: Any, view: View) -> dict[str, Any]:
