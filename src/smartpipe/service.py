@@ -10,7 +10,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, overload
 
 from smartpipe.consumer.decide import UnknownEvents
-from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
+from smartpipe.consumer.handlers import Handler, HandlerOptions, list_contracts, make_handler, slots_for
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
@@ -269,12 +269,16 @@ class Service:
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
-        """The queues that have handlers, with the contracts that each queue needs."""
+        """The queues that have handlers, with the contracts that each queue needs.
+
+        Raises:
+            ConfigError: The upcasters of an event leave a gap, or do not fit each other.
+        """
         used = dict.fromkeys(handler.queue for handler in self._handlers)
         return tuple(
             Binding(
                 queue,
-                tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
+                list_contracts(self.handlers_on(queue.name)),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
