@@ -139,6 +139,17 @@ def test_an_event_without_data_is_upcast_from_an_empty_dict(fields: dict[str, An
     assert Decoder([Pinged]).decode(envelope(type="shop.pinged", **fields)).data == Pinged(count=0)
 
 
+def test_each_type_passes_its_own_upcasters_and_another_type_none() -> None:
+    mixed = Decoder([Sold, Pinged])
+
+    assert mixed.decode(body("1.0")).data == NEW
+    assert mixed.decode(envelope(type="shop.pinged", data={"a": 1})).data == Pinged(count=1)
+    with pytest.raises(
+        UnknownEventType, match=r"'shop\.closed' version 1\.0; .* take shop\.pinged 1\.x, shop\.pinged 2"
+    ):
+        mixed.decode(envelope(type="shop.closed", data={}))
+
+
 @both
 def test_an_upcaster_that_raises_is_named_with_its_versions_and_error(decode: Callable[[str], Envelope]) -> None:
     error = refused(decode, body(order="1"))
