@@ -11,6 +11,7 @@ import pytest
 from smartpipe import ConfigError, Event, Queue, Service, Topic
 from smartpipe.events import contract_of, upcast_contracts
 from smartpipe.topology.derive import derive
+from smartpipe.topology.export.iam import build_policies
 from smartpipe.transports.memory.transport import NAMING
 
 if TYPE_CHECKING:
@@ -296,6 +297,9 @@ def test_the_topology_covers_the_topic_of_an_older_version() -> None:
     assert [one["FilterPolicy"] for one in topology.subscriptions.values()] == [{"type": [contract_of(moved).type]}] * 2
     [policy] = [one["Policy"] for arn, one in topology.queues.items() if arn.endswith(":mail")]
     assert "old-parcels" in str(policy)
+    policies = build_policies(subscribe(moved), NAMING)
+    for name in ("consume", "provision"):
+        assert NAMING.topic_arn("old-parcels") in str(policies[name])
 
 
 def test_without_another_topic_the_topology_is_the_same_as_without_upcasters() -> None:
