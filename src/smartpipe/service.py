@@ -243,7 +243,7 @@ class Service:
         messages, so configure its event source mapping in place of ``rate_per_second`` and a circuit breaker's pauses.
 
         Raises:
-            ConfigError: The service has no handlers.
+            ConfigError: The service has no handlers, or the upcasters of an event leave a gap.
         """
         from smartpipe.worker.aws_lambda import LambdaHandler  # the only import from a module above this one
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from types import UnionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar, get_origin, get_type_hints
 
 from smartpipe.names import name_of, without_partials
@@ -137,4 +138,4 @@ def _annotations(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
 
 def _may_be_dict(annotation: Any) -> bool:
     cls = get_origin(annotation) or annotation
-    return not isinstance(cls, type) or cls in (Any, object) or issubclass(cls, Mapping)
+    return not isinstance(cls, type) or cls in (Any, object, UnionType) or issubclass(cls, Mapping)

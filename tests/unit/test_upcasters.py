@@ -10,6 +10,7 @@ import pytest
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
 from smartpipe.events import contract_of, upcast_contracts
+from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
 from smartpipe.topology.export.iam import build_policies
 from smartpipe.transports.memory.transport import NAMING
@@ -198,6 +199,9 @@ def _accepted() -> Iterator[Any]:
     def anything(data: Any) -> Any:
         return data
 
+    def union(data: dict[str, Any]) -> dict[str, Any] | dict[str, str]:
+        return data
+
     def unknown(data: Missing) -> dict[str, Any]:  # type: ignore[name-defined]  # noqa: F821
         return {}
 
@@ -206,6 +210,7 @@ def _accepted() -> Iterator[Any]:
         typed,
         undeclared,
         anything,
+        union,
         unknown,
         dict.copy,
         functools.partial(unchanged),
@@ -254,6 +259,18 @@ def test_a_gap_is_found_when_a_service_uses_the_class() -> None:
 
     event.upcast(from_version="2")(unchanged)
     assert [contract.version for contract in service.bindings[0].contracts] == ["4.0", "1.0", "2.0", "3.0"]
+
+
+async def test_neither_a_lambda_function_nor_a_test_broker_starts_with_a_gap() -> None:
+    event = declare()
+    event.upcast(from_version="1")(unchanged)
+    service = subscribe(event)
+
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        service.lambda_handler()
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        async with MemoryBroker(service):
+            pass
 
 
 def test_a_version_that_was_never_published_can_be_skipped() -> None:
