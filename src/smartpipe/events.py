@@ -16,7 +16,9 @@ from smartpipe.topics import Topic
 from smartpipe.upcasters import U, Upcaster, argument_errors, function_errors, gap_errors, make_upcaster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from smartpipe.topics import Queue
 
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.|$)){0,254}")
 _VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
@@ -236,6 +238,41 @@ def upcast_contracts(event: type[Event]) -> Iterator[Contract]:
         yield older
     if errors:
         raise ConfigError([f"event {_name(event)}: {error}" for error in errors])
+
+
+def list_contracts(events: Iterable[type[Event]], queue: Queue) -> tuple[Contract, ...]:
+    """Return the contracts that *queue* takes if it has handlers of *events*: theirs, and those of older versions.
+
+    A class takes older versions by its upcasters, except those that another class on the queue takes itself.
+
+    Raises:
+        ConfigError: Upcasters leave a gap, those of two classes take one version, or a topic does not fit the queue.
+    """
+    classes = dict.fromkeys(events)
+    found = {(contract.type, contract.major): contract for contract in map(contract_of, classes)}
+    owners: dict[tuple[str, int], type[Event]] = {}
+    errors = []
+    for event in classes:
+        for contract in upcast_contracts(event):
+            version = contract.type, contract.major
+            if version in found and version not in owners:
+                continue
+            owner = owners.setdefault(version, event)
+            if owner is not event:
+                errors.append(
+                    f"queue {queue.name!r}: {owner.__qualname__} and {event.__qualname__} both have an upcaster for "
+                    f"version {contract.major} of {contract.type!r}: subscribe one of them on another queue, or "
+                    "subscribe a class of that version as well"
+                )
+            if queue.fifo and not contract.topic.fifo:
+                errors.append(
+                    f"queue {queue.name!r} is FIFO, and topic {contract.topic.name!r}, from which {event.__qualname__} "
+                    f"upcasts version {contract.major}, is not: handle the event on a standard queue"
+                )
+            found[version] = contract
+    if errors:
+        raise ConfigError(errors)
+    return tuple(found.values())
 
 
 def text_of(event: Event, field: str | None) -> str | None:

@@ -10,10 +10,10 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, overload
 
 from smartpipe.consumer.decide import UnknownEvents
-from smartpipe.consumer.handlers import Handler, HandlerOptions, list_contracts, make_handler, slots_for
+from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
-from smartpipe.events import Event, contract_of
+from smartpipe.events import Event, contract_of, list_contracts
 from smartpipe.failures import validate_hook
 from smartpipe.idempotency.store import Idempotency
 from smartpipe.limits import MAX_RECEIVES
@@ -278,7 +278,7 @@ class Service:
         return tuple(
             Binding(
                 queue,
-                list_contracts(self.handlers_on(queue.name)),
+                list_contracts((handler.event for handler in self.handlers_on(queue.name)), queue),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),

@@ -9,16 +9,15 @@ from smartpipe.batch import Batch
 from smartpipe.consumer.breaker import CircuitBreaker
 from smartpipe.consumer.signature import Parameter, find_dependency, read_signature
 from smartpipe.errors import ConfigError
-from smartpipe.events import Event, contract_of, upcast_contracts
+from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import name_of
 from smartpipe.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    from smartpipe.events import Contract
     from smartpipe.topics import Queue
 
 MAX_CONCURRENCY = 10_000
@@ -142,41 +141,6 @@ def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
     if all(handler.options.concurrency is not None for handler in handlers):
         return sum(asked.values())
     return max(concurrency, sum(asked.values()))
-
-
-def list_contracts(handlers: Iterable[Handler]) -> tuple[Contract, ...]:
-    """Return the contracts that a queue with these *handlers* takes: those of their events, and older versions.
-
-    A class takes older versions by its upcasters, except those that another class on the queue takes itself.
-
-    Raises:
-        ConfigError: Upcasters leave a gap, those of two classes take one version, or a topic does not fit the queue.
-    """
-    queues = {handler.event: handler.queue for handler in handlers}
-    found = {(contract.type, contract.major): contract for contract in map(contract_of, queues)}
-    owners: dict[tuple[str, int], type[Event]] = {}
-    errors = []
-    for event, queue in queues.items():
-        for contract in upcast_contracts(event):
-            version = contract.type, contract.major
-            if version in found and version not in owners:
-                continue
-            owner = owners.setdefault(version, event)
-            if owner is not event:
-                errors.append(
-                    f"queue {queue.name!r}: {owner.__qualname__} and {event.__qualname__} both have an upcaster for "
-                    f"version {contract.major} of {contract.type!r}: subscribe one of them on another queue, or "
-                    "subscribe a class of that version as well"
-                )
-            if queue.fifo and not contract.topic.fifo:
-                errors.append(
-                    f"queue {queue.name!r} is FIFO, and topic {contract.topic.name!r}, from which {event.__qualname__} "
-                    f"upcasts version {contract.major}, is not: handle the event on a standard queue"
-                )
-            found[version] = contract
-    if errors:
-        raise ConfigError(errors)
-    return tuple(found.values())
 
 
 def make_handler(
