@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smartpipe import DecodeError, Event, Topic
+from smartpipe.envelope import decode
 from smartpipe.envelope.decode import Decoder
 from smartpipe.errors import UnknownEventType
 
@@ -290,8 +291,9 @@ def test_a_message_of_the_current_version_never_reaches_the_upcasters(monkeypatc
     def fail(*_: object) -> None:
         raise AssertionError
 
-    for name in ("_explain", "_upcast", "_find_chain"):
+    for name in ("_explain", "_upcast"):
         monkeypatch.setattr(Decoder, name, fail)
+    monkeypatch.setattr(decode, "upcast_body", fail)
 
     for text in (current, wrapped):
         assert decoder.decode(text).data == NEW

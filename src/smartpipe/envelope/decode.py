@@ -31,7 +31,7 @@ from smartpipe.envelope.other_data import (
 )
 from smartpipe.envelope.structure import has_few_objects, refuse_too_many_values
 from smartpipe.envelope.unions import TooManyTries
-from smartpipe.envelope.upcast import read_data, upcast, write_body
+from smartpipe.envelope.upcast import upcast_body
 from smartpipe.envelope.validators import (
     MAX_FORBIDDEN_FIELDS,
     TooManyForbiddenFields,
@@ -40,10 +40,9 @@ from smartpipe.envelope.validators import (
     build_cooperative_validator,
     build_explaining_validator,
 )
-from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
+from smartpipe.errors import ConfigError, DecodeError
 from smartpipe.events import contract_of
 from smartpipe.message import construct
-from smartpipe.upcasters import find_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.message import Attribute, Message
     from smartpipe.payload_offload import PayloadOffload
-    from smartpipe.upcasters import Upcaster
 
 T = TypeVar("T")
 
@@ -283,34 +281,16 @@ class Decoder:
 
     def _upcast(self, body: str, context: dict[str, Any], validators: _Validators, limit_objects: float) -> Event:
         """Return the event in *body*, which has another major version than its class, if that has upcasters for it."""
-        type_, version = context["type"], context.get("dataversion", DEFAULT_VERSION)
-        cls, chain = self._find_chain(*_type_key(type_, version))
-        if cls is None:
-            takes = {(known, major) for known, major in self._adapters}
-            takes |= {(known, major) for (known, _), one in self._classes.items() for major in one.__upcasters__}
-            known = ", ".join(f"{known} {major}.x" for known, major in sorted(takes))
-            msg = f"no handler subscribes to {type_!r} version {version}; the handlers of this queue take {known}"
-            raise UnknownEventType(msg)
-        data = read_data(body, find_other_data(body, limit_objects), large=validators is not self._small)
-        contract = contract_of(cls)
-        body = write_body(context, contract.version, upcast(data, chain, type_), type_)
-        refuse_too_many_values(body, limit_objects)
-        key = type_, contract.major
+        large = validators is not self._small
+        key, body = upcast_body(body, context, self._classes, limit_objects, large=large)
         fields = _validate(validators.by_type[key], body)
         if fields is None:
-            sentence = f"the data, upcast from version {version}, does not fit {type_} {contract.version}"
+            old, new = context.get("dataversion", DEFAULT_VERSION), contract_of(self._classes[key]).version
+            sentence = f"the data, upcast from version {old}, does not fit {key[0]} {new}"
             validate = partial(_explain_with, validators, self._adapters[key], body)
             fields = _raise_decode_error(validate, sentence)
         event: Event = fields["data"]
         return event
-
-    def _find_chain(self, type_: str, major: int) -> tuple[type[Event] | None, tuple[Upcaster, ...]]:
-        """Return the class that takes this version by its upcasters, and these upcasters."""
-        for (known, newer), cls in self._classes.items():
-            chain = find_chain(cls.__upcasters__, major, newer) if known == type_ else ()
-            if chain:
-                return cls, chain
-        return None, ()
 
     def _base64_adapter(self, key: tuple[str, int]) -> TypeAdapter[Any]:
         if key not in self._base64_adapters:
