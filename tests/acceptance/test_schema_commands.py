@@ -281,3 +281,17 @@ def test_the_hook_in_the_docs_passes_and_fails_as_the_check_does(shop: Shop) -> 
     failed = smartpipe(*arguments, *TARGETS, directory=str(shop.directory))
 
     assert (passed.returncode, failed.returncode) == (0, 1)
+
+
+def test_an_older_major_version_needs_a_handler_or_an_upcaster(shop: Shop) -> None:
+    shop.change(
+        ('type="order.placed", version="1.0"', 'type="order.placed", version="2.0"'), ("cents: int", "cents: str")
+    )
+
+    alone = shop.check()
+    shop.change(("checkout = ", '@OrderPlaced.upcast(from_version="1")\ndef _(data): return data\n\ncheckout = '))
+    upcast = shop.check()
+
+    assert (alone.returncode, upcast.returncode) == (1, 0)
+    assert "SC305" in alone.stdout
+    assert "messages of version 1.x may still be in queues, and no handler of billing reads them" in alone.stdout

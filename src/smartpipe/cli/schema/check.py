@@ -105,10 +105,10 @@ def _find_usage(services: Iterable[Service]) -> Mapping[str, Usage]:
     for service in services:
         for contract in service.published:
             producers.setdefault(contract.type, set()).add(service.name)
-        for handler in service.handlers:
-            contract = contract_of(handler.event)
-            consumers.setdefault(contract.type, set()).add(service.name)
-            majors.setdefault(contract.type, set()).add(contract.major)
+        for binding in service.bindings:
+            for contract in binding.contracts:  # those that upcasters read, too
+                consumers.setdefault(contract.type, set()).add(service.name)
+                majors.setdefault(contract.type, set()).add(contract.major)
     return {
         type_: Usage(
             Parties(tuple(sorted(producers.get(type_, ()))), tuple(sorted(consumers.get(type_, ())))),
