@@ -55,6 +55,8 @@ ORDER = [
     "settings",
     "options",
     "envelope",
+    "raw_messages",
+    "external",
     "telemetry.spans",
     "log_fields",
     "topology",

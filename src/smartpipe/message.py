@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from pydantic_core import from_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+STRING_ARRAY = "String.Array"
+"""The data type of a list of texts, numbers, booleans and nulls, written as JSON. Only SNS gives it a meaning."""
+AttributeValue: TypeAlias = "str | bytes | int | float | list[Any]"
 
 construct = tuple.__new__
 """Build a named tuple from a sequence, without the cost of its constructor. For tuples that each message needs."""
@@ -16,6 +23,28 @@ class Attribute(NamedTuple):
 
     data_type: str
     value: str | bytes
+
+    @property
+    def parsed(self) -> AttributeValue:
+        """The value by its type: a number, a list for ``String.Array``, text or bytes.
+
+        A value that does not have the form of its type stays text.
+        """
+        value = self.value
+        if isinstance(value, bytes):
+            return value
+        kind = self.data_type.partition(".")[0]
+        if kind != "Number" and self.data_type != STRING_ARRAY:
+            return value
+        try:
+            parsed = from_json(value)
+        except ValueError:
+            try:
+                return float(value) if kind == "Number" and isfinite(float(value)) else value  # such as +1 or 007
+            except ValueError:
+                return value
+        expected = (int, float) if kind == "Number" else list
+        return parsed if isinstance(parsed, expected) and not isinstance(parsed, bool) else value
 
 
 class Message(NamedTuple):

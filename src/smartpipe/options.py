@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, ParamSpec, Protocol, TypedDict, TypeVar
 
-from smartpipe.events import Event
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
@@ -20,7 +18,8 @@ if TYPE_CHECKING:
     from smartpipe.retry import RetryPolicy
     from smartpipe.topics import Queue
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E")
+"""The event, or the model of a raw handler."""
 P = ParamSpec("P")
 R = TypeVar("R")
 

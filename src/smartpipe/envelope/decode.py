@@ -11,7 +11,7 @@ from contextvars import copy_context
 from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from os import register_at_fork
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias, TypeVar, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
@@ -22,10 +22,10 @@ from smartpipe.envelope.encode import Envelope
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
 from smartpipe.envelope.notification import EncodedBody, WrappedBody, keep_wrapped, refuse_wrapped, unwrap
 from smartpipe.envelope.other_data import (
-    BINARY_MODE,
     Base64Json,
     find_other_data,
     is_binary_mode,
+    join_binary_mode,
     make_empty,
     refuse_batch,
 )
@@ -39,7 +39,7 @@ from smartpipe.envelope.validators import (
     build_cooperative_validator,
     build_explaining_validator,
 )
-from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
+from smartpipe.errors import ConfigError, DecodeError, MessageError, UnknownEventType
 from smartpipe.events import contract_of
 from smartpipe.message import construct
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOT_STRUCTURED = frozenset({"not-json", "not-cloudevent"})
+_NOT_OURS = frozenset({*_NOT_STRUCTURED, "unknown-event-type"})
+"""The kinds of errors of messages that are no events of the queue, but may be in binary mode or for a raw handler."""
 
 SMALL_CHARACTERS = 4_096
 INLINE_CHARACTERS = 65_536
@@ -93,6 +95,13 @@ class UndecidedUnions(DecodeError):
     """The data has unions of recursive classes that need more tries than the event loop has time for."""
 
 
+class ReadsOthers(Protocol):
+    """Reads the messages that are not events of a queue: ``raw_messages.RawReader``."""
+
+    def read(self, message: Message, body: str, error: MessageError, *, large: bool) -> Envelope:
+        """Return the envelope around the data in *body*, or raise a MessageError."""
+
+
 class MessageReader:
     """Reads the messages of one queue.
 
@@ -101,10 +110,14 @@ class MessageReader:
 
     Args:
         events: At most one class for each type and major version.
+        others: Reads the messages that are not events of the queue; None: they are refused.
     """
 
-    def __init__(self, events: Iterable[type[Event]], payloads: PayloadOffload) -> None:
+    def __init__(
+        self, events: Iterable[type[Event]], payloads: PayloadOffload, others: ReadsOthers | None = None
+    ) -> None:
         self._decoder = get_decoder(frozenset(events))
+        self._others = others
         self._payloads = payloads
         self._limit_objects = payloads.encoding.limit_objects
 
@@ -122,6 +135,7 @@ class MessageReader:
         Raises:
             DecodeError, UnknownEventType: As in ``Decoder.decode``. Also if the body is not encoded as its attributes
                 say, or has too many values.
+            IgnoredMessage: The message only tests the connection.
             PayloadError: The payload does not exist, or no decoder for its encoding is installed.
             TransportError: S3 is unreachable at present.
         """
@@ -136,10 +150,41 @@ class MessageReader:
                 if RESERVED_ATTRIBUTES.isdisjoint(attributes):
                     return await self._decode(body, keep_wrapped), message
             return await self._decode_encoded(body, attributes), message
-        except DecodeError as error:
-            if error.kind in _NOT_STRUCTURED and is_binary_mode(attributes):
-                raise DecodeError("not-cloudevent", f"{error}; {BINARY_MODE}", error.errors) from None
-            raise
+        except (DecodeError, UnknownEventType) as error:
+            if error.kind not in _NOT_OURS:
+                raise
+            return await self._read_other(message, body, error), message
+
+    async def _read_other(self, message: Message, body: str, error: MessageError) -> Envelope:
+        """Read a message that is not an event in structured mode: one in binary mode, or one for a raw handler.
+
+        Raises:
+            MessageError: It is neither. Without raw handlers, this is *error*.
+        """
+        binary = error.kind in _NOT_STRUCTURED and is_binary_mode(message.attributes)
+        if not binary and self._others is None:
+            raise error
+        body = await self._decode_text(body, message.attributes)
+        large = not _is_small(body)
+        if binary:
+            try:
+                join = partial(join_binary_mode, body, message.attributes, error)
+                return await self._decode(await _run_in_thread(join) if large else join(), keep_wrapped)
+            except (DecodeError, UnknownEventType) as refused:
+                if self._others is None or refused.kind not in _NOT_OURS:
+                    raise
+                error = refused
+        read = partial(self._others.read, message, body, error, large=large)  # type: ignore[union-attr]
+        return await _run_in_thread(read) if large else read()
+
+    async def _decode_text(self, body: str, attributes: Mapping[str, Attribute]) -> str:
+        """Return *body*, fetched from S3 and decompressed if the attributes say that it is encoded."""
+        if RESERVED_ATTRIBUTES.isdisjoint(attributes):
+            return body
+        fetched, limit_bytes = await self._payloads.fetch(body, attributes)
+        text = await _run_in_thread(partial(decompress_body, fetched, attributes, limit_bytes))
+        refuse_too_many_values(text, self._limit_objects)
+        return text
 
     async def _decode_encoded(self, body: str, attributes: Mapping[str, Attribute]) -> Envelope:
         fetched, limit_bytes = await self._payloads.fetch(body, attributes)
@@ -152,7 +197,7 @@ class MessageReader:
             raise DecodeError("not-compressed", "the decoded body says that it is encoded once more") from None
 
     async def _decode(self, body: str, unwrap: _Unwrap = unwrap) -> Envelope:
-        if len(body) <= SMALL_CHARACTERS or (len(body) <= INLINE_CHARACTERS and has_few_objects(body, INLINE_OBJECTS)):
+        if len(body) <= SMALL_CHARACTERS or _is_small(body):
             try:
                 return self._decoder.decode(body, unwrap)
             except UndecidedUnions:
@@ -264,7 +309,7 @@ class Decoder:
         key = _type_key(type_, version)
         adapter = self._adapters.get(key)
         if adapter is None:
-            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._adapters}))
+            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._adapters})) or "no events"
             msg = f"no handler subscribes to {type_!r} version {version}; the handlers of this queue take {known}"
             raise UnknownEventType(msg)
         other = find_other_data(body, limit_objects)
@@ -279,7 +324,7 @@ class Decoder:
             # If it finds no error, Pydantic's own validator decides.
             fields: dict[str, Any] = adapter.validator.validate_json(body)
         except ValidationError as error:
-            errors, summary = _summarize(error)
+            errors, summary = summarize_errors(error)
         except TooManyForbiddenFields:
             errors, summary = [], f"it has more than {MAX_FORBIDDEN_FIELDS} fields that the event class forbids"
         except Exception as error:
@@ -301,6 +346,12 @@ class Decoder:
 def get_decoder(events: frozenset[type[Event]]) -> Decoder:
     """Return one decoder for all queues with the same events: its validators take much of the CPU's cache."""
     return Decoder(events)
+
+
+def _is_small(body: str) -> bool:
+    """Return whether the event loop has the time to decode *body*."""
+    few = len(body) <= INLINE_CHARACTERS and has_few_objects(body, INLINE_OBJECTS)
+    return few or len(body) <= SMALL_CHARACTERS
 
 
 def _validate(validate: _Validate, body: str) -> dict[str, Any] | None:
@@ -331,7 +382,7 @@ def _validate_context(body: str, validate: _Validate) -> dict[str, Any]:
     try:
         context: dict[str, Any] = validate(body)
     except ValidationError as error:
-        errors, summary = _summarize(error)
+        errors, summary = summarize_errors(error)
         if errors and errors[0]["type"] == "json_invalid":
             raise DecodeError("not-json", f"the body is not JSON: {summary.partition('JSON: ')[2]}") from None
         refuse_batch(body)
@@ -365,7 +416,7 @@ def _broken_validator(error: Exception) -> DecodeError:
     return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {text}")
 
 
-def _summarize(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
+def summarize_errors(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
     """Return the first of Pydantic's errors and a summary of all, both of bounded length.
 
     They omit the input, which may be personal data and is in the dead-letter message anyway.
