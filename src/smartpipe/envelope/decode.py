@@ -17,8 +17,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
 
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
-from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
 from smartpipe.envelope.encode import Envelope
+from smartpipe.envelope.extensions import read_extensions
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
 from smartpipe.envelope.notification import EncodedBody, WrappedBody, keep_wrapped, refuse_wrapped, unwrap
 from smartpipe.envelope.other_data import (
@@ -29,6 +29,7 @@ from smartpipe.envelope.other_data import (
     make_empty,
     refuse_batch,
 )
+from smartpipe.envelope.pointer import is_pointer
 from smartpipe.envelope.structure import has_few_objects, refuse_too_many_values
 from smartpipe.envelope.unions import TooManyTries
 from smartpipe.envelope.validators import (
@@ -149,7 +150,7 @@ class MessageReader:
                     message = message._replace(attributes=attributes)
                 if RESERVED_ATTRIBUTES.isdisjoint(attributes):
                     return await self._decode(body, keep_wrapped), message
-            return await self._decode_encoded(body, attributes), message
+            return await self._decode_encoded(body, message._replace(attributes=attributes))
         except (DecodeError, UnknownEventType) as error:
             if error.kind not in _NOT_OURS:
                 raise
@@ -186,15 +187,26 @@ class MessageReader:
         refuse_too_many_values(text, self._limit_objects)
         return text
 
-    async def _decode_encoded(self, body: str, attributes: Mapping[str, Attribute]) -> Envelope:
+    async def _decode_encoded(self, body: str, message: Message) -> tuple[Envelope, Message]:
+        attributes = message.attributes
         fetched, limit_bytes = await self._payloads.fetch(body, attributes)
         try:
-            if ENCODING_ATTRIBUTE in attributes:
+            if not is_pointer(attributes):
                 decompress = partial(decompress_body, fetched, attributes, limit_bytes)
-                return await _run_in_thread(lambda: self._decoder.decode_large(decompress(), self._limit_objects))
-            return await self._decode(fetched)
+                decode = self._decoder.decode_large
+                return await _run_in_thread(lambda: decode(decompress(), self._limit_objects)), message
+            read = partial(self._read_fetched, fetched, attributes, limit_bytes)
+            envelope, extensions = await _run_in_thread(read)
+            return envelope, message._replace(extensions=extensions)
         except EncodedBody:
             raise DecodeError("not-compressed", "the decoded body says that it is encoded once more") from None
+
+    def _read_fetched(
+        self, fetched: str, attributes: Mapping[str, Attribute], limit_bytes: int
+    ) -> tuple[Envelope, Mapping[str, Any]]:
+        """Return the event in a body from S3, and its extensions, which nobody could read later without the body."""
+        text = decompress_body(fetched, attributes, limit_bytes)
+        return self._decoder.decode_large(text, self._limit_objects), read_extensions(text)
 
     async def _decode(self, body: str, unwrap: _Unwrap = unwrap) -> Envelope:
         if len(body) <= SMALL_CHARACTERS or _is_small(body):

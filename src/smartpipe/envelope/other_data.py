@@ -34,7 +34,7 @@ _NOT_CONTEXT = frozenset({"data", "data_base64"})
 _PRESENT = object()
 
 
-class _NullOrPresent:
+class NullOrPresent:
     """Marks a value of which only its presence matters: None if it is null or missing, otherwise ``_PRESENT``."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
@@ -42,8 +42,11 @@ class _NullOrPresent:
         return core_schema.with_default_schema(present, default=None)
 
 
+AnyData = Annotated[object, NullOrPresent()]
+
+
 class _OtherData(TypedDict, total=False):
-    data: Annotated[object, _NullOrPresent()]
+    data: AnyData
     data_base64: Annotated[str | None, Field(strict=True), ValueOrNone()]
 
 
@@ -99,6 +102,20 @@ def is_binary_mode(attributes: Mapping[str, Attribute]) -> bool:
     return not structured and any(name.startswith(_BINARY_PREFIXES) for name in names)
 
 
+def read_binary_context(attributes: Mapping[str, Attribute]) -> dict[str, str]:
+    """Return the context attributes of an event in binary mode, by their names without prefix."""
+    context = {"specversion": "1.0"}
+    for name, attribute in attributes.items():
+        prefix = next((one for one in _BINARY_PREFIXES if name.lower().startswith(one)), None)
+        key = "datacontenttype" if prefix is None else name[len(prefix) :].lower()
+        if (prefix is None and name.lower() not in _CONTENT_TYPES) or key in _NOT_CONTEXT:
+            continue
+        value = attribute.value
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        context[key] = unquote(text) if prefix == _HTTP_PREFIX else text
+    return context
+
+
 def join_binary_mode(body: str, attributes: Mapping[str, Attribute], error: MessageError) -> str:
     """Return the CloudEvent in structured mode: with the context from *attributes*, and with *body* as its data.
 
@@ -110,15 +127,7 @@ def join_binary_mode(body: str, attributes: Mapping[str, Attribute], error: Mess
     Raises:
         DecodeError: The context has no ``id``, ``source`` or ``type``, or the body is not JSON.
     """
-    context = {"specversion": "1.0"}
-    for name, attribute in attributes.items():
-        prefix = next((one for one in _BINARY_PREFIXES if name.lower().startswith(one)), None)
-        key = "datacontenttype" if prefix is None else name[len(prefix) :].lower()
-        if (prefix is None and name.lower() not in _CONTENT_TYPES) or key in _NOT_CONTEXT:
-            continue
-        value = attribute.value
-        text = value.decode(errors="replace") if isinstance(value, bytes) else value
-        context[key] = unquote(text) if prefix == _HTTP_PREFIX else text
+    context = read_binary_context(attributes)
     missing = [name for name in ("id", "source", "type") if name not in context]
     if missing:
         detail = f"its attributes say that it is a CloudEvent in binary mode, but they have no {', '.join(missing)}"

@@ -11,6 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from smartpipe.envelope.fields import Context, envelope_fields
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
+from smartpipe.keys import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,14 +74,15 @@ class Exported(NamedTuple):
 def export(events: Iterable[type[Event]], directory: Path) -> Exported:
     """Write ``<type>/<version>.json`` for each event, and ``envelope.json``, below *directory*.
 
-    The same events always produce the same bytes. An event that JSON Schema cannot describe does not stop the others.
+    In the name of the folder, ``/`` and ``:`` of the type are ``!2F`` and ``!3A``, as in keys. The same events always
+    produce the same bytes. An event that JSON Schema cannot describe does not stop the others.
     """
     files = {directory / ENVELOPE_FILE: envelope_schema()}
     errors: list[str] = []
     for event in events:
         contract = contract_of(event)
         try:
-            files[directory / contract.type / f"{contract.version}.json"] = event_schema(event)
+            files[directory / escape(contract.type) / f"{contract.version}.json"] = event_schema(event)
         except ConfigError as error:
             errors += error.problems
     return Exported({path: _write(path, render_schema(schema)) for path, schema in sorted(files.items())}, errors)

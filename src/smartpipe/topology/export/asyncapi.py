@@ -5,6 +5,7 @@ Source: AsyncAPI 3.0.0, and the versions of its bindings that its JSON Schema kn
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.envelope.schemas import event_schema
@@ -217,7 +218,9 @@ def _consumer(queue_arn: str, attributes: Attributes) -> dict[str, Any]:
 
 
 def _message_id(contract: Contract) -> str:
-    return f"{contract.type}.v{contract.major}"
+    """Return the key of the message among the components, where AsyncAPI allows letters, digits, ".", "-" and "_"."""
+    type_ = re.sub(r"[^A-Za-z0-9._-]", lambda found: f"-{ord(found[0]):02X}-", contract.type)
+    return f"{type_}.v{contract.major}"
 
 
 def _message(contract: Contract) -> dict[str, Any]:
