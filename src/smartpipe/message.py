@@ -50,8 +50,10 @@ class Attribute(NamedTuple):
                 return float(value) if kind == "Number" and isfinite(float(value)) else value  # such as +1 or 007
             except ValueError:
                 return value
-        expected = (int, float) if kind == "Number" else list
-        return parsed if isinstance(parsed, expected) and not isinstance(parsed, bool) else value
+        if kind == "Number":
+            is_number = isinstance(parsed, (int, float)) and not isinstance(parsed, bool) and isfinite(parsed)
+            return parsed if is_number else value
+        return parsed if isinstance(parsed, list) else value
 
 
 def make_attribute(value: object) -> Attribute:
