@@ -113,7 +113,11 @@ class Delivery(Generic[S]):
         return self.message.attributes
 
     def attribute(self, name: str) -> AttributeValue | None:
-        """Return the value of a message attribute: text, a number, a list or bytes; None if there is none."""
+        """Return the value of a message attribute: text, a number, a list or bytes; None if there is none.
+
+        Args:
+            name: The name of the attribute.
+        """
         found = self.message.attributes.get(name)
         return None if found is None else found.parsed
 

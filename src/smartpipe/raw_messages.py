@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
@@ -41,6 +41,7 @@ class RawMessage:
     """A message as matchers see it: decompressed, fetched from S3, and outside of its SNS notification.
 
     Args:
+        body: The text of the body.
         attributes: The message attributes, as in a raw delivery.
     """
 
@@ -133,8 +134,15 @@ def to_matcher(match: Match) -> Matcher:
     return Where(match)
 
 
-class RawContext(NamedTuple):
-    """The context of an external message, as far as its body has one: for logs, claims, metrics and caused events."""
+@dataclass(frozen=True, slots=True)
+class RawContext:
+    """The context of an external message, as far as its body has one: for logs, claims, metrics and caused events.
+
+    Args:
+        id: The same for each copy of the message, and for no other of its source. By default the id of the SQS message.
+        source: The system that sent it. By default the name of the model.
+        time: When it happened, with a time zone. By default when SQS got the message.
+    """
 
     id: str | None = None
     source: str | None = None
@@ -156,7 +164,11 @@ class ExternalModel(BaseModel):
 
     @classmethod
     def is_test(cls, message: RawMessage) -> bool:  # noqa: ARG003 - for subclasses
-        """Return whether *message* only tests the connection. It is deleted, and no handler is called."""
+        """Return whether *message* only tests the connection. It is deleted, and no handler is called.
+
+        Args:
+            message: The message, before any matcher is asked.
+        """
         return False
 
     def get_context(self) -> RawContext:

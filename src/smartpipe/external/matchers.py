@@ -19,6 +19,10 @@ def attribute(name: str, *values: object) -> Matcher:
 
     An attribute of the type ``Number`` equals a number, and one of the type ``String.Array`` is selected if one of its
     elements is.
+
+    Args:
+        name: The name of the attribute.
+        values: Texts, numbers, True, False or None.
     """
     return _AttributeMatcher(name, values)
 
@@ -28,6 +32,10 @@ def field(path: str | tuple[str, ...], *values: object) -> Matcher:
 
     ``field("detail.state", "stopped")`` looks at the field ``state`` in the object ``detail``. Write a tuple if a name
     has a dot. A list is selected if one of its elements is.
+
+    Args:
+        path: The names of objects and field, joined by dots, or a tuple of them.
+        values: Texts, numbers, True, False or None.
 
     Raises:
         ConfigError: The path is empty.
@@ -42,6 +50,9 @@ def where(function: Callable[[RawMessage], bool]) -> Matcher:
     """Select the messages for which *function* returns true.
 
     A message for which it raises an exception is dead-lettered as ``invalid-data``.
+
+    Args:
+        function: Takes the RawMessage.
     """
     return Where(function)
 
