@@ -350,6 +350,7 @@ class Service:
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
                 tuple({id(one.retry): one.retry for one in self.handlers_on(queue.name)}.values()),
+                tuple(dict.fromkeys(_list_external(self.handlers_on(queue.name)))),
             )
             for queue in used
         )
@@ -431,6 +432,12 @@ def _find_contracts(handlers: Iterable[Handler]) -> Iterator[Contract]:
     for handler in handlers:
         if not isinstance(handler.event, RawType):
             yield contract_of(handler.event)
+
+
+def _list_external(handlers: Iterable[Handler]) -> Iterator[str]:
+    for handler in handlers:
+        if isinstance(handler.event, RawType):
+            yield handler.event.name
 
 
 def _remembered_seconds(handlers: Iterable[Handler]) -> Iterator[float]:

@@ -12,8 +12,10 @@ from smartpipe import Delivery, Event, Service, Topic
 from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
 from smartpipe.envelope.decode import MessageReader
+from smartpipe.envelope.object_store import MemoryObjectStore
+from smartpipe.envelope.pointer import SIZE_ATTRIBUTE, write_pointer
 from smartpipe.errors import DecodeError, UnknownEventType
-from smartpipe.message import Attribute, Message
+from smartpipe.message import Attribute, Message, Payload
 from smartpipe.payload_offload import PayloadOffload
 from smartpipe.testing import MemoryBroker
 from tests.support.events import UserLeft
@@ -167,3 +169,40 @@ async def test_a_handler_gets_the_event_and_sees_its_subject_and_extensions() ->
         ("Cid", "7", "ada", {"flag": True, "level": 3}),
         ("Dan", "own", None, {}),
     ]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_the_extensions_of_an_event_are_read_wherever_its_body_is(
+    compressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads/big")
+    service, seen = Service("goodbye"), list[Any]()
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft, delivery: Delivery) -> None:
+        seen.append((event.name, delivery.subject, delivery.extensions))
+
+    text = json.dumps({**CONTEXT, "subject": "bob", "region": "eu", "data": {"name": "Bob"}})
+    body = compress(text, "gzip") if compressed else text
+    packed = {ENCODING_ATTRIBUTE: "gzip"} if compressed else {}
+    pointer = write_pointer("payloads", "big/1")
+    await MemoryObjectStore().put(Payload("payloads", "big/1", body))
+    attributes = {name: {"Type": "String", "Value": value} for name, value in packed.items()}
+    wrapped = {"Type": "Notification", "MessageId": "1", "TopicArn": "arn", "Message": body}
+    async with MemoryBroker(service) as broker:
+        await broker.send("goodbye", body, attributes=packed)
+        await broker.send("goodbye", {**wrapped, "MessageAttributes": attributes})
+        await broker.send("goodbye", pointer, attributes={**packed, SIZE_ATTRIBUTE: len(body)})
+        await broker.drain()
+
+    assert seen == [("Bob", "bob", {"region": "eu"})] * 3
+
+
+async def test_data_in_binary_mode_may_be_in_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "memory://payloads/big")
+    await MemoryObjectStore().put(Payload("payloads", "big/2", '{"name": "Bob"}'))
+    attributes = {**in_binary_mode("ce-"), SIZE_ATTRIBUTE: Attribute("Number", "15")}
+
+    found = await reader().read(Message("1", "r", write_pointer("payloads", "big/2"), attributes=attributes))
+
+    assert found.data == UserLeft(name="Bob")

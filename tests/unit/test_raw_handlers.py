@@ -30,8 +30,11 @@ from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
 from smartpipe.external import ExternalModel, Matcher, RawContext, RawMessage, attribute, field, where
 from smartpipe.message import Attribute, Message
 from smartpipe.middleware import Logging
+from smartpipe.monitoring import fleet_rows
 from smartpipe.testing import MemoryBroker
 from smartpipe.topology.derive import derive
+from smartpipe.topology.export.asyncapi import build_document
+from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
 from smartpipe.transports.memory.transport import NAMING
 from smartpipe.transports.open import use_transport
 from tests.support.events import ADA, UserLeft, UserSignedUp
@@ -404,6 +407,25 @@ def test_a_raw_queue_needs_no_topic_and_no_subscription() -> None:
 
     assert (topology.topics, topology.subscriptions) == ({}, {})
     assert sorted(topology.queues) == [NAMING.queue_arn("inbox"), NAMING.queue_arn("inbox-dlq")]
+
+
+def test_pictures_and_dashboards_name_the_types_of_raw_handlers() -> None:
+    service, taken = Service("inbox"), Taken()
+    for kind in ("a", "b"):
+        service.subscribe_raw(Row, match=field("kind", kind))(taken.by(kind))
+
+    assert 'queue_inbox -->|"external: Row<br/>external: Row#35;2"| handler_inbox' in draw_mermaid([service])
+    assert "external: Row" in draw_dot([service])
+    assert "| inbox | inbox | Row, Row#2 |  |" in fleet_rows._describe([service])
+
+
+async def test_a_document_of_a_raw_queue_has_its_channel_without_messages() -> None:
+    service, taken = Service("inbox"), Taken()
+    service.subscribe_raw(Row)(taken.by("row"))
+
+    document = build_document([service], prefix="", application="shop")
+
+    assert document["channels"]["queue-inbox"]["messages"] == {}
 
 
 def test_matchers_combine_and_compare_as_json_does() -> None:
