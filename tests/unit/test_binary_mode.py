@@ -13,6 +13,7 @@ from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.object_store import MemoryObjectStore
+from smartpipe.envelope.other_data import read_binary_context
 from smartpipe.envelope.pointer import SIZE_ATTRIBUTE, write_pointer
 from smartpipe.errors import DecodeError, UnknownEventType
 from smartpipe.message import Attribute, Message, Payload
@@ -104,9 +105,10 @@ async def test_a_context_that_cannot_be_read_is_refused_with_its_reason(context:
 
 
 async def test_attributes_cannot_replace_the_data() -> None:
-    found = await reader().read(message(prefix="ce_", data='{"name": "Eve"}', data_base64="e30="))
+    forged = message(prefix="ce_", data='{"name": "Eve"}', data_base64="e30=")
 
-    assert found.data == UserLeft(name="Bob")
+    assert (await reader().read(forged)).data == UserLeft(name="Bob")
+    assert {"data", "data_base64"}.isdisjoint(read_binary_context(forged.attributes))
 
 
 async def test_an_event_in_structured_mode_does_not_look_at_its_attributes() -> None:
