@@ -273,7 +273,9 @@ def _read_data(one: RawType, raw: RawMessage, *, large: bool) -> Any:
         return raw.json
     adapter, explain, explain_large = one.validators
     try:
-        (explain_large if large else explain)(raw.body)
+        if not large:
+            return explain(raw.body)
+        explain_large(raw.body)  # its result is not the validated value
         return adapter.validate_json(raw.body)
     except ValidationError as error:
         errors, summary = summarize_errors(error)
