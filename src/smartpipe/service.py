@@ -383,6 +383,7 @@ class Service:
         on its name. So do claims, but claims must not depend on the order of registration, so an idempotent handler is
         rejected.
         """
+        taken = handler.event.name if isinstance(handler.event, RawType) else handler.event.__qualname__
         others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
         namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
         if not namesakes:
@@ -390,7 +391,7 @@ class Service:
         if any(one.options.idempotency for one in (handler, *namesakes)):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
-                f"{handler.event_type!r}, and an idempotent handler claims events by its name. Give each "
+                f"{taken}, and an idempotent handler claims events by its name. Give each "
                 "function a name of its own"
             )
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")

@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
 
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
+from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
 from smartpipe.envelope.encode import Envelope
 from smartpipe.envelope.extensions import read_extensions
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
@@ -183,6 +184,8 @@ class MessageReader:
         if RESERVED_ATTRIBUTES.isdisjoint(attributes):
             return body
         fetched, limit_bytes = await self._payloads.fetch(body, attributes)
+        if ENCODING_ATTRIBUTE not in attributes:
+            return fetched
         # The number of its values was checked when it was decoded as an event in structured mode.
         return await _run_in_thread(partial(decompress_body, fetched, attributes, limit_bytes))
 
@@ -194,6 +197,9 @@ class MessageReader:
                 decompress = partial(decompress_body, fetched, attributes, limit_bytes)
                 decode = self._decoder.decode_large
                 return await _run_in_thread(lambda: decode(decompress(), self._limit_objects)), message
+            # Nobody could read the extensions later, without the body.
+            if ENCODING_ATTRIBUTE not in attributes and _is_small(fetched):
+                return await self._decode(fetched), message._replace(extensions=read_extensions(fetched))
             read = partial(self._read_fetched, fetched, attributes, limit_bytes)
             envelope, extensions = await _run_in_thread(read)
             return envelope, message._replace(extensions=extensions)
@@ -203,7 +209,7 @@ class MessageReader:
     def _read_fetched(
         self, fetched: str, attributes: Mapping[str, Attribute], limit_bytes: int
     ) -> tuple[Envelope, Mapping[str, Any]]:
-        """Return the event in a body from S3, and its extensions, which nobody could read later without the body."""
+        """Return the event in a body from S3, and its extensions."""
         text = decompress_body(fetched, attributes, limit_bytes)
         return self._decoder.decode_large(text, self._limit_objects), read_extensions(text)
 
