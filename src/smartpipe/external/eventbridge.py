@@ -27,9 +27,9 @@ class EventBridgeEvent(ExternalModel, Generic[D]):
     id: str
     detail_type: str = Field(alias="detail-type")
     source: str
-    account: str
+    account: str = ""
     time: datetime
-    region: str
+    region: str = ""
     resources: tuple[str, ...] = ()
     detail: D
     replay_name: str | None = Field(default=None, alias="replay-name")
