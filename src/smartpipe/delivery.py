@@ -75,7 +75,7 @@ class Delivery(Generic[S]):
 
     @property
     def event(self) -> Event:
-        """The event."""
+        """The event; in a raw handler, the message as its model."""
         return self.envelope.data
 
     @property

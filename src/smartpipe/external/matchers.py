@@ -49,7 +49,8 @@ def field(path: str | tuple[str, ...], *values: object) -> Matcher:
 def where(function: Callable[[RawMessage], bool]) -> Matcher:
     """Select the messages for which *function* returns true.
 
-    A message for which it raises an exception is dead-lettered as ``invalid-data``.
+    A message for which it raises an exception is dead-lettered as ``invalid-data``. It is called on the event loop, or
+    in a thread if the body is large, so it must be fast and must not do I/O.
 
     Args:
         function: Takes the RawMessage.
