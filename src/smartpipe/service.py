@@ -6,11 +6,19 @@ import inspect
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from types import EllipsisType
+from types import EllipsisType, UnionType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, overload
 
 from smartpipe.consumer.decide import UnknownEvents
-from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
+from smartpipe.consumer.handlers import (
+    Handler,
+    HandlerOptions,
+    handlers_by_event,
+    make_handler,
+    read_subscription,
+    slots_for,
+)
+from smartpipe.consumer.signature import name_classes
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
 E = TypeVar("E", bound=Event)
+C = TypeVar("C", bound="Callable[..., Any]")
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 
@@ -103,7 +112,12 @@ class Service:
     @overload
     def subscribe(self, event: type[E], *, batch: Batch, **options: Unpack[SubscribeOptions]) -> SubscribeBatch[E]: ...
 
-    def subscribe(self, event: type[Any], *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
+    @overload  # for mypy, A | B is a UnionType or a type[A]; it does not check the event of the function
+    def subscribe(
+        self, event: UnionType | type[Any], *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]
+    ) -> Callable[[C], C]: ...
+
+    def subscribe(self, event: Any, *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
         The function is ``async def``, or ``def``, which runs in a thread. It takes the event and, if it asks for them,
@@ -115,6 +129,9 @@ class Service:
         succeed or fail alone.
 
         Args:
+            event: An event class; a union of them, as in ``OrderPlaced | OrderCancelled``; or a base class of events
+                that declares no type itself, for all events that extend it and are declared when the worker starts.
+                The events share the limits, the breaker and the batches of the handler. Each has claims of its own.
             batch: The function takes a list of events and, if it asks for it, a BatchDelivery. The timeout is that of a
                 whole batch. On a FIFO queue a batch has one event of each group.
             options: ``queue``, ``retry``, ``timeout_seconds``, ``concurrency``, ``rate_per_second``, ``breaker`` and
@@ -124,15 +141,13 @@ class Service:
             ConfigError: The signature does not fit, a value is out of range, or a queue is declared twice with
                 different settings. The error names the handler.
         """
-        if not (isinstance(event, type) and issubclass(event, Event)):
-            msg = f"subscribe({event!r}): write @service.subscribe(UserSignedUp), with the event's class in parentheses"
-            raise ConfigError(msg)
+        subscribed = read_subscription(event)
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             provides_state = self._lifespan is not None
             handler = make_handler(
                 function,
-                event,
+                subscribed,
                 self._handler_options(batch, **options),
                 service=self.name,
                 provides_state=provides_state,
@@ -274,7 +289,7 @@ class Service:
         return tuple(
             Binding(
                 queue,
-                tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
+                tuple(map(contract_of, handlers_by_event(self.handlers_on(queue.name)))),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
@@ -311,28 +326,32 @@ class Service:
         on its name. So do claims, but claims must not depend on the order of registration, so an idempotent handler is
         rejected.
         """
-        others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
+        others = [one for one in self.handlers_on(handler.queue.name) if one.overlaps(handler)]
         namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
         if not namesakes:
             return handler
         if any(one.options.idempotency for one in (handler, *namesakes)):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
-                f"{handler.event.__qualname__}, and an idempotent handler claims events by its name. Give each "
+                f"{name_classes(handler.subscribed)}, and an idempotent handler claims events by its name. Give each "
                 "function a name of its own"
             )
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
     def _refuse_second_class(self, handler: Handler) -> None:
-        """Raise ConfigError if another class has the event's type and major version: a queue decodes them into one."""
-        contract = contract_of(handler.event)
+        """Raise ConfigError if another class has an event's type and major version: a queue decodes them into one."""
+        mine = {(contract.type, contract.major): event for event, contract in _list_contracts(handler)}
         for other in self.handlers_on(handler.queue.name):
-            theirs = contract_of(other.event)
-            if other.event is not handler.event and (theirs.type, theirs.major) == (contract.type, contract.major):
-                raise ConfigError(
-                    f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
-                    f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
-                )
+            for event, contract in _list_contracts(other):
+                if mine.get((contract.type, contract.major), event) is not event:
+                    raise ConfigError(
+                        f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
+                        f"{contract.major}.x as {event.__qualname__}, for handler {other.name}"
+                    )
+
+
+def _list_contracts(handler: Handler) -> Iterable[tuple[type[Event], Contract]]:
+    return [(event, contract_of(event)) for event in handler.known_events]
 
 
 def _read_lifespan(name: str, lifespan: Any) -> Callable[[], AbstractAsyncContextManager[Any]]:

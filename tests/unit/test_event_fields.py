@@ -153,10 +153,17 @@ def test_a_computed_field_is_published_and_refused_only_where_unknown_fields_are
         def diameter(self) -> int:
             return self.radius * 2
 
-    with pytest.raises(ConfigError, match=r"field 'diameter' is computed and published"):
+    class StrictDisc(BaseModel, extra="forbid"):
+        radius: int
 
-        class Strict(Circle, topic=things, type="fields.strict_circle", version="1.0", extra="forbid"):
-            pass
+        @computed_field
+        def diameter(self) -> int:
+            return self.radius * 2
+
+    with pytest.raises(ConfigError, match=r"field 'disc.diameter' is computed and published"):
+
+        class Strict(Event, topic=things, type="fields.strict_disc", version="1.0"):
+            disc: StrictDisc
 
     assert json.loads(encode(wrap(Circle(radius=1), source="test")))["data"] == {"radius": 1, "diameter": 2}
     assert read_back(Circle(radius=1)) == Circle(radius=1)

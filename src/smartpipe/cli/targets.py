@@ -66,7 +66,7 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
 
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
     if isinstance(found, Service):
-        handled = [handler.event for handler in found.handlers]
+        handled = [event for handler in found.handlers for event in handler.events]
         published = [one for one in found.publishes if not isinstance(one, Queue)]
         if handled or published:
             return [*handled, *published]

@@ -16,6 +16,7 @@ from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, remove_reason
 from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, Release, RetryAfter, WorkerLost, decide
 from smartpipe.consumer.guard import HANDLED, CallResult, IdempotencyGuard
 from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
+from smartpipe.consumer.handlers import handlers_by_event
 from smartpipe.consumer.history import remember
 from smartpipe.consumer.invoke import HandlerTimeout, Invocation, NotHandledYet
 from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
@@ -138,9 +139,11 @@ class Processor:
         self._routes: dict[type[Event], list[_Route]] = {}
         handlers = service.handlers_on(queue)
         if resources.metrics:
-            counters.histograms = QueueHistograms(contract_of(handler.event).type for handler in handlers)
+            counters.histograms = QueueHistograms(contract_of(event).type for event in handlers_by_event(handlers))
         for handler in handlers:
-            self._routes.setdefault(handler.event, []).append(self._create_route(handler))
+            route = self._create_route(handler)  # one for all of its events, which share its limits
+            for event in handler.events:
+                self._routes.setdefault(event, []).append(route)
         hooks = service.failure_hooks
         self.failure_hooks = FailureHooks(hooks, resources.threads) if hooks else None
         self._reader = MessageReader(self._routes, resources.payloads)

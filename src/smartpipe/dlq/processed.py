@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from smartpipe.consumer.handlers import handlers_by_event
 from smartpipe.envelope.decode import MessageReader
 from smartpipe.errors import MessageError
 from smartpipe.idempotency.claims import MAX_CLAIMS
@@ -47,11 +48,11 @@ class ProcessedEvents:
     """
 
     def __init__(self, handlers: Sequence[Handler], claims: Claims | None) -> None:
-        self._handlers = handlers
+        self._handlers = handlers_by_event(handlers)
         self._store = None if claims is None else claims.store
         self._prefix = "" if claims is None else claims.prefix
         self._payloads = PayloadOffload()
-        self._reader = MessageReader({handler.event for handler in handlers}, self._payloads)
+        self._reader = MessageReader(self._handlers, self._payloads)
 
     async def look_up(self, dead_letters: Sequence[DeadLetterMessage]) -> list[ProcessedEvent]:
         """Return the progress with each message's event.
@@ -97,6 +98,6 @@ class ProcessedEvents:
             envelope = await self._reader.read(dead_letter.message)
         except MessageError:
             return 0, []
-        taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
+        taking = self._handlers[type(envelope.data)]
         options = [(handler.full_name(self._prefix), handler.options.idempotency) for handler in taking]
         return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]
