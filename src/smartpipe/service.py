@@ -106,15 +106,17 @@ class Service:
         self._handlers: list[Handler] = []
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
-    @overload
-    def subscribe(self, event: type[E], *, batch: None = None, **options: Unpack[SubscribeOptions]) -> Subscribe[E]: ...
+    @overload  # for type checkers, A | B is a UnionType; they do not check the events of the function then
+    def subscribe(
+        self, event: type[E] | UnionType, *, batch: None = None, **options: Unpack[SubscribeOptions]
+    ) -> Subscribe[E]: ...
 
     @overload
     def subscribe(self, event: type[E], *, batch: Batch, **options: Unpack[SubscribeOptions]) -> SubscribeBatch[E]: ...
 
-    @overload  # for mypy, A | B is a UnionType or a type[A]; it does not check the event of the function
+    @overload
     def subscribe(
-        self, event: UnionType | type[Any], *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]
+        self, event: type[Any] | UnionType, *, batch: Batch, **options: Unpack[SubscribeOptions]
     ) -> Callable[[C], C]: ...
 
     def subscribe(self, event: Any, *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
