@@ -354,6 +354,13 @@ def test_an_idempotent_function_cannot_be_subscribed_twice_to_an_event(one: Any,
     service.subscribe(UserSignedUp, idempotent=True)(takes_any)
 
 
+def test_an_idempotent_function_may_be_subscribed_to_an_event_and_to_one_that_extends_it() -> None:
+    service = subscribed(Placed, idempotent=True)
+    service.subscribe(Renamed, idempotent=True)(take_order)
+
+    assert [len(handlers) for handlers in handlers_by_event(service.handlers).values()] == [1, 1]
+
+
 def test_a_function_that_is_subscribed_twice_to_an_event_gets_a_number() -> None:
     service = subscribed(OrderEvent)
     service.subscribe(Placed)(take_order)
@@ -382,7 +389,10 @@ def test_one_function_of_two_base_classes_must_not_get_an_event_twice() -> None:
 def test_a_targets_events_are_those_of_its_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "service", subscribed(OrderEvent), raising=False)
 
-    assert load_events([f"{__name__}:service"]) == [Cancelled, Placed, PlacedAgain, Renamed]
+    expected = [Cancelled, Placed, PlacedAgain, Renamed]
+    assert load_events([f"{__name__}:service"]) == load_events([f"{__name__}:OrderEvent"]) == expected
+    with pytest.raises(ConfigError, match=":Event has no events"):
+        load_events([f"{__name__}:Event"])
 
 
 async def test_the_parameters_of_a_lifespan_are_found_beside_a_union() -> None:

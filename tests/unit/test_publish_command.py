@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from smartpipe.cli.publish.choose import choose_event
 from smartpipe.cli.publish.data import read_attributes, read_documents, validate_documents
 from smartpipe.cli.publish.run import PublishArguments, Publishing, Report, run_publish
 from smartpipe.cli.topology_app import complete_types
-from smartpipe.errors import SmartpipeError
+from smartpipe.errors import SmartpipeError, TransportError
 from smartpipe.message import Failure
 from smartpipe.transports.open import use_transport
 from tests.support.events import Paid
@@ -58,9 +59,14 @@ class Card(BaseModel):
     pin: int = Field(0, repr=False)
 
 
+class Contact(BaseModel, hide_input_in_errors=True):
+    phone: int = 0
+
+
 class Keyed(Event, topic=orders, type="publish.keyed", version="1.0"):
     token: SecretStr = SecretStr("")
     card: Card = Card()
+    contacts: tuple[Contact, ...] = ()
 
     @field_serializer("token")
     def reveal(self, token: SecretStr) -> str:
@@ -202,7 +208,8 @@ def test_a_model_that_allows_unknown_fields_gets_them() -> None:
 
 
 @pytest.mark.parametrize("data", [
-    '{"token": 50505}', '{"token": ["s50505"]}', '{"card": {"pin": "x50505"}}', '{"tokn": "s50505"}',
+    '{"contacts": [{"phone": "x50505"}]}', '{"token": 50505}', '{"token": ["s50505"]}', '{"card": {"pin": "x50505"}}',
+    '{"tokn": "s50505"}',
 ])  # fmt: skip
 def test_the_value_of_a_secret_is_not_shown(data: str) -> None:
     assert "50505" not in str(problems_of(data, Keyed))
@@ -347,6 +354,26 @@ def test_events_that_a_signal_abandons_are_counted(
 
     assert caught.value.exit_code == 128 + signal.SIGINT
     assert capsys.readouterr() == ("", "interrupted: 1 event may have been published all the same\n")
+
+
+@pytest.mark.timeout(20)  # the deadline of an event is longer
+@pytest.mark.parametrize("count", [1, 1_000])
+def test_a_signal_ends_it_while_the_broker_cannot_be_reached(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr("smartpipe.cli.publish.run.STOP_SECONDS", 0.05)
+
+    async def fail(topic: str, messages: Any) -> list[Failure]:
+        if not transport.calls:
+            asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+        transport.calls.append(("publish", topic, messages, 0.0))
+        raise TransportError("ConnectionError", "no route", retryable=True)
+
+    monkeypatch.setattr(transport, "publish", fail)
+    with pytest.raises(typer.Exit) as caught:
+        publish(count=count)
+
+    assert caught.value.exit_code == 128 + signal.SIGINT
 
 
 class Ids:
