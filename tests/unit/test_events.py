@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 from pydantic import ConfigDict, ValidationError
@@ -10,6 +10,8 @@ from pydantic import ConfigDict, ValidationError
 from smartpipe import CircuitBreaker, ConfigError, Event, FilterPolicy, Idempotency, Queue, RetryPolicy, Topic
 from smartpipe.events import contract_of, event_class, text_of
 from tests.support.events import ADA, UserLeft, UserSignedUp, ledger, users
+
+T = TypeVar("T")
 
 
 def test_an_event_declares_its_type_version_topic_and_key() -> None:
@@ -261,6 +263,23 @@ def test_base_classes_share_through_generations_and_side_by_side() -> None:
 
     assert contract_of(Right).topic is contract_of(Next).topic is users
     assert contract_of(Right).key == contract_of(Next).key == "name"
+
+
+def test_a_generic_base_class_shares_its_arguments_through_its_parameters() -> None:
+    class Changed(Event, Generic[T], topic=users, key=("name", "field")):
+        name: str
+        field: str
+        value: T
+
+    class PriceChanged(Changed[int], type="shared.price", version="1.0"): ...
+
+    class NameChanged(Changed[str], type="shared.name", version="1.0", key="name"): ...
+
+    assert contract_of(PriceChanged) == ("shared.price", "1.0", users, ("name", "field"), None)
+    assert contract_of(NameChanged).key == "name"
+    assert PriceChanged.model_fields["value"].annotation is int
+    with pytest.raises(ConfigError, match=r"write class MyChanged\(Changed\[bool\], type="):
+        contract_of(Changed[bool])
 
 
 def test_a_base_class_with_a_topic_is_reported_when_it_is_published() -> None:
