@@ -94,7 +94,7 @@ class Event(BaseModel):
             topic: Topic | None = None,
             type: str | None = None,  # noqa: A002 - the name of the CloudEvents attribute
             version: str | None = None,
-            key: Key = None,
+            key: str | tuple[str, ...] | None = None,
             tenant: str | None = None,
             **kwargs: Any,
         ) -> None: ...
@@ -118,10 +118,10 @@ class Event(BaseModel):
     def __pydantic_init_subclass__(
         cls,
         *,
+        topic: Topic | None = None,
         type: str | None = None,  # noqa: A002 - the name of the CloudEvents attribute
         version: str | None = None,
-        topic: Topic | None = None,
-        key: Key = None,
+        key: str | tuple[str, ...] | None = None,
         tenant: str | None = None,
         **kwargs: Any,
     ) -> None:

@@ -119,7 +119,9 @@ class Service:
         self, event: type[Any] | UnionType, *, batch: Batch, **options: Unpack[SubscribeOptions]
     ) -> Callable[[C], C]: ...
 
-    def subscribe(self, event: Any, *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
+    def subscribe(
+        self, event: type[Any] | UnionType, *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]
+    ) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
         The function is ``async def``, or ``def``, which runs in a thread. It takes the event and, if it asks for them,

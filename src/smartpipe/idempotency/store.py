@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from smartpipe.errors import ConfigError
-from smartpipe.events import Key, fields_of, key_error
+from smartpipe.events import fields_of, key_error
 from smartpipe.keys import compose, escape, shorten, typed_text
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Idempotency:
         ConfigError: A value is out of range, or the key is neither a field nor a tuple of different fields.
     """
 
-    key: Key = None
+    key: str | tuple[str, ...] | None = None
     ttl_seconds: float = 1_814_400
 
     def __post_init__(self) -> None:
