@@ -99,7 +99,7 @@ async def _publish(
     report.end()
     if publishing.abandoned and not arguments.as_json:
         noun = "1 event" if publishing.abandoned == 1 else f"{publishing.abandoned:,} events"
-        print_line(f"interrupted: {noun} may have been published all the same", err=True)
+        print_line(f"interrupted: {noun} may or may not have been published", err=True)
     if publishing.failures:
         raise SmartpipeError(_describe_failures(publishing.failures))
     return publishing.stopped_by if report.published < total else None
