@@ -6,12 +6,13 @@ import re
 from difflib import get_close_matches
 from enum import Enum
 from types import BuiltinMethodType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from smartpipe.errors import ConfigError
 from smartpipe.event_fields import inspect_fields
+from smartpipe.keys import compose
 from smartpipe.topics import Topic
 from smartpipe.upcasters import U, Upcaster, argument_errors, function_errors, gap_errors, make_upcaster
 
@@ -28,6 +29,9 @@ E = TypeVar("E", bound="Event")
 
 _ARGUMENTS = ("topic", "type", "version", "key", "tenant")
 
+Key: TypeAlias = "str | tuple[str, ...] | None"
+"""The field of a key, or the fields of a composite key, of which there are at least two."""
+
 
 class Contract(NamedTuple):
     """The declaration of an event class: its type, version, topic, and the fields of its key and tenant."""
@@ -35,7 +39,7 @@ class Contract(NamedTuple):
     type: str
     version: str
     topic: Topic
-    key: str | None
+    key: Key
     tenant: str | None = None
 
     @property
@@ -44,12 +48,23 @@ class Contract(NamedTuple):
         return int(self.version.partition(".")[0])
 
 
+class Shared(NamedTuple):
+    """The arguments that an event class passes on to its subclasses."""
+
+    topic: Topic | None = None
+    key: Key = None
+    tenant: str | None = None
+
+
 class Event(BaseModel):
     """A fact, as an immutable Pydantic model. Subclass it, and declare its topic, type and version.
 
     ``class UserSignedUp(Event, topic=users, type="user.signed_up", version="1.0"): ...``
 
-    A subclass without any of these arguments is a base class for other events and cannot be published.
+    A subclass without a type and a version is a base class for other events and cannot be published. Its topic, key and
+    tenant, if it has them, are those of its subclasses that declare no others:
+    ``class OrderEvent(Event, topic=orders): ...`` and then
+    ``class OrderPlaced(OrderEvent, type="order.placed", version="1.0"): ...``.
     A model ignores fields that it does not declare, so a field that a newer producer added does not break an older
     consumer. The same holds for a misspelt argument of the constructor: a type checker with Pydantic's plugin finds
     it. Infinity and NaN are refused, because JSON has neither.
@@ -60,7 +75,8 @@ class Event(BaseModel):
         version: ``major.minor``. Raise the minor version for changes that do not break old consumers, such as a new
             optional field, and the major version for all others. Consumers subscribe to a major version.
         key: The field whose value orders deliveries. A FIFO topic requires it and uses it as the MessageGroupId.
-            It is sent as CloudEvents ``partitionkey``.
+            It is sent as CloudEvents ``partitionkey``. A tuple of fields, as in ``("tenant", "order_id")``, is a
+            composite key: their values, each escaped, joined by ``/``. If one of them is empty, so is the key.
         tenant: For a standard topic: the field that names the tenant. The fair queues of SQS keep a tenant with many
             messages from delaying the messages of other tenants. It does not order messages.
 
@@ -72,6 +88,7 @@ class Event(BaseModel):
 
     __contract__: ClassVar[Contract | None] = None
     __upcasters__: ClassVar[dict[int, Upcaster]] = {}
+    __shared__: ClassVar[Shared] = Shared()
 
     if TYPE_CHECKING:
 
@@ -81,7 +98,7 @@ class Event(BaseModel):
             topic: Topic | None = None,
             type: str | None = None,  # noqa: A002 - the name of the CloudEvents attribute
             version: str | None = None,
-            key: str | None = None,
+            key: str | tuple[str, ...] | None = None,
             tenant: str | None = None,
             **kwargs: Any,
         ) -> None: ...
@@ -108,7 +125,7 @@ class Event(BaseModel):
         topic: Topic | None = None,
         type: str | None = None,  # noqa: A002 - the name of the CloudEvents attribute
         version: str | None = None,
-        key: str | None = None,
+        key: str | tuple[str, ...] | None = None,
         tenant: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,13 +133,17 @@ class Event(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
         cls.__contract__ = None  # a contract is not inherited: two classes would share one type
         cls.__upcasters__ = {}
-        if (topic, type, version, key, tenant) == (None, None, None, None, None):
-            return
-        errors = _declaration_errors(cls, topic=topic, type_=type, version=version)
-        errors += _field_errors(cls, topic=topic, key=key, tenant=tenant)
-        if errors or topic is None or type is None or version is None:
-            raise ConfigError(errors)
-        cls.__contract__ = Contract(type, version, topic, key, tenant)
+        own = Shared(topic, key[0] if isinstance(key, tuple) and len(key) == 1 else key, tenant)
+        errors = _argument_errors(own, type_=type, version=version)
+        if not errors:
+            cls.__shared__ = shared = _inherit(cls, own)
+            if (type, version) == (None, None):
+                return
+            errors = _declaration_errors(cls, topic=shared.topic, type_=type, version=version)
+            errors += _field_errors(cls, shared, own)
+        if errors or shared.topic is None or type is None or version is None:
+            raise ConfigError([f"event {_name(cls)}: {error}" for error in errors])
+        cls.__contract__ = Contract(type, version, shared.topic, shared.key, shared.tenant)
         if cls.__pydantic_complete__:
             _refuse_unreadable_fields(cls)
         _register(cls, cls.__contract__)
@@ -209,11 +230,11 @@ def contract_of(event: type[Event]) -> Contract:
         # A generic class with its parameters, such as Changed[int], is declared as a subclass.
         name, base = event.__name__, event.__bases__[0].__name__
         origin = event.__pydantic_generic_metadata__["origin"]
-        if origin is not None:
-            name, base = f"My{origin.__name__}", name
-        msg = (
-            f'{_name(event)} does not declare a type; write class {name}({base}, topic=..., type="...", version="1.0")'
-        )
+        inherited = [cls.__shared__ for cls in event.__bases__ if issubclass(cls, Event)]
+        if origin is not None or event.__shared__ not in inherited:
+            name, base = f"My{(origin or event).__name__}", name
+        topic = "" if event.__shared__.topic else "topic=..., "
+        msg = f'{_name(event)} does not declare a type; write class {name}({base}, {topic}type="...", version="1.0")'
         raise ConfigError(msg)
     return contract
 
@@ -275,12 +296,33 @@ def list_contracts(events: Iterable[type[Event]], queue: Queue) -> tuple[Contrac
     return tuple(found.values())
 
 
-def text_of(event: Event, field: str | None) -> str | None:
-    """Return the value of the key or tenant *field* as text, of an enumeration its value; None if it has no value."""
-    value = getattr(event, field) if field else None
+def text_of(event: Event, key: Key) -> str | None:
+    """Return the value of the *key*, or of a tenant, as text, of an enumeration its value; None if it has no value.
+
+    A composite key has no value if one of its fields has none, or empty text.
+    """
+    if key.__class__ is tuple:
+        texts = [text_of(event, field) for field in fields_of(key)]
+        return compose(*filter(None, texts)) if all(texts) else None
+    value = getattr(event, key) if key else None  # type: ignore[arg-type] # not a tuple
     if value is None:
         return None
     return str(value.value if isinstance(value, Enum) else value)
+
+
+def fields_of(key: Key) -> tuple[str, ...]:
+    """Return the fields of a key."""
+    return key if isinstance(key, tuple) else (key,) if key else ()
+
+
+def declared_events(event: type[Event]) -> tuple[type[Event], ...]:
+    """Return *event*, or of a base class all its subclasses that declare a type, by type and major version.
+
+    They are those whose modules have been imported until now.
+    """
+    if event.__contract__ is not None:
+        return (event,)
+    return tuple(cls for _, cls in sorted(_REGISTRY.items(), key=lambda item: item[0]) if issubclass(cls, event))
 
 
 def event_class(type_: str, major: int) -> type[Event] | None:
@@ -321,14 +363,43 @@ def _describe_unknown_argument(cls: type[Event], name: str) -> str:
     return f"event {_name(cls)}: unknown argument {name}=; {suggestion}"
 
 
-def _declaration_errors(cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None) -> list[str]:
-    wrong_types = [
+def _inherit(cls: type[Event], own: Shared) -> Shared:
+    """Return the arguments that *cls* shares with its subclasses: *own*, or else those of its bases, first to last."""
+    bases = [base.__shared__ for base in cls.__bases__ if issubclass(base, Event)]
+    topic, key, tenant = (
+        next((one for one in found if one is not None), None) for found in zip(own, *bases, strict=True)
+    )
+    if own.tenant is None and topic is not None and topic.fifo:
+        tenant = None  # a FIFO topic has none, and its base class is of a standard topic
+    return Shared(topic, key, tenant)
+
+
+def _argument_errors(shared: Shared, *, type_: str | None, version: str | None) -> list[str]:
+    errors = [
         f"{name}={value!r} is a {type(value).__name__}, not a {expected.__name__}"
-        for name, value, expected in (("topic", topic, Topic), ("type", type_, str), ("version", version, str))
+        for name, value, expected in (
+            ("topic", shared.topic, Topic),
+            ("type", type_, str),
+            ("version", version, str),
+            ("tenant", shared.tenant, str),
+        )
         if value is not None and not isinstance(value, expected)
     ]
-    if wrong_types:
-        return [f"event {_name(cls)}: {error}" for error in wrong_types]
+    if error := key_error("key", shared.key):
+        errors.append(error)
+    return errors
+
+
+def key_error(label: str, key: Any) -> str | None:
+    """Return an error if *key* is neither None, the name of a field, nor a tuple of different names."""
+    if key is None or isinstance(key, str):
+        return None
+    if not isinstance(key, tuple) or not key or not all(isinstance(field, str) for field in key):
+        return f'{label}={key!r} must be a field, or a tuple of fields, as in ("tenant", "order_id")'
+    return f"{label}={key!r} names a field twice" if len(set(key)) < len(key) else None
+
+
+def _declaration_errors(cls: type[Event], *, topic: Topic | None, type_: str | None, version: str | None) -> list[str]:
     declared = {"topic": topic, "type": type_, "version": version}
     missing = [f"{name}=" for name, value in declared.items() if value is None]
     errors = [f"lacks {', '.join(missing)}"] if missing else []
@@ -339,24 +410,32 @@ def _declaration_errors(cls: type[Event], *, topic: Topic | None, type_: str | N
         )
     if version is not None and not _VERSION.fullmatch(version):
         errors.append(f"version {version!r} is not major.minor, as in '1.0'")
-    return [f"event {_name(cls)}: {error}" for error in errors]
+    if cls.model_config.get("extra") == "forbid":
+        errors.append(
+            'extra="forbid" makes consumers refuse each field that a newer producer adds: remove it, because unknown '
+            "fields are ignored"
+        )
+    return errors
 
 
-def _field_errors(cls: type[Event], *, topic: Topic | None, key: str | None, tenant: str | None) -> list[str]:
+def _field_errors(cls: type[Event], shared: Shared, own: Shared) -> list[str]:
+    has = ", ".join(cls.model_fields) or "it has none"
     errors = [
-        f"{label} {field!r} is not one of its fields ({', '.join(cls.model_fields) or 'it has none'})"
-        for label, field in (("key", key), ("tenant", tenant))
-        if field is not None and field not in cls.model_fields
+        f"{label} {field!r} is not one of its fields ({has}){'' if mine else f'; a base class declares this {label}'}"
+        for label, key, mine in (("key", shared.key, own.key), ("tenant", shared.tenant, own.tenant))
+        for field in fields_of(key)
+        if field not in cls.model_fields
     ]
-    if isinstance(topic, Topic) and topic.fifo:
-        if key is None:
+    topic = shared.topic
+    if topic is not None and topic.fifo:
+        if shared.key is None:
             errors.append(
                 f'topic {topic.name!r} is FIFO and keeps events in order by their key: add key="a_field", or publish '
                 "to a standard topic"
             )
-        if tenant is not None:
+        if own.tenant is not None:
             errors.append(f"tenant is for standard topics; on the FIFO topic {topic.name!r} the key is the group")
-    return [f"event {_name(cls)}: {error}" for error in errors]
+    return errors
 
 
 def _name(cls: type) -> str:

@@ -6,11 +6,18 @@ import inspect
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from types import EllipsisType
+from types import EllipsisType, UnionType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, get_args, overload
 
 from smartpipe.consumer.decide import UnknownEvents
-from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
+from smartpipe.consumer.handlers import (
+    Handler,
+    HandlerOptions,
+    handlers_by_event,
+    make_handler,
+    read_subscription,
+    slots_for,
+)
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of, list_contracts
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Event)
 M = TypeVar("M")
+C = TypeVar("C", bound="Callable[..., Any]")
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 
@@ -100,13 +108,22 @@ class Service:
         self._handlers: list[Handler] = []
         self._queues: dict[str, Queue] = {self.queue.name: self.queue}
 
-    @overload
-    def subscribe(self, event: type[E], *, batch: None = None, **options: Unpack[SubscribeOptions]) -> Subscribe[E]: ...
+    @overload  # for type checkers, A | B is a UnionType; they do not check the events of the function then
+    def subscribe(
+        self, event: type[E] | UnionType, *, batch: None = None, **options: Unpack[SubscribeOptions]
+    ) -> Subscribe[E]: ...
 
     @overload
     def subscribe(self, event: type[E], *, batch: Batch, **options: Unpack[SubscribeOptions]) -> SubscribeBatch[E]: ...
 
-    def subscribe(self, event: type[Any], *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]) -> Any:
+    @overload
+    def subscribe(
+        self, event: type[Any] | UnionType, *, batch: Batch, **options: Unpack[SubscribeOptions]
+    ) -> Callable[[C], C]: ...
+
+    def subscribe(
+        self, event: type[Any] | UnionType, *, batch: Batch | None = None, **options: Unpack[SubscribeOptions]
+    ) -> Any:
         """Register the decorated function as a handler of *event*, of its major version.
 
         The function is ``async def``, or ``def``, which runs in a thread. It takes the event and, if it asks for them,
@@ -118,6 +135,9 @@ class Service:
         succeed or fail alone.
 
         Args:
+            event: An event class; a union of them, as in ``OrderPlaced | OrderCancelled``; or a base class of events
+                that declares no type itself, for all events that extend it and are declared when the worker starts.
+                The events share the limits, the breaker and the batches of the handler. Each has claims of its own.
             batch: The function takes a list of events and, if it asks for it, a BatchDelivery. The timeout is that of a
                 whole batch. On a FIFO queue a batch has one event of each group.
             options: ``queue``, ``retry``, ``timeout_seconds``, ``concurrency``, ``rate_per_second``, ``breaker`` and
@@ -127,20 +147,18 @@ class Service:
             ConfigError: The signature does not fit, a value is out of range, or a queue is declared twice with
                 different settings. The error names the handler.
         """
-        if not (isinstance(event, type) and issubclass(event, Event)):
-            msg = f"subscribe({event!r}): write @service.subscribe(UserSignedUp), with the event's class in parentheses"
-            raise ConfigError(msg)
+        subscribed = read_subscription(event)
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             provides_state = self._lifespan is not None
             handler = make_handler(
                 function,
-                event,
+                subscribed,
                 self._handler_options(batch, **options),
                 service=self.name,
                 provides_state=provides_state,
             )
-            self._refuse_second_class(handler, event)
+            self._refuse_second_class(handler)
             handler = self._make_name_unique(handler)
             self._handlers.append(handler)
             return function
@@ -207,8 +225,7 @@ class Service:
 
     def _find_raw_type(self, model: type[Any], match: Matcher | None, queue: str) -> RawType:
         """Return the type with this model and matcher on the queue, or a new one with a name of its own."""
-        raw = [handler.event for handler in self.handlers_on(queue) if isinstance(handler.event, RawType)]
-        known = {one.name: one for one in raw}
+        known = {handler.raw.name: handler.raw for handler in self.handlers_on(queue) if handler.raw is not None}
         found = next((one for one in known.values() if one.model is model and one.match == match), None)
         if found is not None:
             return found
@@ -349,12 +366,12 @@ class Service:
         return tuple(
             Binding(
                 queue,
-                list_contracts(_list_events(self.handlers_on(queue.name)), queue),
+                list_contracts(handlers_by_event(self.handlers_on(queue.name)), queue),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
                 tuple({id(one.retry): one.retry for one in self.handlers_on(queue.name)}.values()),
-                tuple(dict.fromkeys(_list_external(self.handlers_on(queue.name)))),
+                tuple(dict.fromkeys(one.raw.name for one in self.handlers_on(queue.name) if one.raw is not None)),
             )
             for queue in used
         )
@@ -387,31 +404,32 @@ class Service:
         on its name. So do claims, but claims must not depend on the order of registration, so an idempotent handler is
         rejected.
         """
-        taken = handler.event.name if isinstance(handler.event, RawType) else handler.event.__qualname__
-        others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
+        others = [one for one in self.handlers_on(handler.queue.name) if one.overlaps(handler)]
         namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
         if not namesakes:
             return handler
         if any(one.options.idempotency for one in (handler, *namesakes)):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
-                f"{taken}, and an idempotent handler claims events by its name. Give each "
+                f"{handler.taken}, and an idempotent handler claims events by its name. Give each "
                 "function a name of its own"
             )
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
-    def _refuse_second_class(self, handler: Handler, event: type[Event]) -> None:
-        """Raise ConfigError if another class has the event's type and major version: a queue decodes them into one."""
-        contract = contract_of(event)
+    def _refuse_second_class(self, handler: Handler) -> None:
+        """Raise ConfigError if another class has an event's type and major version: a queue decodes them into one."""
+        mine = {(contract.type, contract.major): event for event, contract in _list_contracts(handler)}
         for other in self.handlers_on(handler.queue.name):
-            if isinstance(other.event, RawType) or other.event is event:
-                continue
-            theirs = contract_of(other.event)
-            if (theirs.type, theirs.major) == (contract.type, contract.major):
-                raise ConfigError(
-                    f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
-                    f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
-                )
+            for event, contract in _list_contracts(other):
+                if mine.get((contract.type, contract.major), event) is not event:
+                    raise ConfigError(
+                        f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
+                        f"{contract.major}.x as {event.__qualname__}, for handler {other.name}"
+                    )
+
+
+def _list_contracts(handler: Handler) -> Iterable[tuple[type[Event], Contract]]:
+    return [(event, contract_of(event)) for event in handler.known_events]
 
 
 def _read_lifespan(name: str, lifespan: Any) -> Callable[[], AbstractAsyncContextManager[Any]]:
@@ -431,18 +449,6 @@ def _validate_publishes(name: str, publishes: Any) -> tuple[type[Event] | Queue,
                 f"service {name!r}: publishes={one!r} must be an event class that declares a type, or a Queue"
             )
     return tuple(publishes)
-
-
-def _list_events(handlers: Iterable[Handler]) -> Iterator[type[Event]]:
-    for handler in handlers:
-        if not isinstance(handler.event, RawType):
-            yield handler.event
-
-
-def _list_external(handlers: Iterable[Handler]) -> Iterator[str]:
-    for handler in handlers:
-        if isinstance(handler.event, RawType):
-            yield handler.event.name
 
 
 def _remembered_seconds(handlers: Iterable[Handler]) -> Iterator[float]:

@@ -32,7 +32,7 @@ def test_help_shows_the_usage(arguments: list[str]) -> None:
 
 
 COMMANDS = [
-    [], ["worker"], ["relay"], ["local"], ["dev"], ["bench"], ["schema"], ["schema", "export"], ["store"],
+    [], ["worker"], ["relay"], ["publish"], ["local"], ["dev"], ["bench"], ["schema"], ["schema", "export"], ["store"],
     ["store", "migrate"],
     ["topology"], *(["topology", name] for name in ("plan", "apply", "destroy", "show", "export")),
     ["dlq"], *(["dlq", name] for name in ("list", "peek", "redrive", "purge")),
@@ -81,6 +81,17 @@ def test_a_shell_completes_commands_services_and_formats(tmp_path: Path) -> None
     assert complete("smartpipe worker shop:a") == ["shop:audit"]
     assert complete("smartpipe topology plan shop:") == ["shop:billing", "shop:audit"]
     assert complete("smartpipe topology export --format mer") == ["mermaid"]
+    (tmp_path / "shop.py").write_text(
+        "from smartpipe import Event, Service, Topic\n"
+        "print('importing')\n"
+        "class Paid(Event, topic=Topic('orders'), type='order.paid', version='1.0'): ...\n"
+        "class Sent(Event, topic=Topic('orders'), type='order.sent', version='1.0'): ...\n"
+        "billing, audit = Service('billing', publishes=[Paid]), Service('audit', publishes=[Sent])\n"
+    )
+    assert complete("smartpipe publish order.") == ["order.paid", "order.sent"]
+    assert complete("smartpipe publish order.paid shop:a") == ["shop:audit"]
+    assert complete("smartpipe dlq list --json ") == ["shop:billing", "shop:audit"]
+    assert complete("smartpipe dlq peek --type order.s") == ["order.sent"]
     assert complete("smartpipe worker --log-format ") == ["json", "text", "auto"]
 
 

@@ -23,7 +23,16 @@ class Right(Event, topic=users, type="right", version="1.0", key="name"):
     name: str
 
 
-class RightWithOptionsOfPydantic(Event, topic=users, type="right.config", version="1.0", title="Right", extra="forbid"):
+class SharedTopicAndKey(Event, topic=users, key=("tenant", "name")):
+    tenant: str
+    name: str
+
+
+class RightWithTopicOfBase(SharedTopicAndKey, type="right.base", version="1.0"):
+    pass
+
+
+class RightWithOptionsOfPydantic(Event, topic=users, type="right.config", version="1.0", title="Right", extra="allow"):
     name: str
 
 

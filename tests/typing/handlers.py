@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe import Batch, BatchDelivery, Delivery, Event, Publisher, Service
 from smartpipe.middleware import Logging, Next, Timeout
-from tests.support.events import ADA, UserLeft, UserSignedUp
+from tests.support.events import ADA, UserLeft, UserSignedUp, users
 
 if TYPE_CHECKING:
     from smartpipe.publisher.prepare import Publication
@@ -55,6 +55,44 @@ async def wrong_batch(event: UserSignedUp) -> None: ...
 
 @service.subscribe(UserSignedUp)  # type: ignore[arg-type]
 async def batch_without_saying_so(events: list[UserSignedUp]) -> None: ...
+
+
+class Member(Event, topic=users):
+    name: str
+
+
+class Joined(Member, type="typed.joined", version="1.0"):
+    pass
+
+
+@service.subscribe(Member)
+async def right_base(event: Member, delivery: Delivery) -> None: ...
+
+
+@service.subscribe(Member, batch=Batch())
+async def right_batch_of_base(events: list[Member]) -> None: ...
+
+
+@service.subscribe(Member)  # type: ignore[arg-type]
+async def wrong_subclass_of_base(event: Joined) -> None: ...
+
+
+@service.subscribe(Joined | UserLeft)
+async def right_union(event: Joined | UserLeft, delivery: Delivery) -> str:
+    return event.name
+
+
+@service.subscribe(Joined | UserLeft, batch=Batch(), concurrency=3)
+async def right_batch_of_union(events: list[Joined | UserLeft]) -> None: ...
+
+
+@service.subscribe(Joined | UserLeft, concurrency="many")  # type: ignore[call-overload, untyped-decorator]
+async def wrong_option_of_union(event: Joined | UserLeft) -> None: ...
+
+
+async def call_handlers(joined: Joined, delivery: Delivery) -> None:
+    name: str = await right_union(joined, delivery)
+    await right_base(joined, name)  # type: ignore[arg-type]
 
 
 @service.subscribe(UserSignedUp, concurrency="many")  # type: ignore[call-overload, untyped-decorator]

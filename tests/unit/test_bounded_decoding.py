@@ -250,7 +250,15 @@ def test_what_is_missing_or_wrong_in_a_large_body_is_named() -> None:
         )
 
 
-class Guarded(Event, topic=Topic("guarded"), type="guarded", version="1.0", extra="forbid"):
+def forbid_unknown_fields(cls: type[Event]) -> type[Event]:
+    """Make an event such as declarations refused only later: consumers decode them as any other model."""
+    cls.model_config["extra"] = "forbid"
+    cls.model_rebuild(force=True)
+    return cls
+
+
+@forbid_unknown_fields
+class Guarded(Event, topic=Topic("guarded"), type="guarded", version="1.0"):
     """A model whose validator runs before, so that its fields are not the first thing in its core schema."""
 
     name: str = "x"
@@ -577,7 +585,8 @@ def test_a_union_of_recursive_classes_is_not_tried_in_every_combination(depth: i
             decode(body)
 
 
-class Fenced(Event, topic=Topic("forest"), type="bounded.fenced", version="1.0", extra="forbid"):
+@forbid_unknown_fields
+class Fenced(Event, topic=Topic("forest"), type="bounded.fenced", version="1.0"):
     tree: Fork | Leaf
     sizes: dict[str, int]
 

@@ -188,7 +188,8 @@ def test_the_class_accepts_all_values_of_the_view_of_the_reader(kind: str) -> No
     check_all()
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@pytest.mark.timeout(180)  # it makes fifty classes and their schemas
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(before=st.sampled_from(sorted(KINDS)), after=st.sampled_from(sorted(KINDS)), data=st.data())
 def test_no_message_breaks_a_change_that_is_compatible(before: str, after: str, data: st.DataObject) -> None:
     old_class = make_event({"b": KINDS[before]})

@@ -17,6 +17,8 @@ from pydantic import (
     Discriminator,
     Field,
     Json,
+    Secret,
+    SecretBytes,
     SecretStr,
     SerializeAsAny,
     Tag,
@@ -77,6 +79,8 @@ UNREADABLE_FIELDS: dict[str, Callable[[], type[Event]]] = {
     "an excluded field with a default": lambda: declare(int, Field(1, exclude=True)),
     "a required field with exclude_if": lambda: declare(int, Field(exclude_if=lambda value: value == 0)),
     "a secret": lambda: declare(SecretStr),
+    "secret bytes": lambda: declare(SecretBytes),
+    "a secret number": lambda: declare(Secret[int]),
     "secrets in a list": lambda: declare(list[SecretStr]),
     "an optional secret": lambda: declare(SecretStr | None, None),
     "a secret as the second member of a union": lambda: declare(int | SecretStr),
@@ -153,10 +157,17 @@ def test_a_computed_field_is_published_and_refused_only_where_unknown_fields_are
         def diameter(self) -> int:
             return self.radius * 2
 
-    with pytest.raises(ConfigError, match=r"field 'diameter' is computed and published"):
+    class StrictDisc(BaseModel, extra="forbid"):
+        radius: int
 
-        class Strict(Circle, topic=things, type="fields.strict_circle", version="1.0", extra="forbid"):
-            pass
+        @computed_field
+        def diameter(self) -> int:
+            return self.radius * 2
+
+    with pytest.raises(ConfigError, match=r"field 'disc.diameter' is computed and published"):
+
+        class Strict(Event, topic=things, type="fields.strict_disc", version="1.0"):
+            disc: StrictDisc
 
     assert json.loads(encode(wrap(Circle(radius=1), source="test")))["data"] == {"radius": 1, "diameter": 2}
     assert read_back(Circle(radius=1)) == Circle(radius=1)

@@ -127,4 +127,7 @@ def test_pictures_show_the_type_as_it_is() -> None:
 def test_metrics_have_the_type_as_their_label() -> None:
     service, _ = shop()
 
-    assert {handler.event_type for handler in service.handlers} == {TYPE, "com.example/order:cancelled"}
+    assert {type_ for handler in service.handlers for type_ in handler.event_types} == {
+        TYPE,
+        "com.example/order:cancelled",
+    }

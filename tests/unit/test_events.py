@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, fields
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from smartpipe import CircuitBreaker, ConfigError, Event, FilterPolicy, Idempotency, Queue, RetryPolicy, Topic
 from smartpipe.events import contract_of, event_class, text_of
-from tests.support.events import ADA, UserLeft, UserSignedUp, users
+from tests.support.events import ADA, UserLeft, UserSignedUp, ledger, users
+
+T = TypeVar("T")
 
 
 def test_an_event_declares_its_type_version_topic_and_key() -> None:
@@ -90,7 +92,7 @@ def test_a_base_class_without_declaration_cannot_be_published() -> None:
         pass
 
     assert contract_of(Real).type == "real"
-    for undeclared, sentence in ((Base, r"class Base\(Event, topic="), (Heir, r"class Heir\(Real, topic=")):
+    for undeclared, sentence in ((Base, r"class Base\(Event, topic="), (Heir, r"class Heir\(Real, type=")):
         with pytest.raises(ConfigError, match=f"does not declare a type; write {sentence}"):
             contract_of(undeclared)
 
@@ -220,10 +222,117 @@ def test_each_part_of_a_declaration_is_required(missing: str) -> None:
         declare(**{missing: None})
 
 
-@pytest.mark.parametrize("only", [{"key": "order_id"}, {"tenant": "order_id"}, {"version": "1.0"}])
-def test_a_part_alone_is_an_incomplete_declaration(only: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="lacks topic="):
+@pytest.mark.parametrize(("only", "missing"), [
+    ({"version": "1.0"}, "topic=, type="),
+    ({"version": "1.0", "topic": users}, "type="),
+    ({"type": "given", "topic": users}, "version="),
+    ({"type": "given", "key": "order_id"}, "topic=, version="),
+])  # fmt: skip
+def test_a_type_or_a_version_alone_is_an_incomplete_declaration(only: dict[str, Any], missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"lacks {missing}$"):
         declare(**{"topic": None, "type": None, "version": None, **only})
+
+
+def test_a_base_class_shares_topic_key_and_tenant_with_its_subclasses() -> None:
+    class OrderEvent(Event, topic=users, key="order_id", tenant="shop"):
+        order_id: str
+        shop: str
+
+    class Placed(OrderEvent, type="shared.placed", version="1.0"):
+        pass
+
+    class Moved(OrderEvent, topic=ledger, type="shared.moved", version="2.0", key="shop"):
+        pass
+
+    assert OrderEvent.__contract__ is None
+    assert contract_of(Placed) == ("shared.placed", "1.0", users, "order_id", "shop")
+    assert contract_of(Moved) == ("shared.moved", "2.0", ledger, "shop", None)  # a FIFO topic has no tenant
+
+
+def test_base_classes_share_through_generations_and_side_by_side() -> None:
+    class HasTopic(Event, topic=users): ...
+
+    class HasKey(Event, key="name"):
+        name: str
+
+    class Both(HasTopic, HasKey): ...
+
+    class Right(Both, type="shared.both", version="1.0"): ...
+
+    class Next(Right, type="shared.both", version="2.0"): ...
+
+    assert contract_of(Right).topic is contract_of(Next).topic is users
+    assert contract_of(Right).key == contract_of(Next).key == "name"
+
+
+def test_a_generic_base_class_shares_its_arguments_through_its_parameters() -> None:
+    class Changed(Event, Generic[T], topic=users, key=("name", "field")):
+        name: str
+        field: str
+        value: T
+
+    class PriceChanged(Changed[int], type="shared.price", version="1.0"): ...
+
+    class NameChanged(Changed[str], type="shared.name", version="1.0", key="name"): ...
+
+    assert contract_of(PriceChanged) == ("shared.price", "1.0", users, ("name", "field"), None)
+    assert contract_of(NameChanged).key == "name"
+    assert PriceChanged.model_fields["value"].annotation is int
+    with pytest.raises(ConfigError, match=r"write class MyChanged\(Changed\[bool\], type="):
+        contract_of(Changed[bool])
+
+
+def test_a_base_class_with_a_topic_is_reported_when_it_is_published() -> None:
+    class OrderEvent(Event, topic=users): ...
+
+    class KeyOnly(Event, key="x"): ...
+
+    with pytest.raises(ConfigError, match=r'write class MyOrderEvent\(OrderEvent, type="\.\.\.", version="1\.0"\)'):
+        contract_of(OrderEvent)
+    with pytest.raises(ConfigError, match=r'write class MyKeyOnly\(KeyOnly, topic=\.\.\., type="'):
+        contract_of(KeyOnly)
+
+
+def test_a_field_that_a_base_class_names_must_exist_in_each_event() -> None:
+    class OrderEvent(Event, topic=users, key="order_id", tenant="shop"):
+        name: str
+
+    sentence = r"key 'order_id' is not one of its fields \(name\); a base class declares this key"
+    with pytest.raises(ConfigError, match=sentence) as caught:
+
+        class Placed(OrderEvent, type="shared.incomplete", version="1.0"): ...
+
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ({"topic": "orders"}, "topic='orders' is a str, not a Topic"),
+    ({"tenant": 5}, "tenant=5 is a int, not a str"),
+    ({"key": ["a", "b"]}, "key=['a', 'b'] must be a field, or a tuple of fields"),
+    ({"key": ()}, "key=() must be a field, or a tuple of fields"),
+    ({"key": ("order_id", 5)}, 'must be a field, or a tuple of fields, as in ("tenant", "order_id")'),
+    ({"key": ("order_id", "order_id")}, "key=('order_id', 'order_id') names a field twice"),
+])  # fmt: skip
+def test_a_wrong_argument_of_a_base_class_is_refused_like_that_of_an_event(
+    arguments: dict[str, Any], sentence: str
+) -> None:
+    for others in ({"type": None, "version": None}, {}):
+        with pytest.raises(ConfigError) as caught:
+            declare(**(others | arguments))
+
+        assert [sentence in problem for problem in caught.value.problems] == [True]
+
+
+def test_an_event_that_forbids_unknown_fields_is_refused() -> None:
+    sentence = 'extra="forbid" makes consumers refuse each field that a newer producer adds: remove it'
+    with pytest.raises(ConfigError, match=sentence):
+        declare(type="forbidding", extra="forbid")
+    with pytest.raises(ConfigError, match=sentence):
+
+        class Given(Event, topic=users, type="forbidding", version="1.0"):
+            model_config = ConfigDict(extra="forbid")
+
+    assert event_class("forbidding", 1) is None
 
 
 @pytest.mark.parametrize(("topic", "key", "tenant", "errors"), [

@@ -94,8 +94,8 @@ def invoke(line: str) -> Outcome:
             (["a:b"], WORKER),
             {"process": 2, "siblings": 3, "socket": Path("/x"), "development": True},
         ),
-        ("schema export", "schema.run_export", ([], Path("schemas")), {"as_json": False}),
-        ("schema export a --directory b --json", "schema.run_export", (["a"], Path("b")), {"as_json": True}),
+        ("schema export", "schema.export.run_export", ([], Path("schemas")), {"as_json": False}),
+        ("schema export a --directory b --json", "schema.export.run_export", (["a"], Path("b")), {"as_json": True}),
         ("relay", "relay.run", (RELAY,), {"once": False, "socket": None}),
         (
             "relay --once --host :: --port 0 --log-level error --log-format text --supervised /x",

@@ -120,7 +120,7 @@ async def test_handlers_with_one_model_and_equal_matchers_are_one_unit_in_their_
     await send_all(service, {"kind": "row", "number": 1}, attributes={"x": "y"})
 
     assert [name for name, _ in taken.calls] == ["first", "second"]
-    assert [one.event_type for one in service.handlers] == ["Row", "Row"]
+    assert [type_ for one in service.handlers for type_ in one.event_types] == ["Row", "Row"]
 
 
 async def test_types_with_one_model_and_different_matchers_have_names_of_their_own() -> None:
@@ -131,7 +131,7 @@ async def test_types_with_one_model_and_different_matchers_have_names_of_their_o
     await send_all(service, {"kind": "b", "number": 1}, {"kind": "a", "number": 2})
 
     assert [name for name, _ in taken.calls] == ["b", "a"]
-    assert [one.event_type for one in service.handlers] == ["Row", "Row#2"]
+    assert [type_ for one in service.handlers for type_ in one.event_types] == ["Row", "Row#2"]
 
 
 @pytest.mark.parametrize(

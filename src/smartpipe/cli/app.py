@@ -10,7 +10,7 @@ import typer
 from smartpipe.cli.dlq_app import dlq
 from smartpipe.cli.schema.commands import schema
 from smartpipe.cli.telemetry.commands import telemetry
-from smartpipe.cli.topology_app import AsJson, Targets, show_whole_help, topology
+from smartpipe.cli.topology_app import AsJson, Targets, complete_types, show_whole_help, topology
 from smartpipe.version import __version__
 
 app = typer.Typer(
@@ -229,6 +229,56 @@ def dev(  # noqa: PLR0913 - typer makes an option of each
 
     options = DevOptions(backend, port, reload, log_level, relay, tuple(programs or ()), one_process)
     run(targets or [], options)
+
+
+@app.command()
+def publish(  # noqa: PLR0913 - typer makes an option of each
+    type_: Annotated[str, typer.Argument(metavar="TYPE", hidden=True, autocompletion=complete_types)],
+    targets: Targets = None,
+    *,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON",
+            help="The fields of the event as a JSON object, @FILE to read them from a file, or - for standard input. "
+            "These may have one object on each line, and each becomes an event.",
+        ),
+    ] = "{}",
+    version: Annotated[
+        str | None, typer.Option(metavar="MAJOR", help="The major version, if the type has several.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Send the event to this queue, and not to its topic.")
+    ] = None,
+    attributes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Further message attribute, for filter policies. Can be repeated."),
+    ] = None,
+    event_id: Annotated[str | None, typer.Option(metavar="ID", help="The id of the event. Default: a new one.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Publish the event N times, each with an id of its own.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=10_000, metavar="N", help="The maximum number of events per second."),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Validate an event against its class, publish it, and print its id."""
+    from smartpipe.cli.publish.run import PublishArguments, run_publish
+
+    arguments = PublishArguments(
+        type=type_,
+        version=version,
+        data=data,
+        attributes=attributes or (),
+        queue=queue,
+        event_id=event_id,
+        count=count,
+        rate_per_second=rate,
+        as_json=json,
+    )
+    run_publish(targets or [], arguments)
 
 
 @app.command()

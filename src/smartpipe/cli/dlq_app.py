@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smartpipe.cli.topology_app import AsJson, Targets, Yes  # noqa: TC001 - typer reads the annotations
+from smartpipe.cli.topology_app import AsJson, Targets, Yes, complete_types
 
 dlq = typer.Typer(
     help="Work on dead-letter queues of services: list and show messages, send them back, or delete them.",
@@ -23,7 +23,10 @@ QueueName = Annotated[
     ),
 ]
 Types = Annotated[
-    list[str] | None, typer.Option("--type", metavar="TYPE", help="Only events of this type. Can be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--type", metavar="TYPE", help="Only events of this type. Can be repeated.", autocompletion=complete_types
+    ),
 ]
 Reasons = Annotated[
     list[str] | None,

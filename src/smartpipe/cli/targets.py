@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError, SmartpipeError
-from smartpipe.events import Event
+from smartpipe.events import Event, declared_events
 from smartpipe.service import Service
 from smartpipe.topics import Queue
 
@@ -73,11 +73,14 @@ def services_among(targets: Sequence[str]) -> list[Service]:
 
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
     if isinstance(found, Service):
-        handled = [handler.event for handler in found.handlers if isinstance(handler.event, type)]
+        handled = [event for handler in found.handlers for event in handler.events]
         published = [one for one in found.publishes if not isinstance(one, Queue)]
         if found.handlers or published:  # raw handlers take no events
             return [*handled, *published]
-    candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else [found]
+    if isinstance(found, type) and issubclass(found, Event) and found is not Event:
+        candidates: Iterable[Any] = declared_events(found)  # of a base class, the events that extend it
+    else:
+        candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else ()
     events = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, Event) and cls.__contract__]
     if not events:
         msg = f"{target} has no events: name a Service, an Event class, or a module that declares events"

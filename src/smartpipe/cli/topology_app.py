@@ -6,6 +6,8 @@ The other commands use the options at the top of this module, too.
 from __future__ import annotations
 
 import inspect
+import io
+from contextlib import redirect_stdout
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import Annotated
 
@@ -25,6 +27,19 @@ def complete_targets() -> list[str]:
         return []
 
 
+def complete_types(ctx: typer.Context) -> list[str]:
+    """Return the event types of the TARGETs, or of the services in pyproject.toml, for the completion of a shell."""
+    from smartpipe.cli.targets import load_events
+    from smartpipe.errors import ConfigError
+
+    try:
+        with redirect_stdout(io.StringIO()):  # a module that prints would add to the suggestions
+            events = load_events(ctx.params.get("targets") or [])
+    except ConfigError:
+        return []
+    return sorted({event.__contract__.type for event in events if event.__contract__})
+
+
 topology = typer.Typer(
     help="Create, compare and delete the topics, queues and subscriptions that services declare. Run it apart from "
     "workers.",
@@ -37,6 +52,9 @@ TARGET_HELP = {
     "pyproject.toml.",
     "worker": "TARGET is module:attribute of a Service, as in shop:service. Default: the one in [tool.smartpipe] of "
     "pyproject.toml. If you name several, they run together in one process.",
+    "publish": "TARGET is module:attribute of a Service or of an event class, as in shop:service, or a module that "
+    "declares events. Default: services in [tool.smartpipe] of pyproject.toml. TYPE is the type of one of their "
+    "events, as in order.placed.",
 }
 """By the function of the command."""
 Targets = Annotated[list[str] | None, typer.Argument(metavar=TARGET, hidden=True, autocompletion=complete_targets)]

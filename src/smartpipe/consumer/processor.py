@@ -137,9 +137,11 @@ class Processor:
         self._routes: dict[type[Event] | str, list[_Route]] = {}
         handlers = service.handlers_on(queue)
         if resources.metrics:
-            counters.histograms = QueueHistograms(handler.event_type for handler in handlers)
+            counters.histograms = QueueHistograms(type_ for handler in handlers for type_ in handler.event_types)
         for handler in handlers:
-            self._routes.setdefault(handler.route_key, []).append(self._create_route(handler))
+            route = self._create_route(handler)  # one for all of its events, which share its limits
+            for key in handler.route_keys:
+                self._routes.setdefault(key, []).append(route)
         hooks = service.failure_hooks
         self.failure_hooks = FailureHooks(hooks, resources.threads) if hooks else None
         self._reader = make_reader(handlers, resources.payloads)

@@ -40,10 +40,13 @@ class Signature(NamedTuple):
     is_async: bool
 
 
-def read_signature(function: Callable[..., Any], event: type[Event], *, batch: bool, state: bool) -> Signature:
+def read_signature(
+    function: Callable[..., Any], events: tuple[type[Event], ...], *, batch: bool, state: bool
+) -> Signature:
     """Find the kind of each parameter: by its annotation, otherwise by its position.
 
     Args:
+        events: The classes that the function is subscribed to. One of its parameters must take all of them.
         batch: Whether the handler takes lists of events.
         state: Whether there is a lifespan that may provide other values.
     """
@@ -66,7 +69,7 @@ def read_signature(function: Callable[..., Any], event: type[Event], *, batch: b
         annotation = parameter.annotation
         if state and (event_is_named or "event" in taken) and not _names_event(annotation, batch=batch):
             taken.add("named event")  # a base class, such as BaseModel, is then the type of a value of the lifespan
-        read, error = _read_parameter(parameter.name, annotation, event, taken=taken, batch=batch, state=state)
+        read, error = _read_parameter(parameter.name, annotation, events, taken=taken, batch=batch, state=state)
         if error or parameter.kind is parameter.KEYWORD_ONLY:
             errors.append(error or f"parameter {parameter.name!r} is keyword-only; handlers are called by position")
         elif read.kind in taken and read.kind != "state":
@@ -74,10 +77,15 @@ def read_signature(function: Callable[..., Any], event: type[Event], *, batch: b
         else:
             bound.append(read)
     if not errors and "event" not in {one.kind for one in bound}:
-        shown = f"events: list[{event.__name__}]" if batch else f"event: {event.__name__}"
+        shown = f"events: list[{name_classes(events)}]" if batch else f"event: {name_classes(events)}"
         context = "batch: BatchDelivery" if batch else "delivery: Delivery"
         errors.append(f"takes no event; write ({shown}) or ({shown}, {context})")
     return Signature(tuple(bound), errors, inspect.iscoroutinefunction(inner))
+
+
+def name_classes(events: tuple[type[Event], ...]) -> str:
+    """Return the names of the classes, as an annotation."""
+    return " | ".join(event.__name__ for event in events)
 
 
 def find_dependency(state: Any, parameter: Parameter) -> tuple[Any, str | None]:
@@ -115,7 +123,7 @@ def _list_values(state: Any) -> Mapping[str, Any]:
 
 
 def _read_parameter(
-    name: str, annotation: Any, event: type[Event], *, taken: set[str], batch: bool, state: bool
+    name: str, annotation: Any, events: tuple[type[Event], ...], *, taken: set[str], batch: bool, state: bool
 ) -> tuple[Parameter, str | None]:
     deliveries = BatchDelivery if batch else Delivery
     if get_origin(annotation) in (Delivery, BatchDelivery):  # Delivery[State], where State is for type checkers
@@ -126,20 +134,20 @@ def _read_parameter(
         other = "a batch handler takes a BatchDelivery" if batch else "only a batch handler takes a BatchDelivery"
         return Parameter(name, "delivery"), f"parameter {name!r}: {other}"
     item = _find_item(annotation, batch=batch)
-    fits = None if "named event" in taken else _takes_event(item, event)
+    fits = None if "named event" in taken else _takes_events(item, events)
     if fits is not None:
-        error = f"parameter {name!r} takes {_show(item)}, but the handler is subscribed to {event.__name__}"
+        error = f"parameter {name!r} takes {_show(item)}, but the handler is subscribed to {name_classes(events)}"
         return Parameter(name, "event"), None if fits else error
     if isinstance(annotation, ForwardRef) and not (state and taken):
         annotation = Any  # its position decides
     if annotation is Any or annotation is object:
         return Parameter(name, "delivery" if "event" in taken else "event"), None
     shown = _show(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, Event):
+    if _names_event(annotation, batch=False):
         error = f"parameter {name!r}: a batch handler takes a list of events; write list[{shown}]"
         return Parameter(name, "event"), error
     if get_origin(annotation) in _LISTS or annotation in _LISTS:
-        fix = f"write list[{event.__name__}]" if batch else "subscribe it with batch=Batch(...)"
+        fix = f"write list[{name_classes(events)}]" if batch else "subscribe it with batch=Batch(...)"
         return Parameter(name, "event"), f"parameter {name!r}: lists of events are for batch handlers; {fix}"
     if isinstance(annotation, ForwardRef):
         if annotation.__forward_arg__.partition("[")[0].rpartition(".")[2] == deliveries.__name__:
@@ -177,6 +185,12 @@ def _find_item(annotation: Any, *, batch: bool) -> Any:
     return get_args(annotation)[0] if get_origin(annotation) in _LISTS else None
 
 
+def _takes_events(annotation: Any, events: tuple[type[Event], ...]) -> bool | None:
+    """Return whether a parameter with this annotation can take each of *events*; None if it is for another value."""
+    found = {_takes_event(annotation, event) for event in events}
+    return found.pop() if len(found) == 1 else False
+
+
 def _takes_event(annotation: Any, event: type[Event]) -> bool | None:
     """Return whether a parameter with this annotation can take *event*; None if the annotation is for another value.
 
@@ -192,7 +206,7 @@ def _takes_event(annotation: Any, event: type[Event]) -> bool | None:
     if choices != (annotation,):
         found = [_takes_event(one, event) for one in choices]
         return True if True in found else False if False in found else None
-    cls = get_origin(annotation) or annotation
+    cls = _strip_parameters(get_origin(annotation) or annotation)
     if not isinstance(cls, type) or cls is object:
         return None
     try:
@@ -203,10 +217,19 @@ def _takes_event(annotation: Any, event: type[Event]) -> bool | None:
     return False if issubclass(cls, Event) else None
 
 
+def _strip_parameters(cls: Any) -> Any:
+    """Return the generic event of ``Changed[Any]``. Pydantic makes a class of it that other events do not extend."""
+    generic = getattr(cls, "__pydantic_generic_metadata__", None)
+    if generic is None or generic["origin"] is None:
+        return cls
+    return generic["origin"] if all(one is Any or isinstance(one, TypeVar) for one in generic["args"]) else cls
+
+
 def _names_event(annotation: Any, *, batch: bool) -> bool:
-    """Return whether the annotation is an event class, or a list of events of one class."""
+    """Return whether the annotation is an event class or a union of them, or in a batch handler a list of these."""
     item = _find_item(annotation, batch=batch)
-    return isinstance(item, type) and issubclass(item, Event)
+    choices = get_args(item) if get_origin(item) in (Union, UnionType) else (item,)
+    return any(isinstance(one, type) and issubclass(one, Event) for one in choices)
 
 
 def _unwrap_callable(function: Callable[..., Any]) -> Callable[..., Any]:

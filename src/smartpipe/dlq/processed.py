@@ -99,6 +99,6 @@ class ProcessedEvents:
         except MessageError:
             return 0, []
         key = type(envelope.data) if isinstance(envelope.data, Event) else envelope.type
-        taking = [handler for handler in self._handlers if handler.route_key == key]
+        taking = [handler for handler in self._handlers if key in handler.route_keys]
         options = [(handler.full_name(self._prefix), handler.options.idempotency) for handler in taking]
         return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

@@ -7,12 +7,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from smartpipe.errors import ConfigError
+from smartpipe.events import fields_of, key_error
 from smartpipe.keys import compose, escape, shorten, typed_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smartpipe.envelope.encode import Envelope
+    from smartpipe.events import Event
 
 MAX_KEY_LENGTH = 512
 MAX_TTL_SECONDS = 31_536_000
@@ -39,35 +41,48 @@ class Idempotency:
     """How duplicates of an event are recognized, and for how long.
 
     Args:
-        key: The field whose value identifies duplicates, as in ``"order_id"``. By default duplicates are recognized
-            by the event's ``source`` and ``id``: every redelivery and every copy by SNS has the same, and no other
-            event has. The same holds for an event whose field is None or empty. Values of different types differ,
-            such as 4711 and "4711".
+        key: The field whose value identifies duplicates, as in ``"order_id"``, or a tuple of fields, as in
+            ``("tenant", "order_id")``. By default duplicates are recognized by the event's ``source`` and ``id``: every
+            redelivery and every copy by SNS has the same, and no other event has. The same holds for an event one of
+            whose fields is None or empty. Values of different types differ, such as 4711 and "4711".
         ttl_seconds: How long a handled event is remembered: 60 seconds to a year. A duplicate that arrives later is
             handled again. The default is three weeks. That is longer than a message can be redelivered: for the four
             days for which a queue keeps messages by default, and the 14 of its dead-letter queue.
 
     Raises:
-        ConfigError: A value is out of range.
+        ConfigError: A value is out of range, or the key is neither a field nor a tuple of different fields.
     """
 
-    key: str | None = None
+    key: str | tuple[str, ...] | None = None
     ttl_seconds: float = 1_814_400
 
     def __post_init__(self) -> None:
-        """Check the range."""
+        """Check the values."""
+        if error := key_error("Idempotency: key", self.key):
+            raise ConfigError(error)
+        if isinstance(self.key, tuple) and len(self.key) == 1:
+            object.__setattr__(self, "key", self.key[0])
         if not 60 <= self.ttl_seconds <= MAX_TTL_SECONDS:  # noqa: PLR2004 - documented above
             msg = f"Idempotency: ttl_seconds={self.ttl_seconds} is outside of 60 to {MAX_TTL_SECONDS:,}, a year"
             raise ConfigError(msg)
 
     def key_of(self, handler: HandlerName, envelope: Envelope) -> str:
         """Return the key of the claim of *handler* on this event. A long key is replaced by its SHA-256."""
-        value = None if self.key is None else typed_text(getattr(envelope.data, self.key))
-        if self.key is None or value is None:
+        event = None if self.key is None else _describe_values(envelope.data, fields_of(self.key))
+        if event is None:
             event = f"id/{escape(envelope.source)}/{escape(envelope.id)}"
-        else:
-            event = f"key/{escape(self.key)}/{value[0]}/{escape(value[1])}"
         return shorten(f"{_key_prefix(handler, envelope.type)}/{event}", MAX_KEY_LENGTH)
+
+
+def _describe_values(data: Event, fields: Sequence[str]) -> str | None:
+    """Return the fields and their values, each with its type, as the end of a key; None if a value is empty."""
+    parts = ["key"]
+    for field in fields:
+        value = typed_text(getattr(data, field))
+        if value is None:
+            return None
+        parts += escape(field), value[0], escape(value[1])
+    return "/".join(parts)
 
 
 @lru_cache(maxsize=1024)

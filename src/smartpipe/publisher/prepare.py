@@ -22,7 +22,7 @@ from smartpipe.envelope.traceparent import (
     read_traceparent,
 )
 from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFailure
-from smartpipe.events import Event, contract_of, text_of
+from smartpipe.events import Event, contract_of, fields_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.keys import sqs_id
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_DELAY_SECONDS
@@ -330,7 +330,8 @@ def queue_of(queue: Queue | str | None) -> Queue | None:
 
 def _describe_missing_key(event: Event, destination: Destination) -> str:
     key = contract_of(type(event)).key
-    reason = f"its key, {key!r}, is empty" if key else "its class declares no key="
+    empty = [field for field in fields_of(key) if not text_of(event, field)]
+    reason = f"its key, {', '.join(map(repr, empty))}, is empty" if key else "its class declares no key="
     return (
         f"{destination.name!r} is FIFO, so the event needs a key that it is ordered by, but {reason}; set the key, or "
         "publish to a standard topic or queue"

@@ -1,0 +1,1 @@
+"""``smartpipe publish``: an event from the command line."""
