@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ENVELOPE_FILE = "envelope.json"
 ACCEPTED_FILE = "accepted.json"
 CONTRACT, READER, WRITER = ".contract.json", ".reader.json", ".writer.json"
+FIXTURES = ".fixtures.json"
+"""The suffix of example messages, which ``contracts.fixtures`` reads and writes."""
 
 
 class Declaration(BaseModel):
@@ -169,6 +171,8 @@ def parse_files(texts: Mapping[str, str], place: str) -> Versions:
     errors: list[str] = []
     values: dict[str, Any] = {}
     for name, text in texts.items():
+        if name.endswith(FIXTURES):
+            continue
         try:
             values[name] = json.loads(text)
         except ValueError as error:

@@ -13,7 +13,8 @@ FORMATS = ("text", "json", "github", "sarif")
 MODES = ("full", "forward", "backward")
 
 schema = typer.Typer(
-    help="JSON Schemas of events: write them, and compare events with their earlier versions.", no_args_is_help=True
+    help="JSON Schemas of events: write them, compare events with their earlier versions, and document them.",
+    no_args_is_help=True,
 )
 
 Directory = Annotated[Path, typer.Option(metavar="DIR", help="Directory of the schema files.")]
@@ -41,6 +42,22 @@ def export(targets: Targets = None, *, directory: Directory = SCHEMAS, json: AsJ
     from smartpipe.cli.schema.export import run_export
 
     run_export(targets or [], directory, as_json=json)
+
+
+@schema.command()
+def fixtures(
+    targets: Targets = None,
+    *,
+    directory: Directory = SCHEMAS,
+    count: Annotated[
+        int, typer.Option(min=0, max=1000, metavar="N", help="Messages with random values for each version.")
+    ] = 3,
+    json: AsJson = False,
+) -> None:
+    """Write example messages of each version of events, against which consumers in any language can test."""
+    from smartpipe.cli.schema.fixtures import run_fixtures
+
+    run_fixtures(targets or [], directory, count, as_json=json)
 
 
 @schema.command()
