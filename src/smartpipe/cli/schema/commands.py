@@ -27,6 +27,7 @@ Against = Annotated[
     ),
 ]
 SCHEMAS = Path("schemas")
+CATALOGUE = Path("docs/events")
 
 
 def complete_codes() -> list[str]:
@@ -58,6 +59,25 @@ def fixtures(
     from smartpipe.cli.schema.fixtures import run_fixtures
 
     run_fixtures(targets or [], directory, count, as_json=json)
+
+
+@schema.command()
+def docs(
+    targets: Targets = None,
+    *,
+    directory: Directory = SCHEMAS,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the pages.")] = CATALOGUE,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="FORMAT", help="markdown or html.", autocompletion=lambda: ["markdown", "html"]
+        ),
+    ] = "markdown",
+) -> None:
+    """Write a catalogue: a page for each event, with its fields, versions, producers and consumers, and an index."""
+    from smartpipe.cli.schema.catalogue import run_catalogue
+
+    run_catalogue(targets or [], directory, output, form)
 
 
 @schema.command()
