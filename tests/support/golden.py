@@ -42,7 +42,6 @@ class Sold(Event, topic=shop, type="golden.sold", version="1.2", key="order_id")
     order_id: str
     email: EmailStr
     at: datetime
-    collected: NaiveDatetime
     day: date
     total: Decimal
     payment: Annotated[Card | Cash, Field(discriminator="kind")]
@@ -74,6 +73,10 @@ class Secretive(Event, topic=shop, type="golden.secretive", version="1.0"):
         if code != "xyzzy-plugh":
             raise ValueError("it is not the code")
         return code
+
+
+class Collected(Event, topic=shop, type="golden.collected", version="1.0"):
+    at: NaiveDatetime
 
 
 class Returned(Event, topic=shop, type="golden.returned", version="1.0"):

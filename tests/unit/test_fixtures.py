@@ -20,7 +20,7 @@ from smartpipe.contracts.files import describe, export, read_directory
 from smartpipe.contracts.fixtures import Fixture, read_fixtures, render_fixtures
 from smartpipe.contracts.messages import make_messages
 from smartpipe.envelope.decode import get_decoder
-from tests.support.golden import Returned, Secretive, Sold, shop
+from tests.support.golden import Collected, Returned, Secretive, Sold, shop
 
 ROOT = Path(__file__).parents[2]
 SOLD = "tests.support.golden:Sold"
@@ -64,7 +64,6 @@ def test_the_first_message_has_the_defaults_and_readable_values(messages: dict[s
         "order_id": "order-1",
         "email": "ada@example.com",
         "at": "2026-01-31T12:30:00Z",
-        "collected": "2026-01-31T12:30:00",
         "day": "2026-01-31",
         "total": "42.00",
         "payment": {"kind": "card", "number": "123456789012", "network": "visa"},
@@ -185,6 +184,12 @@ def test_a_field_for_which_no_value_is_known_is_named_with_the_remedy_and_other_
         run_fixtures([SECRETIVE, "tests.support.golden:Returned"], tmp_path, 0, as_json=False)
 
     assert (tmp_path / "golden.returned" / "1.0.fixtures.json").exists()
+
+
+def test_a_value_that_the_class_refuses_is_replaced_by_the_next_plausible_one() -> None:
+    messages = data_of(make_messages(describe(Collected), Collected, 0).fixtures)
+
+    assert messages == {"minimal": {"at": "2026-01-31T12:30:00"}}
 
 
 def test_examples_of_a_field_help_where_the_class_refuses_all_other_values() -> None:

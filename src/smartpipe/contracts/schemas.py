@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from smartpipe.envelope.fields import Context, envelope_fields
 from smartpipe.errors import ConfigError
@@ -29,10 +29,13 @@ _ALWAYS_WRITTEN = ["specversion", "id", "source", "type", "dataversion", "data"]
 class _ReaderSchema(GenerateJsonSchema):
     """Writes keywords of JSON Schema only, because strict validators refuse others."""
 
-    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> dict[str, Any]:
-        """Leave out ``discriminator``, a keyword of OpenAPI. The constants in the alternatives say the same."""
-        json_schema = super().tagged_union_schema(schema)
-        json_schema.pop("discriminator", None)
+    def generate(self, schema: core_schema.CoreSchema, mode: JsonSchemaMode = "validation") -> dict[str, Any]:
+        """Replace ``discriminator``, a keyword of OpenAPI, by the rule that the members of the union require the field.
+
+        The class refuses data without it, although the field has a default in each member.
+        """
+        json_schema = super().generate(schema, mode)
+        _require_discriminators(json_schema, json_schema)
         return json_schema
 
 
@@ -106,6 +109,22 @@ def envelope_schema() -> dict[str, Any]:
 def render_json(value: Any) -> str:
     """Return the text of a file. The same value always gives the same bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _require_discriminators(value: Any, root: dict[str, Any]) -> None:
+    if isinstance(value, list):
+        for one in value:
+            _require_discriminators(one, root)
+    if not isinstance(value, dict):
+        return
+    if isinstance(value.get("discriminator"), dict) and "oneOf" in value:
+        name = value.pop("discriminator")["propertyName"]
+        for one in value["oneOf"]:
+            member = root["$defs"][one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+            if name in member.get("properties", {}) and name not in member.get("required", ()):
+                member["required"] = [*member.get("required", ()), name]
+    for one in value.values():
+        _require_discriminators(one, root)
 
 
 def _close(schema: dict[str, Any]) -> dict[str, Any]:
