@@ -263,3 +263,12 @@ def test_the_committed_fixtures_are_up_to_date(monkeypatch: pytest.MonkeyPatch) 
     committed = (ROOT / "schemas" / "user.signed_up" / "1.0.fixtures.json").read_text()
 
     assert committed == render_fixtures(make_messages(describe(event), event, 3).fixtures)
+
+
+def test_a_composite_key_of_an_older_version_is_sent_as_one_text() -> None:
+    described = describe(Returned)
+    declaration = described.declaration.model_copy(update={"key": ("order_id", "reason")})
+
+    [first, *_] = make_messages(described._replace(declaration=declaration), None, 0).fixtures
+
+    assert first.message["partitionkey"] == "order-1/broken"

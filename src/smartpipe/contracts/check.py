@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from smartpipe.contracts.compare import KEYWORDS, Document, find_breaks
 from smartpipe.contracts.fields import NO_DEFAULT, summarize, walk_fields
 from smartpipe.contracts.findings import Finding, Parties
-from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,9 +64,6 @@ def check(
         events: The contracts in code.
         baseline: The contracts to compare with.
         usage: How the checked services use each type; without targets that are services, nothing is known.
-
-    Raises:
-        ConfigError: A schema refers to a definition that does not exist.
     """
     found: list[Finding] = []
     in_code: dict[str, list[Described]] = {}
@@ -139,15 +135,11 @@ class _Pair:
 
     def find_breaks(self, direction: Direction) -> list[Break]:
         """Return the breaks that the change has made. Because of serializers, a version may not fit itself."""
-        try:
-            if direction == "forward":
-                found = find_breaks(self.new_writer, self.old_reader)
-            else:
-                found = find_breaks(self.old_writer, self.new_reader)
-            known = {(one.path, one.rule) for one in find_breaks(self.old_writer, self.old_reader)} if found else set()
-        except ValueError as error:
-            one = self.old.declaration
-            raise ConfigError(f"schema of {one.type} {one.version}, or of the class: {error}") from None
+        if direction == "forward":
+            found = find_breaks(self.new_writer, self.old_reader)
+        else:
+            found = find_breaks(self.old_writer, self.new_reader)
+        known = {(one.path, one.rule) for one in find_breaks(self.old_writer, self.old_reader)} if found else set()
         return [one for one in found if (one.path, one.rule) not in known]
 
 
@@ -187,23 +179,22 @@ def _describe_breaks(code: str, path: str, entries: Sequence[tuple[Direction, st
     if code == "SC102":
         always = "" if first.written is None else "always "
         return f"{place} is not {always}sent any more, and consumers of {before} require it"
-    values = [one.written for _, _, one in entries if one.rule == "value" and not isinstance(one.written, dict)]
-    if values:
-        shown = ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
-        accepted = summarize(reader, first.accepted)
-    else:
-        shown, accepted = _summarize(writer, first.written), _summarize(reader, first.accepted)
+    shown = ", ".join(dict.fromkeys(_summarize(writer, one.written) for way, _, one in entries if way == direction))
+    accepted = ", ".join(dict.fromkeys(_summarize(reader, one.accepted) for way, _, one in entries if way == direction))
     if code == "SC109":
         return f"{place} is sent, and consumers of {before if direction == 'forward' else after} refuse it"
     sender, receiver = (after, before) if direction == "forward" else (before, after)
     return f"{place} of {sender} may be {shown}; consumers of {receiver} accept {accepted}"
 
 
-def _summarize(document: Document, schema: object) -> str:
-    limits = {key: value for key, value in schema.items() if key in KEYWORDS} if isinstance(schema, dict) else {}
+def _summarize(document: Document, value: object) -> str:
+    """Describe a schema, keywords of a schema, or a value."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    limits = {key: one for key, one in value.items() if key in KEYWORDS}
     if limits and not limits.keys() & {"type", "$ref", "anyOf", "oneOf", "enum", "const"}:
         return ", ".join(f"{key} {one if isinstance(one, str) else json.dumps(one)}" for key, one in limits.items())
-    return summarize(document, schema)
+    return summarize(document, value)
 
 
 def _join_renamed(findings: list[Finding], pair: _Pair, make: _Make) -> Iterator[Finding]:

@@ -54,6 +54,10 @@ class Break(NamedTuple):
     accepted: Any
 
 
+class WrongReference(ValueError):
+    """A ``$ref`` leads nowhere."""
+
+
 class Document:
     """A schema and the definitions that it refers to."""
 
@@ -71,7 +75,7 @@ class Document:
         """Return *schema* without ``$ref`` and ``allOf`` at its top; False as a schema that nothing fits.
 
         Raises:
-            ValueError: It refers to a definition that does not exist, or to itself without anything between.
+            WrongReference: It refers to a definition that does not exist, or to itself without anything between.
         """
         for _ in range(len(self.root.get("$defs", {})) + 2):
             if schema is True:
@@ -88,7 +92,23 @@ class Document:
                 schema = rest
             else:
                 return schema  # type: ignore[no-any-return]
-        raise ValueError("a definition refers to itself")
+        raise WrongReference("a definition refers to itself")
+
+    def find_wrong_reference(self) -> str | None:
+        """Return a sentence about a reference in the document that is wrong; None if all are right."""
+        waiting: list[Any] = [self.root]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, dict):
+                if isinstance(one.get("$ref"), str):
+                    try:
+                        self.resolve(one)
+                    except WrongReference as error:
+                        return str(error)
+                waiting += one.values()
+            elif isinstance(one, list):
+                waiting += one
+        return None
 
     def _find(self, reference: str) -> Schema:
         found: Any = self.root
@@ -96,15 +116,14 @@ class Document:
             name = name.replace("~1", "/").replace("~0", "~")  # noqa: PLW2901 - RFC 6901, section 4
             found = found.get(name) if isinstance(found, dict) else None
         if not isinstance(found, (dict, bool)):
-            raise ValueError(f"it refers to {reference!r}, which does not exist")  # noqa: TRY004 - a wrong file
+            raise WrongReference(f"it refers to {reference!r}, which does not exist")
         return found if isinstance(found, dict) else {} if found else {"not": {}}
 
 
 def find_breaks(writer: Document, reader: Document) -> list[Break]:
     """Return the places at which a value of *writer* may not fit *reader*; none if each value fits.
 
-    Raises:
-        ValueError: A reference in one of them is wrong.
+    The references in both must be right: see ``Document.find_wrong_reference``.
     """
     found = _Comparison(writer, reader).compare(writer.schema, reader.schema, "")
     return list({(one.path, one.rule, repr(one.accepted)): one for one in found}.values())
@@ -333,8 +352,21 @@ def _compare_texts(written: Schema, accepted: Schema, path: str) -> Iterator[Bre
     expected = accepted.get("format")
     if expected is not None and expected not in WITHOUT_EFFECT and written.get("format") != expected:
         yield Break(path, "format", written, {"format": expected})
-    if accepted.get("pattern", written.get("pattern")) != written.get("pattern"):
-        yield Break(path, "pattern", written, {"pattern": accepted["pattern"]})
+    pattern = accepted.get("pattern")
+    if pattern is not None and pattern != written.get("pattern"):
+        is_free = not written.keys() & {"pattern", "format"}
+        refused = is_free and any(not _matches(pattern, text) for text in _make_probes(written))
+        yield Break(path, "limit" if refused else "pattern", written, {"pattern": pattern})
+
+
+def _make_probes(written: Schema) -> Iterator[str]:
+    """Yield texts that a schema without a pattern describes. A pattern that refuses one of them is a narrower rule."""
+    least, most = written.get("minLength", 0), written.get("maxLength", math.inf)
+    for character in "a0 -~é":
+        size = max(least, min(1, most))
+        yield character * int(size)
+    if least == 0:
+        yield ""
 
 
 def _compare_numbers(written: Schema, accepted: Schema, path: str) -> Iterator[Break]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
 
 MAX_TRIES = 300
+MAX_BREAKS = 4
+"""Of one finding. They are mostly the same break for several versions."""
 MAX_REASON_CHARACTERS = 200
 _OF_THE_PARENT = frozenset({"required", "additionalProperties", "propertyNames"})
 """Keywords whose errors are at the object around a field."""
@@ -53,15 +55,17 @@ def find_example(
         new: Its contract.
         older: The contracts of older versions, by version.
     """
-    for direction, version, one in finding.breaks:
+    second: Example | None = None
+    for direction, version, one in finding.breaks[:MAX_BREAKS]:
         search = _Search(event, direction, one, new, older[version])
         try:
             example = search.run()
         except UnknownFormat:
             continue
-        if example is not None:
+        if example is not None and example.proof == "class":
             return example
-    return None
+        second = second or example
+    return second
 
 
 class _Search:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from smartpipe.contracts.compare import Document
 from smartpipe.contracts.schemas import envelope_schema, event_schema, render_json
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
@@ -169,39 +170,48 @@ def parse_files(texts: Mapping[str, str], place: str) -> Versions:
         ConfigError: One sentence for each file that is missing or wrong.
     """
     errors: list[str] = []
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        if name.endswith(FIXTURES):
-            continue
-        try:
-            values[name] = json.loads(text)
-        except ValueError as error:
-            errors.append(f"{place}: {name} is not JSON: {error}")
     versions: Versions = {}
-    for name, value in values.items():
-        if not name.endswith(CONTRACT):
-            continue
-        stem = name.removesuffix(CONTRACT)
-        try:
-            declaration = Declaration.model_validate(value)
-            views = [values[stem + suffix] for suffix in (READER, WRITER) if isinstance(values[stem + suffix], dict)]
-            versions.setdefault(declaration.type, []).append(Described(declaration, *views))
-            if stem_of(declaration) != str(PurePosixPath(stem)):
-                errors.append(f"{place}: {name} is about {stem_of(declaration)}")
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            errors.append(f"{place}: {name}: {where}: {first['msg']}")
-        except KeyError as error:
-            if error.args[0] not in texts:
-                errors.append(f"{place}: {error.args[0]} is missing; run `smartpipe schema export` at that version")
-        except (TypeError, ValueError):
-            errors.append(f"{place}: {stem}{READER} and {stem}{WRITER} must be JSON objects")
+    for name in texts:
+        if name.endswith(CONTRACT):
+            try:
+                described = _parse_version(texts, name.removesuffix(CONTRACT))
+            except ConfigError as error:
+                errors += error.problems
+            else:
+                versions.setdefault(described.declaration.type, []).append(described)
     if errors:
-        raise ConfigError(errors)
+        raise ConfigError([f"{place}: {error}" for error in errors])
     for found in versions.values():
         found.sort(key=lambda one: one.declaration.number)
     return versions
+
+
+def _parse_version(texts: Mapping[str, str], stem: str) -> Described:
+    contract, reader, writer = (_parse(texts, stem + suffix) for suffix in (CONTRACT, READER, WRITER))
+    try:
+        declaration = Declaration.model_validate(contract)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"{stem}{CONTRACT}: {where}: {first['msg']}") from None
+    if stem_of(declaration) != stem:
+        raise ConfigError(f"{stem}{CONTRACT} is about {stem_of(declaration)}")
+    return Described(declaration, reader, writer)
+
+
+def _parse(texts: Mapping[str, str], name: str) -> dict[str, Any]:
+    if name not in texts:
+        raise ConfigError(f"{name} is missing; restore it, or run `smartpipe schema export` at that version")
+    try:
+        value = json.loads(texts[name])
+    except ValueError as error:
+        raise ConfigError(f"{name} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} is not a JSON object")
+    fault = Document(value).find_wrong_reference()
+    if fault is not None:
+        raise ConfigError(f"{name}: {fault}")
+    return value
 
 
 def write_text(path: Path, text: str) -> bool:

@@ -23,6 +23,8 @@ and fields with defaults are required, because they are always sent. ``reader``:
 class accepts. Fields with defaults are optional, and unknown fields are ignored."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+DECIMAL = r"^-?[0-9]+(\.[0-9]*)?([Ee][+-]?[0-9]{1,9})?$"
+"""The texts that ``str(Decimal)`` writes, without infinity and NaN, which events refuse."""
 _ALWAYS_WRITTEN = ["specversion", "id", "source", "type", "dataversion", "data"]
 
 
@@ -36,6 +38,14 @@ class _ReaderSchema(GenerateJsonSchema):
         """
         json_schema = super().generate(schema, mode)
         _require_discriminators(json_schema, json_schema)
+        return json_schema
+
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
+        """Say which texts are decimal numbers. Pydantic's schema allows any text."""
+        json_schema = super().decimal_schema(schema)
+        for one in json_schema.get("anyOf", [json_schema]):
+            if one.get("type") == "string":
+                one.setdefault("pattern", DECIMAL)
         return json_schema
 
 

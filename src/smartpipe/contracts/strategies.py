@@ -101,9 +101,10 @@ class _Builder:
         items = self.build(schema.get("items", True))
         unique = schema.get("uniqueItems", False)
         sizes = self._sizes(least, most)
-        rest = sizes.flatmap(
-            lambda size: st.lists(items, min_size=size, max_size=size, unique_by=repr if unique else None)
-        )
+        if unique:  # there may be fewer different items than the size
+            rest = sizes.flatmap(lambda size: st.lists(items, min_size=least, max_size=size, unique_by=repr))
+        else:
+            rest = sizes.flatmap(lambda size: st.lists(items, min_size=size, max_size=size))
         return st.tuples(st.tuples(*first), rest).map(lambda pair: [*pair[0], *pair[1]]) if first else rest
 
     def _objects(self, schema: Schema) -> st.SearchStrategy[Any]:
@@ -118,8 +119,9 @@ class _Builder:
             return fixed
         names = self._build({"type": "string", "minLength": 1, **self._names(schema)})
         values = self.build(more)
-        sizes = self._sizes(schema.get("minProperties", 0), schema.get("maxProperties", math.inf))
-        others = sizes.flatmap(lambda size: st.dictionaries(names, values, min_size=size, max_size=size))
+        least = schema.get("minProperties", 0)
+        sizes = self._sizes(least, schema.get("maxProperties", math.inf))
+        others = sizes.flatmap(lambda size: st.dictionaries(names, values, min_size=least, max_size=size))
         return st.tuples(others, fixed).map(lambda pair: {**pair[0], **pair[1]})
 
     def _names(self, schema: Schema) -> Schema:
@@ -142,8 +144,9 @@ def _texts(schema: Schema, hints: Hints) -> st.SearchStrategy[Any]:
         raise UnknownFormat(expected)
     least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
     if "pattern" in schema:
-        matching = st.from_regex(schema["pattern"], fullmatch=False)
-        return matching.filter(lambda text: least <= len(text) <= most)
+        matching = st.from_regex(str(schema["pattern"]), fullmatch=False)
+        # In Python's expressions, $ also matches before a line end.
+        return matching.filter(lambda text: least <= len(text) <= most and not text.endswith("\n"))
     sizes = {least, min(most, least + 5), most, *hints.lengths}
     edges = sorted(int(size) for size in sizes if least <= size <= most and size < math.inf)
     longest = int(min(most, least + 20))

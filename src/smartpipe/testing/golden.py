@@ -54,6 +54,7 @@ async def assert_handles(
     handlers have returned, with all retries, in virtual time. Claims of idempotent handlers are forgotten in between.
 
     Args:
+        service: Runs with all of its handlers, as on a MemoryBroker.
         directories: The schema directories, of this repository or of other teams; by default ``schemas``.
         transaction: As for MemoryBroker: provides the transactions of ``delivery.transaction()``.
         virtual: As for MemoryBroker: whether the event loop's clock skips waiting time.
@@ -78,10 +79,8 @@ async def assert_handles(
     failures = await _run(service, cases, transaction, virtual=virtual)
     problems = []
     if failures:
-        problems.append(
-            f"service {service.name!r} does not handle {len(failures)} of {len(cases)} golden messages:\n"
-            + "\n".join(failures)
-        )
+        problems.append(f"service {service.name!r} does not handle {len(failures)} of {len(cases)} golden messages:")
+        problems += failures
     if missing := sorted(_find_missing(service, cases)):
         places = " or ".join(map(str, directories or (DEFAULT_DIRECTORY,)))
         problems.append(

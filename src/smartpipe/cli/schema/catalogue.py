@@ -53,7 +53,8 @@ def run_catalogue(targets: Sequence[str], directory: Path, output: Path, form: s
         versions = {one.declaration.number: one for one in [*committed.get(type_, ()), *described]}
         ordered = [versions[number] for number in sorted(versions)]
         examples = _find_examples(classes, directory)
-        entries.append(Entry(described, ordered, examples, _producers(services, type_), _consumers(services, type_)))
+        consumers = _consumers(services, type_, [event for _, event in classes])
+        entries.append(Entry(described, ordered, examples, _producers(services, type_), consumers))
     for page in make_pages(entries):
         name, text = render(page, form)  # type: ignore[arg-type] # checked
         changed = write_text(output / name, text)
@@ -66,7 +67,7 @@ def _producers(services: Sequence[Service], type_: str) -> list[str]:
     return sorted({one.name for one in services if any(contract.type == type_ for contract in one.published)})
 
 
-def _consumers(services: Sequence[Service], type_: str) -> list[Consumer]:
+def _consumers(services: Sequence[Service], type_: str, classes: Sequence[type[Event]]) -> list[Consumer]:
     found = []
     for service in services:
         for binding in service.bindings:
@@ -74,7 +75,7 @@ def _consumers(services: Sequence[Service], type_: str) -> list[Consumer]:
             handlers = [
                 handler.name
                 for handler in service.handlers_on(binding.queue.name)
-                if contract_of(handler.event).type == type_
+                if any(issubclass(event, handler.event) for event in classes)  # a handler may take a base class
             ]
             if majors:
                 found.append(

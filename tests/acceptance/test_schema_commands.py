@@ -1,0 +1,268 @@
+"""``smartpipe schema`` as teams run it: in a git repository, in pipelines, and with wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.processes import smartpipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVENTS = '''
+from typing import Literal
+from smartpipe import Event, Service, Topic
+
+orders = Topic("orders")
+
+class OrderPlaced(Event, topic=orders, type="order.placed", version="1.0"):
+    """A customer has placed an order."""
+
+    order_id: str
+    cents: int
+    state: Literal["new", "paid"] = "new"
+
+class OrderShipped(Event, topic=orders, type="order.shipped", version="1.0"):
+    order_id: str
+
+checkout = Service("checkout", publishes=[OrderPlaced, OrderShipped])
+billing = Service("billing")
+
+@billing.subscribe(OrderPlaced)
+async def charge(event: OrderPlaced) -> None: ...
+'''
+TARGETS = ("shop:checkout", "shop:billing")
+
+
+class Shop:
+    """A project in a git repository, with its schemas committed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.git("init", "--quiet", "--initial-branch=main")
+        (directory / "shop.py").write_text(EVENTS)
+        assert self.run("export", *TARGETS).returncode == 0
+        self.commit()
+
+    def git(self, *arguments: str) -> None:
+        identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.com")
+        subprocess.run(["git", *identity, *arguments], cwd=self.directory, check=True, capture_output=True)
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", "Change")
+
+    def change(self, *changes: tuple[str, str]) -> None:
+        text = (self.directory / "shop.py").read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (self.directory / "shop.py").write_text(text)
+
+    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return smartpipe("schema", command, *arguments, directory=str(self.directory))
+
+    def check(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("check", *TARGETS, *arguments)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # a hook of git sets them
+        monkeypatch.delenv(name, raising=False)
+    return Shop(tmp_path)
+
+
+NEXT = ('type="order.placed", version="1.0"', 'type="order.placed", version="1.1"')
+
+
+def test_an_unchanged_project_passes(shop: Shop) -> None:
+    done = shop.check("--against", "git:main")
+
+    assert done.stdout == "Compared 2 events with 2 versions: 0 errors, 0 warnings.\n"
+    assert done.returncode == 0
+
+
+def test_a_compatible_change_with_the_next_version_passes(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", 'cents: int\n    coupon: str = ""'))
+
+    done = shop.check("--against", "git:main")
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_break_names_code_field_parties_remedy_and_a_message_that_would_break(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", "cents: int\n    customer: str"))
+
+    done = shop.check()
+
+    assert done.returncode == 1
+    assert done.stdout == (
+        "order.placed 1.1  (shop.py:7)\n"
+        "  SC101  error: a required field was added\n"
+        "         field 'customer' is required, and events of version 1.0 may not have it\n"
+        "         affects: older messages of checkout, in queues and dead-letter queues: billing\n"
+        '         example: {"cents": 0, "order_id": "", "state": "new"} is refused: customer: Field required\n'
+        "         remedy: give the field a default, or declare the next major version\n"
+        "\n"
+        "Compared 2 events with 2 versions: 1 error, 0 warnings.\n"
+    )
+
+
+def test_an_export_over_the_committed_file_is_found_when_git_is_asked(shop: Shop) -> None:
+    shop.change(("cents: int", 'cents: int\n    coupon: str = ""'))
+    assert shop.run("export", *TARGETS).returncode == 0
+
+    assert shop.check().returncode == 0
+    done = shop.check("--against", "git:HEAD")
+
+    assert done.returncode == 1
+    assert "SC302" in done.stdout
+
+
+def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
+    shop.change(NEXT)
+    assert shop.run("export", *TARGETS).returncode == 0
+    for file in (shop.directory / "schemas" / "order.placed").glob("1.0.*"):
+        file.unlink()
+
+    done = shop.check("--against", "git:main")
+
+    assert done.returncode == 1
+    assert "SC304" in done.stdout
+
+
+def test_an_accepted_finding_passes_and_shows_its_reason(shop: Shop) -> None:
+    shop.change(NEXT, ('"paid"]', '"paid", "sent"]'))
+    assert shop.check().returncode == 1
+
+    done = shop.run("accept", "SC104", "order.placed", "--path", "state", "--reason", "billing is deployed")
+    assert done.stdout == "Accepted SC104 of order.placed state in schemas/accepted.json. Commit the file.\n"
+    checked = shop.check("--against", "git:main")
+
+    assert checked.returncode == 0
+    assert "accepted: on " in checked.stdout
+    assert "billing is deployed" in checked.stdout
+    assert checked.stdout.endswith("0 errors, 0 warnings, 1 accepted.\n")
+
+
+def test_github_gets_an_annotation_at_the_line_of_the_class(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", "cents: str"))
+
+    done = shop.check("--format", "github")
+
+    [annotation, last] = done.stdout.splitlines()
+    assert annotation.startswith(
+        "::error title=SC108 order.placed,file=shop.py,line=7::field 'cents' of version 1.1 may "
+    )
+    assert "%0Aremedy: " in annotation
+    assert last.startswith("Compared 2 events")
+
+
+def test_programs_get_json_and_sarif(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", "cents: str"))
+
+    [finding] = json.loads(shop.check("--format", "json").stdout)["findings"]
+    [run] = json.loads(shop.check("--format", "sarif").stdout)["runs"]
+
+    assert (finding["code"], finding["path"], finding["producers"], finding["consumers"]) == (
+        "SC108", "cents", ["checkout"], ["billing"],
+    )  # fmt: skip
+    assert finding["example"]["data"]["cents"] == ""
+    [result] = run["results"]
+    assert result["ruleId"] == "SC108"
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "shop.py"
+    assert {rule["id"] for rule in run["tool"]["driver"]["rules"]} >= {"SC101", "SC305"}
+
+
+def test_the_differences_to_the_last_version_are_listed(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", "total: float"))
+
+    done = shop.run("diff", *TARGETS)
+
+    assert done.stdout == (
+        "order.placed 1.0 → 1.1\n"
+        "  + total  number, required\n"
+        "  - cents  integer, required\n"
+        "order.shipped 1.0 does not differ from 1.0\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--against", "git:nowhere"), "git reference 'nowhere' does not exist here; fetch it first"),
+        (("--against", "git:--help"), "git reference '--help' is not valid"),
+        (("--against", "elsewhere"), "schema directory 'elsewhere' does not exist; run `smartpipe schema export`"),
+        (("--directory", "elsewhere"), "schema directory 'elsewhere' does not exist"),
+        (("--mode", "sideways"), "--mode 'sideways' is unknown: use one of full, forward, backward"),
+        (("--format", "xml"), "--format 'xml' is unknown: use one of text, json, github, sarif"),
+    ],
+)
+def test_wrong_options_are_errors_with_exit_code_2(shop: Shop, arguments: tuple[str, ...], error: str) -> None:
+    done = shop.check(*arguments)
+
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "error"),
+    [
+        ("1.0.reader.json", "{", "order.placed/1.0.reader.json is not JSON"),
+        ("1.0.reader.json", None, "order.placed/1.0.reader.json is missing"),
+        ("1.0.writer.json", "[]", "order.placed/1.0.writer.json is not a JSON object"),
+        ("1.0.contract.json", "{}", "order.placed/1.0.contract.json: type: Field required"),
+        ("1.0.reader.json", '{"properties": {"data": {"$ref": "#/$defs/Gone"}}}', "it refers to '#/$defs/Gone'"),
+    ],
+)
+def test_a_wrong_schema_file_is_named(shop: Shop, file: str, text: str | None, error: str) -> None:
+    path = shop.directory / "schemas" / "order.placed" / file
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+
+    done = shop.check()
+
+    assert done.returncode == 2
+    assert error in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_outside_of_a_repository_git_is_not_possible(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(EVENTS)
+
+    done = smartpipe("schema", "check", "shop", "--against", "git:main", directory=str(tmp_path))
+
+    assert done.returncode == 2
+    assert "is not in a git repository; pass a directory to --against" in done.stderr
+
+
+def test_an_event_without_a_schema_is_an_error_and_the_others_are_compared(shop: Shop) -> None:
+    opaque = (
+        "class Opaque:\n"
+        "    @classmethod\n"
+        "    def __get_pydantic_core_schema__(cls, source, handler):\n"
+        "        from pydantic_core import core_schema\n"
+        "        return core_schema.no_info_plain_validator_function(\n"
+        "            lambda value: value, serialization=core_schema.to_string_ser_schema())\n\n"
+    )
+    shop.change(
+        ("class OrderPlaced", f"{opaque}class OrderPlaced"),
+        ("    order_id: str\n\ncheckout", "    order_id: Opaque\n\ncheckout"),
+        ("cents: int", "cents: str"),
+    )
+
+    done = shop.check()
+
+    assert done.returncode == 2
+    assert "SC108" in done.stdout
+    assert "OrderShipped: JSON Schema cannot describe field 'order_id'" in done.stderr

@@ -1,0 +1,253 @@
+"""The findings of a check: sequence of versions, moves, merging, exceptions, and the parties that are affected."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from smartpipe import ConfigError, Event, Topic
+from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, read_accepted
+from smartpipe.contracts.check import Options, Usage, check, find_removed, have_same_meaning
+from smartpipe.contracts.differences import find_differences
+from smartpipe.contracts.files import Described, describe
+from smartpipe.contracts.findings import RULES, Parties
+from tests.support.contract_changes import TYPE, make_event
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from smartpipe.contracts.findings import Finding
+
+
+def version(number: str, **fields: Any) -> Described:
+    return describe(make_event(fields, number))
+
+
+def codes(findings: list[Finding]) -> list[str]:
+    return [finding.code for finding in findings]
+
+
+def compare(
+    new: Described,
+    *older: Described,
+    options: Options = Options(),  # noqa: B008 - a tuple
+    usage: Mapping[str, Usage] | None = None,
+) -> list[Finding]:
+    return check([new], {TYPE: list(older)} if older else {}, options, usage or {})
+
+
+def retired(one: Described) -> Described:
+    return one._replace(declaration=one.declaration.model_copy(update={"retired": True}))
+
+
+def test_an_event_without_earlier_versions_has_no_findings() -> None:
+    assert compare(version("1.0", b=str)) == []
+
+
+def test_a_break_is_found_in_every_older_minor_version_and_shown_once() -> None:
+    [finding] = compare(version("1.2", b=str), version("1.0"), version("1.1", c=(int, 0)), options=Options("backward"))[
+        :1
+    ]
+
+    assert finding.code == "SC101"
+    assert finding.against == ["1.0", "1.1"]
+
+
+def test_only_the_latest_version_counts_if_the_check_is_not_transitive() -> None:
+    older = (version("1.0"), version("1.1", b=(str, "x")))
+    new = version("1.2", b=str)
+
+    assert codes(compare(new, *older)) == ["SC101"]
+    assert compare(new, *older, options=Options(transitive=False)) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("full", ["SC101", "SC102"]), ("forward", ["SC102"]), ("backward", ["SC101"])]
+)
+def test_the_mode_selects_the_direction(mode: Any, expected: list[str]) -> None:
+    findings = compare(version("1.1", b=int), version("1.0", c=str), options=Options(mode))
+
+    assert sorted(codes(findings)) == expected
+
+
+def test_a_new_major_version_is_not_compared_with_the_old_one() -> None:
+    assert compare(version("2.0", b=str), version("1.0", c=int)) == []
+
+
+def test_a_retired_version_is_not_compared() -> None:
+    assert compare(version("1.1", b=str), retired(version("1.0"))) == []
+
+
+def test_a_version_that_was_changed_in_place_is_a_finding_even_if_the_change_is_compatible() -> None:
+    assert codes(compare(version("1.0", b=(str, "x")), version("1.0"))) == ["SC302"]
+
+
+def test_titles_descriptions_and_names_of_classes_may_change_in_place() -> None:
+    class Line(BaseModel):
+        sku: str
+
+    class RenamedLine(BaseModel):
+        """A line."""
+
+        sku: str = Field(description="The stock keeping unit.", title="SKU")
+
+    old, new = version("1.0", lines=list[Line]), version("1.0", lines=list[RenamedLine])
+
+    assert have_same_meaning(old, new)
+    assert compare(new, old) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "older", "message"),
+    [
+        ("1.2", ["1.0"], "version 1.2 follows 1.0; the next one is 1.1"),
+        ("1.1", ["1.0", "1.1", "1.2"], "version 1.1 is older than 1.2, which is committed"),
+        ("3.0", ["1.0"], "version 3.0 follows 1.0; the next one is 2.0"),
+        ("2.1", ["1.0", "1.1"], "version 2.1 follows 1.1; the next one is 2.0"),
+    ],
+)
+def test_versions_have_no_gaps_and_never_go_back(number: str, older: list[str], message: str) -> None:
+    findings = compare(version(number), *map(version, older))
+
+    assert [(one.code, one.message) for one in findings] == [("SC303", message)]
+
+
+@pytest.mark.parametrize(
+    ("number", "older"), [("1.1", ["1.0"]), ("2.0", ["1.0", "1.1"]), ("1.0", ["1.0"]), ("1.0", ["2.0"])]
+)
+def test_the_next_version_is_in_sequence(number: str, older: list[str]) -> None:
+    assert compare(version(number), *map(version, older)) == []
+
+
+def test_another_topic_key_or_tenant_is_a_finding_that_names_both_values() -> None:
+    class Old(Event, topic=Topic("orders"), type="moved", version="1.0", key="a"):
+        a: int
+
+    old = describe(Old)
+    moved = old.declaration.model_copy(update={"topic": "sales", "fifo": True, "key": ("a", "b"), "version": "1.1"})
+    [finding] = check([old._replace(declaration=moved)], {"moved": [old]}, Options(), {})
+
+    assert finding.code == "SC301"
+    assert (
+        finding.message == "since 1.0: topic was orders and is sales; key was a and is a, b; FIFO was False and is True"
+    )
+
+
+def test_a_removed_version_is_a_finding_unless_it_was_retired() -> None:
+    before = {TYPE: [version("1.0"), version("1.1")]}
+    after = {TYPE: [version("1.1")]}
+
+    assert [(one.code, one.version) for one in find_removed(before, after, [TYPE])] == [("SC304", "1.0")]
+    assert find_removed({TYPE: [retired(version("1.0")), version("1.1")]}, after, [TYPE]) == []
+    assert find_removed(before, after, ["another.type"]) == []
+
+
+def test_an_older_major_version_needs_a_handler_while_its_messages_may_exist() -> None:
+    usage = {TYPE: Usage(Parties(("shop",), ("billing",)), frozenset({2}))}
+
+    [finding] = compare(version("2.0"), version("1.0"), usage=usage)
+
+    assert finding.code == "SC305"
+    assert "no handler of billing reads them" in finding.message
+    assert compare(version("2.0"), retired(version("1.0")), usage=usage) == []
+    assert compare(version("2.0"), version("1.0")) == []  # no service is known
+    both = {TYPE: usage[TYPE]._replace(majors=frozenset({1, 2}))}
+    assert compare(version("2.0"), version("1.0"), usage=both) == []
+
+
+def test_a_finding_names_the_services_that_are_affected() -> None:
+    usage = {TYPE: Usage(Parties(("shop",), ("billing", "mail")), frozenset({1}))}
+
+    [added, removed] = sorted(
+        compare(version("1.1", b=int), version("1.0", c=str), usage=usage), key=lambda one: one.code
+    )
+
+    assert added.affected == ["older messages of shop, in queues and dead-letter queues: billing, mail"]
+    assert removed.affected == ["consumers that still have an older version: billing, mail"]
+
+
+def test_a_rename_is_one_finding_only_between_fields_of_one_type_and_object() -> None:
+    assert codes(compare(version("1.1", c=str), version("1.0", b=str))) == ["SC103"]
+    assert sorted(codes(compare(version("1.1", c=int), version("1.0", b=str)))) == ["SC101", "SC102"]
+
+
+def test_values_added_to_and_removed_from_an_enumeration_are_two_findings_that_name_them() -> None:
+    findings = compare(version("1.1", b=Literal["x", "z"]), version("1.0", b=Literal["x", "y"] | None))
+
+    assert [(one.code, one.message) for one in findings] == [
+        ("SC104", 'field \'b\' of version 1.1 may be "z"; consumers of version 1.0 accept "x" | "y"'),
+        ("SC105", 'field \'b\' of version 1.0 may be "y", null; consumers of version 1.1 accept "x" | "z"'),
+    ]
+
+
+def test_a_pattern_that_was_added_refuses_texts_and_another_pattern_cannot_be_decided() -> None:
+    letters, digits = Annotated[str, Field(pattern="^[a-z]+$")], Annotated[str, Field(pattern="^[0-9]+$")]
+
+    assert codes(compare(version("1.1", b=letters), version("1.0", b=str))) == ["SC106"]
+    assert codes(compare(version("1.1", b=letters), version("1.0", b=digits))) == ["SC202"]
+    assert compare(version("1.1", b=str), version("1.0", b=str)) == []
+
+
+def test_an_accepted_finding_does_not_fail_and_an_exception_that_nothing_needs_is_returned() -> None:
+    [finding] = compare(version("1.1", b=str), version("1.0"))
+    day = date(2026, 1, 2)
+    needed = Accepted(code="SC101", type=TYPE, reason="all are deployed", date=day)
+    others = [
+        needed.model_copy(update={"code": "SC102"}),
+        needed.model_copy(update={"type": "x"}),
+        needed.model_copy(update={"path": "c"}),
+    ]
+
+    assert finding.fails
+    assert apply_accepted([finding], [needed, *others]) == others
+    assert not finding.fails
+    assert finding.accepted == ("all are deployed", day)
+
+
+def test_an_exception_is_kept_with_its_reason_and_date_and_replaces_the_last_one(tmp_path: Path) -> None:
+    add_accepted(tmp_path, "SC104", TYPE, "first", None)
+    add_accepted(tmp_path, "SC104", TYPE, " second ", None)
+    file = add_accepted(tmp_path, "SC104", TYPE, "third", "state")
+
+    assert [(one.reason, one.path) for one in read_accepted(tmp_path)] == [("second", None), ("third", "state")]
+    assert all(one.date == date.today() for one in read_accepted(tmp_path))  # noqa: DTZ011 - the day of the machine
+    assert file.name == "accepted.json"
+
+
+@pytest.mark.parametrize(("code", "reason", "error"), [("SC999", "x", "SC999"), ("SC104", "  ", "--reason is empty")])
+def test_an_exception_needs_a_known_code_and_a_reason(tmp_path: Path, code: str, reason: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        add_accepted(tmp_path, code, TYPE, reason, None)
+
+
+def test_a_wrong_file_of_exceptions_is_named_with_the_place(tmp_path: Path) -> None:
+    (tmp_path / "accepted.json").write_text('[{"code": "SC104", "type": "x", "reason": "y", "date": "soon"}]')
+
+    with pytest.raises(ConfigError, match=r"accepted\.json: 0\.date: "):
+        read_accepted(tmp_path)
+
+
+def test_the_differences_of_two_versions_are_listed_by_field() -> None:
+    old = version("1.0", gone=str, limited=Annotated[int, Field(ge=1)], state=(str, "new"), lines=list[dict[str, int]])
+    new = version(
+        "1.1", limited=Annotated[int, Field(ge=0)], state=(str, "open"), lines=list[dict[str, int]], c=(int, 3)
+    )
+
+    assert [tuple(one) for one in find_differences(old, new)] == [
+        ("~", "limited", "integer, minimum 1 → integer, minimum 0"),
+        ("~", "state", 'default "new" → "open"'),
+        ("+", "c", "integer, optional, default 3"),
+        ("-", "gone", "string, required"),
+    ]
+    assert find_differences(old, old) == []
+
+
+def test_each_rule_has_a_title_and_a_remedy_and_warnings_have_the_codes_of_the_200s() -> None:
+    for code, rule in RULES.items():
+        assert rule.title
+        assert rule.remedy
+        assert (rule.severity == "warning") == code.startswith("SC2")
