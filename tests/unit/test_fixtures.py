@@ -20,7 +20,9 @@ from smartpipe.contracts.files import describe, export, read_directory
 from smartpipe.contracts.fixtures import Fixture, read_fixtures, render_fixtures
 from smartpipe.contracts.messages import make_messages
 from smartpipe.envelope.decode import get_decoder
+from tests.support.contract_changes import Tree, make_event
 from tests.support.golden import Collected, Returned, Secretive, Sold, shop
+from tests.unit.test_contract_views import KINDS
 
 ROOT = Path(__file__).parents[2]
 SOLD = "tests.support.golden:Sold"
@@ -272,3 +274,26 @@ def test_a_composite_key_of_an_older_version_is_sent_as_one_text() -> None:
     [first, *_] = make_messages(described._replace(declaration=declaration), None, 0).fixtures
 
     assert first.message["partitionkey"] == "order-1/broken"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_messages_have_fields_of_every_kind_from_the_class_and_from_both_schemas(kind: str) -> None:
+    event = make_event({"b": KINDS[kind]})
+    described = describe(event)
+
+    for writer in (event, None):
+        made = make_messages(described, writer, 1)
+
+        assert made.notes == []
+        assert len(made.fixtures) >= 3
+        for one in made.fixtures:
+            get_decoder(frozenset({event})).decode(json.dumps(one.message))
+
+
+def test_a_value_that_contains_itself_does_so_once_in_a_full_message() -> None:
+    event = make_event({"b": Tree})
+
+    assert data_of(make_messages(describe(event), event, 0).fixtures)["full"]["b"] == {
+        "value": 1,
+        "children": [{"value": 1, "children": []}],
+    }

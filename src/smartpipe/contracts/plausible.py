@@ -143,7 +143,7 @@ def _named_texts(name: str) -> Sequence[str]:
             return texts
     owner = re.fullmatch(r"(?:(\w+)_)?(?:id|ids|key|number|no|ref|reference|code)", snake)
     if owner:
-        word = (owner[1] or "id").rpartition("_")[2]
+        word = (owner[1] or snake).rpartition("_")[2]
         return (f"{word}-1", f"{word}-2", f"{word}-3", "1", "2")
     word = snake.rpartition("_")[2]
     return (word, f"{word} two", f"{word} three") if word else _WORDS

@@ -208,7 +208,7 @@ class Builder:
         built = {}
         for name, one in schema.get("properties", {}).items():
             wanted = not minimal and (self._style != "random" or self._random.random() < 0.5)  # noqa: PLR2004 - half
-            if name in required or (wanted and self._height(one, inside) < math.inf):
+            if name in required or (wanted and self._height(one, ()) < math.inf):
                 built[name] = self._build(one, (*path, name), inside, minimal=minimal)
         for key, one in self._entries(schema, path, minimal=minimal):
             if key not in built:
@@ -242,15 +242,15 @@ class Builder:
         if items is False:
             return built
         least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-        size = self._size_of(items, least, most, inside, minimal=minimal)
+        size = self._size_of(items, least, most, minimal=minimal)
         for index in range(size - len(built)):
             one = self._build(items, (*path, ITEM), inside, index, minimal=minimal)
             if not schema.get("uniqueItems") or one not in built:
                 built.append(one)
         return built
 
-    def _size_of(self, items: Any, least: int, most: float, inside: tuple[str, ...], *, minimal: bool) -> int:
-        if minimal or self._style == "smallest" or self._height(items, inside) == math.inf:
+    def _size_of(self, items: Any, least: int, most: float, *, minimal: bool) -> int:
+        if minimal or self._style == "smallest" or self._height(items, ()) == math.inf:
             return least
         if self._style == "random":
             return self._random.randint(least, int(min(most, least + MAX_ITEMS)))
