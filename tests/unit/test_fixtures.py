@@ -169,6 +169,16 @@ def test_the_command_writes_a_file_for_each_version_and_keeps_those_of_older_one
     assert len(read_directory(tmp_path)["golden.returned"]) == 2
 
 
+def test_a_retired_version_gets_no_file(tmp_path: Path) -> None:
+    export_two_versions(tmp_path)
+    contract = tmp_path / "golden.returned" / "0.9.contract.json"
+    contract.write_text(json.dumps({**json.loads(contract.read_text()), "retired": True}))
+
+    run_fixtures(["tests.support.golden:Returned"], tmp_path, 0, as_json=False)
+
+    assert [path.name for path in tmp_path.glob("*/*.fixtures.json")] == ["1.0.fixtures.json"]
+
+
 def test_a_kept_message_that_does_not_fit_its_schema_is_named(tmp_path: Path) -> None:
     export_two_versions(tmp_path)
     run_fixtures(["tests.support.golden:Returned"], tmp_path, 0, as_json=False)

@@ -123,5 +123,21 @@ async def test_messages_of_a_fifo_queue_and_those_after_an_endless_retry_are_jud
 async def test_a_directory_that_does_not_exist_and_a_service_without_handlers_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="schema directory .*nowhere' does not exist; run"):
         await assert_handles(golden.fair, tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="service 'idle' has no handlers"):
+    with pytest.raises(ConfigError, match="service 'idle' has no handlers of events"):
         await assert_handles(Service("idle"), tmp_path)
+
+
+async def test_messages_of_a_retired_version_are_left_out(schemas: Path, tmp_path: Path) -> None:
+    source = schemas / "golden.returned" / "1.0.fixtures.json"
+    directory = tmp_path / "golden.returned"
+    directory.mkdir()
+    (directory / "1.0.fixtures.json").write_text(source.read_text())
+    (directory / "1.1.fixtures.json").write_text(source.read_text().replace('"late"', '"lost"'))
+    (directory / "1.1.contract.json").write_text('{"retired": true}')
+    (tmp_path / "golden.sold").symlink_to(schemas / "golden.sold")
+
+    assert await assert_handles(golden.fair, tmp_path) == await assert_handles(golden.fair, schemas)
+
+    (directory / "1.1.contract.json").write_text('{"retired": false}')
+    with pytest.raises(AssertionError, match=r"1\.1\.fixtures\.json"):
+        await assert_handles(golden.fair, tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from smartpipe.contracts.files import FIXTURES
+from smartpipe.contracts.files import CONTRACT, FIXTURES
 from smartpipe.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ _FILE = TypeAdapter(list[Fixture])
 
 
 def read_fixtures(directory: Path) -> dict[Path, list[Fixture]]:
-    """Return the messages of each file below a schema directory.
+    """Return the messages of each file below a schema directory, except those of retired versions.
 
     Raises:
         ConfigError: There is no such directory, or a file is wrong. Each error has a sentence.
@@ -56,7 +56,8 @@ def read_fixtures(directory: Path) -> dict[Path, list[Fixture]]:
     errors: list[str] = []
     for path in sorted(directory.glob(f"*/*{FIXTURES}")):
         try:
-            found[path] = read_fixture_file(path)
+            if not _is_retired(path):
+                found[path] = read_fixture_file(path)
         except ConfigError as error:
             errors += error.problems
     if errors:
@@ -76,6 +77,17 @@ def read_fixture_file(path: Path) -> list[Fixture]:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigError(f"{path}: {where}: {first['msg']}; run `smartpipe schema fixtures` to write it") from None
+
+
+def _is_retired(path: Path) -> bool:
+    contract = path.with_name(path.name.removesuffix(FIXTURES) + CONTRACT)
+    try:
+        value = json.loads(contract.read_text(encoding="utf-8"))
+    except OSError:  # other teams may pass on the messages alone
+        return False
+    except ValueError as error:
+        raise ConfigError(f"{contract}: the file is not JSON: {error}") from None
+    return isinstance(value, dict) and value.get("retired") is True
 
 
 def render_fixtures(fixtures: list[Fixture]) -> str:

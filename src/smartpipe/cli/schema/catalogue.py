@@ -75,7 +75,7 @@ def _consumers(services: Sequence[Service], type_: str, classes: Sequence[type[E
             handlers = [
                 handler.name
                 for handler in service.handlers_on(binding.queue.name)
-                if any(issubclass(event, handler.event) for event in classes)  # a handler may take a base class
+                if isinstance(handler.event, type) and any(issubclass(event, handler.event) for event in classes)
             ]
             if majors:
                 found.append(

@@ -33,7 +33,8 @@ class _File(NamedTuple):
 def run_fixtures(targets: Sequence[str], directory: Path, count: int, *, as_json: bool) -> None:
     """Write a file for each version that is in code or among the schema files, and print the files.
 
-    The file of an older version stays as it is: its class has written the messages, and is gone.
+    The file of an older version stays as it is: its class has written the messages, and is gone. A retired version
+    gets none.
 
     Raises:
         ConfigError: The extra ``contracts`` is not installed, a target or a file is wrong, or an event has no message
@@ -49,6 +50,7 @@ def run_fixtures(targets: Sequence[str], directory: Path, count: int, *, as_json
         (type_, one.declaration.version): (one, None)
         for type_ in {type_ for type_, _ in in_code}
         for one in committed.get(type_, ())
+        if not one.declaration.retired
     }
     versions |= {(type_, version): (None, event) for (type_, version), event in in_code.items()}
     for described, event in (versions[key] for key in sorted(versions)):
