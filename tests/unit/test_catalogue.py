@@ -80,6 +80,7 @@ def test_each_member_of_a_union_has_its_own_table_and_a_recursive_one_has_only_o
     text = page_of(golden.Sold)
 
     assert cells(text, "`payment`")[0][1] == "`Card \\| Cash`"
+    assert cells(text, "`total`")[0][1] == "`number \\| string (decimal)`"
     assert [row[1] for row in cells(text, "`kind`")] == ['`"card"`', '`"cash"`']
     assert text.count("### `Category`") == 1
     assert cells(text, "`parent`") == [["`parent`", "`Category \\| null`", "no", "`null`", ""]]

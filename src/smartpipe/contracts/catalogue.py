@@ -10,6 +10,7 @@ from smartpipe.contracts.compare import Document, alternatives_of
 from smartpipe.contracts.differences import find_differences
 from smartpipe.contracts.fields import NO_DEFAULT, Field, summarize
 from smartpipe.contracts.page import Code, Heading, Items, Json, Link, Page, Paragraph, Subheading, Table
+from smartpipe.contracts.schemas import DECIMAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -194,7 +195,8 @@ def _describe_field(field: Field, *, computed: bool = False) -> Sequence[Line]:
         end = "" if not text else " " if str(text).endswith((".", "!", "?")) else ". "
         description.append(f"{end}Examples: ")
         description += _join_codes([json.dumps(one, ensure_ascii=False) for one in examples])
-    return (Code(field.path),), (Code(field.text),), (required,), default, tuple(description)
+    type_ = field.text.replace(f"string, pattern {DECIMAL}", "string (decimal)")
+    return (Code(field.path),), (Code(type_),), (required,), default, tuple(description)
 
 
 def _describe_example(entry: Entry, described: Described) -> Iterator[Block]:
