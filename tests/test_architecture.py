@@ -50,6 +50,7 @@ ORDER = [
     "retry",
     "transport",
     "topics",
+    "upcasters",
     "event_fields",
     "events",
     "settings",

@@ -88,6 +88,11 @@ class Delivery(Generic[S]):
         return self.envelope.source
 
     @property
+    def version(self) -> str:
+        """The version in which the event was sent, ``major.minor``. It is older than the class if data was upcast."""
+        return self.envelope.version
+
+    @property
     def time(self) -> datetime | None:
         """When the event was published, by the producer's clock; or the time that its producer has passed."""
         return self.envelope.time

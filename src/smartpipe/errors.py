@@ -106,8 +106,8 @@ class DecodeError(MessageError):
     """A message body that cannot become an event. A retry cannot help, so the message is dead-lettered.
 
     Args:
-        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``too-many-values``, ``not-compressed``,
-            ``not-a-pointer`` or ``payload-not-allowed``.
+        kind: ``not-json``, ``not-cloudevent``, ``invalid-data``, ``upcast-failed``, ``too-many-values``,
+            ``not-compressed``, ``not-a-pointer`` or ``payload-not-allowed``.
         errors: If validation failed, the first 20 of Pydantic's errors, without the input values.
     """
 

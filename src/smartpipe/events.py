@@ -13,9 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from smartpipe.errors import ConfigError
 from smartpipe.event_fields import inspect_fields
 from smartpipe.topics import Topic
+from smartpipe.upcasters import U, Upcaster, argument_errors, function_errors, gap_errors, make_upcaster
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from smartpipe.topics import Queue
 
 _TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.|$)){0,254}")
 _VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
@@ -68,6 +71,7 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     __contract__: ClassVar[Contract | None] = None
+    __upcasters__: ClassVar[dict[int, Upcaster]] = {}
 
     if TYPE_CHECKING:
 
@@ -111,6 +115,7 @@ class Event(BaseModel):
         """Check the declaration and add the class to the registry."""
         super().__pydantic_init_subclass__(**kwargs)
         cls.__contract__ = None  # a contract is not inherited: two classes would share one type
+        cls.__upcasters__ = {}
         if (topic, type, version, key, tenant) == (None, None, None, None, None):
             return
         errors = _declaration_errors(cls, topic=topic, type_=type, version=version)
@@ -128,6 +133,52 @@ class Event(BaseModel):
         super().__pydantic_on_complete__()
         if cls.__dict__.get("__contract__") is not None:
             _refuse_unreadable_fields(cls)
+
+    @classmethod
+    def upcast(
+        cls, *, from_version: str, to_version: str | None = None, topic: Topic | None = None
+    ) -> Callable[[U], U]:
+        """Register the decorated function as the upcaster of data of an older major version.
+
+        Write ``@OrderPlaced.upcast(from_version="1")`` above ``def _(data: dict[str, Any]) -> dict[str, Any]``. A
+        handler of the class then also receives events of version 1.x. The function turns their data into data of
+        version 2, and the upcaster from version 2, if the class is newer, continues. Only then is the data validated.
+
+        The function is called with the ``data`` as parsed from JSON. It may change the dict, and must return one. It
+        runs on the event loop, or in the thread that decodes large bodies, so it must be fast and without I/O. If it
+        raises, or returns no dict, the message is dead-lettered as ``upcast-failed``. If a queue has a handler for a
+        class of the older version itself, that handler receives the events, and they are not upcast.
+
+        Args:
+            from_version: The major version of the data that the function takes, such as ``"1"``.
+            to_version: The major version of the data that it returns; by default the next one. Versions in between
+                are skipped.
+            topic: The topic that events of the older version are published to, if it is another than that of the
+                class. ``topology`` then subscribes the queues of handlers to it, too.
+
+        Raises:
+            ConfigError: The class declares no type, the versions are wrong, another upcaster takes the same version,
+                or the function has another signature or is async. When a service uses the class: an upcaster leads to
+                a version that is neither that of the class nor taken by another upcaster.
+        """
+        errors = argument_errors(
+            contract_of(cls).version, from_version=from_version, to_version=to_version, topic=topic
+        )
+        if errors:
+            raise ConfigError([f"event {_name(cls)}: {error}" for error in errors])
+
+        def register(function: U) -> U:
+            errors = function_errors(function)
+            if errors:
+                raise ConfigError([f"event {_name(cls)}: {error}" for error in errors])
+            upcaster = make_upcaster(function, from_version, to_version, topic)
+            other = cls.__upcasters__.setdefault(upcaster.from_major, upcaster)
+            if other is not upcaster and other.place != upcaster.place:
+                raise ConfigError(f"event {_name(cls)}: {other} and {upcaster} take the same version; remove one")
+            cls.__upcasters__[upcaster.from_major] = upcaster  # its definition has run again, as in a notebook cell
+            return function
+
+        return register
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the event without validation of *update*. A copy with an update is validated when it is published."""
@@ -165,6 +216,63 @@ def contract_of(event: type[Event]) -> Contract:
         )
         raise ConfigError(msg)
     return contract
+
+
+def upcast_contracts(event: type[Event]) -> Iterator[Contract]:
+    """Yield a contract for each older major version that the upcasters of the class *event* take.
+
+    Raises:
+        ConfigError: An upcaster leads to a version that is neither that of the class nor taken by another upcaster; or
+            a class of the older version declares another topic.
+    """
+    contract = contract_of(event)
+    errors = gap_errors(event.__upcasters__, contract.major)
+    for major, upcaster in sorted(event.__upcasters__.items()):
+        declared, topic = event_class(contract.type, major), upcaster.topic or contract.topic
+        older = contract_of(declared) if declared else Contract(contract.type, f"{major}.0", topic, None)
+        if declared and older.topic != topic:
+            errors.append(
+                f"{upcaster} is for events on topic {topic.name!r}, but {declared.__qualname__} declares version "
+                f"{older.version} on topic {older.topic.name!r}: pass that topic as upcast(topic=...)"
+            )
+        yield older
+    if errors:
+        raise ConfigError([f"event {_name(event)}: {error}" for error in errors])
+
+
+def list_contracts(events: Iterable[type[Event]], queue: Queue) -> tuple[Contract, ...]:
+    """Return the contracts that *queue* takes if it has handlers of *events*: theirs, and those of older versions.
+
+    A class takes older versions by its upcasters, except those that another class on the queue takes itself.
+
+    Raises:
+        ConfigError: Upcasters leave a gap, those of two classes take one version, or a topic does not fit the queue.
+    """
+    classes = dict.fromkeys(events)
+    found = {(contract.type, contract.major): contract for contract in map(contract_of, classes)}
+    owners: dict[tuple[str, int], type[Event]] = {}
+    errors = []
+    for event in classes:
+        for contract in upcast_contracts(event):
+            version = contract.type, contract.major
+            if version in found and version not in owners:
+                continue
+            owner = owners.setdefault(version, event)
+            if owner is not event:
+                errors.append(
+                    f"queue {queue.name!r}: {owner.__qualname__} and {event.__qualname__} both have an upcaster for "
+                    f"version {contract.major} of {contract.type!r}: subscribe one of them on another queue, or "
+                    "subscribe a class of that version as well"
+                )
+            if queue.fifo and not contract.topic.fifo:
+                errors.append(
+                    f"queue {queue.name!r} is FIFO, and topic {contract.topic.name!r}, from which {event.__qualname__} "
+                    f"upcasts version {contract.major}, is not: handle the event on a standard queue"
+                )
+            found[version] = contract
+    if errors:
+        raise ConfigError(errors)
+    return tuple(found.values())
 
 
 def text_of(event: Event, field: str | None) -> str | None:

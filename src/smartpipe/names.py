@@ -111,7 +111,7 @@ def name_of(function: Callable[..., Any]) -> str:
     """
     function = without_partials(function)
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    return f"{getattr(named, '__module__', 'builtins')}.{named.__qualname__}"  # a method of dict has no module
 
 
 def without_partials(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from smartpipe.consumer.decide import UnknownEvents
 from smartpipe.consumer.handlers import Handler, HandlerOptions, make_handler, slots_for
 from smartpipe.envelope.encode import source_errors
 from smartpipe.errors import ConfigError
-from smartpipe.events import Event, contract_of
+from smartpipe.events import Event, contract_of, list_contracts
 from smartpipe.failures import validate_hook
 from smartpipe.idempotency.store import Idempotency
 from smartpipe.limits import MAX_RECEIVES
@@ -243,7 +243,7 @@ class Service:
         messages, so configure its event source mapping in place of ``rate_per_second`` and a circuit breaker's pauses.
 
         Raises:
-            ConfigError: The service has no handlers.
+            ConfigError: The service has no handlers, or the upcasters of an event leave a gap.
         """
         from smartpipe.worker.aws_lambda import LambdaHandler  # the only import from a module above this one
 
@@ -269,12 +269,16 @@ class Service:
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
-        """The queues that have handlers, with the contracts that each queue needs."""
+        """The queues that have handlers, with the contracts that each queue needs.
+
+        Raises:
+            ConfigError: The upcasters of an event leave a gap, or do not fit each other.
+        """
         used = dict.fromkeys(handler.queue for handler in self._handlers)
         return tuple(
             Binding(
                 queue,
-                tuple(dict.fromkeys(contract_of(handler.event) for handler in self.handlers_on(queue.name))),
+                list_contracts((handler.event for handler in self.handlers_on(queue.name)), queue),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
-from tests.support.processes import smartpipe
+from tests.support.processes import ROOT, smartpipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,3 +268,30 @@ def test_an_event_without_a_schema_is_an_error_and_the_others_are_compared(shop:
     assert done.returncode == 2
     assert "SC108" in done.stdout
     assert "OrderShipped: JSON Schema cannot describe field 'order_id'" in done.stderr
+
+
+def test_the_hook_in_the_docs_passes_and_fails_as_the_check_does(shop: Shop) -> None:
+    text = (ROOT / "docs" / "contracts.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    [hook] = yaml.safe_load(text)["repos"][0]["hooks"]
+    command, *arguments = shlex.split(hook["entry"])
+    assert command == "smartpipe"
+
+    passed = smartpipe(*arguments, *TARGETS, directory=str(shop.directory))
+    shop.change(NEXT, ("cents: int", "cents: str"))
+    failed = smartpipe(*arguments, *TARGETS, directory=str(shop.directory))
+
+    assert (passed.returncode, failed.returncode) == (0, 1)
+
+
+def test_an_older_major_version_needs_a_handler_or_an_upcaster(shop: Shop) -> None:
+    shop.change(
+        ('type="order.placed", version="1.0"', 'type="order.placed", version="2.0"'), ("cents: int", "cents: str")
+    )
+
+    alone = shop.check()
+    shop.change(("checkout = ", '@OrderPlaced.upcast(from_version="1")\ndef _(data): return data\n\ncheckout = '))
+    upcast = shop.check()
+
+    assert (alone.returncode, upcast.returncode) == (1, 0)
+    assert "SC305" in alone.stdout
+    assert "messages of version 1.x may still be in queues, and no handler of billing reads them" in alone.stdout

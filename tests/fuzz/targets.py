@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from smartpipe import Event
 from smartpipe.cli.dlq import describe
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, FailedDelivery, copy_with_reason, copy_without_reason
 from smartpipe.consumer.decide import DeadLetter
@@ -22,13 +25,12 @@ from smartpipe.outbox.rows import UnreadableRow, read_row, storable_text
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
 from smartpipe.transports.aws.direct.response import Response, ResponseReader
-from tests.support.bodies import Demanding, Measured, body_of
+from tests.support.bodies import Demanding, Measured, body_of, measures
 from tests.support.forgeries import FORGED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from smartpipe import Event
     from smartpipe.envelope import Envelope
 
 QUEUE_LIMIT_BYTES = 1_048_576
@@ -37,7 +39,25 @@ LIMIT_OBJECTS = 1_000
 MAX_ERROR_CHARACTERS = 3_000
 MAX_ERRORS = 20
 
-decoder = Decoder([Measured, Demanding])
+
+class Moved(Event, topic=measures, type="moved", version="3.0"):
+    """An event that was published in two older versions."""
+
+    places: list[str]
+    notes: dict[str, dict[str, str]] = Field({})
+
+
+@Moved.upcast(from_version="1")
+def _(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"places": [data["from"], data["to"]]}
+
+
+@Moved.upcast(from_version="2")
+def _(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"notes": {name: {"text": note} for name, note in data.get("notes", {}).items()}}
+
+
+decoder = Decoder([Measured, Demanding, Moved])
 REJECTED = DeadLetter("rejected", Reject("no"))
 WHERE = FailedDelivery("service", "queue", None, None)
 
@@ -186,6 +206,9 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
         [
             *(body_of(data).encode() for data in ('{"numbers":[1,2]}', '{"points":[{"x":1}],"by_name":{"a":1}}', "[]")),
             body_of('{"a":1}', "demanding").encode(),
+            body_of('{"from":"a","to":"b","notes":{"a":"\\u00e9"}}', "moved").encode(),
+            body_of('{"places":["a"],"notes":[[]]}', "moved").replace('"id"', '"dataversion":"2.1","id"').encode(),
+            body_of("0", "moved").replace('"data":0', '"data_base64":"eyJmcm9tIjoiYSIsInRvIjoiYiJ9"').encode(),
             b'{"Type":"Notification","MessageId":"1","TopicArn":"t","Message":"{}"}',
         ],
     ),

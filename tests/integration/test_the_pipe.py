@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
-from smartpipe import Delivery, EmbeddedBroker, Publisher, PublishError, Queue, Reject, RetryPolicy, Service
+from smartpipe import (
+    Delivery,
+    EmbeddedBroker,
+    Event,
+    Publisher,
+    PublishError,
+    Queue,
+    Reject,
+    RetryPolicy,
+    Service,
+    Topic,
+)
 from smartpipe.blocking import Publisher as BlockingPublisher
 from smartpipe.envelope import encode, wrap
 from smartpipe.message import OutgoingMessage
@@ -20,6 +31,8 @@ from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.support.queues import Queues
+
+rooms = Topic("rooms")
 
 pytestmark = pytest.mark.usefixtures("broker")
 
@@ -54,6 +67,37 @@ async def test_an_event_reaches_every_service_that_wants_it_and_no_other(queues:
     assert mailed[0][0] == ADA
     assert queues.depth("mailer") == queues.depth("friends") == (0, 0)
     assert queues.depth("mailer-dlq") == (0, 0)
+
+
+class RoomBookedV1(Event, topic=rooms, type="room.booked", version="1.0"):
+    guest: str
+
+
+class RoomBooked(Event, topic=rooms, type="room.booked", version="2.0"):
+    guests: tuple[str, ...]
+
+
+@RoomBooked.upcast(from_version="1")
+def _(data: dict[str, Any]) -> dict[str, Any]:
+    return {"guests": [data["guest"]]}
+
+
+async def test_an_event_of_an_older_version_passes_the_filter_and_is_upcast(queues: Queues) -> None:
+    service, seen = recording("hotel", RoomBooked)
+    await provision(service)
+
+    async with Publisher("test") as publisher:
+        ids = [await publisher.publish(RoomBookedV1(guest="Ada")), await publisher.publish(RoomBooked(guests=("Ada",)))]
+    body = json.dumps({**json.loads(encode(wrap(RoomBookedV1(guest="x"), source="s"))), "data": {}})
+    queues.send("hotel", body)
+    async with working(service):
+        await until(lambda: event_ids(seen) == set(ids) and queues.depth("hotel") == (0, 0))
+
+    assert {event for event, _ in seen} == {RoomBooked(guests=("Ada",))}
+    assert {delivery.version for _, delivery in seen} == {"1.0", "2.0"}
+    [reason] = queues.dead_letter_reasons("hotel")
+    assert reason["kind"] == "upcast-failed"
+    assert "the upcaster from version 1 to 2" in reason["message"]
 
 
 async def test_provisioning_twice_changes_nothing(queues: Queues) -> None:

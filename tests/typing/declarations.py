@@ -63,3 +63,45 @@ async def contexts(publisher: Publisher, delivery: Delivery, outbox: Outbox, con
     await publisher.publish(event, time="now")  # type: ignore[arg-type]
     await publisher.publish(event, event_id=7)  # type: ignore[arg-type]
     await publisher.publish(event, correlationid="2")  # type: ignore[call-arg]
+
+
+class Upcast(Event, topic=users, type="upcast", version="3.0"):
+    name: str
+
+
+@Upcast.upcast(from_version="1")
+def _(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+@Upcast.upcast(from_version="2", to_version="3", topic=users)
+def _(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+@Upcast.upcast(from_version="1")
+def named(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+assert_type(named({}), dict[str, Any])
+
+
+@Upcast.upcast(from_version=1)  # type: ignore[arg-type]
+def with_number(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+@Upcast.upcast(from_version="1")  # type: ignore[type-var]
+async def is_async(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+@Upcast.upcast(from_version="1")  # type: ignore[type-var]
+def takes_event(event: Right) -> dict[str, Any]:
+    return {}
+
+
+@Upcast.upcast(from_version="1")  # type: ignore[type-var]
+def returns_event(data: dict[str, Any]) -> Right:
+    return Right(name="")

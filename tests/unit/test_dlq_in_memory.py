@@ -131,12 +131,12 @@ def test_peek_shows_the_messages_of_each_queue_and_returns_them(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [HEADING, "billing-dlq (of billing): no messages", "audit-dlq (of audit): 2 messages"]
     assert lines[3:5] == [
-        "  o1  order.placed from shop",
+        "  o1  order.placed 2.3 from shop",
         "      rejected after 3 receives in bill: ValueError: the ba…",
     ]
     assert [line for line in lines if line.startswith("  o")] == [
-        "  o1  order.placed from shop",
-        "  o2  order.placed from shop",
+        "  o1  order.placed 2.3 from shop",
+        "  o2  order.placed 2.3 from shop",
     ]
     assert len(lines) == 11
     assert shop.count("audit-dlq") == 2
@@ -188,6 +188,7 @@ def test_peek_with_json_has_every_part_of_a_message(shop: Shop, capsys: pytest.C
         "source_queue": "billing",
         "event_id": None,
         "type": None,
+        "version": None,
         "source": None,
         "reason": "none",
         "dead_letter": {},
@@ -196,12 +197,8 @@ def test_peek_with_json_has_every_part_of_a_message(shop: Shop, capsys: pytest.C
         "attributes": {"a": "1", "b": "01ff"},
         "body": "\u202ez\u00e4",
     }
-    assert (event["queue"], event["event_id"], event["type"], event["source"]) == (
-        "audit-dlq",
-        "o1",
-        "order.placed",
-        "shop",
-    )
+    assert (event["queue"], event["event_id"], event["source"]) == ("audit-dlq", "o1", "shop")
+    assert (event["type"], event["version"]) == ("order.placed", "2.3")
     assert (event["reason"], event["dead_letter"]["message"]) == ("rejected", "the bank is closed")
 
 

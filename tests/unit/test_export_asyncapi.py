@@ -150,3 +150,30 @@ def test_a_queue_of_another_service_is_a_channel_even_without_a_handler() -> Non
     [channel] = made(service)["channels"].values()
 
     assert channel["bindings"]["sqs"]["queue"] == {"name": "test-elsewhere", "fifoQueue": False}
+
+
+def test_a_receive_lists_the_older_versions_that_are_upcast() -> None:
+    class ShelfMoved(Event, topic=accounts, type="shelf.moved", version="3.0"):
+        shelf: str
+
+    class ShelfMovedV2(Event, topic=accounts, type="shelf.moved", version="2.4"):
+        """The class of producers that are not deployed yet."""
+
+        number: int
+
+    for version in ("1", "2"):
+        ShelfMoved.upcast(from_version=version)(lambda data: data)
+    found = made(subscribed(Service("shelves"), ShelfMoved))
+    names = [f"shelf.moved.v{major}.received" for major in (1, 2, 3)]
+    messages, schemas = found["components"]["messages"], found["components"]["schemas"]
+
+    [received] = found["operations"].values()
+    assert [one["$ref"].rpartition("/")[2] for one in received["messages"]] == names
+    assert [messages[name]["title"] for name in names] == ["shelf.moved 1.0", "shelf.moved 2.4", "shelf.moved 3.0"]
+    # The class of version 1 is gone, so only the context of its events is known.
+    assert ["data" in schemas[name]["properties"] for name in names] == [False, True, True]
+    assert list(schemas["shelf.moved.v2.received.ShelfMovedV2"]["properties"]) == ["number"]
+    event = {"specversion": "1.0", "id": "1", "source": "s", "type": "shelf.moved", "data": {"any": 1}}
+    assert Draft7Validator(schemas["shelf.moved.v1.received"]).is_valid(event)
+    both = made(subscribed(Service("shelves", publishes=[ShelfMovedV2]), ShelfMoved))["components"]["messages"]
+    assert {name: both[name] for name in names} == messages

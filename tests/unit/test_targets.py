@@ -47,6 +47,14 @@ def test_a_service_is_imported_from_the_working_directory(here: Path) -> None:
     assert service.name == "shipping"
 
 
+def test_a_gap_between_upcasters_is_reported_before_any_command_begins(here: Path) -> None:
+    text = MODULE.format(type="parcel.gone").replace('"1.0"', '"3.0"')
+    (here / "gap.py").write_text(f"{text}\nShipped.upcast(from_version='1')(lambda data: data)\n")
+
+    with pytest.raises(ConfigError, match="leads nowhere, because no upcaster takes version 2"):
+        load_services(["gap:service"])
+
+
 def test_without_target_pyproject_lists_the_services(here: Path) -> None:
     (here / "pyproject.toml").write_text('[tool.smartpipe]\nservices = ["shop:service"]\n')
 

@@ -189,7 +189,8 @@ def describe(dead_letter: DeadLetterMessage) -> list[str]:
     """Return the lines that ``dlq peek`` prints: without control characters, and not wider than the terminal."""
     message, reason = dead_letter.message, dead_letter.reason
     source = f" from {printable(dead_letter.source)}" if dead_letter.source else ""
-    lines = [f"  {printable(dead_letter.event_id or 'no event')}  {printable(dead_letter.event_type or '')}{source}"]
+    type_ = " ".join(filter(None, (dead_letter.event_type, dead_letter.version)))
+    lines = [f"  {printable(dead_letter.event_id or 'no event')}  {printable(type_)}{source}"]
     if reason:
         where = f" in {reason.get('handler')}" if reason.get("handler") else ""
         lines.append(f"{dead_letter.kind} after {_receives(reason.get('receive_count'))}{where}: {dead_letter.error}")
@@ -240,6 +241,7 @@ def _to_json(one: DeadLetterQueue, dead_letter: DeadLetterMessage) -> dict[str, 
         "source_queue": one.source,
         "event_id": dead_letter.event_id,
         "type": dead_letter.event_type,
+        "version": dead_letter.version,
         "source": dead_letter.source,
         "reason": dead_letter.kind,
         "dead_letter": dict(dead_letter.reason),

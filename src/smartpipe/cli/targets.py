@@ -35,6 +35,7 @@ def load_services(targets: Sequence[str]) -> list[Service]:
                 hint = "add @service.subscribe(...), or publishes=[...] if it only publishes"
                 errors.append(f"{target}: service {found.name!r} has no handlers; {hint}")
             else:
+                _ = found.bindings  # raises ConfigError if upcasters leave a gap
                 services.append(found)
         except ConfigError as error:
             errors += error.problems

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from smartpipe.contracts.compare import Document, alternatives_of
 from smartpipe.contracts.differences import find_differences
-from smartpipe.contracts.fields import NO_DEFAULT, Field, summarize
+from smartpipe.contracts.fields import NO_DEFAULT, Field
 from smartpipe.contracts.page import Code, Heading, Items, Json, Link, Page, Paragraph, Subheading, Table
 from smartpipe.contracts.schemas import DECIMAL
 
@@ -172,10 +172,10 @@ def _fields_of(document: Document, schema: Any) -> dict[str, Field]:
     return {
         name: Field(
             name,
-            document.resolve(one),
+            one,
             name in required,
             one.get("default", NO_DEFAULT) if isinstance(one, dict) else NO_DEFAULT,
-            summarize(document, one),
+            document,
         )
         for name, one in resolved.get("properties", {}).items()
     }
@@ -187,7 +187,8 @@ def _describe_field(field: Field, *, computed: bool = False) -> Sequence[Line]:
     if field.default is not NO_DEFAULT:
         default = (Code(json.dumps(field.default, ensure_ascii=False)),)
     # Annotations of an optional field may be beside its union or in one of the members.
-    schemas = [field.schema, *(one for one in alternatives_of(field.schema) if isinstance(one, dict))]
+    resolved = field.document.resolve(field.schema)
+    schemas = [resolved, *(one for one in alternatives_of(resolved) if isinstance(one, dict))]
     text = next((one["description"] for one in schemas if "description" in one), "")
     description: list[Inline] = [" ".join(str(text).split())]
     examples: list[Any] = next((one["examples"] for one in schemas if isinstance(one.get("examples"), list)), [])

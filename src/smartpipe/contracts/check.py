@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from smartpipe.contracts.compare import KEYWORDS, Document, find_breaks
 from smartpipe.contracts.fields import NO_DEFAULT, summarize, walk_fields
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from smartpipe.contracts.compare import Break
     from smartpipe.contracts.fields import Field
-    from smartpipe.contracts.files import Described, Versions
+    from smartpipe.contracts.files import Declaration, Described, Versions
     from smartpipe.contracts.findings import Direction
 
 Mode: TypeAlias = Literal["full", "forward", "backward"]
@@ -73,9 +74,10 @@ def check(
         versions = [one for one in baseline.get(type_, ()) if not one.declaration.retired]
         for event in classes:
             found += _check_sequence(event, baseline.get(type_, ()))
+            new = _Version(event)
             older = [one for one in versions if one.declaration.number[0] == event.declaration.number[0]]
             for old in older if options.transitive else older[-1:]:
-                _merge(found, _compare(event, old, options.mode))
+                _merge(found, _compare(new, _Version(old), options.mode))
         found += _check_majors(classes, versions, usage.get(type_, Usage()))
     for finding in found:
         finding.parties = usage.get(finding.type, Usage()).parties
@@ -95,20 +97,37 @@ def find_removed(before: Versions, after: Versions, types: Iterable[str]) -> lis
 
 def have_same_meaning(one: Described, other: Described) -> bool:
     """Return whether two contracts describe the same messages. Titles, descriptions and examples do not count."""
-    if _describe_moves(one, other):
-        return False
-    views = ((one.reader, other.reader), (one.writer, other.writer))
-    return all(_meaning_of_data(left) == _meaning_of_data(right) for left, right in views)
+    return _Version(one).has_meaning_of(_Version(other))
 
 
-def _meaning_of_data(envelope: dict[str, Any]) -> object:
-    document = Document.of_data(envelope)
-    return _meaning(document, document.schema, {})
+class _Version:
+    """A version of an event, with both views of its data."""
+
+    def __init__(self, described: Described) -> None:
+        self.declaration = described.declaration
+        self.reader, self.writer = Document.of_data(described.reader), Document.of_data(described.writer)
+
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The fields that consumers read, by path."""
+        return walk_fields(self.reader)
+
+    @cached_property
+    def written(self) -> dict[str, Field]:
+        """The fields that producers write, by path."""
+        return walk_fields(self.writer)
+
+    @cached_property
+    def _meaning(self) -> list[object]:
+        return [_find_meaning(one, one.schema, {}) for one in (self.reader, self.writer)]
+
+    def has_meaning_of(self, other: _Version) -> bool:
+        return not _describe_moves(self.declaration, other.declaration) and self._meaning == other._meaning
 
 
-def _compare(new: Described, old: Described, mode: Mode) -> Iterator[Finding]:
+def _compare(new: _Version, old: _Version, mode: Mode) -> Iterator[Finding]:
     version, before = new.declaration.version, old.declaration.version
-    if have_same_meaning(new, old):
+    if new.has_meaning_of(old):
         return
 
     def make(code: str, path: str, message: str) -> Finding:
@@ -116,7 +135,7 @@ def _compare(new: Described, old: Described, mode: Mode) -> Iterator[Finding]:
 
     if version == before:
         yield make("SC302", "", f"version {version} differs from its committed schema")
-    moves = _describe_moves(new, old)
+    moves = _describe_moves(new.declaration, old.declaration)
     if moves:
         yield make("SC301", "", f"since {before}: {'; '.join(moves)}")
     pair = _Pair(new, old)
@@ -125,22 +144,19 @@ def _compare(new: Described, old: Described, mode: Mode) -> Iterator[Finding]:
     yield from _find_warnings(pair, make)
 
 
-class _Pair:
-    """Two versions of an event, as documents of the data in both views."""
-
-    def __init__(self, new: Described, old: Described) -> None:
-        self.new, self.old = new, old
-        self.new_reader, self.new_writer = Document.of_data(new.reader), Document.of_data(new.writer)
-        self.old_reader, self.old_writer = Document.of_data(old.reader), Document.of_data(old.writer)
+class _Pair(NamedTuple):
+    new: _Version
+    old: _Version
 
     def find_breaks(self, direction: Direction) -> list[Break]:
         """Return the breaks that the change has made. Because of serializers, a version may not fit itself."""
-        if direction == "forward":
-            found = find_breaks(self.new_writer, self.old_reader)
-        else:
-            found = find_breaks(self.old_writer, self.new_reader)
-        known = {(one.path, one.rule) for one in find_breaks(self.old_writer, self.old_reader)} if found else set()
+        found = find_breaks(*self.documents(direction))
+        known = {(one.path, one.rule) for one in find_breaks(self.old.writer, self.old.reader)} if found else set()
         return [one for one in found if (one.path, one.rule) not in known]
+
+    def documents(self, direction: Direction) -> tuple[Document, Document]:
+        """Return the writer's and the reader's schema of a direction."""
+        return (self.new.writer, self.old.reader) if direction == "forward" else (self.old.writer, self.new.reader)
 
 
 _Make: TypeAlias = "Callable[[str, str, str], Finding]"
@@ -171,9 +187,7 @@ def _describe_breaks(code: str, path: str, entries: Sequence[tuple[Direction, st
     if before == after:
         after = "the class"
     direction, _, first = entries[0]
-    writer, reader = (
-        (pair.new_writer, pair.old_reader) if direction == "forward" else (pair.old_writer, pair.new_reader)
-    )
+    writer, reader = pair.documents(direction)
     if code == "SC101":
         return f"{place} is required, and events of {before} may not have it"
     if code == "SC102":
@@ -199,7 +213,7 @@ def _summarize(document: Document, value: object) -> str:
 
 def _join_renamed(findings: list[Finding], pair: _Pair, make: _Make) -> Iterator[Finding]:
     """Replace the findings of a field that is gone and of a new one of the same type beside it by one finding."""
-    before, after = walk_fields(pair.old_reader), walk_fields(pair.new_reader)
+    before, after = pair.old.fields, pair.new.fields
     gone = [one for one in findings if one.code == "SC102" and one.path not in after and one.path in before]
     added = [one for one in findings if one.code == "SC101" and one.path not in before and one.path in after]
     joined: list[Finding] = []
@@ -219,8 +233,7 @@ def _join_renamed(findings: list[Finding], pair: _Pair, make: _Make) -> Iterator
 
 
 def _find_warnings(pair: _Pair, make: _Make) -> Iterator[Finding]:
-    before, after = walk_fields(pair.old_reader), walk_fields(pair.new_reader)
-    written = walk_fields(pair.new_writer)
+    before, after, written = pair.old.fields, pair.new.fields, pair.new.written
     for path, field in before.items():
         if (
             path not in after
@@ -245,8 +258,7 @@ def _is_inside_another(path: str, before: Mapping[str, Field], after: Mapping[st
     return any(path.startswith((f"{one}.", f"{one}[", f"{one}{{")) for one in before.keys() - after.keys())
 
 
-def _describe_moves(new: Described, old: Described) -> list[str]:
-    now, then = new.declaration, old.declaration
+def _describe_moves(now: Declaration, then: Declaration) -> list[str]:
     return [
         f"{name} was {before or 'none'} and is {after or 'none'}"
         for name, before, after in (
@@ -311,7 +323,7 @@ def _merge(found: list[Finding], more: Iterable[Finding]) -> None:
         same.breaks += finding.breaks
 
 
-def _meaning(document: Document, value: object, seen: dict[str, int], *, names: bool = False) -> object:
+def _find_meaning(document: Document, value: object, seen: dict[str, int], *, names: bool = False) -> object:
     """Return a schema without annotations, and without the names of its definitions, which may change.
 
     Args:
@@ -319,16 +331,16 @@ def _meaning(document: Document, value: object, seen: dict[str, int], *, names: 
         names: The keys of *value* are names of fields, and not keywords.
     """
     if isinstance(value, list):
-        return [_meaning(document, one, seen) for one in value]
+        return [_find_meaning(document, one, seen) for one in value]
     if not isinstance(value, dict):
         return value
     reference = value.get("$ref")
     if isinstance(reference, str) and not names:
         rest = {key: one for key, one in value.items() if key != "$ref"}
         if reference in seen:
-            return [seen[reference], _meaning(document, rest, seen)]
+            return [seen[reference], _find_meaning(document, rest, seen)]
         seen[reference] = len(seen)
-        return _meaning(document, document.resolve(value), seen)
+        return _find_meaning(document, document.resolve(value), seen)
     found: dict[str, object] = {}
     for key, one in value.items():
         if not names and key in _VALUES:
@@ -336,7 +348,7 @@ def _meaning(document: Document, value: object, seen: dict[str, int], *, names: 
         elif not names and key == "required":
             found[key] = sorted(one)
         elif names or key not in _TEXTS:
-            found[key] = _meaning(document, one, seen, names=key in _NAMED and not names)
+            found[key] = _find_meaning(document, one, seen, names=key in _NAMED and not names)
     return found
 
 

@@ -10,7 +10,7 @@ from smartpipe.contracts.compare import LIMITS, alternatives_of, join_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smartpipe.contracts.compare import Document, Schema
+    from smartpipe.contracts.compare import Document
 
 MAX_DEPTH = 8
 """Schemas may contain themselves."""
@@ -23,15 +23,20 @@ class Field(NamedTuple):
 
     Args:
         path: As in ``Break``.
-        schema: Its schema, without references at the top.
+        schema: Its schema, which may refer to definitions of the document.
         default: ``NO_DEFAULT`` if it has none.
     """
 
     path: str
-    schema: Schema
+    schema: Any
     required: bool
     default: Any
-    text: str
+    document: Document
+
+    @property
+    def text(self) -> str:
+        """A short description of its values."""
+        return summarize(self.document, self.schema)
 
 
 def walk_fields(document: Document) -> dict[str, Field]:
@@ -86,7 +91,7 @@ def _walk(document: Document, schema: Any, path: str, seen: tuple[object, ...]) 
         place = join_path(path, name)
         own = child if isinstance(child, dict) else {}
         default = own.get("default", NO_DEFAULT)
-        yield Field(place, document.resolve(child), name in required, default, summarize(document, child))
+        yield Field(place, child, name in required, default, document)
         yield from _walk(document, child, place, seen)
     items, values = resolved.get("items"), resolved.get("additionalProperties")
     for index, one in enumerate(resolved.get("prefixItems", ())):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.envelope.fields import Context, envelope_fields
+from smartpipe.envelope.fields import Context, context_fields
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
 
@@ -30,15 +33,6 @@ _ALWAYS_WRITTEN = ["specversion", "id", "source", "type", "dataversion", "data"]
 
 class _ReaderSchema(GenerateJsonSchema):
     """Writes keywords of JSON Schema only, because strict validators refuse others."""
-
-    def generate(self, schema: core_schema.CoreSchema, mode: JsonSchemaMode = "validation") -> dict[str, Any]:
-        """Replace ``discriminator``, a keyword of OpenAPI, by the rule that the members of the union require the field.
-
-        The class refuses data without it, although the field has a default in each member.
-        """
-        json_schema = super().generate(schema, mode)
-        _require_discriminators(json_schema, json_schema)
-        return json_schema
 
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
         """Say which texts are decimal numbers. Pydantic's schema allows any text."""
@@ -92,7 +86,8 @@ def event_schema(event: type[Event], view: View) -> dict[str, Any]:
     """
     contract = contract_of(event)
     try:
-        schema = _describe(envelope_fields(event), view)
+        generator, mode = _GENERATORS[view]
+        references, data = models_json_schema([(event, mode)], schema_generator=generator)
     except Exception as error:
         field = _find_indescribable(event, view)
         where = f"field {field!r}" if field else "the event"
@@ -102,9 +97,13 @@ def event_schema(event: type[Event], view: View) -> dict[str, Any]:
             "the type with pydantic.WithJsonSchema"
         )
         raise ConfigError(msg) from error
-    if view == "writer":
-        schema.pop("additionalProperties", None)  # CloudEvents may have extensions
-        schema["required"] = _ALWAYS_WRITTEN
+    _require_discriminators(data, data)
+    schema = deepcopy(_describe_context(contract.major))
+    schema["properties"] |= {"type": {"const": contract.type, "title": "Type", "type": "string"}}
+    schema["properties"]["data"] = references[event, mode]
+    schema["$defs"] = data["$defs"]
+    required = {*schema["required"], "data"} if view == "reader" else set(_ALWAYS_WRITTEN)
+    schema["required"] = [name for name in schema["properties"] if name in required]
     title = f"{contract.type} {contract.version}"
     return {"$schema": DIALECT, **schema, "title": title, "description": (event.__doc__ or title).strip()}
 
@@ -122,6 +121,10 @@ def render_json(value: Any) -> str:
 
 
 def _require_discriminators(value: Any, root: dict[str, Any]) -> None:
+    """Replace ``discriminator``, a keyword of OpenAPI, by the rule that the members of the union require the field.
+
+    The class refuses data without it, although the field may have a default in each member.
+    """
     if isinstance(value, list):
         for one in value:
             _require_discriminators(one, root)
@@ -141,6 +144,12 @@ def _close(schema: dict[str, Any]) -> dict[str, Any]:
     if "properties" in schema or schema.get("type") == "object":
         schema.setdefault("additionalProperties", False)
     return schema
+
+
+@lru_cache
+def _describe_context(major: int) -> dict[str, Any]:
+    make: Any = TypedDict
+    return _describe(make("Envelope", context_fields(major)), "reader")
 
 
 def _describe(type_: Any, view: View) -> dict[str, Any]:

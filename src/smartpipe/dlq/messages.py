@@ -43,6 +43,7 @@ class _Context(TypedDict):
     id: NotRequired[Annotated[object, TextOrNone()]]
     type: NotRequired[Annotated[object, TextOrNone()]]
     source: NotRequired[Annotated[object, TextOrNone()]]
+    dataversion: NotRequired[Annotated[object, TextOrNone()]]
 
 
 _context = build_bounded_validator(TypeAdapter(_Context))
@@ -53,6 +54,7 @@ class DeadLetterMessage(NamedTuple):
 
     Args:
         reason: The reason that the worker added; empty for ``NO_REASON``.
+        version: The ``major.minor`` in which the event was sent.
     """
 
     message: Message
@@ -60,6 +62,7 @@ class DeadLetterMessage(NamedTuple):
     event_type: str | None
     source: str | None
     reason: Reason
+    version: str | None = None
 
     @property
     def kind(self) -> str:
@@ -94,7 +97,8 @@ def read_message(message: Message) -> DeadLetterMessage:
         context = _context(_json_of(inner)) or {}
     except (ValidationError, MessageError):
         context = {}
-    return DeadLetterMessage(message, context.get("id"), context.get("type"), context.get("source"), reason)
+    get = context.get
+    return DeadLetterMessage(message, get("id"), get("type"), get("source"), reason, get("dataversion"))
 
 
 def preview(message: Message, limit_characters: int) -> str:

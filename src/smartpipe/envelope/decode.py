@@ -31,6 +31,7 @@ from smartpipe.envelope.other_data import (
 )
 from smartpipe.envelope.structure import has_few_objects, refuse_too_many_values
 from smartpipe.envelope.unions import TooManyTries
+from smartpipe.envelope.upcast import upcast_body
 from smartpipe.envelope.validators import (
     MAX_FORBIDDEN_FIELDS,
     TooManyForbiddenFields,
@@ -39,7 +40,7 @@ from smartpipe.envelope.validators import (
     build_cooperative_validator,
     build_explaining_validator,
 )
-from smartpipe.errors import ConfigError, DecodeError, UnknownEventType
+from smartpipe.errors import ConfigError, DecodeError
 from smartpipe.events import contract_of
 from smartpipe.message import construct
 
@@ -264,29 +265,32 @@ class Decoder:
         key = _type_key(type_, version)
         adapter = self._adapters.get(key)
         if adapter is None:
-            known = ", ".join(sorted({f"{known} {major}.x" for known, major in self._adapters}))
-            msg = f"no handler subscribes to {type_!r} version {version}; the handlers of this queue take {known}"
-            raise UnknownEventType(msg)
+            return {**context, "data": self._upcast(body, context, validators, limit_objects)}
         other = find_other_data(body, limit_objects)
-        try:
+
+        def validate() -> dict[str, Any]:
             if other is not None:
                 empty = None if other else make_empty(self._classes[key])
                 if empty is not None:
                     return {**context, "data": empty}
-            if other:
-                adapter = self._base64_adapter(key)
-            validators.explain(adapter)(body)
-            # If it finds no error, Pydantic's own validator decides.
-            fields: dict[str, Any] = adapter.validator.validate_json(body)
-        except ValidationError as error:
-            errors, summary = _summarize(error)
-        except TooManyForbiddenFields:
-            errors, summary = [], f"it has more than {MAX_FORBIDDEN_FIELDS} fields that the event class forbids"
-        except Exception as error:
-            raise _broken_validator(error) from error
-        else:
-            return {**fields, "data": fields["data_base64"]} if other else fields
-        raise DecodeError("invalid-data", f"the data does not fit {type_} {version}: {summary}", errors)
+            found = _explain_with(validators, self._base64_adapter(key) if other else adapter, body)
+            return {**found, "data": found["data_base64"]} if other else found
+
+        sentence = f"the data does not fit {type_} {version}"
+        return _raise_decode_error(validate, sentence)
+
+    def _upcast(self, body: str, context: dict[str, Any], validators: _Validators, limit_objects: float) -> Event:
+        """Return the event in *body*, which has another major version than its class, if that has upcasters for it."""
+        large = validators is not self._small
+        key, body = upcast_body(body, context, self._classes, limit_objects, large=large)
+        fields = _validate(validators.by_type[key], body)
+        if fields is None:
+            old, new = context.get("dataversion", DEFAULT_VERSION), contract_of(self._classes[key]).version
+            sentence = f"the data, upcast from version {old}, does not fit {key[0]} {new}"
+            validate = partial(_explain_with, validators, self._adapters[key], body)
+            fields = _raise_decode_error(validate, sentence)
+        event: Event = fields["data"]
+        return event
 
     def _base64_adapter(self, key: tuple[str, int]) -> TypeAdapter[Any]:
         if key not in self._base64_adapters:
@@ -313,6 +317,26 @@ def _validate(validate: _Validate, body: str) -> dict[str, Any] | None:
     except Exception as error:
         raise _broken_validator(error) from error
     return fields
+
+
+def _explain_with(validators: _Validators, adapter: TypeAdapter[Any], body: str) -> dict[str, Any]:
+    validators.explain(adapter)(body)
+    # If it finds no error, Pydantic's own validator decides.
+    fields: dict[str, Any] = adapter.validator.validate_json(body)
+    return fields
+
+
+def _raise_decode_error(validate: Callable[[], dict[str, Any]], sentence: str) -> dict[str, Any]:
+    """Return the result of *validate*. If it raises, raise a DecodeError instead: *sentence*, with the reason."""
+    try:
+        return validate()
+    except ValidationError as error:
+        errors, summary = _summarize(error)
+    except TooManyForbiddenFields:
+        errors, summary = [], f"it has more than {MAX_FORBIDDEN_FIELDS} fields that the event class forbids"
+    except Exception as error:
+        raise _broken_validator(error) from error
+    raise DecodeError("invalid-data", f"{sentence}: {summary}", errors)
 
 
 def _read_type(body: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from smartpipe.envelope.traceparent import TRACEPARENT_PATTERNS
 from smartpipe.events import contract_of
 
 if TYPE_CHECKING:
-    from smartpipe.events import Contract, Event
+    from smartpipe.events import Event
 
 DEFAULT_VERSION = "1.0"
 """The version of an event whose producer did not send ``dataversion``."""
@@ -107,15 +107,15 @@ def envelope_fields(cls: type[Event], data_field: str = "data", data_type: Any =
         data_type: The type of that field, by default *cls*.
     """
     contract = contract_of(cls)
-    fields = dict(_CONTEXT)
-    fields["type"] = Literal[contract.type]
-    version = Annotated[str, StringConstraints(pattern=rf"^{contract.major}\.[0-9]{{1,9}}$")]
-    # An event without a dataversion has version 1.0, so events of other major versions must have one.
-    fields["dataversion"] = NotRequired[Annotated[version, NullOrVersion()]] if _is_default(contract) else version
+    fields = {**context_fields(contract.major), "type": Literal[contract.type]}
     fields[data_field] = data_type or cls
     make: Any = TypedDict
     return make(f"{cls.__name__}Envelope", fields)
 
 
-def _is_default(contract: Contract) -> bool:
-    return contract.major == int(DEFAULT_VERSION.partition(".")[0])
+def context_fields(major: int) -> dict[str, Any]:
+    """Return the fields of the context attributes of events of one major version, of any type."""
+    version = Annotated[str, StringConstraints(pattern=rf"^{major}\.[0-9]{{1,9}}$")]
+    # An event without a dataversion has version 1.0, so events of other major versions must have one.
+    optional = major == int(DEFAULT_VERSION.partition(".")[0])
+    return {**_CONTEXT, "dataversion": NotRequired[Annotated[version, NullOrVersion()]] if optional else version}

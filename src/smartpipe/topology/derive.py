@@ -39,6 +39,7 @@ class Binding(NamedTuple):
     """A queue of a service with the properties of its handlers that the topology depends on.
 
     Args:
+        contracts: Those of the events of its handlers, and of the older versions that are upcast to them.
         attempts: The highest number of attempts of a retry policy on this queue.
         breaks: Whether SQS delivers messages more often than there are attempts: to probe a circuit breaker, or
             because another worker is still handling the same event of an idempotent handler.

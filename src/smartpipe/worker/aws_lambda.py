@@ -90,7 +90,7 @@ class LambdaHandler:
     """The function for Lambda to call: ``handler(event, context)``. See ``Service.lambda_handler``."""
 
     def __init__(self, service: Service) -> None:
-        if not service.handlers:
+        if not service.bindings:  # raises ConfigError if upcasters leave a gap
             msg = f"service {service.name!r} has no handlers: decorate functions with @service.subscribe(...)"
             raise ConfigError(msg)
         self._service = service

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.service import Service
 
-MAX_EXAMPLES = 30
-"""Examples take most of the time of a check that finds many faults."""
+MAX_EXAMPLES = 10
+"""An example takes up to a second, so a check with many faults does not search for all of them."""
 GIT = "git:"
 
 
@@ -103,10 +105,10 @@ def _find_usage(services: Iterable[Service]) -> Mapping[str, Usage]:
     for service in services:
         for contract in service.published:
             producers.setdefault(contract.type, set()).add(service.name)
-        for handler in service.handlers:
-            contract = contract_of(handler.event)
-            consumers.setdefault(contract.type, set()).add(service.name)
-            majors.setdefault(contract.type, set()).add(contract.major)
+        for binding in service.bindings:
+            for contract in binding.contracts:  # those that upcasters read, too
+                consumers.setdefault(contract.type, set()).add(service.name)
+                majors.setdefault(contract.type, set()).add(contract.major)
     return {
         type_: Usage(
             Parties(tuple(sorted(producers.get(type_, ()))), tuple(sorted(consumers.get(type_, ())))),
@@ -147,10 +149,20 @@ def _locate(event: type[Event]) -> Place:
     """Return the file and line of a class."""
     try:
         file = Path(inspect.getsourcefile(event) or "")
-        line = inspect.getsourcelines(event)[1]
-    except (OSError, TypeError):
+    except TypeError:  # of a module without a file
         return Place(event.__module__, 1)
+    line = _find_classes(file).get(event.__name__, 1)
     return Place((file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file).as_posix(), line)
+
+
+@lru_cache
+def _find_classes(file: Path) -> dict[str, int]:
+    """Return the line of each class in a file by name. ``inspect`` would parse the file again for each one."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    return {node.name: node.lineno for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 _RENDERERS: dict[str, Callable[[Report], str]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.contracts.schemas import event_schema
+from smartpipe.contracts.schemas import envelope_schema, event_schema
 from smartpipe.events import event_class
 from smartpipe.names import account_in, name_in
 from smartpipe.topics import FIFO_SUFFIX
@@ -272,10 +272,8 @@ def _message(message: _Message) -> dict[str, Any]:
 def _schemas(message: _Message) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the schema of the envelope and the schemas that it refers to, each with its name."""
     event = event_class(message.contract.type, message.contract.major)
-    if event is None:
-        return
     name = _message_id(message)
-    schema = event_schema(event, message.view)
+    schema = event_schema(event, message.view) if event else envelope_schema()  # an older version, which upcasters read
     del schema["$schema"]
     definitions = schema.pop("$defs", {})
     yield name, _convert_schema(schema, name)
