@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -141,3 +141,42 @@ async def test_messages_of_a_retired_version_are_left_out(schemas: Path, tmp_pat
     (directory / "1.1.contract.json").write_text('{"retired": false}')
     with pytest.raises(AssertionError, match=r"1\.1\.fixtures\.json"):
         await assert_handles(golden.fair, tmp_path)
+
+
+async def test_messages_of_an_older_major_version_are_handled_by_upcasters_or_listed(tmp_path: Path) -> None:
+    class Weighed(Event, topic=golden.shop, type="golden.weighed", version="2.0"):
+        grams: int
+
+    @Weighed.upcast(from_version="1")
+    def to_grams(data: dict[str, Any]) -> dict[str, Any]:
+        return {"grams": data["kilograms"] * 1_000}
+
+    service, seen = Service("golden-scales"), []
+
+    @service.subscribe(Weighed)
+    async def weigh(event: Weighed) -> None:
+        seen.append(event.grams)
+
+    def write(version: str, **data: object) -> None:
+        envelope = {
+            "specversion": "1.0",
+            "type": "golden.weighed",
+            "source": "s",
+            "dataversion": version,
+            "id": version,
+        }
+        file = tmp_path / "golden.weighed" / f"{version}.fixtures.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps([{"name": "minimal", "message": {**envelope, "data": data}}]))
+
+    write("2.0", grams=5)
+    with pytest.raises(AssertionError, match=r"without golden messages in .*: golden\.weighed 1\.x\."):
+        await assert_handles(service, tmp_path)
+
+    write("1.0", kilograms=3)
+    assert await assert_handles(service, tmp_path) == 2
+    assert seen[-2:] == [3_000, 5]
+
+    write("1.1", pounds=3)
+    with pytest.raises(AssertionError, match=r"golden\.weighed 1\.1 minimal .*\n.*upcast-failed: .*kilograms"):
+        await assert_handles(service, tmp_path)
