@@ -16,6 +16,7 @@ from smartpipe.contracts.catalogue import Entry, format_duration, make_pages
 from smartpipe.contracts.files import describe, export
 from smartpipe.contracts.page import Code, Form, Heading, Json, Page, Paragraph, Table, render
 from tests.support import golden
+from tests.support.processes import smartpipe
 
 ROOT = Path(__file__).parents[2]
 FAIR, FORGETFUL = "tests.support.golden:fair", "tests.support.golden:forgetful"
@@ -283,3 +284,15 @@ def test_a_queue_with_its_own_retention_shows_it(tmp_path: Path, monkeypatch: py
     run_catalogue(["tests.support.golden:brief"], tmp_path / "none", tmp_path, "markdown")
 
     assert cells((tmp_path / "golden.unwritten.md").read_text(), "golden-brief")[0][4] == "1 hour"
+
+
+def test_the_command_writes_the_pages_and_refuses_wrong_input_without_a_traceback(tmp_path: Path) -> None:
+    done = smartpipe(
+        "schema", "docs", FAIR, "--output", str(tmp_path), "--directory", str(tmp_path), "--format", "html"
+    )
+    wrong = smartpipe("schema", "docs", FAIR, "--output", str(tmp_path), "--format", "pdf")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"  written  {tmp_path.as_posix()}/index.html"
+    assert wrong.returncode == 2
+    assert wrong.stderr == "smartpipe: --format 'pdf' is unknown: use one of markdown, html\n"
