@@ -57,6 +57,8 @@ ORDER = [
     "options",
     "envelope",
     "contracts",
+    "raw_messages",
+    "external",
     "telemetry.spans",
     "log_fields",
     "topology",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Unpack, overload
 from typing_extensions import TypeVar  # the standard one has no default before Python 3.13
 
 from smartpipe.envelope.encode import current_envelope
+from smartpipe.envelope.extensions import find_extensions
 from smartpipe.envelope.ids import DerivedIds, current_cause
 from smartpipe.envelope.traceparent import trace_fields, trace_id
 from smartpipe.errors import ConfigError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from smartpipe.consumer.leases import Lease
     from smartpipe.envelope.encode import Envelope
     from smartpipe.events import Event
-    from smartpipe.message import Attribute, Message
+    from smartpipe.message import Attribute, AttributeValue, Message
     from smartpipe.options import PublishOptions
     from smartpipe.publisher.publisher import Publisher
 
@@ -74,7 +75,7 @@ class Delivery(Generic[S]):
 
     @property
     def event(self) -> Event:
-        """The event."""
+        """The event; in a raw handler, the message as its model."""
         return self.envelope.data
 
     @property
@@ -98,9 +99,32 @@ class Delivery(Generic[S]):
         return self.envelope.time
 
     @property
+    def subject(self) -> str | None:
+        """The CloudEvents ``subject``, which other producers set; None if there is none. It is read when you ask."""
+        subject = find_extensions(self.message).get("subject")
+        return subject if isinstance(subject, str) else None
+
+    @property
+    def extensions(self) -> dict[str, str | int | float | bool]:
+        """The CloudEvents extension attributes that the envelope does not have, such as ``tracestate``.
+
+        They are read from the body each time that you ask, which takes some milliseconds for a large one.
+        """
+        return {name: value for name, value in find_extensions(self.message).items() if name != "subject"}
+
+    @property
     def attributes(self) -> Mapping[str, Attribute]:
         """The message attributes, as in a raw delivery, even if SNS has put them into a notification."""
         return self.message.attributes
+
+    def attribute(self, name: str) -> AttributeValue | None:
+        """Return the value of a message attribute: text, a number, a list or bytes; None if there is none.
+
+        Args:
+            name: The name of the attribute.
+        """
+        found = self.message.attributes.get(name)
+        return None if found is None else found.parsed
 
     @property
     def receive_count(self) -> int:

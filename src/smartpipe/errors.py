@@ -7,7 +7,8 @@ SmartpipeError
 ├─ MessageError             a message cannot become an event; ``kind`` is the reason
 │   ├─ DecodeError          the body is not a valid envelope, or the data does not fit its class
 │   ├─ PayloadError         the body in S3 does not exist, or its encoding is unknown
-│   └─ UnknownEventType     no handler for this type and major version
+│   ├─ UnknownEventType     no handler for this type and major version
+│   └─ IgnoredMessage       it only tests the connection, as S3 does; the worker deletes it
 ├─ TopologyError            a topic, queue or subscription is missing or not allowed
 ├─ TransportError           AWS is unreachable, or refused the call
 ├─ StoreError               the idempotency store is unreachable, or refused the call
@@ -128,6 +129,13 @@ class UnknownEventType(MessageError):
 
     def __init__(self, detail: str) -> None:
         super().__init__("unknown-event-type", detail)
+
+
+class IgnoredMessage(MessageError):
+    """A message that only tests the connection, such as ``s3:TestEvent``. The worker deletes it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("ignored", detail)
 
 
 class TopologyError(SmartpipeError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from smartpipe.topics import Queue
 
-_TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.|$)){0,254}")
+_TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_:/-]|\.(?!\.|$)){0,254}")
 _VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 
 
@@ -56,7 +56,7 @@ class Event(BaseModel):
 
     Args:
         topic: The topic that the event is published to.
-        type: CloudEvents ``type``: letters, digits, ``.``, ``_`` and ``-``.
+        type: CloudEvents ``type``: letters, digits, ``.``, ``_``, ``-``, ``/`` and ``:``.
         version: ``major.minor``. Raise the minor version for changes that do not break old consumers, such as a new
             optional field, and the major version for all others. Consumers subscribe to a major version.
         key: The field whose value orders deliveries. A FIFO topic requires it and uses it as the MessageGroupId.
@@ -334,7 +334,8 @@ def _declaration_errors(cls: type[Event], *, topic: Topic | None, type_: str | N
     errors = [f"lacks {', '.join(missing)}"] if missing else []
     if type_ is not None and not _TYPE.fullmatch(type_):
         errors.append(
-            f"type {type_!r} is not valid: use at most 255 letters, digits, '.', '_' and '-', as in 'user.signed_up'"
+            f"type {type_!r} is not valid: use at most 255 letters, digits, '.', '_', '-', '/' and ':', as in "
+            "'user.signed_up'"
         )
     if version is not None and not _VERSION.fullmatch(version):
         errors.append(f"version {version!r} is not major.minor, as in '1.0'")

@@ -63,7 +63,7 @@ class DeliveryFailure:
 
     @property
     def event(self) -> Event | None:
-        """The event; None if the message could not be decoded."""
+        """The event, or the message of a raw handler as its model; None if the message could not be decoded."""
         return None if self.envelope is None else self.envelope.data
 
     @property

@@ -26,6 +26,8 @@ DEFAULT_TOPIC_LIMIT_BYTES = 262_144
 """The default MaximumMessageSize of a topic."""
 MAX_ATTRIBUTES = 10
 """Message attributes: SQS refuses a message with more, and SNS discards it on its way to a queue."""
+MAX_NUMBER_DIGITS = 38
+"""The maximum number of digits in a message attribute of the type Number."""
 MAX_ID_LENGTH = 128
 """The maximum number of characters in a MessageGroupId or MessageDeduplicationId."""
 MAX_QUEUE_NAME_LENGTH = 80

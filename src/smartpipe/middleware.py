@@ -97,7 +97,9 @@ class Logging:
 
     @staticmethod
     def _fields(x: Delivery | Publication, started: float) -> dict[str, object]:
-        fields = {"event_type": contract_of(type(x.event)).type, **x.log_fields}
+        fields: dict[str, object] = {**x.log_fields}
+        if "event_type" not in fields:  # a publication, whose event has a contract
+            fields = {"event_type": contract_of(type(x.event)).type, **fields}
         return {"fields": {**fields, "seconds": round(time.perf_counter() - started, 6)}}
 
 

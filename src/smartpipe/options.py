@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, ParamSpec, Protocol, TypedDict, TypeVar
 
-from smartpipe.events import Event
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
@@ -17,10 +15,12 @@ if TYPE_CHECKING:
 
     from smartpipe.consumer.breaker import CircuitBreaker
     from smartpipe.idempotency.store import Idempotency
+    from smartpipe.message import NewAttribute
     from smartpipe.retry import RetryPolicy
     from smartpipe.topics import Queue
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E")
+"""The event, or the model of a raw handler."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -31,7 +31,10 @@ class PublishManyOptions(TypedDict, total=False):
     Args:
         queue: Send the events to this queue, and not to their topics: by name, or with its settings.
         delay_seconds: How long that queue hides them: 0 to 900, in whole seconds. SNS has no delay.
-        attributes: Further message attributes, up to nine, for the filter policies of other subscribers.
+        attributes: Further message attributes, up to nine, for the filter policies of other subscribers. Text becomes
+            a ``String``, a number a ``Number``, which ``numeric`` in a filter policy compares, and a list a
+            ``String.Array``, of which SNS compares each element. A queue that events are sent to directly keeps the
+            types, but SQS itself does not use them.
         time: When the events happened, with a time zone; by default now. It is sent in UTC.
         traceparent: The W3C trace context that caused them, as in the header of an HTTP request. By default that of
             OpenTelemetry's current span, then that of the event that is being handled, then a new trace.
@@ -43,7 +46,7 @@ class PublishManyOptions(TypedDict, total=False):
 
     queue: Queue | str | None
     delay_seconds: float | None
-    attributes: Mapping[str, str] | None
+    attributes: Mapping[str, NewAttribute] | None
     time: datetime | None
     traceparent: str | None
     correlation_id: str | None

@@ -18,6 +18,7 @@ from smartpipe.failures import validate_hook
 from smartpipe.idempotency.store import Idempotency
 from smartpipe.limits import MAX_RECEIVES
 from smartpipe.middleware import validate_middleware
+from smartpipe.raw_messages import RawType, to_matcher, validate_model
 from smartpipe.retry import RetryPolicy
 from smartpipe.topics import Queue
 from smartpipe.topology.derive import Binding
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
     from smartpipe.failures import F, OnFailure
     from smartpipe.middleware import Middleware
     from smartpipe.options import Subscribe, SubscribeBatch, SubscribeOptions
+    from smartpipe.raw_messages import Match, Matcher
     from smartpipe.worker.aws_lambda import LambdaHandler
 
     Lifespan: TypeAlias = Callable[[], AbstractAsyncContextManager[Any] | AsyncIterator[Any]]
 
 E = TypeVar("E", bound=Event)
+M = TypeVar("M")
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 
@@ -137,12 +140,80 @@ class Service:
                 service=self.name,
                 provides_state=provides_state,
             )
-            self._refuse_second_class(handler)
+            self._refuse_second_class(handler, event)
             handler = self._make_name_unique(handler)
             self._handlers.append(handler)
             return function
 
         return register
+
+    @overload
+    def subscribe_raw(
+        self, model: type[M], *, match: Match | None = None, batch: None = None, **options: Unpack[SubscribeOptions]
+    ) -> Subscribe[M]: ...
+
+    @overload
+    def subscribe_raw(
+        self, model: type[M], *, match: Match | None = None, batch: Batch, **options: Unpack[SubscribeOptions]
+    ) -> SubscribeBatch[M]: ...
+
+    def subscribe_raw(
+        self,
+        model: type[Any],
+        *,
+        match: Match | None = None,
+        batch: Batch | None = None,
+        **options: Unpack[SubscribeOptions],
+    ) -> Any:
+        """Register the decorated function as a handler of messages that are not events of smartpipe.
+
+        Such a message is from another producer: a notification of S3, an event of EventBridge, or JSON of a program
+        without CloudEvents. If its body is an event that a handler of the queue subscribes to, that handler takes it.
+        Otherwise the raw declarations of the queue are asked in the order of their registration, and the first whose
+        matcher selects the message takes it. Handlers with the same model and an equal matcher are one unit, as several
+        handlers of one event are. For a message that nobody takes, ``unknown_events`` decides. A message that does not
+        fit the model is dead-lettered as ``invalid-data``.
+
+        The queue gets no subscription for it: the other system sends to the queue, or to a topic that you subscribe.
+
+        Args:
+            model: A subclass of Pydantic's BaseModel, such as one of ``smartpipe.external``; ``dict`` for any JSON
+                object; or ``str`` for the text of any body.
+            match: A matcher of ``smartpipe.external``, or a function that takes a RawMessage. It selects messages
+                together with the matcher of the model, if the model has one. By default it selects all others.
+            batch: As in ``subscribe``.
+            options: As in ``subscribe``. An idempotent handler claims by the id that the model knows, otherwise by the
+                id of the SQS message, or by the field that its Idempotency names.
+
+        Raises:
+            ConfigError: As in ``subscribe``; or the model or the matcher has another type.
+        """
+        validate_model(model)
+        matcher = None if match is None else to_matcher(match)
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            handler_options = self._handler_options(batch, **options)
+            handler = make_handler(
+                function,
+                self._find_raw_type(model, matcher, handler_options.queue.name),
+                handler_options,
+                service=self.name,
+                provides_state=self._lifespan is not None,
+            )
+            self._handlers.append(self._make_name_unique(handler))
+            return function
+
+        return register
+
+    def _find_raw_type(self, model: type[Any], match: Matcher | None, queue: str) -> RawType:
+        """Return the type with this model and matcher on the queue, or a new one with a name of its own."""
+        raw = [handler.event for handler in self.handlers_on(queue) if isinstance(handler.event, RawType)]
+        known = {one.name: one for one in raw}
+        found = next((one for one in known.values() if one.model is model and one.match == match), None)
+        if found is not None:
+            return found
+        count = 1 + sum(one.model.__name__ == model.__name__ for one in known.values())
+        return RawType(model.__name__ if count == 1 else f"{model.__name__}#{count}", model, match)
 
     def _handler_options(
         self,
@@ -278,11 +349,12 @@ class Service:
         return tuple(
             Binding(
                 queue,
-                list_contracts((handler.event for handler in self.handlers_on(queue.name)), queue),
+                list_contracts(_list_events(self.handlers_on(queue.name)), queue),
                 max(map(_attempts, (self.retry, *(handler.retry for handler in self.handlers_on(queue.name))))),
                 any(one.options.breaker or one.options.idempotency for one in self.handlers_on(queue.name)),
                 min(_remembered_seconds(self.handlers_on(queue.name)), default=None),
                 tuple({id(one.retry): one.retry for one in self.handlers_on(queue.name)}.values()),
+                tuple(dict.fromkeys(_list_external(self.handlers_on(queue.name)))),
             )
             for queue in used
         )
@@ -315,6 +387,7 @@ class Service:
         on its name. So do claims, but claims must not depend on the order of registration, so an idempotent handler is
         rejected.
         """
+        taken = handler.event.name if isinstance(handler.event, RawType) else handler.event.__qualname__
         others = [one for one in self.handlers_on(handler.queue.name) if one.event is handler.event]
         namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
         if not namesakes:
@@ -322,17 +395,19 @@ class Service:
         if any(one.options.idempotency for one in (handler, *namesakes)):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
-                f"{handler.event.__qualname__}, and an idempotent handler claims events by its name. Give each "
+                f"{taken}, and an idempotent handler claims events by its name. Give each "
                 "function a name of its own"
             )
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
-    def _refuse_second_class(self, handler: Handler) -> None:
+    def _refuse_second_class(self, handler: Handler, event: type[Event]) -> None:
         """Raise ConfigError if another class has the event's type and major version: a queue decodes them into one."""
-        contract = contract_of(handler.event)
+        contract = contract_of(event)
         for other in self.handlers_on(handler.queue.name):
+            if isinstance(other.event, RawType) or other.event is event:
+                continue
             theirs = contract_of(other.event)
-            if other.event is not handler.event and (theirs.type, theirs.major) == (contract.type, contract.major):
+            if (theirs.type, theirs.major) == (contract.type, contract.major):
                 raise ConfigError(
                     f"handler {handler.name}: queue {handler.queue.name!r} already decodes {contract.type!r} "
                     f"{contract.major}.x as {other.event.__qualname__}, for handler {other.name}"
@@ -356,6 +431,18 @@ def _validate_publishes(name: str, publishes: Any) -> tuple[type[Event] | Queue,
                 f"service {name!r}: publishes={one!r} must be an event class that declares a type, or a Queue"
             )
     return tuple(publishes)
+
+
+def _list_events(handlers: Iterable[Handler]) -> Iterator[type[Event]]:
+    for handler in handlers:
+        if not isinstance(handler.event, RawType):
+            yield handler.event
+
+
+def _list_external(handlers: Iterable[Handler]) -> Iterator[str]:
+    for handler in handlers:
+        if isinstance(handler.event, RawType):
+            yield handler.event.name
 
 
 def _remembered_seconds(handlers: Iterable[Handler]) -> Iterator[float]:

@@ -413,3 +413,35 @@ def test_the_gate_of_the_plan_accepts_changes_and_fails_without_a_plan(repositor
 
     with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
         repository.run(gate)
+
+
+# --- external-messages.md ---
+
+
+async def test_s3_may_send_to_the_queue_with_the_policy_of_the_page_and_apply_keeps_it(
+    fast_broker: EmbeddedBroker, queues: Queues
+) -> None:
+    with import_example("external_messages") as module:
+        service = module.service
+    await provision(service)
+    sqs: Any = boto3.client("sqs")
+    url = queues.url("inbox")
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    [page] = blocks(PAGES / "external-messages.md", "json")
+    policy = page.replace("arn:aws:sqs:eu-west-1:123456789012:inbox", arn)
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
+
+    await provision(service)
+
+    kept = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"]
+    assert [one["Sid"] for one in json.loads(kept)["Statement"]] == ["AllowPhotosBucket", "SmartpipeAllowSns"]
+    assert json.loads(kept)["Statement"][0] == json.loads(policy)["Statement"][0]
+
+
+def test_the_model_of_the_page_knows_the_id_of_its_messages() -> None:
+    names: dict[str, Any] = {}
+    exec(blocks(PAGES / "external-messages.md", "python")[1], names)
+
+    invoice = names["Invoice"].model_validate_json('{"invoiceNumber": "i-1"}')
+
+    assert invoice.get_context().id == "i-1"

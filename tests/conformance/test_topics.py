@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Event, Publisher, Queue, Service, TransportError
+from smartpipe import Event, FilterPolicy, Publisher, Queue, Service, TransportError
 from smartpipe.message import OutgoingMessage
 from tests.support.events import ADA, Clicked, OrderPlaced, Paid, UserLeft, UserSignedUp
 
@@ -118,3 +118,57 @@ async def test_a_message_without_a_group_on_a_fifo_topic_is_refused_and_would_be
     else:
         assert [failure.retryable for failure in failures] == [False]
     assert await take(bus, "ledger.fifo", wait_seconds=1) == []
+
+
+async def receive_filtered(bus: Bus, conditions: dict[str, Any], *published: dict[str, Any]) -> list[str]:
+    """Publish an event with each set of attributes; return the attribute ``amount`` of those that arrive."""
+    filtered = Service("a", queue=Queue("a", filter_policy=FilterPolicy(conditions)))
+    filtered.subscribe(UserSignedUp)(handle)
+    await bus.provision(filtered)
+    for attributes in published:
+        await publish(bus, ADA, attributes=attributes)
+    return sorted(str(message.attributes["amount"].value) for message in await take(bus, "a"))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ({"amount": [{"numeric": ["<", 20]}]}, ["12.5"]),
+        ({"amount": [{"numeric": [">=", 12.5, "<=", 20]}]}, ["12.5", "20"]),
+        ({"amount": [20]}, ["20"]),
+        ({"tags": ["b"]}, ["12.5"]),
+        ({"tags": ["missing"]}, []),
+    ],
+    ids=str,
+)
+async def test_filters_compare_numbers_and_the_elements_of_lists(
+    bus: Bus, conditions: dict[str, Any], expected: list[str]
+) -> None:
+    cheap, dear = {"amount": 12.5, "tags": ["a", "b"]}, {"amount": 20, "tags": ["a", "cc"]}
+
+    assert await receive_filtered(bus, conditions, cheap, dear) == expected
+
+
+@pytest.mark.differs(moto="it does not look for prefixes in lists")
+async def test_an_operator_is_met_by_any_element_of_a_list(bus: Bus) -> None:
+    one, other = {"amount": 1, "tags": ["a", "bb"]}, {"amount": 2, "tags": ["a", "cc"]}
+
+    assert await receive_filtered(bus, {"tags": [{"prefix": "c"}]}, one, other) == ["2"]
+
+
+@pytest.mark.differs(ministack="it reads text as a number")
+async def test_a_text_is_no_number_to_a_filter(bus: Bus) -> None:
+    found = await receive_filtered(bus, {"amount": [{"numeric": ["<", 20]}]}, {"amount": "12.5"}, {"amount": 7})
+
+    assert found == ["7"]
+
+
+async def test_numbers_and_lists_arrive_with_their_types_from_topics_and_queues(bus: Bus) -> None:
+    await bus.provision(service("a", UserSignedUp))
+    attributes = {"amount": 12.5, "tags": ["ü", 1, True, None]}
+
+    await publish(bus, ADA, attributes=attributes)
+    await publish(bus, ADA, attributes=attributes, queue="a")
+
+    for message in await take(bus, "a"):
+        assert {name: message.attributes[name].parsed for name in attributes} == attributes

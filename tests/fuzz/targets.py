@@ -15,13 +15,17 @@ from smartpipe.consumer.decide import DeadLetter
 from smartpipe.dlq.messages import read_message
 from smartpipe.envelope.compression import decompress
 from smartpipe.envelope.decode import Decoder
+from smartpipe.envelope.extensions import find_extensions
 from smartpipe.envelope.notification import EncodedBody
+from smartpipe.envelope.other_data import join_binary_mode
 from smartpipe.envelope.pointer import read_pointer, write_pointer
-from smartpipe.errors import DecodeError, PayloadError, Reject, UnknownEventType
+from smartpipe.errors import DecodeError, IgnoredMessage, PayloadError, Reject, UnknownEventType
+from smartpipe.external import EventBridgeEvent, S3Notification
 from smartpipe.idempotency.stores.records import limit_attempt, limit_lease
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES
 from smartpipe.message import Attribute, Message, size_bytes
 from smartpipe.outbox.rows import UnreadableRow, read_row, storable_text
+from smartpipe.raw_messages import RawReader, RawType
 from smartpipe.transports.aws.direct import sns as topics
 from smartpipe.transports.aws.direct import sqs as queues
 from smartpipe.transports.aws.direct.response import Response, ResponseReader
@@ -59,6 +63,7 @@ def _(data: dict[str, Any]) -> dict[str, Any]:
 
 decoder = Decoder([Measured, Demanding, Moved])
 REJECTED = DeadLetter("rejected", Reject("no"))
+raw_reader = RawReader([RawType(model.__name__, model, None) for model in (S3Notification, EventBridgeEvent[Measured])])
 WHERE = FailedDelivery("service", "queue", None, None)
 
 
@@ -86,6 +91,21 @@ def outcome_of(decode: Callable[[str], Envelope], body: str) -> Event | str:
     assert len(text) < MAX_ERROR_CHARACTERS
     assert len(kept) <= MAX_ERRORS
     return kind
+
+
+def read_external(data: bytes) -> None:
+    """Messages of other systems: binary mode, matchers and models refuse or read any body."""
+    name, _, rest = text_of(data).partition(" ")
+    value, _, body = rest.partition(" ")
+    context = {"ce-id": "1", "ce-source": "s", "ce-type": "measured", f"ce_{name}": value or "?"}
+    message = Message("m", "r", body, attributes={key: Attribute("String", one) for key, one in context.items()})
+    refused = DecodeError("not-cloudevent", "refused")
+    with suppress(DecodeError):
+        outcome_of(decoder.decode, join_binary_mode(body, message.attributes, refused))
+    find_extensions(message)
+    for large in (False, True):
+        with suppress(DecodeError, UnknownEventType, IgnoredMessage):
+            raw_reader.read(message, body, refused, large=large)
 
 
 def unpack(data: bytes) -> None:
@@ -210,6 +230,14 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], list[bytes]]] = {
             body_of('{"places":["a"],"notes":[[]]}', "moved").replace('"id"', '"dataversion":"2.1","id"').encode(),
             body_of("0", "moved").replace('"data":0', '"data_base64":"eyJmcm9tIjoiYSIsInRvIjoiYiJ9"').encode(),
             b'{"Type":"Notification","MessageId":"1","TopicArn":"t","Message":"{}"}',
+        ],
+    ),
+    "external": (
+        read_external,
+        [
+            b'type x {"detail-type":"a","detail":{},"id":"1","source":"s","account":"1","time":0,"region":"r"}',
+            b'x y {"Records":[{"eventSource":"aws:s3","s3":{"object":{"key":"%"}}}]}',
+            b'data {} {"Event":"s3:TestEvent"}',
         ],
     ),
     "compression": (unpack, [GZIPPED.encode(), b"zstd KLUv/SADGQAAYWJj", b"identity abc"]),

@@ -14,7 +14,7 @@ from tests.reference.tables import code, default_of, table, type_of, unit_of
 
 MODULES = (
     *("smartpipe", "smartpipe.blocking", "smartpipe.outbox", "smartpipe.middleware"),
-    *("smartpipe.envelope", "smartpipe.log_fields", "smartpipe.testing"),
+    *("smartpipe.envelope", "smartpipe.external", "smartpipe.log_fields", "smartpipe.testing"),
 )
 NAMES = {
     "smartpipe.blocking": ["Publisher"],
@@ -27,7 +27,10 @@ STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Paramete
 UNDESCRIBED = "TODO"
 """The description of a parameter without one, for which the test of this page fails."""
 OPTIONS = {name: cls for name, cls in vars(options).items() if typing.is_typeddict(cls)}
-NOT_CONSTRUCTED = {"DeliveryFilter", "Delivery", "BatchDelivery", "PublishReport", "Transport"}
+NOT_CONSTRUCTED = {
+    *("EventBridgeEvent", "ExternalModel", "Matcher", "RawMessage", "S3Detail", "S3EventBridgeEvent", "S3Notification"),
+    *("S3Record", "DeliveryFilter", "Delivery", "BatchDelivery", "PublishReport", "Transport"),
+}
 """Classes whose objects you receive from smartpipe, or create without arguments."""
 INTERNAL = {
     *("BatchDelivery.derive_ids", "Delivery.derive_ids", "Delivery.log_message", "EmbeddedBroker.last_output"),
@@ -36,6 +39,11 @@ INTERNAL = {
     *("Service.published", "Service.sends_to", "Relay.publish_batch", "Relay.backlog", "Service.handlers"),
     *(
         "DeliveryFilter.filter",
+        *(
+            f"{model}.{name}"
+            for model in ("EventBridgeEvent", "S3EventBridgeEvent", "S3Notification")
+            for name in ("get_matcher", "get_context", "is_test")
+        ),
         "Service.idempotent",
         "CircuitBreaker.longest_reset_seconds",
         "Worker.transport_counts",
@@ -54,6 +62,7 @@ PURPOSES = {
     "smartpipe.outbox": "Publish in a database transaction ([how](../outbox.md)).",
     "smartpipe.middleware": "Wrap deliveries and publications ([how](../reference.md#middleware)).",
     "smartpipe.envelope": "Read the trace context of a request, and build message bodies in tests.",
+    "smartpipe.external": "Handle messages of other systems ([how](../howto/external-messages.md)).",
     "smartpipe.log_fields": "Name the delivery in log lines ([how](../howto/logging.md)).",
     "smartpipe.testing": "Test your services ([how](../howto/testing.md)).",
 }
@@ -303,7 +312,6 @@ OTHER = {
     "delay_seconds": "The delay that was asked for.",
     "after_seconds": "The time until the next delivery.",
     "MemoryBroker.services": "The services to run.",
-    "MemoryBroker.send.body": "The body of the message.",
     "MemoryBroker.drain.limit_seconds": "The time after which it gives up. Its error lists the remaining work.",
     "MemoryBroker.pause.queue": _PAUSED,
     "MemoryBroker.resume.queue": _PAUSED,
@@ -323,6 +331,33 @@ OTHER = {
 }
 """Descriptions of parameters that their docstring does not describe, because the sentence above them does."""
 ATTRIBUTES = {
+    "EventBridgeEvent": {
+        "id": "The id of the event.",
+        "detail_type": "The `detail-type`, such as `Object Created`.",
+        "source": "The system that sent it, such as `aws.s3`.",
+        "account": "The account, twelve digits.",
+        "time": "When it happened.",
+        "region": "The region.",
+        "resources": "The ARNs of the resources that it is about.",
+        "detail": "The detail, validated with the type in brackets.",
+        "replay_name": "The name of the replay that sent it; None if it was not replayed.",
+    },
+    "RawMessage": {"body": "The text of the body.", "attributes": "The message attributes, as in a raw delivery."},
+    "S3Detail": {
+        "bucket": "The bucket: `name`.",
+        "object": "The object: `key`, `size`, `etag`, `version_id`, `sequencer`.",
+        "reason": "The API call, such as `PutObject`; None for other causes.",
+        "request_id, requester, source_ip_address, deletion_type": "As S3 documents them; None if one is missing.",
+    },
+    "S3Notification": {"records": "The events: a tuple of `S3Record`."},
+    "S3Record": {
+        "event_name": "Such as `ObjectCreated:Put`.",
+        "event_time": "When it happened.",
+        "event_source, event_version, aws_region": "`aws:s3`, the version of the form, and the region.",
+        "s3": "The rule `configuration_id`, the `bucket` (`name`, `arn`), and the `object` (`key`, `size`, `e_tag`, "
+        "`version_id`, `sequencer`).",
+        "user_identity, request_parameters, response_elements": "Further objects of S3, as dictionaries.",
+    },
     "BatchDelivery": {"deliveries": "One `Delivery` for each event, in the order of the events."},
     "Delivery": {
         "handler": "The handler's module and name.",

@@ -81,6 +81,8 @@ def number(**limits: Any) -> Any:
     return Annotated[int, Field(**limits)]
 
 
+CODES: Any = Annotated[str, Field(pattern="^[a-c]$")]
+
 CHANGES = [
     Change("an optional field is added", {}, {"b": (str, "x")}, backward=False, forward=True),
     Change("a required field is added", {}, {"b": str}, backward=False, forward=True),
@@ -130,6 +132,13 @@ CHANGES = [
         forward=True,
     ),
     Change("the values of a map change", {"b": dict[str, int]}, {"b": dict[str, str]}, backward=False, forward=False),
+    Change(
+        "the values of a map with a pattern for keys change",
+        {"b": dict[CODES, int]},
+        {"b": dict[CODES, str]},
+        backward=False,
+        forward=False,
+    ),
     Change("a field within a recursive model widens", {"b": Tree}, {"b": Forest}, backward=True, forward=False),
     Change(
         "a `list` becomes a `set`", {"b": list[int]}, {"b": set[int]}, backward=False, forward=True, lenient="backward"

@@ -6,14 +6,17 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field, computed_field
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
 from smartpipe.cli.schema.catalogue import run_catalogue
+from smartpipe.cli.schema.fixtures import run_fixtures
 from smartpipe.contracts.catalogue import Entry, format_duration, make_pages
 from smartpipe.contracts.files import describe, export
+from smartpipe.contracts.fixtures import read_fixtures
 from smartpipe.contracts.page import Code, Form, Heading, Json, Page, Paragraph, Table, render
 from tests.support import golden
 from tests.support.processes import smartpipe
@@ -229,13 +232,13 @@ def test_text_of_a_class_cannot_become_markup() -> None:
 
 
 def test_code_with_backticks_and_links_to_types_with_special_characters_are_encoded() -> None:
-    page = Page("a%2Fb", "a/b", [Paragraph((Code("a`b"),)), Json("```"), Table(("x",), [((Code("|"),),)])])
+    page = Page("a!2Fb", "a/b", [Paragraph((Code("a`b"),)), Json("```"), Table(("x",), [((Code("|"),),)])])
 
     assert render(page, "markdown")[1].endswith("``a`b``\n\n````json\n```\n````\n\n| x |\n| --- |\n| `\\|` |\n")
     described = describe(golden.Returned)
     slashed = described._replace(declaration=described.declaration.model_copy(update={"type": "com.a/b"}))
     index, _ = make_pages([Entry([slashed], [slashed], {}, [], [])])
-    assert "[com.a/b](com.a%252Fb.md)" in render(index, "markdown")[1]
+    assert "[com.a/b](com.a!2Fb.md)" in render(index, "markdown")[1]
 
 
 @pytest.mark.parametrize(
@@ -296,3 +299,30 @@ def test_the_command_writes_the_pages_and_refuses_wrong_input_without_a_tracebac
     assert done.stdout.splitlines()[0] == f"  written  {tmp_path.as_posix()}/index.html"
     assert wrong.returncode == 2
     assert wrong.stderr == "smartpipe: --format 'pdf' is unknown: use one of markdown, html\n"
+
+
+def test_services_with_raw_handlers_and_types_with_slashes_have_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slashed(Event, topic=golden.shop, type="com.example/order:placed", version="1.0"):
+        name: str
+
+    service = Service("golden-external")
+
+    @service.subscribe(Slashed)
+    async def take(event: Slashed) -> None:
+        """Do nothing."""
+
+    @service.subscribe_raw(dict)
+    async def take_raw(message: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    monkeypatch.setattr(golden, "external", service, raising=False)
+    for _ in range(2):
+        run_fixtures(["tests.support.golden:external"], tmp_path / "schemas", 1, as_json=False)
+        run_catalogue(["tests.support.golden:external"], tmp_path / "schemas", tmp_path / "pages", "markdown")
+
+    page = (tmp_path / "pages" / "com.example!2Forder!3Aplaced.md").read_text()
+    assert len(cells(page, "golden-external")) == 1
+    assert "take_raw" not in page
+    assert [path.parent.name for path in read_fixtures(tmp_path / "schemas")] == ["com.example!2Forder!3Aplaced"]

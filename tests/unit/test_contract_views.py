@@ -128,6 +128,8 @@ KINDS: dict[str, Any] = {
     "named tuple": Point,
     "map": dict[str, int],
     "map of enum": dict[Colour, int],
+    "map of pattern": dict[Annotated[str, Field(pattern="^[a-c]{1,3}$")], int],
+    "map of pattern to text": dict[Annotated[str, Field(pattern="^[a-c]{1,3}$")], str],
     "model": Line,
     "list of models": list[PricedLine],
     "dataclass": Size,

@@ -120,12 +120,14 @@ def test_a_batch_of_cloudevents_is_refused_by_its_name(read: Callable[[str], obj
 
 
 @pytest.mark.parametrize("name", ["ce_id", "ce-type", "cloudEvents:source", "cloudEvents_id", "CE-ID"])
-async def test_a_cloudevent_in_binary_mode_is_refused_by_its_name(name: str) -> None:
+async def test_binary_mode_without_a_complete_context_is_refused_with_the_missing_names(name: str) -> None:
     reader = MessageReader([UserLeft], PayloadOffload())
     binary = {name: Attribute("String", "x"), "content-type": Attribute("String", "application/json")}
+    context = name.lower().replace("cloudevents", "ce").replace(":", "_").replace("-", "_").removeprefix("ce_")
+    missing = ", ".join(one for one in ("id", "source", "type") if one != context)
 
     for body in ('{"name": "Bob"}', "no JSON"):
-        with pytest.raises(DecodeError, match=r"a CloudEvent in binary mode; publish it in structured mode") as caught:
+        with pytest.raises(DecodeError, match=rf"a CloudEvent in binary mode, but they have no {missing}$") as caught:
             await reader.read(Message("1", "r", body, attributes=binary))
         assert caught.value.kind == "not-cloudevent"
     assert (await reader.read(Message("1", "r", plain(), attributes=binary))).data == UserLeft(name="Bob")

@@ -180,3 +180,17 @@ async def test_messages_of_an_older_major_version_are_handled_by_upcasters_or_li
     write("1.1", pounds=3)
     with pytest.raises(AssertionError, match=r"golden\.weighed 1\.1 minimal .*\n.*upcast-failed: .*kilograms"):
         await assert_handles(service, tmp_path)
+
+
+async def test_handlers_of_external_messages_need_no_golden_messages(schemas: Path) -> None:
+    service = Service("golden-mixed")
+
+    @service.subscribe(golden.Returned)
+    async def take(event: golden.Returned) -> None:
+        """Do nothing."""
+
+    @service.subscribe_raw(dict)
+    async def take_raw(message: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    assert await assert_handles(service, schemas) == 4

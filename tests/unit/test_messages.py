@@ -35,7 +35,7 @@ def test_times_and_counts_are_read_from_the_system_attributes() -> None:
 
 
 def test_a_message_has_no_more_than_it_is_given() -> None:
-    assert Message("id", "receipt", "body") == ("id", "receipt", "body", 1, {}, None, None, None, 0.0, None, None)
+    assert Message("id", "receipt", "body") == ("id", "receipt", "body", 1, {}, None, None, None, 0.0, None, None, None)
     assert OutgoingMessage("body", 4) == ("body", 4, {}, None, None, 0, None, None)
     assert Payload("bucket", "a/b") == ("bucket", "a/b", "", None)
     assert Payload("bucket", "a/b").url == "s3://bucket/a/b"

@@ -203,3 +203,10 @@ def test_a_module_without_events_is_an_error(here: Path) -> None:
 
     with pytest.raises(ConfigError, match="has no events"):
         load_events(["plain"])
+
+
+def test_a_service_with_raw_handlers_alone_has_no_events_and_is_not_an_error(here: Path) -> None:
+    raw = '\nraw = Service("raw")\n@raw.subscribe_raw(dict)\nasync def take(message: dict) -> None: ...\n'
+    (here / "shop.py").write_text(MODULE.format(type="parcel.shipped") + raw)
+
+    assert [event.__name__ for event in load_events(["shop:raw", "shop:service"])] == ["Shipped"]

@@ -73,9 +73,9 @@ def services_among(targets: Sequence[str]) -> list[Service]:
 
 def _events_of(found: Any, target: str) -> Iterable[type[Event]]:
     if isinstance(found, Service):
-        handled = [handler.event for handler in found.handlers]
+        handled = [handler.event for handler in found.handlers if isinstance(handler.event, type)]
         published = [one for one in found.publishes if not isinstance(one, Queue)]
-        if handled or published:
+        if found.handlers or published:  # raw handlers take no events
             return [*handled, *published]
     candidates = vars(found).values() if hasattr(found, "__spec__") and not isinstance(found, type) else [found]
     events = [cls for cls in candidates if isinstance(cls, type) and issubclass(cls, Event) and cls.__contract__]

@@ -15,6 +15,7 @@ from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES
 from smartpipe.envelope.traceparent import trace_id
 from smartpipe.envelope.validators import build_bounded_validator
 from smartpipe.errors import DecodeError
+from smartpipe.events import Event
 from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_MESSAGE_BYTES, MESSAGE_TEXT
 from smartpipe.message import Attribute, OutgoingMessage, size_bytes
 
@@ -69,6 +70,7 @@ class Reason(TypedDict, total=False):
     first_seen: _Moment | None
     dead_lettered_at: _Moment | None
     event_id: NotRequired[_Name]
+    event_type: NotRequired[_Name]
     trace_id: NotRequired[_Name | None]
     errors: NotRequired[Annotated[list[_Error], Field(max_length=100)]]
     traceback: NotRequired[_Text]
@@ -181,6 +183,8 @@ def _build_reason(message: Message, outcome: DeadLetter, delivery: FailedDeliver
     if delivery.envelope is not None:
         reason["event_id"] = delivery.envelope.id
         reason["trace_id"] = trace_id(delivery.envelope.traceparent)
+        if not isinstance(delivery.envelope.data, Event):
+            reason["event_type"] = delivery.envelope.type  # the body of a message for a raw handler has none
     if isinstance(error, DecodeError) and error.errors:
         reason["errors"] = error.errors
     if delivery.handler is not None:

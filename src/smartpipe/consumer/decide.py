@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from smartpipe.errors import DecodeError, MessageError, PayloadError, Reject, Retry, UnknownEventType
+from smartpipe.errors import DecodeError, IgnoredMessage, MessageError, PayloadError, Reject, Retry, UnknownEventType
 
 if TYPE_CHECKING:
     from smartpipe.retry import RetryPolicy
@@ -18,7 +18,7 @@ class WorkerLost(Exception):
 
 
 class Ack(NamedTuple):
-    """Delete the message. *ignored*: no handler subscribes to it."""
+    """Delete the message. *ignored*: no handler takes it, or it only tests the connection."""
 
     ignored: bool = False
 
@@ -94,6 +94,8 @@ def _decide(
         return DeadLetter(error.kind, error)
     if isinstance(error, WorkerLost):
         return DeadLetter("worker-lost", error)
+    if isinstance(error, IgnoredMessage):
+        return Ack(ignored=True)
     if isinstance(error, UnknownEventType):
         if unknown_events == "ignore":
             return Ack(ignored=True)

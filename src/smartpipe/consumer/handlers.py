@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.batch import Batch
 from smartpipe.consumer.breaker import CircuitBreaker
 from smartpipe.consumer.signature import Parameter, find_dependency, read_signature
+from smartpipe.envelope.decode import MessageReader
 from smartpipe.errors import ConfigError
 from smartpipe.events import Event, contract_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import name_of
+from smartpipe.raw_messages import RawReader, RawType
 from smartpipe.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from smartpipe.payload_offload import PayloadOffload
     from smartpipe.topics import Queue
 
 MAX_CONCURRENCY = 10_000
@@ -89,13 +92,14 @@ class Handler:
     Args:
         name: The function's module and qualified name.
         service: The name of the service that it belongs to.
+        event: The event that it takes, or for a raw handler the type of its messages.
         state: The values that the lifespan provides for its parameters, by the parameter's name.
     """
 
     name: str
     service: str
     function: Callable[..., Any]
-    event: type[Event]
+    event: type[Event] | RawType
     options: HandlerOptions
     parameters: tuple[Parameter, ...]
     is_async: bool
@@ -105,6 +109,16 @@ class Handler:
     def queue(self) -> Queue:
         """The queue that it is subscribed on."""
         return self.options.queue
+
+    @property
+    def event_type(self) -> str:
+        """The type of its events or messages, for metrics."""
+        return self.event.name if isinstance(self.event, RawType) else contract_of(self.event).type
+
+    @property
+    def route_key(self) -> type[Event] | str:
+        """The class of the events that it takes, or the name of the type of its raw messages."""
+        return self.event.name if isinstance(self.event, RawType) else self.event
 
     @property
     def retry(self) -> RetryPolicy:
@@ -132,7 +146,7 @@ def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
     It is the number that the handlers ask for, if every kind of event has a handler that does, and never less than a
     full batch.
     """
-    asked: dict[type[Event], int] = {}
+    asked: dict[type[Event] | RawType, int] = {}
     for handler in handlers:
         options = handler.options
         size = options.batch.size if options.batch else 1
@@ -143,9 +157,16 @@ def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
     return max(concurrency, sum(asked.values()))
 
 
+def make_reader(handlers: Iterable[Handler], payloads: PayloadOffload) -> MessageReader:
+    """Return a reader of the messages of a queue with these handlers."""
+    events = [handler.event for handler in handlers if not isinstance(handler.event, RawType)]
+    raw = dict.fromkeys(handler.event for handler in handlers if isinstance(handler.event, RawType))
+    return MessageReader(events, payloads, RawReader(tuple(raw)) if raw else None)
+
+
 def make_handler(
     function: Callable[..., Any],
-    event: type[Event],
+    event: type[Event] | RawType,
     options: HandlerOptions,
     *,
     service: str,
@@ -157,19 +178,21 @@ def make_handler(
         ConfigError: With the handler's name and every error.
     """
     name = name_of(function)
-    topic = contract_of(event).topic
     errors = options.find_errors()
-    if options.queue.fifo and not topic.fifo:
+    taken: Any = event.model if isinstance(event, RawType) else event
+    fields = event.field_names if isinstance(event, RawType) else tuple(event.model_fields)
+    topic = None if isinstance(event, RawType) else contract_of(event).topic
+    if topic is not None and options.queue.fifo and not topic.fifo:
         errors.append(
             f"queue {options.queue.name!r} is FIFO and topic {topic.name!r} is not, and SNS does not connect them: "
             "make the topic FIFO, or handle its events on a standard queue"
         )
-    if options.idempotency is not None and options.idempotency.key not in (None, *event.model_fields):
+    if options.idempotency is not None and options.idempotency.key not in (None, *fields):
         errors.append(
-            f"its idempotency key {options.idempotency.key!r} is not a field of {event.__qualname__} "
-            f"({', '.join(event.model_fields) or 'it has none'})"
+            f"its idempotency key {options.idempotency.key!r} is not a field of {taken.__qualname__} "
+            f"({', '.join(fields) or 'it has none'})"
         )
-    signature = read_signature(function, event, batch=options.batch is not None, state=provides_state)
+    signature = read_signature(function, taken, batch=options.batch is not None, state=provides_state)
     errors += signature.errors
     if errors:
         raise ConfigError([f"handler {name}: {error}" for error in errors])

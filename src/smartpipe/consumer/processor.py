@@ -16,16 +16,15 @@ from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, remove_reason
 from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, Release, RetryAfter, WorkerLost, decide
 from smartpipe.consumer.guard import HANDLED, CallResult, IdempotencyGuard
 from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
+from smartpipe.consumer.handlers import make_reader
 from smartpipe.consumer.history import remember
 from smartpipe.consumer.invoke import HandlerTimeout, Invocation, NotHandledYet
 from smartpipe.consumer.isolation import NEVER, Isolation, claim_thresholds_of, thresholds_of
 from smartpipe.consumer.leases import OVERDUE, RECEIVED
 from smartpipe.delivery import Delivery
-from smartpipe.envelope.decode import MessageReader
 from smartpipe.envelope.encode import current_envelope
 from smartpipe.envelope.traceparent import is_unsampled, read_trace_header, read_traceparent
 from smartpipe.errors import ConfigError, MessageError, Reject, Retry, TransportError
-from smartpipe.events import contract_of
 from smartpipe.failures import FailureHooks
 from smartpipe.middleware import Next, compose
 from smartpipe.retry import backoff_seconds
@@ -135,15 +134,15 @@ class Processor:
         self._collectors: list[BatchCollector] = []
         self.gates: list[Gate] = [resources.threads.capacity.gate()]
         self.circuits: list[Circuit] = []
-        self._routes: dict[type[Event], list[_Route]] = {}
+        self._routes: dict[type[Event] | str, list[_Route]] = {}
         handlers = service.handlers_on(queue)
         if resources.metrics:
-            counters.histograms = QueueHistograms(contract_of(handler.event).type for handler in handlers)
+            counters.histograms = QueueHistograms(handler.event_type for handler in handlers)
         for handler in handlers:
-            self._routes.setdefault(handler.event, []).append(self._create_route(handler))
+            self._routes.setdefault(handler.route_key, []).append(self._create_route(handler))
         hooks = service.failure_hooks
         self.failure_hooks = FailureHooks(hooks, resources.threads) if hooks else None
-        self._reader = MessageReader(self._routes, resources.payloads)
+        self._reader = make_reader(handlers, resources.payloads)
         bindings = [binding for binding in service.bindings if binding.queue.name == queue]
         self.thresholds = thresholds_of(bindings[0], handlers) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._needs_store else None
@@ -176,7 +175,7 @@ class Processor:
         if envelope.traceparent is None:  # of another producer
             envelope = envelope._replace(traceparent=_find_trace(message))
         # In the order of registration. The first failure ends the delivery, and a retry calls all handlers again.
-        for route in self._routes[type(envelope.data)]:
+        for route in self._routes.get(type(envelope.data)) or self._routes[envelope.type]:
             result = await self._call(route, envelope, message, lease, attempt)
             if result is None:
                 return SKIPPED
@@ -197,7 +196,8 @@ class Processor:
         """Return the outcome of a message whose handler does not end. The handler's own end will change nothing."""
         lease.mark_overdue()  # first: from now on, the old task and its handler may not settle the message
         envelope, message, claim = delivery.envelope, delivery.message, delivery.claim
-        route = next(one for one in self._routes[type(envelope.data)] if one.handler.name == delivery.handler)
+        routes = self._routes.get(type(envelope.data)) or self._routes[envelope.type]
+        route = next(one for one in routes if one.handler.name == delivery.handler)
         if route.limit is not None:
             route.limit.release(lease)  # the old task releases it again at its end, which is harmless
         count = message.receive_count - lease.skipped

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
 from smartpipe.contracts.compare import Document, alternatives_of
 from smartpipe.contracts.differences import find_differences
 from smartpipe.contracts.fields import NO_DEFAULT, Field
 from smartpipe.contracts.page import Code, Heading, Items, Json, Link, Page, Paragraph, Subheading, Table
 from smartpipe.contracts.schemas import DECIMAL
+from smartpipe.keys import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -65,18 +65,18 @@ class Entry(NamedTuple):
 def make_pages(entries: Sequence[Entry]) -> list[Page]:
     """Return the index, and then a page for each event, by type."""
     ordered = sorted(entries, key=lambda one: one.type)
-    return [_make_index(ordered), *(Page(page_name(one.type), one.type, list(_describe(one))) for one in ordered)]
+    return [_make_index(ordered), *(Page(_page_name(one.type), one.type, list(_describe(one))) for one in ordered)]
 
 
-def page_name(type_: str) -> str:
-    """Return the name of an event's file, without suffix. Characters that file systems refuse are encoded."""
-    return quote(type_, safe="")
+def _page_name(type_: str) -> str:
+    """Return the name of an event's file, without suffix, as in a schema directory."""
+    return escape(type_)
 
 
 def _make_index(entries: Sequence[Entry]) -> Page:
     rows: list[Sequence[Line]] = [
         (
-            (Link(one.type, page_name(one.type)),),
+            (Link(one.type, _page_name(one.type)),),
             (_purpose(one)[0],),
             (_versions_in_code(one),),
             (Code(one.latest.declaration.topic),),

@@ -34,7 +34,7 @@ LIMITS = (
 """The keywords that limit the values of a type."""
 KEYWORDS = frozenset(LIMITS) | frozenset(
     {"type", "const", "enum", "anyOf", "oneOf", "format", "items", "prefixItems", "properties", "required"}
-    | {"additionalProperties", "propertyNames"}
+    | {"additionalProperties", "patternProperties", "propertyNames"}
 )
 """The keywords that are compared."""
 
@@ -241,13 +241,15 @@ class _Comparison:
             if name not in sent:
                 yield Break(join_path(path, name), "required", ours.get(name), theirs.get(name, {}))
         for name, schema in ours.items():
+            yield from self._compare_names([{"const": name}], accepted, path)
             if name in theirs:
                 yield from self.compare(schema, theirs[name], join_path(path, name))
             elif others is False:
                 yield Break(join_path(path, name), "closed", schema, False)
             else:
                 yield from self.compare(schema, others, join_path(path, name))
-        if more is False:
+        yield from self._compare_patterns(written, accepted, path)
+        if more is False or "patternProperties" in written:
             return
         for name in theirs.keys() - ours.keys():  # a map may have any key
             yield from self.compare(more, theirs[name], join_path(path, name))
@@ -255,10 +257,26 @@ class _Comparison:
             yield Break(f"{path}{{}}", "closed", more, False)
         else:
             yield from self.compare(more, others, f"{path}{{}}")
+        yield from self._compare_names([written.get("propertyNames", True)], accepted, path)
+
+    def _compare_names(self, written: list[Any], accepted: Schema, path: str) -> Iterator[Break]:
+        """Compare the schemas of a map's keys with those that a reader accepts."""
         if "propertyNames" in accepted:
-            names = self._writer.resolve(written.get("propertyNames", {}))
             expected = {"type": "string", **self._reader.resolve(accepted["propertyNames"])}
-            yield from self.compare({"type": "string", **names}, expected, f"{path}{{key}}")
+            for one in written:
+                yield from self.compare({"type": "string", **self._writer.resolve(one)}, expected, f"{path}{{key}}")
+
+    def _compare_patterns(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+        """Compare maps whose keys match patterns. Which keys match two different patterns is not decided."""
+        ours, theirs = written.get("patternProperties", {}), accepted.get("patternProperties", {})
+        yield from self._compare_names([{"pattern": pattern} for pattern in ours], accepted, path)
+        if ours and not theirs:
+            for schema in ours.values():
+                yield from self.compare(schema, accepted.get("additionalProperties", True), f"{path}{{}}")
+        elif ours.keys() != theirs.keys():
+            yield Break(path, "keyword", written, {"patternProperties": theirs})
+        for pattern in ours.keys() & theirs.keys():
+            yield from self.compare(ours[pattern], theirs[pattern], f"{path}{{}}")
 
 
 def _identify(schema: Any) -> object:

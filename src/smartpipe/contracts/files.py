@@ -2,7 +2,7 @@
 
 ``<type>/<version>.writer.json`` and ``<type>/<version>.reader.json`` are the two views of an event. The third,
 ``<type>/<version>.contract.json``, has what a JSON Schema cannot say, such as the topic. Characters of a type that file
-systems refuse are percent-encoded.
+systems refuse are written as in keys: ``/`` is ``!2F``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +18,7 @@ from smartpipe.contracts.compare import Document
 from smartpipe.contracts.schemas import envelope_schema, event_schema, render_json
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
+from smartpipe.keys import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -116,7 +116,7 @@ def export(events: Iterable[type[Event]], directory: Path) -> Exported:
 
 def stem_of(declaration: Declaration) -> str:
     """Return the path of a version's files below the directory, without their suffix."""
-    return f"{quote(declaration.type, safe='')}/{declaration.version}"
+    return f"{escape(declaration.type)}/{declaration.version}"
 
 
 def read_directory(directory: Path) -> Versions:

@@ -92,7 +92,7 @@ def render(page: Page, form: Form) -> tuple[str, str]:
 
 
 def _target(link: Link, form: Form) -> str:
-    return quote(f"{link.page}{SUFFIXES[form]}") if link.page else INDEX_FILES[form]
+    return quote(f"{link.page}{SUFFIXES[form]}", safe="!") if link.page else INDEX_FILES[form]
 
 
 def _render_markdown(page: Page) -> str:

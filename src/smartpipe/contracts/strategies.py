@@ -115,6 +115,8 @@ class _Builder:
             optional={name: one for name, one in fields.items() if name not in required},
         )
         more = schema.get("additionalProperties", False)
+        for pattern, one in schema.get("patternProperties", {}).items():
+            return st.dictionaries(_texts({"pattern": pattern}, self._hints), self.build(one), max_size=MAX_ITEMS)
         if more is False:
             return fixed
         names = self._build({"type": "string", "minLength": 1, **self._names(schema)})

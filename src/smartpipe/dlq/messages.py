@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from json import JSONEncoder
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NotRequired
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -37,14 +37,11 @@ NO_REASON = "none"
 """The kind of messages that SQS itself moved, after too many receives, or that SNS could not deliver."""
 
 
-class _Context(TypedDict):
-    """The context attributes that identify an event."""
-
-    id: NotRequired[Annotated[object, TextOrNone()]]
-    type: NotRequired[Annotated[object, TextOrNone()]]
-    source: NotRequired[Annotated[object, TextOrNone()]]
-    dataversion: NotRequired[Annotated[object, TextOrNone()]]
-
+_Text = Annotated[object, TextOrNone()]
+_Context = TypedDict(
+    "_Context", {"id": _Text, "type": _Text, "source": _Text, "dataversion": _Text, "detail-type": _Text}, total=False
+)
+"""The context attributes that identify an event. The last is of EventBridge."""
 
 _context = build_bounded_validator(TypeAdapter(_Context))
 
@@ -97,8 +94,11 @@ def read_message(message: Message) -> DeadLetterMessage:
         context = _context(_json_of(inner)) or {}
     except (ValidationError, MessageError):
         context = {}
-    get = context.get
-    return DeadLetterMessage(message, get("id"), get("type"), get("source"), reason, get("dataversion"))
+    # The worker knew these of a message for a raw handler.
+    event_id = context.get("id") or reason.get("event_id")
+    event_type = context.get("type") or reason.get("event_type") or context.get("detail-type")
+    version = context.get("dataversion")
+    return DeadLetterMessage(message, event_id, event_type, context.get("source"), reason, version)
 
 
 def preview(message: Message, limit_characters: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from smartpipe.envelope.decode import MessageReader
+from smartpipe.consumer.handlers import make_reader
 from smartpipe.errors import MessageError
+from smartpipe.events import Event
 from smartpipe.idempotency.claims import MAX_CLAIMS
 from smartpipe.idempotency.store import Completed, InProgress
 from smartpipe.payload_offload import PayloadOffload
@@ -51,7 +52,7 @@ class ProcessedEvents:
         self._store = None if claims is None else claims.store
         self._prefix = "" if claims is None else claims.prefix
         self._payloads = PayloadOffload()
-        self._reader = MessageReader({handler.event for handler in handlers}, self._payloads)
+        self._reader = make_reader(handlers, self._payloads)
 
     async def look_up(self, dead_letters: Sequence[DeadLetterMessage]) -> list[ProcessedEvent]:
         """Return the progress with each message's event.
@@ -97,6 +98,7 @@ class ProcessedEvents:
             envelope = await self._reader.read(dead_letter.message)
         except MessageError:
             return 0, []
-        taking = [handler for handler in self._handlers if handler.event is type(envelope.data)]
+        key = type(envelope.data) if isinstance(envelope.data, Event) else envelope.type
+        taking = [handler for handler in self._handlers if handler.route_key == key]
         options = [(handler.full_name(self._prefix), handler.options.idempotency) for handler in taking]
         return len(taking), [idempotency.key_of(name, envelope) for name, idempotency in options if idempotency]

@@ -11,7 +11,7 @@ from contextvars import copy_context
 from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from os import register_at_fork
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias, TypeVar, Union
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
@@ -19,16 +19,18 @@ from pydantic.errors import PydanticUndefinedAnnotation
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
 from smartpipe.envelope.encode import Envelope
+from smartpipe.envelope.extensions import read_extensions
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
 from smartpipe.envelope.notification import EncodedBody, WrappedBody, keep_wrapped, refuse_wrapped, unwrap
 from smartpipe.envelope.other_data import (
-    BINARY_MODE,
     Base64Json,
     find_other_data,
     is_binary_mode,
+    join_binary_mode,
     make_empty,
     refuse_batch,
 )
+from smartpipe.envelope.pointer import is_pointer
 from smartpipe.envelope.structure import has_few_objects, refuse_too_many_values
 from smartpipe.envelope.unions import TooManyTries
 from smartpipe.envelope.upcast import upcast_body
@@ -40,7 +42,7 @@ from smartpipe.envelope.validators import (
     build_cooperative_validator,
     build_explaining_validator,
 )
-from smartpipe.errors import ConfigError, DecodeError
+from smartpipe.errors import ConfigError, DecodeError, MessageError, UnknownEventType
 from smartpipe.events import contract_of
 from smartpipe.message import construct
 
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOT_STRUCTURED = frozenset({"not-json", "not-cloudevent"})
+_NOT_OURS = frozenset({*_NOT_STRUCTURED, "unknown-event-type"})
+"""The kinds of errors of messages that are no events of the queue, but may be in binary mode or for a raw handler."""
 
 SMALL_CHARACTERS = 4_096
 INLINE_CHARACTERS = 65_536
@@ -94,6 +98,13 @@ class UndecidedUnions(DecodeError):
     """The data has unions of recursive classes that need more tries than the event loop has time for."""
 
 
+class ReadsOthers(Protocol):
+    """Reads the messages that are not events of a queue: ``raw_messages.RawReader``."""
+
+    def read(self, message: Message, body: str, error: MessageError, *, large: bool) -> Envelope:
+        """Return the envelope around the data in *body*, or raise a MessageError."""
+
+
 class MessageReader:
     """Reads the messages of one queue.
 
@@ -102,10 +113,14 @@ class MessageReader:
 
     Args:
         events: At most one class for each type and major version.
+        others: Reads the messages that are not events of the queue; None: they are refused.
     """
 
-    def __init__(self, events: Iterable[type[Event]], payloads: PayloadOffload) -> None:
+    def __init__(
+        self, events: Iterable[type[Event]], payloads: PayloadOffload, others: ReadsOthers | None = None
+    ) -> None:
         self._decoder = get_decoder(frozenset(events))
+        self._others = others
         self._payloads = payloads
         self._limit_objects = payloads.encoding.limit_objects
 
@@ -123,6 +138,7 @@ class MessageReader:
         Raises:
             DecodeError, UnknownEventType: As in ``Decoder.decode``. Also if the body is not encoded as its attributes
                 say, or has too many values.
+            IgnoredMessage: The message only tests the connection.
             PayloadError: The payload does not exist, or no decoder for its encoding is installed.
             TransportError: S3 is unreachable at present.
         """
@@ -136,24 +152,70 @@ class MessageReader:
                     message = message._replace(attributes=attributes)
                 if RESERVED_ATTRIBUTES.isdisjoint(attributes):
                     return await self._decode(body, keep_wrapped), message
-            return await self._decode_encoded(body, attributes), message
-        except DecodeError as error:
-            if error.kind in _NOT_STRUCTURED and is_binary_mode(attributes):
-                raise DecodeError("not-cloudevent", f"{error}; {BINARY_MODE}", error.errors) from None
-            raise
+            return await self._decode_encoded(body, message._replace(attributes=attributes))
+        except (DecodeError, UnknownEventType) as error:
+            if error.kind not in _NOT_OURS:
+                raise
+            return await self._read_other(message, body, error), message
 
-    async def _decode_encoded(self, body: str, attributes: Mapping[str, Attribute]) -> Envelope:
+    async def _read_other(self, message: Message, body: str, error: MessageError) -> Envelope:
+        """Read a message that is not an event in structured mode: one in binary mode, or one for a raw handler.
+
+        Raises:
+            MessageError: It is neither. Without raw handlers, this is *error*.
+        """
+        binary = error.kind in _NOT_STRUCTURED and is_binary_mode(message.attributes)
+        if not binary and self._others is None:
+            raise error
+        body = await self._decode_text(body, message.attributes)
+        large = not _is_small(body)
+        if binary:
+            try:
+                join = partial(join_binary_mode, body, message.attributes, error)
+                return await self._decode(await _run_in_thread(join) if large else join(), keep_wrapped)
+            except (DecodeError, UnknownEventType) as refused:
+                if self._others is None or refused.kind not in _NOT_OURS:
+                    raise
+                error = refused
+        read = partial(self._others.read, message, body, error, large=large)  # type: ignore[union-attr]
+        return await _run_in_thread(read) if large else read()
+
+    async def _decode_text(self, body: str, attributes: Mapping[str, Attribute]) -> str:
+        """Return *body*, fetched from S3 and decompressed if the attributes say that it is encoded."""
+        if RESERVED_ATTRIBUTES.isdisjoint(attributes):
+            return body
+        fetched, limit_bytes = await self._payloads.fetch(body, attributes)
+        if ENCODING_ATTRIBUTE not in attributes:
+            return fetched
+        # The number of its values was checked when it was decoded as an event in structured mode.
+        return await _run_in_thread(partial(decompress_body, fetched, attributes, limit_bytes))
+
+    async def _decode_encoded(self, body: str, message: Message) -> tuple[Envelope, Message]:
+        attributes = message.attributes
         fetched, limit_bytes = await self._payloads.fetch(body, attributes)
         try:
-            if ENCODING_ATTRIBUTE in attributes:
+            if not is_pointer(attributes):
                 decompress = partial(decompress_body, fetched, attributes, limit_bytes)
-                return await _run_in_thread(lambda: self._decoder.decode_large(decompress(), self._limit_objects))
-            return await self._decode(fetched)
+                decode = self._decoder.decode_large
+                return await _run_in_thread(lambda: decode(decompress(), self._limit_objects)), message
+            # Nobody could read the extensions later, without the body.
+            if ENCODING_ATTRIBUTE not in attributes and _is_small(fetched):
+                return await self._decode(fetched), message._replace(extensions=read_extensions(fetched))
+            read = partial(self._read_fetched, fetched, attributes, limit_bytes)
+            envelope, extensions = await _run_in_thread(read)
+            return envelope, message._replace(extensions=extensions)
         except EncodedBody:
             raise DecodeError("not-compressed", "the decoded body says that it is encoded once more") from None
 
+    def _read_fetched(
+        self, fetched: str, attributes: Mapping[str, Attribute], limit_bytes: int
+    ) -> tuple[Envelope, Mapping[str, Any]]:
+        """Return the event in a body from S3, and its extensions."""
+        text = decompress_body(fetched, attributes, limit_bytes)
+        return self._decoder.decode_large(text, self._limit_objects), read_extensions(text)
+
     async def _decode(self, body: str, unwrap: _Unwrap = unwrap) -> Envelope:
-        if len(body) <= SMALL_CHARACTERS or (len(body) <= INLINE_CHARACTERS and has_few_objects(body, INLINE_OBJECTS)):
+        if len(body) <= SMALL_CHARACTERS or _is_small(body):
             try:
                 return self._decoder.decode(body, unwrap)
             except UndecidedUnions:
@@ -307,6 +369,12 @@ def get_decoder(events: frozenset[type[Event]]) -> Decoder:
     return Decoder(events)
 
 
+def _is_small(body: str) -> bool:
+    """Return whether the event loop has the time to decode *body*."""
+    few = len(body) <= INLINE_CHARACTERS and has_few_objects(body, INLINE_OBJECTS)
+    return few or len(body) <= SMALL_CHARACTERS
+
+
 def _validate(validate: _Validate, body: str) -> dict[str, Any] | None:
     try:
         fields: dict[str, Any] | None = validate(body)
@@ -331,7 +399,7 @@ def _raise_decode_error(validate: Callable[[], dict[str, Any]], sentence: str) -
     try:
         return validate()
     except ValidationError as error:
-        errors, summary = _summarize(error)
+        errors, summary = summarize_errors(error)
     except TooManyForbiddenFields:
         errors, summary = [], f"it has more than {MAX_FORBIDDEN_FIELDS} fields that the event class forbids"
     except Exception as error:
@@ -355,7 +423,7 @@ def _validate_context(body: str, validate: _Validate) -> dict[str, Any]:
     try:
         context: dict[str, Any] = validate(body)
     except ValidationError as error:
-        errors, summary = _summarize(error)
+        errors, summary = summarize_errors(error)
         if errors and errors[0]["type"] == "json_invalid":
             raise DecodeError("not-json", f"the body is not JSON: {summary.partition('JSON: ')[2]}") from None
         refuse_batch(body)
@@ -389,7 +457,7 @@ def _broken_validator(error: Exception) -> DecodeError:
     return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {text}")
 
 
-def _summarize(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
+def summarize_errors(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
     """Return the first of Pydantic's errors and a summary of all, both of bounded length.
 
     They omit the input, which may be personal data and is in the dead-letter message anyway.

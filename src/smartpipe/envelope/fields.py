@@ -88,6 +88,9 @@ _CONTEXT: dict[str, Any] = {
     "causationid": NotRequired[_Inherited],
 }
 
+CONTEXT_NAMES = frozenset(_CONTEXT)
+"""The names of the context attributes that an envelope has."""
+
 Context = TypedDict("Context", _CONTEXT)  # type: ignore[misc] # made at run time
 """The context attributes of an envelope of any type."""
 

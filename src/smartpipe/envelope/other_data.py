@@ -1,4 +1,4 @@
-"""Reads CloudEvents that differ from ours: with data in ``data_base64`` or without data; in batch or binary mode.
+"""Reads CloudEvents that differ from ours: with data in ``data_base64``, without data, or in binary mode.
 
 Source: CloudEvents 1.0.2, JSON format, section 3.1: SDKs write ``data_base64`` for any data that they hold as bytes. If
 ``datacontenttype`` is JSON or absent, those bytes are JSON.
@@ -6,11 +6,13 @@ Source: CloudEvents 1.0.2, JSON format, section 3.1: SDKs write ``data_base64`` 
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import Field, TypeAdapter
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import PydanticCustomError, core_schema, from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.envelope.fields import ValueOrNone
@@ -21,18 +23,18 @@ from smartpipe.errors import DecodeError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from smartpipe.errors import MessageError
     from smartpipe.events import Event
     from smartpipe.message import Attribute
 
-BINARY_MODE = (
-    "its attributes say that it is a CloudEvent in binary mode; publish it in structured mode, with the whole "
-    "CloudEvent as JSON in the body"
-)
 _BINARY_PREFIXES = ("ce_", "ce-", "cloudevents:", "cloudevents_")
+_HTTP_PREFIX = "ce-"
+_CONTENT_TYPES = frozenset({"content-type", "content_type", "contenttype"})
+_NOT_CONTEXT = frozenset({"data", "data_base64"})
 _PRESENT = object()
 
 
-class _NullOrPresent:
+class NullOrPresent:
     """Marks a value of which only its presence matters: None if it is null or missing, otherwise ``_PRESENT``."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: object) -> core_schema.CoreSchema:
@@ -40,8 +42,11 @@ class _NullOrPresent:
         return core_schema.with_default_schema(present, default=None)
 
 
+AnyData = Annotated[object, NullOrPresent()]
+
+
 class _OtherData(TypedDict, total=False):
-    data: Annotated[object, _NullOrPresent()]
+    data: AnyData
     data_base64: Annotated[str | None, Field(strict=True), ValueOrNone()]
 
 
@@ -95,6 +100,44 @@ def is_binary_mode(attributes: Mapping[str, Attribute]) -> bool:
     media_type = attributes.get("content-type", attributes.get("Content-Type"))
     structured = media_type is not None and str(media_type.value).lower().startswith("application/cloudevents")
     return not structured and any(name.startswith(_BINARY_PREFIXES) for name in names)
+
+
+def read_binary_context(attributes: Mapping[str, Attribute]) -> dict[str, str]:
+    """Return the context attributes of an event in binary mode, by their names without prefix."""
+    context = {"specversion": "1.0"}
+    for name, attribute in attributes.items():
+        prefix = next((one for one in _BINARY_PREFIXES if name.lower().startswith(one)), None)
+        key = "datacontenttype" if prefix is None else name[len(prefix) :].lower()
+        if (prefix is None and name.lower() not in _CONTENT_TYPES) or key in _NOT_CONTEXT:
+            continue
+        value = attribute.value
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        context[key] = unquote(text) if prefix == _HTTP_PREFIX else text
+    return context
+
+
+def join_binary_mode(body: str, attributes: Mapping[str, Attribute], error: MessageError) -> str:
+    """Return the CloudEvent in structured mode: with the context from *attributes*, and with *body* as its data.
+
+    Source: CloudEvents 1.0.2, bindings for HTTP (section 3.1, also for percent-encoding), Kafka and AMQP.
+
+    Args:
+        error: Why the body is not a CloudEvent in structured mode.
+
+    Raises:
+        DecodeError: The context has no ``id``, ``source`` or ``type``, or the body is not JSON.
+    """
+    context = read_binary_context(attributes)
+    missing = [name for name in ("id", "source", "type") if name not in context]
+    if missing:
+        detail = f"its attributes say that it is a CloudEvent in binary mode, but they have no {', '.join(missing)}"
+        raise DecodeError("not-cloudevent", f"{error}; {detail}")
+    try:
+        from_json(body)  # first: the text is inserted, so it must be one value, and not the end of an object
+    except ValueError as invalid:
+        detail = f"the data of the CloudEvent in binary mode is not JSON: {invalid}"
+        raise DecodeError("not-json", detail) from None
+    return f'{json.dumps(context)[:-1]}, "data": {body}}}'
 
 
 def refuse_batch(body: str) -> None:

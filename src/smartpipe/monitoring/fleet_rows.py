@@ -87,7 +87,8 @@ def _describe(services: Sequence[Declares]) -> str:
     for service in services:
         published = ", ".join(dict.fromkeys(contract.type for contract in service.published))
         for binding in sorted(service.bindings, key=lambda one: one.queue.name):
-            handled = ", ".join(dict.fromkeys(contract.type for contract in binding.contracts))
+            types = [contract.type for contract in binding.contracts]
+            handled = ", ".join(dict.fromkeys([*types, *binding.external]))
             lines.append(f"| {service.name} | {binding.queue.name} | {handled} | {published} |")
         if not service.bindings:
             lines.append(f"| {service.name} | | | {published} |")

@@ -25,8 +25,17 @@ from smartpipe.errors import ConfigError, EventTooLarge, PublishError, PublishFa
 from smartpipe.events import Event, contract_of, text_of
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
 from smartpipe.keys import sqs_id
-from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_DELAY_SECONDS, MESSAGE_TEXT
-from smartpipe.message import Attribute, Failure, OutgoingMessage, construct, size_bytes, utf8_length
+from smartpipe.limits import ATTRIBUTE_NAME, MAX_ATTRIBUTES, MAX_DELAY_SECONDS
+from smartpipe.message import (
+    Attribute,
+    Failure,
+    NewAttribute,
+    OutgoingMessage,
+    construct,
+    make_attribute,
+    size_bytes,
+    utf8_length,
+)
 from smartpipe.topics import FIFO_SUFFIX, Queue, Topic
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ class Publication(NamedTuple):
     """
 
     event: Event
-    attributes: Mapping[str, str] | None = None
+    attributes: Mapping[str, NewAttribute] | None = None
     queue: Queue | None = None
     delay_seconds: float | None = None
     context: EventContext | None = None
@@ -114,9 +123,9 @@ def read_options(
     *,
     queue: Queue | str | None = None,
     delay_seconds: float | None = None,
-    attributes: Mapping[str, str] | None = None,
+    attributes: Mapping[str, NewAttribute] | None = None,
     **context: Any,
-) -> tuple[Mapping[str, str] | None, Queue | None, float | None, EventContext | None]:
+) -> tuple[Mapping[str, NewAttribute] | None, Queue | None, float | None, EventContext | None]:
     """Return the options of ``publish`` as the fields of a Publication.
 
     Raises:
@@ -132,7 +141,7 @@ def read_options(
 
 def read_many_options(
     **options: Any,
-) -> tuple[Mapping[str, str] | None, Queue | None, float | None, EventContext | None]:
+) -> tuple[Mapping[str, NewAttribute] | None, Queue | None, float | None, EventContext | None]:
     """Return the options of ``publish_many`` as the fields of each Publication.
 
     Raises:
@@ -203,7 +212,7 @@ def prepare(publication: Publication, *, source: str, encoding: BodyEncoding = N
     body = encode(envelope)
     all_attributes, attributes_bytes = _type_attribute(envelope.type)
     if attributes:
-        all_attributes = {**all_attributes, **{name: Attribute("String", text) for name, text in attributes.items()}}
+        all_attributes = {**all_attributes, **{name: make_attribute(value) for name, value in attributes.items()}}
         attributes_bytes = size_bytes("", all_attributes)
     message = OutgoingMessage(
         body,
@@ -350,7 +359,7 @@ def _find_delay_error(publication: Publication) -> str | None:
     return None
 
 
-def _find_attribute_error(attributes: Mapping[str, str]) -> str | None:
+def _find_attribute_error(attributes: Mapping[str, NewAttribute]) -> str | None:
     if len(attributes) + 1 > MAX_ATTRIBUTES:
         return (
             f"{len(attributes)} attributes and the event's type are more than {MAX_ATTRIBUTES}, and with raw delivery "
@@ -360,6 +369,8 @@ def _find_attribute_error(attributes: Mapping[str, str]) -> str | None:
         reserved = name == TYPE_ATTRIBUTE or name in RESERVED_ATTRIBUTES or name.lower().startswith(RESERVED_PREFIX)
         if reserved or not ATTRIBUTE_NAME.fullmatch(name):
             return f"attribute name {name!r} is reserved, or invalid in SQS (letters, digits, '_', '-', inner '.')"
-        if not isinstance(value, str) or not MESSAGE_TEXT.fullmatch(value):
-            return f"attribute {name!r} must be text of at least one character, without control characters: {value!r}"
+        try:
+            make_attribute(value)
+        except ValueError as error:
+            return f"attribute {name!r} {error}: {value!r:.200}"
     return None

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
+    from smartpipe.message import NewAttribute
     from smartpipe.publisher.prepare import EventContext, PreparedEvent, Publication
     from smartpipe.telemetry.spans import OpenSpan, Tracing
 
-    PublicationFields: TypeAlias = tuple[Mapping[str, str] | None, Queue | None, float | None, EventContext | None]
+    PublicationFields: TypeAlias = tuple[
+        Mapping[str, NewAttribute] | None, Queue | None, float | None, EventContext | None
+    ]
     """The fields of a Publication after its event."""
     Traced: TypeAlias = tuple[Iterable[Event], PublicationFields]
 

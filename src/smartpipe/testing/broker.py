@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from uuid import uuid4
 
 from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.consumer import Consumer
@@ -15,13 +17,14 @@ from smartpipe.escaping import escape_text
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.stores.memory import MemoryStore
-from smartpipe.message import OutgoingMessage, utf8_length
+from smartpipe.message import OutgoingMessage, make_attribute, size_bytes
 from smartpipe.names import name_of
 from smartpipe.publisher.publisher import Publisher
 from smartpipe.settings import AwsSettings, ConcurrencySettings
 from smartpipe.testing.clock import virtual_time
 from smartpipe.testing.recorder import Recorder
 from smartpipe.testing.records import DeadLettered, Delivered, Handled, Published, Record, Retried, matches
+from smartpipe.topics import FIFO_SUFFIX
 from smartpipe.topology.derive import derive
 from smartpipe.transports.memory.transport import NAMING
 from smartpipe.transports.open import use_transport
@@ -34,10 +37,12 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.idempotency.claims import OpenTransaction
     from smartpipe.idempotency.store import Store
+    from smartpipe.message import NewAttribute
     from smartpipe.options import PublishOptions
     from smartpipe.service import Service
 
-E = TypeVar("E", bound="Event")
+E = TypeVar("E")
+"""An event, or the model of a raw handler."""
 T = TypeVar("T")
 
 POLL_SECONDS = 20
@@ -163,14 +168,30 @@ class MemoryBroker:
         """Publish *event* as the component ``test``; see Publisher.publish."""
         return await self._publisher.publish(event, **options)
 
-    async def send(self, queue: str, body: str) -> None:
-        """Send any text to a queue, such as a malformed message that no Publisher would send.
+    async def send(
+        self,
+        queue: str,
+        body: str | Mapping[str, Any],
+        *,
+        attributes: Mapping[str, NewAttribute] | None = None,
+        group_id: str | None = None,
+    ) -> None:
+        """Send any message to a queue, such as one of another system, or a malformed one.
+
+        Args:
+            body: Text, or a JSON object.
+            attributes: Message attributes: text, numbers or lists.
+            group_id: The group of a message for a FIFO queue.
 
         Raises:
             TransportError: The queue does not exist, or the text is longer than it accepts.
             ValueError: SQS would refuse the message for another reason.
         """
-        failures = await self.transport.send(queue, [OutgoingMessage(body, utf8_length(body))])
+        text = body if isinstance(body, str) else json.dumps(body)
+        made = {name: make_attribute(value) for name, value in (attributes or {}).items()}
+        deduplication_id = str(uuid4()) if group_id is not None and queue.endswith(FIFO_SUFFIX) else None
+        message = OutgoingMessage(text, size_bytes(text, made), made, group_id, deduplication_id)
+        failures = await self.transport.send(queue, [message])
         if failures:
             raise ValueError(failures[0].detail)
 
@@ -218,11 +239,11 @@ class MemoryBroker:
         """Return the events whose delivery succeeded. *by* selects deliveries whose last handler was this one."""
         return self._find_events(Handled, event, fields, by)
 
-    def retried(self, event: type[Event] | None = None, **fields: Any) -> list[Retried]:
+    def retried(self, event: type[Any] | None = None, **fields: Any) -> list[Retried]:
         """Return the failed deliveries that were retried: ``after_seconds``, ``error``, ``receive_count``."""
         return self._find_records(Retried, event, fields)
 
-    def dead_lettered(self, event: type[Event] | None = None, **fields: Any) -> list[DeadLettered]:
+    def dead_lettered(self, event: type[Any] | None = None, **fields: Any) -> list[DeadLettered]:
         """Return the dead-lettered messages: ``kind``, ``reason``, ``error``, ``body``. Without a class, return all."""
         return self._find_records(DeadLettered, event, fields)
 
@@ -238,7 +259,7 @@ class MemoryBroker:
         __tracebackhide__ = True
         return self._check_count("handled", event, self.handled(event, by=by, **fields), times, fields)
 
-    def assert_dead_lettered(self, event: type[Event], *, kind: str | None = None, **fields: Any) -> DeadLettered:
+    def assert_dead_lettered(self, event: type[Any], *, kind: str | None = None, **fields: Any) -> DeadLettered:
         """Assert that one matching event was dead-lettered, with this *kind* of reason, and return its record."""
         __tracebackhide__ = True
         found = [record for record in self.dead_lettered(event, **fields) if kind in (None, record.kind)]
@@ -293,7 +314,7 @@ class MemoryBroker:
                 remaining.append(f"{name} has {visible} visible, {in_flight} in flight, {delayed} delayed")
         return remaining
 
-    def _find_records(self, kind: type[Any], event: type[Event] | None, fields: Mapping[str, Any]) -> list[Any]:
+    def _find_records(self, kind: type[Any], event: type[Any] | None, fields: Mapping[str, Any]) -> list[Any]:
         return [
             record for record in self.transport.records if isinstance(record, kind) and matches(record, event, fields)
         ]
@@ -308,7 +329,7 @@ class MemoryBroker:
         return [record.event for record in records if isinstance(record.event, event)]
 
     def _check_count(
-        self, word: str, event: type[Event], found: list[T], times: int | None, fields: Mapping[str, Any]
+        self, word: str, event: type[Any], found: list[T], times: int | None, fields: Mapping[str, Any]
     ) -> list[T]:
         __tracebackhide__ = True
         if found if times is None else len(found) == times:

@@ -105,7 +105,7 @@ class Recorder(MemoryTransport):
             if position in failed:
                 continue
             envelope = _decode(message.body, message.attributes)
-            texts = {name: value for name, (_, value) in message.attributes.items() if isinstance(value, str)}
+            values = {name: attribute.parsed for name, attribute in message.attributes.items()}
             self.records.append(
                 Published(
                     event=envelope and envelope.data,
@@ -113,7 +113,7 @@ class Recorder(MemoryTransport):
                     at_seconds=self._now(),
                     body=message.body,
                     destination=destination,
-                    attributes=texts,
+                    attributes=values,
                     group_id=message.group_id,
                     delay_seconds=message.delay_seconds,
                 )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from smartpipe.events import Event
+    from smartpipe.message import AttributeValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Published(Record):
     """An event was published to a topic, or sent directly to a queue."""
 
     destination: str
-    attributes: Mapping[str, str]
+    attributes: Mapping[str, AttributeValue]
     group_id: str | None
     delay_seconds: int
 
@@ -121,7 +122,7 @@ class DeadLettered(Delivered):
         return self._format_line("dead-lettered", f", {self.kind}: {describe_error(self.error)}")
 
 
-def matches(record: Record, event: type[Event] | None, fields: Mapping[str, Any]) -> bool:
+def matches(record: Record, event: type[Any] | None, fields: Mapping[str, Any]) -> bool:
     """Return whether the event of *record* is of this class and has these field values."""
     if event is not None and not isinstance(record.event, event):
         return False

@@ -46,6 +46,7 @@ class Binding(NamedTuple):
         remembers_seconds: The shortest time for which an idempotent handler on this queue remembers an event by its
             id; None if there is no such handler.
         policies: The different retry policies of its handlers.
+        external: The names of the types that its raw handlers take. Other systems send them.
     """
 
     queue: Queue
@@ -54,6 +55,7 @@ class Binding(NamedTuple):
     breaks: bool = False
     remembers_seconds: float | None = None
     policies: tuple[RetryPolicy, ...] = ()
+    external: tuple[str, ...] = ()
 
 
 class Declares(Protocol):

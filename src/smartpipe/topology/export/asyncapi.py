@@ -5,6 +5,7 @@ Source: AsyncAPI 3.0.0, and the versions of its bindings that its JSON Schema kn
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.contracts.schemas import envelope_schema, event_schema
@@ -246,8 +247,10 @@ def _consumer(queue_arn: str, attributes: Attributes) -> dict[str, Any]:
 
 
 def _message_id(message: _Message) -> str:
+    """Return the key of the message among the components, where AsyncAPI allows letters, digits, ".", "-" and "_"."""
     contract, view = message
-    return f"{contract.type}.v{contract.major}{'.received' if view == 'reader' else ''}"
+    type_ = re.sub(r"[^A-Za-z0-9._-]", lambda found: f"-{ord(found[0]):02X}-", contract.type)
+    return f"{type_}.v{contract.major}{'.received' if view == 'reader' else ''}"
 
 
 def _message(message: _Message) -> dict[str, Any]:

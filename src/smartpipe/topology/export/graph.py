@@ -89,7 +89,8 @@ def _draw_publishing(service: Declares) -> Iterator[Arrow]:
 def _draw_handling(service: Declares) -> Iterator[Arrow]:
     for binding in service.bindings:
         queue = _queue(binding.queue, binding)
-        yield Arrow(queue, Node("handler", service.name, (service.name,)))
+        external = [f"external: {name}" for name in binding.external]
+        yield Arrow(queue, Node("handler", service.name, (service.name,)), _shorten(external))
         topics = () if binding.queue.direct else dict.fromkeys(contract.topic for contract in binding.contracts)
         for topic in topics:
             types = {contract.type for contract in binding.contracts if contract.topic == topic}

@@ -195,6 +195,7 @@ class MemoryTransport:
                 now,
                 stored.moved_from,
                 content.trace_header,
+                None,
             ),
         )
 
