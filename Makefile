@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_INSTALLED := $(VENV)/.installed-demo
 comma := ,
-SPECS := .venv/node/node_modules/@asyncapi/specs/package.json
+NODE := .venv/node/.installed
 
 SOAK_MINUTES ?= 60
 
@@ -43,16 +43,20 @@ $(DEMO_INSTALLED): pyproject.toml
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	cd examples && ../$(BIN)/python -m signup.demo
 
-# AsyncAPI's JSON Schemas, for one test. The test is skipped if npm is not installed.
-$(SPECS): $(INSTALLED)
-	@if command -v npm >/dev/null; then npm install --prefix .venv/node --no-audit --no-fund --silent @asyncapi/specs@6.11.1; fi
+# Packages of npm, for the tests that need them: those of examples/polyglot, and AsyncAPI's JSON Schemas. The tests are
+# skipped if npm is not installed.
+$(NODE): $(INSTALLED) examples/polyglot/package.json
+	@if command -v npm >/dev/null; then \
+	  mkdir -p .venv/node && cp examples/polyglot/package.json .venv/node/package.json && \
+	  npm install --prefix .venv/node --no-audit --no-fund --silent --save-exact @asyncapi/specs@6.11.1 && touch $(NODE); \
+	fi
 
 # Everything that runs inside of pytest's processes, on brokers and databases of its own.
-test: $(INSTALLED) $(SPECS)
+test: $(INSTALLED) $(NODE)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/conformance tests/integration tests/test_*.py
 
 # The commands in processes of their own, as users run them: signals, kills, terminals, the README and the tutorial.
-acceptance: $(INSTALLED)
+acceptance: $(INSTALLED) $(NODE)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/acceptance tests/chaos tests/soak
 
 # Sets $$python to an interpreter of $$version, if there is one. A shim of pyenv fails for versions that are not chosen.

@@ -8,7 +8,9 @@ from aiohttp import ClientSession, web
 
 from signup.events import UserSignedUp
 from signup.http import serve
-from smartpipe import Publisher
+from smartpipe import Publisher, Service
+
+service = Service("signup-api", publishes=[UserSignedUp])
 
 PUBLISHER = web.AppKey("publisher", Publisher)
 CLIENT = web.AppKey("client", ClientSession)
@@ -31,7 +33,7 @@ async def signup(request: web.Request) -> web.Response:
 
 
 async def clients(app: web.Application) -> AsyncIterator[None]:
-    async with Publisher(source="signup-api") as publisher, ClientSession() as client:
+    async with Publisher(source=service.name) as publisher, ClientSession() as client:
         app[PUBLISHER], app[CLIENT] = publisher, client
         yield
 

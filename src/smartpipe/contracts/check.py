@@ -151,8 +151,8 @@ class _Pair(NamedTuple):
     def find_breaks(self, direction: Direction) -> list[Break]:
         """Return the breaks that the change has made. Because of serializers, a version may not fit itself."""
         found = find_breaks(*self.documents(direction))
-        known = {(one.path, one.rule) for one in find_breaks(self.old.writer, self.old.reader)} if found else set()
-        return [one for one in found if (one.path, one.rule) not in known]
+        known = find_breaks(self.old.writer, self.old.reader) if found else []
+        return [one for one in found if one not in known]
 
     def documents(self, direction: Direction) -> tuple[Document, Document]:
         """Return the writer's and the reader's schema of a direction."""

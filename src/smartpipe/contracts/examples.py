@@ -86,7 +86,7 @@ class _Search:
     def run(self) -> Example | None:
         values = values_of(self._writer, self._hints)
         for accepts, proof in ((self._is_refused_by_class, "class"), (self._is_refused_by_schema, "schema")):
-            data = _find(values, accepts)
+            data = find_value(values, accepts)
             if data is not None:
                 written = self._write(data) if proof == "class" and self._direction == "forward" else data
                 return Example(written, self._explain(written, proof), proof)  # type: ignore[arg-type] # one of two
@@ -147,7 +147,8 @@ class _Search:
         return self._path.fullmatch(place) is not None
 
 
-def _find(values: Any, accepts: Callable[[Any], bool]) -> Any:
+def find_value(values: Any, accepts: Callable[[Any], bool]) -> Any:
+    """Return a small value that is accepted, or None if none was found. It is the same one each time."""
     try:
         return find(values, accepts, settings=_SETTINGS)
     except HypothesisException:  # none, or too few values could be made

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ENVELOPE_FILE = "envelope.json"
 ACCEPTED_FILE = "accepted.json"
 CONTRACT, READER, WRITER = ".contract.json", ".reader.json", ".writer.json"
+FIXTURES = ".fixtures.json"
+"""The suffix of example messages, which ``contracts.fixtures`` reads and writes."""
 
 
 class Declaration(BaseModel):

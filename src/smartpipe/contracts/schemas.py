@@ -34,12 +34,6 @@ _ALWAYS_WRITTEN = ["specversion", "id", "source", "type", "dataversion", "data"]
 class _ReaderSchema(GenerateJsonSchema):
     """Writes keywords of JSON Schema only, because strict validators refuse others."""
 
-    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> dict[str, Any]:
-        """Leave out ``discriminator``, a keyword of OpenAPI. The constants in the alternatives say the same."""
-        json_schema = super().tagged_union_schema(schema)
-        json_schema.pop("discriminator", None)
-        return json_schema
-
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> dict[str, Any]:
         """Say which texts are decimal numbers. Pydantic's schema allows any text."""
         json_schema = super().decimal_schema(schema)
@@ -103,6 +97,7 @@ def event_schema(event: type[Event], view: View) -> dict[str, Any]:
             "the type with pydantic.WithJsonSchema"
         )
         raise ConfigError(msg) from error
+    _require_discriminators(data, data)
     schema = deepcopy(_describe_context(contract.major))
     schema["properties"] |= {"type": {"const": contract.type, "title": "Type", "type": "string"}}
     schema["properties"]["data"] = references[event, mode]
@@ -123,6 +118,26 @@ def envelope_schema() -> dict[str, Any]:
 def render_json(value: Any) -> str:
     """Return the text of a file. The same value always gives the same bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _require_discriminators(value: Any, root: dict[str, Any]) -> None:
+    """Replace ``discriminator``, a keyword of OpenAPI, by the rule that the members of the union require the field.
+
+    The class refuses data without it, although the field may have a default in each member.
+    """
+    if isinstance(value, list):
+        for one in value:
+            _require_discriminators(one, root)
+    if not isinstance(value, dict):
+        return
+    if isinstance(value.get("discriminator"), dict) and "oneOf" in value:
+        name = value.pop("discriminator")["propertyName"]
+        for one in value["oneOf"]:
+            member = root["$defs"][one["$ref"].rpartition("/")[2]] if "$ref" in one else one
+            if name in member.get("properties", {}) and name not in member.get("required", ()):
+                member["required"] = [*member.get("required", ()), name]
+    for one in value.values():
+        _require_discriminators(one, root)
 
 
 def _close(schema: dict[str, Any]) -> dict[str, Any]:

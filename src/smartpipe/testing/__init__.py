@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from smartpipe.testing.broker import MemoryBroker
     from smartpipe.testing.clock import virtual_time
+    from smartpipe.testing.golden import assert_handles
     from smartpipe.testing.real_broker import planned, provision, working
     from smartpipe.testing.records import DeadLettered, Handled, Published, Retried
 
@@ -22,6 +23,7 @@ __all__ = [
     "MemoryBroker",
     "Published",
     "Retried",
+    "assert_handles",
     "planned",
     "provision",
     "virtual_time",
@@ -30,6 +32,7 @@ __all__ = [
 
 _MODULES = {
     "MemoryBroker": "broker",
+    "assert_handles": "golden",
     "planned": "real_broker",
     "provision": "real_broker",
     "virtual_time": "clock",

@@ -13,7 +13,8 @@ FORMATS = ("text", "json", "github", "sarif")
 MODES = ("full", "forward", "backward")
 
 schema = typer.Typer(
-    help="JSON Schemas of events: write them, and compare events with their earlier versions.", no_args_is_help=True
+    help="JSON Schemas of events: write them, compare events with their earlier versions, and document them.",
+    no_args_is_help=True,
 )
 
 Directory = Annotated[Path, typer.Option(metavar="DIR", help="Directory of the schema files.")]
@@ -26,6 +27,7 @@ Against = Annotated[
     ),
 ]
 SCHEMAS = Path("schemas")
+CATALOGUE = Path("docs/events")
 
 
 def complete_codes() -> list[str]:
@@ -41,6 +43,41 @@ def export(targets: Targets = None, *, directory: Directory = SCHEMAS, json: AsJ
     from smartpipe.cli.schema.export import run_export
 
     run_export(targets or [], directory, as_json=json)
+
+
+@schema.command()
+def fixtures(
+    targets: Targets = None,
+    *,
+    directory: Directory = SCHEMAS,
+    count: Annotated[
+        int, typer.Option(min=0, max=1000, metavar="N", help="Messages with random values for each version.")
+    ] = 3,
+    json: AsJson = False,
+) -> None:
+    """Write example messages of each version of events, against which consumers in any language can test."""
+    from smartpipe.cli.schema.fixtures import run_fixtures
+
+    run_fixtures(targets or [], directory, count, as_json=json)
+
+
+@schema.command()
+def docs(
+    targets: Targets = None,
+    *,
+    directory: Directory = SCHEMAS,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the pages.")] = CATALOGUE,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="FORMAT", help="markdown or html.", autocompletion=lambda: ["markdown", "html"]
+        ),
+    ] = "markdown",
+) -> None:
+    """Write a catalogue: a page for each event, with its fields, versions, producers and consumers, and an index."""
+    from smartpipe.cli.schema.catalogue import run_catalogue
+
+    run_catalogue(targets or [], directory, output, form)
 
 
 @schema.command()
