@@ -226,23 +226,29 @@ def test_of_many_errors_ten_are_shown_and_the_line_of_each() -> None:
     assert problems[10:] == ["and 15 more errors"]
 
 
-def test_attributes_are_names_and_texts() -> None:
+def test_attributes_are_texts_or_json() -> None:
     assert read_attributes(["tenant=acme", "filter=a=b", "none="]) == {"tenant": "acme", "filter": "a=b", "none": ""}
+    assert read_attributes(["amount:=12.5", 'tags:=["a", 1]']) == {"amount": 12.5, "tags": ["a", 1]}
     for pairs, sentence in (
         (["tenant"], "'tenant' is not NAME=VALUE"),
         (["=a"], "'=a' is not"),
         (["a=1", "a=2"], "twice"),
+        (["a=1", "a:=2"], "twice"),
+        (["a:=x"], "a:=x is not JSON"),
+        (["a:=true"], "neither a number nor a list"),
+        (['a:={"b": 1}'], "neither a number nor a list"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             read_attributes(pairs)
 
 
 def test_an_event_is_published_and_its_id_printed(transport: FakeTransport, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(attributes=["tenant=acme"])
+    publish(attributes=["tenant=acme", "amount:=12.5"])
 
     [body] = bodies(transport)
     assert (body["type"], body["source"], body["partitionkey"]) == ("publish.placed", "smartpipe-publish", "4711")
-    assert transport.entries("publish")[0].attributes["tenant"].value == "acme"
+    attributes = transport.entries("publish")[0].attributes
+    assert (attributes["tenant"].value, attributes["amount"].data_type) == ("acme", "Number")
     assert capsys.readouterr() == (f"{body['id']}\n", "")
     assert transport.closed == 1
 

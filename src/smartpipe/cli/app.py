@@ -252,7 +252,10 @@ def publish(  # noqa: PLR0913 - typer makes an option of each
     ] = None,
     attributes: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Further message attribute, for filter policies. Can be repeated."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Further message attribute, for filter policies; NAME:=JSON for a number or a list. Can be repeated.",
+        ),
     ] = None,
     event_id: Annotated[str | None, typer.Option(metavar="ID", help="The id of the event. Default: a new one.")] = None,
     count: Annotated[

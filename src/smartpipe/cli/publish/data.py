@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from smartpipe.events import Event
+    from smartpipe.message import NewAttribute
 
 MAX_ERRORS = 10
 MAX_VALUE_CHARACTERS = 100
@@ -78,21 +79,33 @@ def validate_documents(event: type[Event], documents: Sequence[Document]) -> lis
     return events
 
 
-def read_attributes(pairs: Iterable[str]) -> dict[str, str]:
-    """Return the message attributes of ``--attributes NAME=VALUE``. All values are text.
+def read_attributes(pairs: Iterable[str]) -> dict[str, NewAttribute]:
+    """Return the message attributes of ``--attributes``: ``NAME=TEXT``, or ``NAME:=JSON`` for numbers and lists.
 
     Raises:
-        ConfigError: One has no ``=``, or two have one name.
+        ConfigError: One has no ``=``, two have one name, or a value is not JSON.
     """
-    attributes: dict[str, str] = {}
+    attributes: dict[str, NewAttribute] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
+        is_json, name = name.endswith(":"), name.removesuffix(":")
         if not (name and equals):
             raise ConfigError(f"--attributes {pair!r} is not NAME=VALUE, as in --attributes tenant=acme")
         if name in attributes:
             raise ConfigError(f"--attributes {name}=... is set twice")
-        attributes[name] = value
+        attributes[name] = _read_attribute(name, value) if is_json else value
     return attributes
+
+
+def _read_attribute(name: str, value: str) -> NewAttribute:
+    hint = "write a number or a list, as in --attributes 'amount:=12.5' 'tags:=[\"a\"]'"
+    try:
+        found = json.loads(value)
+    except ValueError:
+        raise ConfigError(f"--attributes {name}:={value} is not JSON: {hint}") from None
+    if isinstance(found, bool) or not isinstance(found, (int, float, list)):
+        raise ConfigError(f"--attributes {name}:={value} is neither a number nor a list: {hint}")
+    return found
 
 
 def _read(data: str) -> tuple[str, str]:
