@@ -133,6 +133,20 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
 
 
 @app.command()
+def health(
+    *,
+    ready: Annotated[bool, typer.Option("--ready", help="Ask /readyz instead of /livez.")] = False,
+    host: Host = None,
+    port: Port = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Maximum time to wait for the answer.")] = 3,
+) -> None:
+    """Ask the worker or relay at SMARTPIPE_HOST and SMARTPIPE_PORT for its health. Exit with 0: healthy, 1: not."""
+    from smartpipe.cli.health import run_health
+
+    run_health({"host": host, "port": port}, ready=ready, timeout_seconds=timeout)
+
+
+@app.command()
 def relay(
     *,
     once: Annotated[bool, typer.Option("--once", help="Publish the waiting events, and exit.")] = False,

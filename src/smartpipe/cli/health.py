@@ -1,0 +1,44 @@
+"""``smartpipe health``: asks a worker or relay for its health, for orchestrators that run a command."""
+
+from __future__ import annotations
+
+from http.client import HTTPConnection, HTTPException
+
+import typer
+
+from smartpipe.errors import ConfigError, SmartpipeError
+from smartpipe.settings import ServerSettings
+
+LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the addresses that mean all interfaces
+"""The address at which a server that listens on all interfaces can be reached."""
+MAX_ANSWER_BYTES = 2_000
+
+
+def run_health(flags: dict[str, object], *, ready: bool, timeout_seconds: float) -> None:
+    """Print the answer of ``/livez`` or ``/readyz``.
+
+    Raises:
+        ConfigError: The port is 0, or a setting is wrong.
+        SmartpipeError: The answer is not 200, or there is none.
+    """
+    settings = ServerSettings.load(**flags)
+    if settings.port == 0:
+        raise ConfigError("port 0 selects a free port, which this command cannot know: set SMARTPIPE_PORT or --port")
+    if timeout_seconds <= 0:
+        raise ConfigError(f"--timeout {timeout_seconds:g} must be a number of seconds above 0")
+    path = "/readyz" if ready else "/livez"
+    host = LOCAL.get(settings.host, settings.host)
+    place = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{path}"
+    connection = HTTPConnection(host, settings.port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        answer = response.read(MAX_ANSWER_BYTES).decode(errors="replace").strip()
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SmartpipeError(f"{place} does not answer: {reason}") from None
+    finally:
+        connection.close()
+    if response.status != 200:  # noqa: PLR2004
+        raise SmartpipeError(f"{place} answers {response.status}: {answer}")
+    typer.echo(answer)
