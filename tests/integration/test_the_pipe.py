@@ -69,11 +69,11 @@ async def test_an_event_reaches_every_service_that_wants_it_and_no_other(queues:
     assert queues.depth("mailer-dlq") == (0, 0)
 
 
-class RoomBookedV1(Event, topic=rooms, type="room.booked", version="1.0"):
+class RoomBookedV1(Event, topic=rooms, type="pipe.room.booked", version="1.0"):
     guest: str
 
 
-class RoomBooked(Event, topic=rooms, type="room.booked", version="2.0"):
+class RoomBooked(Event, topic=rooms, type="pipe.room.booked", version="2.0"):
     guests: tuple[str, ...]
 
 

@@ -124,12 +124,12 @@ def test_the_next_version_is_in_sequence(number: str, older: list[str]) -> None:
 
 
 def test_another_topic_key_or_tenant_is_a_finding_that_names_both_values() -> None:
-    class Old(Event, topic=Topic("orders"), type="moved", version="1.0", key="a"):
+    class Old(Event, topic=Topic("orders"), type="contracts.moved", version="1.0", key="a"):
         a: int
 
     old = describe(Old)
     moved = old.declaration.model_copy(update={"topic": "sales", "fifo": True, "key": ("a", "b"), "version": "1.1"})
-    [finding] = check([old._replace(declaration=moved)], {"moved": [old]}, Options(), {})
+    [finding] = check([old._replace(declaration=moved)], {"contracts.moved": [old]}, Options(), {})
 
     assert finding.code == "SC301"
     assert (
