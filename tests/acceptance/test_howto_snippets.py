@@ -332,7 +332,7 @@ class Repository:
     def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         self.directory = directory
         path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # noqa: PTH120
-        self.environment = {**os.environ, **environment, "PATH": path}
+        self.environment = {**os.environ, **environment, "PATH": path, "CI_DEFAULT_BRANCH": "main"}
         _, fixture = blocks(PAGES / "ci.md", "python")
         [toml] = blocks(PAGES / "ci.md", "toml")
         assert tomllib.loads(toml)["tool"]["smartpipe"]["services"] == ["shop.api:api", "shop.billing:service"]
@@ -343,6 +343,7 @@ class Repository:
         self.write("tests/test_topology.py", fixture)
         self.run("git init --quiet && git config user.email ci@example.com && git config user.name CI")
         self.run("smartpipe schema export && git add . && git commit --quiet -m First")
+        self.run("git update-ref refs/remotes/origin/main HEAD")  # as after a checkout of the whole history
 
     def write(self, name: str, text: str) -> None:
         path = self.directory / name
