@@ -141,6 +141,27 @@ def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     assert "SC304" in done.stdout
 
 
+def test_a_deleted_schema_directory_is_found_when_git_is_asked(shop: Shop) -> None:
+    shutil.rmtree(shop.directory / "schemas")
+
+    done = shop.check("--against", "git:main")
+
+    assert done.returncode == 1
+    assert done.stdout.count("SC304") == 2
+
+
+def test_the_variables_that_git_sets_for_its_hooks_do_not_hide_the_schemas(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.change(NEXT, ("cents: int", "cents: int\n    customer: str"))
+    monkeypatch.setenv("GIT_DIR", str(shop.directory / ".git"))
+
+    done = shop.check("--against", "git:HEAD")
+
+    assert done.returncode == 1
+    assert "SC101" in done.stdout
+
+
 def test_an_accepted_finding_passes_and_shows_its_reason(shop: Shop) -> None:
     shop.change(NEXT, ('"paid"]', '"paid", "sent"]'))
     assert shop.check().returncode == 1
@@ -204,6 +225,10 @@ def test_the_differences_to_the_last_version_are_listed(shop: Shop) -> None:
         (("--against", "git:--help"), "git reference '--help' is not valid"),
         (("--against", "elsewhere"), "schema directory 'elsewhere' does not exist; run `smartpipe schema export`"),
         (("--directory", "elsewhere"), "schema directory 'elsewhere' does not exist"),
+        (
+            ("--against", "git:main", "--directory", "else/where"),
+            "schema directory 'else/where' exists neither here nor in git:main; run `smartpipe schema export`",
+        ),
         (("--mode", "sideways"), "--mode 'sideways' is unknown: use one of full, forward, backward"),
         (("--format", "xml"), "--format 'xml' is unknown: use one of text, json, github, sarif"),
     ],

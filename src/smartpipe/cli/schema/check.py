@@ -56,8 +56,8 @@ def run_check(
     usage = _find_usage(services_among(targets))
     findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
     types = {one.declaration.type for one in described.values()}
-    if against is not None and directory.is_dir():
-        findings += find_removed(baseline, read_directory(directory), sorted(types))
+    if against is not None and (directory.is_dir() or against.startswith(GIT)):
+        findings += find_removed(baseline, read_directory(directory) if directory.is_dir() else {}, sorted(types))
     unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types])
     notes = [
         f"No finding needs the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''} any more: remove "
