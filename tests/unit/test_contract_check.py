@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
@@ -18,7 +21,6 @@ from tests.support.contract_changes import TYPE, make_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from smartpipe.contracts.findings import Finding
 
@@ -190,6 +192,24 @@ def test_a_pattern_that_was_added_refuses_texts_and_another_pattern_cannot_be_de
     assert codes(compare(version("1.1", b=letters), version("1.0", b=str))) == ["SC106"]
     assert codes(compare(version("1.1", b=letters), version("1.0", b=digits))) == ["SC202"]
     assert compare(version("1.1", b=str), version("1.0", b=str)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (Sequence[int], Sequence[str], ["SC108"]),
+        (defaultdict[str, int], defaultdict[str, str], ["SC108"]),
+        (Path, str, []),
+        (dict[int, int], dict[str, int], ["SC106"]),
+        (dict[bool, int], dict[int, int], ["SC202"]),
+        (bool, Literal[True, False], []),
+        (bool, Literal[True], ["SC105"]),
+    ],
+)
+def test_sequences_paths_keys_of_maps_and_switches_are_compared_by_the_values_that_are_sent(
+    before: Any, after: Any, expected: list[str]
+) -> None:
+    assert codes(compare(version("1.1", b=after), version("1.0", b=before))) == expected
 
 
 def test_an_accepted_finding_does_not_fail_and_an_exception_that_nothing_needs_is_returned() -> None:

@@ -220,7 +220,7 @@ class _Comparison:
         if not types <= _widen(_types(accepted)):
             yield Break(path, "type", written, accepted)
             return
-        values = _values(written)
+        values = [False, True] if types == {"boolean"} and _values(written) is None else _values(written)
         if values is not None:
             yield from _compare_values(values, accepted, path)
             if not any(isinstance(value, (dict, list)) for value in values):
