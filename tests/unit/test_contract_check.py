@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Json
 
 from smartpipe import ConfigError, Event, Topic
 from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, read_accepted
@@ -204,6 +204,8 @@ def test_a_pattern_that_was_added_refuses_texts_and_another_pattern_cannot_be_de
         (dict[bool, int], dict[int, int], ["SC202"]),
         (bool, Literal[True, False], []),
         (bool, Literal[True], ["SC105"]),
+        (Json[list[int]], Json[list[str]], ["SC108"]),
+        (str, Json[list[int]], ["SC107"]),
     ],
 )
 def test_sequences_paths_keys_of_maps_and_switches_are_compared_by_the_values_that_are_sent(

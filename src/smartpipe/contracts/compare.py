@@ -230,12 +230,21 @@ class _Comparison:
             return
         if "string" in types:
             yield from _compare_texts(written, accepted, path)
+            if "contentSchema" in accepted:
+                yield from self._compare_contents(written, accepted, path)
         if types & {"integer", "number"}:
             yield from _compare_numbers(written, accepted, path)
         if "array" in types:
             yield from self._compare_arrays(written, accepted, path)
         if "object" in types:
             yield from self._compare_objects(written, accepted, path)
+
+    def _compare_contents(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+        """Compare texts that have JSON, as of Pydantic's ``Json``."""
+        if "contentSchema" in written:
+            yield from self.compare(written["contentSchema"], accepted["contentSchema"], path)
+        else:
+            yield Break(path, "format", written, {"contentMediaType": "application/json"})
 
     def _compare_arrays(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
         yield from _compare_bounds(written, accepted, path, "minItems", "maxItems")
