@@ -38,6 +38,7 @@ billing = Service("billing")
 @billing.subscribe(OrderPlaced)
 async def charge(event: OrderPlaced) -> None: ...
 '''
+CONTRACT = '{"type": "order.placed", "version": "1.0", "topic": "orders", "fifo": false}'
 TARGETS = ("shop:checkout", "shop:billing")
 
 
@@ -248,6 +249,13 @@ def test_wrong_options_are_errors_with_exit_code_2(shop: Shop, arguments: tuple[
         ("1.0.reader.json", None, "order.placed/1.0.reader.json is missing"),
         ("1.0.writer.json", "[]", "order.placed/1.0.writer.json is not a JSON object"),
         ("1.0.contract.json", "{}", "order.placed/1.0.contract.json: type: Field required"),
+        ("1.0.contract.json", CONTRACT.replace("1.0", "1"), "order.placed/1.0.contract.json: version: String should"),
+        ("1.0.reader.json", '{"properties": []}', "order.placed/1.0.reader.json: properties is [], not an object"),
+        ("1.0.reader.json", '{"type": 5}', "order.placed/1.0.reader.json: type is 5, not one of array, boolean"),
+        ("1.0.reader.json", '{"$defs": {"A": {"minLength": "x"}}}', '$defs.A.minLength is "x", not a number'),
+        ("1.0.reader.json", '{"$ref": "other.json"}', "it refers to 'other.json', but only references within the file"),
+        ("1.0.reader.json", "[" * 100_000, "order.placed/1.0.reader.json is not JSON"),
+        ("1.0.reader.json", '{"items":' * 101 + "{}" + "}" * 101, "has more than 100 schemas within each other"),
         ("1.0.reader.json", '{"properties": {"data": {"$ref": "#/$defs/Gone"}}}', "it refers to '#/$defs/Gone'"),
     ],
 )

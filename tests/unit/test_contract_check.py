@@ -15,8 +15,9 @@ from smartpipe import ConfigError, Event, Topic
 from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, read_accepted
 from smartpipe.contracts.check import Options, Usage, check, find_removed, have_same_meaning
 from smartpipe.contracts.differences import find_differences
-from smartpipe.contracts.files import Described, describe
+from smartpipe.contracts.files import Described, describe, parse_files
 from smartpipe.contracts.findings import RULES, Parties
+from smartpipe.contracts.schemas import render_json
 from tests.support.contract_changes import TYPE, make_event
 
 if TYPE_CHECKING:
@@ -212,6 +213,16 @@ def test_sequences_paths_keys_of_maps_and_switches_are_compared_by_the_values_th
     before: Any, after: Any, expected: list[str]
 ) -> None:
     assert codes(compare(version("1.1", b=after), version("1.0", b=before))) == expected
+
+
+def test_defaults_and_examples_that_look_like_references_are_data() -> None:
+    default, examples = {"$ref": "other.json"}, [{"$ref": "#/$defs/Gone"}]
+    one = version("1.0", b=(dict[str, str], Field(default, examples=examples)), c=(str, Field(alias="$ref")))
+    files = {".contract.json": one.declaration.model_dump(), ".reader.json": one.reader, ".writer.json": one.writer}
+
+    read = parse_files({f"{TYPE}/1.0{suffix}": render_json(value) for suffix, value in files.items()}, "schemas")
+
+    assert read == {TYPE: [one]}
 
 
 def test_an_accepted_finding_does_not_fail_and_an_exception_that_nothing_needs_is_returned() -> None:

@@ -35,6 +35,8 @@ LIMITS = (
     *("minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties"),
 )
 """The keywords that limit the values of a type."""
+_DATA = frozenset({"default", "examples", "const", "enum"})
+_NAMED = frozenset({"properties", "patternProperties", "$defs"})
 KEYWORDS = frozenset(LIMITS) | frozenset(
     {"type", "const", "enum", "anyOf", "oneOf", "format", "items", "prefixItems", "properties", "required"}
     | {"additionalProperties", "patternProperties", "propertyNames"}
@@ -99,21 +101,26 @@ class Document:
 
     def find_wrong_reference(self) -> str | None:
         """Return a sentence about a reference in the document that is wrong; None if all are right."""
-        waiting: list[Any] = [self.root]
+        waiting: list[tuple[Any, bool]] = [(self.root, False)]  # and whether its keys are names
         while waiting:
-            one = waiting.pop()
-            if isinstance(one, dict):
-                if isinstance(one.get("$ref"), str):
+            one, is_named = waiting.pop()
+            if isinstance(one, list):
+                waiting += ((item, False) for item in one)
+            elif isinstance(one, dict):
+                if not is_named and isinstance(one.get("$ref"), str):
                     try:
                         self.resolve(one)
                     except WrongReference as error:
                         return str(error)
-                waiting += one.values()
-            elif isinstance(one, list):
-                waiting += one
+                inner = ((key, value) for key, value in one.items() if is_named or key not in _DATA)
+                waiting += ((value, key in _NAMED and not is_named) for key, value in inner)
         return None
 
     def _find(self, reference: str) -> Schema:
+        if reference != "#" and not reference.startswith("#/"):
+            raise WrongReference(
+                f"it refers to {reference!r}, but only references within the file are read: '#/$defs/…'"
+            )
         found: Any = self.root
         for name in reference.removeprefix("#").split("/")[1:]:
             name = name.replace("~1", "/").replace("~0", "~")  # noqa: PLW2901 - RFC 6901, section 4

@@ -12,9 +12,10 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smartpipe.contracts.compare import Document
+from smartpipe.contracts.keywords import find_wrong_keyword
 from smartpipe.contracts.schemas import envelope_schema, event_schema, render_json
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
@@ -44,7 +45,7 @@ class Declaration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str
-    version: str
+    version: str = Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")
     topic: str
     fifo: bool
     key: tuple[str, ...] = ()
@@ -218,11 +219,12 @@ def _parse(texts: Mapping[str, str], name: str) -> dict[str, Any]:
         raise ConfigError(f"{name} is missing; restore it, or run `smartpipe schema export` at that version")
     try:
         value = json.loads(texts[name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{name} is not a JSON object")
-    fault = Document(value).find_wrong_reference()
+    fault = find_wrong_keyword(value) if name.endswith((READER, WRITER)) else None
+    fault = fault or Document(value).find_wrong_reference()
     if fault is not None:
         raise ConfigError(f"{name}: {fault}")
     return value
