@@ -150,7 +150,7 @@ def test_a_removed_version_is_a_finding_unless_it_was_retired() -> None:
 
 
 def test_an_older_major_version_needs_a_handler_while_its_messages_may_exist() -> None:
-    usage = {TYPE: Usage(Parties(("shop",), ("billing",)), frozenset({2}))}
+    usage = {TYPE: Usage(Parties(("shop",), ("billing",)), {"billing": frozenset({2})})}
 
     [finding] = compare(version("2.0"), version("1.0"), usage=usage)
 
@@ -158,12 +158,21 @@ def test_an_older_major_version_needs_a_handler_while_its_messages_may_exist() -
     assert "no handler of billing reads them" in finding.message
     assert compare(version("2.0"), retired(version("1.0")), usage=usage) == []
     assert compare(version("2.0"), version("1.0")) == []  # no service is known
-    both = {TYPE: usage[TYPE]._replace(majors=frozenset({1, 2}))}
+    both = {TYPE: usage[TYPE]._replace(majors={"billing": frozenset({1, 2})})}
     assert compare(version("2.0"), version("1.0"), usage=both) == []
 
 
+def test_a_handler_of_one_service_does_not_read_the_older_messages_of_another_one() -> None:
+    majors = {"billing": frozenset({1, 2}), "mail": frozenset({2})}
+
+    [finding] = compare(version("2.0"), version("1.0"), usage={TYPE: Usage(Parties(), majors)})
+
+    assert finding.code == "SC305"
+    assert "no handler of mail reads them" in finding.message
+
+
 def test_a_finding_names_the_services_that_are_affected() -> None:
-    usage = {TYPE: Usage(Parties(("shop",), ("billing", "mail")), frozenset({1}))}
+    usage = {TYPE: Usage(Parties(("shop",), ("billing", "mail")), {"billing": frozenset({1}), "mail": frozenset({1})})}
 
     [added, removed] = sorted(
         compare(version("1.1", b=int), version("1.0", c=str), usage=usage), key=lambda one: one.code
