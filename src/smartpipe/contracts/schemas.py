@@ -100,10 +100,10 @@ class _WriterSchema(_ReaderSchema):
         """Describe a value that a function writes by its return type; any value, if the function does not declare it.
 
         Pydantic would describe the value that the class reads. That is right for Pydantic's own functions, as for
-        ``Sequence`` and ``Path``. ``SerializeAsAny`` writes the value by the class that it happens to have.
+        ``Sequence`` and ``Path``.
         """
         is_function = schema["type"] in {"function-plain", "function-wrap"} and "return_schema" not in schema
-        if schema["type"] == "any" or (is_function and not _is_of_pydantic(schema["function"])):
+        if is_function and not _is_of_pydantic(schema["function"]):
             return {}
         return super().ser_schema(schema)
 
