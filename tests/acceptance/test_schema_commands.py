@@ -38,6 +38,7 @@ billing = Service("billing")
 @billing.subscribe(OrderPlaced)
 async def charge(event: OrderPlaced) -> None: ...
 '''
+CONTRACT = '{"type": "order.placed", "version": "1.0", "topic": "orders", "fifo": false}'
 TARGETS = ("shop:checkout", "shop:billing")
 
 
@@ -141,6 +142,27 @@ def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     assert "SC304" in done.stdout
 
 
+def test_a_deleted_schema_directory_is_found_when_git_is_asked(shop: Shop) -> None:
+    shutil.rmtree(shop.directory / "schemas")
+
+    done = shop.check("--against", "git:main")
+
+    assert done.returncode == 1
+    assert done.stdout.count("SC304") == 2
+
+
+def test_the_variables_that_git_sets_for_its_hooks_do_not_hide_the_schemas(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.change(NEXT, ("cents: int", "cents: int\n    customer: str"))
+    monkeypatch.setenv("GIT_DIR", str(shop.directory / ".git"))
+
+    done = shop.check("--against", "git:HEAD")
+
+    assert done.returncode == 1
+    assert "SC101" in done.stdout
+
+
 def test_an_accepted_finding_passes_and_shows_its_reason(shop: Shop) -> None:
     shop.change(NEXT, ('"paid"]', '"paid", "sent"]'))
     assert shop.check().returncode == 1
@@ -204,6 +226,10 @@ def test_the_differences_to_the_last_version_are_listed(shop: Shop) -> None:
         (("--against", "git:--help"), "git reference '--help' is not valid"),
         (("--against", "elsewhere"), "schema directory 'elsewhere' does not exist; run `smartpipe schema export`"),
         (("--directory", "elsewhere"), "schema directory 'elsewhere' does not exist"),
+        (
+            ("--against", "git:main", "--directory", "else/where"),
+            "schema directory 'else/where' exists neither here nor in git:main; run `smartpipe schema export`",
+        ),
         (("--mode", "sideways"), "--mode 'sideways' is unknown: use one of full, forward, backward"),
         (("--format", "xml"), "--format 'xml' is unknown: use one of text, json, github, sarif"),
     ],
@@ -223,6 +249,13 @@ def test_wrong_options_are_errors_with_exit_code_2(shop: Shop, arguments: tuple[
         ("1.0.reader.json", None, "order.placed/1.0.reader.json is missing"),
         ("1.0.writer.json", "[]", "order.placed/1.0.writer.json is not a JSON object"),
         ("1.0.contract.json", "{}", "order.placed/1.0.contract.json: type: Field required"),
+        ("1.0.contract.json", CONTRACT.replace("1.0", "1"), "order.placed/1.0.contract.json: version: String should"),
+        ("1.0.reader.json", '{"properties": []}', "order.placed/1.0.reader.json: properties is [], not an object"),
+        ("1.0.reader.json", '{"type": 5}', "order.placed/1.0.reader.json: type is 5, not one of array, boolean"),
+        ("1.0.reader.json", '{"$defs": {"A": {"minLength": "x"}}}', '$defs.A.minLength is "x", not a number'),
+        ("1.0.reader.json", '{"$ref": "other.json"}', "it refers to 'other.json', but only references within the file"),
+        ("1.0.reader.json", "[" * 100_000, "order.placed/1.0.reader.json is not JSON"),
+        ("1.0.reader.json", '{"items":' * 101 + "{}" + "}" * 101, "has more than 100 schemas within each other"),
         ("1.0.reader.json", '{"properties": {"data": {"$ref": "#/$defs/Gone"}}}', "it refers to '#/$defs/Gone'"),
     ],
 )

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, Json
 
 from smartpipe import ConfigError, Event, Topic
 from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, read_accepted
 from smartpipe.contracts.check import Options, Usage, check, find_removed, have_same_meaning
 from smartpipe.contracts.differences import find_differences
-from smartpipe.contracts.files import Described, describe
+from smartpipe.contracts.files import Described, describe, parse_files
 from smartpipe.contracts.findings import RULES, Parties
+from smartpipe.contracts.schemas import render_json
 from tests.support.contract_changes import TYPE, make_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from smartpipe.contracts.findings import Finding
 
@@ -147,7 +150,7 @@ def test_a_removed_version_is_a_finding_unless_it_was_retired() -> None:
 
 
 def test_an_older_major_version_needs_a_handler_while_its_messages_may_exist() -> None:
-    usage = {TYPE: Usage(Parties(("shop",), ("billing",)), frozenset({2}))}
+    usage = {TYPE: Usage(Parties(("shop",), ("billing",)), {"billing": frozenset({2})})}
 
     [finding] = compare(version("2.0"), version("1.0"), usage=usage)
 
@@ -155,12 +158,21 @@ def test_an_older_major_version_needs_a_handler_while_its_messages_may_exist() -
     assert "no handler of billing reads them" in finding.message
     assert compare(version("2.0"), retired(version("1.0")), usage=usage) == []
     assert compare(version("2.0"), version("1.0")) == []  # no service is known
-    both = {TYPE: usage[TYPE]._replace(majors=frozenset({1, 2}))}
+    both = {TYPE: usage[TYPE]._replace(majors={"billing": frozenset({1, 2})})}
     assert compare(version("2.0"), version("1.0"), usage=both) == []
 
 
+def test_a_handler_of_one_service_does_not_read_the_older_messages_of_another_one() -> None:
+    majors = {"billing": frozenset({1, 2}), "mail": frozenset({2})}
+
+    [finding] = compare(version("2.0"), version("1.0"), usage={TYPE: Usage(Parties(), majors)})
+
+    assert finding.code == "SC305"
+    assert "no handler of mail reads them" in finding.message
+
+
 def test_a_finding_names_the_services_that_are_affected() -> None:
-    usage = {TYPE: Usage(Parties(("shop",), ("billing", "mail")), frozenset({1}))}
+    usage = {TYPE: Usage(Parties(("shop",), ("billing", "mail")), {"billing": frozenset({1}), "mail": frozenset({1})})}
 
     [added, removed] = sorted(
         compare(version("1.1", b=int), version("1.0", c=str), usage=usage), key=lambda one: one.code
@@ -190,6 +202,36 @@ def test_a_pattern_that_was_added_refuses_texts_and_another_pattern_cannot_be_de
     assert codes(compare(version("1.1", b=letters), version("1.0", b=str))) == ["SC106"]
     assert codes(compare(version("1.1", b=letters), version("1.0", b=digits))) == ["SC202"]
     assert compare(version("1.1", b=str), version("1.0", b=str)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (Sequence[int], Sequence[str], ["SC108"]),
+        (defaultdict[str, int], defaultdict[str, str], ["SC108"]),
+        (Path, str, []),
+        (dict[int, int], dict[str, int], ["SC106"]),
+        (dict[bool, int], dict[int, int], ["SC202"]),
+        (bool, Literal[True, False], []),
+        (bool, Literal[True], ["SC105"]),
+        (Json[list[int]], Json[list[str]], ["SC108"]),
+        (str, Json[list[int]], ["SC107"]),
+    ],
+)
+def test_sequences_paths_keys_of_maps_and_switches_are_compared_by_the_values_that_are_sent(
+    before: Any, after: Any, expected: list[str]
+) -> None:
+    assert codes(compare(version("1.1", b=after), version("1.0", b=before))) == expected
+
+
+def test_defaults_and_examples_that_look_like_references_are_data() -> None:
+    default, examples = {"$ref": "other.json"}, [{"$ref": "#/$defs/Gone"}]
+    one = version("1.0", b=(dict[str, str], Field(default, examples=examples)), c=(str, Field(alias="$ref")))
+    files = {".contract.json": one.declaration.model_dump(), ".reader.json": one.reader, ".writer.json": one.writer}
+
+    read = parse_files({f"{TYPE}/1.0{suffix}": render_json(value) for suffix, value in files.items()}, "schemas")
+
+    assert read == {TYPE: [one]}
 
 
 def test_an_accepted_finding_does_not_fail_and_an_exception_that_nothing_needs_is_returned() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -21,6 +24,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Json,
     PlainSerializer,
     RootModel,
     ValidationError,
@@ -94,6 +98,13 @@ class Masked(BaseModel):
         return value[-4:]
 
 
+class Keywords(BaseModel):
+    discriminator: str
+    oneOf: str  # noqa: N815 - a keyword of JSON Schema
+    ref: str = Field(alias="$ref")
+    properties: dict[str, str] = {"$ref": "#/nowhere"}
+
+
 KINDS: dict[str, Any] = {
     "str": str,
     "limited text": Annotated[str, Field(min_length=1, max_length=5)],
@@ -127,6 +138,15 @@ KINDS: dict[str, Any] = {
     "variable tuple": tuple[int, ...],
     "named tuple": Point,
     "map": dict[str, int],
+    "map of whole numbers": dict[int, int],
+    "map of int enum": dict[Level, int],
+    "map of switches": dict[bool, int],
+    "sequence": Sequence[int],
+    "sequence of text": Sequence[str],
+    "path": Path,
+    "map with a factory": defaultdict[str, int],
+    "text of JSON": Json[list[int]],
+    "field names of JSON Schema": Keywords,
     "map of enum": dict[Colour, int],
     "map of pattern": dict[Annotated[str, Field(pattern="^[a-c]{1,3}$")], int],
     "map of pattern to text": dict[Annotated[str, Field(pattern="^[a-c]{1,3}$")], str],

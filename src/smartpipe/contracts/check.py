@@ -49,11 +49,11 @@ class Usage(NamedTuple):
     """How services use a type.
 
     Args:
-        majors: The major versions that their handlers read, by classes or upcasters.
+        majors: For each service with handlers, the major versions that they read, by classes or upcasters.
     """
 
     parties: Parties = Parties()
-    majors: frozenset[int] = frozenset()
+    majors: Mapping[str, frozenset[int]] = {}
 
 
 def check(
@@ -297,16 +297,13 @@ def _last(numbers: Sequence[tuple[int, int]], major: int) -> str:
 
 
 def _check_majors(classes: Sequence[Described], versions: Sequence[Described], usage: Usage) -> Iterator[Finding]:
-    """Find older major versions that a service with a handler of the type does not read."""
-    if not usage.majors:
-        return
+    """Find older major versions that a service with a handler of the type does not read. Its queue gets them, too."""
     newest = max(classes, key=lambda one: one.declaration.number).declaration
-    for major in sorted({one.declaration.number[0] for one in versions} - usage.majors):
-        if major < newest.number[0]:
-            message = (
-                f"messages of version {major}.x may still be in queues, and no handler of "
-                f"{', '.join(usage.parties.consumers)} reads them"
-            )
+    for major in sorted({one.declaration.number[0] for one in versions}):
+        without = sorted(name for name, majors in usage.majors.items() if major not in majors)
+        if major < newest.number[0] and without:
+            services = ", ".join(without)
+            message = f"messages of version {major}.x may still be in queues, and no handler of {services} reads them"
             yield Finding("SC305", newest.type, newest.version, "", message, [f"{major}.x"])
 
 

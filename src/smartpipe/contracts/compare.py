@@ -6,6 +6,7 @@ A schema is a dict of JSON Schema 2020-12, with the keywords that Pydantic write
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -19,6 +20,8 @@ Rule: TypeAlias = Literal["required", "closed", "type", "value", "alternative", 
 """Why a value does not fit, or may not. ``required``: a field may be missing. ``closed``: a field is forbidden.
 ``alternative``: it fits no member of a union. ``pattern`` and ``keyword`` cannot be decided."""
 
+MAX_BREAKS = 100
+"""Of one pair of schemas. A recursive one may have any number, the deeper ones being repetitions."""
 UNDECIDED: frozenset[Rule] = frozenset({"pattern", "keyword"})
 TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 WITHOUT_EFFECT = frozenset({"binary", "password", "path", "file-path", "directory-path"})
@@ -32,6 +35,8 @@ LIMITS = (
     *("minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties"),
 )
 """The keywords that limit the values of a type."""
+_DATA = frozenset({"default", "examples", "const", "enum"})
+_NAMED = frozenset({"properties", "patternProperties", "$defs"})
 KEYWORDS = frozenset(LIMITS) | frozenset(
     {"type", "const", "enum", "anyOf", "oneOf", "format", "items", "prefixItems", "properties", "required"}
     | {"additionalProperties", "patternProperties", "propertyNames"}
@@ -96,21 +101,26 @@ class Document:
 
     def find_wrong_reference(self) -> str | None:
         """Return a sentence about a reference in the document that is wrong; None if all are right."""
-        waiting: list[Any] = [self.root]
+        waiting: list[tuple[Any, bool]] = [(self.root, False)]  # and whether its keys are names
         while waiting:
-            one = waiting.pop()
-            if isinstance(one, dict):
-                if isinstance(one.get("$ref"), str):
+            one, is_named = waiting.pop()
+            if isinstance(one, list):
+                waiting += ((item, False) for item in one)
+            elif isinstance(one, dict):
+                if not is_named and isinstance(one.get("$ref"), str):
                     try:
                         self.resolve(one)
                     except WrongReference as error:
                         return str(error)
-                waiting += one.values()
-            elif isinstance(one, list):
-                waiting += one
+                inner = ((key, value) for key, value in one.items() if is_named or key not in _DATA)
+                waiting += ((value, key in _NAMED and not is_named) for key, value in inner)
         return None
 
     def _find(self, reference: str) -> Schema:
+        if reference != "#" and not reference.startswith("#/"):
+            raise WrongReference(
+                f"it refers to {reference!r}, but only references within the file are read: '#/$defs/…'"
+            )
         found: Any = self.root
         for name in reference.removeprefix("#").split("/")[1:]:
             name = name.replace("~1", "/").replace("~0", "~")  # noqa: PLW2901 - RFC 6901, section 4
@@ -126,26 +136,40 @@ def find_breaks(writer: Document, reader: Document) -> list[Break]:
     The references in both must be right: see ``Document.find_wrong_reference``.
     """
     found = _Comparison(writer, reader).compare(writer.schema, reader.schema, "")
-    return list({(one.path, one.rule, repr(one.accepted)): one for one in found}.values())
+    return _remove_duplicates(found)
 
 
 class _Comparison:
     def __init__(self, writer: Document, reader: Document) -> None:
         self._writer, self._reader = writer, reader
-        self._assumed: set[tuple[object, object]] = set()
-        self._alive: list[object] = []  # keeps the ids in _assumed from being used again
+        self._fitting: set[tuple[object, object]] = set()
+        self._trail: list[tuple[object, object]] = []  # the same pairs, in the order in which they were added
+        self._failed: dict[tuple[object, object], tuple[str, list[Break]]] = {}
+        self._alive: list[object] = []  # keeps the ids in the pairs from being used again
 
     def compare(self, written: Any, accepted: Any, path: str) -> list[Break]:
-        """Return the breaks of a pair of schemas. A pair that contains itself is assumed to fit, as by induction."""
+        """Return the breaks of a pair of schemas. A pair that contains itself is assumed to fit, as by induction.
+
+        Each pair is compared once: members of a recursive union would otherwise be compared in every order. If a pair
+        fails, the pairs that fit because it was assumed to fit are forgotten.
+        """
         key = (_identify(written), _identify(accepted))
-        if key in self._assumed:
+        if key in self._fitting:
             return []
+        if key in self._failed:
+            first, known = self._failed[key]
+            return [one._replace(path=_move_path(one.path, first, path)) for one in known]
         self._alive += [written, accepted]
-        self._assumed.add(key)
-        try:
-            return self._compare(self._writer.resolve(written), self._reader.resolve(accepted), path)
-        finally:
-            self._assumed.discard(key)
+        start = len(self._trail)
+        self._fitting.add(key)
+        self._trail.append(key)
+        breaks = self._compare(self._writer.resolve(written), self._reader.resolve(accepted), path)
+        if breaks:
+            self._fitting.difference_update(self._trail[start:])
+            del self._trail[start:]
+            breaks = sorted(_remove_duplicates(breaks), key=lambda one: len(one.path))[:MAX_BREAKS]
+            self._failed[key] = (path, breaks)
+        return breaks
 
     def _compare(self, written: Schema, accepted: Schema, path: str) -> list[Break]:
         if written == {"not": {}} or not accepted.keys() - _ANNOTATIONS:
@@ -164,11 +188,10 @@ class _Comparison:
         """Find the member of a union that the written value fits, or else the one that it was meant for."""
         close: list[list[Break]] = []
         for alternative in alternatives:
-            breaks = self.compare(written, alternative, path)
-            if not breaks:
-                return []
             if self._is_close(written, alternative):
-                close.append(breaks)
+                close.append(self.compare(written, alternative, path))
+                if not close[-1]:
+                    return []
         if len(close) == 1:
             return close[0]
         decided = [breaks for breaks in close if not any(one.rule in UNDECIDED for one in breaks)]
@@ -177,7 +200,10 @@ class _Comparison:
         return [Break(path, "alternative", written, accepted)]
 
     def _is_close(self, written: Schema, alternative: Schema) -> bool:
-        """Return whether both have one type and, if they are objects with constants, the same constants."""
+        """Return whether both have one type and, if they are objects with constants, the same constants.
+
+        If not, no written value fits.
+        """
         resolved = self._reader.resolve(alternative)
         if not _types(written) & _widen(_types(resolved)):
             return False
@@ -201,7 +227,7 @@ class _Comparison:
         if not types <= _widen(_types(accepted)):
             yield Break(path, "type", written, accepted)
             return
-        values = _values(written)
+        values = [False, True] if types == {"boolean"} and _values(written) is None else _values(written)
         if values is not None:
             yield from _compare_values(values, accepted, path)
             if not any(isinstance(value, (dict, list)) for value in values):
@@ -211,12 +237,21 @@ class _Comparison:
             return
         if "string" in types:
             yield from _compare_texts(written, accepted, path)
+            if "contentSchema" in accepted:
+                yield from self._compare_contents(written, accepted, path)
         if types & {"integer", "number"}:
             yield from _compare_numbers(written, accepted, path)
         if "array" in types:
             yield from self._compare_arrays(written, accepted, path)
         if "object" in types:
             yield from self._compare_objects(written, accepted, path)
+
+    def _compare_contents(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
+        """Compare texts that have JSON, as of Pydantic's ``Json``."""
+        if "contentSchema" in written:
+            yield from self.compare(written["contentSchema"], accepted["contentSchema"], path)
+        else:
+            yield Break(path, "format", written, {"contentMediaType": "application/json"})
 
     def _compare_arrays(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
         yield from _compare_bounds(written, accepted, path, "minItems", "maxItems")
@@ -280,7 +315,23 @@ class _Comparison:
 
 
 def _identify(schema: Any) -> object:
-    return schema["$ref"] if isinstance(schema, dict) and set(schema) - _ANNOTATIONS == {"$ref"} else id(schema)
+    """Return the identity of a schema. One that refers to a definition may be a copy, and is the same by its text."""
+    if isinstance(schema, dict) and "$ref" in schema:
+        rest = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
+        return json.dumps(rest, sort_keys=True)
+    return id(schema)
+
+
+def _remove_duplicates(breaks: list[Break]) -> list[Break]:
+    return list({(one.path, one.rule, repr(one.accepted)): one for one in breaks}.values())
+
+
+def _move_path(path: str, old: str, new: str) -> str:
+    """Return a path below *old* as it is below *new*."""
+    rest = path.removeprefix(old)
+    if not new:
+        return rest.removeprefix(".")
+    return f"{new}{rest}" if not rest or rest[0] in ".[{" else join_path(new, rest)
 
 
 def join_path(path: str, name: str) -> str:

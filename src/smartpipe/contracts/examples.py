@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from smartpipe.contracts.compare import Document
 from smartpipe.contracts.findings import Example
 from smartpipe.contracts.strategies import Hints, UnknownFormat, values_of
+from smartpipe.envelope.serialize import get_serializer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,7 +120,7 @@ class _Search:
     def _write(self, data: Any) -> Any:
         try:
             event = self._event.model_validate_json(json.dumps(data))
-            return json.loads(event.model_dump_json(by_alias=True))
+            return json.loads(get_serializer(self._event).serialize(event))
         except Exception:  # noqa: BLE001 - the class cannot make such an event
             return None
 

@@ -41,7 +41,7 @@ class Field(NamedTuple):
 
 def walk_fields(document: Document) -> dict[str, Field]:
     """Return all fields of a schema by path, in the order of declaration; each object before its own fields."""
-    return {field.path: field for field in _walk(document, document.schema, "", ())}
+    return {field.path: field for field in _walk(document, document.schema, "", 0, {})}
 
 
 def summarize(document: Document, schema: Any) -> str:
@@ -79,24 +79,33 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _walk(document: Document, schema: Any, path: str, seen: tuple[object, ...]) -> Iterator[Field]:
-    if len(seen) > MAX_DEPTH:
+def _walk(
+    document: Document, schema: Any, path: str, depth: int, seen: dict[tuple[str, object], object]
+) -> Iterator[Field]:
+    """Yield the fields below *path*. The members of a recursive union lead to the same paths, which are walked once.
+
+    Args:
+        seen: The schemas that have been walked, by path and identity.
+    """
+    key = (path, schema["$ref"] if isinstance(schema, dict) and "$ref" in schema else id(schema))
+    if depth > MAX_DEPTH or key in seen:
         return
+    seen[key] = schema
     resolved = document.resolve(schema)
-    seen = (*seen, schema)
+    depth += 1
     for one in alternatives_of(resolved):
-        yield from _walk(document, one, path, seen)
+        yield from _walk(document, one, path, depth, seen)
     required = resolved.get("required", ())
     for name, child in resolved.get("properties", {}).items():
         place = join_path(path, name)
         own = child if isinstance(child, dict) else {}
         default = own.get("default", NO_DEFAULT)
         yield Field(place, child, name in required, default, document)
-        yield from _walk(document, child, place, seen)
+        yield from _walk(document, child, place, depth, seen)
     items, values = resolved.get("items"), resolved.get("additionalProperties")
     for index, one in enumerate(resolved.get("prefixItems", ())):
-        yield from _walk(document, one, f"{path}[{index}]", seen)
+        yield from _walk(document, one, f"{path}[{index}]", depth, seen)
     if isinstance(items, dict):
-        yield from _walk(document, items, f"{path}[]", seen)
+        yield from _walk(document, items, f"{path}[]", depth, seen)
     if isinstance(values, dict):
-        yield from _walk(document, values, f"{path}{{}}", seen)
+        yield from _walk(document, values, f"{path}{{}}", depth, seen)

@@ -8,13 +8,14 @@ systems refuse are written as in keys: ``/`` is ``!2F``.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from smartpipe.contracts.compare import Document
+from smartpipe.contracts.keywords import find_wrong_keyword
 from smartpipe.contracts.schemas import envelope_schema, event_schema, render_json
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
@@ -22,6 +23,7 @@ from smartpipe.keys import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from smartpipe.events import Event
 
@@ -30,6 +32,7 @@ ACCEPTED_FILE = "accepted.json"
 CONTRACT, READER, WRITER = ".contract.json", ".reader.json", ".writer.json"
 FIXTURES = ".fixtures.json"
 """The suffix of example messages, which ``contracts.fixtures`` reads and writes."""
+_GIT_VARIABLES = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"})
 
 
 class Declaration(BaseModel):
@@ -42,7 +45,7 @@ class Declaration(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str
-    version: str
+    version: str = Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")
     topic: str
     fifo: bool
     key: tuple[str, ...] = ()
@@ -142,7 +145,8 @@ def read_git(reference: str, directory: Path) -> Versions:
     """
     if reference.startswith("-"):
         raise ConfigError(f"git reference {reference!r} is not valid")
-    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], directory)
+    place, below = _split_existing(directory)
+    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], place)
     if commit is None:
         msg = (
             f"git reference {reference!r} does not exist here; fetch it first: `git fetch origin`, and in a pipeline "
@@ -150,10 +154,21 @@ def read_git(reference: str, directory: Path) -> Versions:
         )
         raise ConfigError(msg)
     revision = commit.decode().strip()
-    listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", "."], directory) or b""
-    names = [name for name in listed.decode().split("\0") if name.count("/") == 1 and name.endswith(".json")]
-    asked = "".join(f"{revision}:./{name}\n" for name in names).encode()
-    found = _run_git(["cat-file", "--batch"], directory, asked) or b""
+    listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{below}"], place) or b""
+    start = "" if below == "." else f"{below}/"
+    paths = [path for path in os.fsdecode(listed).split("\0") if path.startswith(start)]
+    names = [
+        name
+        for name in (path.removeprefix(start) for path in paths)
+        if name.count("/") == 1 and name.endswith(".json") and "\n" not in name
+    ]
+    if not paths and not directory.is_dir():
+        raise ConfigError(
+            f"schema directory {str(directory)!r} exists neither here nor in git:{reference}; "
+            "run `smartpipe schema export`"
+        )
+    asked = os.fsencode("".join(f"{revision}:./{start}{name}\n" for name in names))
+    found = _run_git(["cat-file", "--batch"], place, asked) or b""
     texts: dict[str, str] = {}
     for name in names:
         head, _, found = found.partition(b"\n")
@@ -204,11 +219,12 @@ def _parse(texts: Mapping[str, str], name: str) -> dict[str, Any]:
         raise ConfigError(f"{name} is missing; restore it, or run `smartpipe schema export` at that version")
     try:
         value = json.loads(texts[name])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{name} is not a JSON object")
-    fault = Document(value).find_wrong_reference()
+    fault = find_wrong_keyword(value) if name.endswith((READER, WRITER)) else None
+    fault = fault or Document(value).find_wrong_reference()
     if fault is not None:
         raise ConfigError(f"{name}: {fault}")
     return value
@@ -223,12 +239,27 @@ def write_text(path: Path, text: str) -> bool:
     return True
 
 
+def _split_existing(directory: Path) -> tuple[Path, str]:
+    """Return the directory above *directory*, or itself, that exists, and the rest of the path."""
+    place = directory.absolute()
+    while not place.is_dir():
+        place = place.parent
+    return place, directory.absolute().relative_to(place).as_posix()
+
+
 def _run_git(arguments: list[str], directory: Path, given: bytes | None = None) -> bytes | None:
-    """Return the output of git; None if it failed."""
+    """Return the output of git; None if it failed without a message.
+
+    Raises:
+        ConfigError: git is not installed, or it failed with a message.
+    """
+    # Git sets these for its hooks. They would name another repository, or the directory as the root of this one.
+    env = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}
     try:
         done = subprocess.run(  # noqa: S603 - no shell
             ["git", *arguments],  # noqa: S607 - the user's git
-            cwd=directory if directory.is_dir() else Path(),
+            cwd=directory,
+            env=env,
             input=given,
             capture_output=True,
             check=False,
@@ -237,6 +268,11 @@ def _run_git(arguments: list[str], directory: Path, given: bytes | None = None) 
         raise ConfigError(
             f"git cannot be run: {error.strerror}; install it, or pass a directory to --against"
         ) from None
-    if done.returncode and b"not a git repository" in done.stderr:
+    if not done.returncode:
+        return done.stdout
+    message = done.stderr.decode(errors="replace").strip()
+    if "not a git repository" in message:
         raise ConfigError(f"{str(directory)!r} is not in a git repository; pass a directory to --against")
-    return None if done.returncode else done.stdout
+    if message:
+        raise ConfigError(f"git {arguments[0]} failed in {str(directory)!r}: {' '.join(message.split())}")
+    return None

@@ -35,8 +35,8 @@ RULES = {
     "SC103": Rule(
         "error",
         "a field was renamed",
-        "keep the name on the wire: Field(alias=...), or publish both fields and read either with "
-        f"Field(validation_alias=AliasChoices(...)), {_MAJOR}",
+        "keep the name on the wire: Field(alias=...), or publish both fields, the new one with a default and "
+        f"Field(validation_alias=AliasChoices(...)), which reads either, {_MAJOR}",
     ),
     "SC104": Rule(
         "error",

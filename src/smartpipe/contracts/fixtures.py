@@ -65,6 +65,22 @@ def read_fixtures(directory: Path) -> dict[Path, list[Fixture]]:
     return found
 
 
+def find_retired(directory: Path) -> set[tuple[str, int]]:
+    """Return the types and major versions in a schema directory of which every version is retired.
+
+    Raises:
+        ConfigError: A file is wrong.
+    """
+    found: dict[tuple[str, int], bool] = {}
+    for path in sorted(directory.glob(f"*/*{CONTRACT}")):
+        value = _read_contract(path)
+        type_, major = str(value.get("type")), str(value.get("version")).partition(".")[0]
+        if major.isdecimal():
+            key = (type_, int(major))
+            found[key] = found.get(key, True) and value.get("retired") is True
+    return {key for key, retired in found.items() if retired}
+
+
 def read_fixture_file(path: Path) -> list[Fixture]:
     """Return the messages of one file.
 
@@ -80,14 +96,18 @@ def read_fixture_file(path: Path) -> list[Fixture]:
 
 
 def _is_retired(path: Path) -> bool:
-    contract = path.with_name(path.name.removesuffix(FIXTURES) + CONTRACT)
+    return _read_contract(path.with_name(path.name.removesuffix(FIXTURES) + CONTRACT)).get("retired") is True
+
+
+def _read_contract(path: Path) -> dict[str, Any]:
+    """Return the content of a contract file; an empty dict if there is none."""
     try:
-        value = json.loads(contract.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except OSError:  # other teams may pass on the messages alone
-        return False
-    except ValueError as error:
-        raise ConfigError(f"{contract}: the file is not JSON: {error}") from None
-    return isinstance(value, dict) and value.get("retired") is True
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: the file is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
 
 
 def render_fixtures(fixtures: list[Fixture]) -> str:

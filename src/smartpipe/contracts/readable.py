@@ -5,6 +5,7 @@ The same schema always gives the same values: random ones have a seed.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from copy import deepcopy
@@ -145,6 +146,8 @@ class Builder:
         values: list[Any] = resolved.get("enum", [False, True] if resolved.get("type") == "boolean" else [])
         if values:
             return values[self._choose((*path, CHOICE), len(values), minimal)]
+        if "contentSchema" in resolved:  # a text that has JSON
+            return json.dumps(self._build(resolved["contentSchema"], path, inside, minimal=minimal))
         kind = resolved.get("type", "string")
         if isinstance(kind, list):
             kind = next((one for one in kind if one != "null"), "null")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, JsonRef, models_json_schema
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
 from smartpipe.envelope.fields import Context, context_fields
@@ -16,6 +16,8 @@ from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic_core import core_schema
 
     from smartpipe.events import Event
@@ -28,6 +30,8 @@ class accepts. Fields with defaults are optional, and unknown fields are ignored
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DECIMAL = r"^-?[0-9]+(\.[0-9]*)?([Ee][+-]?[0-9]{1,9})?$"
 """The texts that ``str(Decimal)`` writes, without infinity and NaN, which events refuse."""
+_KEYS = {"int": r"^-?[0-9]+$", "bool": r"^(true|false)$"}
+"""The texts of keys, by the type of the key in Pydantic's schema of a map."""
 _ALWAYS_WRITTEN = ["specversion", "id", "source", "type", "dataversion", "data"]
 
 
@@ -41,6 +45,25 @@ class _ReaderSchema(GenerateJsonSchema):
             if one.get("type") == "string":
                 one.setdefault("pattern", DECIMAL)
         return json_schema
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
+        """Say which keys a map has. In JSON, each key is a text, and Pydantic describes only keys that are texts."""
+        json_schema = super().dict_schema(schema)
+        pattern = _KEYS.get(schema.get("keys_schema", {}).get("type", ""))
+        if pattern is not None:
+            json_schema["propertyNames"] = {"pattern": pattern}
+        values = self._find_key_values(json_schema.get("propertyNames", {}))
+        if not all(isinstance(value, str) for value in values):
+            json_schema["propertyNames"] = {
+                "enum": [value if isinstance(value, str) else json.dumps(value) for value in values]
+            }
+        return json_schema
+
+    def _find_key_values(self, names: dict[str, Any]) -> list[Any]:
+        """Return the values of keys that are an enumeration."""
+        if "$ref" in names:
+            names = self.get_schema_from_definitions(JsonRef(names["$ref"])) or {}
+        return names.get("enum", [names["const"]] if "const" in names else [])  # type: ignore[no-any-return]
 
 
 class _WriterSchema(_ReaderSchema):
@@ -68,12 +91,19 @@ class _WriterSchema(_ReaderSchema):
         """Close the object."""
         return _close(super().typed_dict_schema(schema))
 
+    def json_schema(self, schema: core_schema.JsonSchema) -> dict[str, Any]:
+        """Describe a Json field as the text that events have, where Pydantic would write its value."""
+        text = {"type": "string", "contentMediaType": "application/json"}
+        return {**text, "contentSchema": self.generate_inner(schema["schema"])} if "schema" in schema else text
+
     def ser_schema(self, schema: Any) -> dict[str, Any] | None:
         """Describe a value that a function writes by its return type; any value, if the function does not declare it.
 
-        Pydantic would describe the value that the class reads.
+        Pydantic would describe the value that the class reads. That is right for Pydantic's own functions, as for
+        ``Sequence`` and ``Path``.
         """
-        if schema["type"] in {"function-plain", "function-wrap"} and "return_schema" not in schema:
+        is_function = schema["type"] in {"function-plain", "function-wrap"} and "return_schema" not in schema
+        if is_function and not _is_of_pydantic(schema["function"]):
             return {}
         return super().ser_schema(schema)
 
@@ -120,6 +150,10 @@ def render_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def _is_of_pydantic(function: Callable[..., Any]) -> bool:
+    return (getattr(function, "__module__", None) or "").partition(".")[0] == "pydantic"
+
+
 def _require_discriminators(value: Any, root: dict[str, Any]) -> None:
     """Replace ``discriminator``, a keyword of OpenAPI, by the rule that the members of the union require the field.
 
@@ -130,7 +164,7 @@ def _require_discriminators(value: Any, root: dict[str, Any]) -> None:
             _require_discriminators(one, root)
     if not isinstance(value, dict):
         return
-    if isinstance(value.get("discriminator"), dict) and "oneOf" in value:
+    if isinstance(value.get("discriminator"), dict) and isinstance(value.get("oneOf"), list):
         name = value.pop("discriminator")["propertyName"]
         for one in value["oneOf"]:
             member = root["$defs"][one["$ref"].rpartition("/")[2]] if "$ref" in one else one

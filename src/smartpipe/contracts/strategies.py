@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,8 @@ class _Builder:
             return self._arrays(schema)
         if types == "object":
             return self._objects(schema)
+        if "contentSchema" in schema:  # a text that has JSON
+            return self.build(schema["contentSchema"]).map(json.dumps)
         if types in {"boolean", "null"}:
             return st.booleans() if types == "boolean" else st.none()
         return _SCALARS[types](schema, self._hints)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.consumer.decide import describe_error
-from smartpipe.contracts.fixtures import read_fixtures
+from smartpipe.contracts.fixtures import find_retired, read_fixtures
 from smartpipe.errors import ConfigError
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.message import OutgoingMessage, utf8_length
@@ -82,7 +82,8 @@ async def assert_handles(
     if failures:
         problems.append(f"service {service.name!r} does not handle {len(failures)} of {len(cases)} golden messages:")
         problems += failures
-    if missing := sorted(_find_missing(service, cases)):
+    retired = {key for directory in directories or (DEFAULT_DIRECTORY,) for key in find_retired(Path(directory))}
+    if missing := sorted(_find_missing(service, cases, retired)):
         places = " or ".join(map(str, directories or (DEFAULT_DIRECTORY,)))
         problems.append(
             f"service {service.name!r} subscribes to events without golden messages in {places}: {', '.join(missing)}. "
@@ -102,11 +103,11 @@ def _find_cases(service: Service, files: Mapping[Path, Sequence[Fixture]]) -> It
                     yield _Case(one, path, binding.queue)
 
 
-def _find_missing(service: Service, cases: Sequence[_Case]) -> set[str]:
-    """Return the subscribed types, with their major versions, that no message has."""
+def _find_missing(service: Service, cases: Sequence[_Case], retired: set[tuple[str, int]]) -> set[str]:
+    """Return the subscribed types, with their major versions, that no message has, except retired ones."""
     subscribed = {(one.type, one.major) for binding in service.bindings for one in binding.contracts}
     found = {(case.fixture.type, case.fixture.major) for case in cases}
-    return {f"{type_} {major}.x" for type_, major in subscribed - found}
+    return {f"{type_} {major}.x" for type_, major in subscribed - found - retired}
 
 
 async def _run(

@@ -56,8 +56,8 @@ def run_check(
     usage = _find_usage(services_among(targets))
     findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
     types = {one.declaration.type for one in described.values()}
-    if against is not None and directory.is_dir():
-        findings += find_removed(baseline, read_directory(directory), sorted(types))
+    if against is not None and (directory.is_dir() or against.startswith(GIT)):
+        findings += find_removed(baseline, read_directory(directory) if directory.is_dir() else {}, sorted(types))
     unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types])
     notes = [
         f"No finding needs the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''} any more: remove "
@@ -101,18 +101,19 @@ def read_baseline(directory: Path, against: str | None) -> Versions:
 def _find_usage(services: Iterable[Service]) -> Mapping[str, Usage]:
     producers: dict[str, set[str]] = {}
     consumers: dict[str, set[str]] = {}
-    majors: dict[str, set[int]] = {}
+    majors: dict[str, dict[str, frozenset[int]]] = {}
     for service in services:
         for contract in service.published:
             producers.setdefault(contract.type, set()).add(service.name)
         for binding in service.bindings:
             for contract in binding.contracts:  # those that upcasters read, too
                 consumers.setdefault(contract.type, set()).add(service.name)
-                majors.setdefault(contract.type, set()).add(contract.major)
+                known = majors.setdefault(contract.type, {})
+                known[service.name] = known.get(service.name, frozenset()) | {contract.major}
     return {
         type_: Usage(
             Parties(tuple(sorted(producers.get(type_, ()))), tuple(sorted(consumers.get(type_, ())))),
-            frozenset(majors.get(type_, ())),
+            majors.get(type_, {}),
         )
         for type_ in producers.keys() | consumers.keys()
     }
