@@ -34,6 +34,7 @@ ORDER = [
     "limits",
     "characters",
     "escaping",
+    "ci_formats",
     "counters",
     "names",
     "keys",
