@@ -81,6 +81,7 @@ ORDER = [
     "blocking",
     "dlq",
     "worker",
+    "doctor",
     "local",
     "testing",
     "bench",

@@ -212,8 +212,8 @@ def _find_own_queue_warnings(arn: str, wanted: Attributes, present: Attributes |
             f"all topics of their account that match {', '.join(source_topics(ours))}",
         )
     for sid in find_open_statements(text):
-        sentence = f"queue {name}: its policy's statement {sid!r}, which smartpipe did not write, allows everyone"
-        yield Note("SP303", f"queue {name}", sentence)
+        described = f"queue {name}: its policy's statement {sid!r}, which smartpipe did not write, allows everyone"
+        yield Note("SP303", f"queue {name}", described)
 
 
 def _find_external_queue_warnings(arn: str, wanted: Attributes, present: Attributes) -> Iterator[Note]:
