@@ -75,7 +75,7 @@ def make_service(event: Any = Placed, *, queue: Queue | None = None, publishes: 
 
 
 def diagnose(*services: Service) -> Report:
-    return examine(services, (), date(2026, 11, 27))
+    return examine(services, (), (), date(2026, 11, 27))
 
 
 def find(code: str, *services: Service) -> list[Finding]:

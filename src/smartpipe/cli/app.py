@@ -285,6 +285,14 @@ def publish(  # noqa: PLR0913 - typer makes an option of each
 def doctor(
     targets: Targets = None,
     *,
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE",
+            help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS or CloudFormation. Can be repeated.",
+        ),
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -306,7 +314,7 @@ def doctor(
     """Find mistakes that lose work or messages. It needs no AWS account. Exit code 1: there are findings."""
     from smartpipe.cli.doctor.run import run_doctor
 
-    run_doctor(targets or [], form, fail_on)
+    run_doctor(targets or [], manifests or [], form, fail_on)
 
 
 @app.command()

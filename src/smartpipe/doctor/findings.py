@@ -40,8 +40,17 @@ RULES = {
     "SP112": Rule("warning", "the policy of a queue allows more topics than are declared"),
     "SP113": Rule("error", "a setting in the environment is wrong"),
     "SP114": Rule("warning", "a setting in the environment is unknown"),
+    "SP200": Rule("error", "a manifest cannot be read"),
+    "SP201": Rule("error", "the platform kills the worker before its drain ends"),
+    "SP202": Rule("warning", "SIGTERM may not reach the worker, or it runs as root"),
+    "SP203": Rule("error", "the liveness probe restarts healthy workers"),
+    "SP204": Rule("error", "KEDA stops workers that are handling messages"),
+    "SP205": Rule("warning", "a worker is scaled by its CPU usage"),
+    "SP206": Rule("error", "a Lambda event source repeats or loses messages"),
+    "SP207": Rule("warning", "a node drain may stop all workers"),
+    "SP208": Rule("warning", "CPU or memory does not fit the worker's settings"),
 }
-"""By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations."""
+"""By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations; SP2xx: manifests."""
 
 
 @dataclass(frozen=True, kw_only=True)

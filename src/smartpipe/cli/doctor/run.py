@@ -11,18 +11,20 @@ from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_services, read_pyproject
 from smartpipe.doctor.examine import examine
 from smartpipe.doctor.ignores import read_ignores
+from smartpipe.doctor.lookup import find_table
 from smartpipe.doctor.report import render_github, render_json, render_sarif, render_text
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from smartpipe.doctor.report import Report
 
 FailOn = Literal["error", "warning"]
 
 
-def run_doctor(targets: Sequence[str], form: str, fail_on: str) -> None:
+def run_doctor(targets: Sequence[str], manifests: Sequence[Path], form: str, fail_on: str) -> None:
     """Print the report, and exit with 1 if a finding is as bad as *fail_on*.
 
     Raises:
@@ -30,9 +32,11 @@ def run_doctor(targets: Sequence[str], form: str, fail_on: str) -> None:
     """
     check_choice("--format", form, list(_RENDERERS))
     check_choice("--fail-on", fail_on, get_args(FailOn))
-    ignores = read_ignores(read_pyproject())
-    services = load_services(targets)
-    report = examine(services, ignores, datetime.now(UTC).date())
+    pyproject = read_pyproject()
+    ignores = read_ignores(pyproject)
+    tool = find_table(pyproject, "tool", "smartpipe")
+    services = load_services(targets) if targets or "services" in tool or not manifests else []
+    report = examine(services, manifests, ignores, datetime.now(UTC).date())
     typer.echo(_RENDERERS[form](report), nl=False)
     if report.fails(cast("FailOn", fail_on)):
         raise typer.Exit(1)
