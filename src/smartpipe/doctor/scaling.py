@@ -57,8 +57,7 @@ def find_keda_mistakes(document: Document, worker: Workload | None) -> Iterator[
             yield Finding(
                 code="SP204",
                 resource=resource,
-                message="identityOwner is deprecated since KEDA 2.13, and KEDA 3 ignores it: the scaler then has no "
-                "permission to read the queue",
+                message="identityOwner is deprecated since KEDA 2.13, and KEDA 3 will not have it",
                 remedy="use a TriggerAuthentication with podIdentity.provider: aws",
                 place=document.place,
                 milder="warning",
