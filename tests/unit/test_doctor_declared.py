@@ -42,6 +42,10 @@ class OneGroup(Event, topic=sequence, type="doctor.one-group", version="1.0", ke
     shop: Literal["main"]
 
 
+class Unordered(Event, topic=orders, type="doctor.unordered", version="1.0", key="kind"):
+    kind: Kind
+
+
 class Groups(Event, topic=sequence, type="doctor.groups", version="1.0", key=("kind", "order")):
     kind: Kind
     order: str
@@ -151,7 +155,7 @@ def test_settings_of_an_external_queue_are_not_judged() -> None:
 
 
 def test_a_key_with_one_value_makes_one_group_of_all_events() -> None:
-    [found] = find("SP104", make_service(publishes=[OneGroup, Groups]))
+    [found] = find("SP104", make_service(publishes=[OneGroup, Groups, Unordered]))
 
     assert found.resource == "event doctor.one-group"
 

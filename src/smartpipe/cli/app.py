@@ -311,7 +311,7 @@ def doctor(
         ),
     ] = "error",
 ) -> None:
-    """Find mistakes that lose work or messages. It needs no AWS account. Exit code 1: there are findings."""
+    """Find mistakes that lose work or messages. It needs no AWS account. Exit code 1: see --fail-on."""
     from smartpipe.cli.doctor.run import run_doctor
 
     run_doctor(targets or [], manifests or [], form, fail_on)

@@ -41,6 +41,8 @@ def examine(services: Sequence[Service], manifests: Sequence[Path], ignores: Seq
     if services:
         declared = Declarations(services, settings, table_and_bucket)
         layers += [examine_declarations(declared), examine_events(services)]
+    else:
+        layers.append(Examined([], ["declared services: no TARGET was named, and pyproject.toml lists none"]))
     layers.append(examine_manifests(manifests, settings))
     findings = [finding for one in layers for finding in one.findings]
     not_seen = [sentence for one in layers for sentence in one.not_seen]

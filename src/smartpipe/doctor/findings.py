@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
 RULES = {
     "SP001": Rule("warning", "an ignored finding has an expired date"),
-    "SP002": Rule("warning", "an ignored finding does not exist any more"),
+    "SP002": Rule("note", "an ignored finding does not exist any more"),
     "SP100": Rule("error", "the topology cannot be derived"),
     "SP101": Rule("warning", "a handler may run longer than a drain"),
     "SP102": Rule("error", "messages expire before their retries or their redrive"),

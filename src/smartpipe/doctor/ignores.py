@@ -107,5 +107,4 @@ def _report_unused(one: Ignore) -> Finding:
         message=f"no finding {one.code} of {one.resource} exists any more, or its services or manifests are not "
         "examined here",
         remedy="remove the entry from [tool.smartpipe.doctor] in pyproject.toml",
-        milder="note",
     )

@@ -94,8 +94,8 @@ def find_probe_mistakes(container: Container, row: dict[str, Any]) -> Iterator[F
     if path is not None and path in (ready_path, READINESS_PATH):
         yield container.make_finding(
             "SP203",
-            f"the liveness probe asks {path}, the path of readiness: a worker that drains, or waits for AWS, is not "
-            "ready, and Kubernetes restarts it for that",
+            f"the liveness probe asks {path}, the path of readiness: a worker that starts, or that cannot "
+            "receive messages, is not ready, and Kubernetes restarts it for that",
             "set livenessProbe.httpGet.path to /livez, and readinessProbe.httpGet.path to /readyz",
             {"path": str(path)},
         )
