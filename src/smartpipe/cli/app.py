@@ -299,6 +299,42 @@ def publish(  # noqa: PLR0913 - typer makes an option of each
 
 
 @app.command()
+def doctor(
+    targets: Targets = None,
+    *,
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--manifest",
+            metavar="FILE",
+            help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS or CloudFormation. Can be repeated.",
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="text, json, sarif or github (annotations of a pull request).",
+            autocompletion=lambda: ["text", "json", "sarif", "github"],
+        ),
+    ] = "text",
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            metavar="SEVERITY",
+            help="The mildest severity that fails the command: error or warning.",
+            autocompletion=lambda: ["error", "warning"],
+        ),
+    ] = "error",
+) -> None:
+    """Find mistakes that lose work or messages. It needs no AWS account. Exit code 1: see --fail-on."""
+    from smartpipe.cli.doctor.run import run_doctor
+
+    run_doctor(targets or [], manifests or [], form, fail_on)
+
+
+@app.command()
 def bench(  # noqa: PLR0913 - typer makes an option of each
     *,
     events: Annotated[int | None, typer.Option(metavar="N", help="Number of measured events. [5000]")] = None,

@@ -134,21 +134,29 @@ def _describe_import_error(target: str, error: BaseException) -> str:
     return f"cannot import TARGET {target!r}: {type(error).__name__}: {text} ({place})"
 
 
+def read_pyproject() -> dict[str, Any]:
+    """Return the pyproject.toml in the working directory; an empty one if there is none.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    import tomllib
+
+    path = Path("pyproject.toml")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        msg = f"cannot read {path.absolute()} as TOML: {error}"
+        raise ConfigError(msg) from None
+
+
 def read_configured_targets() -> list[str]:
     """Return ``services`` in ``[tool.smartpipe]`` of the pyproject.toml in the working directory.
 
     Raises:
         ConfigError: The file lists no services, or cannot be read.
     """
-    import tomllib
-
-    path = Path("pyproject.toml")
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        msg = f"cannot read {path.absolute()} as TOML: {error}"
-        raise ConfigError(msg) from None
-    tool = settings.get("tool", {}).get("smartpipe", {})
+    tool = read_pyproject().get("tool", {}).get("smartpipe", {})
     services = tool.get("services", []) if isinstance(tool, dict) else []
     if not isinstance(services, list) or not services or not all(isinstance(name, str) for name in services):
         msg = (

@@ -1,13 +1,11 @@
-"""Findings as text for people, JSON for programs, annotations for GitHub, and SARIF for code scanning. Pure.
-
-Sources: "Workflow commands for GitHub Actions"; SARIF 2.1.0 (OASIS).
-"""
+"""Findings as text for people, JSON for programs, annotations for GitHub, and SARIF for code scanning. Pure."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.ci_formats import Annotation, Place, count, describe_rule, format_sarif
 from smartpipe.contracts.findings import RULES
 
 if TYPE_CHECKING:
@@ -16,13 +14,6 @@ if TYPE_CHECKING:
     from smartpipe.contracts.findings import Finding
 
 MAX_EXAMPLE_CHARACTERS = 400
-
-
-class Place(NamedTuple):
-    """The declaration of an event class: a file, relative to the working directory if it is below it, and a line."""
-
-    file: str
-    line: int
 
 
 class Report(NamedTuple):
@@ -66,9 +57,9 @@ def summarize_report(report: Report) -> str:
     accepted = sum(finding.accepted is not None for finding in report.findings)
     errors = sum(finding.fails for finding in report.findings)
     warnings = len(report.findings) - errors - accepted
-    counts = f"{_count(errors, 'error')}, {_count(warnings, 'warning')}"
+    counts = f"{count(errors, 'error')}, {count(warnings, 'warning')}"
     more = f", {accepted} accepted" if accepted else ""
-    return f"Compared {_count(events, 'event')} with {_count(versions, 'version')}: {counts}{more}."
+    return f"Compared {count(events, 'event')} with {count(versions, 'version')}: {counts}{more}."
 
 
 def render_json_report(report: Report) -> str:
@@ -89,30 +80,16 @@ def render_github(report: Report) -> str:
     for finding in report.findings:
         level = "error" if finding.fails else "warning" if finding.accepted is None else "notice"
         place = report.places.get(finding.type)
-        properties = {"title": f"{finding.code} {finding.type}"}
-        if place:
-            properties |= {"file": place.file, "line": str(place.line)}
-        options = ",".join(f"{key}={_escape(value, ':,')}" for key, value in properties.items())
         text = "\n".join([finding.message, *(f"{label}: {value}" for label, value in _details(finding))])
-        lines.append(f"::{level} {options}::{_escape(text)}")
+        lines.append(str(Annotation(level, f"{finding.code} {finding.type}", text, place)))
     return "\n".join([*lines, *report.notes, summarize_report(report)]) + "\n"
 
 
 def render_sarif(report: Report, version: str) -> str:
     """Return the report in SARIF 2.1.0. *version* is that of smartpipe."""
-    rules = [
-        {
-            "id": code,
-            "shortDescription": {"text": rule.title},
-            "help": {"text": rule.remedy},
-            "defaultConfiguration": {"level": rule.severity},
-        }
-        for code, rule in RULES.items()
-    ]
-    driver = {"name": "smartpipe schema check", "version": version, "rules": rules}
-    run = {"tool": {"driver": driver}, "results": [_to_sarif(finding, report) for finding in report.findings]}
-    schema = "https://json.schemastore.org/sarif-2.1.0.json"
-    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, ensure_ascii=False)
+    rules = [describe_rule(code, rule.title, rule.remedy, rule.severity) for code, rule in RULES.items()]
+    results = [_to_sarif(finding, report) for finding in report.findings]
+    return format_sarif("smartpipe schema check", version, rules, results)
 
 
 def _render_finding(finding: Finding) -> Iterator[str]:
@@ -173,18 +150,7 @@ def _to_sarif(finding: Finding, report: Report) -> dict[str, Any]:
         "partialFingerprints": {"finding/v1": f"{finding.code}/{finding.type}/{finding.path}"},
     }
     if place is not None:
-        artifact = {"artifactLocation": {"uri": place.file}, "region": {"startLine": place.line}}
-        found["locations"] = [{"physicalLocation": artifact}]
+        found["locations"] = [place.as_sarif()]
     if finding.accepted is not None:
         found["suppressions"] = [{"kind": "external", "justification": finding.accepted[0]}]
     return found
-
-
-def _escape(text: str, more: str = "") -> str:
-    for character in "%\r\n" + more:
-        text = text.replace(character, f"%{ord(character):02X}")
-    return text
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

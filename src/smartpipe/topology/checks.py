@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.limits import DEFAULT_TOPIC_LIMIT_BYTES, MAX_MESSAGE_BYTES
 from smartpipe.names import name_in
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 
     from smartpipe.topology.derive import Declares
     from smartpipe.topology.resources import Attributes, Topology
+
+
+class Note(NamedTuple):
+    """A warning with the code of its finding in ``smartpipe doctor``.
+
+    Args:
+        resource: The topic, queue or key that it is about.
+    """
+
+    code: str
+    resource: str
+    text: str
 
 
 def find_errors(desired: Topology, actual: Topology) -> list[str]:
@@ -116,8 +128,13 @@ def _find_own_queue_errors(arn: str, wanted: Attributes, present: Attributes | N
 
 
 def find_warnings(desired: Topology, actual: Topology) -> list[str]:
+    """Return the texts of ``find_notes``, for the reader of a plan."""
+    return [note.text for note in find_notes(desired, actual)]
+
+
+def find_notes(desired: Topology, actual: Topology) -> list[Note]:
     """Return notes about declarations and resources that AWS allows and that may be mistakes."""
-    found: list[str] = []
+    found: list[Note] = []
     for arn, wanted in desired.queues.items():
         present = actual.queues.get(arn)
         if arn not in desired.external:
@@ -136,7 +153,12 @@ def find_warnings(desired: Topology, actual: Topology) -> list[str]:
 
 
 def find_short_memories(services: Iterable[Declares]) -> Iterator[str]:
-    """Yield a sentence for each queue whose handlers forget an event sooner than it can be redriven.
+    """Yield the texts of ``find_short_ttls``, for the reader of a plan."""
+    return (note.text for note in find_short_ttls(services))
+
+
+def find_short_ttls(services: Iterable[Declares]) -> Iterator[Note]:
+    """Yield a note for each queue whose handlers forget an event sooner than it can be redriven.
 
     A message can wait in its queue, be dead-lettered at the end, and be redriven at the end of the dead-letter queue's
     retention.
@@ -146,14 +168,16 @@ def find_short_memories(services: Iterable[Declares]) -> Iterator[str]:
     }.items():
         needed = queue.retention_seconds + DEAD_LETTER_RETENTION_SECONDS
         if not queue.existing and seconds is not None and seconds < needed:
-            yield (
+            yield Note(
+                "SP105",
+                f"queue {name_in(queue.name)}",
                 f"queue {name_in(queue.name)}: its idempotent handlers remember an event for {seconds:,.0f} s, and it "
                 f"can be redriven after up to {needed:,} s, which would repeat its effects; set Idempotency(ttl_seconds"
-                f"={needed}), or redrive within {seconds / 86_400:,.1f} days"
+                f"={needed}), or redrive within {seconds / 86_400:,.1f} days",
             )
 
 
-def _describe_key_statements(desired: Topology) -> Iterator[str]:
+def _describe_key_statements(desired: Topology) -> Iterator[Note]:
     """Yield the statement that the policy of each KMS key needs, once for each key."""
     topics: dict[str, set[str]] = {}
     queues: dict[str, str] = {}  # any of the queues under the key: all are in the key's region
@@ -164,7 +188,8 @@ def _describe_key_statements(desired: Topology) -> Iterator[str]:
                 queues[key] = arn
     for key, arns in topics.items():
         needed = json.dumps(build_key_statement(queues[key], arns))
-        yield f"SNS delivers to queues under key {key} only if the key's policy has this statement: {needed}"
+        text = f"SNS delivers to queues under key {key} only if the key's policy has this statement: {needed}"
+        yield Note("SP111", f"key {key}", text)
 
 
 def _expect(arn: str, desired: Topology, actual: Topology) -> Attributes:
@@ -172,7 +197,7 @@ def _expect(arn: str, desired: Topology, actual: Topology) -> Attributes:
     return actual.queues.get(arn, {}) if arn in desired.external else desired.queues[arn]
 
 
-def _find_own_queue_warnings(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[str]:
+def _find_own_queue_warnings(arn: str, wanted: Attributes, present: Attributes | None) -> Iterator[Note]:
     name = name_in(arn)
     text = (present or {}).get("Policy")
     planned = fit_statements(text, next(iter(wanted["Policy"]["Statement"]), None))
@@ -180,42 +205,54 @@ def _find_own_queue_warnings(arn: str, wanted: Attributes, present: Attributes |
     if present is not None and owner_of(present) is None:
         yield _warn_of_adoption("queue", arn, "declare it Queue(..., existing=True)")
     if ours and "ArnLike" in ours["Condition"]:
-        yield (
+        yield Note(
+            "SP112",
+            f"queue {name}",
             f"queue {name}: it has too many topics for a policy of {POLICY_LIMIT_BYTES:,} bytes, so the policy allows "
-            f"all topics of their account that match {', '.join(source_topics(ours))}"
+            f"all topics of their account that match {', '.join(source_topics(ours))}",
         )
     for sid in find_open_statements(text):
-        yield f"queue {name}: its policy's statement {sid!r}, which smartpipe did not write, allows everyone"
+        described = f"queue {name}: its policy's statement {sid!r}, which smartpipe did not write, allows everyone"
+        yield Note("SP303", f"queue {name}", described)
 
 
-def _find_external_queue_warnings(arn: str, wanted: Attributes, present: Attributes) -> Iterator[str]:
+def _find_external_queue_warnings(arn: str, wanted: Attributes, present: Attributes) -> Iterator[Note]:
+    resource = f"queue {name_in(arn)}"
     recommended = wanted.get("RedrivePolicy", {}).get("maxReceiveCount")
     count = (present.get("RedrivePolicy") or {}).get("maxReceiveCount")
     if recommended and count and count < recommended:
-        yield (
-            f"queue {name_in(arn)}: SQS moves a message to the dead-letter queue after {count} deliveries, without a "
-            f"reason; the retry policies need {recommended}"
+        yield Note(
+            "SP103",
+            resource,
+            f"{resource}: SQS moves a message to the dead-letter queue after {count} deliveries, without a "
+            f"reason; the retry policies need {recommended}",
         )
     size = int(present.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
     if size < DEFAULT_TOPIC_LIMIT_BYTES:
-        yield f"queue {name_in(arn)} accepts messages of up to {size:,} bytes; SNS drops longer ones without an error"
+        text = f"{resource} accepts messages of up to {size:,} bytes; SNS drops longer ones without an error"
+        yield Note("SP309", resource, text)
 
 
-def _find_retention_warnings(arn: str, queue: Attributes, dead_letter_queue: Attributes) -> Iterator[str]:
+def _find_retention_warnings(arn: str, queue: Attributes, dead_letter_queue: Attributes) -> Iterator[Note]:
     """Compare the retention periods: in standard queues, dead-letter messages keep the time at which they were sent.
 
     Source: Amazon SQS, "Setting up dead-letter queue retention".
     """
     source, target = (int(one.get("MessageRetentionPeriod", 0)) for one in (queue, dead_letter_queue))
     if source and target and target <= source and queue.get("FifoQueue") != "true":
-        yield (
+        yield Note(
+            "SP102",
+            f"queue {name_in(arn)}",
             f"queue {name_in(arn)}: its dead-letter queue keeps messages for {target:,} s after they were first sent, "
-            f"which is not longer than the {source:,} s of the queue: SQS deletes late dead-letter messages immediately"
+            f"which is not longer than the {source:,} s of the queue: SQS deletes late dead-letter messages "
+            "immediately",
         )
 
 
-def _warn_of_adoption(kind: str, arn: str, alternative: str) -> str:
-    return (
-        f"{kind} {name_in(arn)} exists without tags of smartpipe: apply adds the tags of this application, and then "
+def _warn_of_adoption(kind: str, arn: str, alternative: str) -> Note:
+    resource = f"{kind} {name_in(arn)}"
+    text = (
+        f"{resource} exists without tags of smartpipe: apply adds the tags of this application, and then "
         f"destroy would delete it; {alternative} to leave it alone"
     )
+    return Note("SP306", resource, text)

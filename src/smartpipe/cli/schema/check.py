@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, get_args
 
 import typer
 
+from smartpipe.ci_formats import Place
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
 from smartpipe.contracts.check import Mode, Options, Usage, check, find_removed
 from smartpipe.contracts.files import describe, read_directory, read_git
 from smartpipe.contracts.findings import Parties
-from smartpipe.contracts.reports import Place, Report, render_github, render_json_report, render_sarif, render_text
+from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
 from smartpipe.errors import ConfigError
 from smartpipe.events import contract_of
 from smartpipe.version import __version__

@@ -1,0 +1,235 @@
+"""Rules over declared services and the settings of this environment. They need no AWS account. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from tenacity import wait_exponential, wait_fixed, wait_random_exponential
+
+from smartpipe.consumer.handlers import slots_for
+from smartpipe.doctor.findings import Examined, Finding
+from smartpipe.errors import ConfigError
+from smartpipe.limits import MAX_VISIBILITY_SECONDS
+from smartpipe.names import Naming, name_in
+from smartpipe.service import DEFAULT_TIMEOUT_SECONDS
+from smartpipe.topology.checks import find_notes, find_short_ttls
+from smartpipe.topology.derive import derive, redrive_count
+from smartpipe.topology.resources import Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from smartpipe.retry import RetryPolicy
+    from smartpipe.service import Service
+    from smartpipe.settings import WorkerSettings
+    from smartpipe.topology.derive import Binding
+    from smartpipe.topology.table_and_bucket import TableAndBucket
+
+MAX_IN_FLIGHT = 120_000
+"""Amazon SQS, "Amazon SQS message quotas": in-flight messages of a queue, standard or FIFO."""
+MIN_FAIR_IN_FLIGHT = 30
+"""SQS recognizes a noisy tenant only from this number of messages in flight: Amazon SQS, "Fair queues"."""
+NAMING = Naming("aws", "us-east-1", "000000000000")
+"""For names and policies that do not depend on the account."""
+REMEDIES = {
+    "SP102": "shorten Queue(retention_seconds=...): the dead-letter queue always keeps messages for 14 days",
+    "SP105": "set the ttl_seconds that the message names",
+    "SP111": "add the statement to the policy of the key",
+    "SP112": "subscribe the queue to fewer topics, or divide its handlers among two queues",
+}
+"""For the warnings of ``smartpipe topology plan``."""
+
+
+class Declarations(NamedTuple):
+    """Everything that the rules of this layer read."""
+
+    services: Sequence[Service]
+    settings: WorkerSettings
+    table_and_bucket: TableAndBucket
+
+
+def examine_declarations(declared: Declarations) -> Examined:
+    """Apply all rules of this layer but those about events."""
+    findings = [*_find_topology_notes(declared)]
+    not_seen: list[str] = []
+    for service in declared.services:
+        findings += find_long_handlers(service, declared.settings)
+        findings += find_volatile_stores(service, declared.settings)
+        for binding in service.bindings:
+            findings += find_early_dead_letters(binding)
+            findings += find_long_retries(binding)
+            not_seen += _list_unknown(binding)
+        findings += find_slot_mistakes(service, declared.settings)
+    findings += find_missing_speed()
+    if any(service.idempotent for service in declared.services) and declared.settings.idempotency_url is None:
+        not_seen.append("the idempotency store: SMARTPIPE_IDEMPOTENCY_URL is not set in this environment")
+    return Examined(findings, list(dict.fromkeys(not_seen)))
+
+
+def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
+    try:
+        desired = derive(declared.services, NAMING, declared.table_and_bucket)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Finding(
+                code="SP100",
+                resource="topology",
+                message=problem,
+                remedy="change the declaration, then run smartpipe topology plan",
+            )
+        desired = Topology({})
+    for note in [*find_notes(desired, Topology({})), *find_short_ttls(declared.services)]:
+        yield Finding(
+            code=note.code,
+            resource=note.resource,
+            message=note.text,
+            remedy=REMEDIES[note.code],
+            milder="warning" if note.code == "SP102" else None,
+        )
+
+
+def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
+    """SP101: a drain cancels handlers that are still running at its end, and their work begins again."""
+    drain = settings.drain_seconds
+    defaults = 0
+    for handler in service.handlers:
+        timeout = handler.options.timeout_seconds
+        if timeout == DEFAULT_TIMEOUT_SECONDS > drain:
+            defaults += 1
+        elif timeout is None or timeout > drain:
+            seconds = MAX_VISIBILITY_SECONDS if timeout is None else timeout
+            yield Finding(
+                code="SP101",
+                resource=f"handler {handler.name}",
+                message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {drain:g} s after SIGTERM: the "
+                "message returns to its queue, and the work begins again",
+                remedy=f"set SMARTPIPE_DRAIN_SECONDS={min(seconds, 7_200):g} and the grace period of the platform to 5 "
+                "s more, or divide the work into shorter steps",
+                figures={"timeout_seconds": seconds, "drain_seconds": drain},
+            )
+    if defaults:
+        yield Finding(
+            code="SP101",
+            resource=f"service {service.name}",
+            message=f"the number of its handlers with the default timeout of {DEFAULT_TIMEOUT_SECONDS:g} s is "
+            f"{defaults}, and a deploy cancels handlers {drain:g} s after SIGTERM",
+            remedy=f"set Service(timeout_seconds={drain:g}) if all handlers end by then",
+            figures={"timeout_seconds": DEFAULT_TIMEOUT_SECONDS, "drain_seconds": drain, "handlers": defaults},
+            milder="note",
+        )
+
+
+def find_long_retries(binding: Binding) -> Iterator[Finding]:
+    """SP102: a message whose retries outlast the retention of its queue disappears without a dead letter."""
+    queue = binding.queue
+    for policy in binding.policies:
+        waits = longest_waits(policy)
+        if queue.existing or waits is None or policy.on_exhausted == "halt" or waits <= queue.retention_seconds:
+            continue
+        yield Finding(
+            code="SP102",
+            resource=f"queue {name_in(queue.name)}",
+            message=f"the waits between {policy.attempts} attempts add up to as much as {waits:,.0f} s, and the queue "
+            f"deletes messages after {queue.retention_seconds:,} s, which then reach no dead-letter queue",
+            remedy="lower attempts or max_seconds of the RetryPolicy, or raise Queue(retention_seconds=...)",
+            figures={"waits_seconds": waits, "retention_seconds": queue.retention_seconds},
+        )
+
+
+def longest_waits(policy: RetryPolicy) -> float | None:
+    """Return the longest sum of a policy's waits; None if its wait strategy is not one of those that are known."""
+    wait = policy.wait
+    retries = policy.attempts - 1
+    if isinstance(wait, (wait_exponential, wait_random_exponential)):
+        return sum(_longest_wait(wait, number) for number in range(retries))
+    if isinstance(wait, wait_fixed):
+        return float(wait.wait_fixed) * retries
+    return None
+
+
+def _longest_wait(wait: wait_exponential, number: int) -> float:
+    try:
+        seconds = wait.multiplier * wait.exp_base**number
+    except OverflowError:
+        seconds = wait.max
+    return min(max(wait.min, min(seconds, wait.max)), MAX_VISIBILITY_SECONDS)
+
+
+def find_early_dead_letters(binding: Binding) -> Iterator[Finding]:
+    """SP103: deliveries that did not fail count too, so a count near the attempts dead-letters without a reason."""
+    queue = binding.queue
+    recommended = redrive_count(binding._replace(queue=replace(queue, max_receive_count=None)))
+    if queue.existing or queue.max_receive_count is None:
+        return
+    least = min(recommended, 3 * binding.attempts)
+    if binding.attempts <= queue.max_receive_count < least:  # below the attempts it is an error, SP100
+        yield Finding(
+            code="SP103",
+            resource=f"queue {name_in(queue.name)}",
+            message=f"SQS dead-letters a message, without a reason, after {queue.max_receive_count} deliveries. Those "
+            f"lost in drains and crashes count too, and a retry policy allows {binding.attempts} attempts",
+            remedy=f"leave max_receive_count out, for {recommended}, or set it to {least} or more",
+            figures={"max_receive_count": queue.max_receive_count, "attempts": binding.attempts, "least": least},
+        )
+
+
+def find_volatile_stores(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
+    """SP105: a store in the memory of one process does not know the events that another process has handled."""
+    url = settings.idempotency_url.get_secret_value() if settings.idempotency_url else ""
+    if service.idempotent and url.lower().startswith("memory:"):
+        yield Finding(
+            code="SP105",
+            resource=f"service {service.name}",
+            message="its idempotent handlers keep their claims in memory:// until the process ends: after a restart, "
+            "and in every other process, a duplicate of an event is handled again",
+            remedy="set SMARTPIPE_IDEMPOTENCY_URL to postgresql://, redis:// or dynamodb://",
+            figures={"processes": settings.processes},
+        )
+
+
+def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
+    """SP109: more messages in flight than SQS allows, or so few that fair queues never recognize a noisy tenant."""
+    for binding in service.bindings:
+        slots = slots_for(service.handlers_on(binding.queue.name), settings.concurrency) * settings.processes
+        resource = f"queue {name_in(binding.queue.name)}"
+        figures = {"in_flight": slots, "processes": settings.processes}
+        if slots > MAX_IN_FLIGHT:
+            yield Finding(
+                code="SP109",
+                resource=resource,
+                message=f"one task holds up to {slots:,} messages, and SQS allows {MAX_IN_FLIGHT:,} in flight in a "
+                "queue: receive calls then fail with OverLimit, or return nothing",
+                remedy="lower SMARTPIPE_CONCURRENCY or SMARTPIPE_PROCESSES",
+                figures=figures,
+            )
+        elif slots < MIN_FAIR_IN_FLIGHT and not binding.queue.fifo and any(one.tenant for one in binding.contracts):
+            yield Finding(
+                code="SP109",
+                resource=resource,
+                message=f"its events name a tenant, and one task holds up to {slots} messages: SQS recognizes a noisy "
+                f"tenant only from {MIN_FAIR_IN_FLIGHT} messages in flight",
+                remedy="run more tasks, or raise SMARTPIPE_CONCURRENCY",
+                figures=figures,
+                milder="note",
+            )
+
+
+def find_missing_speed() -> Iterator[Finding]:
+    """SP110: packages that a worker uses if they are installed."""
+    if find_spec("uvloop") is None:
+        yield Finding(
+            code="SP110",
+            resource="environment",
+            message="uvloop is not installed in this environment: workers use the slower event loop of asyncio",
+            remedy="pip install 'smartpipe[speed]'",
+        )
+
+
+def _list_unknown(binding: Binding) -> Iterator[str]:
+    queue = binding.queue
+    if queue.existing:
+        yield f"retention, visibility timeout and redrive policy of queue {name_in(queue.name)}: it has another owner"
+    if any(longest_waits(policy) is None for policy in binding.policies):
+        yield f"the sum of the waits on queue {name_in(queue.name)}: its retry policy has a wait strategy of yours"

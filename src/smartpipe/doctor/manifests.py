@@ -1,0 +1,114 @@
+"""Reads manifests: Dockerfiles, and files with YAML or JSON documents. A broken document does not hide the others."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smartpipe.ci_formats import Place
+from smartpipe.doctor.findings import Finding
+from smartpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
+
+
+class Document(NamedTuple):
+    """A parsed document, and its first line."""
+
+    place: Place
+    value: Any
+
+
+def read_text(path: Path) -> str | Finding:
+    """Return the text of a file, or a finding if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 text ({error.reason} at byte {error.start})"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    return _report_unreadable(Place(name_file(path), 1), reason, "name a file that exists and that you may read")
+
+
+def name_file(path: Path) -> str:
+    """Return the path, relative to the working directory if it is below it."""
+    here = Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
+
+
+def read_documents(text: str, file: str) -> Iterator[Document | Finding]:
+    """Yield each document of a file, and a finding for each that cannot be parsed.
+
+    Raises:
+        ConfigError: The file is YAML, and PyYAML is not installed.
+    """
+    if text.lstrip().startswith(("{", "[")):
+        yield _parse_json(text, Place(file, 1))
+        return
+    starts = [0, *(found.end() for found in _SEPARATOR.finditer(text))]
+    ends = [*(found.start() for found in _SEPARATOR.finditer(text)), len(text)]
+    for start, end in zip(starts, ends, strict=True):
+        part = text[start:end]
+        blank = len(part) - len(part.lstrip())
+        found = _parse_yaml(part, Place(file, text.count("\n", 0, start + blank) + 1), text.count("\n", 0, start))
+        if isinstance(found, Finding) or found.value is not None:
+            yield found
+
+
+def _parse_json(text: str, place: Place) -> Document | Finding:
+    try:
+        return Document(place, json.loads(text))
+    except json.JSONDecodeError as error:
+        return _report_unreadable(Place(place.file, error.lineno), f"it is not JSON: {error.msg}", "correct the syntax")
+    except (ValueError, RecursionError) as error:
+        return _report_unreadable(place, f"it is not JSON: {error}", "correct the syntax")
+
+
+def _parse_yaml(text: str, place: Place, lines_before: int) -> Document | Finding:
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise ConfigError(f"reading {place.file} needs PyYAML: pip install 'smartpipe[doctor]'") from None
+    try:
+        return Document(place, yaml.load(text, _make_loader()))  # noqa: S506 - a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = lines_before + mark.line + 1 if mark else place.line
+        return _report_unreadable(Place(place.file, line), f"it is not YAML: {error.problem}", _advise(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return _report_unreadable(place, f"it is not YAML: {error}", _advise(text))
+
+
+def _make_loader() -> Any:
+    """Return a safe loader that reads the short functions of CloudFormation, such as ``!Ref``, as tables."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no types
+        """SafeLoader with further tags."""
+
+    def construct(loader: Any, suffix: str, node: Any) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            value: Any = loader.construct_scalar(node)
+        elif isinstance(node, yaml.SequenceNode):
+            value = loader.construct_sequence(node, deep=True)
+        else:
+            value = loader.construct_mapping(node, deep=True)
+        if suffix == "GetAtt" and isinstance(value, str):
+            value = value.split(".", 1)
+        return {suffix if suffix in {"Ref", "Condition"} else f"Fn::{suffix}": value}
+
+    Loader.add_multi_constructor("!", construct)
+    return Loader
+
+
+def _advise(text: str) -> str:
+    return "render the template first, as with helm template" if "{{" in text else "correct the syntax"
+
+
+def _report_unreadable(place: Place, reason: str, remedy: str) -> Finding:
+    return Finding(code="SP200", resource=place.file, message=f"cannot read it: {reason}", remedy=remedy, place=place)

@@ -1,0 +1,281 @@
+"""Each rule of ``smartpipe doctor`` about declarations and settings, with a bad and a good example."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from pydantic import AwareDatetime, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
+from tenacity import wait_fixed, wait_incrementing
+
+from smartpipe import Event, Idempotency, Queue, RetryPolicy, Service, Topic
+from smartpipe.doctor import declared
+from smartpipe.doctor.declared import longest_waits
+from smartpipe.doctor.examine import examine
+from smartpipe.filter_policy import FilterPolicy
+
+if TYPE_CHECKING:
+    from smartpipe.doctor.findings import Finding
+    from smartpipe.doctor.report import Report
+
+orders = Topic("orders")
+sequence = Topic("sequence", fifo=True)
+
+
+class Placed(Event, topic=orders, type="doctor.placed", version="1.0"):
+    number: int
+
+
+class Tenanted(Event, topic=orders, type="doctor.tenanted", version="1.0", tenant="customer"):
+    customer: str
+
+
+class Kind(StrEnum):
+    ONLY = "only"
+
+
+class OneGroup(Event, topic=sequence, type="doctor.one-group", version="1.0", key=("kind", "shop")):
+    kind: Kind
+    shop: Literal["main"]
+
+
+class Unordered(Event, topic=orders, type="doctor.unordered", version="1.0", key="kind"):
+    kind: Kind
+
+
+class Groups(Event, topic=sequence, type="doctor.groups", version="1.0", key=("kind", "order")):
+    kind: Kind
+    order: str
+
+
+class Unreadable(Event, topic=orders, type="doctor.unreadable", version="1.0"):
+    at: datetime | None
+    body: bytes
+
+
+class Readable(Event, topic=orders, type="doctor.readable", version="1.0"):
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+
+    at: AwareDatetime | None
+    body: bytes
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DRAIN_SECONDS", "CONCURRENCY", "PROCESSES", "IDEMPOTENCY_URL", "CLAIM_CHECK_URL", "COMPRESSION"):
+        monkeypatch.delenv(f"SMARTPIPE_{name}", raising=False)
+
+
+def make_service(event: Any = Placed, *, queue: Queue | None = None, publishes: Any = (), **options: Any) -> Service:
+    service = Service("shop", queue=queue, publishes=publishes, timeout_seconds=20)
+
+    @service.subscribe(event, **options)  # type: ignore[untyped-decorator] # of any event
+    async def handle(event: Any) -> None: ...
+
+    return service
+
+
+def diagnose(*services: Service) -> Report:
+    return examine(services, (), (), date(2026, 11, 27))
+
+
+def find(code: str, *services: Service) -> list[Finding]:
+    return [one for one in diagnose(*services).findings if one.code == code]
+
+
+def test_a_handler_that_may_outlast_the_drain_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = find("SP101", make_service(timeout_seconds=900))
+
+    assert found.severity == "warning"
+    assert found.figures == {"timeout_seconds": 900, "drain_seconds": 25}
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "900")
+    assert find("SP101", make_service(timeout_seconds=900)) == []
+
+
+def test_a_handler_without_a_timeout_may_run_for_twelve_hours() -> None:
+    [found] = find("SP101", make_service(timeout_seconds=None))
+
+    assert found.figures["timeout_seconds"] == 43_200
+
+
+def test_handlers_with_the_default_timeout_are_one_note_for_each_service() -> None:
+    service = make_service(timeout_seconds=300)
+
+    @service.subscribe(Placed, timeout_seconds=300)
+    async def other(event: Placed) -> None: ...
+
+    [found] = find("SP101", service)
+    assert (found.severity, found.resource, found.figures["handlers"]) == ("note", "service shop", 2)
+
+
+def test_retries_that_outlast_the_retention_are_an_error() -> None:
+    policy = RetryPolicy(attempts=4, base_seconds=1_000, max_seconds=3_000)
+    bad, good = (make_service(queue=Queue("shop", retention_seconds=one), retry=policy) for one in (5_999, 6_000))
+
+    [found] = find("SP102", bad)
+
+    assert (found.severity, found.figures["waits_seconds"]) == ("error", 6_000)
+    assert find("SP102", good) == []
+
+
+def test_the_sum_of_an_unknown_wait_strategy_is_not_seen() -> None:
+    report = diagnose(make_service(retry=RetryPolicy(wait=wait_incrementing(increment=5))))
+
+    assert any("wait strategy" in one for one in report.not_seen)
+    assert longest_waits(RetryPolicy(attempts=3, wait=wait_fixed(7))) == 14
+    assert longest_waits(RetryPolicy(attempts=1_000)) is not None
+
+
+def test_a_retention_as_long_as_that_of_the_dead_letter_queue_is_a_warning() -> None:
+    [found] = find("SP102", make_service(queue=Queue("shop", retention_seconds=1_209_600)))
+
+    assert found.severity == "warning"
+    assert "dead-letter" in found.message
+
+
+def test_a_receive_count_near_the_attempts_is_a_warning() -> None:
+    policy = RetryPolicy(attempts=8)
+    bad, good = (make_service(queue=Queue("shop", max_receive_count=one), retry=policy) for one in (23, 24))
+
+    [found] = find("SP103", bad)
+
+    assert found.figures == {"max_receive_count": 23, "attempts": 8, "least": 24}
+    assert find("SP103", good) == []
+
+
+def test_settings_of_an_external_queue_are_not_judged() -> None:
+    queue = Queue("theirs", existing=True, retention_seconds=60, max_receive_count=9)
+    report = diagnose(make_service(queue=queue))
+
+    assert [one for one in report.findings if one.code in {"SP102", "SP103"}] == []
+    assert any("theirs" in one for one in report.not_seen)
+
+
+def test_a_key_with_one_value_makes_one_group_of_all_events() -> None:
+    [found] = find("SP104", make_service(publishes=[OneGroup, Groups, Unordered]))
+
+    assert found.resource == "event doctor.one-group"
+
+
+def test_a_store_in_memory_forgets_claims_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", "memory://")
+    [found] = find("SP105", make_service(idempotent=True))
+    assert found.resource == "service shop"
+    assert find("SP105", make_service()) == []
+
+    monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", "dynamodb://claims")
+    assert find("SP105", make_service(idempotent=True)) == []
+
+
+def test_an_idempotent_handler_that_forgets_before_a_redrive_is_a_warning() -> None:
+    [found] = find("SP105", make_service(idempotent=Idempotency(ttl_seconds=86_400)))
+
+    assert found.resource == "queue shop"
+    assert find("SP105", make_service(idempotent=Idempotency(ttl_seconds=1_555_200))) == []
+
+
+def test_fields_that_other_languages_cannot_read_are_found() -> None:
+    found = find("SP106", make_service(publishes=[Unreadable, Readable]))
+
+    assert [(one.resource, one.severity) for one in found] == [
+        ("event doctor.unreadable, field body", "warning"),
+        ("event doctor.unreadable, field at", "note"),
+    ]
+
+
+def test_the_fields_that_it_finds_do_have_these_faults() -> None:
+    with pytest.raises(PydanticSerializationError):
+        Unreadable(at=None, body=b"\xff").model_dump_json()
+    naive = Unreadable(at=datetime(2026, 1, 2), body=b"").model_dump_json()  # noqa: DTZ001 - the fault
+    assert '"2026-01-02T00:00:00"' in naive
+
+    Readable(at=datetime(2026, 1, 2, tzinfo=UTC), body=b"\xff").model_dump_json()
+    with pytest.raises(ValidationError):
+        Readable(at=datetime(2026, 1, 2), body=b"")  # noqa: DTZ001 - the fault
+
+
+def test_events_without_a_subscriber_or_a_publisher_are_notes() -> None:
+    found = find("SP107", make_service(Placed, publishes=[Tenanted]))
+
+    assert [(one.resource, one.severity) for one in found] == [
+        ("event doctor.placed", "note"),
+        ("event doctor.tenanted", "note"),
+    ]
+    assert find("SP107", make_service(Placed, publishes=[Placed])) == []
+
+
+def test_without_any_declared_publisher_missing_publishers_are_not_guessed() -> None:
+    report = diagnose(make_service())
+
+    assert [one for one in report.findings if one.code == "SP107"] == []
+    assert any("publishes=[...]" in one for one in report.not_seen)
+
+
+def test_more_messages_in_flight_than_sqs_allows_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "10000")
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "13")
+    [found] = find("SP109", make_service())
+    assert (found.severity, found.figures["in_flight"]) == ("error", 130_000)
+
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "12")
+    assert find("SP109", make_service()) == []
+
+
+def test_too_few_slots_for_fair_queues_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = find("SP109", make_service(Tenanted))
+    assert found.severity == "note"
+    assert find("SP109", make_service()) == []
+
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "30")
+    assert find("SP109", make_service(Tenanted)) == []
+
+
+@pytest.mark.parametrize(("spec", "count"), [(None, 1), ("found", 0)])
+def test_a_missing_uvloop_is_a_note(spec: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "find_spec", lambda _: spec)
+
+    assert len(find("SP110", make_service())) == count
+
+
+def test_the_statement_for_a_kms_key_is_a_note() -> None:
+    [found] = find("SP111", make_service(queue=Queue("shop", kms_key="alias/shop")))
+
+    assert found.severity == "note"
+    assert "kms:GenerateDataKey" in found.message
+
+
+def test_a_policy_that_had_to_allow_more_topics_is_a_warning() -> None:
+    topics = [Topic(f"a-topic-with-a-name-of-some-length-{number}-{'x' * 150}") for number in range(60)]
+    service = Service("shop", timeout_seconds=20)
+    for number, topic in enumerate(topics):
+        event = type(
+            f"Many{number}", (Event,), {"__module__": __name__}, topic=topic, type=f"doctor.many{number}", version="1.0"
+        )
+
+        @service.subscribe(event)
+        async def handle(event: Any) -> None: ...
+
+    assert [one.resource for one in find("SP112", service)] == ["queue shop", "queue shop-dlq"]
+
+
+def test_a_topology_that_cannot_be_derived_is_an_error_and_the_rest_is_examined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_COMPRESSION", "gzip")
+    queue = Queue("shop", filter_policy=FilterPolicy({"data": {"number": [1]}}, scope="MessageBody"))
+
+    report = diagnose(make_service(queue=queue, timeout_seconds=900))
+
+    assert [one.code for one in report.findings if one.severity != "note"] == ["SP100", "SP101"]
+
+
+def test_wrong_and_misspelt_settings_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "soon")
+    monkeypatch.setenv("SMARTPIPE_PROCESES", "2")
+
+    report = diagnose(make_service(timeout_seconds=900))
+
+    assert [one.code for one in report.findings if one.severity != "note"] == ["SP113", "SP101", "SP114"]

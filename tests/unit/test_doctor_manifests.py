@@ -1,0 +1,432 @@
+"""Each rule of ``smartpipe doctor`` about manifests, with a bad and a good example."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import date
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.doctor.examine import examine
+from smartpipe.doctor.lookup import to_quantity, to_seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from smartpipe.doctor.report import Report
+
+pytest.importorskip("yaml", reason="needs the extra doctor")
+
+DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: shop}
+spec:
+  replicas: 2
+  template:
+    metadata: {labels: {app: shop, tier: worker}}
+    spec:
+      terminationGracePeriodSeconds: 30
+      containers:
+        - name: worker
+          command: [smartpipe, worker, "shop:service"]
+          env: []
+          livenessProbe: {failureThreshold: 6, httpGet: {path: /livez, port: 8080}}
+          readinessProbe: {httpGet: {path: /readyz, port: 8080}}
+          resources: {limits: {memory: 512Mi, cpu: "1"}}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: shop}
+spec:
+  maxUnavailable: 1
+  selector: {matchLabels: {app: shop}}
+"""
+SCALED_OBJECT = """
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata: {name: shop}
+spec:
+  cooldownPeriod: 300
+  scaleTargetRef: {name: shop}
+  triggers:
+    - type: aws-sqs-queue
+      metadata: {queueURL: "https://sqs", scaleOnInFlight: "true"}
+"""
+HPA = """
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: shop}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: shop}
+  metrics:
+    - type: Resource
+      resource: {name: memory}
+"""
+TASK: dict[str, Any] = {
+    "family": "shop",
+    "requiresCompatibilities": ["FARGATE"],
+    "cpu": "1024",
+    "memory": "2048",
+    "containerDefinitions": [{"name": "worker", "command": ["smartpipe", "worker"], "stopTimeout": 30}],
+}
+TEMPLATE = """
+Resources:
+  Queue:
+    Type: AWS::SQS::Queue
+    Properties: {VisibilityTimeout: 180}
+  Function:
+    Type: AWS::Lambda::Function
+    Properties: {Timeout: 30}
+  Mapping:
+    Type: AWS::Lambda::EventSourceMapping
+    Properties:
+      EventSourceArn: !GetAtt Queue.Arn
+      FunctionName: !Ref Function
+      FunctionResponseTypes: [ReportBatchItemFailures]
+"""
+DOCKERFILE = """
+FROM python:3.13-slim
+USER 10001
+ENTRYPOINT ["smartpipe", "worker"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DRAIN_SECONDS", "CONCURRENCY", "PROCESSES"):
+        monkeypatch.delenv(f"SMARTPIPE_{name}", raising=False)
+
+
+@pytest.fixture
+def diagnose(tmp_path: Path) -> Any:
+    def run(**files: str) -> Report:
+        paths = []
+        for key, text in files.items():
+            paths.append(tmp_path / {"dockerfile": "Dockerfile", "json": "task.json"}.get(key, f"{key}.yaml"))
+            paths[-1].write_text(dedent(text))
+        return examine([], paths, (), date(2026, 11, 27))
+
+    return run
+
+
+def codes(report: Report) -> list[str]:
+    return [one.code for one in report.findings]
+
+
+def change(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"deployment": DEPLOYMENT},
+        {"deployment": DEPLOYMENT, "keda": SCALED_OBJECT},
+        {"deployment": DEPLOYMENT, "hpa": HPA},
+        {"json": json.dumps(TASK)},
+        {"template": TEMPLATE},
+        {"dockerfile": DOCKERFILE},
+    ],
+    ids=lambda files: "+".join(files),
+)
+def test_good_manifests_have_no_findings(files: dict[str, str], diagnose: Any) -> None:
+    report = diagnose(**files)
+
+    assert report.findings == []
+    assert [one.partition(":")[0] for one in report.not_seen] == ["settings of other environments", "declared services"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "text"),
+    [
+        ("terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 29", "SP201", "29 s"),
+        ("env: []", "env: [{name: SMARTPIPE_DRAIN_SECONDS, value: '26'}]", "SP201", "drains for 26 s"),
+        ('"shop:service"]', '"shop:service", --drain-seconds, "60"]', "SP201", "drains for 60 s"),
+        ('"shop:service"]', "--drain-seconds=60]", "SP201", "drains for 60 s"),
+        ("env: []", "lifecycle: {preStop: {exec: {command: [sleep, '5']}}}", "SP201", "of which 5 s"),
+        ("env: []", "lifecycle: {preStop: {sleep: {seconds: 5}}}", "SP201", "of which 5 s"),
+        ('[smartpipe, worker, "shop:service"]', '[sh, -c, "smartpipe worker"]', "SP202", "runs in a shell"),
+        ("env: []", "securityContext: {runAsUser: 0}", "SP202", "as root"),
+        ("path: /livez", "path: /readyz", "SP203", "the path of readiness"),
+        ("failureThreshold: 6", "failureThreshold: 2", "SP203", "answer for 20 s"),
+        ("{matchLabels: {app: shop}}", "{matchLabels: {app: other}}", "SP207", "PodDisruptionBudget"),
+        ("{name: shop}\nspec:\n  maxUn", "{name: shop, namespace: b}\nspec:\n  maxUn", "SP207", "PodDisruptionBudget"),
+        ("memory: 512Mi", "memory: 16Mi", "SP208", "30 MiB"),
+    ],
+)
+def test_mistakes_in_a_deployment_are_found(old: str, new: str, code: str, text: str, diagnose: Any) -> None:
+    report = diagnose(deployment=change(DEPLOYMENT, old, new))
+
+    [finding] = report.findings
+    assert finding.code == code
+    assert text in finding.message
+
+
+def test_several_processes_need_a_whole_cpu(diagnose: Any) -> None:
+    two = change(DEPLOYMENT, "env: []", "env: [{name: SMARTPIPE_PROCESSES, value: '2'}]")
+
+    assert codes(diagnose(deployment=two)) == []
+    assert codes(diagnose(deployment=change(two, 'cpu: "1"', "cpu: 500m"))) == ["SP208"]
+
+
+def test_exec_replaces_the_shell(diagnose: Any) -> None:
+    command = '[sh, -c, "cd /app && exec smartpipe worker"]'
+
+    assert codes(diagnose(deployment=change(DEPLOYMENT, '[smartpipe, worker, "shop:service"]', command))) == []
+
+
+def test_one_replica_needs_no_disruption_budget_unless_it_is_scaled(diagnose: Any) -> None:
+    one = change(DEPLOYMENT.partition("---")[0], "replicas: 2", "replicas: 1")
+
+    assert codes(diagnose(deployment=one)) == []
+    assert codes(diagnose(deployment=one, keda=SCALED_OBJECT)) == ["SP207"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "text"),
+    [
+        ('scaleOnInFlight: "true"', 'scaleOnInFlight: "false"', "SP204", "scaleOnInFlight is false"),
+        ('scaleOnInFlight: "true"', "scaleOnInFlight: false", "SP204", "scaleOnInFlight is false"),
+        ('scaleOnInFlight: "true"', "identityOwner: operator", "SP204", "identityOwner"),
+        ("cooldownPeriod: 300", "cooldownPeriod: 10", "SP204", "cooldownPeriod is 10 s"),
+        ("- type: aws-sqs-queue", "- {type: cpu, metadata: {value: '60'}}\n    - type: aws-sqs-queue", "SP205", "CPU"),
+    ],
+)
+def test_mistakes_in_a_scaled_object_are_found(old: str, new: str, code: str, text: str, diagnose: Any) -> None:
+    report = diagnose(deployment=DEPLOYMENT, keda=change(SCALED_OBJECT, old, new))
+
+    [finding] = report.findings
+    assert (finding.code, finding.place.file) == (code, "keda.yaml")
+    assert text in finding.message
+
+
+def test_an_autoscaler_by_cpu_usage_is_found(diagnose: Any) -> None:
+    bad = change(HPA, "name: memory", "name: cpu")
+
+    assert codes(diagnose(deployment=DEPLOYMENT, hpa=bad)) == ["SP205"]
+    api = change(DEPLOYMENT, '[smartpipe, worker, "shop:service"]', "[uvicorn, app]")
+    assert codes(diagnose(deployment=api, hpa=bad)) == []
+
+
+def test_containers_that_run_other_programs_are_not_judged(diagnose: Any) -> None:
+    other = change(DEPLOYMENT, '[smartpipe, worker, "shop:service"]', "[uvicorn, 'shop:app']")
+
+    report = diagnose(deployment=change(other, "terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 1"))
+
+    assert report.findings == []
+
+
+def test_a_command_in_the_image_is_not_guessed(diagnose: Any) -> None:
+    hidden = change(DEPLOYMENT, '          command: [smartpipe, worker, "shop:service"]\n', "")
+    for probe in ("path: /livez", "path: /readyz"):
+        hidden = change(hidden, probe, "path: /health")
+
+    report = diagnose(deployment=hidden)
+
+    assert report.findings == []
+    assert any("it is in the image" in one and "deployment.yaml:2" in one for one in report.not_seen)
+
+
+def test_variables_from_elsewhere_are_not_seen(diagnose: Any) -> None:
+    report = diagnose(deployment=change(DEPLOYMENT, "env: []", "envFrom: [{configMapRef: {name: shop}}]"))
+
+    assert any("come from elsewhere" in one for one in report.not_seen)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "text"),
+    [
+        ({"stopTimeout": 29}, "SP201", "stopTimeout is 29 s"),
+        ({"stopTimeout": 300}, "SP201", "at most 120 s"),
+        ({"environment": [{"name": "SMARTPIPE_DRAIN_SECONDS", "value": "116"}], "stopTimeout": 120}, "SP201", "116 s"),
+        ({"entryPoint": ["/bin/sh", "-c"], "command": ["smartpipe worker"]}, "SP202", "runs in a shell"),
+        ({"memory": 16}, "SP208", "30 MiB"),
+        ({"cpu": 512, "environment": [{"name": "SMARTPIPE_PROCESSES", "value": "4"}]}, "SP208", "0.5 CPU"),
+    ],
+)
+def test_mistakes_in_a_task_definition_are_found_in_json_and_cloudformation(
+    changes: dict[str, Any], code: str, text: str, diagnose: Any
+) -> None:
+    container = TASK["containerDefinitions"][0] | changes
+    task = TASK | {"containerDefinitions": [container]}
+    upper = {
+        "RequiresCompatibilities": ["FARGATE"],
+        "ContainerDefinitions": [{key[0].upper() + key[1:]: value for key, value in container.items()}],
+    }
+    template = {"Resources": {"Task": {"Type": "AWS::ECS::TaskDefinition", "Properties": upper}}}
+
+    for document in (task, template):
+        [finding] = diagnose(json=json.dumps(document)).findings
+        assert finding.code == code
+        assert text in finding.message
+
+
+def test_tasks_on_ec2_may_stop_for_longer_than_two_minutes(diagnose: Any) -> None:
+    container = TASK["containerDefinitions"][0] | {"stopTimeout": 300}
+    task = TASK | {"requiresCompatibilities": ["EC2"], "containerDefinitions": [container]}
+
+    assert codes(diagnose(json=json.dumps(task))) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("VisibilityTimeout: 180", "VisibilityTimeout: 179", "is 179 s"),
+        ("{VisibilityTimeout: 180}", "{}", "is 30 s"),
+        (
+            "FunctionName: !Ref Function",
+            "FunctionName: !Ref Function\n      MaximumBatchingWindowInSeconds: 5",
+            "185 s",
+        ),
+        (
+            "FunctionName: !Ref Function",
+            "FunctionName: {Ref: Function}\n      MaximumBatchingWindowInSeconds: 5",
+            "185",
+        ),
+        ("\n      FunctionResponseTypes: [ReportBatchItemFailures]", "", "ReportBatchItemFailures"),
+    ],
+)
+def test_mistakes_in_an_event_source_mapping_are_found(old: str, new: str, text: str, diagnose: Any) -> None:
+    [finding] = diagnose(template=change(TEMPLATE, old, new)).findings
+
+    assert (finding.code, finding.resource) == ("SP206", "Mapping")
+    assert text in finding.message
+
+
+def test_a_queue_outside_of_the_template_is_not_seen(diagnose: Any) -> None:
+    report = diagnose(template=change(TEMPLATE, "!GetAtt Queue.Arn", "arn:aws:sqs:eu-west-1:123456789012:shop"))
+
+    assert report.findings == []
+    assert any("timeouts of queue and function of Mapping" in one for one in report.not_seen)
+
+
+def test_event_sources_that_are_not_queues_are_not_judged(diagnose: Any) -> None:
+    stream = change(TEMPLATE, "!GetAtt Queue.Arn", "arn:aws:kinesis:eu-west-1:123456789012:stream/shop")
+
+    assert codes(diagnose(template=change(stream, "[ReportBatchItemFailures]", "[]"))) == []
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ("{command: smartpipe worker}", ["SP201"]),
+        ("{command: smartpipe worker, stop_grace_period: 30s}", []),
+        ("{command: smartpipe worker, stop_grace_period: 1m, environment: [SMARTPIPE_DRAIN_SECONDS=56]}", ["SP201"]),
+        ("{command: smartpipe worker, stop_grace_period: 1m, environment: {SMARTPIPE_DRAIN_SECONDS: 55}}", []),
+        ("{command: [sh, -c, smartpipe worker], stop_grace_period: 30s}", ["SP202"]),
+        ("{image: postgres}", []),
+    ],
+)
+def test_mistakes_in_compose_files_are_found(service: str, expected: list[str], diagnose: Any) -> None:
+    assert codes(diagnose(compose=f"services:\n  shop: {service}\n")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (change(DOCKERFILE, 'ENTRYPOINT ["smartpipe", "worker"]', "ENTRYPOINT smartpipe worker"), ["SP202"]),
+        (change(DOCKERFILE, 'ENTRYPOINT ["smartpipe", "worker"]', "CMD smartpipe worker"), ["SP202"]),
+        (change(DOCKERFILE, 'ENTRYPOINT ["smartpipe", "worker"]', "CMD exec smartpipe worker"), []),
+        (change(DOCKERFILE, "ENTRYPOINT", 'CMD ["sh", "-c", "run"]\nENTRYPOINT'), []),
+        (f"{DOCKERFILE}\nCMD shop:service\n", ["SP202"]),
+        (f'{DOCKERFILE}\nCMD ["shop:service"]\n', []),
+        (change(DOCKERFILE, '["smartpipe", "worker"]', '["/bin/sh", "-c", "smartpipe worker"]'), ["SP202"]),
+        (change(DOCKERFILE, "USER 10001\n", ""), ["SP202"]),
+        (change(DOCKERFILE, "USER 10001", "USER root:root"), ["SP202"]),
+        (change(DOCKERFILE, "USER 10001", "USER 10001\n# CMD smartpipe\nRUN <<EOF\nCMD smartpipe\nEOF"), []),
+        (change(DOCKERFILE, '["smartpipe", "worker"]', '["smartpipe", \\\n  # a comment\n  "worker"]'), []),
+        (f"FROM alpine AS build\nCMD run\n{DOCKERFILE}", []),
+        (f"{change(DOCKERFILE, 'slim', 'slim AS base')}\nFROM base\nUSER root\n", ["SP202"]),
+        (f"{change(DOCKERFILE, 'slim', 'slim AS base')}\nFROM base\n", []),
+        ("# nothing\n", ["SP200"]),
+    ],
+)
+def test_mistakes_in_dockerfiles_are_found(text: str, expected: list[str], diagnose: Any) -> None:
+    assert codes(diagnose(dockerfile=text)) == expected
+
+
+def test_a_finding_in_a_dockerfile_has_its_line(diagnose: Any) -> None:
+    [finding] = diagnose(dockerfile=change(DOCKERFILE, "USER 10001", "USER 0")).findings
+
+    assert finding.place == ("Dockerfile", 3)
+
+
+def test_one_broken_document_of_ten_does_not_hide_the_others(diagnose: Any) -> None:
+    bad = change(
+        DEPLOYMENT.partition("---")[0], "terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 5"
+    )
+    documents = [bad.replace("name: shop", f"name: shop-{number}").replace("replicas: 2", "") for number in range(9)]
+    documents.insert(4, "\napiVersion: v1\nkind: [unclosed\n")
+
+    report = diagnose(many="---".join(documents))
+
+    assert sorted(codes(report)) == ["SP200", *["SP201"] * 9]
+    broken = next(one for one in report.findings if one.code == "SP200")
+    text = "---".join(documents).splitlines()
+    assert "unclosed" in text[broken.place.line - 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("kind: {{ .Values.kind }}\n  a: b", "helm template"),
+        ("when: 2024-13-45", "correct the syntax"),
+        ('{"a": ', "correct the syntax"),
+        ("a: !!python/object:os.system b", "correct the syntax"),
+    ],
+)
+def test_text_that_cannot_be_parsed_is_a_finding(text: str, remedy: str, diagnose: Any) -> None:
+    [finding] = diagnose(file=text).findings
+
+    assert finding.code == "SP200"
+    assert remedy in finding.remedy
+
+
+def test_files_that_cannot_be_read_are_findings_and_the_others_are_examined(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "good.yaml").write_text(change(DEPLOYMENT, "path: /livez", "path: /readyz"))
+    paths = [tmp_path, tmp_path / "missing.yaml", tmp_path / "binary.yaml", tmp_path / "good.yaml"]
+
+    assert codes(examine([], paths, (), date(2026, 11, 27))) == ["SP200", "SP200", "SP200", "SP203"]
+
+
+def test_other_documents_are_not_seen(diagnose: Any) -> None:
+    report = diagnose(file="a: b\n---\n# a comment alone\n")
+
+    assert report.findings == []
+    assert any(re.match(r"file.yaml:1: the document is neither", one) for one in report.not_seen)
+
+
+def test_structures_that_do_not_fit_their_kind_do_not_raise(diagnose: Any) -> None:
+    for text in (DEPLOYMENT, SCALED_OBJECT, HPA, TEMPLATE, json.dumps(TASK)):
+        for found in re.finditer(r"[:\[,] *([\w{\[\"/-][^,\n]*)", text):
+            for wrong in ("7", "[[x]]", "a", "null"):
+                diagnose(file=text[: found.start(1)] + wrong + text[found.end(1) :])
+
+
+def test_without_pyyaml_an_error_names_the_extra(diagnose: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+
+    assert codes(diagnose(json=json.dumps(TASK), dockerfile=DOCKERFILE)) == []
+    with pytest.raises(ConfigError, match=r"reading deployment.yaml needs PyYAML: pip install 'smartpipe\[doctor\]'"):
+        diagnose(deployment=DEPLOYMENT)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("500m", 0.5), ("512Mi", 536_870_912), ("1.5G", 1.5e9), (2, 2), ("many", None), (None, None)]
+)
+def test_quantities_of_kubernetes_are_read(text: Any, value: float | None) -> None:
+    assert to_quantity(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("1m30s", 90), ("1h", 3_600), ("10s", 10), ("", None), ("soon", None)])
+def test_durations_of_compose_are_read(text: str, value: float | None) -> None:
+    assert to_seconds(text) == value
