@@ -79,6 +79,7 @@ ORDER = [
     "outbox",
     "blocking",
     "dlq",
+    "deploy",
     "worker",
     "local",
     "testing",

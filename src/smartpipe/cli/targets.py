@@ -140,16 +140,7 @@ def read_configured_targets() -> list[str]:
     Raises:
         ConfigError: The file lists no services, or cannot be read.
     """
-    import tomllib
-
-    path = Path("pyproject.toml")
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        msg = f"cannot read {path.absolute()} as TOML: {error}"
-        raise ConfigError(msg) from None
-    tool = settings.get("tool", {}).get("smartpipe", {})
-    services = tool.get("services", []) if isinstance(tool, dict) else []
+    services = read_tool_table().get("services", [])
     if not isinstance(services, list) or not services or not all(isinstance(name, str) for name in services):
         msg = (
             "no TARGET: name one, such as signup.email_verification:service, or list services in pyproject.toml as "
@@ -157,3 +148,29 @@ def read_configured_targets() -> list[str]:
         )
         raise ConfigError(msg)
     return services
+
+
+def read_tool_table() -> dict[str, Any]:
+    """Return ``[tool.smartpipe]`` of the pyproject.toml in the working directory; an empty table if there is none.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    tool = read_project().get("tool", {}).get("smartpipe", {})
+    return tool if isinstance(tool, dict) else {}
+
+
+def read_project() -> dict[str, Any]:
+    """Return the contents of the pyproject.toml in the working directory; nothing if there is no such file.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    import tomllib
+
+    path = Path("pyproject.toml")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        msg = f"cannot read {path.absolute()} as TOML: {error}"
+        raise ConfigError(msg) from None

@@ -1,0 +1,82 @@
+"""``smartpipe deploy export``. It calls no service."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.cli.export import check_choice, write_or_print
+from smartpipe.cli.targets import load_services, read_configured_targets, read_tool_table
+from smartpipe.deploy.kubernetes import Place, write_manifests
+from smartpipe.deploy.options import read_options
+from smartpipe.deploy.workloads import build_workloads, list_producers
+from smartpipe.errors import ConfigError
+from smartpipe.settings import AwsSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from smartpipe.deploy.workloads import Workload
+    from smartpipe.service import Service
+
+FORMATS = ("kubernetes",)
+
+
+def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
+    """Print the files of the services of *targets* in the format *form*, or write them to the file *output*.
+
+    Raises:
+        ConfigError: The format is unknown; options or settings are wrong; or the file cannot be written.
+    """
+    check_choice("--format", form, FORMATS)
+    names = list(targets or read_configured_targets())
+    services = dict(zip(names, load_services(names), strict=True))
+    write_or_print(_write_kubernetes(services, complete=not targets), form, output)
+
+
+def _write_kubernetes(services: dict[str, Service], *, complete: bool) -> str:
+    region = _find_region()
+    workloads = _build_workloads(services, {"AWS_REGION": region}, complete=complete)
+    settings = AwsSettings.load()
+    place = Place(region, settings.prefix, settings.account_id)
+    return write_manifests(workloads, list_producers(list(services.values())), place)
+
+
+def _build_workloads(services: dict[str, Service], environment: dict[str, str], *, complete: bool) -> list[Workload]:
+    table = read_tool_table().get("deploy", {})
+    everyone = [one.name for one in services.values()]
+    doubled = sorted({name for name in everyone if everyone.count(name) > 1})
+    if doubled:
+        msg = f"several TARGETs are services called {', '.join(doubled)}: name each service once"
+        raise ConfigError(msg)
+    running = [one.name for one in services.values() if one.handlers]
+    if not running:
+        msg = (
+            f"no worker runs {', '.join(everyone)}: a service without handlers has no container; add a service with one"
+        )
+        raise ConfigError(msg)
+    options = read_options(_drop_producers(table, everyone, running), running, complete=complete)
+    return build_workloads(services, options, environment)
+
+
+def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str]) -> Any:
+    """Return the table without those of services that no worker runs."""
+    if not isinstance(table, dict):
+        return table
+    return {key: value for key, value in table.items() if not (key in everyone and key not in running)}
+
+
+def _find_region() -> str:
+    """Return the region in the environment.
+
+    Raises:
+        ConfigError: There is none, or it cannot be one.
+    """
+    from smartpipe.transports.aws.variables import check_region
+
+    variable = next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+    if variable is None:
+        msg = "no AWS region for the containers: set AWS_REGION, such as eu-west-1"
+        raise ConfigError(msg)
+    return check_region(os.environ[variable], variable)

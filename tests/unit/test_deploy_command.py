@@ -1,0 +1,102 @@
+"""``smartpipe deploy export`` as a user runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smartpipe import ConfigError
+from smartpipe.cli.deploy.commands import DEPLOY_FORMATS
+from smartpipe.cli.deploy.export import FORMATS, run_export
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODULE = """
+from smartpipe import Event, Service, Topic
+
+class OrderPlaced(Event, topic=Topic("orders"), type="{name}.placed", version="1.0"):
+    order_id: str
+
+portal, billing, other = Service("portal", publishes=[OrderPlaced]), Service("billing"), Service("billing")
+
+@billing.subscribe(OrderPlaced)
+@other.subscribe(OrderPlaced)
+async def charge(event: OrderPlaced) -> None: ...
+"""
+PROJECT = """
+[tool.smartpipe]
+services = ["{name}:portal", "{name}:billing"]
+
+[tool.smartpipe.deploy]
+image = "registry.example.com/shop:1"
+cpu = 0.5
+memory = "512Mi"
+
+[tool.smartpipe.deploy.portal]
+image = "a table for a service that no worker runs is ignored"
+"""
+
+
+@pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Create a project with services, and an environment without AWS settings; return the name of its module."""
+    name = f"deployed_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(MODULE.format(name=name))
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(name=name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ENDPOINT_URL", "SMARTPIPE_ACCOUNT_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    return name
+
+
+@pytest.fixture
+def _region(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+
+def test_the_formats_in_the_help_are_those_that_work() -> None:
+    assert DEPLOY_FORMATS == FORMATS
+
+
+@pytest.mark.usefixtures("_region")
+def test_the_services_of_the_project_are_exported(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_export([], "kubernetes", None)
+
+    text = capsys.readouterr().out
+    assert f"- {name}:billing\n" in text
+    assert "# Without portal" in text
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    run_export([], "kubernetes", file)
+    first = file.read_text()
+    run_export([], "kubernetes", file)
+
+    assert file.read_text() == first
+
+
+def test_kubernetes_needs_a_region(name: str) -> None:
+    with pytest.raises(ConfigError, match="no AWS region for the containers: set AWS_REGION"):
+        run_export([], "kubernetes", None)
+
+
+@pytest.mark.usefixtures("_region")
+def test_mistakes_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--format 'helm' is unknown: use"):
+        run_export([], "helm", None)
+    with pytest.raises(ConfigError, match="no worker runs portal"):
+        run_export([f"{name}:portal"], "kubernetes", None)
+    with pytest.raises(ConfigError, match="several TARGETs are services called billing"):
+        run_export([f"{name}:billing", f"{name}:other"], "kubernetes", None)
+    (tmp_path / "pyproject.toml").write_text("[tool.smartpipe]\ndeploy = 5")
+    with pytest.raises(ConfigError, match=r"tool.smartpipe.deploy is not a table"):
+        run_export([f"{name}:billing"], "kubernetes", None)
+    (tmp_path / "pyproject.toml").write_text("")
+    with pytest.raises(ConfigError, match="'billing' has no image") as caught:
+        run_export([f"{name}:billing"], "kubernetes", None)
+    assert len(caught.value.problems) == 3
