@@ -100,3 +100,26 @@ def test_mistakes_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'billing' has no image") as caught:
         run_export([f"{name}:billing"], "kubernetes", None)
     assert len(caught.value.problems) == 3
+
+
+def test_a_dockerfile_runs_the_services_with_handlers_and_needs_no_options(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "uv.lock").touch()
+    run_export([f"{name}:portal", f"{name}:billing"], "dockerfile", None)
+    alone = capsys.readouterr().out
+    (tmp_path / "pyproject.toml").write_text("[build-system]")
+    run_export([f"{name}:billing"], "dockerfile", None)
+    packaged = capsys.readouterr().out
+
+    assert f'CMD ["worker", "{name}:billing"]\n' in alone
+    assert "--no-editable" not in alone
+    assert "--no-editable" in packaged
+
+
+def test_a_dockerfile_needs_a_lock_file_and_a_service_with_handlers(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no uv.lock.*run `uv lock`"):
+        run_export([], "dockerfile", None)
+    (tmp_path / "uv.lock").touch()
+    with pytest.raises(ConfigError, match="no worker runs portal"):
+        run_export([f"{name}:portal"], "dockerfile", None)

@@ -1,1 +1,1 @@
-"""Files that run services in containers: Kubernetes manifests, a Dockerfile. All are derived from one model."""
+"""Files that run services in containers. All are derived from one model."""

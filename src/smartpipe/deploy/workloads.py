@@ -121,12 +121,12 @@ def _build_workload(target: str, service: Service, options: DeployOptions, envir
         ("smartpipe", "worker", target),
         options,
         grace,
-        _choose_port(settings.port),
+        choose_port(settings.port),
         {
             **environment,
             **_list_variables(TransportSettings.load(), payloads, settings),
             "SMARTPIPE_DRAIN_SECONDS": f"{settings.drain_seconds:g}",
-            "SMARTPIPE_PORT": str(_choose_port(settings.port)),
+            "SMARTPIPE_PORT": str(choose_port(settings.port)),
         },
         claims,
         queues,
@@ -136,7 +136,7 @@ def _build_workload(target: str, service: Service, options: DeployOptions, envir
 
 def _build_relay(options: DeployOptions, settings: RelaySettings, environment: Mapping[str, str]) -> Workload:
     """Return the relay with the image and sizes of the first service."""
-    port = _choose_port(settings.port)
+    port = choose_port(settings.port)
     variables = _list_variables(TransportSettings.load(), PayloadSettings.load(), settings)
     own = {"role": None, "spot": False, "min": 1, "max": None, "max_wait_seconds": None, "seconds_per_message": None}
     return Workload(
@@ -150,7 +150,7 @@ def _build_relay(options: DeployOptions, settings: RelaySettings, environment: M
     )
 
 
-def _choose_port(port: int) -> int:
+def choose_port(port: int) -> int:
     """Return the port of probes; port 0, a free one, is a choice for a developer's machine."""
     return port or cast("int", WorkerSettings.model_fields["port"].default)
 

@@ -9,7 +9,7 @@ import typer
 
 from smartpipe.cli.topology_app import Targets  # noqa: TC001 - typer reads the annotation
 
-DEPLOY_FORMATS = ("kubernetes",)
+DEPLOY_FORMATS = ("kubernetes", "dockerfile")
 
 deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.cli.export import check_choice, write_or_print
-from smartpipe.cli.targets import load_services, read_configured_targets, read_tool_table
+from smartpipe.cli.targets import load_services, read_configured_targets, read_project, read_tool_table
+from smartpipe.deploy.dockerfile import write_dockerfile
 from smartpipe.deploy.kubernetes import Place, write_manifests
 from smartpipe.deploy.options import read_options
-from smartpipe.deploy.workloads import build_workloads, list_producers
+from smartpipe.deploy.workloads import build_workloads, choose_port, list_producers
 from smartpipe.errors import ConfigError
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from smartpipe.deploy.workloads import Workload
     from smartpipe.service import Service
 
-FORMATS = ("kubernetes",)
+FORMATS = ("kubernetes", "dockerfile")
 
 
 def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
@@ -32,7 +33,18 @@ def run_export(targets: Sequence[str], form: str, output: Path | None) -> None:
     check_choice("--format", form, FORMATS)
     names = list(targets or read_configured_targets())
     services = dict(zip(names, load_services(names), strict=True))
-    write_or_print(_write_kubernetes(services, complete=not targets), form, output)
+    text = _write_dockerfile(services) if form == "dockerfile" else _write_kubernetes(services, complete=not targets)
+    write_or_print(text, form, output)
+
+
+def _write_dockerfile(services: dict[str, Service]) -> str:
+    """Return the Dockerfile of the project in the working directory, with all services that have handlers."""
+    if not Path("uv.lock").is_file():
+        msg = f"{Path.cwd()} has no uv.lock, so an image would not always have the same packages: run `uv lock`"
+        raise ConfigError(msg)
+    _check_handlers(services)
+    running = [target for target, service in services.items() if service.handlers]
+    return write_dockerfile(running, choose_port(WorkerSettings.load().port), packaged="build-system" in read_project())
 
 
 def _write_kubernetes(services: dict[str, Service], *, complete: bool) -> str:
@@ -50,14 +62,19 @@ def _build_workloads(services: dict[str, Service], environment: dict[str, str], 
     if doubled:
         msg = f"several TARGETs are services called {', '.join(doubled)}: name each service once"
         raise ConfigError(msg)
+    _check_handlers(services)
     running = [one.name for one in services.values() if one.handlers]
-    if not running:
-        msg = (
-            f"no worker runs {', '.join(everyone)}: a service without handlers has no container; add a service with one"
-        )
-        raise ConfigError(msg)
     options = read_options(_drop_producers(table, everyone, running), running, complete=complete)
     return build_workloads(services, options, environment)
+
+
+def _check_handlers(services: dict[str, Service]) -> None:
+    """Raise ConfigError if no service has a handler."""
+    if not any(one.handlers for one in services.values()):
+        names = ", ".join(one.name for one in services.values())
+        raise ConfigError(
+            f"no worker runs {names}: a service without handlers has no container; add a service with one"
+        )
 
 
 def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str]) -> Any:
