@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from smartpipe import ConfigError
 from smartpipe.cli.deploy.commands import DEPLOY_FORMATS
 from smartpipe.cli.deploy.export import FORMATS, run_export
+from smartpipe.deploy.rights import find_partition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +81,59 @@ def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None
     run_export([], "kubernetes", file)
 
     assert file.read_text() == first
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_directory_has_a_manifest_and_the_policies_of_each_service(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "prod-")
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    directory = tmp_path / "deploy" / "k8s"
+
+    run_export([], "kubernetes", None, directory)
+    assert capsys.readouterr().out.count("  written  ") == 5
+    run_export([], "kubernetes", None, directory)
+    assert capsys.readouterr().out.count("  unchanged  ") == 5
+
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "billing.consume.json",
+        "billing.yaml",
+        "kustomization.yaml",
+        "smartpipe-relay.publish.json",
+        "smartpipe-relay.yaml",
+    ]
+    resources = yaml.safe_load((directory / "kustomization.yaml").read_text())["resources"]
+    assert resources == ["billing.yaml", "smartpipe-relay.yaml"]
+    assert "kind: Deployment" in (directory / "billing.yaml").read_text()
+    received = json.loads((directory / "billing.consume.json").read_text())["Statement"][0]
+    assert received["Resource"] == ["arn:aws:sqs:eu-west-1:123456789012:prod-billing"]
+    (published,) = json.loads((directory / "smartpipe-relay.publish.json").read_text())["Statement"]
+    assert published["Resource"] == ["arn:aws:sns:eu-west-1:123456789012:prod-orders"]  # an event of the portal
+    assert "hunter2" not in "".join(path.read_text() for path in directory.iterdir())
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="set SMARTPIPE_ACCOUNT_ID"):
+        run_export([], "kubernetes", None, tmp_path / "k8s")
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    with pytest.raises(ConfigError, match="use only one of them"):
+        run_export([], "kubernetes", tmp_path / "file", tmp_path / "k8s")
+    with pytest.raises(ConfigError, match="--directory is for --format kubernetes, not dockerfile"):
+        run_export([], "dockerfile", None, tmp_path / "k8s")
+    (tmp_path / "taken").touch()
+    with pytest.raises(ConfigError, match="billing.yaml cannot be written: "):
+        run_export([], "kubernetes", None, tmp_path / "taken")
+    assert not (tmp_path / "k8s").exists()
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"), [("eu-west-1", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")]
+)
+def test_policies_have_the_partition_of_the_region(region: str, partition: str) -> None:
+    assert find_partition(region) == partition
 
 
 def test_kubernetes_needs_a_region(name: str) -> None:

@@ -49,13 +49,33 @@ def write_manifests(workloads: Sequence[Workload], producers: Sequence[str], pla
         producers: The names of services without handlers. The header says that they are left out.
     """
     names = name_workloads(workloads)
-    header = [
-        "Kubernetes manifests of " + ", ".join(one.name for one in workloads) + ".",
+    header = _header(", ".join(one.name for one in workloads))
+    if producers:
+        header.append(f"Without {', '.join(producers)}: no worker runs a service without handlers.")
+    return write_documents(header, [document for one in workloads for document in _build(one, names[one.name], place)])
+
+
+def write_files(workloads: Sequence[Workload], place: Place) -> dict[str, str]:
+    """Return the texts of a directory by the names of its files: one for each workload, and one for Kustomize."""
+    names = name_workloads(workloads)
+    files = {
+        f"{names[one.name]}.yaml": write_documents(_header(one.name), _build(one, names[one.name], place))
+        for one in workloads
+    }
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": sorted(files),
+    }
+    return {**files, "kustomization.yaml": write_documents(_header("all services"), [kustomization])}
+
+
+def _header(described: str) -> list[str]:
+    return [
+        f"Kubernetes manifests of {described}.",
         "Written by `smartpipe deploy export --format kubernetes`; run it again when services or settings change.",
         "Keep your own changes in an overlay of Kustomize, because the next export replaces this file.",
-        *([f"Without {', '.join(producers)}: no worker runs a service without handlers."] if producers else []),
     ]
-    return write_documents(header, [document for one in workloads for document in _build(one, names[one.name], place)])
 
 
 def _build(one: Workload, name: str, place: Place) -> list[dict[str, Any]]:

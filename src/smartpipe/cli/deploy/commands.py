@@ -35,8 +35,15 @@ def export(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
     ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service.",
+        ),
+    ] = None,
 ) -> None:
     """Print the files that run services, from their declarations and [tool.smartpipe.deploy] in pyproject.toml."""
     from smartpipe.cli.deploy.export import run_export
 
-    run_export(targets or [], form, output)
+    run_export(targets or [], form, output, directory)
