@@ -165,6 +165,29 @@ def test_pods_are_removed_no_faster_than_they_drain(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(TABLE, "Order_Mail", {**TABLE["Order_Mail"], "drain_seconds": float(drain), "spot": False})  # type: ignore[dict-item]
         behavior = documents()["ScaledObject", "order-mail"]["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
         assert behavior["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == window
+        cooldown = documents()["ScaledObject", "order-mail"]["spec"]["cooldownPeriod"]
+        assert cooldown == max(300, int(drain) + 5)
+
+
+def test_an_update_starts_a_pod_before_it_ends_another_and_a_node_drains_one_at_a_time() -> None:
+    found = documents()
+
+    update = found["Deployment", "billing"]["spec"]["strategy"]["rollingUpdate"]
+    assert update == {"maxSurge": 1, "maxUnavailable": 0}
+    budget = found["PodDisruptionBudget", "billing"]["spec"]
+    assert budget["maxUnavailable"] == 1
+    labels = found["Deployment", "billing"]["spec"]["template"]["metadata"]["labels"]
+    assert budget["selector"]["matchLabels"] == labels
+
+
+def test_a_container_requests_its_sizes_and_is_limited_only_in_memory() -> None:
+    (container,) = pod("billing")["containers"]
+
+    assert container["resources"] == {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "512Mi"}}
+
+
+def test_kubernetes_sets_no_variables_that_look_like_settings() -> None:
+    assert pod("billing")["enableServiceLinks"] is False
 
 
 def test_a_role_is_an_annotation_for_irsa_and_without_one_pod_identity_associates_it() -> None:

@@ -116,12 +116,26 @@ def test_urls_with_passwords_are_only_references(monkeypatch: pytest.MonkeyPatch
     assert relay.secrets == ("SMARTPIPE_OUTBOX_URL",)
     assert relay.command == ("smartpipe", "relay")
     assert "hunter2" not in repr([worker, relay])
+    assert not {*worker.environment, *relay.environment} & {*worker.secrets, *relay.secrets}
 
 
 def test_a_service_without_idempotent_handlers_gets_no_url_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", "redis://:hunter2@cache/0")
 
     assert build().secrets == ()
+
+
+def test_the_relay_has_the_image_of_the_first_service_and_neither_its_role_nor_its_scaling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    own = {**PROMISE, "min": 3, "max": 5, "spot": True, "role": "arn:aws:iam::123456789012:role/billing"}
+    found = read_options({**SIZES, "billing": own}, ["billing"], complete=True)
+
+    _, relay = build_workloads({"shop:billing": billing()}, found, {})
+
+    assert relay.options == read_options(SIZES, ["relay"], complete=True)["relay"]
+    assert (relay.maximum, relay.queues) == (1, ())
 
 
 def test_a_service_without_handlers_has_no_workload() -> None:
@@ -169,7 +183,7 @@ def test_a_table_for_an_unknown_service_is_refused_if_all_services_are_exported(
     ("options", "sentence"),
     [
         ({"memory": "512MB"}, "memory = '512MB' is wrong: write a whole number of MiB or GiB"),
-        ({"memory": 512}, "memory = 512 is wrong"),
+        ({"memory": 512}, 'memory = 512 is wrong: input should be a valid string, as in memory = "512Mi"'),
         ({"cpu": "half"}, "cpu = 'half' is wrong"),
         ({"min": 3, "max": 2} | PROMISE, "min = 3 is more than max = 2"),
         ({"min": 0}, "need a scaler"),
@@ -200,6 +214,9 @@ def test_memory_for_the_largest_message_in_every_slot_is_required(monkeypatch: p
     build(films, memory="10Mi")
     build(memory="3Mi")  # ten slots of 256 KiB
 
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "2")
+    assert "is less than the 20Mi" in refusal(films, memory="19Mi")
+    monkeypatch.delenv("SMARTPIPE_PROCESSES")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/shop")
     assert "is less than the 160Mi" in refusal(memory="159Mi")  # bodies in S3 can have 16 MiB
 

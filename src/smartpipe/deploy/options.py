@@ -125,4 +125,6 @@ def _describe_errors(error: ValidationError, name: str, own: Mapping[str, Any]) 
             yield f"pyproject.toml: [{table}]: {key} is not an option; {remedy}"
         else:
             reason = details["msg"].removeprefix("Value error, ")
+            if key in REQUIRED and details["type"] != "value_error":
+                reason += f", as in {key} = {REQUIRED[key]}"
             yield (f"pyproject.toml: [{table}]: {key} = {details['input']!r} is wrong: {reason[0].lower()}{reason[1:]}")

@@ -109,7 +109,7 @@ def _build_workload(target: str, service: Service, options: DeployOptions, envir
     payloads = PayloadSettings.load()
     queues = tuple(_build_scaling(service, one, settings, options) for one in service.bindings)
     grace = math.ceil(settings.drain_seconds) + GRACE_SECONDS
-    needed = settings.processes * sum(
+    needed = sum(
         one.slots * _limit_bytes(binding, payloads) for one, binding in zip(queues, service.bindings, strict=True)
     )
     if errors := list(_check_sizing(service.name, options, grace, needed)):
