@@ -160,7 +160,7 @@ def test_without_an_account_the_scaler_finds_queues_by_name_and_in_china_by_anot
     assert first(Place("cn-north-1", "", "1" * 12)) == f"https://sqs.cn-north-1.amazonaws.com.cn/{'1' * 12}/Order_Mail"
 
 
-def test_pods_are_removed_no_faster_than_they_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scaler_waits_at_least_the_grace_period_before_it_removes_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     for drain, window in (("100", 300), ("900", 905), ("7200", 3_600)):
         monkeypatch.setitem(TABLE, "Order_Mail", {**TABLE["Order_Mail"], "drain_seconds": float(drain), "spot": False})  # type: ignore[dict-item]
         behavior = documents()["ScaledObject", "order-mail"]["spec"]["advanced"]["horizontalPodAutoscalerConfig"]

@@ -215,7 +215,8 @@ def _scaled_object(one: Workload, name: str, place: Place) -> dict[str, Any]:
     """Return the scaler: the queue that needs most containers decides.
 
     Messages in flight count, because otherwise a worker that has received everything would be scaled down while it
-    handles it. The window for scaling down is at least the drain, so that a pod does not start while others drain.
+    handles it. The window for scaling down is at least the grace period, as far as Kubernetes allows
+    it, so that no pod starts while others drain.
     """
     window = min(MAX_STABILIZATION_SECONDS, max(MIN_STABILIZATION_SECONDS, one.grace_seconds))
     return {
