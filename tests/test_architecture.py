@@ -80,6 +80,7 @@ ORDER = [
     "outbox",
     "blocking",
     "dlq",
+    "deploy",
     "worker",
     "doctor",
     "local",

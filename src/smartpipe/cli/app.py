@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from smartpipe.cli.deploy.commands import deploy
 from smartpipe.cli.dlq_app import dlq
 from smartpipe.cli.schema.commands import schema
 from smartpipe.cli.telemetry.commands import telemetry
@@ -26,6 +27,7 @@ app.add_typer(topology, name="topology")
 app.add_typer(dlq, name="dlq")
 app.add_typer(telemetry, name="telemetry")
 app.add_typer(schema, name="schema")
+app.add_typer(deploy, name="deploy")
 app.add_typer(store, name="store")
 
 Host = Annotated[

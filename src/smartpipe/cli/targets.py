@@ -134,8 +134,34 @@ def _describe_import_error(target: str, error: BaseException) -> str:
     return f"cannot import TARGET {target!r}: {type(error).__name__}: {text} ({place})"
 
 
+def read_configured_targets() -> list[str]:
+    """Return ``services`` in ``[tool.smartpipe]`` of the pyproject.toml in the working directory.
+
+    Raises:
+        ConfigError: The file lists no services, or cannot be read.
+    """
+    services = read_tool_table().get("services", [])
+    if not isinstance(services, list) or not services or not all(isinstance(name, str) for name in services):
+        msg = (
+            "no TARGET: name one, such as signup.email_verification:service, or list services in pyproject.toml as "
+            '[tool.smartpipe] services = ["..."]'
+        )
+        raise ConfigError(msg)
+    return services
+
+
+def read_tool_table() -> dict[str, Any]:
+    """Return ``[tool.smartpipe]`` of the pyproject.toml in the working directory; an empty table if there is none.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    tool = read_pyproject().get("tool", {}).get("smartpipe", {})
+    return tool if isinstance(tool, dict) else {}
+
+
 def read_pyproject() -> dict[str, Any]:
-    """Return the pyproject.toml in the working directory; an empty one if there is none.
+    """Return the contents of the pyproject.toml in the working directory; nothing if there is no such file.
 
     Raises:
         ConfigError: The file cannot be read.
@@ -148,20 +174,3 @@ def read_pyproject() -> dict[str, Any]:
     except (OSError, ValueError) as error:
         msg = f"cannot read {path.absolute()} as TOML: {error}"
         raise ConfigError(msg) from None
-
-
-def read_configured_targets() -> list[str]:
-    """Return ``services`` in ``[tool.smartpipe]`` of the pyproject.toml in the working directory.
-
-    Raises:
-        ConfigError: The file lists no services, or cannot be read.
-    """
-    tool = read_pyproject().get("tool", {}).get("smartpipe", {})
-    services = tool.get("services", []) if isinstance(tool, dict) else []
-    if not isinstance(services, list) or not services or not all(isinstance(name, str) for name in services):
-        msg = (
-            "no TARGET: name one, such as signup.email_verification:service, or list services in pyproject.toml as "
-            '[tool.smartpipe] services = ["..."]'
-        )
-        raise ConfigError(msg)
-    return services

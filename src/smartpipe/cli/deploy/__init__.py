@@ -1,0 +1,1 @@
+"""``smartpipe deploy``: files that run services in containers."""

@@ -1,0 +1,49 @@
+"""The commands of ``smartpipe deploy`` and their options; they call cli.deploy.export."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - typer reads the annotation
+from typing import Annotated
+
+import typer
+
+from smartpipe.cli.topology_app import Targets  # noqa: TC001 - typer reads the annotation
+
+DEPLOY_FORMATS = ("kubernetes", "dockerfile")
+
+deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
+
+
+@deploy.callback()
+def group() -> None:
+    """Files that run services in containers."""
+
+
+@deploy.command()
+def export(
+    targets: Targets = None,
+    *,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"{' or '.join(DEPLOY_FORMATS)}.",
+            autocompletion=lambda: list(DEPLOY_FORMATS),
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service.",
+        ),
+    ] = None,
+) -> None:
+    """Print the files that run services, from their declarations and [tool.smartpipe.deploy] in pyproject.toml."""
+    from smartpipe.cli.deploy.export import run_export
+
+    run_export(targets or [], form, output, directory)

@@ -1,0 +1,1 @@
+"""Files that run services in containers. All are derived from one model."""

@@ -1,0 +1,181 @@
+"""``smartpipe deploy export`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from smartpipe import ConfigError
+from smartpipe.cli.deploy.commands import DEPLOY_FORMATS
+from smartpipe.cli.deploy.export import FORMATS, run_export
+from smartpipe.deploy.rights import find_partition
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODULE = """
+from smartpipe import Event, Service, Topic
+
+class OrderPlaced(Event, topic=Topic("orders"), type="{name}.placed", version="1.0"):
+    order_id: str
+
+portal, billing, other = Service("portal", publishes=[OrderPlaced]), Service("billing"), Service("billing")
+
+@billing.subscribe(OrderPlaced)
+@other.subscribe(OrderPlaced)
+async def charge(event: OrderPlaced) -> None: ...
+"""
+PROJECT = """
+[tool.smartpipe]
+services = ["{name}:portal", "{name}:billing"]
+
+[tool.smartpipe.deploy]
+image = "registry.example.com/shop:1"
+cpu = 0.5
+memory = "512Mi"
+
+[tool.smartpipe.deploy.portal]
+image = "a table for a service that no worker runs is ignored"
+"""
+
+
+@pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Create a project with services, and an environment without AWS settings; return the name of its module."""
+    name = f"deployed_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(MODULE.format(name=name))
+    (tmp_path / "pyproject.toml").write_text(PROJECT.format(name=name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ENDPOINT_URL", "SMARTPIPE_ACCOUNT_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    return name
+
+
+@pytest.fixture
+def _region(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+
+def test_the_formats_in_the_help_are_those_that_work() -> None:
+    assert DEPLOY_FORMATS == FORMATS
+
+
+@pytest.mark.usefixtures("_region")
+def test_the_services_of_the_project_are_exported(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_export([], "kubernetes", None)
+
+    text = capsys.readouterr().out
+    assert f"- {name}:billing\n" in text
+    assert "# Without portal" in text
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    run_export([], "kubernetes", file)
+    first = file.read_text()
+    run_export([], "kubernetes", file)
+
+    assert file.read_text() == first
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_directory_has_a_manifest_and_the_policies_of_each_service(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "prod-")
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    directory = tmp_path / "deploy" / "k8s"
+
+    run_export([], "kubernetes", None, directory)
+    assert capsys.readouterr().out.count("  written  ") == 5
+    run_export([], "kubernetes", None, directory)
+    assert capsys.readouterr().out.count("  unchanged  ") == 5
+
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "billing.consume.json",
+        "billing.yaml",
+        "kustomization.yaml",
+        "smartpipe-relay.publish.json",
+        "smartpipe-relay.yaml",
+    ]
+    resources = yaml.safe_load((directory / "kustomization.yaml").read_text())["resources"]
+    assert resources == ["billing.yaml", "smartpipe-relay.yaml"]
+    assert "kind: Deployment" in (directory / "billing.yaml").read_text()
+    received = json.loads((directory / "billing.consume.json").read_text())["Statement"][0]
+    assert received["Resource"] == ["arn:aws:sqs:eu-west-1:123456789012:prod-billing"]
+    (published,) = json.loads((directory / "smartpipe-relay.publish.json").read_text())["Statement"]
+    assert published["Resource"] == ["arn:aws:sns:eu-west-1:123456789012:prod-orders"]  # an event of the portal
+    assert "hunter2" not in "".join(path.read_text() for path in directory.iterdir())
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="set SMARTPIPE_ACCOUNT_ID"):
+        run_export([], "kubernetes", None, tmp_path / "k8s")
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    with pytest.raises(ConfigError, match="use only one of them"):
+        run_export([], "kubernetes", tmp_path / "file", tmp_path / "k8s")
+    with pytest.raises(ConfigError, match="--directory is for --format kubernetes, not dockerfile"):
+        run_export([], "dockerfile", None, tmp_path / "k8s")
+    (tmp_path / "taken").touch()
+    with pytest.raises(ConfigError, match="billing.yaml cannot be written: "):
+        run_export([], "kubernetes", None, tmp_path / "taken")
+    assert not (tmp_path / "k8s").exists()
+
+
+@pytest.mark.parametrize(
+    ("region", "partition"), [("eu-west-1", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")]
+)
+def test_policies_have_the_partition_of_the_region(region: str, partition: str) -> None:
+    assert find_partition(region) == partition
+
+
+def test_kubernetes_needs_a_region(name: str) -> None:
+    with pytest.raises(ConfigError, match="no AWS region for the containers: set AWS_REGION"):
+        run_export([], "kubernetes", None)
+
+
+@pytest.mark.usefixtures("_region")
+def test_mistakes_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--format 'helm' is unknown: use"):
+        run_export([], "helm", None)
+    with pytest.raises(ConfigError, match="no worker runs portal"):
+        run_export([f"{name}:portal"], "kubernetes", None)
+    with pytest.raises(ConfigError, match="several TARGETs are services called billing"):
+        run_export([f"{name}:billing", f"{name}:other"], "kubernetes", None)
+    (tmp_path / "pyproject.toml").write_text("[tool.smartpipe]\ndeploy = 5")
+    with pytest.raises(ConfigError, match=r"tool.smartpipe.deploy is not a table"):
+        run_export([f"{name}:billing"], "kubernetes", None)
+    (tmp_path / "pyproject.toml").write_text("")
+    with pytest.raises(ConfigError, match="'billing' has no image") as caught:
+        run_export([f"{name}:billing"], "kubernetes", None)
+    assert len(caught.value.problems) == 3
+
+
+def test_a_dockerfile_runs_the_services_with_handlers_and_needs_no_options(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "uv.lock").touch()
+    run_export([f"{name}:portal", f"{name}:billing"], "dockerfile", None)
+    alone = capsys.readouterr().out
+    (tmp_path / "pyproject.toml").write_text("[build-system]")
+    run_export([f"{name}:billing"], "dockerfile", None)
+    packaged = capsys.readouterr().out
+
+    assert f'CMD ["worker", "{name}:billing"]\n' in alone
+    assert "--no-editable" not in alone
+    assert "--no-editable" in packaged
+
+
+def test_a_dockerfile_needs_a_lock_file_and_a_service_with_handlers(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no uv.lock.*run `uv lock`"):
+        run_export([], "dockerfile", None)
+    (tmp_path / "uv.lock").touch()
+    with pytest.raises(ConfigError, match="no worker runs portal"):
+        run_export([f"{name}:portal"], "dockerfile", None)
