@@ -213,8 +213,12 @@ def test_schema_export_writes_files_and_prints_their_names(tmp_path: Path) -> No
     result = smartpipe("schema", "export", TARGET, "--directory", str(tmp_path))
 
     assert result.returncode == 0
-    assert (tmp_path / "job.posted" / "1.0.json").exists()
-    assert result.stdout.count("written") == 2
+    assert {path.name for path in (tmp_path / "job.posted").iterdir()} == {
+        "1.0.contract.json",
+        "1.0.reader.json",
+        "1.0.writer.json",
+    }
+    assert result.stdout.count("written") == 4
 
 
 @pytest.mark.parametrize("backend", ["ministack", "moto"])

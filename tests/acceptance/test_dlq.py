@@ -102,7 +102,7 @@ def test_dead_letter_messages_are_listed_shown_and_sent_back_as_they_were(
     assert line == f"  {prefixed('jobs-dlq')}  2 waiting, 0 in flight  (of {prefixed('jobs')})"
     [_, queue, event, why, when, data] = shown.stdout.splitlines()
     assert queue == f"{prefixed('jobs-dlq')} (of {prefixed('jobs')}): 1 message"
-    assert event.endswith("  job.posted from test")
+    assert event.endswith("  job.posted 1.0 from test")
     assert why.startswith("      retries-exhausted after 3 receives in tests.acceptance.services.work: ValueError: ")
     assert when.startswith("      dead-lettered 20")
     assert json.loads(data) == {"name": "poison-1", "seconds": 0.0}

@@ -6,13 +6,15 @@ import json
 import signal
 import subprocess
 import sys
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.acceptance.conftest import TARGET
-from tests.support.processes import ROOT, smartpipe
-from tests.support.waiting import DEADLINE_SECONDS
+from tests.support.loopback import free_port
+from tests.support.processes import ROOT, http_status, smartpipe
+from tests.support.waiting import DEADLINE_SECONDS, until_blocking
 
 if TYPE_CHECKING:
     from tests.acceptance.conftest import Command
@@ -71,14 +73,22 @@ def test_a_question_on_a_closed_input_is_a_usage_error() -> None:
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
 def test_supervised_workers_start_and_drain_with_closed_streams(closed: str) -> None:
     assert smartpipe("topology", "apply", "--yes", TARGET).returncode == 0
+    port = free_port()
     command = (
-        f"exec {sys.executable} -m smartpipe worker {TARGET} --processes 2 --host 127.0.0.1 --port 0 "
+        f"exec {sys.executable} -m smartpipe worker {TARGET} --processes 2 --host 127.0.0.1 --port {port} "
         f"--wait-seconds 1 {closed}"
     )
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT)
+
+    def is_ready() -> bool:
+        assert process.poll() is None  # a supervisor that fails because of its streams has ended
+        try:
+            return http_status(f"http://127.0.0.1:{port}/readyz")[0] == HTTPStatus.OK
+        except OSError:  # it does not listen yet
+            return False
+
     try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(6)  # a supervisor or a child that fails because of its streams ends before
+        until_blocking(is_ready)  # both children receive
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_SECONDS) == 0
     finally:
