@@ -81,6 +81,8 @@ def _read_data(body: str, other_data: str | None, *, large: bool) -> dict[str, A
         return {}
     try:
         data = _parse(body, large=large)["data"] if other_data is None else _parse(_decode(other_data), large=large)
+        if large:
+            to_json(data)  # refuses data that is nested too deeply, as from_json does; CPython 3.13 reads it
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
