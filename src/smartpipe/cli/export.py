@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from smartpipe.cli.targets import load_services
+from smartpipe.contracts.files import write_text
 from smartpipe.errors import ConfigError
 from smartpipe.monitoring.rules import AlertOptions
 from smartpipe.settings import AwsSettings
@@ -19,7 +20,7 @@ from smartpipe.topology.export.terraform import build_configuration
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from smartpipe.service import Service
@@ -96,6 +97,23 @@ def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
 def format_json(value: Any) -> str:
     """Return *value* as indented JSON, with a line end."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_directory(directory: Path, files: Mapping[str, str]) -> None:
+    """Write files by name, and print which of them have changed.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
+    for name, text in files.items():
+        path = directory / name
+        try:
+            changed = write_text(path, text)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it exists, and is not text"
+            msg = f"--directory {directory}: {name} cannot be written: {reason}"
+            raise ConfigError(msg) from None
+        typer.echo(f"  {'written' if changed else 'unchanged'}  {path.as_posix()}")
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

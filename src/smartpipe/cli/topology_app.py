@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import io
 from contextlib import redirect_stdout
-from pathlib import Path  # noqa: TC003 - typer reads the annotation
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,6 +60,7 @@ TARGET_HELP = {
 Targets = Annotated[list[str] | None, typer.Argument(metavar=TARGET, hidden=True, autocompletion=complete_targets)]
 """Hidden, because typer would show the type of a list in the help. ``show_whole_help`` describes it instead."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, also the error if the command fails.")]
+Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
@@ -127,9 +128,7 @@ def export(
             autocompletion=lambda: list(EXPORT_FORMATS),
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
-    ] = None,
+    output: Output = None,
     alarms: Annotated[
         bool, typer.Option("--alarms", help="Add CloudWatch alarms to a CloudFormation template.")
     ] = False,

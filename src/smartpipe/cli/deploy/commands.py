@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smartpipe.cli.topology_app import Targets  # noqa: TC001 - typer reads the annotation
+from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
 DEPLOY_FORMATS = ("kubernetes", "dockerfile")
 
@@ -32,9 +32,7 @@ def export(
             autocompletion=lambda: list(DEPLOY_FORMATS),
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
-    ] = None,
+    output: Output = None,
     directory: Annotated[
         Path | None,
         typer.Option(

@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from smartpipe.cli.export import check_choice, format_json, write_or_print
+from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import load_services, read_configured_targets, read_pyproject, read_tool_table
-from smartpipe.contracts.files import write_text
 from smartpipe.deploy.dockerfile import write_dockerfile
 from smartpipe.deploy.kubernetes import Place, name_workloads, write_files, write_manifests
 from smartpipe.deploy.options import read_options
@@ -54,7 +51,7 @@ def run_export(targets: Sequence[str], form: str, output: Path | None = None, di
         write_or_print(write_manifests(workloads, list_producers(list(services.values())), place), form, output)
         return
     policies = _write_policies(workloads, list(services.values()), place)
-    _write_directory(directory, {**write_files(workloads, place), **policies})
+    write_directory(directory, {**write_files(workloads, place), **policies})
 
 
 def _write_policies(workloads: Sequence[Workload], services: Sequence[Service], place: Place) -> dict[str, str]:
@@ -75,23 +72,6 @@ def _write_policies(workloads: Sequence[Workload], services: Sequence[Service], 
         for name, policies in rights.items()
         for purpose, document in policies.items()
     }
-
-
-def _write_directory(directory: Path, files: dict[str, str]) -> None:
-    """Write the files, and print which of them have changed.
-
-    Raises:
-        ConfigError: A file cannot be written.
-    """
-    for name, text in files.items():
-        path = directory / name
-        try:
-            changed = write_text(path, text)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it exists, and is not text"
-            msg = f"--directory {directory}: {name} cannot be written: {reason}"
-            raise ConfigError(msg) from None
-        typer.echo(f"  {'written' if changed else 'unchanged'}  {path.as_posix()}")
 
 
 def _write_dockerfile(services: dict[str, Service]) -> str:

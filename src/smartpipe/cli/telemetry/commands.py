@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smartpipe.cli.topology_app import Targets  # noqa: TC001 - typer reads the annotation
+from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
 ALERT_FORMATS = ("prometheus", "cloudwatch")
 DASHBOARD_FORMATS = ("grafana",)
@@ -59,9 +59,7 @@ def alerts(
             autocompletion=lambda: list(ALERT_FORMATS),
         ),
     ],
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write to this file instead of standard output.")
-    ] = None,
+    output: Output = None,
     promise: Annotated[
         float, typer.Option(metavar="SECONDS", help="The time in which your events are to be handled.")
     ] = 300,

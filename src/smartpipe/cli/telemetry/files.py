@@ -6,9 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-import typer
-
-from smartpipe.cli.export import check_choice, format_json, write_or_print
+from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.monitoring.prometheus_rules import write_rule_file
@@ -67,17 +65,8 @@ def run_dashboards(targets: Sequence[str], form: str, directory: Path, labels: S
     check_choice("--format", form, DASHBOARD_FORMATS)
     services = load_services(targets)
     application = AwsSettings.load().application
-    for name, dashboard in build_dashboards(services, application=application, labels=_parse_labels(labels)).items():
-        path, text = directory / f"{name}.json", format_json(dashboard)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            changed = not path.exists() or path.read_text(encoding="utf-8") != text
-            path.write_text(text, encoding="utf-8", newline="\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it exists, and is not text"
-            msg = f"--directory {directory}: {path.name} cannot be written: {reason}"
-            raise ConfigError(msg) from None
-        typer.echo(f"  {'written' if changed else 'unchanged'}  {path.as_posix()}")
+    dashboards = build_dashboards(services, application=application, labels=_parse_labels(labels))
+    write_directory(directory, {f"{name}.json": format_json(dashboard) for name, dashboard in dashboards.items()})
 
 
 def _parse_labels(labels: Sequence[str]) -> dict[str, str]:
