@@ -11,7 +11,7 @@ import yaml
 from smartpipe import ConfigError
 from smartpipe.cli.deploy.commands import DEPLOY_FORMATS
 from smartpipe.cli.deploy.export import FORMATS, run_export
-from smartpipe.deploy.rights import find_partition
+from smartpipe.deploy.place import find_partition
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +61,7 @@ def _region(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_formats_in_the_help_are_those_that_work() -> None:
-    assert DEPLOY_FORMATS == FORMATS
+    assert tuple(FORMATS) == DEPLOY_FORMATS
 
 
 @pytest.mark.usefixtures("_region")

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from smartpipe import Event, Queue, Service, Topic
-from smartpipe.deploy.kubernetes import Place, name_workloads, write_manifests
+from smartpipe.deploy.kubernetes import name_workloads, write_manifests
 from smartpipe.deploy.options import read_options
+from smartpipe.deploy.place import Place
 from smartpipe.deploy.workloads import build_workloads
 from smartpipe.deploy.yaml import write_documents
 
