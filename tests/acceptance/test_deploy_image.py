@@ -52,6 +52,9 @@ version = "1"
 requires-python = ">=3.11"
 dependencies = ["smartpipe"]
 
+[dependency-groups]
+dev = ["iniconfig"]
+
 [tool.uv.sources]
 smartpipe = {{ path = "{root}" }}
 
@@ -87,13 +90,14 @@ def build(dockerfile: str, sources: Path, app: Path, python: str) -> None:
     """Carry out both stages in the directory *app*: uv's commands as they are, and its mounts as copies."""
     first, final = (stage.replace("\\\n", "") for stage in dockerfile.split("\nFROM ")[1:])
     app.mkdir()
+    arguments = dict(re.findall(r"^ARG (\w+)=(.*)$", first, re.MULTILINE))
     for instruction in first.splitlines():
         if instruction.startswith("RUN"):
             for name in re.findall(r"type=bind,source=([\w.]+)", instruction):
                 shutil.copy(sources / name, app)
             command = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            environment |= {"UV_PYTHON": python, "UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
+            environment |= {**arguments, "UV_PYTHON": python, "UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
             done = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif instruction.startswith("COPY . "):
@@ -126,6 +130,7 @@ def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
 
     build(exported.stdout, sources, app, python)
 
+    assert not list(app.glob(".venv/lib/python*/site-packages/iniconfig")), "the image has development packages"
     (entrypoint,) = json.loads(re.findall(r"^ENTRYPOINT (.*)$", exported.stdout, re.MULTILINE)[0])
     arguments = json.loads(re.findall(r"^CMD (.*)$", exported.stdout, re.MULTILINE)[0])
     worker = subprocess.Popen(

@@ -72,7 +72,8 @@ def test_a_change_of_the_code_does_not_install_the_dependencies_again(packaged: 
 
     assert not [one for one in build[:dependencies] if one.startswith("COPY .")]
     assert "source=uv.lock" in build[dependencies]
-    assert all("--locked --no-dev" in one for one in build if "uv sync" in one)
+    assert all("uv sync --locked" in one for one in build if "uv sync" in one)
+    assert build.index("ARG UV_NO_DEV=1") < dependencies  # uv reads this variable: no packages of the group dev
 
 
 def test_the_final_stage_has_the_environment_and_no_sources_of_a_package() -> None:

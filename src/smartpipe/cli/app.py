@@ -192,8 +192,15 @@ def migrate(
 @app.command()
 def local(
     *,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="IPv4 address to listen on; 0.0.0.0 for all, as in a container. The broker has no authentication.",
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="PORT", help="Port on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)
+        int, typer.Option(metavar="PORT", help="Port to listen on; 0 selects a free one.", min=0, max=65_535)
     ] = 0,
     backend: Backend = "ministack",
     json: AsJson = False,
@@ -201,7 +208,7 @@ def local(
     """Run a local broker in the foreground until Ctrl-C, without an AWS account or Docker."""
     from smartpipe.cli.local import run
 
-    raise typer.Exit(run(backend, port, as_json=json))
+    raise typer.Exit(run(backend, host, port, as_json=json))
 
 
 @app.command()

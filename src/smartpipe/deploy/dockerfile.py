@@ -2,6 +2,9 @@
 
 Source: uv, "Using uv in Docker". The dependencies have a layer of their own, so a change of the code does not install
 them again. The virtual environment has the same path in both stages, because its scripts contain it.
+
+The build argument ``UV_NO_DEV`` is a variable of uv. With 0, the image also has the packages of the group ``dev``, such
+as the broker in a compose file.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ _INSTALL = """\
 RUN --mount=type=cache,target=/root/.cache/uv \\
     --mount=type=bind,source=uv.lock,target=uv.lock \\
     --mount=type=bind,source=pyproject.toml,target=pyproject.toml \\
-    uv sync --locked --no-dev"""
+    uv sync --locked"""
 _PACKAGED = f"""
 COPY . /app
 {_INSTALL} --no-editable
@@ -45,6 +48,7 @@ def write_dockerfile(targets: Sequence[str], port: int, *, packaged: bool) -> st
 
 FROM python:{PYTHON_VERSION}-slim AS build
 COPY --from=ghcr.io/astral-sh/uv:{UV_VERSION} /uv /usr/local/bin/uv
+ARG UV_NO_DEV=1
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /app
 {_INSTALL} --no-install-project

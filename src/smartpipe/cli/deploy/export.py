@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import typer
 
 from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import read_pyproject
+from smartpipe.deploy.compose import AWS_FILE, BROKER_URL, LOCAL_FILE, Contents, write_aws, write_local
 from smartpipe.deploy.dockerfile import write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.errors import ConfigError
+from smartpipe.local.broker import list_variables
 from smartpipe.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+_LOCAL_EXTRA = re.compile(r"smartpipe\[[^\]]*\blocal\b")
 
 
 class Format(NamedTuple):
@@ -82,7 +91,27 @@ def _write_dockerfile(project: Project) -> str:
     return write_dockerfile(list(project.running), port, packaged="build-system" in read_pyproject())
 
 
+def _write_compose(project: Project) -> str:
+    """Return the compose file for a laptop."""
+    variables = list_variables(BROKER_URL)
+    if not _LOCAL_EXTRA.search(json.dumps(read_pyproject())):
+        typer.echo(
+            "smartpipe: warning: the image of the broker contains the packages of your dev group, and pyproject.toml "
+            "does not name smartpipe[local]: run `uv add --dev 'smartpipe[local]'`",
+            err=True,
+        )
+    contents = Contents(project.build_workloads(variables), list(project.services), project.producers)
+    return write_local(contents, variables)
+
+
+def _write_compose_files(project: Project) -> dict[str, str]:
+    """Return the files for a laptop and for AWS."""
+    on_aws = Contents(project.workloads, list(project.services), project.producers)
+    return {LOCAL_FILE: _write_compose(project), AWS_FILE: write_aws(on_aws)}
+
+
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
+    "compose": Format(_write_compose, _write_compose_files),
     "dockerfile": Format(_write_dockerfile),
 }
