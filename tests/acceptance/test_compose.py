@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from smartpipe.deploy.compose import BROKER, BROKER_PORT, LOCAL_STORE, TOPOLOGY
-from tests.acceptance.test_tutorial import free_port
+from tests.support.loopback import free_port
 from tests.support.processes import Process, smartpipe
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import typer
 
 from smartpipe.cli.deploy.commands import deploy
 from smartpipe.cli.dlq_app import dlq
+from smartpipe.cli.new.commands import EXAMPLE, new
 from smartpipe.cli.schema.commands import schema
 from smartpipe.cli.telemetry.commands import telemetry
 from smartpipe.cli.topology_app import AsJson, Targets, complete_types, show_whole_help, topology
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 store = typer.Typer(help="The tables of idempotent handlers and of the outbox.", no_args_is_help=True)
+app.command(epilog=EXAMPLE)(new)
 app.add_typer(topology, name="topology")
 app.add_typer(dlq, name="dlq")
 app.add_typer(telemetry, name="telemetry")

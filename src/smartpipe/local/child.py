@@ -1,6 +1,7 @@
 """The process of the local broker: ``python -m smartpipe.local.child BACKEND HOST PORT``.
 
-Only EmbeddedBroker starts it. It ends when its standard input ends, which the operating system closes even if the parent was killed.
+Only EmbeddedBroker starts it. It ends when its standard input ends, which the operating system closes even if the
+parent was killed.
 """
 
 from __future__ import annotations
