@@ -180,7 +180,7 @@ def test_compose_on_this_machine_needs_no_region_and_on_aws_it_does(
 def test_a_project_with_the_broker_in_its_packages_gets_no_warning(
     requirement: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = PROJECT.format(name=name) + f'\n[dependency-groups]\ndev = ["{requirement}"]\n'
+    text = PROJECT.format(name=name) + f'\n[dependency-groups]\ndev = ["{requirement}"]\n[tool.x]\nday = 2027-06-30\n'
     (tmp_path / "pyproject.toml").write_text(text)
 
     run_export([], "compose", None)

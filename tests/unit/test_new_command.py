@@ -77,9 +77,9 @@ def test_a_name_that_no_package_can_have_is_refused_with_one_that_it_can(text: s
     [
         ("class", "is a keyword of Python"),
         ("match", "is a keyword of Python"),
-        ("email", "is the name of a module of Python or of its tests"),
-        ("test", "is the name of a module of Python or of its tests"),
-        ("tests", "is the name of a module of Python or of its tests"),
+        ("email", "is the name of a module of Python"),
+        ("test", "is the name of a module of tests"),
+        ("tests", "is the name of a module of tests"),
         ("smartpipe", "is the name of the package that you import"),
         ("pydantic-settings", "is the name of a package that pydantic-settings has installed"),
     ],
@@ -135,6 +135,39 @@ def test_a_makefile_has_tabs_and_a_shell_variable_that_make_passes_on() -> None:
 
     assert "\n\t$(RUN) pytest\n" in text
     assert "shop.api:app --port $(PORT)" in text
+
+
+def judge(program: str, *arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    found = shutil.which(program, path=str(Path(sys.executable).parent)) or shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return subprocess.run([found, *arguments], cwd=directory, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def project(directory: Path) -> Path:
+    run_new("shop", "api+worker")
+    return directory / "shop"
+
+
+def test_compose_adds_the_api_to_the_exported_services(project: Path) -> None:
+    done = judge("docker-compose", "config", "--format", "json", directory=project)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["services"]
+    assert set(found) == {"api", "shop", "smartpipe-broker", "smartpipe-topology"}
+    assert found["api"]["image"] == found["shop"]["image"]
+    aws = {name: value for name, value in found["shop"]["environment"].items() if name in found["api"]["environment"]}
+    assert found["api"]["environment"] == aws
+
+
+def test_github_accepts_the_workflow_and_zizmor_finds_nothing(project: Path) -> None:
+    workflow = ".github/workflows/ci.yml"
+
+    judged = judge("check-jsonschema", "--builtin-schema", "vendor.github-workflows", workflow, directory=project)
+    assert judged.returncode == 0, judged.stdout
+    audited = judge("zizmor", "--offline", "--no-progress", workflow, directory=project)
+    assert audited.returncode == 0, audited.stdout + audited.stderr
 
 
 @pytest.mark.parametrize(

@@ -94,14 +94,15 @@ def _write_dockerfile(project: Project) -> str:
 def _write_compose(project: Project) -> str:
     """Return the compose file for a laptop."""
     variables = list_variables(BROKER_URL)
-    if not _LOCAL_EXTRA.search(json.dumps(read_pyproject())):
+    contents = Contents(project.build_workloads(variables), list(project.services), project.producers)
+    text = write_local(contents, variables)
+    if not _LOCAL_EXTRA.search(json.dumps(read_pyproject(), default=str)):
         typer.echo(
             "smartpipe: warning: the image of the broker contains the packages of your dev group, and pyproject.toml "
             "does not name smartpipe[local]: run `uv add --dev 'smartpipe[local]'`",
             err=True,
         )
-    contents = Contents(project.build_workloads(variables), list(project.services), project.producers)
-    return write_local(contents, variables)
+    return text
 
 
 def _write_compose_files(project: Project) -> dict[str, str]:

@@ -14,7 +14,6 @@ MAX_LENGTH = 40
 """A longer name leaves little room for the prefix and the suffixes of queues, which have at most 80 characters."""
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _TESTS = frozenset({"tests", "test", "conftest"})
-"""Modules beside the package of a project."""
 
 
 class ProjectName(NamedTuple):
@@ -59,8 +58,10 @@ def _suggest(text: str) -> str:
 def _find_conflict(package: str) -> str | None:
     if keyword.iskeyword(package) or keyword.issoftkeyword(package):
         return "is a keyword of Python"
-    if package in sys.stdlib_module_names or package in _TESTS:
-        return "is the name of a module of Python or of its tests"
+    if package in _TESTS:
+        return "is the name of a module of tests"
+    if package in sys.stdlib_module_names:
+        return "is the name of a module of Python"
     if package == "smartpipe":
         return "is the name of the package that you import"
     distributions = packages_distributions().get(package)
