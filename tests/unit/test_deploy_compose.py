@@ -151,6 +151,15 @@ def test_an_image_that_is_built_here_has_a_tag_and_no_digest() -> None:
 
 
 @pytest.mark.parametrize("text", [export_local, export_aws])
+def test_a_worker_that_ends_starts_again_and_the_topology_is_applied_once(text: Any) -> None:
+    found = services(text())
+
+    for name in ("billing", "order-mail", "smartpipe-relay"):
+        assert found[name]["deploy"]["restart_policy"] == {"condition": "any", "delay": "5s"}
+    assert TOPOLOGY not in found or found[TOPOLOGY]["restart"] == "no"
+
+
+@pytest.mark.parametrize("text", [export_local, export_aws])
 def test_every_container_is_hardened(text: Any) -> None:
     for one in services(text()).values():
         assert (one["user"], one["read_only"], one["init"], one["cap_drop"]) == ("10001:10001", True, True, ["ALL"])
@@ -194,7 +203,8 @@ def test_settings_go_to_the_containers_but_not_the_account_to_a_laptop() -> None
         assert found["environment"]["SMARTPIPE_PREFIX"] == "prod-"
         assert found["environment"]["SMARTPIPE_CLAIM_CHECK_URL"] == "s3://bucket/$$HOME"  # or Compose would replace it
     assert local["billing"]["environment"]["SMARTPIPE_WAIT_SECONDS"] == "1"
-    assert "SMARTPIPE_WAIT_SECONDS" not in {**local["smartpipe-relay"], **aws["billing"]}["environment"]
+    for found in (local["smartpipe-relay"], aws["billing"]):
+        assert "SMARTPIPE_WAIT_SECONDS" not in found["environment"]
 
 
 def test_a_service_that_scales_to_zero_runs_in_one_container_because_swarm_has_no_scaler() -> None:

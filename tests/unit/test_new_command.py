@@ -207,7 +207,7 @@ def test_a_project_installs_smartpipe_from_the_place_where_this_one_comes_from(
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not run the export in another process."""
-    monkeypatch.setattr(new, "_export_compose", lambda _: "services: {}\n")
+    monkeypatch.setattr(new, "_export_compose", lambda *_: "services: {}\n")
 
 
 @pytest.mark.usefixtures("_quick")
@@ -252,7 +252,7 @@ def test_an_existing_directory_or_file_is_never_overwritten(kind: str, directory
 def test_a_failure_leaves_nothing_behind(
     error: BaseException, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Path) -> str:
+    def fail(*_: Any) -> str:
         assert len(list(directory.rglob("workers.py"))) == 1
         raise error
 
@@ -288,6 +288,22 @@ def test_the_settings_of_the_shell_do_not_reach_the_compose_file(
     assert list(found) == ["smartpipe-broker", "smartpipe-topology", "shop"]
     assert "SMARTPIPE_PREFIX" not in found["shop"]["environment"]
     assert not list((directory / "shop").rglob("__pycache__"))
+
+
+def test_the_packages_of_the_api_need_not_be_installed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = directory / "missing"
+    missing.mkdir()
+    (missing / "fastapi.py").write_text("raise ModuleNotFoundError('fastapi')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(missing), *sys.path]))
+
+    run_new("shop", "api+worker")
+
+    text = (directory / "shop" / "compose.yaml").read_text()
+    assert yaml.safe_load(text)["services"]["smartpipe-topology"]["command"][-2:] == [
+        "shop.api:service",
+        "shop.workers:service",
+    ]
+    assert "# Without shop-api: no worker runs" in text
 
 
 def test_an_export_that_fails_is_reported(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

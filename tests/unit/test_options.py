@@ -117,6 +117,8 @@ def invoke(line: str) -> Outcome:
             (),
             {"as_json": True, "forget_old_claims": True},
         ),
+        ("new shop", "new.run.run_new", ("shop", "service"), {}),
+        ("new shop --template api+worker", "new.run.run_new", ("shop", "api+worker"), {}),
         ("local", "local.run", ("ministack", "127.0.0.1", 0), {"as_json": False}),
         (
             "local --host 0.0.0.0 --port 65535 --backend moto --json",

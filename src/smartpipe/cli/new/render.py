@@ -9,6 +9,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from smartpipe.cli.new.compose import NewServices
 from smartpipe.deploy.dockerfile import write_dockerfile
 from smartpipe.settings import WorkerSettings
 from smartpipe.version import __version__
@@ -74,6 +75,14 @@ def render_files(template: str, project: ProjectName) -> dict[str, str]:
     }
     port = int(WorkerSettings.model_fields["port"].default)
     return {**texts, "Dockerfile": write_dockerfile([f"{project.package}.workers:service"], port, packaged=True)}
+
+
+def list_services(template: str, project: ProjectName) -> NewServices:
+    """Return the services of a project, in the order of its pyproject.toml."""
+    worker = f"{project.package}.workers:service"
+    if "~{package}/api.py" in TEMPLATES[template]:
+        return NewServices(worker, [f"{project.package}.api:service", worker], [f"{project.name}-api"])
+    return NewServices(worker, [worker], [])
 
 
 def find_source() -> dict[str, Any] | None:

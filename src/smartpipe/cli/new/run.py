@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.new.name import read_name
-from smartpipe.cli.new.render import TEMPLATES, find_source, render_files
+from smartpipe.cli.new.render import TEMPLATES, find_source, list_services, render_files
 from smartpipe.contracts.files import write_text
 from smartpipe.deploy.compose import LOCAL_FILE as COMPOSE_FILE
 from smartpipe.errors import ConfigError, SmartpipeError
 
-_EXPORT = ("-m", "smartpipe", "deploy", "export", "--format", "compose")
+if TYPE_CHECKING:
+    from smartpipe.cli.new.compose import NewServices
+
+_EXPORT = ("-m", "smartpipe.cli.new.compose")
 
 
 def run_new(name: str, template: str) -> None:
@@ -32,7 +37,7 @@ def run_new(name: str, template: str) -> None:
     target = Path(project.name)
     _refuse_existing(target)
     try:
-        files = _create(target, render_files(template, project))
+        files = _create(target, render_files(template, project), list_services(template, project))
     except OSError as error:
         raise ConfigError(f"cannot create {target} in {Path.cwd()}: {error.strerror or error}") from None
     typer.echo(_describe(project.name, files))
@@ -45,28 +50,25 @@ def _refuse_existing(target: Path) -> None:
         raise ConfigError(f"{target.absolute()} is not empty, and nothing was changed: choose another name, or move it")
 
 
-def _create(target: Path, files: dict[str, str]) -> list[str]:
+def _create(target: Path, files: dict[str, str], services: NewServices) -> list[str]:
     """Write the files below a hidden directory, and move them to *target*. Return their paths."""
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=Path.cwd()))
     try:
         project = staging / target.name
         for path, text in files.items():
             write_text(project / path, text)
-        write_text(project / COMPOSE_FILE, _export_compose(project))
+        write_text(project / COMPOSE_FILE, _export_compose(project, services))
         project.rename(target)  # replaces an empty directory
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return sorted([*files, COMPOSE_FILE])
 
 
-def _export_compose(directory: Path) -> str:
-    """Return the compose file of the project, with the default settings.
-
-    The export runs in another process, because it imports the project.
-    """
+def _export_compose(directory: Path, services: NewServices) -> str:
+    """Return the compose file of the project, with the default settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SMARTPIPE_"))}
     done = subprocess.run(  # noqa: S603 - our own module
-        [sys.executable, *_EXPORT],
+        [sys.executable, *_EXPORT, json.dumps(services)],
         cwd=directory,
         env={**own, "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
