@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smartpipe.deploy.kubernetes import USER_ID
-from tests.support.processes import ROOT, smartpipe
+from tests.support.processes import ROOT, find_program, smartpipe
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def find_python() -> tuple[str, int | None]:
     return own, None
 
 
-def build(dockerfile: str, sources: Path, app: Path, python: str) -> None:
+def build(dockerfile: str, sources: Path, app: Path, python: str, uv: str) -> None:
     """Carry out both stages in the directory *app*: uv's commands as they are, and its mounts as copies."""
     first, final = (stage.replace("\\\n", "") for stage in dockerfile.split("\nFROM ")[1:])
     app.mkdir()
@@ -91,10 +91,10 @@ def build(dockerfile: str, sources: Path, app: Path, python: str) -> None:
         if instruction.startswith("RUN"):
             for name in re.findall(r"type=bind,source=([\w.]+)", instruction):
                 shutil.copy(sources / name, app)
-            command = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
+            _, *options = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             environment |= {"UV_PYTHON": python, "UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
-            done = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run([uv, *options], cwd=app, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif instruction.startswith("COPY . "):
             shutil.copytree(sources, app, dirs_exist_ok=True)
@@ -110,7 +110,7 @@ def build(dockerfile: str, sources: Path, app: Path, python: str) -> None:
 def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
     packaged: bool, app: Path, tmp_path: Path, fast_broker: EmbeddedBroker
 ) -> None:
-    uv = shutil.which("uv")
+    uv = find_program("uv")
     if uv is None:
         pytest.skip("uv is not installed")
     sources = tmp_path / "project"
@@ -124,7 +124,7 @@ def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
     assert exported.returncode == 0, exported.stderr
     assert smartpipe("topology", "apply", "--yes", directory=str(sources)).returncode == 0
 
-    build(exported.stdout, sources, app, python)
+    build(exported.stdout, sources, app, python, uv)
 
     (entrypoint,) = json.loads(re.findall(r"^ENTRYPOINT (.*)$", exported.stdout, re.MULTILINE)[0])
     arguments = json.loads(re.findall(r"^CMD (.*)$", exported.stdout, re.MULTILINE)[0])
