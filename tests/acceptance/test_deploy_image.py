@@ -19,7 +19,7 @@ import pytest
 
 from smartpipe.deploy.compose import BROKER_HEALTH_PATH, WITH_DEVELOPMENT_PACKAGES
 from smartpipe.deploy.kubernetes import USER_ID
-from tests.support.processes import ROOT, smartpipe
+from tests.support.processes import ROOT, find_program, smartpipe
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
@@ -88,11 +88,8 @@ def find_python() -> tuple[str, int | None]:
     return own, None
 
 
-def write_project(sources: Path, python: str, *, packaged: bool) -> Path:
+def write_project(sources: Path, python: str, uv: str, *, packaged: bool) -> Path:
     """Write a project, and lock its packages."""
-    uv = shutil.which("uv")
-    if uv is None:
-        pytest.skip("uv is not installed")
     sources.mkdir()
     (sources / "imageshop.py").write_text(SERVICE)
     (sources / "pyproject.toml").write_text((PACKAGE if packaged else "") + PROJECT.format(root=ROOT))
@@ -101,7 +98,7 @@ def write_project(sources: Path, python: str, *, packaged: bool) -> Path:
     return sources
 
 
-def build(dockerfile: str, sources: Path, app: Path, python: str, **given: str) -> None:
+def build(dockerfile: str, sources: Path, app: Path, python: str, uv: str, **given: str) -> None:
     """Carry out both stages in the directory *app*: uv's commands as they are, and its mounts as copies.
 
     Args:
@@ -114,10 +111,10 @@ def build(dockerfile: str, sources: Path, app: Path, python: str, **given: str) 
         if instruction.startswith("RUN"):
             for name in re.findall(r"type=bind,source=([\w.]+)", instruction):
                 shutil.copy(sources / name, app)
-            command = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
+            _, *options = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
             environment |= {**arguments, "UV_PYTHON": python, "UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
-            done = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run([uv, *options], cwd=app, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif instruction.startswith("COPY . "):
             shutil.copytree(sources, app, dirs_exist_ok=True)
@@ -133,13 +130,16 @@ def build(dockerfile: str, sources: Path, app: Path, python: str, **given: str) 
 def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
     packaged: bool, app: Path, tmp_path: Path, fast_broker: EmbeddedBroker
 ) -> None:
+    uv = find_program("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
     python, user = find_python()
-    sources = write_project(tmp_path / "project", python, packaged=packaged)
+    sources = write_project(tmp_path / "project", python, uv, packaged=packaged)
     exported = smartpipe("deploy", "export", "--format", "dockerfile", directory=str(sources))
     assert exported.returncode == 0, exported.stderr
     assert smartpipe("topology", "apply", "--yes", directory=str(sources)).returncode == 0
 
-    build(exported.stdout, sources, app, python)
+    build(exported.stdout, sources, app, python, uv)
 
     assert not list(app.glob(".venv/lib/python*/site-packages/ministack")), "the image has development packages"
     (entrypoint,) = json.loads(re.findall(r"^ENTRYPOINT (.*)$", exported.stdout, re.MULTILINE)[0])
@@ -176,11 +176,14 @@ def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
 
 @pytest.mark.timeout(240)
 def test_the_image_of_the_broker_in_a_compose_file_listens_as_another_user(app: Path, tmp_path: Path) -> None:
+    uv = find_program("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
     python, user = find_python()
-    sources = write_project(tmp_path / "project", python, packaged=True)
+    sources = write_project(tmp_path / "project", python, uv, packaged=True)
     exported = smartpipe("deploy", "export", "--format", "dockerfile", directory=str(sources))
 
-    build(exported.stdout, sources, app, python, **WITH_DEVELOPMENT_PACKAGES)
+    build(exported.stdout, sources, app, python, uv, **WITH_DEVELOPMENT_PACKAGES)
 
     with subprocess.Popen(
         [str(app / ".venv" / "bin" / "smartpipe"), "local", "--host", "0.0.0.0", "--port", "0"],

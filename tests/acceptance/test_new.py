@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.loopback import free_port
+from tests.support.processes import find_program
 from tests.support.waiting import until_blocking
 from tests.support.wheels import make_venv
 
@@ -127,7 +127,7 @@ def test_the_tests_of_a_new_project_pass(project: Path, environment: Mapping[str
 
 @pytest.mark.timeout(240)
 def test_a_new_project_satisfies_its_linter_and_doctor(project: Path, environment: Mapping[str, str]) -> None:
-    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
+    ruff = find_program("ruff")
     if ruff is None:
         pytest.skip("ruff is not installed")
     with_ruff = {**environment, "PATH": f"{environment['PATH']}{os.pathsep}{Path(ruff).parent}"}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -33,6 +30,10 @@ from smartpipe.doctor.compose import examine_compose
 from smartpipe.doctor.manifests import Document, read_documents
 from smartpipe.local.broker import BACKENDS, list_variables
 from smartpipe.settings import WorkerSettings
+from tests.support.processes import find_program
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = {
     "image": "registry.example.com:5000/shop:1.4.2",
@@ -85,7 +86,7 @@ def services(text: str) -> dict[str, Any]:
 
 
 def find_tool(name: str, *arguments: str) -> list[str]:
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    found = find_program(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
     return [found, *arguments]

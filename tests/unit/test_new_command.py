@@ -5,14 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tomllib
 from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -26,6 +24,10 @@ from smartpipe.cli.new.name import MAX_LENGTH, ProjectName, read_name
 from smartpipe.cli.new.render import TEMPLATES, format_source, render_files
 from smartpipe.cli.new.run import run_new
 from smartpipe.errors import SmartpipeError
+from tests.support.processes import find_program
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LONGEST = "a" + "b" * (MAX_LENGTH - 1)
 
@@ -34,6 +36,13 @@ LONGEST = "a" + "b" * (MAX_LENGTH - 1)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def judge(program: str, *arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    found = find_program(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return subprocess.run([found, *arguments], cwd=directory, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +131,8 @@ def test_the_files_of_a_project_are_valid_and_formatted_with_any_name(
     assert yaml.safe_load(texts[".github/workflows/ci.yml"])["permissions"] == {"contents": "read"}
     assert json.loads(texts["example.json"])["order_id"] == "1"
 
-    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
-    if ruff is None:
-        pytest.skip("ruff is not installed")
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
-        done = subprocess.run([ruff, *command], cwd=directory, capture_output=True, text=True, check=False)
+        done = judge("ruff", *command, directory=directory)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -135,13 +141,6 @@ def test_a_makefile_has_tabs_and_a_shell_variable_that_make_passes_on() -> None:
 
     assert "\n\t$(RUN) pytest\n" in text
     assert "shop.api:app --port $(PORT)" in text
-
-
-def judge(program: str, *arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    found = shutil.which(program, path=str(Path(sys.executable).parent)) or shutil.which(program)
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return subprocess.run([found, *arguments], cwd=directory, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import read_pyproject
 from smartpipe.deploy.compose import AWS_FILE, BROKER_URL, LOCAL_FILE, Contents, write_aws, write_local
-from smartpipe.deploy.dockerfile import write_dockerfile
+from smartpipe.deploy.dockerfile import choose_python, write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
 from smartpipe.deploy.workloads import choose_port
+from smartpipe.doctor.lookup import find
 from smartpipe.errors import ConfigError
 from smartpipe.local.broker import list_variables
 from smartpipe.settings import WorkerSettings
@@ -87,8 +88,14 @@ def _write_dockerfile(project: Project) -> str:
     if not Path("uv.lock").is_file():
         msg = f"{Path.cwd()} has no uv.lock, so an image would not always have the same packages: run `uv lock`"
         raise ConfigError(msg)
+    pyproject = read_pyproject()
     port = choose_port(WorkerSettings.load().port)
-    return write_dockerfile(list(project.running), port, packaged="build-system" in read_pyproject())
+    pinned = Path(".python-version")
+    requires = find(pyproject, "project", "requires-python")
+    python = choose_python(
+        pinned.read_text("utf-8") if pinned.is_file() else None, requires if isinstance(requires, str) else None
+    )
+    return write_dockerfile(list(project.running), port, packaged="build-system" in pyproject, python=python)
 
 
 def _write_compose(project: Project) -> str:
