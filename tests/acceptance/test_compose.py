@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from smartpipe.deploy.compose import BROKER, BROKER_PORT, LOCAL_STORE, TOPOLOGY
+from smartpipe.local.broker import list_variables
 from tests.support.loopback import free_port
 from tests.support.processes import Process, smartpipe
 
@@ -105,6 +106,14 @@ def containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cont
     containers.end()
 
 
+def publish(crate_id: str, containers: Containers, directory: Path) -> None:
+    """Publish an event from this machine, which reaches the broker at another address."""
+    variables = list_variables(f"http://127.0.0.1:{containers.port}")
+    data = ("--data", f'{{"crate_id": "{crate_id}"}}')
+    published = smartpipe("publish", "compose.crate.packed", *data, directory=str(directory), **variables)
+    assert published.returncode == 0, published.stderr
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("transport", ["direct", "botocore"])
 def test_compose_starts_a_broker_that_the_other_containers_reach_and_a_worker_drains_on_sigterm(
@@ -117,15 +126,7 @@ def test_compose_starts_a_broker_that_the_other_containers_reach_and_a_worker_dr
     worker = containers.start("packing", SMARTPIPE_PORT="0", SMARTPIPE_TRANSPORT=transport)
     worker.wait_until(lambda: any("ready: packing" in line for line in worker.lines))
 
-    from_this_machine = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{containers.port}",
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local",
-    }
-    arguments = ("publish", "compose.crate.packed", "--data", '{"crate_id": "c-1"}')
-    published = smartpipe(*arguments, directory=str(tmp_path), **from_this_machine)
-    assert published.returncode == 0, published.stderr
+    publish("c-1", containers, tmp_path)
     worker.wait_until(lambda: "shipped c-1" in worker.lines)
     worker.signal(signal.SIGTERM)
 
@@ -133,6 +134,27 @@ def test_compose_starts_a_broker_that_the_other_containers_reach_and_a_worker_dr
     assert any("warning: the broker has no authentication" in line for line in broker.lines)
     broker.signal(signal.SIGTERM)
     assert broker.wait() == 0
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_goes_on_when_the_broker_has_lost_its_queues_and_compose_has_created_them_again(
+    containers: Containers, tmp_path: Path
+) -> None:
+    broker = containers.start(BROKER)
+    broker.wait_until(lambda: containers.is_healthy(BROKER))
+    assert containers.run(TOPOLOGY).returncode == 0
+    worker = containers.start("packing", SMARTPIPE_PORT="0")
+    worker.wait_until(lambda: any("ready: packing" in line for line in worker.lines))
+    broker.end()
+
+    second = containers.start(BROKER)
+    second.wait_until(lambda: containers.is_healthy(BROKER))
+    assert containers.run(TOPOLOGY).returncode == 0
+    publish("c-2", containers, tmp_path)
+
+    worker.wait_until(lambda: "shipped c-2" in worker.lines)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
 
 
 @pytest.mark.timeout(120)
