@@ -13,6 +13,7 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import read_configured_targets
 from smartpipe.cli.worker import exit_now, is_terminal, load_settings, load_worker_services, run
 from smartpipe.settings import WorkerSettings, unknown_settings
+from smartpipe.telemetry.resource import find_resource
 from smartpipe.worker.signals import on_stop
 from smartpipe.worker.tuning import raise_file_limit
 
@@ -36,7 +37,7 @@ def run_worker(targets: Sequence[str], flags: Mapping[str, Any], *, reload: bool
         flags = shorten_polls(flags, settings)
     if settings.processes == 1 and not reload:
         run(targets, flags)
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, resource=find_resource())
     raise_file_limit()
     for sentence in (*unknown_settings(), *settings.warnings):
         log.warning("%s", sentence)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.deploy.yaml import write_documents
 from smartpipe.names import account_in, is_arn, name_in, physical_name, region_in
+from smartpipe.telemetry.resource import POD_VARIABLES
 from smartpipe.topology.export.portable import make_unique
 
 if TYPE_CHECKING:
@@ -166,12 +167,16 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": one.options.secret, "key": variable}}}
         for variable in one.secrets
     ]
+    pod = [
+        {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for variable, (_, path) in POD_VARIABLES.items()
+    ]
     size = one.options.memory
     return {
         "name": name,
         "image": one.options.image,
         "command": list(one.command),
-        "env": [*({"name": key, "value": value} for key, value in sorted(one.environment.items())), *secrets],
+        "env": [*({"name": key, "value": value} for key, value in sorted(one.environment.items())), *pod, *secrets],
         "ports": [{"name": "health", "containerPort": one.port}],
         "startupProbe": {"httpGet": _path("/livez"), "periodSeconds": 2, "failureThreshold": 60},
         "livenessProbe": {"httpGet": _path("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},

@@ -15,6 +15,7 @@ from smartpipe.escaping import escape_json
 from smartpipe.names import shorten_names
 from smartpipe.telemetry.families import Sample, add_samples
 from smartpipe.telemetry.prometheus import TEXT, choose_content_type, join, render
+from smartpipe.telemetry.resource import find_resource
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
 
@@ -206,6 +207,7 @@ class HealthServer:
         Raises:
             ConfigError: The port cannot be bound, for example because another process uses it.
         """
+        find_resource()  # now, because the first call may read the metadata of a task
         app = web.Application(middlewares=[self._close_after_response])
         app.router.add_get("/livez", _create_probe(self._report.livez))
         app.router.add_get("/readyz", _create_probe(self._report.readyz))
@@ -286,6 +288,8 @@ class HealthServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         content_type = choose_content_type(",".join(request.headers.getall("Accept", [])))
         text = await self._report.metrics(content_type)
+        if not self.private:  # one target has one `target_info`, and so its supervisor writes it
+            text = join(render(find_resource().collect(), content_type), text)
         return web.Response(body=text.encode(), headers={"Content-Type": content_type, "Vary": "Accept"})
 
 
