@@ -117,6 +117,12 @@ def test_pods_know_their_names_for_log_lines_and_metrics() -> None:
         )
 
 
+def test_task_protection_of_ecs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    assert "PROTECT_TASK" not in export()
+
+
 def test_pods_have_no_more_rights_than_they_need() -> None:
     for name in ("billing", "order-mail", "smartpipe-relay"):
         (container,) = pod(name)["containers"]
