@@ -95,6 +95,13 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         int | None,
         typer.Option(metavar="SECONDS", help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20, or 1 on a terminal]"),
     ] = None,
+    protect_task: Annotated[
+        bool,
+        typer.Option(
+            "--protect-task",
+            help="On ECS, protect the task while handlers run that outlive the drain. [SMARTPIPE_PROTECT_TASK, false]",
+        ),
+    ] = False,
     host: Host = None,
     port: Port = None,
     verify: Annotated[
@@ -121,6 +128,7 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         "concurrency": concurrency,
         "drain_seconds": drain_seconds,
         "wait_seconds": wait_seconds,
+        "protect_task": protect_task or None,
         "host": host,
         "port": port,
         "verify": verify,
