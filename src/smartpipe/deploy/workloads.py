@@ -41,11 +41,13 @@ class Scaling(NamedTuple):
         queue: Its logical name, or its ARN.
         slots: The number of its messages that one container handles concurrently.
         target: The number of messages in the queue for which one container is enough; None without a promise.
+        delay_seconds: The time after which a message that arrives in the queue can be received.
     """
 
     queue: str
     slots: int
     target: int | None
+    delay_seconds: int = 0
 
 
 class Workload(NamedTuple):
@@ -138,7 +140,10 @@ def _build_relay(options: DeployOptions, settings: RelaySettings, environment: M
     """Return the relay with the image and sizes of the first service."""
     port = choose_port(settings.port)
     variables = _list_variables(TransportSettings.load(), PayloadSettings.load(), settings)
-    own = {"role": None, "spot": False, "min": 1, "max": None, "max_wait_seconds": None, "seconds_per_message": None}
+    own = {
+        "role": None, "spot": False, "protect_task": False, "min": 1, "max": None, "max_wait_seconds": None,
+        "seconds_per_message": None,
+    }  # fmt: skip
     return Workload(
         RELAY,
         ("smartpipe", "relay"),
@@ -178,7 +183,7 @@ def _build_scaling(service: Service, binding: Binding, settings: WorkerSettings,
     target = None
     if options.max_wait_seconds is not None and options.seconds_per_message is not None:
         target = max(1, math.floor(slots / options.seconds_per_message * options.max_wait_seconds))
-    return Scaling(binding.queue.name, slots, target)
+    return Scaling(binding.queue.name, slots, target, binding.queue.delay_seconds or 0)
 
 
 def _limit_bytes(binding: Binding, payloads: PayloadSettings) -> int:

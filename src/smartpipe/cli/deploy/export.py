@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import read_pyproject
+from smartpipe.deploy.cloudformation import build_template
 from smartpipe.deploy.dockerfile import write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
+from smartpipe.deploy.terraform import build_configuration
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.errors import ConfigError
 from smartpipe.settings import WorkerSettings
@@ -82,7 +84,17 @@ def _write_dockerfile(project: Project) -> str:
     return write_dockerfile(list(project.running), port, packaged="build-system" in read_pyproject())
 
 
+def _write_template(project: Project) -> str:
+    return format_json(build_template(project.describe_tasks(), project.producers))
+
+
+def _write_configuration(project: Project) -> str:
+    return format_json(build_configuration(project.describe_tasks(), project.producers))
+
+
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
     "dockerfile": Format(_write_dockerfile),
+    "ecs": Format(_write_template),
+    "terraform": Format(_write_configuration),
 }
