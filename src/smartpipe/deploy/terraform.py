@@ -103,7 +103,7 @@ def _variables_of(tasks: Sequence[Task]) -> dict[str, Any]:
     for one in tasks:
         found[_label(one.image)] = {
             "type": "string",
-            "default": one.default_image,
+            "default": escape(one.default_image),
             "description": "Container image, with its tag or digest.",
         }
         for secret in one.secrets:
