@@ -45,8 +45,7 @@ async def test_a_stack_of_motos_engine_runs_the_services_with_their_roles(networ
     parameters = [{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()]
 
     body = json.dumps(template_of())
-    cloudformation = boto3.client("cloudformation")
-    cloudformation.create_stack(StackName="workers", TemplateBody=body, Parameters=parameters)
+    boto3.client("cloudformation").create_stack(StackName="workers", TemplateBody=body, Parameters=parameters)
 
     ecs = boto3.client("ecs")
     services = ecs.describe_services(cluster=CLUSTER, services=ecs.list_services(cluster=CLUSTER)["serviceArns"])
@@ -57,9 +56,9 @@ async def test_a_stack_of_motos_engine_runs_the_services_with_their_roles(networ
     assert container["secrets"] == [{"name": "SMARTPIPE_IDEMPOTENCY_URL", "valueFrom": STORE}]
     assert container["logConfiguration"]["options"]["awslogs-group"] == "/ecs/workers/prod-billing"
     assert {"name": "AWS_REGION", "value": ecs.meta.region_name} in container["environment"]
-    role = cloudformation.describe_stack_resource(StackName="workers", LogicalResourceId="BillingTaskRole")
-    role_name = role["StackResourceDetail"]["PhysicalResourceId"]
-    policy = boto3.client("iam").get_role_policy(RoleName=role_name, PolicyName="consume")["PolicyDocument"]
+    iam = boto3.client("iam")
+    [role] = [one["RoleName"] for one in iam.list_roles()["Roles"] if "BillingTaskRole" in one["RoleName"]]
+    policy = iam.get_role_policy(RoleName=role, PolicyName="consume")["PolicyDocument"]
     account = boto3.client("sts").get_caller_identity()["Account"]
     assert f"arn:aws:sqs:{ecs.meta.region_name}:{account}:prod-billing" in json.dumps(policy)
 

@@ -257,8 +257,12 @@ def test_fifty_services_fit_into_a_stack_and_too_many_are_refused_with_an_altern
         return [subscribe(Service(f"service-{one}")) for one in range(number)]
 
     assert len(template_of(many(50), {**SIZES, **PROMISE})["Resources"]) == 50 * 8 + 5 + 1  # and the relay
-    with pytest.raises(ConfigError, match=r"\d+ resources, and CloudFormation takes 500: .*--format terraform"):
+    with pytest.raises(ConfigError, match=r"646 resources, and CloudFormation takes 500: .*--format terraform"):
         template_of(many(80), {**SIZES, **PROMISE})
+    queues = [Queue(f"parcels-{number}") for number in range(4)]
+    large = [subscribe(Service(f"service-{one}"), *queues) for one in range(43)]
+    with pytest.raises(ConfigError, match=r"characters, and CloudFormation takes 1,000,000"):
+        template_of(large, {**SIZES, **PROMISE, "memory": "1Gi"})
 
 
 def test_cfn_lint_accepts_the_smallest_and_the_largest_memory_of_each_cpu_of_fargate() -> None:

@@ -7,6 +7,7 @@ AWS::Logs::LogGroup.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ LOG_DAYS = (
     3_653,
 )
 MAX_PARAMETERS = 200
+MAX_CHARACTERS = 1_000_000
+"""CloudFormation takes 1 MB from an S3 bucket, and 51,200 bytes without one."""
 _ARN = r"arn:${AWS::Partition}:\1:${AWS::Region}:${AWS::AccountId}:"
 _CAPACITY_PROVIDER = "CapacityProvider"
 _LONGEST_ID = 200
@@ -87,35 +90,42 @@ def build_template(tasks: Sequence[Task], producers: Sequence[str]) -> dict[str,
         producers: The names of services without handlers. The description says that they are left out.
 
     Raises:
-        ConfigError: It would have more than 500 resources or 200 parameters.
+        ConfigError: It would have more than 500 resources, 200 parameters or a million characters.
     """
     ids = make_unique({one.name: _camel(one.name) for one in tasks}, longest=_LONGEST_ID)
     resources = {"ExecutionRole": _execution_role(tasks)}
     for one in tasks:
         resources |= {f"{ids[one.name]}{suffix}": resource for suffix, resource in _build(one, ids[one.name])}
     parameters = {**_PARAMETERS, **ALARM_PARAMETERS, **_parameters_of(tasks)}
-    for count, limit, kind in (
-        (len(resources), MAX_RESOURCES, "resources"),
-        (len(parameters), MAX_PARAMETERS, "parameters"),
-    ):
-        if count > limit:
-            msg = (
-                f"the template would have {count} {kind}, and CloudFormation takes {limit}: name fewer TARGETs and "
-                "make several stacks, or use `--format terraform`, which has no such limit"
-            )
-            raise ConfigError(msg)
     left_out = f" Without {', '.join(producers)}: no worker runs a service without handlers." if producers else ""
     description = (
         f"Workers of smartpipe on Amazon ECS.{left_out} Written by `smartpipe deploy export --format ecs`; run it "
         "again when services or settings change."
     )
-    return {
+    template = {
         "AWSTemplateFormatVersion": "2010-09-09",
         "Description": description[:1_024],
         "Parameters": parameters,
         "Conditions": CONDITIONS,
         "Resources": resources,
     }
+    _check_limits(template)
+    return template
+
+
+def _check_limits(template: dict[str, Any]) -> None:
+    sizes = (
+        (len(template["Resources"]), MAX_RESOURCES, "resources"),
+        (len(template["Parameters"]), MAX_PARAMETERS, "parameters"),
+        (len(json.dumps(template, indent=2)), MAX_CHARACTERS, "characters"),
+    )
+    for size, limit, unit in sizes:
+        if size > limit:
+            msg = (
+                f"the template would have {size:,} {unit}, and CloudFormation takes {limit:,}: name fewer TARGETs and "
+                "make several stacks, or use `--format terraform`, which has no such limit"
+            )
+            raise ConfigError(msg)
 
 
 def _camel(text: str) -> str:
