@@ -105,7 +105,7 @@ class Alarm(NamedTuple):
         key: Its name in the template.
         above: Whether it is raised above the threshold, and not at or below it.
         minutes: In all of these minutes, one after the other.
-        missing: What a missing value means: ``breaching`` or ``notBreaching``.
+        missing: How a missing value counts: ``breaching`` or ``notBreaching``.
         steps: The name of the step scaling policy that it starts; None if it informs people.
     """
 
@@ -126,7 +126,7 @@ class Alarm(NamedTuple):
 
 
 class TaskScaling(NamedTuple):
-    """All policies and alarms of a service. *maximum* is None if the number of its tasks is fixed."""
+    """The policies and alarms of a service. *maximum* is None if the number of its tasks is fixed."""
 
     minimum: int
     maximum: int | None
@@ -229,7 +229,7 @@ def _watch_arrivals(workload: Workload, queues: Sequence[Scaling], number: int, 
     return Alarm(
         f"wake{_count(number)}",
         f"{prefix}{workload.name}-has-messages{_count(number)}",
-        f"Messages wait, and {workload.name} has no task. It is no fault: the alarm starts tasks.",
+        f"Messages wait, and {workload.name} has no task. This alarm starts tasks, and is not a fault.",
         Formula(metrics, {"needed": f"IF(FILL(desired, 0) > 0, 0, {needed})"}),
         threshold=0,
         above=True,
@@ -249,7 +249,7 @@ def _watch_idleness(workload: Workload, prefix: str) -> Alarm:
     return Alarm(
         "sleep",
         f"{prefix}{workload.name}-is-idle",
-        f"The queues of {workload.name} are empty. It is no fault: the alarm ends its tasks.",
+        f"The queues of {workload.name} are empty. This alarm ends its tasks, and is not a fault.",
         Formula((*_visible(queues, prefix), *_in_flight(queues, prefix)), {"messages": " + ".join(terms)}),
         threshold=0,
         above=False,
