@@ -44,7 +44,7 @@ def test_a_backlog_of_the_target_for_each_task_is_a_load_of_100_percent() -> Non
 def test_without_a_running_task_the_load_changes_nothing_however_many_messages_wait() -> None:
     assert load(visible1=10**6, tasks=0) == 100
     assert load(visible1=0, tasks=0) == 100
-    assert load(visible1=10**6) == 100  # Container Insights sends nothing
+    assert load(visible1=10**6) is None  # a service without tasks has no metrics
 
 
 def test_messages_in_flight_keep_the_tasks_that_handle_them_and_never_add_one() -> None:
@@ -55,6 +55,7 @@ def test_messages_in_flight_keep_the_tasks_that_handle_them_and_never_add_one() 
 
 def test_a_missing_number_of_messages_removes_no_task() -> None:
     assert load(flight1=0, tasks=3) is None
+    assert load(visible1=0, flight1=0) is None
     assert load(visible1=0, tasks=3) == 0  # SQS sends the messages in flight only while there are any
 
 
@@ -70,7 +71,7 @@ def test_more_queues_than_an_alarm_can_read_are_tracked_by_several_policies() ->
     found = template(*(Queue(f"parcels-{number}") for number in range(9)))
 
     sizes = [len(metrics_of(found, f"ParcelsBacklog{number}Policy")) for number in ("", 2, 3)]
-    assert sizes == [2 * 4 + 1 + 6, 2 * 4 + 1 + 6, 2 + 1 + 6]
+    assert sizes == [2 * 4 + 1 + 5, 2 * 4 + 1 + 5, 2 + 1 + 5]
     points = {f"visible{number}": 0.0 for number in range(1, 5)}
     assert evaluate(metrics_of(found, "ParcelsBacklog2Policy"), {**points, "visible4": TARGET, "tasks": 1}) == 100
 
@@ -80,6 +81,8 @@ def test_messages_start_tasks_only_while_none_is_wanted() -> None:
     assert needed(visible1=5 * TARGET, desired=0) == 5
     assert needed(visible1=5 * TARGET) == 5  # a service without tasks may have no metrics
     assert needed(visible1=5 * TARGET, desired=1) == 0
+    assert needed(visible1=5 * TARGET, flight1=1) == 0  # a task works, and its metrics are late
+    assert needed(None, Queue("express"), visible1=TARGET, flight2=1) == 0
     assert needed(visible1=0, desired=0) == 0
     assert needed(None, Queue("express"), visible2=2 * TARGET, desired=0) == 2  # the other queue is inactive
 
@@ -139,6 +142,7 @@ def test_the_alarm_for_missing_tasks_is_also_raised_without_container_insights_u
 
     assert evaluate(alarm["Metrics"], {"desired": 3, "running": 2}) == 1
     assert evaluate(alarm["Metrics"], {"desired": 3, "running": 3}) == 0
+    assert evaluate(alarm["Metrics"], {"desired": 3}) == 3
     assert alarm["TreatMissingData"] == "breaching"
     assert properties(template(min=0), "ParcelsTasksAlarm")["TreatMissingData"] == "notBreaching"
 
@@ -160,34 +164,40 @@ def test_each_queue_has_two_metrics_with_its_name_on_aws() -> None:
 def run_minutes(arrivals: list[int], minutes: int) -> list[tuple[int, int]]:
     """Return tasks and visible messages after each minute, if scaling acts on the values of the minute before.
 
-    A task handles 1,200 messages a minute, and starts within a minute. Target tracking scales out after three minutes
-    above 100, and in after fifteen below 90, as the documentation of AWS says.
+    A task handles 1,200 messages a minute, and runs a minute after it is wanted. A service without running tasks has no
+    metrics. Target tracking scales out after three minutes above 100, and in after fifteen below 90, as AWS documents.
     """
     found = template(min=0, max=10)
-    policy = properties(found, "ParcelsWakePolicy")["StepScalingPolicyConfiguration"]["StepAdjustments"]
-    tasks = running = visible = flight = above = below = idle = 0
+    steps = properties(found, "ParcelsWakePolicy")["StepScalingPolicyConfiguration"]["StepAdjustments"]
+    desired = running = visible = flight = above = below = idle = waking = cooled = 0
     history = []
     for minute in range(minutes):
         points = {"visible1": float(visible), "flight1": float(flight)}
-        percent = evaluate(metrics_of(found, "ParcelsBacklogPolicy"), {**points, "tasks": running}) or 0
-        wanted = evaluate(metrics_of(found, "ParcelsWakeAlarm"), {"visible1": visible, "desired": tasks}) or 0
-        left = evaluate(metrics_of(found, "ParcelsSleepAlarm"), points)
-        above, below = (above + 1 if percent > 100 else 0), (below + 1 if percent < 90 else 0)
-        idle = idle + 1 if left == 0 else 0
-        if wanted > 0:
-            steps = [one for one in policy if one["MetricIntervalLowerBound"] <= wanted]
-            tasks = steps[-1]["ScalingAdjustment"]
+        load = evaluate(
+            metrics_of(found, "ParcelsBacklogPolicy"), {**points, **({"tasks": running} if running else {})}
+        )
+        asked = {"desired": float(desired)} if running else {}
+        wanted = evaluate(metrics_of(found, "ParcelsWakeAlarm"), {**points, **asked}) or 0
+        idle = idle + 1 if evaluate(metrics_of(found, "ParcelsSleepAlarm"), points) == 0 else 0
+        waking = waking + 1 if wanted > 0 else 0
+        above = above + 1 if load is not None and load > 100 else 0
+        below = below + 1 if load is not None and load < 90 else 0
+        before = desired
+        if waking >= 2 and minute >= cooled:
+            desired += [one for one in steps if one["MetricIntervalLowerBound"] <= wanted][-1]["ScalingAdjustment"]
+            cooled = minute + 5
         elif idle >= 5:
             assert flight == 0
-            tasks = 0
-        elif above >= 3 or below >= 15:
-            tasks = min(10, max(0, math.ceil(running * percent / 100)))
+            desired = 0
+        elif load is not None and (above >= 3 or below >= 15):
+            desired = max(0, math.ceil(running * load / 100))
+        desired = min(10, desired)
         visible += arrivals[minute] if minute < len(arrivals) else 0
-        running = tasks if tasks < running or wanted == 0 else running
+        running = min(before, desired)
         handled = min(visible, running * TARGET)
         visible -= handled
         flight = math.ceil(handled * 0.5 / 60)  # Little's law
-        history.append((tasks, visible))
+        history.append((desired, visible))
     return history
 
 
@@ -195,7 +205,7 @@ def test_a_burst_into_an_idle_service_is_handled_and_the_service_is_idle_again()
     history = run_minutes([12_000], 30)
 
     assert max(tasks for tasks, _ in history) == 10
-    assert next(minute for minute, (_, visible) in enumerate(history) if minute and not visible) <= 5
+    assert next(minute for minute, (_, visible) in enumerate(history) if not visible) <= 5
     assert history[-1] == (0, 0)
 
 

@@ -28,6 +28,8 @@ SCALE_OUT_COOLDOWN_SECONDS = 60
 WAKE_COOLDOWN_SECONDS = 300
 """Longer than the delay of the metric DesiredTaskCount, so that tasks that are starting are not started again."""
 MIN_COOLDOWN_SECONDS = 300
+WAKE_MINUTES = 2
+"""More than one, so that a message at the moment of a measurement does not start a task beside those that run."""
 MIN_IDLE_MINUTES = 5
 ALARM_MINUTES = 10
 
@@ -148,8 +150,7 @@ def build_scaling(workload: Workload, prefix: str) -> TaskScaling:
     )
     steps: tuple[Steps, ...] = ()
     if workload.options.min == 0:
-        watching += [_watch_arrivals(workload, group, number, prefix) for number, group in enumerate(groups, 1)]
-        watching.append(_watch_idleness(workload, prefix))
+        watching += [_watch_arrivals(workload, prefix), _watch_idleness(workload, prefix)]
         steps = (
             Steps("wake", "ChangeInCapacity", WAKE_COOLDOWN_SECONDS, _double(workload.maximum)),
             Steps("sleep", "ExactCapacity", SCALE_OUT_COOLDOWN_SECONDS, (Step(None, 0, 0),)),
@@ -176,18 +177,17 @@ def _track(queues: Sequence[Scaling], prefix: str) -> Formula:
 
     The queue that needs most decides. A queue needs tasks for its backlog. Its messages in flight need the tasks that
     handle them: they never add tasks, but no task is removed while the others could not take over its work. Without a
-    running task the value is the target, so that nothing changes until the tasks that are starting run.
+    running task the value is the target, or there is none, so that nothing changes until the tasks that start run.
 
-    SQS sends the number of messages in flight only while there are any. A missing number of visible messages is left
-    missing, because target tracking does not scale in then.
+    SQS sends the number of messages in flight only while there are any, so a missing one is zero. The other metrics
+    stay missing: target tracking does not scale in then, and a filled value would hide one that only arrives later.
     """
     expressions = {
         "backlog": _highest(f"visible{number} / {queue.target}" for number, queue in enumerate(queues, 1)),
         "busy": _highest(f"FILL(flight{number}, 0) / {queue.slots}" for number, queue in enumerate(queues, 1)),
-        "running": "FILL(tasks, 0)",
-        "kept": "IF(busy > running, running, busy)",
+        "kept": "IF(busy > tasks, tasks, busy)",
         "needed": "IF(kept > backlog, kept, backlog)",
-        "load": f"IF(running > 0, {TARGET} * needed / running, {TARGET})",
+        "load": f"IF(tasks > 0, {TARGET} * needed / tasks, {TARGET})",
     }
     tasks = Metric("tasks", "RunningTaskCount", "Average")
     return Formula((*_visible(queues, prefix), *_in_flight(queues, prefix), tasks), expressions)
@@ -219,21 +219,27 @@ def _double(maximum: int) -> tuple[Step, ...]:
     return tuple(Step(*one) for one in zip(lowers, [*lowers[1:], None], tasks, strict=True))
 
 
-def _watch_arrivals(workload: Workload, queues: Sequence[Scaling], number: int, prefix: str) -> Alarm:
-    """Return the alarm that starts tasks: messages wait, and no task is wanted yet.
+def _watch_arrivals(workload: Workload, prefix: str) -> Alarm:
+    """Return the alarm that starts tasks: messages wait, none is in flight, and no task is wanted yet.
 
-    Its value is the number of tasks that the backlog needs.
+    Its value is the number of tasks that the backlog needs. A service without tasks has no metrics. Those of a service
+    with tasks may arrive later than the metrics of SQS, and therefore messages in flight count too.
     """
-    needed = _highest(f"FILL(visible{place}, 0) / {queue.target}" for place, queue in enumerate(queues, 1))
-    metrics = (*_visible(queues, prefix), Metric("desired", "DesiredTaskCount", "Maximum"))
+    queues = workload.queues
+    taken = " + ".join(f"FILL(flight{number}, 0)" for number in range(1, len(queues) + 1))
+    backlog = _highest(f"FILL(visible{number}, 0) / {queue.target}" for number, queue in enumerate(queues, 1))
+    desired = Metric("desired", "DesiredTaskCount", "Maximum")
     return Alarm(
-        f"wake{_count(number)}",
-        f"{prefix}{workload.name}-has-messages{_count(number)}",
+        "wake",
+        f"{prefix}{workload.name}-has-messages",
         f"Messages wait, and {workload.name} has no task. This alarm starts tasks, and is not a fault.",
-        Formula(metrics, {"needed": f"IF(FILL(desired, 0) > 0, 0, {needed})"}),
+        Formula(
+            (*_visible(queues, prefix), *_in_flight(queues, prefix), desired),
+            {"taken": taken, "backlog": backlog, "needed": "IF(FILL(desired, 0) + taken > 0, 0, backlog)"},
+        ),
         threshold=0,
         above=True,
-        minutes=1,
+        minutes=WAKE_MINUTES,
         missing="notBreaching",
         steps="wake",
     )
@@ -270,7 +276,7 @@ def _watch_tasks(workload: Workload, prefix: str) -> Alarm:
         f"{prefix}{workload.name}-tasks-missing",
         f"Fewer tasks of {workload.name} run than ECS wants to run, or Container Insights is off in the cluster. See "
         "the events of the service, and docs/runbooks/worker-down.md.",
-        Formula((desired, running), {"missing": "desired - running"}),
+        Formula((desired, running), {"missing": "desired - FILL(running, 0)"}),
         threshold=0,
         above=True,
         minutes=ALARM_MINUTES,
