@@ -59,6 +59,12 @@ def shop() -> list[Service]:
     ]
 
 
+def unusual() -> list[Service]:
+    """Return services whose names AWS accepts nowhere, or that are equal without their signs."""
+    names = ["a.b", "a-b", "urn:shop/1", "1st", "~~", "$x", "x" * 256]
+    return [subscribe(Service(name, queue=Queue(f"parcels-{place}"))) for place, name in enumerate(names)]
+
+
 def describe(services: Sequence[Service], table: dict[str, Any] | None = None, home: Home = NOWHERE) -> list[Task]:
     """Return the tasks of the services, with the settings of the environment."""
     names = [one.name for one in services]

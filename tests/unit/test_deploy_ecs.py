@@ -252,6 +252,16 @@ def test_services_whose_names_differ_only_in_signs_share_nothing() -> None:
     assert images["Image"] == SIZES["image"]
 
 
+def test_services_with_unusual_names_have_valid_and_different_names_on_aws() -> None:
+    from cfnlint.api import ManualArgs, lint
+
+    template = template_of(ecs.unusual(), SIZES)
+
+    assert lint(json.dumps(template), config=ManualArgs(regions=["eu-west-1"])) == []
+    definitions = [one for one in template["Resources"].values() if one["Type"] == "AWS::ECS::TaskDefinition"]
+    assert len({one["Properties"]["Family"] for one in definitions}) == len(ecs.unusual()) + 1
+
+
 def test_fifty_services_fit_into_a_stack_and_too_many_are_refused_with_an_alternative() -> None:
     def many(number: int) -> list[Service]:
         return [subscribe(Service(f"service-{one}")) for one in range(number)]

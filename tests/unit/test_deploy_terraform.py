@@ -74,6 +74,12 @@ def test_terraform_accepts_a_configuration_with_every_option(tmp_path: Path) -> 
     assert validate(tmp_path) == []
 
 
+def test_terraform_accepts_services_with_unusual_names(tmp_path: Path) -> None:
+    initialize(tmp_path, configuration_of(ecs.unusual(), {**SIZES, **PROMISE}))
+
+    assert validate(tmp_path) == []
+
+
 def test_terraform_would_notice_an_unknown_argument(tmp_path: Path) -> None:
     configuration = configuration_of()
     configuration["resource"]["aws_ecs_service"]["billing"]["color"] = "red"

@@ -92,7 +92,7 @@ def build_template(tasks: Sequence[Task], producers: Sequence[str]) -> dict[str,
     Raises:
         ConfigError: It would have more than 500 resources, 200 parameters or a million characters.
     """
-    ids = make_unique({one.name: _camel(one.name) for one in tasks}, longest=_LONGEST_ID)
+    ids = make_unique({one.name: _camel(one.name) or "Service" for one in tasks}, longest=_LONGEST_ID)
     resources = {"ExecutionRole": _execution_role(tasks)}
     for one in tasks:
         resources |= {f"{ids[one.name]}{suffix}": resource for suffix, resource in _build(one, ids[one.name])}
@@ -389,7 +389,7 @@ def _queries(formula: Formula, id_: str, period: dict[str, int]) -> Iterator[dic
             "ReturnData": metric.id == formula.result,
         }
     for name, expression in formula.expressions.items():
-        yield {"Id": name, "Expression": expression, "Label": name, "ReturnData": name == formula.result}
+        yield {"Id": name, "Expression": expression, "ReturnData": name == formula.result}
 
 
 def _alarm(alarm: Alarm, id_: str) -> dict[str, Any]:

@@ -137,9 +137,9 @@ class TaskScaling(NamedTuple):
     alarms: tuple[Alarm, ...]
 
 
-def build_scaling(workload: Workload, prefix: str) -> TaskScaling:
-    """Return the scaling of a workload, and the alarms for people."""
-    watching = [_watch_tasks(workload, prefix), *_watch_ages(workload, prefix)]
+def build_scaling(workload: Workload, prefix: str, name: str) -> TaskScaling:
+    """Return the scaling of a workload, and the alarms for people, whose names begin with *name*."""
+    watching = [_watch_tasks(workload, name), *_watch_ages(workload, prefix, name)]
     if not scales(workload):
         return TaskScaling(workload.options.min, None, (), (), tuple(watching))
     groups = _split(workload.queues)
@@ -150,7 +150,7 @@ def build_scaling(workload: Workload, prefix: str) -> TaskScaling:
     )
     steps: tuple[Steps, ...] = ()
     if workload.options.min == 0:
-        watching += [_watch_arrivals(workload, prefix), _watch_idleness(workload, prefix)]
+        watching += [_watch_arrivals(workload, prefix, name), _watch_idleness(workload, prefix, name)]
         steps = (
             Steps("wake", "ChangeInCapacity", WAKE_COOLDOWN_SECONDS, _double(workload.maximum)),
             Steps("sleep", "ExactCapacity", SCALE_OUT_COOLDOWN_SECONDS, (Step(None, 0, 0),)),
@@ -219,7 +219,7 @@ def _double(maximum: int) -> tuple[Step, ...]:
     return tuple(Step(*one) for one in zip(lowers, [*lowers[1:], None], tasks, strict=True))
 
 
-def _watch_arrivals(workload: Workload, prefix: str) -> Alarm:
+def _watch_arrivals(workload: Workload, prefix: str, name: str) -> Alarm:
     """Return the alarm that starts tasks: messages wait, none is in flight, and no task is wanted yet.
 
     Its value is the number of tasks that the backlog needs. A service without tasks has no metrics. Those of a service
@@ -231,7 +231,7 @@ def _watch_arrivals(workload: Workload, prefix: str) -> Alarm:
     desired = Metric("desired", "DesiredTaskCount", "Maximum")
     return Alarm(
         "wake",
-        f"{prefix}{workload.name}-has-messages",
+        f"{name}-has-messages",
         f"Messages wait, and {workload.name} has no task. This alarm starts tasks, and is not a fault.",
         Formula(
             (*_visible(queues, prefix), *_in_flight(queues, prefix), desired),
@@ -245,7 +245,7 @@ def _watch_arrivals(workload: Workload, prefix: str) -> Alarm:
     )
 
 
-def _watch_idleness(workload: Workload, prefix: str) -> Alarm:
+def _watch_idleness(workload: Workload, prefix: str, name: str) -> Alarm:
     """Return the alarm that ends all tasks: no message is visible or in flight in any queue, for some minutes.
 
     A message that waits for its next attempt is in flight. A missing number of visible messages never ends a task.
@@ -254,7 +254,7 @@ def _watch_idleness(workload: Workload, prefix: str) -> Alarm:
     terms = [f"visible{number} + FILL(flight{number}, 0)" for number in range(1, len(queues) + 1)]
     return Alarm(
         "sleep",
-        f"{prefix}{workload.name}-is-idle",
+        f"{name}-is-idle",
         f"The queues of {workload.name} are empty. This alarm ends its tasks, and is not a fault.",
         Formula((*_visible(queues, prefix), *_in_flight(queues, prefix)), {"messages": " + ".join(terms)}),
         threshold=0,
@@ -265,15 +265,15 @@ def _watch_idleness(workload: Workload, prefix: str) -> Alarm:
     )
 
 
-def _watch_tasks(workload: Workload, prefix: str) -> Alarm:
+def _watch_tasks(workload: Workload, name: str) -> Alarm:
     """Return the alarm for missing tasks. Without Container Insights it is raised, unless there may be no tasks."""
     desired, running = (
-        Metric(name, metric, "Maximum")
-        for name, metric in (("desired", "DesiredTaskCount"), ("running", "RunningTaskCount"))
+        Metric(id_, metric, "Maximum")
+        for id_, metric in (("desired", "DesiredTaskCount"), ("running", "RunningTaskCount"))
     )
     return Alarm(
         "tasks",
-        f"{prefix}{workload.name}-tasks-missing",
+        f"{name}-tasks-missing",
         f"Fewer tasks of {workload.name} run than ECS wants to run, or Container Insights is off in the cluster. See "
         "the events of the service, and docs/runbooks/worker-down.md.",
         Formula((desired, running), {"missing": "desired - FILL(running, 0)"}),
@@ -284,19 +284,19 @@ def _watch_tasks(workload: Workload, prefix: str) -> Alarm:
     )
 
 
-def _watch_ages(workload: Workload, prefix: str) -> Iterator[Alarm]:
+def _watch_ages(workload: Workload, prefix: str, name: str) -> Iterator[Alarm]:
     """Yield an alarm for each queue whose oldest message waits for longer than the promise."""
     promise = workload.options.max_wait_seconds
     if promise is None:
         return
     for number, queue in enumerate(workload.queues, 1):
-        name = physical_name(prefix, queue.queue)
+        place = physical_name(prefix, queue.queue)
         yield Alarm(
             f"age{_count(number)}",
-            f"{prefix}{workload.name}-messages-wait{_count(number)}",
-            f"The oldest message of queue {name} has been waiting for more than {promise + queue.delay_seconds:g} s, "
+            f"{name}-messages-wait{_count(number)}",
+            f"The oldest message of queue {place} has been waiting for more than {promise + queue.delay_seconds:g} s, "
             "which is the promise of max_wait_seconds and the delay of the queue. See docs/runbooks/oldest-message.md.",
-            Formula((Metric("age", "ApproximateAgeOfOldestMessage", "Maximum", name),), {}),
+            Formula((Metric("age", "ApproximateAgeOfOldestMessage", "Maximum", place),), {}),
             threshold=promise + queue.delay_seconds,
             above=True,
             minutes=ALARM_MINUTES,

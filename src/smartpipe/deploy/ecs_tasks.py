@@ -19,7 +19,7 @@ from smartpipe.names import account_in, is_arn, region_in
 from smartpipe.topology.export.portable import make_unique
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from smartpipe.deploy.workloads import Workload
 
@@ -37,6 +37,10 @@ ARN_PATTERN = (
     "^arn:aws[a-z-]*:(secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[^:]+|ssm:[a-z0-9-]+:[0-9]{12}:parameter/[^:]+)$"
 )
 """ARNs of secrets and parameters, without a JSON key or a version, because IAM would not match these."""
+_NOT_IN_FAMILIES = re.compile(r"[^A-Za-z0-9_-]")
+_MAX_FAMILY = 200
+"""A family has at most 255 characters, and some names that begin with it get suffixes."""
+_NOT_IN_WORDS = re.compile(r"[^a-z0-9]+")
 PROTECTION = ("ecs:GetTaskProtection", "ecs:UpdateTaskProtection")
 
 
@@ -126,28 +130,33 @@ def build_tasks(
         raise ConfigError(errors)
     images = [one.options.image for one in workloads]
     common = max(images, key=lambda image: (images.count(image), -images.index(image)))
-    names, secrets = (
-        make_unique({name: re.sub(r"[^a-z0-9]+", "-", name.lower()) for name in dict.fromkeys(all_names)})
-        for all_names in ([one.name for one in workloads], [one.options.secret for one in workloads])
-    )
+    words = _name_uniquely(one.name for one in workloads)
+    secrets = _name_uniquely(one.options.secret for one in workloads)
+    families = {one.name: _NOT_IN_FAMILIES.sub("-", prefix + one.name) for one in workloads}
+    families = make_unique(families, longest=_MAX_FAMILY)
     return [
         _build_task(
             one,
             rights[one.name],
             prefix,
-            Input(("image",) if one.options.image == common else (names[one.name], "image")),
+            families[one.name],
+            Input(("image",) if one.options.image == common else (words[one.name], "image")),
             {variable: _secret(secrets[one.options.secret], variable) for variable in one.secrets},
         )
         for one in workloads
     ]
 
 
+def _name_uniquely(names: Iterable[str]) -> dict[str, str]:
+    return make_unique({name: _NOT_IN_WORDS.sub("-", name.lower()) for name in dict.fromkeys(names)})
+
+
 def _build_task(
-    one: Workload, policies: dict[str, Any], prefix: str, image: Input, secrets: Mapping[str, Input]
+    one: Workload, policies: dict[str, Any], prefix: str, family: str, image: Input, secrets: Mapping[str, Input]
 ) -> Task:
     return Task(
         name=one.name,
-        family=re.sub(r"[^A-Za-z0-9_-]", "-", prefix + one.name)[:255],
+        family=family,
         image=image,
         default_image=one.options.image,
         cpu_units=round(one.options.cpu * CPU_UNITS),
@@ -158,7 +167,7 @@ def _build_task(
         policies=policies,
         protected=one.options.protect_task,
         on_demand=_count_on_demand(one) if one.options.spot else None,
-        scaling=build_scaling(one, prefix),
+        scaling=build_scaling(one, prefix, family),
     )
 
 

@@ -81,7 +81,7 @@ def build_configuration(tasks: Sequence[Task], producers: Sequence[str]) -> dict
         "resource": {kind: dict(sorted(blocks.items())) for kind, blocks in sorted(resources.items())},
         "output": {
             "service_names": {
-                "value": {one.name: f"${{aws_ecs_service.{labels[one.name]}.name}}" for one in tasks},
+                "value": {escape(one.name): f"${{aws_ecs_service.{labels[one.name]}.name}}" for one in tasks},
             }
         },
     }
@@ -164,7 +164,7 @@ def _role(
         if inline:
             yield "aws_iam_role_policy", named, {"name": name, "role": role, "policy": json.dumps(document)}
             continue
-        yield "aws_iam_policy", named, {"name_prefix": prefix, "policy": json.dumps(document)}
+        yield "aws_iam_policy", named, {"name_prefix": prefix[:_MAX_PREFIX], "policy": json.dumps(document)}
         attached = {"role": role, "policy_arn": f"${{aws_iam_policy.{named}.arn}}"}
         yield "aws_iam_role_policy_attachment", named, attached
 
@@ -335,7 +335,7 @@ def _queries(formula: Formula, label: str) -> Iterator[dict[str, Any]]:
             "return_data": metric.id == formula.result,
         }
     for name, expression in formula.expressions.items():
-        yield {"id": name, "expression": expression, "label": name, "return_data": name == formula.result}
+        yield {"id": name, "expression": expression, "return_data": name == formula.result}
 
 
 def _alarm(alarm: Alarm, label: str) -> dict[str, Any]:
