@@ -18,6 +18,7 @@ from tests.support import ecs
 from tests.support.ecs import PROMISE, SIZES, properties, subscribe, template_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SKIPPED_CHECKS = {"CKV_AWS_158": "CloudWatch encrypts log groups itself; a KMS key is a choice of the account"}
@@ -52,15 +53,21 @@ def test_cfn_lint_finds_no_error_in_a_template_with_every_option() -> None:
         assert [str(error) for error in errors] == []
 
 
-def test_checkov_finds_only_what_is_argued(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "build", "passed"),
+    [("ecs.json", template_of, 40), ("main.tf.json", ecs.configuration_of, 60)],
+    ids=["cloudformation", "terraform"],
+)
+def test_checkov_finds_only_what_is_argued(name: str, build: Callable[[], Any], passed: int, tmp_path: Path) -> None:
     checkov = shutil.which("checkov") or pytest.skip("needs checkov")
-    (tmp_path / "ecs.json").write_text(json.dumps(template_of()))
+    (tmp_path / name).write_text(json.dumps(build(), indent=1))
 
-    command = [checkov, "-f", "ecs.json", "--framework", "cloudformation", "--output", "json", "--skip-download"]
+    frameworks = ["cloudformation", "terraform", "terraform_json"]
+    command = [checkov, "-d", ".", "--framework", *frameworks, "--output", "json", "--skip-download"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=110)
 
     results = json.loads(done.stdout)["results"]
-    assert len(results["passed_checks"]) > 40
+    assert len(results["passed_checks"]) > passed
     assert {one["check_id"] for one in results["failed_checks"]} == SKIPPED_CHECKS.keys()
 
 
@@ -125,6 +132,13 @@ def test_containers_have_no_more_rights_than_they_need_and_can_write_only_to_tmp
         assert properties(template_of(), f"{name}Service")["EnableExecuteCommand"] is False
 
 
+def test_an_outage_of_logs_does_not_block_a_worker() -> None:
+    options = container("Billing")["LogConfiguration"]["Options"]
+
+    assert options["mode"] == "non-blocking"
+    assert options["awslogs-group"] == {"Ref": "BillingLogGroup"}
+
+
 def test_a_deployment_never_stops_a_worker_before_its_successor_runs_and_rolls_back_if_none_does() -> None:
     assert properties(template_of(), "BillingService")["DeploymentConfiguration"] == {
         "MinimumHealthyPercent": 100,
@@ -144,13 +158,15 @@ def test_a_service_has_a_count_only_without_a_scaler() -> None:
     assert target["ResourceId"] == {"Fn::Sub": "service/${Cluster}/${OrderMailService.Name}"}
 
 
-def test_spot_capacity_never_runs_the_only_task_of_a_service_that_always_has_one() -> None:
+def test_spot_capacity_never_runs_all_tasks_of_a_service_that_always_has_one_and_may_have_more() -> None:
     template = template_of()
     spot = {"CapacityProvider": "FARGATE_SPOT", "Weight": 1}
     base = {"CapacityProvider": "FARGATE", "Base": 1, "Weight": 0}
 
     assert properties(template, "ReportsService")["CapacityProviderStrategy"] == [base, spot]
     assert properties(template, "OrderMailService")["CapacityProviderStrategy"] == [spot]
+    alone = template_of([subscribe(Service("parcels"))], {**SIZES, "spot": True})
+    assert properties(alone, "ParcelsService")["CapacityProviderStrategy"] == [spot]  # or spot would have no effect
     assert properties(template, "BillingService")["LaunchType"] == "FARGATE"
     ec2 = properties(template, "VideosService")
     assert ec2["CapacityProviderStrategy"] == [{"CapacityProvider": {"Ref": "CapacityProvider"}, "Weight": 1}]

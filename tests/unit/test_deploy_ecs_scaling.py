@@ -86,6 +86,12 @@ def test_messages_start_tasks_only_while_none_is_wanted() -> None:
     assert needed(visible1=0, desired=0) == 0
     assert needed(None, Queue("express"), visible2=2 * TARGET, desired=0) == 2  # the other queue is inactive
 
+    alarm = properties(template(min=0), "ParcelsWakeAlarm")
+    assert (alarm["ComparisonOperator"], alarm["Threshold"]) == ("GreaterThanThreshold", 0)
+    assert (alarm["TreatMissingData"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == ("notBreaching", 2, 2)
+    policy = properties(template(min=0), "ParcelsWakePolicy")["StepScalingPolicyConfiguration"]
+    assert (policy["AdjustmentType"], policy["Cooldown"]) == ("ChangeInCapacity", 300)
+
 
 @pytest.mark.parametrize("maximum", [1, 2, 3, 8, 10, 10_000])
 def test_a_backlog_without_tasks_starts_enough_tasks_and_never_more_than_the_maximum(maximum: int) -> None:
@@ -129,12 +135,12 @@ def test_the_policies_end_all_tasks_by_steps_and_only_with_a_minimum_of_zero() -
 
 
 def test_scaling_in_waits_for_at_least_the_grace_period() -> None:
-    def cooldown(**options: Any) -> int:
+    def cooldowns(**options: Any) -> tuple[int, int]:
         policy = properties(template(**options), "ParcelsBacklogPolicy")["TargetTrackingScalingPolicyConfiguration"]
-        return int(policy["ScaleInCooldown"])
+        return policy["ScaleOutCooldown"], policy["ScaleInCooldown"]
 
-    assert cooldown() == 300
-    assert cooldown(platform="ec2", drain_seconds=900) == 905
+    assert cooldowns() == (60, 300)
+    assert cooldowns(platform="ec2", drain_seconds=900) == (60, 905)
 
 
 def test_the_alarm_for_missing_tasks_is_also_raised_without_container_insights_unless_zero_is_allowed() -> None:
