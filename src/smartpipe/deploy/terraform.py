@@ -28,6 +28,7 @@ _REGION = "${data.aws_region.current.id}"
 """``id`` is the name of the region in all versions; 5 has no ``region``, and 6 will lose ``name``."""
 _PARTITION = "${data.aws_partition.current.partition}"
 _ARN = rf"arn:{_PARTITION}:\1:{_REGION}:{_ACCOUNT}:"
+_LOG_GROUPS = "/ecs/smartpipe/"
 _MAX_PREFIX = 38
 """The longest name_prefix of a role."""
 _TARGET_ARGUMENTS = ("service_namespace", "resource_id", "scalable_dimension")
@@ -69,7 +70,7 @@ def build_configuration(tasks: Sequence[Task], producers: Sequence[str]) -> dict
         for kind, label, block in _build(one, labels[one.name]):
             resources.setdefault(kind, {})[label] = block
     secrets = list(dict.fromkeys(_reference(secret) for one in tasks for secret in one.secrets))
-    for kind, label, block in _execution_role(secrets, [labels[one.name] for one in tasks]):
+    for kind, label, block in _execution_role(secrets):
         resources.setdefault(kind, {})[label] = block
     left_out = f" Without {', '.join(producers)}: no worker runs a service without handlers." if producers else ""
     return {
@@ -119,10 +120,10 @@ def _variables_of(tasks: Sequence[Task]) -> dict[str, Any]:
     return found
 
 
-def _execution_role(secrets: Sequence[str], labels: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _execution_role(secrets: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield the role with which ECS itself pulls images, writes logs and reads secrets; containers cannot use it."""
     layers = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-    logs = [f"${{aws_cloudwatch_log_group.{label}.arn}}:*" for label in labels]
+    logs = [f"arn:{_PARTITION}:logs:{_REGION}:{_ACCOUNT}:log-group:{_LOG_GROUPS}*"]
     statements = [
         _allow("LogIn", ["ecr:GetAuthorizationToken"], ["*"]),
         _allow("PullImages", layers, [f"arn:{_PARTITION}:ecr:*:*:repository/*"]),
@@ -176,7 +177,7 @@ def _build(one: Task, label: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         policies["protect"] = _document([_allow("ProtectTasks", PROTECTION, [tasks])])
     roles = list(_role(label, f"{one.family}-", policies, inline=one.fits_inline))
     yield from roles
-    group = {"name": f"/ecs/{one.family}", "retention_in_days": "${var.log_retention_days}"}
+    group = {"name": f"{_LOG_GROUPS}{one.family}", "retention_in_days": "${var.log_retention_days}"}
     yield "aws_cloudwatch_log_group", label, group
     yield "aws_ecs_task_definition", label, _task_definition(one, label)
     granted = [f"{kind}.{name}" for kind, name, _ in roles if kind in ("aws_iam_role_policy", _ATTACHMENT)]
