@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 TABLE = "tool.smartpipe.deploy"
-REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": '"512Mi"'}
+REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": '"1Gi"'}
 """The options that have no default, each with an example of its value."""
 _MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi)")
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
