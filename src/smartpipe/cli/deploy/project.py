@@ -71,7 +71,7 @@ class Project:
         """
         from smartpipe.transports.aws.variables import check_region
 
-        variable = next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+        variable = _find_region_variable()
         if variable is None:
             msg = "no AWS region for the containers: set AWS_REGION, such as eu-west-1"
             raise ConfigError(msg)
@@ -123,13 +123,18 @@ class Project:
             ConfigError: Options or settings are wrong, or Amazon ECS cannot run the workloads.
         """
         settings = AwsSettings.load()
-        region = next((os.environ[name] for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+        variable = _find_region_variable()
+        home = Home(os.environ[variable] if variable else None, settings.account_id)
         workloads = self.build_workloads({})
         rights = self._build_rights(workloads, portable_naming(settings.prefix, settings.application))
-        return build_tasks(workloads, rights, settings.prefix, Home(region, settings.account_id))
+        return build_tasks(workloads, rights, settings.prefix, home)
 
     def _build_rights(self, workloads: Sequence[Workload], naming: Naming) -> dict[str, dict[str, Any]]:
         return build_rights(workloads, list(self.services.values()), naming, TableAndBucket.from_environment())
+
+
+def _find_region_variable() -> str | None:
+    return next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
 
 
 def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str]) -> Any:
