@@ -116,6 +116,7 @@ async def test_the_scaling_api_accepts_policies_and_alarms_that_motos_engine_lea
     assert names <= {one["AlarmName"] for one in found}
 
 
+@pytest.mark.timeout(400)
 async def test_terraform_plans_every_resource_and_resolves_every_expression(
     network: dict[str, list[str]], moto: EmbeddedBroker, tmp_path: Path
 ) -> None:

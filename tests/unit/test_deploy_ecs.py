@@ -53,6 +53,7 @@ def test_cfn_lint_finds_no_error_in_a_template_with_every_option() -> None:
         assert [str(error) for error in errors] == []
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("name", "build", "passed"),
     [("ecs.json", template_of, 40), ("main.tf.json", ecs.configuration_of, 60)],

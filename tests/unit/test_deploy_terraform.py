@@ -68,18 +68,21 @@ def check(block: dict[str, Any], table: dict[str, Any], place: str, more: dict[s
             yield f"{place}: {name} is not of type {arguments[name]}"
 
 
+@pytest.mark.timeout(400)
 def test_terraform_accepts_a_configuration_with_every_option(tmp_path: Path) -> None:
     initialize(tmp_path, configuration_of())
 
     assert validate(tmp_path) == []
 
 
+@pytest.mark.timeout(400)
 def test_terraform_accepts_services_with_unusual_names(tmp_path: Path) -> None:
     initialize(tmp_path, configuration_of(ecs.unusual(), {**SIZES, **PROMISE}))
 
     assert validate(tmp_path) == []
 
 
+@pytest.mark.timeout(400)
 def test_terraform_would_notice_an_unknown_argument(tmp_path: Path) -> None:
     configuration = configuration_of()
     configuration["resource"]["aws_ecs_service"]["billing"]["color"] = "red"

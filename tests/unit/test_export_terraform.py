@@ -33,6 +33,7 @@ def test_the_aws_provider_knows_every_argument_of_a_configuration_with_every_fea
     assert find_errors(configuration_of(*everything())) == []
 
 
+@pytest.mark.timeout(400)
 def test_terraform_accepts_a_configuration_with_every_feature(tmp_path: Path) -> None:
     initialize(tmp_path, adapt_to_older_provider(configuration_of(*everything())))
 
