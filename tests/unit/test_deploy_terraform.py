@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smartpipe import Queue, Service
-from tests.support import ecs
+from smartpipe.topology.export.terraform import build_configuration
+from tests.support import ecs, exported
 from tests.support.ecs import PROMISE, SIZES, configuration_of, metrics_of, properties, subscribe, template_of
-from tests.support.terraform_program import initialize, validate
+from tests.support.terraform_program import adapt_to_older_provider, initialize, validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "deploy-ecs.md"
 TABLE = json.loads((Path(__file__).parents[1] / "support" / "terraform_ecs.json").read_text())["resources"]
 META_ARGUMENTS = {"depends_on": "list", "lifecycle": "map"}
 TYPES = {"string": str, "number": (int, float), "bool": bool, "list": list, "set": list, "map": dict}
@@ -78,6 +80,21 @@ def test_terraform_accepts_a_configuration_with_every_option(tmp_path: Path) -> 
 @pytest.mark.timeout(400)
 def test_terraform_accepts_services_with_unusual_names(tmp_path: Path) -> None:
     initialize(tmp_path, configuration_of(ecs.unusual(), {**SIZES, **PROMISE}))
+
+    assert validate(tmp_path) == []
+
+
+@pytest.mark.timeout(400)
+def test_terraform_accepts_the_modules_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SMARTPIPE_OUTBOX_URL")
+    topology = build_configuration([exported.mailer(), exported.affiliates()], prefix="test-", application="shop")
+    modules = {"topology": adapt_to_older_provider(topology), "workers": configuration_of([exported.mailer()], SIZES)}
+    for name, module in modules.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "main.tf.json").write_text(json.dumps(module))
+    [block] = re.findall(r"^```terraform\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "modules.tf").write_text(block)
+    initialize(tmp_path, {"terraform": {"required_version": ">= 1.5"}})
 
     assert validate(tmp_path) == []
 
