@@ -1,7 +1,8 @@
 """The parts of CloudWatch's metric math that exports use, over one data point of each metric.
 
-Written from "Use metric math": an operation with a missing data point, or a division by zero, has no data point. Lists
-leave missing data points out. Alarms take ten metrics and ten expressions, of which one is returned (MetricDataQuery).
+Written from "Use metric math": arithmetic with a missing data point, or a division by zero, has no data point. A
+comparison takes a missing data point for zero, unless both are missing. Lists leave missing data points out. Alarms
+take ten metrics and ten expressions, of which one is returned (MetricDataQuery).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _evaluate(node: ast.AST, known: Mapping[str, float | None]) -> float | None:
         case ast.BinOp(left=left, op=operation, right=right):
             return _operate(operation, _evaluate(left, known), _evaluate(right, known))
         case ast.Compare(left=left, ops=[operation], comparators=[right]):
-            return _operate(operation, _evaluate(left, known), _evaluate(right, known))
+            return _compare(operation, _evaluate(left, known), _evaluate(right, known))
         case ast.Call(func=ast.Name(id="IF"), args=[condition, chosen, otherwise]):
             holds = _evaluate(condition, known)
             return None if holds is None else _evaluate(chosen if holds else otherwise, known)
@@ -72,3 +73,9 @@ def _operate(operation: ast.AST, left: float | None, right: float | None) -> flo
     if left is None or right is None or (isinstance(operation, ast.Div) and right == 0):
         return None
     return float(_OPERATIONS[type(operation)](left, right))
+
+
+def _compare(operation: ast.AST, left: float | None, right: float | None) -> float | None:
+    if left is None and right is None:
+        return None
+    return float(_OPERATIONS[type(operation)](left or 0, right or 0))

@@ -41,10 +41,15 @@ def test_a_backlog_of_the_target_for_each_task_is_a_load_of_100_percent() -> Non
     assert load(visible1=0, flight1=0, tasks=3) == 0
 
 
-def test_without_a_running_task_the_load_changes_nothing_however_many_messages_wait() -> None:
-    assert load(visible1=10**6, tasks=0) == 100
-    assert load(visible1=0, tasks=0) == 100
-    assert load(visible1=10**6) is None  # a service without tasks has no metrics
+def test_without_a_running_task_nothing_changes_however_many_messages_wait() -> None:
+    assert load(visible1=10**6, tasks=0) is None
+    assert load(visible1=0, tasks=0) is None
+    assert load(visible1=10**6, flight1=5) is None  # a service without tasks has no metrics
+
+
+def test_a_minute_whose_tasks_are_not_counted_yet_has_no_value_that_could_hide_a_backlog() -> None:
+    assert load(visible1=10 * TARGET, flight1=10) is None
+    assert load(None, Queue("express"), visible1=10 * TARGET, visible2=0, flight1=10) is None
 
 
 def test_messages_in_flight_keep_the_tasks_that_handle_them_and_never_add_one() -> None:
@@ -55,6 +60,7 @@ def test_messages_in_flight_keep_the_tasks_that_handle_them_and_never_add_one() 
 
 def test_a_missing_number_of_messages_removes_no_task() -> None:
     assert load(flight1=0, tasks=3) is None
+    assert load(flight1=5, tasks=3) is None
     assert load(visible1=0, flight1=0) is None
     assert load(visible1=0, tasks=3) == 0  # SQS sends the messages in flight only while there are any
 

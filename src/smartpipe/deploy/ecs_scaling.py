@@ -176,18 +176,22 @@ def _track(queues: Sequence[Scaling], prefix: str) -> Formula:
     """Return the tasks that the queues need, in percent of those that run.
 
     The queue that needs most decides. A queue needs tasks for its backlog. Its messages in flight need the tasks that
-    handle them: they never add tasks, but no task is removed while the others could not take over its work. Without a
-    running task the value is the target, or there is none, so that nothing changes until the tasks that start run.
+    handle them: they never add tasks, but no task is removed while the others could not take over its work.
+
+    Without a running task there is no value, because a division by zero has none, so nothing changes until the tasks
+    that start run. A comparison takes a missing value for zero. So IF as a guard would return a number also for a
+    minute whose tasks are not yet counted, which would hide a backlog. And ``needed`` adds to the backlog, so that it
+    is missing whenever the backlog is.
 
     SQS sends the number of messages in flight only while there are any, so a missing one is zero. The other metrics
-    stay missing: target tracking does not scale in then, and a filled value would hide one that only arrives later.
+    stay missing: target tracking does not scale in then.
     """
     expressions = {
         "backlog": _highest(f"visible{number} / {queue.target}" for number, queue in enumerate(queues, 1)),
         "busy": _highest(f"FILL(flight{number}, 0) / {queue.slots}" for number, queue in enumerate(queues, 1)),
         "kept": "IF(busy > tasks, tasks, busy)",
-        "needed": "IF(kept > backlog, kept, backlog)",
-        "load": f"IF(tasks > 0, {TARGET} * needed / tasks, {TARGET})",
+        "needed": "backlog + IF(kept > backlog, kept - backlog, 0)",
+        "load": f"{TARGET} * needed / tasks",
     }
     tasks = Metric("tasks", "RunningTaskCount", "Average")
     return Formula((*_visible(queues, prefix), *_in_flight(queues, prefix), tasks), expressions)
