@@ -12,9 +12,11 @@ import typer
 from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import read_pyproject
+from smartpipe.deploy.cloudformation import build_template
 from smartpipe.deploy.compose import AWS_FILE, BROKER_URL, LOCAL_FILE, Contents, write_aws, write_local
 from smartpipe.deploy.dockerfile import choose_python, write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
+from smartpipe.deploy.terraform import build_configuration
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.doctor.lookup import find
 from smartpipe.errors import ConfigError
@@ -118,8 +120,18 @@ def _write_compose_files(project: Project) -> dict[str, str]:
     return {LOCAL_FILE: _write_compose(project), AWS_FILE: write_aws(on_aws)}
 
 
+def _write_template(project: Project) -> str:
+    return format_json(build_template(project.describe_tasks(), project.producers))
+
+
+def _write_configuration(project: Project) -> str:
+    return format_json(build_configuration(project.describe_tasks(), project.producers))
+
+
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
     "compose": Format(_write_compose, _write_compose_files),
     "dockerfile": Format(_write_dockerfile),
+    "ecs": Format(_write_template),
+    "terraform": Format(_write_configuration),
 }

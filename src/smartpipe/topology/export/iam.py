@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, is_arn
 from smartpipe.topology.derive import derive
+from smartpipe.topology.export.portable import ACCOUNT
 from smartpipe.topology.kinds import KINDS
 from smartpipe.topology.resources import POLICY_VERSION
 from smartpipe.topology.table_and_bucket import BUCKET_READ_ACTIONS, BUCKET_WRITE_ACTIONS, NO_TABLE_AND_BUCKET
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 6_144
 """The longest managed policy, without white space: IAM and AWS STS quotas, "IAM and STS character limits"."""
+MAX_PORTABLE_CHARACTERS = 4_900
+"""The same in a template, because ARNs get longer: with aws-us-gov and a long region, each by up to 12 characters."""
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
@@ -48,6 +51,7 @@ def build_policies(
     topology = derive([service], naming, table_and_bucket)
     objects = [table_and_bucket.bucket.objects_arn(naming.partition)] if table_and_bucket.bucket else []
     readable = table_and_bucket.readable_objects(naming.partition)
+    longest = MAX_PORTABLE_CHARACTERS if naming.account_id == ACCOUNT else MAX_CHARACTERS
     read_payloads = _allow("GetPayloads", BUCKET_READ_ACTIONS, readable)
     found: dict[Purpose, list[dict[str, Any]]] = {
         "publish": [*_allow_publishing(service, naming, objects), *_allow_kinds("publish", topology)],
@@ -58,7 +62,7 @@ def build_policies(
     return {
         name if number == 1 else f"{name}-{number}": document
         for name, statements in found.items()
-        for number, document in enumerate(_split(statements), 1)
+        for number, document in enumerate(_split(statements, longest), 1)
     }
 
 
@@ -75,13 +79,13 @@ def describe_split_policies(service: str, policies: Mapping[str, Any]) -> list[s
     ]
 
 
-def _split(statements: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the documents with these statements, each short enough for IAM."""
+def _split(statements: Iterable[dict[str, Any]], longest: int) -> Iterator[dict[str, Any]]:
+    """Yield the documents with these statements, each of at most *longest* characters."""
     part: list[dict[str, Any]] = []
     for statement in statements:
         rest = statement["Resource"]
         while rest:
-            fitting = _count_fitting(part, {**statement, "Resource": rest})
+            fitting = _count_fitting(part, {**statement, "Resource": rest}, longest)
             if fitting or not part:
                 part.append({**statement, "Resource": rest[: max(1, fitting)]})
                 rest = rest[max(1, fitting) :]
@@ -92,10 +96,10 @@ def _split(statements: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield _document(part)
 
 
-def _count_fitting(part: list[dict[str, Any]], statement: dict[str, Any]) -> int:
+def _count_fitting(part: list[dict[str, Any]], statement: dict[str, Any], longest: int) -> int:
     """Return how many resources of *statement* fit into a document with the statements of *part*."""
     resources = statement["Resource"]
-    left = MAX_CHARACTERS - _size_of(_document([*part, {**statement, "Resource": []}]))
+    left = longest - _size_of(_document([*part, {**statement, "Resource": []}]))
     for count, resource in enumerate(resources):
         left -= _size_of(resource) + (1 if count else 0)
         if left < 0:
@@ -241,9 +245,11 @@ class _Readable(NamedTuple):
 
 
 def _split_by_account(topics: Iterable[str], naming: Naming) -> _Readable:
+    """Return the topics by account. In a template, a topic with an ARN may be in the account or not, so it is both."""
     arns = list(topics)
     own = [arn for arn in arns if account_in(arn) == naming.account_id]
-    return _Readable(own, [arn for arn in arns if arn not in own])
+    others = [arn for arn in arns if arn not in own]
+    return _Readable(arns if naming.account_id == ACCOUNT else own, others)
 
 
 def _allow_keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str, Any]]:
