@@ -312,6 +312,10 @@ def doctor(
             help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS or CloudFormation. Can be repeated.",
         ),
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Also read the account of this environment: queues, policies, metrics, alarms."),
+    ] = False,
     form: Annotated[
         str,
         typer.Option(
@@ -330,10 +334,10 @@ def doctor(
         ),
     ] = "error",
 ) -> None:
-    """Find mistakes that lose work or messages. It needs no AWS account. Exit code 1: see --fail-on."""
+    """Find mistakes that lose work or messages. Without --live, it calls no service. Exit code 1: see --fail-on."""
     from smartpipe.cli.doctor.run import run_doctor
 
-    run_doctor(targets or [], manifests or [], form, fail_on)
+    run_doctor(targets or [], manifests or [], form, fail_on, live=live)
 
 
 @app.command()

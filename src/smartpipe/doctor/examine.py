@@ -30,8 +30,18 @@ if TYPE_CHECKING:
     from smartpipe.service import Service
 
 
-def examine(services: Sequence[Service], manifests: Sequence[Path], ignores: Sequence[Ignore], today: date) -> Report:
+def examine(
+    services: Sequence[Service],
+    manifests: Sequence[Path],
+    ignores: Sequence[Ignore],
+    today: date,
+    live: Examined | None = None,
+    account: str | None = None,
+) -> Report:
     """Apply the rules of all layers, and ignore the findings that pyproject.toml ignores.
+
+    Args:
+        live: The result of the live layer, for the *account* that the report names.
 
     Raises:
         ConfigError: A manifest is YAML, and PyYAML is not installed.
@@ -44,10 +54,12 @@ def examine(services: Sequence[Service], manifests: Sequence[Path], ignores: Seq
     else:
         layers.append(Examined([], ["declared services: no TARGET was named, and pyproject.toml lists none"]))
     layers.append(examine_manifests(manifests, settings))
+    if live is not None:
+        layers.append(live)
     findings = [finding for one in layers for finding in one.findings]
     not_seen = [sentence for one in layers for sentence in one.not_seen]
     kept = sort_findings(apply_ignores(sort_findings(findings), ignores, today))
-    return Report(kept, not_seen, len(services), len(manifests))
+    return Report(kept, not_seen, len(services), len(manifests), account)
 
 
 def examine_manifests(paths: Iterable[Path], settings: WorkerSettings) -> Examined:

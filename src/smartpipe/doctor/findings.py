@@ -49,8 +49,20 @@ RULES = {
     "SP206": Rule("error", "a Lambda event source repeats or loses messages"),
     "SP207": Rule("warning", "a node drain may stop all workers"),
     "SP208": Rule("warning", "CPU or memory does not fit the worker's settings"),
+    "SP300": Rule("error", "the account cannot be read, or not completely"),
+    "SP301": Rule("error", "messages wait in a dead-letter queue"),
+    "SP302": Rule("warning", "no alarm watches a queue, or an alarm cannot ring"),
+    "SP303": Rule("error", "a policy lets others send or publish"),
+    "SP304": Rule("error", "SNS could not deliver messages"),
+    "SP305": Rule("warning", "receive calls without messages cost money"),
+    "SP306": Rule("error", "the deployed resources differ from the declared ones"),
+    "SP307": Rule("error", "SNS may not use the KMS key of a queue"),
+    "SP308": Rule("error", "clock, credentials or region do not fit the account"),
+    "SP309": Rule("warning", "a subscription does not deliver all messages"),
+    "SP310": Rule("warning", "one tenant or key keeps the messages of others waiting"),
 }
-"""By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations; SP2xx: manifests."""
+"""By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations; SP2xx: manifests; SP3xx: the
+account."""
 
 
 @dataclass(frozen=True, kw_only=True)

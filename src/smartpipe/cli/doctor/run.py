@@ -9,7 +9,7 @@ import typer
 
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_services, read_pyproject
-from smartpipe.doctor.examine import examine
+from smartpipe.doctor.examine import examine, read_environment
 from smartpipe.doctor.ignores import read_ignores
 from smartpipe.doctor.lookup import find_table
 from smartpipe.doctor.report import render_github, render_json, render_sarif, render_text
@@ -19,27 +19,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from smartpipe.doctor.findings import Examined
     from smartpipe.doctor.report import Report
+    from smartpipe.service import Service
+    from smartpipe.transports.aws.session import AwsSession
 
 FailOn = Literal["error", "warning"]
 
 
-def run_doctor(targets: Sequence[str], manifests: Sequence[Path], form: str, fail_on: str) -> None:
+def run_doctor(
+    targets: Sequence[str], manifests: Sequence[Path], form: str, fail_on: str, *, live: bool = False
+) -> None:
     """Print the report, and exit with 1 if a finding is as bad as *fail_on*.
 
+    Args:
+        live: Also examine the account of this environment.
+
     Raises:
-        ConfigError: An option, a target or pyproject.toml is wrong.
+        ConfigError: An option, a target, pyproject.toml or, with *live*, the AWS configuration is wrong.
     """
     check_choice("--format", form, list(_RENDERERS))
     check_choice("--fail-on", fail_on, get_args(FailOn))
     pyproject = read_pyproject()
     ignores = read_ignores(pyproject)
     tool = find_table(pyproject, "tool", "smartpipe")
-    services = load_services(targets) if targets or "services" in tool or not manifests else []
-    report = examine(services, manifests, ignores, datetime.now(UTC).date())
+    services = load_services(targets) if targets or live or "services" in tool or not manifests else []
+    found, account = _examine_live(services) if live else (None, None)
+    report = examine(services, manifests, ignores, datetime.now(UTC).date(), found, account)
     typer.echo(_RENDERERS[form](report), nl=False)
     if report.fails(cast("FailOn", fail_on)):
         raise typer.Exit(1)
+
+
+def _examine_live(services: Sequence[Service]) -> tuple[Examined, str]:
+    """Return the result of the live layer, and the account for the report."""
+    from smartpipe.cli.topology import with_session
+    from smartpipe.doctor.live.examine import examine_account
+
+    async def work(session: AwsSession) -> tuple[Examined, str]:
+        return await examine_account(session, services, read_environment())
+
+    return with_session(work)
 
 
 _RENDERERS: dict[str, Callable[[Report], str]] = {
