@@ -316,6 +316,12 @@ def doctor(
         bool,
         typer.Option("--live", help="Also read the account of this environment: queues, policies, metrics, alarms."),
     ] = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Estimate the monthly bill of AWS instead. Formats: text, json.")
+    ] = False,
+    messages_per_day: Annotated[
+        float | None, typer.Option(min=0, max=1e15, metavar="N", help="With --costs: the messages of each event type.")
+    ] = None,
     form: Annotated[
         str,
         typer.Option(
@@ -335,9 +341,13 @@ def doctor(
     ] = "error",
 ) -> None:
     """Find mistakes that lose work or messages. Without --live, it calls no service. Exit code 1: see --fail-on."""
-    from smartpipe.cli.doctor.run import run_doctor
+    from smartpipe.cli.doctor.run import check_options, run_costs, run_doctor
 
-    run_doctor(targets or [], manifests or [], form, fail_on, live=live)
+    check_options(costs=costs, live=live, manifests=manifests, messages_per_day=messages_per_day)
+    if costs:
+        run_costs(targets or [], form, messages_per_day)
+    else:
+        run_doctor(targets or [], manifests or [], form, fail_on, live=live)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from smartpipe.doctor.examine import examine, read_environment
 from smartpipe.doctor.ignores import read_ignores
 from smartpipe.doctor.lookup import find_table
 from smartpipe.doctor.report import render_github, render_json, render_sarif, render_text
+from smartpipe.errors import ConfigError
 from smartpipe.version import __version__
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
     from smartpipe.transports.aws.session import AwsSession
 
 FailOn = Literal["error", "warning"]
+
+
+def check_options(*, costs: bool, live: bool, manifests: Sequence[Path] | None, messages_per_day: float | None) -> None:
+    """Raise ConfigError if options contradict each other."""
+    if costs and (live or manifests):
+        msg = f"--costs prints only an estimate: run doctor again for {'--live' if live else '--manifest'}"
+        raise ConfigError(msg)
+    if messages_per_day is not None and not costs:
+        raise ConfigError("--messages-per-day is the rate for an estimate: add --costs")
 
 
 def run_doctor(
@@ -68,3 +78,28 @@ _RENDERERS: dict[str, Callable[[Report], str]] = {
     "sarif": lambda report: render_sarif(report, __version__),
     "github": render_github,
 }
+
+
+def run_costs(targets: Sequence[str], form: str, messages_per_day: float | None) -> None:
+    """Print the estimate of the monthly bill.
+
+    Raises:
+        ConfigError: An option, a target, a setting or pyproject.toml is wrong.
+    """
+    from smartpipe.doctor.costs.estimate import Known, estimate
+    from smartpipe.doctor.costs.options import read_cost_options
+    from smartpipe.doctor.costs.report import render_costs_json, render_costs_text
+    from smartpipe.settings import PayloadSettings, WorkerSettings
+    from smartpipe.topology.table_and_bucket import TableAndBucket
+
+    check_choice("--format", form, ["text", "json"])
+    services = load_services(targets)
+    types = {
+        contract.type
+        for service in services
+        for contract in [*service.published, *(one for binding in service.bindings for one in binding.contracts)]
+    }
+    options = read_cost_options(read_pyproject(), types, messages_per_day)
+    uses_dynamodb = TableAndBucket.from_environment().claims_table is not None
+    found = estimate(services, options, Known(WorkerSettings.load(), PayloadSettings.load(), uses_dynamodb))
+    typer.echo(render_costs_json(found) if form == "json" else render_costs_text(found), nl=False)
