@@ -26,11 +26,11 @@ from smartpipe.doctor.live.account import (
     recent,
     sum_of_days,
 )
-from smartpipe.doctor.live.environment import find_region
 from smartpipe.doctor.live.examine import examine_read, find_denials
 from smartpipe.doctor.live.inquiry import read_alarm
 from smartpipe.doctor.live.policies import allows_sns
 from smartpipe.doctor.live.read import Read
+from smartpipe.doctor.lookup import find_region
 from smartpipe.names import Naming
 from smartpipe.topology.aws.cloudwatch import Point
 from smartpipe.topology.changes import Change

@@ -309,7 +309,7 @@ def doctor(
         typer.Option(
             "--manifest",
             metavar="FILE",
-            help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS or CloudFormation. Can be repeated.",
+            help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS, CloudFormation or Terraform. Repeatable.",
         ),
     ] = None,
     live: Annotated[

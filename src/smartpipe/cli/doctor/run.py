@@ -55,7 +55,7 @@ def run_doctor(
     tool = find_table(pyproject, "tool", "smartpipe")
     services = load_services(targets) if targets or live or "services" in tool or not manifests else []
     found, account = _examine_live(services) if live else (None, None)
-    report = examine(services, manifests, ignores, datetime.now(UTC).date(), found, account)
+    report = examine(services, manifests, ignores, datetime.now(UTC).date(), found, account, pyproject)
     typer.echo(_RENDERERS[form](report), nl=False)
     if report.fails(cast("FailOn", fail_on)):
         raise typer.Exit(1)

@@ -54,7 +54,7 @@ class Key(NamedTuple):
     """A KMS key.
 
     Args:
-        manager: ``CUSTOMER``, or ``AWS`` for a key whose policy nobody can change.
+        manager: ``CUSTOMER``, or ``AWS`` for a key whose policy cannot be changed.
         state: ``Enabled`` if it can be used.
         policy: Its policy as JSON; None if it could not be read.
     """
@@ -96,7 +96,7 @@ class Environment(NamedTuple):
 
 
 class Account(NamedTuple):
-    """The resources of an account that services need, and what AWS reports about them.
+    """The resources of an account that services need, with their metrics, alarms and keys.
 
     Args:
         desired: The declared topology, without the resources that could not be read.

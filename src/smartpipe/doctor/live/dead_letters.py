@@ -85,7 +85,7 @@ def count_without_reason(account: Account, arn: str, messages: int) -> int:
 
 
 def find_missing_alarms(account: Account) -> Iterator[Finding]:
-    """SP302: trouble that nobody would notice. Queues of other teams are not judged."""
+    """SP302: queues whose trouble no alarm reports. Queues of other teams are not judged."""
     if account.alarms is None:
         return
     for alarm in account.alarms:
@@ -127,7 +127,7 @@ def find_silent_alarm(alarm: Alarm, queues: list[str]) -> Iterator[Finding]:
         yield Finding(
             code="SP302",
             resource=f"alarm {alarm.name}",
-            message=f"it watches {', '.join(queues)} and has no enabled action, so it notifies nobody",
+            message=f"it watches {', '.join(queues)} and has no enabled action, so you are not notified",
             remedy="add an action, as the ARN of an SNS topic that pages you, and enable actions",
             milder="note",
         )

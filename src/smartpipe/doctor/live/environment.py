@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from smartpipe.doctor.findings import Finding
+from smartpipe.doctor.lookup import find_region
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 MAX_SKEW_SECONDS = 60
 MIN_CREDENTIAL_SECONDS = 3_600
-_AWS_HOST = re.compile(
-    r"https?://(?:[\w-]+\.)*?(?:sqs|sns|queue)\.([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?(?:[/:]|$)"
-)
 
 
 def find_environment_mistakes(environment: Environment, configured_account: str, now: datetime) -> Iterator[Finding]:
@@ -61,9 +58,3 @@ def find_environment_mistakes(environment: Environment, configured_account: str,
                 remedy="set AWS_REGION to the region of the queues, or correct the address",
                 figures={"address_region": region, "region": environment.region},
             )
-
-
-def find_region(url: str) -> str | None:
-    """Return the region in the address of SQS or SNS; None if it has none, as that of an emulator."""
-    found = _AWS_HOST.match(url)
-    return found[1] if found else None

@@ -107,7 +107,7 @@ def examine_key(name: str, key: Key, queue: str, topics: Iterable[str]) -> Itera
         yield Finding(
             code="SP307",
             resource=f"key {name}",
-            message=f"its state is {key.state}: nobody can send to the queues under it, or receive from them",
+            message=f"its state is {key.state}: no message can be sent to the queues under it, or received from them",
             remedy="enable the key, or cancel its deletion",
             figures={"state": key.state},
         )

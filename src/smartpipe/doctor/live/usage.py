@@ -73,7 +73,7 @@ def find_unfair_use(account: Account) -> Iterator[Finding]:
                 resource=f"queue {name_in(arn)}",
                 message=f"in the last hours, up to {noisy:,.0f} tenants had so many messages in flight that SQS "
                 "preferred the messages of the others",
-                remedy="find the tenant with smartpipe dlq or your logs, and limit what it publishes; or add workers",
+                remedy="find the tenant in your logs, and limit its events; or add workers",
                 figures={"noisy_groups": noisy},
                 milder="note",
             )
