@@ -59,6 +59,7 @@ def test_a_message_in_the_dead_letter_queue_an_open_policy_and_a_missing_subscri
     [
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 1, "SP300  error: account\n"),
         ({"AWS_ENDPOINT_URL": "localhost"}, 2, "must begin with http:// or https://"),
+        ({"AWS_PROFILE": "nope", "AWS_CONFIG_FILE": "/dev/null"}, 2, "AWS configuration: The config profile (nope)"),
         ({"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, 2, "no AWS region: set AWS_REGION"),
     ],
 )

@@ -153,6 +153,15 @@ def test_requests_above_64_kib_count_several_times_also_as_batches() -> None:
     assert lines(small)["topic priced: publish requests"][0] == 3_000
 
 
+def test_a_batch_is_not_longer_than_its_topic_accepts() -> None:
+    options = CostOptions(Rate(1_000, 200_000), {}, 1, 10)
+
+    found = lines(price(make_service(Priced, publishes=[Priced]), options=options))
+
+    fitting = 262_144 / 200_000
+    assert found["topic priced: publish requests"][0] == pytest.approx(30_000 / fitting * 4, abs=1e-3)
+
+
 def test_each_service_pays_for_its_queue_and_the_topic_is_paid_once() -> None:
     services = [make_service(Priced, name=name, publishes=[Priced]) for name in ("one", "two")]
 

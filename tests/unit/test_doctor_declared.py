@@ -66,6 +66,19 @@ class Line(BaseModel):
     parent: Line | None = None
 
 
+class Page(BaseModel):
+    body: bytes
+    book: Book
+
+
+class Book(BaseModel):
+    pages: list[Page]
+
+
+class Printed(Event, topic=orders, type="doctor.printed", version="1.0"):
+    book: Book
+
+
 class Nesting(Event, topic=orders, type="doctor.nesting", version="1.0"):
     lines: list[Line]
 
@@ -224,6 +237,12 @@ def test_the_fields_of_nested_models_are_examined_once() -> None:
     ]
 
 
+def test_models_that_contain_each_other_are_examined_once() -> None:
+    found = find("SP106", make_service(publishes=[Printed]))
+
+    assert [one.resource for one in found] == ["event doctor.printed, field book.pages.body"]
+
+
 def test_a_sensitive_field_needs_a_key_for_its_topic_and_its_queues() -> None:
     [found] = find("SP106", make_service(Sensitive, publishes=[Sensitive]))
     assert found.resource == "event doctor.sensitive, field iban"
@@ -232,7 +251,9 @@ def test_a_sensitive_field_needs_a_key_for_its_topic_and_its_queues() -> None:
     encrypted = Queue("shop", kms_key="alias/shop")
     [half] = find("SP106", make_service(EncryptedSensitive, publishes=[EncryptedSensitive]))
     assert "topic" not in half.message
-    assert find("SP106", make_service(EncryptedSensitive, queue=encrypted, publishes=[EncryptedSensitive])) == []
+    theirs = Queue("theirs", existing=True)
+    for queue in (encrypted, theirs):
+        assert find("SP106", make_service(EncryptedSensitive, queue=queue, publishes=[EncryptedSensitive])) == []
 
 
 def test_a_store_in_memory_forgets_claims_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -443,6 +443,13 @@ def test_an_external_queue_that_accepts_less_than_its_topic_is_a_warning() -> No
     assert len(find(deploy(Scanned, queue, t_theirs={"MaximumMessageSize": "1024"}), "SP309")) == 1
 
 
+def test_apply_raises_the_limit_of_an_own_queue_so_it_is_only_drift() -> None:
+    account = deploy(Scanned, t_shop={"MaximumMessageSize": "262144"})
+
+    assert find(account, "SP309") == []
+    assert [one.resource for one in find(account, "SP306")] == ["queue t-shop"]
+
+
 def test_noisy_tenants_are_a_note() -> None:
     metric = recent(NOISY_GROUPS, SHOP, "Maximum")
 

@@ -454,7 +454,10 @@ def test_files_that_cannot_be_read_are_findings_and_the_others_are_examined(tmp_
     (tmp_path / "good.yaml").write_text(change(DEPLOYMENT, "path: /livez", "path: /readyz"))
     paths = [tmp_path, tmp_path / "missing.yaml", tmp_path / "binary.yaml", tmp_path / "good.yaml"]
 
-    assert codes(examine([], paths, (), date(2026, 11, 27))) == ["SP200", "SP200", "SP200", "SP203"]
+    report = examine([], paths, (), date(2026, 11, 27))
+
+    assert codes(report) == ["SP200", "SP200", "SP200", "SP203"]
+    assert any("each with --manifest" in one.remedy for one in report.findings)
 
 
 def test_other_documents_are_not_seen(diagnose: Any) -> None:
@@ -519,6 +522,33 @@ def test_fifo_queues_and_maximum_concurrency_have_limits_of_their_own(
 
     assert len(messages) == (1 if text else 0)
     assert text is None or text in messages[0]
+
+
+def test_five_reserved_calls_are_enough_for_the_first_batches(diagnose: Any) -> None:
+    enough = change(TEMPLATE, "{Timeout: 30}", "{Timeout: 30, ReservedConcurrentExecutions: 5}")
+
+    assert codes(diagnose(template=enough)) == []
+
+
+def test_terraform_writes_no_reserved_concurrency_as_a_negative_number(diagnose: Any) -> None:
+    none = change(json.dumps(TERRAFORM), '"timeout": 30', '"timeout": 30, "reserved_concurrent_executions": -1')
+
+    assert codes(diagnose(json=none)) == []
+
+
+def test_a_separate_resource_of_terraform_may_have_the_redrive_policy(diagnose: Any) -> None:
+    queue = {"visibility_timeout_seconds": 180}
+    resources = {**TERRAFORM["resource"], "aws_sqs_queue": {"orders": queue}}
+    own = {"aws_sqs_queue_redrive_policy": {"orders": {"queue_url": "${aws_sqs_queue.orders.id}"}}}
+
+    assert codes(diagnose(json=json.dumps({"resource": resources}))) == ["SP206"]
+    assert codes(diagnose(json=json.dumps({"resource": {**resources, **own}}))) == []
+
+
+def test_replicas_that_start_before_others_stop_may_all_be_updated_at_once(diagnose: Any) -> None:
+    at_once = change(COMPOSE, "parallelism: 1", "parallelism: 0")
+
+    assert codes(diagnose(compose=at_once)) == []
 
 
 def test_a_batching_window_of_a_fifo_queue_is_refused_by_aws(diagnose: Any) -> None:
@@ -702,6 +732,14 @@ def test_a_scaler_has_to_keep_the_promise_of_the_service(
 
     assert [one.severity for one in found] == ([severity] if severity else [])
     assert all(text in one.message for one in found)
+
+
+def test_a_minimum_of_one_worker_takes_the_last_messages(diagnose: Any) -> None:
+    activated = change(SCALED_OBJECT, IN_FLIGHT, 'activationQueueLength: "5"')
+    one = change(activated, COOLDOWN, "minReplicaCount: 1")
+
+    assert codes(diagnose(deployment=DEPLOYMENT, keda=activated)) == ["SP204"]
+    assert codes(diagnose(deployment=DEPLOYMENT, keda=one)) == []
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def count_receives(messages_per_day: float, pollers: int, poll_seconds: float) -
         return Receives(0, idle)
     full = messages_per_day * MONTH_DAYS / min(MAX_BATCH_ENTRIES, max(1, rate * ROUND_TRIP_SECONDS))
     expected = rate * poll_seconds
-    return Receives(full, 0 if expected > MANY else min(idle, full / math.expm1(expected)))
+    return Receives(full, 0 if expected > MANY else full / math.expm1(expected))
 
 
 def _group_by_topic(services: Iterable[Service]) -> dict[Topic, list[Contract]]:

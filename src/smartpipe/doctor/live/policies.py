@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe.doctor.findings import Finding
 from smartpipe.names import account_in, is_arn, name_in, region_in
 from smartpipe.topology.open_statements import allows_everyone
-from smartpipe.topology.policy import POLICY_SID, build_key_statement, find_open_statements, read_statements
+from smartpipe.topology.policy import build_key_statement, find_open_statements, read_statements
 from smartpipe.topology.regions import sns_principals
 from smartpipe.topology.resources import dead_letter_of
 
@@ -36,7 +36,7 @@ def find_open_policies(account: Account) -> Iterator[Finding]:
 
 
 def examine_policy(resource: str, text: str | None, account_id: str) -> Iterator[Finding]:
-    """Apply the rules to the statements of one policy, except that of smartpipe."""
+    """Apply the rules to the statements of one policy."""
     for sid in find_open_statements(text):
         yield Finding(
             code="SP303",
@@ -47,7 +47,7 @@ def examine_policy(resource: str, text: str | None, account_id: str) -> Iterator
     for statement in read_statements(text):
         if not isinstance(statement, dict) or statement.get("Effect") != "Allow":
             continue
-        if statement.get("Sid") == POLICY_SID or allows_everyone(statement):
+        if allows_everyone(statement):
             continue
         sid = str(statement.get("Sid", "without a Sid"))
         services = [one for one in _list_principals(statement, "Service") if not _names_source(statement)]

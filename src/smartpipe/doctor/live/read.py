@@ -87,18 +87,18 @@ async def read_environment(inquiry: Inquiry) -> Environment:
     session = inquiry.session
     urls = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}
     environment = Environment(session.region, urls)
+    client = await session.client("sts")  # it reports errors in the AWS configuration, so it comes first
     found = await session.find_credentials()
     if found is not None and found.method == "env" and os.environ.get("AWS_SESSION_TOKEN"):
         environment = environment._replace(temporary=True, expiry=read_expiry(os.environ.get(EXPIRY)))
         if environment.expiry is None:
             inquiry.not_seen.append(f"when the credentials in AWS_SESSION_TOKEN expire: {EXPIRY} is not set")
-    client = await session.client("sts")
     before = datetime.now(UTC)
 
     async def call() -> dict[str, object]:
         nonlocal before
         before = datetime.now(UTC)
-        return dict(await call_if_known(client.get_caller_identity, "sts:GetCallerIdentity", "the credentials"))
+        return dict(await call_if_known(client.get_caller_identity, "sts:GetCallerIdentity", "this account"))
 
     try:
         response = await retry(call, deadline_seconds=FIRST_CALL_SECONDS)
