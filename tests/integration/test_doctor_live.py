@@ -11,6 +11,7 @@ import boto3
 import pytest
 
 from smartpipe import Event, Queue, Service, Topic
+from smartpipe.doctor.costs.prices import PRICES
 from smartpipe.doctor.examine import read_environment
 from smartpipe.doctor.live import read
 from smartpipe.doctor.live.examine import examine_account
@@ -45,7 +46,7 @@ def make_service(queue: Queue | None = None) -> Service:
 async def diagnose(service: Service | None = None) -> Examined:
     session = AwsSession(AwsSettings.load())
     try:
-        found, _ = await examine_account(session, [service or make_service()], read_environment())
+        found, _ = await examine_account(session, [service or make_service()], read_environment(), PRICES)
     finally:
         await session.aclose()
     return found
@@ -110,12 +111,13 @@ async def test_metrics_and_alarms_are_read_in_pages() -> None:
     put_alarm(prefixed("z2"), "ApproximateAgeOfOldestMessage", prefixed("examinee"))
     put_value("AWS/SNS", "NumberOfNotificationsFailed", "examined", 3)
     put_value("AWS/SNS", "NumberOfNotificationsFailedToRedriveToDlq", "examined", 2)
+    put_value("AWS/SQS", "ApproximateAgeOfOldestMessage", "examinee", 300_000)
     put_value("AWS/SQS", "ApproximateNumberOfNoisyGroups", "examinee", 1)
     put_value("AWS/SQS", "NumberOfEmptyReceives", "examinee", 5_000_000, minutes_ago=1_500)
 
     found = await diagnose()
 
-    assert codes(found) == ["SP304", "SP305", "SP310"]
+    assert codes(found) == ["SP304", "SP305", "SP310", "SP311"]
     [failed] = [one for one in found.findings if one.code == "SP304"]
     assert failed.figures == {"failed": 3, "lost": 2}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smartpipe import Event, Queue, Service, Topic
+from smartpipe.doctor.costs.prices import PRICES
 from smartpipe.doctor.live.account import (
     AGE,
     DEPTH,
@@ -146,6 +148,13 @@ def test_messages_that_sqs_itself_moved_have_no_reason() -> None:
     assert count({sent: in_days(0), depth: [Point(NOW - timedelta(minutes=5), 8)]}) is None
 
 
+@pytest.mark.parametrize(("age", "count"), [(276_480, 1), (276_479, 0)])
+def test_messages_that_are_nearly_as_old_as_the_retention_of_their_queue_are_an_error(age: float, count: int) -> None:
+    found = find(deploy()._replace(metrics={recent(AGE, SHOP, "Maximum"): points(1, age)}), "SP311")
+
+    assert [one.severity for one in found] == ["error"] * count
+
+
 def test_the_dead_letter_queue_of_another_team_is_only_a_note() -> None:
     queue = Queue("theirs", existing=True)
     account = deploy(queue=queue, t_theirs_dlq={"ApproximateNumberOfMessages": "3"})
@@ -269,6 +278,15 @@ def test_empty_receives_cost_money_from_a_dollar_a_month_on(a_day: int, severity
     assert [one.severity for one in found] == ([severity] if severity else [])
     if severity == "note":  # 3.6 million calls at $0.40 a million
         assert found[0].figures == {"dollars_per_month": 1.44, "calls_per_month": 3_600_000}
+
+
+def test_empty_receives_cost_as_much_as_your_prices_say() -> None:
+    metrics = {sum_of_days(EMPTY_RECEIVES, SHOP): [Point(NOW - timedelta(days=2), 240_000)]}
+    read = Read(deploy()._replace(metrics=metrics), Environment("eu-west-1", {}), [])
+
+    [found] = [one for one in examine_read(read, 20, replace(PRICES, sqs_standard=0.8)) if one.code == "SP305"]
+
+    assert found.figures["dollars_per_month"] == 2.88
 
 
 def test_the_cause_of_empty_receives_is_a_short_wait_of_this_environment_or_of_others() -> None:

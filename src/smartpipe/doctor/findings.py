@@ -61,6 +61,7 @@ RULES = {
     "SP308": Rule("error", "clock, credentials or region do not fit the account"),
     "SP309": Rule("warning", "a subscription does not deliver all messages"),
     "SP310": Rule("warning", "one tenant or key keeps the messages of others waiting"),
+    "SP311": Rule("error", "messages are about to expire in their queue"),
 }
 """By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations; SP2xx: manifests; SP3xx: the
 account."""

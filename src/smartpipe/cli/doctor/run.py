@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import typer
 
@@ -54,20 +54,23 @@ def run_doctor(
     ignores = read_ignores(pyproject)
     tool = find_table(pyproject, "tool", "smartpipe")
     services = load_services(targets) if targets or live or "services" in tool or not manifests else []
-    found, account = _examine_live(services) if live else (None, None)
+    found, account = _examine_live(services, pyproject) if live else (None, None)
     report = examine(services, manifests, ignores, datetime.now(UTC).date(), found, account, pyproject)
     typer.echo(_RENDERERS[form](report), nl=False)
     if report.fails(cast("FailOn", fail_on)):
         raise typer.Exit(1)
 
 
-def _examine_live(services: Sequence[Service]) -> tuple[Examined, str]:
+def _examine_live(services: Sequence[Service], pyproject: dict[str, Any]) -> tuple[Examined, str]:
     """Return the result of the live layer, and the account for the report."""
     from smartpipe.cli.topology import with_session
+    from smartpipe.doctor.costs.options import read_own_prices
     from smartpipe.doctor.live.examine import examine_account
 
+    prices = read_own_prices(pyproject)
+
     async def work(session: AwsSession) -> tuple[Examined, str]:
-        return await examine_account(session, services, read_environment())
+        return await examine_account(session, services, read_environment(), prices)
 
     return with_session(work)
 

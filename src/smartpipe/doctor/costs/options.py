@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TABLE = "[tool.smartpipe.doctor.costs]"
+PRICES_TABLE = "[tool.smartpipe.doctor.costs.prices]"
 EXAMPLE = 'messages_per_day = 100_000, or events."order.placed".messages_per_day = 100_000 below it'
 MAX_NUMBER = 10**15
 
@@ -77,7 +78,7 @@ def read_cost_options(pyproject: dict[str, Any], types: Iterable[str], messages_
     options = CostOptions(
         rate=rate if messages_per_day is None else replace(rate, messages_per_day=messages_per_day),
         events=rates,
-        prices=reader.attempt(lambda: read_prices(table.get("prices", {}), f"{TABLE[:-1]}.prices]"), PRICES),
+        prices=reader.attempt(lambda: read_prices(table.get("prices", {}), PRICES_TABLE), PRICES),
         **reader.read(table, TABLE, _COMMON),
     )
     reader.check_names(table, TABLE, [*_RATE, *_COMMON, "events", "prices"])
@@ -87,6 +88,15 @@ def read_cost_options(pyproject: dict[str, Any], types: Iterable[str], messages_
         msg = "the rates of messages are unknown: pass --messages-per-day N, or write in pyproject.toml"
         raise ConfigError(f"{msg} {TABLE} {EXAMPLE}")
     return options
+
+
+def read_own_prices(pyproject: dict[str, Any]) -> Prices:
+    """Return the prices, with those that a parsed pyproject.toml changes.
+
+    Raises:
+        ConfigError: With a sentence for each wrong price.
+    """
+    return read_prices(find(pyproject, "tool", "smartpipe", "doctor", "costs", "prices") or {}, PRICES_TABLE)
 
 
 _RATE: Mapping[str, tuple[type, float, float]] = {

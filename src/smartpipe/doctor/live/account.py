@@ -192,6 +192,7 @@ def list_recent_metrics(desired: Topology) -> list[Metric]:
     for arn, attributes in desired.queues.items():
         if "RedrivePolicy" not in attributes:
             continue
+        found.append(recent(AGE, arn, "Maximum"))
         if attributes.get("FifoQueue") == "true":
             found += [recent(DEPTH, arn, "Minimum"), recent(GROUPS_IN_FLIGHT, arn, "Maximum")]
         else:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 LATE_SHARE = 10 / 14
 """The part of the retention after which messages are about to expire."""
+EXPIRING_SHARE = 0.8
+"""The part of the retention after which messages in a queue are about to expire."""
+DEFAULT_RETENTION_SECONDS = 345_600
 METRIC_DELAY = timedelta(minutes=20)
 """Sums of CloudWatch have all messages that were sent before."""
 DAY_SECONDS = 86_400
@@ -82,6 +85,22 @@ def count_without_reason(account: Account, arn: str, messages: int) -> int:
     if sent is None or not settled:
         return 0
     return max(0, int(min(messages, max(settled)) - sent))
+
+
+def find_expiring_messages(account: Account) -> Iterator[Finding]:
+    """SP311: messages that SQS deletes before a handler has seen them."""
+    for arn, _ in account.list_queues():
+        retention = int(account.actual.queues[arn].get("MessageRetentionPeriod", DEFAULT_RETENTION_SECONDS))
+        age = account.read_last(recent(AGE, arn, "Maximum"))
+        if age is not None and age >= retention * EXPIRING_SHARE:
+            yield Finding(
+                code="SP311",
+                resource=f"queue {name_in(arn)}",
+                message=f"its oldest message is {age / DAY_SECONDS:.1f} days old, and SQS deletes messages after "
+                f"{retention / DAY_SECONDS:.3g} days: those that are not handled by then reach no dead-letter queue",
+                remedy="add workers, or raise Queue(retention_seconds=...) and run smartpipe topology apply",
+                figures={"oldest_seconds": age, "retention_seconds": retention},
+            )
 
 
 def find_missing_alarms(account: Account) -> Iterator[Finding]:

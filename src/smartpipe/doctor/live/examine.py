@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from smartpipe.doctor.costs.prices import PRICES
 from smartpipe.doctor.findings import Examined, Finding
-from smartpipe.doctor.live.dead_letters import find_dead_letters, find_missing_alarms, list_unseen
+from smartpipe.doctor.live.dead_letters import (
+    find_dead_letters,
+    find_expiring_messages,
+    find_missing_alarms,
+    list_unseen,
+)
 from smartpipe.doctor.live.deliveries import find_failed_deliveries, find_subscription_mistakes
 from smartpipe.doctor.live.drift import find_drift
 from smartpipe.doctor.live.environment import find_environment_mistakes
@@ -18,6 +24,7 @@ from smartpipe.names import name_in
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from smartpipe.doctor.costs.prices import Prices
     from smartpipe.doctor.live.read import Read
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
@@ -29,7 +36,9 @@ if TYPE_CHECKING:
     """The settings of this environment, and the mistakes in them."""
 
 
-async def examine_account(session: AwsSession, services: Sequence[Service], environment: Known) -> tuple[Examined, str]:
+async def examine_account(
+    session: AwsSession, services: Sequence[Service], environment: Known, prices: Prices
+) -> tuple[Examined, str]:
     """Read the account and apply the rules; return the result, and the account for people.
 
     That AWS cannot be reached, or refuses the credentials, is a finding.
@@ -43,12 +52,12 @@ async def examine_account(session: AwsSession, services: Sequence[Service], envi
     except TransportError as error:
         return Examined([report_unreachable(error)], ["the account"]), "no account"
     naming = read.account.naming
-    findings = list(examine_read(read, settings.poll_seconds))
+    findings = list(examine_read(read, settings.poll_seconds, prices))
     account = f"account {naming.account_id} in {naming.region}"
     return Examined(findings, [*read.not_seen, *_list_unseen(read)]), account
 
 
-def examine_read(read: Read, poll_seconds: int) -> Iterator[Finding]:
+def examine_read(read: Read, poll_seconds: int, prices: Prices = PRICES) -> Iterator[Finding]:
     """Apply the rules to an account that has been read.
 
     Args:
@@ -59,6 +68,7 @@ def examine_read(read: Read, poll_seconds: int) -> Iterator[Finding]:
     yield from find_environment_mistakes(read.environment, account.naming.account_id, account.now)
     for find in (
         find_dead_letters,
+        find_expiring_messages,
         find_missing_alarms,
         find_open_policies,
         find_failed_deliveries,
@@ -68,7 +78,7 @@ def examine_read(read: Read, poll_seconds: int) -> Iterator[Finding]:
         find_unfair_use,
     ):
         yield from find(account)
-    yield from find_empty_receives(account, poll_seconds)
+    yield from find_empty_receives(account, poll_seconds, prices)
 
 
 def find_denials(denials: Iterable[Denial]) -> Iterator[Finding]:

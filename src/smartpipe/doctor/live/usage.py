@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from smartpipe.doctor.costs.prices import MONTH_SECONDS, PRICES
+from smartpipe.doctor.costs.prices import MONTH_SECONDS
 from smartpipe.doctor.findings import Finding
 from smartpipe.doctor.live.account import DEPTH, EMPTY_RECEIVES, GROUPS_IN_FLIGHT, NOISY_GROUPS, recent, sum_of_days
 from smartpipe.limits import MAX_WAIT_SECONDS
@@ -26,7 +26,7 @@ MIN_WAITING = 10
 """A hot group is reported only if at least this number of messages waited all the time."""
 
 
-def find_empty_receives(account: Account, poll_seconds: int, prices: Prices = PRICES) -> Iterator[Finding]:
+def find_empty_receives(account: Account, poll_seconds: int, prices: Prices) -> Iterator[Finding]:
     """SP305: receive calls that return nothing cost as much as others.
 
     Args:
