@@ -16,27 +16,32 @@ WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
 demo test unit acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install demo test unit acceptance test-all test-newest smoke chaos soak fuzz mutants lock sbom reference tutorial check format bench compare
+.PHONY: install demo test unit acceptance test-all test-newest release release-check chaos soak fuzz mutants lock reference tutorial check format bench compare
 
 install: $(INSTALLED)
 
-# Installs the extras $(1) with the options $(2). uv takes a few seconds where it exists; pip is in every venv. Python
-# compiles the modules that it imports, and pip would compile all of them: a quarter of its time.
-define install_extras
-$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
-[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-{ command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python $(2) --editable '.[$(1)]'; } || \
-  $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(2) --editable '.[$(1)]'
+# Makes the virtual environment, and installs $(1) with the options of pip, or with uv where it exists, which takes a few
+# seconds. Python compiles the modules that it imports, and pip would compile all of them: a quarter of its time.
+define make_venv
+@$(PYTHON) -c 'import sys; sys.exit("smartpipe needs Python 3.11 or newer, and %s is %s: make PYTHON=..." % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+endef
+define pip_install
+@{ command -v uv >/dev/null && uv pip install --quiet --python $(BIN)/python $(1); } || \
+  $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(1)
 endef
 
 $(INSTALLED): pyproject.toml requirements-dev.txt
 	@echo "installing into $(VENV), with all development tools: a minute or two the first time"
-	$(call install_extras,dev$(comma)local$(comma)moto$(comma)bench$(comma)speed$(comma)examples,--constraint requirements-dev.txt)
+	$(make_venv)
+	$(call pip_install,--require-hashes --requirement requirements-dev.txt)
+	$(call pip_install,--no-deps --no-build-isolation --editable .)
 	touch $(INSTALLED)
 
 $(DEMO_INSTALLED): pyproject.toml
 	@echo "installing into $(VENV): less than a minute the first time"
-	$(call install_extras,local$(comma)examples)
+	$(make_venv)
+	$(call pip_install,--editable '.[local$(comma)examples]')
 	touch $(DEMO_INSTALLED)
 
 # Only needs a part of the dependencies, and uses all of them if they are installed.
@@ -88,14 +93,14 @@ test-newest:
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit
 
-# The wheel in a clean venv without any extra: import, command, and one event published and handled in memory.
-smoke: $(INSTALLED)
-	rm -rf .smoke
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .smoke .
-	$(BIN)/python -m venv .smoke/venv
-	.smoke/venv/bin/python -m pip install --quiet --disable-pip-version-check .smoke/*.whl
-	cd .smoke && venv/bin/smartpipe --help >/dev/null && venv/bin/python -P -W error ../tests/smoke.py
-	rm -rf .smoke
+# Builds the files of a release in dist/ and checks them: the same bytes twice, metadata, contents, the wheel in a clean
+# venv, and the known vulnerabilities of its dependencies. It publishes nothing.
+release: $(INSTALLED)
+	$(BIN)/python -m tests.release
+
+# The same for a commit that is not a release: without a section in the changelog, without a tag.
+release-check: $(INSTALLED)
+	$(BIN)/python -m tests.release --check
 
 # Kills and disturbs processes and connections, three scenarios at a time. Takes about seven minutes, and writes
 # docs/delivery-guarantees.md.
@@ -117,18 +122,10 @@ mutants: $(INSTALLED)
 	$(BIN)/python -c 'import cosmic_ray, coverage' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mutants]'
 	$(BIN)/python -m tests.mutants
 
-# Pins every package that the tests and tools need, for Python 3.11 and newer. Needs uv.
+# Pins every package that the tests and tools need, with the hashes of its files, for Python 3.11 and newer. Needs uv.
 lock:
-	uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-annotate \
+	uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 --extra dev --no-annotate \
 	  --custom-compile-command 'make lock' --output-file requirements-dev.txt pyproject.toml
-
-# The software bill of materials of a plain installation, in CycloneDX, as sbom.json.
-sbom: $(INSTALLED)
-	rm -rf .sbom && $(BIN)/python -m venv .sbom
-	.sbom/bin/python -m pip install --quiet --disable-pip-version-check --constraint requirements-dev.txt .
-	$(BIN)/python -c 'import cyclonedx_py' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=5'
-	$(BIN)/python -m cyclonedx_py environment --pyproject pyproject.toml --output-file sbom.json .sbom/bin/python
-	rm -rf .sbom
 
 # docs/tutorial.md, block by block, in a venv into which pip installs the wheel and all packages of the page.
 tutorial: $(INSTALLED)

@@ -1,6 +1,6 @@
 """What a first user does with the installed wheel, without any extra: import, publish and handle one event in memory.
 
-``make smoke`` runs it in a clean venv, outside the checkout's import path.
+``make release`` runs it in a clean venv, outside the checkout's import path.
 """
 
 from __future__ import annotations

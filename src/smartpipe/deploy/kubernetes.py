@@ -6,15 +6,17 @@ Sources: Kubernetes API reference 1.37; KEDA 2.21, "ScaledObject specification" 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from smartpipe.deploy.yaml import write_documents
-from smartpipe.names import account_in, is_arn, name_in, physical_name, region_in
+from smartpipe.names import is_arn, region_in
+from smartpipe.telemetry.resource import POD_VARIABLES
 from smartpipe.topology.export.portable import make_unique
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from smartpipe.deploy.place import Place
     from smartpipe.deploy.workloads import Scaling, Workload
 
 USER_ID = 10001
@@ -24,22 +26,10 @@ MIN_STABILIZATION_SECONDS = 300
 MAX_STABILIZATION_SECONDS = 3_600
 """The maximum of stabilizationWindowSeconds."""
 _SPOT_LABELS = {"eks.amazonaws.com/capacityType": "SPOT", "karpenter.sh/capacity-type": "spot"}
+_ONLY_ON_ECS = {"SMARTPIPE_PROTECT_TASK"}
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _MAX_NAME = 52
 """Longer names of Deployments leave no room for the suffixes of ReplicaSets and Pods in a label of 63 characters."""
-
-
-class Place(NamedTuple):
-    """The place of the queues on AWS.
-
-    Args:
-        prefix: The prefix of their names.
-        account_id: None if it is not known; KEDA then finds the queues by their names.
-    """
-
-    region: str
-    prefix: str = ""
-    account_id: str | None = None
 
 
 def write_manifests(workloads: Sequence[Workload], producers: Sequence[str], place: Place) -> str:
@@ -166,12 +156,17 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": one.options.secret, "key": variable}}}
         for variable in one.secrets
     ]
+    environment = {key: value for key, value in one.environment.items() if key not in _ONLY_ON_ECS}
+    pod = [
+        {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for variable, (_, path) in POD_VARIABLES.items()
+    ]
     size = one.options.memory
     return {
         "name": name,
         "image": one.options.image,
         "command": list(one.command),
-        "env": [*({"name": key, "value": value} for key, value in sorted(one.environment.items())), *secrets],
+        "env": [*({"name": key, "value": value} for key, value in sorted(environment.items())), *pod, *secrets],
         "ports": [{"name": "health", "containerPort": one.port}],
         "startupProbe": {"httpGet": _path("/livez"), "periodSeconds": 2, "failureThreshold": 60},
         "livenessProbe": {"httpGet": _path("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
@@ -241,22 +236,10 @@ def _trigger(queue: Scaling, name: str, place: Place) -> dict[str, Any]:
     return {
         "type": "aws-sqs-queue",
         "metadata": {
-            "queueURL": _locate(queue.queue, place),
+            "queueURL": place.locate(queue.queue),
             "queueLength": str(queue.target),
             "awsRegion": region_in(arn) if arn else place.region,
             "scaleOnInFlight": "true",
         },
         "authenticationRef": {"name": name},
     }
-
-
-def _locate(queue: str, place: Place) -> str:
-    """Return the queue's URL, or its name if the account is not known."""
-    if is_arn(queue):
-        region, account_id, name = region_in(queue), account_in(queue), name_in(queue)
-    elif place.account_id is None:
-        return physical_name(place.prefix, queue)
-    else:
-        region, account_id, name = place.region, place.account_id, physical_name(place.prefix, queue)
-    domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"https://sqs.{region}.{domain}/{account_id}/{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.deploy.workloads import RELAY
+from smartpipe.deploy.options import RELAY
 from smartpipe.topology.export.iam import build_policies
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from smartpipe.topology.derive import Binding
     from smartpipe.topology.table_and_bucket import TableAndBucket
 
-_PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
 _PURPOSES = ("publish", "consume")
 
 
@@ -30,11 +29,6 @@ class _Publishing(NamedTuple):
     sends_to: tuple[Queue, ...]
     bindings: tuple[Binding, ...] = ()
     idempotent: bool = False
-
-
-def find_partition(region: str) -> str:
-    """Return the partition of a region."""
-    return next((one for start, one in _PARTITIONS.items() if region.startswith(start)), "aws")
 
 
 def build_rights(

@@ -9,7 +9,7 @@ import typer
 
 from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
-DEPLOY_FORMATS = ("kubernetes", "dockerfile")
+DEPLOY_FORMATS = ("kubernetes", "compose", "dockerfile")
 
 deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
 
@@ -37,7 +37,8 @@ def export(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service.",
+            help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service; "
+            "for compose, a file for this machine and one for AWS.",
         ),
     ] = None,
 ) -> None:

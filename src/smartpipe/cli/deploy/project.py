@@ -1,0 +1,127 @@
+"""The inputs of ``smartpipe deploy export``: the services of the project, its options and its environment."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from smartpipe.cli.targets import load_services, read_configured_targets, read_tool_table
+from smartpipe.deploy.options import RELAY, read_options
+from smartpipe.deploy.place import Place, find_partition
+from smartpipe.deploy.rights import build_rights
+from smartpipe.deploy.workloads import build_workloads, list_producers
+from smartpipe.errors import ConfigError
+from smartpipe.names import Naming
+from smartpipe.settings import AwsSettings
+from smartpipe.topology.table_and_bucket import TableAndBucket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from smartpipe.deploy.workloads import Workload
+    from smartpipe.service import Service
+
+
+class Project:
+    """The project in the working directory. A property is only read when a format needs it.
+
+    Args:
+        targets: The TARGETs of the command line; without any, those of pyproject.toml.
+
+    Raises:
+        ConfigError: There is no TARGET, or one of them cannot be loaded.
+    """
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        names = list(targets or read_configured_targets())
+        self._complete = not targets
+        self.services: dict[str, Service] = dict(zip(names, load_services(names), strict=True))
+        """By their TARGETs."""
+
+    @property
+    def running(self) -> dict[str, Service]:
+        """The services that have handlers, by their TARGETs.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        found = {target: one for target, one in self.services.items() if one.handlers}
+        if not found:
+            names = ", ".join(one.name for one in self.services.values())
+            raise ConfigError(
+                f"no worker runs {names}: a service without handlers has no container; add a service with one"
+            )
+        return found
+
+    @property
+    def producers(self) -> list[str]:
+        """The names of the services without handlers."""
+        return list_producers(list(self.services.values()))
+
+    @cached_property
+    def place(self) -> Place:
+        """The region, the prefix and the account in the environment.
+
+        Raises:
+            ConfigError: There is no region, or it cannot be one; or a setting is wrong.
+        """
+        from smartpipe.transports.aws.variables import check_region
+
+        variable = next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+        if variable is None:
+            msg = "no AWS region for the containers: set AWS_REGION, such as eu-west-1"
+            raise ConfigError(msg)
+        settings = AwsSettings.load()
+        return Place(check_region(os.environ[variable], variable), settings.prefix, settings.account_id)
+
+    @cached_property
+    def workloads(self) -> list[Workload]:
+        """The workloads of the services, in the region of this environment.
+
+        Raises:
+            ConfigError: Options or settings are wrong, or two services have one name.
+        """
+        return self.build_workloads({"AWS_REGION": self.place.region})
+
+    def build_workloads(self, environment: dict[str, str]) -> list[Workload]:
+        """Return the workloads of the services.
+
+        Args:
+            environment: Further variables of each container.
+
+        Raises:
+            ConfigError: Options or settings are wrong, or two services have one name.
+        """
+        everyone = [one.name for one in self.services.values()]
+        doubled = sorted({name for name in everyone if everyone.count(name) > 1})
+        if doubled:
+            msg = f"several TARGETs are services called {', '.join(doubled)}: name each service once"
+            raise ConfigError(msg)
+        running = [one.name for one in self.running.values()]
+        table = _drop_producers(read_tool_table().get("deploy", {}), everyone, running)
+        named = [*running, RELAY] if isinstance(table, dict) and RELAY in table else running
+        options = read_options(table, named, complete=self._complete)
+        return build_workloads(self.services, options, environment)
+
+    def build_rights(self, account_id: str) -> dict[str, dict[str, Any]]:
+        """Return the IAM policies of each workload by its name, and by ``publish`` or ``consume``.
+
+        Args:
+            account_id: The account in the ARNs; it may be a placeholder that the format replaces.
+        """
+        naming = Naming(
+            find_partition(self.place.region),
+            self.place.region,
+            account_id,
+            self.place.prefix,
+            AwsSettings.load().application,
+        )
+        return build_rights(self.workloads, list(self.services.values()), naming, TableAndBucket.from_environment())
+
+
+def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str]) -> Any:
+    """Return the table without those of services that no worker runs."""
+    if not isinstance(table, dict):
+        return table
+    return {key: value for key, value in table.items() if not (key in everyone and key not in running)}
