@@ -749,7 +749,7 @@ IN_FLIGHT, COOLDOWN, READINESS = 'scaleOnInFlight: "true"', "cooldownPeriod: 300
             READINESS,
             "readinessProbe: {initialDelaySeconds: 31, ",
             "warning",
-            "becomes ready after 31 s at the earliest",
+            "becomes ready 31 s after its start",
         ),
         (READINESS, "readinessProbe: {initialDelaySeconds: 30, ", None, ""),
         (IN_FLIGHT, "awsRegion: us-east-1", "error", "the queue is in eu-west-1"),

@@ -150,11 +150,12 @@ def _find_slow_start(document: Document, worker: Workload | None, promise: Promi
         for probe in ("readinessProbe", "startupProbe")
     ]
     start = max(delays, default=0)
+    later = f", the worker becomes ready {start:g} s after its start at the earliest" if start else ""
     if polling + start > promise.max_wait_seconds:
         yield _make_finding(
             document,
-            f"minReplicaCount is 0: KEDA looks at the queue every {polling:g} s, and the worker becomes ready after "
-            f"{start:g} s at the earliest, but service {promise.service} promises {promise.max_wait_seconds:g} s",
+            f"minReplicaCount is 0: KEDA looks at the queue every {polling:g} s{later}, and service {promise.service} "
+            f"promises {promise.max_wait_seconds:g} s",
             "set minReplicaCount to 1, or lower pollingInterval and initialDelaySeconds",
             milder="warning",
         )
