@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence  # noqa: TC003 - fields of a named tuple
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from smartpipe.names import name_in
 from smartpipe.topology.aws.cloudwatch import Metric, Point
 from smartpipe.topology.resources import dead_letter_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from smartpipe.names import Naming
     from smartpipe.topology.changes import Change
@@ -148,25 +148,15 @@ class Account(NamedTuple):
             if "RedrivePolicy" in wanted and arn in self.actual.queues:
                 yield arn, dead_letter_of(self.actual.queues[arn])
 
-    def read_sum(self, metric: Metric) -> float | None:
-        """Return the sum of a metric; None if CloudWatch has no value."""
+    def read(self, metric: Metric, combine: Callable[[list[float]], float]) -> float | None:
+        """Return the values of a metric, in order of time, combined into one; None if CloudWatch has no value."""
         points = self.metrics.get(metric)
-        return sum(point.value for point in points) if points else None
+        return combine([point.value for point in points]) if points else None
 
-    def read_last(self, metric: Metric) -> float | None:
-        """Return the last value of a metric; None if CloudWatch has no value."""
-        points = self.metrics.get(metric)
-        return points[-1].value if points else None
 
-    def read_highest(self, metric: Metric) -> float | None:
-        """Return the highest value of a metric; None if CloudWatch has no value."""
-        points = self.metrics.get(metric)
-        return max(point.value for point in points) if points else None
-
-    def read_lowest(self, metric: Metric) -> float | None:
-        """Return the lowest value of a metric; None if CloudWatch has no value."""
-        points = self.metrics.get(metric)
-        return min(point.value for point in points) if points else None
+def choose_last(values: list[float]) -> float:
+    """Return the last value, for ``Account.read``."""
+    return values[-1]
 
 
 def list_daily_metrics(desired: Topology) -> list[Metric]:
@@ -205,6 +195,6 @@ def sum_of_days(name: str, arn: str) -> Metric:
     return Metric("AWS/SNS" if ":sns:" in arn else "AWS/SQS", name, name_in(arn), "Sum", DAY_SECONDS)
 
 
-def recent(name: str, arn: str, statistic: str) -> Metric:
+def recent(name: str, arn: str, statistic: Literal["Maximum", "Minimum"]) -> Metric:
     """Return the highest or lowest value of a queue's metric in each five minutes."""
-    return Metric("AWS/SQS", name, name_in(arn), "Maximum" if statistic == "Maximum" else "Minimum", RECENT_SECONDS)
+    return Metric("AWS/SQS", name, name_in(arn), statistic, RECENT_SECONDS)

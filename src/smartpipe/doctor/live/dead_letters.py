@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from smartpipe.ci_formats import count
 from smartpipe.doctor.findings import Finding
-from smartpipe.doctor.live.account import AGE, DEPTH, SENT, recent, sum_of_days
+from smartpipe.doctor.live.account import AGE, DEPTH, SENT, choose_last, recent, sum_of_days
 from smartpipe.names import name_in
 from smartpipe.topology.derive import DEAD_LETTER_RETENTION_SECONDS
 from smartpipe.topology.resources import count_messages
@@ -43,7 +43,7 @@ def find_dead_letters(account: Account) -> Iterator[Finding]:
         if not messages:
             continue
         retention = int(attributes.get("MessageRetentionPeriod", DEAD_LETTER_RETENTION_SECONDS))
-        age = account.read_last(recent(AGE, arn, "Maximum"))
+        age = account.read(recent(AGE, arn, "Maximum"), choose_last)
         late = age is not None and age >= retention * LATE_SHARE
         without_reason = count_without_reason(account, arn, messages)
         figures: dict[str, Figure] = {"messages": messages, "retention_seconds": retention}
@@ -79,7 +79,7 @@ def count_without_reason(account: Account, arn: str, messages: int) -> int:
 
     It is a lower bound, and 0 if CloudWatch has no values. Receiving them would be exact, and hide them for a while.
     """
-    sent = account.read_sum(sum_of_days(SENT, arn))
+    sent = account.read(sum_of_days(SENT, arn), sum)
     depths = account.metrics.get(recent(DEPTH, arn, "Minimum"), ())
     settled = [point.value for point in depths if point.moment <= account.now - METRIC_DELAY]
     if sent is None or not settled:
@@ -91,7 +91,7 @@ def find_expiring_messages(account: Account) -> Iterator[Finding]:
     """SP311: messages that SQS deletes before a handler has seen them."""
     for arn, _ in account.list_queues():
         retention = int(account.actual.queues[arn].get("MessageRetentionPeriod", DEFAULT_RETENTION_SECONDS))
-        age = account.read_last(recent(AGE, arn, "Maximum"))
+        age = account.read(recent(AGE, arn, "Maximum"), choose_last)
         if age is not None and age >= retention * EXPIRING_SHARE:
             yield Finding(
                 code="SP311",
@@ -156,7 +156,11 @@ def list_unseen(account: Account) -> Iterator[str]:
     """Yield a sentence for each fact that CloudWatch did not have."""
     for _, dead_letter in account.list_queues():
         present = account.actual.queues.get(dead_letter or "")
-        if present and count_messages(present) and account.read_last(recent(AGE, dead_letter or "", "Maximum")) is None:
+        if (
+            present
+            and count_messages(present)
+            and account.read(recent(AGE, dead_letter or "", "Maximum"), choose_last) is None
+        ):
             yield f"the age of the messages in queue {name_in(dead_letter or '')}: CloudWatch has no value"
     if any(alarm.searches for alarm in account.alarms or ()):
         yield "queues without an alarm: an alarm finds its metrics with a query or a search"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def find_failed_deliveries(account: Account) -> Iterator[Finding]:
     """SP304: messages that SNS could not deliver. Those that no dead-letter queue took are lost."""
     for arn in account.own_topics:
-        failed, lost = (account.read_sum(sum_of_days(name, arn)) or 0 for name in (FAILED, NOT_REDRIVEN))
+        failed, lost = (account.read(sum_of_days(name, arn), sum) or 0 for name in (FAILED, NOT_REDRIVEN))
         if failed or lost:
             yield Finding(
                 code="SP304",

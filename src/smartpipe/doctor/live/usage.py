@@ -66,7 +66,7 @@ def _name_cause(account: Account, arn: str, poll_seconds: int) -> str:
 def find_unfair_use(account: Account) -> Iterator[Finding]:
     """SP310: a tenant or an ordering key that keeps the messages of others waiting."""
     for arn, _ in account.list_queues():
-        noisy = account.read_highest(recent(NOISY_GROUPS, arn, "Maximum"))
+        noisy = account.read(recent(NOISY_GROUPS, arn, "Maximum"), max)
         if noisy:
             yield Finding(
                 code="SP310",
@@ -77,8 +77,8 @@ def find_unfair_use(account: Account) -> Iterator[Finding]:
                 figures={"noisy_groups": noisy},
                 milder="note",
             )
-        waiting = account.read_lowest(recent(DEPTH, arn, "Minimum"))
-        groups = account.read_highest(recent(GROUPS_IN_FLIGHT, arn, "Maximum"))
+        waiting = account.read(recent(DEPTH, arn, "Minimum"), min)
+        groups = account.read(recent(GROUPS_IN_FLIGHT, arn, "Maximum"), max)
         if waiting is not None and waiting >= MIN_WAITING and groups == 1:
             yield Finding(
                 code="SP310",
