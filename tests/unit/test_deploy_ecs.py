@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from smartpipe.deploy.ecs_tasks import FARGATE_SIZES, Home
 from smartpipe.doctor.examine import examine
 from tests.support import ecs
 from tests.support.ecs import PROMISE, SIZES, properties, subscribe, template_of
+from tests.support.processes import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_cfn_lint_finds_no_error_in_a_template_with_every_option() -> None:
     ids=["cloudformation", "terraform"],
 )
 def test_checkov_finds_only_what_is_argued(name: str, build: Callable[[], Any], passed: int, tmp_path: Path) -> None:
-    checkov = shutil.which("checkov") or pytest.skip("needs checkov")
+    checkov = find_program("checkov") or pytest.skip("needs checkov")
     (tmp_path / name).write_text(json.dumps(build(), indent=1))
 
     frameworks = ["cloudformation", "terraform", "terraform_json"]

@@ -36,11 +36,12 @@ _KEYS_ALIAS = "alias/"
 def build_policies(
     service: Declares, naming: Naming, table_and_bucket: TableAndBucket = NO_TABLE_AND_BUCKET
 ) -> dict[str, dict[str, Any]]:
-    """Return the policy documents ``publish``, ``consume``, ``provision`` and ``redrive``, without empty ones.
+    """Return the policy documents ``publish``, ``consume``, ``provision``, ``redrive`` and ``examine``, if not empty.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It allows reading all topics and queues
     with the environment's prefix, because a plan also reports resources that no service declares any more. It allows
-    changing only this service's resources. ``redrive`` is for the ``dlq`` commands.
+    changing only this service's resources. ``redrive`` is for the ``dlq`` commands, and ``examine`` for ``doctor
+    --live``, which only reads.
 
     A policy that would be longer than IAM accepts is split: the names of its other parts are ``consume-2`` and so on,
     and a role needs all of them.
@@ -58,6 +59,7 @@ def build_policies(
         "consume": [*_allow_consuming(service, topology, naming), *_allow_kinds("consume", topology), *read_payloads],
         "provision": _allow_provisioning(topology, naming),
         "redrive": [*_allow_redriving(service, naming), *_allow_kinds("redrive", topology), *read_payloads],
+        "examine": _allow_examining(service, topology, naming),
     }
     return {
         name if number == 1 else f"{name}-{number}": document
@@ -184,19 +186,9 @@ def _allow_consuming(service: Declares, topology: Topology, naming: Naming) -> l
 
 def _allow_provisioning(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
     external_topics = [arn for arn in topology.topics if arn in topology.external]
-    external_queues = [arn for arn in topology.queues if arn in topology.external]
     readable = _split_by_account(external_topics, naming)
     return [
-        *_allow(
-            "LookAtTopics",
-            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:ListTagsForResource"],
-            [naming.topic_arn("*"), *readable.own],
-        ),
-        *_allow(
-            "LookAtQueues",
-            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListDeadLetterSourceQueues", "sqs:ListQueueTags"],
-            [naming.queue_arn("*"), *external_queues],
-        ),
+        *_allow_looking(topology, naming, readable, ["sqs:ListDeadLetterSourceQueues"]),
         *_allow_kinds("provision", topology),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], external_topics),
         *_allow_anywhere(
@@ -206,6 +198,45 @@ def _allow_provisioning(topology: Topology, naming: Naming) -> list[dict[str, An
                 "sns:Unsubscribe", "tag:GetResources", *(["sns:ListSubscriptions"] if readable.others else []),
             ],
         ),
+    ]  # fmt: skip
+
+
+def _allow_looking(
+    topology: Topology, naming: Naming, readable: _Readable, also_queues: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the statements for reading all topics and queues with the prefix, and the declared external ones."""
+    external_queues = [arn for arn in topology.queues if arn in topology.external]
+    return [
+        *_allow(
+            "LookAtTopics",
+            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:ListTagsForResource"],
+            [naming.topic_arn("*"), *readable.own],
+        ),
+        *_allow(
+            "LookAtQueues",
+            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListQueueTags", *also_queues],
+            [naming.queue_arn("*"), *external_queues],
+        ),
+    ]
+
+
+def _allow_examining(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+    """Return the statements for ``doctor --live``. None of their actions changes anything or receives messages."""
+    readable = _split_by_account([arn for arn in topology.topics if arn in topology.external], naming)
+    keys = [binding.queue.kms_key for binding in service.bindings if not binding.queue.existing]
+    return [
+        *_allow_looking(topology, naming, readable),
+        *_allow("LookAtTopicsOfOthers", ["sns:GetTopicAttributes"], readable.others),
+        *_allow_kinds("examine", topology),
+        *_allow_anywhere(
+            "LookAtAlarmsAndMetrics",
+            [
+                "cloudtrail:LookupEvents", "cloudwatch:DescribeAlarms", "cloudwatch:GetMetricData",
+                "sns:GetSubscriptionAttributes", "tag:GetResources",
+                *(["sns:ListSubscriptions"] if readable.others else []),
+            ],
+        ),
+        *_allow_keys("LookAtKeys", keys, naming, ("kms:DescribeKey", "kms:GetKeyPolicy")),
     ]  # fmt: skip
 
 
@@ -252,7 +283,9 @@ def _split_by_account(topics: Iterable[str], naming: Naming) -> _Readable:
     return _Readable(arns if naming.account_id == ACCOUNT else own, others)
 
 
-def _allow_keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str, Any]]:
+def _allow_keys(
+    sid: str, keys: Iterable[str | None], naming: Naming, actions: Iterable[str] = _ENCRYPT
+) -> list[dict[str, Any]]:
     """Return the statements for KMS keys: a key is allowed by its ARN, or by a condition on its alias.
 
     Source: AWS KMS, "Use aliases to control access to KMS keys": these actions do not accept the ARN of an alias as
@@ -265,11 +298,11 @@ def _allow_keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[di
             aliases.add((home, name))
         else:
             arns.add(f"{home}:{name}" if name.startswith("key/") else f"{home}:key/{name}")
-    by_alias = _allow(f"{sid}ByAlias", _ENCRYPT, [f"{home}:key/*" for home, _ in aliases])
+    by_alias = _allow(f"{sid}ByAlias", actions, [f"{home}:key/*" for home, _ in aliases])
     for statement in by_alias:
         names = sorted({name for _, name in aliases})
         statement["Condition"] = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": names}}
-    return [*_allow(sid, _ENCRYPT, arns), *by_alias]
+    return [*_allow(sid, actions, arns), *by_alias]
 
 
 def _key_home(naming: Naming) -> str:
