@@ -172,6 +172,19 @@ def test_the_scaler_has_a_trigger_for_each_queue_and_counts_messages_in_flight()
     assert spec["scaleTargetRef"] == {"name": "order-mail"}
 
 
+@pytest.mark.parametrize(
+    ("minimum", "promise", "interval"), [(0, 20, 10), (0, 1.5, 1), (0, 59, 29), (0, 60, None), (1, 20, None)]
+)
+def test_a_worker_at_zero_is_started_within_its_promise(minimum: int, promise: float, interval: int | None) -> None:
+    found = services()
+    own = {"max_wait_seconds": promise, "seconds_per_message": 0.5, "min": minimum}
+    options = read_options({**TABLE, "billing": own}, [one.name for one in found.values()], complete=True)
+
+    scaler = documents(write_manifests(build_workloads(found, options, {}), [], PLACE))["ScaledObject", "billing"]
+
+    assert scaler["spec"].get("pollingInterval") == interval
+
+
 def test_without_an_account_the_scaler_finds_queues_by_name_and_in_china_by_another_domain() -> None:
     def first(place: Place) -> str:
         spec = documents(export(place))["ScaledObject", "order-mail"]["spec"]

@@ -25,6 +25,8 @@ MIN_STABILIZATION_SECONDS = 300
 """The default of Kubernetes for scaling down."""
 MAX_STABILIZATION_SECONDS = 3_600
 """The maximum of stabilizationWindowSeconds."""
+DEFAULT_POLLING_SECONDS = 30
+"""The default of KEDA's pollingInterval."""
 _SPOT_LABELS = {"eks.amazonaws.com/capacityType": "SPOT", "karpenter.sh/capacity-type": "spot"}
 _ONLY_ON_ECS = {"SMARTPIPE_PROTECT_TASK"}
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
@@ -222,6 +224,7 @@ def _scaled_object(one: Workload, name: str, place: Place) -> dict[str, Any]:
             "scaleTargetRef": {"name": name},
             "minReplicaCount": one.options.min,
             "maxReplicaCount": one.maximum,
+            **_polling(one),
             "cooldownPeriod": max(MIN_STABILIZATION_SECONDS, one.grace_seconds),
             "advanced": {
                 "horizontalPodAutoscalerConfig": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": window}}}
@@ -229,6 +232,17 @@ def _scaled_object(one: Workload, name: str, place: Place) -> dict[str, Any]:
             "triggers": [_trigger(queue, name, place) for queue in one.queues],
         },
     }
+
+
+def _polling(one: Workload) -> dict[str, int]:
+    """Return the interval in which KEDA looks for the first message, if its default is too long for the promise.
+
+    While pods run, the HorizontalPodAutoscaler asks for the numbers every 15 s, whatever the interval.
+    """
+    promise = one.options.max_wait_seconds
+    if one.options.min or promise is None or promise >= 2 * DEFAULT_POLLING_SECONDS:
+        return {}
+    return {"pollingInterval": max(1, int(promise / 2))}
 
 
 def _trigger(queue: Scaling, name: str, place: Place) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.deploy.kubernetes import DEFAULT_POLLING_SECONDS
 from smartpipe.doctor.findings import Finding
 from smartpipe.doctor.lookup import find, find_region, find_rows, find_table, to_number
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from smartpipe.doctor.promises import Promise
 
 DEFAULT_COOLDOWN_SECONDS = 300
-DEFAULT_POLLING_SECONDS = 30
 DEFAULT_QUEUE_LENGTH = 5
 SQS_TRIGGER = "aws-sqs-queue"
 ZONE_LABEL = "topology.kubernetes.io/zone"
