@@ -121,7 +121,7 @@ def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
     with pytest.raises(ConfigError, match="use only one of them"):
         run_export([], "kubernetes", tmp_path / "file", tmp_path / "k8s")
-    with pytest.raises(ConfigError, match="--directory is for --format kubernetes, not dockerfile"):
+    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or codebuild, not dockerfile"):
         run_export([], "dockerfile", None, tmp_path / "k8s")
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="billing.yaml cannot be written: "):
@@ -137,7 +137,7 @@ def test_policies_have_the_partition_of_the_region(region: str, partition: str) 
 
 
 def test_kubernetes_needs_a_region(name: str) -> None:
-    with pytest.raises(ConfigError, match="no AWS region for the containers: set AWS_REGION"):
+    with pytest.raises(ConfigError, match="no AWS region for the queues: set AWS_REGION"):
         run_export([], "kubernetes", None)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
-DEPLOY_FORMATS = ("kubernetes", "dockerfile")
+DEPLOY_FORMATS = ("kubernetes", "dockerfile", "ansible", "github", "codebuild", "jenkins")
 
 deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def export(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help=f"{' or '.join(DEPLOY_FORMATS)}.",
+            help=f"{', '.join(DEPLOY_FORMATS[:-1])} or {DEPLOY_FORMATS[-1]}.",
             autocompletion=lambda: list(DEPLOY_FORMATS),
         ),
     ],
@@ -37,11 +37,16 @@ def export(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service.",
+            help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service; "
+            "for codebuild, a template and the buildspecs.",
         ),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="Image of all containers, instead of that in pyproject.toml."),
     ] = None,
 ) -> None:
     """Print the files that run services, from their declarations and [tool.smartpipe.deploy] in pyproject.toml."""
     from smartpipe.cli.deploy.export import run_export
 
-    run_export(targets or [], form, output, directory)
+    run_export(targets or [], form, output, directory, image=image)

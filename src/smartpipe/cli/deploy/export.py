@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
-from smartpipe.cli.targets import read_pyproject
+from smartpipe.cli.targets import read_pyproject, read_tool_table
+from smartpipe.deploy.ansible import write_playbook
 from smartpipe.deploy.dockerfile import write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
+from smartpipe.deploy.pipelines.codebuild import (
+    TEMPLATE_FILE,
+    build_template,
+    list_stages,
+    name_buildspec,
+    write_buildspec,
+)
+from smartpipe.deploy.pipelines.github import write_workflow
+from smartpipe.deploy.pipelines.jenkins import write_jenkinsfile
+from smartpipe.deploy.pipelines.rights import build_pipeline_rights
+from smartpipe.deploy.pipelines.stages import build_pipeline, read_pipeline_options
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.errors import ConfigError
-from smartpipe.settings import WorkerSettings
+from smartpipe.settings import AwsSettings, WorkerSettings
+from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from smartpipe.deploy.pipelines.stages import PipelineOptions
 
 
 class Format(NamedTuple):
@@ -30,8 +45,18 @@ class Format(NamedTuple):
     write_files: Callable[[Project], dict[str, str]] | None = None
 
 
-def run_export(targets: Sequence[str], form: str, output: Path | None = None, directory: Path | None = None) -> None:
+def run_export(
+    targets: Sequence[str],
+    form: str,
+    output: Path | None = None,
+    directory: Path | None = None,
+    *,
+    image: str | None = None,
+) -> None:
     """Print the files of the services of *targets* in the format *form*, or write them to *output* or *directory*.
+
+    Args:
+        image: The image of all containers, instead of those in the options.
 
     Raises:
         ConfigError: The format is unknown; options or settings are wrong; or a file cannot be written.
@@ -39,7 +64,7 @@ def run_export(targets: Sequence[str], form: str, output: Path | None = None, di
     check_choice("--format", form, list(FORMATS))
     chosen = FORMATS[form]
     if directory is None:
-        write_or_print(chosen.write(Project(targets)), form, output)
+        write_or_print(chosen.write(Project(targets, image)), form, output)
         return
     if output is not None:
         msg = "--output writes one file, and --directory several: use only one of them"
@@ -47,7 +72,7 @@ def run_export(targets: Sequence[str], form: str, output: Path | None = None, di
     if chosen.write_files is None:
         several = " or ".join(name for name, one in FORMATS.items() if one.write_files is not None)
         raise ConfigError(f"--directory is for --format {several}, not {form}: use --output")
-    write_directory(directory, chosen.write_files(Project(targets)))
+    write_directory(directory, chosen.write_files(Project(targets, image)))
 
 
 def _write_manifests(project: Project) -> str:
@@ -82,7 +107,53 @@ def _write_dockerfile(project: Project) -> str:
     return write_dockerfile(list(project.running), port, packaged="build-system" in read_pyproject())
 
 
+def _write_playbook(project: Project) -> str:
+    return write_playbook(project.services.values(), project.place, AwsSettings.load().application)
+
+
+def _write_workflow(project: Project) -> str:
+    pipeline = build_pipeline(_read_pipeline_options(), schema_format="github", doctor_format="github")
+    return write_workflow(pipeline, project.names)
+
+
+def _write_jenkinsfile(project: Project) -> str:
+    return write_jenkinsfile(build_pipeline(_read_pipeline_options()), project.names)
+
+
+def _write_pipeline(project: Project) -> str:
+    return format_json(_build_pipeline_template(project, inline=True))
+
+
+def _write_pipeline_files(project: Project) -> dict[str, str]:
+    stages = list_stages(build_pipeline(_read_pipeline_options()))
+    return {
+        TEMPLATE_FILE: format_json(_build_pipeline_template(project, inline=False)),
+        **{name_buildspec(stage): write_buildspec(stage) for stage in stages},
+    }
+
+
+def _build_pipeline_template(project: Project, *, inline: bool) -> dict[str, Any]:
+    settings = AwsSettings.load()
+    names = {"prefix": settings.prefix, "application": settings.application}
+    rights = build_pipeline_rights(
+        list(project.services.values()), **names, table_and_bucket=TableAndBucket.from_environment()
+    )
+    values: dict[str, Any] = {
+        "AWS_REGION": {"Ref": "AWS::Region"},
+        **{f"SMARTPIPE_{name.upper()}": one for name, one in names.items()},
+    }
+    return build_template(build_pipeline(_read_pipeline_options()), rights, values, inline=inline)
+
+
+def _read_pipeline_options() -> PipelineOptions:
+    return read_pipeline_options(read_tool_table().get("pipeline", {}))
+
+
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
     "dockerfile": Format(_write_dockerfile),
+    "ansible": Format(_write_playbook),
+    "github": Format(_write_workflow),
+    "codebuild": Format(_write_pipeline, _write_pipeline_files),
+    "jenkins": Format(_write_jenkinsfile),
 }
