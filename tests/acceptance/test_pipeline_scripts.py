@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from smartpipe.deploy.pipelines.stages import PipelineOptions, build_pipeline
 from tests.conftest import lead_to
 from tests.support.pipelines import (
     build_environment,
@@ -283,3 +285,27 @@ def test_a_pull_request_only_builds_the_image(github: Checkout) -> None:
     github.succeed("build")
 
     assert github.calls == ["docker buildx build ."]
+
+
+def test_on_ecs_every_image_and_every_parameter_of_the_variable_reach_the_stack(tmp_path: Path) -> None:
+    programs = write_programs(tmp_path)
+    parameters: dict[str, dict[str, str]] = {"Image": {}, "BillingImage": {}, "Cluster": {}}
+    (programs / "smartpipe").write_text(f"#!/bin/sh\necho '{json.dumps({'Parameters': parameters})}' > workers.json\n")
+    environment = build_environment(
+        programs,
+        IMAGE=DIGEST,
+        ECS_STACK="shop",
+        ECS_PARAMETERS="Cluster=shop Subnets=subnet-1,subnet-2",
+        ECS_STACK_ROLE="arn:aws:iam::123456789012:role/shop",
+    )
+    deploy = build_pipeline(PipelineOptions(deploy="ecs")).find("deploy")
+    (script,) = [step.script for step in deploy.steps if "cloudformation" in step.script]
+
+    done = run_script(script, tmp_path, environment)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == (
+        "aws cloudformation deploy --stack-name shop --template-file workers.json "
+        "--role-arn arn:aws:iam::123456789012:role/shop --capabilities CAPABILITY_IAM --no-fail-on-empty-changeset "
+        f"--parameter-overrides Cluster=shop Subnets=subnet-1,subnet-2 BillingImage={DIGEST} Image={DIGEST}"
+    )

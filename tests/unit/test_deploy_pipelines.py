@@ -89,6 +89,7 @@ def test_cfn_lint_has_no_findings(options: PipelineOptions, inline: bool, tmp_pa
     judge(find_program("cfn-lint"), str(file))
 
 
+@pytest.mark.timeout(300)
 def test_groovy_lint_finds_no_error(options: PipelineOptions, tmp_path: Path) -> None:
     linter = find_program("npm-groovy-lint", str(NODE))
     (tmp_path / "Jenkinsfile").write_text(write_jenkinsfile(build_pipeline(options), ["billing"]))
@@ -139,6 +140,15 @@ def test_every_variable_of_a_script_is_described_and_set(options: PipelineOption
 def jobs() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(workflow())["jobs"]
     return found
+
+
+def test_further_settings_reach_the_doctor_the_plan_and_the_deployment() -> None:
+    with_setting = [name for name, job in jobs().items() if "SMARTPIPE_DRAIN_SECONDS" in job.get("env", {})]
+    parameters = template()["Parameters"]
+
+    assert with_setting == ["test", "plan", "deploy"]
+    assert "SmartpipeDrainSeconds" in parameters
+    assert "SmartpipePrefix" not in parameters  # the policies depend on it
 
 
 def test_actions_are_pinned_by_commit_and_named_by_version() -> None:

@@ -166,6 +166,7 @@ def _build_tasks(account_id: str | None) -> list[dict[str, Any]]:
         *_create_topics(),
         *_create_queues(),
         *_create_subscriptions(),
+        *_update_subscriptions(),
     ]
 
 
@@ -227,19 +228,20 @@ def _create_queues() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+_SUBSCRIPTION = "item.topic_arn.split(':')[-1] + ' to ' + item.queue_arn.split(':')[-1]"
+_KNOWN = """\
+{{ listed.results | map(attribute='result.sns_topic.subscriptions') | flatten
+| selectattr('topic_arn', '==', item.topic_arn)
+| selectattr('endpoint', '==', item.queue_arn) }}"""
+"""The subscription of ``item`` that exists, in a list."""
+_TEXTS = """\
+{{ item.attributes
+| combine({'FilterPolicy': item.attributes.FilterPolicy | to_json})
+| combine({'RedrivePolicy': item.attributes.RedrivePolicy | to_json} if 'RedrivePolicy' in item.attributes else {})
+| to_json }}"""
+
+
 def _create_subscriptions() -> list[dict[str, Any]]:
-    label = "item.topic_arn.split(':')[-1] + ' to ' + item.queue_arn.split(':')[-1]"
-    known = [
-        "{{ listed.results | map(attribute='result.sns_topic.subscriptions') | flatten",
-        "| selectattr('topic_arn', '==', item.topic_arn)",
-        "| selectattr('endpoint', '==', item.queue_arn) }}",
-    ]
-    texts = [
-        "{{ item.attributes",
-        "| combine({'FilterPolicy': item.attributes.FilterPolicy | to_json})",
-        "| combine({'RedrivePolicy': item.attributes.RedrivePolicy | default({}) | to_json})",
-        "| to_json }}",
-    ]
     return [
         {
             "name": "List the subscriptions of each topic",
@@ -254,13 +256,18 @@ def _create_subscriptions() -> list[dict[str, Any]]:
                 "--topic-arn", "{{ item.topic_arn }}",
                 "--protocol", "sqs",
                 "--notification-endpoint", "{{ item.queue_arn }}",
-                "--attributes", "\n".join(texts),
+                "--attributes", _TEXTS,
             ),
-            "vars": {"known": "\n".join(known)},
+            "vars": {"known": _KNOWN},
             "when": "known | length == 0",
             "changed_when": True,
-            **_loop("subscriptions", label),
+            **_loop("subscriptions", _SUBSCRIPTION),
         },
+    ]  # fmt: skip
+
+
+def _update_subscriptions() -> list[dict[str, Any]]:
+    return [
         {
             "name": "Read the attributes of subscriptions that exist",
             "ansible.builtin.command": _call(
@@ -269,11 +276,11 @@ def _create_subscriptions() -> list[dict[str, Any]]:
                 "--subscription-arn", "{{ known[0].subscription_arn }}",
                 "--output", "json",
             ),
-            "vars": {"known": "\n".join(known)},
+            "vars": {"known": _KNOWN},
             "when": "known | length > 0",
             "changed_when": False,
             "check_mode": False,
-            **_loop("subscriptions", label, register="read"),
+            **_loop("subscriptions", _SUBSCRIPTION, register="read"),
         },
         _set_attributes(
             "Set the attributes of subscriptions that differ",
@@ -286,7 +293,7 @@ def _create_subscriptions() -> list[dict[str, Any]]:
             found="{{ deployed[item.1.name] | default(item.1.default, true) }}",
             loop=_loop(
                 "read.results | rejectattr('skipped', 'defined') | product(subscription_attributes)",
-                f"{label.replace('item.', 'item.0.item.')} + ' ' + item.1.name",
+                f"{_SUBSCRIPTION.replace('item.', 'item.0.item.')} + ' ' + item.1.name",
             ),
         ),
     ]  # fmt: skip

@@ -112,7 +112,7 @@ def _write_playbook(project: Project) -> str:
 
 
 def _write_workflow(project: Project) -> str:
-    pipeline = build_pipeline(_read_pipeline_options(), schema_format="github", doctor_format="github")
+    pipeline = build_pipeline(_read_pipeline_options(), "github")
     return write_workflow(pipeline, project.names)
 
 

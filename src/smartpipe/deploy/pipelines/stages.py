@@ -194,64 +194,53 @@ def _describe_error(details: Any) -> str:
     return f"pyproject.toml: [{TABLE}]: {key} = {details['input']!r} is wrong: use {hints[key]}"
 
 
-def build_pipeline(options: PipelineOptions, *, schema_format: str = "text", doctor_format: str = "text") -> Pipeline:
+def build_pipeline(options: PipelineOptions, findings_format: str = "text") -> Pipeline:
     """Return the pipeline.
 
     Args:
-        schema_format: The format in which ``schema check`` prints its findings.
-        doctor_format: The format in which ``doctor`` prints its findings.
+        findings_format: The format in which ``schema check`` and ``doctor`` print their findings.
     """
+    settings = tuple(dict.fromkeys((*SETTINGS, *options.settings)))
+    plan = (Step(INSTALL, _INSTALL_WITHOUT_TOOLS), Step("Plan the topology", _PLAN))
+    publish = Step("Build and push the image", _PUBLISH)
+    to_publish = ("AWS_REGION", "IMAGE_REPOSITORY")
+    to_deploy = (*settings, "IMAGE_REPOSITORY", *_DEPLOY_VARIABLES[options.deploy])
+    return Pipeline(
+        options.branch,
+        (
+            Stage("test", _build_test(options, findings_format), _BOTH, None, tuple(options.settings), 30),
+            Stage("build", (Step("Build the image", _BUILD),), _PROPOSAL, minutes=30),
+            Stage("plan", plan, _BOTH, "AWS_PLAN_ROLE", settings),
+            Stage("publish", (publish,), _BRANCH, "AWS_PUBLISH_ROLE", to_publish, 30),
+            Stage("deploy", _build_deploy(options), _BRANCH, "AWS_DEPLOY_ROLE", to_deploy, 60),
+        ),
+    )
+
+
+def _build_test(options: PipelineOptions, findings_format: str) -> tuple[Step, ...]:
     against = f"git:origin/{options.branch}"
-    test = (
+    return (
         Step(INSTALL, _INSTALL),
         Step("Test", "uv run --no-sync pytest\n"),
         Step(
             "Check that no consumer would refuse an event",
-            f"{_SMARTPIPE} schema check --against {against} --format {schema_format}\n",
+            f"{_SMARTPIPE} schema check --against {against} --format {findings_format}\n",
         ),
         Step("Check that the committed schemas are up to date", _CHECK_EXPORTED_SCHEMAS),
         Step(
             "Find mistakes that lose messages",
-            f"{_SMARTPIPE} doctor --manifest Dockerfile --format {doctor_format}\n",
+            f"{_SMARTPIPE} doctor --manifest Dockerfile --format {findings_format}\n",
         ),
     )
-    deploy = (
+
+
+def _build_deploy(options: PipelineOptions) -> tuple[Step, ...]:
+    return (
         Step(INSTALL, _INSTALL_WITHOUT_TOOLS),
         Step("Change the topology", f"{_SMARTPIPE} topology apply --yes\n"),
         Step("Deploy the workers", _DEPLOY[options.deploy]),
         Step("Run the smoke test", _SMOKE),
         Step("Check that nothing is left to change", _PLAN_AGAIN),
-    )
-    settings = tuple(dict.fromkeys((*SETTINGS, *options.settings)))
-    return Pipeline(
-        options.branch,
-        (
-            Stage("test", test, _BOTH, minutes=30),
-            Stage("build", (Step("Build the image", _BUILD),), _PROPOSAL, minutes=30),
-            Stage(
-                "plan",
-                (Step(INSTALL, _INSTALL_WITHOUT_TOOLS), Step("Plan the topology", _PLAN)),
-                _BOTH,
-                "AWS_PLAN_ROLE",
-                settings,
-            ),
-            Stage(
-                "publish",
-                (Step("Build and push the image", _PUBLISH),),
-                _BRANCH,
-                "AWS_PUBLISH_ROLE",
-                ("AWS_REGION", "IMAGE_REPOSITORY"),
-                minutes=30,
-            ),
-            Stage(
-                "deploy",
-                deploy,
-                _BRANCH,
-                "AWS_DEPLOY_ROLE",
-                (*settings, "IMAGE_REPOSITORY", *_DEPLOY_VARIABLES[options.deploy]),
-                minutes=60,
-            ),
-        ),
     )
 
 
