@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
+from smartpipe import Event, Service, Topic
 from smartpipe.deploy.ansible import write_playbook
 from smartpipe.deploy.place import Place
 from tests.conftest import lead_to
@@ -22,7 +23,7 @@ from tests.support.topologies import compare, left_to_do
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smartpipe import EmbeddedBroker, Service
+    from smartpipe import EmbeddedBroker
 
 pytestmark = pytest.mark.timeout(600)
 REGION = "eu-central-2"
@@ -66,7 +67,14 @@ async def test_a_playbook_leaves_nothing_to_apply_changes_nothing_again_and_undo
     ministack: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch, play: Any
 ) -> None:
     lead_there(ministack, monkeypatch)
-    services = [exported.mailer(), exported.archive()]  # of a FIFO queue, ministack keeps the "True" of sqs_queue
+    arn = boto3.client("sns", region_name="us-east-1").create_topic(Name=os.environ["SMARTPIPE_PREFIX"])["TopicArn"]
+
+    class FarAway(Event, topic=Topic(arn=arn), type="ansible.far.away", version="1.0"):
+        pass
+
+    # No FIFO queue: ministack keeps the "True" that sqs_queue sends, and SQS does not.
+    far_away = exported.subscribed(Service("far-away"), FarAway)
+    services = [exported.mailer(), exported.archive(), exported.vault(), far_away]
     assert await left_to_do(*services)
 
     assert play(services)["changed"] > 0

@@ -347,6 +347,15 @@ def test_the_image_of_the_command_replaces_that_of_the_options(
     assert 'image: "example.com/shop@sha256:1"' in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("project")
+def test_an_image_that_is_none_or_has_no_place_is_an_error_with_a_remedy() -> None:
+    for image in ("", "two words"):
+        with pytest.raises(ConfigError, match="--image '.*' is not an image: name it as in"):
+            run_export([], "kubernetes", image=image)
+    with pytest.raises(ConfigError, match="--image is for --format kubernetes.*, and github contains no image"):
+        run_export([], "github", image="shop:1")
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

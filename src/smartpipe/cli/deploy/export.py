@@ -39,10 +39,12 @@ class Format(NamedTuple):
     Args:
         write: Returns the text of its one file.
         write_files: Returns the texts of a directory by the names of its files; None if the format is one file.
+        has_image: Whether it contains the image of the containers.
     """
 
     write: Callable[[Project], str]
     write_files: Callable[[Project], dict[str, str]] | None = None
+    has_image: bool = True
 
 
 def run_export(
@@ -63,6 +65,9 @@ def run_export(
     """
     check_choice("--format", form, list(FORMATS))
     chosen = FORMATS[form]
+    if image is not None and not chosen.has_image:
+        several = " or ".join(name for name, one in FORMATS.items() if one.has_image)
+        raise ConfigError(f"--image is for --format {several}, and {form} contains no image: leave it out")
     if directory is None:
         write_or_print(chosen.write(Project(targets, image)), form, output)
         return
@@ -151,9 +156,9 @@ def _read_pipeline_options() -> PipelineOptions:
 
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
-    "dockerfile": Format(_write_dockerfile),
-    "ansible": Format(_write_playbook),
-    "github": Format(_write_workflow),
-    "codebuild": Format(_write_pipeline, _write_pipeline_files),
-    "jenkins": Format(_write_jenkinsfile),
+    "dockerfile": Format(_write_dockerfile, has_image=False),
+    "ansible": Format(_write_playbook, has_image=False),
+    "github": Format(_write_workflow, has_image=False),
+    "codebuild": Format(_write_pipeline, _write_pipeline_files, has_image=False),
+    "jenkins": Format(_write_jenkinsfile, has_image=False),
 }

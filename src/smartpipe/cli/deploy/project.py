@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,13 @@ class Project:
         image: The image of all containers, instead of those in the options.
 
     Raises:
-        ConfigError: There is no TARGET, or one of them cannot be loaded.
+        ConfigError: There is no TARGET, or one of them cannot be loaded; or *image* cannot be an image.
     """
 
     def __init__(self, targets: Sequence[str], image: str | None = None) -> None:
+        if image is not None and (not image or re.search(r"\s", image)):
+            msg = f"--image {image!r} is not an image: name it as in registry.example.com/shop:1.4, or by its digest"
+            raise ConfigError(msg)
         self._image = image
         names = list(targets or read_configured_targets())
         self._complete = not targets

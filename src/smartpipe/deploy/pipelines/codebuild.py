@@ -244,6 +244,7 @@ def _build_project(
     statements = [
         _allow(["logs:CreateLogStream", "logs:PutLogEvents"], [logs]),
         _allow(["s3:GetObject", "s3:GetObjectVersion"], [objects]),
+        _allow(["s3:GetBucketLocation"], [_BUCKET_ARN]),
         _use_connection(),
         *_list_own_rights(stage, targets),
     ]

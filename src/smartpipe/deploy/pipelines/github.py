@@ -92,7 +92,7 @@ def _header(pipeline: Pipeline, services: Sequence[str]) -> list[str]:
         f"GitHub workflow that tests and deploys {', '.join(services)}.",
         "Written by `smartpipe deploy export --format github`; run it again when the options of the pipeline change.",
         "",
-        "Set these variables of the repository, or of the environment `production`. None of them is secret:",
+        "Set these variables of the repository. None of them is secret:",
         *(f"  {name:<{width}}  {describe(name)}" for name in names),
     ]
 
