@@ -244,6 +244,12 @@ def test_an_image_that_cannot_be_pushed_passes_nothing_on(github: Checkout, tmp_
     assert not (github.directory / "image.txt").exists()
 
 
+def test_the_password_of_the_registry_does_not_stay_on_the_machine(github: Checkout) -> None:
+    github.succeed("publish")
+
+    assert github.calls[-1] == "docker logout 123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+
+
 def test_the_smoke_test_of_the_project_runs_and_can_fail_the_deployment(github: Checkout) -> None:
     smoke = github.directory / "tests" / "smoke"
     smoke.mkdir(parents=True)
@@ -263,16 +269,21 @@ def test_a_pull_request_gets_one_comment_which_later_plans_replace(github: Check
     assert first == f"plan<<{last}"
     github.environment["PLAN"] = "\n".join(plan)
 
+    by_others = [{"id": 40, "user": {"login": "someone"}, "body": "<!-- smartpipe topology plan -->"}]
+    by_workflows = [{"id": 41, "user": {"login": "github-actions[bot]"}, "body": "another workflow"}]
+    comments = github.directory / "comments.json"
+    comments.write_text(json.dumps([*by_others, *by_workflows]))
     github.succeed("comment")
     sent = github.read("sent-comment.md")
-    (github.directory / "known-comments").write_text("41\n42\n")
+    ours = [{"id": number, "user": {"login": "github-actions[bot]"}, "body": sent} for number in (42, 43)]
+    comments.write_text(json.dumps([*by_others, *by_workflows, *ours]))
     github.succeed("comment")
 
     assert sent.startswith("<!-- smartpipe topology plan -->\n")
     assert "4 to create" in sent
     posted, patched = [call for call in github.calls if "--method" in call]
     assert "--method POST repos/example/shop/issues/7/comments --field body=@comment.md" in posted
-    assert "--method PATCH repos/example/shop/issues/comments/41 --field body=@comment.md" in patched
+    assert "--method PATCH repos/example/shop/issues/comments/42 --field body=@comment.md" in patched
 
 
 def test_the_deploy_job_gets_the_digest_of_the_image(github: Checkout) -> None:

@@ -35,8 +35,8 @@ done
     "aws": 'if [ "$1" = ecr ]; then echo secret-of-ecr; fi\n',
     "kubectl": "",
     "gh": """
-if [[ "$*" != *--method* ]]; then cat known-comments 2>/dev/null || true; exit 0; fi
-cp comment.md "sent-comment.md"
+if [[ "$*" == *--method* ]]; then cp comment.md sent-comment.md; exit; fi
+[ "$4" = --jq ] && jq --raw-output "$5" comments.json
 """,
 }
 

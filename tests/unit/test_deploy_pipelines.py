@@ -127,7 +127,7 @@ def test_every_variable_of_a_script_is_described_and_set(options: PipelineOption
     stages = build_pipeline(options).stages
     for stage in stages:
         text = "".join(step.script for step in stage.steps)
-        assigned = {"status", "digest", "images", "parameters", "name", "IMAGE"}
+        assigned = {"status", "digest", "images", "parameters", "name", "registry", "IMAGE", "PWD"}
         used = set(re.findall(r"\$\{?([A-Za-z_]\w*)", text)) - assigned
         assert used <= set(stage.variables)
     header = workflow(options).partition("---")[0]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.deploy.pipelines.stages import IMAGE_FILE, SUMMARY_FILE, UV_VERSION, Event, describe
+from smartpipe.deploy.dockerfile import UV_VERSION
+from smartpipe.deploy.pipelines.stages import IMAGE_FILE, SUMMARY_FILE, Event, describe
 from smartpipe.deploy.yaml import write_documents
 from smartpipe.topology.resources import POLICY_VERSION
 

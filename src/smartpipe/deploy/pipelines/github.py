@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.deploy.pipelines.stages import IMAGE_FILE, PLAN_FILE, UV_VERSION, describe, list_variables
+from smartpipe.deploy.dockerfile import UV_VERSION
+from smartpipe.deploy.pipelines.stages import IMAGE_FILE, PLAN_FILE, describe, list_variables
 from smartpipe.deploy.yaml import write_documents
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from smartpipe.deploy.pipelines.stages import Pipeline, Stage
 
-WORKFLOW_FILE = ".github/workflows/deploy.yaml"
 MAX_COMMENT_BYTES = 60_000
 """A comment may have 65,536 characters."""
 
@@ -51,8 +51,8 @@ echo "digest=$(cut -d @ -f 2 {IMAGE_FILE})" >> "$GITHUB_OUTPUT"
 _COMMENT = f"""\
 {{ echo '{_MARK}'; echo '`smartpipe topology plan`:'; echo '````text'; echo "$PLAN"; echo '````'; }} > comment.md
 comments="repos/$GITHUB_REPOSITORY/issues/$PULL_REQUEST/comments"
-mark='.[] | select(.body | startswith("{_MARK}")) | .id'
-known=$(gh api --paginate "$comments" --jq "$mark" | sed -n 1p)
+own='.[] | select(.user.login == "github-actions[bot]" and (.body | startswith("{_MARK}"))) | .id'
+known=$(gh api --paginate "$comments" --jq "$own" | sed -n 1p)
 if [ -n "$known" ]; then
   gh api --silent --method PATCH "repos/$GITHUB_REPOSITORY/issues/comments/$known" --field body=@comment.md
 else

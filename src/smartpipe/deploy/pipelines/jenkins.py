@@ -58,7 +58,7 @@ def _header(pipeline: Pipeline, services: Sequence[str]) -> list[str]:
         "Written by `smartpipe deploy export --format jenkins`; run it again when the options of the pipeline change.",
         "",
         f"For a multibranch pipeline that also fetches {pipeline.branch}. Agents need uv, git, jq, docker with buildx,",
-        "the AWS CLI, and kubectl for Kubernetes. The plugin OpenID Connect Provider provides the credentials",
+        "the AWS CLI 2, and kubectl for Kubernetes. The plugin OpenID Connect Provider provides the credentials",
         f"{CREDENTIALS_ID}, an id token as a file, with the audience sts.amazonaws.com. Set these variables, for",
         "example in the properties of the folder:",
     ]

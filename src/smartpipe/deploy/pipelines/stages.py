@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 TABLE = "tool.smartpipe.pipeline"
 INSTALL = "Install"
-UV_VERSION = "0.13"
 PLAN_FILE = "plan.txt"
 SUMMARY_FILE = "summary.txt"
 """The plan stage writes the plan, and its counts in one line, to these files of the working directory."""
@@ -128,9 +127,11 @@ _PLAN_AGAIN = f"""\
 """
 _BUILD = "docker buildx build .\n"
 _PUBLISH = f"""\
-aws ecr get-login-password | docker login --username AWS --password-stdin "${{IMAGE_REPOSITORY%%/*}}"
-# The default builder cannot attest.
-docker buildx create --use
+registry="${{IMAGE_REPOSITORY%%/*}}"
+trap 'docker logout "$registry"' EXIT
+aws ecr get-login-password | docker login --username AWS --password-stdin "$registry"
+# The default builder cannot attest. This one may exist from an earlier run on the same machine.
+docker buildx create --name smartpipe --use || docker buildx use smartpipe
 docker buildx build --push --sbom=true --provenance=mode=max --metadata-file metadata.json \\
   --tag "$IMAGE_REPOSITORY:$(git rev-parse HEAD)" .
 digest=$(jq --exit-status --raw-output '."containerimage.digest"' metadata.json)
@@ -144,6 +145,7 @@ if [ -d tests/smoke ]; then uv run --no-dev --with pytest pytest tests/smoke; fi
 _DEPLOY = {
     "kubernetes": f"""\
 {_SMARTPIPE} deploy export --format kubernetes --image "$IMAGE" --output workers.yaml
+export KUBECONFIG="$PWD/kubeconfig"
 aws eks update-kubeconfig --name "$EKS_CLUSTER"
 kubectl apply --filename workers.yaml
 kubectl rollout status deployment --selector app.kubernetes.io/managed-by=smartpipe --timeout 15m
