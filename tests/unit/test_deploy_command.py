@@ -121,7 +121,7 @@ def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
     with pytest.raises(ConfigError, match="use only one of them"):
         run_export([], "kubernetes", tmp_path / "file", tmp_path / "k8s")
-    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or codebuild, not dockerfile"):
+    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or .*, not dockerfile"):
         run_export([], "dockerfile", None, tmp_path / "k8s")
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="billing.yaml cannot be written: "):

@@ -15,6 +15,7 @@ from smartpipe.deploy.pipelines.codebuild import build_template, write_buildspec
 from smartpipe.deploy.pipelines.github import ACTIONS, write_workflow
 from smartpipe.deploy.pipelines.jenkins import write_jenkinsfile
 from smartpipe.deploy.pipelines.rights import build_pipeline_rights
+from smartpipe.deploy.pipelines.roles import build_github_roles
 from smartpipe.deploy.pipelines.stages import PipelineOptions, build_pipeline, list_variables, read_pipeline_options
 from smartpipe.topology.export.iam import MAX_CHARACTERS
 from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET, TableAndBucket
@@ -26,7 +27,7 @@ from tests.support.programs import find_program, judge
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from smartpipe.deploy.pipelines.codebuild import Rights
+    from smartpipe.deploy.pipelines.rights import Rights
 
 PLATFORMS = ["kubernetes", "ecs"]
 NODE = ROOT / ".venv" / "node" / "node_modules" / ".bin"
@@ -272,6 +273,47 @@ def test_policies_of_many_services_are_split_and_fit_into_iam_in_every_region() 
         assert len(text) <= MAX_CHARACTERS
 
 
+# The roles for GitHub.
+
+
+def roles(options: PipelineOptions = OPTIONS) -> dict[str, Any]:
+    return build_github_roles(build_pipeline(options), rights())
+
+
+def test_cfn_lint_has_no_findings_in_the_roles(options: PipelineOptions, tmp_path: Path) -> None:
+    file = tmp_path / "roles.json"
+    file.write_text(json.dumps(roles(options)))
+
+    judge(find_program("cfn-lint"), str(file))
+
+
+def test_a_role_can_only_be_assumed_by_the_job_that_needs_it() -> None:
+    found = {}
+    for name, role in roles()["Resources"].items():
+        if role["Type"] == "AWS::IAM::Role":
+            (trust,) = role["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+            (conditions,) = trust["Condition"].values()
+            assert conditions["token.actions.githubusercontent.com:aud"] == "sts.amazonaws.com"
+            found[name] = [one["Fn::Sub"] for one in conditions["token.actions.githubusercontent.com:sub"]]
+
+    assert found == {
+        "PlanRole": ["repo:${Repository}:pull_request", "repo:${Repository}:ref:refs/heads/main"],
+        "PublishRole": ["repo:${Repository}:ref:refs/heads/main"],
+        "DeployRole": ["repo:${Repository}:environment:production"],
+    }
+
+
+def test_the_roles_for_github_have_the_rights_of_those_of_codepipeline() -> None:
+    on_aws, on_github = resources(), roles()["Resources"]
+    assert {name: one for name, one in on_aws.items() if "ManagedPolicy" in one["Type"]} == {
+        name: one for name, one in on_github.items() if "ManagedPolicy" in one["Type"]
+    }
+    (own,) = on_github["PublishRole"]["Properties"]["Policies"]
+    (more,) = on_aws["PublishRole"]["Properties"]["Policies"]
+    statements = more["PolicyDocument"]["Statement"]
+    assert all(one in statements for one in own["PolicyDocument"]["Statement"])
+
+
 # Jenkins.
 
 
@@ -345,6 +387,13 @@ def test_the_image_of_the_command_replaces_that_of_the_options(
     run_export([], "kubernetes", image="example.com/shop@sha256:1")
 
     assert 'image: "example.com/shop@sha256:1"' in capsys.readouterr().out
+
+
+def test_a_directory_for_github_has_the_workflow_and_its_roles(project: Path) -> None:
+    run_export([], "github", None, project / "ci")
+
+    assert (project / "ci/.github/workflows/deploy.yaml").is_file()
+    assert json.loads((project / "ci/github-roles.json").read_text())["Resources"]
 
 
 @pytest.mark.usefixtures("project")

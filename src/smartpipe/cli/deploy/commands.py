@@ -38,7 +38,7 @@ def export(
         typer.Option(
             metavar="DIR",
             help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service; "
-            "for codebuild, a template and the buildspecs.",
+            "for codebuild, a template and the buildspecs; for github, the workflow and a template with its roles.",
         ),
     ] = None,
     image: Annotated[

@@ -18,9 +18,10 @@ from smartpipe.deploy.pipelines.codebuild import (
     name_buildspec,
     write_buildspec,
 )
-from smartpipe.deploy.pipelines.github import write_workflow
+from smartpipe.deploy.pipelines.github import WORKFLOW_FILE, write_workflow
 from smartpipe.deploy.pipelines.jenkins import write_jenkinsfile
 from smartpipe.deploy.pipelines.rights import build_pipeline_rights
+from smartpipe.deploy.pipelines.roles import ROLES_FILE, build_github_roles
 from smartpipe.deploy.pipelines.stages import build_pipeline, read_pipeline_options
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.errors import ConfigError
@@ -30,6 +31,7 @@ from smartpipe.topology.table_and_bucket import TableAndBucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from smartpipe.deploy.pipelines.rights import Rights
     from smartpipe.deploy.pipelines.stages import PipelineOptions
 
 
@@ -121,6 +123,12 @@ def _write_workflow(project: Project) -> str:
     return write_workflow(pipeline, project.names)
 
 
+def _write_workflow_files(project: Project) -> dict[str, str]:
+    """Return the workflow, and a template with its roles."""
+    roles = build_github_roles(build_pipeline(_read_pipeline_options()), _build_rights(project))
+    return {WORKFLOW_FILE: _write_workflow(project), ROLES_FILE: format_json(roles)}
+
+
 def _write_jenkinsfile(project: Project) -> str:
     return write_jenkinsfile(build_pipeline(_read_pipeline_options()), project.names)
 
@@ -139,15 +147,19 @@ def _write_pipeline_files(project: Project) -> dict[str, str]:
 
 def _build_pipeline_template(project: Project, *, inline: bool) -> dict[str, Any]:
     settings = AwsSettings.load()
-    names = {"prefix": settings.prefix, "application": settings.application}
-    rights = build_pipeline_rights(
-        list(project.services.values()), **names, table_and_bucket=TableAndBucket.from_environment()
-    )
-    values: dict[str, Any] = {
+    values = {
         "AWS_REGION": {"Ref": "AWS::Region"},
-        **{f"SMARTPIPE_{name.upper()}": one for name, one in names.items()},
+        "SMARTPIPE_PREFIX": settings.prefix,
+        "SMARTPIPE_APPLICATION": settings.application,
     }
-    return build_template(build_pipeline(_read_pipeline_options()), rights, values, inline=inline)
+    pipeline = build_pipeline(_read_pipeline_options())
+    return build_template(pipeline, _build_rights(project), values, inline=inline)
+
+
+def _build_rights(project: Project) -> Rights:
+    settings = AwsSettings.load()
+    services = list(project.services.values())
+    return build_pipeline_rights(services, settings.prefix, settings.application, TableAndBucket.from_environment())
 
 
 def _read_pipeline_options() -> PipelineOptions:
@@ -158,7 +170,7 @@ FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
     "dockerfile": Format(_write_dockerfile, has_image=False),
     "ansible": Format(_write_playbook, has_image=False),
-    "github": Format(_write_workflow, has_image=False),
+    "github": Format(_write_workflow, _write_workflow_files, has_image=False),
     "codebuild": Format(_write_pipeline, _write_pipeline_files, has_image=False),
     "jenkins": Format(_write_jenkinsfile, has_image=False),
 }

@@ -8,16 +8,27 @@ AWS::CodeBuild::Project.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from smartpipe.deploy.dockerfile import UV_VERSION
-from smartpipe.deploy.pipelines.stages import IMAGE_FILE, SUMMARY_FILE, Event, describe
+from smartpipe.deploy.pipelines.roles import (
+    PARAMETERS,
+    allow,
+    build_document,
+    build_policies,
+    build_role,
+    describe_parameters,
+    list_own_rights,
+    name_parameters,
+    trust_service,
+)
+from smartpipe.deploy.pipelines.stages import IMAGE_FILE, SUMMARY_FILE, Event
 from smartpipe.deploy.yaml import write_documents
-from smartpipe.topology.resources import POLICY_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from smartpipe.deploy.pipelines.rights import Rights
     from smartpipe.deploy.pipelines.stages import Pipeline, Stage
 
 TEMPLATE_FILE = "pipeline.json"
@@ -27,7 +38,6 @@ _EXPORTED = {
     "publish": ("IMAGE", f'export IMAGE="$(cat {IMAGE_FILE})"'),
 }
 """The variable that a stage passes on, and the command that sets it."""
-_ACCOUNT = {"Ref": "AWS::AccountId"}
 _CONNECTION = {"Ref": "Connection"}
 _BUCKET_ARN = {"Fn::GetAtt": ["Artifacts", "Arn"]}
 _PARAMETERS: dict[str, Any] = {
@@ -36,35 +46,9 @@ _PARAMETERS: dict[str, Any] = {
         "AllowedPattern": "^arn:.+:connection/.+$",
         "Description": "ARN of the connection (AWS CodeConnections) to the repository.",
     },
-    "Repository": {
-        "Type": "String",
-        "AllowedPattern": "^[^/]+/.+$",
-        "Description": "The repository, such as example/shop.",
-    },
-    "ImageRepository": {
-        "Type": "String",
-        "AllowedPattern": "^[a-z0-9][a-z0-9._/-]*$",
-        "Description": "Name of the ECR repository in this account and region.",
-    },
+    **PARAMETERS,
 }
 _REPOSITORY_URI = {"Fn::Sub": "${AWS::AccountId}.dkr.ecr.${AWS::Region}.${AWS::URLSuffix}/${ImageRepository}"}
-_REPOSITORY_ARN = {
-    "Fn::Sub": "arn:${AWS::Partition}:ecr:${AWS::Region}:${AWS::AccountId}:repository/${ImageRepository}"
-}
-_STACK_ARN = {"Fn::Sub": "arn:${AWS::Partition}:cloudformation:${AWS::Region}:${AWS::AccountId}:stack/${EcsStack}/*"}
-_CLUSTER_ARN = {"Fn::Sub": "arn:${AWS::Partition}:eks:${AWS::Region}:${AWS::AccountId}:cluster/${EksCluster}"}
-
-
-class Rights(NamedTuple):
-    """The policy documents of the stages that change or read the topology.
-
-    Args:
-        plan: Those that read it.
-        deploy: Those that read and change it.
-    """
-
-    plan: Sequence[dict[str, Any]]
-    deploy: Sequence[dict[str, Any]]
 
 
 def write_buildspec(stage: Stage) -> str:
@@ -114,7 +98,7 @@ def build_template(pipeline: Pipeline, rights: Rights, settings: Mapping[str, An
     targets = _list_targets(pipeline, settings)
     parameters = {
         **_PARAMETERS,
-        **{parameter: {"Type": "String", "Description": describe(name)} for name, parameter in targets.items()},
+        **describe_parameters(targets),
         **(
             {}
             if inline
@@ -146,15 +130,8 @@ def build_template(pipeline: Pipeline, rights: Rights, settings: Mapping[str, An
 
 def _list_targets(pipeline: Pipeline, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters for the variables of the platform and for further settings, by the variables."""
-    return {
-        name: "".join(word.capitalize() for word in name.split("_"))
-        for name in pipeline.find("deploy").variables
-        if name not in settings and name != "IMAGE_REPOSITORY"
-    }
-
-
-def _camel(name: str) -> str:
-    return name[:1].upper() + name[1:]
+    left = [name for name in pipeline.find("deploy").variables if name not in settings and name != "IMAGE_REPOSITORY"]
+    return name_parameters(left)
 
 
 def _artifacts() -> dict[str, Any]:
@@ -183,71 +160,42 @@ def _artifacts() -> dict[str, Any]:
             "Type": "AWS::S3::BucketPolicy",
             "Properties": {
                 "Bucket": {"Ref": "Artifacts"},
-                "PolicyDocument": _document([{**deny, "Condition": secure}]),
+                "PolicyDocument": build_document([{**deny, "Condition": secure}]),
             },
         },
     }
 
 
-def _document(statements: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"Version": POLICY_VERSION, "Statement": list(statements)}
-
-
-def _allow(actions: Sequence[str], resources: Sequence[Any]) -> dict[str, Any]:
-    return {"Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
-
-
-def _role(service: str, statements: Sequence[dict[str, Any]], managed: Sequence[str] = ()) -> dict[str, Any]:
-    trust = {
-        "Effect": "Allow",
-        "Principal": {"Service": service},
-        "Action": "sts:AssumeRole",
-        "Condition": {"StringEquals": {"aws:SourceAccount": _ACCOUNT}},
-    }
-    return {
-        "Type": "AWS::IAM::Role",
-        "Properties": {
-            "AssumeRolePolicyDocument": _document([trust]),
-            "Policies": [{"PolicyName": "own", "PolicyDocument": _document(statements)}],
-            **({"ManagedPolicyArns": [{"Ref": name} for name in managed]} if managed else {}),
-        },
-    }
-
-
 def _use_connection() -> dict[str, Any]:
-    return _allow(["codeconnections:UseConnection", "codestar-connections:UseConnection"], [_CONNECTION])
+    return allow(["codeconnections:UseConnection", "codestar-connections:UseConnection"], [_CONNECTION])
 
 
 def _pipeline_role(stages: Sequence[Stage]) -> dict[str, Any]:
-    projects = [{"Fn::GetAtt": [f"{_camel(stage.name)}Project", "Arn"]} for stage in stages]
+    projects = [{"Fn::GetAtt": [f"{stage.title}Project", "Arn"]} for stage in stages]
     objects = {"Fn::Sub": "${Artifacts.Arn}/*"}
     statements = [
-        _allow(["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"], [objects]),
-        _allow(["s3:GetBucketLocation", "s3:GetBucketVersioning"], [_BUCKET_ARN]),
-        _allow(["codebuild:BatchGetBuilds", "codebuild:StartBuild"], projects),
+        allow(["s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"], [objects]),
+        allow(["s3:GetBucketLocation", "s3:GetBucketVersioning"], [_BUCKET_ARN]),
+        allow(["codebuild:BatchGetBuilds", "codebuild:StartBuild"], projects),
         _use_connection(),
     ]
-    return _role("codepipeline.amazonaws.com", statements)
+    return build_role(trust_service("codepipeline.amazonaws.com"), statements)
 
 
 def _build_project(
     stage: Stage, rights: Rights, settings: Mapping[str, Any], targets: Mapping[str, str], *, inline: bool
 ) -> dict[str, Any]:
-    name = _camel(stage.name)
-    documents = {"plan": rights.plan, "deploy": rights.deploy}.get(stage.name, ())
-    policies = {
-        f"{name}Policy{number}": {"Type": "AWS::IAM::ManagedPolicy", "Properties": {"PolicyDocument": document}}
-        for number, document in enumerate(documents, 1)
-    }
+    name = stage.title
+    policies = build_policies(stage, rights)
     log_group = f"{name}Logs"
     logs = {"Fn::GetAtt": [log_group, "Arn"]}
     objects = {"Fn::Sub": "${Artifacts.Arn}/*"}
     statements = [
-        _allow(["logs:CreateLogStream", "logs:PutLogEvents"], [logs]),
-        _allow(["s3:GetObject", "s3:GetObjectVersion"], [objects]),
-        _allow(["s3:GetBucketLocation"], [_BUCKET_ARN]),
+        allow(["logs:CreateLogStream", "logs:PutLogEvents"], [logs]),
+        allow(["s3:GetObject", "s3:GetObjectVersion"], [objects]),
+        allow(["s3:GetBucketLocation"], [_BUCKET_ARN]),
         _use_connection(),
-        *_list_own_rights(stage, targets),
+        *list_own_rights(stage, targets),
     ]
     values: dict[str, Any] = {
         "IMAGE_REPOSITORY": _REPOSITORY_URI,
@@ -278,33 +226,9 @@ def _build_project(
             "UpdateReplacePolicy": "Delete",
             "Properties": {"RetentionInDays": 30},
         },
-        f"{name}Role": _role("codebuild.amazonaws.com", statements, list(policies)),
+        f"{name}Role": build_role(trust_service("codebuild.amazonaws.com"), statements, list(policies)),
         f"{name}Project": {"Type": "AWS::CodeBuild::Project", "Properties": project},
     }
-
-
-def _list_own_rights(stage: Stage, targets: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the statements that only this stage needs, besides those of the topology."""
-    found: list[dict[str, Any]] = []
-    if stage.name == "publish":
-        push = [
-            "BatchCheckLayerAvailability", "BatchGetImage", "CompleteLayerUpload", "GetDownloadUrlForLayer",
-            "InitiateLayerUpload", "PutImage", "UploadLayerPart",
-        ]  # fmt: skip
-        found += [
-            _allow(["ecr:GetAuthorizationToken"], ["*"]),
-            _allow([f"ecr:{action}" for action in push], [_REPOSITORY_ARN]),
-        ]
-    if stage.name == "deploy" and "EKS_CLUSTER" in targets:
-        found.append(_allow(["eks:DescribeCluster"], [_CLUSTER_ARN]))
-    if stage.name == "deploy" and "ECS_STACK" in targets:
-        change = ["CreateChangeSet", "DescribeChangeSet", "DescribeStacks", "ExecuteChangeSet", "GetTemplateSummary"]
-        passed = {"StringEquals": {"iam:PassedToService": "cloudformation.amazonaws.com"}}
-        found += [
-            _allow([f"cloudformation:{action}" for action in change], [_STACK_ARN]),
-            {**_allow(["iam:PassRole"], [{"Ref": "EcsStackRole"}]), "Condition": passed},
-        ]
-    return found
 
 
 def _pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -351,7 +275,7 @@ def _pipeline(pipeline: Pipeline, stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def _action(stage: Stage, order: int = 1, **configuration: str) -> dict[str, Any]:
-    name = _camel(stage.name)
+    name = stage.title
     return {
         "Name": name,
         "RunOrder": order,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from smartpipe.deploy.pipelines.stages import Pipeline, Stage
 
+WORKFLOW_FILE = ".github/workflows/deploy.yaml"
 MAX_COMMENT_BYTES = 60_000
 """A comment may have 65,536 characters."""
 
@@ -139,7 +140,7 @@ def _job(
 ) -> dict[str, Any]:
     own = {name: f"${{{{ vars.{name} }}}}" for name in stage.variables}
     return {
-        "name": stage.name.capitalize(),
+        "name": stage.title,
         **({"needs": list(needs)} if needs else {}),
         **({"if": when} if when else {}),
         "runs-on": "ubuntu-latest",

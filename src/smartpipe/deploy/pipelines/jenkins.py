@@ -66,7 +66,7 @@ def _header(pipeline: Pipeline, services: Sequence[str]) -> list[str]:
 
 def _stage(stage: Stage, branch: str) -> Iterator[str]:
     """Yield the lines of a stage. Approval comes before the agent, which would wait for it."""
-    yield f"stage('{stage.name.capitalize()}') {{"
+    yield f"stage('{stage.title}') {{"
     yield "    agent any"
     conditions = list(_list_conditions(stage, branch))
     if conditions:

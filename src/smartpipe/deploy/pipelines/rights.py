@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.deploy.pipelines.codebuild import Rights
 from smartpipe.names import Naming
 from smartpipe.topology.export.iam import build_policies
 from smartpipe.topology.export.portable import rewrite
@@ -27,6 +26,18 @@ _PSEUDO = {
     "the-accounts": "${AWS::AccountId}",
 }
 """Placeholders that are at least as long as any real value, because IAM limits the length of a policy."""
+
+
+class Rights(NamedTuple):
+    """The policy documents of the stages that change or read the topology.
+
+    Args:
+        plan: Those that read it.
+        deploy: Those that read and change it.
+    """
+
+    plan: Sequence[dict[str, Any]]
+    deploy: Sequence[dict[str, Any]]
 
 
 class _Services(NamedTuple):

@@ -72,6 +72,11 @@ class Stage(NamedTuple):
     minutes: int = 15
 
     @property
+    def title(self) -> str:
+        """The name with a capital letter."""
+        return self.name.capitalize()
+
+    @property
     def uses_uv(self) -> bool:
         """Whether it runs commands of the project. Its first step then installs the packages."""
         return self.steps[0].name == INSTALL
