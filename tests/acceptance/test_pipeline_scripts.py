@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.support.pipelines import (
     write_programs,
 )
 from tests.support.processes import ROOT, smartpipe
+from tests.support.proxy import FaultProxy, allowed_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,6 +183,38 @@ def head_of(github: Checkout) -> str:
         ["git", "rev-parse", "HEAD"], cwd=github.directory, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
+
+
+def test_the_policies_of_the_template_are_enough_to_plan_and_to_deploy(
+    fast_broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(fast_broker.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        checkout = Checkout(tmp_path, "codebuild")
+        proxy.judge = allowed_by(read_policies(checkout.export("codebuild")), "000000000000")
+
+        checkout.environment["AWS_ACCESS_KEY_ID"] = "plan"
+        assert "4 to create" in checkout.succeed("plan")
+        assert "may not sqs:CreateQueue" in checkout.run("deploy").stderr
+        checkout.environment["AWS_ACCESS_KEY_ID"] = "deploy"
+        assert "4 changes made" in checkout.succeed("deploy")
+
+
+def read_policies(template: str) -> dict[str, Any]:
+    """Return the managed policies of the roles of a template, in the account and region of the broker."""
+    place = {"Partition": "aws", "Region": "us-east-1", "AccountId": "000000000000"}
+
+    def resolve(value: Any) -> str:
+        text = value["Fn::Sub"] if isinstance(value, dict) else value
+        return re.sub(r"\$\{AWS::(\w+)\}", lambda found: place[found[1]], text)
+
+    policies: dict[str, Any] = {}
+    for name, resource in json.loads(template)["Resources"].items():
+        if resource["Type"] == "AWS::IAM::ManagedPolicy":
+            statements = policies.setdefault(name.partition("Policy")[0].lower(), {"Statement": []})["Statement"]
+            for one in resource["Properties"]["PolicyDocument"]["Statement"]:
+                statements.append({**one, "Resource": [resolve(arn) for arn in one["Resource"]]})
+    return policies
 
 
 def test_a_plan_that_is_not_possible_fails_its_stage_and_shows_the_reason(github: Checkout) -> None:
