@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import find_program
+
 TYPING = Path(__file__).parent / "typing"
-PYRIGHT = next(
-    filter(None, (shutil.which(name, path=str(Path(sys.executable).parent)) for name in ("pyright", "basedpyright"))),
-    None,
-)
+PYRIGHT = find_program("pyright") or find_program("basedpyright")
 
 
 @pytest.mark.timeout(200)

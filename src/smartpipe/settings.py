@@ -208,6 +208,8 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
             queues, for ``/metrics``. 0 turns this off.
         queue_age_seconds: How often it asks CloudWatch for the age of their oldest messages: 60 or more. CloudWatch
             charges for each answer, so this is off (0) by default.
+        protect_task: On Amazon ECS, protect the task from scale-in and deployments while a handler runs that a drain
+            might have to cancel. The task role needs ``ecs:UpdateTaskProtection`` and ``ecs:GetTaskProtection``.
         verify: The worker's check of the topology when it starts. ``missing``: missing resources end the worker, and
             differences are logged. ``strict``: differences end it too. ``off``: no check.
     """
@@ -219,6 +221,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
     processes: int = Field(1, ge=1, le=1_000)
     queue_metrics_seconds: float = Field(30.0, ge=0, le=86_400, allow_inf_nan=False)
     queue_age_seconds: float = Field(0.0, ge=0, le=86_400, allow_inf_nan=False)
+    protect_task: bool = False
     verify: Literal["missing", "strict", "off"] = "missing"
 
     @property
@@ -232,6 +235,11 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
     def flush_seconds(self) -> float:
         """The end of the drain time, reserved for cancelling, deleting and closing: a fifth of it, at most 3 s."""
         return min(3.0, self.drain_seconds / 5)
+
+    @property
+    def finish_seconds(self) -> float:
+        """How long a handler may still run after SIGTERM, before the drain cancels it."""
+        return self.drain_seconds - self.flush_seconds
 
     @property
     def warnings(self) -> list[str]:

@@ -13,11 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 import pytest
 
+from smartpipe.deploy.compose import BROKER_HEALTH_PATH, WITH_DEVELOPMENT_PACKAGES
 from smartpipe.deploy.kubernetes import USER_ID
-from tests.support.processes import ROOT, smartpipe
+from tests.support.processes import ROOT, find_program, smartpipe
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ version = "1"
 requires-python = ">=3.11"
 dependencies = ["smartpipe"]
 
+[dependency-groups]
+dev = ["smartpipe[local]"]
+
 [tool.uv.sources]
 smartpipe = {{ path = "{root}" }}
 
@@ -83,18 +88,33 @@ def find_python() -> tuple[str, int | None]:
     return own, None
 
 
-def build(dockerfile: str, sources: Path, app: Path, python: str) -> None:
-    """Carry out both stages in the directory *app*: uv's commands as they are, and its mounts as copies."""
+def write_project(sources: Path, python: str, uv: str, *, packaged: bool) -> Path:
+    """Write a project, and lock its packages."""
+    sources.mkdir()
+    (sources / "imageshop.py").write_text(SERVICE)
+    (sources / "pyproject.toml").write_text((PACKAGE if packaged else "") + PROJECT.format(root=ROOT))
+    locked = subprocess.run([uv, "lock", "--python", python], cwd=sources, capture_output=True, text=True, check=False)
+    assert locked.returncode == 0, locked.stderr
+    return sources
+
+
+def build(dockerfile: str, sources: Path, app: Path, python: str, uv: str, **given: str) -> None:
+    """Carry out both stages in the directory *app*: uv's commands as they are, and its mounts as copies.
+
+    Args:
+        given: Build arguments.
+    """
     first, final = (stage.replace("\\\n", "") for stage in dockerfile.split("\nFROM ")[1:])
     app.mkdir()
+    arguments = {**dict(re.findall(r"^ARG (\w+)=(.*)$", first, re.MULTILINE)), **given}
     for instruction in first.splitlines():
         if instruction.startswith("RUN"):
             for name in re.findall(r"type=bind,source=([\w.]+)", instruction):
                 shutil.copy(sources / name, app)
-            command = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
+            _, *options = shlex.split(re.sub(r"^RUN|--mount=\S+", "", instruction))
             environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            environment |= {"UV_PYTHON": python, "UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
-            done = subprocess.run(command, cwd=app, env=environment, capture_output=True, text=True, check=False)
+            environment |= {**arguments, "UV_PYTHON": python, "UV_LINK_MODE": "copy", "UV_PYTHON_DOWNLOADS": "never"}
+            done = subprocess.run([uv, *options], cwd=app, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif instruction.startswith("COPY . "):
             shutil.copytree(sources, app, dirs_exist_ok=True)
@@ -110,22 +130,18 @@ def build(dockerfile: str, sources: Path, app: Path, python: str) -> None:
 def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
     packaged: bool, app: Path, tmp_path: Path, fast_broker: EmbeddedBroker
 ) -> None:
-    uv = shutil.which("uv")
+    uv = find_program("uv")
     if uv is None:
         pytest.skip("uv is not installed")
-    sources = tmp_path / "project"
-    sources.mkdir()
-    (sources / "imageshop.py").write_text(SERVICE)
-    (sources / "pyproject.toml").write_text((PACKAGE if packaged else "") + PROJECT.format(root=ROOT))
     python, user = find_python()
-    locked = subprocess.run([uv, "lock", "--python", python], cwd=sources, capture_output=True, text=True, check=False)
-    assert locked.returncode == 0, locked.stderr
+    sources = write_project(tmp_path / "project", python, uv, packaged=packaged)
     exported = smartpipe("deploy", "export", "--format", "dockerfile", directory=str(sources))
     assert exported.returncode == 0, exported.stderr
     assert smartpipe("topology", "apply", "--yes", directory=str(sources)).returncode == 0
 
-    build(exported.stdout, sources, app, python)
+    build(exported.stdout, sources, app, python, uv)
 
+    assert not list(app.glob(".venv/lib/python*/site-packages/ministack")), "the image has development packages"
     (entrypoint,) = json.loads(re.findall(r"^ENTRYPOINT (.*)$", exported.stdout, re.MULTILINE)[0])
     arguments = json.loads(re.findall(r"^CMD (.*)$", exported.stdout, re.MULTILINE)[0])
     worker = subprocess.Popen(
@@ -156,3 +172,37 @@ def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
     finally:
         worker.kill()
         worker.communicate()
+
+
+@pytest.mark.timeout(240)
+def test_the_image_of_the_broker_in_a_compose_file_listens_as_another_user(app: Path, tmp_path: Path) -> None:
+    uv = find_program("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    python, user = find_python()
+    sources = write_project(tmp_path / "project", python, uv, packaged=True)
+    exported = smartpipe("deploy", "export", "--format", "dockerfile", directory=str(sources))
+
+    build(exported.stdout, sources, app, python, uv, **WITH_DEVELOPMENT_PACKAGES)
+
+    with subprocess.Popen(
+        [str(app / ".venv" / "bin" / "smartpipe"), "local", "--host", "0.0.0.0", "--port", "0"],
+        cwd=app,
+        env={"PATH": str(app / ".venv" / "bin"), "PYTHONUNBUFFERED": "1"},  # no home directory
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+    ) as broker:
+        try:
+            assert broker.stdout is not None
+            first = broker.stdout.readline()
+            [port] = re.findall(r"^# ministack \S+ on http://127.0.0.1:(\d+), ", first)
+            with urlopen(f"http://127.0.0.9:{port}{BROKER_HEALTH_PATH}", timeout=DEADLINE_SECONDS) as answer:
+                assert answer.status == 200
+            broker.send_signal(signal.SIGTERM)
+            assert broker.wait(DEADLINE_SECONDS) == 0
+        finally:
+            broker.kill()

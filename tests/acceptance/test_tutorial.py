@@ -11,18 +11,17 @@ import os
 import re
 import shutil
 import signal
-import site
-import socket
 import subprocess
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 import pytest
 
+from tests.support.loopback import free_port
 from tests.support.processes import ROOT
 from tests.support.waiting import until_blocking
+from tests.support.wheels import make_venv
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -176,46 +175,14 @@ class Reader:
         return found
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh venv in which pip has installed the wheel, and the packages of the page."""
-    directory = tmp_path_factory.mktemp("tutorial")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    _require(*pip, "wheel", "--no-deps", "--wheel-dir", str(directory), str(ROOT))
-    [wheel] = directory.glob("*.whl")
-    venv = directory / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     [line] = re.findall(r"^pip install (.*)$", PAGE.read_text(), re.MULTILINE)
     assert WHEEL in line
     packages = line.replace(WHEEL, "").replace("'", "").split()
-    pip = [str(venv / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-    if not os.environ.get("TUTORIAL_FROM_SCRATCH"):
-        _share_packages(venv)
-        _require(*pip, "--no-deps", "--force-reinstall", str(wheel))
-    _require(*pip, f"{wheel}[local,postgres]", *packages)
-    return venv
-
-
-def _share_packages(venv: Path) -> None:
-    """Let *venv* import the packages of this one, after its own."""
-    [own] = venv.glob("lib/python*/site-packages")
-    (own / "shared.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    for name in ("alembic", "uvicorn", "pytest"):
-        script = venv / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec {venv}/bin/python -m {name} "$@"\n')
-        script.chmod(0o755)
-
-
-def _require(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"pip cannot install a package: {done.stderr.strip().splitlines()[-1]}")
+    shares = not os.environ.get("TUTORIAL_FROM_SCRATCH")
+    return make_venv(tmp_path_factory.mktemp("tutorial"), "local,postgres", packages, shares=shares)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def is_open(port: int) -> bool:
 def test_when_its_parent_ends_the_broker_gets_sigterm_so_that_it_can_clean_up(backend: str) -> None:
     port = free_port()
     with subprocess.Popen(
-        [sys.executable, "-m", "smartpipe.local.child", backend, str(port)],
+        [sys.executable, "-m", "smartpipe.local.child", backend, "127.0.0.1", str(port)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -26,7 +26,7 @@ INTERNAL = Refused("InternalError", sender_fault=False)
 
 def deadlines(worker: Worker) -> dict[str, float]:
     """Until when each message is thought to be ours, by its receipt handle."""
-    return {receipt: lease.deadline for receipt, lease in worker.consumers[0]._leases._leases.items()}
+    return {receipt: lease.deadline for receipt, lease in worker.consumers[0].leases._leases.items()}
 
 
 def receipts(call: Call) -> list[str]:

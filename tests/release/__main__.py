@@ -84,8 +84,9 @@ class Release:
         return True
 
     def _check_commit(self) -> str:
-        if changed := run_git(ROOT, "status", "--porcelain"):
-            raise ValueError(f"files are not committed, so they are not in the release: {changed.split(maxsplit=1)[1]}")
+        if changed := [line[3:] for line in run_git(ROOT, "status", "--porcelain").splitlines()]:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise ValueError(f"not committed, so not in the release: {', '.join(changed[:3])}{more}")
         tag = f"v{__version__}"
         if tag not in run_git(ROOT, "tag", "--points-at", "HEAD").split("\n"):
             raise ValueError(f"HEAD has no tag {tag}: git tag --annotate {tag} --message 'smartpipe {__version__}'")

@@ -20,10 +20,12 @@ from smartpipe.telemetry.loop_lag import LoopLag
 from smartpipe.telemetry.prometheus import render
 from smartpipe.telemetry.queue_histograms import QueueHistograms
 from smartpipe.transport import Depth
+from smartpipe.worker.ecs_agent import EcsAgent
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
 from smartpipe.worker.queue_poller import QueuePoller
 from smartpipe.worker.supervisor.children_health import ChildrenHealth
+from smartpipe.worker.task_protection import TaskProtection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +66,7 @@ async def read_existing_metrics() -> dict[str, Metric]:
         family_of_overdue(Sample(service, 0)),
         *families_of_transport(TransportCounters(), service),
         family_of_dropped_lines(service),
+        *TaskProtection(_find_none, 1.0, lambda: False, service, agent=EcsAgent("http://agent")).collect(),
     ]
     reading = BacklogReading(Backlog(waiting=0, parked=0, lag_seconds=0), age_seconds=0)
 
@@ -80,6 +83,10 @@ async def read_existing_metrics() -> dict[str, Metric]:
         await ChildrenHealth(supervisor, 30).metrics(),
     ]
     return _parse("\n".join(texts))
+
+
+async def _find_none() -> None:
+    return None
 
 
 def _poll_queues() -> list[Family]:

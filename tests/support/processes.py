@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,11 @@ for pid, created in kept:
     except psutil.NoSuchProcess:
         pass
 """
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of a program: from the virtual environment of the tests, otherwise from the PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,8 @@ NOT_SHOWN = {
     "smartpipe_outbox_published_total": "the publisher of the relay reports its events by result",
     "smartpipe_outbox_parked": "it should always be 0, and an alert watches it",
     "smartpipe_outbox_backlog_age_seconds": "the alert for the lag includes it",
+    "smartpipe_task_protected": "only workers that protect their task on ECS report it",
+    "smartpipe_task_protection_failures_total": "only workers that protect their task on ECS report it",
 }
 """Metrics without a panel, with the reason."""
 

@@ -121,7 +121,7 @@ def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
     with pytest.raises(ConfigError, match="use only one of them"):
         run_export([], "kubernetes", tmp_path / "file", tmp_path / "k8s")
-    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or .*, not dockerfile"):
+    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or compose or .*, not dockerfile"):
         run_export([], "dockerfile", None, tmp_path / "k8s")
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="billing.yaml cannot be written: "):
@@ -156,6 +156,36 @@ def test_mistakes_are_refused_with_a_remedy(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'billing' has no image") as caught:
         run_export([f"{name}:billing"], "kubernetes", None)
     assert len(caught.value.problems) == 3
+
+
+def test_compose_on_this_machine_needs_no_region_and_on_aws_it_does(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_export([], "compose", None)
+    printed = capsys.readouterr()
+    with pytest.raises(ConfigError, match="no AWS region for the queues: set AWS_REGION"):
+        run_export([], "compose", None, tmp_path)
+    assert not (tmp_path / "compose.yaml").exists()
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    run_export([], "compose", None, tmp_path)
+
+    assert (tmp_path / "compose.yaml").read_text() == printed.out
+    assert f"- {name}:portal\n" in printed.out  # topology apply creates its topics
+    assert "AWS_REGION: eu-west-1\n" in (tmp_path / "compose.aws.yaml").read_text()
+    assert "does not name smartpipe[local]: run `uv add --dev 'smartpipe[local]'`" in printed.err
+
+
+@pytest.mark.usefixtures("_region")
+@pytest.mark.parametrize("requirement", ["smartpipe[local]", "smartpipe[postgres,local]>=0.1"])
+def test_a_project_with_the_broker_in_its_packages_gets_no_warning(
+    requirement: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = PROJECT.format(name=name) + f'\n[dependency-groups]\ndev = ["{requirement}"]\n[tool.x]\nday = 2027-06-30\n'
+    (tmp_path / "pyproject.toml").write_text(text)
+
+    run_export([], "compose", None)
+
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dockerfile_runs_the_services_with_handlers_and_needs_no_options(

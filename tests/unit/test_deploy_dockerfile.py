@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from smartpipe.deploy.dockerfile import write_dockerfile
+from smartpipe.deploy.dockerfile import choose_python, write_dockerfile
 from smartpipe.deploy.kubernetes import USER_ID
+from smartpipe.errors import ConfigError
+from tests.support.processes import find_program
 
 TARGETS = ["shop.billing:service", "shop.mail:service"]
 PACKAGED = pytest.mark.parametrize("packaged", [True, False])
@@ -32,7 +31,7 @@ def stages(*, packaged: bool = True) -> tuple[list[str], list[str]]:
 
 def lint(text: str) -> list[str]:
     """Return the codes of hadolint's findings."""
-    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    hadolint = find_program("hadolint")
     if hadolint is None:
         pytest.skip("hadolint is not installed")
     done = subprocess.run([hadolint, "--format", "json", "-"], input=text, capture_output=True, text=True, check=False)
@@ -72,7 +71,8 @@ def test_a_change_of_the_code_does_not_install_the_dependencies_again(packaged: 
 
     assert not [one for one in build[:dependencies] if one.startswith("COPY .")]
     assert "source=uv.lock" in build[dependencies]
-    assert all("--locked --no-dev" in one for one in build if "uv sync" in one)
+    assert all("uv sync --locked" in one for one in build if "uv sync" in one)
+    assert build.index("ARG UV_NO_DEV=1") < dependencies  # uv reads this variable: no packages of the group dev
 
 
 def test_the_final_stage_has_the_environment_and_no_sources_of_a_package() -> None:
@@ -86,3 +86,44 @@ def test_a_project_that_is_no_package_brings_its_sources() -> None:
 
     assert "COPY . /app" in final
     assert len([one for one in build if "uv sync" in one]) == 1
+
+
+@pytest.mark.parametrize(
+    ("requires", "version"),
+    [
+        (None, "3.13"),
+        (">=3.11", "3.13"),
+        (">=3.11,<3.13", "3.12"),
+        (">=3.11, <3.13.2", "3.13"),
+        ("<3.13.0", "3.12"),
+        ("~=3.12", "3.13"),
+        ("~=3.12.0", "3.12"),
+        ("==3.11.*", "3.11"),
+        (">=3.11,!=3.13.*", "3.12"),
+        (">=3.11,!=3.13.1", "3.13"),
+        (">=3,<4", "3.13"),
+        ("<=3.12", "3.12"),
+        ("==3.*", "3.13"),
+    ],
+)
+def test_the_image_has_the_newest_python_that_the_project_admits(requires: str | None, version: str) -> None:
+    assert choose_python(None, requires) == version
+    assert f"FROM python:{version}-slim AS build" in write_dockerfile(TARGETS, 8080, packaged=True, python=version)
+
+
+@pytest.mark.parametrize("pinned", ["3.12\n", "3.12.4\n", "cpython-3.12.4-linux-x86_64-gnu\n", "cpython@3.12\n"])
+def test_a_pinned_python_wins(pinned: str) -> None:
+    assert choose_python(pinned, ">=3.11") == "3.12"
+
+
+@pytest.mark.parametrize("pinned", ["3.10.2", "pypy", "", "3.130"])
+def test_a_pinned_python_that_smartpipe_does_not_support_is_refused(pinned: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^\.python-version is '.*', and the image can have Python 3\.11, 3\.12, 3\.13"
+    ):
+        choose_python(pinned, None)
+
+
+def test_a_project_without_a_supported_python_is_refused() -> None:
+    with pytest.raises(ConfigError, match="requires-python = '<3.11' admits none of the versions"):
+        choose_python(None, "<3.11")

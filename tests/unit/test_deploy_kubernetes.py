@@ -104,6 +104,26 @@ def test_kubernetes_waits_for_the_drain_and_probes_the_port_of_the_worker() -> N
     assert {"name": "SMARTPIPE_PORT", "value": "8080"} in container["env"]
 
 
+def test_pods_know_their_names_for_log_lines_and_metrics() -> None:
+    for name in ("billing", "smartpipe-relay"):
+        (container,) = pod(name)["containers"]
+        fields = {one["name"]: one["valueFrom"].get("fieldRef") for one in container["env"] if "valueFrom" in one}
+        assert (
+            fields.items()
+            >= {
+                "K8S_POD_NAME": {"fieldPath": "metadata.name"},
+                "K8S_NAMESPACE_NAME": {"fieldPath": "metadata.namespace"},
+                "K8S_NODE_NAME": {"fieldPath": "spec.nodeName"},
+            }.items()
+        )
+
+
+def test_task_protection_of_ecs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    assert "PROTECT_TASK" not in export()
+
+
 def test_pods_have_no_more_rights_than_they_need() -> None:
     for name in ("billing", "order-mail", "smartpipe-relay"):
         (container,) = pod(name)["containers"]

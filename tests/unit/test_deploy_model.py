@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
-from smartpipe.deploy.options import read_options
+from smartpipe.deploy.options import RELAY, read_options
 from smartpipe.deploy.workloads import Workload, build_workloads
 
 SIZES = {"image": "registry.example.com/shop:1", "cpu": 0.5, "memory": "512Mi"}
@@ -136,6 +136,34 @@ def test_the_relay_has_the_image_of_the_first_service_and_neither_its_role_nor_i
 
     assert relay.options == read_options(SIZES, ["relay"], complete=True)["relay"]
     assert (relay.maximum, relay.queues) == (1, ())
+
+
+def test_the_relay_can_have_options_of_its_own_and_never_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    table = {**SIZES, **PROMISE, RELAY: {"memory": "2Gi", "min": 2}}
+    found = read_options(table, ["billing", RELAY], complete=True)
+
+    _, relay = build_workloads({"shop:billing": billing()}, found, {})
+
+    assert (relay.options.memory, relay.options.image, relay.maximum) == ("2Gi", SIZES["image"], 2)
+    assert relay.options.max_wait_seconds is None
+
+
+@pytest.mark.parametrize("key", ["max_wait_seconds", "seconds_per_message", "max"])
+def test_an_option_that_the_relay_cannot_have_is_refused(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"\[tool.smartpipe.deploy.smartpipe-relay\]: {key} is not an option of the relay"
+    ):
+        read_options({**SIZES, RELAY: {key: 5}}, ["billing", RELAY], complete=True)
+
+
+def test_a_service_with_the_name_of_the_relay_is_refused_beside_an_outbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    service = Service(RELAY)
+    service.subscribe(OrderPlaced)(handle)
+
+    with pytest.raises(ConfigError, match="a service is called 'smartpipe-relay', and the outbox needs a relay"):
+        build_workloads({"shop:one": service}, read_options(SIZES, [RELAY], complete=True), {})
 
 
 def test_a_service_without_handlers_has_no_workload() -> None:

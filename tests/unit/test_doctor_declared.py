@@ -95,6 +95,27 @@ def test_a_handler_that_may_outlast_the_drain_is_a_warning(monkeypatch: pytest.M
     assert find("SP101", make_service(timeout_seconds=900)) == []
 
 
+@pytest.mark.parametrize(("timeout", "named"), [(115, False), (116, True), (None, True), (300, True)])
+def test_a_handler_that_fargate_cannot_wait_for_has_task_protection_as_its_remedy(
+    timeout: float | None, named: bool
+) -> None:
+    [found] = find("SP101", make_service(timeout_seconds=timeout))
+
+    assert ("on ECS, run smartpipe worker --protect-task" in found.remedy) == named
+
+
+def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_which_stops_remain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    report = diagnose(make_service(timeout_seconds=900))
+
+    assert "SP101" not in [one.code for one in report.findings]
+    assert any("Spot interruptions and StopTask" in sentence for sentence in report.not_seen)
+    assert not any("StopTask" in sentence for sentence in diagnose(make_service(timeout_seconds=25)).not_seen)
+
+
 def test_a_handler_without_a_timeout_may_run_for_twelve_hours() -> None:
     [found] = find("SP101", make_service(timeout_seconds=None))
 

@@ -235,6 +235,38 @@ def test_a_command_in_the_image_is_not_guessed(diagnose: Any) -> None:
     assert any("it is in the image" in one and "deployment.yaml:2" in one for one in report.not_seen)
 
 
+NO_PROTECTION = {"SMARTPIPE_PROTECT_TASK": "false"}
+LONG_DRAIN = {"SMARTPIPE_DRAIN_SECONDS": "300"}
+
+
+@pytest.mark.parametrize("timeout", [120, 300])
+@pytest.mark.parametrize(
+    ("arguments", "variables", "protected"),
+    [
+        ([], {}, False),
+        ([], NO_PROTECTION, False),
+        (["--protect-task"], NO_PROTECTION, True),
+        ([], {"SMARTPIPE_PROTECT_TASK": "True"}, True),
+        ([], {"SMARTPIPE_PROTECT_TASK": "1"}, True),
+    ],
+)
+def test_a_drain_over_120_s_on_fargate_is_an_error_that_names_task_protection_unless_it_is_on(
+    timeout: int, arguments: list[str], variables: dict[str, str], protected: bool, diagnose: Any
+) -> None:
+    container = TASK["containerDefinitions"][0]
+    changed = container | {
+        "command": [*container["command"], *arguments],
+        "stopTimeout": timeout,
+        "environment": [{"name": name, "value": value} for name, value in {**LONG_DRAIN, **variables}.items()],
+    }
+
+    [found] = diagnose(json=json.dumps(TASK | {"containerDefinitions": [changed]})).findings
+
+    assert (found.code, found.severity) == ("SP201", "error")
+    assert ("run smartpipe worker --protect-task" in found.remedy) != protected
+    assert ("does not hold back Spot interruptions" in found.remedy) == protected
+
+
 def test_variables_from_elsewhere_are_not_seen(diagnose: Any) -> None:
     report = diagnose(deployment=change(DEPLOYMENT, "env: []", "envFrom: [{configMapRef: {name: shop}}]"))
 

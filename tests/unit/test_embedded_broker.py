@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -102,7 +103,7 @@ def test_a_broker_is_a_process_that_is_asked_until_it_answers(backend: str, path
     broker.start()
 
     [(command, options)] = started.calls
-    assert command == [sys.executable, "-m", "smartpipe.local.child", backend, str(broker.port)]
+    assert command == [sys.executable, "-m", "smartpipe.local.child", backend, "127.0.0.1", str(broker.port)]
     assert (options["start_new_session"], options["stderr"]) == (True, subprocess.STDOUT)
     assert started.asked == [(f"http://127.0.0.1:{broker.port}{path}", 1)] * 4
     assert started.slept == [0.02] * 3
@@ -213,6 +214,37 @@ def test_a_backend_that_is_not_installed_names_its_extra(
         EmbeddedBroker(backend)
 
 
+@pytest.mark.parametrize(
+    ("host", "url", "exposed"),
+    [("127.0.0.1", "127.0.0.1", False), ("127.0.0.2", "127.0.0.2", False), ("0.0.0.0", "127.0.0.1", True)],
+)
+def test_a_broker_listens_on_the_address_that_it_gets(host: str, url: str, exposed: bool, started: Started) -> None:
+    with EmbeddedBroker(host=host) as broker:
+        assert (broker.host, broker.is_exposed) == (host, exposed)
+        assert broker.endpoint_url == f"http://{url}:{broker.port}"
+
+    [(command, options)] = started.calls
+    assert command[-2:] == [host, str(broker.port)]
+    assert options["env"]["BIND_HOST"] == host
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost", "", "127.1", "300.0.0.1"])
+def test_a_host_that_is_not_an_ipv4_address_is_an_error(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"host '{host}' is not an IPv4 address: use 127.0.0.1, or 0.0.0.0"):
+        EmbeddedBroker(host=host)
+
+
+def test_an_address_of_another_machine_and_a_port_in_use_are_errors() -> None:
+    with pytest.raises(ConfigError, match="cannot bind 192.0.2.1: this machine does not have this address"):
+        EmbeddedBroker(host="192.0.2.1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"cannot bind port {port} of 0.0.0.0: .*; choose another one with --port"
+        ):
+            EmbeddedBroker(port=port, host="0.0.0.0")
+
+
 def test_an_unknown_backend_is_an_error() -> None:
     with pytest.raises(ConfigError, match="backend 'kafka' is not one of ministack, moto"):
         EmbeddedBroker("kafka")
@@ -248,7 +280,7 @@ def test_clients_get_an_environment_that_leads_to_the_broker_only(
 @pytest.mark.parametrize(
     ("backend", "module", "words"),
     [
-        ("moto", "moto.server", ["moto_server", "-H", "127.0.0.1", "-p", "81"]),
+        ("moto", "moto.server", ["moto_server", "-H", "127.0.0.2", "-p", "81"]),
         ("ministack", "ministack", ["ministack"]),
     ],
 )
@@ -262,7 +294,7 @@ def test_the_child_runs_its_backend_and_watches_its_parent(
         threads.append((target, daemon))
         return SimpleNamespace(start=lambda: threads.append("started"))
 
-    monkeypatch.setattr(sys, "argv", ["child", backend, "81"])
+    monkeypatch.setattr(sys, "argv", ["child", backend, "127.0.0.2", "81"])
     monkeypatch.setattr(local_child, "threading", SimpleNamespace(Thread=make_thread))
 
     def run_module(name: str, *, run_name: str) -> None:

@@ -262,7 +262,7 @@ async def test_no_message_of_a_group_begins_once_its_lease_is_lost() -> None:
     async def main() -> None:
         async with consuming(ledger(handle), transport) as consumer:
             leases.clear()
-            consumer._leases.hold = keep(consumer._leases.hold)  # type: ignore[method-assign, assignment]
+            consumer.leases.hold = keep(consumer.leases.hold)  # type: ignore[method-assign, assignment]
             transport.put(*payments("a", 3), group_id="a")
             await asyncio.sleep(5)
 

@@ -184,7 +184,7 @@ def test_fault_42_the_number_of_messages_held_never_exceeds_the_slots() -> None:
                 while len(transport._inbox) < 50:
                     transport.put(ADA if len(transport._inbox) % 2 else UserLeft(name="x"))
                 await asyncio.sleep(1)
-                unsettled = len(consumer._leases._leases) - consumer.slots.unsettled
+                unsettled = len(consumer.leases._leases) - consumer.slots.unsettled
                 most = max(most, consumer.in_flight, unsettled)
             transport._inbox.clear()
         return consumer.counters.received

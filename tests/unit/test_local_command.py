@@ -25,9 +25,13 @@ class Broker:
     codes: ClassVar[list[int | signal.Signals | None]] = []
     running = False
 
-    def __init__(self, backend: str, *, port: int) -> None:
+    def __init__(self, backend: str, *, host: str, port: int) -> None:
         assert port == 4_566
-        self.backend = backend
+        self.backend, self.host, self.port = backend, host, port
+
+    @property
+    def is_exposed(self) -> bool:
+        return self.host != "127.0.0.1"
 
     def __enter__(self) -> Self:
         Broker.running = True
@@ -69,10 +73,12 @@ def _broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_broker_runs_until_a_signal(signum: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     Broker.codes = [None, None, signum]
 
-    assert local.run("ministack", 4_566, as_json=False) == 0
+    assert local.run("ministack", "127.0.0.1", 4_566, as_json=False) == 0
 
     assert (Broker.codes, Broker.running) == ([], False)
-    assert capsys.readouterr().out == (
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out == (
         "# ministack 1.2 on http://127.0.0.1:4566, in memory, until Ctrl-C. In other terminals:\n"
         "export AWS_ENDPOINT_URL=http://127.0.0.1:4566\n"
         "export AWS_REGION=us-east-1\n"
@@ -82,9 +88,25 @@ def test_a_broker_runs_until_a_signal(signum: signal.Signals, capsys: pytest.Cap
 def test_as_json_the_variables_are_an_object(capsys: pytest.CaptureFixture[str]) -> None:
     Broker.codes = [signal.SIGTERM]
 
-    local.run("moto", 4_566, as_json=True)
+    local.run("moto", "127.0.0.1", 4_566, as_json=True)
 
     assert json.loads(capsys.readouterr().out) == Broker.environment
+
+
+@pytest.mark.parametrize(("host", "place"), [("0.0.0.0", "this machine"), ("10.0.0.3", "10.0.0.3")])
+def test_a_broker_that_other_machines_can_reach_is_a_warning(
+    host: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Broker.codes = [signal.SIGTERM]
+
+    local.run("ministack", host, 4_566, as_json=True)
+
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == Broker.environment
+    assert captured.err == (
+        "smartpipe: warning: the broker has no authentication. Anyone who can reach port 4566 of "
+        f"{place} can read, send and delete its messages\n"
+    )
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -93,7 +115,7 @@ def test_a_broker_that_ends_is_an_error_with_its_last_output(code: int) -> None:
     expected: Any = f"the broker ended unexpectedly with exit code {code}: its last line"
 
     with pytest.raises(SmartpipeError) as raised:
-        local.run("moto", 4_566, as_json=False)
+        local.run("moto", "127.0.0.1", 4_566, as_json=False)
 
     assert str(raised.value) == expected
     assert not Broker.running

@@ -117,8 +117,15 @@ def invoke(line: str) -> Outcome:
             (),
             {"as_json": True, "forget_old_claims": True},
         ),
-        ("local", "local.run", ("ministack", 0), {"as_json": False}),
-        ("local --port 65535 --backend moto --json", "local.run", ("moto", 65_535), {"as_json": True}),
+        ("new shop", "new.run.run_new", ("shop", "service"), {}),
+        ("new shop --template api+worker", "new.run.run_new", ("shop", "api+worker"), {}),
+        ("local", "local.run", ("ministack", "127.0.0.1", 0), {"as_json": False}),
+        (
+            "local --host 0.0.0.0 --port 65535 --backend moto --json",
+            "local.run",
+            ("moto", "0.0.0.0", 65_535),
+            {"as_json": True},
+        ),
         ("dev", "dev.run.run", ([], DevOptions("ministack", None, None, None, False, (), False)), {}),
         (
             "dev a:b --relay --run 'c d' --run e --one-process --port 65535 --backend moto --reload --log-level debug",

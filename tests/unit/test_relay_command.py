@@ -101,7 +101,7 @@ def relaying(monkeypatch: pytest.MonkeyPatch) -> Relaying:
     monkeypatch.setattr(smartpipe.outbox, "Relay", found.relay)
     monkeypatch.setattr(command, "HealthServer", found.health)
     monkeypatch.setattr("smartpipe.transports.open.create_aws_transport", lambda _: found.transport)
-    monkeypatch.setattr(command, "configure", lambda *args: found.happened.append(("configure", *args)))
+    monkeypatch.setattr(command, "configure", lambda *args, **_: found.happened.append(("configure", *args)))
     monkeypatch.setattr(command, "raise_file_limit", lambda: found.happened.append("file limit"))
     monkeypatch.setattr(command, "on_stop", lambda *calls: handle("signals", *calls))
     monkeypatch.setattr(command, "on_supervisor", lambda *calls: handle("supervisor", *calls))

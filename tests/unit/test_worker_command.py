@@ -22,6 +22,8 @@ from smartpipe.settings import WorkerSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from smartpipe.telemetry.resource import ProcessResource
+
 MODULE = """
 from tests.support import exported
 archive, mailer, again = exported.archive(), exported.mailer(), exported.archive()
@@ -70,6 +72,10 @@ class Working:
 
         return Worker
 
+    def configure(self, *args: Any, resource: ProcessResource, **options: Any) -> None:
+        assert not resource.problem
+        self.happened.append((*args, options))
+
     def supervisor(self, commands: Any, **options: Any) -> Any:
         async def run() -> int:
             self.happened.append(("supervisor", commands, options))
@@ -103,7 +109,7 @@ def working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Working:
     monkeypatch.setattr("smartpipe.worker.supervisor.Supervisor", found.supervisor)
     monkeypatch.setattr("smartpipe.worker.supervisor.SourceWatcher", lambda directory: ("watcher", directory))
     for module in (command, supervise):
-        monkeypatch.setattr(module, "configure", lambda *args, **options: found.happened.append((*args, options)))
+        monkeypatch.setattr(module, "configure", found.configure)
         monkeypatch.setattr(module, "raise_file_limit", lambda: found.happened.append("file limit"))
         monkeypatch.setattr(module, "exit_now", end)
         monkeypatch.setattr(module, "on_stop", lambda *calls: handle("signals", *calls))

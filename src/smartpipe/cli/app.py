@@ -9,6 +9,7 @@ import typer
 
 from smartpipe.cli.deploy.commands import deploy
 from smartpipe.cli.dlq_app import dlq
+from smartpipe.cli.new.commands import EXAMPLE, new
 from smartpipe.cli.schema.commands import schema
 from smartpipe.cli.telemetry.commands import telemetry
 from smartpipe.cli.topology_app import AsJson, Targets, complete_types, show_whole_help, topology
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 store = typer.Typer(help="The tables of idempotent handlers and of the outbox.", no_args_is_help=True)
+app.command(epilog=EXAMPLE)(new)
 app.add_typer(topology, name="topology")
 app.add_typer(dlq, name="dlq")
 app.add_typer(telemetry, name="telemetry")
@@ -93,6 +95,13 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         int | None,
         typer.Option(metavar="SECONDS", help="Length of a long poll. [SMARTPIPE_WAIT_SECONDS, 20, or 1 on a terminal]"),
     ] = None,
+    protect_task: Annotated[
+        bool,
+        typer.Option(
+            "--protect-task",
+            help="On ECS, protect the task while handlers run that outlive the drain. [SMARTPIPE_PROTECT_TASK, false]",
+        ),
+    ] = False,
     host: Host = None,
     port: Port = None,
     verify: Annotated[
@@ -119,6 +128,7 @@ def worker(  # noqa: PLR0913 - typer makes an option of each
         "concurrency": concurrency,
         "drain_seconds": drain_seconds,
         "wait_seconds": wait_seconds,
+        "protect_task": protect_task or None,
         "host": host,
         "port": port,
         "verify": verify,
@@ -192,8 +202,15 @@ def migrate(
 @app.command()
 def local(
     *,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="IPv4 address to listen on; 0.0.0.0 for all, as in a container. The broker has no authentication.",
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(metavar="PORT", help="Port on 127.0.0.1; 0 selects a free one.", min=0, max=65_535)
+        int, typer.Option(metavar="PORT", help="Port to listen on; 0 selects a free one.", min=0, max=65_535)
     ] = 0,
     backend: Backend = "ministack",
     json: AsJson = False,
@@ -201,7 +218,7 @@ def local(
     """Run a local broker in the foreground until Ctrl-C, without an AWS account or Docker."""
     from smartpipe.cli.local import run
 
-    raise typer.Exit(run(backend, port, as_json=json))
+    raise typer.Exit(run(backend, host, port, as_json=json))
 
 
 @app.command()

@@ -11,13 +11,14 @@ import typer
 
 from smartpipe.errors import SmartpipeError
 from smartpipe.local import EmbeddedBroker
+from smartpipe.local.broker import ALL_INTERFACES
 from smartpipe.worker.signals import signals_to_handle
 
 if TYPE_CHECKING:
     from types import FrameType
 
 
-def run(backend: str, port: int, *, as_json: bool) -> int:
+def run(backend: str, host: str, port: int, *, as_json: bool) -> int:
     """Run the broker in the foreground until a signal, and print its environment variables for other shells."""
     stopped = Event()
 
@@ -26,7 +27,9 @@ def run(backend: str, port: int, *, as_json: bool) -> int:
 
     for signum in signals_to_handle():
         signal.signal(signum, stop)
-    with EmbeddedBroker(backend, port=port) as broker:
+    with EmbeddedBroker(backend, host=host, port=port) as broker:
+        if broker.is_exposed:
+            typer.echo(_describe_exposure(broker), err=True)
         if as_json:
             typer.echo(json.dumps(broker.environment))
         else:
@@ -45,3 +48,11 @@ def format_exports(broker: EmbeddedBroker) -> str:
         f"# {broker.backend} {broker.version} on {broker.endpoint_url}, in memory, until Ctrl-C. In other terminals:"
     )
     return "\n".join([comment, *(f"export {name}={value}" for name, value in broker.environment.items())])
+
+
+def _describe_exposure(broker: EmbeddedBroker) -> str:
+    place = "this machine" if broker.host == ALL_INTERFACES else broker.host
+    return (
+        f"smartpipe: warning: the broker has no authentication. Anyone who can reach port {broker.port} of {place} can "
+        "read, send and delete its messages"
+    )

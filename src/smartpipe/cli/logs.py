@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.escaping import escape_json, escape_text, shorten_text
 from smartpipe.log_fields import fields_of, is_own
+from smartpipe.telemetry.resource import ProcessResource
 from smartpipe.worker.log_writer import standard_output
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from smartpipe.worker.log_writer import Lines
 
+log = logging.getLogger("smartpipe.resource")
+
+NO_RESOURCE = ProcessResource({})
+_NO_LABELS: Mapping[str, str] = {}
 COLOURS = {logging.DEBUG: "2", logging.INFO: "32", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31;1"}
 COLOURLESS = ("dumb", "unknown")
 """Values of TERM."""
@@ -53,11 +58,15 @@ class JsonFormatter(logging.Formatter):
 
     Args:
         process: The number of this process under its supervisor.
+        labels: Further fields of each line. A field of the record with the same name replaces one of them.
         ascii_only: Escape all non-ASCII characters, for an output that is not in UTF-8.
     """
 
-    def __init__(self, process: int | None = None, *, ascii_only: bool = False) -> None:
+    def __init__(
+        self, process: int | None = None, *, labels: Mapping[str, str] = _NO_LABELS, ascii_only: bool = False
+    ) -> None:
         super().__init__()
+        self._labels = dict(labels)
         self._process = {} if process is None else {"process": process}
         self._encode = json.JSONEncoder(ensure_ascii=ascii_only, allow_nan=False).encode
         self._second = (-1, "")  # the last one, and its text: most lines share it with the line before
@@ -79,6 +88,8 @@ class JsonFormatter(logging.Formatter):
             else:
                 plain = kind is int and -MAX_INTEGER < value < MAX_INTEGER
             line[key] = value if plain else _shorten_value(value)
+        for name, text in self._labels.items():
+            line.setdefault(name, text)
         if has_exception(record):
             line["exception"] = "\n".join(traceback_of(self, record))
         if record.stack_info:
@@ -318,7 +329,14 @@ def _to_text(value: object) -> str:
         return f"({type(value).__name__} without a text)"
 
 
-def configure(level: str, log_format: str, *, process: int | None = None, prefix: str = "") -> None:
+def configure(
+    level: str,
+    log_format: str,
+    *,
+    process: int | None = None,
+    prefix: str = "",
+    resource: ProcessResource = NO_RESOURCE,
+) -> None:
     """Send the records of all loggers to standard output. ``auto`` means text on a terminal, and JSON otherwise.
 
     A thread writes the lines, so that a slow reader does not block the event loop.
@@ -326,6 +344,7 @@ def configure(level: str, log_format: str, *, process: int | None = None, prefix
     Args:
         process: The number of this process under its supervisor.
         prefix: A prefix for each line of text.
+        resource: Where the process runs, for lines of JSON.
     """
     is_text = log_format == "text" or (log_format == "auto" and _is_terminal())
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -336,11 +355,13 @@ def configure(level: str, log_format: str, *, process: int | None = None, prefix
         width = terminal_width if _is_terminal() and not prefix else None  # with a prefix, one of several processes
         handler.setFormatter(TextFormatter(coloured=has_colours(), process=process, prefix=prefix, width=width))
     else:
-        handler.setFormatter(JsonFormatter(process, ascii_only=not _is_utf8()))
+        handler.setFormatter(JsonFormatter(process, labels=resource.labels, ascii_only=not _is_utf8()))
     lines.describe = handler.describe_dropped
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in NOISY:  # their debug lines contain credentials and bodies
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    if resource.problem:
+        log.warning("%s. Log lines and metrics do not name the task", resource.problem)
 
 
 def has_colours() -> bool:

@@ -14,6 +14,7 @@ from smartpipe.settings import RelaySettings, TransportSettings, unknown_setting
 from smartpipe.telemetry.families import Family, Sample
 from smartpipe.telemetry.otlp_export import export_metrics
 from smartpipe.telemetry.prometheus import TEXT, render
+from smartpipe.telemetry.resource import find_resource
 from smartpipe.transport import counters_of
 from smartpipe.worker.health import HealthServer, ProbeResult
 from smartpipe.worker.log_writer import family_of_dropped_lines
@@ -42,7 +43,7 @@ def run(flags: Mapping[str, Any], *, once: bool, socket: Path | None = None) -> 
     settings, aws_settings = load_settings(RelaySettings, flags)
     if settings.outbox_url is None:
         raise ConfigError("no database is set: set SMARTPIPE_OUTBOX_URL, as in postgresql://user:password@host/name")
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, resource=find_resource())
     raise_file_limit()
     for warning in unknown_settings():
         log.warning("%s", warning)

@@ -13,6 +13,8 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import read_configured_targets
 from smartpipe.cli.worker import exit_now, is_terminal, load_settings, load_worker_services, run
 from smartpipe.settings import WorkerSettings, unknown_settings
+from smartpipe.telemetry.resource import find_resource
+from smartpipe.worker.long_handlers import protect_after_seconds
 from smartpipe.worker.signals import on_stop
 from smartpipe.worker.tuning import raise_file_limit
 
@@ -36,7 +38,7 @@ def run_worker(targets: Sequence[str], flags: Mapping[str, Any], *, reload: bool
         flags = shorten_polls(flags, settings)
     if settings.processes == 1 and not reload:
         run(targets, flags)
-    configure(settings.log_level, settings.log_format)
+    configure(settings.log_level, settings.log_format, resource=find_resource())
     raise_file_limit()
     for sentence in (*unknown_settings(), *settings.warnings):
         log.warning("%s", sentence)
@@ -66,6 +68,7 @@ async def _supervise(
         address=Address(settings.host, settings.port),
         same_service=True,
         watcher=SourceWatcher(Path.cwd()) if reload else None,
+        protect_after_seconds=protect_after_seconds(settings) if settings.protect_task else None,
     )
     with on_stop(supervisor.stop, supervisor.stop_hard, supervisor.kill):
         return await supervisor.run()
@@ -84,5 +87,8 @@ def shorten_polls(flags: Mapping[str, Any], settings: WorkerSettings) -> dict[st
 def build_worker_arguments(targets: Sequence[str], flags: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the command line of one child, with the same flags except for the address, which the supervisor uses."""
     child_flags = {**flags, "processes": 1, "host": None, "port": None}
-    options = ((f"--{name.replace('_', '-')}", str(value)) for name, value in child_flags.items() if value is not None)
-    return ("worker", *targets, *(word for option in options for word in option))
+    words = []
+    for name, value in child_flags.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return ("worker", *targets, *words)

@@ -17,6 +17,7 @@ from smartpipe.cli.logs import configure
 from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError, TopologyError
 from smartpipe.settings import ServerSettings, TransportSettings, WorkerSettings, unknown_settings
+from smartpipe.telemetry.resource import find_resource
 from smartpipe.worker.group import WorkerGroup, refuse_conflicts
 from smartpipe.worker.signals import on_stop, on_supervisor
 from smartpipe.worker.tuning import choose_loop_factory, raise_file_limit, tune_garbage_collector
@@ -53,7 +54,7 @@ def run(
         development: Log a line for each handled event, and where a handler failed, also without a terminal.
     """
     settings, aws_settings = load_settings(WorkerSettings, flags)
-    configure(settings.log_level, settings.log_format, process=process)
+    configure(settings.log_level, settings.log_format, process=process, resource=find_resource())
     if development or is_terminal(sys.stdout):
         show_handler_calls()
     raise_file_limit()

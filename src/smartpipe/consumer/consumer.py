@@ -80,11 +80,11 @@ class Consumer:
         self.processor = Processor(service, queue.name, resources, self.counters)
         size = slots_for(handlers, concurrency)
         self.slots = Slots(size, [*self.processor.gates, self._isolation])
-        self._leases = Leases(
+        self.leases = Leases(
             queue.name, transport, visibility_timeout_seconds=queue.visibility_timeout_seconds, counters=self.counters
         )
         self._acknowledger = Acknowledger(
-            queue.name, transport, leases=self._leases, slots=self.slots, counters=self.counters
+            queue.name, transport, leases=self.leases, slots=self.slots, counters=self.counters
         )
         settler = Settler(service.name, queue, transport, acknowledger=self._acknowledger, counters=self.counters)
         self._runner = GroupRunner(queue, self.processor, settler, slots=self.slots, isolation=self._isolation)
@@ -149,7 +149,7 @@ class Consumer:
 
     def _accept(self, messages: Sequence[Message], *, ahead: bool = False) -> None:
         self.counters.received += len(messages)
-        for lease in self._leases.hold(messages):
+        for lease in self.leases.hold(messages):
             group = self._runner.enqueue(lease)
             if group is None:
                 continue
@@ -229,7 +229,7 @@ class Consumer:
         """Run the ticker, and restart it after an error: without it, SQS would deliver each slow message again."""
         while True:
             try:
-                await self._leases.run()
+                await self.leases.run()
             except Exception:
                 log.exception("Queue %s: extending visibility timeouts failed, will start again", self.queue.name)
                 await asyncio.sleep(TICKER_RESTART_SECONDS)

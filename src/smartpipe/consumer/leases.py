@@ -156,6 +156,10 @@ class Leases:
         for lease in leases:
             self._leases.pop(lease.message.receipt_handle, None)
 
+    def list_running(self) -> list[Lease]:
+        """Return the leases whose handler has begun and has not ended."""
+        return [lease for lease in self._leases.values() if lease.state is RUNNING]
+
     async def run(self) -> None:
         """Tick until cancelled."""
         while True:

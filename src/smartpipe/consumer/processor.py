@@ -113,6 +113,7 @@ class Processor:
 
     ``thresholds`` are the receive counts from which a message is handled alone, or dead-lettered without being handled.
     ``failure_hooks`` are the ``on_failure`` functions of the service, None if it has none.
+    ``longest_seconds`` is the sum of the timeouts of all handlers, so the handlers of a message run for no longer.
     ``gates`` hold receive calls back for the limits of handlers, and while the process is short of a resource.
     ``on_overdue`` is called with the task of a handler that does not end after its timeout, and with its delivery. It
     must settle the message with the result of ``decide_overdue``, and continue with other messages.
@@ -145,6 +146,8 @@ class Processor:
         hooks = service.failure_hooks
         self.failure_hooks = FailureHooks(hooks, resources.threads) if hooks else None
         self._reader = make_reader(handlers, resources.payloads)
+        timeouts = (handler.options.timeout_seconds for handler in handlers)
+        self.longest_seconds = sum(math.inf if seconds is None else seconds for seconds in timeouts)
         bindings = [binding for binding in service.bindings if binding.queue.name == queue]
         self.thresholds = thresholds_of(bindings[0], handlers) if bindings else NEVER
         self._store_circuit = self._open_circuit(STORE, STORE_BREAKER) if self._needs_store else None

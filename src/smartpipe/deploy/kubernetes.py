@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.deploy.yaml import write_documents
 from smartpipe.names import is_arn, region_in
+from smartpipe.telemetry.resource import POD_VARIABLES
 from smartpipe.topology.export.portable import make_unique
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MIN_STABILIZATION_SECONDS = 300
 MAX_STABILIZATION_SECONDS = 3_600
 """The maximum of stabilizationWindowSeconds."""
 _SPOT_LABELS = {"eks.amazonaws.com/capacityType": "SPOT", "karpenter.sh/capacity-type": "spot"}
+_ONLY_ON_ECS = {"SMARTPIPE_PROTECT_TASK"}
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _MAX_NAME = 52
 """Longer names of Deployments leave no room for the suffixes of ReplicaSets and Pods in a label of 63 characters."""
@@ -154,12 +156,17 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": one.options.secret, "key": variable}}}
         for variable in one.secrets
     ]
+    environment = {key: value for key, value in one.environment.items() if key not in _ONLY_ON_ECS}
+    pod = [
+        {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+        for variable, (_, path) in POD_VARIABLES.items()
+    ]
     size = one.options.memory
     return {
         "name": name,
         "image": one.options.image,
         "command": list(one.command),
-        "env": [*({"name": key, "value": value} for key, value in sorted(one.environment.items())), *secrets],
+        "env": [*({"name": key, "value": value} for key, value in sorted(environment.items())), *pod, *secrets],
         "ports": [{"name": "health", "containerPort": one.port}],
         "startupProbe": {"httpGet": _path("/livez"), "periodSeconds": 2, "failureThreshold": 60},
         "livenessProbe": {"httpGet": _path("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 TABLE = "tool.smartpipe.deploy"
 REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": '"512Mi"'}
 """The options that have no default, each with an example of its value."""
+RELAY = "smartpipe-relay"
+"""The name of the relay's containers, and of its table of options."""
+SCALING = ("max_wait_seconds", "seconds_per_message", "max")
+"""The options that do not apply to the relay, because it reads no queue."""
 _MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi)")
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
@@ -91,6 +95,7 @@ def read_options(table: Any, names: Iterable[str], *, complete: bool) -> dict[st
     own = {key: value for key, value in table.items() if isinstance(value, dict)}
     errors = [error for name in own if complete and name not in services for error in _check_name(name, services)]
     found = {}
+    errors += _check_relay(own.get(RELAY, {}))
     for name in services:
         values = {**common, **own.get(name, {})}
         try:
@@ -100,6 +105,15 @@ def read_options(table: Any, names: Iterable[str], *, complete: bool) -> dict[st
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))  # a wrong common option is wrong for each service
     return found
+
+
+def _check_relay(own: Mapping[str, Any]) -> Iterator[str]:
+    for key in SCALING:
+        if key in own:
+            yield (
+                f"pyproject.toml: [{TABLE}.{RELAY}]: {key} is not an option of the relay, which reads no queue; set "
+                "min, the number of its containers"
+            )
 
 
 def _check_name(name: str, services: Iterable[str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.deploy.workloads import RELAY
+from smartpipe.deploy.options import RELAY
 from smartpipe.topology.export.iam import build_policies
 
 if TYPE_CHECKING:

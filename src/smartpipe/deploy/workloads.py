@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pydantic import SecretStr
 
 from smartpipe.consumer.handlers import slots_for
+from smartpipe.deploy.options import RELAY, SCALING
 from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_MESSAGE_BYTES
 from smartpipe.settings import PayloadSettings, RelaySettings, TransportSettings, WorkerSettings
@@ -26,7 +27,6 @@ GRACE_SECONDS = 5
 SPOT_WARNING_SECONDS = 120
 """Source: Amazon EC2 User Guide, "Spot Instance interruption notices"; it is the same on Fargate."""
 DEFAULT_MAX = 10
-RELAY = "smartpipe-relay"
 RELAY_GRACE_SECONDS = 30
 _OUTBOX_URL = "SMARTPIPE_OUTBOX_URL"
 _IDEMPOTENCY_URL = "SMARTPIPE_IDEMPOTENCY_URL"
@@ -100,7 +100,13 @@ def build_workloads(
         raise ConfigError(errors)
     settings = RelaySettings.load()
     if settings.outbox_url is not None and found:
-        found.append(_build_relay(found[0].options, settings, environment))
+        if any(one.name == RELAY for one in found):
+            raise ConfigError(
+                f"a service is called {RELAY!r}, and the outbox needs a relay of this name: give the service "
+                "another name"
+            )
+        own = options.get(RELAY) or found[0].options.model_copy(update={"role": None, "spot": False, "min": 1})
+        found.append(_build_relay(own, settings, environment))
     return found
 
 
@@ -135,18 +141,17 @@ def _build_workload(target: str, service: Service, options: DeployOptions, envir
 
 
 def _build_relay(options: DeployOptions, settings: RelaySettings, environment: Mapping[str, str]) -> Workload:
-    """Return the relay with the image and sizes of the first service."""
     port = choose_port(settings.port)
     variables = _list_variables(TransportSettings.load(), PayloadSettings.load(), settings)
-    own = {"role": None, "spot": False, "min": 1, "max": None, "max_wait_seconds": None, "seconds_per_message": None}
     return Workload(
         RELAY,
         ("smartpipe", "relay"),
-        options.model_copy(update=own),
+        options.model_copy(update=dict.fromkeys(SCALING)),
         RELAY_GRACE_SECONDS,
         port,
         {**environment, **variables, "SMARTPIPE_PORT": str(port)},
         (_OUTBOX_URL,),
+        maximum=options.min,
     )
 
 

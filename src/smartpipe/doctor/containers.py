@@ -23,9 +23,12 @@ MEMORY_FACTOR = 3
 """A message is in memory as bytes, as text and as objects."""
 _WORKER = re.compile(r"\bsmartpipe\b.*\bworker\b", re.DOTALL)
 _SHELLS = re.compile(r"(.*/)?(ba|da|a|z)?sh")
+_TRUE = {"1", "true", "t", "yes", "y", "on"}
+"""The values that Pydantic reads as true."""
 _EXEC = re.compile(r"\s*exec\s")
 _WORKER_SETTINGS = {
-    f"SMARTPIPE_{name}" for name in ("DRAIN_SECONDS", "CONCURRENCY", "PROCESSES", "WAIT_SECONDS", "LIVENESS_SECONDS")
+    f"SMARTPIPE_{name}"
+    for name in ("DRAIN_SECONDS", "CONCURRENCY", "PROCESSES", "WAIT_SECONDS", "LIVENESS_SECONDS", "PROTECT_TASK")
 }
 _WORKER_PATHS = {"/livez", "/readyz"}
 
@@ -63,6 +66,15 @@ class Container(NamedTuple):
     def drain_seconds(self) -> float:
         """The drain of its worker."""
         return self._find_setting("drain_seconds")
+
+    @property
+    def protects_task(self) -> bool:
+        """Whether it protects its task on ECS while long handlers run."""
+        words = " ".join(self.command).split()
+        value = self.environment.get("SMARTPIPE_PROTECT_TASK")
+        if "--protect-task" in words:
+            return True
+        return self.settings.protect_task if value is None else str(value).strip().lower() in _TRUE
 
     @property
     def processes(self) -> int:

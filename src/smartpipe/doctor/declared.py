@@ -33,6 +33,9 @@ MIN_FAIR_IN_FLIGHT = 30
 """SQS recognizes a noisy tenant only from this number of messages in flight: Amazon SQS, "Fair queues"."""
 NAMING = Naming("aws", "us-east-1", "000000000000")
 """For names and policies that do not depend on the account."""
+MAX_DRAIN_ON_FARGATE = 115
+"""Fargate kills a task 120 s after SIGTERM at the latest."""
+ON_ECS = "; on ECS, run smartpipe worker --protect-task"
 REMEDIES = {
     "SP102": "shorten Queue(retention_seconds=...): the dead-letter queue always keeps messages for 14 days",
     "SP105": "set the ttl_seconds that the message names",
@@ -55,7 +58,14 @@ def examine_declarations(declared: Declarations) -> Examined:
     findings = [*_find_topology_notes(declared)]
     not_seen: list[str] = []
     for service in declared.services:
-        findings += find_long_handlers(service, declared.settings)
+        long_handlers = list(find_long_handlers(service, declared.settings))
+        if not declared.settings.protect_task:
+            findings += long_handlers
+        elif long_handlers:  # ECS waits for them before scale-in and deployments only
+            not_seen.append(
+                f"stops that task protection does not hold back, such as Spot interruptions and StopTask: they cancel "
+                f"handlers of service {service.name} that outlast the drain of {declared.settings.drain_seconds:g} s"
+            )
         findings += find_volatile_stores(service, declared.settings)
         for binding in service.bindings:
             findings += find_early_dead_letters(binding)
@@ -106,7 +116,7 @@ def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[F
                 message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {drain:g} s after SIGTERM: the "
                 "message returns to its queue, and the work begins again",
                 remedy=f"set SMARTPIPE_DRAIN_SECONDS={min(seconds, 7_200):g} and the grace period of the platform to 5 "
-                "s more, or divide the work into shorter steps",
+                f"s more{ON_ECS if seconds > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps",
                 figures={"timeout_seconds": seconds, "drain_seconds": drain},
             )
     if defaults:
@@ -115,7 +125,7 @@ def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[F
             resource=f"service {service.name}",
             message=f"the number of its handlers with the default timeout of {DEFAULT_TIMEOUT_SECONDS:g} s is "
             f"{defaults}, and a deploy cancels handlers {drain:g} s after SIGTERM",
-            remedy=f"set Service(timeout_seconds={drain:g}) if all handlers end by then",
+            remedy=f"set Service(timeout_seconds={drain:g}) if all handlers end by then{ON_ECS}",
             figures={"timeout_seconds": DEFAULT_TIMEOUT_SECONDS, "drain_seconds": drain, "handlers": defaults},
             milder="note",
         )

@@ -61,7 +61,7 @@ def find_stop_mistakes(container: Container, value: Any, *, is_fargate: bool) ->
             "SP201",
             f"stopTimeout is {seconds:g} s, and Fargate accepts at most {MAX_FARGATE_SECONDS} s",
             f"set stopTimeout to {MAX_FARGATE_SECONDS} and SMARTPIPE_DRAIN_SECONDS to "
-            f"{MAX_FARGATE_SECONDS - SPARE_SECONDS} or less",
+            f"{MAX_FARGATE_SECONDS - SPARE_SECONDS} or less{_advise(container)}",
             {"grace_seconds": seconds, "max_seconds": MAX_FARGATE_SECONDS},
         )
     elif is_fargate and drain + SPARE_SECONDS > MAX_FARGATE_SECONDS:
@@ -69,11 +69,23 @@ def find_stop_mistakes(container: Container, value: Any, *, is_fargate: bool) ->
             "SP201",
             f"the worker drains for {drain:g} s, and Fargate kills a task {MAX_FARGATE_SECONDS} s after SIGTERM at the "
             "latest",
-            f"set SMARTPIPE_DRAIN_SECONDS to {MAX_FARGATE_SECONDS - SPARE_SECONDS} or less, or run it on EC2",
+            f"set SMARTPIPE_DRAIN_SECONDS to {MAX_FARGATE_SECONDS - SPARE_SECONDS} or less{_advise(container)}, or run "
+            "it on EC2",
             {"drain_seconds": drain, "max_seconds": MAX_FARGATE_SECONDS},
         )
     elif seconds is not None:
         yield from find_short_grace(container, seconds, "stopTimeout")
+
+
+def _advise(container: Container) -> str:
+    """Return the remedy for handlers that need more than the maximum, unless the container has it already.
+
+    Task protection holds back scale-in and deployments. Spot interruptions and StopTask still kill a drain that is too
+    long, and it then returns no messages. So protection is no reason to accept such a drain.
+    """
+    if container.protects_task:
+        return ", because task protection does not hold back Spot interruptions and StopTask"
+    return ". If handlers need longer, run smartpipe worker --protect-task"
 
 
 def _read_container(row: dict[str, Any], name: str, place: Place, settings: WorkerSettings) -> Container:

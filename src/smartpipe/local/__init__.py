@@ -1,4 +1,4 @@
-"""The local broker: a maintained emulator of SNS and SQS in a child process, which listens on loopback."""
+"""The local broker: a maintained emulator of SNS and SQS in a child process."""
 
 from smartpipe.local.broker import BACKENDS, EmbeddedBroker
 

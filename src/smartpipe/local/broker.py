@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import os
 import socket
 import subprocess
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HOST = "127.0.0.1"
+ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - only if the user asks for it
 REGION = "us-east-1"
 START_SECONDS = 30.0
 STOP_SECONDS = 5.0
@@ -44,13 +47,12 @@ class Backend(NamedTuple):
 
 
 BACKENDS = {
-    # By default, ministack binds every interface and opens an MQTT port.
+    # By default, ministack opens an MQTT port.
     "ministack": Backend(
         "ministack",
         "local",
         "/_ministack/health",
         {
-            "BIND_HOST": HOST,
             "SERVICES": "sqs,sns,sts,tagging,cloudwatch,dynamodb,s3",
             "IOT_MTLS_ENABLED": "0",
             "SFTP_ENABLED": "0",
@@ -62,7 +64,7 @@ BACKENDS = {
 
 
 class EmbeddedBroker:
-    """A broker on ``127.0.0.1`` for development and tests. It holds all data in memory.
+    """A broker for development and tests. It holds all data in memory.
 
     Use it as a context manager. The broker ends with this process, even if this process is killed: the child notices
     that the pipe between them has closed.
@@ -70,12 +72,15 @@ class EmbeddedBroker:
     Args:
         backend: ``ministack`` (the default, which is faster) or ``moto``.
         port: The port to listen on; 0 selects a free one.
+        host: The IPv4 address to listen on; ``0.0.0.0`` is all addresses of this machine. The broker has no
+            authentication: anyone who reaches the address can read and delete its messages.
 
     Raises:
-        ConfigError: The backend is unknown or not installed, or the port is in use.
+        ConfigError: The backend is unknown or not installed, the host is not an IPv4 address of this machine, or the
+            port is in use.
     """
 
-    def __init__(self, backend: str = "ministack", *, port: int = 0) -> None:
+    def __init__(self, backend: str = "ministack", *, port: int = 0, host: str = HOST) -> None:
         if backend not in BACKENDS:
             msg = f"backend {backend!r} is not one of {', '.join(BACKENDS)}"
             raise ConfigError(msg)
@@ -86,25 +91,25 @@ class EmbeddedBroker:
         except PackageNotFoundError:
             msg = f"{self._backend.package} is not installed; run pip install 'smartpipe[{self._backend.extra}]'"
             raise ConfigError(msg) from None
-        self.port = _find_port(port)
+        self.host = _check_host(host)
+        self.port = _find_port(host, port)
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
     @property
     def endpoint_url(self) -> str:
-        """The value for ``AWS_ENDPOINT_URL``."""
-        return f"http://{HOST}:{self.port}"
+        """The value for ``AWS_ENDPOINT_URL`` on this machine."""
+        return f"http://{HOST if self.host == ALL_INTERFACES else self.host}:{self.port}"
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether other machines may reach it."""
+        return not ipaddress.IPv4Address(self.host).is_loopback
 
     @property
     def environment(self) -> dict[str, str]:
         """AWS's own variables, which lead every client to this broker. The keys are placeholders."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint_url,
-            "AWS_REGION": REGION,
-            "AWS_DEFAULT_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": "local",
-            "AWS_SECRET_ACCESS_KEY": "local",
-        }
+        return list_variables(self.endpoint_url)
 
     def __enter__(self) -> Self:
         """Start the broker, and wait until it responds."""
@@ -128,11 +133,11 @@ class EmbeddedBroker:
         }
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "smartpipe.local.child", self.backend, str(self.port)],
+            [sys.executable, "-m", "smartpipe.local.child", self.backend, self.host, str(self.port)],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env={**inherited, **self._backend.environment, "GATEWAY_PORT": str(self.port)},
+            env={**inherited, **self._backend.environment, "BIND_HOST": self.host, "GATEWAY_PORT": str(self.port)},
             start_new_session=True,  # this process handles a Ctrl-C in the terminal, because clients may still drain
         )
         opener = build_opener(ProxyHandler({}))
@@ -186,6 +191,17 @@ class EmbeddedBroker:
         return lines[-1] if lines else "it printed no output"
 
 
+def list_variables(endpoint_url: str) -> dict[str, str]:
+    """Return AWS's own variables, which lead every client to the broker at this URL. The keys are placeholders."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint_url,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ACCESS_KEY_ID": "local",
+        "AWS_SECRET_ACCESS_KEY": "local",
+    }
+
+
 def environment_of(broker: EmbeddedBroker) -> dict[str, str]:
     """Return this process's environment with changes that lead every client to *broker* only."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED_VARIABLES)}
@@ -193,20 +209,32 @@ def environment_of(broker: EmbeddedBroker) -> dict[str, str]:
 
 
 def is_free(port: int) -> bool:
-    """Return whether a broker could listen on *port* now."""
+    """Return whether a broker could listen on *port* of ``127.0.0.1`` now."""
     try:
-        return _find_port(port) == port
+        return _find_port(HOST, port) == port
     except ConfigError:
         return False
 
 
-def _find_port(port: int) -> int:
+def _check_host(host: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        msg = f"host {host!r} is not an IPv4 address: use 127.0.0.1, or 0.0.0.0 for all addresses of this machine"
+        raise ConfigError(msg) from None
+
+
+def _find_port(host: str, port: int) -> int:
     """Return *port* if it is free, or any free port for 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
-            msg = f"cannot bind port {port} of {HOST}: {error.strerror or error}; choose another one with --port"
+            if error.errno == errno.EADDRNOTAVAIL:
+                msg = f"cannot bind {host}: this machine does not have this address; use 127.0.0.1 or 0.0.0.0"
+            else:
+                reason = error.strerror or error
+                msg = f"cannot bind port {port} of {host}: {reason}; choose another one with --port"
             raise ConfigError(msg) from None
         return int(probe.getsockname()[1])

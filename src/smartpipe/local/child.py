@@ -1,6 +1,7 @@
-"""The process of the local broker: ``python -m smartpipe.local.child BACKEND PORT``. Only EmbeddedBroker starts it.
+"""The process of the local broker: ``python -m smartpipe.local.child BACKEND HOST PORT``.
 
-It ends when its standard input ends, which the operating system closes even if the parent was killed.
+Only EmbeddedBroker starts it. It ends when its standard input ends, which the operating system closes even if the
+parent was killed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 import threading
 
 GRACE_SECONDS = 3.0
-HOST = "127.0.0.1"
 
 
 def end_with_parent() -> None:
@@ -27,11 +27,11 @@ def end_with_parent() -> None:
 
 def main() -> None:
     """Run the backend in this process."""
-    backend, port = sys.argv[1:]
+    backend, host, port = sys.argv[1:]
     threading.Thread(target=end_with_parent, daemon=True).start()
     if backend == "moto":
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would log a line for each request
-        sys.argv = ["moto_server", "-H", HOST, "-p", port]
+        sys.argv = ["moto_server", "-H", host, "-p", port]
         runpy.run_module("moto.server", run_name="__main__")
     else:
         sys.argv = ["ministack"]

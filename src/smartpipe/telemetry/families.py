@@ -22,7 +22,8 @@ class Family(NamedTuple):
     """The samples of one metric.
 
     Args:
-        kind: ``counter``, ``gauge`` or ``histogram``. The name of a counter ends with ``_total``.
+        kind: ``counter``, ``gauge``, ``histogram`` or ``info``. The name of a counter ends with ``_total``, and that of
+            an info, whose value is 1, with ``_info``.
         help: One sentence.
     """
 

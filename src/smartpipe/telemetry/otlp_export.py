@@ -14,6 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from smartpipe.telemetry.otlp_variables import PROTOCOLS, find_request, has_exporter_timeout, read_options
+from smartpipe.telemetry.resource import find_resource
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -232,7 +233,8 @@ def _open_exporter(
     else:
         module = import_module("opentelemetry.exporter.otlp.proto.http.metric_exporter")
     exporter = module.OTLPMetricExporter(timeout=timeout_seconds)
-    resource = Resource.create()
+    # The variables of OpenTelemetry take precedence.
+    resource = Resource(dict(find_resource().attributes)).merge(Resource.create())
     name, instance = (str(resource.attributes.get(f"service.{key}", "")) for key in ("name", "instance.id"))
     if supervised and "service.instance.id" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         instance = f"{instance}-{os.getpid()}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 END = "# EOF"
+_SUFFIXES = {"counter": "_total", "info": "_info"}
 
 
 def choose_content_type(accept: str) -> str:
@@ -40,9 +41,10 @@ def render(families: Iterable[Family], content_type: str = TEXT) -> str:
     opened = content_type == OPENMETRICS
     lines: list[str] = []
     for family in families:
-        # In OpenMetrics, the name of a counter's family has no suffix, but its samples have one.
-        name = family.name.removesuffix("_total") if opened and family.kind == "counter" else family.name
-        lines += [f"# HELP {name} {_escape(family.help, quotes=opened)}", f"# TYPE {name} {family.kind}"]
+        # In OpenMetrics, the names of some families have no suffix, but their samples have one.
+        name = family.name.removesuffix(_SUFFIXES.get(family.kind, "")) if opened else family.name
+        kind = "gauge" if family.kind == "info" and not opened else family.kind
+        lines += [f"# HELP {name} {_escape(family.help, quotes=opened)}", f"# TYPE {name} {kind}"]
         for labels, value in family.samples:
             if isinstance(value, Histogram):
                 lines += _render_histogram(family.name, _format_labels(labels), value, exemplars=opened)

@@ -9,11 +9,10 @@ from smartpipe.consumer.capacity import Capacity
 from smartpipe.consumer.isolation import Isolation
 from smartpipe.errors import TopologyError
 from smartpipe.names import Naming
-from smartpipe.telemetry.loop_lag import LoopLag
 from smartpipe.topology.derive import derive
 from smartpipe.transports.measured import measure
-from smartpipe.worker.health import HealthServer, WorkerHealth
-from smartpipe.worker.worker import Worker, serve_health
+from smartpipe.worker.health import HealthServer
+from smartpipe.worker.worker import Worker, serve_health, watch_workers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -58,7 +57,7 @@ class WorkerGroup:
             Worker(one, transport, settings, verify=verify(one), capacity=capacity, isolation=isolation)
             for one in services
         ]
-        self._report = WorkerHealth(*self.workers, lag=LoopLag() if settings.metrics else None)
+        self._report = watch_workers(self.workers, settings, supervised=socket is not None)
         self.health = HealthServer(self._report, settings.host, settings.port, socket=socket)
         self._transport = transport
 

@@ -15,6 +15,7 @@ from smartpipe.escaping import escape_json
 from smartpipe.names import shorten_names
 from smartpipe.telemetry.families import Sample, add_samples
 from smartpipe.telemetry.prometheus import TEXT, choose_content_type, join, render
+from smartpipe.telemetry.resource import find_resource
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from smartpipe.telemetry.call_metrics import CallMetrics
     from smartpipe.telemetry.families import Family
     from smartpipe.telemetry.loop_lag import LoopLag
+    from smartpipe.worker.long_handlers import LongHandlers
+    from smartpipe.worker.task_protection import TaskProtection
 
     _Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -100,11 +103,21 @@ class WorkerHealth:
     Args:
         workers: They share one capacity and one transport.
         lag: Measures the event loop of the process; None: it is not measured.
+        protection: Protects the task of this process.
+        long_handlers: Reported by ``livez`` to the supervisor, which protects the task of all processes.
     """
 
-    def __init__(self, *workers: ObservedWorker, lag: LoopLag | None = None) -> None:
+    def __init__(
+        self,
+        *workers: ObservedWorker,
+        lag: LoopLag | None = None,
+        protection: TaskProtection | None = None,
+        long_handlers: LongHandlers | None = None,
+    ) -> None:
         self._workers = workers
         self.lag = lag
+        self.protection = protection
+        self._long_handlers = long_handlers
 
     @property
     def name(self) -> str:
@@ -113,7 +126,11 @@ class WorkerHealth:
 
     async def livez(self) -> ProbeResult:
         """Return whether every worker makes progress."""
-        return self._build_result("alive", {worker.name: worker.alive for worker in self._workers})
+        result = self._build_result("alive", {worker.name: worker.alive for worker in self._workers})
+        if self._long_handlers is not None:
+            found = await self._long_handlers.find()
+            result.body["long_handler"] = None if found is None else found._asdict()
+        return result
 
     async def readyz(self) -> ProbeResult:
         """Return whether every worker receives messages."""
@@ -160,6 +177,8 @@ class WorkerHealth:
         if counts is not None:
             families += families_of_transport(counts, process)
         families.append(family_of_dropped_lines(process))
+        if self.protection is not None:
+            families += self.protection.collect()
         return families
 
     def _build_result(self, word: str, services: dict[str, bool]) -> ProbeResult:
@@ -206,6 +225,7 @@ class HealthServer:
         Raises:
             ConfigError: The port cannot be bound, for example because another process uses it.
         """
+        find_resource()  # now, because the first call may read the metadata of a task
         app = web.Application(middlewares=[self._close_after_response])
         app.router.add_get("/livez", _create_probe(self._report.livez))
         app.router.add_get("/readyz", _create_probe(self._report.readyz))
@@ -286,6 +306,8 @@ class HealthServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         content_type = choose_content_type(",".join(request.headers.getall("Accept", [])))
         text = await self._report.metrics(content_type)
+        if not self.private:  # one target has one `target_info`, and so its supervisor writes it
+            text = join(render(find_resource().collect(), content_type), text)
         return web.Response(body=text.encode(), headers={"Content-Type": content_type, "Vary": "Accept"})
 
 

@@ -25,11 +25,13 @@ from smartpipe.transport import counters_of
 from smartpipe.transports.measured import MeasuredTransport, measure
 from smartpipe.transports.traced import TracedTransport
 from smartpipe.worker.health import HealthServer, WorkerHealth
+from smartpipe.worker.long_handlers import LongHandlers, protect_after_seconds
 from smartpipe.worker.queue_poller import QueuePoller
 from smartpipe.worker.runtime import Bounds, Runtime, open_runtime
+from smartpipe.worker.task_protection import TaskProtection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from smartpipe.counters import TransportCounters
@@ -92,7 +94,7 @@ class Worker:
         self.capacity = capacity or Capacity(service.slots(settings.concurrency))
         self.consumers: list[Consumer] = []
         self._poller = QueuePoller(self.name, self.consumers, self._transport, settings)
-        self._report = WorkerHealth(self, lag=LoopLag() if settings.metrics else None)
+        self._report = watch_workers([self], settings, supervised=socket is not None)
         self.health = HealthServer(self._report, settings.host, settings.port, socket=socket)
 
     @property
@@ -135,6 +137,11 @@ class Worker:
     def calls(self) -> CallMetrics | None:
         """The metrics of the calls of the transport, or None if they are not measured."""
         return self._transport.calls if isinstance(self._transport, MeasuredTransport) else None
+
+    @property
+    def draining(self) -> bool:
+        """Whether it has begun to drain."""
+        return self._stopping.is_set()
 
     def stop(self, reason: str = "stop()") -> None:
         """Start to drain. A second call does nothing."""
@@ -339,6 +346,27 @@ class Worker:
         return totals
 
 
+def watch_workers(workers: Sequence[Worker], settings: WorkerSettings, *, supervised: bool) -> WorkerHealth:
+    """Return the health of a process with these workers, and protect its task if the settings ask for it.
+
+    Args:
+        supervised: A supervisor protects the task. This process only reports its long handlers.
+    """
+    lag = LoopLag() if settings.metrics else None
+    if not settings.protect_task:
+        return WorkerHealth(*workers, lag=lag)
+    handlers = LongHandlers(workers, settings)
+    if supervised:
+        return WorkerHealth(*workers, lag=lag, long_handlers=handlers)
+
+    def is_draining() -> bool:
+        return any(worker.draining for worker in workers)
+
+    labels = {"service": ",".join(worker.name for worker in workers)}
+    protection = TaskProtection(handlers.find, protect_after_seconds(settings), is_draining, labels)
+    return WorkerHealth(*workers, lag=lag, protection=protection)
+
+
 @asynccontextmanager
 async def serve_health(health: HealthServer, transport: Transport, report: WorkerHealth) -> AsyncIterator[None]:
     """Serve the health of the process, record and export its metrics, and close the transport at the end."""
@@ -347,7 +375,10 @@ async def serve_health(health: HealthServer, transport: Transport, report: Worke
         log.log(health.log_level, "serving /livez, /readyz and /metrics on %s", health.bound, extra={"fields": fields})
         try:
             with report.lag or nullcontext():
-                async with export_metrics(report.collect, report.name, supervised=health.private):
+                async with (
+                    export_metrics(report.collect, report.name, supervised=health.private),
+                    report.protection or nullcontext(),
+                ):
                     yield
         finally:
             await transport.aclose()

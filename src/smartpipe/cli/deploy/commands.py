@@ -9,7 +9,7 @@ import typer
 
 from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
-DEPLOY_FORMATS = ("kubernetes", "dockerfile", "ansible", "github", "codebuild", "jenkins")
+DEPLOY_FORMATS = ("kubernetes", "compose", "dockerfile", "ansible", "github", "codebuild", "jenkins")
 
 deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
 
@@ -38,7 +38,8 @@ def export(
         typer.Option(
             metavar="DIR",
             help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service; "
-            "for codebuild, a template and the buildspecs; for github, the workflow and a template with its roles.",
+            "for compose, a file for this machine and one for AWS; for codebuild, a template and the buildspecs; for "
+            "github, the workflow and a template with its roles.",
         ),
     ] = None,
     image: Annotated[

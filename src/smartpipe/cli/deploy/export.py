@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
 
 from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import read_pyproject, read_tool_table
 from smartpipe.deploy.ansible import write_playbook
-from smartpipe.deploy.dockerfile import write_dockerfile
+from smartpipe.deploy.compose import AWS_FILE, BROKER_URL, LOCAL_FILE, Contents, write_aws, write_local
+from smartpipe.deploy.dockerfile import choose_python, write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
 from smartpipe.deploy.pipelines.codebuild import (
     TEMPLATE_FILE,
@@ -24,7 +29,9 @@ from smartpipe.deploy.pipelines.rights import build_pipeline_rights
 from smartpipe.deploy.pipelines.roles import ROLES_FILE, build_github_roles
 from smartpipe.deploy.pipelines.stages import build_pipeline, read_pipeline_options
 from smartpipe.deploy.workloads import choose_port
+from smartpipe.doctor.lookup import find
 from smartpipe.errors import ConfigError
+from smartpipe.local.broker import list_variables
 from smartpipe.settings import AwsSettings, WorkerSettings
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
 
     from smartpipe.deploy.pipelines.rights import Rights
     from smartpipe.deploy.pipelines.stages import PipelineOptions
+
+
+_LOCAL_EXTRA = re.compile(r"smartpipe\[[^\]]*\blocal\b")
 
 
 class Format(NamedTuple):
@@ -110,8 +120,34 @@ def _write_dockerfile(project: Project) -> str:
     if not Path("uv.lock").is_file():
         msg = f"{Path.cwd()} has no uv.lock, so an image would not always have the same packages: run `uv lock`"
         raise ConfigError(msg)
+    pyproject = read_pyproject()
     port = choose_port(WorkerSettings.load().port)
-    return write_dockerfile(list(project.running), port, packaged="build-system" in read_pyproject())
+    pinned = Path(".python-version")
+    requires = find(pyproject, "project", "requires-python")
+    python = choose_python(
+        pinned.read_text("utf-8") if pinned.is_file() else None, requires if isinstance(requires, str) else None
+    )
+    return write_dockerfile(list(project.running), port, packaged="build-system" in pyproject, python=python)
+
+
+def _write_compose(project: Project) -> str:
+    """Return the compose file for a laptop."""
+    variables = list_variables(BROKER_URL)
+    contents = Contents(project.build_workloads(variables), list(project.services), project.producers)
+    text = write_local(contents, variables)
+    if not _LOCAL_EXTRA.search(json.dumps(read_pyproject(), default=str)):
+        typer.echo(
+            "smartpipe: warning: the image of the broker contains the packages of your dev group, and pyproject.toml "
+            "does not name smartpipe[local]: run `uv add --dev 'smartpipe[local]'`",
+            err=True,
+        )
+    return text
+
+
+def _write_compose_files(project: Project) -> dict[str, str]:
+    """Return the files for a laptop and for AWS."""
+    on_aws = Contents(project.workloads, list(project.services), project.producers)
+    return {LOCAL_FILE: _write_compose(project), AWS_FILE: write_aws(on_aws)}
 
 
 def _write_playbook(project: Project) -> str:
@@ -168,6 +204,7 @@ def _read_pipeline_options() -> PipelineOptions:
 
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
+    "compose": Format(_write_compose, _write_compose_files),
     "dockerfile": Format(_write_dockerfile, has_image=False),
     "ansible": Format(_write_playbook, has_image=False),
     "github": Format(_write_workflow, _write_workflow_files, has_image=False),

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.cli.targets import load_services, read_configured_targets, read_tool_table
-from smartpipe.deploy.options import read_options
+from smartpipe.deploy.options import RELAY, read_options
 from smartpipe.deploy.place import Place, find_partition
 from smartpipe.deploy.rights import build_rights
 from smartpipe.deploy.workloads import build_workloads, list_producers
@@ -111,7 +111,8 @@ class Project:
             raise ConfigError(msg)
         running = [one.name for one in self.running.values()]
         table = _drop_producers(read_tool_table().get("deploy", {}), everyone, running)
-        options = read_options(_replace_image(table, self._image), running, complete=self._complete)
+        named = [*running, RELAY] if isinstance(table, dict) and RELAY in table else running
+        options = read_options(_replace_image(table, self._image), named, complete=self._complete)
         return build_workloads(self.services, options, environment)
 
     def build_rights(self, account_id: str) -> dict[str, dict[str, Any]]:

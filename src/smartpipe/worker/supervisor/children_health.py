@@ -15,6 +15,7 @@ from smartpipe.worker.supervisor.query import NoResponseError, query
 if TYPE_CHECKING:
     from smartpipe.worker.supervisor.child import Child
     from smartpipe.worker.supervisor.supervisor import Supervisor
+    from smartpipe.worker.task_protection import TaskProtection
 
 SUPERVISOR = "supervisor"
 """The label ``process`` of the supervisor's own samples."""
@@ -36,10 +37,14 @@ class ChildrenHealth:
 
     Args:
         liveness_seconds: The maximum time from the start of a child until it responds.
+        protection: Protects the task of all children.
     """
 
-    def __init__(self, supervisor: Supervisor, liveness_seconds: float) -> None:
+    def __init__(
+        self, supervisor: Supervisor, liveness_seconds: float, protection: TaskProtection | None = None
+    ) -> None:
         self._supervisor = supervisor
+        self._protection = protection
         self._liveness_seconds = liveness_seconds
 
     async def livez(self) -> ProbeResult:
@@ -58,7 +63,8 @@ class ChildrenHealth:
             "smartpipe_process_restarts_total", "counter", "Restarts of a process that ended unexpectedly.", samples
         )
         texts = {status.child.name: status.text for status in statuses if status.text}
-        texts[SUPERVISOR] = render([family_of_dropped_lines({})], content_type)
+        own = [family_of_dropped_lines({}), *(self._protection.collect() if self._protection is not None else [])]
+        texts[SUPERVISOR] = render(own, content_type)
         return join(render([restarts], content_type), merge(texts, "process"))
 
     async def _combine(self, word: str, path: str, *, defaults: dict[str, bool]) -> ProbeResult:

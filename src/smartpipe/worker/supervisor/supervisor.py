@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.worker.health import HealthServer
 from smartpipe.worker.supervisor.child import Child
+from smartpipe.worker.supervisor.children_handlers import ChildrenLongHandlers
 from smartpipe.worker.supervisor.children_health import ChildrenHealth
 from smartpipe.worker.supervisor.restarts import combine_exits
+from smartpipe.worker.task_protection import TaskProtection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -48,6 +50,8 @@ class Supervisor:
         address: The address of ``/livez``, ``/readyz`` and ``/metrics``. By default, they are not served.
         same_service: All children run the same service, so the first starts alone to detect errors.
         watcher: Restarts all children, after a drain, when sources change.
+        protect_after_seconds: Protect the task on Amazon ECS while a handler of a child has run for this long. None: it
+            is not protected.
         prepare: Called before each start of the children. They are not started if it returns an exit code other than 0.
             A stop cancels it.
     """
@@ -61,6 +65,7 @@ class Supervisor:
         address: Address | None = None,
         same_service: bool = False,
         watcher: SourceWatcher | None = None,
+        protect_after_seconds: float | None = None,
         prepare: Callable[[], Coroutine[Any, Any, int]] | None = None,
     ) -> None:
         self.commands = commands
@@ -73,8 +78,14 @@ class Supervisor:
         self._any_was_ready = False
         self._exit_code = 0
         self.children: list[Child] = []
+        self._protection: TaskProtection | None = None
+        if protect_after_seconds is not None:
+            handlers = ChildrenLongHandlers(self)
+            self._protection = TaskProtection(handlers.find, protect_after_seconds, self._stopping.is_set, {})
         self.health = (
-            HealthServer(ChildrenHealth(self, liveness_seconds), address.host, address.port) if address else None
+            HealthServer(ChildrenHealth(self, liveness_seconds, self._protection), address.host, address.port)
+            if address
+            else None
         )
 
     def stop(self, reason: str = "stop()") -> None:
@@ -108,6 +119,8 @@ class Supervisor:
                 await stack.enter_async_context(self.health)
                 fields = {"url": self.health.url}
                 log.info("serving /livez, /readyz and /metrics on %s", self.health.bound, extra={"fields": fields})
+            if self._protection is not None:
+                await stack.enter_async_context(self._protection)
             if self._watcher is not None:
                 await stack.enter_async_context(self._watcher)
             sockets = Path(tempfile.mkdtemp(prefix="smartpipe-", dir=_socket_directory()))  # of mode 0700

@@ -1,0 +1,1 @@
+"""``smartpipe new``: a project that runs."""
