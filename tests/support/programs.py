@@ -23,7 +23,7 @@ def find_program(name: str, *places: str | None) -> str:
 
 
 def find_ansible(name: str) -> str:
-    """Return a program of Ansible, which `.ci/run` installs into an environment of its own."""
+    """Return a program of Ansible, which `.ci/run` installs into a separate environment."""
     return find_program(name, os.environ.get("SMARTPIPE_TEST_ANSIBLE"), str(ROOT / ".venv-ansible/bin"))
 
 

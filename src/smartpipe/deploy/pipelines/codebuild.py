@@ -54,7 +54,7 @@ _REPOSITORY_URI = {"Fn::Sub": "${AWS::AccountId}.dkr.ecr.${AWS::Region}.${AWS::U
 def write_buildspec(stage: Stage) -> str:
     """Return the buildspec of the CodeBuild project of a stage.
 
-    Each script runs in a shell of its own, because CodeBuild's shell keeps the options that a script sets.
+    Each script runs in a subshell, because CodeBuild's shell keeps the options that a script sets.
     """
     scripts = [f"(\nset -eo pipefail\n# {step.name}\n{step.script})\n" for step in stage.steps]
     exported = _EXPORTED.get(stage.name)

@@ -25,7 +25,7 @@ _AFTER = {
     ],
     "publish": ["script {", f"    env.IMAGE = readFile('{IMAGE_FILE}').trim()", "}"],
 }
-"""What follows the scripts of a stage."""
+"""The steps after the scripts of a stage."""
 
 
 def write_jenkinsfile(pipeline: Pipeline, services: Sequence[str]) -> str:
