@@ -394,9 +394,11 @@ def test_the_exported_policies_are_sufficient_and_minimal(
     for command in (["list"], ["redrive", "--yes"]):
         done = inside("dlq", *command, TARGET, AWS_ACCESS_KEY_ID="redrive")
         assert done.returncode == 0, done.stderr
+    examined = inside("doctor", "--live", "--format", "json", TARGET, AWS_ACCESS_KEY_ID="examine")
+    assert "SP300" not in {one["code"] for one in json.loads(examined.stdout)["findings"]}, examined.stdout
     assert inside("topology", "destroy", "--yes", "--even-if-not-empty", TARGET, **provisioning).returncode == 0
 
-    for key in ("publish", "consume", "provision", "redrive"):
+    for key in ("publish", "consume", "provision", "redrive", "examine"):
         used = {action for call in judged.calls if call.access_key == key for action in call.actions}
         granted = build_policies(services.service, Naming("aws", "us-east-1", "000000000000"))[key]["Statement"]
         allowed = {action for one in granted for action in listed(one["Action"])}

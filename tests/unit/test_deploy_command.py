@@ -129,6 +129,39 @@ def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeyp
     assert not (tmp_path / "k8s").exists()
 
 
+@pytest.mark.parametrize(("form", "key"), [("ecs", "Resources"), ("terraform", "resource")])
+def test_the_formats_for_amazon_ecs_need_neither_region_nor_account(
+    name: str, form: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = (tmp_path / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(project.replace("512Mi", "1Gi"))
+    run_export([], form, None)
+    printed = capsys.readouterr().out
+    run_export([], form, tmp_path / "file.json")
+
+    assert json.loads(printed)[key]
+    assert f"{name}:billing" in printed
+    assert "Without portal" in printed
+    assert (tmp_path / "file.json").read_text() == printed
+
+
+@pytest.mark.parametrize("form", ["ecs", "terraform"])
+def test_a_service_that_ecs_cannot_run_is_refused_and_kubernetes_ignores_its_options(
+    name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = 'drain_seconds = 600\nplatform = "fargate"\nprotect_task = true\n\n[tool.smartpipe.deploy.portal]'
+    project = (tmp_path / "pyproject.toml").read_text().replace("\n[tool.smartpipe.deploy.portal]", more)
+    (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+
+    with pytest.raises(ConfigError) as caught:
+        run_export([], form, None)
+    assert "drain_seconds = 600 is too long for Fargate" in str(caught.value)
+    assert "memory = '512Mi' is not a size of Fargate with cpu = 0.5" in str(caught.value)
+    run_export([], "kubernetes", None)
+    assert "--protect-task" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("region", "partition"), [("eu-west-1", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")]
 )

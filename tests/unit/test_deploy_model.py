@@ -211,7 +211,7 @@ def test_a_table_for_an_unknown_service_is_refused_if_all_services_are_exported(
     ("options", "sentence"),
     [
         ({"memory": "512MB"}, "memory = '512MB' is wrong: write a whole number of MiB or GiB"),
-        ({"memory": 512}, 'memory = 512 is wrong: input should be a valid string, as in memory = "512Mi"'),
+        ({"memory": 512}, 'memory = 512 is wrong: input should be a valid string, as in memory = "1Gi"'),
         ({"cpu": "half"}, "cpu = 'half' is wrong"),
         ({"min": 3, "max": 2} | PROMISE, "min = 3 is more than max = 2"),
         ({"min": 0}, "need a scaler"),

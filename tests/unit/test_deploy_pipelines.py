@@ -11,7 +11,7 @@ import yaml
 
 from smartpipe import ConfigError, Event, Service, Topic
 from smartpipe.cli.deploy.export import run_export
-from smartpipe.deploy.pipelines.codebuild import build_template, write_buildspec
+from smartpipe.deploy.pipelines.codebuild import build_pipeline_template, write_buildspec
 from smartpipe.deploy.pipelines.github import ACTIONS, write_workflow
 from smartpipe.deploy.pipelines.jenkins import write_jenkinsfile
 from smartpipe.deploy.pipelines.rights import build_pipeline_rights
@@ -49,7 +49,7 @@ def rights() -> Rights:
 
 
 def template(options: PipelineOptions = OPTIONS, *, inline: bool = True) -> dict[str, Any]:
-    return build_template(build_pipeline(options), rights(), VALUES, inline=inline)
+    return build_pipeline_template(build_pipeline(options), rights(), VALUES, inline=inline)
 
 
 def resources(**keywords: Any) -> dict[str, Any]:

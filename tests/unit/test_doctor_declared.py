@@ -7,15 +7,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from pydantic import AwareDatetime, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 from tenacity import wait_fixed, wait_incrementing
 
-from smartpipe import Event, Idempotency, Queue, RetryPolicy, Service, Topic
+from smartpipe import Event, Idempotency, PublishError, Queue, RetryPolicy, Service, Topic
 from smartpipe.doctor import declared
 from smartpipe.doctor.declared import longest_waits
 from smartpipe.doctor.examine import examine
 from smartpipe.filter_policy import FilterPolicy
+from smartpipe.publisher.prepare import Publication, prepare
 
 if TYPE_CHECKING:
     from smartpipe.doctor.findings import Finding
@@ -51,6 +52,47 @@ class Groups(Event, topic=sequence, type="doctor.groups", version="1.0", key=("k
     order: str
 
 
+class TwoGroups(Event, topic=sequence, type="doctor.two-groups", version="1.0", key="express"):
+    express: bool
+
+
+class MaybeKeyed(Event, topic=sequence, type="doctor.maybe-keyed", version="1.0", key="order"):
+    order: str | None
+
+
+class Line(BaseModel):
+    body: bytes
+    at: datetime
+    parent: Line | None = None
+
+
+class Page(BaseModel):
+    body: bytes
+    book: Book
+
+
+class Book(BaseModel):
+    pages: list[Page]
+
+
+class Printed(Event, topic=orders, type="doctor.printed", version="1.0"):
+    book: Book
+
+
+class Nesting(Event, topic=orders, type="doctor.nesting", version="1.0"):
+    lines: list[Line]
+
+
+class Sensitive(Event, topic=orders, type="doctor.sensitive", version="1.0"):
+    iban: str = Field(json_schema_extra={"sensitive": True})
+
+
+class EncryptedSensitive(
+    Event, topic=Topic("encrypted-orders", kms_key="alias/shop"), type="doctor.encrypted", version="1.0"
+):
+    iban: str = Field(json_schema_extra={"sensitive": True})
+
+
 class Unreadable(Event, topic=orders, type="doctor.unreadable", version="1.0"):
     at: datetime | None
     body: bytes
@@ -74,6 +116,15 @@ def make_service(event: Any = Placed, *, queue: Queue | None = None, publishes: 
 
     @service.subscribe(event, **options)  # type: ignore[untyped-decorator] # of any event
     async def handle(event: Any) -> None: ...
+
+    return service
+
+
+def make_named(name: str) -> Service:
+    service = Service(name, timeout_seconds=20)
+
+    @service.subscribe(Placed)
+    async def handle(event: Placed) -> None: ...
 
     return service
 
@@ -179,6 +230,51 @@ def test_a_key_with_one_value_makes_one_group_of_all_events() -> None:
     [found] = find("SP104", make_service(publishes=[OneGroup, Groups, Unordered]))
 
     assert found.resource == "event doctor.one-group"
+
+
+def test_a_key_with_few_values_makes_few_groups() -> None:
+    [found] = find("SP104", make_service(publishes=[TwoGroups, Groups]))
+
+    assert (found.severity, found.resource, found.figures) == ("note", "event doctor.two-groups", {"groups": 2})
+
+
+def test_a_key_that_may_be_none_makes_publishing_fail() -> None:
+    [found] = find("SP104", make_service(publishes=[MaybeKeyed, Groups]))
+
+    assert (found.severity, found.resource) == ("warning", "event doctor.maybe-keyed")
+
+
+def test_the_publisher_refuses_an_event_whose_key_is_none() -> None:
+    with pytest.raises(PublishError, match="MissingKey"):
+        prepare(Publication(MaybeKeyed(order=None)), source="shop")
+
+
+def test_the_fields_of_nested_models_are_examined_once() -> None:
+    found = find("SP106", make_service(publishes=[Nesting]))
+
+    assert [(one.resource, one.severity) for one in found] == [
+        ("event doctor.nesting, field lines.body", "warning"),
+        ("event doctor.nesting, field lines.at", "note"),
+    ]
+
+
+def test_models_that_contain_each_other_are_examined_once() -> None:
+    found = find("SP106", make_service(publishes=[Printed]))
+
+    assert [one.resource for one in found] == ["event doctor.printed, field book.pages.body"]
+
+
+def test_a_sensitive_field_needs_a_key_for_its_topic_and_its_queues() -> None:
+    [found] = find("SP106", make_service(Sensitive, publishes=[Sensitive]))
+    assert found.resource == "event doctor.sensitive, field iban"
+    assert "topic orders, queue shop has no KMS key" in found.message
+
+    encrypted = Queue("shop", kms_key="alias/shop")
+    [half] = find("SP106", make_service(EncryptedSensitive, publishes=[EncryptedSensitive]))
+    assert "topic" not in half.message
+    theirs = Queue("theirs", existing=True)
+    for queue in (encrypted, theirs):
+        assert find("SP106", make_service(EncryptedSensitive, queue=queue, publishes=[EncryptedSensitive])) == []
 
 
 def test_a_store_in_memory_forgets_claims_when_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +386,35 @@ def test_a_topology_that_cannot_be_derived_is_an_error_and_the_rest_is_examined(
 
     report = diagnose(make_service(queue=queue, timeout_seconds=900))
 
-    assert [one.code for one in report.findings if one.severity != "note"] == ["SP100", "SP101"]
+    assert [one.code for one in report.findings if one.severity != "note"] == ["SP108", "SP101"]
+
+
+def test_two_services_that_claim_one_queue_are_an_error() -> None:
+    found = find("SP100", make_service(), make_service(Tenanted))
+
+    assert any("two services are called 'shop'" in one.message for one in found)
+
+
+def test_a_filter_on_bodies_that_publishers_encode_is_an_error_and_otherwise_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue = Queue("shop", filter_policy=FilterPolicy({"data": {"number": [1]}}, scope="MessageBody"))
+    plain = Queue("shop", filter_policy=FilterPolicy({"shop": ["main"]}))
+
+    assert [one.severity for one in find("SP108", make_service(queue=queue))] == ["note"]
+    assert find("SP108", make_service(queue=plain)) == []
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://bodies")
+    assert [one.severity for one in find("SP108", make_service(queue=queue))] == ["error"]
+    assert find("SP108", make_service(queue=plain)) == []
+
+
+def test_more_filter_policies_than_sns_accepts_for_a_topic_are_an_error() -> None:
+    many = [make_named(f"s{number}") for number in range(201)]
+
+    [found] = find("SP108", *many)
+
+    assert (found.resource, found.figures["policies"]) == ("topic orders", 201)
+    assert find("SP108", *many[1:]) == []
 
 
 def test_wrong_and_misspelt_settings_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import ConfigError
+from smartpipe import ConfigError, Event, Service, Topic
 from smartpipe.doctor.examine import examine
-from smartpipe.doctor.lookup import to_quantity, to_seconds
+from smartpipe.doctor.lookup import to_bytes, to_quantity, to_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from smartpipe.doctor.findings import Finding
     from smartpipe.doctor.report import Report
 
 pytest.importorskip("yaml", reason="needs the extra doctor")
@@ -79,7 +80,7 @@ TEMPLATE = """
 Resources:
   Queue:
     Type: AWS::SQS::Queue
-    Properties: {VisibilityTimeout: 180}
+    Properties: {VisibilityTimeout: 180, RedrivePolicy: {deadLetterTargetArn: "arn:aws:sqs:a:1:d", maxReceiveCount: 5}}
   Function:
     Type: AWS::Lambda::Function
     Properties: {Timeout: 30}
@@ -89,6 +90,61 @@ Resources:
       EventSourceArn: !GetAtt Queue.Arn
       FunctionName: !Ref Function
       FunctionResponseTypes: [ReportBatchItemFailures]
+"""
+SAM = """
+Transform: AWS::Serverless-2016-10-31
+Globals: {Function: {Timeout: 30}}
+Resources:
+  Queue:
+    Type: AWS::SQS::Queue
+    Properties: {VisibilityTimeout: 180, RedrivePolicy: {deadLetterTargetArn: "arn:aws:sqs:a:1:d", maxReceiveCount: 5}}
+  Function:
+    Type: AWS::Serverless::Function
+    Properties:
+      Events:
+        Orders:
+          Type: SQS
+          Properties: {Queue: !GetAtt Queue.Arn, FunctionResponseTypes: [ReportBatchItemFailures]}
+"""
+TERRAFORM: dict[str, Any] = {
+    "resource": {
+        "aws_sqs_queue": {
+            "orders": {
+                "visibility_timeout_seconds": 180,
+                "redrive_policy": '{"deadLetterTargetArn": "arn:aws:sqs:a:1:d", "maxReceiveCount": 5}',
+            }
+        },
+        "aws_lambda_function": {"orders": {"timeout": 30}},
+        "aws_lambda_event_source_mapping": {
+            "orders": {
+                "event_source_arn": "${aws_sqs_queue.orders.arn}",
+                "function_name": "${aws_lambda_function.orders.arn}",
+                "function_response_types": ["ReportBatchItemFailures"],
+            }
+        },
+        "aws_ecs_task_definition": {
+            "shop": {
+                "requires_compatibilities": ["FARGATE"],
+                "cpu": 1024,
+                "memory": 2048,
+                "container_definitions": '[{"name": "worker", "command": ["smartpipe", "worker"], "stopTimeout": 30}]',
+            }
+        },
+        "aws_ecs_service": {
+            "shop": {"desired_count": 2, "network_configuration": {"subnets": ["subnet-1", "subnet-2"]}}
+        },
+    }
+}
+COMPOSE = """
+services:
+  shop:
+    command: [smartpipe, worker]
+    stop_grace_period: 30s
+    deploy:
+      replicas: 2
+      update_config: {parallelism: 1, order: start-first}
+      restart_policy: {condition: any}
+      resources: {limits: {cpus: "1", memory: 512M}}
 """
 DOCKERFILE = """
 FROM python:3.13-slim
@@ -133,6 +189,9 @@ def change(text: str, old: str, new: str) -> str:
         {"deployment": DEPLOYMENT, "hpa": HPA},
         {"json": json.dumps(TASK)},
         {"template": TEMPLATE},
+        {"template": SAM},
+        {"json": json.dumps(TERRAFORM)},
+        {"compose": COMPOSE},
         {"dockerfile": DOCKERFILE},
     ],
     ids=lambda files: "+".join(files),
@@ -312,7 +371,7 @@ def test_tasks_on_ec2_may_stop_for_longer_than_two_minutes(diagnose: Any) -> Non
     ("old", "new", "text"),
     [
         ("VisibilityTimeout: 180", "VisibilityTimeout: 179", "is 179 s"),
-        ("{VisibilityTimeout: 180}", "{}", "is 30 s"),
+        ("{VisibilityTimeout: 180, ", "{", "is 30 s"),
         (
             "FunctionName: !Ref Function",
             "FunctionName: !Ref Function\n      MaximumBatchingWindowInSeconds: 5",
@@ -427,7 +486,10 @@ def test_files_that_cannot_be_read_are_findings_and_the_others_are_examined(tmp_
     (tmp_path / "good.yaml").write_text(change(DEPLOYMENT, "path: /livez", "path: /readyz"))
     paths = [tmp_path, tmp_path / "missing.yaml", tmp_path / "binary.yaml", tmp_path / "good.yaml"]
 
-    assert codes(examine([], paths, (), date(2026, 11, 27))) == ["SP200", "SP200", "SP200", "SP203"]
+    report = examine([], paths, (), date(2026, 11, 27))
+
+    assert codes(report) == ["SP200", "SP200", "SP200", "SP203"]
+    assert any("each with --manifest" in one.remedy for one in report.findings)
 
 
 def test_other_documents_are_not_seen(diagnose: Any) -> None:
@@ -438,7 +500,8 @@ def test_other_documents_are_not_seen(diagnose: Any) -> None:
 
 
 def test_structures_that_do_not_fit_their_kind_do_not_raise(diagnose: Any) -> None:
-    for text in (DEPLOYMENT, SCALED_OBJECT, HPA, TEMPLATE, json.dumps(TASK)):
+    texts = (DEPLOYMENT, SCALED_OBJECT, HPA, TEMPLATE, SAM, COMPOSE, json.dumps(TASK), json.dumps(TERRAFORM, indent=1))
+    for text in texts:
         for found in re.finditer(r"[:\[,] *([\w{\[\"/-][^,\n]*)", text):
             for wrong in ("7", "[[x]]", "a", "null"):
                 diagnose(file=text[: found.start(1)] + wrong + text[found.end(1) :])
@@ -450,6 +513,273 @@ def test_without_pyyaml_an_error_names_the_extra(diagnose: Any, monkeypatch: pyt
     assert codes(diagnose(json=json.dumps(TASK), dockerfile=DOCKERFILE)) == []
     with pytest.raises(ConfigError, match=r"reading deployment.yaml needs PyYAML: pip install 'smartpipe\[doctor\]'"):
         diagnose(deployment=DEPLOYMENT)
+
+
+FIFO = "VisibilityTimeout: 180, FifoQueue: true"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("FunctionName: !Ref Function", "FunctionName: !Ref Function\n      BatchSize: 11", "needs a batching window"),
+        ("maxReceiveCount: 5", "maxReceiveCount: 4", "after 4 deliveries"),
+        (', RedrivePolicy: {deadLetterTargetArn: "arn:aws:sqs:a:1:d", maxReceiveCount: 5}', "", "no dead-letter queue"),
+        ("{Timeout: 30}", "{Timeout: 30, ReservedConcurrentExecutions: 4}", "begins with 5 batches"),
+    ],
+)
+def test_limits_of_batches_and_concurrency_are_found(old: str, new: str, text: str, diagnose: Any) -> None:
+    [finding] = diagnose(template=change(TEMPLATE, old, new)).findings
+
+    assert finding.code == "SP206"
+    assert text in finding.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("BatchSize: 10", "BatchSize: 11", "at most 10 messages"),
+        ("BatchSize: 10", "MaximumBatchingWindowInSeconds: 0", None),
+        ("BatchSize: 10", "BatchSize: 10\n      ScalingConfig: {MaximumConcurrency: 7}", "MaximumConcurrency is 7"),
+    ],
+)
+def test_fifo_queues_and_maximum_concurrency_have_limits_of_their_own(
+    old: str, new: str, text: str | None, diagnose: Any
+) -> None:
+    fifo = change(TEMPLATE, "VisibilityTimeout: 180", FIFO).replace(
+        "{Timeout: 30}", "{Timeout: 30, ReservedConcurrentExecutions: 6}"
+    )
+    fifo = change(fifo, "FunctionName: !Ref Function", "FunctionName: !Ref Function\n      BatchSize: 10")
+
+    messages = [one.message for one in diagnose(template=change(fifo, old, new)).findings]
+
+    assert len(messages) == (1 if text else 0)
+    assert text is None or text in messages[0]
+
+
+def test_five_reserved_calls_are_enough_for_the_first_batches(diagnose: Any) -> None:
+    enough = change(TEMPLATE, "{Timeout: 30}", "{Timeout: 30, ReservedConcurrentExecutions: 5}")
+
+    assert codes(diagnose(template=enough)) == []
+
+
+def test_terraform_writes_no_reserved_concurrency_as_a_negative_number(diagnose: Any) -> None:
+    none = change(json.dumps(TERRAFORM), '"timeout": 30', '"timeout": 30, "reserved_concurrent_executions": -1')
+
+    assert codes(diagnose(json=none)) == []
+
+
+def test_a_separate_resource_of_terraform_may_have_the_redrive_policy(diagnose: Any) -> None:
+    queue = {"visibility_timeout_seconds": 180}
+    resources = {**TERRAFORM["resource"], "aws_sqs_queue": {"orders": queue}}
+    own = {"aws_sqs_queue_redrive_policy": {"orders": {"queue_url": "${aws_sqs_queue.orders.id}"}}}
+
+    assert codes(diagnose(json=json.dumps({"resource": resources}))) == ["SP206"]
+    assert codes(diagnose(json=json.dumps({"resource": {**resources, **own}}))) == []
+
+
+def test_replicas_that_start_before_others_stop_may_all_be_updated_at_once(diagnose: Any) -> None:
+    at_once = change(COMPOSE, "parallelism: 1", "parallelism: 0")
+
+    assert codes(diagnose(compose=at_once)) == []
+
+
+def test_a_batching_window_of_a_fifo_queue_is_refused_by_aws(diagnose: Any) -> None:
+    fifo = change(TEMPLATE, "VisibilityTimeout: 180", "VisibilityTimeout: 185, FifoQueue: true")
+    window = change(
+        fifo, "FunctionName: !Ref Function", "FunctionName: !Ref Function\n      MaximumBatchingWindowInSeconds: 5"
+    )
+
+    [finding] = diagnose(template=window).findings
+
+    assert "no batching window" in finding.message
+
+
+def test_a_large_batch_with_a_window_is_accepted(diagnose: Any) -> None:
+    large = "FunctionName: !Ref Function\n      BatchSize: 100\n      MaximumBatchingWindowInSeconds: 1"
+    good = change(
+        change(TEMPLATE, "VisibilityTimeout: 180", "VisibilityTimeout: 181"), "FunctionName: !Ref Function", large
+    )
+
+    assert codes(diagnose(template=good)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        (", FunctionResponseTypes: [ReportBatchItemFailures]", "", "ReportBatchItemFailures"),
+        ("Timeout: 30", "Timeout: 31", "asks for 186 s"),
+        ("Properties:\n      Events", "Properties:\n      Timeout: 60\n      Events", "asks for 360 s"),
+        ("maxReceiveCount: 5", "maxReceiveCount: 1", "after 1 deliveries"),
+    ],
+)
+def test_mistakes_in_a_template_of_sam_are_found(old: str, new: str, text: str, diagnose: Any) -> None:
+    [finding] = diagnose(template=change(SAM, old, new)).findings
+
+    assert (finding.code, finding.resource) == ("SP206", "Function, event Orders")
+    assert text in finding.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "text"),
+    [
+        ('"visibility_timeout_seconds": 180', '"visibility_timeout_seconds": 179', "SP206", "is 179 s"),
+        ('"timeout": 30', '"timeout": 31', "SP206", "asks for 186 s"),
+        ('"timeout": 30', '"timeout": 30, "reserved_concurrent_executions": 2', "SP206", "at most 2 times"),
+        ('["ReportBatchItemFailures"]', "[]", "SP206", "ReportBatchItemFailures"),
+        ('\\"maxReceiveCount\\": 5', '\\"maxReceiveCount\\": 2', "SP206", "after 2 deliveries"),
+        ('\\"stopTimeout\\": 30', '\\"stopTimeout\\": 300', "SP201", "at most 120 s"),
+        ('["subnet-1", "subnet-2"]', '["subnet-1"]', "SP207", "one subnet"),
+    ],
+)
+def test_mistakes_in_a_configuration_of_terraform_are_found(
+    old: str, new: str, code: str, text: str, diagnose: Any
+) -> None:
+    [finding] = diagnose(json=change(json.dumps(TERRAFORM), old, new)).findings
+
+    assert finding.code == code
+    assert finding.resource.startswith("aws_")
+    assert text in finding.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"visibility_timeout_seconds": 180', '"visibility_timeout_seconds": "${var.seconds}"'),
+        ('"${aws_sqs_queue.orders.arn}"', '"${module.queues.arn}"'),
+        ('"[{\\"name\\": ', '"${jsonencode([{\\"name\\": '),
+    ],
+)
+def test_expressions_of_terraform_are_not_seen(old: str, new: str, diagnose: Any) -> None:
+    report = diagnose(json=change(json.dumps(TERRAFORM), old, new))
+
+    assert report.findings == []
+    assert len(report.not_seen) == 3
+
+
+def test_subnets_of_an_expression_are_not_counted(diagnose: Any) -> None:
+    one = change(json.dumps(TERRAFORM), '["subnet-1", "subnet-2"]', '["${var.subnet}"]')
+    list_ = change(json.dumps(TERRAFORM), '["subnet-1", "subnet-2"]', '"${var.subnets}"')
+
+    assert codes(diagnose(json=one)) == codes(diagnose(json=list_)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "severity", "text"),
+    [
+        ("30s", "29s", "SP201", "error", "29 s"),
+        ("parallelism: 1, order: start-first", "parallelism: 0", "SP207", "warning", "stops all replicas"),
+        (
+            "replicas: 2\n      update_config: {parallelism: 1, order: start-first}",
+            "replicas: 1\n      update_config: {parallelism: 1}",
+            "SP207",
+            "note",
+            "only replica",
+        ),
+        ("condition: any", "max_attempts: 3", "SP207", "warning", "max_attempts is 3"),
+        ("512M", "16mb", "SP208", "warning", "30 MiB"),
+    ],
+)
+def test_mistakes_in_a_stack_of_swarm_are_found(
+    old: str, new: str, code: str, severity: str, text: str, diagnose: Any
+) -> None:
+    [finding] = diagnose(compose=change(COMPOSE, old, new)).findings
+
+    assert (finding.code, finding.severity) == (code, severity)
+    assert text in finding.message
+
+
+def test_a_service_of_ecs_in_one_subnet_is_a_warning(diagnose: Any) -> None:
+    template = """
+    Resources:
+      Shop:
+        Type: AWS::ECS::Service
+        Properties: {DesiredCount: 2, NetworkConfiguration: {AwsvpcConfiguration: {Subnets: [a, b]}}}
+    """
+
+    assert codes(diagnose(template=template)) == []
+    assert codes(diagnose(template=template.replace("[a, b]", "[a]"))) == ["SP207"]
+    assert codes(diagnose(template=template.replace("[a, b]", "!Ref Subnets"))) == []
+
+
+def test_pods_that_one_zone_may_stop_are_a_warning(diagnose: Any) -> None:
+    selector = 'nodeSelector: {"topology.kubernetes.io/zone": eu-west-1a}'
+    moved = change(DEPLOYMENT, "      containers:", f"      {selector}\n      containers:")
+
+    assert codes(diagnose(deployment=moved)) == ["SP207"]
+    assert codes(diagnose(deployment=change(moved, "replicas: 2", "replicas: 1"))) == []
+
+
+promised = Topic("promised")
+
+
+class Promised(Event, topic=promised, type="promised.happened", version="1.0"):
+    number: int
+
+
+def diagnose_promise(tmp_path: Path, old: str, new: str) -> list[Finding]:
+    """Return SP204 for a service that promises 60 s, with 10 slots and 2 s for each message: 300 messages."""
+    service = Service("promised")
+
+    @service.subscribe(Promised)
+    async def handle(event: Promised) -> None: ...
+
+    scaler = change(SCALED_OBJECT, "https://sqs", "https://sqs.eu-west-1.amazonaws.com/1/promised")
+    files = {"keda.yaml": scaler, "deployment.yaml": DEPLOYMENT}
+    for name, text in files.items():
+        (tmp_path / name).write_text(change(text, old, new) if old in text else text)
+    options = {"max_wait_seconds": 60, "promised": {"seconds_per_message": 2}}
+    pyproject = {"tool": {"smartpipe": {"deploy": options}}}
+    paths = [tmp_path / name for name in files]
+    report = examine([service], paths, (), date(2026, 11, 27), pyproject=pyproject)
+    return [one for one in report.findings if one.code == "SP204"]
+
+
+IN_FLIGHT, COOLDOWN, READINESS = 'scaleOnInFlight: "true"', "cooldownPeriod: 300", "readinessProbe: {"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "severity", "text"),
+    [
+        (IN_FLIGHT, 'queueLength: "301"', "warning", "promises 60 s (10 slots, 2 s for each message)"),
+        (IN_FLIGHT, 'queueLength: "300"', None, ""),
+        (COOLDOWN, "pollingInterval: 61", "warning", "KEDA looks at the queue every 61 s"),
+        (COOLDOWN, "pollingInterval: 60", None, ""),
+        (COOLDOWN, "pollingInterval: 61\n  minReplicaCount: 1", None, ""),
+        (
+            READINESS,
+            "readinessProbe: {initialDelaySeconds: 31, ",
+            "warning",
+            "becomes ready 31 s after its start",
+        ),
+        (READINESS, "readinessProbe: {initialDelaySeconds: 30, ", None, ""),
+        (IN_FLIGHT, "awsRegion: us-east-1", "error", "the queue is in eu-west-1"),
+        (IN_FLIGHT, "awsRegion: eu-west-1", None, ""),
+        (IN_FLIGHT, 'activationQueueLength: "5"', "error", "up to 5 messages stay"),
+    ],
+)
+def test_a_scaler_has_to_keep_the_promise_of_the_service(
+    old: str, new: str, severity: str | None, text: str, tmp_path: Path
+) -> None:
+    found = diagnose_promise(tmp_path, old, new)
+
+    assert [one.severity for one in found] == ([severity] if severity else [])
+    assert all(text in one.message for one in found)
+
+
+def test_a_minimum_of_one_worker_takes_the_last_messages(diagnose: Any) -> None:
+    activated = change(SCALED_OBJECT, IN_FLIGHT, 'activationQueueLength: "5"')
+    one = change(activated, COOLDOWN, "minReplicaCount: 1")
+
+    assert codes(diagnose(deployment=DEPLOYMENT, keda=activated)) == ["SP204"]
+    assert codes(diagnose(deployment=DEPLOYMENT, keda=one)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("512M", 536_870_912), ("1gb", 2**30), ("16b", 16), (1_024, 1_024), ("lots", None), (True, None)],
+)
+def test_sizes_of_compose_are_read(text: Any, value: float | None) -> None:
+    assert to_bytes(text) == value
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,21 @@ def test_an_entry_ignores_the_findings_of_its_code_and_resource() -> None:
     ]
 
 
+def test_a_star_in_an_entry_stands_for_any_characters() -> None:
+    findings = [make_finding(resource=one) for one in ("queue a", "queue b.fifo", "handler a.queue a")]
+    entry = Ignore("SP101", "queue *", "Prometheus alerts us")
+
+    assert [reason for _, reason in ignore(findings, entry)] == ["Prometheus alerts us", "Prometheus alerts us", None]
+    assert ignore(findings[:1], Ignore("SP101", "queue .", "no pattern"))[1][0] == "SP002"
+
+
+def test_a_valid_entry_counts_beside_an_expired_one_for_the_same_finding() -> None:
+    expired = Ignore("SP101", "handler *", "long ago", date(2026, 11, 26))
+    valid = Ignore("SP101", "handler pay", "it resumes")
+
+    assert ignore([make_finding()], expired, valid) == [("SP101", "it resumes"), ("SP001", None)]
+
+
 def test_an_expired_entry_ignores_nothing_and_is_a_finding() -> None:
     entry = Ignore("SP101", "handler pay", "it resumes", date(2026, 11, 26))
 

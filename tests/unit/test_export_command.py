@@ -81,8 +81,8 @@ def test_policies_are_by_service_with_arns_of_the_real_account(
 
     found = json.loads(capsys.readouterr().out)
     assert {name: list(by_purpose) for name, by_purpose in found.items()} == {
-        "archive": ["consume", "provision", "redrive"],
-        "portal": ["publish", "provision"],
+        "archive": ["consume", "provision", "redrive", "examine"],
+        "portal": ["publish", "provision", "examine"],
     }
     assert "arn:aws:sqs:eu-west-1:123456789012:shop-archive" in found["archive"]["consume"]["Statement"][0]["Resource"]
 

@@ -20,7 +20,7 @@ from smartpipe.topology.export.cloudformation import build_alarm_template, build
 from smartpipe.topology.export.iam import build_policies
 from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
 from smartpipe.topology.export.terraform import build_configuration
-from tests.support import exported
+from tests.support import ecs, exported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +48,8 @@ EXPORTS: dict[str, Callable[[], str]] = {
     "cloudformation.json": lambda: write(build_template(exported.everything(), prefix="test-", application="shop")),
     "terraform.json": lambda: write(build_configuration(no_large_topics(), prefix="test-", application="shop")),
     "iam.json": lambda: write({one.name: build_policies(one, NAMING) for one in exported.everything()}),
+    "ecs.json": lambda: write(ecs.template_of()),
+    "ecs-terraform.json": lambda: write(ecs.configuration_of()),
     "alarms.json": lambda: write(
         build_alarm_template(exported.everything(), prefix="test-", application="shop", options=AlertOptions())
     ),

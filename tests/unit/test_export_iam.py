@@ -53,8 +53,28 @@ def test_a_publisher_may_publish_and_send_to_what_it_declares_and_nothing_else()
 
 
 def test_a_service_has_policies_only_for_its_purposes() -> None:
-    assert build_policies(exported.portal(), NAMING).keys() == {"publish", "provision"}
-    assert build_policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive"}
+    assert build_policies(exported.portal(), NAMING).keys() == {"publish", "provision", "examine"}
+    assert build_policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive", "examine"}
+
+
+CHANGES = re.compile(
+    r":(Create|Delete|Set|Put|Update|Tag|Send|Receive|Publish|Subscribe|Unsubscribe|Change|Decrypt|Generate)"
+)
+
+
+@pytest.mark.parametrize("service", exported.everything(), ids=lambda service: service.name)
+def test_the_policy_for_doctor_only_reads(service: Service) -> None:
+    actions = allowed(service, "examine")
+
+    assert [action for action in actions if CHANGES.search(action)] == []
+    assert {"cloudwatch:DescribeAlarms", "sqs:GetQueueAttributes", "sns:GetTopicAttributes"} <= actions.keys()
+
+
+def test_doctor_may_read_the_policies_of_the_keys_of_own_queues() -> None:
+    queue = Queue("mails", kms_key=f"{KMS}1234")
+
+    found = allowed(subscribed(Service("mails", queue=queue), AccountOpened), "examine")
+    assert found["kms:GetKeyPolicy"] == found["kms:DescribeKey"] == {f"{KMS}1234"}
 
 
 def test_a_worker_may_receive_settle_dead_letter_and_read_its_topology() -> None:

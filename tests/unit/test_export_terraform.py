@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,6 +10,10 @@ from smartpipe.topology.export.terraform import build_configuration
 from tests.support import exported
 from tests.support.exported import AccountOpened, numbered, subscribed
 from tests.support.terraform import find_errors
+from tests.support.terraform_program import adapt_to_older_provider, initialize, validate
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def configuration_of(*services: Service) -> dict[str, Any]:
@@ -27,6 +31,13 @@ def everything() -> list[Service]:
 
 def test_the_aws_provider_knows_every_argument_of_a_configuration_with_every_feature() -> None:
     assert find_errors(configuration_of(*everything())) == []
+
+
+@pytest.mark.timeout(400)
+def test_terraform_accepts_a_configuration_with_every_feature(tmp_path: Path) -> None:
+    initialize(tmp_path, adapt_to_older_provider(configuration_of(*everything())))
+
+    assert validate(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,14 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.bench.counting import BILLED_BYTES
+from smartpipe.doctor.costs.prices import PRICE_DATE, PRICE_REGION, PRICES
 
 if TYPE_CHECKING:
     from smartpipe.bench.counting import Requests
     from smartpipe.bench.load import Load
 
 MILLION = 1_000_000
-PRICES = "us-east-1, standard topics and queues, list prices of November 2026, without the free tier"
-"""https://aws.amazon.com/sns/pricing and https://aws.amazon.com/sqs/pricing; SNS delivers to SQS free of charge."""
-SNS_DOLLARS_PER_MILLION = 0.50
-SQS_DOLLARS_PER_MILLION = 0.40
+PRICES_TEXT = f"{PRICE_REGION}, standard topics and queues, list prices of {PRICE_DATE}, without the free tier"
 
 
 class Cost(NamedTuple):
@@ -41,7 +39,7 @@ def cost_of(requests: Requests) -> Cost:
     """
     sns = requests["publish"].billed if "publish" in requests else 0
     sqs = sum(calls.billed for verb, calls in requests.items() if verb != "publish")
-    return Cost(sns * SNS_DOLLARS_PER_MILLION / MILLION, sqs * SQS_DOLLARS_PER_MILLION / MILLION)
+    return Cost(sns * PRICES.sns_standard / MILLION, sqs * PRICES.sqs_standard / MILLION)
 
 
 def max_cost_of(load: Load) -> Cost:
@@ -49,4 +47,4 @@ def max_cost_of(load: Load) -> Cost:
     count = load.events + load.warmup
     billed = math.ceil(load.size_bytes / BILLED_BYTES)
     sqs = count * load.queues * (billed + 1)
-    return Cost(count * billed * SNS_DOLLARS_PER_MILLION / MILLION, sqs * SQS_DOLLARS_PER_MILLION / MILLION)
+    return Cost(count * billed * PRICES.sns_standard / MILLION, sqs * PRICES.sqs_standard / MILLION)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeAlias
 
+from smartpipe.doctor.costs.prices import CHUNK_BYTES
 from smartpipe.message import size_bytes
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from smartpipe.message import Failure, Message, OutgoingMessage
     from smartpipe.transport import Transport
 
-BILLED_BYTES = 65_536
+BILLED_BYTES = CHUNK_BYTES
 """AWS bills each 64 KB of a request's payload as a separate request."""
 
 

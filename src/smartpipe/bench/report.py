@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.bench.cost import PRICES
+from smartpipe.bench.cost import PRICES_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -63,7 +63,7 @@ def format_text(figures: Figures, machine: Mapping[str, str | int]) -> Iterator[
         f"cost of a million such events on AWS: about ${cost.total:.2f} (SNS ${cost.sns:.2f}, SQS ${cost.sqs:.2f}), "
         "from the requests above"
     )
-    yield f"  {PRICES}"
+    yield f"  {PRICES_TEXT}"
     yield from _format_failures(figures)
 
 
@@ -90,7 +90,7 @@ def build_json(figures: Figures, machine: Mapping[str, str | int]) -> dict[str, 
         "latency_curve": [] if latency is None else [list(point) for point in latency.curve],
         "requests": {verb: asdict(calls) for verb, calls in figures.requests.items()},
         "dollars_per_million_events": {**figures.per_million._asdict(), "total": figures.per_million.total},
-        "prices": PRICES,
+        "prices": PRICES_TEXT,
         "worker_counts_with_warmup": figures.counts,
         "timeline": [point._asdict() for point in figures.timeline],
         "failure": figures.failure or None,

@@ -326,8 +326,18 @@ def doctor(
         typer.Option(
             "--manifest",
             metavar="FILE",
-            help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS or CloudFormation. Can be repeated.",
+            help="A Dockerfile, or a file of Kubernetes, KEDA, compose, ECS, CloudFormation or Terraform. Repeatable.",
         ),
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Also read the account of this environment: queues, policies, metrics, alarms."),
+    ] = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Estimate the monthly bill of AWS instead. Formats: text, json.")
+    ] = False,
+    messages_per_day: Annotated[
+        float | None, typer.Option(min=0, max=1e15, metavar="N", help="With --costs: the messages of each event type.")
     ] = None,
     form: Annotated[
         str,
@@ -347,10 +357,14 @@ def doctor(
         ),
     ] = "error",
 ) -> None:
-    """Find mistakes that lose work or messages. It needs no AWS account. Exit code 1: see --fail-on."""
-    from smartpipe.cli.doctor.run import run_doctor
+    """Find mistakes that lose work or messages. Without --live, it calls no service. Exit code 1: see --fail-on."""
+    from smartpipe.cli.doctor.run import check_options, run_costs, run_doctor
 
-    run_doctor(targets or [], manifests or [], form, fail_on)
+    check_options(costs=costs, live=live, manifests=manifests, messages_per_day=messages_per_day)
+    if costs:
+        run_costs(targets or [], form, messages_per_day)
+    else:
+        run_doctor(targets or [], manifests or [], form, fail_on, live=live)
 
 
 @app.command()

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from smartpipe.cli.targets import load_services
-from smartpipe.contracts.files import write_text
 from smartpipe.errors import ConfigError
-from smartpipe.monitoring.rules import AlertOptions
-from smartpipe.settings import AwsSettings
-from smartpipe.topology.export.asyncapi import build_document
-from smartpipe.topology.export.cloudformation import build_template
-from smartpipe.topology.export.iam import build_policies, describe_split_policies
-from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
-from smartpipe.topology.export.terraform import build_configuration
-from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,9 +16,7 @@ if TYPE_CHECKING:
 
     from smartpipe.service import Service
 
-_DOCUMENTS = {"cloudformation": build_template, "terraform": build_configuration, "asyncapi": build_document}
-_PICTURES = {"mermaid": draw_mermaid, "dot": draw_dot}
-FORMATS = (*_DOCUMENTS, *_PICTURES, "iam")
+FORMATS = ("cloudformation", "terraform", "asyncapi", "mermaid", "dot", "iam")
 
 
 def run_export(targets: Sequence[str], form: str, output: Path | None, *, alarms: bool = False) -> None:
@@ -67,22 +56,36 @@ def write_or_print(text: str, form: str, output: Path | None) -> None:
 
 
 def _render(services: Sequence[Service], form: str, *, alarms: bool) -> str:
-    if form in _PICTURES:
-        return _PICTURES[form](services)
+    """Return the topology in the format *form*. Other commands import this module, so the formats are imported here."""
+    if form in {"mermaid", "dot"}:
+        from smartpipe.topology.export.pictures import draw_dot, draw_mermaid
+
+        return draw_dot(services) if form == "dot" else draw_mermaid(services)
     if form == "iam":
         return format_json(_build_policies(services))
+    return format_json(_build_document(services, form, alarms=alarms))
+
+
+def _build_document(services: Sequence[Service], form: str, *, alarms: bool) -> dict[str, Any]:
+    from smartpipe.monitoring.rules import AlertOptions
+    from smartpipe.settings import AwsSettings
+    from smartpipe.topology.export.asyncapi import build_document
+    from smartpipe.topology.export.cloudformation import build_template
+    from smartpipe.topology.export.terraform import build_configuration
+
     settings = AwsSettings.load()
+    prefix, application = settings.prefix, settings.application
     if alarms:
-        template = build_template(
-            services, prefix=settings.prefix, application=settings.application, alarms=AlertOptions()
-        )
-        return format_json(template)
-    return format_json(_DOCUMENTS[form](services, prefix=settings.prefix, application=settings.application))
+        return build_template(services, prefix=prefix, application=application, alarms=AlertOptions())
+    build = {"cloudformation": build_template, "terraform": build_configuration, "asyncapi": build_document}[form]
+    return build(services, prefix=prefix, application=application)
 
 
 def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
     """Return the policies of each service by its name."""
     from smartpipe.cli.topology import with_session
+    from smartpipe.topology.export.iam import build_policies, describe_split_policies
+    from smartpipe.topology.table_and_bucket import TableAndBucket
 
     naming = with_session(lambda session: session.addresses.naming())
     table_and_bucket = TableAndBucket.from_environment()
@@ -105,6 +108,8 @@ def write_directory(directory: Path, files: Mapping[str, str]) -> None:
     Raises:
         ConfigError: A file cannot be written.
     """
+    from smartpipe.contracts.files import write_text
+
     for name, text in files.items():
         path = directory / name
         try:

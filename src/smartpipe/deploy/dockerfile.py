@@ -114,6 +114,8 @@ WORKDIR /app
 COPY --from=build /app/.venv /app/.venv
 {sources}ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1
 USER {USER_ID}:{USER_ID}
+# Amazon ECS mounts a volume here, with the permissions of this directory only if it is a volume of the image too.
+VOLUME ["/tmp"]
 EXPOSE {port}
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["smartpipe"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 TABLE = "tool.smartpipe.deploy"
-REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": '"512Mi"'}
+REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": '"1Gi"'}
 """The options that have no default, each with an example of its value."""
 RELAY = "smartpipe-relay"
 """The name of the relay's containers, and of its table of options."""
@@ -46,9 +46,13 @@ class DeployOptions(BaseModel):
         min: The minimum number of containers. 0 needs the promise.
         max: The maximum number of containers; by default ``min``, or 10 with the promise.
         spot: Whether the containers may run on spot capacity, which ends two minutes after its warning.
+        platform: The capacity that runs the tasks of Amazon ECS. Other formats ignore it.
+        protect_task: Whether Amazon ECS spares a task while its handlers run, by ``smartpipe worker --protect-task``.
+            Other formats ignore it.
         concurrency, drain_seconds: The worker's settings of these names, if they differ from the environment's.
         role: The ARN of the IAM role, for IRSA. Without it, associate a role with the service account (Pod Identity).
-        secret: The name of the Kubernetes Secret with the URLs that contain passwords.
+        secret: The name of the Kubernetes Secret with the URLs that contain passwords. In the formats for Amazon ECS,
+            the first word of the parameters with the ARNs of these URLs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -61,6 +65,8 @@ class DeployOptions(BaseModel):
     min: int = Field(1, ge=0, le=10_000)
     max: int | None = Field(None, ge=1, le=10_000)
     spot: bool = False
+    platform: Literal["fargate", "ec2"] = "fargate"
+    protect_task: bool = False
     concurrency: int | None = Field(None, ge=1, le=10_000)
     drain_seconds: float | None = Field(None, ge=2, le=7_200, allow_inf_nan=False)
     role: str | None = Field(None, pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+$")

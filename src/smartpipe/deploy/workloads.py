@@ -41,11 +41,13 @@ class Scaling(NamedTuple):
         queue: Its logical name, or its ARN.
         slots: The number of its messages that one container handles concurrently.
         target: The number of messages in the queue for which one container is enough; None without a promise.
+        delay_seconds: The time after which a message that arrives in the queue can be received.
     """
 
     queue: str
     slots: int
     target: int | None
+    delay_seconds: int = 0
 
 
 class Workload(NamedTuple):
@@ -146,7 +148,7 @@ def _build_relay(options: DeployOptions, settings: RelaySettings, environment: M
     return Workload(
         RELAY,
         ("smartpipe", "relay"),
-        options.model_copy(update=dict.fromkeys(SCALING)),
+        options.model_copy(update={**dict.fromkeys(SCALING), "protect_task": False}),
         RELAY_GRACE_SECONDS,
         port,
         {**environment, **variables, "SMARTPIPE_PORT": str(port)},
@@ -183,7 +185,7 @@ def _build_scaling(service: Service, binding: Binding, settings: WorkerSettings,
     target = None
     if options.max_wait_seconds is not None and options.seconds_per_message is not None:
         target = max(1, math.floor(slots / options.seconds_per_message * options.max_wait_seconds))
-    return Scaling(binding.queue.name, slots, target)
+    return Scaling(binding.queue.name, slots, target, binding.queue.delay_seconds or 0)
 
 
 def _limit_bytes(binding: Binding, payloads: PayloadSettings) -> int:

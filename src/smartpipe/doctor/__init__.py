@@ -1,1 +1,1 @@
-"""``smartpipe doctor``: finds mistakes in declarations, settings and deployment files that lose work or messages."""
+"""``smartpipe doctor``: finds mistakes in declarations, settings, files and accounts that lose work or messages."""

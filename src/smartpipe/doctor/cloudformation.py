@@ -1,7 +1,4 @@
-"""Rules over CloudFormation templates: task definitions, and queues that Lambda functions receive from. Pure.
-
-Source: AWS Lambda, "Configuring your queue to use with Lambda" and "Handling errors for an SQS event source".
-"""
+"""Rules over templates of CloudFormation and AWS SAM: tasks, services, and queues of Lambda functions. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.doctor.ecs import examine_task
 from smartpipe.doctor.findings import Examined, Finding
+from smartpipe.doctor.lambdas import (
+    DEFAULT_BATCH,
+    DEFAULT_FUNCTION_SECONDS,
+    DEFAULT_VISIBILITY_SECONDS,
+    PARTIAL_RESPONSES,
+    Source,
+    Words,
+    describe_unknown,
+    find_source_mistakes,
+)
 from smartpipe.doctor.lookup import find, find_table, find_texts, to_number
+from smartpipe.doctor.zones import find_single_subnet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,10 +25,7 @@ if TYPE_CHECKING:
     from smartpipe.doctor.manifests import Document
     from smartpipe.settings import WorkerSettings
 
-VISIBILITY_FACTOR = 6
-DEFAULT_VISIBILITY_SECONDS = 30
-DEFAULT_FUNCTION_SECONDS = 3
-PARTIAL_RESPONSES = "ReportBatchItemFailures"
+FUNCTIONS = ("AWS::Lambda::Function", "AWS::Serverless::Function")
 
 
 def examine_template(document: Document, settings: WorkerSettings) -> Examined:
@@ -35,78 +40,84 @@ def examine_template(document: Document, settings: WorkerSettings) -> Examined:
             found = examine_task(properties, name, document.place, settings)
             findings += found.findings
             not_seen += found.not_seen
+        elif type_ == "AWS::ECS::Service":
+            network = find_table(properties, "NetworkConfiguration", "AwsvpcConfiguration")
+            findings += find_single_subnet(name, network.get("Subnets"), properties.get("DesiredCount"), document.place)
         elif type_ == "AWS::Lambda::EventSourceMapping":
-            sources = _Mapping(name, properties, resources, document)
-            findings += sources.find_mistakes()
-            not_seen += sources.list_unknown()
+            function = _follow(properties.get("FunctionName"), resources, *FUNCTIONS)
+            found = _examine_source(name, properties, properties.get("EventSourceArn"), function, document)
+            findings += found.findings
+            not_seen += found.not_seen
+        elif type_ == "AWS::Serverless::Function":
+            for event, source in _list_events(properties):
+                common = find_table(document.value, "Globals", "Function")
+                found = _examine_source(
+                    f"{name}, event {event}", source, source.get("Queue"), {**common, **properties}, document
+                )
+                findings += found.findings
+                not_seen += found.not_seen
     return Examined(findings, not_seen)
 
 
-class _Mapping:
-    """An event source mapping, with its queue and its function as far as the template declares them."""
-
-    def __init__(self, name: str, properties: dict[str, Any], resources: dict[str, Any], document: Document) -> None:
-        self._name = name
-        self._properties = properties
-        self._document = document
-        self._queue = _follow(properties.get("EventSourceArn"), resources, "AWS::SQS::Queue")
-        self._function = _follow(properties.get("FunctionName"), resources, "AWS::Lambda::Function")
-        source = properties.get("EventSourceArn")
-        self._is_sqs = self._queue is not None or (isinstance(source, str) and ":sqs:" in source)
-
-    def find_mistakes(self) -> Iterator[Finding]:
-        """SP206: messages that come back while the function still runs, and batches that fail as a whole."""
-        if self._is_sqs and PARTIAL_RESPONSES not in find_texts(self._properties, "FunctionResponseTypes"):
-            yield Finding(
-                code="SP206",
-                resource=self._name,
-                message=f"it does not have {PARTIAL_RESPONSES}: one failed message makes Lambda repeat the batch, "
-                "also the messages that were handled",
-                remedy=f"set FunctionResponseTypes: [{PARTIAL_RESPONSES}]",
-                place=self._document.place,
-            )
-        visibility, timeout, window = self._read_times()
-        if visibility is None or timeout is None:
-            return
-        needed = VISIBILITY_FACTOR * timeout + window
-        if visibility < needed:
-            yield Finding(
-                code="SP206",
-                resource=self._name,
-                message=f"the visibility timeout of its queue is {visibility:g} s, and AWS asks for {needed:g} s: "
-                f"{VISIBILITY_FACTOR} times the function's timeout of {timeout:g} s, and the batching window. If "
-                "Lambda is throttled, messages are delivered again while it still retries them",
-                remedy=f"set VisibilityTimeout of the queue to {needed:g}, or lower the function's Timeout",
-                figures={"visibility_seconds": visibility, "timeout_seconds": timeout, "needed_seconds": needed},
-                place=self._document.place,
-            )
-
-    def list_unknown(self) -> Iterator[str]:
-        """Yield a sentence if the visibility timeout cannot be compared with the function's timeout."""
-        if self._is_sqs and None in self._read_times():
-            yield (
-                f"the timeouts of queue and function of {self._name} "
-                f"({self._document.place.file}:{self._document.place.line}): the template does not have both as numbers"
-            )
-        elif not self._is_sqs and not isinstance(self._properties.get("EventSourceArn"), str):
-            yield f"the source of {self._name} ({self._document.place.file}:{self._document.place.line})"
-
-    def _read_times(self) -> tuple[float | None, float | None, float]:
-        """Return visibility timeout, the function's timeout and the batching window."""
-        window = to_number(self._properties.get("MaximumBatchingWindowInSeconds")) or 0
-        visibility = timeout = None
-        if self._queue is not None:
-            visibility = to_number(self._queue.get("VisibilityTimeout", DEFAULT_VISIBILITY_SECONDS))
-        if self._function is not None:
-            timeout = to_number(self._function.get("Timeout", DEFAULT_FUNCTION_SECONDS))
-        return visibility, timeout, window
+def _list_events(function: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the properties of each queue among the events of a SAM function."""
+    for name, event in find_table(function, "Events").items():
+        if find(event, "Type") == "SQS":
+            yield name, find_table(event, "Properties")
 
 
-def _follow(value: Any, resources: dict[str, Any], type_: str) -> dict[str, Any] | None:
-    """Return the properties of the resource of this type that a Ref or GetAtt names; None if it is not in here."""
+def _examine_source(
+    name: str, properties: dict[str, Any], arn: Any, function: dict[str, Any] | None, document: Document
+) -> Examined:
+    """Apply the rules to an event source, if it is a queue.
+
+    Args:
+        arn: The ARN of the source, or a reference to a queue.
+        function: The properties of the function, as far as the template declares them.
+    """
+    resources = find_table(document.value, "Resources")
+    queue = _follow(arn, resources, "AWS::SQS::Queue")
+    place = document.place
+    if queue is None and not isinstance(arn, str):
+        return Examined([], [f"the source of {name} ({place.file}:{place.line})"])
+    if queue is None and ":sqs:" not in str(arn):
+        return Examined([], [])
+    source = Source(
+        name,
+        place,
+        Words(),
+        is_partial=PARTIAL_RESPONSES in find_texts(properties, "FunctionResponseTypes"),
+        window=_read(properties, "MaximumBatchingWindowInSeconds", 0),
+        batch=_read(properties, "BatchSize", DEFAULT_BATCH),
+        concurrency=to_number(find(properties, "ScalingConfig", "MaximumConcurrency")),
+        is_fifo=str(arn).endswith(".fifo") if isinstance(arn, str) else None,
+    )
+    if queue is not None:
+        fifo = queue.get("FifoQueue")
+        redrive = queue.get("RedrivePolicy")
+        source = source._replace(
+            visibility=_read(queue, "VisibilityTimeout", DEFAULT_VISIBILITY_SECONDS),
+            is_fifo=str(fifo).lower() == "true",
+            receives=0 if redrive is None else to_number(find(redrive, "maxReceiveCount")),
+        )
+    if function is not None:
+        source = source._replace(
+            timeout=_read(function, "Timeout", DEFAULT_FUNCTION_SECONDS),
+            reserved=to_number(function.get("ReservedConcurrentExecutions")),
+        )
+    return Examined([*find_source_mistakes(source)], [*describe_unknown(source)])
+
+
+def _read(table: dict[str, Any], name: str, default: float) -> float | None:
+    """Return the number of a setting: the default if it is not there, None if it is not a number."""
+    return to_number(table.get(name, default))
+
+
+def _follow(value: Any, resources: dict[str, Any], *types: str) -> dict[str, Any] | None:
+    """Return the properties of the resource of these types that a Ref or GetAtt names; None if it is not in here."""
     attribute = find(value, "Fn::GetAtt")
     name = find(value, "Ref") or (attribute[0] if isinstance(attribute, list) and attribute else None)
     if isinstance(attribute, str):
         name = attribute.partition(".")[0]
     resource = resources.get(str(name))
-    return find_table(resource, "Properties") if find(resource, "Type") == type_ else None
+    return find_table(resource, "Properties") if find(resource, "Type") in types else None

@@ -1,6 +1,6 @@
-"""Rules over compose files. Pure.
+"""Rules over compose files, also of Docker Swarm. Pure.
 
-Source: the Compose Specification, "Services top-level element".
+Source: the Compose Specification, "Services top-level element" and "Compose Deploy Specification".
 """
 
 from __future__ import annotations
@@ -8,11 +8,19 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.doctor.containers import Container, find_lost_signals, find_short_grace
+from smartpipe.doctor.containers import (
+    Container,
+    find_lost_signals,
+    find_shared_cpu,
+    find_short_grace,
+    find_small_memory,
+)
 from smartpipe.doctor.findings import Examined, Finding
-from smartpipe.doctor.lookup import find, find_table, find_texts, to_seconds
+from smartpipe.doctor.lookup import find, find_table, find_texts, to_bytes, to_number, to_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from smartpipe.doctor.manifests import Document
     from smartpipe.settings import WorkerSettings
 
@@ -32,7 +40,44 @@ def examine_compose(document: Document, settings: WorkerSettings) -> Examined:
             if seconds is not None:
                 findings += find_short_grace(container, seconds, "stop_grace_period")
             findings += find_lost_signals(container)
+            findings += find_deploy_mistakes(container, find_table(service, "deploy"))
     return Examined(findings, not_seen)
+
+
+def find_deploy_mistakes(container: Container, deploy: dict[str, Any]) -> Iterator[Finding]:
+    """SP207 and SP208: replicas that stop together, a worker that stays down, and limits that are too low."""
+    replicas = to_number(deploy.get("replicas", 1))
+    update = find_table(deploy, "update_config")
+    starts_first = update.get("order") == "start-first"
+    if find(deploy, "update_config", "parallelism") == 0 and not starts_first:
+        yield container.make_finding(
+            "SP207",
+            "update_config.parallelism is 0, so an update stops all replicas at once, and no worker runs until new "
+            "ones are ready",
+            "set update_config.parallelism to 1, or update_config.order to start-first",
+        )
+    elif update and replicas == 1 and not starts_first:
+        yield container.make_finding(
+            "SP207",
+            "an update stops its only replica before the new one starts: no worker runs during the drain and the start",
+            "set update_config.order to start-first, or run two replicas",
+            milder="note",
+        )
+    attempts = to_number(find(deploy, "restart_policy", "max_attempts"))
+    if attempts is not None and attempts > 0:
+        yield container.make_finding(
+            "SP207",
+            f"restart_policy.max_attempts is {attempts:g}: after an outage of AWS or a database that is longer than "
+            "these restarts, the worker stays down",
+            "remove max_attempts",
+            {"max_attempts": attempts},
+        )
+    limits = find_table(deploy, "resources", "limits")
+    memory, cpus = to_bytes(limits.get("memory")), to_number(limits.get("cpus"))
+    if memory is not None:
+        yield from find_small_memory(container, memory)
+    if cpus is not None:
+        yield from find_shared_cpu(container, cpus)
 
 
 def _read_service(name: str, service: Any, document: Document, settings: WorkerSettings) -> Container:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tenacity import wait_exponential, wait_fixed, wait_random_exponential
 
 from smartpipe.consumer.handlers import slots_for
+from smartpipe.doctor.filters import choose_code, find_crowded_topics, find_fragile_filters
 from smartpipe.doctor.findings import Examined, Finding
 from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
@@ -84,12 +85,14 @@ def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(
-                code="SP100",
+                code=choose_code(problem),
                 resource="topology",
                 message=problem,
                 remedy="change the declaration, then run smartpipe topology plan",
             )
         desired = Topology({})
+    yield from find_crowded_topics(desired)
+    yield from find_fragile_filters(declared.services, declared.table_and_bucket)
     for note in [*find_notes(desired, Topology({})), *find_short_ttls(declared.services)]:
         yield Finding(
             code=note.code,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from smartpipe.doctor.cloudformation import examine_template
 from smartpipe.doctor.compose import examine_compose
@@ -15,23 +16,38 @@ from smartpipe.doctor.ignores import apply_ignores
 from smartpipe.doctor.kubernetes import find_pod_mistakes, list_workloads
 from smartpipe.doctor.lookup import find, find_rows, find_table
 from smartpipe.doctor.manifests import Document, name_file, read_documents, read_text
+from smartpipe.doctor.promises import read_promises
 from smartpipe.doctor.report import Report, sort_findings
 from smartpipe.doctor.scaling import find_scaling_mistakes
+from smartpipe.doctor.terraform import examine_configuration, is_terraform
 from smartpipe.errors import ConfigError
 from smartpipe.settings import WorkerSettings, unknown_settings
 from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET, TableAndBucket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import date
     from pathlib import Path
 
     from smartpipe.doctor.ignores import Ignore
+    from smartpipe.doctor.promises import Promise
     from smartpipe.service import Service
 
 
-def examine(services: Sequence[Service], manifests: Sequence[Path], ignores: Sequence[Ignore], today: date) -> Report:
+def examine(
+    services: Sequence[Service],
+    manifests: Sequence[Path],
+    ignores: Sequence[Ignore],
+    today: date,
+    live: Examined | None = None,
+    account: str | None = None,
+    pyproject: dict[str, Any] | None = None,
+) -> Report:
     """Apply the rules of all layers, and ignore the findings that pyproject.toml ignores.
+
+    Args:
+        live: The result of the live layer, for the *account* that the report names.
+        pyproject: The parsed pyproject.toml, for the promises of services.
 
     Raises:
         ConfigError: A manifest is YAML, and PyYAML is not installed.
@@ -43,14 +59,17 @@ def examine(services: Sequence[Service], manifests: Sequence[Path], ignores: Seq
         layers += [examine_declarations(declared), examine_events(services)]
     else:
         layers.append(Examined([], ["declared services: no TARGET was named, and pyproject.toml lists none"]))
-    layers.append(examine_manifests(manifests, settings))
+    promises = read_promises(services, pyproject or {}, settings, os.environ.get("SMARTPIPE_PREFIX", ""))
+    layers.append(examine_manifests(manifests, settings, promises))
+    if live is not None:
+        layers.append(live)
     findings = [finding for one in layers for finding in one.findings]
     not_seen = [sentence for one in layers for sentence in one.not_seen]
     kept = sort_findings(apply_ignores(sort_findings(findings), ignores, today))
-    return Report(kept, not_seen, len(services), len(manifests))
+    return Report(kept, not_seen, len(services), len(manifests), account)
 
 
-def examine_manifests(paths: Iterable[Path], settings: WorkerSettings) -> Examined:
+def examine_manifests(paths: Iterable[Path], settings: WorkerSettings, promises: Mapping[str, Promise]) -> Examined:
     """Apply the rules to all files. Resources of Kubernetes may be in different files."""
     findings: list[Finding] = []
     not_seen: list[str] = []
@@ -71,7 +90,7 @@ def examine_manifests(paths: Iterable[Path], settings: WorkerSettings) -> Examin
         findings += find_pod_mistakes(workload)
         for container, _ in workload.containers:
             not_seen += container.list_unknown()
-    findings += find_scaling_mistakes(kubernetes, workloads)
+    findings += find_scaling_mistakes(kubernetes, workloads, promises)
     return Examined(findings, not_seen)
 
 
@@ -95,6 +114,8 @@ def _examine_document(document: Document, settings: WorkerSettings) -> Iterator[
         yield document
     elif find_table(value, "Resources"):
         yield examine_template(document, settings)
+    elif is_terraform(value):
+        yield examine_configuration(document, settings)
     elif task := next(
         (one for one in (value, find(value, "taskDefinition")) if find_rows(one, "containerDefinitions")), None
     ):
@@ -102,7 +123,7 @@ def _examine_document(document: Document, settings: WorkerSettings) -> Iterator[
     elif find_table(value, "services"):
         yield examine_compose(document, settings)
     else:
-        kinds = "Kubernetes, compose, CloudFormation nor a task definition of ECS"
+        kinds = "Kubernetes, compose, CloudFormation, Terraform nor a task definition of ECS"
         yield Examined([], [f"{place.file}:{place.line}: the document is neither {kinds}"])
 
 

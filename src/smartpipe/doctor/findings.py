@@ -30,10 +30,11 @@ RULES = {
     "SP101": Rule("warning", "a handler may run longer than a drain"),
     "SP102": Rule("error", "messages expire before their retries or their redrive"),
     "SP103": Rule("warning", "SQS dead-letters messages before the retry policy does"),
-    "SP104": Rule("warning", "all events of a FIFO topic have the same key"),
+    "SP104": Rule("warning", "the key of a FIFO event has few values, or may be None"),
     "SP105": Rule("warning", "an idempotent handler forgets events too early"),
-    "SP106": Rule("warning", "other languages cannot read a field"),
+    "SP106": Rule("warning", "subscribers cannot read a field, or too many can"),
     "SP107": Rule("note", "an event has no subscriber or no publisher"),
+    "SP108": Rule("error", "a filter policy does not match, or SNS refuses it"),
     "SP109": Rule("error", "the number of concurrent messages does not fit SQS"),
     "SP110": Rule("note", "an optional package for more speed is not installed"),
     "SP111": Rule("note", "the policy of a KMS key needs a statement for SNS"),
@@ -44,13 +45,26 @@ RULES = {
     "SP201": Rule("error", "the platform kills the worker before its drain ends"),
     "SP202": Rule("warning", "SIGTERM may not reach the worker, or it runs as root"),
     "SP203": Rule("error", "the liveness probe restarts healthy workers"),
-    "SP204": Rule("error", "KEDA stops workers that are handling messages"),
+    "SP204": Rule("error", "KEDA stops workers at work, or starts too few"),
     "SP205": Rule("warning", "a worker is scaled by its CPU usage"),
     "SP206": Rule("error", "a Lambda event source repeats or loses messages"),
-    "SP207": Rule("warning", "a node drain may stop all workers"),
+    "SP207": Rule("warning", "all workers may stop at once"),
     "SP208": Rule("warning", "CPU or memory does not fit the worker's settings"),
+    "SP300": Rule("error", "the account cannot be read, or not completely"),
+    "SP301": Rule("error", "messages wait in a dead-letter queue"),
+    "SP302": Rule("warning", "no alarm watches a queue, or an alarm cannot ring"),
+    "SP303": Rule("error", "a policy lets others send or publish"),
+    "SP304": Rule("error", "SNS could not deliver messages"),
+    "SP305": Rule("warning", "receive calls without messages cost money"),
+    "SP306": Rule("error", "the deployed resources differ from the declared ones"),
+    "SP307": Rule("error", "SNS may not use the KMS key of a queue"),
+    "SP308": Rule("error", "clock, credentials or region do not fit the account"),
+    "SP309": Rule("warning", "a subscription does not deliver all messages"),
+    "SP310": Rule("warning", "one tenant or key keeps the messages of others waiting"),
+    "SP311": Rule("error", "messages are about to expire in their queue"),
 }
-"""By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations; SP2xx: manifests."""
+"""By code. Codes never change their meaning. SP0xx: this report; SP1xx: declarations; SP2xx: manifests; SP3xx: the
+account."""
 
 
 @dataclass(frozen=True, kw_only=True)

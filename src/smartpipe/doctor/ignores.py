@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +17,25 @@ EXAMPLE = '{code = "SP101", resource = "handler shop.pay", reason = "it resumes"
 
 
 class Ignore(NamedTuple):
-    """One entry. It holds up to and including the day *until*, forever if that is None."""
+    """One entry. It holds up to and including the day *until*, forever if that is None.
+
+    Args:
+        resource: The resource of the finding; ``*`` stands for any characters.
+    """
 
     code: str
     resource: str
     reason: str
     until: date | None = None
+
+    def matches(self, finding: Finding) -> bool:
+        """Return whether it is about this finding."""
+        pattern = ".*".join(map(re.escape, self.resource.split("*")))
+        return self.code == finding.code and re.fullmatch(pattern, finding.resource, re.DOTALL) is not None
+
+    def is_valid(self, today: date) -> bool:
+        """Return whether it has not expired."""
+        return self.until is None or self.until >= today
 
 
 def read_ignores(pyproject: dict[str, Any]) -> list[Ignore]:
@@ -51,18 +65,17 @@ def read_ignores(pyproject: dict[str, Any]) -> list[Ignore]:
 
 def apply_ignores(findings: Iterable[Finding], ignores: Sequence[Ignore], today: date) -> list[Finding]:
     """Return the findings, those with a valid entry marked as ignored, and a finding for each invalid entry."""
-    valid = {(one.code, one.resource): one for one in ignores if one.until is None or one.until >= today}
     kept: list[Finding] = []
-    used: set[tuple[str, str]] = set()
+    used: set[Ignore] = set()
     for finding in findings:
-        key = finding.code, finding.resource
-        used.add(key)
-        kept.append(replace(finding, ignored=valid[key].reason) if key in valid else finding)
+        matching = [one for one in ignores if one.matches(finding)]
+        used.update(matching)
+        valid = next((one for one in matching if one.is_valid(today)), None)
+        kept.append(replace(finding, ignored=valid.reason) if valid else finding)
     for one in ignores:
-        key = one.code, one.resource
-        if key not in used:
+        if one not in used:
             kept.append(_report_unused(one))
-        elif one.until is not None and key not in valid:
+        elif one.until is not None and not one.is_valid(today):
             kept.append(_report_expired(one, one.until))
     return kept
 

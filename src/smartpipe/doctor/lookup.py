@@ -7,6 +7,10 @@ from typing import Any
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([EPTGMKk]i?|m)?")
+_SIZE = re.compile(r"(\d+(?:\.\d*)?)(?:([bkmg])b?)?", re.IGNORECASE)
+_AWS_HOST = re.compile(
+    r"https?://(?:[\w-]+\.)*?(?:sqs|sns|queue)\.([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?(?:[/:]|$)"
+)
 _POWERS = "KMGTPE"
 
 
@@ -67,3 +71,15 @@ def to_quantity(value: Any) -> float | None:
         return number
     base = 1_024 if unit.endswith("i") else 1_000
     return number * float(base ** (_POWERS.index(unit[0].upper()) + 1))
+
+
+def to_bytes(value: Any) -> float | None:
+    """Return a size of compose, such as ``512M`` or ``1gb``, in bytes; None if it is not one."""
+    found = _SIZE.fullmatch(str(value)) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+    return float(found[1]) * 1_024.0 ** "bkmg".index((found[2] or "b").lower()) if found else None
+
+
+def find_region(url: str) -> str | None:
+    """Return the region in the address of SQS or SNS; None if it has none, as that of an emulator."""
+    found = _AWS_HOST.match(url)
+    return found[1] if found else None

@@ -30,6 +30,10 @@ def read_text(path: Path) -> str | Finding:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8 text ({error.reason} at byte {error.start})"
+    except IsADirectoryError:
+        return _report_unreadable(
+            Place(name_file(path), 1), "it is a directory", "name the files in it, each with --manifest"
+        )
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
     return _report_unreadable(Place(name_file(path), 1), reason, "name a file that exists and that you may read")

@@ -23,12 +23,14 @@ class Report(NamedTuple):
     Args:
         services: The number of services that were examined.
         manifests: The number of files that were examined.
+        account: The account and region that were examined, for people; None if none was.
     """
 
     findings: Sequence[Finding]
     not_seen: Sequence[str]
     services: int
     manifests: int
+    account: str | None = None
 
     def fails(self, threshold: Severity) -> bool:
         """Return whether a finding that is not ignored is at least as bad as *threshold*."""
@@ -68,6 +70,8 @@ def summarize(report: Report) -> str:
     ignored = len(report.findings) - len(counted)
     more = f", {ignored} ignored" if ignored else ""
     examined = f"{count(report.services, 'service')} and {count(report.manifests, 'manifest')}"
+    if report.account:
+        examined = f"{count(report.services, 'service')}, {count(report.manifests, 'manifest')} and {report.account}"
     return f"Examined {examined}: {', '.join(numbers)}{more}."
 
 
@@ -76,6 +80,7 @@ def render_json(report: Report) -> str:
     document = {
         "services": report.services,
         "manifests": report.manifests,
+        "account": report.account,
         "not_seen": list(report.not_seen),
         "findings": [_to_dict(one) for one in report.findings],
     }

@@ -8,20 +8,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.doctor.findings import Finding
-from smartpipe.doctor.lookup import find, find_rows, find_table, to_number
+from smartpipe.doctor.lookup import find, find_region, find_rows, find_table, to_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from smartpipe.doctor.findings import Severity
     from smartpipe.doctor.kubernetes import Workload
     from smartpipe.doctor.manifests import Document
+    from smartpipe.doctor.promises import Promise
 
 DEFAULT_COOLDOWN_SECONDS = 300
+DEFAULT_POLLING_SECONDS = 30
+DEFAULT_QUEUE_LENGTH = 5
 SQS_TRIGGER = "aws-sqs-queue"
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
-def find_scaling_mistakes(documents: Sequence[Document], workloads: Sequence[Workload]) -> Iterator[Finding]:
-    """Apply the rules to scalers and budgets, and the workers that they are about."""
+def find_scaling_mistakes(
+    documents: Sequence[Document], workloads: Sequence[Workload], promises: Mapping[str, Promise]
+) -> Iterator[Finding]:
+    """Apply the rules to scalers and budgets, and the workers that they are about.
+
+    Args:
+        promises: By the physical name of a queue.
+    """
     workers = {(one.kind, one.name): one for one in workloads if one.workers}
     for document in documents:
         kind = find(document.value, "kind")
@@ -29,6 +40,7 @@ def find_scaling_mistakes(documents: Sequence[Document], workloads: Sequence[Wor
         worker = workers.get((str(target.get("kind", "Deployment")), str(target.get("name"))))
         if kind == "ScaledObject":
             yield from find_keda_mistakes(document, worker)
+            yield from find_wrong_targets(document, worker, promises)
         elif kind == "HorizontalPodAutoscaler" and worker is not None:
             metrics = [find(one, "resource", "name") for one in find_rows(document.value, "spec", "metrics")]
             if "cpu" in metrics or find(document.value, "spec", "targetCPUUtilizationPercentage") is not None:
@@ -36,6 +48,7 @@ def find_scaling_mistakes(documents: Sequence[Document], workloads: Sequence[Wor
     scaled = {str(find(one.value, "spec", "scaleTargetRef", "name")) for one in documents}
     for workload in workers.values():
         yield from find_missing_budget(workload, documents, is_scaled=workload.name in scaled)
+        yield from find_single_zone(workload, is_scaled=workload.name in scaled)
 
 
 def find_keda_mistakes(document: Document, worker: Workload | None) -> Iterator[Finding]:
@@ -79,6 +92,81 @@ def find_keda_mistakes(document: Document, worker: Workload | None) -> Iterator[
         )
 
 
+def find_wrong_targets(
+    document: Document, worker: Workload | None, promises: Mapping[str, Promise]
+) -> Iterator[Finding]:
+    """SP204: a scaler that starts too few workers for the promise of the service, or reads the wrong region."""
+    least = to_number(find(document.value, "spec", "minReplicaCount") or 0)
+    for trigger in find_rows(document.value, "spec", "triggers"):
+        metadata = find_table(trigger, "metadata")
+        if trigger.get("type") != SQS_TRIGGER:
+            continue
+        url = str(metadata.get("queueURL", ""))
+        yield from _find_wrong_region(document, url, metadata.get("awsRegion"))
+        activation = to_number(metadata.get("activationQueueLength", 0))
+        if least == 0 and activation:
+            yield _make_finding(
+                document,
+                f"minReplicaCount is 0, and activationQueueLength is {activation:g}: up to {activation:g} messages "
+                "stay in the queue for as long as no more arrive",
+                "remove activationQueueLength",
+            )
+        promise = promises.get(url.rpartition("/")[2])
+        if promise is not None:
+            yield from _find_broken_promise(document, metadata, promise)
+            if least == 0:
+                yield from _find_slow_start(document, worker, promise)
+
+
+def _find_wrong_region(document: Document, url: str, region: object) -> Iterator[Finding]:
+    found = find_region(url)
+    if found is not None and isinstance(region, str) and "{" not in region and region != found:
+        yield _make_finding(
+            document,
+            f"the queue is in {found}, and awsRegion is {region}: KEDA cannot read its length",
+            f"set awsRegion to {found}",
+        )
+
+
+def _find_broken_promise(document: Document, metadata: dict[str, Any], promise: Promise) -> Iterator[Finding]:
+    length = to_number(metadata.get("queueLength", DEFAULT_QUEUE_LENGTH))
+    if length is not None and length > promise.target:
+        seconds = length * promise.seconds_per_message / promise.slots
+        yield _make_finding(
+            document,
+            f"queueLength is {length:g}: one container then needs {seconds:,.0f} s for its messages, and service "
+            f"{promise.service} promises {promise.max_wait_seconds:g} s ({promise.slots} slots, "
+            f"{promise.seconds_per_message:g} s for each message)",
+            f"set queueLength to {promise.target:.0f}",
+            milder="warning",
+        )
+
+
+def _find_slow_start(document: Document, worker: Workload | None, promise: Promise) -> Iterator[Finding]:
+    polling = to_number(find(document.value, "spec", "pollingInterval") or DEFAULT_POLLING_SECONDS) or 0
+    delays = [
+        to_number(find(row, probe, "initialDelaySeconds")) or 0
+        for _, row in (worker.workers if worker else ())
+        for probe in ("readinessProbe", "startupProbe")
+    ]
+    start = max(delays, default=0)
+    later = f", the worker becomes ready {start:g} s after its start at the earliest" if start else ""
+    if polling + start > promise.max_wait_seconds:
+        yield _make_finding(
+            document,
+            f"minReplicaCount is 0: KEDA looks at the queue every {polling:g} s{later}, and service {promise.service} "
+            f"promises {promise.max_wait_seconds:g} s",
+            "set minReplicaCount to 1, or lower pollingInterval and initialDelaySeconds",
+            milder="warning",
+        )
+
+
+def _make_finding(document: Document, message: str, remedy: str, milder: Severity | None = None) -> Finding:
+    return Finding(
+        code="SP204", resource=_name(document), message=message, remedy=remedy, place=document.place, milder=milder
+    )
+
+
 def find_missing_budget(workload: Workload, documents: Sequence[Document], *, is_scaled: bool) -> Iterator[Finding]:
     """SP207: nothing keeps a node drain from stopping all workers of a Deployment at once."""
     replicas = to_number(find(workload.document.value, "spec", "replicas"))
@@ -96,6 +184,20 @@ def find_missing_budget(workload: Workload, documents: Sequence[Document], *, is
         remedy="add a PodDisruptionBudget with maxUnavailable: 1",
         place=workload.document.place,
     )
+
+
+def find_single_zone(workload: Workload, *, is_scaled: bool) -> Iterator[Finding]:
+    """SP207: all pods of a Deployment can run only in one zone."""
+    replicas = to_number(find(workload.document.value, "spec", "replicas"))
+    zone = find(workload.pod, "nodeSelector", ZONE_LABEL)
+    if zone is not None and (is_scaled or (replicas or 1) > 1):
+        yield Finding(
+            code="SP207",
+            resource=workload.resource,
+            message=f"nodeSelector keeps all its pods in zone {zone}: no worker runs while this zone fails",
+            remedy="remove the zone from nodeSelector, and add topologySpreadConstraints",
+            place=workload.document.place,
+        )
 
 
 def _selects(document: Document, workload: Workload, labels: dict[str, Any]) -> bool:

@@ -24,7 +24,9 @@ from smartpipe.topology.resources import (
 )
 from smartpipe.topology.table_and_bucket import (
     BUCKET_CREATE_ACTIONS,
+    BUCKET_LOOK_ACTIONS,
     TABLE_CREATE_ACTIONS,
+    TABLE_LOOK_ACTIONS,
     TABLE_REDRIVE_ACTIONS,
     TABLE_USE_ACTIONS,
     find_table_error,
@@ -66,7 +68,7 @@ class Stage(IntEnum):
     DELETE_DEAD_LETTER_QUEUES = 7
 
 
-Purpose: TypeAlias = Literal["publish", "consume", "provision", "redrive"]
+Purpose: TypeAlias = Literal["publish", "consume", "provision", "redrive", "examine"]
 """The IAM policies of a service, one for each purpose."""
 
 
@@ -236,6 +238,7 @@ TABLE = ResourceKind(
         Permission("consume", "ClaimOnce", TABLE_USE_ACTIONS),
         Permission("provision", "ChangeTables", TABLE_CREATE_ACTIONS),
         Permission("redrive", "LookUpAndForgetClaims", TABLE_REDRIVE_ACTIONS),
+        Permission("examine", "LookAtTables", TABLE_LOOK_ACTIONS),
     ),
 )
 BUCKET = ResourceKind(
@@ -243,7 +246,10 @@ BUCKET = ResourceKind(
     resource_type="s3",
     derive=lambda _, naming, settings: settings.derive_buckets(naming),
     kept_because="environments may share it, and messages may point to it",
-    permissions=(Permission("provision", "ChangeBuckets", BUCKET_CREATE_ACTIONS),),
+    permissions=(
+        Permission("provision", "ChangeBuckets", BUCKET_CREATE_ACTIONS),
+        Permission("examine", "LookAtBuckets", BUCKET_LOOK_ACTIONS),
+    ),
 )
 SUBSCRIPTION = ResourceKind(
     name="subscription",

@@ -31,6 +31,7 @@ TABLE_USE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:UpdateItem")
 TABLE_REDRIVE_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:DeleteItem")
 """The actions that ``dlq redrive`` needs on the table's ARN."""
 
+TABLE_LOOK_ACTIONS = ("dynamodb:DescribeTable", "dynamodb:DescribeTimeToLive", "dynamodb:ListTagsOfResource")
 TABLE_CREATE_ACTIONS = (
     "dynamodb:CreateTable",
     "dynamodb:DescribeTable",
@@ -98,6 +99,7 @@ BUCKET_READ_ACTIONS = ("s3:GetObject",)
 BUCKET_WRITE_ACTIONS = ("s3:PutObject",)
 """The actions that a publisher needs on the bucket's objects."""
 
+BUCKET_LOOK_ACTIONS = ("s3:GetBucketTagging", "s3:GetLifecycleConfiguration", "s3:ListBucket")
 BUCKET_CREATE_ACTIONS = (
     "s3:CreateBucket",
     "s3:GetBucketTagging",

@@ -9,7 +9,9 @@ import typer
 
 from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
-DEPLOY_FORMATS = ("kubernetes", "compose", "dockerfile", "ansible", "github", "codebuild", "jenkins")
+DEPLOY_FORMATS = (
+    "kubernetes", "compose", "dockerfile", "ecs", "terraform", "ansible", "github", "codebuild", "jenkins",
+)  # fmt: skip
 
 deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
 

@@ -13,12 +13,13 @@ from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
 from smartpipe.cli.targets import read_pyproject, read_tool_table
 from smartpipe.deploy.ansible import write_playbook
+from smartpipe.deploy.cloudformation import build_template
 from smartpipe.deploy.compose import AWS_FILE, BROKER_URL, LOCAL_FILE, Contents, write_aws, write_local
 from smartpipe.deploy.dockerfile import choose_python, write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
 from smartpipe.deploy.pipelines.codebuild import (
     TEMPLATE_FILE,
-    build_template,
+    build_pipeline_template,
     list_stages,
     name_buildspec,
     write_buildspec,
@@ -28,6 +29,7 @@ from smartpipe.deploy.pipelines.jenkins import write_jenkinsfile
 from smartpipe.deploy.pipelines.rights import build_pipeline_rights
 from smartpipe.deploy.pipelines.roles import ROLES_FILE, build_github_roles
 from smartpipe.deploy.pipelines.stages import build_pipeline, read_pipeline_options
+from smartpipe.deploy.terraform import build_configuration
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.doctor.lookup import find
 from smartpipe.errors import ConfigError
@@ -150,6 +152,14 @@ def _write_compose_files(project: Project) -> dict[str, str]:
     return {LOCAL_FILE: _write_compose(project), AWS_FILE: write_aws(on_aws)}
 
 
+def _write_template(project: Project) -> str:
+    return format_json(build_template(project.describe_tasks(), project.producers))
+
+
+def _write_configuration(project: Project) -> str:
+    return format_json(build_configuration(project.describe_tasks(), project.producers))
+
+
 def _write_playbook(project: Project) -> str:
     return write_playbook(project.services.values(), project.place, AwsSettings.load().application)
 
@@ -189,7 +199,7 @@ def _build_pipeline_template(project: Project, *, inline: bool) -> dict[str, Any
         "SMARTPIPE_APPLICATION": settings.application,
     }
     pipeline = build_pipeline(_read_pipeline_options())
-    return build_template(pipeline, _build_rights(project), values, inline=inline)
+    return build_pipeline_template(pipeline, _build_rights(project), values, inline=inline)
 
 
 def _build_rights(project: Project) -> Rights:
@@ -206,6 +216,8 @@ FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
     "compose": Format(_write_compose, _write_compose_files),
     "dockerfile": Format(_write_dockerfile, has_image=False),
+    "ecs": Format(_write_template),
+    "terraform": Format(_write_configuration),
     "ansible": Format(_write_playbook, has_image=False),
     "github": Format(_write_workflow, _write_workflow_files, has_image=False),
     "codebuild": Format(_write_pipeline, _write_pipeline_files, has_image=False),

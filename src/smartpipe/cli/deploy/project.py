@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.cli.targets import load_services, read_configured_targets, read_tool_table
+from smartpipe.deploy.ecs_tasks import Home, build_tasks
 from smartpipe.deploy.options import RELAY, read_options
 from smartpipe.deploy.place import Place, find_partition
 from smartpipe.deploy.rights import build_rights
@@ -15,11 +16,13 @@ from smartpipe.deploy.workloads import build_workloads, list_producers
 from smartpipe.errors import ConfigError
 from smartpipe.names import Naming
 from smartpipe.settings import AwsSettings
+from smartpipe.topology.export.portable import portable_naming
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from smartpipe.deploy.ecs_tasks import Task
     from smartpipe.deploy.workloads import Workload
     from smartpipe.service import Service
 
@@ -79,7 +82,7 @@ class Project:
         """
         from smartpipe.transports.aws.variables import check_region
 
-        variable = next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+        variable = _find_region_variable()
         if variable is None:
             msg = "no AWS region for the queues: set AWS_REGION, such as eu-west-1"
             raise ConfigError(msg)
@@ -119,16 +122,31 @@ class Project:
         """Return the IAM policies of each workload by its name, and by ``publish`` or ``consume``.
 
         Args:
-            account_id: The account in the ARNs; it may be a placeholder that the format replaces.
+            account_id: The account in the ARNs.
         """
-        naming = Naming(
-            find_partition(self.place.region),
-            self.place.region,
-            account_id,
-            self.place.prefix,
-            AwsSettings.load().application,
-        )
-        return build_rights(self.workloads, list(self.services.values()), naming, TableAndBucket.from_environment())
+        place, application = self.place, AwsSettings.load().application
+        naming = Naming(find_partition(place.region), place.region, account_id, place.prefix, application)
+        return self._build_rights(self.workloads, naming)
+
+    def describe_tasks(self) -> list[Task]:
+        """Return the tasks of Amazon ECS, for any account and region.
+
+        Raises:
+            ConfigError: Options or settings are wrong, or Amazon ECS cannot run the workloads.
+        """
+        settings = AwsSettings.load()
+        variable = _find_region_variable()
+        home = Home(os.environ[variable] if variable else None, settings.account_id)
+        workloads = self.build_workloads({})
+        rights = self._build_rights(workloads, portable_naming(settings.prefix, settings.application))
+        return build_tasks(workloads, rights, settings.prefix, home)
+
+    def _build_rights(self, workloads: Sequence[Workload], naming: Naming) -> dict[str, dict[str, Any]]:
+        return build_rights(workloads, list(self.services.values()), naming, TableAndBucket.from_environment())
+
+
+def _find_region_variable() -> str | None:
+    return next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
 
 
 def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str]) -> Any:

@@ -87,7 +87,9 @@ def list_stages(pipeline: Pipeline) -> list[Stage]:
     return [stage for stage in pipeline.stages if Event.BRANCH in stage.events]
 
 
-def build_template(pipeline: Pipeline, rights: Rights, settings: Mapping[str, Any], *, inline: bool) -> dict[str, Any]:
+def build_pipeline_template(
+    pipeline: Pipeline, rights: Rights, settings: Mapping[str, Any], *, inline: bool
+) -> dict[str, Any]:
     """Return the template.
 
     Args:

@@ -28,7 +28,8 @@ PARAMETERS = {
 }
 _HAS_TOPIC = "HasAlarmTopic"
 CONDITIONS = {_HAS_TOPIC: {"Fn::Not": [{"Fn::Equals": [{"Ref": ALARM_TOPIC}, ""]}]}}
-_ACTIONS = {"Fn::If": [_HAS_TOPIC, [{"Ref": ALARM_TOPIC}], {"Ref": "AWS::NoValue"}]}
+ACTIONS = {"Fn::If": [_HAS_TOPIC, [{"Ref": ALARM_TOPIC}], {"Ref": "AWS::NoValue"}]}
+"""The value of ``AlarmActions`` and ``OKActions``."""
 
 
 class _Alarm(NamedTuple):
@@ -76,8 +77,8 @@ def render_alarms(
                 "ComparisonOperator": "GreaterThanThreshold",
                 # SQS and SNS send no data while a queue or a topic is not used.
                 "TreatMissingData": "notBreaching",
-                "AlarmActions": _ACTIONS,
-                "OKActions": _ACTIONS,
+                "AlarmActions": ACTIONS,
+                "OKActions": ACTIONS,
             }
             found[f"{logical_id}{alarm.suffix}Alarm"] = {"Type": "AWS::CloudWatch::Alarm", "Properties": properties}
     return found

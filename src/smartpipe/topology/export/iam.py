@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.names import account_in, is_arn
 from smartpipe.topology.derive import derive
+from smartpipe.topology.export.portable import ACCOUNT
 from smartpipe.topology.kinds import KINDS
 from smartpipe.topology.resources import POLICY_VERSION
 from smartpipe.topology.table_and_bucket import BUCKET_READ_ACTIONS, BUCKET_WRITE_ACTIONS, NO_TABLE_AND_BUCKET
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 6_144
 """The longest managed policy, without white space: IAM and AWS STS quotas, "IAM and STS character limits"."""
+MAX_PORTABLE_CHARACTERS = 4_900
+"""The same in a template, because ARNs get longer: with aws-us-gov and a long region, each by up to 12 characters."""
 _ENCRYPT = ("kms:Decrypt", "kms:GenerateDataKey")
 _KEYS_ALIAS = "alias/"
 
@@ -33,11 +36,12 @@ _KEYS_ALIAS = "alias/"
 def build_policies(
     service: Declares, naming: Naming, table_and_bucket: TableAndBucket = NO_TABLE_AND_BUCKET
 ) -> dict[str, dict[str, Any]]:
-    """Return the policy documents ``publish``, ``consume``, ``provision`` and ``redrive``, without empty ones.
+    """Return the policy documents ``publish``, ``consume``, ``provision``, ``redrive`` and ``examine``, if not empty.
 
     ``provision`` is for ``topology plan``, ``apply``, ``destroy`` and ``show``. It allows reading all topics and queues
     with the environment's prefix, because a plan also reports resources that no service declares any more. It allows
-    changing only this service's resources. ``redrive`` is for the ``dlq`` commands.
+    changing only this service's resources. ``redrive`` is for the ``dlq`` commands, and ``examine`` for ``doctor
+    --live``, which only reads.
 
     A policy that would be longer than IAM accepts is split: the names of its other parts are ``consume-2`` and so on,
     and a role needs all of them.
@@ -48,17 +52,19 @@ def build_policies(
     topology = derive([service], naming, table_and_bucket)
     objects = [table_and_bucket.bucket.objects_arn(naming.partition)] if table_and_bucket.bucket else []
     readable = table_and_bucket.readable_objects(naming.partition)
+    longest = MAX_PORTABLE_CHARACTERS if naming.account_id == ACCOUNT else MAX_CHARACTERS
     read_payloads = _allow("GetPayloads", BUCKET_READ_ACTIONS, readable)
     found: dict[Purpose, list[dict[str, Any]]] = {
         "publish": [*_allow_publishing(service, naming, objects), *_allow_kinds("publish", topology)],
         "consume": [*_allow_consuming(service, topology, naming), *_allow_kinds("consume", topology), *read_payloads],
         "provision": _allow_provisioning(topology, naming),
         "redrive": [*_allow_redriving(service, naming), *_allow_kinds("redrive", topology), *read_payloads],
+        "examine": _allow_examining(service, topology, naming),
     }
     return {
         name if number == 1 else f"{name}-{number}": document
         for name, statements in found.items()
-        for number, document in enumerate(_split(statements), 1)
+        for number, document in enumerate(_split(statements, longest), 1)
     }
 
 
@@ -75,13 +81,13 @@ def describe_split_policies(service: str, policies: Mapping[str, Any]) -> list[s
     ]
 
 
-def _split(statements: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the documents with these statements, each short enough for IAM."""
+def _split(statements: Iterable[dict[str, Any]], longest: int) -> Iterator[dict[str, Any]]:
+    """Yield the documents with these statements, each of at most *longest* characters."""
     part: list[dict[str, Any]] = []
     for statement in statements:
         rest = statement["Resource"]
         while rest:
-            fitting = _count_fitting(part, {**statement, "Resource": rest})
+            fitting = _count_fitting(part, {**statement, "Resource": rest}, longest)
             if fitting or not part:
                 part.append({**statement, "Resource": rest[: max(1, fitting)]})
                 rest = rest[max(1, fitting) :]
@@ -92,10 +98,10 @@ def _split(statements: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield _document(part)
 
 
-def _count_fitting(part: list[dict[str, Any]], statement: dict[str, Any]) -> int:
+def _count_fitting(part: list[dict[str, Any]], statement: dict[str, Any], longest: int) -> int:
     """Return how many resources of *statement* fit into a document with the statements of *part*."""
     resources = statement["Resource"]
-    left = MAX_CHARACTERS - _size_of(_document([*part, {**statement, "Resource": []}]))
+    left = longest - _size_of(_document([*part, {**statement, "Resource": []}]))
     for count, resource in enumerate(resources):
         left -= _size_of(resource) + (1 if count else 0)
         if left < 0:
@@ -180,19 +186,9 @@ def _allow_consuming(service: Declares, topology: Topology, naming: Naming) -> l
 
 def _allow_provisioning(topology: Topology, naming: Naming) -> list[dict[str, Any]]:
     external_topics = [arn for arn in topology.topics if arn in topology.external]
-    external_queues = [arn for arn in topology.queues if arn in topology.external]
     readable = _split_by_account(external_topics, naming)
     return [
-        *_allow(
-            "LookAtTopics",
-            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:ListTagsForResource"],
-            [naming.topic_arn("*"), *readable.own],
-        ),
-        *_allow(
-            "LookAtQueues",
-            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListDeadLetterSourceQueues", "sqs:ListQueueTags"],
-            [naming.queue_arn("*"), *external_queues],
-        ),
+        *_allow_looking(topology, naming, readable, ["sqs:ListDeadLetterSourceQueues"]),
         *_allow_kinds("provision", topology),
         *_allow("SubscribeToTopicsOfOthers", ["sns:GetTopicAttributes", "sns:Subscribe"], external_topics),
         *_allow_anywhere(
@@ -202,6 +198,45 @@ def _allow_provisioning(topology: Topology, naming: Naming) -> list[dict[str, An
                 "sns:Unsubscribe", "tag:GetResources", *(["sns:ListSubscriptions"] if readable.others else []),
             ],
         ),
+    ]  # fmt: skip
+
+
+def _allow_looking(
+    topology: Topology, naming: Naming, readable: _Readable, also_queues: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Return the statements for reading all topics and queues with the prefix, and the declared external ones."""
+    external_queues = [arn for arn in topology.queues if arn in topology.external]
+    return [
+        *_allow(
+            "LookAtTopics",
+            ["sns:GetTopicAttributes", "sns:ListSubscriptionsByTopic", "sns:ListTagsForResource"],
+            [naming.topic_arn("*"), *readable.own],
+        ),
+        *_allow(
+            "LookAtQueues",
+            ["sqs:GetQueueAttributes", "sqs:GetQueueUrl", "sqs:ListQueueTags", *also_queues],
+            [naming.queue_arn("*"), *external_queues],
+        ),
+    ]
+
+
+def _allow_examining(service: Declares, topology: Topology, naming: Naming) -> list[dict[str, Any]]:
+    """Return the statements for ``doctor --live``. None of their actions changes anything or receives messages."""
+    readable = _split_by_account([arn for arn in topology.topics if arn in topology.external], naming)
+    keys = [binding.queue.kms_key for binding in service.bindings if not binding.queue.existing]
+    return [
+        *_allow_looking(topology, naming, readable),
+        *_allow("LookAtTopicsOfOthers", ["sns:GetTopicAttributes"], readable.others),
+        *_allow_kinds("examine", topology),
+        *_allow_anywhere(
+            "LookAtAlarmsAndMetrics",
+            [
+                "cloudtrail:LookupEvents", "cloudwatch:DescribeAlarms", "cloudwatch:GetMetricData",
+                "sns:GetSubscriptionAttributes", "tag:GetResources",
+                *(["sns:ListSubscriptions"] if readable.others else []),
+            ],
+        ),
+        *_allow_keys("LookAtKeys", keys, naming, ("kms:DescribeKey", "kms:GetKeyPolicy")),
     ]  # fmt: skip
 
 
@@ -241,12 +276,16 @@ class _Readable(NamedTuple):
 
 
 def _split_by_account(topics: Iterable[str], naming: Naming) -> _Readable:
+    """Return the topics by account. In a template, a topic with an ARN may be in the account or not, so it is both."""
     arns = list(topics)
     own = [arn for arn in arns if account_in(arn) == naming.account_id]
-    return _Readable(own, [arn for arn in arns if arn not in own])
+    others = [arn for arn in arns if arn not in own]
+    return _Readable(arns if naming.account_id == ACCOUNT else own, others)
 
 
-def _allow_keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[dict[str, Any]]:
+def _allow_keys(
+    sid: str, keys: Iterable[str | None], naming: Naming, actions: Iterable[str] = _ENCRYPT
+) -> list[dict[str, Any]]:
     """Return the statements for KMS keys: a key is allowed by its ARN, or by a condition on its alias.
 
     Source: AWS KMS, "Use aliases to control access to KMS keys": these actions do not accept the ARN of an alias as
@@ -259,11 +298,11 @@ def _allow_keys(sid: str, keys: Iterable[str | None], naming: Naming) -> list[di
             aliases.add((home, name))
         else:
             arns.add(f"{home}:{name}" if name.startswith("key/") else f"{home}:key/{name}")
-    by_alias = _allow(f"{sid}ByAlias", _ENCRYPT, [f"{home}:key/*" for home, _ in aliases])
+    by_alias = _allow(f"{sid}ByAlias", actions, [f"{home}:key/*" for home, _ in aliases])
     for statement in by_alias:
         names = sorted({name for _, name in aliases})
         statement["Condition"] = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": names}}
-    return [*_allow(sid, _ENCRYPT, arns), *by_alias]
+    return [*_allow(sid, actions, arns), *by_alias]
 
 
 def _key_home(naming: Naming) -> str:

@@ -22,7 +22,7 @@ REGION = "this-region"
 ACCOUNT = "this-account"
 """Placeholders that no real ARN contains. They are about as long as real ones, because the length of a policy decides
 its form."""
-_ARN = re.compile(rf"arn:aws:(sns|sqs):{REGION}:{ACCOUNT}:")
+_ARN = re.compile(rf"arn:aws:([a-z0-9]+):{REGION}:{ACCOUNT}:")
 _INTEGERS = frozenset({"DelaySeconds", "MaximumMessageSize", "MessageRetentionPeriod", "VisibilityTimeout"})
 _BOOLEANS = frozenset({"FifoQueue", "FifoTopic", "RawMessageDelivery", "SqsManagedSseEnabled"})
 

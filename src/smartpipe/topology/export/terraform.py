@@ -106,16 +106,16 @@ def _refuse_sizes(topology: Topology) -> None:
 
 
 def _select_identifiers(names: Mapping[str, str], kind: ResourceKind) -> dict[str, str]:
-    return {arn: _identifier(name) for arn, name in names.items() if kind_of(arn) is kind}
+    return {arn: make_identifier(name) for arn, name in names.items() if kind_of(arn) is kind}
 
 
-def _identifier(name: str) -> str:
+def make_identifier(name: str) -> str:
     """Return an identifier of letters, digits and underscores, as in ``email_verification``."""
     words = re.sub(r"[^A-Za-z0-9]+", "_", name)
     return f"_{words}" if words[0].isdigit() else words
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Escape text of users in which Terraform would find templates. Source: "Strings and Templates", escapes."""
     return text.replace("${", "$${").replace("%{", "%%{")
 
@@ -130,7 +130,7 @@ def _json(value: Any, references: Mapping[str, str]) -> str:
 
 def _arguments(attributes: Attributes, arguments: Mapping[str, str]) -> dict[str, Any]:
     found = {
-        argument: _escape(value) if isinstance(value := convert(name, attributes[name]), str) else value
+        argument: escape(value) if isinstance(value := convert(name, attributes[name]), str) else value
         for name, argument in arguments.items()
         if attributes.get(name)
     }
@@ -196,7 +196,7 @@ def _principals(topology: Topology, references: Mapping[str, str]) -> dict[str, 
 def _local(principals: Principals) -> str:
     """Return the name of the local value, as in ``sns_from_me_south_1_and_here``."""
     regions = sorted(principals.topics, key=lambda one: (one == REGION, one))
-    return _identifier(f"sns_from_{'_and_'.join(regions)}").replace(_identifier(REGION), "here")
+    return make_identifier(f"sns_from_{'_and_'.join(regions)}").replace(make_identifier(REGION), "here")
 
 
 def _choose(principals: Principals) -> str:
@@ -233,7 +233,9 @@ def _label(reference: str) -> str:
 
 def _render_subscriptions(topology: Topology, references: Mapping[str, str]) -> dict[str, Any]:
     wanted = {arns: attributes for arns, attributes in topology.subscriptions.items() if arns[1] in references}
-    labels = make_unique({arns: "_to_".join(_identifier(_name(arn, references)) for arn in arns) for arns in wanted})
+    labels = make_unique(
+        {arns: "_to_".join(make_identifier(_name(arn, references)) for arn in arns) for arns in wanted}
+    )
     return {
         "aws_sns_topic_subscription": {
             labels[arns]: _subscription(*arns, attributes, references) for arns, attributes in wanted.items()
@@ -256,7 +258,7 @@ def _subscription(
         "endpoint": _refer(references, queue_arn),
         **({} if topic_arn in references else {"region": region_in(topic_arn)}),
         "raw_message_delivery": convert("RawMessageDelivery", attributes["RawMessageDelivery"]),
-        "filter_policy": _escape(json.dumps(attributes["FilterPolicy"])),
+        "filter_policy": escape(json.dumps(attributes["FilterPolicy"])),
         "filter_policy_scope": attributes["FilterPolicyScope"],
         **({"redrive_policy": _json(redrive, references)} if redrive else {}),
         # SNS drops events that it delivers before the policies allow it.
