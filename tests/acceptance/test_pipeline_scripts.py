@@ -354,3 +354,16 @@ def test_on_ecs_every_image_and_every_parameter_of_the_variable_reach_the_stack(
         "--role-arn arn:aws:iam::123456789012:role/shop --capabilities CAPABILITY_IAM --no-fail-on-empty-changeset "
         f"--parameter-overrides Cluster=shop Subnets=subnet-1,subnet-2 BillingImage={DIGEST} Image={DIGEST}"
     )
+
+
+def test_the_exported_template_for_ecs_has_the_image_as_a_parameter_that_the_script_finds(github: Checkout) -> None:
+    pyproject = github.directory / "pyproject.toml"
+    pyproject.write_text(f'{PROJECT.replace("512Mi", "1Gi")}\n[tool.smartpipe.pipeline]\ndeploy = "ecs"\n')
+    github.environment["ECS_PARAMETERS"] = "Cluster=shop"
+    deploy = extract_workflow(github.export("github"))["deploy"]
+    (script,) = [one for one in deploy if "cloudformation" in one]
+
+    done = run_script(script, github.directory, github.environment)
+
+    assert done.returncode == 0, done.stderr
+    assert github.calls[-1].endswith(f"--parameter-overrides Cluster=shop Image={DIGEST}")
