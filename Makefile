@@ -48,12 +48,13 @@ $(DEMO_INSTALLED): pyproject.toml
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	cd examples && ../$(BIN)/python -m signup.demo
 
-# Packages of npm, for the tests that need them: those of examples/polyglot, and AsyncAPI's JSON Schemas. The tests are
-# skipped if npm is not installed.
+# Packages of npm, for the tests that need them: those of examples/polyglot, AsyncAPI's JSON Schemas, and
+# action-validator. The tests are skipped if npm is not installed.
 $(NODE): $(INSTALLED) examples/polyglot/package.json
 	@if command -v npm >/dev/null; then \
 	  mkdir -p .venv/node && cp examples/polyglot/package.json .venv/node/package.json && \
-	  npm install --prefix .venv/node --no-audit --no-fund --silent --save-exact @asyncapi/specs@6.11.1 && touch $(NODE); \
+	  npm install --prefix .venv/node --no-audit --no-fund --silent --save-exact \
+	    @asyncapi/specs@6.11.1 @action-validator/cli@0.6.0 @action-validator/core@0.6.0 && touch $(NODE); \
 	fi
 
 # Everything that runs inside of pytest's processes, on brokers and databases of its own.

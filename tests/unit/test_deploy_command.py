@@ -121,7 +121,7 @@ def test_a_directory_is_refused_with_a_remedy(name: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
     with pytest.raises(ConfigError, match="use only one of them"):
         run_export([], "kubernetes", tmp_path / "file", tmp_path / "k8s")
-    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or compose, not dockerfile"):
+    with pytest.raises(ConfigError, match="--directory is for --format kubernetes or compose or .*, not dockerfile"):
         run_export([], "dockerfile", None, tmp_path / "k8s")
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="billing.yaml cannot be written: "):
@@ -170,7 +170,7 @@ def test_policies_have_the_partition_of_the_region(region: str, partition: str) 
 
 
 def test_kubernetes_needs_a_region(name: str) -> None:
-    with pytest.raises(ConfigError, match="no AWS region for the containers: set AWS_REGION"):
+    with pytest.raises(ConfigError, match="no AWS region for the queues: set AWS_REGION"):
         run_export([], "kubernetes", None)
 
 
@@ -196,7 +196,7 @@ def test_compose_on_this_machine_needs_no_region_and_on_aws_it_does(
 ) -> None:
     run_export([], "compose", None)
     printed = capsys.readouterr()
-    with pytest.raises(ConfigError, match="no AWS region for the containers: set AWS_REGION"):
+    with pytest.raises(ConfigError, match="no AWS region for the queues: set AWS_REGION"):
         run_export([], "compose", None, tmp_path)
     assert not (tmp_path / "compose.yaml").exists()
     monkeypatch.setenv("AWS_REGION", "eu-west-1")

@@ -9,7 +9,9 @@ import typer
 
 from smartpipe.cli.topology_app import Output, Targets  # noqa: TC001 - typer reads the annotations
 
-DEPLOY_FORMATS = ("kubernetes", "compose", "dockerfile", "ecs", "terraform")
+DEPLOY_FORMATS = (
+    "kubernetes", "compose", "dockerfile", "ecs", "terraform", "ansible", "github", "codebuild", "jenkins",
+)  # fmt: skip
 
 deploy = typer.Typer(help="Files that run services in containers.", no_args_is_help=True)
 
@@ -28,7 +30,7 @@ def export(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help=f"{' or '.join(DEPLOY_FORMATS)}.",
+            help=f"{', '.join(DEPLOY_FORMATS[:-1])} or {DEPLOY_FORMATS[-1]}.",
             autocompletion=lambda: list(DEPLOY_FORMATS),
         ),
     ],
@@ -38,11 +40,16 @@ def export(
         typer.Option(
             metavar="DIR",
             help="Write to this directory instead: for kubernetes, a manifest and the IAM policies of each service; "
-            "for compose, a file for this machine and one for AWS.",
+            "for compose, a file for this machine and one for AWS; for codebuild, a template and the buildspecs; for "
+            "github, the workflow and a template with its roles.",
         ),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE", help="Image of all containers, instead of that in pyproject.toml."),
     ] = None,
 ) -> None:
     """Print the files that run services, from their declarations and [tool.smartpipe.deploy] in pyproject.toml."""
     from smartpipe.cli.deploy.export import run_export
 
-    run_export(targets or [], form, output, directory)
+    run_export(targets or [], form, output, directory, image=image)

@@ -5,26 +5,43 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from smartpipe.cli.deploy.project import Project
 from smartpipe.cli.export import check_choice, format_json, write_directory, write_or_print
-from smartpipe.cli.targets import read_pyproject
+from smartpipe.cli.targets import read_pyproject, read_tool_table
+from smartpipe.deploy.ansible import write_playbook
 from smartpipe.deploy.cloudformation import build_template
 from smartpipe.deploy.compose import AWS_FILE, BROKER_URL, LOCAL_FILE, Contents, write_aws, write_local
 from smartpipe.deploy.dockerfile import choose_python, write_dockerfile
 from smartpipe.deploy.kubernetes import name_workloads, write_files, write_manifests
+from smartpipe.deploy.pipelines.codebuild import (
+    TEMPLATE_FILE,
+    build_pipeline_template,
+    list_stages,
+    name_buildspec,
+    write_buildspec,
+)
+from smartpipe.deploy.pipelines.github import WORKFLOW_FILE, write_workflow
+from smartpipe.deploy.pipelines.jenkins import write_jenkinsfile
+from smartpipe.deploy.pipelines.rights import build_pipeline_rights
+from smartpipe.deploy.pipelines.roles import ROLES_FILE, build_github_roles
+from smartpipe.deploy.pipelines.stages import build_pipeline, read_pipeline_options
 from smartpipe.deploy.terraform import build_configuration
 from smartpipe.deploy.workloads import choose_port
 from smartpipe.doctor.lookup import find
 from smartpipe.errors import ConfigError
 from smartpipe.local.broker import list_variables
-from smartpipe.settings import WorkerSettings
+from smartpipe.settings import AwsSettings, WorkerSettings
+from smartpipe.topology.table_and_bucket import TableAndBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from smartpipe.deploy.pipelines.rights import Rights
+    from smartpipe.deploy.pipelines.stages import PipelineOptions
 
 
 _LOCAL_EXTRA = re.compile(r"smartpipe\[[^\]]*\blocal\b")
@@ -36,22 +53,37 @@ class Format(NamedTuple):
     Args:
         write: Returns the text of its one file.
         write_files: Returns the texts of a directory by the names of its files; None if the format is one file.
+        has_image: Whether it contains the image of the containers.
     """
 
     write: Callable[[Project], str]
     write_files: Callable[[Project], dict[str, str]] | None = None
+    has_image: bool = True
 
 
-def run_export(targets: Sequence[str], form: str, output: Path | None = None, directory: Path | None = None) -> None:
+def run_export(
+    targets: Sequence[str],
+    form: str,
+    output: Path | None = None,
+    directory: Path | None = None,
+    *,
+    image: str | None = None,
+) -> None:
     """Print the files of the services of *targets* in the format *form*, or write them to *output* or *directory*.
+
+    Args:
+        image: The image of all containers, instead of those in the options.
 
     Raises:
         ConfigError: The format is unknown; options or settings are wrong; or a file cannot be written.
     """
     check_choice("--format", form, list(FORMATS))
     chosen = FORMATS[form]
+    if image is not None and not chosen.has_image:
+        several = " or ".join(name for name, one in FORMATS.items() if one.has_image)
+        raise ConfigError(f"--image is for --format {several}, and {form} contains no image: leave it out")
     if directory is None:
-        write_or_print(chosen.write(Project(targets)), form, output)
+        write_or_print(chosen.write(Project(targets, image)), form, output)
         return
     if output is not None:
         msg = "--output writes one file, and --directory several: use only one of them"
@@ -59,7 +91,7 @@ def run_export(targets: Sequence[str], form: str, output: Path | None = None, di
     if chosen.write_files is None:
         several = " or ".join(name for name, one in FORMATS.items() if one.write_files is not None)
         raise ConfigError(f"--directory is for --format {several}, not {form}: use --output")
-    write_directory(directory, chosen.write_files(Project(targets)))
+    write_directory(directory, chosen.write_files(Project(targets, image)))
 
 
 def _write_manifests(project: Project) -> str:
@@ -128,10 +160,66 @@ def _write_configuration(project: Project) -> str:
     return format_json(build_configuration(project.describe_tasks(), project.producers))
 
 
+def _write_playbook(project: Project) -> str:
+    return write_playbook(project.services.values(), project.place, AwsSettings.load().application)
+
+
+def _write_workflow(project: Project) -> str:
+    pipeline = build_pipeline(_read_pipeline_options(), "github")
+    return write_workflow(pipeline, project.names)
+
+
+def _write_workflow_files(project: Project) -> dict[str, str]:
+    """Return the workflow, and a template with its roles."""
+    roles = build_github_roles(build_pipeline(_read_pipeline_options()), _build_rights(project))
+    return {WORKFLOW_FILE: _write_workflow(project), ROLES_FILE: format_json(roles)}
+
+
+def _write_jenkinsfile(project: Project) -> str:
+    return write_jenkinsfile(build_pipeline(_read_pipeline_options()), project.names)
+
+
+def _write_pipeline(project: Project) -> str:
+    return format_json(_build_pipeline_template(project, inline=True))
+
+
+def _write_pipeline_files(project: Project) -> dict[str, str]:
+    stages = list_stages(build_pipeline(_read_pipeline_options()))
+    return {
+        TEMPLATE_FILE: format_json(_build_pipeline_template(project, inline=False)),
+        **{name_buildspec(stage): write_buildspec(stage) for stage in stages},
+    }
+
+
+def _build_pipeline_template(project: Project, *, inline: bool) -> dict[str, Any]:
+    settings = AwsSettings.load()
+    values = {
+        "AWS_REGION": {"Ref": "AWS::Region"},
+        "SMARTPIPE_PREFIX": settings.prefix,
+        "SMARTPIPE_APPLICATION": settings.application,
+    }
+    pipeline = build_pipeline(_read_pipeline_options())
+    return build_pipeline_template(pipeline, _build_rights(project), values, inline=inline)
+
+
+def _build_rights(project: Project) -> Rights:
+    settings = AwsSettings.load()
+    services = list(project.services.values())
+    return build_pipeline_rights(services, settings.prefix, settings.application, TableAndBucket.from_environment())
+
+
+def _read_pipeline_options() -> PipelineOptions:
+    return read_pipeline_options(read_tool_table().get("pipeline", {}))
+
+
 FORMATS = {
     "kubernetes": Format(_write_manifests, _write_manifest_files),
     "compose": Format(_write_compose, _write_compose_files),
-    "dockerfile": Format(_write_dockerfile),
+    "dockerfile": Format(_write_dockerfile, has_image=False),
     "ecs": Format(_write_template),
     "terraform": Format(_write_configuration),
+    "ansible": Format(_write_playbook, has_image=False),
+    "github": Format(_write_workflow, _write_workflow_files, has_image=False),
+    "codebuild": Format(_write_pipeline, _write_pipeline_files, has_image=False),
+    "jenkins": Format(_write_jenkinsfile, has_image=False),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,17 @@ class Project:
 
     Args:
         targets: The TARGETs of the command line; without any, those of pyproject.toml.
+        image: The image of all containers, instead of those in the options.
 
     Raises:
-        ConfigError: There is no TARGET, or one of them cannot be loaded.
+        ConfigError: There is no TARGET, or one of them cannot be loaded; or *image* cannot be an image.
     """
 
-    def __init__(self, targets: Sequence[str]) -> None:
+    def __init__(self, targets: Sequence[str], image: str | None = None) -> None:
+        if image is not None and (not image or re.search(r"\s", image)):
+            msg = f"--image {image!r} is not an image: name it as in registry.example.com/shop:1.4, or by its digest"
+            raise ConfigError(msg)
+        self._image = image
         names = list(targets or read_configured_targets())
         self._complete = not targets
         self.services: dict[str, Service] = dict(zip(names, load_services(names), strict=True))
@@ -58,6 +64,11 @@ class Project:
         return found
 
     @property
+    def names(self) -> list[str]:
+        """The names of all services, sorted."""
+        return sorted(one.name for one in self.services.values())
+
+    @property
     def producers(self) -> list[str]:
         """The names of the services without handlers."""
         return list_producers(list(self.services.values()))
@@ -73,7 +84,7 @@ class Project:
 
         variable = _find_region_variable()
         if variable is None:
-            msg = "no AWS region for the containers: set AWS_REGION, such as eu-west-1"
+            msg = "no AWS region for the queues: set AWS_REGION, such as eu-west-1"
             raise ConfigError(msg)
         settings = AwsSettings.load()
         return Place(check_region(os.environ[variable], variable), settings.prefix, settings.account_id)
@@ -104,7 +115,7 @@ class Project:
         running = [one.name for one in self.running.values()]
         table = _drop_producers(read_tool_table().get("deploy", {}), everyone, running)
         named = [*running, RELAY] if isinstance(table, dict) and RELAY in table else running
-        options = read_options(table, named, complete=self._complete)
+        options = read_options(_replace_image(table, self._image), named, complete=self._complete)
         return build_workloads(self.services, options, environment)
 
     def build_rights(self, account_id: str) -> dict[str, dict[str, Any]]:
@@ -143,3 +154,11 @@ def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str])
     if not isinstance(table, dict):
         return table
     return {key: value for key, value in table.items() if not (key in everyone and key not in running)}
+
+
+def _replace_image(table: Any, image: str | None) -> Any:
+    """Return the table with this image for all services."""
+    if image is None or not isinstance(table, dict):
+        return table
+    own = {key: value for key, value in table.items() if isinstance(value, dict)}
+    return {**table, **{key: {**value, "image": image} for key, value in own.items()}, "image": image}

@@ -1,0 +1,1 @@
+"""Pipelines that test, build and deploy services."""
