@@ -41,6 +41,9 @@ PROJECT = """
 name = "shop"
 version = "1"
 
+[dependency-groups]
+dev = ["smartpipe[local]"]
+
 [tool.smartpipe]
 services = [{targets}]
 
