@@ -30,13 +30,16 @@ BENCH = dict.fromkeys(
     )
 )
 WORKER = dict.fromkeys(
-    ("processes", "concurrency", "drain_seconds", "wait_seconds", "host", "port", "verify", "log_level", "log_format")
+    (
+        *("processes", "concurrency", "drain_seconds", "wait_seconds", "protect_task"),
+        *("host", "port", "verify", "log_level", "log_format"),
+    )
 )
 RELAY = dict.fromkeys(("host", "port", "log_level", "log_format"))
 
 WORKER_LINE = (
-    "worker a:b c:d --processes 2 --concurrency 3 --drain-seconds 4.5 --wait-seconds 6 --host :: --port 0 "
-    "--verify off --log-level debug --log-format json --reload"
+    "worker a:b c:d --processes 2 --concurrency 3 --drain-seconds 4.5 --wait-seconds 6 --protect-task --host :: "
+    "--port 0 --verify off --log-level debug --log-format json --reload"
 )
 BENCH_LINE = (
     "bench --events 1 --size 2 --queues 3 --concurrency 4 --processes 5 --producers 6 --rate 7.5 --warmup 8 "
@@ -77,7 +80,14 @@ def invoke(line: str) -> Outcome:
             (
                 ["a:b", "c:d"],
                 WORKER
-                | {"processes": 2, "concurrency": 3, "drain_seconds": 4.5, "wait_seconds": 6, "host": "::"}
+                | {
+                    "processes": 2,
+                    "concurrency": 3,
+                    "drain_seconds": 4.5,
+                    "wait_seconds": 6,
+                    "protect_task": True,
+                    "host": "::",
+                }
                 | {"port": 0, "verify": "off", "log_level": "debug", "log_format": "json"},
             ),
             {"reload": True},
