@@ -23,6 +23,8 @@ from smartpipe.cli.new.commands import NEW_TEMPLATES
 from smartpipe.cli.new.name import MAX_LENGTH, ProjectName, read_name
 from smartpipe.cli.new.render import TEMPLATES, format_source, render_files
 from smartpipe.cli.new.run import run_new
+from smartpipe.deploy.ecs_tasks import CPU_UNITS, FARGATE_SIZES
+from smartpipe.deploy.options import parse_memory, read_options
 from smartpipe.errors import SmartpipeError
 from tests.support.processes import find_program
 
@@ -141,6 +143,14 @@ def test_a_makefile_has_tabs_and_a_shell_variable_that_make_passes_on() -> None:
 
     assert "\n\t$(RUN) pytest\n" in text
     assert "shop.api:app --port $(PORT)" in text
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_fargate_accepts_the_sizes_of_a_new_project(template: str) -> None:
+    text = render_files(template, read_name("shop"))["pyproject.toml"]
+    options = read_options(tomllib.loads(text)["tool"]["smartpipe"]["deploy"], ["shop"], complete=True)["shop"]
+
+    assert parse_memory(options.memory) // 2**20 in FARGATE_SIZES[int(options.cpu * CPU_UNITS)]
 
 
 @pytest.fixture
