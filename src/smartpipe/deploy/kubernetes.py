@@ -27,6 +27,8 @@ MAX_STABILIZATION_SECONDS = 3_600
 """The maximum of stabilizationWindowSeconds."""
 DEFAULT_POLLING_SECONDS = 30
 """The default of KEDA's pollingInterval."""
+LIVENESS_SECONDS = 10
+MIN_LIVENESS_FAILURES = 6
 _SPOT_LABELS = {"eks.amazonaws.com/capacityType": "SPOT", "karpenter.sh/capacity-type": "spot"}
 _ONLY_ON_ECS = {"SMARTPIPE_PROTECT_TASK"}
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
@@ -171,7 +173,12 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         "env": [*({"name": key, "value": value} for key, value in sorted(environment.items())), *pod, *secrets],
         "ports": [{"name": "health", "containerPort": one.port}],
         "startupProbe": {"httpGet": _path("/livez"), "periodSeconds": 2, "failureThreshold": 60},
-        "livenessProbe": {"httpGet": _path("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+        "livenessProbe": {
+            "httpGet": _path("/livez"),
+            "periodSeconds": LIVENESS_SECONDS,
+            "timeoutSeconds": 5,
+            "failureThreshold": one.count_health_failures(LIVENESS_SECONDS, MIN_LIVENESS_FAILURES),
+        },
         "readinessProbe": {"httpGet": _path("/readyz"), "periodSeconds": 10, "timeoutSeconds": 5},
         "resources": {
             "requests": {"cpu": f"{round(one.options.cpu * 1000)}m", "memory": size},

@@ -72,6 +72,14 @@ class Workload(NamedTuple):
     queues: tuple[Scaling, ...] = ()
     maximum: int = 1
 
+    def count_health_failures(self, interval_seconds: int, least: int) -> int:
+        """Return the number of failed health checks in a row after which a container is replaced.
+
+        Together they take at least the grace period: a handler that blocks the event loop for no longer than a deploy
+        would wait for it is not killed.
+        """
+        return max(least, math.ceil(self.grace_seconds / interval_seconds))
+
 
 def build_workloads(
     services: Mapping[str, Service], options: Mapping[str, DeployOptions], environment: Mapping[str, str]
