@@ -138,6 +138,12 @@ def test_the_files_of_a_project_are_valid_and_formatted_with_any_name(
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_event_by_hand_names_its_target_because_the_image_has_no_pyproject_toml() -> None:
+    assert (
+        "smartpipe publish order.placed shop.workers:service" in render_files("service", read_name("shop"))["README.md"]
+    )
+
+
 def test_a_makefile_has_tabs_and_a_shell_variable_that_make_passes_on() -> None:
     text = render_files("api+worker", read_name("shop"))["Makefile"]
 
