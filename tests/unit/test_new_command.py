@@ -226,6 +226,20 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize(
+    ("uv", "steps"), [("/usr/bin/uv", "  cd shop\n  make demo"), (None, "  cd shop\n  # without uv: ")]
+)
+def test_without_uv_the_next_steps_say_where_the_programs_come_from(
+    uv: str | None, steps: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: uv)
+
+    run_new("shop", "service")
+
+    assert steps in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("exists", [False, True], ids=["a new directory", "an empty directory"])
 def test_a_project_is_written_at_once_and_the_next_steps_are_printed(
     exists: bool, directory: Path, capsys: pytest.CaptureFixture[str]
@@ -239,7 +253,8 @@ def test_a_project_is_written_at_once_and_the_next_steps_are_printed(
     assert (directory / "shop" / "compose.yaml").read_text() == "services: {}\n"
     printed = capsys.readouterr().out
     assert printed.startswith("shop: 14 files written\n")
-    assert "  cd shop\n  make demo" in printed
+    assert "  cd shop\n" in printed
+    assert "  make demo" in printed
     umask = os.umask(0)
     os.umask(umask)
     assert (directory / "shop").stat().st_mode & 0o777 == 0o777 & ~umask
