@@ -218,9 +218,10 @@ def _check_sizing(name: str, options: DeployOptions, grace: int, needed: int) ->
     if options.max is not None and options.min > options.max:
         yield f"service {name!r}: min = {options.min} is more than max = {options.max}; lower min or raise max"
     elif not promised and (options.min == 0 or options.max not in (None, options.min)):
+        given = f"min = {options.min}" + (f" and max = {options.max}" if options.max is not None else "")
         yield (
-            f"service {name!r}: min = {options.min} and max = {options.max} need a scaler, and this needs "
-            "max_wait_seconds and seconds_per_message; set both, or the same number of containers as min and max"
+            f"service {name!r}: {given}: a number of containers that changes needs a scaler, and this needs "
+            "max_wait_seconds and seconds_per_message; set both, or give min and max the same number, at least 1"
         )
     if options.memory_bytes < needed:
         yield (
