@@ -229,6 +229,17 @@ def test_the_table_of_claims_the_bucket_and_keys_of_other_accounts_keep_their_ar
     assert f'["{key}"]' in role
 
 
+def test_task_protection_in_the_environment_of_the_export_comes_with_its_permission(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    template = template_of([subscribe(Service("parcels"), Queue("parcels"))], SIZES)
+
+    assert "--protect-task" in container("Parcels", template)["Command"]
+    assert "ecs:UpdateTaskProtection" in json.dumps(properties(template, "ParcelsTaskRole"))
+
+
 def test_policies_that_are_too_long_for_a_role_are_managed_and_attached_before_the_service_starts() -> None:
     queues = [Queue(f"parcels-with-a-long-name-{number}") for number in range(60)]
     template = template_of([subscribe(Service("parcels"), *queues, concurrency=1)], {**SIZES, "protect_task": True})

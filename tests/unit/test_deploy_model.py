@@ -95,6 +95,18 @@ def test_settings_of_the_environment_become_variables_and_local_ones_do_not(monk
     }
 
 
+@pytest.mark.parametrize(("options", "protected"), [({}, True), ({"protect_task": False}, False)])
+def test_task_protection_in_the_environment_is_an_option_because_a_variable_alone_lacks_its_permission(
+    options: dict[str, Any], protected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    workload = build(**options)
+
+    assert workload.options.protect_task == protected
+    assert "SMARTPIPE_PROTECT_TASK" not in workload.environment
+
+
 def test_an_option_of_a_service_wins_over_the_environment_and_the_common_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "5")
 

@@ -177,6 +177,7 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
         ({"drain_seconds": 1_000, "shop": {"drain_seconds": 100}}, [100]),
         ({"other": {"drain_seconds": 1_000}}, [25]),
         ({"shop": {"protect_task": True}}, []),
+        ({"protect_task": True, "shop": {"protect_task": False}}, [25]),
         ({"shop": {"drain_seconds": "long", "protect_task": "yes"}}, [25]),
     ],
 )

@@ -30,8 +30,8 @@ DEFAULT_MAX = 10
 RELAY_GRACE_SECONDS = 30
 _OUTBOX_URL = "SMARTPIPE_OUTBOX_URL"
 _IDEMPOTENCY_URL = "SMARTPIPE_IDEMPOTENCY_URL"
-_LOCAL = frozenset({"host", "port", "log_format"})
-"""Settings that describe the machine on which the export runs, or that every container sets itself."""
+_NO_VARIABLES = frozenset({"host", "port", "log_format", "protect_task"})
+"""Settings that describe the machine on which the export runs, or that a format sets itself."""
 
 
 class Scaling(NamedTuple):
@@ -122,6 +122,8 @@ def build_workloads(
 
 def _build_workload(target: str, service: Service, options: DeployOptions, environment: Mapping[str, str]) -> Workload:
     settings = WorkerSettings.load(concurrency=options.concurrency, drain_seconds=options.drain_seconds)
+    if "protect_task" not in options.model_fields_set:  # ECS needs a permission for it, not only the variable
+        options = options.model_copy(update={"protect_task": settings.protect_task})
     payloads = PayloadSettings.load()
     queues = tuple(_build_scaling(service, one, settings, options) for one in service.bindings)
     grace = math.ceil(settings.drain_seconds) + GRACE_SECONDS
@@ -174,7 +176,7 @@ def _list_variables(*settings: BaseSettings) -> dict[str, str]:
     """Return the variables for the settings that are set, without secrets, sorted by name."""
     found: dict[str, str] = {}
     for one in settings:
-        for name in one.model_fields_set - _LOCAL:
+        for name in one.model_fields_set - _NO_VARIABLES:
             value = getattr(one, name)
             if value is not None and not isinstance(value, SecretStr):
                 found[f"SMARTPIPE_{name.upper()}"] = _format(value)

@@ -38,7 +38,8 @@ class Promise(NamedTuple):
 def read_settings(service: Service, pyproject: dict[str, Any], settings: WorkerSettings) -> WorkerSettings:
     """Return the settings of a service's workers: its options win over those of this environment, as in an export."""
     options = _read_options(service, pyproject)
-    own: dict[str, Any] = {"protect_task": True} if options.get("protect_task") is True else {}
+    protect = options.get("protect_task")
+    own: dict[str, Any] = {"protect_task": protect} if isinstance(protect, bool) else {}
     if drain := to_number(options.get("drain_seconds")):
         own["drain_seconds"] = drain
     if concurrency := to_number(options.get("concurrency")):
