@@ -50,7 +50,8 @@ def project(
     name = NAMES[request.param]
     done = run("smartpipe", "new", name, "--template", request.param, directory=directory, environment=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"  cd {name}\n  make demo" in done.stdout
+    assert f"  cd {name}\n" in done.stdout
+    assert "\n  make demo" in done.stdout
     return directory / name
 
 
