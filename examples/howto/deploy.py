@@ -27,7 +27,7 @@ services = ["deploy:billing"]
 [tool.smartpipe.deploy]
 image = "registry.example.com/shop:1.4.2"
 cpu = 0.5
-memory = "512Mi"
+memory = "1Gi"
 
 [tool.smartpipe.deploy.billing]
 max_wait_seconds = 60

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from smartpipe.cli.deploy.commands import DEPLOY_FORMATS
 from tests.support.loopback import free_port
 from tests.support.processes import find_program
 from tests.support.waiting import until_blocking
@@ -49,7 +50,8 @@ def project(
     name = NAMES[request.param]
     done = run("smartpipe", "new", name, "--template", request.param, directory=directory, environment=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"  cd {name}\n  make demo" in done.stdout
+    assert f"  cd {name}\n" in done.stdout
+    assert "\n  make demo" in done.stdout
     return directory / name
 
 
@@ -143,6 +145,16 @@ def test_the_generated_files_are_those_of_the_export(project: Path, environment:
     for form, file in (("dockerfile", "Dockerfile"), ("compose", "compose.yaml")):
         done = run("smartpipe", "deploy", "export", "--format", form, directory=project, environment=environment)
         assert (done.stdout, done.stderr) == ((project / file).read_text(), "")
+    (project / "uv.lock").unlink()
+
+
+@pytest.mark.timeout(240)
+def test_every_export_accepts_the_options_of_a_new_project(project: Path, environment: Mapping[str, str]) -> None:
+    (project / "uv.lock").touch()
+    own = {**environment, "AWS_REGION": "eu-west-1"}
+    for form in DEPLOY_FORMATS:
+        done = run("smartpipe", "deploy", "export", "--format", form, directory=project, environment=own)
+        assert (done.returncode, done.stderr) == (0, ""), form
     (project / "uv.lock").unlink()
 
 

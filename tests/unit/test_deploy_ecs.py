@@ -48,9 +48,17 @@ def refusal(*services: Service, home: Home = ecs.NOWHERE, **options: Any) -> str
 def test_cfn_lint_finds_no_error_in_a_template_with_every_option() -> None:
     from cfnlint.api import ManualArgs, lint  # type: ignore[import-untyped] # 1.4 s of CPU, here for one worker only
 
-    for region in ("eu-west-1", "us-gov-west-1"):
-        errors = lint(json.dumps(template_of()), config=ManualArgs(regions=[region]))
+    only_ec2 = template_of([subscribe(Service("parcels"))], {**SIZES, "platform": "ec2"})
+    for template, region in ((template_of(), "eu-west-1"), (template_of(), "us-gov-west-1"), (only_ec2, "eu-west-1")):
+        errors = lint(json.dumps(template), config=ManualArgs(regions=[region]))
         assert [str(error) for error in errors] == []
+
+
+def test_only_an_export_with_fargate_asks_for_a_public_address() -> None:
+    for platform, asks in (("fargate", True), ("ec2", False)):
+        services, table = [subscribe(Service("parcels"))], {**SIZES, "platform": platform}
+        assert ("AssignPublicIp" in template_of(services, table)["Parameters"]) == asks
+        assert ("assign_public_ip" in ecs.configuration_of(services, table)["variable"]) == asks
 
 
 @pytest.mark.timeout(150)
@@ -227,6 +235,17 @@ def test_the_table_of_claims_the_bucket_and_keys_of_other_accounts_keep_their_ar
     assert '{"Fn::Sub": "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/claims"}' in role
     assert '{"Fn::Sub": "arn:${AWS::Partition}:s3:::payloads/shop/*"}' in role
     assert f'["{key}"]' in role
+
+
+def test_task_protection_in_the_environment_of_the_export_comes_with_its_permission(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    template = template_of([subscribe(Service("parcels"), Queue("parcels"))], SIZES)
+
+    assert "--protect-task" in container("Parcels", template)["Command"]
+    assert "ecs:UpdateTaskProtection" in json.dumps(properties(template, "ParcelsTaskRole"))
 
 
 def test_policies_that_are_too_long_for_a_role_are_managed_and_attached_before_the_service_starts() -> None:

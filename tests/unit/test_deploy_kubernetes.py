@@ -104,6 +104,16 @@ def test_kubernetes_waits_for_the_drain_and_probes_the_port_of_the_worker() -> N
     assert {"name": "SMARTPIPE_PORT", "value": "8080"} in container["env"]
 
 
+@pytest.mark.parametrize(("service", "failures"), [("billing", 6), ("order-mail", 11), ("smartpipe-relay", 6)])
+def test_kubernetes_restarts_no_worker_that_is_blocked_for_less_than_its_grace_period(
+    service: str, failures: int
+) -> None:
+    (container,) = pod(service)["containers"]
+
+    probe = container["livenessProbe"]
+    assert (probe["periodSeconds"], probe["failureThreshold"]) == (10, failures)
+
+
 def test_pods_know_their_names_for_log_lines_and_metrics() -> None:
     for name in ("billing", "smartpipe-relay"):
         (container,) = pod(name)["containers"]

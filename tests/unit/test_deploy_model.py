@@ -95,6 +95,18 @@ def test_settings_of_the_environment_become_variables_and_local_ones_do_not(monk
     }
 
 
+@pytest.mark.parametrize(("options", "protected"), [({}, True), ({"protect_task": False}, False)])
+def test_task_protection_in_the_environment_is_an_option_because_a_variable_alone_lacks_its_permission(
+    options: dict[str, Any], protected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROTECT_TASK", "true")
+
+    workload = build(**options)
+
+    assert workload.options.protect_task == protected
+    assert "SMARTPIPE_PROTECT_TASK" not in workload.environment
+
+
 def test_an_option_of_a_service_wins_over_the_environment_and_the_common_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "5")
 
@@ -214,8 +226,8 @@ def test_a_table_for_an_unknown_service_is_refused_if_all_services_are_exported(
         ({"memory": 512}, 'memory = 512 is wrong: input should be a valid string, as in memory = "1Gi"'),
         ({"cpu": "half"}, "cpu = 'half' is wrong"),
         ({"min": 3, "max": 2} | PROMISE, "min = 3 is more than max = 2"),
-        ({"min": 0}, "need a scaler"),
-        ({"max": 5}, "need a scaler"),
+        ({"min": 0}, "service 'billing': min = 0: a number of containers that changes needs a scaler"),
+        ({"max": 5}, "min = 1 and max = 5: a number of containers that changes needs a scaler"),
         ({"max_wait_seconds": 5}, "has max_wait_seconds but no seconds_per_message"),
         ({"seconds_per_message": 5}, "has seconds_per_message but no max_wait_seconds"),
         ({"max_wait_seconds": 1, "seconds_per_message": 2}, "no number of containers can keep it"),

@@ -333,6 +333,16 @@ def test_the_text_names_the_date_of_the_prices_the_assumptions_and_the_parts_tha
     assert "optional: CloudWatch alarms of the export" in text
 
 
+@pytest.mark.parametrize(("rate", "text"), [(0.5, "0.5"), (1_234_567, "1,234,567"), (2e9, "2,000,000,000")])
+def test_rates_of_millions_of_messages_are_written_in_full(rate: float, text: str) -> None:
+    options = CostOptions(Rate(rate), {"costs.priced": Rate(rate)})
+
+    report = render_costs_text(price(make_service(Priced), options=options))
+
+    assert f"assumed: {text} messages a day of each event" in report
+    assert f"assumed: {text} messages a day of costs.priced" in report
+
+
 def test_json_has_every_line_and_the_sums() -> None:
     found = price(make_service(Priced, publishes=[Priced]))
 

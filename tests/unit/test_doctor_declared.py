@@ -167,6 +167,39 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
     assert not any("StopTask" in sentence for sentence in diagnose(make_service(timeout_seconds=25)).not_seen)
 
 
+@pytest.mark.parametrize(
+    ("options", "drains"),
+    [
+        ({}, [25]),
+        ({"drain_seconds": 100}, [100]),
+        ({"drain_seconds": 900}, []),
+        ({"drain_seconds": 100, "shop": {"drain_seconds": 1_000}}, []),
+        ({"drain_seconds": 1_000, "shop": {"drain_seconds": 100}}, [100]),
+        ({"other": {"drain_seconds": 1_000}}, [25]),
+        ({"shop": {"protect_task": True}}, []),
+        ({"protect_task": True, "shop": {"protect_task": False}}, [25]),
+        ({"shop": {"drain_seconds": "long", "protect_task": "yes"}}, [25]),
+    ],
+)
+def test_the_options_of_a_service_in_pyproject_toml_win_over_the_environment(
+    options: dict[str, Any], drains: list[float]
+) -> None:
+    pyproject = {"tool": {"smartpipe": {"deploy": options}}}
+
+    report = examine([make_service(timeout_seconds=900)], (), (), date(2026, 11, 27), pyproject=pyproject)
+
+    assert [one.figures["drain_seconds"] for one in report.findings if one.code == "SP101"] == drains
+
+
+def test_the_concurrency_of_a_service_in_pyproject_toml_decides_how_many_messages_a_task_holds() -> None:
+    pyproject = {"tool": {"smartpipe": {"deploy": {"shop": {"concurrency": 40}}}}}
+
+    report = examine([make_service(Tenanted)], (), (), date(2026, 11, 27), pyproject=pyproject)
+
+    assert [one.code for one in find("SP109", make_service(Tenanted))] == ["SP109"]
+    assert "SP109" not in [one.code for one in report.findings]
+
+
 def test_a_handler_without_a_timeout_may_run_for_twelve_hours() -> None:
     [found] = find("SP101", make_service(timeout_seconds=None))
 

@@ -741,6 +741,7 @@ IN_FLIGHT, COOLDOWN, READINESS = 'scaleOnInFlight: "true"', "cooldownPeriod: 300
     ("old", "new", "severity", "text"),
     [
         (IN_FLIGHT, 'queueLength: "301"', "warning", "promises 60 s (10 slots, 2 s for each message)"),
+        (IN_FLIGHT, 'queueLength: "1200000"', "warning", "queueLength is 1200000: one container"),
         (IN_FLIGHT, 'queueLength: "300"', None, ""),
         (COOLDOWN, "pollingInterval: 61", "warning", "KEDA looks at the queue every 61 s"),
         (COOLDOWN, "pollingInterval: 60", None, ""),

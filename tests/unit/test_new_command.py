@@ -23,6 +23,8 @@ from smartpipe.cli.new.commands import NEW_TEMPLATES
 from smartpipe.cli.new.name import MAX_LENGTH, ProjectName, read_name
 from smartpipe.cli.new.render import TEMPLATES, format_source, render_files
 from smartpipe.cli.new.run import run_new
+from smartpipe.deploy.ecs_tasks import CPU_UNITS, FARGATE_SIZES
+from smartpipe.deploy.options import parse_memory, read_options
 from smartpipe.errors import SmartpipeError
 from tests.support.processes import find_program
 
@@ -136,11 +138,25 @@ def test_the_files_of_a_project_are_valid_and_formatted_with_any_name(
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_event_by_hand_names_its_target_because_the_image_has_no_pyproject_toml() -> None:
+    assert (
+        "smartpipe publish order.placed shop.workers:service" in render_files("service", read_name("shop"))["README.md"]
+    )
+
+
 def test_a_makefile_has_tabs_and_a_shell_variable_that_make_passes_on() -> None:
     text = render_files("api+worker", read_name("shop"))["Makefile"]
 
     assert "\n\t$(RUN) pytest\n" in text
     assert "shop.api:app --port $(PORT)" in text
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_fargate_accepts_the_sizes_of_a_new_project(template: str) -> None:
+    text = render_files(template, read_name("shop"))["pyproject.toml"]
+    options = read_options(tomllib.loads(text)["tool"]["smartpipe"]["deploy"], ["shop"], complete=True)["shop"]
+
+    assert parse_memory(options.memory) // 2**20 in FARGATE_SIZES[int(options.cpu * CPU_UNITS)]
 
 
 @pytest.fixture
@@ -210,6 +226,20 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize(
+    ("uv", "steps"), [("/usr/bin/uv", "  cd shop\n  make demo"), (None, "  cd shop\n  # without uv: ")]
+)
+def test_without_uv_the_next_steps_say_where_the_programs_come_from(
+    uv: str | None, steps: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: uv)
+
+    run_new("shop", "service")
+
+    assert steps in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("exists", [False, True], ids=["a new directory", "an empty directory"])
 def test_a_project_is_written_at_once_and_the_next_steps_are_printed(
     exists: bool, directory: Path, capsys: pytest.CaptureFixture[str]
@@ -223,7 +253,8 @@ def test_a_project_is_written_at_once_and_the_next_steps_are_printed(
     assert (directory / "shop" / "compose.yaml").read_text() == "services: {}\n"
     printed = capsys.readouterr().out
     assert printed.startswith("shop: 14 files written\n")
-    assert "  cd shop\n  make demo" in printed
+    assert "  cd shop\n" in printed
+    assert "  make demo" in printed
     umask = os.umask(0)
     os.umask(umask)
     assert (directory / "shop").stat().st_mode & 0o777 == 0o777 & ~umask

@@ -68,18 +68,18 @@ _PARAMETERS: dict[str, Any] = {
         "Type": "List<AWS::EC2::SecurityGroup::Id>",
         "Description": "Security groups of the tasks. They need HTTPS to AWS, and no incoming traffic.",
     },
-    "AssignPublicIp": {
-        "Type": "String",
-        "Default": "DISABLED",
-        "AllowedValues": ["DISABLED", "ENABLED"],
-        "Description": "ENABLED in public subnets without a NAT gateway and without VPC endpoints.",
-    },
     "LogRetentionDays": {
         "Type": "Number",
         "Default": 30,
         "AllowedValues": list(LOG_DAYS),
         "Description": "Days after which CloudWatch deletes log lines.",
     },
+}
+_PUBLIC_IP = {
+    "Type": "String",
+    "Default": "DISABLED",
+    "AllowedValues": ["DISABLED", "ENABLED"],
+    "Description": "ENABLED in public subnets without a NAT gateway and without VPC endpoints.",
 }
 
 
@@ -138,6 +138,8 @@ def _name(value: Input) -> str:
 
 def _parameters_of(tasks: Sequence[Task]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if any(one.is_fargate for one in tasks):  # the tasks on instances of your own have no public address
+        found["AssignPublicIp"] = _PUBLIC_IP
     if not all(one.is_fargate for one in tasks):
         found[_CAPACITY_PROVIDER] = {
             "Type": "String",

@@ -21,6 +21,8 @@ LOCAL_FILE = "compose.yaml"
 AWS_FILE = "compose.aws.yaml"
 BROKER = "smartpipe-broker"
 TOPOLOGY = "smartpipe-topology"
+HEALTH_INTERVAL_SECONDS = 15
+MIN_HEALTH_RETRIES = 4
 BROKER_PORT = 4566
 BROKER_HEALTH_PATH = "/_ministack/health"
 BROKER_URL = f"http://{BROKER}:{BROKER_PORT}"
@@ -133,9 +135,9 @@ def _describe(one: Workload, environment: Mapping[str, str], deploy: Mapping[str
         "stop_grace_period": f"{one.grace_seconds}s",
         "healthcheck": {
             "test": ["CMD", "smartpipe", "health"],
-            "interval": "15s",
+            "interval": f"{HEALTH_INTERVAL_SECONDS}s",
             "timeout": "10s",
-            "retries": 4,
+            "retries": one.count_health_failures(HEALTH_INTERVAL_SECONDS, MIN_HEALTH_RETRIES),
             "start_period": "60s",
         },
         "deploy": {

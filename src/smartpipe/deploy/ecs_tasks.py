@@ -7,7 +7,6 @@ parameters" and "Task scale-in protection endpoint".
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -217,12 +216,12 @@ def _container(one: Workload, image: Input, secrets: Mapping[str, Input]) -> dic
 
 def _health_check(one: Workload) -> dict[str, Any]:
     """Return the check of ``/livez``. A handler may block the event loop for as long as a drain, if ECS allows it."""
-    retries = math.ceil(one.grace_seconds / HEALTH_INTERVAL_SECONDS)
+    failures = one.count_health_failures(HEALTH_INTERVAL_SECONDS, MIN_HEALTH_RETRIES)
     return {
         "command": ["CMD", "smartpipe", "health"],
         "interval": HEALTH_INTERVAL_SECONDS,
         "timeout": 10,
-        "retries": min(MAX_HEALTH_RETRIES, max(MIN_HEALTH_RETRIES, retries)),
+        "retries": min(MAX_HEALTH_RETRIES, failures),
         "startPeriod": 60,
     }
 

@@ -27,8 +27,9 @@ MAX_STABILIZATION_SECONDS = 3_600
 """The maximum of stabilizationWindowSeconds."""
 DEFAULT_POLLING_SECONDS = 30
 """The default of KEDA's pollingInterval."""
+LIVENESS_SECONDS = 10
+MIN_LIVENESS_FAILURES = 6
 _SPOT_LABELS = {"eks.amazonaws.com/capacityType": "SPOT", "karpenter.sh/capacity-type": "spot"}
-_ONLY_ON_ECS = {"SMARTPIPE_PROTECT_TASK"}
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _MAX_NAME = 52
 """Longer names of Deployments leave no room for the suffixes of ReplicaSets and Pods in a label of 63 characters."""
@@ -158,7 +159,6 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": one.options.secret, "key": variable}}}
         for variable in one.secrets
     ]
-    environment = {key: value for key, value in one.environment.items() if key not in _ONLY_ON_ECS}
     pod = [
         {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
         for variable, (_, path) in POD_VARIABLES.items()
@@ -168,10 +168,15 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         "name": name,
         "image": one.options.image,
         "command": list(one.command),
-        "env": [*({"name": key, "value": value} for key, value in sorted(environment.items())), *pod, *secrets],
+        "env": [*({"name": key, "value": value} for key, value in sorted(one.environment.items())), *pod, *secrets],
         "ports": [{"name": "health", "containerPort": one.port}],
         "startupProbe": {"httpGet": _path("/livez"), "periodSeconds": 2, "failureThreshold": 60},
-        "livenessProbe": {"httpGet": _path("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+        "livenessProbe": {
+            "httpGet": _path("/livez"),
+            "periodSeconds": LIVENESS_SECONDS,
+            "timeoutSeconds": 5,
+            "failureThreshold": one.count_health_failures(LIVENESS_SECONDS, MIN_LIVENESS_FAILURES),
+        },
         "readinessProbe": {"httpGet": _path("/readyz"), "periodSeconds": 10, "timeoutSeconds": 5},
         "resources": {
             "requests": {"cpu": f"{round(one.options.cpu * 1000)}m", "memory": size},

@@ -40,11 +40,6 @@ _VARIABLES: dict[str, Any] = {
         "type": "list(string)",
         "description": "Security groups of the tasks. They need HTTPS to AWS, and no incoming traffic.",
     },
-    "assign_public_ip": {
-        "type": "bool",
-        "default": False,
-        "description": "true in public subnets without a NAT gateway and without VPC endpoints.",
-    },
     "log_retention_days": {
         "type": "number",
         "default": 30,
@@ -55,6 +50,11 @@ _VARIABLES: dict[str, Any] = {
         "default": "",
         "description": "ARN of the SNS topic that CloudWatch notifies; empty: the alarms only change their state.",
     },
+}
+_PUBLIC_IP = {
+    "type": "bool",
+    "default": False,
+    "description": "true in public subnets without a NAT gateway and without VPC endpoints.",
 }
 
 
@@ -98,6 +98,8 @@ def _reference(value: Input) -> str:
 
 def _variables_of(tasks: Sequence[Task]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    if any(one.is_fargate for one in tasks):  # the tasks on instances of your own have no public address
+        found["assign_public_ip"] = _PUBLIC_IP
     if not all(one.is_fargate for one in tasks):
         description = "Capacity provider of the cluster with the EC2 instances."
         found["capacity_provider"] = {"type": "string", "description": description}

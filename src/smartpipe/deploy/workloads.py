@@ -30,8 +30,8 @@ DEFAULT_MAX = 10
 RELAY_GRACE_SECONDS = 30
 _OUTBOX_URL = "SMARTPIPE_OUTBOX_URL"
 _IDEMPOTENCY_URL = "SMARTPIPE_IDEMPOTENCY_URL"
-_LOCAL = frozenset({"host", "port", "log_format"})
-"""Settings that describe the machine on which the export runs, or that every container sets itself."""
+_NO_VARIABLES = frozenset({"host", "port", "log_format", "protect_task"})
+"""Settings that describe the machine on which the export runs, or that a format sets itself."""
 
 
 class Scaling(NamedTuple):
@@ -71,6 +71,14 @@ class Workload(NamedTuple):
     secrets: tuple[str, ...]
     queues: tuple[Scaling, ...] = ()
     maximum: int = 1
+
+    def count_health_failures(self, interval_seconds: int, least: int) -> int:
+        """Return the number of failed health checks in a row after which a container is replaced.
+
+        Together they take at least the grace period: a handler that blocks the event loop for no longer than a deploy
+        would wait for it is not killed.
+        """
+        return max(least, math.ceil(self.grace_seconds / interval_seconds))
 
 
 def build_workloads(
@@ -114,6 +122,8 @@ def build_workloads(
 
 def _build_workload(target: str, service: Service, options: DeployOptions, environment: Mapping[str, str]) -> Workload:
     settings = WorkerSettings.load(concurrency=options.concurrency, drain_seconds=options.drain_seconds)
+    if "protect_task" not in options.model_fields_set:  # ECS needs a permission for it, not only the variable
+        options = options.model_copy(update={"protect_task": settings.protect_task})
     payloads = PayloadSettings.load()
     queues = tuple(_build_scaling(service, one, settings, options) for one in service.bindings)
     grace = math.ceil(settings.drain_seconds) + GRACE_SECONDS
@@ -166,7 +176,7 @@ def _list_variables(*settings: BaseSettings) -> dict[str, str]:
     """Return the variables for the settings that are set, without secrets, sorted by name."""
     found: dict[str, str] = {}
     for one in settings:
-        for name in one.model_fields_set - _LOCAL:
+        for name in one.model_fields_set - _NO_VARIABLES:
             value = getattr(one, name)
             if value is not None and not isinstance(value, SecretStr):
                 found[f"SMARTPIPE_{name.upper()}"] = _format(value)
@@ -210,9 +220,10 @@ def _check_sizing(name: str, options: DeployOptions, grace: int, needed: int) ->
     if options.max is not None and options.min > options.max:
         yield f"service {name!r}: min = {options.min} is more than max = {options.max}; lower min or raise max"
     elif not promised and (options.min == 0 or options.max not in (None, options.min)):
+        given = f"min = {options.min}" + (f" and max = {options.max}" if options.max is not None else "")
         yield (
-            f"service {name!r}: min = {options.min} and max = {options.max} need a scaler, and this needs "
-            "max_wait_seconds and seconds_per_message; set both, or the same number of containers as min and max"
+            f"service {name!r}: {given}: a number of containers that changes needs a scaler, and this needs "
+            "max_wait_seconds and seconds_per_message; set both, or give min and max the same number, at least 1"
         )
     if options.memory_bytes < needed:
         yield (

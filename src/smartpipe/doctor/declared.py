@@ -47,10 +47,14 @@ REMEDIES = {
 
 
 class Declarations(NamedTuple):
-    """Everything that the rules of this layer read."""
+    """Everything that the rules of this layer read.
+
+    Args:
+        settings: Those of the workers of each service, in the order of the services.
+    """
 
     services: Sequence[Service]
-    settings: WorkerSettings
+    settings: Sequence[WorkerSettings]
     table_and_bucket: TableAndBucket
 
 
@@ -58,23 +62,25 @@ def examine_declarations(declared: Declarations) -> Examined:
     """Apply all rules of this layer but those about events."""
     findings = [*_find_topology_notes(declared)]
     not_seen: list[str] = []
-    for service in declared.services:
-        long_handlers = list(find_long_handlers(service, declared.settings))
-        if not declared.settings.protect_task:
+    for service, settings in zip(declared.services, declared.settings, strict=True):
+        long_handlers = list(find_long_handlers(service, settings))
+        if not settings.protect_task:
             findings += long_handlers
         elif long_handlers:  # ECS waits for them before scale-in and deployments only
             not_seen.append(
                 f"stops that task protection does not hold back, such as Spot interruptions and StopTask: they cancel "
-                f"handlers of service {service.name} that outlast the drain of {declared.settings.drain_seconds:g} s"
+                f"handlers of service {service.name} that outlast the drain of {settings.drain_seconds:g} s"
             )
-        findings += find_volatile_stores(service, declared.settings)
+        findings += find_volatile_stores(service, settings)
         for binding in service.bindings:
             findings += find_early_dead_letters(binding)
             findings += find_long_retries(binding)
             not_seen += _list_unknown(binding)
-        findings += find_slot_mistakes(service, declared.settings)
+        findings += find_slot_mistakes(service, settings)
     findings += find_missing_speed()
-    if any(service.idempotent for service in declared.services) and declared.settings.idempotency_url is None:
+    if any(service.idempotent for service in declared.services) and all(
+        one.idempotency_url is None for one in declared.settings
+    ):
         not_seen.append("the idempotency store: SMARTPIPE_IDEMPOTENCY_URL is not set in this environment")
     return Examined(findings, list(dict.fromkeys(not_seen)))
 

@@ -16,7 +16,7 @@ from smartpipe.doctor.ignores import apply_ignores
 from smartpipe.doctor.kubernetes import find_pod_mistakes, list_workloads
 from smartpipe.doctor.lookup import find, find_rows, find_table
 from smartpipe.doctor.manifests import Document, name_file, read_documents, read_text
-from smartpipe.doctor.promises import read_promises
+from smartpipe.doctor.promises import read_promises, read_settings
 from smartpipe.doctor.report import Report, sort_findings
 from smartpipe.doctor.scaling import find_scaling_mistakes
 from smartpipe.doctor.terraform import examine_configuration, is_terraform
@@ -47,7 +47,7 @@ def examine(
 
     Args:
         live: The result of the live layer, for the *account* that the report names.
-        pyproject: The parsed pyproject.toml, for the promises of services.
+        pyproject: The parsed pyproject.toml, for the promises and settings of services.
 
     Raises:
         ConfigError: A manifest is YAML, and PyYAML is not installed.
@@ -55,7 +55,8 @@ def examine(
     settings, table_and_bucket, layer = read_environment()
     layers = [layer]
     if services:
-        declared = Declarations(services, settings, table_and_bucket)
+        own = [read_settings(one, pyproject or {}, settings) for one in services]
+        declared = Declarations(services, own, table_and_bucket)
         layers += [examine_declarations(declared), examine_events(services)]
     else:
         layers.append(Examined([], ["declared services: no TARGET was named, and pyproject.toml lists none"]))

@@ -1,4 +1,4 @@
-"""The promises of services in ``[tool.smartpipe.deploy]``: how soon a message is to be handled. Pure."""
+"""The options of services in ``[tool.smartpipe.deploy]``: settings, and how soon a message is to be handled. Pure."""
 
 from __future__ import annotations
 
@@ -35,19 +35,35 @@ class Promise(NamedTuple):
         return max(1.0, self.slots / self.seconds_per_message * self.max_wait_seconds)
 
 
+def read_settings(service: Service, pyproject: dict[str, Any], settings: WorkerSettings) -> WorkerSettings:
+    """Return the settings of a service's workers: its options win over those of this environment, as in an export."""
+    options = _read_options(service, pyproject)
+    protect = options.get("protect_task")
+    own: dict[str, Any] = {"protect_task": protect} if isinstance(protect, bool) else {}
+    if drain := to_number(options.get("drain_seconds")):
+        own["drain_seconds"] = drain
+    if concurrency := to_number(options.get("concurrency")):
+        own["concurrency"] = int(concurrency)
+    return settings.model_copy(update=own)
+
+
 def read_promises(
     services: Iterable[Service], pyproject: dict[str, Any], settings: WorkerSettings, prefix: str
 ) -> dict[str, Promise]:
     """Return the promises by the physical name of the queue. Services without one are left out."""
-    table = find_table(pyproject, "tool", "smartpipe", "deploy")
     found = {}
     for service in services:
-        options = {**table, **find_table(table, service.name)}
+        options = _read_options(service, pyproject)
         seconds, wait = (to_number(options.get(name)) for name in ("seconds_per_message", "max_wait_seconds"))
-        concurrency = to_number(options.get("concurrency")) or settings.concurrency
         if not seconds or not wait:
             continue
+        own = read_settings(service, pyproject, settings)
         for binding in service.bindings:
-            slots = slots_for(service.handlers_on(binding.queue.name), int(concurrency)) * settings.processes
+            slots = slots_for(service.handlers_on(binding.queue.name), own.concurrency) * own.processes
             found[physical_name(prefix, binding.queue.name)] = Promise(service.name, slots, seconds, wait)
     return found
+
+
+def _read_options(service: Service, pyproject: dict[str, Any]) -> dict[str, Any]:
+    table = find_table(pyproject, "tool", "smartpipe", "deploy")
+    return {**table, **find_table(table, service.name)}

@@ -134,7 +134,7 @@ def _find_broken_promise(document: Document, metadata: dict[str, Any], promise: 
         seconds = length * promise.seconds_per_message / promise.slots
         yield _make_finding(
             document,
-            f"queueLength is {length:g}: one container then needs {seconds:,.0f} s for its messages, and service "
+            f"queueLength is {length:.15g}: one container then needs {seconds:,.0f} s for its messages, and service "
             f"{promise.service} promises {promise.max_wait_seconds:g} s ({promise.slots} slots, "
             f"{promise.seconds_per_message:g} s for each message)",
             f"set queueLength to {promise.target:.0f}",

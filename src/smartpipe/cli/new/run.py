@@ -83,8 +83,10 @@ def _export_compose(directory: Path, services: NewServices) -> str:
 
 def _describe(name: str, files: list[str]) -> str:
     lines = [f"{name}: {len(files)} files written", *(f"  {path}" for path in files), "", "Next steps:"]
+    lines += [f"  cd {name}"]
+    if shutil.which("uv") is None:
+        lines += ["  # without uv: activate a virtual environment, and run the pip command that README.md names"]
     lines += [
-        f"  cd {name}",
         "  make demo                   # a broker, the services and one event, in this terminal until Ctrl-C",
         "  make test",
         "  uv lock                     # pins all packages: commit uv.lock for CI and the Dockerfile",

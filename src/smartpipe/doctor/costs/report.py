@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from smartpipe.doctor.costs.estimate import Estimate, Item
+    from smartpipe.doctor.costs.options import Rate
 
 LEFT_OUT = (
     "compute, data that leaves the region, CloudWatch metrics and logs, the free tier and volume discounts",
@@ -64,14 +65,18 @@ def render_costs_json(estimate: Estimate) -> str:
 def list_assumptions(estimate: Estimate) -> Iterator[str]:
     """Yield the facts that the estimate depends on, with the settings that change them."""
     options, worker = estimate.options, estimate.known.worker
-    yield f"{options.rate.messages_per_day:,g} messages a day of each event, {options.rate.message_bytes:,} bytes each"
+    yield _describe_rate(options.rate, "each event")
     for type_, rate in sorted(options.events.items()):
-        yield f"{rate.messages_per_day:,g} messages a day of {type_}, {rate.message_bytes:,} bytes each"
+        yield _describe_rate(rate, type_)
     yield (
         f"{_count(options.tasks, 'task')} of each service with {_count(worker.processes, 'process')}; receive calls "
         f"wait for {worker.poll_seconds} s; SMARTPIPE_QUEUE_METRICS_SECONDS={worker.queue_metrics_seconds:g}"
     )
     yield f"{_count(options.messages_per_publish, 'message')} in a publish request; a steady rate"
+
+
+def _describe_rate(rate: Rate, events: str) -> str:
+    return f"{rate.messages_per_day:,.15g} messages a day of {events}, {rate.message_bytes:,} bytes each"
 
 
 def _count(number: float, noun: str) -> str:
