@@ -175,6 +175,7 @@ def test_a_worker_drains_within_its_grace_period_and_is_asked_for_its_health(tex
     assert (found["billing"]["stop_grace_period"], found["order-mail"]["stop_grace_period"]) == ("30s", "105s")
     assert found["order-mail"]["environment"]["SMARTPIPE_DRAIN_SECONDS"] == "100"
     assert found["billing"]["healthcheck"]["test"] == ["CMD", "smartpipe", "health"]
+    assert [found[name]["healthcheck"]["retries"] for name in ("billing", "order-mail")] == [4, 7]
     assert found["billing"]["stop_signal"] == "SIGTERM"
     assert found["billing"]["deploy"]["resources"] == {
         "limits": {"memory": "1024M"},

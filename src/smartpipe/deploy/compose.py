@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.deploy.kubernetes import USER_ID, name_workloads
+from smartpipe.deploy.workloads import count_checks
 from smartpipe.deploy.yaml import write_documents
 from smartpipe.errors import ConfigError
 
@@ -42,6 +43,9 @@ _SWARM_DEPLOY = {
     **_LOCAL_DEPLOY,
 }
 _MEBIBYTE = 2**20
+_HEALTH_INTERVAL_SECONDS = 15
+_MIN_RETRIES = 4
+"""Swarm replaces a container after this number of failed checks."""
 
 
 class Contents(NamedTuple):
@@ -133,9 +137,9 @@ def _describe(one: Workload, environment: Mapping[str, str], deploy: Mapping[str
         "stop_grace_period": f"{one.grace_seconds}s",
         "healthcheck": {
             "test": ["CMD", "smartpipe", "health"],
-            "interval": "15s",
+            "interval": f"{_HEALTH_INTERVAL_SECONDS}s",
             "timeout": "10s",
-            "retries": 4,
+            "retries": count_checks(one, _HEALTH_INTERVAL_SECONDS, _MIN_RETRIES),
             "start_period": "60s",
         },
         "deploy": {

@@ -7,14 +7,13 @@ parameters" and "Task scale-in protection endpoint".
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.deploy.ecs_scaling import QUEUES_PER_ALARM, TaskScaling, build_scaling, scales
 from smartpipe.deploy.kubernetes import USER_ID
 from smartpipe.deploy.options import RELAY
-from smartpipe.deploy.workloads import GRACE_SECONDS
+from smartpipe.deploy.workloads import GRACE_SECONDS, count_checks
 from smartpipe.errors import ConfigError
 from smartpipe.names import account_in, is_arn, region_in
 from smartpipe.topology.export.portable import make_unique
@@ -216,13 +215,12 @@ def _container(one: Workload, image: Input, secrets: Mapping[str, Input]) -> dic
 
 
 def _health_check(one: Workload) -> dict[str, Any]:
-    """Return the check of ``/livez``. A handler may block the event loop for as long as a drain, if ECS allows it."""
-    retries = math.ceil(one.grace_seconds / HEALTH_INTERVAL_SECONDS)
+    """Return the check of ``/livez``. ECS limits the number of checks."""
     return {
         "command": ["CMD", "smartpipe", "health"],
         "interval": HEALTH_INTERVAL_SECONDS,
         "timeout": 10,
-        "retries": min(MAX_HEALTH_RETRIES, max(MIN_HEALTH_RETRIES, retries)),
+        "retries": min(MAX_HEALTH_RETRIES, count_checks(one, HEALTH_INTERVAL_SECONDS, MIN_HEALTH_RETRIES)),
         "startPeriod": 60,
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.deploy.workloads import count_checks
 from smartpipe.deploy.yaml import write_documents
 from smartpipe.names import is_arn, region_in
 from smartpipe.telemetry.resource import POD_VARIABLES
@@ -25,6 +26,8 @@ MIN_STABILIZATION_SECONDS = 300
 """The default of Kubernetes for scaling down."""
 MAX_STABILIZATION_SECONDS = 3_600
 """The maximum of stabilizationWindowSeconds."""
+LIVENESS_PERIOD_SECONDS = 10
+MIN_FAILURES = 6
 DEFAULT_POLLING_SECONDS = 30
 """The default of KEDA's pollingInterval."""
 _SPOT_LABELS = {"eks.amazonaws.com/capacityType": "SPOT", "karpenter.sh/capacity-type": "spot"}
@@ -80,8 +83,8 @@ def _build(one: Workload, name: str, place: Place) -> list[dict[str, Any]]:
 def name_workloads(workloads: Sequence[Workload]) -> dict[str, str]:
     """Return the name in Kubernetes of each workload: lower-case letters, digits and hyphens."""
     wanted = {one.name: _NOT_IN_NAMES.sub("-", one.name.lower()).strip("-") or "service" for one in workloads}
-    unique = make_unique(wanted, longest=_MAX_NAME)
-    return {name: one if one[0].isalpha() else f"s{one}"[:_MAX_NAME] for name, one in unique.items()}
+    valid = {name: one if one[0].isalpha() else f"s{one}" for name, one in wanted.items()}
+    return make_unique(valid, longest=_MAX_NAME)
 
 
 def _metadata(name: str, **more: Any) -> dict[str, Any]:
@@ -171,7 +174,12 @@ def _container(one: Workload, name: str) -> dict[str, Any]:
         "env": [*({"name": key, "value": value} for key, value in sorted(environment.items())), *pod, *secrets],
         "ports": [{"name": "health", "containerPort": one.port}],
         "startupProbe": {"httpGet": _path("/livez"), "periodSeconds": 2, "failureThreshold": 60},
-        "livenessProbe": {"httpGet": _path("/livez"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
+        "livenessProbe": {
+            "httpGet": _path("/livez"),
+            "periodSeconds": LIVENESS_PERIOD_SECONDS,
+            "timeoutSeconds": 5,
+            "failureThreshold": count_checks(one, LIVENESS_PERIOD_SECONDS, MIN_FAILURES),
+        },
         "readinessProbe": {"httpGet": _path("/readyz"), "periodSeconds": 10, "timeoutSeconds": 5},
         "resources": {
             "requests": {"cpu": f"{round(one.options.cpu * 1000)}m", "memory": size},

@@ -162,6 +162,14 @@ def choose_port(port: int) -> int:
     return port or cast("int", WorkerSettings.model_fields["port"].default)
 
 
+def count_checks(one: Workload, interval_seconds: int, least: int) -> int:
+    """Return the number of failed checks of ``/livez`` after which a container is restarted.
+
+    A handler may block the event loop, and with it the response, for as long as a drain.
+    """
+    return max(least, math.ceil(one.grace_seconds / interval_seconds))
+
+
 def _list_variables(*settings: BaseSettings) -> dict[str, str]:
     """Return the variables for the settings that are set, without secrets, sorted by name."""
     found: dict[str, str] = {}
