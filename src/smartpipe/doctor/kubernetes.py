@@ -52,6 +52,11 @@ class Workload(NamedTuple):
         return [pair for pair in self.containers if pair[0].is_worker]
 
     @property
+    def runs_other_programs(self) -> bool:
+        """Whether no container runs a worker, as far as the manifest says."""
+        return bool(self.containers) and all(container.is_worker is False for container, _ in self.containers)
+
+    @property
     def resource(self) -> str:
         """Its name in findings."""
         return f"{self.kind} {self.name}"
@@ -119,7 +124,8 @@ def find_probe_mistakes(container: Container, row: dict[str, Any]) -> Iterator[F
 
 
 def _find_grace_mistakes(container: Container, row: dict[str, Any], pod: dict[str, Any]) -> Iterator[Finding]:
-    grace = to_number(pod.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS))
+    setting = pod.get("terminationGracePeriodSeconds")
+    grace = DEFAULT_GRACE_SECONDS if setting is None else to_number(setting)
     hook = find_table(row, "lifecycle", "preStop")
     lost = to_number(find(hook, "sleep", "seconds")) or _read_sleep(find_texts(hook, "exec", "command"))
     if grace is not None:
