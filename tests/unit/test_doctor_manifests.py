@@ -794,6 +794,28 @@ def test_a_service_of_ecs_in_one_subnet_is_a_warning(diagnose: Any) -> None:
     assert codes(diagnose(template=template.replace("[a, b]", "!Ref Subnets"))) == []
 
 
+def test_a_service_of_another_program_may_have_one_subnet(diagnose: Any) -> None:
+    template = """
+    Resources:
+      Task:
+        Type: AWS::ECS::TaskDefinition
+        Properties: {ContainerDefinitions: [{Name: a, Command: [smartpipe, worker]}]}
+      Shop:
+        Type: AWS::ECS::Service
+        Properties:
+          TaskDefinition: !Ref Task
+          NetworkConfiguration: {AwsvpcConfiguration: {Subnets: [a]}}
+    """
+    service = '"task_definition": "${aws_ecs_task_definition.shop.arn}", "network_configuration": {"subnets": ['
+    text = change(json.dumps(TERRAFORM), '"network_configuration": {"subnets": ["subnet-1", ', service)
+    terraform = change(text, ', "stopTimeout": 30'.replace('"', '\\"'), "")
+
+    assert codes(diagnose(template=template)) == ["SP207"]
+    assert codes(diagnose(template=change(template, "[smartpipe, worker]", "[nginx]"))) == []
+    assert codes(diagnose(json=terraform)) == ["SP207"]
+    assert codes(diagnose(json=change(terraform, "smartpipe", "celery"))) == []
+
+
 def test_pods_that_one_zone_may_stop_are_a_warning(diagnose: Any) -> None:
     selector = 'nodeSelector: {"topology.kubernetes.io/zone": eu-west-1a}'
     moved = change(DEPLOYMENT, "      containers:", f"      {selector}\n      containers:")
