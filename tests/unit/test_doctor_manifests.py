@@ -592,6 +592,29 @@ def test_other_documents_are_not_seen(diagnose: Any) -> None:
     assert any(re.match(r"file.yaml:1: the document is neither", one) for one in report.not_seen)
 
 
+@pytest.mark.parametrize("text", ["", "# all values are off\n", "---\n---\n"])
+def test_a_file_without_documents_is_not_seen(text: str, diagnose: Any) -> None:
+    report = diagnose(file=text)
+
+    assert report.findings == []
+    assert "file.yaml: it has no documents" in report.not_seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("Rollout", "spec:\n  replicas", "spec:\n  strategy: {canary: {}}\n  replicas"),
+        ("ScaledJob", "  template:\n    metadata", "  jobTargetRef:\n   template:\n    metadata"),
+    ],
+)
+def test_workers_in_kinds_that_are_no_part_of_kubernetes_are_examined(
+    kind: str, old: str, new: str, diagnose: Any
+) -> None:
+    text = change(change(DEPLOYMENT, "kind: Deployment", f"kind: {kind}"), old, new)
+
+    assert codes(diagnose(file=change(text, "PeriodSeconds: 30", "PeriodSeconds: 29"))) == ["SP201"]
+
+
 def test_structures_that_do_not_fit_their_kind_do_not_raise(diagnose: Any) -> None:
     texts = (DEPLOYMENT, SCALED_OBJECT, HPA, TEMPLATE, SAM, COMPOSE, json.dumps(TASK), json.dumps(TERRAFORM, indent=1))
     for text in texts:

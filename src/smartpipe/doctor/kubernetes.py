@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 _POD = {
     "Pod": ("spec",),
     "CronJob": ("spec", "jobTemplate", "spec", "template", "spec"),
+    "ScaledJob": ("spec", "jobTargetRef", "template", "spec"),
 }
-_TEMPLATES = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "ReplicationController")
+_TEMPLATE = ("spec", "template", "spec")
+"""The pods of all other kinds, also of those that are no part of Kubernetes, such as the Rollout of Argo."""
 DEFAULT_GRACE_SECONDS = 30
 READINESS_PATH = "/readyz"
 
@@ -67,12 +69,11 @@ def list_workloads(documents: Iterable[Document], settings: WorkerSettings) -> l
     found = []
     for document in documents:
         kind = str(find(document.value, "kind"))
-        keys = _POD.get(kind, ("spec", "template", "spec") if kind in _TEMPLATES else None)
-        if keys is None:
+        pod = find_table(document.value, *_POD.get(kind, _TEMPLATE))
+        rows = find_rows(pod, "containers")
+        if not rows:
             continue
         name = str(find(document.value, "metadata", "name"))
-        pod = find_table(document.value, *keys)
-        rows = find_rows(pod, "containers")
         containers = [(_read_container(row, f"{kind} {name}", document, settings), row) for row in rows]
         found.append(Workload(kind, name, document, pod, containers))
     return found
