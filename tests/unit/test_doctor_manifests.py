@@ -424,6 +424,24 @@ def test_variables_from_elsewhere_are_not_seen(diagnose: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "files",
+    [
+        {"compose": change(COMPOSE, "30s", "30s\n    environment: {SMARTPIPE_DRAIN_SECONDS: '${DRAIN:-60}'}")},
+        {
+            "template": "Resources:\n  A:\n    Type: AWS::ECS::TaskDefinition\n    Properties:\n      "
+            "ContainerDefinitions: [{Name: a, Command: [smartpipe, worker], "
+            "Environment: [{Name: SMARTPIPE_PROCESSES, Value: !Ref Processes}]}]\n"
+        },
+    ],
+)
+def test_a_setting_that_follows_from_a_variable_is_not_seen(files: dict[str, str], diagnose: Any) -> None:
+    report = diagnose(**files)
+
+    assert report.findings == []
+    assert any("come from elsewhere" in one for one in report.not_seen)
+
+
+@pytest.mark.parametrize(
     ("changes", "code", "text"),
     [
         ({"stopTimeout": 29}, "SP201", "stopTimeout is 29 s"),
@@ -691,6 +709,13 @@ def test_a_separate_resource_of_terraform_may_have_the_redrive_policy(diagnose: 
 
     assert codes(diagnose(json=json.dumps({"resource": resources}))) == ["SP206"]
     assert codes(diagnose(json=json.dumps({"resource": {**resources, **own}}))) == []
+
+
+def test_a_global_service_has_one_replica_on_each_node(diagnose: Any) -> None:
+    one = change(change(COMPOSE, "replicas: 2", "replicas: 1"), ", order: start-first", "")
+
+    assert codes(diagnose(compose=one)) == ["SP207"]
+    assert codes(diagnose(compose=change(one, "replicas: 1", "mode: global"))) == []
 
 
 def test_replicas_that_start_before_others_stop_may_all_be_updated_at_once(diagnose: Any) -> None:

@@ -99,7 +99,9 @@ class Container(NamedTuple):
             yield f'the command of {where}: it is in the image; write it here, as in ["smartpipe", "worker"]'
         elif self.is_worker and (
             self.hides_variables
-            or any(self.environment.get(name, "") is None for name in _WORKER_SETTINGS & self.environment.keys())
+            or not all(
+                map(_is_literal, (self.environment[name] for name in _WORKER_SETTINGS & self.environment.keys()))
+            )
         ):
             yield f"variables of {where} that come from elsewhere: settings of this environment are used instead"
 
@@ -127,6 +129,11 @@ class Container(NamedTuple):
                 return number
         number = to_number(self.environment.get(f"SMARTPIPE_{name.upper()}"))
         return float(getattr(self.settings, name)) if number is None else number
+
+
+def _is_literal(value: Any) -> bool:
+    """Return whether a value is in the manifest itself: not None, a function, or a text with a variable."""
+    return isinstance(value, (str, int, float)) and "$" not in str(value)
 
 
 def find_short_grace(container: Container, grace: float, setting: str, lost: float = 0) -> Iterator[Finding]:
