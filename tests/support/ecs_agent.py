@@ -122,7 +122,7 @@ class FakeEcsAgent:
                 self._respond(found)
 
             def _respond(self, found: Answer) -> None:
-                body = json.dumps(found.body).encode()
+                body = found.body if isinstance(found.body, bytes) else json.dumps(found.body).encode()
                 with suppress(ConnectionError):  # the client has given up
                     self.send_response(found.status)
                     self.send_header("Content-Type", "application/json")

@@ -99,6 +99,7 @@ def test_kubernetes_waits_for_the_drain_and_probes_the_port_of_the_worker() -> N
     assert pod("order-mail")["terminationGracePeriodSeconds"] == 105
     assert container["command"] == ["smartpipe", "worker", "shop:mail"]
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
+    assert container["livenessProbe"]["failureThreshold"] == 11  # a handler may block the event loop for a drain
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
     assert container["ports"] == [{"name": "health", "containerPort": 8080}]
     assert {"name": "SMARTPIPE_PORT", "value": "8080"} in container["env"]
@@ -255,6 +256,7 @@ def test_names_are_valid_in_kubernetes_and_stay_different() -> None:
     assert named("billing", "Order_Mail", "urn:shop/1") == ["billing", "order-mail", "urn-shop-1"]
     assert len(set(named("a_b", "a-b", "a.b"))) == 3
     assert named("1st") == ["s1st"]
+    assert len(set(named("1st", "s1st"))) == 2
     assert max(map(len, named("x" * 100, "9" * 100))) <= 52
 
 

@@ -251,6 +251,17 @@ def test_bodies_in_s3_are_written_once_and_read_by_each_queue() -> None:
     assert found["topic priced: publish requests"][0] == found["queue one: receive requests with messages"][0] == 30_000
 
 
+def test_bodies_of_a_direct_queue_are_written_to_s3_and_only_their_pointers_are_sent() -> None:
+    service = make_service(Priced, queue=Queue("priced", direct=True))
+    options = CostOptions(Rate(1_000, 500_000))
+
+    found = lines(price(service, options=options, payloads={"claim_check_url": "s3://bodies", "claim_check_days": 10}))
+
+    assert found["queue priced: send requests"] == (30_000, 0.012)
+    assert found["queue priced: bodies written to S3"] == (30_000, 0.15)
+    assert found["queue priced: GB in S3, kept for 10 days"][0] == round(1_000 * 500_000 * 10 / 2**30, 3)
+
+
 def test_idempotent_handlers_write_twice_to_dynamodb_if_it_is_their_store() -> None:
     service = make_service(Priced, idempotent=Idempotency(ttl_seconds=86_400))
 
@@ -304,6 +315,8 @@ def test_options_come_from_pyproject_toml_and_the_command_line_wins() -> None:
         ("prices.sqs = 1", "sqs is not a price: use one of sqs_standard"),
         ('prices.alarm = "cheap"', "alarm = 'cheap' is not a price: write US dollars, such as 0.1"),
         ("prices.alarm = -1", "alarm = -1 is not a price"),
+        ("prices.alarm = 1e308", "alarm = 1e+308 is not a price"),
+        (f"prices.alarm = {10**400}", "is not a price"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_names_it(entry: str, error: str) -> None:
@@ -316,6 +329,9 @@ def test_all_wrong_options_are_reported_together() -> None:
         read("[tool.smartpipe.doctor.costs]\ntasks = -1\nmessage_bytes = 0\nprices.alarm = -1\nx = 1")
 
     assert len(caught.value.problems) == 4
+    with pytest.raises(ConfigError) as caught:
+        read("[tool.smartpipe.doctor.costs]\nmessages_per_day = 1\n" + "".join(f"{one} = 1\n" for one in "zkyaxb"))
+    assert [one.partition("] ")[2][0] for one in caught.value.problems] == list("abkxyz")
     with pytest.raises(ConfigError):
         read("tool.smartpipe.doctor.costs = 1")
     with pytest.raises(ConfigError):

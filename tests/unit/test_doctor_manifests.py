@@ -326,9 +326,118 @@ def test_a_drain_over_120_s_on_fargate_is_an_error_that_names_task_protection_un
     assert ("does not hold back Spot interruptions" in found.remedy) == protected
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "[python, -m, smartpipe, worker]",
+        "[/app/.venv/bin/smartpipe, worker, shop.worker]",
+        "[opentelemetry-instrument, smartpipe, worker]",
+        '[sh, -c, "set -e\\nexec smartpipe worker"]',
+        '[sh, -c, "alembic upgrade head; exec smartpipe worker;"]',
+    ],
+)
+def test_each_way_to_start_a_worker_is_known(command: str, diagnose: Any) -> None:
+    with_long_drain = change(DEPLOYMENT, "env: []", "env: [{name: SMARTPIPE_DRAIN_SECONDS, value: 26}]")
+
+    report = diagnose(deployment=change(with_long_drain, '[smartpipe, worker, "shop:service"]', command))
+
+    assert codes(report) == ["SP201"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        '[smartpipe, topology, apply, --yes, "shop.worker:service"]',
+        '[smartpipe, relay, --metrics, "worker:service"]',
+        '[sh, -c, "smartpipe health && celery worker"]',
+        "[smartpipe, publish, worker]",
+    ],
+)
+def test_other_commands_of_smartpipe_are_no_workers(command: str, diagnose: Any) -> None:
+    pod = (
+        f"apiVersion: v1\nkind: Pod\nmetadata: {{name: job}}\nspec:\n  containers: [{{name: a, command: {command}}}]\n"
+    )
+
+    report = diagnose(pod=f"{pod}  terminationGracePeriodSeconds: 5\n")
+
+    assert report.findings == []
+    assert not any("command of" in one for one in report.not_seen)
+
+
+@pytest.mark.parametrize(
+    "words", ["args: [worker]", "command: [/app/start.sh]", 'command: [sh, -c, "./run.sh worker"]']
+)
+def test_a_command_of_the_image_or_of_a_script_is_not_seen_unless_a_setting_shows_a_worker(
+    words: str, diagnose: Any
+) -> None:
+    pod = f"apiVersion: v1\nkind: Pod\nmetadata: {{name: shop}}\nspec:\n  containers: [{{name: a, {words}, env: []}}]\n"
+    unknown = diagnose(pod=pod)
+    known = diagnose(pod=change(pod, "env: []", "env: [{name: SMARTPIPE_DRAIN_SECONDS, value: 60}]"))
+
+    assert codes(unknown) == []
+    assert any("the command of Pod shop" in one for one in unknown.not_seen)
+    assert "SP201" in codes(known)
+
+
+def test_a_grace_period_without_a_value_is_the_default(diagnose: Any) -> None:
+    with_long_drain = change(DEPLOYMENT, "env: []", "env: [{name: SMARTPIPE_DRAIN_SECONDS, value: 26}]")
+
+    assert codes(diagnose(deployment=change(with_long_drain, "PeriodSeconds: 30", "PeriodSeconds:"))) == ["SP201"]
+
+
+def test_deployments_of_one_name_in_several_namespaces_are_all_examined(diagnose: Any) -> None:
+    deployment = DEPLOYMENT.partition("---")[0]
+    others = [change(deployment, "{name: shop}\nspec", f"{{name: shop, namespace: {one}}}\nspec") for one in "ab"]
+
+    report = diagnose(deployment="---".join([*others, DEPLOYMENT]))
+
+    assert codes(report) == ["SP207", "SP207"]
+
+
+def test_the_cooldown_counts_only_if_the_last_worker_may_be_stopped(diagnose: Any) -> None:
+    def scaled(setting: str) -> list[str]:
+        return codes(diagnose(deployment=DEPLOYMENT, scaler=change(SCALED_OBJECT, "cooldownPeriod: 300", setting)))
+
+    assert scaled("cooldownPeriod: 0") == ["SP204"]
+    assert scaled("cooldownPeriod: 0\n  minReplicaCount: 1") == []
+    assert scaled("cooldownPeriod: 0\n  minReplicaCount: 1\n  idleReplicaCount: 0") == ["SP204"]
+
+
+def test_the_scaler_of_another_program_is_not_judged(diagnose: Any) -> None:
+    scaler = change(SCALED_OBJECT, '"true"', '"false"')
+    other = change(DEPLOYMENT, '[smartpipe, worker, "shop:service"]', "[celery, worker]")
+
+    assert codes(diagnose(scaler=scaler)) == ["SP204"]
+    assert codes(diagnose(deployment=other, scaler=scaler)) == []
+
+
+def test_an_autoscaler_by_the_cpu_of_one_container_is_found(diagnose: Any) -> None:
+    one = change(HPA, "resource: {name: memory}", "containerResource: {name: cpu, container: worker}")
+
+    assert codes(diagnose(deployment=DEPLOYMENT, scaler=one)) == ["SP205"]
+
+
 def test_variables_from_elsewhere_are_not_seen(diagnose: Any) -> None:
     report = diagnose(deployment=change(DEPLOYMENT, "env: []", "envFrom: [{configMapRef: {name: shop}}]"))
 
+    assert any("come from elsewhere" in one for one in report.not_seen)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"compose": change(COMPOSE, "30s", "30s\n    environment: {SMARTPIPE_DRAIN_SECONDS: '${DRAIN:-60}'}")},
+        {
+            "template": "Resources:\n  A:\n    Type: AWS::ECS::TaskDefinition\n    Properties:\n      "
+            "ContainerDefinitions: [{Name: a, Command: [smartpipe, worker], "
+            "Environment: [{Name: SMARTPIPE_PROCESSES, Value: !Ref Processes}]}]\n"
+        },
+    ],
+)
+def test_a_setting_that_follows_from_a_variable_is_not_seen(files: dict[str, str], diagnose: Any) -> None:
+    report = diagnose(**files)
+
+    assert report.findings == []
     assert any("come from elsewhere" in one for one in report.not_seen)
 
 
@@ -437,6 +546,8 @@ def test_mistakes_in_compose_files_are_found(service: str, expected: list[str], 
         (f"FROM alpine AS build\nCMD run\n{DOCKERFILE}", []),
         (f"{change(DOCKERFILE, 'slim', 'slim AS base')}\nFROM base\nUSER root\n", ["SP202"]),
         (f"{change(DOCKERFILE, 'slim', 'slim AS base')}\nFROM base\n", []),
+        (DOCKERFILE.replace(" ", "\t", 1).replace("USER ", "USER\t"), []),
+        (change(DOCKERFILE, '["smartpipe", "worker"]', "[" * 100_000), ["SP202"]),
         ("# nothing\n", ["SP200"]),
     ],
 )
@@ -497,6 +608,29 @@ def test_other_documents_are_not_seen(diagnose: Any) -> None:
 
     assert report.findings == []
     assert any(re.match(r"file.yaml:1: the document is neither", one) for one in report.not_seen)
+
+
+@pytest.mark.parametrize("text", ["", "# all values are off\n", "---\n---\n"])
+def test_a_file_without_documents_is_not_seen(text: str, diagnose: Any) -> None:
+    report = diagnose(file=text)
+
+    assert report.findings == []
+    assert "file.yaml: it has no documents" in report.not_seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("Rollout", "spec:\n  replicas", "spec:\n  strategy: {canary: {}}\n  replicas"),
+        ("ScaledJob", "  template:\n    metadata", "  jobTargetRef:\n   template:\n    metadata"),
+    ],
+)
+def test_workers_in_kinds_that_are_no_part_of_kubernetes_are_examined(
+    kind: str, old: str, new: str, diagnose: Any
+) -> None:
+    text = change(change(DEPLOYMENT, "kind: Deployment", f"kind: {kind}"), old, new)
+
+    assert codes(diagnose(file=change(text, "PeriodSeconds: 30", "PeriodSeconds: 29"))) == ["SP201"]
 
 
 def test_structures_that_do_not_fit_their_kind_do_not_raise(diagnose: Any) -> None:
@@ -575,6 +709,13 @@ def test_a_separate_resource_of_terraform_may_have_the_redrive_policy(diagnose: 
 
     assert codes(diagnose(json=json.dumps({"resource": resources}))) == ["SP206"]
     assert codes(diagnose(json=json.dumps({"resource": {**resources, **own}}))) == []
+
+
+def test_a_global_service_has_one_replica_on_each_node(diagnose: Any) -> None:
+    one = change(change(COMPOSE, "replicas: 2", "replicas: 1"), ", order: start-first", "")
+
+    assert codes(diagnose(compose=one)) == ["SP207"]
+    assert codes(diagnose(compose=change(one, "replicas: 1", "mode: global"))) == []
 
 
 def test_replicas_that_start_before_others_stop_may_all_be_updated_at_once(diagnose: Any) -> None:
@@ -699,6 +840,28 @@ def test_a_service_of_ecs_in_one_subnet_is_a_warning(diagnose: Any) -> None:
     assert codes(diagnose(template=template)) == []
     assert codes(diagnose(template=template.replace("[a, b]", "[a]"))) == ["SP207"]
     assert codes(diagnose(template=template.replace("[a, b]", "!Ref Subnets"))) == []
+
+
+def test_a_service_of_another_program_may_have_one_subnet(diagnose: Any) -> None:
+    template = """
+    Resources:
+      Task:
+        Type: AWS::ECS::TaskDefinition
+        Properties: {ContainerDefinitions: [{Name: a, Command: [smartpipe, worker]}]}
+      Shop:
+        Type: AWS::ECS::Service
+        Properties:
+          TaskDefinition: !Ref Task
+          NetworkConfiguration: {AwsvpcConfiguration: {Subnets: [a]}}
+    """
+    service = '"task_definition": "${aws_ecs_task_definition.shop.arn}", "network_configuration": {"subnets": ['
+    text = change(json.dumps(TERRAFORM), '"network_configuration": {"subnets": ["subnet-1", ', service)
+    terraform = change(text, ', "stopTimeout": 30'.replace('"', '\\"'), "")
+
+    assert codes(diagnose(template=template)) == ["SP207"]
+    assert codes(diagnose(template=change(template, "[smartpipe, worker]", "[nginx]"))) == []
+    assert codes(diagnose(json=terraform)) == ["SP207"]
+    assert codes(diagnose(json=change(terraform, "smartpipe", "celery"))) == []
 
 
 def test_pods_that_one_zone_may_stop_are_a_warning(diagnose: Any) -> None:

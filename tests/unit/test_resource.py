@@ -76,6 +76,8 @@ def test_a_throttled_request_for_metadata_is_repeated(agent: FakeEcsAgent) -> No
         (Answer({}, 404), "status 404"),
         (Answer({}, 200, delay_seconds=3), "no answer within 1 s"),
         (Answer([]), "the response is not a JSON object"),
+        (Answer(b"<html>"), "JSONDecodeError: Expecting value: line 1 column 1 (char 0)"),
+        (Answer(b"[" * 100_000), "RecursionError: maximum recursion depth exceeded while decoding a JSON array"),
     ],
 )
 def test_metadata_that_cannot_be_read_are_a_problem_that_names_the_variable(
@@ -86,7 +88,8 @@ def test_metadata_that_cannot_be_read_are_a_problem_that_names_the_variable(
     found = read_resource({"ECS_CONTAINER_METADATA_URI_V4": agent.metadata_uri})
 
     prefix = "Cannot read the metadata of the ECS task at ECS_CONTAINER_METADATA_URI_V4: "
-    assert found == ProcessResource({}, prefix + reason)
+    assert found.attributes == {}
+    assert found.problem.startswith(prefix + reason)
 
 
 @pytest.mark.parametrize("uri", ["nonsense", "http://", "http://[", "http://host:port", "https://169.254.170.2/v4"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -403,6 +404,74 @@ async def test_any_error_of_a_call_is_a_failure_without_an_answer(
         await EcsAgent("http://169.254.170.2/api/x").set_protection(30)
 
     assert not raised.value.refused
+
+
+async def respond_in_parts(
+    status: int, body: bytes, *, promised: int | None = None, split: int = 0
+) -> AgentError | None:
+    """Return the error of a call whose response arrives in two parts, before the connection is closed.
+
+    Args:
+        promised: The length of the body according to its header.
+    """
+    closed = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        length = len(body) if promised is None else promised
+        writer.write(b"HTTP/1.1 %d Status\r\nLocation: /x\r\nContent-Length: %d\r\n\r\n" % (status, length))
+        for part in (body[:split], body[split:]):
+            writer.write(part)
+            for _ in range(100):  # until the client has read it
+                await asyncio.sleep(0)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        closed.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        host, port = server.sockets[0].getsockname()
+        try:
+            await EcsAgent(f"http://{host}:{port}/api/x").set_protection(30)
+        except AgentError as error:
+            return error
+        finally:
+            await closed.wait()
+    return None
+
+
+async def test_a_response_may_arrive_in_parts() -> None:
+    assert await respond_in_parts(200, b'{"protection": {"ProtectionEnabled": true}}', split=20) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "refused"),
+    [
+        (504, b'{"error": {"Code": "RequestCanceled"}}', False),
+        (500, b"", False),
+        (200, b"[]", False),
+        (200, b"[" * 60_000, False),
+        (307, b"", False),
+        (429, b"", True),
+        (403, b'{"error": {"Code": "AccessDeniedException"}}', True),
+        (200, b'{"failure": {"Reason": "DEPLOYMENT_BLOCKED"}}', True),
+        (200, b'{"protection": {"ProtectionEnabled": false}}', True),
+    ],
+)
+async def test_a_task_may_be_protected_unless_the_agent_has_refused_it_for_certain(
+    status: int, body: bytes, refused: bool
+) -> None:
+    error = await respond_in_parts(status, body)
+
+    assert error is not None
+    assert error.refused is refused
+
+
+async def test_a_response_that_is_cut_off_is_no_refusal() -> None:
+    error = await respond_in_parts(200, b'{"protection": {', promised=100)
+
+    assert error is not None
+    assert not error.refused
 
 
 def test_an_agent_is_found_by_its_variable() -> None:

@@ -81,8 +81,8 @@ def _build(one: Workload, name: str, place: Place) -> list[dict[str, Any]]:
 def name_workloads(workloads: Sequence[Workload]) -> dict[str, str]:
     """Return the name in Kubernetes of each workload: lower-case letters, digits and hyphens."""
     wanted = {one.name: _NOT_IN_NAMES.sub("-", one.name.lower()).strip("-") or "service" for one in workloads}
-    unique = make_unique(wanted, longest=_MAX_NAME)
-    return {name: one if one[0].isalpha() else f"s{one}"[:_MAX_NAME] for name, one in unique.items()}
+    valid = {name: one if one[0].isalpha() else f"s{one}" for name, one in wanted.items()}
+    return make_unique(valid, longest=_MAX_NAME)
 
 
 def _metadata(name: str, **more: Any) -> dict[str, Any]:

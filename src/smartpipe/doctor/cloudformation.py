@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.doctor.ecs import examine_task
+from smartpipe.doctor.ecs import examine_task, runs_other_programs
 from smartpipe.doctor.findings import Examined, Finding
 from smartpipe.doctor.lambdas import (
     DEFAULT_BATCH,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from smartpipe.doctor.manifests import Document
     from smartpipe.settings import WorkerSettings
 
+TASK = "AWS::ECS::TaskDefinition"
 FUNCTIONS = ("AWS::Lambda::Function", "AWS::Serverless::Function")
 
 
@@ -36,11 +37,13 @@ def examine_template(document: Document, settings: WorkerSettings) -> Examined:
     for name, resource in resources.items():
         properties = find_table(resource, "Properties")
         type_ = find(resource, "Type")
-        if type_ == "AWS::ECS::TaskDefinition":
+        if type_ == TASK:
             found = examine_task(properties, name, document.place, settings)
             findings += found.findings
             not_seen += found.not_seen
         elif type_ == "AWS::ECS::Service":
+            if runs_other_programs(_follow(properties.get("TaskDefinition"), resources, TASK), settings):
+                continue
             network = find_table(properties, "NetworkConfiguration", "AwsvpcConfiguration")
             findings += find_single_subnet(name, network.get("Subnets"), properties.get("DesiredCount"), document.place)
         elif type_ == "AWS::Lambda::EventSourceMapping":

@@ -56,7 +56,7 @@ def find_deploy_mistakes(container: Container, deploy: dict[str, Any]) -> Iterat
             "ones are ready",
             "set update_config.parallelism to 1, or update_config.order to start-first",
         )
-    elif update and replicas == 1 and not starts_first:
+    elif update and replicas == 1 and not starts_first and not str(deploy.get("mode")).startswith("global"):
         yield container.make_finding(
             "SP207",
             "an update stops its only replica before the new one starts: no worker runs during the drain and the start",

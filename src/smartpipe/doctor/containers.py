@@ -21,11 +21,13 @@ SPARE_SECONDS = 5
 """The time that a process needs to end after its drain."""
 MEMORY_FACTOR = 3
 """A message is in memory as bytes, as text and as objects."""
-_WORKER = re.compile(r"\bsmartpipe\b.*\bworker\b", re.DOTALL)
+_WORKER = re.compile(r"(?:^|[\s/;&|(\"'])smartpipe(?:[\s\\]+-[^\s]+)*[\s\\]+worker(?![\w.:/-])")
+_SCRIPT = re.compile(r"\.(ba|da|a|z)?sh(?![\w.])")
 _SHELLS = re.compile(r"(.*/)?(ba|da|a|z)?sh")
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
 """The values that Pydantic reads as true."""
 _EXEC = re.compile(r"\s*exec\s")
+_SEQUENCE = re.compile(r"&&|;|\n")
 _WORKER_SETTINGS = {
     f"SMARTPIPE_{name}"
     for name in ("DRAIN_SECONDS", "CONCURRENCY", "PROCESSES", "WAIT_SECONDS", "LIVENESS_SECONDS", "PROTECT_TASK")
@@ -56,8 +58,12 @@ class Container(NamedTuple):
     @property
     def is_worker(self) -> bool | None:
         """Whether it runs ``smartpipe worker``; None if the manifest does not say."""
-        if self.command and not self.command[0].startswith("-"):
-            return _WORKER.search(" ".join(self.command)) is not None
+        words = " ".join(self.command)
+        if _WORKER.search(words):
+            return True
+        arguments = not words or words.startswith(("-", "worker"))  # of an entry point in the image
+        if not arguments and _SCRIPT.search(words) is None:
+            return False
         if self.environment.keys() & _WORKER_SETTINGS or _WORKER_PATHS & set(self.paths):
             return True
         return None
@@ -93,7 +99,9 @@ class Container(NamedTuple):
             yield f'the command of {where}: it is in the image; write it here, as in ["smartpipe", "worker"]'
         elif self.is_worker and (
             self.hides_variables
-            or any(self.environment.get(name, "") is None for name in _WORKER_SETTINGS & self.environment.keys())
+            or not all(
+                map(_is_literal, (self.environment[name] for name in _WORKER_SETTINGS & self.environment.keys()))
+            )
         ):
             yield f"variables of {where} that come from elsewhere: settings of this environment are used instead"
 
@@ -121,6 +129,11 @@ class Container(NamedTuple):
                 return number
         number = to_number(self.environment.get(f"SMARTPIPE_{name.upper()}"))
         return float(getattr(self.settings, name)) if number is None else number
+
+
+def _is_literal(value: Any) -> bool:
+    """Return whether a value is in the manifest itself: not None, a function, or a text with a variable."""
+    return isinstance(value, (str, int, float)) and "$" not in str(value)
 
 
 def find_short_grace(container: Container, grace: float, setting: str, lost: float = 0) -> Iterator[Finding]:
@@ -181,4 +194,4 @@ def runs_in_shell(command: Sequence[str]) -> bool:
         return False
     flags = [place for place, word in enumerate(command) if place and word.startswith("-") and "c" in word]
     script = command[flags[0] + 1] if flags and flags[0] + 1 < len(command) else ""
-    return _EXEC.match(script.rpartition("&&")[2]) is None
+    return _EXEC.match(_SEQUENCE.split(script.strip().rstrip(";"))[-1]) is None

@@ -133,7 +133,7 @@ def read_instructions(text: str) -> Iterator[Instruction]:
         while joined.endswith("\\"):
             following = next(rows, (0, ""))[1].rstrip()
             joined = joined[:-1] + ("\\" if following.lstrip().startswith("#") else following)
-        name, _, rest = joined.strip().partition(" ")
+        name, rest = [*joined.split(maxsplit=1), ""][:2]
         heredoc = _HEREDOC.search(rest) if name.upper() in {"RUN", "COPY", "ADD"} else None
         if heredoc:
             for _, line in rows:
@@ -146,6 +146,6 @@ def _read_list(text: str) -> list[str] | None:
     """Return the words of the exec form; None for the shell form."""
     try:
         words = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return [str(word) for word in words] if isinstance(words, list) else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.ci_formats import Place
 from smartpipe.doctor.containers import (
     SPARE_SECONDS,
     Container,
@@ -21,13 +22,22 @@ from smartpipe.doctor.lookup import find_rows, find_texts, to_number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smartpipe.ci_formats import Place
     from smartpipe.settings import WorkerSettings
 
 DEFAULT_STOP_SECONDS = 30
 MAX_FARGATE_SECONDS = 120
 CPU_UNITS = 1_024
 MEBIBYTE = 1_048_576
+
+
+def runs_other_programs(task: Any, settings: WorkerSettings) -> bool:
+    """Return whether no container of a task definition runs a worker, as far as the file says."""
+    rows = [{_lower(key): value for key, value in row.items()} for row in _list_containers(task)]
+    return bool(rows) and all(_read_container(row, "", Place("", 1), settings).is_worker is False for row in rows)
+
+
+def _list_containers(task: Any) -> list[dict[str, Any]]:
+    return find_rows(task, "containerDefinitions") or find_rows(task, "ContainerDefinitions")
 
 
 def examine_task(task: dict[str, Any], name: str, place: Place, settings: WorkerSettings) -> Examined:

@@ -100,7 +100,10 @@ def _examine_file(text: str, file: str, name: str, settings: WorkerSettings) -> 
     if is_dockerfile(name):
         yield examine_dockerfile(text, file)
         return
-    for one in read_documents(text, file):
+    documents = list(read_documents(text, file))
+    if not documents:
+        yield Examined([], [f"{file}: it has no documents"])
+    for one in documents:
         if isinstance(one, Finding):
             yield Examined([one], [])
         else:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 _POD = {
     "Pod": ("spec",),
     "CronJob": ("spec", "jobTemplate", "spec", "template", "spec"),
+    "ScaledJob": ("spec", "jobTargetRef", "template", "spec"),
 }
-_TEMPLATES = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "ReplicationController")
+_TEMPLATE = ("spec", "template", "spec")
+"""The pods of all other kinds, also of those that are no part of Kubernetes, such as the Rollout of Argo."""
 DEFAULT_GRACE_SECONDS = 30
 READINESS_PATH = "/readyz"
 
@@ -52,6 +54,11 @@ class Workload(NamedTuple):
         return [pair for pair in self.containers if pair[0].is_worker]
 
     @property
+    def runs_other_programs(self) -> bool:
+        """Whether no container runs a worker, as far as the manifest says."""
+        return bool(self.containers) and all(container.is_worker is False for container, _ in self.containers)
+
+    @property
     def resource(self) -> str:
         """Its name in findings."""
         return f"{self.kind} {self.name}"
@@ -62,12 +69,11 @@ def list_workloads(documents: Iterable[Document], settings: WorkerSettings) -> l
     found = []
     for document in documents:
         kind = str(find(document.value, "kind"))
-        keys = _POD.get(kind, ("spec", "template", "spec") if kind in _TEMPLATES else None)
-        if keys is None:
+        pod = find_table(document.value, *_POD.get(kind, _TEMPLATE))
+        rows = find_rows(pod, "containers")
+        if not rows:
             continue
         name = str(find(document.value, "metadata", "name"))
-        pod = find_table(document.value, *keys)
-        rows = find_rows(pod, "containers")
         containers = [(_read_container(row, f"{kind} {name}", document, settings), row) for row in rows]
         found.append(Workload(kind, name, document, pod, containers))
     return found
@@ -119,7 +125,8 @@ def find_probe_mistakes(container: Container, row: dict[str, Any]) -> Iterator[F
 
 
 def _find_grace_mistakes(container: Container, row: dict[str, Any], pod: dict[str, Any]) -> Iterator[Finding]:
-    grace = to_number(pod.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS))
+    setting = pod.get("terminationGracePeriodSeconds")
+    grace = DEFAULT_GRACE_SECONDS if setting is None else to_number(setting)
     hook = find_table(row, "lifecycle", "preStop")
     lost = to_number(find(hook, "sleep", "seconds")) or _read_sleep(find_texts(hook, "exec", "command"))
     if grace is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ _AWS_HOST = re.compile(
     r"https?://(?:[\w-]+\.)*?(?:sqs|sns|queue)\.([a-z]{2}(?:-[a-z]+)+-\d)\.amazonaws\.com(?:\.cn)?(?:[/:]|$)"
 )
 _POWERS = "KMGTPE"
+_TOO_LARGE = 1e30
 
 
 def find(value: Any, *keys: str) -> Any:
@@ -41,12 +43,12 @@ def find_texts(value: Any, *keys: str) -> list[str]:
 
 
 def to_number(value: Any) -> float | None:
-    """Return a number, or a text that is one; otherwise None."""
+    """Return a finite number, or a text that is one; otherwise None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        return float(value)
-    except ValueError:
+        return _limit(float(value))
+    except (ValueError, OverflowError):
         return None
 
 
@@ -56,7 +58,7 @@ def to_seconds(value: Any) -> float | None:
     if found is None:
         return None
     hours, minutes, seconds, milliseconds = (float(one or 0) for one in found.groups())
-    return hours * 3_600 + minutes * 60 + seconds + milliseconds / 1_000
+    return _limit(hours * 3_600 + minutes * 60 + seconds + milliseconds / 1_000)
 
 
 def to_quantity(value: Any) -> float | None:
@@ -66,20 +68,25 @@ def to_quantity(value: Any) -> float | None:
         return None
     number, unit = float(found[1]), found[2] or ""
     if unit == "m":
-        return number / 1_000
+        return _limit(number / 1_000)
     if not unit:
-        return number
+        return _limit(number)
     base = 1_024 if unit.endswith("i") else 1_000
-    return number * float(base ** (_POWERS.index(unit[0].upper()) + 1))
+    return _limit(number * float(base ** (_POWERS.index(unit[0].upper()) + 1)))
 
 
 def to_bytes(value: Any) -> float | None:
     """Return a size of compose, such as ``512M`` or ``1gb``, in bytes; None if it is not one."""
     found = _SIZE.fullmatch(str(value)) if isinstance(value, (str, int)) and not isinstance(value, bool) else None
-    return float(found[1]) * 1_024.0 ** "bkmg".index((found[2] or "b").lower()) if found else None
+    return _limit(float(found[1]) * 1_024.0 ** "bkmg".index((found[2] or "b").lower())) if found else None
 
 
 def find_region(url: str) -> str | None:
     """Return the region in the address of SQS or SNS; None if it has none, as that of an emulator."""
     found = _AWS_HOST.match(url)
     return found[1] if found else None
+
+
+def _limit(number: float) -> float | None:
+    """Return a number; None for NaN and numbers without a meaning, so that no sum and no product is infinite."""
+    return number if math.isfinite(number) and abs(number) < _TOO_LARGE else None

@@ -94,7 +94,8 @@ def render_github(report: Report) -> str:
         level = "notice" if one.ignored is not None or one.severity == "note" else one.severity
         text = f"{one.message}\nremedy: {one.remedy}\npage: {one.page}"
         lines.append(str(Annotation(level, f"{one.code} {one.resource}", text, one.place)))
-    return "\n".join([*lines, *(f"not seen: {one}" for one in report.not_seen), summarize(report)]) + "\n"
+    facts = (f"not seen: {one}" for one in report.not_seen)
+    return "".join(f"{line}\n" for line in map(escape_text, [*lines, *facts, summarize(report)]))
 
 
 def render_sarif(report: Report, version: str) -> str:

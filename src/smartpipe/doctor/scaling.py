@@ -34,19 +34,26 @@ def find_scaling_mistakes(
         promises: By the physical name of a queue.
     """
     workers = {(one.kind, one.name): one for one in workloads if one.workers}
+    others = {(one.kind, one.name) for one in workloads if one.runs_other_programs}
     for document in documents:
         kind = find(document.value, "kind")
         target = find_table(document.value, "spec", "scaleTargetRef")
-        worker = workers.get((str(target.get("kind", "Deployment")), str(target.get("name"))))
+        key = (str(target.get("kind", "Deployment")), str(target.get("name")))
+        worker = workers.get(key)
+        if worker is None and key in others:
+            continue
         if kind == "ScaledObject":
             yield from find_keda_mistakes(document, worker)
             yield from find_wrong_targets(document, worker, promises)
         elif kind == "HorizontalPodAutoscaler" and worker is not None:
-            metrics = [find(one, "resource", "name") for one in find_rows(document.value, "spec", "metrics")]
+            rows = find_rows(document.value, "spec", "metrics")
+            metrics = [find(one, source, "name") for one in rows for source in ("resource", "containerResource")]
             if "cpu" in metrics or find(document.value, "spec", "targetCPUUtilizationPercentage") is not None:
                 yield _report_cpu(document, worker)
     scaled = {str(find(one.value, "spec", "scaleTargetRef", "name")) for one in documents}
-    for workload in workers.values():
+    for workload in workloads:
+        if not workload.workers:
+            continue
         yield from find_missing_budget(workload, documents, is_scaled=workload.name in scaled)
         yield from find_single_zone(workload, is_scaled=workload.name in scaled)
 
@@ -77,7 +84,7 @@ def find_keda_mistakes(document: Document, worker: Workload | None) -> Iterator[
             )
         if trigger.get("type") == "cpu" and worker is not None:
             yield _report_cpu(document, worker)
-    cooldown = to_number(find(document.value, "spec", "cooldownPeriod") or DEFAULT_COOLDOWN_SECONDS)
+    cooldown = find_cooldown(document)
     drain = max((container.drain_seconds for container, _ in worker.workers), default=0) if worker else 0
     if cooldown is not None and cooldown < drain:
         yield Finding(
@@ -90,6 +97,16 @@ def find_keda_mistakes(document: Document, worker: Workload | None) -> Iterator[
             place=document.place,
             milder="warning",
         )
+
+
+def find_cooldown(document: Document) -> float | None:
+    """Return the seconds before KEDA removes the last pod; None if it keeps one, or if the time is not a number."""
+    least, idle, cooldown = (
+        find(document.value, "spec", name) for name in ("minReplicaCount", "idleReplicaCount", "cooldownPeriod")
+    )
+    if to_number(least or 0) != 0 and idle is None:
+        return None
+    return to_number(DEFAULT_COOLDOWN_SECONDS if cooldown is None else cooldown)
 
 
 def find_wrong_targets(
@@ -204,7 +221,7 @@ def _selects(document: Document, workload: Workload, labels: dict[str, Any]) -> 
     selector = find_table(document.value, "spec", "selector")
     if selector.get("matchExpressions"):
         return True  # not evaluated, and it may well select them
-    namespaces = {find(one.value, "metadata", "namespace") for one in (document, workload.document)}
+    namespaces = {str(find(one.value, "metadata", "namespace")) for one in (document, workload.document)}
     wanted = find_table(selector, "matchLabels")
     return len(namespaces) == 1 and bool(wanted) and wanted.items() <= labels.items()
 

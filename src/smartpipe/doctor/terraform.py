@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from smartpipe.doctor.ecs import examine_task
+from smartpipe.doctor.ecs import examine_task, runs_other_programs
 from smartpipe.doctor.findings import Examined, Finding
 from smartpipe.doctor.lambdas import (
     DEFAULT_BATCH,
@@ -62,6 +62,9 @@ def examine_configuration(document: Document, settings: WorkerSettings) -> Exami
         findings += found.findings
         not_seen += found.not_seen
     for name, row in _list_resources(document, "aws_ecs_service"):
+        task = _follow(row.get("task_definition"), "aws_ecs_task_definition", document) or {}
+        if runs_other_programs({"containerDefinitions": _parse(task.get("container_definitions"))}, settings):
+            continue
         subnets = _first(row.get("network_configuration")).get("subnets")
         known = None if _is_computed(subnets) else subnets
         findings += find_single_subnet(f"aws_ecs_service.{name}", known, row.get("desired_count"), document.place)

@@ -148,6 +148,6 @@ def _read_object(url: str) -> Mapping[str, Any] | str:
         found = json.loads(text)
     except TimeoutError:
         return NO_ANSWER
-    except (OSError, HTTPException, ValueError) as error:
+    except (OSError, HTTPException, ValueError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return found if isinstance(found, dict) else "the response is not a JSON object"

@@ -34,7 +34,7 @@ class AgentError(Exception):
     """The agent did not set or remove the protection.
 
     Args:
-        refused: Whether the agent has answered. If it has not, the call may have had its effect.
+        refused: Whether the state of the task has certainly not changed. Otherwise, the call may have had its effect.
     """
 
     def __init__(self, reason: str, *, refused: bool) -> None:
@@ -61,14 +61,24 @@ class EcsAgent:
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout) as session,
-                session.put(self._url, json=body) as response,
+                session.put(self._url, json=body, allow_redirects=False) as response,
             ):
-                text = await response.content.read(MAX_RESPONSE_BYTES)
+                text = await _read_body(response)
         except Exception as error:  # noqa: BLE001 - no error of a call may disturb the worker
             raise AgentError(describe_failure(error), refused=False) from None
         refusal = read_refusal(response.status, text, enabled=minutes is not None)
         if refusal:
-            raise AgentError(refusal, refused=True)
+            raise AgentError(refusal, refused=is_certain(response.status, text))
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body up to a limit. It may arrive in several parts."""
+    text = b""
+    async for part in response.content.iter_chunked(MAX_RESPONSE_BYTES):
+        text += part
+        if len(text) >= MAX_RESPONSE_BYTES:
+            break
+    return text
 
 
 def describe_failure(error: Exception) -> str:
@@ -94,11 +104,7 @@ def find_agent(environ: Mapping[str, str]) -> EcsAgent | str:
 
 def read_refusal(status: int, text: bytes, *, enabled: bool) -> str:
     """Return an empty text if the response confirms the wanted state, or else the reason with advice."""
-    try:
-        body: Any = json.loads(text)
-    except ValueError:
-        body = None
-    answer = body if isinstance(body, dict) else {}
+    answer = _parse(text)
     for name, code, detail in (("failure", "Reason", "Detail"), ("error", "Code", "Message")):
         found = answer.get(name)
         if isinstance(found, dict):
@@ -109,3 +115,23 @@ def read_refusal(status: int, text: bytes, *, enabled: bool) -> str:
     if status == 200 and isinstance(protection, dict) and protection.get("ProtectionEnabled") is enabled:  # noqa: PLR2004
         return ""
     return f"unexpected response with status {status}: {text[:200].decode(errors='replace')}"
+
+
+def is_certain(status: int, text: bytes) -> bool:
+    """Return whether a refusal says that nothing has changed.
+
+    A server error does not: the agent responds with one if its own call to ECS timed out, and this call may have had
+    its effect. Neither does a response that is not the agent's.
+    """
+    if status >= 500:  # noqa: PLR2004
+        return False
+    return status >= 400 or not _parse(text).keys().isdisjoint({"failure", "error", "protection"})  # noqa: PLR2004
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """Return the JSON object of a response; an empty one if it is not one."""
+    try:
+        body: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}

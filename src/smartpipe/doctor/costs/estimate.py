@@ -133,7 +133,7 @@ def _list_items(services: Sequence[Service], options: CostOptions, known: Known)
 
 
 def _price_publishing(services: Sequence[Service], options: CostOptions, known: Known) -> Iterator[Item]:
-    """Yield the lines of topics, and of the bodies that publishers store in S3."""
+    """Yield the lines of topics, and of the bodies of their messages in S3."""
     prices = options.prices
     for topic, contracts in _group_by_topic(services).items():
         if topic.external:
@@ -151,15 +151,18 @@ def _price_publishing(services: Sequence[Service], options: CostOptions, known: 
         )
         if topic.fifo:
             yield Item(resource, "published GB", size / GIB, prices.sns_fifo_gb)
-        stored = [one for one in contracts if _is_stored(options.rate_of(one.type), topic, known)]
-        if stored:
-            count = sum(_monthly(options.rate_of(one.type)) for one in stored)
-            held = sum(
-                options.rate_of(one.type).messages_per_day * options.rate_of(one.type).message_bytes for one in stored
-            )
-            yield Item(resource, "bodies written to S3", count, prices.s3_put / MILLION)
-            days = known.payloads.claim_check_days
-            yield Item(resource, f"GB in S3, kept for {days} days", held * days / GIB, prices.s3_gb)
+        yield from _price_bodies(resource, contracts, options, known)
+
+
+def _price_bodies(resource: str, contracts: Iterable[Contract], options: CostOptions, known: Known) -> Iterator[Item]:
+    """Yield the lines of the bodies that publishers store in S3."""
+    rates = [(one, options.rate_of(one.type)) for one in contracts]
+    stored = [rate for one, rate in rates if _is_stored(rate, one.topic, known)]
+    if stored:
+        yield Item(resource, "bodies written to S3", sum(map(_monthly, stored)), options.prices.s3_put / MILLION)
+        days = known.payloads.claim_check_days
+        size = sum(rate.messages_per_day * rate.message_bytes for rate in stored) * days
+        yield Item(resource, f"GB in S3, kept for {days} days", size / GIB, options.prices.s3_gb)
 
 
 def _price_queue(service: Service, binding: Binding, options: CostOptions, known: Known) -> Iterator[Item]:
@@ -200,10 +203,11 @@ def _price_deliveries(
     if queue.direct:
         price = (prices.sqs_fifo if queue.fifo else prices.sqs_standard) / MILLION
         sends, least = (
-            sum(_monthly(rate) / batch * _chunks(rate.message_bytes * batch) for _, rate in rates)
+            sum(_monthly(rate) / batch * _chunks(_size_on_wire(rate, one.topic, known) * batch) for one, rate in rates)
             for batch in (options.messages_per_publish, MAX_BATCH_ENTRIES)
         )
         yield Item(resource, "send requests", sends, price, min(sends, least))
+        yield from _price_bodies(resource, [one for one, _ in rates], options, known)
     fifo = [(contract, rate) for contract, rate in rates if contract.topic.fifo and not queue.direct]
     if fifo:
         size = sum(_monthly(rate) * _size_on_wire(rate, contract.topic, known) for contract, rate in fifo)

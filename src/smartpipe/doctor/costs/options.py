@@ -153,7 +153,7 @@ class _Reader:
 
     def check_names(self, table: dict[str, Any], where: str, known: list[str]) -> None:
         """Collect a sentence for each option that does not exist."""
-        for name in table.keys() - set(known):
+        for name in sorted(table.keys() - set(known)):
             close = get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
             self.errors.append(f"{where} {name} is not an option; {hint}")

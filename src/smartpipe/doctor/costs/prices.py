@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
+from smartpipe.escaping import shorten_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ MONTH_SECONDS = 2_592_000
 CHUNK_BYTES = 65_536
 """SQS and SNS bill each 64 KiB of a request's payload as a request."""
 GIB = 1_073_741_824
+MAX_PRICE = 1_000_000
+MAX_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -82,5 +85,6 @@ def _find_errors(table: dict[str, Any], where: str) -> Iterator[str]:
     for name, value in table.items():
         if name not in known:
             yield f"{where} {name} is not a price: use one of {', '.join(known)}"
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            yield f"{where} {name} = {value!r} is not a price: write US dollars, such as {getattr(PRICES, name)}"
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_PRICE:
+            text = shorten_text(repr(value), MAX_CHARACTERS)
+            yield f"{where} {name} = {text} is not a price: write US dollars, such as {getattr(PRICES, name)}"
