@@ -70,7 +70,7 @@ def test_each_queue_has_a_target_of_its_own_from_its_own_slots() -> None:
 def test_all_processes_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_PROCESSES", "4")
 
-    workload = build(**PROMISE)
+    workload = build(**PROMISE, cpu=4)
 
     assert workload.queues[0].target == 4_800
     assert workload.environment["SMARTPIPE_PROCESSES"] == "4"
@@ -255,7 +255,7 @@ def test_memory_for_the_largest_message_in_every_slot_is_required(monkeypatch: p
     build(memory="3Mi")  # ten slots of 256 KiB
 
     monkeypatch.setenv("SMARTPIPE_PROCESSES", "2")
-    assert "is less than the 20Mi" in refusal(films, memory="19Mi")
+    assert "is less than the 20Mi" in refusal(films, memory="19Mi", cpu=2)
     monkeypatch.delenv("SMARTPIPE_PROCESSES")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/shop")
     assert "is less than the 160Mi" in refusal(memory="159Mi")  # bodies in S3 can have 16 MiB
@@ -265,3 +265,10 @@ def test_a_wrong_setting_names_the_service(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "20")
 
     assert refusal(drain_seconds=10).startswith("service 'billing': wait_seconds=20 is too long")
+
+
+def test_several_processes_on_less_than_one_cpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "4")
+
+    assert "'billing': 4 processes (SMARTPIPE_PROCESSES) on cpu = 0.5 are slower than one; raise cpu" in refusal()
+    assert build(cpu=1, memory="2Gi").command[1] == "worker"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.ci_formats import Annotation, Place, count, describe_rule, format_sarif
 from smartpipe.contracts.findings import RULES
+from smartpipe.escaping import escape_json, escape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ def render_text(report: Report) -> str:
             shown = event
         lines += _render_finding(finding)
     end = [""] if lines else []
-    return "\n".join([*lines, *end, *report.notes, summarize_report(report)]) + "\n"
+    return _join([*lines, *end, *report.notes, summarize_report(report)])
 
 
 def summarize_report(report: Report) -> str:
@@ -64,7 +65,7 @@ def summarize_report(report: Report) -> str:
 
 def render_json_report(report: Report) -> str:
     """Return the report as one JSON object."""
-    return json.dumps(
+    document = json.dumps(
         {
             "compared": dict(zip(("events", "versions"), report.compared, strict=True)),
             "notes": list(report.notes),
@@ -72,6 +73,7 @@ def render_json_report(report: Report) -> str:
         },
         ensure_ascii=False,
     )
+    return escape_json(document)
 
 
 def render_github(report: Report) -> str:
@@ -82,14 +84,19 @@ def render_github(report: Report) -> str:
         place = report.places.get(finding.type)
         text = "\n".join([finding.message, *(f"{label}: {value}" for label, value in _details(finding))])
         lines.append(str(Annotation(level, f"{finding.code} {finding.type}", text, place)))
-    return "\n".join([*lines, *report.notes, summarize_report(report)]) + "\n"
+    return _join([*lines, *report.notes, summarize_report(report)])
 
 
 def render_sarif(report: Report, version: str) -> str:
     """Return the report in SARIF 2.1.0. *version* is that of smartpipe."""
     rules = [describe_rule(code, rule.title, rule.remedy, rule.severity) for code, rule in RULES.items()]
     results = [_to_sarif(finding, report) for finding in report.findings]
-    return format_sarif("smartpipe schema check", version, rules, results)
+    return escape_json(format_sarif("smartpipe schema check", version, rules, results))
+
+
+def _join(lines: Sequence[str]) -> str:
+    """Return the lines as text. A text of a schema file cannot begin a line, and so no command of GitHub either."""
+    return "".join(f"{escape_text(line)}\n" for line in lines)
 
 
 def _render_finding(finding: Finding) -> Iterator[str]:

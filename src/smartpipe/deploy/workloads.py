@@ -130,7 +130,10 @@ def _build_workload(target: str, service: Service, options: DeployOptions, envir
     needed = sum(
         one.slots * _limit_bytes(binding, payloads) for one, binding in zip(queues, service.bindings, strict=True)
     )
-    if errors := list(_check_sizing(service.name, options, grace, needed)):
+    if errors := [
+        *_check_sizing(service.name, options, grace, needed),
+        *_check_processes(service.name, options, settings.processes),
+    ]:
         raise ConfigError(errors)
     claims = (_IDEMPOTENCY_URL,) if service.idempotent else ()
     scales = options.max_wait_seconds is not None
@@ -235,6 +238,14 @@ def _check_sizing(name: str, options: DeployOptions, grace: int, needed: int) ->
             f"service {name!r}: drain_seconds = {grace - GRACE_SECONDS} is too long for spot = true: spot capacity "
             f"ends {SPOT_WARNING_SECONDS} s after its warning; set drain_seconds to at most "
             f"{SPOT_WARNING_SECONDS - GRACE_SECONDS}, or spot = false"
+        )
+
+
+def _check_processes(name: str, options: DeployOptions, processes: int) -> Iterator[str]:
+    if options.cpu < 1 < processes:
+        yield (
+            f"service {name!r}: {processes} processes (SMARTPIPE_PROCESSES) on cpu = {options.cpu:g} are slower than "
+            "one; raise cpu to one for each process, or set SMARTPIPE_PROCESSES=1 and raise min"
         )
 
 
