@@ -85,6 +85,7 @@ def git(directory: Path, *words: str) -> None:
     subprocess.run(["git", *words], cwd=directory, env={**os.environ, **AUTHOR}, check=True, timeout=60)
 
 
+@pytest.mark.timeout(300)  # three builds, and an installation into a clean environment
 def test_a_release_has_checked_files_and_a_vulnerable_dependency_stops_it(
     clone: Path, database: str, *, vulnerable: bool
 ) -> None:
