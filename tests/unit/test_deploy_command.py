@@ -242,3 +242,37 @@ def test_a_dockerfile_needs_a_lock_file_and_a_service_with_handlers(name: str, t
     (tmp_path / "uv.lock").touch()
     with pytest.raises(ConfigError, match="no worker runs portal"):
         run_export([f"{name}:portal"], "dockerfile", None)
+
+
+@pytest.mark.usefixtures("_region")
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_of_your_own_is_never_replaced_and_an_export_always(name: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / "uv.lock").touch()
+    project = tmp_path / "pyproject.toml"
+    project.write_text(project.read_text().replace("512Mi", "1Gi"))  # a size of Fargate
+    file = tmp_path / "file"
+    file.write_text("# mine\n")
+
+    with pytest.raises(ConfigError, match="file was not written by `smartpipe deploy export`: move it away"):
+        run_export([], form, file)
+    assert file.read_text() == "# mine\n"
+
+    file.write_text("")
+    run_export([], form, file)
+    written = file.read_text()
+    run_export([], form, file)
+    assert file.read_text() == written != ""
+
+
+@pytest.mark.usefixtures("_region")
+def test_a_file_of_your_own_in_the_directory_stops_the_export_before_the_first_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    (tmp_path / "k8s").mkdir()
+    (tmp_path / "k8s" / "kustomization.yaml").write_text("resources: [mine.yaml]\n")
+
+    with pytest.raises(ConfigError, match=r"kustomization\.yaml was not written by"):
+        run_export([], "kubernetes", None, tmp_path / "k8s")
+
+    assert [one.name for one in (tmp_path / "k8s").iterdir()] == ["kustomization.yaml"]

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 _LOCAL_EXTRA = re.compile(r"smartpipe\[[^\]]*\blocal\b")
 
 
+_MARK = "smartpipe deploy export"
+"""It is in the header of each file, except for IAM policies."""
+
+
 class Format(NamedTuple):
     """A format of ``deploy export``.
 
@@ -83,7 +87,10 @@ def run_export(
         several = " or ".join(name for name, one in FORMATS.items() if one.has_image)
         raise ConfigError(f"--image is for --format {several}, and {form} contains no image: leave it out")
     if directory is None:
-        write_or_print(chosen.write(Project(targets, image)), form, output)
+        text = chosen.write(Project(targets, image))
+        if output is not None:
+            _keep_others(output, text)
+        write_or_print(text, form, output)
         return
     if output is not None:
         msg = "--output writes one file, and --directory several: use only one of them"
@@ -91,7 +98,22 @@ def run_export(
     if chosen.write_files is None:
         several = " or ".join(name for name, one in FORMATS.items() if one.write_files is not None)
         raise ConfigError(f"--directory is for --format {several}, not {form}: use --output")
-    write_directory(directory, chosen.write_files(Project(targets, image)))
+    files = chosen.write_files(Project(targets, image))
+    for name, text in files.items():
+        _keep_others(directory / name, text)
+    write_directory(directory, files)
+
+
+def _keep_others(path: Path, text: str) -> None:
+    """Raise ConfigError if *text* would replace a file that is not an export, such as a Dockerfile of your own."""
+    if _MARK not in text or not path.is_file():
+        return
+    try:
+        present = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return  # to write it fails too, and says why
+    if present.strip() and _MARK not in present:
+        raise ConfigError(f"{path} was not written by `{_MARK}`: move it away, or name another file")
 
 
 def _write_manifests(project: Project) -> str:
