@@ -21,7 +21,7 @@ from tests.support.pipelines import (
     run_script,
     write_programs,
 )
-from tests.support.processes import ROOT, smartpipe
+from tests.support.processes import ROOT, replace_module, smartpipe
 from tests.support.proxy import FaultProxy, allowed_by
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def test_a_failed_test_ends_the_first_stage_before_the_other_checks(github: Chec
 
 
 def test_an_event_that_consumers_would_refuse_fails_the_first_stage(github: Checkout) -> None:
-    (github.directory / "pipelineshop.py").write_text(SERVICE.replace("order_id: str", "order_id: int"))
+    replace_module(github.directory / "pipelineshop.py", SERVICE.replace("order_id: str", "order_id: int"))
 
     done = github.run("test")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from tests.support.processes import ROOT, smartpipe
+from tests.support.processes import ROOT, replace_module, smartpipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +65,7 @@ class Shop:
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
-        (self.directory / "shop.py").write_text(text)
+        replace_module(self.directory / "shop.py", text)
 
     def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return smartpipe("schema", command, *arguments, directory=str(self.directory))

@@ -38,6 +38,12 @@ for pid, created in kept:
 """
 
 
+def replace_module(path: Path, text: str) -> None:
+    """Write a module again, and forget its bytecode: Python trusts it for a file of the same second and size."""
+    path.write_text(text)
+    shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
+
+
 def find_program(name: str) -> str | None:
     """Return the path of a program: from the virtual environment of the tests, otherwise from the PATH."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
