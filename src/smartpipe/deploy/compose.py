@@ -44,7 +44,6 @@ _SWARM_DEPLOY = {
     **_LOCAL_DEPLOY,
 }
 _MEBIBYTE = 2**20
-"""Swarm replaces a container after this number of failed checks."""
 
 
 class Contents(NamedTuple):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence  # noqa: TC003 - fields of a named tuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.deploy.workloads import GRACE_SECONDS
 from smartpipe.doctor.findings import Finding
 from smartpipe.doctor.lookup import to_number
 from smartpipe.limits import MAX_MESSAGE_BYTES
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from smartpipe.doctor.findings import Figure
     from smartpipe.settings import WorkerSettings
 
-SPARE_SECONDS = 5
-"""The time that a process needs to end after its drain."""
 MEMORY_FACTOR = 3
 """A message is in memory as bytes, as text and as objects."""
 _WORKER = re.compile(r"(?:^|[\s/;&|(\"'])smartpipe(?:[\s\\]+-[^\s]+)*[\s\\]+worker(?![\w.:/-])")
@@ -138,7 +137,7 @@ def _is_literal(value: Any) -> bool:
 
 def find_short_grace(container: Container, grace: float, setting: str, lost: float = 0) -> Iterator[Finding]:
     """SP201: the platform sends SIGKILL while the worker drains. *lost* seconds of the grace pass before SIGTERM."""
-    needed = container.drain_seconds + SPARE_SECONDS + lost
+    needed = container.drain_seconds + GRACE_SECONDS + lost
     if grace >= needed:
         return
     before = f", of which {lost:g} s pass before SIGTERM" if lost else ""

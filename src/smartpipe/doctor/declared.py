@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tenacity import wait_exponential, wait_fixed, wait_random_exponential
 
 from smartpipe.consumer.handlers import slots_for
+from smartpipe.deploy.ecs_tasks import MAX_FARGATE_SECONDS
+from smartpipe.deploy.workloads import GRACE_SECONDS
 from smartpipe.doctor.filters import choose_code, find_crowded_topics, find_fragile_filters
 from smartpipe.doctor.findings import Examined, Finding
 from smartpipe.errors import ConfigError
@@ -34,7 +36,7 @@ MIN_FAIR_IN_FLIGHT = 30
 """SQS recognizes a noisy tenant only from this number of messages in flight: Amazon SQS, "Fair queues"."""
 NAMING = Naming("aws", "us-east-1", "000000000000")
 """For names and policies that do not depend on the account."""
-MAX_DRAIN_ON_FARGATE = 115
+MAX_DRAIN_ON_FARGATE = MAX_FARGATE_SECONDS - GRACE_SECONDS
 """Fargate kills a task 120 s after SIGTERM at the latest."""
 ON_ECS = "; on ECS, run smartpipe worker --protect-task"
 REMEDIES = {

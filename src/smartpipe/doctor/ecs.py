@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.ci_formats import Place
+from smartpipe.deploy.ecs_tasks import CPU_UNITS, MAX_FARGATE_SECONDS
+from smartpipe.deploy.workloads import GRACE_SECONDS
 from smartpipe.doctor.containers import (
-    SPARE_SECONDS,
     Container,
     find_lost_signals,
     find_shared_cpu,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from smartpipe.settings import WorkerSettings
 
 DEFAULT_STOP_SECONDS = 30
-MAX_FARGATE_SECONDS = 120
-CPU_UNITS = 1_024
 MEBIBYTE = 1_048_576
 
 
@@ -71,15 +70,15 @@ def find_stop_mistakes(container: Container, value: Any, *, is_fargate: bool) ->
             "SP201",
             f"stopTimeout is {seconds:g} s, and Fargate accepts at most {MAX_FARGATE_SECONDS} s",
             f"set stopTimeout to {MAX_FARGATE_SECONDS} and SMARTPIPE_DRAIN_SECONDS to "
-            f"{MAX_FARGATE_SECONDS - SPARE_SECONDS} or less{_advise(container)}",
+            f"{MAX_FARGATE_SECONDS - GRACE_SECONDS} or less{_advise(container)}",
             {"grace_seconds": seconds, "max_seconds": MAX_FARGATE_SECONDS},
         )
-    elif is_fargate and drain + SPARE_SECONDS > MAX_FARGATE_SECONDS:
+    elif is_fargate and drain + GRACE_SECONDS > MAX_FARGATE_SECONDS:
         yield container.make_finding(
             "SP201",
             f"the worker drains for {drain:g} s, and Fargate kills a task {MAX_FARGATE_SECONDS} s after SIGTERM at the "
             "latest",
-            f"set SMARTPIPE_DRAIN_SECONDS to {MAX_FARGATE_SECONDS - SPARE_SECONDS} or less{_advise(container)}, or run "
+            f"set SMARTPIPE_DRAIN_SECONDS to {MAX_FARGATE_SECONDS - GRACE_SECONDS} or less{_advise(container)}, or run "
             "it on EC2",
             {"drain_seconds": drain, "max_seconds": MAX_FARGATE_SECONDS},
         )
