@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, Json
 from smartpipe import ConfigError, Event, Topic
 from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, read_accepted
 from smartpipe.contracts.check import Options, Usage, check, find_removed, have_same_meaning
+from smartpipe.contracts.compare import Document, find_breaks
 from smartpipe.contracts.differences import find_differences
 from smartpipe.contracts.files import Described, describe, parse_files
 from smartpipe.contracts.findings import RULES, Parties
@@ -222,6 +223,29 @@ def test_sequences_paths_keys_of_maps_and_switches_are_compared_by_the_values_th
     before: Any, after: Any, expected: list[str]
 ) -> None:
     assert codes(compare(version("1.1", b=after), version("1.0", b=before))) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "accepted", "expected"),
+    [
+        (str, Json, ["format"]),
+        (Json, Json[list[int]], ["type"]),
+        (Json[list[int]], Json, []),
+        (Json[list[int]], str, []),
+        (Literal["[1]", "[2]"], Json[list[int]], []),
+        (Literal["red", "[1]"], Json[list[int]], ["format"]),
+        (Literal["1", "[1]"], Json[list[int]], ["type"]),
+        (Literal['[1, "a"]'], Json[list[int | str]], []),
+        (Literal["red"], Json, ["format"]),
+        (Literal['{"a": 1}'], Json[dict[str, int]], []),
+    ],
+)
+def test_text_that_a_reader_takes_for_json_must_be_json_that_fits(
+    written: Any, accepted: Any, expected: list[str]
+) -> None:
+    writer, reader = describe(make_event({"b": written})).writer, describe(make_event({"b": accepted})).reader
+    breaks = find_breaks(Document.of_data(writer), Document.of_data(reader))
+    assert [(one.path, one.rule) for one in breaks] == [("b", rule) for rule in expected]
 
 
 def test_defaults_and_examples_that_look_like_references_are_data() -> None:

@@ -43,6 +43,7 @@ from smartpipe.contracts.files import describe
 from smartpipe.contracts.schemas import event_schema
 from smartpipe.contracts.strategies import values_of
 from smartpipe.envelope import encode, wrap
+from smartpipe.envelope.serialize import UnreadableData, get_serializer
 from tests.support.contract_changes import TYPE, Card, Cash, Forest, Line, PricedLine, Tree, make_event, orders
 
 
@@ -146,6 +147,8 @@ KINDS: dict[str, Any] = {
     "path": Path,
     "map with a factory": defaultdict[str, int],
     "text of JSON": Json[list[int]],
+    "text of any JSON": Json,
+    "numerals": Literal["1", "2"],
     "field names of JSON Schema": Keywords,
     "map of enum": dict[Colour, int],
     "map of pattern": dict[Annotated[str, Field(pattern="^[a-c]{1,3}$")], int],
@@ -227,8 +230,8 @@ def test_no_message_breaks_a_change_that_is_compatible(before: str, after: str, 
             for _ in range(5):
                 value = data.draw(values_of(Document.of_data(schema)))
                 try:
-                    sent = writer.model_validate_json(json.dumps(value)).model_dump_json(by_alias=True)
-                except ValidationError:
+                    sent = get_serializer(writer).serialize(writer.model_validate_json(json.dumps(value)))
+                except (ValidationError, UnreadableData):  # so it is never published
                     continue
                 reader.model_validate_json(sent)
 

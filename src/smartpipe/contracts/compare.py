@@ -230,6 +230,7 @@ class _Comparison:
         values = [False, True] if types == {"boolean"} and _values(written) is None else _values(written)
         if values is not None:
             yield from _compare_values(values, accepted, path)
+            yield from self._compare_contents(written, accepted, path)
             if not any(isinstance(value, (dict, list)) for value in values):
                 return
         elif _values(accepted) is not None:
@@ -237,7 +238,7 @@ class _Comparison:
             return
         if "string" in types:
             yield from _compare_texts(written, accepted, path)
-            if "contentSchema" in accepted:
+            if values is None:
                 yield from self._compare_contents(written, accepted, path)
         if types & {"integer", "number"}:
             yield from _compare_numbers(written, accepted, path)
@@ -248,10 +249,16 @@ class _Comparison:
 
     def _compare_contents(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
         """Compare texts that have JSON, as of Pydantic's ``Json``."""
-        if "contentSchema" in written:
-            yield from self.compare(written["contentSchema"], accepted["contentSchema"], path)
-        else:
+        if "contentSchema" not in accepted:
+            return
+        try:
+            values = _values(written)
+            contents = [written["contentSchema"]] if values is None else [_describe(json.loads(one)) for one in values]
+        except (KeyError, TypeError, ValueError):  # not JSON, or not always
             yield Break(path, "format", written, {"contentMediaType": "application/json"})
+            return
+        for content in contents:
+            yield from self.compare(content, accepted["contentSchema"], path)
 
     def _compare_arrays(self, written: Schema, accepted: Schema, path: str) -> Iterator[Break]:
         yield from _compare_bounds(written, accepted, path, "minItems", "maxItems")
@@ -389,6 +396,21 @@ def _values(schema: Schema) -> list[Any] | None:
     if "enum" in schema:
         return list(schema["enum"])
     return [None] if schema.get("type") == "null" else None
+
+
+def _describe(value: Any) -> Schema:
+    """Return a schema that only *value* fits."""
+    if isinstance(value, list):
+        return {
+            "type": "array",
+            "prefixItems": [*map(_describe, value)],
+            "minItems": len(value),
+            "maxItems": len(value),
+        }
+    if isinstance(value, dict):
+        fields = {name: _describe(one) for name, one in value.items()}
+        return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    return {"const": value}
 
 
 def _compare_values(values: list[Any], accepted: Schema, path: str) -> Iterator[Break]:

@@ -93,8 +93,8 @@ class _WriterSchema(_ReaderSchema):
 
     def json_schema(self, schema: core_schema.JsonSchema) -> dict[str, Any]:
         """Describe a Json field as the text that events have, where Pydantic would write its value."""
-        text = {"type": "string", "contentMediaType": "application/json"}
-        return {**text, "contentSchema": self.generate_inner(schema["schema"])} if "schema" in schema else text
+        content = self.generate_inner(schema["schema"]) if "schema" in schema else {}
+        return {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
 
     def ser_schema(self, schema: Any) -> dict[str, Any] | None:
         """Describe a value that a function writes by its return type; any value, if the function does not declare it.
