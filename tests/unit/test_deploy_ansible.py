@@ -1,4 +1,4 @@
-"""The Ansible playbook. tests/integration/test_ansible.py runs it."""
+"""The Ansible playbook. tests/acceptance/test_ansible.py runs it."""
 
 from __future__ import annotations
 
