@@ -247,18 +247,20 @@ def test_options_at_their_limits_are_accepted() -> None:
     build(min=0, **PROMISE)
 
 
-def test_memory_for_the_largest_message_in_every_slot_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_the_largest_message_in_every_slot_as_bytes_text_and_objects_is_required(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     films = Service("films")
     films.subscribe(FilmAdded)(handle)
-    assert "memory = '9Mi' is less than the 10Mi" in refusal(films, memory="9Mi")
-    build(films, memory="10Mi")
-    build(memory="3Mi")  # ten slots of 256 KiB
+    assert "memory = '29Mi' is less than the 30Mi" in refusal(films, memory="29Mi")
+    build(films, memory="30Mi")
+    build(memory="8Mi")  # ten slots of 256 KiB
 
     monkeypatch.setenv("SMARTPIPE_PROCESSES", "2")
-    assert "is less than the 20Mi" in refusal(films, memory="19Mi", cpu=2)
+    assert "is less than the 60Mi" in refusal(films, memory="59Mi", cpu=2)
     monkeypatch.delenv("SMARTPIPE_PROCESSES")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/shop")
-    assert "is less than the 160Mi" in refusal(memory="159Mi")  # bodies in S3 can have 16 MiB
+    assert "is less than the 480Mi" in refusal(memory="479Mi")  # bodies in S3 can have 16 MiB
 
 
 def test_a_wrong_setting_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

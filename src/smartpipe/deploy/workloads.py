@@ -26,6 +26,8 @@ GRACE_SECONDS = 5
 """The time between the end of a drain and SIGKILL: to write the last log lines and to exit."""
 SPOT_WARNING_SECONDS = 120
 """Source: Amazon EC2 User Guide, "Spot Instance interruption notices"; it is the same on Fargate."""
+MESSAGE_COPIES = 3
+"""A message is in memory as bytes, as text and as objects."""
 DEFAULT_MAX = 10
 RELAY_GRACE_SECONDS = 30
 _OUTBOX_URL = "SMARTPIPE_OUTBOX_URL"
@@ -128,7 +130,8 @@ def _build_workload(target: str, service: Service, options: DeployOptions, envir
     queues = tuple(_build_scaling(service, one, settings, options) for one in service.bindings)
     grace = math.ceil(settings.drain_seconds) + GRACE_SECONDS
     needed = sum(
-        one.slots * _limit_bytes(binding, payloads) for one, binding in zip(queues, service.bindings, strict=True)
+        estimate_memory(one.slots, _limit_bytes(binding, payloads))
+        for one, binding in zip(queues, service.bindings, strict=True)
     )
     if errors := [
         *_check_sizing(service.name, options, grace, needed),
@@ -201,6 +204,11 @@ def _build_scaling(service: Service, binding: Binding, settings: WorkerSettings,
     return Scaling(binding.queue.name, slots, target, binding.queue.delay_seconds or 0)
 
 
+def estimate_memory(slots: int, limit_bytes: int) -> int:
+    """Return the bytes that messages take if every slot has one of *limit_bytes*."""
+    return slots * limit_bytes * MESSAGE_COPIES
+
+
 def _limit_bytes(binding: Binding, payloads: PayloadSettings) -> int:
     """Return the size of the largest message that a worker can hold from this queue."""
     if payloads.claim_check_url or payloads.claim_check_read:
@@ -231,7 +239,8 @@ def _check_sizing(name: str, options: DeployOptions, grace: int, needed: int) ->
     if options.memory_bytes < needed:
         yield (
             f"service {name!r}: memory = {options.memory!r} is less than the {_format_mebibytes(needed)} that its "
-            "messages can take if every slot has the largest one; raise memory, or lower concurrency or the limits"
+            f"messages can take if every slot has the largest one, {MESSAGE_COPIES} times: as bytes, text and objects; "
+            "raise memory, or lower concurrency or the limits"
         )
     if options.spot and grace > SPOT_WARNING_SECONDS:
         yield (

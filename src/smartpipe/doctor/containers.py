@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence  # noqa: TC003 - fields of a named tuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.deploy.workloads import GRACE_SECONDS
+from smartpipe.deploy.workloads import GRACE_SECONDS, MESSAGE_COPIES, estimate_memory
 from smartpipe.doctor.findings import Finding
 from smartpipe.doctor.lookup import to_number
 from smartpipe.limits import MAX_MESSAGE_BYTES
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from smartpipe.doctor.findings import Figure
     from smartpipe.settings import WorkerSettings
 
-MEMORY_FACTOR = 3
-"""A message is in memory as bytes, as text and as objects."""
 _WORKER = re.compile(r"(?:^|[\s/;&|(\"'])smartpipe(?:[\s\\]+-[^\s]+)*[\s\\]+worker(?![\w.:/-])")
 _SCRIPT = re.compile(r"\.(ba|da|a|z)?sh(?![\w.])")
 _SHELLS = re.compile(r"(.*/)?(ba|da|a|z)?sh")
@@ -163,14 +161,14 @@ def find_lost_signals(container: Container) -> Iterator[Finding]:
 
 def find_small_memory(container: Container, limit_bytes: float) -> Iterator[Finding]:
     """SP208: the messages alone, at their maximum size, need more memory than the limit."""
-    needed = container.slots * container.processes * MAX_MESSAGE_BYTES * MEMORY_FACTOR
+    needed = estimate_memory(container.slots * container.processes, MAX_MESSAGE_BYTES)
     if limit_bytes < needed:
         mebibytes = 1_048_576
         yield container.make_finding(
             "SP208",
             f"{container.slots} messages in each of {container.processes} processes need up to "
-            f"{needed / mebibytes:,.0f} MiB for a queue, three times their maximum size of 1 MiB, and the memory limit "
-            f"is {limit_bytes / mebibytes:,.0f} MiB",
+            f"{needed / mebibytes:,.0f} MiB for a queue, {MESSAGE_COPIES} times their maximum size of 1 MiB, and the "
+            f"memory limit is {limit_bytes / mebibytes:,.0f} MiB",
             "raise the memory limit, or lower SMARTPIPE_CONCURRENCY",
             {"limit_bytes": limit_bytes, "needed_bytes": needed},
         )
