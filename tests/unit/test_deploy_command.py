@@ -236,6 +236,20 @@ def test_a_dockerfile_runs_the_services_with_handlers_and_needs_no_options(
     assert "--no-editable" in packaged
 
 
+@pytest.mark.parametrize("text", [b"\xff", b"3.12\xff", "3.12\n".encode("utf-16")])
+def test_a_pinned_python_that_is_no_text_is_refused_or_read_as_far_as_it_is(
+    name: str, text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "uv.lock").touch()
+    (tmp_path / ".python-version").write_bytes(text)
+    if b"3.12" in text:
+        run_export([], "dockerfile", None)
+        assert "3.12" in capsys.readouterr().out
+    else:
+        with pytest.raises(ConfigError, match=r"^\.python-version is '.*', and the image can have Python"):
+            run_export([], "dockerfile", None)
+
+
 def test_a_dockerfile_needs_a_lock_file_and_a_service_with_handlers(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no uv.lock.*run `uv lock`"):
         run_export([], "dockerfile", None)

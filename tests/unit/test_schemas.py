@@ -150,7 +150,7 @@ def test_the_command_lists_the_files_and_which_of_them_have_changed(
     for status in ("written", "unchanged"):
         run_export([target], tmp_path, as_json=False)
         assert capsys.readouterr().out == "".join(f"  {status}  {tmp_path.as_posix()}/{name}\n" for name in names)
-    (tmp_path / names[1]).write_text("")
+    (tmp_path / names[1]).write_bytes(b"\xff")
     run_export([target], tmp_path, as_json=True)
 
     assert json.loads(capsys.readouterr().out) == [

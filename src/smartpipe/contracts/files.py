@@ -232,7 +232,7 @@ def _parse(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> bool:
     """Write a file, and its directories, unless it has this text; return whether it was written."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") == text:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")

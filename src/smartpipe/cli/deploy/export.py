@@ -146,12 +146,18 @@ def _write_dockerfile(project: Project) -> str:
         raise ConfigError(msg)
     pyproject = read_pyproject()
     port = choose_port(WorkerSettings.load().port)
-    pinned = Path(".python-version")
     requires = find(pyproject, "project", "requires-python")
-    python = choose_python(
-        pinned.read_text("utf-8") if pinned.is_file() else None, requires if isinstance(requires, str) else None
-    )
+    python = choose_python(_read_pinned(), requires if isinstance(requires, str) else None)
     return write_dockerfile(list(project.running), port, packaged="build-system" in pyproject, python=python)
+
+
+def _read_pinned() -> str | None:
+    """Return the text of ``.python-version``; None without this file."""
+    path = Path(".python-version")
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _write_compose(project: Project) -> str:
