@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ENV_PREFIX = "SMARTPIPE_"
 DEFAULT_CONCURRENCY = 10
 MIN_QUEUE_AGE_SECONDS = 60
+MAX_DRAIN_SECONDS = 7_200
 
 # Kubernetes and Docker set these variables for each service that a container can reach:
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -214,7 +215,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
             differences are logged. ``strict``: differences end it too. ``off``: no check.
     """
 
-    drain_seconds: float = Field(25.0, ge=2, le=7_200, allow_inf_nan=False)
+    drain_seconds: float = Field(25.0, ge=2, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
     wait_seconds: int | None = Field(None, ge=1, le=MAX_WAIT_SECONDS)
     liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
     prefetch: bool = True

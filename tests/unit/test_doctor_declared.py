@@ -142,6 +142,10 @@ def test_a_handler_that_may_outlast_the_drain_is_a_warning(monkeypatch: pytest.M
 
     assert found.severity == "warning"
     assert found.figures == {"timeout_seconds": 900, "drain_seconds": 25}
+    assert found.remedy.startswith(
+        "raise the drain to 900 s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
+    )
+    assert "the grace period of the platform to 905 s;" in found.remedy
     monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "900")
     assert find("SP101", make_service(timeout_seconds=900)) == []
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from smartpipe.errors import ConfigError
+from smartpipe.settings import MAX_DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -68,7 +69,7 @@ class DeployOptions(BaseModel):
     platform: Literal["fargate", "ec2"] = "fargate"
     protect_task: bool = False
     concurrency: int | None = Field(None, ge=1, le=10_000)
-    drain_seconds: float | None = Field(None, ge=2, le=7_200, allow_inf_nan=False)
+    drain_seconds: float | None = Field(None, ge=2, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
     role: str | None = Field(None, pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+$")
     secret: str = Field("smartpipe", pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
 

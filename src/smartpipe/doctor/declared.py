@@ -17,6 +17,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import Naming, name_in
 from smartpipe.service import DEFAULT_TIMEOUT_SECONDS
+from smartpipe.settings import MAX_DRAIN_SECONDS
 from smartpipe.topology.checks import find_notes, find_short_ttls
 from smartpipe.topology.derive import derive, redrive_count
 from smartpipe.topology.resources import Topology
@@ -121,13 +122,15 @@ def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[F
             defaults += 1
         elif timeout is None or timeout > drain:
             seconds = MAX_VISIBILITY_SECONDS if timeout is None else timeout
+            longer = min(seconds, MAX_DRAIN_SECONDS)
             yield Finding(
                 code="SP101",
                 resource=f"handler {handler.name}",
                 message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {drain:g} s after SIGTERM: the "
                 "message returns to its queue, and the work begins again",
-                remedy=f"set SMARTPIPE_DRAIN_SECONDS={min(seconds, 7_200):g} and the grace period of the platform to 5 "
-                f"s more{ON_ECS if seconds > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps",
+                remedy=f"raise the drain to {longer:g} s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
+                f"SMARTPIPE_DRAIN_SECONDS) and the grace period of the platform to {longer + GRACE_SECONDS:g} s"
+                f"{ON_ECS if seconds > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps",
                 figures={"timeout_seconds": seconds, "drain_seconds": drain},
             )
     if defaults:
