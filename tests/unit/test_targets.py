@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -103,6 +103,19 @@ def test_every_wrong_target_is_reported(here: Path) -> None:
         load_services(["shop", "nowhere:service", "shop:service"])
 
     assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("load", [load_services, load_events])
+def test_a_module_that_cannot_be_imported_is_reported_once_and_runs_once(here: Path, load: Any) -> None:
+    (here / "broken.py").write_text("with open('runs', 'a') as file: file.write('it runs')\noops")
+
+    with pytest.raises(ConfigError) as caught:
+        load(["broken:first", "broken:second", "nowhere:service"])
+
+    first, second = caught.value.problems
+    assert "cannot import TARGET 'broken:first': NameError" in first
+    assert "nowhere" in second
+    assert (here / "runs").read_text() == "it runs"
 
 
 def test_an_error_outside_of_the_working_directory_has_its_own_place(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import traceback
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.events import Event, declared_events
@@ -14,8 +15,10 @@ from smartpipe.service import Service
 from smartpipe.topics import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
+
+T = TypeVar("T")
 
 
 def load_services(targets: Sequence[str]) -> list[Service]:
@@ -24,24 +27,7 @@ def load_services(targets: Sequence[str]) -> list[Service]:
     Raises:
         ConfigError: One sentence for each wrong target.
     """
-    services: list[Service] = []
-    errors: list[str] = []
-    for target in targets or read_configured_targets():
-        try:
-            found = _resolve(target)
-            if not isinstance(found, Service):
-                errors.append(f"{target} is of type {type(found).__name__}, not a smartpipe.Service")
-            elif not found.handlers and not found.publishes:
-                hint = "add @service.subscribe(...), or publishes=[...] if it only publishes"
-                errors.append(f"{target}: service {found.name!r} has no handlers; {hint}")
-            else:
-                _ = found.bindings  # raises ConfigError if upcasters leave a gap
-                services.append(found)
-        except ConfigError as error:
-            errors += error.problems
-    if errors:
-        raise ConfigError(errors)
-    return services
+    return _load_each(targets, _load_service)
 
 
 def load_events(targets: Sequence[str]) -> list[type[Event]]:
@@ -52,17 +38,47 @@ def load_events(targets: Sequence[str]) -> list[type[Event]]:
     Raises:
         ConfigError: One sentence for each wrong target.
     """
-    events: dict[type[Event], None] = {}
+
+    def load(target: str) -> Iterable[type[Event]]:
+        return _events_of(_resolve(target) if ":" in target else _import(target, target), target)
+
+    return list(dict.fromkeys(chain.from_iterable(_load_each(targets, load))))
+
+
+def _load_each(targets: Sequence[str], load: Callable[[str], T]) -> list[T]:
+    """Return the result of *load* for each TARGET, or for those in pyproject.toml if there are none.
+
+    Raises:
+        ConfigError: One sentence for each wrong target. A module that cannot be imported counts once.
+    """
+    loaded: list[T] = []
     errors: list[str] = []
+    broken: set[str] = set()
     for target in targets or read_configured_targets():
+        module_name = target.partition(":")[0]
+        if module_name in broken:
+            continue
         try:
-            found = _resolve(target) if ":" in target else _import(target, target)
-            events.update(dict.fromkeys(_events_of(found, target)))
+            loaded.append(load(target))
         except ConfigError as error:
             errors += error.problems
+            if module_name not in sys.modules:
+                broken.add(module_name)
     if errors:
         raise ConfigError(errors)
-    return list(events)
+    return loaded
+
+
+def _load_service(target: str) -> Service:
+    found = _resolve(target)
+    if not isinstance(found, Service):
+        msg = f"{target} is of type {type(found).__name__}, not a smartpipe.Service"
+        raise ConfigError(msg)
+    if not found.handlers and not found.publishes:
+        hint = "add @service.subscribe(...), or publishes=[...] if it only publishes"
+        raise ConfigError(f"{target}: service {found.name!r} has no handlers; {hint}")
+    _ = found.bindings  # raises ConfigError if upcasters leave a gap
+    return found
 
 
 def services_among(targets: Sequence[str]) -> list[Service]:
