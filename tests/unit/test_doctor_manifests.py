@@ -379,6 +379,31 @@ def test_a_command_of_the_image_or_of_a_script_is_not_seen_unless_a_setting_show
     assert "SP201" in codes(known)
 
 
+@pytest.mark.parametrize(
+    ("command", "hidden"),
+    [
+        ([{"Ref": "Program"}, "shop:service"], True),
+        (["smartpipe", {"Ref": "Command"}], True),
+        (["/app/.venv/bin/smartpipe", "${COMMAND}"], True),
+        ({"Fn::Split": [" ", {"Ref": "Command"}]}, True),
+        (["smartpipe", "worker", {"Ref": "Target"}], False),
+        (["nginx", "-g", {"Ref": "Options"}], False),
+        (["sh", "-c", "echo $HOME"], False),
+    ],
+)
+def test_a_command_that_is_a_variable_is_not_seen(command: Any, hidden: bool, diagnose: Any) -> None:
+    container = {key: one for key, one in TASK["containerDefinitions"][0].items() if key != "environment"}
+    task = TASK | {"containerDefinitions": [container | {"command": command}]}
+    service = {"services": {"shop": {"command": command, "stop_grace_period": "1m"}}}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "shop"}}
+    pod["spec"] = {"containers": [{"name": "a", "command": command}]}
+
+    for document in (task, service, pod):
+        report = diagnose(json=json.dumps(document))
+
+        assert any("the command of" in one and "it has a variable" in one for one in report.not_seen) == hidden
+
+
 def test_a_grace_period_without_a_value_is_the_default(diagnose: Any) -> None:
     with_long_drain = change(DEPLOYMENT, "env: []", "env: [{name: SMARTPIPE_DRAIN_SECONDS, value: 26}]")
 

@@ -16,7 +16,7 @@ from smartpipe.doctor.containers import (
     find_small_memory,
 )
 from smartpipe.doctor.findings import Examined, Finding
-from smartpipe.doctor.lookup import find, find_table, find_texts, to_bytes, to_number, to_seconds
+from smartpipe.doctor.lookup import find, find_table, find_words, to_bytes, to_number, to_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ def _read_service(name: str, service: Any, document: Document, settings: WorkerS
 def _read_words(value: Any) -> list[str]:
     """Return the words of a command; compose splits a text itself, without a shell."""
     if not isinstance(value, str):
-        return find_texts({"value": value}, "value")
+        return find_words({"value": value}, "value")
     try:
         return shlex.split(value)
     except ValueError:

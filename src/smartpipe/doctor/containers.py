@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from smartpipe.settings import WorkerSettings
 
 _WORKER = re.compile(r"(?:^|[\s/;&|(\"'])smartpipe(?:[\s\\]+-[^\s]+)*[\s\\]+worker(?![\w.:/-])")
+_HIDDEN = re.compile(r"(?:^|(?:^|[\s/])smartpipe\s+)\$")
+"""The program, or the command of smartpipe, is a variable."""
 _SCRIPT = re.compile(r"\.(ba|da|a|z)?sh(?![\w.])")
 _SHELLS = re.compile(r"(.*/)?(ba|da|a|z)?sh")
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
@@ -59,11 +61,15 @@ class Container(NamedTuple):
         if _WORKER.search(words):
             return True
         arguments = not words or words.startswith(("-", "worker"))  # of an entry point in the image
-        if not arguments and _SCRIPT.search(words) is None:
+        if not arguments and _SCRIPT.search(words) is None and not self._hides_command:
             return False
         if self.environment.keys() & _WORKER_SETTINGS or _WORKER_PATHS & set(self.paths):
             return True
         return None
+
+    @property
+    def _hides_command(self) -> bool:
+        return _HIDDEN.search(" ".join(self.command)) is not None
 
     @property
     def drain_seconds(self) -> float:
@@ -93,7 +99,8 @@ class Container(NamedTuple):
         """Yield a sentence for each fact about it that the manifest does not have."""
         where = f"{self.resource} ({self.place.file}:{self.place.line})"
         if self.is_worker is None:
-            yield f'the command of {where}: it is in the image; write it here, as in ["smartpipe", "worker"]'
+            hidden = "it has a variable" if self._hides_command else "it is in the image"
+            yield f'the command of {where}: {hidden}; write it here, as in ["smartpipe", "worker"]'
         elif self.is_worker and (
             self.hides_variables
             or not all(

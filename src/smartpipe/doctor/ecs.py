@@ -18,7 +18,7 @@ from smartpipe.doctor.containers import (
     find_small_memory,
 )
 from smartpipe.doctor.findings import Examined, Finding
-from smartpipe.doctor.lookup import find_rows, find_texts, to_number
+from smartpipe.doctor.lookup import find_rows, find_texts, find_words, to_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +105,7 @@ def _read_container(row: dict[str, Any], name: str, place: Place, settings: Work
     return Container(
         resource=f"{name}, container {row.get('name')}",
         place=place,
-        command=[*find_texts(row, "entryPoint"), *find_texts(row, "command")],
+        command=[*find_words(row, "entryPoint"), *find_words(row, "command")],
         environment={str(one.get("name")): one.get("value") for one in [*secrets, *variables]},
         settings=settings,
         hides_variables=bool(find_rows(row, "environmentFiles")),

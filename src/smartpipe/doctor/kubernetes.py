@@ -14,7 +14,7 @@ from smartpipe.doctor.containers import (
     find_short_grace,
     find_small_memory,
 )
-from smartpipe.doctor.lookup import find, find_rows, find_table, find_texts, to_number, to_quantity
+from smartpipe.doctor.lookup import find, find_rows, find_table, find_texts, find_words, to_number, to_quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -154,7 +154,7 @@ def _read_container(row: dict[str, Any], owner: str, document: Document, setting
     return Container(
         resource=f"{owner}, container {row.get('name')}",
         place=document.place,
-        command=[*find_texts(row, "command"), *find_texts(row, "args")],
+        command=[*find_words(row, "command"), *find_words(row, "args")],
         environment=variables,
         settings=settings,
         paths=[str(path) for path in paths if path],

@@ -42,6 +42,16 @@ def find_texts(value: Any, *keys: str) -> list[str]:
     return [str(one) for one in rows if isinstance(one, (str, int, float))]
 
 
+def find_words(value: Any, *keys: str) -> list[str]:
+    """Return the words of a command below these keys.
+
+    A word that is a function of CloudFormation or a value of another kind is ``${…}``, as a variable would be.
+    """
+    found = find(value, *keys)
+    rows = found if isinstance(found, list) else [] if found is None else [found]
+    return [str(one) if isinstance(one, (str, int, float)) else "${…}" for one in rows]
+
+
 def to_number(value: Any) -> float | None:
     """Return a finite number, or a text that is one; otherwise None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
