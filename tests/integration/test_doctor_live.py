@@ -25,6 +25,7 @@ from tests.support.proxy import Fault, FaultProxy
 if TYPE_CHECKING:
     from smartpipe import EmbeddedBroker
     from smartpipe.doctor.findings import Examined
+    from tests.support.calls import Call
     from tests.support.queues import Queues
 
 examined = Topic("examined")
@@ -54,6 +55,10 @@ async def diagnose(service: Service | None = None) -> Examined:
 
 def codes(found: Examined) -> list[str]:
     return sorted(one.code for one in found.findings)
+
+
+def not_found(_: Call) -> tuple[int, dict[str, str], bytes]:
+    return 404, {"Content-Type": "text/html"}, b"<html>no</html>"
 
 
 def prefixed(name: str) -> str:
@@ -191,13 +196,31 @@ async def test_a_refused_action_is_named_and_its_resources_do_not_seem_to_be_mis
 
 async def test_a_broker_that_answers_nonsense_is_not_seen_and_nothing_crashes(fast_proxy: FaultProxy) -> None:
     await provision(make_service())
-    for operation in ("DescribeAlarms", "GetMetricData", "ListSubscriptionsByTopic"):
-        fast_proxy.add(Fault(operation, respond=lambda _: (404, {"Content-Type": "text/html"}, b"<html>no</html>")))
+    for operation in ("DescribeAlarms", "GetMetricData"):
+        fast_proxy.add(Fault(operation, respond=not_found))
 
     found = await diagnose()
 
     assert codes(found) == []
     assert any("the endpoint does not answer as AWS does" in one for one in found.not_seen)
+
+
+@pytest.mark.parametrize("operation", ["", "ListSubscriptionsByTopic", "GetQueueAttributes"])
+async def test_an_account_whose_resources_cannot_be_read_is_an_error(
+    operation: str, fast_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provision(make_service())
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "000000000000")
+    fast_proxy.add(Fault(operation, respond=not_found))
+
+    found = await diagnose()
+
+    [finding] = [one for one in found.findings if one.code == "SP300"]
+    assert finding.severity == "error"
+    assert finding.message == (
+        "AWS could not be asked: the deployed resources: the endpoint does not answer as AWS does"
+    )
+    assert "the account" in found.not_seen
 
 
 async def test_an_account_that_does_not_answer_in_time_is_not_seen(

@@ -50,9 +50,11 @@ async def examine_account(
     try:
         read = await read_account(session, services, table_and_bucket)
     except TransportError as error:
-        return Examined([report_unreachable(error)], ["the account"]), "no account"
+        return Examined([report_unreachable(error.detail)], ["the account"]), "no account"
     naming = read.account.naming
     findings = list(examine_read(read, settings.poll_seconds, prices))
+    if read.failure is not None:
+        findings.append(report_unreachable(read.failure))
     account = f"account {naming.account_id} in {naming.region}"
     return Examined(findings, [*read.not_seen, *_list_unseen(read)]), account
 
@@ -99,12 +101,12 @@ def find_denials(denials: Iterable[Denial]) -> Iterator[Finding]:
         )
 
 
-def report_unreachable(error: TransportError) -> Finding:
+def report_unreachable(reason: str) -> Finding:
     """Return the finding about an account that cannot be read at all."""
     return Finding(
         code="SP300",
         resource="account",
-        message=f"AWS could not be asked: {error.detail}",
+        message=f"AWS could not be asked: {reason}",
         remedy="correct the credentials, AWS_REGION or AWS_ENDPOINT_URL, or run doctor without --live",
     )
 

@@ -39,11 +39,17 @@ EXPIRY = "AWS_CREDENTIAL_EXPIRATION"
 
 
 class Read(NamedTuple):
-    """The account, as far as it could be read, and a sentence for each fact that was not seen."""
+    """The account, as far as it could be read.
+
+    Args:
+        not_seen: A sentence for each fact that was not seen.
+        failure: Why no resource at all could be read; None if some could.
+    """
 
     account: Account
     environment: Environment
     not_seen: list[str]
+    failure: str | None = None
 
 
 async def read_account(
@@ -66,11 +72,10 @@ async def read_account(
         desired = derive(services, naming, table_and_bucket)
     except ConfigError:
         return Read(empty, environment, ["the account: the topology cannot be derived, see SP100"])
-    account = await inquiry.attempt(
-        "the deployed resources, and all that depends on them", read_topology(inquiry, desired, naming)
-    )
+    account = await inquiry.attempt("the deployed resources", read_topology(inquiry, desired, naming))
     if account is None:
-        return Read(empty, environment, inquiry.not_seen)
+        *not_seen, failure = inquiry.not_seen
+        return Read(empty, environment, [*not_seen, "the account"], failure)
     account = await read_details(inquiry, account)
     addresses = await inquiry.attempt("the addresses of the queues", read_addresses(session, account))
     environment = environment._replace(urls={**environment.urls, **(addresses or {})})
