@@ -150,13 +150,24 @@ def test_the_command_lists_the_files_and_which_of_them_have_changed(
     for status in ("written", "unchanged"):
         run_export([target], tmp_path, as_json=False)
         assert capsys.readouterr().out == "".join(f"  {status}  {tmp_path.as_posix()}/{name}\n" for name in names)
-    (tmp_path / names[1]).write_bytes(b"\xff")
+    (tmp_path / names[1]).write_text("")
     run_export([target], tmp_path, as_json=True)
 
     assert json.loads(capsys.readouterr().out) == [
         {"path": f"{tmp_path.as_posix()}/{name}", "changed": changed}
         for name, changed in zip(names, (False, True, False, False), strict=True)
     ]
+
+
+def test_files_that_cannot_be_written_or_are_not_text_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / ENVELOPE_FILE).write_bytes(b"\xff")
+
+    with pytest.raises(ConfigError, match=f"{ENVELOPE_FILE} cannot be written: it exists, and is not text; move it"):
+        run_export(["tests.support.events:UserSignedUp"], tmp_path, as_json=False)
+    assert (tmp_path / ENVELOPE_FILE).read_bytes() == b"\xff"
+    with pytest.raises(ConfigError, match=r"file.* cannot be written: (File exists|Not a directory)"):
+        run_export(["tests.support.events:UserSignedUp"], tmp_path / "file", as_json=False)
 
 
 class Card(BaseModel):

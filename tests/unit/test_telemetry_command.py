@@ -109,7 +109,7 @@ def test_dashboards_are_only_for_grafana_and_go_into_a_directory(tmp_path: Path)
 
     with pytest.raises(ConfigError, match="--format 'kibana' is unknown: use grafana"):
         run_dashboards(TARGETS, "kibana", tmp_path, [])
-    with pytest.raises(ConfigError, match=r"--directory .*file: smartpipe-fleet.json cannot be written: "):
+    with pytest.raises(ConfigError, match=r"file.smartpipe-fleet.json cannot be written: "):
         run_dashboards(TARGETS, "grafana", tmp_path / "file", [])
     with pytest.raises(ConfigError, match="it exists, and is not text"):
         run_dashboards(TARGETS, "grafana", tmp_path / "binary", [])

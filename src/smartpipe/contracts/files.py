@@ -231,11 +231,20 @@ def _parse(texts: Mapping[str, str], name: str) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> bool:
-    """Write a file, and its directories, unless it has this text; return whether it was written."""
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") == text:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    """Write a file, and its directories, unless it has this text; return whether it was written.
+
+    Raises:
+        ConfigError: The file cannot be written, or it exists and is not text.
+    """
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} cannot be written: it exists, and is not text; move it away") from None
     return True
 
 
