@@ -32,7 +32,8 @@ class FieldReport(NamedTuple):
         errors: A sentence for each field that consumers could not read.
         mutable: A value may have stopped fitting its type since the event was validated, because it is in a list, a
             dict or another model. Or a default value was never validated.
-        own_serializers: The class has serializers, and consumers may not be able to read their output.
+        own_serializers: The class has serializers, or a union with Json, and consumers may not be able to read their
+            output.
         infinite: A field may hold infinity or NaN, because it belongs to a model that allows them.
         anything: A field has the type Any.
         json_text: A field has the type Json, which Pydantic reads from text but writes as a value.
@@ -188,6 +189,8 @@ class _Inspection:
                 self._report(path, f"has a type ({kind}) that JSON cannot represent: publish a name instead")
             case "function-plain":
                 self.own_serializers = True
+            case "union" if _contains_json(schema):
+                self.own_serializers = True  # Pydantic writes None as null, which a Json field does not read
             case "default":
                 self.mutable |= not _has_valid_default(schema)
 
@@ -301,6 +304,13 @@ def _list_class_fields(schema: Any) -> Iterable[tuple[str, Any]]:
     if schema.get("root_model"):
         return [("root", schema["schema"])]
     return [(name, field["schema"]) for name, field in _find_fields(schema)[0]]
+
+
+def _contains_json(schema: Any) -> bool:
+    """Return whether a value, without classes and definitions within, has the type Json."""
+    if schema["type"] == "json":
+        return True
+    return schema["type"] not in _CLASSES and any(_contains_json(inner) for _, inner in _list_children(schema))
 
 
 def _list_children(schema: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:

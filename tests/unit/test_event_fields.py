@@ -315,6 +315,13 @@ def test_a_value_that_consumers_can_read_is_published(case: str) -> None:
     )
 
 
+def test_none_in_a_union_with_json_is_refused_when_it_is_published() -> None:
+    event = declare(int | Json).model_validate_json('{"field": "null"}')
+
+    with pytest.raises(PublishError, match=r"its class would refuse it: field\.int"):
+        encode(wrap(event, source="shop"))
+
+
 def test_a_serializer_whose_output_the_class_refuses_is_found_by_the_producer() -> None:
     class Price(Event, topic=things, type="fields.price", version="1.0"):
         cents: int

@@ -65,6 +65,9 @@ FINDINGS: dict[str, tuple[Callable[[], type[Event]], set[str]]] = {
     "a number that may be infinite": (lambda: declare(Annotated[float, Field(allow_inf_nan=True)]), {"infinite"}),
     "a number that is finite": (lambda: declare(float), set()),
     "Json": (lambda: declare(Json[int]), {"json_text"}),
+    "an optional Json": (lambda: declare(Json[int] | None), {"json_text"}),
+    "a union with Json": (lambda: declare(int | Json), {"json_text", "own_serializers"}),
+    "a union with Json in a tuple": (lambda: declare(int | tuple[Json[int]]), {"json_text", "own_serializers"}),
     "a list that becomes a number": (lambda: declare(Annotated[int, Length]), set()),
     "a serializer of Pydantic": (lambda: declare(Path), set()),
     "a serializer of one's own": (
