@@ -45,6 +45,16 @@ class Size(StrEnum):
     SMALL = "small"
 
 
+class Page(BaseModel):
+    text: Json[list[int]]
+    number: float = Field(alias="other")
+
+
+class Leaf(BaseModel):
+    text: Json[Any]
+    inner: list[Leaf] = []
+
+
 class Aliased(BaseModel):
     value: int = Field(alias="other")
 
@@ -135,6 +145,12 @@ READABLE_FIELDS: dict[str, tuple[Callable[[], type[Event]], dict[str, Any]]] = {
     "None in a Literal": (lambda: declare(Literal["a", None]), {"field": None}),  # noqa: PYI061
     "a member of a StrEnum in a Literal": (lambda: declare(Literal[Size.SMALL]), {"field": Size.SMALL}),
     "aliases in Json": (lambda: declare(Json[Aliased]), {"field": json.dumps({"other": 1})}),
+    "Json in Json": (lambda: declare(Json[list[Json[int]]]), {"field": '["1"]'}),
+    "Json in a model in Json": (lambda: declare(Json[Page]), {"field": json.dumps({"text": "[1]", "other": 2})}),
+    "a recursive model in Json": (
+        lambda: declare(Json[Leaf]),
+        {"field": json.dumps({"inner": [{"text": "1"}], "text": "2"})},
+    ),
     "Any": (lambda: declare(Any), {"field": {"a": [1, None, "NaN"]}}),
     "an optional value": (lambda: declare(int | None, None), {}),
     "a default of another type that can be converted": (lambda: declare(float, 1), {}),

@@ -21,7 +21,7 @@ from smartpipe.envelope.validators import transform
 from smartpipe.event_fields import find_undeclared_class, inspect_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from smartpipe.events import Event
 
@@ -103,16 +103,18 @@ class Serializer:
 def _write_as_read(schema: dict[str, Any]) -> dict[str, Any]:
     """Make Json fields write text, and classes write infinity and NaN by name, where Pydantic would write null."""
     if schema.get("type") == "json" and "serialization" not in schema:
-        return schema | {"serialization": core_schema.plain_serializer_function_ser_schema(_write_text)}
+        content = schema.get("schema", core_schema.any_schema())
+        return schema | {"serialization": core_schema.wrap_serializer_function_ser_schema(_write_text, schema=content)}
     config = schema.get("config", {})
     if schema.get("type") not in _CONFIGURED or config.get("ser_json_inf_nan", "null") != "null":
         return schema
     return schema | {"config": {**config, "ser_json_inf_nan": "constants"}}
 
 
-def _write_text(value: Any) -> str:
-    data = to_json(value, by_alias=True, inf_nan_mode="constants")
-    _refuse_infinity(data, to_jsonable_python(value, by_alias=True, inf_nan_mode="constants"))
+def _write_text(value: Any, serialize: Callable[[Any], Any]) -> str:
+    content = serialize(value)  # Json within Json is text already
+    data = to_json(content, by_alias=True, inf_nan_mode="constants")
+    _refuse_infinity(data, to_jsonable_python(content, by_alias=True, inf_nan_mode="constants"))
     return data.decode()
 
 
