@@ -10,8 +10,9 @@ NODE := .venv/node/.installed
 
 SOAK_MINUTES ?= 60
 
-# Two for each core, because these tests mostly wait.
+# Two for each core, because these tests mostly wait, and three where they start few processes of their own.
 WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 2 )))
+TEST_WORKERS := $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) * 3 )))
 
 # Containers often disable bytecode. Then each worker, and each of hundreds of commands, would compile every module again.
 demo test unit acceptance chaos soak: export PYTHONDONTWRITEBYTECODE :=
@@ -59,7 +60,7 @@ $(NODE): $(INSTALLED) examples/polyglot/package.json
 
 # Everything that runs inside of pytest's processes, on brokers and databases of its own.
 test: $(INSTALLED) $(NODE)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/unit tests/conformance tests/integration tests/test_*.py
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal tests/unit tests/conformance tests/integration tests/test_*.py
 
 # The commands in processes of their own, as users run them: signals, kills, terminals, the README and the tutorial.
 acceptance: $(INSTALLED) $(NODE)

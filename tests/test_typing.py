@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import find_program
+from tests.support.programs import look_for
 
 TYPING = Path(__file__).parent / "typing"
-PYRIGHT = find_program("pyright") or find_program("basedpyright")
+PYRIGHT = look_for("pyright") or look_for("basedpyright")
 
 
 @pytest.mark.timeout(200)

@@ -19,7 +19,8 @@ import pytest
 
 from smartpipe.deploy.compose import BROKER_HEALTH_PATH, WITH_DEVELOPMENT_PACKAGES
 from smartpipe.deploy.kubernetes import USER_ID
-from tests.support.processes import ROOT, find_program, smartpipe
+from tests.support.processes import ROOT, smartpipe
+from tests.support.programs import find_program
 from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
@@ -131,8 +132,6 @@ def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
     packaged: bool, app: Path, tmp_path: Path, fast_broker: EmbeddedBroker
 ) -> None:
     uv = find_program("uv")
-    if uv is None:
-        pytest.skip("uv is not installed")
     python, user = find_python()
     sources = write_project(tmp_path / "project", python, uv, packaged=packaged)
     exported = smartpipe("deploy", "export", "--format", "dockerfile", directory=str(sources))
@@ -177,8 +176,6 @@ def test_the_image_handles_an_event_as_another_user_and_drains_on_sigterm(
 @pytest.mark.timeout(240)
 def test_the_image_of_the_broker_in_a_compose_file_listens_as_another_user(app: Path, tmp_path: Path) -> None:
     uv = find_program("uv")
-    if uv is None:
-        pytest.skip("uv is not installed")
     python, user = find_python()
     sources = write_project(tmp_path / "project", python, uv, packaged=True)
     exported = smartpipe("deploy", "export", "--format", "dockerfile", directory=str(sources))

@@ -15,7 +15,7 @@ import pytest
 
 from smartpipe.cli.deploy.commands import DEPLOY_FORMATS
 from tests.support.loopback import free_port
-from tests.support.processes import find_program
+from tests.support.programs import find_program
 from tests.support.waiting import until_blocking
 from tests.support.wheels import make_venv
 
@@ -129,10 +129,8 @@ def test_the_tests_of_a_new_project_pass(project: Path, environment: Mapping[str
 
 @pytest.mark.timeout(240)
 def test_a_new_project_satisfies_its_linter_and_doctor(project: Path, environment: Mapping[str, str]) -> None:
-    ruff = find_program("ruff")
-    if ruff is None:
-        pytest.skip("ruff is not installed")
-    with_ruff = {**environment, "PATH": f"{environment['PATH']}{os.pathsep}{Path(ruff).parent}"}
+    tools = Path(find_program("ruff")).parent
+    with_ruff = {**environment, "PATH": f"{environment['PATH']}{os.pathsep}{tools}"}
     done = run("make", "RUN=", "check", directory=project, environment=with_ruff)
 
     assert done.returncode == 0, done.stdout + done.stderr

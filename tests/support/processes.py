@@ -44,11 +44,6 @@ def replace_module(path: Path, text: str) -> None:
     shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
 
 
-def find_program(name: str) -> str | None:
-    """Return the path of a program: from the virtual environment of the tests, otherwise from the PATH."""
-    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-
-
 def smartpipe(*arguments: str, directory: str = str(ROOT), **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     done = subprocess.run(

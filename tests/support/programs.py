@@ -15,11 +15,14 @@ from tests.support.processes import ROOT
 
 def find_program(name: str, *places: str | None) -> str:
     """Return the path of a program beside this Python, in one of the places, or on the PATH; skip without it."""
+    return look_for(name, *places) or pytest.skip(f"{name} is not installed")
+
+
+def look_for(name: str, *places: str | None) -> str | None:
+    """Return the same as ``find_program``, or None without the program."""
     own = str(Path(sys.executable).parent)
-    for path in (own, *filter(None, places), os.environ.get("PATH", "")):
-        if found := shutil.which(name, path=path):
-            return found
-    pytest.skip(f"{name} is not installed")
+    paths = (own, *filter(None, places), os.environ.get("PATH", ""))
+    return next(filter(None, (shutil.which(name, path=path) for path in paths)), None)
 
 
 def find_ansible(name: str) -> str:

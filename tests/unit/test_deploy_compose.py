@@ -30,7 +30,7 @@ from smartpipe.doctor.compose import examine_compose
 from smartpipe.doctor.manifests import Document, read_documents
 from smartpipe.local.broker import BACKENDS, list_variables
 from smartpipe.settings import WorkerSettings
-from tests.support.processes import find_program
+from tests.support.programs import find_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,10 +86,7 @@ def services(text: str) -> dict[str, Any]:
 
 
 def find_tool(name: str, *arguments: str) -> list[str]:
-    found = find_program(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return [found, *arguments]
+    return [find_program(name), *arguments]
 
 
 def judge(command: list[str], directory: Path, **variables: str) -> subprocess.CompletedProcess[str]:

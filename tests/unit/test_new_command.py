@@ -26,7 +26,7 @@ from smartpipe.cli.new.run import run_new
 from smartpipe.deploy.ecs_tasks import CPU_UNITS, FARGATE_SIZES
 from smartpipe.deploy.options import parse_memory, read_options
 from smartpipe.errors import SmartpipeError
-from tests.support.processes import find_program
+from tests.support.programs import find_program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,10 +41,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def judge(program: str, *arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    found = find_program(program)
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return subprocess.run([found, *arguments], cwd=directory, capture_output=True, text=True, check=False)
+    command = [find_program(program), *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(

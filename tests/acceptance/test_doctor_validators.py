@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smartpipe.doctor.examine import examine
-from tests.support.processes import find_program
+from tests.support.programs import find_program
 
 pytest.importorskip("yaml", reason="needs the extra doctor")
 
@@ -85,13 +85,11 @@ def find_by_validator(path: Path) -> str:
         errors = api.lint(path.read_text(), config=api.ManualArgs(regions=["eu-west-1"]))
         return ", ".join(error.rule.id for error in errors)
     if path.suffix == ".dockerfile":
-        command = [find_program("hadolint") or pytest.skip("needs hadolint"), "--no-color", str(path)]
+        command = [find_program("hadolint"), "--no-color", str(path)]
     elif path.name.endswith(".compose.yaml"):
-        program = find_program("docker-compose") or pytest.skip("needs docker-compose")
-        command = [program, "-f", str(path), "config", "--quiet"]
+        command = [find_program("docker-compose"), "-f", str(path), "config", "--quiet"]
     else:
-        program = find_program("kubernetes-validate") or pytest.skip("needs kubernetes-validate")
-        command = [program, "--strict", str(path)]
+        command = [find_program("kubernetes-validate"), "--strict", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     codes = re.findall(r"\bDL\d{4}\b", done.stdout)
     assert done.returncode == 0 or codes, done.stdout + done.stderr
