@@ -248,6 +248,24 @@ def test_text_that_a_reader_takes_for_json_must_be_json_that_fits(
     assert [(one.path, one.rule) for one in breaks] == [("b", rule) for rule in expected]
 
 
+@pytest.mark.parametrize(
+    ("written", "accepted", "expected"),
+    [
+        ({"const": [1, 2]}, {"type": "array", "items": {"type": "integer"}, "maxItems": 2}, []),
+        ({"const": [1, 2]}, {"type": "array", "items": {"type": "integer"}, "maxItems": 1}, [("", "limit")]),
+        ({"enum": [[1], ["a"]]}, {"type": "array", "items": {"type": "integer"}}, [("[0]", "type")]),
+        ({"enum": [[1], [2]]}, {"enum": [[2], [1], [3]]}, []),
+        ({"const": {"a": 1}}, {"type": "object", "properties": {"a": {"type": "integer"}}}, []),
+        ({"const": {"a": 1}}, {"type": "object", "required": ["b"]}, [("b", "required")]),
+    ],
+)
+def test_lists_and_objects_that_are_the_only_values_are_compared_by_what_they_contain(
+    written: dict[str, Any], accepted: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
+    breaks = find_breaks(Document(written), Document(accepted))
+    assert [(one.path, one.rule) for one in breaks] == expected
+
+
 def test_defaults_and_examples_that_look_like_references_are_data() -> None:
     default, examples = {"$ref": "other.json"}, [{"$ref": "#/$defs/Gone"}]
     one = version("1.0", b=(dict[str, str], Field(default, examples=examples)), c=(str, Field(alias="$ref")))

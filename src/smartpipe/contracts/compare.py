@@ -231,15 +231,17 @@ class _Comparison:
         if values is not None:
             yield from _compare_values(values, accepted, path)
             yield from self._compare_contents(written, accepted, path)
-            if not any(isinstance(value, (dict, list)) for value in values):
-                return
-        elif _values(accepted) is not None:
+            if _values(accepted) is None:
+                for value in values:
+                    if isinstance(value, (dict, list)):
+                        yield from self.compare(_describe(value), accepted, path)
+            return
+        if _values(accepted) is not None:
             yield Break(path, "value", written, accepted)
             return
         if "string" in types:
             yield from _compare_texts(written, accepted, path)
-            if values is None:
-                yield from self._compare_contents(written, accepted, path)
+            yield from self._compare_contents(written, accepted, path)
         if types & {"integer", "number"}:
             yield from _compare_numbers(written, accepted, path)
         if "array" in types:
