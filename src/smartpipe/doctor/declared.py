@@ -247,7 +247,7 @@ def find_missing_speed() -> Iterator[Finding]:
             code="SP110",
             resource="environment",
             message="uvloop is not installed in this environment: workers use the slower event loop of asyncio",
-            remedy="pip install 'smartpipe[speed]'",
+            remedy="add smartpipe[speed] to the dependencies of the project, or pip install 'smartpipe[speed]'",
         )
 
 
