@@ -14,7 +14,6 @@ from pydantic_core import (
     core_schema,
     from_json,
     to_json,
-    to_jsonable_python,
 )
 
 from smartpipe.envelope.validators import transform
@@ -112,9 +111,9 @@ def _write_as_read(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_text(value: Any, serialize: Callable[[Any], Any]) -> str:
-    content = serialize(value)  # Json within Json is text already
-    data = to_json(content, by_alias=True, inf_nan_mode="constants")
-    _refuse_infinity(data, to_jsonable_python(content, by_alias=True, inf_nan_mode="constants"))
+    content = serialize(value)  # values of JSON; Json within Json is text already
+    data = to_json(content, inf_nan_mode="constants")
+    _refuse_infinity(data, content)
     return data.decode()
 
 
