@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-import typer
-
-from smartpipe.cli.export import check_choice
+from smartpipe.cli.export import check_choice, write_directory
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.catalogue import Consumer, Entry, make_pages
-from smartpipe.contracts.files import FIXTURES, describe, read_directory, stem_of, write_text
+from smartpipe.contracts.files import FIXTURES, describe, read_directory, stem_of
 from smartpipe.contracts.fixtures import read_fixture_file
 from smartpipe.contracts.page import Form, render
 from smartpipe.errors import ConfigError
@@ -55,10 +53,8 @@ def run_catalogue(targets: Sequence[str], directory: Path, output: Path, form: s
         examples = _find_examples(classes, directory)
         consumers = _consumers(services, type_, [event for _, event in classes])
         entries.append(Entry(described, ordered, examples, _producers(services, type_), consumers))
-    for page in make_pages(entries):
-        name, text = render(page, form)  # type: ignore[arg-type] # checked
-        changed = write_text(output / name, text)
-        typer.echo(f"  {'written' if changed else 'unchanged'}  {(output / name).as_posix()}")
+    pages = (render(page, form) for page in make_pages(entries))  # type: ignore[arg-type] # checked
+    write_directory(output, dict(pages))
     if errors:
         raise ConfigError(errors)
 
