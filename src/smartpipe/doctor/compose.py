@@ -99,7 +99,7 @@ def _read_service(name: str, service: Any, document: Document, settings: WorkerS
 def _read_words(value: Any) -> list[str]:
     """Return the words of a command; compose splits a text itself, without a shell."""
     if not isinstance(value, str):
-        return find_words({"value": value}, "value")
+        return find_words(value)
     try:
         return shlex.split(value)
     except ValueError:
