@@ -11,19 +11,14 @@ from hypothesis import strategies as st
 
 from smartpipe import ConfigError, Queue, Service
 from smartpipe.cli.export import format_json
-from smartpipe.deploy.cloudformation import build_template
 from smartpipe.deploy.compose import Contents, write_aws
-from smartpipe.deploy.ecs_tasks import FARGATE_SIZES, build_tasks
+from smartpipe.deploy.ecs_tasks import FARGATE_SIZES
 from smartpipe.deploy.kubernetes import write_manifests
 from smartpipe.deploy.options import read_options
 from smartpipe.deploy.place import Place
-from smartpipe.deploy.rights import build_rights
-from smartpipe.deploy.terraform import build_configuration
 from smartpipe.deploy.workloads import build_workloads
 from smartpipe.doctor.examine import examine
-from smartpipe.topology.export.portable import portable_naming
-from smartpipe.topology.table_and_bucket import TableAndBucket
-from tests.support.ecs import NOWHERE, PREFIX, subscribe
+from tests.support.ecs import PREFIX, configuration_of, subscribe, template_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,15 +76,13 @@ def export(table: dict[str, Any]) -> dict[str, str]:
         "compose.yaml": write_aws(Contents(workloads, list(targets), [])),
     }
     try:
-        rights = build_rights(workloads, services, portable_naming(PREFIX, "shop"), TableAndBucket.from_environment())
-        tasks = build_tasks(workloads, rights, PREFIX, NOWHERE)
-    except ConfigError:
+        return {
+            **files,
+            "ecs.json": format_json(template_of(services, table)),
+            "main.tf.json": format_json(configuration_of(services, table)),
+        }
+    except ConfigError:  # sizes and drains that Amazon ECS cannot run
         return files
-    return {
-        **files,
-        "ecs.json": format_json(build_template(tasks, [])),
-        "main.tf.json": format_json(build_configuration(tasks, [])),
-    }
 
 
 @pytest.mark.timeout(180)
