@@ -121,11 +121,11 @@ async def test_a_connection_without_a_request_is_closed(path: Path | None, monke
 async def test_a_probe_that_takes_long_is_answered_because_its_request_is_complete(
     path: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.5)
 
     class Slow(Fine):
         async def livez(self) -> ProbeResult:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.6)  # the request arrived before, so its limit ends meanwhile
             return await super().livez()
 
     async with HealthServer(Slow(), "127.0.0.1", 0, socket=path) as server:
@@ -135,11 +135,18 @@ async def test_a_probe_that_takes_long_is_answered_because_its_request_is_comple
 async def test_a_connection_whose_client_does_not_read_is_closed(
     path: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(health, "REQUEST_SECONDS", 0.5)
     monkeypatch.setattr(health, "RESPONSE_SECONDS", 0.05)
-    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server, connected(server, path) as (_, writer):
+    asked = asyncio.Event()
+
+    class Asked(Fine):
+        async def metrics(self, content_type: str = TEXT) -> str:
+            asked.set()
+            return await super().metrics(content_type)
+
+    async with HealthServer(Asked(), "127.0.0.1", 0, socket=path) as server, connected(server, path) as (_, writer):
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: server._connections)
+        await asyncio.wait_for(asked.wait(), 20)
         await until(lambda: not server._connections)
 
 

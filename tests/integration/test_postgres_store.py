@@ -124,14 +124,15 @@ async def test_a_claim_waits_for_the_transaction_that_completes_it(store: Postgr
 async def test_a_row_locked_for_too_long_is_an_error_of_the_store(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "CALL_SECONDS", 0.3)
     claim = claim_of("order-1")
     await store.claim([claim])
 
     async with store.acquire() as connection, connection.transaction():
         await store.complete_in(connection, claim)
-        with pytest.raises(StoreError, match="renew at .*: no answer in time"):
-            await store.renew([claim])
+        with monkeypatch.context() as patch:
+            patch.setattr(postgres, "CALL_SECONDS", 0.3)
+            with pytest.raises(StoreError, match="renew at .*: no answer in time"):
+                await store.renew([claim])
 
     assert await store.renew([claim]) == [True]
 
@@ -203,11 +204,11 @@ async def test_handlers_that_hold_all_their_connections_keep_no_lease_from_being
 
 async def test_who_gets_no_connection_in_time_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     await migrate(url)
-    monkeypatch.setattr(postgres, "ACQUIRE_SECONDS", 0.1)
     store = PostgresStore(url, connections=1)
     await store.open()
 
     async with store.acquire():
+        monkeypatch.setattr(postgres, "ACQUIRE_SECONDS", 0.1)
         with pytest.raises(StoreError, match="acquire"):
             async with store.acquire():
                 pass

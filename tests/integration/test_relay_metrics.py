@@ -134,6 +134,8 @@ async def test_while_the_database_is_away_the_last_answer_is_given_with_its_age_
         assert line.startswith("Cannot read the backlog of the outbox, retrying")
 
     await until(lambda: relay.backlog_reader._query is None)
+    for limit in ("QUERY_SECONDS", "WAIT_SECONDS"):
+        monkeypatch.setattr(f"smartpipe.outbox.backlog.{limit}", 30.0)
     age = gauge(await report.metrics(), "smartpipe_outbox_backlog_age_seconds")
     assert age is not None
     assert age <= max(other or 0 for other in ages)

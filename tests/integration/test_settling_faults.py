@@ -74,8 +74,8 @@ async def test_fault_14_a_delete_without_a_response_leaves_time_for_another(
     async with working(shop.service) as worker:
         await shop.emptied()
 
-    first, again = [receipts(call) for call in fast_proxy.calls if call.operation == "DeleteMessageBatch"]
-    assert again == first
+    first, *others = [receipts(call) for call in fast_proxy.calls if call.operation == "DeleteMessageBatch"]
+    assert first in others
     assert worker.consumers[0].counters.not_deleted == 0
 
 

@@ -425,6 +425,7 @@ async def test_a_function_that_hangs_in_a_thread_is_not_called_again_until_it_ha
             assert (len(calls), len(failures), len(broker.dead_lettered())) == (1, 3, 3)
             release.set()
             await until(lambda: "works again. It missed 2 failures" in caplog.text)
+            monkeypatch.setattr("smartpipe.failures.HOOK_SECONDS", 30)
             await broker.publish(ADA)
             await broker.drain()
 

@@ -52,19 +52,14 @@ class Read(NamedTuple):
     failure: str | None = None
 
 
-async def read_account(
-    session: AwsSession,
-    services: Sequence[Service],
-    table_and_bucket: TableAndBucket,
-    limit_seconds: float | None = None,
-) -> Read:
+async def read_account(session: AwsSession, services: Sequence[Service], table_and_bucket: TableAndBucket) -> Read:
     """Read the resources that *services* need, and their metrics, alarms and keys.
 
     Raises:
         ConfigError: The AWS configuration has an error.
         TransportError: AWS cannot be reached, or refuses the credentials.
     """
-    inquiry = Inquiry(session, LIMIT_SECONDS if limit_seconds is None else limit_seconds)
+    inquiry = Inquiry(session, LIMIT_SECONDS)
     environment = await read_environment(inquiry)
     naming = await session.addresses.naming()
     empty = Account(naming, Topology({}), Topology({}), datetime.now(UTC))
