@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
-from smartpipe.envelope.decode import summarize_errors
+from smartpipe.envelope.decode_errors import summarize_errors
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS, Envelope
 from smartpipe.envelope.fields import DEFAULT_VERSION
 from smartpipe.envelope.validators import (

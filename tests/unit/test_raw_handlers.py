@@ -13,6 +13,7 @@ from tenacity import wait_none
 from smartpipe import (
     Batch,
     ConfigError,
+    DecodeError,
     Delivery,
     DeliveryFailure,
     Event,
@@ -27,6 +28,7 @@ from smartpipe.consumer.handlers import slots_for
 from smartpipe.dlq.messages import preview, read_message
 from smartpipe.dlq.processed import ProcessedEvents
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
+from smartpipe.envelope.decode_errors import NoEventType
 from smartpipe.external import ExternalModel, Matcher, RawContext, RawMessage, attribute, field, where
 from smartpipe.message import Attribute, Message
 from smartpipe.middleware import Logging
@@ -97,6 +99,28 @@ async def test_a_cloudevent_of_a_type_without_handler_may_go_to_a_raw_handler() 
     await send_all(service, unknown)
 
     assert taken.calls == [("raw", unknown)]
+
+
+async def test_why_a_message_is_no_event_is_not_found_out_if_a_raw_handler_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[NoEventType]()
+
+    def find_reason(error: NoEventType) -> DecodeError:
+        asked.append(error)
+        return DecodeError("not-cloudevent", "for a test")
+
+    monkeypatch.setattr(NoEventType, "reason", property(find_reason))
+    service, taken = Service("inbox"), Taken()
+    service.subscribe(UserLeft)(taken.by("event"))
+    service.subscribe_raw(dict, match=field("kind"))(taken.by("raw"))
+
+    await send_all(service, {"kind": "order"})
+    assert (taken.calls, asked) == ([("raw", {"kind": "order"})], [])
+
+    [letter] = (await send_all(service, {"number": 1})).dead_lettered()
+    assert asked
+    assert letter.reason.endswith("as an event: for a test")
 
 
 async def test_an_event_with_invalid_data_is_not_offered_to_raw_handlers() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -18,6 +17,7 @@ from pydantic.errors import PydanticUndefinedAnnotation
 
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE
+from smartpipe.envelope.decode_errors import NoEventType, describe_broken_validator, summarize_errors
 from smartpipe.envelope.encode import Envelope
 from smartpipe.envelope.extensions import read_extensions
 from smartpipe.envelope.fields import DEFAULT_VERSION, Context, TypeAndVersion, envelope_fields
@@ -66,11 +66,6 @@ INLINE_OBJECTS = 1_000
 validators takes 16 µs, so decoding on the event loop blocks it for at most about 20 ms."""
 UNPARSED_CHARACTERS = 65_536
 """A longer body is not parsed if it cannot be a JSON object."""
-MAX_ERRORS_READ = 1_000
-"""Pydantic creates a dict for each error. If there are more errors, only their number is reported."""
-MAX_ERRORS_KEPT = 20
-MAX_ERROR_CHARACTERS = 500
-MAX_NAME_CHARACTERS = 100
 
 _OPTIONAL_FIELDS = {"dataversion": DEFAULT_VERSION, "time": None}
 _envelope_values = itemgetter(
@@ -153,6 +148,8 @@ class MessageReader:
                 if RESERVED_ATTRIBUTES.isdisjoint(attributes):
                     return await self._decode(body, keep_wrapped), message
             return await self._decode_encoded(body, message._replace(attributes=attributes))
+        except NoEventType as error:
+            return await self._read_other(message, body, error), message
         except (DecodeError, UnknownEventType) as error:
             if error.kind not in _NOT_OURS:
                 raise
@@ -164,9 +161,9 @@ class MessageReader:
         Raises:
             MessageError: It is neither. Without raw handlers, this is *error*.
         """
-        binary = error.kind in _NOT_STRUCTURED and is_binary_mode(message.attributes)
+        binary = is_binary_mode(message.attributes) and error.kind in _NOT_STRUCTURED
         if not binary and self._others is None:
-            raise error
+            raise error.reason if isinstance(error, NoEventType) else error
         body = await self._decode_text(body, message.attributes)
         large = not _is_small(body)
         if binary:
@@ -315,6 +312,8 @@ class Decoder:
             validate_again = inner or key not in self._selected_by_type  # otherwise this validator has refused it
             validate = validators.by_type.get(key) if validate_again else None
             fields = _validate(validate, body) if validate else None
+            if not key[0] and validators is self._small:
+                raise NoEventType(partial(self._explain, body, validators, limit_objects))
         return _build_envelope(self._explain(body, validators, limit_objects) if fields is None else fields)
 
     def _explain(self, body: str, validators: _Validators, limit_objects: float) -> dict[str, Any]:
@@ -383,7 +382,7 @@ def _validate(validate: _Validate, body: str) -> dict[str, Any] | None:
     except TooManyTries as error:
         raise UndecidedUnions("invalid-data", f"the data cannot be validated: {error}") from None
     except Exception as error:
-        raise _broken_validator(error) from error
+        raise describe_broken_validator(error) from error
     return fields
 
 
@@ -403,7 +402,7 @@ def _raise_decode_error(validate: Callable[[], dict[str, Any]], sentence: str) -
     except TooManyForbiddenFields:
         errors, summary = [], f"it has more than {MAX_FORBIDDEN_FIELDS} fields that the event class forbids"
     except Exception as error:
-        raise _broken_validator(error) from error
+        raise describe_broken_validator(error) from error
     raise DecodeError("invalid-data", f"{sentence}: {summary}", errors)
 
 
@@ -446,39 +445,6 @@ def _build_envelope(fields: dict[str, Any]) -> Envelope:
         return construct(Envelope, _envelope_values(fields))
     except KeyError:  # another producer may omit these
         return construct(Envelope, _envelope_values({**_OPTIONAL_FIELDS, **fields}))
-
-
-def _broken_validator(error: Exception) -> DecodeError:
-    """Return the error for a validator of the event class that raised an exception which Pydantic does not handle."""
-    try:
-        text = repr(error)[:MAX_ERROR_CHARACTERS]
-    except Exception:  # noqa: BLE001 - a broken __repr__ must not keep a message from its dead-letter queue
-        text = "(its text is not available)"
-    return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {text}")
-
-
-def summarize_errors(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
-    """Return the first of Pydantic's errors and a summary of all, both of bounded length.
-
-    They omit the input, which may be personal data and is in the dead-letter message anyway.
-    """
-    count = error.error_count()
-    if count > MAX_ERRORS_READ:
-        return [], f"{count:,} errors"
-    all_errors = error.errors(include_url=False, include_context=False, include_input=False)
-    errors: list[dict[str, Any]] = [
-        {"type": one["type"], "loc": tuple(map(_shorten, one["loc"])), "msg": one["msg"][:MAX_ERROR_CHARACTERS]}
-        for one in all_errors[:MAX_ERRORS_KEPT]
-    ]
-    first = [
-        f"{'.'.join(map(str, one['loc'])) or 'body'}: {re.sub(r'^Input ', 'input ', one['msg'])}" for one in errors[:3]
-    ]
-    more = f"; and {count - 3} more" if count > 3 else ""  # noqa: PLR2004
-    return errors, "; ".join(first) + more
-
-
-def _shorten(name: int | str) -> int | str:
-    return name[:MAX_NAME_CHARACTERS] if isinstance(name, str) else name
 
 
 async def _run_in_thread(function: Callable[[], T]) -> T:
