@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from pydantic import BaseModel, Field, computed_field
 
 from smartpipe import ConfigError, Event, Queue, Service, Topic
@@ -17,7 +20,7 @@ from smartpipe.cli.schema.fixtures import run_fixtures
 from smartpipe.contracts.catalogue import Entry, format_duration, make_pages
 from smartpipe.contracts.files import describe, export
 from smartpipe.contracts.fixtures import read_fixtures
-from smartpipe.contracts.page import Code, Form, Heading, Json, Page, Paragraph, Table, render
+from smartpipe.contracts.page import Code, Form, Heading, Items, Json, Page, Paragraph, Table, render
 from tests.support import golden
 from tests.support.processes import smartpipe
 
@@ -229,6 +232,45 @@ def test_text_of_a_class_cannot_become_markup() -> None:
     assert "<script" not in html
     assert cells(markdown, "`name`") == [["`name`", "`string`", "no", '``"</code>\\|`"``', "\\<img src=x\\>"]]
     assert "\\<script\\>alert(1)\\</script\\> \\[a\\](b) \\| \\`c\\`" in markdown
+
+
+BEGINNINGS = st.text('ab1 .-+*_`#>|<&;()[]!~=\\"\n', min_size=1, max_size=12).filter(lambda text: text.strip())
+READ_MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+@given(BEGINNINGS)
+@example("- no list")
+@example("1. no list")
+@example("--- no heading")
+@example("__init__ &lt;")
+def test_any_text_is_shown_as_it_is_whatever_markdown_makes_of_its_characters(text: str) -> None:
+    line = (text,)
+    page = Page("", "", [Paragraph(line), Items([line]), Table(("x",), [(line,)])])
+
+    reader = _Reader()
+    reader.feed(READ_MARKDOWN.render(render(page, "markdown")[1]))
+
+    shown = " ".join(text.split())
+    assert " ".join(reader.text.split()) == f"{shown} {shown} x {shown}"
+    assert reader.open == []
+
+
+def test_lines_of_a_docstring_that_begin_with_a_dash_are_a_list() -> None:
+    class Listed(Event, topic=golden.shop, type="golden.listed", version="1.0"):
+        """A parcel has left. Its carrier:
+
+        - has scanned it,
+          and weighed it
+        - does not wait. There are:
+        * no exceptions
+
+        1999 - 2001 is a range.
+        """
+
+    assert (
+        "A parcel has left. Its carrier:\n\n- has scanned it, and weighed it\n- does not wait. There are:\n"
+        "- no exceptions\n\n1999 - 2001 is a range.\n"
+    ) in page_of(Listed)
 
 
 def test_code_with_backticks_and_links_to_types_with_special_characters_are_encoded() -> None:

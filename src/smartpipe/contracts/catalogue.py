@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.contracts.compare import Document, alternatives_of
@@ -77,7 +78,7 @@ def _make_index(entries: Sequence[Entry]) -> Page:
     rows: list[Sequence[Line]] = [
         (
             (Link(one.type, _page_name(one.type)),),
-            (_purpose(one)[0],),
+            (" ".join(_purpose(one)[0].split()),),
             (_versions_in_code(one),),
             (Code(one.latest.declaration.topic),),
             (", ".join(one.producers) or "—",),
@@ -91,7 +92,7 @@ def _make_index(entries: Sequence[Entry]) -> Page:
 
 def _describe(entry: Entry) -> Iterator[Block]:
     for paragraph in _purpose(entry):
-        yield Paragraph((paragraph,))
+        yield from _describe_paragraph(paragraph)
     yield Table((), list(_facts(entry)))
     for described in reversed(entry.current):
         yield from _describe_fields(entry, described)
@@ -104,8 +105,17 @@ def _describe(entry: Entry) -> Iterator[Block]:
 def _purpose(entry: Entry) -> list[str]:
     """Return the paragraphs of the docstring. A class without one has its type and version as the description."""
     text = str(entry.latest.reader.get("description", ""))
-    paragraphs = [" ".join(one.split()) for one in text.split("\n\n") if one.strip()]
+    paragraphs = [one for one in text.split("\n\n") if one.strip()]
     return paragraphs if paragraphs and text != entry.latest.reader.get("title") else ["No description."]
+
+
+def _describe_paragraph(text: str) -> Iterator[Block]:
+    """Return a paragraph of a docstring, and a list of its lines from the first one that begins with ``-`` or ``*``."""
+    first, *items = re.split(r"^\s*[-*] ", text, flags=re.MULTILINE)
+    if first.strip():
+        yield Paragraph((" ".join(first.split()),))
+    if items:
+        yield Items([(" ".join(one.split()),) for one in items])
 
 
 def _versions_in_code(entry: Entry) -> str:

@@ -109,9 +109,9 @@ def _markdown_block(block: Block) -> str:
     if isinstance(block, Subheading):
         return f"### {_markdown(block.line)}"
     if isinstance(block, Paragraph):
-        return _markdown(block.line)
+        return _escape_start(_markdown(block.line))
     if isinstance(block, Items):
-        return "\n".join(f"- {_markdown(line)}" for line in block.lines)
+        return "\n".join(f"- {_escape_start(_markdown(line))}" for line in block.lines)
     if isinstance(block, Json):
         fence = "`" * max(3, *(len(run) + 1 for run in [*re.findall("`+", block.text), ""]))
         return f"{fence}json\n{block.text}\n{fence}"
@@ -144,9 +144,14 @@ def _markdown_inline(one: Inline, *, in_table: bool) -> str:
 
 def _escape_markdown(text: str) -> str:
     """Escape a text. An underscore within a word needs no escape."""
-    escaped = re.sub(r"([\\`*\[\]<>|~#]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*\[\]<>|~#&]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
     lead, trail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if text.strip() else ""
     return f"{lead and ' '}{escaped}{trail and ' '}"
+
+
+def _escape_start(text: str) -> str:
+    """Escape what begins a list or is a rule at the start of a line."""
+    return re.sub(r"^(\s*\d*)([-+.)](?=\s|$)|-(?=[-\s]*$))", r"\1\\\2", text)
 
 
 def _render_html(page: Page) -> str:
