@@ -17,7 +17,7 @@ from smartpipe.deploy.place import Place
 from tests.conftest import lead_to
 from tests.support import exported
 from tests.support.planted import refuse_planted
-from tests.support.programs import find_ansible, find_program
+from tests.support.programs import find_ansible, find_program, judge
 from tests.support.topologies import compare, left_to_do
 
 if TYPE_CHECKING:
@@ -57,6 +57,15 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", recap)}
 
     return run
+
+
+def test_ansible_lint_has_no_findings_for_production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ansible_lint = find_ansible("ansible-lint")
+    file = tmp_path / "playbook.yaml"
+    file.write_text(write_playbook(exported.everything(), Place("eu-west-1"), "shop"))
+    monkeypatch.setenv("PATH", f"{Path(ansible_lint).parent}{os.pathsep}{os.environ['PATH']}")
+
+    judge(ansible_lint, "--offline", "--profile", "production", "--nocolor", str(file))
 
 
 def lead_there(broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,19 +82,6 @@ def test_action_validator_has_no_findings(tmp_path: Path) -> None:
     judge(find_program("action-validator", str(NODE)), str(file))
 
 
-def test_cfn_lint_has_no_findings(tmp_path: Path) -> None:
-    for platform in PLATFORMS:
-        options = OPTIONS.model_copy(update={"deploy": platform})
-        for name, one in {
-            "inline": template(options),
-            "with-files": template(options, inline=False),
-            "roles": roles(options),
-        }.items():
-            (tmp_path / f"{platform}-{name}.json").write_text(json.dumps(one))
-
-    judge(find_program("cfn-lint"), *map(str, sorted(tmp_path.iterdir())))
-
-
 @pytest.mark.timeout(300)
 def test_groovy_lint_finds_no_error(options: PipelineOptions, tmp_path: Path) -> None:
     linter = find_program("npm-groovy-lint", str(NODE))

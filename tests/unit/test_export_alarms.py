@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -23,17 +22,6 @@ def alarms_of(*services: Service) -> dict[str, Any]:
 
 def with_alarms(*services: Service) -> dict[str, Any]:
     return build_template(services, prefix="test-", application="shop", alarms=OPTIONS)
-
-
-@pytest.mark.parametrize("build", [alarms_of, with_alarms], ids=["alone", "with the topology"])
-def test_cfn_lint_finds_no_error(build: Any) -> None:
-    from cfnlint.api import ManualArgs, lint  # type: ignore[import-untyped]
-
-    text = json.dumps(build(*exported.everything()))
-
-    errors = lint(text, config=ManualArgs(regions=["eu-west-1"]))
-
-    assert [str(error) for error in errors] == []
 
 
 def test_each_queue_dead_letter_queue_and_topic_has_its_alarm() -> None:
