@@ -224,13 +224,19 @@ class Service:
         return register
 
     def _find_raw_type(self, model: type[Any], match: Matcher | None, queue: str) -> RawType:
-        """Return the type with this model and matcher on the queue, or a new one with a name of its own."""
+        """Return the type with this model and matcher on the queue, or a new one with a name of its own.
+
+        Raises:
+            ConfigError: The model returns something else than a matcher.
+        """
         known = {handler.raw.name: handler.raw for handler in self.handlers_on(queue) if handler.raw is not None}
         found = next((one for one in known.values() if one.model is model and one.match == match), None)
         if found is not None:
             return found
         count = 1 + sum(one.model.__name__ == model.__name__ for one in known.values())
-        return RawType(model.__name__ if count == 1 else f"{model.__name__}#{count}", model, match)
+        raw = RawType(model.__name__ if count == 1 else f"{model.__name__}#{count}", model, match)
+        _ = raw.matcher  # raises ConfigError now, and not when a message arrives
+        return raw
 
     def _handler_options(
         self,
