@@ -196,7 +196,7 @@ class RawType:
     """The type of the messages of raw handlers that share a model and a matcher on one queue.
 
     Args:
-        name: The name in logs, metrics and claims, unique on its queue.
+        name: The name in logs and metrics, unique on its queue. Types of one model are numbered, as in ``Row#2``.
         model: A subclass of BaseModel, ``dict`` or ``str``.
         match: The matcher of the declaration, without that of the model. None selects every message.
     """
@@ -330,7 +330,7 @@ def _wrap(one: RawType, message: Message, data: Any) -> Envelope:
     event_id, source, time = context.id, context.source, context.time
     return Envelope(
         id=event_id if event_id and len(event_id) <= MAX_ID_CHARACTERS else message.message_id,
-        source=source if source and len(source) <= MAX_ID_CHARACTERS else one.name,
+        source=source if source and len(source) <= MAX_ID_CHARACTERS else one.model.__name__,
         type=one.name,
         version=DEFAULT_VERSION,
         time=time if time is not None and time.utcoffset() is not None else sent_at,

@@ -1,4 +1,4 @@
-"""Models of raw handlers whose own functions fail, or return values of other types than they should."""
+"""The context of raw messages: models whose own functions fail, and the names in claims."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from smartpipe import ConfigError, Delivery, DeliveryFailure, RetryPolicy, Service
-from smartpipe.external import ExternalModel, Matcher, RawContext, RawMessage, where
+from smartpipe import ConfigError, Delivery, DeliveryFailure, Idempotency, RetryPolicy, Service
+from smartpipe.external import ExternalModel, Matcher, RawContext, RawMessage, field, where
 from smartpipe.testing import MemoryBroker
 
 
@@ -143,3 +144,58 @@ def test_a_matcher_that_is_async_is_refused_because_it_would_select_everything()
             Service("inbox").subscribe_raw(dict, match=function)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"where\('row'\): write a function that takes the RawMessage"):
         where("row")  # type: ignore[arg-type]
+
+
+class Row(BaseModel):
+    kind: str
+    number: int
+
+
+async def _find_claims(kinds: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Return the source and the claim of a message of each kind, whose handlers are declared in this order."""
+    service, found = Service("inbox"), dict[str, tuple[str, str]]()
+
+    def declare(kind: str) -> None:
+        async def handle(row: Row, delivery: Delivery) -> None:
+            claim: Any = delivery.claim
+            found[kind] = (delivery.source, claim._claim.key)
+
+        handle.__qualname__ = f"handle_{kind}"
+        service.subscribe_raw(Row, match=field("kind", kind), idempotent=Idempotency(key="number"))(handle)
+
+    for kind in kinds:
+        declare(kind)
+    async with MemoryBroker(service) as broker:
+        for kind in kinds:
+            await broker.send("inbox", {"kind": kind, "number": 5})
+        await broker.drain()
+    return found
+
+
+async def test_claims_and_sources_of_raw_messages_do_not_depend_on_the_order_of_declarations() -> None:
+    found = await _find_claims(("a", "b"))
+
+    assert found == await _find_claims(("b", "a"))
+    assert [source for source, _ in found.values()] == ["Row", "Row"]
+    assert found["a"] != found["b"]
+
+
+@pytest.mark.parametrize("options", [{"idempotent": True}, {}])
+def test_one_function_cannot_claim_messages_of_one_model_with_two_matchers(options: Any) -> None:
+    service = Service("inbox")
+
+    async def handle(row: Row) -> None: ...
+
+    service.subscribe_raw(Row, match=field("kind", "a"), **options)(handle)
+    with pytest.raises(ConfigError, match=r"already has a handler of this name for Row, and an idempotent handler"):
+        service.subscribe_raw(Row, match=field("kind", "b"), idempotent=True)(handle)
+
+
+def test_one_function_may_take_one_model_with_two_matchers_if_it_claims_nothing() -> None:
+    service = Service("inbox")
+
+    @service.subscribe_raw(Row, match=field("kind", "a"))
+    @service.subscribe_raw(Row, match=field("kind", "b"))
+    async def handle(row: Row) -> None: ...
+
+    assert len({one.name for one in service.handlers}) == 1

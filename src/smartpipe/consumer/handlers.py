@@ -164,6 +164,12 @@ class Handler:
         pairs = [(mine, theirs) for mine in self.subscribed for theirs in other.subscribed]
         return any(_contains(mine, theirs) or _contains(theirs, mine) for mine, theirs in pairs)
 
+    def claims_like(self, other: Handler) -> bool:
+        """Return whether their claims on an event, or on raw messages of one model, differ only by their names."""
+        if self.raw is None or other.raw is None:
+            return self.overlaps(other)
+        return self.raw.model.__name__ == other.raw.model.__name__
+
     def full_name(self, prefix: str) -> HandlerName:
         """Return its full name in the environment that has this *prefix*."""
         return HandlerName(prefix, self.service, self.queue.name, self.name)
