@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
-from smartpipe.envelope.decode import summarize_errors
+from smartpipe.envelope.decode import build_adapter, summarize_errors
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS, Envelope
 from smartpipe.envelope.fields import DEFAULT_VERSION
 from smartpipe.envelope.upcast import describe_failure
@@ -220,8 +220,12 @@ class RawType:
 
     @cached_property
     def validators(self) -> tuple[TypeAdapter[Any], Callable[[str], Any], Callable[[str], Any]]:
-        """Validate a body: Pydantic's own validator, and one each for small and large bodies that bounds errors."""
-        adapter = TypeAdapter[Any](self.model)
+        """Validate a body: Pydantic's own validator, and one each for small and large bodies that bounds errors.
+
+        Raises:
+            ConfigError: The model refers to a type that does not exist.
+        """
+        adapter = build_adapter(self.model)
         return adapter, build_explaining_validator(adapter), build_cooperative_explaining_validator(adapter)
 
     @property
@@ -237,7 +241,7 @@ class RawType:
 def validate_model(model: Any) -> None:
     """Raise ConfigError if raw handlers cannot take *model*."""
     hint = "write @service.subscribe_raw(Model, match=...), with a Pydantic model, dict or str"
-    if not (isinstance(model, type) and (model in UNTYPED or issubclass(model, BaseModel))):
+    if not (isinstance(model, type) and (model in UNTYPED or issubclass(model, BaseModel))) or model is BaseModel:
         raise ConfigError(f"subscribe_raw({model!r}): {hint}")
     if issubclass(model, Event):
         msg = (
@@ -248,10 +252,16 @@ def validate_model(model: Any) -> None:
 
 
 class RawReader:
-    """Reads the messages of one queue that are not events of its handlers."""
+    """Reads the messages of one queue that are not events of its handlers.
+
+    Raises:
+        ConfigError: A model refers to a type that does not exist.
+    """
 
     def __init__(self, types: Sequence[RawType]) -> None:
         self._types = types
+        for one in types:
+            _ = one.validators
 
     def read(self, message: Message, body: str, error: MessageError, *, large: bool) -> Envelope:
         """Return an envelope around the data for the first type whose matcher selects the message.

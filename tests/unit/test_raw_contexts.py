@@ -11,7 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from smartpipe import ConfigError, Delivery, DeliveryFailure, Idempotency, RetryPolicy, Service
+from smartpipe.consumer.handlers import make_reader
 from smartpipe.external import ExternalModel, Matcher, RawContext, RawMessage, field, where
+from smartpipe.payload_offload import PayloadOffload
 from smartpipe.testing import MemoryBroker
 
 
@@ -199,3 +201,16 @@ def test_one_function_may_take_one_model_with_two_matchers_if_it_claims_nothing(
     async def handle(row: Row) -> None: ...
 
     assert len({one.name for one in service.handlers}) == 1
+
+
+def test_a_model_with_a_field_of_an_unknown_type_is_refused_when_the_service_starts() -> None:
+    class Unfinished(BaseModel):
+        number: Missing  # type: ignore[name-defined]  # noqa: F821
+
+    service = Service("inbox")
+
+    @service.subscribe_raw(Unfinished)
+    async def handle(message: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match="a model has a field of type 'Missing', which its module does not define"):
+        make_reader(service.handlers, PayloadOffload())
