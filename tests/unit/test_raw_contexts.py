@@ -203,6 +203,12 @@ def test_one_function_may_take_one_model_with_two_matchers_if_it_claims_nothing(
     assert len({one.name for one in service.handlers}) == 1
 
 
+@pytest.mark.parametrize("model", [Row, Row | RawContext, dict, str, ExternalModel])
+def test_a_model_that_is_not_an_event_is_refused_with_the_decorator_that_takes_it(model: Any) -> None:
+    with pytest.raises(ConfigError, match=r"it is not an event. For messages of other systems, write @service.sub"):
+        Service("inbox").subscribe(model)
+
+
 def test_a_model_with_a_field_of_an_unknown_type_is_refused_when_the_service_starts() -> None:
     class Unfinished(BaseModel):
         number: Missing  # type: ignore[name-defined]  # noqa: F821
