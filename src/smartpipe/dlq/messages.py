@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.consumer.dead_letter import reason_of
+from smartpipe.consumer.dead_letter import reason_of, remove_reason
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
 from smartpipe.envelope.fields import TextOrNone
 from smartpipe.envelope.notification import read_notification
@@ -96,7 +96,7 @@ def read_message(message: Message) -> DeadLetterMessage:
     of the event is parsed and discarded, but never converted to Python objects.
     """
     reason = reason_of(message)
-    context, data_type = _read_context(_unwrap(message))
+    context, data_type = _read_context(_unwrap(remove_reason(message)))
     # The worker knew these of a message for a raw handler, whose body may have such fields with another meaning.
     known = reason if "event_type" in reason else {}
     event_id = known.get("event_id") or context.get("id") or reason.get("event_id")
