@@ -6,6 +6,7 @@ ready-made models and matchers.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
-from smartpipe.envelope.decode_errors import summarize_errors
+from smartpipe.envelope.decode import build_adapter
+from smartpipe.envelope.decode_errors import describe_failure, summarize_errors
 from smartpipe.envelope.encode import MAX_ID_CHARACTERS, Envelope
 from smartpipe.envelope.fields import DEFAULT_VERSION
 from smartpipe.envelope.validators import (
@@ -25,6 +27,7 @@ from smartpipe.envelope.validators import (
 )
 from smartpipe.errors import ConfigError, DecodeError, IgnoredMessage, MessageError, UnknownEventType
 from smartpipe.events import Event
+from smartpipe.names import name_of, without_partials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,6 +89,18 @@ class Where(Matcher):
 
     function: Callable[[RawMessage], bool]
 
+    def __post_init__(self) -> None:
+        """Check the function. The result of one that is async would always be true."""
+        function: Any = self.function
+        if not callable(function):
+            raise ConfigError(f"where({function!r}): write a function that takes the RawMessage and returns a bool")
+        inner: Any = without_partials(function)
+        if any(map(inspect.iscoroutinefunction, (inner, type(inner).__call__))):
+            raise ConfigError(
+                f"matcher {name_of(function)} is async, and matchers run without I/O while a message is read: "
+                "write a def function"
+            )
+
     def __call__(self, message: RawMessage) -> bool:
         """Return the result of the function."""
         return bool(self.function(message))
@@ -141,7 +156,7 @@ class RawContext:
     Args:
         id: The same for each copy of the message, and for no other of its source. By default the id of the SQS message.
         source: The system that sent it. By default the name of the model.
-        time: When it happened, with a time zone. By default when SQS got the message.
+        time: When it happened. By default, and without a time zone, when SQS got the message.
     """
 
     id: str | None = None
@@ -181,7 +196,7 @@ class RawType:
     """The type of the messages of raw handlers that share a model and a matcher on one queue.
 
     Args:
-        name: The name in logs, metrics and claims, unique on its queue.
+        name: The name in logs and metrics, unique on its queue. Types of one model are numbered, as in ``Row#2``.
         model: A subclass of BaseModel, ``dict`` or ``str``.
         match: The matcher of the declaration, without that of the model. None selects every message.
     """
@@ -192,14 +207,25 @@ class RawType:
 
     @cached_property
     def matcher(self) -> Matcher | None:
-        """The matcher of the declaration, combined with that of the model."""
+        """The matcher of the declaration, combined with that of the model.
+
+        Raises:
+            ConfigError: The matcher of the model is not a matcher.
+        """
         own = self.model.get_matcher() if issubclass(self.model, ExternalModel) else None
+        if own is not None and not isinstance(own, Matcher):
+            msg = f"get_matcher() of {self.name} returned {own!r:.100}, which is neither a matcher nor None"
+            raise ConfigError(msg)
         return own & self.match if own and self.match else own or self.match
 
     @cached_property
     def validators(self) -> tuple[TypeAdapter[Any], Callable[[str], Any], Callable[[str], Any]]:
-        """Validate a body: Pydantic's own validator, and one each for small and large bodies that bounds errors."""
-        adapter = TypeAdapter[Any](self.model)
+        """Validate a body: Pydantic's own validator, and one each for small and large bodies that bounds errors.
+
+        Raises:
+            ConfigError: The model refers to a type that does not exist.
+        """
+        adapter = build_adapter(self.model)
         return adapter, build_explaining_validator(adapter), build_cooperative_explaining_validator(adapter)
 
     @property
@@ -215,7 +241,7 @@ class RawType:
 def validate_model(model: Any) -> None:
     """Raise ConfigError if raw handlers cannot take *model*."""
     hint = "write @service.subscribe_raw(Model, match=...), with a Pydantic model, dict or str"
-    if not (isinstance(model, type) and (model in UNTYPED or issubclass(model, BaseModel))):
+    if not (isinstance(model, type) and (model in UNTYPED or issubclass(model, BaseModel))) or model is BaseModel:
         raise ConfigError(f"subscribe_raw({model!r}): {hint}")
     if issubclass(model, Event):
         msg = (
@@ -226,10 +252,16 @@ def validate_model(model: Any) -> None:
 
 
 class RawReader:
-    """Reads the messages of one queue that are not events of its handlers."""
+    """Reads the messages of one queue that are not events of its handlers.
+
+    Raises:
+        ConfigError: A model refers to a type that does not exist.
+    """
 
     def __init__(self, types: Sequence[RawType]) -> None:
         self._types = types
+        for one in types:
+            _ = one.validators
 
     def read(self, message: Message, body: str, error: MessageError, *, large: bool) -> Envelope:
         """Return an envelope around the data for the first type whose matcher selects the message.
@@ -247,7 +279,7 @@ class RawReader:
         """
         raw = RawMessage(body, message.attributes)
         for one in self._types:
-            if one.is_test(raw):
+            if _is_test(one, raw):
                 raise IgnoredMessage(f"the message only tests the connection, for {one.name}")
         found = next((one for one in self._types if _selects(one, raw)), None)
         if found is None:
@@ -256,11 +288,22 @@ class RawReader:
         return _wrap(found, message, _read_data(found, raw, large=large))
 
 
+# An error of a model's own function must not count as an error of smartpipe, which would be retried.
+
+
+def _is_test(one: RawType, raw: RawMessage) -> bool:
+    try:
+        return one.is_test(raw)
+    except Exception as error:
+        msg = f"is_test() of {one.name} failed: {describe_failure(error)}"
+        raise DecodeError("invalid-data", msg) from error
+
+
 def _selects(one: RawType, raw: RawMessage) -> bool:
     try:
         return one.matcher is None or one.matcher(raw)
     except Exception as error:
-        msg = f"the matcher of {one.name} failed: {type(error).__name__}: {error}"
+        msg = f"the matcher of {one.name} failed: {describe_failure(error)}"
         raise DecodeError("invalid-data", msg) from error
 
 
@@ -288,15 +331,45 @@ def _read_data(one: RawType, raw: RawMessage, *, large: bool) -> Any:
 
 
 def _wrap(one: RawType, message: Message, data: Any) -> Envelope:
-    """Return *data* in an envelope. The id of the message replaces a missing or overlong id."""
-    context = data.get_context() if isinstance(data, ExternalModel) else RawContext()
+    """Return *data* in an envelope. The values of the message replace those that are missing, or that do not fit.
+
+    An id or a source may be too long, and a time may have no time zone.
+    """
+    context = _read_context(one, data)
     sent_at = None if message.sent_at is None else datetime.fromtimestamp(message.sent_at, UTC)
-    event_id, source = context.id, context.source
+    event_id, source, time = context.id, context.source, context.time
     return Envelope(
         id=event_id if event_id and len(event_id) <= MAX_ID_CHARACTERS else message.message_id,
-        source=source if source and len(source) <= MAX_ID_CHARACTERS else one.name,
+        source=source if source and len(source) <= MAX_ID_CHARACTERS else one.model.__name__,
         type=one.name,
         version=DEFAULT_VERSION,
-        time=context.time or sent_at,
+        time=time if time is not None and time.utcoffset() is not None else sent_at,
         data=data,
     )
+
+
+def _read_context(one: RawType, data: Any) -> RawContext:
+    """Return the context that the model of *data* knows.
+
+    Raises:
+        DecodeError: ``get_context`` raised, or returned something else than a RawContext with values of its types.
+    """
+    if not isinstance(data, ExternalModel):
+        return RawContext()
+    try:
+        context: object = data.get_context()
+    except Exception as error:
+        msg = f"get_context() of {one.name} failed: {describe_failure(error)}"
+        raise DecodeError("invalid-data", msg) from error
+    if not isinstance(context, RawContext):
+        msg = f"get_context() of {one.name} returned a {type(context).__name__}, not a RawContext"
+        raise DecodeError("invalid-data", msg)
+    for name, value, expected in (
+        ("id", context.id, str),
+        ("source", context.source, str),
+        ("time", context.time, datetime),
+    ):
+        if not (value is None or isinstance(value, expected)):
+            msg = f"get_context() of {one.name} returned {name}={value!r:.100}, which is not a {expected.__name__}"
+            raise DecodeError("invalid-data", msg)
+    return context

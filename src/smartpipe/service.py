@@ -224,13 +224,19 @@ class Service:
         return register
 
     def _find_raw_type(self, model: type[Any], match: Matcher | None, queue: str) -> RawType:
-        """Return the type with this model and matcher on the queue, or a new one with a name of its own."""
+        """Return the type with this model and matcher on the queue, or a new one with a name of its own.
+
+        Raises:
+            ConfigError: The model returns something else than a matcher.
+        """
         known = {handler.raw.name: handler.raw for handler in self.handlers_on(queue) if handler.raw is not None}
         found = next((one for one in known.values() if one.model is model and one.match == match), None)
         if found is not None:
             return found
         count = 1 + sum(one.model.__name__ == model.__name__ for one in known.values())
-        return RawType(model.__name__ if count == 1 else f"{model.__name__}#{count}", model, match)
+        raw = RawType(model.__name__ if count == 1 else f"{model.__name__}#{count}", model, match)
+        _ = raw.matcher  # raises ConfigError now, and not when a message arrives
+        return raw
 
     def _handler_options(
         self,
@@ -404,16 +410,17 @@ class Service:
         on its name. So do claims, but claims must not depend on the order of registration, so an idempotent handler is
         rejected.
         """
-        others = [one for one in self.handlers_on(handler.queue.name) if one.overlaps(handler)]
-        namesakes = [one for one in others if one.name.partition("#")[0] == handler.name]
-        if not namesakes:
-            return handler
-        if any(one.options.idempotency for one in (handler, *namesakes)):
+        named = [one for one in self.handlers_on(handler.queue.name) if one.name.partition("#")[0] == handler.name]
+        claiming = [one for one in named if one.options.idempotency or handler.options.idempotency]
+        namesakes = [one for one in named if one.overlaps(handler)]
+        if any(one.claims_like(handler) for one in claiming):
             raise ConfigError(
                 f"handler {handler.name}: queue {handler.queue.name!r} already has a handler of this name for "
-                f"{handler.taken}, and an idempotent handler claims events by its name. Give each "
+                f"{handler.taken.partition('#')[0]}, and an idempotent handler claims events by its name. Give each "
                 "function a name of its own"
             )
+        if not namesakes:
+            return handler
         return replace(handler, name=f"{handler.name}#{len(namesakes) + 1}")
 
     def _refuse_second_class(self, handler: Handler) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from smartpipe import Delivery, Event, Service, Topic
+from smartpipe import Delivery, Event, RetryPolicy, Service, Topic
+from smartpipe.dlq.messages import read_message
+from smartpipe.dlq.processed import ProcessedEvents
 from smartpipe.envelope.body_encoding import BodyEncoding
 from smartpipe.envelope.compression import ENCODING_ATTRIBUTE, compress
 from smartpipe.envelope.decode import MessageReader
@@ -198,6 +200,29 @@ async def test_the_extensions_of_an_event_are_read_wherever_its_body_is(
         await broker.drain()
 
     assert seen == [("Bob", "bob", {"region": "eu"})] * 3
+
+
+async def test_a_dead_letter_message_with_ten_attributes_is_read_with_the_one_that_made_space_for_the_reason() -> None:
+    service = Service("inbox", retry=RetryPolicy(attempts=1))
+
+    @service.subscribe(UserLeft)
+    async def fail(event: UserLeft) -> None:
+        raise ValueError("not this one")
+
+    context = {f"ce-{name}": value for name, value in CONTEXT.items()}
+    others = {f"a{number}": "x" for number in range(6)}
+    async with MemoryBroker(service) as broker:
+        await broker.send("inbox", {"name": "Bob"}, attributes={**others, **context})
+        await broker.drain()
+        [stored] = await broker.transport.receive(
+            "inbox-dlq", max_messages=1, wait_seconds=0, visibility_timeout_seconds=30
+        )
+    processed = ProcessedEvents(service.handlers, None)
+    dead = read_message(stored)
+
+    assert "ce-type" not in stored.attributes
+    assert (dead.event_id, dead.event_type, dead.kind) == ("7", "user.left", "retries-exhausted")
+    assert (await processed._claims_for(dead))[0] == 1
 
 
 async def test_data_in_binary_mode_may_be_in_s3(monkeypatch: pytest.MonkeyPatch) -> None:

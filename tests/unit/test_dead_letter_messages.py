@@ -58,6 +58,58 @@ def test_a_compressed_event_is_read_and_of_one_in_s3_the_id_and_the_type() -> No
     assert broken.name == "m1"
 
 
+BINARY_MODE = {
+    "ce-id": "7", "ce-source": "/shop", "ce-type": "com.example/order:placed", "ce-dataversion": "2.1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["direct", "wrapped", "compressed", "pointer"])
+def test_an_event_in_binary_mode_is_named_by_its_attributes_and_not_by_its_data(form: str) -> None:
+    attributes = {name: Attribute("String", value) for name, value in BINARY_MODE.items()}
+    body = json.dumps({"id": "customer-7", "type": "premium", "data": "of the customer"})
+    found = message(body)._replace(attributes=attributes)
+    if form == "wrapped":
+        written = {name: {"Type": "String", "Value": value} for name, value in BINARY_MODE.items()}
+        fields = {"Type": "Notification", "MessageId": "n", "TopicArn": "arn", "Message": body}
+        found = message(json.dumps({**fields, "MessageAttributes": written}))
+    if form == "compressed":
+        more = {"content-encoding": Attribute("String", "gzip")}
+        found = message(compress(body, "gzip"))._replace(attributes={**attributes, **more})
+    if form == "pointer":
+        more = {"ExtendedPayloadSize": Attribute("Number", "9")}
+        found = message(write_pointer("bucket", "any"))._replace(attributes={**attributes, **more})
+
+    dead = read_message(found)
+
+    assert (dead.event_id, dead.event_type, dead.source, dead.version) == (
+        "7",
+        "com.example/order:placed",
+        "/shop",
+        "2.1",
+    )
+    assert preview(found, 1_000) == found.body
+
+
+def test_an_event_in_structured_mode_is_not_named_by_attributes_of_binary_mode() -> None:
+    attributes = {name: Attribute("String", value) for name, value in BINARY_MODE.items()}
+
+    dead = read_message(message()._replace(attributes=attributes))
+    other = read_message(message('{"id": "a"}')._replace(attributes={"ce-id": Attribute("String", "7")}))
+
+    assert (dead.event_id, dead.event_type) == (ENVELOPE.id, "member.signed_up")
+    assert other.event_id == "a"  # without source and type, it is not an event
+
+
+def test_a_message_that_a_raw_handler_took_is_named_by_its_type_and_not_by_fields_of_its_body() -> None:
+    reason = {**EXHAUSTED, "event_type": "Invoice", "event_id": "m0"}
+    body = json.dumps({"id": "i-7", "type": "reminder", "data": {"cents": 1}})
+
+    dead = read_message(message(body, reason))
+
+    assert (dead.event_id, dead.event_type) == ("m0", "Invoice")
+    assert preview(dead.message, 1_000) == body
+
+
 @pytest.mark.parametrize("body", ["", "no JSON", "[1]", "7", '{"id": 7, "type": null}', '{"id": {}}'])
 def test_a_message_that_is_not_an_event_is_named_by_its_message_id(body: str) -> None:
     dead_letter = read_message(message(body))

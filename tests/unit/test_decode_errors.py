@@ -49,6 +49,20 @@ def body(data: Any, type_: str = "errors.numbers") -> str:
     return json.dumps(event, separators=(",", ":"))
 
 
+@pytest.mark.parametrize("version", ["1", "v1.0", "", 1, 1.0, {}])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_wrong_version_is_one_error_that_says_how_to_write_it(version: Any, large: bool) -> None:
+    decoder = Decoder([wide()])
+    text = json.dumps({**json.loads(body({})), "dataversion": version})
+
+    with pytest.raises(DecodeError) as caught:
+        decoder.decode_large(text, 1_000) if large else decoder.decode(text)
+
+    sentence = "dataversion: input should be a version as text, major.minor, such as 1.0"
+    assert str(caught.value) == f"the body is not a CloudEvent 1.0: {sentence}"
+    assert [error["loc"] for error in caught.value.errors] == [("dataversion",)]
+
+
 @pytest.mark.parametrize(("wrong", "kept", "more"), [
     (1, 1, ""), (3, 3, ""), (4, 4, "; and 1 more"), (20, 20, "; and 17 more"), (25, 20, "; and 22 more"),
 ])  # fmt: skip

@@ -40,6 +40,15 @@ class PricedStep(Event, topic=priced_fifo, type="priced.stepped", version="1.0",
     order: str
 
 
+class PricedNext(Event, topic=priced, type="priced.happened", version="3.0"):
+    number: int
+
+
+@PricedNext.upcast(from_version="2", topic=Topic("priced-old"))
+def _(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
 class PricedLarge(Event, topic=priced_large, type="priced.large", version="1.0"):
     number: int
 
@@ -181,6 +190,15 @@ def test_events_have_rates_of_their_own() -> None:
 
     assert found["topic priced: publish requests"][0] == 90_000
     assert found["queue priced: receive requests with messages"][0] == 90_000
+
+
+def test_versions_of_one_type_share_its_rate() -> None:
+    found = lines(price(make_service(Priced, PricedNext, publishes=[PricedNext])))
+
+    assert found["topic priced: publish requests"][0] == 3_000_000
+    assert "topic priced-old: publish requests" not in found
+    assert found["queue priced: receive requests with messages"][0] == 3_000_000
+    assert found["alarms: CloudWatch alarms of the export"][0] == 4
 
 
 def test_fifo_topics_charge_for_gigabytes_and_deliveries() -> None:

@@ -60,6 +60,11 @@ class MaybeKeyed(Event, topic=sequence, type="doctor.maybe-keyed", version="1.0"
     order: str | None
 
 
+class PartlyKeyed(Event, topic=sequence, type="doctor.partly-keyed", version="1.0", key=("order", "line")):
+    order: str
+    line: str | None
+
+
 class Line(BaseModel):
     body: bytes
     at: datetime
@@ -281,9 +286,18 @@ def test_a_key_that_may_be_none_makes_publishing_fail() -> None:
     assert (found.severity, found.resource) == ("warning", "event doctor.maybe-keyed")
 
 
-def test_the_publisher_refuses_an_event_whose_key_is_none() -> None:
+def test_a_key_of_which_one_field_may_be_none_makes_publishing_fail() -> None:
+    [found] = find("SP104", make_service(publishes=[PartlyKeyed, Groups]))
+
+    assert found.message.startswith(
+        "line of its key order, line may be None, and publishing to a FIFO topic then fails"
+    )
+
+
+@pytest.mark.parametrize("event", [MaybeKeyed(order=None), PartlyKeyed(order="o-1", line=None)])
+def test_the_publisher_refuses_an_event_whose_key_is_none(event: Event) -> None:
     with pytest.raises(PublishError, match="MissingKey"):
-        prepare(Publication(MaybeKeyed(order=None)), source="shop")
+        prepare(Publication(event), source="shop")
 
 
 def test_the_fields_of_nested_models_are_examined_once() -> None:

@@ -108,15 +108,24 @@ class Guarded:
         return Lease(message, math.inf, math.inf, asyncio.get_running_loop().time)
 
     async def run(
-        self, failure: BaseException | None = None, *, receive_count: int = 1, not_counted: int = 0, seconds: float = 0
+        self,
+        failure: BaseException | None = None,
+        *,
+        receive_count: int | None = None,
+        not_counted: int = 0,
+        seconds: float = 0,
     ) -> CallResult:
+        """Run the guard. By default, the message has been received once for each claim of the answer."""
+        answer = self.store.answer
+        count = receive_count or (answer.attempt if isinstance(answer, Claimed) else 1)
+
         async def call() -> BaseException | None:
             self.calls += 1
             self.alone.append(self.isolation is not None and not self.isolation.passive)
             await asyncio.sleep(seconds)
             return failure
 
-        return await self.run_with(self.make_lease(receive_count), call, not_counted)
+        return await self.run_with(self.make_lease(count), call, not_counted)
 
     async def run_with(
         self, lease: Lease, call: Callable[[], Awaitable[BaseException | None]], not_counted: int = 0
@@ -200,6 +209,16 @@ def test_without_the_store_an_event_is_deferred_for_longer_each_time_and_its_cla
     assert waits[0] == 1  # the first waits of an outage are shorter, and would be a busy loop of deliveries
     assert all(1 <= wait <= 30 for wait in waits)
     assert max(waits) > 10
+
+
+def test_a_message_has_no_more_attempts_than_deliveries_even_if_its_event_was_claimed_before() -> None:
+    async def main() -> None:
+        for receive_count, not_counted, expected in ((1, 0, 1), (2, 0, 2), (2, 1, 3)):
+            guarded = Guarded(Claimed(LOST + 5), isolation=Isolation())
+            failure, attempt = await guarded.run(KeyError("x"), receive_count=receive_count, not_counted=not_counted)
+            assert (type(failure), attempt, guarded.alone) == (KeyError, expected, [False])
+
+    run_virtually(main())
 
 
 @pytest.mark.parametrize("not_counted", [0, 5])

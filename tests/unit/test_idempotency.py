@@ -148,6 +148,37 @@ async def test_a_failure_releases_the_claim_and_the_store_counts_the_attempts() 
     assert runs[2] - runs[0] < 3
 
 
+async def test_a_message_that_is_redriven_again_and_again_has_all_its_attempts_each_time() -> None:
+    attempts: list[int] = []
+
+    async def handle(event: UserSignedUp, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        raise ValueError("not yet")
+
+    body = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(serving(handle)) as broker:
+        for _ in range(5):
+            await broker.send("mailer", body)
+            await broker.drain()
+
+        assert [dead.kind for dead in broker.dead_lettered()] == ["retries-exhausted"] * 5
+    assert attempts == [1, 2, 3] * 5
+
+
+async def test_another_event_with_the_value_of_one_that_failed_has_attempts_of_its_own() -> None:
+    attempts: list[int] = []
+
+    async def handle(event: UserSignedUp, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        raise ValueError("not yet")
+
+    async with MemoryBroker(serving(handle, idempotent=Idempotency(key="name"))) as broker:
+        for _ in range(2):
+            await broker.publish(ADA)
+            await broker.drain()
+    assert attempts == [1, 2, 3] * 2
+
+
 async def test_an_event_that_keeps_failing_is_dead_lettered_and_a_redrive_handles_it_again() -> None:
     runs: list[Event] = []
 

@@ -299,7 +299,8 @@ def test_an_event_claimed_without_a_result_too_often_is_handled_alone_and_finall
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("smartpipe.idempotency.claims.CALL_SECONDS", 1_000)
             consumer = make_consumer(service, transport, claims=claims)
-            transport.put(UserLeft(name="killer"), ADA)
+            transport.put(UserLeft(name="killer"), receive_count=lost_claims + 1)
+            transport.put(ADA)
             consumer.start()
             await asyncio.sleep(500)
             await drain(consumer)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tenacity import wait_exponential
@@ -116,6 +116,30 @@ async def test_a_text_that_sqs_would_refuse_is_an_error_and_is_not_sent(body: st
         await broker.drain()
 
         assert broker.transport.records == []
+
+
+async def test_json_objects_of_raw_handlers_are_found_by_their_items() -> None:
+    service = Service("inbox")
+
+    @service.subscribe_raw(dict)
+    async def take(row: dict[str, Any]) -> None:
+        if row["number"] == 2:
+            raise Reject("not this one")
+
+    async with MemoryBroker(service) as broker:
+        for number in (1, 2):
+            await broker.send("inbox", {"kind": "row", "number": number})
+        await broker.drain()
+
+        assert broker.handled(dict, kind="row", number=1) == [{"kind": "row", "number": 1}]
+        assert broker.handled(dict, kind="row", number=2) == broker.handled(dict, missing=1) == []
+        assert broker.assert_dead_lettered(dict, number=2).kind == "rejected"
+
+
+async def test_an_attribute_that_sqs_has_no_type_for_is_an_error_with_its_name() -> None:
+    async with MemoryBroker(failing_service()) as broker:
+        with pytest.raises(ValueError, match="attribute 'amount' must be text, a number, or a list of texts.*: b'1'"):
+            await broker.send("mailer", "{}", attributes={"amount": b"1"})
 
 
 async def test_a_dead_letter_that_could_not_be_sent_is_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,13 @@ def test_an_unknown_type_or_version_is_reported_with_those_that_exist(
     assert sentence in str(caught.value)
 
 
+def test_targets_without_events_such_as_raw_handlers_are_named_as_the_reason() -> None:
+    with pytest.raises(
+        ConfigError, match=r"has the type 'publish\.placed', because they have no events: name the class"
+    ):
+        choose_event([], "publish.placed", None)
+
+
 def test_data_is_read_from_the_argument_a_file_or_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

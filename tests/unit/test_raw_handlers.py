@@ -493,6 +493,7 @@ def test_matchers_combine_and_compare_as_json_does() -> None:
         (Event, {}, "it is an event"),
         (int, {}, r"subscribe_raw\(<class 'int'>\): write @service.subscribe_raw\(Model, match="),
         (Row(kind="row", number=1), {}, "write @service.subscribe_raw"),
+        (BaseModel, {}, "write @service.subscribe_raw"),
         (Row, {"match": "row"}, "match='row' is neither a matcher nor a function"),
         (Row, {"idempotent": Idempotency(key="missing")}, r"'missing' is not a field of Row \(kind, number\)"),
         (dict, {"idempotent": Idempotency(key="id")}, r"'id' is not a field of dict \(it has none\)"),

@@ -113,6 +113,9 @@ class IdempotencyGuard:
         if isinstance(outcome, InProgress):
             seconds = _seconds_until_retry(outcome.seconds, delivery.receive_count, self._lease_seconds)
             return CallResult(NotHandledYet("another worker is handling it", seconds))
+        # The store remembers the attempts of an event beyond the life of a message. A message that comes from its
+        # dead-letter queue, or another event with the same value of the key, has attempts of its own.
+        outcome = Claimed(min(outcome.attempt, delivery.attempt + not_counted))
         if outcome.attempt - not_counted > self._thresholds.lost:
             await self._claims.release(claim)
             lost = WorkerLost(

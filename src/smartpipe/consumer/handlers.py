@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
+from pydantic import BaseModel
+
 from smartpipe.batch import Batch
 from smartpipe.consumer.breaker import CircuitBreaker
 from smartpipe.consumer.signature import Parameter, find_dependency, name_classes, read_signature
@@ -15,7 +17,7 @@ from smartpipe.events import Event, contract_of, declared_events, fields_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import name_of
-from smartpipe.raw_messages import RawReader, RawType
+from smartpipe.raw_messages import UNTYPED, RawReader, RawType
 from smartpipe.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -164,6 +166,12 @@ class Handler:
         pairs = [(mine, theirs) for mine in self.subscribed for theirs in other.subscribed]
         return any(_contains(mine, theirs) or _contains(theirs, mine) for mine, theirs in pairs)
 
+    def claims_like(self, other: Handler) -> bool:
+        """Return whether their claims on an event, or on raw messages of one model, differ only by their names."""
+        if self.raw is None or other.raw is None:
+            return self.overlaps(other)
+        return self.raw.model.__name__ == other.raw.model.__name__
+
     def full_name(self, prefix: str) -> HandlerName:
         """Return its full name in the environment that has this *prefix*."""
         return HandlerName(prefix, self.service, self.queue.name, self.name)
@@ -230,6 +238,13 @@ def read_subscription(event: Any) -> tuple[type[Event], ...]:
         ConfigError: It is something else, or Event itself.
     """
     classes = tuple(_list_members(event))
+    for one in classes:
+        if one in UNTYPED or (isinstance(one, type) and issubclass(one, BaseModel) and not issubclass(one, Event)):
+            msg = (
+                f"subscribe({one.__qualname__}): it is not an event. For messages of other systems, write "
+                f"@service.subscribe_raw({one.__name__}); an event is a subclass of smartpipe.Event"
+            )
+            raise ConfigError(msg)
     if not all(isinstance(one, type) and issubclass(one, Event) for one in classes):
         msg = f"subscribe({event!r}): write @service.subscribe(UserSignedUp), with the event's class in parentheses"
         raise ConfigError(msg)

@@ -6,19 +6,21 @@ because of the content of a message.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import islice
 from json import JSONEncoder
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict  # Pydantic refuses the standard one before Python 3.12
 
-from smartpipe.consumer.dead_letter import reason_of
+from smartpipe.consumer.dead_letter import reason_of, remove_reason
 from smartpipe.envelope.body_encoding import RESERVED_ATTRIBUTES, decompress_body
 from smartpipe.envelope.fields import TextOrNone
 from smartpipe.envelope.notification import read_notification
+from smartpipe.envelope.other_data import is_binary_mode, read_binary_context
 from smartpipe.envelope.pointer import is_pointer, read_pointer
 from smartpipe.envelope.structure import has_too_many_values
 from smartpipe.envelope.validators import build_bounded_validator
@@ -39,7 +41,16 @@ NO_REASON = "none"
 
 _Text = Annotated[object, TextOrNone()]
 _Context = TypedDict(
-    "_Context", {"id": _Text, "type": _Text, "source": _Text, "dataversion": _Text, "detail-type": _Text}, total=False
+    "_Context",
+    {
+        "specversion": _Text,
+        "id": _Text,
+        "type": _Text,
+        "source": _Text,
+        "dataversion": _Text,
+        "detail-type": _Text,
+    },
+    total=False,
 )
 """The context attributes that identify an event. The last is of EventBridge."""
 
@@ -85,20 +96,30 @@ def read_message(message: Message) -> DeadLetterMessage:
     of the event is parsed and discarded, but never converted to Python objects.
     """
     reason = reason_of(message)
+    context, data_type = _read_context(_unwrap(remove_reason(message)))
+    # The worker knew these of a message for a raw handler, whose body may have such fields with another meaning.
+    known = reason if "event_type" in reason else {}
+    event_id = known.get("event_id") or context.get("id") or reason.get("event_id")
+    event_type = known.get("event_type") or context.get("type") or data_type
+    return DeadLetterMessage(message, event_id, event_type, context.get("source"), reason, context.get("dataversion"))
+
+
+def _read_context(message: Message) -> tuple[dict[str, Any], str | None]:
+    """Return the context attributes of the event, and the ``detail-type`` of an event of EventBridge."""
     try:
-        inner = _unwrap(message)
-        if is_pointer(inner.attributes):
-            # Other programs write other keys. A message from smartpipe has the type attribute.
-            type_, key = _type_of(inner), read_pointer(inner.body).key
-            return DeadLetterMessage(message, (key.rpartition("/")[2] or None) if type_ else None, type_, None, reason)
-        context = _context(_json_of(inner)) or {}
+        pointer = read_pointer(message.body) if is_pointer(message.attributes) else None
+        context = _context(_json_of(message)) or {} if pointer is None else {}
     except (ValidationError, MessageError):
-        context = {}
-    # The worker knew these of a message for a raw handler.
-    event_id = context.get("id") or reason.get("event_id")
-    event_type = context.get("type") or reason.get("event_type") or context.get("detail-type")
-    version = context.get("dataversion")
-    return DeadLetterMessage(message, event_id, event_type, context.get("source"), reason, version)
+        pointer, context = None, {}
+    if not context.get("specversion") and is_binary_mode(message.attributes):
+        binary = _context(json.dumps(read_binary_context(message.attributes))) or {}
+        if all(map(binary.get, ("id", "source", "type"))):
+            return binary, None
+    if pointer is None:
+        return context, context.get("detail-type")
+    # Other programs write other keys. A message from smartpipe has the type attribute.
+    type_ = _type_of(message)
+    return {"type": type_, "id": (pointer.key.rpartition("/")[2] or None) if type_ else None}, None
 
 
 def preview(message: Message, limit_characters: int) -> str:
@@ -109,7 +130,7 @@ def preview(message: Message, limit_characters: int) -> str:
         envelope = None if has_too_many_values(body, LIMIT_OBJECTS) else from_json(body)
     except (ValueError, MessageError):
         envelope = None
-    if not isinstance(envelope, dict) or "data" not in envelope:
+    if not isinstance(envelope, dict) or "data" not in envelope or "specversion" not in envelope:
         return message.body[:limit_characters]
     # Each chunk of the encoder has at least one character, so this encodes at most limit_characters chunks.
     chunks = JSONEncoder(ensure_ascii=False).iterencode(envelope["data"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from smartpipe.consumer.dead_letter import remove_reason
 from smartpipe.consumer.handlers import make_reader
 from smartpipe.errors import MessageError
 from smartpipe.events import Event
@@ -95,7 +96,7 @@ class ProcessedEvents:
     async def _claims_for(self, dead_letter: DeadLetterMessage) -> tuple[int, list[str]]:
         """Return the number of handlers of the event, and the keys of the claims of the idempotent ones."""
         try:
-            envelope = await self._reader.read(dead_letter.message)
+            envelope = await self._reader.read(remove_reason(dead_letter.message))
         except MessageError:
             return 0, []
         key = type(envelope.data) if isinstance(envelope.data, Event) else envelope.type

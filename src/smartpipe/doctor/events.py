@@ -67,12 +67,14 @@ def find_poor_keys(event: type[Event]) -> Iterator[Finding]:
             figures={"groups": groups},
             milder=None if groups == 1 else "note",
         )
-    if all(type(None) in get_args(one) for one in annotations):
+    optional = [field for field, one in zip(fields, annotations, strict=True) if type(None) in get_args(one)]
+    if optional:
+        part = f"{', '.join(optional)} of its key {key}" if len(fields) > 1 else f"its key {key}"
         yield Finding(
             code="SP104",
             resource=resource,
-            message=f"its key {key} may be None, and publishing to a FIFO topic then fails with MissingKey",
-            remedy="make a field of the key required",
+            message=f"{part} may be None, and publishing to a FIFO topic then fails with MissingKey",
+            remedy="make each field of the key required",
         )
 
 

@@ -253,7 +253,7 @@ class Decoder:
     def __init__(self, events: Iterable[type[Event]]) -> None:
         self._classes = {(contract.type, contract.major): cls for cls in events for contract in [contract_of(cls)]}
         fields = {key: envelope_fields(cls) for key, cls in self._classes.items()}
-        self._adapters = {key: _build_adapter(envelope) for key, envelope in fields.items()}
+        self._adapters = {key: build_adapter(envelope) for key, envelope in fields.items()}
         self._base64_adapters: dict[tuple[str, int], TypeAdapter[Any]] = {}
         types = Counter(type_ for type_, _ in fields)
         self._selected_by_type = {key for key in fields if types[key[0]] == 1}
@@ -261,7 +261,7 @@ class Decoder:
         union: Any = Union[tuple(single)] if single else None  # noqa: UP007 - built at run time
         if len(single) > 1:
             union = Annotated[union, Field(discriminator="type")]
-        self._adapter = _build_adapter(union) if single else None
+        self._adapter = build_adapter(union) if single else None
         self._small = self._validators(build_bounded_validator, _context, build_explaining_validator)
 
     @cached_property
@@ -356,7 +356,7 @@ class Decoder:
     def _base64_adapter(self, key: tuple[str, int]) -> TypeAdapter[Any]:
         if key not in self._base64_adapters:
             cls = self._classes[key]
-            self._base64_adapters[key] = _build_adapter(
+            self._base64_adapters[key] = build_adapter(
                 envelope_fields(cls, "data_base64", Annotated[cls, Base64Json()])
             )
         return self._base64_adapters[key]
@@ -430,12 +430,13 @@ def _validate_context(body: str, validate: _Validate) -> dict[str, Any]:
     return context
 
 
-def _build_adapter(fields: Any) -> TypeAdapter[Any]:
+def build_adapter(fields: Any) -> TypeAdapter[Any]:
+    """Return an adapter. Raises ConfigError if a class refers to a type that does not exist."""
     adapter = TypeAdapter[Any](fields)
     try:
         adapter.rebuild()  # a class may refer to another that was defined after it
     except PydanticUndefinedAnnotation as error:
-        msg = f"an event class, or a model in one, has a field of type {error.name!r}, which its module does not define"
+        msg = f"an event class or a model has a field of type {error.name!r}, which its module does not define"
         raise ConfigError(msg) from None
     return adapter
 

@@ -59,6 +59,14 @@ def describe_broken_validator(error: Exception) -> DecodeError:
     return DecodeError("invalid-data", f"a validator of the event class failed: {type(error).__name__}: {text}")
 
 
+def describe_failure(error: Exception) -> str:
+    """Return the type and the text of an error of a user's function, of limited length."""
+    try:
+        return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
+    except Exception:  # noqa: BLE001 - a broken __str__ must not keep a message from its dead-letter queue
+        return type(error).__name__
+
+
 def summarize_errors(error: ValidationError) -> tuple[list[dict[str, Any]], str]:
     """Return the first of Pydantic's errors and a summary of all, both of bounded length.
 

@@ -54,7 +54,12 @@ class NullOrVersion:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         null = core_schema.no_info_after_validator_function(lambda _: DEFAULT_VERSION, core_schema.none_schema())
-        return core_schema.union_schema([handler(source), null], mode="left_to_right")
+        return core_schema.union_schema(
+            [handler(source), null],
+            mode="left_to_right",
+            custom_error_type="dataversion",
+            custom_error_message="Input should be a version as text, major.minor, such as 1.0",
+        )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
         return handler(schema["choices"][0])  # producers leave the attribute out instead

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json, to_json
 
+from smartpipe.envelope.decode_errors import describe_failure
 from smartpipe.envelope.fields import DEFAULT_VERSION
 from smartpipe.envelope.other_data import find_other_data
 from smartpipe.envelope.structure import refuse_too_many_values
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from smartpipe.events import Contract, Event
     from smartpipe.upcasters import Upcaster
-
-MAX_ERROR_CHARACTERS = 500
 
 
 def upcast_body(
@@ -112,7 +111,7 @@ def _upcast(data: dict[str, Any], chain: Iterable[Upcaster], type_: str) -> dict
             result: object = upcaster.function(data)
         except Exception as error:
             raise DecodeError(
-                "upcast-failed", f"{type_} cannot be upcast: {upcaster} failed: {_describe(error)}"
+                "upcast-failed", f"{type_} cannot be upcast: {upcaster} failed: {describe_failure(error)}"
             ) from error
         if not isinstance(result, dict):
             returned = "None: return the changed data" if result is None else f"a {type(result).__name__}, not a dict"
@@ -130,12 +129,7 @@ def _write_body(context: Mapping[str, Any], version: str, data: dict[str, Any], 
     try:
         return to_json({**context, "dataversion": version, "data": data}).decode()
     except Exception as error:
-        sentence = f"{type_} cannot be upcast: its data has a value that JSON cannot represent: {_describe(error)}"
+        sentence = (
+            f"{type_} cannot be upcast: its data has a value that JSON cannot represent: {describe_failure(error)}"
+        )
         raise DecodeError("upcast-failed", sentence) from error
-
-
-def _describe(error: Exception) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
-    except Exception:  # noqa: BLE001 - a broken __str__ must not keep a message from its dead-letter queue
-        return type(error).__name__

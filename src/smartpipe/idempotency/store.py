@@ -87,8 +87,11 @@ def _describe_values(data: Event, fields: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _key_prefix(handler: HandlerName, event_type: str) -> str:
-    """Return the start of the keys of all claims of *handler* on events of this type."""
-    return compose("claim", *handler, event_type)
+    """Return the start of the keys of all claims of *handler* on events of this type.
+
+    The number of a raw handler's type depends on the order of registration, so it is left out. No event type has one.
+    """
+    return compose("claim", *handler, event_type.partition("#")[0])
 
 
 class Claim(NamedTuple):

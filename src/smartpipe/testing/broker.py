@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from smartpipe.events import Event
     from smartpipe.idempotency.claims import OpenTransaction
     from smartpipe.idempotency.store import Store
-    from smartpipe.message import NewAttribute
+    from smartpipe.message import Attribute, NewAttribute
     from smartpipe.options import PublishOptions
     from smartpipe.service import Service
 
@@ -188,7 +188,7 @@ class MemoryBroker:
             ValueError: SQS would refuse the message for another reason.
         """
         text = body if isinstance(body, str) else json.dumps(body)
-        made = {name: make_attribute(value) for name, value in (attributes or {}).items()}
+        made = {name: _make_attribute(name, value) for name, value in (attributes or {}).items()}
         deduplication_id = str(uuid4()) if group_id is not None and queue.endswith(FIFO_SUFFIX) else None
         message = OutgoingMessage(text, size_bytes(text, made), made, group_id, deduplication_id)
         failures = await self.transport.send(queue, [message])
@@ -340,6 +340,13 @@ class MemoryBroker:
 
     def _with_timeline(self, error: str) -> str:
         return f"{error}. Timeline:\n{self.timeline or '           empty'}"
+
+
+def _make_attribute(name: str, value: NewAttribute) -> Attribute:
+    try:
+        return make_attribute(value)
+    except ValueError as error:
+        raise ValueError(f"attribute {name!r} {error}: {value!r:.100}") from None
 
 
 def _function_name(handler: str | None) -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from smartpipe.consumer.decide import describe_error
 from smartpipe.contracts.fixtures import find_retired, read_fixtures
 from smartpipe.errors import ConfigError
+from smartpipe.events import event_class
 from smartpipe.idempotency.stores.memory import MemoryStore
+from smartpipe.keys import escape
 from smartpipe.message import OutgoingMessage, utf8_length
 from smartpipe.testing.broker import MemoryBroker, entered
 from smartpipe.testing.records import DeadLettered, Handled, Ignored, Retried
@@ -86,9 +88,16 @@ async def assert_handles(
     if missing := sorted(_find_missing(service, cases, retired)):
         places = " or ".join(map(str, directories or (DEFAULT_DIRECTORY,)))
         problems.append(
-            f"service {service.name!r} subscribes to events without golden messages in {places}: {', '.join(missing)}. "
+            f"service {service.name!r} subscribes to events without golden messages in {places}: "
+            f"{', '.join(f'{type_} {major}.x' for type_, major in missing)}. "
             "Run `smartpipe schema fixtures` where the events are declared, and pass the directory of their files"
         )
+        problems += [
+            f"No class declares {type_} {major}.x any more: write messages of this version, which an upcaster takes, "
+            f"to {escape(type_)}/{major}.0.fixtures.json, in the form of the other files"
+            for type_, major in missing
+            if event_class(type_, major) is None
+        ]
     if problems:
         raise AssertionError("\n".join(problems))
     return len(cases)
@@ -103,11 +112,11 @@ def _find_cases(service: Service, files: Mapping[Path, Sequence[Fixture]]) -> It
                     yield _Case(one, path, binding.queue)
 
 
-def _find_missing(service: Service, cases: Sequence[_Case], retired: set[tuple[str, int]]) -> set[str]:
+def _find_missing(service: Service, cases: Sequence[_Case], retired: set[tuple[str, int]]) -> set[tuple[str, int]]:
     """Return the subscribed types, with their major versions, that no message has, except retired ones."""
     subscribed = {(one.type, one.major) for binding in service.bindings for one in binding.contracts}
     found = {(case.fixture.type, case.fixture.major) for case in cases}
-    return {f"{type_} {major}.x" for type_, major in subscribed - found - retired}
+    return subscribed - found - retired
 
 
 async def _run(

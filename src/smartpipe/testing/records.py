@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.consumer.decide import describe_error
@@ -123,8 +124,13 @@ class DeadLettered(Delivered):
 
 
 def matches(record: Record, event: type[Any] | None, fields: Mapping[str, Any]) -> bool:
-    """Return whether the event of *record* is of this class and has these field values."""
-    if event is not None and not isinstance(record.event, event):
+    """Return whether the event of *record* is of this class and has these field values.
+
+    A raw handler of ``dict`` takes a JSON object, whose fields are its items.
+    """
+    found: Any = record.event
+    if event is not None and not isinstance(found, event):
         return False
     missing = object()
-    return all(getattr(record.event, name, missing) == value for name, value in fields.items())
+    read = found.get if isinstance(found, dict) else partial(getattr, found)
+    return all(read(name, missing) == value for name, value in fields.items())

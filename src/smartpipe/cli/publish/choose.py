@@ -40,6 +40,11 @@ def choose_event(events: Sequence[type[Event]], type_: str, version: str | None)
 
 def _describe_unknown_type(events: Sequence[type[Event]], type_: str) -> str:
     types = {contract_of(event).type: event.__name__ for event in events}
+    if not types:
+        return (
+            f"no event of the TARGETs has the type {type_!r}, because they have no events: name the class, as in "
+            "shop.events:OrderPlaced, or a service that handles or publishes it"
+        )
     by_name = [one for one, name in types.items() if name == type_]
     close = by_name or get_close_matches(type_, types, n=1)
     hint = f"did you mean {close[0]}?" if close else f"their types are {_join_words(sorted(types))}"

@@ -170,7 +170,7 @@ def _price_queue(service: Service, binding: Binding, options: CostOptions, known
     queue, prices = binding.queue, options.prices
     resource = f"queue {queue.name}"
     price = (prices.sqs_fifo if queue.fifo else prices.sqs_standard) / MILLION
-    rates = [(contract, options.rate_of(contract.type)) for contract in binding.contracts]
+    rates = [(contract, options.rate_of(contract.type)) for contract in _first_of_each_type(binding.contracts)]
     a_day = sum(rate.messages_per_day for _, rate in rates)
     pollers = options.tasks * known.worker.processes
     receives = count_receives(a_day, pollers, known.worker.poll_seconds)
@@ -244,7 +244,7 @@ def _price_keys(services: Sequence[Service], options: CostOptions) -> Iterator[I
     for service in services:
         for binding in service.bindings:
             if key := binding.queue.kms_key:
-                messages = sum(_monthly(options.rate_of(one.type)) for one in binding.contracts)
+                messages = sum(_monthly(options.rate_of(one.type)) for one in _first_of_each_type(binding.contracts))
                 calls[key] = calls.get(key, 0) + QUEUE_PRINCIPALS * min(most, messages)
     for key, count in sorted(calls.items()):
         yield Item(f"key {key}", "requests of KMS", count, options.prices.kms_requests / MILLION)
@@ -287,17 +287,29 @@ def count_receives(messages_per_day: float, pollers: int, poll_seconds: float) -
 
 
 def _group_by_topic(services: Iterable[Service]) -> dict[Topic, list[Contract]]:
-    """Return the events of each topic, published or handled. Those that only direct queues handle have no topic."""
+    """Return the events of each topic, published or handled. Those that only direct queues handle have no topic.
+
+    A type whose versions have several topics is counted on one of them, if possible on that of its publisher.
+    """
     known = list(services)
     bindings = [binding for service in known for binding in service.bindings]
     handled = [contract for one in bindings if not one.queue.direct for contract in one.contracts]
     direct = {contract.type for one in bindings if one.queue.direct for contract in one.contracts}
     direct -= {contract.type for contract in handled}
-    found: dict[Topic, dict[str, Contract]] = {}
-    for contract in [*(contract for service in known for contract in service.published), *handled]:
+    contracts = [*(contract for service in known for contract in service.published), *handled]
+    found: dict[Topic, list[Contract]] = {one.topic: [] for one in contracts if one.type not in direct}
+    for contract in _first_of_each_type(contracts):
         if contract.type not in direct:
-            found.setdefault(contract.topic, {}).setdefault(contract.type, contract)
-    return {topic: list(by_type.values()) for topic, by_type in found.items()}
+            found[contract.topic].append(contract)
+    return found
+
+
+def _first_of_each_type(contracts: Iterable[Contract]) -> list[Contract]:
+    """Return one contract for each type, because a rate is that of all versions together."""
+    found: dict[str, Contract] = {}
+    for contract in contracts:
+        found.setdefault(contract.type, contract)
+    return list(found.values())
 
 
 def _monthly(rate: Rate) -> float:

@@ -19,6 +19,7 @@ LEFT_OUT = (
     "compute, data that leaves the region, CloudWatch metrics and logs, the free tier and volume discounts",
     "retries, redrives, dead-letter messages, and extensions of visibility timeouts",
     "stores in PostgreSQL or Redis, Lambda, and other subscribers of the topics",
+    "messages of other systems, which raw handlers take",
     "filter policies on attributes: every queue is assumed to get all messages of its event types",
 )
 SMALL = 100
