@@ -62,7 +62,7 @@ async def parked(database: asyncpg.Connection) -> dict[str, str]:
         ({"attributes": '{"type": ["Binary", "a"]}'}, "attribute 'type' is not"),
         ({"attributes": '{"a b": ["String", "a"]}'}, "attribute 'a b' is not"),
         ({"attributes": json.dumps({f"a{n}": ["String", "x"] for n in range(11)})}, "there are 11 attributes"),
-        ({"attributes": "[" * 6_000 + "]" * 6_000}, "attributes are not JSON, or are nested too deeply"),
+        ({"attributes": json.dumps("[" * 20_000 + "]" * 20_000)}, "attributes are not JSON, or are nested too deeply"),
         ({"attributes": f'{{"a": {"9" * 5_000}}}'}, "attributes are not JSON, or are nested too deeply"),
         (
             {"attributes": json.dumps({"a": ["String", "x" * MAX_MESSAGE_BYTES]})},
