@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -140,6 +141,35 @@ async def test_an_attribute_that_sqs_has_no_type_for_is_an_error_with_its_name()
     async with MemoryBroker(failing_service()) as broker:
         with pytest.raises(ValueError, match="attribute 'amount' must be text, a number, or a list of texts.*: b'1'"):
             await broker.send("mailer", "{}", attributes={"amount": b"1"})
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"attributes": {"a b": "x"}}, "attribute name 'a b' is invalid in SQS"),
+        ({"attributes": {"AWS.x": "x"}}, "attribute name 'AWS.x' is invalid in SQS"),
+        ({"group_id": "x y"}, "group_id 'x y' is invalid in SQS"),
+        ({"group_id": ""}, "group_id '' is invalid in SQS"),
+    ],
+)
+async def test_a_name_that_sqs_would_refuse_is_an_error(options: dict[str, Any], reason: str) -> None:
+    async with MemoryBroker(failing_service()) as broker:
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            await broker.send("mailer", "{}", **options)
+
+
+async def test_a_raw_message_that_sqs_moves_is_recorded_with_its_model() -> None:
+    service = Service("inbox")
+
+    @service.subscribe_raw(dict)
+    async def fail(row: dict[str, Any]) -> None:
+        raise MemoryError  # it is deferred each time, until SQS moves it
+
+    async with MemoryBroker(service) as broker:
+        await broker.send("inbox", {"number": 1})
+        await broker.drain()
+
+        assert broker.assert_dead_lettered(dict, kind="redriven").event == {"number": 1}
 
 
 async def test_a_dead_letter_that_could_not_be_sent_is_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:

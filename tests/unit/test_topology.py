@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -161,6 +161,18 @@ def test_fault_10_a_queue_under_sqs_own_kms_key_is_refused_because_sns_cannot_us
         derive([served(Queue("mailer", kms_key="alias/aws/sqs"))], NAMING)
 
     assert "SSE-SQS" in str(caught.value)
+
+
+def test_a_filter_policy_of_a_queue_without_subscriptions_is_refused() -> None:
+    policy = FilterPolicy({"country": ["ch"]})
+    raw = Service("raw", queue=Queue("raw", filter_policy=policy))
+
+    @raw.subscribe_raw(dict)
+    async def take(row: dict[str, Any]) -> None: ...
+
+    for service in (served(Queue("mailer", direct=True, filter_policy=policy)), raw):
+        with pytest.raises(ConfigError, match=r"filter_policy filters what SNS delivers, and this queue has no sub"):
+            derive([service], NAMING)
 
 
 def test_high_throughput_counts_by_group_on_topics_and_queues() -> None:

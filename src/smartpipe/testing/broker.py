@@ -17,6 +17,7 @@ from smartpipe.escaping import escape_text
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.open_store import open_store
 from smartpipe.idempotency.stores.memory import MemoryStore
+from smartpipe.limits import ATTRIBUTE_NAME, MESSAGE_ID
 from smartpipe.message import OutgoingMessage, make_attribute, size_bytes
 from smartpipe.names import name_of
 from smartpipe.publisher.publisher import Publisher
@@ -189,6 +190,10 @@ class MemoryBroker:
         """
         text = body if isinstance(body, str) else json.dumps(body)
         made = {name: _make_attribute(name, value) for name, value in (attributes or {}).items()}
+        if group_id is not None and not MESSAGE_ID.fullmatch(group_id):
+            raise ValueError(
+                f"group_id {group_id!r:.200} is invalid in SQS (letters, digits and punctuation, at most 128)"
+            )
         deduplication_id = str(uuid4()) if group_id is not None and queue.endswith(FIFO_SUFFIX) else None
         message = OutgoingMessage(text, size_bytes(text, made), made, group_id, deduplication_id)
         failures = await self.transport.send(queue, [message])
@@ -343,6 +348,8 @@ class MemoryBroker:
 
 
 def _make_attribute(name: str, value: NewAttribute) -> Attribute:
+    if not ATTRIBUTE_NAME.fullmatch(name):
+        raise ValueError(f"attribute name {name!r:.100} is invalid in SQS (letters, digits, '_', '-', inner '.')")
     try:
         return make_attribute(value)
     except ValueError as error:

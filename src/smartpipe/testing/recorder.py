@@ -41,6 +41,7 @@ class Recorder(MemoryTransport):
         super().__init__(duplicate_share=duplicate_share, shuffle=shuffle, seed=seed)
         self.records: list[Record] = []
         self.dead_letter_names: set[str] = set()
+        self._envelopes: dict[str, Envelope] = {}  # of messages that are delivered again, by their ids
         self._started_at = asyncio.get_running_loop().time()
 
     async def publish(self, topic: str, messages: Sequence[OutgoingMessage]) -> list[Failure]:
@@ -62,6 +63,7 @@ class Recorder(MemoryTransport):
         """Record the outcome of a delivery."""
         message, processed = settled.message, settled.processed
         envelope, outcome = processed.envelope or _decode(message.body, message.attributes), processed.outcome
+        self._envelopes.pop(message.message_id, None)
         common = {
             "event": envelope and envelope.data,
             "event_id": envelope and envelope.id,
@@ -77,11 +79,15 @@ class Recorder(MemoryTransport):
             self.records.append(DeadLettered(**common, kind=outcome.kind, error=outcome.error))  # type: ignore[arg-type]
         else:
             after_seconds = settled.redelivery_seconds or 0
+            if envelope is not None:
+                self._envelopes[message.message_id] = envelope
             self.records.append(Retried(**common, after_seconds=after_seconds, error=outcome.error))  # type: ignore[arg-type]
 
     def on_redrive(self, queue: str, stored: StoredMessage) -> None:
         """Record a message that SQS moved to a dead-letter queue."""
-        envelope = _decode(stored.content.body, stored.content.attributes)
+        # Without a handler's model or upcasters, a body alone may not say which event it is.
+        known = self._envelopes.pop(stored.message_id, None)
+        envelope = known or _decode(stored.content.body, stored.content.attributes)
         error = RuntimeError("the message reached the queue's max_receive_count without being settled")
         self.records.append(
             DeadLettered(

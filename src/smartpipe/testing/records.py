@@ -11,7 +11,6 @@ from smartpipe.consumer.decide import describe_error
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smartpipe.events import Event
     from smartpipe.message import AttributeValue
 
 
@@ -20,12 +19,12 @@ class Record:
     """An entry of the timeline: a message was published, handled, retried and so on.
 
     Args:
-        event: The event, or None if the message is not an event.
+        event: The event, or what a raw handler takes: a model, a dict or text. None if the message is neither.
         at_seconds: The time since the broker was entered.
         body: The body of the message as it was sent.
     """
 
-    event: Event | None
+    event: Any
     event_id: str | None
     at_seconds: float
     body: str

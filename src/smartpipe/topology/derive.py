@@ -285,6 +285,11 @@ def _find_binding_errors(binding: Binding, naming: Naming, table_and_bucket: Tab
             f"queue {queue.name!r}: its filter policy matches bodies, and SMARTPIPE_CLAIM_CHECK_URL or "
             "SMARTPIPE_COMPRESSION encodes large bodies, which it would never match; filter by attributes"
         )
+    if queue.filter_policy and (queue.direct or not binding.contracts):
+        errors.append(
+            f"queue {queue.name!r}: filter_policy filters what SNS delivers, and this queue has no subscription: "
+            "remove it; raw handlers select their messages with match=..."
+        )
     if (queue.kms_key or "").endswith(AWS_SQS_KEY) and not queue.direct:
         errors.append(
             f"queue {queue.name!r}: SNS cannot deliver to a queue under {AWS_SQS_KEY}, and AWS does not let you change "
