@@ -233,6 +233,11 @@ class RawType:
         """The names of the fields by which an idempotent handler may claim."""
         return tuple(self.model.model_fields) if issubclass(self.model, BaseModel) else ()
 
+    @property
+    def knows_context(self) -> bool:
+        """Whether the model may know the id of a message."""
+        return issubclass(self.model, ExternalModel) and self.model.get_context is not ExternalModel.get_context
+
     def is_test(self, message: RawMessage) -> bool:
         """Return whether *message* only tests the connection."""
         return issubclass(self.model, ExternalModel) and self.model.is_test(message)

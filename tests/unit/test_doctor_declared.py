@@ -15,6 +15,7 @@ from smartpipe import Event, Idempotency, PublishError, Queue, RetryPolicy, Serv
 from smartpipe.doctor import declared
 from smartpipe.doctor.declared import longest_waits
 from smartpipe.doctor.examine import examine
+from smartpipe.external import ExternalModel, RawContext, field
 from smartpipe.filter_policy import FilterPolicy
 from smartpipe.publisher.prepare import Publication, prepare
 
@@ -336,6 +337,38 @@ def test_a_store_in_memory_forgets_claims_when_the_process_ends(monkeypatch: pyt
 
     monkeypatch.setenv("SMARTPIPE_IDEMPOTENCY_URL", "dynamodb://claims")
     assert find("SP105", make_service(idempotent=True)) == []
+
+
+def test_an_idempotent_raw_handler_needs_a_key_or_a_model_that_knows_the_id() -> None:
+    class Row(BaseModel):
+        number: int
+
+    class Numbered(ExternalModel):
+        number: int
+
+        def get_context(self) -> RawContext:
+            return RawContext(id=str(self.number))
+
+    service = Service("inbox")
+    handlers: dict[str, Any] = {
+        "row": service.subscribe_raw(Row, match=field("number"), idempotent=True),
+        "text": service.subscribe_raw(str, match=field("text"), idempotent=True),
+        "keyed": service.subscribe_raw(Row, idempotent=Idempotency(key="number")),
+        "numbered": service.subscribe_raw(Numbered, idempotent=True),
+        "often": service.subscribe_raw(dict),
+    }
+    for name, subscribe in handlers.items():
+
+        async def handle(message: Any) -> None: ...
+
+        handle.__qualname__ = name
+        subscribe(handle)
+
+    row, text = find("SP105", service)
+
+    assert (row.resource, text.resource) == (f"handler {__name__}.row", f"handler {__name__}.text")
+    assert row.remedy.startswith('give it idempotent=Idempotency(key="FIELD"), or a model derived from ExternalModel')
+    assert text.remedy.startswith("give it a model with the field that identifies a message, and idempotent=")
 
 
 def test_an_idempotent_handler_that_forgets_before_a_redrive_is_a_warning() -> None:

@@ -75,6 +75,7 @@ def examine_declarations(declared: Declarations) -> Examined:
                 f"handlers of service {service.name} that outlast the drain of {settings.drain_seconds:g} s"
             )
         findings += find_volatile_stores(service, settings)
+        findings += find_fleeting_ids(service)
         for binding in service.bindings:
             findings += find_early_dead_letters(binding)
             findings += find_long_retries(binding)
@@ -210,6 +211,23 @@ def find_volatile_stores(service: Service, settings: WorkerSettings) -> Iterator
             "and in every other process, a duplicate of an event is handled again",
             remedy="set SMARTPIPE_IDEMPOTENCY_URL to postgresql://, redis:// or dynamodb://",
             figures={"processes": settings.processes},
+        )
+
+
+def find_fleeting_ids(service: Service) -> Iterator[Finding]:
+    """SP105: a copy of a message of another system, and its redrive, have an id of their own."""
+    for handler in service.handlers:
+        idempotency = handler.options.idempotency
+        if handler.raw is None or not idempotency or idempotency.key is not None or handler.raw.knows_context:
+            continue
+        untyped = not handler.raw.field_names
+        yield Finding(
+            code="SP105",
+            resource=f"handler {handler.name}",
+            message="it claims messages by the id of SQS, which is another one for each copy that the producer sends "
+            "and after a redrive: duplicates are handled again",
+            remedy=f"give it {'a model with the field that identifies a message, and ' if untyped else ''}"
+            'idempotent=Idempotency(key="FIELD"), or a model derived from ExternalModel with get_context',
         )
 
 

@@ -31,7 +31,7 @@ RULES = {
     "SP102": Rule("error", "messages expire before their retries or their redrive"),
     "SP103": Rule("warning", "SQS dead-letters messages before the retry policy does"),
     "SP104": Rule("warning", "the key of a FIFO event has few values, or may be None"),
-    "SP105": Rule("warning", "an idempotent handler forgets events too early"),
+    "SP105": Rule("warning", "an idempotent handler handles duplicates again"),
     "SP106": Rule("warning", "subscribers cannot read a field, or too many can"),
     "SP107": Rule("note", "an event has no subscriber or no publisher"),
     "SP108": Rule("error", "a filter policy does not match, or SNS refuses it"),
