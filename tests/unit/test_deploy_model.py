@@ -161,7 +161,24 @@ def test_the_relay_can_have_options_of_its_own_and_never_scales(monkeypatch: pyt
     assert relay.options.max_wait_seconds is None
 
 
-@pytest.mark.parametrize("key", ["max_wait_seconds", "seconds_per_message", "max"])
+def test_a_common_minimum_of_zero_does_not_stop_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    table = {**SIZES, **PROMISE, "min": 0, RELAY: {"memory": "2Gi"}}
+    found = read_options(table, ["billing", RELAY], complete=True)
+
+    worker, relay = build_workloads({"shop:billing": billing()}, found, {})
+
+    assert (worker.options.min, relay.options.min, relay.maximum) == (0, 1, 1)
+
+
+def test_a_relay_without_a_container_is_refused() -> None:
+    with pytest.raises(ConfigError, match="min = 0 would leave all events in the outbox"):
+        read_options({**SIZES, RELAY: {"min": 0}}, ["billing", RELAY], complete=True)
+
+
+@pytest.mark.parametrize(
+    "key", ["max_wait_seconds", "seconds_per_message", "max", "concurrency", "drain_seconds", "protect_task"]
+)
 def test_an_option_that_the_relay_cannot_have_is_refused(key: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"\[tool.smartpipe.deploy.smartpipe-relay\]: {key} is not an option of the relay"

@@ -23,7 +23,9 @@ REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": 
 RELAY = "smartpipe-relay"
 """The name of the relay's containers, and of its table of options."""
 SCALING = ("max_wait_seconds", "seconds_per_message", "max")
-"""The options that do not apply to the relay, because it reads no queue."""
+"""The options by which a service follows its queues. The relay reads no queue."""
+_NOT_OF_RELAY = (*SCALING, "concurrency", "drain_seconds", "protect_task")
+"""The options that a relay does not have."""
 _MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi)")
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
@@ -104,7 +106,9 @@ def read_options(table: Any, names: Iterable[str], *, complete: bool) -> dict[st
     found = {}
     errors += _check_relay(own.get(RELAY, {}))
     for name in services:
-        values = {**common, **own.get(name, {})}
+        # The common min is for services, which may scale to zero. Events of the outbox would wait for a relay forever.
+        shared = {key: value for key, value in common.items() if name != RELAY or key != "min"}
+        values = {**shared, **own.get(name, {})}
         try:
             found[name] = DeployOptions.model_validate(values)
         except ValidationError as error:
@@ -115,12 +119,17 @@ def read_options(table: Any, names: Iterable[str], *, complete: bool) -> dict[st
 
 
 def _check_relay(own: Mapping[str, Any]) -> Iterator[str]:
-    for key in SCALING:
+    for key in _NOT_OF_RELAY:
         if key in own:
             yield (
-                f"pyproject.toml: [{TABLE}.{RELAY}]: {key} is not an option of the relay, which reads no queue; set "
-                "min, the number of its containers"
+                f"pyproject.toml: [{TABLE}.{RELAY}]: {key} is not an option of the relay, which reads no queue and "
+                "runs no handler; leave it out, and set min for several containers"
             )
+    if own.get("min") == 0:
+        yield (
+            f"pyproject.toml: [{TABLE}.{RELAY}]: min = 0 would leave all events in the outbox, because nothing starts "
+            "a relay for them; set min to 1 or more"
+        )
 
 
 def _check_name(name: str, services: Iterable[str]) -> Iterator[str]:
