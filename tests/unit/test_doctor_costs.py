@@ -253,13 +253,36 @@ def test_bodies_in_s3_are_written_once_and_read_by_each_queue() -> None:
 
 def test_bodies_of_a_direct_queue_are_written_to_s3_and_only_their_pointers_are_sent() -> None:
     service = make_service(Priced, queue=Queue("priced", direct=True))
-    options = CostOptions(Rate(1_000, 500_000))
+    payloads = {"claim_check_url": "s3://bodies", "claim_check_days": 10}
 
-    found = lines(price(service, options=options, payloads={"claim_check_url": "s3://bodies", "claim_check_days": 10}))
+    found = lines(price(service, options=CostOptions(Rate(1_000, 1_500_000)), payloads=payloads))
 
     assert found["queue priced: send requests"] == (30_000, 0.012)
     assert found["queue priced: bodies written to S3"] == (30_000, 0.15)
-    assert found["queue priced: GB in S3, kept for 10 days"][0] == round(1_000 * 500_000 * 10 / 2**30, 3)
+    assert found["queue priced: bodies read from S3"] == (30_000, 0.012)
+    assert found["queue priced: GB in S3, kept for 10 days"][0] == round(1_000 * 1_500_000 * 10 / 2**30, 3)
+
+
+def test_a_direct_queue_takes_larger_bodies_than_the_topic_of_the_event() -> None:
+    service = make_service(Priced, queue=Queue("priced", direct=True))
+    options = CostOptions(Rate(1_000, 500_000))  # the topic accepts 256 KiB, and the queue 1 MiB
+
+    found = lines(price(service, options=options, payloads={"claim_check_url": "s3://bodies"}))
+
+    assert not [name for name in found if "S3" in name]
+    assert found["queue priced: send requests"][0] == 30_000 * 8  # 500,000 bytes are 8 chunks of 64 KiB
+    assert found["queue priced: receive requests with messages"][0] == 30_000 * 8
+
+
+def test_versions_of_a_type_share_its_rate() -> None:
+    class PricedV2(Event, topic=priced_large, type="priced.happened", version="2.0"):
+        number: int
+
+    once = lines(price(make_service(Priced, queue=Queue("priced", kms_key="alias/queue")), a_day=10))
+    both = lines(price(make_service(Priced, PricedV2, queue=Queue("priced", kms_key="alias/queue")), a_day=10))
+
+    queue = {name: value for name, value in once.items() if name.startswith(("queue", "key alias/queue"))}
+    assert {name: value for name, value in both.items() if name.startswith(("queue", "key alias/queue"))} == queue
 
 
 def test_idempotent_handlers_write_twice_to_dynamodb_if_it_is_their_store() -> None:
