@@ -62,6 +62,9 @@ def make_service(
     return service
 
 
+async def handle_raw(message: dict[str, Any]) -> None: ...
+
+
 def price(
     *services: Service,
     a_day: float = 100_000,
@@ -370,6 +373,17 @@ def test_the_text_names_the_date_of_the_prices_the_assumptions_and_the_parts_tha
     assert "assumed: 100,000 messages a day of each event, 1,024 bytes each\n" in text
     assert all(f"left out: {one}\n" in text for one in LEFT_OUT)
     assert "optional: CloudWatch alarms of the export" in text
+
+
+def test_messages_of_raw_handlers_have_no_rate_and_both_formats_say_so() -> None:
+    service = make_service(Priced)
+    uploads = Queue("arn:aws:sqs:us-east-1:210987654321:uploads", existing=True)
+    service.subscribe_raw(dict, queue=uploads)(handle_raw)
+    sentence = "messages that raw handlers take, because they have no event type with a rate: queue uploads"
+
+    assert f"left out: {sentence}\n" in render_costs_text(price(service))
+    assert sentence in json.loads(render_costs_json(price(service)))["left_out"]
+    assert "raw handlers" not in render_costs_text(price(make_service(Priced)))
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.5, "0.5"), (1_234_567, "1,234,567"), (2e9, "2,000,000,000")])

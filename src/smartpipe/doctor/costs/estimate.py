@@ -97,12 +97,14 @@ class Estimate(NamedTuple):
 
     Args:
         idle_dollars: The cost in a month without any message.
+        raw_queues: The queues with raw handlers. Their messages have no event type, and so no rate.
     """
 
     items: Sequence[Item]
     options: CostOptions
     known: Known
     idle_dollars: float = 0.0
+    raw_queues: Sequence[str] = ()
 
     @property
     def dollars(self) -> float:
@@ -119,7 +121,8 @@ def estimate(services: Sequence[Service], options: CostOptions, known: Known) ->
     """Return the estimate for *services*."""
     idle = replace(options, rate=Rate(0), events={})
     at_rest = Estimate(_list_items(services, idle, known), idle, known)
-    return Estimate(_list_items(services, options, known), options, known, at_rest.dollars)
+    raw_queues = [binding.queue.name for service in services for binding in service.bindings if binding.external]
+    return Estimate(_list_items(services, options, known), options, known, at_rest.dollars, raw_queues)
 
 
 def _list_items(services: Sequence[Service], options: CostOptions, known: Known) -> list[Item]:
