@@ -17,6 +17,7 @@ from smartpipe.doctor.declared import longest_waits
 from smartpipe.doctor.examine import examine
 from smartpipe.filter_policy import FilterPolicy
 from smartpipe.publisher.prepare import Publication, prepare
+from smartpipe.settings import WorkerSettings, drain_seconds_for
 
 if TYPE_CHECKING:
     from smartpipe.doctor.findings import Finding
@@ -141,16 +142,38 @@ def test_a_handler_that_may_outlast_the_drain_is_a_warning(monkeypatch: pytest.M
     [found] = find("SP101", make_service(timeout_seconds=900))
 
     assert found.severity == "warning"
-    assert found.figures == {"timeout_seconds": 900, "drain_seconds": 25}
+    assert found.figures == {"timeout_seconds": 900, "drain_seconds": 25, "finish_seconds": 22}
     assert found.remedy.startswith(
-        "raise the drain to 900 s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
+        "raise the drain to 903 s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
     )
-    assert "the grace period of the platform to 905 s;" in found.remedy
-    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "900")
+    assert "the grace period of the platform to 908 s;" in found.remedy
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "903")
     assert find("SP101", make_service(timeout_seconds=900)) == []
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "902")
+    assert find("SP101", make_service(timeout_seconds=900)) != []
 
 
-@pytest.mark.parametrize(("timeout", "named"), [(115, False), (116, True), (None, True), (300, True)])
+@pytest.mark.parametrize("seconds", [1.6, 2, 11.9, 12, 22, 300, 900, 7_197])
+def test_the_drain_that_the_remedy_names_is_the_shortest_that_lets_the_handler_finish(seconds: float) -> None:
+    drain = drain_seconds_for(seconds)
+
+    assert WorkerSettings.load(drain_seconds=drain, wait_seconds=1).finish_seconds == pytest.approx(seconds)
+
+
+def test_a_handler_that_ends_within_the_time_of_a_drain_is_no_finding() -> None:
+    assert find("SP101", make_service(timeout_seconds=22)) == []
+    assert find("SP101", make_service(timeout_seconds=23)) != []
+
+
+@pytest.mark.parametrize(("timeout", "longest"), [(7_197, False), (7_198, True), (None, True)])
+def test_the_remedy_names_no_drain_that_a_worker_would_refuse(timeout: float | None, *, longest: bool) -> None:
+    [found] = find("SP101", make_service(timeout_seconds=timeout))
+
+    assert ("because the longest drain is 7,200 s" in found.remedy) == longest
+    assert ("raise the drain to 7200 s" in found.remedy) != longest
+
+
+@pytest.mark.parametrize(("timeout", "named"), [(112, False), (113, True), (None, True), (300, True)])
 def test_a_handler_that_fargate_cannot_wait_for_has_task_protection_as_its_remedy(
     timeout: float | None, named: bool
 ) -> None:
@@ -168,7 +191,7 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
 
     assert "SP101" not in [one.code for one in report.findings]
     assert any("Spot interruptions and StopTask" in sentence for sentence in report.not_seen)
-    assert not any("StopTask" in sentence for sentence in diagnose(make_service(timeout_seconds=25)).not_seen)
+    assert not any("StopTask" in sentence for sentence in diagnose(make_service(timeout_seconds=22)).not_seen)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +199,7 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
     [
         ({}, [25]),
         ({"drain_seconds": 100}, [100]),
-        ({"drain_seconds": 900}, []),
+        ({"drain_seconds": 903}, []),
         ({"drain_seconds": 100, "shop": {"drain_seconds": 1_000}}, []),
         ({"drain_seconds": 1_000, "shop": {"drain_seconds": 100}}, [100]),
         ({"other": {"drain_seconds": 1_000}}, [25]),

@@ -17,7 +17,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import Naming, name_in
 from smartpipe.service import DEFAULT_TIMEOUT_SECONDS
-from smartpipe.settings import MAX_DRAIN_SECONDS
+from smartpipe.settings import MAX_DRAIN_SECONDS, drain_seconds_for
 from smartpipe.topology.checks import find_notes, find_short_ttls
 from smartpipe.topology.derive import derive, redrive_count
 from smartpipe.topology.resources import Topology
@@ -113,36 +113,53 @@ def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
 
 
 def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
-    """SP101: a drain cancels handlers that are still running at its end, and their work begins again."""
-    drain = settings.drain_seconds
+    """SP101: a drain cancels handlers that are still running shortly before its end, and their work begins again."""
+    drain, finish = settings.drain_seconds, settings.finish_seconds
     defaults = 0
     for handler in service.handlers:
         timeout = handler.options.timeout_seconds
-        if timeout == DEFAULT_TIMEOUT_SECONDS > drain:
+        if timeout == DEFAULT_TIMEOUT_SECONDS > finish:
             defaults += 1
-        elif timeout is None or timeout > drain:
+        elif timeout is None or timeout > finish:
             seconds = MAX_VISIBILITY_SECONDS if timeout is None else timeout
-            longer = min(seconds, MAX_DRAIN_SECONDS)
             yield Finding(
                 code="SP101",
                 resource=f"handler {handler.name}",
-                message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {drain:g} s after SIGTERM: the "
+                message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {finish:g} s after SIGTERM: the "
                 "message returns to its queue, and the work begins again",
-                remedy=f"raise the drain to {longer:g} s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
-                f"SMARTPIPE_DRAIN_SECONDS) and the grace period of the platform to {longer + GRACE_SECONDS:g} s"
-                f"{ON_ECS if seconds > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps",
-                figures={"timeout_seconds": seconds, "drain_seconds": drain},
+                remedy=_lengthen_drain(seconds),
+                figures={"timeout_seconds": seconds, "drain_seconds": drain, "finish_seconds": finish},
             )
     if defaults:
         yield Finding(
             code="SP101",
             resource=f"service {service.name}",
             message=f"the number of its handlers with the default timeout of {DEFAULT_TIMEOUT_SECONDS:g} s is "
-            f"{defaults}, and a deploy cancels handlers {drain:g} s after SIGTERM",
-            remedy=f"set Service(timeout_seconds={drain:g}) if all handlers end by then{ON_ECS}",
-            figures={"timeout_seconds": DEFAULT_TIMEOUT_SECONDS, "drain_seconds": drain, "handlers": defaults},
+            f"{defaults}, and a deploy cancels handlers {finish:g} s after SIGTERM",
+            remedy=f"set Service(timeout_seconds={finish:g}) if all handlers end by then{ON_ECS}",
+            figures={
+                "timeout_seconds": DEFAULT_TIMEOUT_SECONDS,
+                "drain_seconds": drain,
+                "finish_seconds": finish,
+                "handlers": defaults,
+            },
             milder="note",
         )
+
+
+def _lengthen_drain(seconds: float) -> str:
+    """Return the remedy for a handler that may run for this time."""
+    drain = drain_seconds_for(seconds)
+    if drain > MAX_DRAIN_SECONDS:
+        return (
+            f"set timeout_seconds to the time that the handler needs, or divide the work into shorter steps, because "
+            f"the longest drain is {MAX_DRAIN_SECONDS:,} s{ON_ECS}"
+        )
+    return (
+        f"raise the drain to {drain:g} s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
+        f"SMARTPIPE_DRAIN_SECONDS) and the grace period of the platform to {drain + GRACE_SECONDS:g} s"
+        f"{ON_ECS if drain > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps"
+    )
 
 
 def find_long_retries(binding: Binding) -> Iterator[Finding]:
