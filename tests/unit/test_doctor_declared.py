@@ -410,6 +410,20 @@ def test_too_few_slots_for_fair_queues_are_a_note(monkeypatch: pytest.MonkeyPatc
     assert find("SP109", make_service(Tenanted)) == []
 
 
+def test_the_remedy_for_slots_names_the_concurrency_that_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = find("SP109", make_service(Tenanted))
+    assert "[tool.smartpipe.deploy], which wins, or SMARTPIPE_CONCURRENCY" in found.remedy
+
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "1000")
+    [few] = find("SP109", make_service(Tenanted, concurrency=3))
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "100")
+    [many] = find("SP109", make_service(Tenanted, concurrency=5_000))
+
+    for found in (few, many):
+        assert "the concurrency of the handlers of this queue, which wins over SMARTPIPE_CONCURRENCY" in found.remedy
+    assert find("SP109", make_service(Tenanted, concurrency=30)) == []
+
+
 @pytest.mark.parametrize(("spec", "count"), [(None, 1), ("found", 0)])
 def test_a_missing_uvloop_is_a_note(spec: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declared, "find_spec", lambda _: spec)

@@ -25,6 +25,7 @@ from smartpipe.topology.resources import Topology
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from smartpipe.consumer.handlers import Handler
     from smartpipe.retry import RetryPolicy
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
@@ -233,7 +234,8 @@ def find_volatile_stores(service: Service, settings: WorkerSettings) -> Iterator
 def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
     """SP109: more messages in flight than SQS allows, or so few that fair queues never recognize a noisy tenant."""
     for binding in service.bindings:
-        slots = slots_for(service.handlers_on(binding.queue.name), settings.concurrency) * settings.processes
+        handlers = service.handlers_on(binding.queue.name)
+        slots = slots_for(handlers, settings.concurrency) * settings.processes
         resource = f"queue {name_in(binding.queue.name)}"
         figures = {"in_flight": slots, "processes": settings.processes}
         if slots > MAX_IN_FLIGHT:
@@ -242,7 +244,7 @@ def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[F
                 resource=resource,
                 message=f"one task holds up to {slots:,} messages, and SQS allows {MAX_IN_FLIGHT:,} in flight in a "
                 "queue: receive calls then fail with OverLimit, or return nothing",
-                remedy="lower SMARTPIPE_CONCURRENCY or SMARTPIPE_PROCESSES",
+                remedy=f"lower SMARTPIPE_PROCESSES, or {_name_concurrency(handlers)}",
                 figures=figures,
             )
         elif slots < MIN_FAIR_IN_FLIGHT and not binding.queue.fifo and any(one.tenant for one in binding.contracts):
@@ -251,10 +253,17 @@ def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[F
                 resource=resource,
                 message=f"its events name a tenant, and one task holds up to {slots} messages: SQS recognizes a noisy "
                 f"tenant only from {MIN_FAIR_IN_FLIGHT} messages in flight",
-                remedy="run more tasks, or raise SMARTPIPE_CONCURRENCY",
+                remedy=f"run more tasks, or raise {_name_concurrency(handlers)}",
                 figures=figures,
                 milder="note",
             )
+
+
+def _name_concurrency(handlers: Sequence[Handler]) -> str:
+    """Return the setting that decides how many messages of a queue with these handlers a process holds."""
+    if all(one.options.concurrency is not None for one in handlers):
+        return "the concurrency of the handlers of this queue, which wins over SMARTPIPE_CONCURRENCY"
+    return "the concurrency (in [tool.smartpipe.deploy], which wins, or SMARTPIPE_CONCURRENCY)"
 
 
 def find_missing_speed() -> Iterator[Finding]:
