@@ -294,7 +294,7 @@ def _split_by_account(topics: Iterable[str], naming: Naming) -> _Readable:
     arns = list(topics)
     own = [arn for arn in arns if account_in(arn) == naming.account_id]
     others = [arn for arn in arns if arn not in own]
-    return _Readable(arns if naming.account_id == ACCOUNT else own, others)
+    return _Readable(arns if naming.is_portable else own, others)
 
 
 def _allow_keys(
