@@ -280,6 +280,15 @@ def test_memory_for_the_largest_message_in_every_slot_as_bytes_text_and_objects_
     assert "is less than the 480Mi" in refusal(memory="479Mi")  # bodies in S3 can have 16 MiB
 
 
+def test_memory_for_compressed_messages_is_that_of_their_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_COMPRESSION", "gzip")
+    assert "is less than the 120Mi" in refusal(memory="119Mi")  # ten slots of 4 MiB
+    build(memory="120Mi")
+
+    monkeypatch.setenv("SMARTPIPE_DECOMPRESSED_LIMIT_BYTES", str(2**20))
+    build(memory="30Mi")
+
+
 def test_a_wrong_setting_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_WAIT_SECONDS", "20")
 

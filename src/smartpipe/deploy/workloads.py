@@ -213,6 +213,8 @@ def _limit_bytes(binding: Binding, payloads: PayloadSettings) -> int:
     """Return the size of the largest message that a worker can hold from this queue."""
     if payloads.claim_check_url or payloads.claim_check_read:
         return payloads.payload_limit_bytes
+    if payloads.compression:
+        return payloads.decompressed_limit_bytes
     if binding.queue.direct or binding.queue.existing or binding.external:
         return MAX_MESSAGE_BYTES
     return max((contract.topic.limit_bytes for contract in binding.contracts), default=MAX_MESSAGE_BYTES)
