@@ -5,6 +5,7 @@ Sources: KEDA 2.21, "AWS SQS Queue" and "ScaledObject specification"; Kubernetes
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.deploy.kubernetes import DEFAULT_POLLING_SECONDS
@@ -154,7 +155,7 @@ def _find_broken_promise(document: Document, metadata: dict[str, Any], promise: 
             f"queueLength is {length:.15g}: one container then needs {seconds:,.0f} s for its messages, and service "
             f"{promise.service} promises {promise.max_wait_seconds:g} s ({promise.slots} slots, "
             f"{promise.seconds_per_message:g} s for each message)",
-            f"set queueLength to {promise.target:.0f}",
+            f"set queueLength to {math.floor(promise.target)}",
             milder="warning",
         )
 
