@@ -438,6 +438,49 @@ def test_the_statement_for_a_kms_key_is_a_note() -> None:
     assert "kms:GenerateDataKey" in found.message
 
 
+def test_the_statement_for_a_kms_key_has_the_topics_of_this_environment_or_the_variables_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = make_service(queue=Queue("shop", kms_key="alias/shop"))
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "SMARTPIPE_ACCOUNT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "prod-")
+
+    [found] = find("SP111", service)
+    assert found.remedy.startswith("set AWS_REGION and SMARTPIPE_ACCOUNT_ID, so that the statement has your topics")
+
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "cn-north-1")
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    [found] = find("SP111", service)
+    assert found.remedy == "add the statement to the policy of the key"
+    assert f'"arn:aws-cn:sns:cn-north-1:123456789012:prod-{orders.name}"' in found.message
+
+
+def test_a_name_that_is_too_long_only_with_the_prefix_of_this_environment_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = make_service(queue=Queue("q" * 60))
+    assert find("SP100", service) == []
+
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "production-of-the-shop-")
+    [found] = find("SP100", service)
+    assert "AWS allows at most 80" in found.message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("SMARTPIPE_PREFIX", "prod."), ("SMARTPIPE_TRANSPORT", "carrier-pigeon"), ("SMARTPIPE_ACCOUNT_ID", "12")],
+)
+def test_wrong_names_and_transports_are_findings_too(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    [found] = find("SP113", make_service())
+
+    assert found.message.startswith(f"{variable}={value}: ")
+
+
 def test_a_policy_that_had_to_allow_more_topics_is_a_warning() -> None:
     topics = [Topic(f"a-topic-with-a-name-of-some-length-{number}-{'x' * 150}") for number in range(60)]
     service = Service("shop", timeout_seconds=20)

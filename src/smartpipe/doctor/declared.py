@@ -37,14 +37,13 @@ MAX_IN_FLIGHT = 120_000
 MIN_FAIR_IN_FLIGHT = 30
 """SQS recognizes a noisy tenant only from this number of messages in flight: Amazon SQS, "Fair queues"."""
 NAMING = Naming("aws", "us-east-1", "000000000000")
-"""For names and policies that do not depend on the account."""
+"""For the names of resources, which are the same in all environments, so that one entry of ``ignore`` fits all."""
 MAX_DRAIN_ON_FARGATE = MAX_FARGATE_SECONDS - GRACE_SECONDS
 """Fargate kills a task 120 s after SIGTERM at the latest."""
 ON_ECS = "; on ECS, run smartpipe worker --protect-task"
 REMEDIES = {
     "SP102": "shorten Queue(retention_seconds=...): the dead-letter queue always keeps messages for 14 days",
     "SP105": "set the ttl_seconds that the message names",
-    "SP111": "add the statement to the policy of the key",
     "SP112": "subscribe the queue to fewer topics, or divide its handlers among two queues",
 }
 """For the warnings of ``smartpipe topology plan``."""
@@ -55,11 +54,15 @@ class Declarations(NamedTuple):
 
     Args:
         settings: Those of the workers of each service, in the order of the services.
+        naming: That of this environment. Region and account are those of ``NAMING`` if the environment has none.
+        unknown: The variables of region and account that this environment does not have.
     """
 
     services: Sequence[Service]
     settings: Sequence[WorkerSettings]
     table_and_bucket: TableAndBucket
+    naming: Naming = NAMING
+    unknown: Sequence[str] = ()
 
 
 def examine_declarations(declared: Declarations) -> Examined:
@@ -90,8 +93,11 @@ def examine_declarations(declared: Declarations) -> Examined:
 
 
 def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
+    desired = deployed = Topology({})
     try:
-        desired = derive(declared.services, NAMING, declared.table_and_bucket)
+        desired, deployed = (
+            derive(declared.services, naming, declared.table_and_bucket) for naming in (NAMING, declared.naming)
+        )
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(
@@ -100,17 +106,28 @@ def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
                 message=problem,
                 remedy="change the declaration, then run smartpipe topology plan",
             )
-        desired = Topology({})
     yield from find_crowded_topics(desired)
     yield from find_fragile_filters(declared.services, declared.table_and_bucket)
-    for note in [*find_notes(desired, Topology({})), *find_short_ttls(declared.services)]:
+    statements = [note for note in find_notes(deployed, Topology({})) if note.code == "SP111"]
+    notes = [note for note in find_notes(desired, Topology({})) if note.code != "SP111"]
+    for note in [*notes, *find_short_ttls(declared.services), *statements]:
         yield Finding(
             code=note.code,
             resource=note.resource,
             message=note.text,
-            remedy=REMEDIES[note.code],
+            remedy=REMEDIES[note.code] if note.code != "SP111" else _place_statement(declared),
             milder="warning" if note.code == "SP102" else None,
         )
+
+
+def _place_statement(declared: Declarations) -> str:
+    """Return the remedy for a key, whose statement has the ARNs of topics."""
+    if not declared.unknown:
+        return "add the statement to the policy of the key"
+    return (
+        f"set {' and '.join(declared.unknown)}, so that the statement has your topics, then add it to the policy of "
+        f"the key"
+    )
 
 
 def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
