@@ -250,7 +250,16 @@ def test_retries_that_outlast_the_retention_are_an_error() -> None:
     [found] = find("SP102", bad)
 
     assert (found.severity, found.figures["waits_seconds"]) == ("error", 6_000)
+    assert "raise Queue(retention_seconds=...)" in found.remedy
     assert find("SP102", good) == []
+
+
+def test_no_retention_is_long_enough_for_retries_of_two_weeks_and_the_remedy_names_none() -> None:
+    policy = RetryPolicy(attempts=1_000, base_seconds=3_600, max_seconds=3_600)
+
+    [found] = find("SP102", make_service(retry=policy))
+
+    assert found.remedy == "lower attempts or max_seconds of the RetryPolicy"
 
 
 def test_the_sum_of_an_unknown_wait_strategy_is_not_seen() -> None:

@@ -19,7 +19,7 @@ from smartpipe.names import Naming, name_in
 from smartpipe.service import DEFAULT_TIMEOUT_SECONDS
 from smartpipe.settings import MAX_DRAIN_SECONDS, drain_seconds_for
 from smartpipe.topology.checks import find_notes, find_short_ttls
-from smartpipe.topology.derive import derive, redrive_count
+from smartpipe.topology.derive import DEAD_LETTER_RETENTION_SECONDS, derive, redrive_count
 from smartpipe.topology.resources import Topology
 
 if TYPE_CHECKING:
@@ -187,12 +187,13 @@ def find_long_retries(binding: Binding) -> Iterator[Finding]:
         waits = longest_waits(policy)
         if queue.existing or waits is None or policy.on_exhausted == "halt" or waits <= queue.retention_seconds:
             continue
+        longer = ", or raise Queue(retention_seconds=...)" if waits < DEAD_LETTER_RETENTION_SECONDS else ""
         yield Finding(
             code="SP102",
             resource=f"queue {name_in(queue.name)}",
             message=f"the waits between {policy.attempts} attempts add up to as much as {waits:,.0f} s, and the queue "
             f"deletes messages after {queue.retention_seconds:,} s, which then reach no dead-letter queue",
-            remedy="lower attempts or max_seconds of the RetryPolicy, or raise Queue(retention_seconds=...)",
+            remedy=f"lower attempts or max_seconds of the RetryPolicy{longer}",
             figures={"waits_seconds": waits, "retention_seconds": queue.retention_seconds},
         )
 
