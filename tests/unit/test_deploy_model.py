@@ -67,6 +67,16 @@ def test_each_queue_has_a_target_of_its_own_from_its_own_slots() -> None:
     ]
 
 
+def test_a_rate_limit_of_a_handler_lowers_the_target_of_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = billing(rate_per_second=5)  # 20 a second without it
+    service.subscribe(FilmAdded, rate_per_second=8)(handle)
+    service.subscribe(OrderPlaced, queue=Queue("audit"), rate_per_second=50)(handle)
+
+    assert [one.target for one in build(service, **PROMISE).queues] == [300, 1_200]
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "2")
+    assert [one.target for one in build(service, **PROMISE, cpu=2).queues] == [600, 2_400]
+
+
 def test_all_processes_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_PROCESSES", "4")
 

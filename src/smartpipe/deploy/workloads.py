@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import SecretStr
 
-from smartpipe.consumer.handlers import slots_for
+from smartpipe.consumer.handlers import rate_of, slots_for
 from smartpipe.deploy.options import RELAY, SCALING
 from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_MESSAGE_BYTES
@@ -197,10 +197,12 @@ def _format(value: Any) -> str:
 
 def _build_scaling(service: Service, binding: Binding, settings: WorkerSettings, options: DeployOptions) -> Scaling:
     """Return the scaling of one queue, by Little's law: messages in the queue = messages per second x seconds."""
-    slots = slots_for(service.handlers_on(binding.queue.name), settings.concurrency) * settings.processes
+    handlers = service.handlers_on(binding.queue.name)
+    slots = slots_for(handlers, settings.concurrency) * settings.processes
     target = None
     if options.max_wait_seconds is not None and options.seconds_per_message is not None:
-        target = max(1, math.floor(slots / options.seconds_per_message * options.max_wait_seconds))
+        per_second = min(slots / options.seconds_per_message, rate_of(handlers) * settings.processes)
+        target = max(1, math.floor(per_second * options.max_wait_seconds))
     return Scaling(binding.queue.name, slots, target, binding.queue.delay_seconds or 0)
 
 

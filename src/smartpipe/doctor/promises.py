@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.consumer.handlers import slots_for
+from smartpipe.consumer.handlers import rate_of, slots_for
 from smartpipe.doctor.lookup import find_table, to_number
 from smartpipe.names import physical_name
 
@@ -22,17 +23,24 @@ class Promise(NamedTuple):
         slots: The number of its messages that one container handles concurrently.
         seconds_per_message: The mean time for which a message occupies a slot.
         max_wait_seconds: The time in which a message is to be handled.
+        rate: The maximum number of messages that one container receives in a second.
     """
 
     service: str
     slots: int
     seconds_per_message: float
     max_wait_seconds: float
+    rate: float = math.inf
+
+    @property
+    def messages_per_second(self) -> float:
+        """The number of messages that one container handles in a second."""
+        return min(self.slots / self.seconds_per_message, self.rate)
 
     @property
     def target(self) -> float:
         """The number of messages in the queue for which one container is enough, by Little's law."""
-        return max(1.0, self.slots / self.seconds_per_message * self.max_wait_seconds)
+        return max(1.0, self.messages_per_second * self.max_wait_seconds)
 
 
 def read_settings(service: Service, pyproject: dict[str, Any], settings: WorkerSettings) -> WorkerSettings:
@@ -59,8 +67,10 @@ def read_promises(
             continue
         own = read_settings(service, pyproject, settings)
         for binding in service.bindings:
-            slots = slots_for(service.handlers_on(binding.queue.name), own.concurrency) * own.processes
-            found[physical_name(prefix, binding.queue.name)] = Promise(service.name, slots, seconds, wait)
+            handlers = service.handlers_on(binding.queue.name)
+            slots = slots_for(handlers, own.concurrency) * own.processes
+            rate = rate_of(handlers) * own.processes
+            found[physical_name(prefix, binding.queue.name)] = Promise(service.name, slots, seconds, wait, rate)
     return found
 
 
