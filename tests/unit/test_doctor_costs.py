@@ -386,6 +386,18 @@ def test_messages_of_raw_handlers_have_no_rate_and_both_formats_say_so() -> None
     assert "raw handlers" not in render_costs_text(price(make_service(Priced)))
 
 
+def test_the_surcharge_of_fair_queues_is_left_out_and_both_formats_say_so() -> None:
+    class PricedTenant(Event, topic=priced, type="priced.tenant", version="1.0", tenant="customer"):
+        customer: str
+
+    sentence = "the surcharge of SQS for fair queues, which messages with a tenant use: queues one, two"
+    found = price(*(make_service(PricedTenant, name=name) for name in ("one", "two")))
+
+    assert f"left out: {sentence}\n" in render_costs_text(found)
+    assert sentence in json.loads(render_costs_json(found))["left_out"]
+    assert "fair queues" not in render_costs_text(price(make_service(Priced)))
+
+
 @pytest.mark.parametrize(("rate", "text"), [(0.5, "0.5"), (1_234_567, "1,234,567"), (2e9, "2,000,000,000")])
 def test_rates_of_millions_of_messages_are_written_in_full(rate: float, text: str) -> None:
     options = CostOptions(Rate(rate), {"costs.priced": Rate(rate)})

@@ -98,6 +98,7 @@ class Estimate(NamedTuple):
     Args:
         idle_dollars: The cost in a month without any message.
         raw_queues: The queues with raw handlers. Their messages have no event type, and so no rate.
+        fair_queues: The queues with messages that have a tenant.
     """
 
     items: Sequence[Item]
@@ -105,6 +106,7 @@ class Estimate(NamedTuple):
     known: Known
     idle_dollars: float = 0.0
     raw_queues: Sequence[str] = ()
+    fair_queues: Sequence[str] = ()
 
     @property
     def dollars(self) -> float:
@@ -121,8 +123,11 @@ def estimate(services: Sequence[Service], options: CostOptions, known: Known) ->
     """Return the estimate for *services*."""
     idle = replace(options, rate=Rate(0), events={})
     at_rest = Estimate(_list_items(services, idle, known), idle, known)
-    raw_queues = [binding.queue.name for service in services for binding in service.bindings if binding.external]
-    return Estimate(_list_items(services, options, known), options, known, at_rest.dollars, raw_queues)
+    bindings = [binding for service in services for binding in service.bindings]
+    raw_queues = [one.queue.name for one in bindings if one.external]
+    fair_queues = [one.queue.name for one in bindings if not one.queue.fifo and any(c.tenant for c in one.contracts)]
+    items = _list_items(services, options, known)
+    return Estimate(items, options, known, at_rest.dollars, raw_queues, fair_queues)
 
 
 def _list_items(services: Sequence[Service], options: CostOptions, known: Known) -> list[Item]:

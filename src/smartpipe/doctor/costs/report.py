@@ -11,7 +11,7 @@ from smartpipe.escaping import escape_json, escape_text
 from smartpipe.names import name_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from smartpipe.doctor.costs.estimate import Estimate, Item
     from smartpipe.doctor.costs.options import Rate
@@ -80,9 +80,15 @@ def list_left_out(estimate: Estimate) -> Iterator[str]:
     """Yield the parts of a bill that the estimate does not have."""
     yield from LEFT_OUT
     if estimate.raw_queues:
-        queues = "queue" if len(estimate.raw_queues) == 1 else "queues"
-        names = ", ".join(map(name_in, estimate.raw_queues))
-        yield f"messages that raw handlers take, because they have no event type with a rate: {queues} {names}"
+        text = "messages that raw handlers take, because they have no event type with a rate"
+        yield f"{text}: {_name_queues(estimate.raw_queues)}"
+    if estimate.fair_queues:
+        text = "the surcharge of SQS for fair queues, which messages with a tenant use"
+        yield f"{text}: {_name_queues(estimate.fair_queues)}"
+
+
+def _name_queues(names: Sequence[str]) -> str:
+    return f"{'queue' if len(names) == 1 else 'queues'} {', '.join(map(name_in, names))}"
 
 
 def _describe_rate(rate: Rate, events: str) -> str:
