@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ENV_PREFIX = "SMARTPIPE_"
 DEFAULT_CONCURRENCY = 10
 MIN_QUEUE_AGE_SECONDS = 60
+MIN_DRAIN_SECONDS = 2
 MAX_DRAIN_SECONDS = 7_200
 MAX_FLUSH_SECONDS = 3.0
 
@@ -217,7 +218,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
             differences are logged. ``strict``: differences end it too. ``off``: no check.
     """
 
-    drain_seconds: float = Field(25.0, ge=2, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
+    drain_seconds: float = Field(25.0, ge=MIN_DRAIN_SECONDS, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
     wait_seconds: int | None = Field(None, ge=1, le=MAX_WAIT_SECONDS)
     liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
     prefetch: bool = True

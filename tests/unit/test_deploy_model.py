@@ -249,6 +249,11 @@ def test_a_table_for_an_unknown_service_is_refused_if_all_services_are_exported(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (
+            {"max_wait_seconds": 1e300},
+            "max_wait_seconds = 1e+300 is wrong: input should be less than or equal to 1209600",
+        ),
+        ({"seconds_per_message": 1e-300}, "seconds_per_message = 1e-300 is wrong: input should be greater than or"),
         ({"memory": "512MB"}, "memory = '512MB' is wrong: write a whole number of MiB or GiB"),
         ({"memory": 512}, 'memory = 512 is wrong: input should be a valid string, as in memory = "1Gi"'),
         ({"cpu": "half"}, "cpu = 'half' is wrong"),

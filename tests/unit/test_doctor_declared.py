@@ -206,6 +206,8 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
         ({"shop": {"protect_task": True}}, []),
         ({"protect_task": True, "shop": {"protect_task": False}}, [25]),
         ({"shop": {"drain_seconds": "long", "protect_task": "yes"}}, [25]),
+        ({"drain_seconds": 1e300}, [25]),  # an export refuses these
+        ({"drain_seconds": -5, "concurrency": 1e300}, [25]),
     ],
 )
 def test_the_options_of_a_service_in_pyproject_toml_win_over_the_environment(

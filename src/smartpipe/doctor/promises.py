@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.consumer.handlers import rate_of, slots_for
+from smartpipe.consumer.handlers import MAX_CONCURRENCY, rate_of, slots_for
 from smartpipe.doctor.lookup import find_table, to_number
 from smartpipe.names import physical_name
+from smartpipe.settings import MAX_DRAIN_SECONDS, MIN_DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,13 +45,14 @@ class Promise(NamedTuple):
 
 
 def read_settings(service: Service, pyproject: dict[str, Any], settings: WorkerSettings) -> WorkerSettings:
-    """Return the settings of a service's workers: its options win over those of this environment, as in an export."""
+    """Return the settings of a service's workers: its valid options win over this environment, as in an export."""
     options = _read_options(service, pyproject)
     protect = options.get("protect_task")
     own: dict[str, Any] = {"protect_task": protect} if isinstance(protect, bool) else {}
-    if drain := to_number(options.get("drain_seconds")):
+    drain, concurrency = (to_number(options.get(name)) for name in ("drain_seconds", "concurrency"))
+    if drain is not None and MIN_DRAIN_SECONDS <= drain <= MAX_DRAIN_SECONDS:
         own["drain_seconds"] = drain
-    if concurrency := to_number(options.get("concurrency")):
+    if concurrency is not None and 1 <= concurrency <= MAX_CONCURRENCY:
         own["concurrency"] = int(concurrency)
     return settings.model_copy(update=own)
 
@@ -63,7 +65,7 @@ def read_promises(
     for service in services:
         options = _read_options(service, pyproject)
         seconds, wait = (to_number(options.get(name)) for name in ("seconds_per_message", "max_wait_seconds"))
-        if not seconds or not wait:
+        if seconds is None or wait is None or min(seconds, wait) <= 0:
             continue
         own = read_settings(service, pyproject, settings)
         for binding in service.bindings:
