@@ -84,6 +84,21 @@ def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("_region", "name")
+@pytest.mark.parametrize("form", ["kubernetes", "compose", "ecs", "terraform"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("SMARTPIPE_CLAIM_CHECK_URL", "s3://bodies?owner=me"), ("SMARTPIPE_IDEMPOTENCY_URL", "dynamodb://")],
+)
+def test_every_format_refuses_a_location_that_a_worker_would_refuse(
+    form: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ConfigError, match=variable):
+        run_export([], form, None)
+
+
+@pytest.mark.usefixtures("_region", "name")
 @pytest.mark.parametrize("seconds", ["60", "0"])
 def test_a_role_may_read_the_ages_of_messages_only_if_the_setting_of_its_worker_asks_for_them(
     seconds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

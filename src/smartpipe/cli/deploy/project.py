@@ -107,6 +107,7 @@ class Project:
         Raises:
             ConfigError: Options or settings are wrong, or two services have one name.
         """
+        TableAndBucket.from_environment()  # a worker with a wrong URL would end at its start
         everyone = [one.name for one in self.services.values()]
         doubled = sorted({name for name in everyone if everyone.count(name) > 1})
         if doubled:
