@@ -30,6 +30,11 @@ class Naming(NamedTuple):
     prefix: str = ""
     application: str = DEFAULT_APPLICATION
 
+    @property
+    def is_portable(self) -> bool:
+        """Whether the account is a placeholder, because a template may be deployed in any account."""
+        return not self.account_id.isdigit()
+
     def physical_name(self, name: str) -> str:
         """Return the name on AWS of the topic or queue declared as *name*."""
         return physical_name(self.prefix, name)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 ENV_PREFIX = "SMARTPIPE_"
 DEFAULT_CONCURRENCY = 10
 MIN_QUEUE_AGE_SECONDS = 60
+MIN_DRAIN_SECONDS = 2
 MAX_DRAIN_SECONDS = 7_200
+MAX_FLUSH_SECONDS = 3.0
 
 # Kubernetes and Docker set these variables for each service that a container can reach:
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -198,8 +200,9 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
     """Settings of a worker process.
 
     Args:
-        drain_seconds: The time from SIGTERM to exit. The worker cancels handlers that are still running then, and
-            returns their messages to the queue. 25 fits into the 30 s that Kubernetes and ECS allow by default.
+        drain_seconds: The time from SIGTERM to exit. The worker cancels handlers that are still running 3 s before its
+            end (a fifth of it, if that is shorter), and returns their messages to the queue. 25 fits into the 30 s that
+            Kubernetes and ECS allow by default.
         wait_seconds: How long a receive call waits for messages: 1 to 20. A drain has to wait for the open receive
             calls, so the default is 20 or, if that is less, five seconds under ``drain_seconds``.
         liveness_seconds: ``/livez`` fails when no receive call has succeeded for this long.
@@ -215,7 +218,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
             differences are logged. ``strict``: differences end it too. ``off``: no check.
     """
 
-    drain_seconds: float = Field(25.0, ge=2, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
+    drain_seconds: float = Field(25.0, ge=MIN_DRAIN_SECONDS, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
     wait_seconds: int | None = Field(None, ge=1, le=MAX_WAIT_SECONDS)
     liveness_seconds: float = Field(300.0, ge=30, allow_inf_nan=False)
     prefetch: bool = True
@@ -235,7 +238,7 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
     @property
     def flush_seconds(self) -> float:
         """The end of the drain time, reserved for cancelling, deleting and closing: a fifth of it, at most 3 s."""
-        return min(3.0, self.drain_seconds / 5)
+        return min(MAX_FLUSH_SECONDS, self.drain_seconds / 5)
 
     @property
     def finish_seconds(self) -> float:
@@ -274,6 +277,11 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
             )
             raise ValueError(msg)
         return self
+
+
+def drain_seconds_for(handler_seconds: float) -> float:
+    """Return the shortest drain that lets a handler finish which runs for *handler_seconds*: see ``flush_seconds``."""
+    return handler_seconds + min(MAX_FLUSH_SECONDS, handler_seconds / 4)
 
 
 _ALL = (TransportSettings, PayloadSettings, StoreSettings, LambdaSettings, RelaySettings, WorkerSettings)

@@ -350,10 +350,13 @@ def test_on_ecs_every_image_and_every_parameter_of_the_variable_reach_the_stack(
 
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "calls").read_text().splitlines()[-1] == (
-        "aws cloudformation deploy --stack-name shop --template-file workers.json "
+        "aws cloudformation deploy --stack-name shop --template-file compact.json "
         "--role-arn arn:aws:iam::123456789012:role/shop --capabilities CAPABILITY_IAM --no-fail-on-empty-changeset "
         f"--parameter-overrides Cluster=shop Subnets=subnet-1,subnet-2 BillingImage={DIGEST} Image={DIGEST}"
     )
+    assert (tmp_path / "compact.json").read_text() == json.dumps(
+        {"Parameters": parameters}, separators=(",", ":")
+    ) + "\n"
 
 
 def test_the_exported_template_for_ecs_has_the_image_as_a_parameter_that_the_script_finds(github: Checkout) -> None:

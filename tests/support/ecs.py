@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from smartpipe import Event, Queue, Service, Topic
 from smartpipe.deploy.cloudformation import build_template
 from smartpipe.deploy.ecs_tasks import Home, Task, build_tasks
-from smartpipe.deploy.options import read_options
+from smartpipe.deploy.options import RELAY, read_options
 from smartpipe.deploy.rights import build_rights
 from smartpipe.deploy.terraform import build_configuration
 from smartpipe.deploy.workloads import build_workloads
@@ -67,8 +67,9 @@ def unusual() -> list[Service]:
 
 def describe(services: Sequence[Service], table: dict[str, Any] | None = None, home: Home = NOWHERE) -> list[Task]:
     """Return the tasks of the services, with the settings of the environment."""
-    names = [one.name for one in services]
-    options = read_options(TABLE if table is None else table, names, complete=True)
+    table = TABLE if table is None else table
+    names = [*(one.name for one in services), *([RELAY] if RELAY in table else [])]
+    options = read_options(table, names, complete=True)
     workloads = build_workloads({f"shop:{one.name}": one for one in services}, options, {})
     naming = portable_naming(PREFIX, "shop")
     rights = build_rights(workloads, services, naming, TableAndBucket.from_environment())

@@ -83,6 +83,39 @@ def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None
     assert file.read_text() == first
 
 
+@pytest.mark.usefixtures("_region", "name")
+@pytest.mark.parametrize("form", ["kubernetes", "compose", "ecs", "terraform"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("SMARTPIPE_CLAIM_CHECK_URL", "s3://bodies?owner=me"), ("SMARTPIPE_IDEMPOTENCY_URL", "dynamodb://")],
+)
+def test_every_format_refuses_a_location_that_a_worker_would_refuse(
+    form: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ConfigError, match=variable):
+        run_export([], form, None)
+
+
+@pytest.mark.usefixtures("_region", "name")
+@pytest.mark.parametrize("seconds", ["60", "0"])
+def test_a_role_may_read_the_ages_of_messages_only_if_the_setting_of_its_worker_asks_for_them(
+    seconds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    monkeypatch.setenv("SMARTPIPE_QUEUE_AGE_SECONDS", seconds)
+    project = (tmp_path / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(project.replace('memory = "512Mi"', 'memory = "1Gi"'))
+
+    run_export([], "kubernetes", None, tmp_path / "k8s")
+    run_export([], "ecs", tmp_path / "ecs.json")
+    run_export([], "terraform", tmp_path / "main.tf.json")
+
+    for file in ("k8s/billing.consume.json", "ecs.json", "main.tf.json"):
+        assert ("cloudwatch:GetMetricData" in (tmp_path / file).read_text()) == (seconds != "0"), file
+
+
 @pytest.mark.usefixtures("_region")
 def test_a_directory_has_a_manifest_and_the_policies_of_each_service(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

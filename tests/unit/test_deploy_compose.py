@@ -207,6 +207,19 @@ def test_settings_go_to_the_containers_but_not_the_account_to_a_laptop() -> None
         assert "SMARTPIPE_WAIT_SECONDS" not in found["environment"]
 
 
+def test_the_owner_of_a_bucket_does_not_go_to_a_laptop_where_the_broker_owns_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://bucket/shop?owner=123456789012")
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_READ", "s3://a?owner=123456789012,s3://b/c?owner=210987654321")
+    local, aws = services(export_local()), services(export_aws())
+
+    for found in (local["billing"], local[TOPOLOGY]):
+        assert found["environment"]["SMARTPIPE_CLAIM_CHECK_URL"] == "s3://bucket/shop"
+        assert found["environment"]["SMARTPIPE_CLAIM_CHECK_READ"] == "s3://a,s3://b/c"
+    assert aws["billing"]["environment"]["SMARTPIPE_CLAIM_CHECK_URL"] == "s3://bucket/shop?owner=123456789012"
+
+
 def test_a_service_that_scales_to_zero_runs_in_one_container_because_swarm_has_no_scaler() -> None:
     service = Service("sleeper")
     service.subscribe(ParcelPacked)(handle)

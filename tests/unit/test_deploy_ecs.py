@@ -11,6 +11,7 @@ import pytest
 
 from smartpipe import ConfigError, Queue, Service
 from smartpipe.deploy.ecs_tasks import Home
+from smartpipe.deploy.options import RELAY
 from smartpipe.doctor.examine import examine
 from tests.support import ecs
 from tests.support.ecs import PROMISE, SIZES, properties, subscribe, template_of
@@ -293,6 +294,23 @@ def test_fifty_services_fit_into_a_stack_and_too_many_are_refused_with_an_altern
 )
 def test_a_service_that_ecs_cannot_run_is_refused_with_a_remedy(options: dict[str, Any], sentence: str) -> None:
     assert sentence in refusal(**options)
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"cpu": 0.3}, "cpu = 0.3 is not a size of Fargate"),
+        ({"memory": "600Mi"}, "memory = '600Mi' is not a size of Fargate"),
+        ({"platform": "ec2", "spot": True}, 'spot = true and platform = "ec2" contradict each other'),
+    ],
+)
+def test_a_relay_that_ecs_cannot_run_is_refused_too(own: dict[str, Any], sentence: str) -> None:
+    options: dict[str, Any] = {RELAY: own}
+    assert f"service 'smartpipe-relay': {sentence}" in refusal(**options)
+
+
+def test_a_wrong_size_that_the_relay_has_from_a_service_is_reported_once() -> None:
+    assert refusal(cpu=0.3, memory="1Gi", spot=True).count("is not a size of Fargate") == 1
 
 
 def test_a_drain_at_the_limit_of_fargate_and_any_size_on_ec2_are_accepted() -> None:

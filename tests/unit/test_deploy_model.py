@@ -67,6 +67,16 @@ def test_each_queue_has_a_target_of_its_own_from_its_own_slots() -> None:
     ]
 
 
+def test_a_rate_limit_of_a_handler_lowers_the_target_of_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = billing(rate_per_second=5)  # 20 a second without it
+    service.subscribe(FilmAdded, rate_per_second=8)(handle)
+    service.subscribe(OrderPlaced, queue=Queue("audit"), rate_per_second=50)(handle)
+
+    assert [one.target for one in build(service, **PROMISE).queues] == [300, 1_200]
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "2")
+    assert [one.target for one in build(service, **PROMISE, cpu=2).queues] == [600, 2_400]
+
+
 def test_all_processes_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_PROCESSES", "4")
 
@@ -161,7 +171,24 @@ def test_the_relay_can_have_options_of_its_own_and_never_scales(monkeypatch: pyt
     assert relay.options.max_wait_seconds is None
 
 
-@pytest.mark.parametrize("key", ["max_wait_seconds", "seconds_per_message", "max"])
+def test_a_common_minimum_of_zero_does_not_stop_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
+    table = {**SIZES, **PROMISE, "min": 0, RELAY: {"memory": "2Gi"}}
+    found = read_options(table, ["billing", RELAY], complete=True)
+
+    worker, relay = build_workloads({"shop:billing": billing()}, found, {})
+
+    assert (worker.options.min, relay.options.min, relay.maximum) == (0, 1, 1)
+
+
+def test_a_relay_without_a_container_is_refused() -> None:
+    with pytest.raises(ConfigError, match="min = 0 would leave all events in the outbox"):
+        read_options({**SIZES, RELAY: {"min": 0}}, ["billing", RELAY], complete=True)
+
+
+@pytest.mark.parametrize(
+    "key", ["max_wait_seconds", "seconds_per_message", "max", "concurrency", "drain_seconds", "protect_task"]
+)
 def test_an_option_that_the_relay_cannot_have_is_refused(key: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"\[tool.smartpipe.deploy.smartpipe-relay\]: {key} is not an option of the relay"
@@ -222,6 +249,11 @@ def test_a_table_for_an_unknown_service_is_refused_if_all_services_are_exported(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (
+            {"max_wait_seconds": 1e300},
+            "max_wait_seconds = 1e+300 is wrong: input should be less than or equal to 1209600",
+        ),
+        ({"seconds_per_message": 1e-300}, "seconds_per_message = 1e-300 is wrong: input should be greater than or"),
         ({"memory": "512MB"}, "memory = '512MB' is wrong: write a whole number of MiB or GiB"),
         ({"memory": 512}, 'memory = 512 is wrong: input should be a valid string, as in memory = "1Gi"'),
         ({"cpu": "half"}, "cpu = 'half' is wrong"),
@@ -261,6 +293,15 @@ def test_memory_for_the_largest_message_in_every_slot_as_bytes_text_and_objects_
     monkeypatch.delenv("SMARTPIPE_PROCESSES")
     monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://payloads/shop")
     assert "is less than the 480Mi" in refusal(memory="479Mi")  # bodies in S3 can have 16 MiB
+
+
+def test_memory_for_compressed_messages_is_that_of_their_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_COMPRESSION", "gzip")
+    assert "is less than the 120Mi" in refusal(memory="119Mi")  # ten slots of 4 MiB
+    build(memory="120Mi")
+
+    monkeypatch.setenv("SMARTPIPE_DECOMPRESSED_LIMIT_BYTES", str(2**20))
+    build(memory="30Mi")
 
 
 def test_a_wrong_setting_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,30 @@ def test_the_policies_contain_the_table_of_claims() -> None:
     assert "arn:${AWS::Partition}:dynamodb:${AWS::Region}:${AWS::AccountId}:table/claims" in changing
 
 
+def test_a_topic_by_arn_may_be_in_the_account_of_the_pipeline_or_not() -> None:
+    arn = "arn:aws:sns:eu-west-1:123456789012:shared"
+
+    class Shared(Event, topic=Topic(arn=arn), type="pipeline.shared", version="1.0"):
+        pass
+
+    found = build_pipeline_rights([exported.subscribed(Service("audit"), Shared)], "", "shop", NO_TABLE_AND_BUCKET)
+
+    for documents in found:
+        statements = [statement for one in documents for statement in one["Statement"]]
+        resources = [one["Resource"] for one in statements if "sns:ListSubscriptionsByTopic" in one["Action"]]
+        assert any(arn in one for one in resources)
+        assert any("sns:ListSubscriptions" in one["Action"] for one in statements)
+
+
+def test_a_bucket_with_an_owner_may_be_in_the_account_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTPIPE_CLAIM_CHECK_URL", "s3://bodies/shop?owner=123456789012")
+
+    found = build_pipeline_rights([exported.archive()], "", "shop", TableAndBucket.from_environment())
+
+    assert "s3:GetLifecycleConfiguration" in json.dumps(found.plan)
+    assert "s3:PutLifecycleConfiguration" in json.dumps(found.deploy)
+
+
 def test_policies_of_many_services_are_split_and_fit_into_iam_in_every_region() -> None:
     services = []
     for number in range(40):

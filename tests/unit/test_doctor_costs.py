@@ -71,6 +71,9 @@ def make_service(
     return service
 
 
+async def handle_raw(message: dict[str, Any]) -> None: ...
+
+
 def price(
     *services: Service,
     a_day: float = 100_000,
@@ -271,13 +274,36 @@ def test_bodies_in_s3_are_written_once_and_read_by_each_queue() -> None:
 
 def test_bodies_of_a_direct_queue_are_written_to_s3_and_only_their_pointers_are_sent() -> None:
     service = make_service(Priced, queue=Queue("priced", direct=True))
-    options = CostOptions(Rate(1_000, 500_000))
+    payloads = {"claim_check_url": "s3://bodies", "claim_check_days": 10}
 
-    found = lines(price(service, options=options, payloads={"claim_check_url": "s3://bodies", "claim_check_days": 10}))
+    found = lines(price(service, options=CostOptions(Rate(1_000, 1_500_000)), payloads=payloads))
 
     assert found["queue priced: send requests"] == (30_000, 0.012)
     assert found["queue priced: bodies written to S3"] == (30_000, 0.15)
-    assert found["queue priced: GB in S3, kept for 10 days"][0] == round(1_000 * 500_000 * 10 / 2**30, 3)
+    assert found["queue priced: bodies read from S3"] == (30_000, 0.012)
+    assert found["queue priced: GB in S3, kept for 10 days"][0] == round(1_000 * 1_500_000 * 10 / 2**30, 3)
+
+
+def test_a_direct_queue_takes_larger_bodies_than_the_topic_of_the_event() -> None:
+    service = make_service(Priced, queue=Queue("priced", direct=True))
+    options = CostOptions(Rate(1_000, 500_000))  # the topic accepts 256 KiB, and the queue 1 MiB
+
+    found = lines(price(service, options=options, payloads={"claim_check_url": "s3://bodies"}))
+
+    assert not [name for name in found if "S3" in name]
+    assert found["queue priced: send requests"][0] == 30_000 * 8  # 500,000 bytes are 8 chunks of 64 KiB
+    assert found["queue priced: receive requests with messages"][0] == 30_000 * 8
+
+
+def test_versions_of_a_type_share_its_rate() -> None:
+    class PricedV2(Event, topic=priced_large, type="priced.happened", version="2.0"):
+        number: int
+
+    once = lines(price(make_service(Priced, queue=Queue("priced", kms_key="alias/queue")), a_day=10))
+    both = lines(price(make_service(Priced, PricedV2, queue=Queue("priced", kms_key="alias/queue")), a_day=10))
+
+    queue = {name: value for name, value in once.items() if name.startswith(("queue", "key alias/queue"))}
+    assert {name: value for name, value in both.items() if name.startswith(("queue", "key alias/queue"))} == queue
 
 
 def test_idempotent_handlers_write_twice_to_dynamodb_if_it_is_their_store() -> None:
@@ -365,6 +391,29 @@ def test_the_text_names_the_date_of_the_prices_the_assumptions_and_the_parts_tha
     assert "assumed: 100,000 messages a day of each event, 1,024 bytes each\n" in text
     assert all(f"left out: {one}\n" in text for one in LEFT_OUT)
     assert "optional: CloudWatch alarms of the export" in text
+
+
+def test_messages_of_raw_handlers_have_no_rate_and_both_formats_say_so() -> None:
+    service = make_service(Priced)
+    uploads = Queue("arn:aws:sqs:us-east-1:210987654321:uploads", existing=True)
+    service.subscribe_raw(dict, queue=uploads)(handle_raw)
+    sentence = "messages that raw handlers take, because they have no event type with a rate: queue uploads"
+
+    assert f"left out: {sentence}\n" in render_costs_text(price(service))
+    assert sentence in json.loads(render_costs_json(price(service)))["left_out"]
+    assert "raw handlers" not in render_costs_text(price(make_service(Priced)))
+
+
+def test_the_surcharge_of_fair_queues_is_left_out_and_both_formats_say_so() -> None:
+    class PricedTenant(Event, topic=priced, type="priced.tenant", version="1.0", tenant="customer"):
+        customer: str
+
+    sentence = "the surcharge of SQS for fair queues, which messages with a tenant use: queues one, two"
+    found = price(*(make_service(PricedTenant, name=name) for name in ("one", "two")))
+
+    assert f"left out: {sentence}\n" in render_costs_text(found)
+    assert sentence in json.loads(render_costs_json(found))["left_out"]
+    assert "fair queues" not in render_costs_text(price(make_service(Priced)))
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.5, "0.5"), (1_234_567, "1,234,567"), (2e9, "2,000,000,000")])

@@ -18,6 +18,7 @@ from smartpipe.doctor.examine import examine
 from smartpipe.external import ExternalModel, RawContext, field
 from smartpipe.filter_policy import FilterPolicy
 from smartpipe.publisher.prepare import Publication, prepare
+from smartpipe.settings import WorkerSettings, drain_seconds_for
 
 if TYPE_CHECKING:
     from smartpipe.doctor.findings import Finding
@@ -147,16 +148,38 @@ def test_a_handler_that_may_outlast_the_drain_is_a_warning(monkeypatch: pytest.M
     [found] = find("SP101", make_service(timeout_seconds=900))
 
     assert found.severity == "warning"
-    assert found.figures == {"timeout_seconds": 900, "drain_seconds": 25}
+    assert found.figures == {"timeout_seconds": 900, "drain_seconds": 25, "finish_seconds": 22}
     assert found.remedy.startswith(
-        "raise the drain to 900 s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
+        "raise the drain to 903 s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
     )
-    assert "the grace period of the platform to 905 s;" in found.remedy
-    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "900")
+    assert "the grace period of the platform to 908 s;" in found.remedy
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "903")
     assert find("SP101", make_service(timeout_seconds=900)) == []
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "902")
+    assert find("SP101", make_service(timeout_seconds=900)) != []
 
 
-@pytest.mark.parametrize(("timeout", "named"), [(115, False), (116, True), (None, True), (300, True)])
+@pytest.mark.parametrize("seconds", [1.6, 2, 11.9, 12, 22, 300, 900, 7_197])
+def test_the_drain_that_the_remedy_names_is_the_shortest_that_lets_the_handler_finish(seconds: float) -> None:
+    drain = drain_seconds_for(seconds)
+
+    assert WorkerSettings.load(drain_seconds=drain, wait_seconds=1).finish_seconds == pytest.approx(seconds)
+
+
+def test_a_handler_that_ends_within_the_time_of_a_drain_is_no_finding() -> None:
+    assert find("SP101", make_service(timeout_seconds=22)) == []
+    assert find("SP101", make_service(timeout_seconds=23)) != []
+
+
+@pytest.mark.parametrize(("timeout", "longest"), [(7_197, False), (7_198, True), (None, True)])
+def test_the_remedy_names_no_drain_that_a_worker_would_refuse(timeout: float | None, *, longest: bool) -> None:
+    [found] = find("SP101", make_service(timeout_seconds=timeout))
+
+    assert ("because the longest drain is 7,200 s" in found.remedy) == longest
+    assert ("raise the drain to 7200 s" in found.remedy) != longest
+
+
+@pytest.mark.parametrize(("timeout", "named"), [(112, False), (113, True), (None, True), (300, True)])
 def test_a_handler_that_fargate_cannot_wait_for_has_task_protection_as_its_remedy(
     timeout: float | None, named: bool
 ) -> None:
@@ -174,7 +197,7 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
 
     assert "SP101" not in [one.code for one in report.findings]
     assert any("Spot interruptions and StopTask" in sentence for sentence in report.not_seen)
-    assert not any("StopTask" in sentence for sentence in diagnose(make_service(timeout_seconds=25)).not_seen)
+    assert not any("StopTask" in sentence for sentence in diagnose(make_service(timeout_seconds=22)).not_seen)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +205,15 @@ def test_with_task_protection_a_long_handler_is_no_finding_and_the_report_says_w
     [
         ({}, [25]),
         ({"drain_seconds": 100}, [100]),
-        ({"drain_seconds": 900}, []),
+        ({"drain_seconds": 903}, []),
         ({"drain_seconds": 100, "shop": {"drain_seconds": 1_000}}, []),
         ({"drain_seconds": 1_000, "shop": {"drain_seconds": 100}}, [100]),
         ({"other": {"drain_seconds": 1_000}}, [25]),
         ({"shop": {"protect_task": True}}, []),
         ({"protect_task": True, "shop": {"protect_task": False}}, [25]),
         ({"shop": {"drain_seconds": "long", "protect_task": "yes"}}, [25]),
+        ({"drain_seconds": 1e300}, [25]),  # an export refuses these
+        ({"drain_seconds": -5, "concurrency": 1e300}, [25]),
     ],
 )
 def test_the_options_of_a_service_in_pyproject_toml_win_over_the_environment(
@@ -233,7 +258,16 @@ def test_retries_that_outlast_the_retention_are_an_error() -> None:
     [found] = find("SP102", bad)
 
     assert (found.severity, found.figures["waits_seconds"]) == ("error", 6_000)
+    assert "raise Queue(retention_seconds=...)" in found.remedy
     assert find("SP102", good) == []
+
+
+def test_no_retention_is_long_enough_for_retries_of_two_weeks_and_the_remedy_names_none() -> None:
+    policy = RetryPolicy(attempts=1_000, base_seconds=3_600, max_seconds=3_600)
+
+    [found] = find("SP102", make_service(retry=policy))
+
+    assert found.remedy == "lower attempts or max_seconds of the RetryPolicy"
 
 
 def test_the_sum_of_an_unknown_wait_strategy_is_not_seen() -> None:
@@ -434,6 +468,20 @@ def test_too_few_slots_for_fair_queues_are_a_note(monkeypatch: pytest.MonkeyPatc
     assert find("SP109", make_service(Tenanted)) == []
 
 
+def test_the_remedy_for_slots_names_the_concurrency_that_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = find("SP109", make_service(Tenanted))
+    assert "[tool.smartpipe.deploy], which wins, or SMARTPIPE_CONCURRENCY" in found.remedy
+
+    monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "1000")
+    [few] = find("SP109", make_service(Tenanted, concurrency=3))
+    monkeypatch.setenv("SMARTPIPE_PROCESSES", "100")
+    [many] = find("SP109", make_service(Tenanted, concurrency=5_000))
+
+    for found in (few, many):
+        assert "the concurrency of the handlers of this queue, which wins over SMARTPIPE_CONCURRENCY" in found.remedy
+    assert find("SP109", make_service(Tenanted, concurrency=30)) == []
+
+
 @pytest.mark.parametrize(("spec", "count"), [(None, 1), ("found", 0)])
 def test_a_missing_uvloop_is_a_note(spec: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(declared, "find_spec", lambda _: spec)
@@ -446,6 +494,49 @@ def test_the_statement_for_a_kms_key_is_a_note() -> None:
 
     assert found.severity == "note"
     assert "kms:GenerateDataKey" in found.message
+
+
+def test_the_statement_for_a_kms_key_has_the_topics_of_this_environment_or_the_variables_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = make_service(queue=Queue("shop", kms_key="alias/shop"))
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "SMARTPIPE_ACCOUNT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "prod-")
+
+    [found] = find("SP111", service)
+    assert found.remedy.startswith("set AWS_REGION and SMARTPIPE_ACCOUNT_ID, so that the statement has your topics")
+
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "cn-north-1")
+    monkeypatch.setenv("SMARTPIPE_ACCOUNT_ID", "123456789012")
+    [found] = find("SP111", service)
+    assert found.remedy == "add the statement to the policy of the key"
+    assert f'"arn:aws-cn:sns:cn-north-1:123456789012:prod-{orders.name}"' in found.message
+
+
+def test_a_name_that_is_too_long_only_with_the_prefix_of_this_environment_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = make_service(queue=Queue("q" * 60))
+    assert find("SP100", service) == []
+
+    monkeypatch.setenv("SMARTPIPE_PREFIX", "production-of-the-shop-")
+    [found] = find("SP100", service)
+    assert "AWS allows at most 80" in found.message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("SMARTPIPE_PREFIX", "prod."), ("SMARTPIPE_TRANSPORT", "carrier-pigeon"), ("SMARTPIPE_ACCOUNT_ID", "12")],
+)
+def test_wrong_names_and_transports_are_findings_too(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    [found] = find("SP113", make_service())
+
+    assert found.message.startswith(f"{variable}={value}: ")
 
 
 def test_a_policy_that_had_to_allow_more_topics_is_a_warning() -> None:

@@ -210,6 +210,21 @@ def test_an_alarm_is_read_from_its_metric_or_its_queries() -> None:
     assert read_alarm(query) == Alarm("b", frozenset({("AWS/SQS", AGE, "q")}), "OK", notifies=False)
 
 
+def test_an_alarm_that_only_scales_tasks_is_neither_missing_data_nor_a_watch_over_a_queue() -> None:
+    policy = "arn:aws:autoscaling:us-east-1:000000000000:scalingPolicy:1:resource/ecs/service/c/s:policyName/backlog"
+    topic = "arn:aws:sns:us-east-1:000000000000:pages"
+    metrics = [
+        {"MetricStat": {"Metric": {"MetricName": DEPTH, "Namespace": "AWS/SQS", "Dimensions": [dimension]}}}
+        for dimension in ({"Name": "QueueName", "Value": name} for name in ("t-shop", "t-shop-dlq"))
+    ]
+    entry = {"AlarmName": "TargetTracking", "StateValue": "INSUFFICIENT_DATA", "Metrics": metrics}
+    scaling = read_alarm({**entry, "AlarmActions": [policy]})
+    paging = read_alarm({**entry, "AlarmActions": [policy, topic], "StateValue": "OK"})
+
+    assert [one.resource for one in find(deploy()._replace(alarms=[scaling]), "SP302")] == ["queue t-shop"]
+    assert find(deploy()._replace(alarms=[paging]), "SP302") == []
+
+
 def test_no_alarm_is_expected_on_the_queue_of_another_team() -> None:
     assert find(deploy(queue=Queue("theirs", existing=True))._replace(alarms=[]), "SP302") == []
 

@@ -904,22 +904,42 @@ class Promised(Event, topic=promised, type="promised.happened", version="1.0"):
     number: int
 
 
-def diagnose_promise(tmp_path: Path, old: str, new: str) -> list[Finding]:
+def diagnose_promise(
+    tmp_path: Path, old: str, new: str, seconds_per_message: float = 2, rate: float | None = None
+) -> list[Finding]:
     """Return SP204 for a service that promises 60 s, with 10 slots and 2 s for each message: 300 messages."""
     service = Service("promised")
 
-    @service.subscribe(Promised)
+    @service.subscribe(Promised, rate_per_second=rate)
     async def handle(event: Promised) -> None: ...
 
     scaler = change(SCALED_OBJECT, "https://sqs", "https://sqs.eu-west-1.amazonaws.com/1/promised")
     files = {"keda.yaml": scaler, "deployment.yaml": DEPLOYMENT}
     for name, text in files.items():
         (tmp_path / name).write_text(change(text, old, new) if old in text else text)
-    options = {"max_wait_seconds": 60, "promised": {"seconds_per_message": 2}}
+    options = {"max_wait_seconds": 60, "promised": {"seconds_per_message": seconds_per_message}}
     pyproject = {"tool": {"smartpipe": {"deploy": options}}}
     paths = [tmp_path / name for name in files]
     report = examine([service], paths, (), date(2026, 11, 27), pyproject=pyproject)
     return [one for one in report.findings if one.code == "SP204"]
+
+
+def test_the_queue_length_of_the_remedy_keeps_the_promise(tmp_path: Path) -> None:
+    [found] = diagnose_promise(tmp_path, IN_FLIGHT, 'queueLength: "900"', seconds_per_message=0.7)  # 857.14 messages
+    assert found.remedy == "set queueLength to 857"
+
+    [found] = diagnose_promise(tmp_path, IN_FLIGHT, 'queueLength: "900"', seconds_per_message=0.9)  # 666.67 messages
+    assert found.remedy == "set queueLength to 666"
+    assert diagnose_promise(tmp_path, IN_FLIGHT, 'queueLength: "666"', seconds_per_message=0.9) == []
+
+
+def test_a_rate_limit_counts_for_the_promise(tmp_path: Path) -> None:
+    [found] = diagnose_promise(tmp_path, IN_FLIGHT, 'queueLength: "300"', rate=1)
+
+    assert "one container then needs 300 s" in found.message
+    assert "(10 slots, 2 s for each message, at most 1 a second)" in found.message
+    assert found.remedy == "set queueLength to 60"
+    assert diagnose_promise(tmp_path, IN_FLIGHT, 'queueLength: "60"', rate=1) == []
 
 
 IN_FLIGHT, COOLDOWN, READINESS = 'scaleOnInFlight: "true"', "cooldownPeriod: 300", "readinessProbe: {"

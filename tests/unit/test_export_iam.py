@@ -57,6 +57,15 @@ def test_a_service_has_policies_only_for_its_purposes() -> None:
     assert build_policies(exported.archive(), NAMING).keys() == {"consume", "provision", "redrive", "examine"}
 
 
+def test_a_worker_that_reports_ages_may_ask_cloudwatch_for_them() -> None:
+    for reads_ages in (True, False):
+        found = build_policies(exported.archive(), NAMING, reads_ages=reads_ages)
+        actions = {action for one in found["consume"]["Statement"] for action in one["Action"]}
+        assert ("cloudwatch:GetMetricData" in actions) == reads_ages
+
+    assert "consume" not in build_policies(exported.portal(), NAMING, reads_ages=True)
+
+
 CHANGES = re.compile(
     r":(Create|Delete|Set|Put|Update|Tag|Send|Receive|Publish|Subscribe|Unsubscribe|Change|Decrypt|Generate)"
 )

@@ -101,6 +101,16 @@ def test_a_name_of_another_module_is_refused_with_a_suggestion(text: str, reason
     read_name(f"{text}-service")
 
 
+@pytest.mark.parametrize("text", ["smartpipe-broker", "smartpipe_topology", "smartpipe-relay"])
+def test_a_name_of_another_container_is_refused_with_a_suggestion(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_new(text, "service")
+
+    assert str(caught.value) == (
+        f"NAME {text!r} is the name of a container that `smartpipe deploy export` adds to yours; try {text}-service"
+    )
+
+
 def test_an_unknown_template_is_refused_with_those_that_exist(directory: Path) -> None:
     with pytest.raises(ConfigError, match="--template 'cron' is unknown: use one of service, api\\+worker"):
         run_new("shop", "cron")

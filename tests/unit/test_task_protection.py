@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Event, Publisher, Queue, Service, Topic, Worker
+from smartpipe import Batch, Event, Publisher, Queue, Service, Topic, Worker
 from smartpipe.settings import WorkerSettings
 from smartpipe.telemetry.prometheus import render
 from smartpipe.topology.derive import derive
@@ -558,6 +558,20 @@ def test_a_handler_is_found_from_the_threshold_until_its_end() -> None:
     assert changes[1][1].name.endswith("encode_reel")
     assert 11 <= changes[1][0] <= 13
     assert 60 <= changes[2][0] <= 62
+
+
+def test_an_event_that_waits_for_its_batch_to_fill_needs_no_protection() -> None:
+    service = Service("reels")
+
+    @service.subscribe(ReelUploaded, batch=Batch(size=10, linger_seconds=60))
+    async def archive_reels(events: list[ReelUploaded]) -> None:
+        await asyncio.sleep(30)
+
+    changes = watch(service, drain_seconds=25, until=120)
+
+    assert [found is None for _, found in changes] == [True, False, True]
+    assert 71 <= changes[1][0] <= 73  # the call begins after 60 s
+    assert 90 <= changes[2][0] <= 92
 
 
 @pytest.mark.parametrize("timeout", [20, 23])

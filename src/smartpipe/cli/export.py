@@ -84,13 +84,17 @@ def _build_document(services: Sequence[Service], form: str, *, alarms: bool) -> 
 def _build_policies(services: Sequence[Service]) -> dict[str, Any]:
     """Return the policies of each service by its name."""
     from smartpipe.cli.topology import with_session
+    from smartpipe.settings import WorkerSettings
     from smartpipe.topology.export.iam import build_policies, describe_split_policies
     from smartpipe.topology.table_and_bucket import TableAndBucket
 
     naming = with_session(lambda session: session.addresses.naming())
     table_and_bucket = TableAndBucket.from_environment()
+    reads_ages = WorkerSettings.load().queue_age_seconds > 0
     by_name = sorted(services, key=lambda one: one.name)
-    policies = {service.name: build_policies(service, naming, table_and_bucket) for service in by_name}
+    policies = {
+        service.name: build_policies(service, naming, table_and_bucket, reads_ages=reads_ages) for service in by_name
+    }
     for name, found in policies.items():
         for sentence in describe_split_policies(name, found):
             typer.echo(f"smartpipe: {sentence}", err=True)

@@ -92,6 +92,10 @@ class BatchCollector:
         """The number of items that wait for their batch to fill."""
         return len(self._pending.unfinished())
 
+    def list_pending(self) -> list[str]:
+        """Return the ids of the messages of these items."""
+        return [delivery.message.message_id for delivery, _ in self._pending.unfinished()]
+
     def flush(self) -> None:
         """Start the pending batch, although it is not full."""
         self._start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -224,6 +225,12 @@ def slots_for(handlers: Sequence[Handler], concurrency: int) -> int:
     if all(handler.options.concurrency is not None for handler in handlers):
         return asked
     return max(concurrency, asked)
+
+
+def rate_of(handlers: Sequence[Handler]) -> float:
+    """Return the maximum rate at which a process receives from the queue of these handlers: the lowest of theirs."""
+    rates = (handler.options.rate_per_second for handler in handlers)
+    return min((rate for rate in rates if rate is not None), default=math.inf)
 
 
 def _slots_of(handler: Handler) -> int:

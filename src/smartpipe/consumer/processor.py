@@ -245,6 +245,10 @@ class Processor:
         """The number of messages that wait for their batch to fill."""
         return sum(collector.pending for collector in self._collectors)
 
+    def list_pending(self) -> set[str]:
+        """Return the ids of these messages."""
+        return {id_ for collector in self._collectors for id_ in collector.list_pending()}
+
     def flush(self) -> None:
         """Start the pending batches, although they are not full."""
         for collector in self._collectors:

@@ -6,6 +6,7 @@ not read ``.env``. It ignores the short form of ``tmpfs``, so the writable /tmp 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smartpipe.deploy.kubernetes import USER_ID, name_workloads
@@ -32,6 +33,8 @@ WITH_DEVELOPMENT_PACKAGES = {"UV_NO_DEV": "0"}
 """The build argument of the Dockerfile with which the image contains the packages of the group ``dev``."""
 _SETTINGS_OF_THE_TOPOLOGY = ("SMARTPIPE_PREFIX", "SMARTPIPE_APPLICATION", "SMARTPIPE_CLAIM_CHECK_")
 _ONLY_ON_AWS = frozenset({"SMARTPIPE_ACCOUNT_ID"})
+_BUCKETS = frozenset({"SMARTPIPE_CLAIM_CHECK_URL", "SMARTPIPE_CLAIM_CHECK_READ"})
+_OWNER = re.compile(r"\?owner=[0-9]{12}")
 _SHORT_POLLS = {"SMARTPIPE_WAIT_SECONDS": "1"}
 """An idle worker ends within a second, because its drain waits for the open receive call."""
 _REFERENCES_ON_A_LAPTOP = {"SMARTPIPE_IDEMPOTENCY_URL": f"${{SMARTPIPE_IDEMPOTENCY_URL:-{LOCAL_STORE}}}"}
@@ -168,9 +171,14 @@ def _size(one: Workload) -> dict[str, Any]:
 
 def _build_local_environment(one: Workload, variables: Mapping[str, str]) -> dict[str, str]:
     polls = _SHORT_POLLS if one.queues else {}
-    own = {name: value for name, value in one.environment.items() if name not in _ONLY_ON_AWS}
-    literal = {"SMARTPIPE_LOG_FORMAT": "text", **polls, **own, **variables}
+    literal = {"SMARTPIPE_LOG_FORMAT": "text", **polls, **_remove_accounts(one.environment), **variables}
     return _sort(literal, _refer_to_secrets(one, _REFERENCES_ON_A_LAPTOP))
+
+
+def _remove_accounts(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables without the accounts of AWS: the broker has one account, which owns all buckets."""
+    own = {name: value for name, value in environment.items() if name not in _ONLY_ON_AWS}
+    return {name: _OWNER.sub("", value) if name in _BUCKETS else value for name, value in own.items()}
 
 
 def _build_aws_environment(one: Workload) -> dict[str, str]:
@@ -230,7 +238,7 @@ def _topology(first: Workload, contents: Contents, variables: Mapping[str, str])
     settings = {
         name: value
         for one in workloads
-        for name, value in one.environment.items()
+        for name, value in _remove_accounts(one.environment).items()
         if name.startswith(_SETTINGS_OF_THE_TOPOLOGY)
     }
     stores = {name for one in workloads for name in one.secrets if name in _REFERENCES_ON_A_LAPTOP}

@@ -126,7 +126,12 @@ def build_tasks(
     Raises:
         ConfigError: It has one sentence for each workload that Amazon ECS cannot run as its options demand.
     """
-    if errors := [error for one in workloads for error in _check(one, home)]:
+    sizes = {_sizes_of(one) for one in workloads if one.name != RELAY}  # a relay without a table has those of a service
+    if errors := [
+        error
+        for one in workloads
+        for error in _check(one, home, with_size=one.name != RELAY or _sizes_of(one) not in sizes)
+    ]:
         raise ConfigError(errors)
     images = [one.options.image for one in workloads]
     common = max(images, key=lambda image: (images.count(image), -images.index(image)))
@@ -226,12 +231,16 @@ def _health_check(one: Workload) -> dict[str, Any]:
     }
 
 
-def _check(one: Workload, home: Home) -> Iterator[str]:
-    if one.name == RELAY:  # it has the sizes of another service, and no queue
-        return
+def _sizes_of(one: Workload) -> tuple[float, str, str]:
+    return one.options.cpu, one.options.memory, one.options.platform
+
+
+def _check(one: Workload, home: Home, *, with_size: bool) -> Iterator[str]:
+    """Yield the errors of a workload; those of its size only if no other workload has them too."""
     is_fargate = one.options.platform == "fargate"
     if is_fargate:
-        yield from _check_size(one)
+        if with_size:
+            yield from _check_size(one)
         if one.grace_seconds > MAX_FARGATE_SECONDS:
             yield (
                 f"service {one.name!r}: drain_seconds = {one.grace_seconds - GRACE_SECONDS} is too long for Fargate, "

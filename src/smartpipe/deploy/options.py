@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from smartpipe.errors import ConfigError
-from smartpipe.settings import MAX_DRAIN_SECONDS
+from smartpipe.limits import MAX_VISIBILITY_SECONDS
+from smartpipe.settings import MAX_DRAIN_SECONDS, MIN_DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,11 @@ REQUIRED = {"image": '"registry.example.com/shop:1.4"', "cpu": "0.5", "memory": 
 RELAY = "smartpipe-relay"
 """The name of the relay's containers, and of its table of options."""
 SCALING = ("max_wait_seconds", "seconds_per_message", "max")
-"""The options that do not apply to the relay, because it reads no queue."""
+"""The options by which a service follows its queues. The relay reads no queue."""
+_NOT_OF_RELAY = (*SCALING, "concurrency", "drain_seconds", "protect_task")
+"""The options that a relay does not have."""
+MAX_RETENTION_SECONDS = 1_209_600
+"""SQS deletes messages after 14 days at the latest, so no longer wait can be promised."""
 _MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi)")
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
@@ -61,15 +66,15 @@ class DeployOptions(BaseModel):
     image: str = Field(min_length=1, pattern=r"^[^\s]+$")
     cpu: float = Field(gt=0, le=192, allow_inf_nan=False)
     memory: Annotated[str, AfterValidator(_check_memory)]
-    max_wait_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
-    seconds_per_message: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_wait_seconds: float | None = Field(None, gt=0, le=MAX_RETENTION_SECONDS, allow_inf_nan=False)
+    seconds_per_message: float | None = Field(None, ge=0.000_001, le=MAX_VISIBILITY_SECONDS, allow_inf_nan=False)
     min: int = Field(1, ge=0, le=10_000)
     max: int | None = Field(None, ge=1, le=10_000)
     spot: bool = False
     platform: Literal["fargate", "ec2"] = "fargate"
     protect_task: bool = False
     concurrency: int | None = Field(None, ge=1, le=10_000)
-    drain_seconds: float | None = Field(None, ge=2, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
+    drain_seconds: float | None = Field(None, ge=MIN_DRAIN_SECONDS, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
     role: str | None = Field(None, pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+$")
     secret: str = Field("smartpipe", pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")
 
@@ -104,7 +109,9 @@ def read_options(table: Any, names: Iterable[str], *, complete: bool) -> dict[st
     found = {}
     errors += _check_relay(own.get(RELAY, {}))
     for name in services:
-        values = {**common, **own.get(name, {})}
+        # The common min is for services, which may scale to zero. Events of the outbox would wait for a relay forever.
+        shared = {key: value for key, value in common.items() if name != RELAY or key != "min"}
+        values = {**shared, **own.get(name, {})}
         try:
             found[name] = DeployOptions.model_validate(values)
         except ValidationError as error:
@@ -115,12 +122,17 @@ def read_options(table: Any, names: Iterable[str], *, complete: bool) -> dict[st
 
 
 def _check_relay(own: Mapping[str, Any]) -> Iterator[str]:
-    for key in SCALING:
+    for key in _NOT_OF_RELAY:
         if key in own:
             yield (
-                f"pyproject.toml: [{TABLE}.{RELAY}]: {key} is not an option of the relay, which reads no queue; set "
-                "min, the number of its containers"
+                f"pyproject.toml: [{TABLE}.{RELAY}]: {key} is not an option of the relay, which reads no queue and "
+                "runs no handler; leave it out, and set min for several containers"
             )
+    if own.get("min") == 0:
+        yield (
+            f"pyproject.toml: [{TABLE}.{RELAY}]: min = 0 would leave all events in the outbox, because nothing starts "
+            "a relay for them; set min to 1 or more"
+        )
 
 
 def _check_name(name: str, services: Iterable[str]) -> Iterator[str]:

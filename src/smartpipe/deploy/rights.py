@@ -32,18 +32,29 @@ class _Publishing(NamedTuple):
 
 
 def build_rights(
-    workloads: Sequence[Workload], services: Iterable[Service], naming: Naming, table_and_bucket: TableAndBucket
+    workloads: Sequence[Workload],
+    services: Iterable[Service],
+    naming: Naming,
+    table_and_bucket: TableAndBucket,
+    *,
+    reads_ages: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Return the policies of each workload by its name, and by ``publish`` or ``consume``.
 
     The relay publishes the events of all *services*. A policy that is too long for IAM is split.
+
+    Args:
+        reads_ages: Whether workers ask CloudWatch for the age of the oldest messages.
     """
     known = {one.name: one for one in services}
     found = {}
     for workload in workloads:
         relays = workload.command[1] == "relay"
         policies = build_policies(
-            _combine(known.values()) if relays else known[workload.name], naming, table_and_bucket
+            _combine(known.values()) if relays else known[workload.name],
+            naming,
+            table_and_bucket,
+            reads_ages=reads_ages,
         )
         found[workload.name] = {
             name: document for name, document in policies.items() if name.partition("-")[0] in _PURPOSES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import SecretStr
 
-from smartpipe.consumer.handlers import slots_for
+from smartpipe.consumer.handlers import rate_of, slots_for
 from smartpipe.deploy.options import RELAY, SCALING
 from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_MESSAGE_BYTES
@@ -197,10 +197,12 @@ def _format(value: Any) -> str:
 
 def _build_scaling(service: Service, binding: Binding, settings: WorkerSettings, options: DeployOptions) -> Scaling:
     """Return the scaling of one queue, by Little's law: messages in the queue = messages per second x seconds."""
-    slots = slots_for(service.handlers_on(binding.queue.name), settings.concurrency) * settings.processes
+    handlers = service.handlers_on(binding.queue.name)
+    slots = slots_for(handlers, settings.concurrency) * settings.processes
     target = None
     if options.max_wait_seconds is not None and options.seconds_per_message is not None:
-        target = max(1, math.floor(slots / options.seconds_per_message * options.max_wait_seconds))
+        per_second = min(slots / options.seconds_per_message, rate_of(handlers) * settings.processes)
+        target = max(1, math.floor(per_second * options.max_wait_seconds))
     return Scaling(binding.queue.name, slots, target, binding.queue.delay_seconds or 0)
 
 
@@ -213,6 +215,8 @@ def _limit_bytes(binding: Binding, payloads: PayloadSettings) -> int:
     """Return the size of the largest message that a worker can hold from this queue."""
     if payloads.claim_check_url or payloads.claim_check_read:
         return payloads.payload_limit_bytes
+    if payloads.compression:
+        return payloads.decompressed_limit_bytes
     if binding.queue.direct or binding.queue.existing or binding.external:
         return MAX_MESSAGE_BYTES
     return max((contract.topic.limit_bytes for contract in binding.contracts), default=MAX_MESSAGE_BYTES)

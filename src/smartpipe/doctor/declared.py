@@ -17,14 +17,15 @@ from smartpipe.errors import ConfigError
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import Naming, name_in
 from smartpipe.service import DEFAULT_TIMEOUT_SECONDS
-from smartpipe.settings import MAX_DRAIN_SECONDS
+from smartpipe.settings import MAX_DRAIN_SECONDS, drain_seconds_for
 from smartpipe.topology.checks import find_notes, find_short_ttls
-from smartpipe.topology.derive import derive, redrive_count
+from smartpipe.topology.derive import DEAD_LETTER_RETENTION_SECONDS, derive, redrive_count
 from smartpipe.topology.resources import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from smartpipe.consumer.handlers import Handler
     from smartpipe.retry import RetryPolicy
     from smartpipe.service import Service
     from smartpipe.settings import WorkerSettings
@@ -36,14 +37,13 @@ MAX_IN_FLIGHT = 120_000
 MIN_FAIR_IN_FLIGHT = 30
 """SQS recognizes a noisy tenant only from this number of messages in flight: Amazon SQS, "Fair queues"."""
 NAMING = Naming("aws", "us-east-1", "000000000000")
-"""For names and policies that do not depend on the account."""
+"""For the names of resources, which are the same in all environments, so that one entry of ``ignore`` fits all."""
 MAX_DRAIN_ON_FARGATE = MAX_FARGATE_SECONDS - GRACE_SECONDS
 """Fargate kills a task 120 s after SIGTERM at the latest."""
 ON_ECS = "; on ECS, run smartpipe worker --protect-task"
 REMEDIES = {
     "SP102": "shorten Queue(retention_seconds=...): the dead-letter queue always keeps messages for 14 days",
     "SP105": "set the ttl_seconds that the message names",
-    "SP111": "add the statement to the policy of the key",
     "SP112": "subscribe the queue to fewer topics, or divide its handlers among two queues",
 }
 """For the warnings of ``smartpipe topology plan``."""
@@ -54,11 +54,15 @@ class Declarations(NamedTuple):
 
     Args:
         settings: Those of the workers of each service, in the order of the services.
+        naming: That of this environment. Region and account are those of ``NAMING`` if the environment has none.
+        unknown: The variables of region and account that this environment does not have.
     """
 
     services: Sequence[Service]
     settings: Sequence[WorkerSettings]
     table_and_bucket: TableAndBucket
+    naming: Naming = NAMING
+    unknown: Sequence[str] = ()
 
 
 def examine_declarations(declared: Declarations) -> Examined:
@@ -90,8 +94,11 @@ def examine_declarations(declared: Declarations) -> Examined:
 
 
 def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
+    desired = deployed = Topology({})
     try:
-        desired = derive(declared.services, NAMING, declared.table_and_bucket)
+        desired, deployed = (
+            derive(declared.services, naming, declared.table_and_bucket) for naming in (NAMING, declared.naming)
+        )
     except ConfigError as error:
         for problem in error.problems:
             yield Finding(
@@ -100,50 +107,78 @@ def _find_topology_notes(declared: Declarations) -> Iterator[Finding]:
                 message=problem,
                 remedy="change the declaration, then run smartpipe topology plan",
             )
-        desired = Topology({})
     yield from find_crowded_topics(desired)
     yield from find_fragile_filters(declared.services, declared.table_and_bucket)
-    for note in [*find_notes(desired, Topology({})), *find_short_ttls(declared.services)]:
+    statements = [note for note in find_notes(deployed, Topology({})) if note.code == "SP111"]
+    notes = [note for note in find_notes(desired, Topology({})) if note.code != "SP111"]
+    for note in [*notes, *find_short_ttls(declared.services), *statements]:
         yield Finding(
             code=note.code,
             resource=note.resource,
             message=note.text,
-            remedy=REMEDIES[note.code],
+            remedy=REMEDIES[note.code] if note.code != "SP111" else _place_statement(declared),
             milder="warning" if note.code == "SP102" else None,
         )
 
 
+def _place_statement(declared: Declarations) -> str:
+    """Return the remedy for a key, whose statement has the ARNs of topics."""
+    if not declared.unknown:
+        return "add the statement to the policy of the key"
+    return (
+        f"set {' and '.join(declared.unknown)}, so that the statement has your topics, then add it to the policy of "
+        f"the key"
+    )
+
+
 def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
-    """SP101: a drain cancels handlers that are still running at its end, and their work begins again."""
-    drain = settings.drain_seconds
+    """SP101: a drain cancels handlers that are still running shortly before its end, and their work begins again."""
+    drain, finish = settings.drain_seconds, settings.finish_seconds
     defaults = 0
     for handler in service.handlers:
         timeout = handler.options.timeout_seconds
-        if timeout == DEFAULT_TIMEOUT_SECONDS > drain:
+        if timeout == DEFAULT_TIMEOUT_SECONDS > finish:
             defaults += 1
-        elif timeout is None or timeout > drain:
+        elif timeout is None or timeout > finish:
             seconds = MAX_VISIBILITY_SECONDS if timeout is None else timeout
-            longer = min(seconds, MAX_DRAIN_SECONDS)
             yield Finding(
                 code="SP101",
                 resource=f"handler {handler.name}",
-                message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {drain:g} s after SIGTERM: the "
+                message=f"it may run for {seconds:,g} s, and a deploy cancels handlers {finish:g} s after SIGTERM: the "
                 "message returns to its queue, and the work begins again",
-                remedy=f"raise the drain to {longer:g} s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
-                f"SMARTPIPE_DRAIN_SECONDS) and the grace period of the platform to {longer + GRACE_SECONDS:g} s"
-                f"{ON_ECS if seconds > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps",
-                figures={"timeout_seconds": seconds, "drain_seconds": drain},
+                remedy=_lengthen_drain(seconds),
+                figures={"timeout_seconds": seconds, "drain_seconds": drain, "finish_seconds": finish},
             )
     if defaults:
         yield Finding(
             code="SP101",
             resource=f"service {service.name}",
             message=f"the number of its handlers with the default timeout of {DEFAULT_TIMEOUT_SECONDS:g} s is "
-            f"{defaults}, and a deploy cancels handlers {drain:g} s after SIGTERM",
-            remedy=f"set Service(timeout_seconds={drain:g}) if all handlers end by then{ON_ECS}",
-            figures={"timeout_seconds": DEFAULT_TIMEOUT_SECONDS, "drain_seconds": drain, "handlers": defaults},
+            f"{defaults}, and a deploy cancels handlers {finish:g} s after SIGTERM",
+            remedy=f"set Service(timeout_seconds={finish:g}) if all handlers end by then{ON_ECS}",
+            figures={
+                "timeout_seconds": DEFAULT_TIMEOUT_SECONDS,
+                "drain_seconds": drain,
+                "finish_seconds": finish,
+                "handlers": defaults,
+            },
             milder="note",
         )
+
+
+def _lengthen_drain(seconds: float) -> str:
+    """Return the remedy for a handler that may run for this time."""
+    drain = drain_seconds_for(seconds)
+    if drain > MAX_DRAIN_SECONDS:
+        return (
+            f"set timeout_seconds to the time that the handler needs, or divide the work into shorter steps, because "
+            f"the longest drain is {MAX_DRAIN_SECONDS:,} s{ON_ECS}"
+        )
+    return (
+        f"raise the drain to {drain:g} s (drain_seconds in [tool.smartpipe.deploy], which wins, or "
+        f"SMARTPIPE_DRAIN_SECONDS) and the grace period of the platform to {drain + GRACE_SECONDS:g} s"
+        f"{ON_ECS if drain > MAX_DRAIN_ON_FARGATE else ''}, or divide the work into shorter steps"
+    )
 
 
 def find_long_retries(binding: Binding) -> Iterator[Finding]:
@@ -153,12 +188,13 @@ def find_long_retries(binding: Binding) -> Iterator[Finding]:
         waits = longest_waits(policy)
         if queue.existing or waits is None or policy.on_exhausted == "halt" or waits <= queue.retention_seconds:
             continue
+        longer = ", or raise Queue(retention_seconds=...)" if waits < DEAD_LETTER_RETENTION_SECONDS else ""
         yield Finding(
             code="SP102",
             resource=f"queue {name_in(queue.name)}",
             message=f"the waits between {policy.attempts} attempts add up to as much as {waits:,.0f} s, and the queue "
             f"deletes messages after {queue.retention_seconds:,} s, which then reach no dead-letter queue",
-            remedy="lower attempts or max_seconds of the RetryPolicy, or raise Queue(retention_seconds=...)",
+            remedy=f"lower attempts or max_seconds of the RetryPolicy{longer}",
             figures={"waits_seconds": waits, "retention_seconds": queue.retention_seconds},
         )
 
@@ -234,7 +270,8 @@ def find_fleeting_ids(service: Service) -> Iterator[Finding]:
 def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
     """SP109: more messages in flight than SQS allows, or so few that fair queues never recognize a noisy tenant."""
     for binding in service.bindings:
-        slots = slots_for(service.handlers_on(binding.queue.name), settings.concurrency) * settings.processes
+        handlers = service.handlers_on(binding.queue.name)
+        slots = slots_for(handlers, settings.concurrency) * settings.processes
         resource = f"queue {name_in(binding.queue.name)}"
         figures = {"in_flight": slots, "processes": settings.processes}
         if slots > MAX_IN_FLIGHT:
@@ -243,7 +280,7 @@ def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[F
                 resource=resource,
                 message=f"one task holds up to {slots:,} messages, and SQS allows {MAX_IN_FLIGHT:,} in flight in a "
                 "queue: receive calls then fail with OverLimit, or return nothing",
-                remedy="lower SMARTPIPE_CONCURRENCY or SMARTPIPE_PROCESSES",
+                remedy=f"lower SMARTPIPE_PROCESSES, or {_name_concurrency(handlers)}",
                 figures=figures,
             )
         elif slots < MIN_FAIR_IN_FLIGHT and not binding.queue.fifo and any(one.tenant for one in binding.contracts):
@@ -252,10 +289,17 @@ def find_slot_mistakes(service: Service, settings: WorkerSettings) -> Iterator[F
                 resource=resource,
                 message=f"its events name a tenant, and one task holds up to {slots} messages: SQS recognizes a noisy "
                 f"tenant only from {MIN_FAIR_IN_FLIGHT} messages in flight",
-                remedy="run more tasks, or raise SMARTPIPE_CONCURRENCY",
+                remedy=f"run more tasks, or raise {_name_concurrency(handlers)}",
                 figures=figures,
                 milder="note",
             )
+
+
+def _name_concurrency(handlers: Sequence[Handler]) -> str:
+    """Return the setting that decides how many messages of a queue with these handlers a process holds."""
+    if all(one.options.concurrency is not None for one in handlers):
+        return "the concurrency of the handlers of this queue, which wins over SMARTPIPE_CONCURRENCY"
+    return "the concurrency (in [tool.smartpipe.deploy], which wins, or SMARTPIPE_CONCURRENCY)"
 
 
 def find_missing_speed() -> Iterator[Finding]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from smartpipe.deploy.place import find_partition
 from smartpipe.doctor.cloudformation import examine_template
 from smartpipe.doctor.compose import examine_compose
-from smartpipe.doctor.declared import Declarations, examine_declarations
+from smartpipe.doctor.declared import NAMING, Declarations, examine_declarations
 from smartpipe.doctor.dockerfile import examine_dockerfile, is_dockerfile
 from smartpipe.doctor.ecs import examine_task
 from smartpipe.doctor.events import examine_events
@@ -21,7 +22,8 @@ from smartpipe.doctor.report import Report, sort_findings
 from smartpipe.doctor.scaling import find_scaling_mistakes
 from smartpipe.doctor.terraform import examine_configuration, is_terraform
 from smartpipe.errors import ConfigError
-from smartpipe.settings import WorkerSettings, unknown_settings
+from smartpipe.names import Naming
+from smartpipe.settings import AwsSettings, TransportSettings, WorkerSettings, unknown_settings
 from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET, TableAndBucket
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def examine(
     layers = [layer]
     if services:
         own = [read_settings(one, pyproject or {}, settings) for one in services]
-        declared = Declarations(services, own, table_and_bucket)
+        declared = Declarations(services, own, table_and_bucket, *read_naming())
         layers += [examine_declarations(declared), examine_events(services)]
     else:
         layers.append(Examined([], ["declared services: no TARGET was named, and pyproject.toml lists none"]))
@@ -68,6 +70,21 @@ def examine(
     not_seen = [sentence for one in layers for sentence in one.not_seen]
     kept = sort_findings(apply_ignores(sort_findings(findings), ignores, today))
     return Report(kept, not_seen, len(services), len(manifests), account)
+
+
+def read_naming() -> tuple[Naming, list[str]]:
+    """Return the naming of this environment, and the variables of region and account that it does not have."""
+    try:
+        settings = AwsSettings.load()
+    except ConfigError:  # a finding of `read_environment`
+        settings = AwsSettings.model_construct()
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    unknown = [
+        name for name, value in (("AWS_REGION", region), ("SMARTPIPE_ACCOUNT_ID", settings.account_id)) if not value
+    ]
+    region = region or NAMING.region
+    account_id = settings.account_id or NAMING.account_id
+    return Naming(find_partition(region), region, account_id, settings.prefix, settings.application), unknown
 
 
 def examine_manifests(paths: Iterable[Path], settings: WorkerSettings, promises: Mapping[str, Promise]) -> Examined:
@@ -143,6 +160,10 @@ def read_environment() -> tuple[WorkerSettings, TableAndBucket, Examined]:
     except ConfigError as error:
         problems += error.problems
         settings = WorkerSettings.model_construct()
+    try:
+        TransportSettings.load()
+    except ConfigError as error:
+        problems += error.problems
     try:
         table_and_bucket = TableAndBucket.from_environment()
     except ConfigError as error:

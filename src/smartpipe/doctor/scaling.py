@@ -5,6 +5,7 @@ Sources: KEDA 2.21, "AWS SQS Queue" and "ScaledObject specification"; Kubernetes
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.deploy.kubernetes import DEFAULT_POLLING_SECONDS
@@ -148,13 +149,14 @@ def _find_wrong_region(document: Document, url: str, region: object) -> Iterator
 def _find_broken_promise(document: Document, metadata: dict[str, Any], promise: Promise) -> Iterator[Finding]:
     length = to_number(metadata.get("queueLength", DEFAULT_QUEUE_LENGTH))
     if length is not None and length > promise.target:
-        seconds = length * promise.seconds_per_message / promise.slots
+        seconds = length / promise.messages_per_second
+        limit = f", at most {promise.rate:g} a second" if math.isfinite(promise.rate) else ""
         yield _make_finding(
             document,
             f"queueLength is {length:.15g}: one container then needs {seconds:,.0f} s for its messages, and service "
             f"{promise.service} promises {promise.max_wait_seconds:g} s ({promise.slots} slots, "
-            f"{promise.seconds_per_message:g} s for each message)",
-            f"set queueLength to {promise.target:.0f}",
+            f"{promise.seconds_per_message:g} s for each message{limit})",
+            f"set queueLength to {math.floor(promise.target)}",
             milder="warning",
         )
 

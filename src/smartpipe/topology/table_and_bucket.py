@@ -233,7 +233,7 @@ class TableAndBucket(NamedTuple):
     def derive_buckets(self, naming: Naming) -> dict[str, Attributes]:
         """Return the declared buckets by ARN; none if another account owns the bucket."""
         bucket = self.bucket
-        if bucket is None or bucket.owner not in (None, naming.account_id):
+        if bucket is None or not (naming.is_portable or bucket.owner in (None, naming.account_id)):
             return {}
         return {naming.bucket_arn(bucket.name): {LIFECYCLE: bucket.expiry, TAGS: _tags(naming)}}
 

@@ -53,7 +53,9 @@ class LongHandlers:
             for worker in self._workers
             for consumer in worker.consumers
             if consumer.processor.longest_seconds > self._finish_seconds  # otherwise the drain saves all of them
+            for pending in [consumer.processor.list_pending()]  # a drain calls their handler immediately
             for lease in consumer.leases.list_running()
+            if lease.message.message_id not in pending
         ]
         self._since = {lease: self._since.get(lease, now) for lease in running}
         if not self._since:

@@ -15,7 +15,7 @@ from smartpipe.deploy.rights import build_rights
 from smartpipe.deploy.workloads import build_workloads, list_producers
 from smartpipe.errors import ConfigError
 from smartpipe.names import Naming
-from smartpipe.settings import AwsSettings
+from smartpipe.settings import AwsSettings, WorkerSettings
 from smartpipe.topology.export.portable import portable_naming
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
@@ -107,6 +107,7 @@ class Project:
         Raises:
             ConfigError: Options or settings are wrong, or two services have one name.
         """
+        TableAndBucket.from_environment()  # a worker with a wrong URL would end at its start
         everyone = [one.name for one in self.services.values()]
         doubled = sorted({name for name in everyone if everyone.count(name) > 1})
         if doubled:
@@ -142,7 +143,13 @@ class Project:
         return build_tasks(workloads, rights, settings.prefix, home)
 
     def _build_rights(self, workloads: Sequence[Workload], naming: Naming) -> dict[str, dict[str, Any]]:
-        return build_rights(workloads, list(self.services.values()), naming, TableAndBucket.from_environment())
+        return build_rights(
+            workloads,
+            list(self.services.values()),
+            naming,
+            TableAndBucket.from_environment(),
+            reads_ages=WorkerSettings.load().queue_age_seconds > 0,
+        )
 
 
 def _find_region_variable() -> str | None:

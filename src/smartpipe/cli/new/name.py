@@ -8,11 +8,14 @@ import sys
 from importlib.metadata import packages_distributions
 from typing import NamedTuple
 
+from smartpipe.deploy.compose import BROKER, TOPOLOGY
+from smartpipe.deploy.options import RELAY
 from smartpipe.errors import ConfigError
 
 MAX_LENGTH = 40
 """A longer name leaves little room for the prefix and the suffixes of queues, which have at most 80 characters."""
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_CONTAINERS = frozenset({BROKER, TOPOLOGY, RELAY})
 _TESTS = frozenset({"tests", "test", "conftest"})
 
 
@@ -34,7 +37,7 @@ def read_name(text: str) -> ProjectName:
     """Return the names of a project called *text*.
 
     Raises:
-        ConfigError: It cannot be the name of a package, or another module has this name.
+        ConfigError: It cannot be the name of a package, or another module or container has this name.
     """
     if not _NAME.fullmatch(text) or len(text) > MAX_LENGTH:
         raise ConfigError(
@@ -44,7 +47,12 @@ def read_name(text: str) -> ProjectName:
     package = text.replace("-", "_")
     if reason := _find_conflict(package):
         raise ConfigError(f"NAME {text!r} {reason}, so Python could not import your package; try {text}-service")
-    return ProjectName(text, package, text.replace("_", "-"))
+    container = text.replace("_", "-")
+    if container in _CONTAINERS:
+        raise ConfigError(
+            f"NAME {text!r} is the name of a container that `smartpipe deploy export` adds to yours; try {text}-service"
+        )
+    return ProjectName(text, package, container)
 
 
 def _suggest(text: str) -> str:

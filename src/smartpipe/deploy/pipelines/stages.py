@@ -161,7 +161,9 @@ kubectl rollout status deployment --selector app.kubernetes.io/managed-by=smartp
 images=$(jq --raw-output '.Parameters | keys[] | select(endswith("Image"))' workers.json)
 read -r -a parameters <<< "$ECS_PARAMETERS"
 for name in $images; do parameters+=("$name=$IMAGE"); done
-aws cloudformation deploy --stack-name "$ECS_STACK" --template-file workers.json --role-arn "$ECS_STACK_ROLE" \\
+# Without an S3 bucket, a template may have 51,200 bytes. White space is half of it.
+jq --compact-output . workers.json > compact.json
+aws cloudformation deploy --stack-name "$ECS_STACK" --template-file compact.json --role-arn "$ECS_STACK_ROLE" \\
   --capabilities CAPABILITY_IAM --no-fail-on-empty-changeset --parameter-overrides "${{parameters[@]}}"
 """,
 }

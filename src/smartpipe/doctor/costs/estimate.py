@@ -97,12 +97,16 @@ class Estimate(NamedTuple):
 
     Args:
         idle_dollars: The cost in a month without any message.
+        raw_queues: The queues with raw handlers. Their messages have no event type, and so no rate.
+        fair_queues: The queues with messages that have a tenant.
     """
 
     items: Sequence[Item]
     options: CostOptions
     known: Known
     idle_dollars: float = 0.0
+    raw_queues: Sequence[str] = ()
+    fair_queues: Sequence[str] = ()
 
     @property
     def dollars(self) -> float:
@@ -119,7 +123,11 @@ def estimate(services: Sequence[Service], options: CostOptions, known: Known) ->
     """Return the estimate for *services*."""
     idle = replace(options, rate=Rate(0), events={})
     at_rest = Estimate(_list_items(services, idle, known), idle, known)
-    return Estimate(_list_items(services, options, known), options, known, at_rest.dollars)
+    bindings = [binding for service in services for binding in service.bindings]
+    raw_queues = [one.queue.name for one in bindings if one.external]
+    fair_queues = [one.queue.name for one in bindings if not one.queue.fifo and any(c.tenant for c in one.contracts)]
+    items = _list_items(services, options, known)
+    return Estimate(items, options, known, at_rest.dollars, raw_queues, fair_queues)
 
 
 def _list_items(services: Sequence[Service], options: CostOptions, known: Known) -> list[Item]:
@@ -151,13 +159,15 @@ def _price_publishing(services: Sequence[Service], options: CostOptions, known: 
         )
         if topic.fifo:
             yield Item(resource, "published GB", size / GIB, prices.sns_fifo_gb)
-        yield from _price_bodies(resource, contracts, options, known)
+        yield from _price_bodies(resource, topic, contracts, options, known)
 
 
-def _price_bodies(resource: str, contracts: Iterable[Contract], options: CostOptions, known: Known) -> Iterator[Item]:
+def _price_bodies(
+    resource: str, destination: Topic | Queue, contracts: Iterable[Contract], options: CostOptions, known: Known
+) -> Iterator[Item]:
     """Yield the lines of the bodies that publishers store in S3."""
-    rates = [(one, options.rate_of(one.type)) for one in contracts]
-    stored = [rate for one, rate in rates if _is_stored(rate, one.topic, known)]
+    rates = [options.rate_of(one.type) for one in contracts]
+    stored = [rate for rate in rates if _is_stored(rate, destination, known)]
     if stored:
         yield Item(resource, "bodies written to S3", sum(map(_monthly, stored)), options.prices.s3_put / MILLION)
         days = known.payloads.claim_check_days
@@ -175,7 +185,7 @@ def _price_queue(service: Service, binding: Binding, options: CostOptions, known
     pollers = options.tasks * known.worker.processes
     receives = count_receives(a_day, pollers, known.worker.poll_seconds)
     per_receive = a_day * MONTH_DAYS / receives.full if receives.full else 1
-    size = _mean_bytes(rates, known)
+    size = _mean_bytes(queue, rates, known)
     per_delete = min(MAX_BATCH_ENTRIES, 1 + a_day / DAY_SECONDS / max(1, pollers) * DELETE_LINGER_SECONDS)
     messages = a_day * MONTH_DAYS
     yield from _price_deliveries(resource, queue, rates, options, known)
@@ -203,18 +213,18 @@ def _price_deliveries(
     if queue.direct:
         price = (prices.sqs_fifo if queue.fifo else prices.sqs_standard) / MILLION
         sends, least = (
-            sum(_monthly(rate) / batch * _chunks(_size_on_wire(rate, one.topic, known) * batch) for one, rate in rates)
+            sum(_monthly(rate) / batch * _chunks(_size_on_wire(rate, queue, known) * batch) for _, rate in rates)
             for batch in (options.messages_per_publish, MAX_BATCH_ENTRIES)
         )
         yield Item(resource, "send requests", sends, price, min(sends, least))
-        yield from _price_bodies(resource, [one for one, _ in rates], options, known)
+        yield from _price_bodies(resource, queue, [one for one, _ in rates], options, known)
     fifo = [(contract, rate) for contract, rate in rates if contract.topic.fifo and not queue.direct]
     if fifo:
         size = sum(_monthly(rate) * _size_on_wire(rate, contract.topic, known) for contract, rate in fifo)
         count = sum(_monthly(rate) for _, rate in fifo)
         yield Item(resource, "messages delivered by FIFO topics", count, prices.sns_fifo_delivery / MILLION)
         yield Item(resource, "GB delivered by FIFO topics", size / GIB, prices.sns_fifo_delivery_gb)
-    stored = sum(_monthly(rate) for contract, rate in rates if _is_stored(rate, contract.topic, known))
+    stored = sum(_monthly(rate) for contract, rate in rates if _is_stored(rate, _destination(queue, contract), known))
     if stored:
         yield Item(resource, "bodies read from S3", stored, prices.s3_get / MILLION)
 
@@ -312,6 +322,11 @@ def _first_of_each_type(contracts: Iterable[Contract]) -> list[Contract]:
     return list(found.values())
 
 
+def _destination(queue: Queue, contract: Contract) -> Topic | Queue:
+    """Return the queue or topic to which events for a queue are sent, which has the limit of their size."""
+    return queue if queue.direct else contract.topic
+
+
 def _monthly(rate: Rate) -> float:
     return rate.messages_per_day * MONTH_DAYS
 
@@ -320,16 +335,17 @@ def _chunks(size_bytes: float) -> int:
     return max(1, math.ceil(size_bytes / CHUNK_BYTES))
 
 
-def _is_stored(rate: Rate, topic: Topic, known: Known) -> bool:
+def _is_stored(rate: Rate, destination: Topic | Queue, known: Known) -> bool:
     """Return whether publishers store the body in S3."""
     payloads = known.payloads
     if not payloads.claim_check_url:
         return False
-    return rate.message_bytes > min(topic.limit_bytes, payloads.claim_check_bytes or topic.limit_bytes)
+    limit = destination.limit_bytes
+    return rate.message_bytes > min(limit, payloads.claim_check_bytes or limit)
 
 
-def _size_on_wire(rate: Rate, topic: Topic, known: Known) -> int:
-    return POINTER_BYTES if _is_stored(rate, topic, known) else rate.message_bytes
+def _size_on_wire(rate: Rate, destination: Topic | Queue, known: Known) -> int:
+    return POINTER_BYTES if _is_stored(rate, destination, known) else rate.message_bytes
 
 
 def _count_publishes(rate: Rate, topic: Topic, batch: float, known: Known) -> float:
@@ -339,8 +355,9 @@ def _count_publishes(rate: Rate, topic: Topic, batch: float, known: Known) -> fl
     return _monthly(rate) / fitting * _chunks(fitting * size)
 
 
-def _mean_bytes(rates: list[tuple[Contract, Rate]], known: Known) -> float:
+def _mean_bytes(queue: Queue, rates: list[tuple[Contract, Rate]], known: Known) -> float:
     total = sum(rate.messages_per_day for _, rate in rates)
     if not total:
         return 0.0
-    return sum(rate.messages_per_day * _size_on_wire(rate, one.topic, known) for one, rate in rates) / total
+    sizes = (rate.messages_per_day * _size_on_wire(rate, _destination(queue, one), known) for one, rate in rates)
+    return sum(sizes) / total

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.doctor.costs.prices import PRICE_DATE, PRICE_REGION, PRICES
 from smartpipe.escaping import escape_json, escape_text
+from smartpipe.names import name_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from smartpipe.doctor.costs.estimate import Estimate, Item
     from smartpipe.doctor.costs.options import Rate
@@ -19,7 +20,6 @@ LEFT_OUT = (
     "compute, data that leaves the region, CloudWatch metrics and logs, the free tier and volume discounts",
     "retries, redrives, dead-letter messages, and extensions of visibility timeouts",
     "stores in PostgreSQL or Redis, Lambda, and other subscribers of the topics",
-    "messages of other systems, which raw handlers take",
     "filter policies on attributes: every queue is assumed to get all messages of its event types",
 )
 SMALL = 100
@@ -44,7 +44,7 @@ def render_costs_text(estimate: Estimate) -> str:
         "",
         *(f"optional: {_describe_item(item).strip()}" for item in estimate.items if item.optional),
         *(f"assumed: {one}" for one in list_assumptions(estimate)),
-        *(f"left out: {one}" for one in LEFT_OUT),
+        *(f"left out: {one}" for one in list_left_out(estimate)),
     ]
     return "".join(f"{escape_text(line).rstrip()}\n" for line in lines)
 
@@ -58,7 +58,7 @@ def render_costs_json(estimate: Estimate) -> str:
         "full_batches_dollars_per_month": round(estimate.least_dollars, 4),
         "items": [_to_dict(item) for item in estimate.items],
         "assumed": list(list_assumptions(estimate)),
-        "left_out": list(LEFT_OUT),
+        "left_out": list(list_left_out(estimate)),
     }
     return escape_json(json.dumps(document, ensure_ascii=False, indent=2)) + "\n"
 
@@ -74,6 +74,21 @@ def list_assumptions(estimate: Estimate) -> Iterator[str]:
         f"wait for {worker.poll_seconds} s; SMARTPIPE_QUEUE_METRICS_SECONDS={worker.queue_metrics_seconds:g}"
     )
     yield f"{_count(options.messages_per_publish, 'message')} in a publish request; a steady rate"
+
+
+def list_left_out(estimate: Estimate) -> Iterator[str]:
+    """Yield the parts of a bill that the estimate does not have."""
+    yield from LEFT_OUT
+    if estimate.raw_queues:
+        text = "messages that raw handlers take, because they have no event type with a rate"
+        yield f"{text}: {_name_queues(estimate.raw_queues)}"
+    if estimate.fair_queues:
+        text = "the surcharge of SQS for fair queues, which messages with a tenant use"
+        yield f"{text}: {_name_queues(estimate.fair_queues)}"
+
+
+def _name_queues(names: Sequence[str]) -> str:
+    return f"{'queue' if len(names) == 1 else 'queues'} {', '.join(map(name_in, names))}"
 
 
 def _describe_rate(rate: Rate, events: str) -> str:

@@ -41,6 +41,7 @@ class Alarm(NamedTuple):
         state: ``OK``, ``ALARM`` or ``INSUFFICIENT_DATA``.
         notifies: Whether it has an action that is enabled.
         searches: Whether it finds its metrics with a query or a search, so that ``metrics`` may not have all of them.
+        scales: Whether it only changes the number of tasks. It informs nobody, and need not have data at all times.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Alarm(NamedTuple):
     state: str
     notifies: bool = True
     searches: bool = False
+    scales: bool = False
 
 
 class Key(NamedTuple):

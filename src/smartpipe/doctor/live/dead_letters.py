@@ -107,12 +107,13 @@ def find_missing_alarms(account: Account) -> Iterator[Finding]:
     """SP302: queues whose trouble no alarm reports. Queues of other teams are not judged."""
     if account.alarms is None:
         return
-    for alarm in account.alarms:
+    alarms = [alarm for alarm in account.alarms if not alarm.scales]
+    for alarm in alarms:
         if queues := sorted(_list_watched(account, alarm)):
             yield from find_silent_alarm(alarm, queues)
-    if any(alarm.searches for alarm in account.alarms):
+    if any(alarm.searches for alarm in alarms):
         return
-    watched = {(name, metric) for alarm in account.alarms for _, metric, name in alarm.metrics}
+    watched = {(name, metric) for alarm in alarms for _, metric, name in alarm.metrics}
     for arn, dead_letter in account.list_queues():
         if arn in account.desired.external:
             continue
@@ -162,7 +163,7 @@ def list_unseen(account: Account) -> Iterator[str]:
             and account.read(recent(AGE, dead_letter or "", "Maximum"), choose_last) is None
         ):
             yield f"the age of the messages in queue {name_in(dead_letter or '')}: CloudWatch has no value"
-    if any(alarm.searches for alarm in account.alarms or ()):
+    if any(alarm.searches and not alarm.scales for alarm in account.alarms or ()):
         yield "queues without an alarm: an alarm finds its metrics with a query or a search"
 
 

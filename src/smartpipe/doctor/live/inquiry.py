@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartpipe.doctor.live.account import FILTER_DELAY, Alarm, Key
 from smartpipe.errors import TransportError
-from smartpipe.names import region_in
+from smartpipe.names import is_arn, region_in, service_in
 from smartpipe.topology.aws.calls import Reading
 from smartpipe.transports.aws.errors import classify
 
@@ -182,6 +182,7 @@ def read_alarm(entry: dict[str, Any]) -> Alarm:
     if entry.get("MetricName"):
         metrics.append(entry)
     expressions = " ".join(str(one.get("Expression", "")) for one in queries).upper()
+    actions = entry.get("AlarmActions") or []
     return Alarm(
         name=entry["AlarmName"],
         metrics=frozenset(
@@ -190,6 +191,7 @@ def read_alarm(entry: dict[str, Any]) -> Alarm:
             for dimension in one.get("Dimensions", [])
         ),
         state=entry.get("StateValue", "OK"),
-        notifies=bool(entry.get("ActionsEnabled", True) and entry.get("AlarmActions")),
+        notifies=bool(entry.get("ActionsEnabled", True) and actions),
         searches="AWS/SQS" in expressions,
+        scales=bool(actions) and all(is_arn(one) and service_in(one) == "autoscaling" for one in actions),
     )

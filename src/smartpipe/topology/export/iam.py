@@ -34,7 +34,11 @@ _KEYS_ALIAS = "alias/"
 
 
 def build_policies(
-    service: Declares, naming: Naming, table_and_bucket: TableAndBucket = NO_TABLE_AND_BUCKET
+    service: Declares,
+    naming: Naming,
+    table_and_bucket: TableAndBucket = NO_TABLE_AND_BUCKET,
+    *,
+    reads_ages: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Return the policy documents ``publish``, ``consume``, ``provision``, ``redrive`` and ``examine``, if not empty.
 
@@ -46,6 +50,9 @@ def build_policies(
     A policy that would be longer than IAM accepts is split: the names of its other parts are ``consume-2`` and so on,
     and a role needs all of them.
 
+    Args:
+        reads_ages: Whether workers ask CloudWatch for the age of the oldest messages (``SMARTPIPE_QUEUE_AGE_SECONDS``).
+
     Raises:
         ConfigError: The service's declarations contradict each other or AWS.
     """
@@ -56,7 +63,14 @@ def build_policies(
     read_payloads = _allow("GetPayloads", BUCKET_READ_ACTIONS, readable)
     found: dict[Purpose, list[dict[str, Any]]] = {
         "publish": [*_allow_publishing(service, naming, objects), *_allow_kinds("publish", topology)],
-        "consume": [*_allow_consuming(service, topology, naming), *_allow_kinds("consume", topology), *read_payloads],
+        "consume": [
+            *_allow_consuming(service, topology, naming),
+            *_allow_kinds("consume", topology),
+            *read_payloads,
+            *_allow_anywhere(
+                "ReadAgesOfMessages", ["cloudwatch:GetMetricData"] if reads_ages and service.bindings else []
+            ),
+        ],
         "provision": _allow_provisioning(topology, naming),
         "redrive": [*_allow_redriving(service, naming), *_allow_kinds("redrive", topology), *read_payloads],
         "examine": _allow_examining(service, topology, naming),
@@ -280,7 +294,7 @@ def _split_by_account(topics: Iterable[str], naming: Naming) -> _Readable:
     arns = list(topics)
     own = [arn for arn in arns if account_in(arn) == naming.account_id]
     others = [arn for arn in arns if arn not in own]
-    return _Readable(arns if naming.account_id == ACCOUNT else own, others)
+    return _Readable(arns if naming.is_portable else own, others)
 
 
 def _allow_keys(
