@@ -528,6 +528,31 @@ class Flaky(MemoryStore):
         return await super().release(claims)
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_deliveries_while_the_store_was_down_are_attempts_of_no_handler(idempotent: bool) -> None:
+    attempts: list[int] = []
+
+    async def first(_: UserSignedUp) -> None: ...
+
+    service, store = serving(first), Flaky()
+
+    @service.subscribe(UserSignedUp, idempotent=idempotent)
+    async def second(_: UserSignedUp, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        raise ValueError("not yet")
+
+    async with MemoryBroker(service, store=store) as broker:
+        store.down = {"claim"}
+        await broker.publish(ADA)
+        await asyncio.sleep(300)
+        store.down = set()
+        await broker.drain()
+
+        assert counts_of(broker).deferred > 3
+        assert [dead.kind for dead in broker.dead_lettered()] == ["retries-exhausted"]
+    assert attempts == [1, 2, 3]
+
+
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
     """The store of the brokers of a test."""
