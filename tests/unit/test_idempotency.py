@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Reject, RetryPolicy, Service, StoreError, Topic
+from smartpipe import (
+    Batch,
+    CircuitBreaker,
+    ConfigError,
+    Delivery,
+    Event,
+    Queue,
+    Reject,
+    RetryPolicy,
+    Service,
+    StoreError,
+    Topic,
+)
 from smartpipe.envelope import encode, wrap
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim, Completed, HandlerName, Idempotency
@@ -70,6 +82,38 @@ async def test_fault_08_a_duplicate_of_a_completed_event_is_deleted_without_bein
 
         assert (counts_of(broker).deduplicated, counts_of(broker).handled) == (1, 2)
     assert seen == [ADA]
+
+
+async def test_duplicates_neither_close_a_circuit_nor_keep_it_from_opening() -> None:
+    calls: list[str | None] = []
+    broken = False
+
+    async def handle(event: UserSignedUp) -> None:
+        calls.append(event.name)
+        if broken:
+            raise OSError("down")
+
+    service = serving(handle, breaker=CircuitBreaker(failures=3, reset_seconds=60))
+    done = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(service, concurrency=1) as broker:
+        [circuit] = [one for one in broker._consumers["mailer"].processor.circuits if "handle" in one.name]
+        await broker.send("mailer", done)
+        await broker.drain()
+        broken = True
+        for number in range(3):
+            await broker.publish(ADA.model_copy(update={"name": f"new {number}"}))
+            await broker.send("mailer", done)
+        await asyncio.sleep(1)
+        assert circuit.state == "open"
+        calls.clear()
+        for _ in range(50):
+            await broker.send("mailer", done)
+        await asyncio.sleep(300)
+        assert circuit.state != "closed"
+        assert len(calls) <= 3  # probes
+        broken = False
+        await broker.drain()
+        assert circuit.closed
 
 
 async def test_two_events_with_equal_content_are_both_handled() -> None:

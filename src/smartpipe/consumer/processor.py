@@ -368,8 +368,9 @@ class Processor:
                 route.limit.release(lease)
         if route.histograms is not None and lease.state < OVERDUE:
             _record_call(route.histograms, result.failure, time.perf_counter() - started, opened)
-        # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call.
-        if options.batch is None and lease.state < OVERDUE:
+        # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call. A guard that
+        # returns HANDLED itself has skipped a duplicate, which says nothing about the handler.
+        if options.batch is None and lease.state < OVERDUE and (route.guard is None or result is not HANDLED):
             _record_in_circuit(route.circuit, handler, result.failure)
         return result
 
