@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -721,6 +722,33 @@ async def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_has_ended(f
 
     assert lost[0] is False
     assert lost[2] is True
+
+
+@pytest.mark.parametrize("batch", [None, Batch(size=1)])
+async def test_the_claim_of_a_call_that_does_not_end_at_its_timeout_is_kept_until_its_lease_ends(
+    batch: Batch | None,
+) -> None:
+    begun: list[float] = []
+
+    async def stay() -> None:
+        begun.append(asyncio.get_running_loop().time())
+        while len(begun) == 1:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    async def handle(event: UserSignedUp) -> None:
+        await stay()
+
+    async def handle_many(events: list[UserSignedUp]) -> None:
+        await stay()
+
+    service = serving(handle if batch is None else handle_many, batch=batch, timeout_seconds=60)
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    first, second = begun
+    assert second - first > 60 + LEASE_SECONDS / 2
 
 
 async def test_a_cancelled_handler_releases_its_claim() -> None:

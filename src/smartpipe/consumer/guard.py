@@ -154,8 +154,9 @@ class IdempotencyGuard:
             return CallResult(failure, outcome.attempt)
         if failure is None:
             return await self._complete(claim, outcome, delivery)
-        # An abandoned thread continues to run. Its claim is kept until its lease ends, so that no other call overlaps.
-        if not isinstance(failure, HandlerTimeout) or self._handler.is_async:
+        # An abandoned thread continues to run, and so may a batch. The claim is kept until its lease ends, so that no
+        # other call overlaps.
+        if not isinstance(failure, HandlerTimeout) or (self._handler.is_async and not failure.running):
             await self._claims.release(claim)
         return CallResult(failure, outcome.attempt)
 
