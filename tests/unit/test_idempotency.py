@@ -706,6 +706,34 @@ async def test_a_handled_event_whose_completion_fails_is_not_handled_again_for_t
     assert "Handled, but the idempotency store could not be updated" in caplog.text
 
 
+@pytest.mark.parametrize(("handlers", "left"), [(1, 0), (2, 1)])
+async def test_a_drain_that_ends_before_the_store_is_back_does_not_return_a_handled_message(
+    flaky: Flaky, handlers: int, left: int
+) -> None:
+    calls: list[str] = []
+
+    async def handle(_: UserSignedUp) -> None:
+        calls.append("first")
+        flaky.down = {"claim", "complete", "release", "renew"}
+
+    async def handle_too(_: UserSignedUp) -> None:
+        calls.append("second")
+
+    service = serving(handle)
+    if handlers > 1:
+        service.subscribe(UserSignedUp)(handle_too)
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await asyncio.sleep(1)
+        until_then = asyncio.get_running_loop().time() + 20
+        await broker._consumers["mailer"].drain(
+            handlers_until=until_then, flush_until=until_then + 3, hard=asyncio.Event()
+        )
+
+        # The second handler may not begin any more, so the message is returned.
+        assert (len(broker.transport.queue("mailer")), calls) == (left, ["first"])
+
+
 async def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_has_ended(flaky: Flaky) -> None:
     lost: list[bool] = []
 

@@ -127,6 +127,7 @@ class Processor:
         self.on_overdue: OnOverdue = _ignore
         self._deferred: dict[str, int] = {}
         self._exhausted: dict[str, int] = {}
+        self._stopped = False
         self._service = service
         self._queue = queue
         self._resources = resources
@@ -257,6 +258,7 @@ class Processor:
 
     def stop(self) -> None:
         """Start batches without waiting for more items, now and later, and begin no call that waits for a limit."""
+        self._stopped = True
         for collector in self._collectors:
             collector.close()
         for limit in (route.limit for routes in self._routes.values() for route in routes):
@@ -346,6 +348,8 @@ class Processor:
         options = handler.options
         # After another handler has run, the message must not be skipped: its delivery counts as an attempt.
         stop_when_closed = lease.state is RECEIVED
+        if self._stopped and not stop_when_closed:
+            _raise_if_cancelled()
         if route.limit is not None and not await route.limit.acquire(lease, stop_when_closed=stop_when_closed):
             return None
         started = time.perf_counter()
@@ -421,6 +425,13 @@ class Processor:
             self._store_circuit.record_failure()
         else:
             self._store_circuit.record_success()
+
+
+def _raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task was cancelled while its last call ended as a success."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _attempt_number(count: int, not_attempts: Mapping[str, int], message: Message) -> int:
