@@ -26,6 +26,7 @@ from smartpipe.idempotency.store import Claim
 from smartpipe.idempotency.stores.memory import MemoryStore
 from smartpipe.message import Attribute, Message, OutgoingMessage
 from smartpipe.topology.derive import derive
+from smartpipe.topology.resources import Topology
 from smartpipe.transports.memory.transport import NAMING, MemoryTransport
 from tests.support.events import OrderPlaced, UserLeft
 from tests.support.virtual_time import VirtualTimeLoop
@@ -91,13 +92,26 @@ class Shop:
 
         return Closing(self.store)
 
-    def dead_letter(self, queue: str, *names: str, error: str = "the bank is closed") -> None:
+    def dead_letter(self, queue: str, *names: str, error: str = "the bank is closed", to: str | None = None) -> None:
         for name in names:
             envelope = wrap(OrderPlaced(order_id=name), source="shop", event_id=name)
             message = Message(f"m-{name}", "r", encode(envelope), receive_count=3)
             where = FailedDelivery(queue, queue, "bill", envelope)
             copy = copy_with_reason(message, DeadLetter("rejected", ValueError(error)), where)
-            assert self.loop.run_until_complete(self.transport.send(f"{queue}-dlq", [copy])) == []
+            assert self.loop.run_until_complete(self.transport.send(to or f"{queue}-dlq", [copy])) == []
+
+    def share_a_dead_letter_queue(self) -> None:
+        """Let two services have a queue of another team, both with the dead-letter queue ``shared-dlq``."""
+        self.services = []
+        for name in ("billing", "audit"):
+            service = Service(name, queue=Queue(name, existing=True, dead_letter="shared-dlq"))
+            service.subscribe(OrderPlaced)(accept)
+            self.services.append(service)
+        arns = [NAMING.queue_arn(name) for name in ("billing", "audit", "shared-dlq")]
+        self.transport = MemoryTransport()
+        self.transport.apply(Topology({"queue": {arn: {} for arn in arns}}))
+        self.dead_letter("billing", "o1", "o2", to="shared-dlq")
+        self.dead_letter("audit", "o3", to="shared-dlq")
 
     def count(self, queue: str) -> int:
         """Return the number of messages that can be received."""
@@ -105,6 +119,9 @@ class Shop:
 
     async def _count(self, queue: str) -> int:
         return self.transport.queue(queue).depth.visible
+
+
+async def accept(event: OrderPlaced) -> None: ...
 
 
 @pytest.fixture
@@ -363,3 +380,51 @@ def test_a_rate_limits_a_redrive(shop: Shop) -> None:
 
     assert 14 <= shop.loop.time() - before <= 22
     assert shop.count("audit") == 9
+
+
+@pytest.mark.parametrize("wanted", [None, "shared-dlq"])
+def test_a_redrive_sends_each_message_of_a_shared_dead_letter_queue_to_the_queue_that_it_came_from(
+    shop: Shop, wanted: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.share_a_dead_letter_queue()
+
+    run_redrive([], wanted, Selection(), YES)
+
+    assert (shop.count("billing"), shop.count("audit"), shop.count("shared-dlq")) == (2, 1, 0)
+    assert "shared-dlq → billing: 2 messages to move" in capsys.readouterr().out
+
+
+def test_messages_of_other_queues_in_a_shared_dead_letter_queue_are_neither_shown_nor_moved_nor_deleted(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.share_a_dead_letter_queue()
+    audit = shop.services.pop()
+
+    run_peek([], None, Selection(limit=10), as_json=False)
+    assert "o3" not in capsys.readouterr().out
+    run_redrive([], None, Selection(), YES)
+    assert (shop.count("billing"), shop.count("audit"), shop.count("shared-dlq")) == (2, 0, 1)
+    shop.dead_letter("billing", "o4", to="shared-dlq")
+    run_purge([], "billing", Selection(), YES)
+    assert shop.count("shared-dlq") == 1
+
+    shop.services = [audit]
+    run_redrive([], None, Selection(), YES)
+    assert (shop.count("audit"), shop.count("shared-dlq")) == (1, 0)
+
+
+def test_messages_that_sqs_moved_to_a_shared_dead_letter_queue_return_to_their_queue(shop: Shop) -> None:
+    shop.share_a_dead_letter_queue()
+
+    async def move(queue: str) -> None:
+        await shop.transport.send(queue, [OutgoingMessage("{}", 2, {})])
+        [stored] = shop.transport.queue(queue).receive(1, 0)
+        shop.transport.queue("shared-dlq").accept_moved(stored, NAMING.queue_arn(queue))
+        shop.transport.queue(queue)._remove(stored)
+
+    for queue in ("billing", "audit"):
+        shop.loop.run_until_complete(move(queue))
+
+    run_redrive([], "audit", Selection(reasons=("none",)), YES)
+
+    assert (shop.count("billing"), shop.count("audit"), shop.count("shared-dlq")) == (0, 1, 4)

@@ -287,6 +287,7 @@ def test_a_suspect_of_a_stopping_worker_is_returned_immediately_and_its_claim_re
     [
         (handle, ValueError("x"), 1),
         (handle, HandlerTimeout("it ran too long"), 1),
+        (handle, HandlerTimeout("it still runs", running=True), 0),
         (handle_in_a_thread, ValueError("x"), 1),
         (handle_in_a_thread, HandlerTimeout("its thread still runs"), 0),
     ],

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Reject, RetryPolicy, Service, StoreError, Topic
+from smartpipe import (
+    Batch,
+    CircuitBreaker,
+    ConfigError,
+    Delivery,
+    Event,
+    Queue,
+    Reject,
+    RetryPolicy,
+    Service,
+    StoreError,
+    Topic,
+)
 from smartpipe.envelope import encode, wrap
 from smartpipe.idempotency.claims import Claims
 from smartpipe.idempotency.store import Claim, Completed, HandlerName, Idempotency
@@ -70,6 +83,38 @@ async def test_fault_08_a_duplicate_of_a_completed_event_is_deleted_without_bein
 
         assert (counts_of(broker).deduplicated, counts_of(broker).handled) == (1, 2)
     assert seen == [ADA]
+
+
+async def test_duplicates_neither_close_a_circuit_nor_keep_it_from_opening() -> None:
+    calls: list[str | None] = []
+    broken = False
+
+    async def handle(event: UserSignedUp) -> None:
+        calls.append(event.name)
+        if broken:
+            raise OSError("down")
+
+    service = serving(handle, breaker=CircuitBreaker(failures=3, reset_seconds=60))
+    done = encode(wrap(ADA, source="test"))
+    async with MemoryBroker(service, concurrency=1) as broker:
+        [circuit] = [one for one in broker._consumers["mailer"].processor.circuits if "handle" in one.name]
+        await broker.send("mailer", done)
+        await broker.drain()
+        broken = True
+        for number in range(3):
+            await broker.publish(ADA.model_copy(update={"name": f"new {number}"}))
+            await broker.send("mailer", done)
+        await asyncio.sleep(1)
+        assert circuit.state == "open"
+        calls.clear()
+        for _ in range(50):
+            await broker.send("mailer", done)
+        await asyncio.sleep(300)
+        assert circuit.state != "closed"
+        assert len(calls) <= 3  # probes
+        broken = False
+        await broker.drain()
+        assert circuit.closed
 
 
 async def test_two_events_with_equal_content_are_both_handled() -> None:
@@ -528,6 +573,31 @@ class Flaky(MemoryStore):
         return await super().release(claims)
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_deliveries_while_the_store_was_down_are_attempts_of_no_handler(idempotent: bool) -> None:
+    attempts: list[int] = []
+
+    async def first(_: UserSignedUp) -> None: ...
+
+    service, store = serving(first), Flaky()
+
+    @service.subscribe(UserSignedUp, idempotent=idempotent)
+    async def second(_: UserSignedUp, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        raise ValueError("not yet")
+
+    async with MemoryBroker(service, store=store) as broker:
+        store.down = {"claim"}
+        await broker.publish(ADA)
+        await asyncio.sleep(300)
+        store.down = set()
+        await broker.drain()
+
+        assert counts_of(broker).deferred > 3
+        assert [dead.kind for dead in broker.dead_lettered()] == ["retries-exhausted"]
+    assert attempts == [1, 2, 3]
+
+
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Flaky:
     """The store of the brokers of a test."""
@@ -636,6 +706,34 @@ async def test_a_handled_event_whose_completion_fails_is_not_handled_again_for_t
     assert "Handled, but the idempotency store could not be updated" in caplog.text
 
 
+@pytest.mark.parametrize(("handlers", "left"), [(1, 0), (2, 1)])
+async def test_a_drain_that_ends_before_the_store_is_back_does_not_return_a_handled_message(
+    flaky: Flaky, handlers: int, left: int
+) -> None:
+    calls: list[str] = []
+
+    async def handle(_: UserSignedUp) -> None:
+        calls.append("first")
+        flaky.down = {"claim", "complete", "release", "renew"}
+
+    async def handle_too(_: UserSignedUp) -> None:
+        calls.append("second")
+
+    service = serving(handle)
+    if handlers > 1:
+        service.subscribe(UserSignedUp)(handle_too)
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await asyncio.sleep(1)
+        until_then = asyncio.get_running_loop().time() + 20
+        await broker._consumers["mailer"].drain(
+            handlers_until=until_then, flush_until=until_then + 3, hard=asyncio.Event()
+        )
+
+        # The second handler may not begin any more, so the message is returned.
+        assert (len(broker.transport.queue("mailer")), calls) == (left, ["first"])
+
+
 async def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_has_ended(flaky: Flaky) -> None:
     lost: list[bool] = []
 
@@ -652,6 +750,33 @@ async def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_has_ended(f
 
     assert lost[0] is False
     assert lost[2] is True
+
+
+@pytest.mark.parametrize("batch", [None, Batch(size=1)])
+async def test_the_claim_of_a_call_that_does_not_end_at_its_timeout_is_kept_until_its_lease_ends(
+    batch: Batch | None,
+) -> None:
+    begun: list[float] = []
+
+    async def stay() -> None:
+        begun.append(asyncio.get_running_loop().time())
+        while len(begun) == 1:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    async def handle(event: UserSignedUp) -> None:
+        await stay()
+
+    async def handle_many(events: list[UserSignedUp]) -> None:
+        await stay()
+
+    service = serving(handle if batch is None else handle_many, batch=batch, timeout_seconds=60)
+    async with MemoryBroker(service) as broker:
+        await broker.publish(ADA)
+        await broker.drain()
+
+    first, second = begun
+    assert second - first > 60 + LEASE_SECONDS / 2
 
 
 async def test_a_cancelled_handler_releases_its_claim() -> None:

@@ -84,6 +84,7 @@ def test_breaker_probes_and_claims_of_others_explain_half_of_the_receives_and_a_
     assert claim_thresholds_of(claiming.handlers[0]) == Thresholds(9, 16)
     assert claim_thresholds_of(breaking.handlers[0]) == Thresholds(9, math.inf)
     assert thresholds_of(halting.bindings[0], halting.handlers) == Thresholds(1_000, math.inf)
+    assert claim_thresholds_of(halting.handlers[0]) == Thresholds(1_000, math.inf)
 
 
 def test_a_suspect_begins_when_all_others_have_ended_and_nothing_begins_beside_it() -> None:

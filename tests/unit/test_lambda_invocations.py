@@ -11,8 +11,8 @@ import pytest
 from pydantic import field_validator
 from tenacity import wait_fixed
 
-from smartpipe import Batch, ConfigError, Delivery, Event, Queue, RetryPolicy, Service, Topic, TransportError
-from smartpipe.message import Attribute
+from smartpipe import Batch, ConfigError, Delivery, Event, Queue, Retry, RetryPolicy, Service, Topic, TransportError
+from smartpipe.message import Attribute, Failure
 from smartpipe.testing import virtual_time
 from smartpipe.transports.open import use_transport
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
@@ -88,9 +88,25 @@ async def test_the_delays_of_retries_are_set_in_tens_and_the_failures_reported_i
     assert transport.entries("delete") == []  # Lambda does that
 
 
-@pytest.mark.parametrize("answer", [1_000.0, DENIED])
+async def test_the_longest_delay_of_a_retry_leaves_time_for_the_window_and_the_function_before_it(
+    transport: FakeTransport,
+) -> None:
+    service = Service("mailer")
+
+    @service.subscribe(UserLeft)
+    async def leave(event: UserLeft) -> None:
+        raise Retry("tomorrow", after_seconds=43_200)
+
+    assert await handled(service, record(UserLeft(name="bad"))) == ["id-1"]
+    assert transport.entries("change_visibility") == [("receipt-1", 43_200 - 300 - 900)]
+
+
+REFUSED = [Failure(0, "InvalidParameterValue", "beyond the limit", retryable=False)]
+
+
+@pytest.mark.parametrize("answer", [1_000.0, DENIED, REFUSED])
 async def test_delays_that_cannot_be_set_are_logged_and_do_not_hold_the_function(
-    answer: float | TransportError, transport: FakeTransport, caplog: pytest.LogCaptureFixture
+    answer: Any, transport: FakeTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport.script["change_visibility"].append(answer)
     handler = sleeping().lambda_handler()

@@ -153,6 +153,26 @@ def test_while_s3_is_unreachable_a_message_is_deferred_with_the_error(monkeypatc
     run_virtually(main())
 
 
+def test_deliveries_while_s3_was_unreachable_are_not_attempts_but_their_waits_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(_: Any) -> Any:
+        raise TransportError("ConnectTimeoutError", "no answer", retryable=True)
+
+    async def main() -> None:
+        processing, error = Processing(), ValueError("x")
+        with monkeypatch.context() as patch:
+            patch.setattr(processing.processor._reader, "unwrap_and_read", fail)
+            waits = [await processing.process(receive_count=count) for count in range(1, 9)]
+        assert len({outcome.seconds for outcome in waits if isinstance(outcome, Defer)}) > 1
+        processing.failure = error
+        assert await processing.process(receive_count=9) == RetryAfter(10, error)
+        assert await processing.process(receive_count=10, returned=9) == RetryAfter(20, error)
+        assert await processing.process(receive_count=11, returned=10) == DeadLetter("retries-exhausted", error)
+
+    run_virtually(main())
+
+
 @pytest.mark.parametrize(
     ("receive_count", "returned", "handled"),
     [(LAST - 1, 0, True), (LAST, 0, False), (LAST, 1, True), (LAST + 1, 1, False), (LAST + 3, 4, True)],

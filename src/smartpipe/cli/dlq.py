@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -51,9 +52,18 @@ class DeadLetterQueue(NamedTuple):
     name: str
     source: str
 
+    def limit_to_own(self, selection: Selection) -> Selection:
+        """Return *selection* without messages of other queues, with which an external queue may share this one."""
+        return replace(selection, queues=(name_in(self.queue.name), self.source)) if self.queue.existing else selection
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which the user may select it."""
+        return self.queue.name, self.queue.dead_letter_name, self.source, self.name
+
 
 def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> list[DeadLetterQueue]:
-    """Return the dead-letter queues of the targets' services, or only the *wanted* one.
+    """Return the dead-letter queues of the targets' services, or only the *wanted* one: of each queue that shares it.
 
     Args:
         wanted: The name of a dead-letter queue, or of the queue that it belongs to.
@@ -63,7 +73,7 @@ def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> lis
     """
     prefix = AwsSettings.load().prefix
     found = {
-        binding.queue.dead_letter_name: DeadLetterQueue(
+        binding.queue.name: DeadLetterQueue(
             service,
             binding.queue,
             physical_name(prefix, binding.queue.dead_letter_name),
@@ -74,14 +84,11 @@ def dead_letter_queues(targets: Sequence[str], wanted: str | None = None) -> lis
     }
     if wanted is None:
         return list(found.values())
-    names = {
-        name: one
-        for one in found.values()
-        for name in (one.queue.name, one.queue.dead_letter_name, one.source, one.name)
-    }
-    if wanted not in names:
+    chosen = [one for one in found.values() if wanted in one.names]
+    if not chosen:
+        names = {name: one for one in found.values() for name in one.names}
         raise ConfigError(f"--queue {wanted!r} is not a queue of these services{_suggestion(wanted, names, found)}")
-    return [names[wanted]]
+    return chosen
 
 
 def with_transport(work: Callable[[AwsTransport], Awaitable[T]]) -> T:
@@ -164,7 +171,7 @@ def messages(count: int, *, or_more: bool = False) -> str:
 async def _receive(
     transport: AwsTransport, one: DeadLetterQueue, selection: Selection, stop: asyncio.Event
 ) -> list[DeadLetterMessage]:
-    limit = selection.limit or 0
+    limit, selection = selection.limit or 0, one.limit_to_own(selection)
     found: list[DeadLetterMessage] = []
     async with Scan(transport, one.queue.dead_letter_name, lease_seconds=PEEK_LEASE_SECONDS) as scan:
         while len(found) < limit and not stop.is_set() and (dead_letters := await scan.next()):

@@ -111,7 +111,8 @@ async def _scan(operation: Operation, transport: AwsTransport) -> tuple[Naming, 
     with on_stop(lambda _: stop.set()):
         for one in operation.queues:
             async with _open_processed_events(operation, one) as processed_events:
-                scans.append(await scan(transport, one.queue, operation.selection, processed_events, stop))
+                selection = one.limit_to_own(operation.selection)
+                scans.append(await scan(transport, one.queue, selection, processed_events, stop))
     if stop.is_set():
         raise SmartpipeError("interrupted: nothing was changed")
     return naming, scans
@@ -135,7 +136,7 @@ async def _remove(
                     else Purge()
                 )
                 try:
-                    await remover.remove(scanned, operation.selection, action, result)
+                    await remover.remove(scanned, one.limit_to_own(operation.selection), action, result)
                 finally:
                     progress.end()
 

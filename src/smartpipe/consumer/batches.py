@@ -152,7 +152,8 @@ class BatchCollector:
     def _end_overdue(self, task: asyncio.Task[Any], batch: BatchDelivery) -> None:
         """Fail the items of a batch whose handler does not end."""
         live = self._running.pop(task)
-        self._set_results(live, [HandlerTimeout("its batch ran into its timeout, and does not end")] * len(batch))
+        error = HandlerTimeout("its batch ran into its timeout, and does not end", running=True)
+        self._set_results(live, [error] * len(batch))
 
     def _set_results(self, live: list[tuple[Delivery, _Result]], failures: Sequence[BaseException | None]) -> None:
         if self._calls is not None:

@@ -154,20 +154,26 @@ class IdempotencyGuard:
             return CallResult(failure, outcome.attempt)
         if failure is None:
             return await self._complete(claim, outcome, delivery)
-        # An abandoned thread continues to run. Its claim is kept until its lease ends, so that no other call overlaps.
-        if not isinstance(failure, HandlerTimeout) or self._handler.is_async:
+        # An abandoned thread continues to run, and so may a batch. The claim is kept until its lease ends, so that no
+        # other call overlaps.
+        if not isinstance(failure, HandlerTimeout) or (self._handler.is_async and not failure.running):
             await self._claims.release(claim)
         return CallResult(failure, outcome.attempt)
 
     async def _complete(self, claim: Claim, outcome: Claimed, delivery: Delivery) -> CallResult:
-        """Complete the claim. If the store is unavailable, count the event as handled all the same: it has been."""
+        """Complete the claim. If the store is unavailable, count the event as handled all the same: it has been.
+
+        If cancelled at the end of a drain while the store is unavailable, do not wait for it any longer.
+        """
         try:
             completed = await self._claims.complete(claim)
-        except StoreError as error:
+        except (StoreError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not self._is_given_up():
+                raise
             log.error(  # noqa: TRY400 - the store's error says it all
                 "Handled, but the idempotency store could not be updated: a duplicate of this event would be handled "
                 "again: %s",
-                error,
+                str(error) or "the worker is stopping",
                 extra={"fields": delivery.log_fields},
             )
             completed = True
@@ -179,6 +185,10 @@ class IdempotencyGuard:
             extra={"fields": delivery.log_fields},
         )
         return CallResult(NotHandledYet("another worker has taken over its claim", 1.0), outcome.attempt)
+
+    def _is_given_up(self) -> bool:
+        """Return whether the store has failed until the end of a drain, so that its record of the event is lost."""
+        return self._isolation is not None and self._isolation.stopped and self._claims.failures > 0
 
 
 def _seconds_until_retry(lease_left_seconds: float, receive_count: int, lease_seconds: float) -> float:

@@ -32,7 +32,15 @@ CANCEL_GRACE_SECONDS = 5.0
 
 
 class HandlerTimeout(Exception):
-    """A handler ran longer than its ``timeout_seconds``."""
+    """A handler ran longer than its ``timeout_seconds``.
+
+    Args:
+        running: It was cancelled, and is still running.
+    """
+
+    def __init__(self, reason: str, *, running: bool = False) -> None:
+        self.running = running
+        super().__init__(reason)
 
 
 class NotHandledYet(Exception):

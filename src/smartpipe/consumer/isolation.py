@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from random import random
 from typing import TYPE_CHECKING, NamedTuple
 
+from smartpipe.limits import MAX_RECEIVES
 from smartpipe.topology.derive import redrive_count
 
 if TYPE_CHECKING:
@@ -72,8 +73,11 @@ def claim_thresholds_of(handler: Handler) -> Thresholds:
 
     The store does not count deferrals while another worker holds the claim. It does count claims that a stopping worker
     released, or that a worker lost when it crashed for another reason, of which one is nothing unusual. It also counts
-    the probes of a circuit breaker, whose number is unlimited.
+    the probes of a circuit breaker, whose number is unlimited, and the retries of a halted group, which explain all of
+    them.
     """
+    if handler.retry.on_exhausted == "halt":
+        return Thresholds(MAX_RECEIVES, math.inf)
     attempts = handler.retry.attempts
     return Thresholds(
         attempts + 1, math.inf if handler.options.breaker else attempts + max(attempts, UNEXPLAINED_DELIVERIES)

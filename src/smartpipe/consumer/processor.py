@@ -118,14 +118,16 @@ class Processor:
     ``on_overdue`` is called with the task of a handler that does not end after its timeout, and with its delivery. It
     must settle the message with the result of ``decide_overdue``, and continue with other messages.
 
-    The processor also counts how often each message was deferred because a resource had run out. SQS and the
-    idempotency store count these deliveries, but they are not attempts. Only deliveries of this process are known, for
-    the latest 10,000 messages.
+    The processor also counts how often each message was deferred. SQS counts these deliveries, but they are not
+    attempts. The idempotency store counts those among them whose handler ran and had no resources. Only deliveries of
+    this process are known, for the latest 10,000 messages.
     """
 
     def __init__(self, service: Service, queue: str, resources: Resources, counters: Counters) -> None:
         self.on_overdue: OnOverdue = _ignore
-        self._not_counted: dict[str, int] = {}
+        self._deferred: dict[str, int] = {}
+        self._exhausted: dict[str, int] = {}
+        self._stopped = False
         self._service = service
         self._queue = queue
         self._resources = resources
@@ -154,7 +156,8 @@ class Processor:
 
     async def process(self, message: Message, lease: Lease) -> Processed:
         """Return the outcome of *message*. Raise nothing but the CancelledError of its own task."""
-        attempt = self._attempt_number(message.receive_count - lease.skipped, message)
+        deliveries = message.receive_count - lease.skipped
+        attempt = _attempt_number(deliveries, self._deferred, message)
         message = _drop_reason(message)
         # Before decoding, which may be the step that kills the process.
         if message.receive_count - lease.returned >= self.thresholds.lost:
@@ -167,7 +170,8 @@ class Processor:
         try:
             envelope, unwrapped = await self._reader.unwrap_and_read(message)
         except TransportError as error:  # S3 is unreachable, which is not a failure of the handler
-            return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, attempt, error)), error))
+            self._count(self._deferred, message)
+            return Processed(Defer(math.ceil(backoff_seconds(S3_WAITS, deliveries, error)), error))
         except Exception as error:
             deferred = self._invocation.defer_if_exhausted(error)  # a validator may run out of memory, too
             if deferred is not None:
@@ -190,11 +194,12 @@ class Processor:
             if isinstance(failure, NotHandledYet):
                 return Processed(self._defer(message, failure), envelope, route.handler)
             if failure is not None:
-                claimed = attempt if attempted is None else self._attempt_number(attempted, message)
+                claimed = attempt if attempted is None else _attempt_number(attempted, self._exhausted, message)
                 outcome = decide(failure, claimed, route.handler.retry)
                 return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler, claimed)
-        if self._not_counted:
-            self._not_counted.pop(message.message_id, None)
+        if self._deferred:
+            self._deferred.pop(message.message_id, None)
+            self._exhausted.pop(message.message_id, None)
         return Processed(ACK, envelope, route.handler, attempt)
 
     def decide_overdue(self, delivery: Delivery, lease: Lease) -> Processed:
@@ -205,31 +210,32 @@ class Processor:
         route = next(one for one in routes if one.handler.name == delivery.handler)
         if route.limit is not None:
             route.limit.release(lease)  # the old task releases it again at its end, which is harmless
-        count = message.receive_count - lease.skipped
+        count, not_attempts = message.receive_count - lease.skipped, self._deferred
         if claim is not None:
             claim.abandon()
-            count = claim.attempt
+            count, not_attempts = claim.attempt, self._exhausted
         error = HandlerTimeout("it ran into its timeout, and does not end although it was cancelled")
         if route.histograms is not None:
             _record_call(route.histograms, error, route.handler.options.timeout_seconds or 0.0)
         _record_in_circuit(route.circuit, route.handler, error)
-        attempt = self._attempt_number(count, message)
+        attempt = _attempt_number(count, not_attempts, message)
         outcome = decide(error, attempt, route.handler.retry)
         return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler, attempt)
 
     def _report_overdue(self, task: asyncio.Task[Any], delivery: Delivery) -> None:
         self.on_overdue(task, delivery)
 
-    def _attempt_number(self, count: int, message: Message) -> int:
-        """Return the attempt number of a delivery: its *count* without the deliveries that are not attempts."""
-        return max(1, count - self._not_counted.get(message.message_id, 0)) if self._not_counted else count
-
     def _defer(self, message: Message, deferred: NotHandledYet) -> Defer:
         seconds = deferred.seconds
+        self._count(self._deferred, message)
         if deferred.exhausted:
             seconds = max(seconds, backoff_seconds(DEFERRAL_WAITS, message.receive_count, deferred))
-            remember(self._not_counted, message.message_id, self._not_counted.get(message.message_id, 0) + 1)
+            self._count(self._exhausted, message)
         return Defer(math.ceil(seconds), deferred)
+
+    @staticmethod
+    def _count(deliveries: dict[str, int], message: Message) -> None:
+        remember(deliveries, message.message_id, deliveries.get(message.message_id, 0) + 1)
 
     @property
     def _needs_store(self) -> bool:
@@ -256,6 +262,7 @@ class Processor:
 
     def stop(self) -> None:
         """Start batches without waiting for more items, now and later, and begin no call that waits for a limit."""
+        self._stopped = True
         for collector in self._collectors:
             collector.close()
         for limit in (route.limit for routes in self._routes.values() for route in routes):
@@ -345,6 +352,8 @@ class Processor:
         options = handler.options
         # After another handler has run, the message must not be skipped: its delivery counts as an attempt.
         stop_when_closed = lease.state is RECEIVED
+        if self._stopped and not stop_when_closed:
+            _raise_if_cancelled()
         if route.limit is not None and not await route.limit.acquire(lease, stop_when_closed=stop_when_closed):
             return None
         started = time.perf_counter()
@@ -359,7 +368,7 @@ class Processor:
             else:
                 # Inside the limit, so that no claim is held while its call waits.
                 call = partial(self._invocation.run, route.call, delivery, limit, route.on_timeout)
-                not_counted = self._not_counted.get(message.message_id, 0)
+                not_counted = self._exhausted.get(message.message_id, 0)
                 result = await route.guard.run(delivery, lease, call, not_counted=not_counted)
                 self._record_store_result(result.failure)
         finally:
@@ -367,8 +376,9 @@ class Processor:
                 route.limit.release(lease)
         if route.histograms is not None and lease.state < OVERDUE:
             _record_call(route.histograms, result.failure, time.perf_counter() - started, opened)
-        # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call.
-        if options.batch is None and lease.state < OVERDUE:
+        # A batch records one call for all of its items. `decide_overdue` has recorded an overdue call. A guard that
+        # returns HANDLED itself has skipped a duplicate, which says nothing about the handler.
+        if options.batch is None and lease.state < OVERDUE and (route.guard is None or result is not HANDLED):
             _record_in_circuit(route.circuit, handler, result.failure)
         return result
 
@@ -419,6 +429,18 @@ class Processor:
             self._store_circuit.record_failure()
         else:
             self._store_circuit.record_success()
+
+
+def _raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task was cancelled while its last call ended as a success."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _attempt_number(count: int, not_attempts: Mapping[str, int], message: Message) -> int:
+    """Return the attempt number of a delivery: its *count* without the deliveries that are *not_attempts*."""
+    return max(1, count - not_attempts.get(message.message_id, 0)) if not_attempts else count
 
 
 def _drop_reason(message: Message) -> Message:

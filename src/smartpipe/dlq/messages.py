@@ -26,6 +26,7 @@ from smartpipe.envelope.structure import has_too_many_values
 from smartpipe.envelope.validators import build_bounded_validator
 from smartpipe.errors import MessageError
 from smartpipe.filter_policy import TYPE_ATTRIBUTE
+from smartpipe.names import name_in
 
 if TYPE_CHECKING:
     from smartpipe.consumer.dead_letter import Reason
@@ -82,6 +83,12 @@ class DeadLetterMessage(NamedTuple):
         """The type and the text of the exception that was raised."""
         type_ = self.reason.get("error_type", "").removeprefix("builtins.")
         return f"{type_}: {self.reason.get('message', '')}" if self.reason else ""
+
+    @property
+    def queue(self) -> str | None:
+        """The name, logical or physical, of the queue that it came from; None if SNS could not deliver it."""
+        origin = self.message.moved_from or self.reason.get("queue")
+        return name_in(origin) if origin else None
 
     @property
     def name(self) -> str:
@@ -166,6 +173,7 @@ class Selection:
             upper or lower case.
         ids: The id of the event, or of the message, is one of these.
         sent_before: Unix seconds.
+        queues: The message came from a queue that has one of these names, or it is not known where it came from.
         limit: The maximum number of messages in each queue.
     """
 
@@ -173,11 +181,12 @@ class Selection:
     reasons: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     sent_before: float | None = None
+    queues: tuple[str, ...] = ()
     limit: int | None = None
 
     @property
     def has_filters(self) -> bool:
-        """Whether there is a filter. The limit is not one."""
+        """Whether there is a filter. The limit and the queues are not one."""
         return bool(self.types or self.reasons or self.ids or self.sent_before is not None)
 
     def matches(self, dead_letter: DeadLetterMessage) -> bool:
@@ -186,6 +195,7 @@ class Selection:
             (not self.types or dead_letter.event_type in self.types)
             and (not self.reasons or any(_has_reason(dead_letter, reason) for reason in self.reasons))
             and (not self.ids or dead_letter.event_id in self.ids or dead_letter.message.message_id in self.ids)
+            and (not self.queues or dead_letter.queue in (None, *self.queues))
             and (self.sent_before is None or _sent_by(dead_letter, self.sent_before))
         )
 

@@ -50,6 +50,9 @@ CANCEL_SECONDS = 0.3
 RETURN_SECONDS = 0.8
 DELETE_SECONDS = 3.0
 NO_LIMIT_SECONDS = 900.0
+MAX_RETRY_SECONDS = 42_000.0
+"""SQS refuses to hide a message for more than 12 hours after its receipt. That was up to 20 minutes ago: 5 minutes of
+the batching window, and 15 of this function."""
 FLUSH_EVERY_SECONDS = 0.01
 FLUSH_SPANS_SECONDS = 1.0
 
@@ -72,7 +75,7 @@ class _BatchResponse:
     def release(self, lease: Lease, seconds: float) -> None:
         lease.start_return()
         self.deleted_ids.discard(lease.message.message_id)
-        self.leases.append((lease.message.receipt_handle, seconds))
+        self.leases.append((lease.message.receipt_handle, min(seconds, MAX_RETRY_SECONDS)))
 
     release_unhandled = release
 
@@ -221,13 +224,18 @@ class LambdaHandler:
         transport = self._transport
         if transport is None or not leases:
             return
+        problem = ""
         try:
             async with asyncio.timeout_at(until):
                 for start in range(0, len(leases), MAX_BATCH_ENTRIES):
-                    await transport.change_visibility(source.name, leases[start : start + MAX_BATCH_ENTRIES])
+                    entries = leases[start : start + MAX_BATCH_ENTRIES]
+                    for failure in await transport.change_visibility(source.name, entries):
+                        problem = f"{failure.code}: {failure.detail}"
         except (TransportError, TimeoutError) as error:
+            problem = str(error) or "no answer"
+        if problem:
             log.warning(
-                "Cannot set the delays of retries, messages will reappear after the visibility timeout: %s", error
+                "Cannot set the delays of retries, messages will reappear after the visibility timeout: %s", problem
             )
 
     async def _get_source(self, arn: str) -> _Source:
