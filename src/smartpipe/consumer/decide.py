@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from smartpipe.errors import DecodeError, IgnoredMessage, MessageError, PayloadError, Reject, Retry, UnknownEventType
 
 if TYPE_CHECKING:
+    from smartpipe.consumer.breaker import Circuit
     from smartpipe.retry import RetryPolicy
 
 UnknownEvents: TypeAlias = Literal["dead-letter", "ignore", "retry"]
@@ -119,3 +120,10 @@ def describe_error(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - a broken __str__ must not keep a message from its dead-letter queue
         return type(error).__name__
+
+
+def retry_while_open(circuit: Circuit | None, outcome: Outcome) -> Outcome:
+    """Return a message to the queue if an outage would push it into the dead-letter queue."""
+    if circuit is None or circuit.closed or not isinstance(outcome, (DeadLetter, Halt)):
+        return outcome
+    return RetryAfter(round(circuit.reset_seconds), outcome.error) if outcome.kind == "retries-exhausted" else outcome

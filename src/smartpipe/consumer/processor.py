@@ -13,7 +13,7 @@ from tenacity import wait_random_exponential
 from smartpipe.consumer.batches import BatchCollector
 from smartpipe.consumer.breaker import Circuit, CircuitBreaker
 from smartpipe.consumer.dead_letter import REASON_ATTRIBUTE, remove_reason
-from smartpipe.consumer.decide import ACK, DeadLetter, Defer, Halt, Outcome, Release, RetryAfter, WorkerLost, decide
+from smartpipe.consumer.decide import ACK, Defer, Outcome, Release, WorkerLost, decide, retry_while_open
 from smartpipe.consumer.guard import HANDLED, CallResult, IdempotencyGuard
 from smartpipe.consumer.handler_limits import HandlerLimit, TokenBucket
 from smartpipe.consumer.handlers import make_reader
@@ -196,7 +196,7 @@ class Processor:
             if failure is not None:
                 claimed = attempt if attempted is None else _attempt_number(attempted, self._exhausted, message)
                 outcome = decide(failure, claimed, route.handler.retry)
-                return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler, claimed)
+                return Processed(retry_while_open(route.circuit, outcome), envelope, route.handler, claimed)
         if self._deferred:
             self._deferred.pop(message.message_id, None)
             self._exhausted.pop(message.message_id, None)
@@ -220,7 +220,7 @@ class Processor:
         _record_in_circuit(route.circuit, route.handler, error)
         attempt = _attempt_number(count, not_attempts, message)
         outcome = decide(error, attempt, route.handler.retry)
-        return Processed(_retry_while_open(route.circuit, outcome), envelope, route.handler, attempt)
+        return Processed(retry_while_open(route.circuit, outcome), envelope, route.handler, attempt)
 
     def _report_overdue(self, task: asyncio.Task[Any], delivery: Delivery) -> None:
         self.on_overdue(task, delivery)
@@ -493,10 +493,3 @@ def _record_in_circuit(circuit: Circuit | None, handler: Handler, failure: BaseE
         circuit.record_success()
     elif not isinstance(failure, (Retry, Reject, NotHandledYet, *handler.retry.never_on)):
         circuit.record_failure()
-
-
-def _retry_while_open(circuit: Circuit | None, outcome: Outcome) -> Outcome:
-    """Return a message to the queue if an outage would push it into the dead-letter queue."""
-    if circuit is None or circuit.closed or not isinstance(outcome, (DeadLetter, Halt)):
-        return outcome
-    return RetryAfter(round(circuit.reset_seconds), outcome.error) if outcome.kind == "retries-exhausted" else outcome
