@@ -315,3 +315,51 @@ async def test_a_backlog_of_large_events_is_read_by_and_by(
     assert taken == [2, 2, 1, 0]
     keys = [message.payload.key for message in transport.entries("publish") if message.payload]
     assert [key.partition("/")[0] for key in keys] == sent
+
+
+class Missing(FakeTransport):
+    """A transport without the queue ``gone``."""
+
+    async def send(self, queue: str, messages: Any) -> list[Failure]:
+        if queue == "gone":
+            raise TransportError("QueueDoesNotExist", "no", retryable=False)
+        return await super().send(queue, messages)
+
+
+async def test_rows_for_a_missing_queue_hold_up_no_rows_for_others_even_if_they_fill_a_batch(
+    database: asyncpg.Connection, postgres_url: str
+) -> None:
+    transport = Missing()
+    async with database.transaction():
+        for _ in range(45):
+            await OUTBOX.publish(ADA, connection=database, queue="gone")
+    async with relaying(postgres_url, transport, rows=10, lanes=64, poll_seconds=1.5) as relay:
+        await asyncio.sleep(2)  # its rows are due again before the next batch
+        for number in range(1, 4):
+            async with database.transaction():
+                published = [await OUTBOX.publish(ADA, connection=database) for _ in range(15)]
+            await until(lambda count=15 * number: relay.published == count)  # type: ignore[misc]
+            assert sorted(ids(transport)[-15:]) == sorted(published)
+        assert (await relay.backlog()).parked == 0
+    assert await database.fetchval("SELECT count(*) FROM smartpipe_outbox WHERE published_at IS NULL") == 45
+
+
+async def test_a_drain_ends_although_rows_for_a_missing_queue_are_due_again_and_publishes_the_others(
+    database: asyncpg.Connection, postgres_url: str
+) -> None:
+    class Slow(Missing):
+        async def send(self, queue: str, messages: Any) -> list[Failure]:
+            await asyncio.sleep(0.6)
+            return await super().send(queue, messages)
+
+    transport = Slow()
+    async with database.transaction():
+        for _ in range(40):
+            await OUTBOX.publish(ADA, connection=database, queue="gone")
+        published = [await OUTBOX.publish(ADA, connection=database) for _ in range(15)]
+
+    async with asyncio.timeout(30):
+        backlog = await Relay(postgres_url, transport, RelayOptions(rows=10, lanes=64)).drain()
+
+    assert backlog.waiting == 40
+    assert sorted(ids(transport)) == sorted(published)

@@ -18,6 +18,7 @@ from smartpipe import (
     Event,
     Queue,
     Reject,
+    Retry,
     RetryPolicy,
     Service,
     StoreError,
@@ -208,6 +209,20 @@ async def test_a_message_that_is_redriven_again_and_again_has_all_its_attempts_e
 
         assert [dead.kind for dead in broker.dead_lettered()] == ["retries-exhausted"] * 5
     assert attempts == [1, 2, 3] * 5
+
+
+async def test_attempts_are_counted_although_the_waits_between_them_are_longer_than_the_time_to_live() -> None:
+    attempts: list[int] = []
+
+    async def handle(event: UserSignedUp, delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        raise Retry("later", after_seconds=43_200)
+
+    async with MemoryBroker(serving(handle, idempotent=Idempotency(ttl_seconds=60))) as broker:
+        await broker.publish(ADA)
+        await broker.drain(limit_seconds=200_000)
+        assert [dead.kind for dead in broker.dead_lettered()] == ["retries-exhausted"]
+    assert attempts == [1, 2, 3]
 
 
 async def test_another_event_with_the_value_of_one_that_failed_has_attempts_of_its_own() -> None:

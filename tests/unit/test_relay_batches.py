@@ -48,7 +48,7 @@ def make_record(number: int, destination: str = "topic:users", **columns: Any) -
     return {
         "id": number, "event_id": f"e{number}", "destination": destination, "ordered_group": None, "attempts": 0,
         "body": str(number), "body_bytes": 1, "attributes": "{}", "group_id": None, "deduplication_id": None,
-        "delay_seconds": 0, "payload": None, "payload_bytes": 0, **columns,
+        "delay_seconds": 0, "payload": None, "payload_bytes": 0, "bytes": 1, **columns,
     }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_rows_are_published_marked_and_counted() -> None:
         assert sorted(relaying.database.published) == [*range(12), 20]
         assert (relaying.relay.published, relaying.database.failed) == (13, [])
         assert relaying.database.asked[LOCK_LANES] == (5,)
-        assert relaying.database.asked[WAITING_ROWS] == ([0, 1, 2], 50, MAX_BYTES)
+        assert relaying.database.asked[WAITING_ROWS] == ([0, 1, 2], 50, MAX_BYTES, [])
 
         relaying.database.records.append(make_record(30))
         assert await relaying.publish() == (1, 0)
@@ -384,3 +384,43 @@ async def test_a_relay_closes_its_payloads(monkeypatch: pytest.MonkeyPatch) -> N
     await relay.aclose()
 
     assert closed == [relay._payloads]
+
+
+@pytest.mark.parametrize(
+    ("count", "failures", "blocked"),
+    [
+        (50, [TransportError("NotFound", "no", retryable=False)] * 5, ["topic:users"]),
+        (49, [TransportError("NotFound", "no", retryable=False)] * 5, []),  # there are no rows behind them
+        (50, [TransportError("NotFound", "no", retryable=False)] * 4, []),  # some were published
+        (50, [TransportError("InvalidParameter", "no", retryable=False)] * 55, []),  # they wait for longer each time
+    ],
+)
+def test_the_batch_after_a_full_one_leaves_out_the_destinations_for_which_nothing_was_published(
+    count: int, failures: list[TransportError], blocked: list[str]
+) -> None:
+    async def main() -> None:
+        relaying = Relaying(*(make_record(number) for number in range(count)))
+        relaying.transport.script["publish"].extend(failures)
+        await relaying.publish()
+        relaying.database.records.append(make_record(60, "queue:mailer"))
+        assert await relaying.publish() == (1, 0)
+        assert relaying.database.asked[WAITING_ROWS][3] == blocked
+        relaying.database.records.append(make_record(61))
+        assert await relaying.publish() == (1, 0)
+        assert relaying.database.asked[WAITING_ROWS][3] == []
+
+    run_virtually(main())
+
+
+def test_a_relay_waits_if_only_blocked_destinations_have_rows() -> None:
+    async def main() -> None:
+        relaying = Relaying(*(make_record(number) for number in range(50)))
+        failure = TransportError("NotFound", "no", retryable=False)
+        relaying.transport.script["publish"].extend([failure] * 10)
+        assert await relaying.publish() == (50, 0)
+        fetched = relaying.database.counts[WAITING_ROWS]
+        relaying.relay._blocked = frozenset({"topic:users"})
+        assert await relaying.publish() == (0, 0)
+        assert relaying.database.counts[WAITING_ROWS] == fetched + 2
+
+    run_virtually(main())

@@ -29,6 +29,8 @@ log = logging.getLogger("smartpipe.idempotency")
 T = TypeVar("T")
 
 CALL_SECONDS = 5.0
+MIN_COUNT_SECONDS = 86_400.0
+"""The count of attempts is remembered for at least a day: longer than the 12 hours for which a retry can wait."""
 MAX_CLAIMS = 100
 """In one call to the store."""
 COMPLETE_SECONDS = 30.0
@@ -212,7 +214,7 @@ class Claims:
     async def release(self, claim: Claim) -> None:
         """Release the claim for the next delivery. If the store is unreachable, it is free when its lease expires."""
         try:
-            await self._release.send(claim)
+            await self._release.send(claim._replace(ttl_seconds=max(claim.ttl_seconds, MIN_COUNT_SECONDS)))
         except StoreError as error:
             log.warning("Cannot release a claim, its lease will expire in %g s: %s", claim.lease_seconds, error)
 

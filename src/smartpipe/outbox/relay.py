@@ -134,6 +134,7 @@ class Relay:
         self.backlog_reader = BacklogReader(self._database)
         self.published = 0
         self.failing = True
+        self._blocked: frozenset[str] = frozenset()
 
     def stop(self) -> None:
         """Make ``run`` end after its current transaction. A second call does nothing."""
@@ -214,6 +215,8 @@ class Relay:
     async def drain(self) -> Backlog:
         """Publish all waiting rows that can be published now, and return the remaining backlog.
 
+        It ends as soon as an outage stops all of them.
+
         Raises:
             ConfigError: The tables do not exist, or the URL leads to a connection pooler in statement mode.
             StoreError: The database is unreachable.
@@ -221,8 +224,9 @@ class Relay:
         try:
             async with self._open_connections() as (connection, _):
                 await self._park_unreachable(connection)
-                while (await self.publish_batch(connection))[0]:
-                    continue
+                count, wait_seconds = 1, 0.0
+                while count and not wait_seconds:
+                    count, wait_seconds = await self.publish_batch(connection)
                 return await read_backlog(connection)
         except DATABASE_ERRORS as error:
             raise self._database.store_error("outbox", error) from error
@@ -247,6 +251,9 @@ class Relay:
     async def publish_batch(self, connection: asyncpg.Connection) -> tuple[int, float]:
         """Publish waiting rows, in one transaction.
 
+        If all rows of a full batch for one destination fail although they are not to blame, the next batch leaves out
+        that destination. Otherwise the oldest rows, such as those for a missing topic, would fill every batch.
+
         Returns:
             The number of rows that were read, and the seconds to wait before the next call to AWS.
         """
@@ -255,7 +262,7 @@ class Relay:
             lanes = [row["lane"] for row in await connection.fetch(LOCK_LANES, self.options.lanes)]
             if not lanes:
                 return 0, 0.0
-            records = await connection.fetch(WAITING_ROWS, lanes, self.options.rows, MAX_BYTES)
+            records, alone = await self._fetch(connection, lanes)
             rows, unreadable = _read_rows(records)
             failures = {failure.event.id: failure for failure in await self._publish(rows)}  # type: ignore[attr-defined]
             published = [row.id for row in rows if row.id not in failures]
@@ -263,7 +270,18 @@ class Relay:
             await self._mark_failed(connection, unreadable + self._failed_rows(rows, failures))
         self.published += len(published)
         outage = bool(rows) and not published and not any(map(_is_poison, failures.values()))
-        return len(records), self.options.poll_seconds if outage else 0.0
+        full = len(records) >= self.options.rows or sum(record["bytes"] for record in records) >= MAX_BYTES
+        self._blocked = _find_blocked(rows, failures) if full else frozenset()
+        return len(records), self.options.poll_seconds if outage and (alone or not full) else 0.0
+
+    async def _fetch(self, connection: asyncpg.Connection, lanes: list[int]) -> tuple[list[asyncpg.Record], bool]:
+        """Return waiting rows, and whether no destinations but the blocked ones have any."""
+        limits = self.options.rows, MAX_BYTES
+        if self._blocked:
+            records = await connection.fetch(WAITING_ROWS, lanes, *limits, list(self._blocked))
+            if records:
+                return records, False
+        return await connection.fetch(WAITING_ROWS, lanes, *limits, []), bool(self._blocked)
 
     async def _publish(self, rows: Sequence[WaitingRow]) -> list[PublishFailure]:
         """Publish in concurrent requests of ten rows, each group in order, and return the failures."""
@@ -347,6 +365,12 @@ class Relay:
 def _is_poison(failure: PublishFailure) -> bool:
     """Return whether the row itself caused the failure, not AWS or the permissions of this relay."""
     return not failure.retryable and failure.code not in ENVIRONMENT_ERRORS
+
+
+def _find_blocked(rows: Sequence[WaitingRow], failures: Mapping[int, PublishFailure]) -> frozenset[str]:
+    """Return the destinations for which no row was published or is to blame."""
+    moving = {row.destination for row in rows if row.id not in failures or _is_poison(failures[row.id])}
+    return frozenset(row.destination for row in rows) - moving
 
 
 def _read_rows(records: Sequence[asyncpg.Record]) -> tuple[list[WaitingRow], list[_FailedRow]]:

@@ -37,6 +37,7 @@ SELECT id, left(event_id, 256) AS event_id, left(ordered_group, 2000) AS ordered
        least(octet_length(body), {MAX_MESSAGE_BYTES})::bigint + coalesce(octet_length(payload), 0) AS bytes
 FROM smartpipe_outbox AS rows
 WHERE lane = ANY($1::integer[]) AND {_WAITING} AND next_try_at <= clock_timestamp()
+  AND destination <> ALL($4::text[])
   AND NOT EXISTS (
     SELECT FROM smartpipe_outbox AS before
     WHERE before.lane = rows.lane AND before.ordered_group = rows.ordered_group AND before.id < rows.id
