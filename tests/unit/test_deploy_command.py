@@ -84,6 +84,22 @@ def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("_region", "name")
+@pytest.mark.parametrize(("common", "annotated"), [(True, 2), (False, 1)])
+def test_the_relay_has_the_role_of_all_services_and_never_that_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, common: bool, annotated: int
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me@db/shop")
+    role = 'role = "arn:aws:iam::123456789012:role/shop"\n'
+    project, portal = (tmp_path / "pyproject.toml").read_text(), "[tool.smartpipe.deploy.portal]"
+    own = f"{role}{portal}" if common else f"[tool.smartpipe.deploy.billing]\n{role}{portal}"
+    (tmp_path / "pyproject.toml").write_text(project.replace(portal, own))
+
+    run_export([], "kubernetes", tmp_path / "workers.yaml")
+
+    assert (tmp_path / "workers.yaml").read_text().count("eks.amazonaws.com/role-arn") == annotated
+
+
+@pytest.mark.usefixtures("_region", "name")
 @pytest.mark.parametrize("form", ["kubernetes", "compose", "ecs", "terraform"])
 @pytest.mark.parametrize(
     ("variable", "value"),

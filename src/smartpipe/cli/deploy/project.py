@@ -117,7 +117,8 @@ class Project:
         table = _drop_producers(read_tool_table().get("deploy", {}), everyone, running)
         named = [*running, RELAY] if isinstance(table, dict) and RELAY in table else running
         options = read_options(_replace_image(table, self._image), named, complete=self._complete)
-        return build_workloads(self.services, options, environment)
+        role = table.get("role") if isinstance(table, dict) else None
+        return build_workloads(self.services, options, environment, common_role=role)
 
     def build_rights(self, account_id: str) -> dict[str, dict[str, Any]]:
         """Return the IAM policies of each workload by its name, and by ``publish`` or ``consume``.
