@@ -116,7 +116,7 @@ def build_workloads(
     if errors:
         raise ConfigError(errors)
     settings = RelaySettings.load()
-    if settings.outbox_url is not None and found:
+    if settings.outbox_url is not None and (found or RELAY in options):
         if any(one.name == RELAY for one in found):
             raise ConfigError(
                 f"a service is called {RELAY!r}, and the outbox needs a relay of this name: give the service "
