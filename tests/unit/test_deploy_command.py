@@ -83,6 +83,42 @@ def test_a_second_export_writes_the_same_file(name: str, tmp_path: Path) -> None
     assert file.read_text() == first
 
 
+@pytest.mark.usefixtures("_region")
+@pytest.mark.parametrize("form", ["kubernetes", "compose", "ecs", "terraform", "dockerfile"])
+def test_services_that_only_publish_by_an_outbox_have_a_relay(
+    form: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = (tmp_path / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(project.replace('memory = "512Mi"', 'memory = "1Gi"'))
+    (tmp_path / "uv.lock").touch()
+    with pytest.raises(ConfigError, match="or set SMARTPIPE_OUTBOX_URL if they use an outbox"):
+        run_export([f"{name}:portal"], form, None)
+
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me@db/shop")
+    run_export([f"{name}:portal"], form, tmp_path / "exported")
+
+    text = (tmp_path / "exported").read_text()
+    assert "relay" in text
+    assert '"worker"' not in text
+    assert "- worker" not in text
+
+
+@pytest.mark.usefixtures("_region", "name")
+@pytest.mark.parametrize(("common", "annotated"), [(True, 2), (False, 1)])
+def test_the_relay_has_the_role_of_all_services_and_never_that_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, common: bool, annotated: int
+) -> None:
+    monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me@db/shop")
+    role = 'role = "arn:aws:iam::123456789012:role/shop"\n'
+    project, portal = (tmp_path / "pyproject.toml").read_text(), "[tool.smartpipe.deploy.portal]"
+    own = f"{role}{portal}" if common else f"[tool.smartpipe.deploy.billing]\n{role}{portal}"
+    (tmp_path / "pyproject.toml").write_text(project.replace(portal, own))
+
+    run_export([], "kubernetes", tmp_path / "workers.yaml")
+
+    assert (tmp_path / "workers.yaml").read_text().count("eks.amazonaws.com/role-arn") == annotated
+
+
 @pytest.mark.usefixtures("_region", "name")
 @pytest.mark.parametrize("form", ["kubernetes", "compose", "ecs", "terraform"])
 @pytest.mark.parametrize(

@@ -171,6 +171,26 @@ def test_a_handler_that_ends_within_the_time_of_a_drain_is_no_finding() -> None:
     assert find("SP101", make_service(timeout_seconds=23)) != []
 
 
+def test_handlers_of_one_event_that_outlast_the_drain_only_together_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def add(service: Service, queue: Queue | None = None) -> Service:
+        @service.subscribe(Placed, queue=queue, timeout_seconds=15)
+        async def count(event: Placed) -> None: ...
+
+        return service
+
+    [found] = find("SP101", add(make_service(timeout_seconds=15)))
+
+    assert (found.resource, found.severity, found.figures["timeout_seconds"]) == ("queue shop", "warning", 30)
+    assert "raise the drain to 33 s" in found.remedy
+    assert found.remedy.endswith(", or give each handler a queue of its own")
+    assert find("SP101", add(make_service(timeout_seconds=15), Queue("counts"))) == []
+    assert find("SP101", add(make_service(timeout_seconds=7))) == []
+    monkeypatch.setenv("SMARTPIPE_DRAIN_SECONDS", "33")
+    assert find("SP101", add(make_service(timeout_seconds=15))) == []
+
+
 @pytest.mark.parametrize(("timeout", "longest"), [(7_197, False), (7_198, True), (None, True)])
 def test_the_remedy_names_no_drain_that_a_worker_would_refuse(timeout: float | None, *, longest: bool) -> None:
     [found] = find("SP101", make_service(timeout_seconds=timeout))

@@ -87,16 +87,16 @@ def write_dockerfile(targets: Sequence[str], port: int, *, packaged: bool, pytho
     """Return the text of the file.
 
     Args:
-        targets: The services that the image runs if you give it no other command.
+        targets: The services that the image runs if you give it no other command; without any, it runs the relay.
         port: The port of the probes.
         python: The minor version of Python, as in 3.13.
         packaged: Whether uv can install the project itself. If not, the image needs the sources.
     """
-    command = json.dumps(["worker", *targets])
+    command = json.dumps(["worker", *targets] if targets else ["relay"])
     sources = "" if packaged else "COPY . /app\n"
     return f"""\
 # syntax=docker/dockerfile:1
-# The image of {", ".join(targets)}.
+# The image of {", ".join(targets) or "the relay"}.
 # Written by `smartpipe deploy export --format dockerfile`; run it again when the services change.
 # Before you release, pin python and uv by digest. Exclude .venv, .git and .env in .dockerignore.
 

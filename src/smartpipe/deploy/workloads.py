@@ -84,7 +84,11 @@ class Workload(NamedTuple):
 
 
 def build_workloads(
-    services: Mapping[str, Service], options: Mapping[str, DeployOptions], environment: Mapping[str, str]
+    services: Mapping[str, Service],
+    options: Mapping[str, DeployOptions],
+    environment: Mapping[str, str],
+    *,
+    common_role: str | None = None,
 ) -> list[Workload]:
     """Return the workloads of the services that have handlers, sorted by name, and the relay's if there is an outbox.
 
@@ -94,6 +98,7 @@ def build_workloads(
         services: The services, by their TARGET.
         options: The options of each service, by its name.
         environment: Further variables of each container.
+        common_role: The role of all services, which a relay without options of its own has too.
 
     Raises:
         ConfigError: Options or settings contradict each other; or a setting is wrong.
@@ -111,13 +116,14 @@ def build_workloads(
     if errors:
         raise ConfigError(errors)
     settings = RelaySettings.load()
-    if settings.outbox_url is not None and found:
+    if settings.outbox_url is not None and (found or RELAY in options):
         if any(one.name == RELAY for one in found):
             raise ConfigError(
                 f"a service is called {RELAY!r}, and the outbox needs a relay of this name: give the service "
                 "another name"
             )
-        own = options.get(RELAY) or found[0].options.model_copy(update={"role": None, "spot": False, "min": 1})
+        shared = {"role": common_role, "spot": False, "min": 1}
+        own = options.get(RELAY) or found[0].options.model_copy(update=shared)
         found.append(_build_relay(own, settings, environment))
     return found
 

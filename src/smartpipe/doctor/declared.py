@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tenacity import wait_exponential, wait_fixed, wait_random_exponential
 
@@ -163,6 +164,35 @@ def find_long_handlers(service: Service, settings: WorkerSettings) -> Iterator[F
                 "handlers": defaults,
             },
             milder="note",
+        )
+    yield from _find_long_sequences(service, settings)
+
+
+def _find_long_sequences(service: Service, settings: WorkerSettings) -> Iterator[Finding]:
+    """SP101: handlers of one event run one after the other, so they may outlast a drain that each of them does not."""
+    units: dict[tuple[str, str], float] = {}
+    for binding in service.bindings:
+        by_key: dict[Any, list[Handler]] = {}
+        for handler in service.handlers_on(binding.queue.name):
+            for key in handler.route_keys:
+                by_key.setdefault(key, []).append(handler)
+        for handlers in by_key.values():
+            timeouts = [handler.options.timeout_seconds or math.inf for handler in handlers]
+            if max(timeouts) <= settings.finish_seconds < sum(timeouts):
+                units[binding.queue.name, ", ".join(handler.name for handler in handlers)] = sum(timeouts)
+    for (queue, names), seconds in units.items():
+        yield Finding(
+            code="SP101",
+            resource=f"queue {name_in(queue)}",
+            message=f"handlers {names} of one event run one after the other, for up to {seconds:,g} s "
+            f"together, and a deploy cancels them {settings.finish_seconds:g} s after SIGTERM: the message returns to "
+            "its queue, and all of them begin again",
+            remedy=f"{_lengthen_drain(seconds)}, or give each handler a queue of its own",
+            figures={
+                "timeout_seconds": seconds,
+                "drain_seconds": settings.drain_seconds,
+                "finish_seconds": settings.finish_seconds,
+            },
         )
 
 

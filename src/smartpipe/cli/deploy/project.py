@@ -15,7 +15,7 @@ from smartpipe.deploy.rights import build_rights
 from smartpipe.deploy.workloads import build_workloads, list_producers
 from smartpipe.errors import ConfigError
 from smartpipe.names import Naming
-from smartpipe.settings import AwsSettings, WorkerSettings
+from smartpipe.settings import AwsSettings, RelaySettings, WorkerSettings
 from smartpipe.topology.export.portable import portable_naming
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
@@ -50,16 +50,17 @@ class Project:
 
     @property
     def running(self) -> dict[str, Service]:
-        """The services that have handlers, by their TARGETs.
+        """The services that have handlers, by their TARGETs; none if there is only a relay.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: There is none, and no outbox either.
         """
         found = {target: one for target, one in self.services.items() if one.handlers}
-        if not found:
+        if not found and RelaySettings.load().outbox_url is None:
             names = ", ".join(one.name for one in self.services.values())
             raise ConfigError(
-                f"no worker runs {names}: a service without handlers has no container; add a service with one"
+                f"no worker runs {names}: a service without handlers has no container; add a service with one, or set "
+                "SMARTPIPE_OUTBOX_URL if they use an outbox, which needs a relay"
             )
         return found
 
@@ -115,9 +116,10 @@ class Project:
             raise ConfigError(msg)
         running = [one.name for one in self.running.values()]
         table = _drop_producers(read_tool_table().get("deploy", {}), everyone, running)
-        named = [*running, RELAY] if isinstance(table, dict) and RELAY in table else running
+        named = [*running, RELAY] if not running or (isinstance(table, dict) and RELAY in table) else running
         options = read_options(_replace_image(table, self._image), named, complete=self._complete)
-        return build_workloads(self.services, options, environment)
+        role = table.get("role") if isinstance(table, dict) else None
+        return build_workloads(self.services, options, environment, common_role=role)
 
     def build_rights(self, account_id: str) -> dict[str, dict[str, Any]]:
         """Return the IAM policies of each workload by its name, and by ``publish`` or ``consume``.
