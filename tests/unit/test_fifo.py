@@ -177,6 +177,25 @@ async def test_fault_24_a_halted_group_waits_and_logs_errors_until_it_can_contin
     assert ran[-1] == ("a", 1)
 
 
+@pytest.mark.parametrize("on_service", [True, False])
+async def test_an_unreadable_message_halts_its_group_by_the_policy_of_the_service_alone(on_service: bool) -> None:
+    halting = RetryPolicy(on_exhausted="halt")
+    service = Service("ledger", queue=LEDGER, retry=halting if on_service else FIVE)
+
+    @service.subscribe(Paid, retry=halting)
+    async def book(event: Paid) -> None: ...
+
+    async with MemoryBroker(service) as broker:
+        await broker.send("ledger.fifo", "not json", group_id="a")
+        if on_service:
+            with pytest.raises(AssertionError, match="services have not finished"):
+                await broker.drain(limit_seconds=3_600)
+            broker.assert_nothing_dead_lettered()
+        else:
+            await broker.drain()
+            assert [one.kind for one in broker.dead_lettered()] == ["not-json"]
+
+
 async def test_a_rejected_message_does_not_halt_its_group() -> None:
     async def handle(event: Paid) -> None:
         if event.number == 0:
