@@ -171,6 +171,13 @@ def test_the_relay_can_have_options_of_its_own_and_never_scales(monkeypatch: pyt
     assert relay.options.max_wait_seconds is None
 
 
+def test_a_relay_without_the_url_of_its_outbox_is_not_left_out_in_silence() -> None:
+    found = read_options({**SIZES, RELAY: {"memory": "2Gi"}}, ["billing", RELAY], complete=True)
+
+    with pytest.raises(ConfigError, match="has options of smartpipe-relay, and SMARTPIPE_OUTBOX_URL is not set"):
+        build_workloads({"shop:billing": billing()}, found, {})
+
+
 def test_a_common_minimum_of_zero_does_not_stop_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMARTPIPE_OUTBOX_URL", "postgresql://me:hunter2@db/shop")
     table = {**SIZES, **PROMISE, "min": 0, RELAY: {"memory": "2Gi"}}

@@ -116,6 +116,11 @@ def build_workloads(
     if errors:
         raise ConfigError(errors)
     settings = RelaySettings.load()
+    if settings.outbox_url is None and found and RELAY in options:
+        raise ConfigError(
+            f"pyproject.toml has options of {RELAY}, and SMARTPIPE_OUTBOX_URL is not set, so nothing would publish the "
+            "events of the outbox: set it to the URL of their database, of which an export only writes a reference"
+        )
     if settings.outbox_url is not None and (found or RELAY in options):
         if any(one.name == RELAY for one in found):
             raise ConfigError(
