@@ -16,6 +16,8 @@ MAX_VISIBILITY_SECONDS = 43_200
 """A message can stay invisible for at most 12 hours after it was received."""
 MAX_DELAY_SECONDS = 900
 """The maximum of DelaySeconds of a queue or of one message."""
+MAX_RETENTION_SECONDS = 1_209_600
+"""The maximum of MessageRetentionPeriod: SQS deletes messages after 14 days at the latest."""
 MAX_RECEIVES = 1_000
 """The maximum of maxReceiveCount in a redrive policy."""
 MIN_MESSAGE_LIMIT_BYTES = 1_024

@@ -10,7 +10,7 @@ import inspect
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
@@ -243,10 +243,15 @@ class RawType:
         return issubclass(self.model, ExternalModel) and self.model.is_test(message)
 
 
+def is_model(model: Any) -> TypeGuard[type[Any]]:
+    """Return whether *model* is one of ``UNTYPED``, or a class of Pydantic."""
+    return isinstance(model, type) and (model in UNTYPED or issubclass(model, BaseModel))
+
+
 def validate_model(model: Any) -> None:
     """Raise ConfigError if raw handlers cannot take *model*."""
     hint = "write @service.subscribe_raw(Model, match=...), with a Pydantic model, dict or str"
-    if not (isinstance(model, type) and (model in UNTYPED or issubclass(model, BaseModel))) or model is BaseModel:
+    if not is_model(model) or model is BaseModel:
         raise ConfigError(f"subscribe_raw({model!r}): {hint}")
     if issubclass(model, Event):
         msg = (

@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "SMARTPIPE_"
 DEFAULT_CONCURRENCY = 10
+MAX_CONCURRENCY = 10_000
 MIN_QUEUE_AGE_SECONDS = 60
 MIN_DRAIN_SECONDS = 2
 MAX_DRAIN_SECONDS = 7_200
 MAX_FLUSH_SECONDS = 3.0
+REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+"""The variables of AWS that name the region, in the precedence of its SDKs."""
 
 # Kubernetes and Docker set these variables for each service that a container can reach:
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -155,7 +158,7 @@ class ConcurrencySettings(ClaimSettings):
         trace_calls: Make spans for calls that receive and settle messages, too.
     """
 
-    concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=10_000)
+    concurrency: int = Field(DEFAULT_CONCURRENCY, ge=1, le=MAX_CONCURRENCY)
     metrics: bool = True
     trace_parent: Annotated[Literal["link", "child"], _AnyCase] = "link"
     trace_calls: bool = False
@@ -277,6 +280,11 @@ class WorkerSettings(ConcurrencySettings, ServerSettings):
             )
             raise ValueError(msg)
         return self
+
+
+def find_region_variable() -> str | None:
+    """Return the name of the variable that decides the region; None if none is set."""
+    return next((name for name in REGION_VARIABLES if os.environ.get(name)), None)
 
 
 def drain_seconds_for(handler_seconds: float) -> float:

@@ -15,6 +15,7 @@ from smartpipe.limits import (
     MAX_MESSAGE_BYTES,
     MAX_QUEUE_NAME_LENGTH,
     MAX_RECEIVES,
+    MAX_RETENTION_SECONDS,
     MAX_TOPIC_NAME_LENGTH,
     MAX_VISIBILITY_SECONDS,
     MIN_MESSAGE_LIMIT_BYTES,
@@ -145,7 +146,7 @@ class Queue:
         errors = _queue_name_errors(self)
         ranges = (
             ("visibility_timeout_seconds", self.visibility_timeout_seconds, 1, MAX_VISIBILITY_SECONDS),
-            ("retention_seconds", self.retention_seconds, 60, 1_209_600),
+            ("retention_seconds", self.retention_seconds, 60, MAX_RETENTION_SECONDS),
             ("max_receive_count", self.max_receive_count, 1, MAX_RECEIVES),
             ("delay_seconds", self.delay_seconds, 0, MAX_DELAY_SECONDS),
         )

@@ -194,12 +194,19 @@ async def test_a_failure_releases_the_claim_and_the_store_counts_the_attempts() 
     assert runs[2] - runs[0] < 3
 
 
-async def test_a_message_that_is_redriven_again_and_again_has_all_its_attempts_each_time() -> None:
-    attempts: list[int] = []
+def failing(error: Exception, attempts: list[int]) -> Any:
+    """Return a handler that always fails, and adds the number of each attempt to *attempts*."""
 
     async def handle(event: UserSignedUp, delivery: Delivery) -> None:
         attempts.append(delivery.attempt)
-        raise ValueError("not yet")
+        raise error
+
+    return handle
+
+
+async def test_a_message_that_is_redriven_again_and_again_has_all_its_attempts_each_time() -> None:
+    attempts: list[int] = []
+    handle = failing(ValueError("not yet"), attempts)
 
     body = encode(wrap(ADA, source="test"))
     async with MemoryBroker(serving(handle)) as broker:
@@ -213,10 +220,7 @@ async def test_a_message_that_is_redriven_again_and_again_has_all_its_attempts_e
 
 async def test_attempts_are_counted_although_the_waits_between_them_are_longer_than_the_time_to_live() -> None:
     attempts: list[int] = []
-
-    async def handle(event: UserSignedUp, delivery: Delivery) -> None:
-        attempts.append(delivery.attempt)
-        raise Retry("later", after_seconds=43_200)
+    handle = failing(Retry("later", after_seconds=43_200), attempts)
 
     async with MemoryBroker(serving(handle, idempotent=Idempotency(ttl_seconds=60))) as broker:
         await broker.publish(ADA)
@@ -227,10 +231,7 @@ async def test_attempts_are_counted_although_the_waits_between_them_are_longer_t
 
 async def test_another_event_with_the_value_of_one_that_failed_has_attempts_of_its_own() -> None:
     attempts: list[int] = []
-
-    async def handle(event: UserSignedUp, delivery: Delivery) -> None:
-        attempts.append(delivery.attempt)
-        raise ValueError("not yet")
+    handle = failing(ValueError("not yet"), attempts)
 
     async with MemoryBroker(serving(handle, idempotent=Idempotency(key="name"))) as broker:
         for _ in range(2):

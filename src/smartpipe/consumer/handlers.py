@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel
-
 from smartpipe.batch import Batch
 from smartpipe.consumer.breaker import CircuitBreaker
 from smartpipe.consumer.signature import Parameter, find_dependency, name_classes, read_signature
@@ -18,16 +16,15 @@ from smartpipe.events import Event, contract_of, declared_events, fields_of
 from smartpipe.idempotency.store import HandlerName, Idempotency
 from smartpipe.limits import MAX_VISIBILITY_SECONDS
 from smartpipe.names import name_of
-from smartpipe.raw_messages import UNTYPED, RawReader, RawType
+from smartpipe.raw_messages import RawReader, RawType, is_model
 from smartpipe.retry import RetryPolicy
+from smartpipe.settings import MAX_CONCURRENCY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from smartpipe.payload_offload import PayloadOffload
     from smartpipe.topics import Queue
-
-MAX_CONCURRENCY = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +243,7 @@ def read_subscription(event: Any) -> tuple[type[Event], ...]:
     """
     classes = tuple(_list_members(event))
     for one in classes:
-        if one in UNTYPED or (isinstance(one, type) and issubclass(one, BaseModel) and not issubclass(one, Event)):
+        if is_model(one) and not issubclass(one, Event):
             msg = (
                 f"subscribe({one.__qualname__}): it is not an event. For messages of other systems, write "
                 f"@service.subscribe_raw({one.__name__}); an event is a subclass of smartpipe.Event"

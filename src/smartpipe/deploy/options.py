@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from smartpipe.errors import ConfigError
-from smartpipe.limits import MAX_VISIBILITY_SECONDS
-from smartpipe.settings import MAX_DRAIN_SECONDS, MIN_DRAIN_SECONDS
+from smartpipe.limits import MAX_RETENTION_SECONDS, MAX_VISIBILITY_SECONDS
+from smartpipe.settings import MAX_CONCURRENCY, MAX_DRAIN_SECONDS, MIN_DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +27,6 @@ SCALING = ("max_wait_seconds", "seconds_per_message", "max")
 """The options by which a service follows its queues. The relay reads no queue."""
 _NOT_OF_RELAY = (*SCALING, "concurrency", "drain_seconds", "protect_task")
 """The options that a relay does not have."""
-MAX_RETENTION_SECONDS = 1_209_600
-"""SQS deletes messages after 14 days at the latest, so no longer wait can be promised."""
 _MEMORY = re.compile(r"([1-9][0-9]*)(Mi|Gi)")
 _UNITS = {"Mi": 2**20, "Gi": 2**30}
 
@@ -66,6 +64,7 @@ class DeployOptions(BaseModel):
     image: str = Field(min_length=1, pattern=r"^[^\s]+$")
     cpu: float = Field(gt=0, le=192, allow_inf_nan=False)
     memory: Annotated[str, AfterValidator(_check_memory)]
+    # No longer wait can be promised, because SQS deletes messages after it.
     max_wait_seconds: float | None = Field(None, gt=0, le=MAX_RETENTION_SECONDS, allow_inf_nan=False)
     seconds_per_message: float | None = Field(None, ge=0.000_001, le=MAX_VISIBILITY_SECONDS, allow_inf_nan=False)
     min: int = Field(1, ge=0, le=10_000)
@@ -73,7 +72,7 @@ class DeployOptions(BaseModel):
     spot: bool = False
     platform: Literal["fargate", "ec2"] = "fargate"
     protect_task: bool = False
-    concurrency: int | None = Field(None, ge=1, le=10_000)
+    concurrency: int | None = Field(None, ge=1, le=MAX_CONCURRENCY)
     drain_seconds: float | None = Field(None, ge=MIN_DRAIN_SECONDS, le=MAX_DRAIN_SECONDS, allow_inf_nan=False)
     role: str | None = Field(None, pattern=r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]+$")
     secret: str = Field("smartpipe", pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")

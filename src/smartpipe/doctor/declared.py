@@ -128,7 +128,7 @@ def _place_statement(declared: Declarations) -> str:
         return "add the statement to the policy of the key"
     return (
         f"set {' and '.join(declared.unknown)}, so that the statement has your topics, then add it to the policy of "
-        f"the key"
+        "the key"
     )
 
 

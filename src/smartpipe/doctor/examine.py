@@ -23,7 +23,7 @@ from smartpipe.doctor.scaling import find_scaling_mistakes
 from smartpipe.doctor.terraform import examine_configuration, is_terraform
 from smartpipe.errors import ConfigError
 from smartpipe.names import Naming
-from smartpipe.settings import AwsSettings, TransportSettings, WorkerSettings, unknown_settings
+from smartpipe.settings import AwsSettings, TransportSettings, WorkerSettings, find_region_variable, unknown_settings
 from smartpipe.topology.table_and_bucket import NO_TABLE_AND_BUCKET, TableAndBucket
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def read_naming() -> tuple[Naming, list[str]]:
         settings = AwsSettings.load()
     except ConfigError:  # a finding of `read_environment`
         settings = AwsSettings.model_construct()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    variable = find_region_variable()
+    region = os.environ[variable] if variable else None
     unknown = [
         name for name, value in (("AWS_REGION", region), ("SMARTPIPE_ACCOUNT_ID", settings.account_id)) if not value
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smartpipe.consumer.handlers import MAX_CONCURRENCY, rate_of, slots_for
+from smartpipe.consumer.handlers import rate_of, slots_for
 from smartpipe.doctor.lookup import find_table, to_number
 from smartpipe.names import physical_name
-from smartpipe.settings import MAX_DRAIN_SECONDS, MIN_DRAIN_SECONDS
+from smartpipe.settings import MAX_CONCURRENCY, MAX_DRAIN_SECONDS, MIN_DRAIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

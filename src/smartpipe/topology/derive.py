@@ -12,6 +12,7 @@ from smartpipe.limits import (
     MAX_MESSAGE_BYTES,
     MAX_QUEUE_NAME_LENGTH,
     MAX_RECEIVES,
+    MAX_RETENTION_SECONDS,
     MAX_TOPIC_NAME_LENGTH,
 )
 from smartpipe.names import name_in
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from smartpipe.topics import Queue
     from smartpipe.topology.table_and_bucket import TableAndBucket
 
-DEAD_LETTER_RETENTION_SECONDS = 1_209_600
+DEAD_LETTER_RETENTION_SECONDS = MAX_RETENTION_SECONDS
 AWS_SQS_KEY = "alias/aws/sqs"
 
 

@@ -15,7 +15,7 @@ from smartpipe.deploy.rights import build_rights
 from smartpipe.deploy.workloads import build_workloads, list_producers
 from smartpipe.errors import ConfigError
 from smartpipe.names import Naming
-from smartpipe.settings import AwsSettings, RelaySettings, WorkerSettings
+from smartpipe.settings import AwsSettings, RelaySettings, WorkerSettings, find_region_variable
 from smartpipe.topology.export.portable import portable_naming
 from smartpipe.topology.table_and_bucket import TableAndBucket
 
@@ -83,7 +83,7 @@ class Project:
         """
         from smartpipe.transports.aws.variables import check_region
 
-        variable = _find_region_variable()
+        variable = find_region_variable()
         if variable is None:
             msg = "no AWS region for the queues: set AWS_REGION, such as eu-west-1"
             raise ConfigError(msg)
@@ -138,7 +138,7 @@ class Project:
             ConfigError: Options or settings are wrong, or Amazon ECS cannot run the workloads.
         """
         settings = AwsSettings.load()
-        variable = _find_region_variable()
+        variable = find_region_variable()
         home = Home(os.environ[variable] if variable else None, settings.account_id)
         workloads = self.build_workloads({})
         rights = self._build_rights(workloads, portable_naming(settings.prefix, settings.application))
@@ -152,10 +152,6 @@ class Project:
             TableAndBucket.from_environment(),
             reads_ages=WorkerSettings.load().queue_age_seconds > 0,
         )
-
-
-def _find_region_variable() -> str | None:
-    return next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
 
 
 def _drop_producers(table: Any, everyone: Sequence[str], running: Sequence[str]) -> Any:

@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ConfigNotFound, ConfigParseError,
 from botocore.httpsession import where
 
 from smartpipe.errors import ConfigError
+from smartpipe.settings import find_region_variable
 from smartpipe.transports.aws.variables import check_region, check_variables, read_as_other_sdks_do
 from smartpipe.urls import is_readable, redact, scheme_of
 from smartpipe.version import __version__
@@ -62,7 +63,7 @@ def find_region(session: Session) -> str:
     explicit = session.instance_variables().get("region")
     if explicit:
         return check_region(str(explicit), "region_name")
-    variable = next((name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)), None)
+    variable = find_region_variable()
     if variable:
         return check_region(os.environ[variable], variable)
     region = _read_setting(session, "region")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smartpipe.characters import CONTROL, character_error
 from smartpipe.errors import ConfigError
+from smartpipe.settings import REGION_VARIABLES
 from smartpipe.transports.aws.credential_errors import SOURCES
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _TOKENS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
-_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _PROFILES = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 _MORE_VARIABLES = (
     "AWS_ACCOUNT_ID", "AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
@@ -48,7 +48,7 @@ def read_as_other_sdks_do(session: Session | AioSession, env_provider: Any) -> N
         env_provider: The ``EnvProvider`` of botocore, or that of aiobotocore.
     """
     known: Any = session.session_var_map
-    for name, variables in (("region", _REGIONS), ("profile", _PROFILES)):
+    for name, variables in (("region", REGION_VARIABLES), ("profile", _PROFILES)):
         option, _, default, convert = known[name]
         known[name] = (option, _keep_set(variables), default, convert)
     tokens = _keep_set(_TOKENS)
