@@ -28,6 +28,15 @@ def ignore() -> None:
     raise AssertionError("nothing was abandoned")
 
 
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """A thread runs until it waits for something: none takes the interpreter away from it."""
+    seconds = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    yield
+    sys.setswitchinterval(seconds)
+
+
 async def test_a_function_runs_in_a_thread_with_the_callers_context() -> None:
     threads = Threads(1)
     here.set("the caller's")
@@ -53,6 +62,7 @@ async def test_an_abandoned_function_does_not_take_the_thread_of_the_next() -> N
     threads.close()
 
 
+@pytest.mark.usefixtures("undisturbed")
 async def test_functions_that_end_while_the_loop_is_busy_wake_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, release, wakes = Threads(20), threading.Event(), 0
     loop = asyncio.get_running_loop()
@@ -71,9 +81,12 @@ async def test_functions_that_end_while_the_loop_is_busy_wake_it_once(monkeypatc
 
     running = [asyncio.create_task(threads.run(work, [number], ignore)) for number in range(20)]
     await until(lambda: len(threads._running) == 20)
-    calls = list(threads._running)
+    completions, scheduled = threads._completions, list[None]()
+    assert completions is not None
+    schedule = completions.schedule
+    monkeypatch.setattr(completions, "schedule", lambda: scheduled.append(schedule()))
     release.set()
-    while not all(call.ended for call in calls):
+    while len(scheduled) < 20:  # a function has ended a moment before its thread asks to wake the loop
         time.sleep(0.01)  # noqa: ASYNC251 - the loop is busy
 
     assert await asyncio.gather(*running) == list(range(20))
@@ -106,15 +119,6 @@ async def test_a_function_whose_caller_was_cancelled_before_it_began_never_runs(
     await asyncio.to_thread(threads._work)  # the thread comes too late
 
     assert (ran, threads.abandoned, threads._busy) == ([], 0, 0)
-
-
-@pytest.fixture
-def undisturbed() -> Iterator[None]:
-    """A thread runs until it waits for something: none takes the interpreter away from it."""
-    seconds = sys.getswitchinterval()
-    sys.setswitchinterval(60)
-    yield
-    sys.setswitchinterval(seconds)
 
 
 @pytest.mark.usefixtures("undisturbed")
