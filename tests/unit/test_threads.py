@@ -64,7 +64,7 @@ async def test_an_abandoned_function_does_not_take_the_thread_of_the_next() -> N
 
 @pytest.mark.usefixtures("undisturbed")
 async def test_functions_that_end_while_the_loop_is_busy_wake_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, release, wakes = Threads(20), threading.Event(), 0
+    threads, release, began, wakes = Threads(20), threading.Event(), list[int](), 0
     loop = asyncio.get_running_loop()
     wake = loop.call_soon_threadsafe
 
@@ -76,11 +76,12 @@ async def test_functions_that_end_while_the_loop_is_busy_wake_it_once(monkeypatc
     monkeypatch.setattr(loop, "call_soon_threadsafe", count)
 
     def work(number: int) -> int:
+        began.append(number)
         release.wait(60)
         return number
 
     running = [asyncio.create_task(threads.run(work, [number], ignore)) for number in range(20)]
-    await until(lambda: len(threads._running) == 20)
+    await until(lambda: len(began) == 20)  # those that only wait for a thread would be short, and not wake the loop
     completions, scheduled = threads._completions, list[None]()
     assert completions is not None
     schedule = completions.schedule
