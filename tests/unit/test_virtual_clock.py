@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +15,9 @@ from smartpipe import ConfigError
 from smartpipe.testing import clock as virtual_clock
 from smartpipe.testing import virtual_time
 from smartpipe.testing.clock import SPEEDUP, THREAD_SECONDS, _VirtualSelector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Inner:
@@ -32,6 +37,11 @@ class Inner:
         return self.sockets
 
 
+def at_ten(inner: Inner, *busy: Callable[[], bool], timer: float = math.inf) -> _VirtualSelector:
+    """Return a selector whose clock shows 10.0."""
+    return _VirtualSelector(inner, 10.0, busy, lambda: timer)
+
+
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The threads that are alive; the real clock gains a second at each look."""
@@ -45,7 +55,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.mark.parametrize("timeout", [None, 0, -1.0, 5.0])
 def test_events_that_are_ready_need_no_time(threads: list[Any], timeout: float | None) -> None:
     inner = Inner(["event"])
-    selector = _VirtualSelector(inner, 10.0, ())
+    selector = at_ten(inner)
 
     assert selector.select(timeout) == ["event"]
     assert (selector.now, inner.timeouts, len(threads)) == (10.0, [0], 1)
@@ -58,15 +68,44 @@ def test_the_clock_jumps_to_the_next_timer(
     threads: list[Any], timeout: float, now: float, timeouts: list[float]
 ) -> None:
     inner = Inner()
-    selector = _VirtualSelector(inner, 10.0, ())
+    selector = at_ten(inner)
 
     assert selector.select(timeout) == []
     assert (selector.now, inner.timeouts, len(threads)) == (now, timeouts, 1)
 
 
+def test_the_clock_shows_the_time_of_the_timer_that_it_jumps_to_however_sums_are_rounded(threads: list[Any]) -> None:
+    selector = at_ten(Inner(), timer=14.999999999999996)
+
+    assert selector.select(5.0) == []
+    assert (selector.now, len(threads)) == (14.999999999999996, 1)
+
+
+@pytest.mark.parametrize("uptime", [8185.3, 32762.3])  # each is close to a power of two
+async def test_waits_add_up_exactly_however_long_the_machine_has_run(
+    monkeypatch: pytest.MonkeyPatch, uptime: float
+) -> None:
+    loop, waited = asyncio.get_running_loop(), list[float]()
+
+    async def wait(*waits: float) -> None:
+        began = loop.time()
+        for seconds in waits:
+            await asyncio.sleep(seconds)
+        waited.append(loop.time() - began)
+
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.BaseEventLoop, "time", lambda _: uptime)
+            stack.enter_context(virtual_time())
+        assert uptime <= loop.time() < uptime + 1
+        await asyncio.gather(wait(10, 5), wait(*[0.1] * 33), wait(1 / 3, 7))
+
+    assert waited[-1] == 15
+
+
 def test_without_a_timer_the_loop_sleeps_as_in_real_time(threads: list[Any]) -> None:
     inner = Inner([], ["signal"])
-    selector = _VirtualSelector(inner, 10.0, ())
+    selector = at_ten(inner)
 
     assert selector.select() == ["signal"]
     assert (selector.now, inner.timeouts, len(threads)) == (10.0, [0, None], 1)
@@ -78,7 +117,7 @@ def test_time_is_real_while_a_known_thread_runs(
     threads: list[Any], busy: str, timeout: float | None, slept: float
 ) -> None:
     inner = Inner([], ["done"])
-    selector = _VirtualSelector(inner, 10.0, (lambda: False, lambda: busy == "function"))
+    selector = at_ten(inner, lambda: False, lambda: busy == "function")
     if busy == "thread":
         selector.threads.add("a future")
 
@@ -93,7 +132,7 @@ def test_time_is_fifty_times_as_fast_while_something_may_wait_for_the_world(
     threads: list[Any], cause: str, ready: list[str]
 ) -> None:
     inner = Inner([], ready)
-    selector = _VirtualSelector(inner, 10.0, ())
+    selector = at_ten(inner)
     if cause == "socket":
         inner.sockets[1] = "a connection"
     else:
@@ -108,7 +147,7 @@ def test_time_is_fifty_times_as_fast_while_something_may_wait_for_the_world(
 @pytest.mark.parametrize("name", ["asyncio_0", "smartpipe-log"])
 def test_threads_that_are_known_do_not_slow_the_clock_down(threads: list[Any], name: str) -> None:
     inner = Inner()
-    selector = _VirtualSelector(inner, 10.0, ())
+    selector = at_ten(inner)
     threads.append(threading.Thread(name=name))
 
     selector.select(5.0)
@@ -120,7 +159,7 @@ def test_everything_else_is_that_of_the_loops_selector(threads: list[Any]) -> No
     inner = Inner()
 
     assert threads
-    assert _VirtualSelector(inner, 10.0, ()).closed is False
+    assert at_ten(inner).closed is False
 
 
 async def test_the_loop_has_its_own_selector_and_clock_again_afterwards() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 SPEEDUP = 50
 """The maximum speed of time while sockets are open, or while threads run that the loop does not know."""
 THREAD_SECONDS = 0.05
+ROUNDING_SECONDS = 1e-6
+"""The sum of a time and a wait is up to this far from the time of the timer that the wait was computed from."""
 _KNOWN_THREADS = ("asyncio_", "smartpipe-")
 
 
@@ -26,6 +29,9 @@ def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
     Time is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While sockets are open,
     or other threads are alive, the loop cannot know whether a task waits for them, so time runs 50 times as fast then.
     ``time.time()`` is not changed. Inside another such block, it only adds *busy*.
+
+    The clock starts at a whole second, and jumps to the exact times of timers. So if all waits are whole seconds, the
+    difference of two times is exactly what a task has waited: ``loop.time() - began == 15``.
 
     Args:
         busy: Functions that return True while a task waits for an operation that the loop does not know.
@@ -54,7 +60,11 @@ def _join_clock(selector: _VirtualSelector, busy: tuple[Callable[[], bool], ...]
 
 @contextmanager
 def _patch_loop(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[None]:
-    selector = _VirtualSelector(loop._selector, loop.time(), busy)  # noqa: SLF001 - asyncio has no public access to it
+    def next_timer() -> float:
+        return loop._scheduled[0].when() if loop._scheduled else math.inf  # noqa: SLF001 - as above
+
+    # A whole second: 33087.3 + 15 - 33087.3 is a little less than 15.
+    selector = _VirtualSelector(loop._selector, float(math.ceil(loop.time())), busy, next_timer)  # noqa: SLF001
     original_executor = loop.run_in_executor
 
     def run_in_executor(*arguments: Any) -> Any:
@@ -74,11 +84,14 @@ def _patch_loop(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[Non
 class _VirtualSelector:
     """Wraps the loop's selector. When the selector would sleep, it advances the clock instead."""
 
-    def __init__(self, inner: Any, now: float, busy: tuple[Callable[[], bool], ...]) -> None:
+    def __init__(
+        self, inner: Any, now: float, busy: tuple[Callable[[], bool], ...], next_timer: Callable[[], float]
+    ) -> None:
         self.inner = inner
         self.now = now
         self.threads: set[Any] = set()
         self.busy = list(busy)
+        self._next_timer = next_timer
         self._sockets_of_the_loop = len(inner.get_map())
         self._threads_before = set(threading.enumerate())
 
@@ -98,7 +111,8 @@ class _VirtualSelector:
                 return ready
         if timeout is None:  # no timer: only a signal can wake the loop, as in real time
             return self.inner.select(None)
-        self.now += timeout
+        target, timer = self.now + timeout, self._next_timer()
+        self.now = timer if abs(timer - target) < ROUNDING_SECONDS else target
         return []
 
     def _has_unknown_waits(self) -> bool:
