@@ -49,11 +49,17 @@ async def test_a_function_runs_in_a_thread_with_the_callers_context() -> None:
 
 
 async def test_an_abandoned_function_does_not_take_the_thread_of_the_next() -> None:
-    threads, release, reported = Threads(1), threading.Event(), list[str]()
+    threads, began, release, reported = Threads(1), threading.Event(), threading.Event(), list[str]()
 
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await threads.run(release.wait, [30], lambda: reported.append("abandoned"))
+    def hang() -> None:
+        began.set()
+        release.wait(30)
+
+    hanging = asyncio.create_task(threads.run(hang, [], lambda: reported.append("abandoned")))
+    await until(began.is_set)
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
 
     assert threads.abandoned == 1
     assert await threads.run(lambda: "next", [], ignore) == "next"
