@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import asyncpg
 import psycopg
+import psycopg_pool
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.event import listen
@@ -93,8 +94,7 @@ async def source_of(kind: str, url: str) -> AsyncIterator[Any]:
         async with asyncpg.create_pool(url, min_size=1, max_size=2) as pool:
             yield pool
     elif kind == "psycopg pool":
-        module = pytest.importorskip("psycopg_pool")
-        async with module.AsyncConnectionPool(url, min_size=1, open=False) as pool:
+        async with psycopg_pool.AsyncConnectionPool(url, min_size=1, open=False) as pool:
             yield pool
     else:
         native = await psycopg.AsyncConnection.connect(url, autocommit=kind == "psycopg with autocommit")
@@ -305,7 +305,6 @@ async def test_one_that_is_closed_or_commits_each_statement_is_refused(postgres_
 
 
 async def test_a_session_that_leads_to_another_kind_of_database_is_refused(postgres_url: str) -> None:
-    pytest.importorskip("aiosqlite")
     engine = create_async_engine("sqlite+aiosqlite://")
     assert "leads to sqlite" in await refusal(async_sessionmaker(engine), postgres_url)
     await engine.dispose()

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from smartpipe import ConfigError, Delivery, RetryPolicy, Service
 from smartpipe.idempotency.stores.memory import MemoryStore
@@ -91,10 +93,6 @@ async def test_a_failure_in_the_block_rolls_back() -> None:
 
 
 async def test_a_session_factory_of_sqlite_serves_as_the_transaction() -> None:
-    pytest.importorskip("aiosqlite")
-    from sqlalchemy import text
-    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-
     engine = create_async_engine("sqlite+aiosqlite://")
     sessions = async_sessionmaker(engine)
     service = Service("mailer")
