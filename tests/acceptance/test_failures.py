@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.support.queues import Queues
 
 TARGET = "tests.acceptance.failing_service:service"
+KIND = "retries-exhausted"
 
 
 def test_a_worker_reports_each_failed_attempt_and_a_drain_does_not_wait_for_a_slow_report(
@@ -48,4 +49,5 @@ def test_a_worker_reports_each_failed_attempt_and_a_drain_does_not_wait_for_a_sl
     working = [record for record in worker.records if record["message"] == "working"]
     assert [record["attempt"] for record in working[:2]] == [1, 2]
     assert all(len(record["trace_id"]) == 32 for record in working)
-    assert [reason["kind"] for reason in queues.dead_letter_reasons("failing")] == ["retries-exhausted"]
+    kinds = [reason["kind"] for reason in queues.dead_letter_reasons("failing")]
+    assert kinds in ([KIND], [KIND, KIND])  # "slow" may have failed a second time before the signal
