@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import threading
-from contextlib import ExitStack
+import time
+import types
+from contextlib import ExitStack, suppress
+from functools import partial
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from smartpipe import ConfigError
 from smartpipe.testing import clock as virtual_clock
 from smartpipe.testing import virtual_time
-from smartpipe.testing.clock import SPEEDUP, THREAD_SECONDS, _VirtualSelector
+from smartpipe.testing.clock import SPEEDUP, THREAD_SECONDS, _VirtualSelector, _waits_for_the_world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Generator, Iterator
 
 
 class Inner:
@@ -39,7 +45,7 @@ class Inner:
 
 def at_ten(inner: Inner, *busy: Callable[[], bool], timer: float = math.inf) -> _VirtualSelector:
     """Return a selector whose clock shows 10.0."""
-    return _VirtualSelector(inner, 10.0, busy, lambda: timer)
+    return _VirtualSelector(inner, 10.0, busy, lambda: timer, list[asyncio.Task[Any]])
 
 
 @pytest.fixture
@@ -142,6 +148,138 @@ def test_time_is_fifty_times_as_fast_while_something_may_wait_for_the_world(
     assert inner.timeouts == [0, 5.0 / SPEEDUP]
     assert selector.now == (10.0 if ready else 15.0)
     assert SPEEDUP == 50
+
+
+async def wait_for_a_task() -> None:
+    await asyncio.create_task(asyncio.sleep(3_600))
+
+
+async def wait_for_a_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(3_600))
+
+
+async def wait_in_a_timeout() -> None:
+    async with asyncio.timeout(7_200):
+        await asyncio.Queue[str]().get()
+
+
+async def wait_for_a_connection() -> None:
+    here, there = socket.socketpair()
+    with there:
+        reader, writer = await asyncio.open_connection(sock=here)
+        try:
+            await reader.readline()
+        finally:
+            writer.close()
+
+
+async def wait_for_a_connection_of_anyio() -> None:
+    here, there = socket.socketpair()
+    with there:
+        async with await anyio.abc.SocketStream.from_socket(here) as stream:
+            await stream.receive()
+
+
+async def wait_for_a_future() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@types.coroutine
+def wait_in_a_generator() -> Generator[Any, None, None]:
+    yield from asyncio.get_running_loop().create_future().__await__()
+
+
+@pytest.mark.parametrize(
+    ("wait", "outer"),
+    [
+        (wait_for_a_task, False),
+        (wait_for_a_group, False),
+        (wait_in_a_timeout, False),
+        (lambda: asyncio.sleep(3_600), False),
+        (lambda: asyncio.wait_for(asyncio.Event().wait(), 3_600), False),
+        (lambda: asyncio.Semaphore(0).acquire(), False),
+        (lambda: anyio.sleep(3_600), False),
+        (wait_for_a_connection, True),
+        (wait_for_a_connection_of_anyio, True),
+        (wait_for_a_future, True),
+        (wait_in_a_generator, True),
+    ],
+)
+async def test_only_a_task_that_waits_for_a_timer_or_another_task_does_not_wait_for_the_world(
+    wait: Callable[[], Coroutine[Any, Any, Any]], outer: bool
+) -> None:
+    task = asyncio.get_running_loop().create_task(wait())
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert _waits_for_the_world(task) is outer
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+class Slow(threading.Thread):
+    """Calls the functions that it is given, each a moment later."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.functions: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        while (function := self.functions.get()) is not None:
+            time.sleep(0.05)
+            function()
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    thread = Slow()
+    thread.start()
+    yield thread
+    thread.functions.put(None)
+    thread.join(30)
+
+
+async def test_the_answer_of_a_thread_that_was_there_before_comes_before_a_timeout_of_ten_hours(slow: Slow) -> None:
+    loop = asyncio.get_running_loop()
+    with virtual_time():
+        for _ in range(3):
+            answer = loop.create_future()
+            slow.functions.put(partial(loop.call_soon_threadsafe, answer.set_result, "!"))
+            async with asyncio.timeout(36_000):
+                assert await answer == "!"
+
+
+async def test_the_answer_on_a_connection_that_was_there_before_comes_before_a_timeout_of_ten_hours(slow: Slow) -> None:
+    here, there = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=here)
+    with virtual_time():
+        for _ in range(3):
+            slow.functions.put(partial(there.send, b"!"))
+            async with asyncio.timeout(36_000):
+                assert await reader.readexactly(1) == b"!"
+    writer.close()
+    there.close()
+
+
+async def test_what_was_there_before_and_is_idle_does_not_slow_the_clock_down(slow: Slow) -> None:
+    here, there = socket.socketpair()
+    _, writer = await asyncio.open_connection(sock=here)
+    loop, event, queue = asyncio.get_running_loop(), asyncio.Event(), asyncio.Queue[str]()
+
+    with virtual_time():
+        began = loop.time()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(event.wait())
+            group.create_task(queue.get())
+            await asyncio.gather(*(asyncio.sleep(seconds) for seconds in (3_600, 36_000)))  # 12 minutes at that speed
+            event.set()
+            queue.put_nowait("end")
+        assert loop.time() - began == 36_000
+    assert slow.is_alive()
+    writer.close()
+    there.close()
 
 
 @pytest.mark.parametrize("name", ["asyncio_0", "smartpipe-log"])

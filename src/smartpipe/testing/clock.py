@@ -7,12 +7,13 @@ import math
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
 SPEEDUP = 50
@@ -21,14 +22,21 @@ THREAD_SECONDS = 0.05
 ROUNDING_SECONDS = 1e-6
 """The sum of a time and a wait is up to this far from the time of the timer that the wait was computed from."""
 _KNOWN_THREADS = ("asyncio_", "smartpipe-")
+_OURS = __name__.partition(".")[0] + "."
+_INNER_WAITS = ("asyncio.task", "asyncio.locks", "asyncio.queues", _OURS)
+"""Modules whose coroutines wait for a timer or for another task."""
+_OUTER_WAITS = f"{_OURS}transports.aws."
+_FRAMES = ("cr_frame", "gi_frame", "ag_frame")
+_AWAITED = ("cr_await", "gi_yieldfrom", "ag_await")
 
 
 def virtual_time(*busy: Callable[[], bool]) -> AbstractContextManager[None]:
     """Make the running event loop's time virtual inside the block: hours of waiting take milliseconds.
 
-    Time is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While sockets are open,
-    or other threads are alive, the loop cannot know whether a task waits for them, so time runs 50 times as fast then.
-    ``time.time()`` is not changed. Inside another such block, it only adds *busy*.
+    Time is real while threads run (``asyncio.to_thread``, ``run_in_executor``, sync handlers). While there are sockets
+    or other threads that began inside of the block, the loop cannot know whether a task waits for them, so time runs 50
+    times as fast then. It does so too while a task waits for those that were there before, such as the connections of a
+    pool that a fixture has opened. ``time.time()`` is not changed. Inside another such block, it only adds *busy*.
 
     The clock starts at a whole second, and jumps to the exact times of timers. So if all waits are whole seconds, the
     difference of two times is exactly what a task has waited: ``loop.time() - began == 15``.
@@ -64,7 +72,8 @@ def _patch_loop(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[Non
         return loop._scheduled[0].when() if loop._scheduled else math.inf  # noqa: SLF001 - as above
 
     # A whole second: 33087.3 + 15 - 33087.3 is a little less than 15.
-    selector = _VirtualSelector(loop._selector, float(math.ceil(loop.time())), busy, next_timer)  # noqa: SLF001
+    now, tasks = float(math.ceil(loop.time())), partial(asyncio.all_tasks, loop)
+    selector = _VirtualSelector(loop._selector, now, busy, next_timer, tasks)  # noqa: SLF001
     original_executor = loop.run_in_executor
 
     def run_in_executor(*arguments: Any) -> Any:
@@ -81,19 +90,48 @@ def _patch_loop(loop: Any, busy: tuple[Callable[[], bool], ...]) -> Iterator[Non
         del loop.time, loop.run_in_executor
 
 
+def _waits_for_the_world(task: asyncio.Task[Any]) -> bool:
+    """Return whether the task waits for something outside of the event loop, and not for a timer or another task."""
+    waiter = task._fut_waiter  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public access to it
+    if waiter is None or isinstance(waiter, asyncio.Task) or type(waiter).__module__ == "asyncio.tasks":
+        return False
+    *_, before, last = ["", "", *_modules_of(task.get_coro())]
+    if last == "asyncio.locks":  # anyio waits for its sockets with asyncio's events
+        return before.startswith("anyio.")
+    return not last.startswith(_INNER_WAITS) or last.startswith(_OUTER_WAITS)
+
+
+def _modules_of(coroutine: Any) -> Iterator[str]:
+    """Yield the modules of the coroutines that await one another, as far as Python shows them."""
+    while coroutine is not None:
+        frame = next((found for name in _FRAMES if (found := getattr(coroutine, name, None)) is not None), None)
+        if frame is None:
+            return
+        yield str(frame.f_globals.get("__name__", ""))
+        coroutine = next((found for name in _AWAITED if (found := getattr(coroutine, name, None)) is not None), None)
+
+
 class _VirtualSelector:
     """Wraps the loop's selector. When the selector would sleep, it advances the clock instead."""
 
     def __init__(
-        self, inner: Any, now: float, busy: tuple[Callable[[], bool], ...], next_timer: Callable[[], float]
+        self,
+        inner: Any,
+        now: float,
+        busy: tuple[Callable[[], bool], ...],
+        next_timer: Callable[[], float],
+        tasks: Callable[[], Iterable[asyncio.Task[Any]]],
     ) -> None:
         self.inner = inner
         self.now = now
         self.threads: set[Any] = set()
         self.busy = list(busy)
         self._next_timer = next_timer
-        self._sockets_of_the_loop = len(inner.get_map())
+        self._tasks = tasks
+        self._sockets_before = len(inner.get_map())
         self._threads_before = set(threading.enumerate())
+        # One socket is the loop's own, and one thread is this one.
+        self._others_before = self._sockets_before > 1 or len(self._threads_before) > 1
 
     def select(self, timeout: float | None = None) -> Any:
         """Return the ready events. If there are none, advance the clock by *timeout*."""
@@ -117,7 +155,9 @@ class _VirtualSelector:
 
     def _has_unknown_waits(self) -> bool:
         """Return whether there are sockets or threads that a task may wait for."""
-        return len(self.inner.get_map()) > self._sockets_of_the_loop or any(
+        if self._others_before and any(map(_waits_for_the_world, self._tasks())):
+            return True
+        return len(self.inner.get_map()) > self._sockets_before or any(
             thread not in self._threads_before and not thread.name.startswith(_KNOWN_THREADS)
             for thread in threading.enumerate()
         )
