@@ -31,6 +31,7 @@ from smartpipe.consumer.decide import WorkerLost
 from smartpipe.consumer.processor import Processor
 from smartpipe.envelope import encode, wrap
 from smartpipe.envelope.encode import current_envelope
+from smartpipe.failures import HOOK_SECONDS
 from smartpipe.message import Failure, OutgoingMessage
 from smartpipe.settings import WorkerSettings
 from smartpipe.testing import MemoryBroker, virtual_time
@@ -408,9 +409,9 @@ async def test_a_slow_function_that_swallows_its_cancellation_does_not_count_as_
 async def test_a_function_that_hangs_in_a_thread_is_not_called_again_until_it_has_ended(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smartpipe.failures.HOOK_SECONDS", 0.05)
     service, failures = failing(Reject("unknown user"))
     release, calls = threading.Event(), list[DeliveryFailure]()
+    loop: Any = asyncio.get_running_loop()
 
     @service.on_failure
     def report(failure: DeliveryFailure) -> None:
@@ -421,7 +422,10 @@ async def test_a_function_that_hangs_in_a_thread_is_not_called_again_until_it_ha
         async with MemoryBroker(service, concurrency=1) as broker:
             for _ in range(3):
                 await broker.publish(ADA)
-            await broker.drain()
+            draining = asyncio.create_task(broker.drain())
+            await until(lambda: calls)
+            loop._selector.now += HOOK_SECONDS  # time is real while the thread runs
+            await draining
             assert (len(calls), len(failures), len(broker.dead_lettered())) == (1, 3, 3)
             release.set()
             await until(lambda: "works again. It missed 2 failures" in caplog.text)
