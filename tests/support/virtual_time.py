@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
     import pytest
@@ -47,6 +48,18 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     """Run *main* to its end on a virtual clock that starts at 0."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
+
+
+@contextmanager
+def movable_time() -> Iterator[Callable[[float], None]]:
+    """Provide a function that moves the running loop's clock forward by some seconds. Otherwise its time is real."""
+    loop = asyncio.get_running_loop()
+    real, moved = loop.time, [0.0]
+    loop.time = lambda: real() + sum(moved)  # type: ignore[method-assign]
+    try:
+        yield moved.append
+    finally:
+        del loop.time
 
 
 def put_retries_on_virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:

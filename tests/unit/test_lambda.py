@@ -22,6 +22,7 @@ from smartpipe.testing import virtual_time
 from smartpipe.transports.open import use_transport
 from tests.support.events import ADA, Paid, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
+from tests.support.virtual_time import movable_time
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -389,7 +390,7 @@ async def test_invocations_are_deferred_while_too_many_handlers_have_not_ended(
     transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMARTPIPE_CONCURRENCY", "2")
-    service, released = Service("mailer", retry=RetryPolicy(attempts=1), timeout_seconds=0.05), threading.Event()
+    service, released = Service("mailer", retry=RetryPolicy(attempts=1), timeout_seconds=20), threading.Event()
     begun = list[str]()
 
     @service.subscribe(UserLeft)
@@ -399,7 +400,12 @@ async def test_invocations_are_deferred_while_too_many_handlers_have_not_ended(
             released.wait(60)
 
     handler = service.lambda_handler()
-    await handler.handle({"Records": [record(UserLeft(name=f"endless{n}"), n) for n in (1, 2)]}, Context(60_000))
+    records = [record(UserLeft(name=f"endless{n}"), n) for n in (1, 2)]
+    with movable_time() as move:
+        handling = asyncio.create_task(handler.handle({"Records": records}, Context(60_000)))
+        await until(lambda: len(begun) == 2)
+        move(20)
+        await handling
     sent = transport.entries("send")
     response = await handler.handle({"Records": [record(UserLeft(name="good"), 3)]}, Context(60_000))
     assert failed(response) == ["id-3"]

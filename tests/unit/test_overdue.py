@@ -18,6 +18,7 @@ from smartpipe.testing import MemoryBroker
 from tests.support.consumers import VISIBILITY_SECONDS, consuming, make_service
 from tests.support.events import ADA, UserLeft, UserSignedUp
 from tests.support.fakes import FakeTransport
+from tests.support.hanging import Hanging
 from tests.support.virtual_time import run_virtually
 from tests.support.waiting import until
 
@@ -315,11 +316,11 @@ def test_the_attempts_of_a_handler_that_never_ends_run_out() -> None:
 
 async def test_the_number_of_abandoned_threads_is_limited_and_other_messages_wait_for_them_to_end() -> None:
     service, transport = make_service(retry=RetryPolicy(attempts=3, base_seconds=0)), FakeTransport()
-    release, alive = threading.Event(), threading.active_count()
+    hanging, alive = Hanging(), threading.active_count()
 
-    @service.subscribe(UserSignedUp, timeout_seconds=0.05)
+    @service.subscribe(UserSignedUp, timeout_seconds=60)
     def hang(_: UserSignedUp) -> None:
-        release.wait(60)
+        hanging.wait()
 
     @service.subscribe(UserLeft)
     def good(_: UserLeft) -> None: ...
@@ -327,7 +328,7 @@ async def test_the_number_of_abandoned_threads_is_limited_and_other_messages_wai
     transport.put(*[ADA] * 300)
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
         capacity = consumer.processor._resources.threads.capacity
-        await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
+        await hanging.fill(consumer, seconds=60)
         received = consumer.counters.received
         assert threading.active_count() - alive <= 2 * 5
         assert received <= 5 * 5
@@ -335,7 +336,7 @@ async def test_the_number_of_abandoned_threads_is_limited_and_other_messages_wai
         transport.put(*[UserLeft(name="7")] * 20)
         await asyncio.sleep(0.1)
         assert consumer.counters.handled == 0
-        release.set()
+        hanging.release.set()
         await until(lambda: consumer.counters.handled == 20)
 
     assert consumer.counters.dead_lettered == 0

@@ -16,6 +16,8 @@ from smartpipe.consumer.threads import LoopExecutor, Threads, use_loop_executor
 from tests.support.consumers import consuming, make_service
 from tests.support.events import ADA, UserSignedUp
 from tests.support.fakes import FakeTransport
+from tests.support.hanging import Hanging
+from tests.support.virtual_time import movable_time
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -277,16 +279,21 @@ async def test_sync_handlers_run_in_threads_and_in_parallel() -> None:
 
 
 async def test_fault_29_a_sync_handler_past_its_timeout_is_abandoned_and_reported() -> None:
-    service, transport, release = make_service(timeout_seconds=0.05), FakeTransport(), threading.Event()
+    service, transport = make_service(timeout_seconds=60), FakeTransport()
+    begun, release = threading.Event(), threading.Event()
 
     @service.subscribe(UserSignedUp)
     def handle(_: UserSignedUp) -> None:
-        release.wait(30)
+        begun.set()
+        release.wait(60)
 
     transport.put(ADA)
-    async with consuming(service, transport, poll_seconds=1) as consumer:
-        await until(lambda: consumer.counters.retried == 1)
-        release.set()
+    with movable_time() as move:
+        async with consuming(service, transport, poll_seconds=1) as consumer:
+            await until(begun.is_set)
+            move(60)
+            await until(lambda: consumer.counters.retried == 1)
+            release.set()
 
     assert consumer.counters.abandoned_threads == 1
     assert transport.entries("delete") == []
@@ -326,20 +333,20 @@ async def test_a_function_cancelled_before_it_began_or_after_it_ended_is_not_aba
 
 async def test_async_handlers_that_hang_in_threads_stop_receive_calls() -> None:
     service, transport = make_service(retry=RetryPolicy(attempts=50, base_seconds=0)), FakeTransport()
-    release = threading.Event()
+    hanging = Hanging()
 
-    @service.subscribe(UserSignedUp, timeout_seconds=0.05)
+    @service.subscribe(UserSignedUp, timeout_seconds=60)
     async def hang(_: UserSignedUp) -> None:
-        await asyncio.to_thread(release.wait, 60)
+        await asyncio.to_thread(hanging.wait)
 
     transport.put(*[ADA] * 100)
     async with consuming(service, transport, concurrency=5, poll_seconds=1) as consumer:
         capacity = consumer.processor._resources.threads.capacity
         use_loop_executor(capacity)
-        await until(lambda: capacity.full and not consumer.in_flight and not consumer.open_calls)
+        await hanging.fill(consumer, seconds=60)
         assert capacity.overdue <= 10
-        assert "Event.wait" in capacity.reasons[0]
-        release.set()
+        assert "Hanging.wait" in capacity.reasons[0]
+        hanging.release.set()
         transport._inbox.clear()
         transport.put(ADA)
         await until(lambda: consumer.counters.handled == 1)
