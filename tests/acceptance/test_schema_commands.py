@@ -130,6 +130,26 @@ def test_an_export_over_the_committed_file_is_found_when_git_is_asked(shop: Shop
     assert "SC302" in done.stdout
 
 
+def test_files_of_an_earlier_version_that_an_export_has_overwritten_are_found_after_the_version_is_raised(
+    shop: Shop,
+) -> None:
+    shop.change(("cents: int", "cents: int\n    coupon: str = ''"))
+    shop.run("export", *TARGETS)  # over version 1.0
+    shop.change(NEXT)
+    shop.run("export", *TARGETS)
+
+    overwritten = shop.check("--against", "git:main")
+    shop.git("checkout", "main", "--", "schemas/order.placed")
+    restored = shop.check("--against", "git:main")
+
+    assert "order.placed 1.0" in overwritten.stdout
+    assert "SC302  error: a version was changed in place" in overwritten.stdout
+    assert "the files of version 1.0 describe other messages than before" in overwritten.stdout
+    assert "remedy: restore its files if they have changed" in overwritten.stdout
+    assert overwritten.returncode == 1
+    assert restored.returncode == 0, restored.stdout
+
+
 def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     shop.change(NEXT)
     assert shop.run("export", *TARGETS).returncode == 0

@@ -95,6 +95,19 @@ def find_removed(before: Versions, after: Versions, types: Iterable[str]) -> lis
     ]
 
 
+def find_edited(before: Versions, after: Versions, types: Iterable[str]) -> list[Finding]:
+    """Return a finding for each version of *types* whose files describe other messages in *after* than in *before*."""
+    now = {(type_, one.declaration.version): one for type_, versions in after.items() for one in versions}
+    return [
+        Finding("SC302", type_, version, "", f"the files of version {version} describe other messages than before")
+        for type_ in types
+        for one in before.get(type_, ())
+        if not one.declaration.retired
+        and (type_, version := one.declaration.version) in now
+        and not have_same_meaning(one, now[type_, version])
+    ]
+
+
 def have_same_meaning(one: Described, other: Described) -> bool:
     """Return whether two contracts describe the same messages. Titles, descriptions and examples do not count."""
     return _Version(one).has_meaning_of(_Version(other))

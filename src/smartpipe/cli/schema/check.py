@@ -14,7 +14,7 @@ from smartpipe.ci_formats import Place
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
-from smartpipe.contracts.check import Mode, Options, Usage, check, find_removed
+from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed
 from smartpipe.contracts.files import describe, read_directory, read_git
 from smartpipe.contracts.findings import Parties
 from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
@@ -46,6 +46,7 @@ def run_check(
     check_choice("--mode", mode, get_args(Mode))
     check_choice("--format", form, list(_RENDERERS))
     events = load_events(targets)
+    here = read_directory(directory) if against is not None and directory.is_dir() else {}
     baseline = read_baseline(directory, against)
     described: dict[type[Event], Described] = {}
     errors: list[str] = []
@@ -58,7 +59,10 @@ def run_check(
     findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
     types = {one.declaration.type for one in described.values()}
     if against is not None and (directory.is_dir() or against.startswith(GIT)):
-        findings += find_removed(baseline, read_directory(directory) if directory.is_dir() else {}, sorted(types))
+        findings += find_removed(baseline, here, sorted(types))
+        changed = {(one.type, one.version) for one in findings if one.code == "SC302"}
+        edited = find_edited(baseline, here, sorted(types))
+        findings += [one for one in edited if (one.type, one.version) not in changed]
     unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types])
     notes = [
         f"No finding needs the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''} any more: remove "
