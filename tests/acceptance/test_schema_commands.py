@@ -150,6 +150,16 @@ def test_files_of_an_earlier_version_that_an_export_has_overwritten_are_found_af
     assert restored.returncode == 0, restored.stdout
 
 
+def test_a_version_that_is_retired_on_this_branch_is_not_compared(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", "cents: int\n    customer: str"))
+    contract = shop.directory / "schemas" / "order.placed" / "1.0.contract.json"
+    contract.write_text(json.dumps({**json.loads(contract.read_text()), "retired": True}))
+
+    done = shop.check("--against", "git:main")
+
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     shop.change(NEXT)
     assert shop.run("export", *TARGETS).returncode == 0

@@ -84,6 +84,25 @@ def check(
     return sorted(found, key=lambda one: (one.type, one.version, one.path, one.code))
 
 
+def retire(baseline: Versions, now: Versions) -> Versions:
+    """Return *baseline* with each version marked as retired that is marked in *now*, such as on this branch."""
+    retired = {
+        (type_, one.declaration.version)
+        for type_, versions in now.items()
+        for one in versions
+        if one.declaration.retired
+    }
+    return {
+        type_: [
+            one._replace(declaration=one.declaration.model_copy(update={"retired": True}))
+            if (type_, one.declaration.version) in retired
+            else one
+            for one in versions
+        ]
+        for type_, versions in baseline.items()
+    }
+
+
 def find_removed(before: Versions, after: Versions, types: Iterable[str]) -> list[Finding]:
     """Return a finding for each version of *types* that is in *before*, not retired, and not in *after*."""
     return [

@@ -14,7 +14,7 @@ from smartpipe.ci_formats import Place
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
-from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed
+from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed, retire
 from smartpipe.contracts.files import describe, read_directory, read_git
 from smartpipe.contracts.findings import Parties
 from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
@@ -47,7 +47,7 @@ def run_check(
     check_choice("--format", form, list(_RENDERERS))
     events = load_events(targets)
     here = read_directory(directory) if against is not None and directory.is_dir() else {}
-    baseline = read_baseline(directory, against)
+    baseline = retire(read_baseline(directory, against), here)
     described: dict[type[Event], Described] = {}
     errors: list[str] = []
     for event in events:
