@@ -172,6 +172,30 @@ def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     assert "SC304" in done.stdout
 
 
+def test_a_renamed_type_is_found_and_a_type_that_the_other_branch_has_added_is_not(shop: Shop) -> None:
+    shop.git("checkout", "--quiet", "-b", "branch")
+    shop.git("checkout", "--quiet", "main")
+    shop.change(('type="order.shipped"', 'type="order.returned"'))
+    shop.run("export", *TARGETS)
+    shop.commit()
+    shop.git("checkout", "--quiet", "branch")
+    before = shop.check("--against", "git:main")
+    shop.change(('type="order.shipped"', 'type="order.sent"'))
+    shutil.rmtree(shop.directory / "schemas" / "order.shipped")
+    shop.run("export", *TARGETS)
+
+    renamed = shop.check("--against", "git:main")
+    shop.run("accept", "SC304", "order.shipped", "--reason", "nobody subscribes to it")
+    accepted = shop.check("--against", "git:main")
+
+    assert before.returncode == 0, before.stdout
+    assert "order.shipped 1.0\n  SC304  error: a version was removed\n" in renamed.stdout
+    assert "order.returned" not in renamed.stdout
+    assert renamed.returncode == 1
+    assert "any more" not in accepted.stdout
+    assert accepted.returncode == 0
+
+
 def test_a_deleted_schema_directory_is_found_when_git_is_asked(shop: Shop) -> None:
     shutil.rmtree(shop.directory / "schemas")
 

@@ -146,14 +146,7 @@ def read_git(reference: str, directory: Path) -> Versions:
     if reference.startswith("-"):
         raise ConfigError(f"git reference {reference!r} is not valid")
     place, below = _split_existing(directory)
-    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], place)
-    if commit is None:
-        msg = (
-            f"git reference {reference!r} does not exist here; fetch it first: `git fetch origin`, and in a pipeline "
-            "check out the whole history"
-        )
-        raise ConfigError(msg)
-    revision = commit.decode().strip()
+    revision = _resolve_commit(reference, place)
     listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{below}"], place) or b""
     start = "" if below == "." else f"{below}/"
     paths = [path for path in os.fsdecode(listed).split("\0") if path.startswith(start)]
@@ -176,6 +169,28 @@ def read_git(reference: str, directory: Path) -> Versions:
         texts[name] = found[:size].decode(errors="replace")
         found = found[size + 1 :]
     return parse_files(texts, f"git:{reference}")
+
+
+def find_merge_base(reference: str, directory: Path) -> str:
+    """Return the last commit that *reference* and the current branch share; *reference* if git finds none.
+
+    Raises:
+        ConfigError: git cannot be run, or the reference does not exist.
+    """
+    place, _ = _split_existing(directory)
+    found = _run_git(["merge-base", _resolve_commit(reference, place), "HEAD"], place)
+    return found.decode().strip() if found else reference
+
+
+def _resolve_commit(reference: str, place: Path) -> str:
+    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], place)
+    if commit is None:
+        msg = (
+            f"git reference {reference!r} does not exist here; fetch it first: `git fetch origin`, and in a pipeline "
+            "check out the whole history"
+        )
+        raise ConfigError(msg)
+    return commit.decode().strip()
 
 
 def parse_files(texts: Mapping[str, str], place: str) -> Versions:

@@ -15,7 +15,7 @@ from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
 from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed, retire
-from smartpipe.contracts.files import describe, read_directory, read_git
+from smartpipe.contracts.files import describe, find_merge_base, read_directory, read_git
 from smartpipe.contracts.findings import Parties
 from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
 from smartpipe.errors import ConfigError
@@ -58,12 +58,13 @@ def run_check(
     usage = _find_usage(services_among(targets))
     findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
     types = {one.declaration.type for one in described.values()}
+    gone = _find_gone_types(baseline, here, directory, against) - types
     if against is not None and (directory.is_dir() or against.startswith(GIT)):
-        findings += find_removed(baseline, here, sorted(types))
+        findings += find_removed(baseline, here, sorted(types | gone))
         changed = {(one.type, one.version) for one in findings if one.code == "SC302"}
         edited = find_edited(baseline, here, sorted(types))
         findings += [one for one in edited if (one.type, one.version) not in changed]
-    unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types])
+    unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types | gone])
     notes = [
         f"No finding needs the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''} any more: remove "
         "it from accepted.json."
@@ -101,6 +102,18 @@ def read_baseline(directory: Path, against: str | None) -> Versions:
     if against.startswith(GIT):
         return read_git(against.removeprefix(GIT), directory)
     return read_directory(Path(against))
+
+
+def _find_gone_types(baseline: Versions, here: Versions, directory: Path, against: str | None) -> set[str]:
+    """Return the types that this branch has removed with all of their files, or has renamed.
+
+    No TARGET declares them any more. A type that the other branch has added since is not gone.
+    """
+    gone = baseline.keys() - here.keys()
+    if not gone or against is None or not against.startswith(GIT):
+        return set()
+    base = find_merge_base(against.removeprefix(GIT), directory)
+    return gone & read_git(base, directory).keys()
 
 
 def _find_usage(services: Iterable[Service]) -> Mapping[str, Usage]:
