@@ -73,7 +73,7 @@ def run_check(
     notes += _add_examples(findings, described, baseline)
     notes += [f"{type_} has no earlier version." for type_ in sorted(types - baseline.keys())]
     versions = sum(len(baseline.get(type_, ())) for type_ in types)
-    report = Report(findings, (len(described), versions), notes, {_type_of(one): _locate(one) for one in events})
+    report = Report(findings, (len(described), versions), notes, {contract_of(one)[:2]: _locate(one) for one in events})
     typer.echo(_RENDERERS[form](report), nl=form in {"json", "sarif"})
     if errors:
         raise ConfigError(errors)
@@ -158,10 +158,6 @@ def _add_examples(
         finding.example = find_example(finding, event, new, older)
     left = len(with_breaks) - MAX_EXAMPLES
     return [f"{left} more findings are shown without an example."] if left > 0 else []
-
-
-def _type_of(event: type[Event]) -> str:
-    return contract_of(event).type
 
 
 def _locate(event: type[Event]) -> Place:
