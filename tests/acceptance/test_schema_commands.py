@@ -192,7 +192,7 @@ def test_a_renamed_type_is_found_and_a_type_that_the_other_branch_has_added_is_n
     assert "order.shipped 1.0\n  SC304  error: a version was removed\n" in renamed.stdout
     assert "order.returned" not in renamed.stdout
     assert renamed.returncode == 1
-    assert "any more" not in accepted.stdout
+    assert "exception" not in accepted.stdout
     assert accepted.returncode == 0
 
 
@@ -229,6 +229,19 @@ def test_an_accepted_finding_passes_and_shows_its_reason(shop: Shop) -> None:
     assert "accepted: on " in checked.stdout
     assert "billing is deployed" in checked.stdout
     assert checked.stdout.endswith("0 errors, 0 warnings, 1 accepted.\n")
+
+
+def test_an_exception_is_called_unnecessary_only_by_a_check_in_both_directions_with_all_versions(shop: Shop) -> None:
+    shop.change(NEXT, ('"paid"]', '"paid", "sent"]'))
+    shop.run("accept", "SC104", "order.placed", "--path", "state", "--reason", "billing is deployed")
+    shop.run("accept", "SC105", "order.placed", "--reason", "a leftover")
+
+    whole, backward, latest = shop.check(), shop.check("--mode", "backward"), shop.check("--latest")
+
+    sentence = "This check does not need the exception SC105 of order.placed. If no check of other services needs it, "
+    assert f"{sentence}remove it from accepted.json.\n" in whole.stdout
+    assert whole.stdout.count("exception") == 1
+    assert "exception" not in backward.stdout + latest.stdout
 
 
 def test_github_gets_an_annotation_at_the_line_of_the_class(shop: Shop) -> None:
