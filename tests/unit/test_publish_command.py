@@ -159,6 +159,15 @@ def test_each_line_may_be_an_event() -> None:
     assert [event.model_dump()["order_id"] for event in validate_documents(Placed, documents)] == ["1", "2"]
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_a_line_of_json_may_have_characters_that_end_lines_elsewhere(character: str) -> None:
+    documents = read_documents(f'{{"order_id": "a{character}b"}}\r\n{{"order_id": "2"}}\n')
+
+    found = [event.model_dump()["order_id"] for event in validate_documents(Placed, documents)]
+
+    assert found == [f"a{character}b", "2"]
+
+
 @pytest.mark.parametrize(("data", "sentence"), [
     ("", "--data is empty: pass the event as a JSON object"),
     (" \n", "--data is empty"),
