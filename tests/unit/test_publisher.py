@@ -444,3 +444,30 @@ def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFix
         "Cannot publish events",
         "Events can be published again",
     ]
+
+
+def test_a_publisher_refuses_a_second_event_loop_while_the_first_one_is_running() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish(UserLeft(name="ada"))
+            with pytest.raises(ConfigError, match="is running in another thread"):
+                await asyncio.to_thread(asyncio.run, p.publish(UserLeft(name="bob")))
+            with pytest.raises(ConfigError, match="is running in another thread"):
+                await asyncio.to_thread(asyncio.run, p.aclose())
+            await p.publish(UserLeft(name="eve"))
+
+    asyncio.run(main())
+
+    assert transport.batches("publish") == [1, 1]
+
+
+def test_a_publisher_may_be_used_in_another_event_loop_after_the_first_one_has_ended() -> None:
+    transport = FakeTransport()
+    p = publisher(transport)
+
+    for name in ("ada", "bob"):
+        asyncio.run(p.publish(UserLeft(name=name)))
+
+    assert transport.batches("publish") == [1, 1]

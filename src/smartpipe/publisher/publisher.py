@@ -215,8 +215,8 @@ class Publisher:
         """
         if self._closed:
             return
-        self._closed = True
         publisher = self._publisher_of_loop()
+        self._closed = True
         try:
             seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
             failures = await publisher.drain(self._open_calls, seconds)
@@ -229,8 +229,17 @@ class Publisher:
             raise PublishError(failures)
 
     def _publisher_of_loop(self) -> SinglePublisher:
-        """Return the SinglePublisher of the running loop. An earlier loop has ended, and with it every caller in it."""
+        """Return the SinglePublisher of the running loop. When an earlier loop has ended, so has every caller in it.
+
+        Raises:
+            ConfigError: The earlier loop is still running, in another thread.
+        """
         if self._single_publisher is None or self._single_publisher.timers.loop is not asyncio.get_running_loop():
+            if self._single_publisher is not None and self._single_publisher.timers.loop.is_running():
+                raise ConfigError(
+                    "this publisher is used in an event loop that is running in another thread; open one in each "
+                    "event loop, or use smartpipe.blocking.Publisher in threads"
+                )
             self._single_publisher = SinglePublisher(
                 self._send_chunk,
                 Timers(),
