@@ -26,7 +26,7 @@ from smartpipe.publisher.prepare import (
     read_many_options,
     read_options,
 )
-from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
+from smartpipe.publisher.publish_many import add_failures, publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.telemetry.call_metrics import PublishMetrics
@@ -164,8 +164,9 @@ class Publisher:
 
         The iterable is read while requests are sent, so it may be long. An event that cannot be published does not stop
         the others, except those with its key on a FIFO topic (``GroupStopped``). An exception of the iterable itself,
-        or a class that declares no type, stops the call after the events read before have been sent. If cancelled, the
-        events that have not been sent are abandoned. The options are those of ``publish``, without ``event_id``.
+        or a class that declares no type, stops the call after the events read before have been sent. A note of the
+        exception lists those of them that were not published. If cancelled, the events that have not been sent are
+        abandoned. The options are those of ``publish``, without ``event_id``.
 
         Raises:
             PublishError: Some events were not published; ``failures`` lists them. Raised after every event was tried.
@@ -188,6 +189,9 @@ class Publisher:
                 event_ids = await publish_each(publications, self._publish_through, failures)
             else:
                 event_ids = await publish_in_chunks(publications, self._prepare, self._send_chunk, failures)
+        except Exception as error:
+            add_failures(error, failures)
+            raise
         finally:
             call.set_result(None)
             self._open_calls.discard(call)
