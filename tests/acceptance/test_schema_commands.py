@@ -339,6 +339,25 @@ def test_a_wrong_schema_file_is_named(shop: Shop, file: str, text: str | None, e
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("against", [(), ("--against", "git:HEAD")])
+@pytest.mark.parametrize("submodule", [False, True])
+def test_an_empty_schema_directory_such_as_of_a_submodule_that_was_not_fetched_is_an_error(
+    shop: Shop, against: tuple[str, ...], submodule: bool
+) -> None:
+    (shop.directory / "submodule").mkdir()
+    if submodule:
+        head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=shop.directory, text=True).strip()
+        shop.git("update-index", "--add", "--cacheinfo", f"160000,{head},submodule")
+        shop.git("commit", "--quiet", "--message", "Add a submodule")
+
+    done = shop.check("--directory", "submodule", *against)
+
+    assert (
+        "schema directory 'submodule' is empty; run `smartpipe schema export` or, if it is a submodule" in done.stderr
+    )
+    assert done.returncode == 2
+
+
 def test_outside_of_a_repository_git_is_not_possible(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(EVENTS)
 

@@ -149,7 +149,8 @@ def read_git(reference: str, directory: Path) -> Versions:
     revision = _resolve_commit(reference, place)
     listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{below}"], place) or b""
     start = "" if below == "." else f"{below}/"
-    paths = [path for path in os.fsdecode(listed).split("\0") if path.startswith(start)]
+    # git lists a submodule that is not fetched as "./".
+    paths = [path for path in os.fsdecode(listed).split("\0") if path not in {"", "./"} and path.startswith(start)]
     names = [
         name
         for name in (path.removeprefix(start) for path in paths)
@@ -160,6 +161,8 @@ def read_git(reference: str, directory: Path) -> Versions:
             f"schema directory {str(directory)!r} exists neither here nor in git:{reference}; "
             "run `smartpipe schema export`"
         )
+    if not paths:
+        refuse_empty(directory)
     asked = os.fsencode("".join(f"{revision}:./{start}{name}\n" for name in names))
     found = _run_git(["cat-file", "--batch"], place, asked) or b""
     texts: dict[str, str] = {}
@@ -169,6 +172,19 @@ def read_git(reference: str, directory: Path) -> Versions:
         texts[name] = found[:size].decode(errors="replace")
         found = found[size + 1 :]
     return parse_files(texts, f"git:{reference}")
+
+
+def refuse_empty(directory: Path) -> None:
+    """Refuse a directory without any file: nothing would be compared with it. So is a submodule that is not fetched.
+
+    Raises:
+        ConfigError: The directory exists and is empty.
+    """
+    if directory.is_dir() and next(directory.iterdir(), None) is None:
+        raise ConfigError(
+            f"schema directory {str(directory)!r} is empty; run `smartpipe schema export` or, if it is a submodule, "
+            "`git submodule update --init`"
+        )
 
 
 def find_merge_base(reference: str, directory: Path) -> str:

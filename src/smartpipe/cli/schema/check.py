@@ -15,7 +15,7 @@ from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
 from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed, retire
-from smartpipe.contracts.files import describe, find_merge_base, read_directory, read_git
+from smartpipe.contracts.files import describe, find_merge_base, read_directory, read_git, refuse_empty
 from smartpipe.contracts.findings import Parties
 from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
 from smartpipe.errors import ConfigError
@@ -98,11 +98,11 @@ def read_baseline(directory: Path, against: str | None) -> Versions:
     Raises:
         ConfigError: They do not exist, or a file is wrong.
     """
-    if against is None:
-        return read_directory(directory)
-    if against.startswith(GIT):
+    if against is not None and against.startswith(GIT):
         return read_git(against.removeprefix(GIT), directory)
-    return read_directory(Path(against))
+    place = directory if against is None else Path(against)
+    refuse_empty(place)
+    return read_directory(place)
 
 
 def _find_gone_types(baseline: Versions, here: Versions, directory: Path, against: str | None) -> set[str]:
