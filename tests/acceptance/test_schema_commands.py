@@ -339,6 +339,18 @@ def test_a_wrong_schema_file_is_named(shop: Shop, file: str, text: str | None, e
     assert "Traceback" not in done.stderr
 
 
+def test_a_linked_directory_of_a_type_is_an_error_because_a_commit_has_none_of_its_files(shop: Shop) -> None:
+    shop.git("mv", "schemas/order.placed", "placed")
+    (shop.directory / "schemas" / "order.placed").symlink_to("../placed")
+    shop.commit()
+
+    here, against = shop.check(), shop.check("--against", "git:HEAD")
+
+    assert here.returncode == 0
+    assert "'schemas/order.placed' is a symbolic link or a submodule, and git:HEAD does not have its" in against.stderr
+    assert against.returncode == 2
+
+
 @pytest.mark.parametrize("against", [(), ("--against", "git:HEAD")])
 @pytest.mark.parametrize("submodule", [False, True])
 def test_an_empty_schema_directory_such_as_of_a_submodule_that_was_not_fetched_is_an_error(

@@ -32,6 +32,8 @@ ACCEPTED_FILE = "accepted.json"
 CONTRACT, READER, WRITER = ".contract.json", ".reader.json", ".writer.json"
 FIXTURES = ".fixtures.json"
 """The suffix of example messages, which ``contracts.fixtures`` reads and writes."""
+_NOT_IN_COMMIT = ("120000 ", "160000 ")
+"""The modes of symbolic links and submodules, whose files a commit does not list."""
 _GIT_VARIABLES = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"})
 
 
@@ -147,10 +149,18 @@ def read_git(reference: str, directory: Path) -> Versions:
         raise ConfigError(f"git reference {reference!r} is not valid")
     place, below = _split_existing(directory)
     revision = _resolve_commit(reference, place)
-    listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{below}"], place) or b""
+    listed = _run_git(["ls-tree", "-r", "-z", revision, "--", f"./{below}"], place) or b""
     start = "" if below == "." else f"{below}/"
+    modes = {path: mode for mode, _, path in (one.partition("\t") for one in os.fsdecode(listed).split("\0"))}
     # git lists a submodule that is not fetched as "./".
-    paths = [path for path in os.fsdecode(listed).split("\0") if path not in {"", "./"} and path.startswith(start)]
+    paths = [path for path in modes if path not in {"", "./"} and path.startswith(start)]
+    links = [directory / path.removeprefix(start) for path in paths if modes[path].startswith(_NOT_IN_COMMIT)]
+    for link in links:
+        if link.parent == directory and link.is_dir() and (link.is_symlink() or (link / ".git").exists()):
+            raise ConfigError(
+                f"{str(link)!r} is a symbolic link or a submodule, and git:{reference} does not have its "
+                "files; pass the directory that has them to --directory"
+            )
     names = [
         name
         for name in (path.removeprefix(start) for path in paths)
