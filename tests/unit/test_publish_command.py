@@ -339,6 +339,24 @@ def test_a_refused_event_stops_the_others_and_is_reported_once_for_each_reason(
         publish()
 
 
+def test_an_event_that_is_refused_is_not_overtaken_by_the_next_ones_of_its_fifo_group(
+    transport: FakeTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport.script["send"].extend([[], [Failure(0, "InvalidMessageContents", "bad", retryable=False)]])
+
+    with pytest.raises(SmartpipeError, match="^1 event was not published: InvalidMessageContents: bad$"):
+        publish(queue="orders.fifo", data="\n".join(ORDER for _ in range(5)))
+
+    assert transport.batches("send") == [1, 1]
+    assert len(capsys.readouterr().out.split()) == 1
+
+
+def test_events_of_several_fifo_groups_share_requests(transport: FakeTransport) -> None:
+    publish(queue="orders.fifo", data="\n".join(f'{{"order_id": "{number}"}}' for number in range(20)))
+
+    assert transport.batches("send") == [10, 10]
+
+
 def test_a_signal_stops_it_between_two_events(
     transport: FakeTransport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
