@@ -160,6 +160,21 @@ def test_a_version_that_is_retired_on_this_branch_is_not_compared(shop: Shop) ->
     assert done.returncode == 0, done.stdout
 
 
+def test_an_optional_field_becomes_required_when_the_versions_without_it_are_retired(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", 'cents: int\n    customer: str = ""'))
+    shop.run("export", *TARGETS)
+    shop.commit()
+    shop.change(('version="1.1"', 'version="1.2"'), ('customer: str = ""', "customer: str"))
+    before = shop.check("--against", "git:main")
+    contract = shop.directory / "schemas" / "order.placed" / "1.0.contract.json"
+    contract.write_text(json.dumps({**json.loads(contract.read_text()), "retired": True}))
+
+    done = shop.check("--against", "git:main")
+
+    assert "SC101" in before.stdout
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     shop.change(NEXT)
     assert shop.run("export", *TARGETS).returncode == 0
