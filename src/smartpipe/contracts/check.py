@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from smartpipe.contracts.compare import KEYWORDS, Document, find_breaks
-from smartpipe.contracts.fields import NO_DEFAULT, summarize, walk_fields
+from smartpipe.contracts.fields import list_defaults, summarize, walk_fields
 from smartpipe.contracts.findings import Finding, Parties
 
 if TYPE_CHECKING:
@@ -145,6 +145,11 @@ class _Version:
         return walk_fields(self.reader)
 
     @cached_property
+    def defaults(self) -> dict[str, list[str]]:
+        """The defaults that consumers use, as JSON, by the path of their field."""
+        return list_defaults(self.reader)
+
+    @cached_property
     def written(self) -> dict[str, Field]:
         """The fields that producers write, by path."""
         return walk_fields(self.writer)
@@ -274,15 +279,11 @@ def _find_warnings(pair: _Pair, make: _Make) -> Iterator[Finding]:
             and not _is_inside_another(path, before, after)
         ):
             yield make("SC201", path, f"field {path!r} is not sent any more")
-        elif path in after and _default(field) != _default(after[path]) and NO_DEFAULT not in (
-            field.default, after[path].default
-        ):  # fmt: skip
-            old, new = json.dumps(field.default), json.dumps(after[path].default)
+            continue
+        then, now = pair.old.defaults.get(path, ()), pair.new.defaults.get(path, ())
+        old, new = (", ".join(sorted({*some} - {*others})) for some, others in ((then, now), (now, then)))
+        if old and new:  # otherwise a member of a union was added or removed, or there was or is no default
             yield make("SC203", path, f"the default of field {path!r} was {old} and is {new}")
-
-
-def _default(field: Field) -> object:
-    return field.default if field.default is NO_DEFAULT else json.dumps(field.default, sort_keys=True)
 
 
 def _is_inside_another(path: str, before: Mapping[str, Field], after: Mapping[str, Field]) -> bool:
