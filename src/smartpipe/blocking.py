@@ -24,7 +24,7 @@ from smartpipe.publisher.prepare import (
     read_many_options,
     read_options,
 )
-from smartpipe.publisher.publish_many import StoppedGroups, read_chunks
+from smartpipe.publisher.publish_many import StoppedGroups, add_failures, read_chunks
 from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.settings import AwsSettings
 from smartpipe.telemetry.call_metrics import PublishMetrics
@@ -127,7 +127,8 @@ class Publisher:
     def publish_many(self, events: Iterable[Event], **options: Unpack[PublishManyOptions]) -> PublishReport:
         """Publish *events*, ten to a request, one request after the other.
 
-        An event that cannot be published does not stop the others, except those of its key on a FIFO topic.
+        An event that cannot be published does not stop the others, except those of its key on a FIFO topic. If the
+        iterable itself raises, a note of its exception lists the events read before that were not published.
 
         Raises:
             PublishError: After every event has been tried. ``failures`` has those that were not published.
@@ -144,11 +145,15 @@ class Publisher:
         event_ids: list[str] = []
         failed: list[PublishFailure] = []
         groups = StoppedGroups()
-        for chunk in read_chunks(publications, self._prepare, groups, event_ids, failed):
-            sendable, stopped = groups.split_stopped(chunk)
-            for outgoing, failure in [*(self._send_chunk(sendable) if sendable else []), *stopped]:
-                failed.append(failure)
-                groups.stop(outgoing)
+        try:
+            for chunk in read_chunks(publications, self._prepare, groups, event_ids, failed):
+                sendable, stopped = groups.split_stopped(chunk)
+                for outgoing, failure in [*(self._send_chunk(sendable) if sendable else []), *stopped]:
+                    failed.append(failure)
+                    groups.stop(outgoing)
+        except Exception as error:
+            add_failures(error, failed)
+            raise
         if failed:
             raise PublishError(failed)
         return PublishReport(event_ids)

@@ -130,6 +130,51 @@ def test_an_export_over_the_committed_file_is_found_when_git_is_asked(shop: Shop
     assert "SC302" in done.stdout
 
 
+def test_files_of_an_earlier_version_that_an_export_has_overwritten_are_found_after_the_version_is_raised(
+    shop: Shop,
+) -> None:
+    shop.change(("cents: int", "cents: int\n    coupon: str = ''"))
+    shop.run("export", *TARGETS)  # over version 1.0
+    shop.change(NEXT)
+    shop.run("export", *TARGETS)
+
+    overwritten = shop.check("--against", "git:main")
+    shop.git("checkout", "main", "--", "schemas/order.placed")
+    restored = shop.check("--against", "git:main")
+
+    assert "order.placed 1.0" in overwritten.stdout
+    assert "SC302  error: a version was changed in place" in overwritten.stdout
+    assert "the files of version 1.0 describe other messages than before" in overwritten.stdout
+    assert "remedy: restore its files if they have changed" in overwritten.stdout
+    assert overwritten.returncode == 1
+    assert restored.returncode == 0, restored.stdout
+
+
+def test_a_version_that_is_retired_on_this_branch_is_not_compared(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", "cents: int\n    customer: str"))
+    contract = shop.directory / "schemas" / "order.placed" / "1.0.contract.json"
+    contract.write_text(json.dumps({**json.loads(contract.read_text()), "retired": True}))
+
+    done = shop.check("--against", "git:main")
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_optional_field_becomes_required_when_the_versions_without_it_are_retired(shop: Shop) -> None:
+    shop.change(NEXT, ("cents: int", 'cents: int\n    customer: str = ""'))
+    shop.run("export", *TARGETS)
+    shop.commit()
+    shop.change(('version="1.1"', 'version="1.2"'), ('customer: str = ""', "customer: str"))
+    before = shop.check("--against", "git:main")
+    contract = shop.directory / "schemas" / "order.placed" / "1.0.contract.json"
+    contract.write_text(json.dumps({**json.loads(contract.read_text()), "retired": True}))
+
+    done = shop.check("--against", "git:main")
+
+    assert "SC101" in before.stdout
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
     shop.change(NEXT)
     assert shop.run("export", *TARGETS).returncode == 0
@@ -140,6 +185,30 @@ def test_a_deleted_version_is_found_when_git_is_asked(shop: Shop) -> None:
 
     assert done.returncode == 1
     assert "SC304" in done.stdout
+
+
+def test_a_renamed_type_is_found_and_a_type_that_the_other_branch_has_added_is_not(shop: Shop) -> None:
+    shop.git("checkout", "--quiet", "-b", "branch")
+    shop.git("checkout", "--quiet", "main")
+    shop.change(('type="order.shipped"', 'type="order.returned"'))
+    shop.run("export", *TARGETS)
+    shop.commit()
+    shop.git("checkout", "--quiet", "branch")
+    before = shop.check("--against", "git:main")
+    shop.change(('type="order.shipped"', 'type="order.sent"'))
+    shutil.rmtree(shop.directory / "schemas" / "order.shipped")
+    shop.run("export", *TARGETS)
+
+    renamed = shop.check("--against", "git:main")
+    shop.run("accept", "SC304", "order.shipped", "--reason", "nobody subscribes to it")
+    accepted = shop.check("--against", "git:main")
+
+    assert before.returncode == 0, before.stdout
+    assert "order.shipped 1.0\n  SC304  error: a version was removed\n" in renamed.stdout
+    assert "order.returned" not in renamed.stdout
+    assert renamed.returncode == 1
+    assert "exception" not in accepted.stdout
+    assert accepted.returncode == 0
 
 
 def test_a_deleted_schema_directory_is_found_when_git_is_asked(shop: Shop) -> None:
@@ -175,6 +244,19 @@ def test_an_accepted_finding_passes_and_shows_its_reason(shop: Shop) -> None:
     assert "accepted: on " in checked.stdout
     assert "billing is deployed" in checked.stdout
     assert checked.stdout.endswith("0 errors, 0 warnings, 1 accepted.\n")
+
+
+def test_an_exception_is_called_unnecessary_only_by_a_check_in_both_directions_with_all_versions(shop: Shop) -> None:
+    shop.change(NEXT, ('"paid"]', '"paid", "sent"]'))
+    shop.run("accept", "SC104", "order.placed", "--path", "state", "--reason", "billing is deployed")
+    shop.run("accept", "SC105", "order.placed", "--reason", "a leftover")
+
+    whole, backward, latest = shop.check(), shop.check("--mode", "backward"), shop.check("--latest")
+
+    sentence = "This check does not need the exception SC105 of order.placed. If no check of other services needs it, "
+    assert f"{sentence}remove it from accepted.json.\n" in whole.stdout
+    assert whole.stdout.count("exception") == 1
+    assert "exception" not in backward.stdout + latest.stdout
 
 
 def test_github_gets_an_annotation_at_the_line_of_the_class(shop: Shop) -> None:
@@ -270,6 +352,37 @@ def test_a_wrong_schema_file_is_named(shop: Shop, file: str, text: str | None, e
     assert done.returncode == 2
     assert error in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_linked_directory_of_a_type_is_an_error_because_a_commit_has_none_of_its_files(shop: Shop) -> None:
+    shop.git("mv", "schemas/order.placed", "placed")
+    (shop.directory / "schemas" / "order.placed").symlink_to("../placed")
+    shop.commit()
+
+    here, against = shop.check(), shop.check("--against", "git:HEAD")
+
+    assert here.returncode == 0
+    assert "'schemas/order.placed' is a symbolic link or a submodule, and git:HEAD does not have its" in against.stderr
+    assert against.returncode == 2
+
+
+@pytest.mark.parametrize("against", [(), ("--against", "git:HEAD")])
+@pytest.mark.parametrize("submodule", [False, True])
+def test_an_empty_schema_directory_such_as_of_a_submodule_that_was_not_fetched_is_an_error(
+    shop: Shop, against: tuple[str, ...], submodule: bool
+) -> None:
+    (shop.directory / "submodule").mkdir()
+    if submodule:
+        head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=shop.directory, text=True).strip()
+        shop.git("update-index", "--add", "--cacheinfo", f"160000,{head},submodule")
+        shop.git("commit", "--quiet", "--message", "Add a submodule")
+
+    done = shop.check("--directory", "submodule", *against)
+
+    assert (
+        "schema directory 'submodule' is empty; run `smartpipe schema export` or, if it is a submodule" in done.stderr
+    )
+    assert done.returncode == 2
 
 
 def test_outside_of_a_repository_git_is_not_possible(tmp_path: Path) -> None:

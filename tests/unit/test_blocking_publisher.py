@@ -112,6 +112,22 @@ def test_an_event_is_published_to_its_topic_in_one_request(publisher: blocking.P
     assert clients.bodies()[0][0]["source"] == "shop"
 
 
+def test_if_the_iterable_of_publish_many_fails_its_exception_has_a_note_of_the_events_that_were_not_published(
+    publisher: blocking.Publisher, clients: Clients
+) -> None:
+    clients.answers["sns.publish_batch"].append(error_of("InvalidParameter"))
+
+    def failing() -> Iterator[UserLeft]:
+        yield from (UserLeft(name=str(number)) for number in range(15))
+        raise KeyError("the database went away")
+
+    with pytest.raises(KeyError) as caught:
+        publisher.publish_many(failing())
+
+    [note] = caught.value.__notes__
+    assert note.startswith("publish_many: of the events read before, 10 events were not published: ")
+
+
 def test_an_external_topic_is_called_in_its_own_region(publisher: blocking.Publisher, clients: Clients) -> None:
     publisher.publish(Far())
 

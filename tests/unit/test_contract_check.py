@@ -335,3 +335,38 @@ def test_each_rule_has_a_title_and_a_remedy_and_warnings_have_the_codes_of_the_2
         assert rule.title
         assert rule.remedy
         assert (rule.severity == "warning") == code.startswith("SC2")
+
+
+class Card(BaseModel):
+    kind: Literal["card"] = "card"
+    note: str = "none"
+
+
+class Cash(BaseModel):
+    kind: Literal["cash"] = "cash"
+
+
+class Gift(BaseModel):
+    kind: Literal["gift"] = "gift"
+
+
+class PlainCard(BaseModel):
+    kind: Literal["card"] = "card"
+    note: str = "-"
+
+
+def test_the_fields_of_a_member_that_a_union_gets_or_loses_change_no_default_of_the_others() -> None:
+    two, three = version("1.0", pay=Card | Cash), version("1.1", pay=Card | Cash | Gift)
+
+    assert codes(compare(three, two)) == ["SC104"]
+    assert codes(compare(version("1.1", pay=Card | Cash), version("1.0", pay=Card | Cash | Gift))) == ["SC105"]
+    assert [tuple(one) for one in find_differences(two, three)] == [
+        ("~", "pay", "Card | Cash → Card | Cash | Gift"),
+        ("~", "pay.kind", '"card" | "cash" → "card" | "cash" | "gift"'),
+    ]
+
+
+def test_a_default_that_changes_in_a_member_of_a_union_is_found() -> None:
+    [finding] = compare(version("1.1", pay=PlainCard | Cash), version("1.0", pay=Card | Cash))
+
+    assert (finding.code, finding.message) == ("SC203", """the default of field 'pay.note' was "none" and is "-\"""")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from smartpipe.ci_formats import Place
 from smartpipe.contracts.findings import Finding
 from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
 
@@ -33,3 +34,16 @@ def test_programs_read_the_original_text() -> None:
     assert found["findings"][0]["path"] == HARMFUL
     assert HARMFUL in sarif["runs"][0]["results"][0]["message"]["text"]
     assert not {"\x1b", "\u202e"} & set(render_json_report(report()) + render_sarif(report(), "1"))
+
+
+def test_a_finding_has_the_place_of_its_version_or_of_another_class_of_its_type() -> None:
+    places = {("order.placed", "1.1"): Place("shop.py", 7), ("order.placed", "2.0"): Place("shop.py", 12)}
+    findings = [Finding("SC304", type_, version, "", "") for type_, version in (*places, ("order.placed", "1.0"))]
+    other = Finding("SC304", "order.sent", "1.0", "", "")
+
+    lines = [
+        one["line"]
+        for one in json.loads(render_json_report(Report([*findings, other], (2, 2), [], places)))["findings"]
+    ]
+
+    assert lines == [7, 12, 7, None]

@@ -50,6 +50,24 @@ def test_fault_57_the_event_id_is_always_the_deduplication_id_on_fifo() -> None:
     assert twins[0].event_id != twins[1].event_id
 
 
+@pytest.mark.parametrize("first", ["paid.fifo", Queue("paid", fifo=True), Queue("paid", fifo=True, delay_seconds=5)])
+def test_a_queue_has_one_order_however_the_callers_name_it(first: Queue | str) -> None:
+    transport = FakeTransport()
+    transport.script["send"].append(1.0)
+
+    async def main() -> None:
+        async with Publisher("test", transport=transport) as p:
+            await asyncio.gather(
+                p.publish(Paid(account="a", number=1), queue=first),
+                p.publish(Paid(account="a", number=2), queue="paid.fifo"),
+            )
+
+    run_virtually(main())
+
+    assert [at for *_, at in transport.calls] == [0.0, 1.0]
+    assert sent(transport, "send") == [[("a", 1)], [("a", 2)]]
+
+
 def test_the_key_is_the_group_on_fifo_and_not_on_standard_topics() -> None:
     assert message_of(Paid(account="a-1")).group_id == "a-1"
     assert message_of(OrderPlaced(order_id="7")).group_id is None

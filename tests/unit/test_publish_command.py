@@ -159,6 +159,15 @@ def test_each_line_may_be_an_event() -> None:
     assert [event.model_dump()["order_id"] for event in validate_documents(Placed, documents)] == ["1", "2"]
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_a_line_of_json_may_have_characters_that_end_lines_elsewhere(character: str) -> None:
+    documents = read_documents(f'{{"order_id": "a{character}b"}}\r\n{{"order_id": "2"}}\n')
+
+    found = [event.model_dump()["order_id"] for event in validate_documents(Placed, documents)]
+
+    assert found == [f"a{character}b", "2"]
+
+
 @pytest.mark.parametrize(("data", "sentence"), [
     ("", "--data is empty: pass the event as a JSON object"),
     (" \n", "--data is empty"),
@@ -328,6 +337,24 @@ def test_a_refused_event_stops_the_others_and_is_reported_once_for_each_reason(
     transport.script["publish"].append([Failure(0, "NotFound", "no such topic", retryable=False)])
     with pytest.raises(SmartpipeError, match="^1 event was not published: NotFound: no such topic$"):
         publish()
+
+
+def test_an_event_that_is_refused_is_not_overtaken_by_the_next_ones_of_its_fifo_group(
+    transport: FakeTransport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transport.script["send"].extend([[], [Failure(0, "InvalidMessageContents", "bad", retryable=False)]])
+
+    with pytest.raises(SmartpipeError, match="^1 event was not published: InvalidMessageContents: bad$"):
+        publish(queue="orders.fifo", data="\n".join(ORDER for _ in range(5)))
+
+    assert transport.batches("send") == [1, 1]
+    assert len(capsys.readouterr().out.split()) == 1
+
+
+def test_events_of_several_fifo_groups_share_requests(transport: FakeTransport) -> None:
+    publish(queue="orders.fifo", data="\n".join(f'{{"order_id": "{number}"}}' for number in range(20)))
+
+    assert transport.batches("send") == [10, 10]
 
 
 def test_a_signal_stops_it_between_two_events(

@@ -429,6 +429,25 @@ def test_if_the_iterable_of_publish_many_fails_the_events_read_before_are_publis
     assert transport.batches("publish") == [10, 5]
 
 
+def test_if_the_iterable_of_publish_many_fails_its_exception_has_a_note_of_the_events_that_were_not_published() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(3)])
+
+    def failing() -> Iterator[UserLeft]:
+        yield from leave(15)
+        raise KeyError("the database went away")
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish_many(failing())
+
+    with pytest.raises(KeyError) as caught:
+        run_virtually(main())
+    [note] = caught.value.__notes__
+    assert note.startswith("publish_many: of the events read before, 1 event was not published: ")
+    assert note.endswith("(UserLeft): InvalidMessageContents: bad characters")
+
+
 def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
     transport = FakeTransport()
     transport.script["publish"].extend([UNREACHABLE] * 5)
@@ -444,3 +463,30 @@ def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFix
         "Cannot publish events",
         "Events can be published again",
     ]
+
+
+def test_a_publisher_refuses_a_second_event_loop_while_the_first_one_is_running() -> None:
+    transport = FakeTransport()
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish(UserLeft(name="ada"))
+            with pytest.raises(ConfigError, match="is running in another thread"):
+                await asyncio.to_thread(asyncio.run, p.publish(UserLeft(name="bob")))
+            with pytest.raises(ConfigError, match="is running in another thread"):
+                await asyncio.to_thread(asyncio.run, p.aclose())
+            await p.publish(UserLeft(name="eve"))
+
+    asyncio.run(main())
+
+    assert transport.batches("publish") == [1, 1]
+
+
+def test_a_publisher_may_be_used_in_another_event_loop_after_the_first_one_has_ended() -> None:
+    transport = FakeTransport()
+    p = publisher(transport)
+
+    for name in ("ada", "bob"):
+        asyncio.run(p.publish(UserLeft(name=name)))
+
+    assert transport.batches("publish") == [1, 1]

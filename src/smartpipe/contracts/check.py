@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from smartpipe.contracts.compare import KEYWORDS, Document, find_breaks
-from smartpipe.contracts.fields import NO_DEFAULT, summarize, walk_fields
+from smartpipe.contracts.fields import list_defaults, summarize, walk_fields
 from smartpipe.contracts.findings import Finding, Parties
 
 if TYPE_CHECKING:
@@ -84,6 +84,25 @@ def check(
     return sorted(found, key=lambda one: (one.type, one.version, one.path, one.code))
 
 
+def retire(baseline: Versions, now: Versions) -> Versions:
+    """Return *baseline* with each version marked as retired that is marked in *now*, such as on this branch."""
+    retired = {
+        (type_, one.declaration.version)
+        for type_, versions in now.items()
+        for one in versions
+        if one.declaration.retired
+    }
+    return {
+        type_: [
+            one._replace(declaration=one.declaration.model_copy(update={"retired": True}))
+            if (type_, one.declaration.version) in retired
+            else one
+            for one in versions
+        ]
+        for type_, versions in baseline.items()
+    }
+
+
 def find_removed(before: Versions, after: Versions, types: Iterable[str]) -> list[Finding]:
     """Return a finding for each version of *types* that is in *before*, not retired, and not in *after*."""
     return [
@@ -92,6 +111,19 @@ def find_removed(before: Versions, after: Versions, types: Iterable[str]) -> lis
         for one in before.get(type_, ())
         if not one.declaration.retired
         and one.declaration.version not in {other.declaration.version for other in after.get(type_, ())}
+    ]
+
+
+def find_edited(before: Versions, after: Versions, types: Iterable[str]) -> list[Finding]:
+    """Return a finding for each version of *types* whose files describe other messages in *after* than in *before*."""
+    now = {(type_, one.declaration.version): one for type_, versions in after.items() for one in versions}
+    return [
+        Finding("SC302", type_, version, "", f"the files of version {version} describe other messages than before")
+        for type_ in types
+        for one in before.get(type_, ())
+        if not one.declaration.retired
+        and (type_, version := one.declaration.version) in now
+        and not have_same_meaning(one, now[type_, version])
     ]
 
 
@@ -111,6 +143,11 @@ class _Version:
     def fields(self) -> dict[str, Field]:
         """The fields that consumers read, by path."""
         return walk_fields(self.reader)
+
+    @cached_property
+    def defaults(self) -> dict[str, list[str]]:
+        """The defaults that consumers use, as JSON, by the path of their field."""
+        return list_defaults(self.reader)
 
     @cached_property
     def written(self) -> dict[str, Field]:
@@ -242,15 +279,11 @@ def _find_warnings(pair: _Pair, make: _Make) -> Iterator[Finding]:
             and not _is_inside_another(path, before, after)
         ):
             yield make("SC201", path, f"field {path!r} is not sent any more")
-        elif path in after and _default(field) != _default(after[path]) and NO_DEFAULT not in (
-            field.default, after[path].default
-        ):  # fmt: skip
-            old, new = json.dumps(field.default), json.dumps(after[path].default)
+            continue
+        then, now = pair.old.defaults.get(path, ()), pair.new.defaults.get(path, ())
+        old, new = (", ".join(sorted({*some} - {*others})) for some, others in ((then, now), (now, then)))
+        if old and new:  # otherwise a member of a union was added or removed, or there was or is no default
             yield make("SC203", path, f"the default of field {path!r} was {old} and is {new}")
-
-
-def _default(field: Field) -> object:
-    return field.default if field.default is NO_DEFAULT else json.dumps(field.default, sort_keys=True)
 
 
 def _is_inside_another(path: str, before: Mapping[str, Field], after: Mapping[str, Field]) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smartpipe.contracts.compare import LIMITS, alternatives_of, join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from smartpipe.contracts.compare import Document
 
@@ -40,8 +40,32 @@ class Field(NamedTuple):
 
 
 def walk_fields(document: Document) -> dict[str, Field]:
-    """Return all fields of a schema by path, in the order of declaration; each object before its own fields."""
-    return {field.path: field for field in _walk(document, document.schema, "", 0, {})}
+    """Return all fields of a schema by path, in the order of declaration; each object before its own fields.
+
+    The members of a union may have fields of one path. They are one field with all of their values.
+    """
+    found: dict[str, list[Field]] = {}
+    for field in _walk(document, document.schema, "", 0, {}):
+        found.setdefault(field.path, []).append(field)
+    return {path: fields[0] if len(fields) == 1 else _join(fields) for path, fields in found.items()}
+
+
+def _join(fields: Sequence[Field]) -> Field:
+    defaults = [field.default for field in fields]
+    return fields[0]._replace(
+        schema={"anyOf": [field.schema for field in fields]},
+        required=all(field.required for field in fields),
+        default=defaults[0] if all(one == defaults[0] for one in defaults) else NO_DEFAULT,
+    )
+
+
+def list_defaults(document: Document) -> dict[str, list[str]]:
+    """Return the defaults of each field as JSON. The members of a union may have fields of one path."""
+    found: dict[str, list[str]] = {}
+    for field in _walk(document, document.schema, "", 0, {}):
+        if field.default is not NO_DEFAULT:
+            found.setdefault(field.path, []).append(json.dumps(field.default, sort_keys=True))
+    return found
 
 
 def summarize(document: Document, schema: Any) -> str:

@@ -32,6 +32,8 @@ ACCEPTED_FILE = "accepted.json"
 CONTRACT, READER, WRITER = ".contract.json", ".reader.json", ".writer.json"
 FIXTURES = ".fixtures.json"
 """The suffix of example messages, which ``contracts.fixtures`` reads and writes."""
+_NOT_IN_COMMIT = ("120000 ", "160000 ")
+"""The modes of symbolic links and submodules, whose files a commit does not list."""
 _GIT_VARIABLES = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR"})
 
 
@@ -146,17 +148,19 @@ def read_git(reference: str, directory: Path) -> Versions:
     if reference.startswith("-"):
         raise ConfigError(f"git reference {reference!r} is not valid")
     place, below = _split_existing(directory)
-    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], place)
-    if commit is None:
-        msg = (
-            f"git reference {reference!r} does not exist here; fetch it first: `git fetch origin`, and in a pipeline "
-            "check out the whole history"
-        )
-        raise ConfigError(msg)
-    revision = commit.decode().strip()
-    listed = _run_git(["ls-tree", "-r", "-z", "--name-only", revision, "--", f"./{below}"], place) or b""
+    revision = _resolve_commit(reference, place)
+    listed = _run_git(["ls-tree", "-r", "-z", revision, "--", f"./{below}"], place) or b""
     start = "" if below == "." else f"{below}/"
-    paths = [path for path in os.fsdecode(listed).split("\0") if path.startswith(start)]
+    modes = {path: mode for mode, _, path in (one.partition("\t") for one in os.fsdecode(listed).split("\0"))}
+    # git lists a submodule that is not fetched as "./".
+    paths = [path for path in modes if path not in {"", "./"} and path.startswith(start)]
+    links = [directory / path.removeprefix(start) for path in paths if modes[path].startswith(_NOT_IN_COMMIT)]
+    for link in links:
+        if link.parent == directory and link.is_dir() and (link.is_symlink() or (link / ".git").exists()):
+            raise ConfigError(
+                f"{str(link)!r} is a symbolic link or a submodule, and git:{reference} does not have its "
+                "files; pass the directory that has them to --directory"
+            )
     names = [
         name
         for name in (path.removeprefix(start) for path in paths)
@@ -167,6 +171,8 @@ def read_git(reference: str, directory: Path) -> Versions:
             f"schema directory {str(directory)!r} exists neither here nor in git:{reference}; "
             "run `smartpipe schema export`"
         )
+    if not paths:
+        refuse_empty(directory)
     asked = os.fsencode("".join(f"{revision}:./{start}{name}\n" for name in names))
     found = _run_git(["cat-file", "--batch"], place, asked) or b""
     texts: dict[str, str] = {}
@@ -176,6 +182,41 @@ def read_git(reference: str, directory: Path) -> Versions:
         texts[name] = found[:size].decode(errors="replace")
         found = found[size + 1 :]
     return parse_files(texts, f"git:{reference}")
+
+
+def refuse_empty(directory: Path) -> None:
+    """Refuse a directory without any file: nothing would be compared with it. So is a submodule that is not fetched.
+
+    Raises:
+        ConfigError: The directory exists and is empty.
+    """
+    if directory.is_dir() and next(directory.iterdir(), None) is None:
+        raise ConfigError(
+            f"schema directory {str(directory)!r} is empty; run `smartpipe schema export` or, if it is a submodule, "
+            "`git submodule update --init`"
+        )
+
+
+def find_merge_base(reference: str, directory: Path) -> str:
+    """Return the last commit that *reference* and the current branch share; *reference* if git finds none.
+
+    Raises:
+        ConfigError: git cannot be run, or the reference does not exist.
+    """
+    place, _ = _split_existing(directory)
+    found = _run_git(["merge-base", _resolve_commit(reference, place), "HEAD"], place)
+    return found.decode().strip() if found else reference
+
+
+def _resolve_commit(reference: str, place: Path) -> str:
+    commit = _run_git(["rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}"], place)
+    if commit is None:
+        msg = (
+            f"git reference {reference!r} does not exist here; fetch it first: `git fetch origin`, and in a pipeline "
+            "check out the whole history"
+        )
+        raise ConfigError(msg)
+    return commit.decode().strip()
 
 
 def parse_files(texts: Mapping[str, str], place: str) -> Versions:

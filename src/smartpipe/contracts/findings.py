@@ -70,7 +70,11 @@ RULES = {
         "the topic, key or tenant has changed",
         "events of both declarations have no common order, and subscriptions are bound to a topic: declare a new type",
     ),
-    "SC302": Rule("error", "a version was changed in place", "raise the minor version, and export again"),
+    "SC302": Rule(
+        "error",
+        "a version was changed in place",
+        "restore its files if they have changed, raise the minor version, and export again",
+    ),
     "SC303": Rule("error", "a version is out of sequence", "use the version after the last one"),
     "SC304": Rule(
         "error",

@@ -23,18 +23,23 @@ class Report(NamedTuple):
     Args:
         compared: The numbers of events, and of versions that they were compared with.
         notes: Sentences about the check itself.
-        places: By type.
+        places: Of the classes, by type and version.
     """
 
     findings: Sequence[Finding]
     compared: tuple[int, int]
     notes: Sequence[str]
-    places: Mapping[str, Place]
+    places: Mapping[tuple[str, str], Place]
 
     @property
     def fails(self) -> bool:
         """Whether a finding is an error that nobody has accepted."""
         return any(finding.fails for finding in self.findings)
+
+    def find_place(self, finding: Finding) -> Place | None:
+        """Return the place of a finding's class or, if its version is not in code, of another class of its type."""
+        others = (place for (type_, _), place in self.places.items() if type_ == finding.type)
+        return self.places.get((finding.type, finding.version)) or next(others, None)
 
 
 def render_text(report: Report) -> str:
@@ -44,7 +49,7 @@ def render_text(report: Report) -> str:
     for finding in report.findings:
         event = f"{finding.type} {finding.version}"
         if event != shown:
-            place = report.places.get(finding.type)
+            place = report.find_place(finding)
             lines += [*([""] if shown else []), f"{event}  ({place.file}:{place.line})" if place else event]
             shown = event
         lines += _render_finding(finding)
@@ -69,7 +74,7 @@ def render_json_report(report: Report) -> str:
         {
             "compared": dict(zip(("events", "versions"), report.compared, strict=True)),
             "notes": list(report.notes),
-            "findings": [_to_dict(finding, report.places.get(finding.type)) for finding in report.findings],
+            "findings": [_to_dict(finding, report.find_place(finding)) for finding in report.findings],
         },
         ensure_ascii=False,
     )
@@ -81,7 +86,7 @@ def render_github(report: Report) -> str:
     lines = []
     for finding in report.findings:
         level = "error" if finding.fails else "warning" if finding.accepted is None else "notice"
-        place = report.places.get(finding.type)
+        place = report.find_place(finding)
         text = "\n".join([finding.message, *(f"{label}: {value}" for label, value in _details(finding))])
         lines.append(str(Annotation(level, f"{finding.code} {finding.type}", text, place)))
     return _join([*lines, *report.notes, summarize_report(report)])
@@ -148,7 +153,7 @@ def _to_dict(finding: Finding, place: Place | None) -> dict[str, Any]:
 
 
 def _to_sarif(finding: Finding, report: Report) -> dict[str, Any]:
-    place = report.places.get(finding.type)
+    place = report.find_place(finding)
     text = "\n".join([finding.message, *(f"{label}: {value}" for label, value in _details(finding))])
     found: dict[str, Any] = {
         "ruleId": finding.code,

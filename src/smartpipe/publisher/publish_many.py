@@ -12,7 +12,7 @@ from smartpipe.limits import MAX_BATCH_ENTRIES
 from smartpipe.message import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from smartpipe.errors import PublishFailure
@@ -188,6 +188,12 @@ def read_chunks(
         yield from chunks.take()
         raise
     yield from chunks.take()
+
+
+def add_failures(error: Exception, failures: Sequence[PublishFailure]) -> None:
+    """Add a note about *failures* to the error that ends ``publish_many``. They would be lost with it."""
+    if failures:
+        error.add_note(f"publish_many: of the events read before, {PublishError(failures)}")
 
 
 async def publish_in_chunks(

@@ -59,7 +59,8 @@ class SinglePublisher:
         self._send_chunk = send_chunk
         self._linger_seconds = linger_seconds
         self._deadline_seconds = deadline_seconds
-        self._batchers: dict[Destination, Batcher[_PendingPublish]] = {}
+        # By class and name: a queue may be named here and declared with options there, and it has one order.
+        self._batchers: dict[tuple[type[Destination], str], Batcher[_PendingPublish]] = {}
         self._pending: dict[_PendingPublish, None] = {}  # a set that keeps its order
 
     async def publish(self, prepared: PreparedEvent) -> None:
@@ -94,9 +95,10 @@ class SinglePublisher:
         return [one.failure for one in pending if one.failure is not None]
 
     def _batcher(self, destination: Destination) -> Batcher[_PendingPublish]:
-        batcher = self._batchers.get(destination)
+        key = destination.__class__, destination.name
+        batcher = self._batchers.get(key)
         if batcher is None:
-            batcher = self._batchers[destination] = Batcher(
+            batcher = self._batchers[key] = Batcher(
                 self._send,
                 self.timers,
                 linger_seconds=MAX_LINGER_SECONDS if self._linger_seconds is None else self._linger_seconds,
@@ -104,7 +106,7 @@ class SinglePublisher:
                 chunker=Chunker(
                     destination.limit_bytes,
                     lambda pending: pending.prepared.message.size_bytes,
-                    (lambda pending: pending.prepared.ordered_group) if destination.fifo else None,
+                    (lambda pending: pending.prepared.message.group_id) if destination.fifo else None,
                 ),
                 max_in_flight=MAX_IN_FLIGHT,
             )

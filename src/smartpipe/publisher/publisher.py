@@ -26,7 +26,7 @@ from smartpipe.publisher.prepare import (
     read_many_options,
     read_options,
 )
-from smartpipe.publisher.publish_many import publish_each, publish_in_chunks
+from smartpipe.publisher.publish_many import add_failures, publish_each, publish_in_chunks
 from smartpipe.publisher.publish_one import SinglePublisher
 from smartpipe.publisher.traced import find_publish_tracing
 from smartpipe.telemetry.call_metrics import PublishMetrics
@@ -164,8 +164,9 @@ class Publisher:
 
         The iterable is read while requests are sent, so it may be long. An event that cannot be published does not stop
         the others, except those with its key on a FIFO topic (``GroupStopped``). An exception of the iterable itself,
-        or a class that declares no type, stops the call after the events read before have been sent. If cancelled, the
-        events that have not been sent are abandoned. The options are those of ``publish``, without ``event_id``.
+        or a class that declares no type, stops the call after the events read before have been sent. A note of the
+        exception lists those of them that were not published. If cancelled, the events that have not been sent are
+        abandoned. The options are those of ``publish``, without ``event_id``.
 
         Raises:
             PublishError: Some events were not published; ``failures`` lists them. Raised after every event was tried.
@@ -188,6 +189,9 @@ class Publisher:
                 event_ids = await publish_each(publications, self._publish_through, failures)
             else:
                 event_ids = await publish_in_chunks(publications, self._prepare, self._send_chunk, failures)
+        except Exception as error:
+            add_failures(error, failures)
+            raise
         finally:
             call.set_result(None)
             self._open_calls.discard(call)
@@ -215,8 +219,8 @@ class Publisher:
         """
         if self._closed:
             return
-        self._closed = True
         publisher = self._publisher_of_loop()
+        self._closed = True
         try:
             seconds = self._deadline_seconds if timeout_seconds is None else timeout_seconds
             failures = await publisher.drain(self._open_calls, seconds)
@@ -229,8 +233,17 @@ class Publisher:
             raise PublishError(failures)
 
     def _publisher_of_loop(self) -> SinglePublisher:
-        """Return the SinglePublisher of the running loop. An earlier loop has ended, and with it every caller in it."""
+        """Return the SinglePublisher of the running loop. When an earlier loop has ended, so has every caller in it.
+
+        Raises:
+            ConfigError: The earlier loop is still running, in another thread.
+        """
         if self._single_publisher is None or self._single_publisher.timers.loop is not asyncio.get_running_loop():
+            if self._single_publisher is not None and self._single_publisher.timers.loop.is_running():
+                raise ConfigError(
+                    "this publisher is used in an event loop that is running in another thread; open one in each "
+                    "event loop, or use smartpipe.blocking.Publisher in threads"
+                )
             self._single_publisher = SinglePublisher(
                 self._send_chunk,
                 Timers(),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_ERRORS = 10
 MAX_VALUE_CHARACTERS = 100
+_LINE_END = re.compile(r"\r\n|\n|\r")
+"""Not ``str.splitlines``: JSON may have other line ends, such as U+2028, within its texts."""
 
 
 class Document(NamedTuple):
@@ -47,7 +49,7 @@ def read_documents(data: str) -> list[Document]:
     error = _find_json_error(text)
     if error is None:
         return [Document(text, place)]
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(_LINE_END.split(text), 1) if line.strip()]
     if not lines:
         raise ConfigError(f'{place} is empty: pass the event as a JSON object, as in --data \'{{"name": "Ada"}}\'')
     if not error.startswith("Extra data") or len(lines) == 1:

@@ -25,7 +25,7 @@ from smartpipe.publisher.publisher import Publisher
 from smartpipe.worker.signals import on_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from smartpipe.errors import PublishFailure
     from smartpipe.events import Event
@@ -162,15 +162,21 @@ class Publishing:
         interval = 0.0 if rate_per_second is None else 1 / rate_per_second
         due = loop.time()
         open_tasks: set[asyncio.Task[None]] = set()
+        last_of_group: dict[Hashable, asyncio.Task[None]] = {}
         for event in events:
             if due > loop.time():
                 await self._wait(due - loop.time())
+            group = Publication(event, *read_options(**self._options)).ordered_group
+            if group in last_of_group:
+                await self._wait_for(last_of_group[group])
             await self._free.acquire()
             if self._stopping.is_set():
                 break
             task = asyncio.create_task(self._publish_one(publisher, event, report))
             open_tasks.add(task)
             task.add_done_callback(open_tasks.discard)
+            if group is not None:
+                last_of_group[group] = task
             due = max(due + interval, loop.time() - MAX_LATE_SECONDS)
         await self._finish(open_tasks)
         if self._error is not None:
@@ -181,6 +187,13 @@ class Publishing:
             await asyncio.wait_for(self._stopping.wait(), seconds)
         except TimeoutError:
             return
+
+    async def _wait_for(self, task: asyncio.Task[None]) -> None:
+        """Wait for the previous event of a FIFO group, because the next one must not overtake it; or for a stop."""
+        if not task.done():
+            stopping = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
 
     async def _finish(self, tasks: Collection[asyncio.Task[None]]) -> None:
         """Wait for the events that have begun, and after a signal not for long."""

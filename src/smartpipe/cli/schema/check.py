@@ -14,8 +14,8 @@ from smartpipe.ci_formats import Place
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
 from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
-from smartpipe.contracts.check import Mode, Options, Usage, check, find_removed
-from smartpipe.contracts.files import describe, read_directory, read_git
+from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed, retire
+from smartpipe.contracts.files import describe, find_merge_base, read_directory, read_git, refuse_empty
 from smartpipe.contracts.findings import Parties
 from smartpipe.contracts.reports import Report, render_github, render_json_report, render_sarif, render_text
 from smartpipe.errors import ConfigError
@@ -46,7 +46,8 @@ def run_check(
     check_choice("--mode", mode, get_args(Mode))
     check_choice("--format", form, list(_RENDERERS))
     events = load_events(targets)
-    baseline = read_baseline(directory, against)
+    here = read_directory(directory) if against is not None and directory.is_dir() else {}
+    baseline = retire(read_baseline(directory, against), here)
     described: dict[type[Event], Described] = {}
     errors: list[str] = []
     for event in events:
@@ -57,18 +58,23 @@ def run_check(
     usage = _find_usage(services_among(targets))
     findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
     types = {one.declaration.type for one in described.values()}
+    gone = _find_gone_types(baseline, here, directory, against) - types
     if against is not None and (directory.is_dir() or against.startswith(GIT)):
-        findings += find_removed(baseline, read_directory(directory) if directory.is_dir() else {}, sorted(types))
-    unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types])
+        findings += find_removed(baseline, here, sorted(types | gone))
+        changed = {(one.type, one.version) for one in findings if one.code == "SC302"}
+        edited = find_edited(baseline, here, sorted(types))
+        findings += [one for one in edited if (one.type, one.version) not in changed]
+    unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types | gone])
+    whole = mode == "full" and transitive  # otherwise a comparison that was left out may need them
     notes = [
-        f"No finding needs the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''} any more: remove "
-        "it from accepted.json."
-        for one in unused
+        f"This check does not need the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''}. If no "
+        "check of other services needs it, remove it from accepted.json."
+        for one in (unused if whole else ())
     ]
     notes += _add_examples(findings, described, baseline)
     notes += [f"{type_} has no earlier version." for type_ in sorted(types - baseline.keys())]
     versions = sum(len(baseline.get(type_, ())) for type_ in types)
-    report = Report(findings, (len(described), versions), notes, {_type_of(one): _locate(one) for one in events})
+    report = Report(findings, (len(described), versions), notes, {contract_of(one)[:2]: _locate(one) for one in events})
     typer.echo(_RENDERERS[form](report), nl=form in {"json", "sarif"})
     if errors:
         raise ConfigError(errors)
@@ -92,11 +98,23 @@ def read_baseline(directory: Path, against: str | None) -> Versions:
     Raises:
         ConfigError: They do not exist, or a file is wrong.
     """
-    if against is None:
-        return read_directory(directory)
-    if against.startswith(GIT):
+    if against is not None and against.startswith(GIT):
         return read_git(against.removeprefix(GIT), directory)
-    return read_directory(Path(against))
+    place = directory if against is None else Path(against)
+    refuse_empty(place)
+    return read_directory(place)
+
+
+def _find_gone_types(baseline: Versions, here: Versions, directory: Path, against: str | None) -> set[str]:
+    """Return the types that this branch has removed with all of their files, or has renamed.
+
+    No TARGET declares them any more. A type that the other branch has added since is not gone.
+    """
+    gone = baseline.keys() - here.keys()
+    if not gone or against is None or not against.startswith(GIT):
+        return set()
+    base = find_merge_base(against.removeprefix(GIT), directory)
+    return gone & read_git(base, directory).keys()
 
 
 def _find_usage(services: Iterable[Service]) -> Mapping[str, Usage]:
@@ -141,10 +159,6 @@ def _add_examples(
         finding.example = find_example(finding, event, new, older)
     left = len(with_breaks) - MAX_EXAMPLES
     return [f"{left} more findings are shown without an example."] if left > 0 else []
-
-
-def _type_of(event: type[Event]) -> str:
-    return contract_of(event).type
 
 
 def _locate(event: type[Event]) -> Place:
