@@ -12,19 +12,17 @@ import pytest
 from pydantic import BaseModel, Field, Json
 
 from smartpipe import ConfigError, Event, Topic
-from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, read_accepted
+from smartpipe.contracts.accepted import Accepted, add_accepted, apply_accepted, check_exception, read_accepted
 from smartpipe.contracts.check import Options, Usage, check, find_removed, have_same_meaning
 from smartpipe.contracts.compare import Document, find_breaks
 from smartpipe.contracts.differences import find_differences
 from smartpipe.contracts.files import Described, describe, parse_files
-from smartpipe.contracts.findings import RULES, Parties
+from smartpipe.contracts.findings import RULES, Finding, Parties
 from smartpipe.contracts.schemas import render_json
 from tests.support.contract_changes import TYPE, make_event
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from smartpipe.contracts.findings import Finding
 
 
 def version(number: str, **fields: Any) -> Described:
@@ -292,20 +290,42 @@ def test_an_accepted_finding_does_not_fail_and_an_exception_that_nothing_needs_i
     assert finding.accepted == ("all are deployed", day)
 
 
-def test_an_exception_is_kept_with_its_reason_and_date_and_replaces_the_last_one(tmp_path: Path) -> None:
-    add_accepted(tmp_path, "SC104", TYPE, "first", None)
-    add_accepted(tmp_path, "SC104", TYPE, " second ", None)
-    file = add_accepted(tmp_path, "SC104", TYPE, "third", "state")
+@pytest.mark.parametrize(
+    ("version", "against", "accepted"),
+    [
+        ("1.1", ["1.0"], True), ("1.2", ["1.0"], True), ("1.2", ["1.0", "1.1"], False), ("1.2", ["1.1"], False),
+        ("1.1", ["1.1"], True), ("1.2", ["1.2"], False), ("1.10", ["1.0"], True),
+        ("2.3", ["2.0"], True), ("2.3", ["2.0", "2.2"], False), ("3.1", ["3.0"], False),
+        ("1.1", [], True), ("1.0", [], False), ("1.2", [], False),
+    ],
+)  # fmt: skip
+def test_an_exception_holds_later_only_if_versions_before_it_are_affected(
+    version: str, against: list[str], accepted: bool
+) -> None:
+    one = Accepted(code="SC104", type=TYPE, reason="x", date=date(2026, 1, 2), versions=["1.1", "2.2"])
+    finding = Finding("SC104", TYPE, version, "state", "more values", against)
 
-    assert [(one.reason, one.path) for one in read_accepted(tmp_path)] == [("second", None), ("third", "state")]
+    assert one.covers(finding) is accepted
+    assert one.model_copy(update={"versions": []}).covers(finding)
+
+
+def test_an_exception_is_kept_with_its_reason_and_date_and_replaces_the_last_one(tmp_path: Path) -> None:
+    findings = [Finding("SC104", TYPE, version, "state", "more values") for version in ("1.10", "1.9", "1.10")]
+    add_accepted(tmp_path, findings[:1], "first", None)
+    add_accepted(tmp_path, findings, " second ", None)
+    file = add_accepted(tmp_path, findings[1:2], "third", "state")
+
+    assert [(one.reason, one.path, one.versions) for one in read_accepted(tmp_path)] == [
+        ("second", None, ["1.9", "1.10"]), ("third", "state", ["1.9"]),
+    ]  # fmt: skip
     assert all(one.date == date.today() for one in read_accepted(tmp_path))  # noqa: DTZ011 - the day of the machine
     assert file.name == "accepted.json"
 
 
 @pytest.mark.parametrize(("code", "reason", "error"), [("SC999", "x", "SC999"), ("SC104", "  ", "--reason is empty")])
-def test_an_exception_needs_a_known_code_and_a_reason(tmp_path: Path, code: str, reason: str, error: str) -> None:
+def test_an_exception_needs_a_known_code_and_a_reason(code: str, reason: str, error: str) -> None:
     with pytest.raises(ConfigError, match=error):
-        add_accepted(tmp_path, code, TYPE, reason, None)
+        check_exception(code, reason)
 
 
 def test_a_wrong_file_of_exceptions_is_named_with_the_place(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ import ast
 import inspect
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import typer
 
 from smartpipe.ci_formats import Place
 from smartpipe.cli.export import check_choice
 from smartpipe.cli.targets import load_events, services_among
-from smartpipe.contracts.accepted import add_accepted, apply_accepted, read_accepted
+from smartpipe.contracts.accepted import add_accepted, apply_accepted, check_exception, read_accepted
 from smartpipe.contracts.check import Mode, Options, Usage, check, find_edited, find_removed, retire
 from smartpipe.contracts.files import describe, find_merge_base, read_directory, read_git, refuse_empty
 from smartpipe.contracts.findings import Parties
@@ -35,6 +35,15 @@ MAX_EXAMPLES = 10
 GIT = "git:"
 
 
+class _Checked(NamedTuple):
+    events: Sequence[type[Event]]
+    described: Mapping[type[Event], Described]
+    baseline: Versions
+    findings: list[Finding]
+    types: frozenset[str]
+    errors: Sequence[str]
+
+
 def run_check(
     targets: Sequence[str], directory: Path, against: str | None, mode: str, form: str, *, transitive: bool
 ) -> None:
@@ -45,6 +54,50 @@ def run_check(
     """
     check_choice("--mode", mode, get_args(Mode))
     check_choice("--format", form, list(_RENDERERS))
+    checked = _check(targets, directory, against, Options(mode, transitive))  # type: ignore[arg-type] # checked
+    unused = apply_accepted(checked.findings, [one for one in read_accepted(directory) if one.type in checked.types])
+    whole = mode == "full" and transitive  # otherwise a comparison that was left out may need them
+    notes = [
+        f"This check does not need the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''}. If no "
+        "check of other services needs it, remove it from accepted.json."
+        for one in (unused if whole else ())
+    ]
+    notes += _add_examples(checked.findings, checked.described, checked.baseline)
+    types = {one.declaration.type for one in checked.described.values()}
+    notes += [f"{type_} has no earlier version." for type_ in sorted(types - checked.baseline.keys())]
+    versions = sum(len(checked.baseline.get(type_, ())) for type_ in types)
+    places = {contract_of(one)[:2]: _locate(one) for one in checked.events}
+    report = Report(checked.findings, (len(checked.described), versions), notes, places)
+    typer.echo(_RENDERERS[form](report), nl=form in {"json", "sarif"})
+    if checked.errors:
+        raise ConfigError(checked.errors)
+    if report.fails:
+        raise typer.Exit(1)
+
+
+def run_accept(
+    targets: Sequence[str], directory: Path, against: str | None, reason: str, code: str, type_: str, path: str | None
+) -> None:
+    """Write an exception for a finding of the check, and print the file.
+
+    Raises:
+        ConfigError: The code does not exist, the check has no such finding, or a target or a file is wrong.
+    """
+    check_exception(code, reason)
+    checked = _check(targets, directory, against, Options())
+    found = [one for one in checked.findings if one.type == type_]
+    accepted = [one for one in found if one.code == code and path in {None, one.path}]
+    if not accepted:
+        others = ", ".join(f"{one.code}{f' of {one.path}' if one.path else ''}" for one in found) or "none"
+        raise ConfigError(
+            f"the check has no finding {code} of {type_}{f' {path}' if path else ''}; those of {type_} are: {others}. "
+            "Pass the same TARGETs, --against and --directory as to `smartpipe schema check`"
+        )
+    file = add_accepted(directory, accepted, reason, path)
+    typer.echo(f"Accepted {code} of {type_}{f' {path}' if path else ''} in {file}. Commit the file.")
+
+
+def _check(targets: Sequence[str], directory: Path, against: str | None, options: Options) -> _Checked:
     events = load_events(targets)
     here = read_directory(directory) if against is not None and directory.is_dir() else {}
     baseline = retire(read_baseline(directory, against), here)
@@ -55,8 +108,7 @@ def run_check(
             described[event] = describe(event)
         except ConfigError as error:
             errors += error.problems
-    usage = _find_usage(services_among(targets))
-    findings = check(described.values(), baseline, Options(mode, transitive), usage)  # type: ignore[arg-type] # checked
+    findings = check(described.values(), baseline, options, _find_usage(services_among(targets)))
     types = {one.declaration.type for one in described.values()}
     gone = _find_gone_types(baseline, here, directory, against) - types
     if against is not None and (directory.is_dir() or against.startswith(GIT)):
@@ -64,32 +116,7 @@ def run_check(
         changed = {(one.type, one.version) for one in findings if one.code == "SC302"}
         edited = find_edited(baseline, here, sorted(types))
         findings += [one for one in edited if (one.type, one.version) not in changed]
-    unused = apply_accepted(findings, [one for one in read_accepted(directory) if one.type in types | gone])
-    whole = mode == "full" and transitive  # otherwise a comparison that was left out may need them
-    notes = [
-        f"This check does not need the exception {one.code} of {one.type}{f' {one.path}' if one.path else ''}. If no "
-        "check of other services needs it, remove it from accepted.json."
-        for one in (unused if whole else ())
-    ]
-    notes += _add_examples(findings, described, baseline)
-    notes += [f"{type_} has no earlier version." for type_ in sorted(types - baseline.keys())]
-    versions = sum(len(baseline.get(type_, ())) for type_ in types)
-    report = Report(findings, (len(described), versions), notes, {contract_of(one)[:2]: _locate(one) for one in events})
-    typer.echo(_RENDERERS[form](report), nl=form in {"json", "sarif"})
-    if errors:
-        raise ConfigError(errors)
-    if report.fails:
-        raise typer.Exit(1)
-
-
-def run_accept(code: str, type_: str, reason: str, path: str | None, directory: Path) -> None:
-    """Write the exception, and print the file.
-
-    Raises:
-        ConfigError: The code does not exist, or the file is wrong.
-    """
-    file = add_accepted(directory, code, type_, reason, path)
-    typer.echo(f"Accepted {code} of {type_}{f' {path}' if path else ''} in {file}. Commit the file.")
+    return _Checked(events, described, baseline, findings, frozenset(types | gone), errors)
 
 
 def read_baseline(directory: Path, against: str | None) -> Versions:

@@ -124,14 +124,16 @@ def diff(targets: Targets = None, *, against: Against = None, directory: Directo
 def accept(
     code: Annotated[str, typer.Argument(metavar="CODE", help="Such as SC104.", autocompletion=complete_codes)],
     type_: Annotated[str, typer.Argument(metavar="TYPE", help="The type of the event.")],
+    targets: Targets = None,
     *,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason for which the change is safe.")],
     path: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Only the finding of this field, as the check shows it.")
     ] = None,
+    against: Against = None,
     directory: Directory = SCHEMAS,
 ) -> None:
-    """Accept a finding. The reason and the date are kept in accepted.json, for git."""
+    """Accept a finding of the check. The reason and the date are kept in accepted.json, for git."""
     from smartpipe.cli.schema.check import run_accept
 
-    run_accept(code, type_, reason, path, directory)
+    run_accept(targets or [], directory, against, reason, code, type_, path)
