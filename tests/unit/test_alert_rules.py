@@ -49,6 +49,16 @@ def buckets(name: str, fast: str, slow: str, **labels: str) -> dict[str, str]:
     }
 
 
+def backlog(visible: str, *handled: str) -> dict[str, str]:
+    """Return the series of hosts that see the same messages, with the number of messages that each has handled."""
+    found = {}
+    for host, number in enumerate(handled):
+        labels = {**MAILER, "instance": f"{host}:80"}
+        found[series("smartpipe_queue_messages", **labels, state="visible")] = visible
+        found[series("smartpipe_messages_total", **labels, outcome="handled")] = number
+    return found
+
+
 TARGET = {"job": "workers", "instance": "a:80"}
 POLLED = series("smartpipe_poll_age_seconds", **MAILER, **TARGET)
 CASE_OF_FAILURES = {"service": "mailer", "destination": "accounts", "result": "NotFound", "instance": "a"}
@@ -86,8 +96,8 @@ CASES = [
         "SmartpipeBacklog",
         "15m",
         MAILER,
-        {series("smartpipe_backlog_seconds", **MAILER): "400x20"},
-        {series("smartpipe_backlog_seconds", **MAILER): "300x20"},
+        backlog("2000x20", "0+160x20", "0+160x20"),
+        backlog("2000x20", "0+240x20", "0+240x20"),
     ),
     Case(
         "SmartpipeCriticalTime",
@@ -282,6 +292,18 @@ def test_the_first_failures_of_a_publisher_are_noticed_although_no_sample_was_be
 
 
 @needs_promtool
+def test_a_backlog_is_divided_by_the_rate_of_all_hosts_together(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "warning", **MAILER}}
+
+    one_is_idle, all_are_idle = backlog("2000x20", "0+480x20", "7x20"), backlog("1x20", "7x20", "7x20")
+    nothing_waits = backlog("0x20", "7x20", "7x20")
+
+    assert unit_test(tmp_path, one_is_idle, "SmartpipeBacklog", "18m", []) == ""
+    assert unit_test(tmp_path, all_are_idle, "SmartpipeBacklog", "18m", [alert]) == ""
+    assert unit_test(tmp_path, nothing_waits, "SmartpipeBacklog", "18m", []) == ""
+
+
+@needs_promtool
 def test_a_description_has_the_value_and_the_runbook_is_named(tmp_path: Path) -> None:
     write_rules(tmp_path, annotated=True, options=AlertOptions(promise_seconds=60, runbooks="https://wiki/runbooks/"))
     expected = {
@@ -293,12 +315,13 @@ def test_a_description_has_the_value_and_the_runbook_is_named(tmp_path: Path) ->
             "runbook_url": "https://wiki/runbooks/backlog.md",
         },
     }
+    waiting = backlog("800x20", "0+240x20", "0+240x20")  # both together handle 8 a second
     test = {
         "rule_files": ["rules.yml"],
         "tests": [
             {
                 "interval": "1m",
-                "input_series": [{"series": series("smartpipe_backlog_seconds", **MAILER), "values": "100x20"}],
+                "input_series": [{"series": name, "values": values} for name, values in waiting.items()],
                 "alert_rule_test": [{"eval_time": "15m", "alertname": "SmartpipeBacklog", "exp_alerts": [expected]}],
             }
         ],

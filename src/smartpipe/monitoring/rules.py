@@ -12,6 +12,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.monitoring.promql import (
     add_up,
     any_of,
+    backlog,
     equals,
     highest,
     increase,
@@ -196,7 +197,7 @@ def _rules_of_delays(scope: _Scope, options: AlertOptions) -> list[Rule]:
     return [
         Rule(
             "SmartpipeBacklog",
-            f"{highest(PER_QUEUE, select('smartpipe_backlog_seconds', *scope.services))} > {promise}",
+            f"{backlog(PER_QUEUE, scope.services, '5m')} > {promise}",
             "10m",
             "warning",
             "A queue has more messages than its workers can handle in time.",
