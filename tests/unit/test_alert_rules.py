@@ -283,6 +283,16 @@ def test_overdue_handlers_are_found_in_a_process_that_runs_several_services(tmp_
 
 
 @needs_promtool
+def test_processes_that_crash_before_they_report_are_noticed(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "warning", **TARGET, "process": "1"}}
+    restarts = series("smartpipe_process_restarts_total", **TARGET, process="1")
+
+    assert (
+        unit_test(tmp_path, {restarts: "0+1x20", POLLED: "1 stale"}, "SmartpipeProcessRestarts", "10m", [alert]) == ""
+    )
+
+
+@needs_promtool
 def test_the_first_failures_of_a_publisher_are_noticed_although_no_sample_was_before(tmp_path: Path) -> None:
     alert = {"exp_labels": {"severity": "critical", "service": "mailer", "destination": "accounts"}}
     values = {series("smartpipe_published_total", **CASE_OF_FAILURES): "_x5 3x30"}

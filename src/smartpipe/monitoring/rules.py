@@ -166,7 +166,8 @@ def _rules_of_workers(scope: _Scope) -> list[Rule]:
 
 def _rules_of_processes(scope: _Scope) -> list[Rule]:
     restarts = increase("job, instance, process", select("smartpipe_process_restarts_total", *scope.others), "15m")
-    workers = select("smartpipe_poll_age_seconds", *scope.services)
+    # A process that was just restarted reports nothing yet, so its instance is known by the samples of the last hour.
+    workers = f"last_over_time({select('smartpipe_poll_age_seconds', *scope.services)}[1h])"
     return [
         Rule(
             "SmartpipeProcessRestarts",
