@@ -13,6 +13,7 @@ import yaml
 from smartpipe import ConfigError
 from smartpipe.monitoring.prometheus_rules import write_rule_file
 from smartpipe.monitoring.rules import AlertOptions, build_rules
+from smartpipe.telemetry.histograms import AGE_BOUNDS, HANDLER_BOUNDS
 from tests.support import exported
 from tests.support.metrics import find_unknown_names, read_existing_metrics, samples_of
 from tests.support.processes import ROOT
@@ -47,6 +48,12 @@ def buckets(name: str, fast: str, slow: str, **labels: str) -> dict[str, str]:
         series(f"{name}_bucket", **labels, le="3600.0"): slow,
         series(f"{name}_bucket", **labels, le="+Inf"): slow,
     }
+
+
+def beyond(name: str, bounds: tuple[float, ...], **labels: str) -> dict[str, str]:
+    """Return the buckets of a histogram whose values are all above the highest bound."""
+    found = {series(f"{name}_bucket", **labels, le=str(bound)): "0x30" for bound in bounds}
+    return {**found, series(f"{name}_bucket", **labels, le="+Inf"): "0+100x30"}
 
 
 def backlog(visible: str, *handled: str) -> dict[str, str]:
@@ -212,9 +219,16 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=30, check=False)
 
 
-def unit_test(directory: Path, values: dict[str, str], alert: str, at: str, expected: list[dict[str, Any]]) -> str:
+def unit_test(
+    directory: Path,
+    values: dict[str, str],
+    alert: str,
+    at: str,
+    expected: list[dict[str, Any]],
+    options: AlertOptions = OPTIONS,
+) -> str:
     """Return the output of promtool's unit test of one alert; empty if it succeeds."""
-    write_rules(directory)
+    write_rules(directory, options=options)
     test = {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m",
@@ -280,6 +294,29 @@ def test_overdue_handlers_are_found_in_a_process_that_runs_several_services(tmp_
     assert unit_test(tmp_path, values, "SmartpipeHandlersOverdue", "8m", [alert]) == ""
     values = {series("smartpipe_handlers_overdue", service="mailer2"): "1x20"}
     assert unit_test(tmp_path, values, "SmartpipeHandlersOverdue", "8m", []) == ""
+
+
+@needs_promtool
+def test_the_longest_slow_calls_fire(tmp_path: Path) -> None:
+    """A quantile above the highest bound of a histogram is this bound, so no limit may reach it."""
+    options = AlertOptions(promise_seconds=86_399, slow_handler_seconds=299)
+    handler = {**MAILER, "handler": "shop.welcome"}
+    alert = {"exp_labels": {"severity": "warning", **handler}}
+    late = {"exp_labels": {"severity": "warning", **MAILER}}
+
+    calls = beyond("smartpipe_handler_seconds", HANDLER_BOUNDS, **handler)
+    assert unit_test(tmp_path, calls, "SmartpipeSlowHandler", "25m", [alert], options) == ""
+    times = beyond("smartpipe_critical_time_seconds", AGE_BOUNDS, **MAILER)
+    assert unit_test(tmp_path, times, "SmartpipeCriticalTime", "25m", [late], options) == ""
+
+
+def test_a_rule_that_could_never_fire_is_left_out_and_the_file_says_why() -> None:
+    text = write_rule_file([exported.mailer()], application="shop", options=AlertOptions(promise_seconds=86_400))
+
+    reason = "because smartpipe_critical_time_seconds does not distinguish times above 86400 s."
+    assert f"\n# SmartpipeCriticalTime is left out, {reason}\n" in text
+    names = [rule["alert"] for rule in yaml.safe_load(text)["groups"][0]["rules"]]
+    assert [case.alert for case in CASES if case.alert not in names] == ["SmartpipeCriticalTime"]
 
 
 @needs_promtool

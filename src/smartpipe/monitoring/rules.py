@@ -23,6 +23,7 @@ from smartpipe.monitoring.promql import (
     select,
 )
 from smartpipe.names import shorten_names
+from smartpipe.telemetry.histograms import AGE_BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ class _Scope(NamedTuple):
 
 
 def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rule]:
-    """Return the alert rules of *services*.
+    """Return the alert rules of *services*, without those of ``left_out``.
 
     Raises:
         ConfigError: No service has a handler, so no worker runs that could be watched.
@@ -116,7 +117,7 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
             for _, short in sorted(shorten_names(binding.queue.name for binding in one.bindings).items())
         ),
     )
-    return [
+    rules = [
         *_rules_of_workers(scope),
         *_rules_of_processes(scope),
         *_rules_of_delays(scope, options),
@@ -124,6 +125,16 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
         *_rules_of_handlers(scope, options),
         *_rules_of_publishing(scope, options),
     ]
+    return [rule for rule in rules if rule.name not in left_out(options)]
+
+
+def left_out(options: AlertOptions) -> dict[str, str]:
+    """Return the rules that could never fire with these options, by name, each with the reason."""
+    longest = AGE_BOUNDS[-1]
+    if options.promise_seconds < longest:
+        return {}
+    reason = f"smartpipe_critical_time_seconds does not distinguish times above {longest:g} s"
+    return {"SmartpipeCriticalTime": reason}
 
 
 def _rules_of_workers(scope: _Scope) -> list[Rule]:
