@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, cast
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
@@ -233,7 +234,9 @@ class HealthServer:
         app.router.add_get("/livez", _create_probe(self._report.livez))
         app.router.add_get("/readyz", _create_probe(self._report.readyz))
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, lingering_time=0)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, lingering_time=0, logger=_create_logger()
+        )
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if self._socket is not None:
@@ -364,6 +367,20 @@ class _BoundedConnection(asyncio.Protocol):
             self._timer = asyncio.get_running_loop().call_later(RESPONSE_SECONDS, self.abort)
         else:
             self.abort()
+
+
+def _create_logger() -> logging.Logger:
+    """Return a logger for aiohttp that has no line, with a traceback, for each request that is not HTTP.
+
+    Any client can send one, such as a port scanner, and gets the status 400.
+    """
+
+    def is_internal(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+    logger = logging.getLogger("smartpipe.health")
+    logger.filters = [is_internal]
+    return logger
 
 
 def _describe_bind_error(host: str, port: int, error: OSError) -> str:
