@@ -320,6 +320,15 @@ def test_a_rule_that_could_never_fire_is_left_out_and_the_file_says_why() -> Non
 
 
 @needs_promtool
+def test_a_relay_that_has_never_reached_its_database_is_noticed(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "critical", "job": "relay"}}
+    values = {series("smartpipe_outbox_backlog_age_seconds", job="relay", instance="r:80"): "0+60x20"}
+
+    assert unit_test(tmp_path, values, "SmartpipeOutboxLag", "12m", [alert]) == ""
+    assert unit_test(tmp_path, values, "SmartpipeOutboxLag", "9m", []) == ""
+
+
+@needs_promtool
 def test_processes_that_crash_before_they_report_are_noticed(tmp_path: Path) -> None:
     alert = {"exp_labels": {"severity": "warning", **TARGET, "process": "1"}}
     restarts = series("smartpipe_process_restarts_total", **TARGET, process="1")

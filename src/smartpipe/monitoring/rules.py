@@ -340,8 +340,8 @@ def _rules_of_publishing(scope: _Scope, options: AlertOptions) -> list[Rule]:
         ),
         Rule(
             "SmartpipeOutboxLag",
-            # While the database does not answer, the lag is as old as the last answer.
-            f"{highest('job', f'{lag} + {age}')} > {options.promise_seconds:g}",
+            # While the database does not answer, the lag is as old as the last answer. Before the first, there is none.
+            f"{highest('job', f'{lag} + {age} or {age}')} > {options.promise_seconds:g}",
             "5m",
             "critical",
             "Events wait in the outbox for too long.",
