@@ -320,6 +320,15 @@ def test_a_rule_that_could_never_fire_is_left_out_and_the_file_says_why() -> Non
 
 
 @needs_promtool
+def test_a_relay_that_does_not_answer_is_noticed_because_no_queue_of_it_can_be_without_a_worker(tmp_path: Path) -> None:
+    relay = {"job": "relay", "instance": "r:80"}
+    alert = {"exp_labels": {"severity": "warning", **relay}}
+    values = {series("smartpipe_outbox_published_total", **relay): "5x3 stale", series("up", **relay): "1x3 0x20"}
+
+    assert unit_test(tmp_path, values, "SmartpipeInstanceDown", "12m", [alert]) == ""
+
+
+@needs_promtool
 def test_a_relay_that_has_never_reached_its_database_is_noticed(tmp_path: Path) -> None:
     alert = {"exp_labels": {"severity": "critical", "job": "relay"}}
     values = {series("smartpipe_outbox_backlog_age_seconds", job="relay", instance="r:80"): "0+60x20"}

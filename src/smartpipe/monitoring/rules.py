@@ -141,6 +141,7 @@ def _rules_of_workers(scope: _Scope) -> list[Rule]:
     poll_age = "smartpipe_poll_age_seconds"
     absent = "\nor\n".join(f"absent({select(poll_age, *queue)})" for queue in scope.queues)
     reported = select(poll_age, *scope.services)
+    relays = select("smartpipe_outbox_published_total", *scope.others)
     return [
         Rule(
             "SmartpipeWorkerDown",
@@ -154,12 +155,13 @@ def _rules_of_workers(scope: _Scope) -> list[Rule]:
         ),
         Rule(
             "SmartpipeInstanceDown",
-            f"up == 0\nand on (job, instance)\ngroup by (job, instance) (last_over_time({reported}[1h]))",
+            "up == 0\nand on (job, instance)\n"
+            f"group by (job, instance) (last_over_time({reported}[1h]) or last_over_time({relays}[1h]))",
             "5m",
             "warning",
-            "A worker does not answer Prometheus.",
+            "A worker or a relay does not answer Prometheus.",
             "Prometheus cannot scrape {{ $labels.instance }} of job {{ $labels.job }}, which has reported as a worker "
-            "within the last hour.",
+            "or a relay within the last hour.",
             "instance-down",
         ),
         Rule(
