@@ -11,6 +11,7 @@ from smartpipe.settings import ServerSettings
 from smartpipe.urls import join_host, reach_locally
 
 MAX_ANSWER_BYTES = 2_000
+MAX_TIMEOUT_SECONDS = 3_600.0
 
 
 def run_health(flags: dict[str, object], *, ready: bool, timeout_seconds: float) -> None:
@@ -23,8 +24,8 @@ def run_health(flags: dict[str, object], *, ready: bool, timeout_seconds: float)
     settings = ServerSettings.load(**flags)
     if settings.port == 0:
         raise ConfigError("port 0 selects a free port, which this command cannot know: set SMARTPIPE_PORT or --port")
-    if timeout_seconds <= 0:
-        raise ConfigError(f"--timeout {timeout_seconds:g} must be a number of seconds above 0")
+    if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        raise ConfigError(f"--timeout {timeout_seconds:g} must be a number of seconds above 0, at most 3600")
     path = "/readyz" if ready else "/livez"
     host = reach_locally(settings.host)
     place = f"http://{join_host(host, settings.port)}{path}"
