@@ -68,3 +68,13 @@ def unreadable_url_message(setting: str, scheme: str) -> str:
 def redact(text: str) -> str:
     """Return *text* without the user, the password and the query of every URL in it."""
     return _QUERY_IN_TEXT.sub(r"\1", _USER_IN_TEXT.sub("", text))
+
+
+def join_host(host: str, port: int) -> str:
+    """Return the authority of a URL, as in ``127.0.0.1:8080`` or ``[::1]:8080`` (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reach_locally(host: str) -> str:
+    """Return the address at which a server that listens on *host* answers on this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - the addresses of all interfaces

@@ -41,7 +41,8 @@ def watched(jobs: Jobs, inside: Command, directory: Path, **environment: str) ->
     """Start a worker, and a Prometheus with its rules; yield both when the first samples are there."""
     rules = inside("telemetry", "alerts", TARGET, "--format", "prometheus", "--slow-handler", "0.5")
     assert rules.returncode == 0, rules.stderr
-    worker = jobs.start_worker(**environment)
+    # The rules divide the visible messages by a rate of the last seconds, so the number must not be older.
+    worker = jobs.start_worker(SMARTPIPE_QUEUE_METRICS_SECONDS="1", **environment)
     serving = worker.logged("serving")
     assert serving is not None
     with Prometheus(directory, shorten(rules.stdout), serving["url"].removeprefix("http://")) as prometheus:

@@ -7,20 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from shutil import which
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.acceptance.conftest import TARGET
 from tests.support.processes import ROOT, Process, http_status, smartpipe
 from tests.support.terminal import Terminal
-from tests.support.waiting import until_blocking
+from tests.support.waiting import DEADLINE_SECONDS, until_blocking
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.acceptance.conftest import Jobs
     from tests.support.queues import Queues
+
+IN_NAMESPACE = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
+"""The next command is PID 1, as in a container."""
 
 
 def test_sigterm_in_the_middle_of_handlers_loses_nothing_and_exits_0_within_the_budget(
@@ -146,6 +151,25 @@ def test_fault_03_an_idle_worker_leaves_nothing_in_flight_when_stopped(jobs: Job
 
     assert worker.wait() == 0
     assert queues.depth("jobs") == (1, 0)
+
+
+@pytest.mark.skipif(
+    which("unshare") is None
+    or subprocess.run([*IN_NAMESPACE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="the system permits no process to be PID 1 of a namespace",
+)
+def test_as_pid_1_a_worker_ends_by_a_signal_that_comes_while_it_imports_its_service(tmp_path: Path) -> None:
+    (tmp_path / "slow_shop.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    command = [*IN_NAMESPACE, sys.executable, "-m", "smartpipe", "worker", "slow_shop:service", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as outer:
+        try:
+            assert outer.stdout is not None
+            assert outer.stdout.readline() == "importing\n"
+            [worker] = psutil.Process(outer.pid).children()
+            worker.send_signal(signal.SIGTERM)
+            assert outer.wait(DEADLINE_SECONDS) == 128 + signal.SIGTERM
+        finally:
+            outer.kill()
 
 
 def test_fault_25_at_the_deadline_messages_are_returned_and_the_exit_code_is_1(jobs: Jobs, queues: Queues) -> None:

@@ -172,3 +172,30 @@ async def test_a_burst_of_connections_is_closed_without_an_error_in_the_log(capl
     gc.collect()  # an unretrieved exception is logged when its task is deleted
 
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [b"\x16\x03\x01\x02\x00", b"GET /livez HTTP/1.1\r\nX: " + b"x" * 100_000, b"GET /livez HTTP/x"],
+    ids=["TLS", "a long header", "a wrong version"],
+)
+async def test_a_request_that_is_not_http_is_refused_without_an_error_in_the_log(
+    request_line: bytes, path: Path | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with HealthServer(Fine(), "127.0.0.1", 0, socket=path) as server:
+        assert b" 400 Bad Request" in (await probe(server, path, request_line)).partition(b"\r\n")[0]
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_an_internal_error_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Fine):
+        async def livez(self) -> ProbeResult:
+            raise RuntimeError("broken")
+
+    async with HealthServer(Broken(), "127.0.0.1", 0) as server:
+        assert b" 500 " in await probe(server, None)
+
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "RuntimeError: broken" in caplog.text
+    assert record.name == "smartpipe.health"

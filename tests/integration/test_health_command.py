@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 
 import pytest
@@ -65,7 +66,11 @@ def test_a_server_that_never_answers_fails_after_the_timeout() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "timeout_seconds", "error"),
-    [({"port": 0}, 3, "port 0 selects a free port"), ({}, 0, "--timeout 0 must be"), ({"port": 70_000}, 3, "port")],
+    [
+        ({"port": 0}, 3, "port 0 selects a free port"),
+        ({"port": 70_000}, 3, "port"),
+        *(({}, seconds, "--timeout .* must be") for seconds in (0, -1, math.nan, math.inf, 1e300)),
+    ],
 )
 def test_wrong_options_are_configuration_errors(flags: dict[str, object], timeout_seconds: float, error: str) -> None:
     with pytest.raises(ConfigError, match=error):

@@ -155,6 +155,17 @@ async def test_a_receiver_that_does_not_answer_gets_one_request_at_a_time(
     assert receiver.requests == 1
 
 
+async def test_a_run_that_ends_before_its_first_request_has_an_answer_says_that_metrics_are_lost(
+    receiver: OtlpReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.seconds = 5.0
+    async with export_metrics(Counter().collect, "mailer"):
+        await until(lambda: receiver.requests >= 1)
+
+    line = f"Cannot export the last metrics by OTLP to {receiver.url}: no response to the request before"
+    assert [one for one in caplog.messages if one.startswith("Cannot")] == [line]
+
+
 async def test_requests_do_not_block_the_event_loop(receiver: OtlpReceiver) -> None:
     receiver.seconds = 0.5
     async with export_metrics(Counter().collect, "mailer"):

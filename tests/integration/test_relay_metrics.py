@@ -141,6 +141,19 @@ async def test_while_the_database_is_away_the_last_answer_is_given_with_its_age_
     assert age <= max(other or 0 for other in ages)
 
 
+async def test_a_relay_that_has_not_reached_its_database_reports_for_how_long() -> None:
+    relay = Relay("postgresql://127.0.0.1:9/shop", FakeTransport())
+    report = RelayReport(relay, FakeTransport())
+    try:
+        first, second = [gauge(await report.metrics(), "smartpipe_outbox_backlog_age_seconds") for _ in range(2)]
+    finally:
+        await relay.aclose()
+
+    assert first is not None
+    assert second is not None
+    assert 0 < first < second
+
+
 async def test_a_frozen_database_holds_up_no_scrape_for_long(
     relay: Relay, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import yaml
 from smartpipe import ConfigError
 from smartpipe.monitoring.prometheus_rules import write_rule_file
 from smartpipe.monitoring.rules import AlertOptions, build_rules
+from smartpipe.telemetry.histograms import AGE_BOUNDS, HANDLER_BOUNDS
 from tests.support import exported
 from tests.support.metrics import find_unknown_names, read_existing_metrics, samples_of
 from tests.support.processes import ROOT
@@ -47,6 +48,22 @@ def buckets(name: str, fast: str, slow: str, **labels: str) -> dict[str, str]:
         series(f"{name}_bucket", **labels, le="3600.0"): slow,
         series(f"{name}_bucket", **labels, le="+Inf"): slow,
     }
+
+
+def beyond(name: str, bounds: tuple[float, ...], **labels: str) -> dict[str, str]:
+    """Return the buckets of a histogram whose values are all above the highest bound."""
+    found = {series(f"{name}_bucket", **labels, le=str(bound)): "0x30" for bound in bounds}
+    return {**found, series(f"{name}_bucket", **labels, le="+Inf"): "0+100x30"}
+
+
+def backlog(visible: str, *handled: str) -> dict[str, str]:
+    """Return the series of hosts that see the same messages, with the number of messages that each has handled."""
+    found = {}
+    for host, number in enumerate(handled):
+        labels = {**MAILER, "instance": f"{host}:80"}
+        found[series("smartpipe_queue_messages", **labels, state="visible")] = visible
+        found[series("smartpipe_messages_total", **labels, outcome="handled")] = number
+    return found
 
 
 TARGET = {"job": "workers", "instance": "a:80"}
@@ -86,8 +103,8 @@ CASES = [
         "SmartpipeBacklog",
         "15m",
         MAILER,
-        {series("smartpipe_backlog_seconds", **MAILER): "400x20"},
-        {series("smartpipe_backlog_seconds", **MAILER): "300x20"},
+        backlog("2000x20", "0+160x20", "0+160x20"),
+        backlog("2000x20", "0+240x20", "0+240x20"),
     ),
     Case(
         "SmartpipeCriticalTime",
@@ -202,9 +219,16 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=30, check=False)
 
 
-def unit_test(directory: Path, values: dict[str, str], alert: str, at: str, expected: list[dict[str, Any]]) -> str:
+def unit_test(
+    directory: Path,
+    values: dict[str, str],
+    alert: str,
+    at: str,
+    expected: list[dict[str, Any]],
+    options: AlertOptions = OPTIONS,
+) -> str:
     """Return the output of promtool's unit test of one alert; empty if it succeeds."""
-    write_rules(directory)
+    write_rules(directory, options=options)
     test = {
         "rule_files": ["rules.yml"],
         "evaluation_interval": "1m",
@@ -273,12 +297,75 @@ def test_overdue_handlers_are_found_in_a_process_that_runs_several_services(tmp_
 
 
 @needs_promtool
+def test_the_longest_slow_calls_fire(tmp_path: Path) -> None:
+    """A quantile above the highest bound of a histogram is this bound, so no limit may reach it."""
+    options = AlertOptions(promise_seconds=86_399, slow_handler_seconds=299)
+    handler = {**MAILER, "handler": "shop.welcome"}
+    alert = {"exp_labels": {"severity": "warning", **handler}}
+    late = {"exp_labels": {"severity": "warning", **MAILER}}
+
+    calls = beyond("smartpipe_handler_seconds", HANDLER_BOUNDS, **handler)
+    assert unit_test(tmp_path, calls, "SmartpipeSlowHandler", "25m", [alert], options) == ""
+    times = beyond("smartpipe_critical_time_seconds", AGE_BOUNDS, **MAILER)
+    assert unit_test(tmp_path, times, "SmartpipeCriticalTime", "25m", [late], options) == ""
+
+
+def test_a_rule_that_could_never_fire_is_left_out_and_the_file_says_why() -> None:
+    text = write_rule_file([exported.mailer()], application="shop", options=AlertOptions(promise_seconds=86_400))
+
+    reason = "because smartpipe_critical_time_seconds does not distinguish times above 86400 s."
+    assert f"\n# SmartpipeCriticalTime is left out, {reason}\n" in text
+    names = [rule["alert"] for rule in yaml.safe_load(text)["groups"][0]["rules"]]
+    assert [case.alert for case in CASES if case.alert not in names] == ["SmartpipeCriticalTime"]
+
+
+@needs_promtool
+def test_a_relay_that_does_not_answer_is_noticed_because_no_queue_of_it_can_be_without_a_worker(tmp_path: Path) -> None:
+    relay = {"job": "relay", "instance": "r:80"}
+    alert = {"exp_labels": {"severity": "warning", **relay}}
+    values = {series("smartpipe_outbox_published_total", **relay): "5x3 stale", series("up", **relay): "1x3 0x20"}
+
+    assert unit_test(tmp_path, values, "SmartpipeInstanceDown", "12m", [alert]) == ""
+
+
+@needs_promtool
+def test_a_relay_that_has_never_reached_its_database_is_noticed(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "critical", "job": "relay"}}
+    values = {series("smartpipe_outbox_backlog_age_seconds", job="relay", instance="r:80"): "0+60x20"}
+
+    assert unit_test(tmp_path, values, "SmartpipeOutboxLag", "12m", [alert]) == ""
+    assert unit_test(tmp_path, values, "SmartpipeOutboxLag", "9m", []) == ""
+
+
+@needs_promtool
+def test_processes_that_crash_before_they_report_are_noticed(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "warning", **TARGET, "process": "1"}}
+    restarts = series("smartpipe_process_restarts_total", **TARGET, process="1")
+
+    assert (
+        unit_test(tmp_path, {restarts: "0+1x20", POLLED: "1 stale"}, "SmartpipeProcessRestarts", "10m", [alert]) == ""
+    )
+
+
+@needs_promtool
 def test_the_first_failures_of_a_publisher_are_noticed_although_no_sample_was_before(tmp_path: Path) -> None:
     alert = {"exp_labels": {"severity": "critical", "service": "mailer", "destination": "accounts"}}
     values = {series("smartpipe_published_total", **CASE_OF_FAILURES): "_x5 3x30"}
 
     assert unit_test(tmp_path, values, "SmartpipePublishFailures", "7m", [alert]) == ""
     assert unit_test(tmp_path, values, "SmartpipePublishFailures", "18m", []) == ""
+
+
+@needs_promtool
+def test_a_backlog_is_divided_by_the_rate_of_all_hosts_together(tmp_path: Path) -> None:
+    alert = {"exp_labels": {"severity": "warning", **MAILER}}
+
+    one_is_idle, all_are_idle = backlog("2000x20", "0+480x20", "7x20"), backlog("1x20", "7x20", "7x20")
+    nothing_waits = backlog("0x20", "7x20", "7x20")
+
+    assert unit_test(tmp_path, one_is_idle, "SmartpipeBacklog", "18m", []) == ""
+    assert unit_test(tmp_path, all_are_idle, "SmartpipeBacklog", "18m", [alert]) == ""
+    assert unit_test(tmp_path, nothing_waits, "SmartpipeBacklog", "18m", []) == ""
 
 
 @needs_promtool
@@ -293,12 +380,13 @@ def test_a_description_has_the_value_and_the_runbook_is_named(tmp_path: Path) ->
             "runbook_url": "https://wiki/runbooks/backlog.md",
         },
     }
+    waiting = backlog("800x20", "0+240x20", "0+240x20")  # both together handle 8 a second
     test = {
         "rule_files": ["rules.yml"],
         "tests": [
             {
                 "interval": "1m",
-                "input_series": [{"series": series("smartpipe_backlog_seconds", **MAILER), "values": "100x20"}],
+                "input_series": [{"series": name, "values": values} for name, values in waiting.items()],
                 "alert_rule_test": [{"eval_time": "15m", "alertname": "SmartpipeBacklog", "exp_alerts": [expected]}],
             }
         ],

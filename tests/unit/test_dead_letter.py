@@ -46,6 +46,18 @@ def reason_of(copy: OutgoingMessage) -> dict[str, Any]:
     return reason
 
 
+def test_a_reason_whose_error_names_a_file_that_is_not_in_utf_8_can_be_read() -> None:
+    attributes = {f"a{number}": Attribute("String", "x") for number in range(10)}
+    error = RuntimeError("cannot open " + "caf\udce9" * 2_000)
+
+    copy = copy_with_reason(message(attributes=attributes), DeadLetter("rejected", error), WHERE)
+    received = message(attributes=dict(copy.attributes))
+
+    assert read_reason(received)["message"].startswith(r"cannot open caf\udce9caf")
+    assert r"caf\udce9" in read_reason(received)["traceback"]
+    assert remove_reason(received).attributes == attributes, "one of the ten had moved into the reason"
+
+
 def test_the_copy_has_the_original_body_and_attributes_and_the_reason() -> None:
     attributes = {"type": Attribute("String", "member.signed_up"), "raw": Attribute("Binary", b"\x00\x01")}
 

@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from smartpipe import ConfigError, cli
 from smartpipe.cli import exit as ending
 from smartpipe.cli.exit import _error_format, open_closed_streams, run_to_exit_code
 from smartpipe.errors import SmartpipeError
+from tests.support.waiting import DEADLINE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -331,3 +334,29 @@ def test_an_error_in_the_command_line_has_the_exit_code_of_the_command(
 
     assert ended.value.code == 2
     assert json.loads(capsys.readouterr().err) == {"errors": ["No such option: --no-such-option"], "exit_code": 2}
+
+
+AS_PID_1 = """
+import os, signal, sys
+from smartpipe.cli.exit import end_on_signals_as_pid_1
+
+own, os.getpid = os.getpid(), lambda: int(sys.argv[1])
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+end_on_signals_as_pid_1()
+assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup decides"
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+os.kill(own, getattr(signal, sys.argv[2]))
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("pid", "name", "code"),
+    [("1", "SIGTERM", 143), ("1", "SIGQUIT", 131), ("2", "SIGTERM", -signal.SIGTERM)],
+)
+def test_a_signal_ends_a_command_that_is_pid_1_although_the_kernel_would_ignore_it(
+    pid: str, name: str, code: int
+) -> None:
+    done = subprocess.run([sys.executable, "-c", AS_PID_1, pid, name], timeout=DEADLINE_SECONDS, check=False)
+
+    assert done.returncode == code

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,18 +108,19 @@ class Silent:
 
 
 @pytest.mark.parametrize(
-    ("host", "socket", "bound", "url", "private"),
+    ("host", "path", "bound", "url", "private"),
     [
         ("0.0.0.0", None, "0.0.0.0:80", "http://127.0.0.1:80", False),
-        ("::", None, ":::80", "http://127.0.0.1:80", False),
+        ("::", None, "[::]:80", "http://[::1]:80", False),
+        ("::1", None, "[::1]:80", "http://[::1]:80", False),
         ("10.1.2.3", None, "10.1.2.3:80", "http://10.1.2.3:80", False),
         ("0.0.0.0", Path("/run/1.sock"), "/run/1.sock", "unix:/run/1.sock", True),
     ],
 )
 def test_the_address_of_the_server_is_shown_as_a_url(
-    host: str, socket: Path | None, bound: str, url: str, private: bool
+    host: str, path: Path | None, bound: str, url: str, private: bool
 ) -> None:
-    server = HealthServer(Silent(), host, 80, socket=socket)
+    server = HealthServer(Silent(), host, 80, socket=path)
 
     assert (server.bound, server.url, server.private) == (bound, url, private)
     assert server.log_level == (logging.DEBUG if private else logging.INFO)
@@ -134,6 +137,30 @@ async def test_a_port_of_0_selects_a_free_one_and_a_used_port_is_an_error_that_n
         assert second._runner.server is None  # it was cleaned up
     async with HealthServer(Silent(), "127.0.0.1", server.port) as again:  # it was closed
         assert again.port == server.port
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (OSError(errno.EADDRNOTAVAIL, "cannot assign requested address"), "cannot assign requested address"),
+        (OSError("could not bind on any address"), "could not bind on any address"),
+    ],
+)
+async def test_an_address_that_is_not_of_this_machine_is_an_error_that_names_its_setting(
+    error: OSError, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_server", refuse)
+
+    with pytest.raises(ConfigError) as raised:
+        async with HealthServer(Silent(), "shop.invalid", 80):
+            pass
+
+    hint = "choose an address of this machine with --host or SMARTPIPE_HOST"
+    assert str(raised.value) == f"cannot serve /livez on shop.invalid: {reason}; {hint}"
 
 
 class FakeTransport:

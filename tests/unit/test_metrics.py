@@ -70,6 +70,16 @@ def test_each_histogram_of_a_queue_has_its_labels() -> None:
         assert f'handler="welcome",outcome="{outcome}",le="+Inf"' in text
 
 
+def test_a_declared_type_that_is_called_other_has_one_series_with_the_types_that_are_not_declared() -> None:
+    histograms = QueueHistograms([OTHER])
+    histograms.settled += [(name, None, 1.0, 1, 3.0, 0.0, True) for name in (OTHER, "unknown")]
+
+    text = render(families_of([QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0.0)]))
+
+    counts = [line for line in text.splitlines() if line.startswith("smartpipe_queue_time_seconds_count")]
+    assert counts == [f'smartpipe_queue_time_seconds_count{{service="mailer",queue="mail",type="{OTHER}"}} 2']
+
+
 def test_other_types_have_samples_when_one_has_come() -> None:
     histograms = QueueHistograms(["user.signed_up"])
     queues = [QueueMetrics("mailer", "mail", Counters(histograms=histograms), 0, 0)]

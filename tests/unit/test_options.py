@@ -277,6 +277,8 @@ def test_a_command_gets_its_options_and_their_defaults(
         "dlq redrive --rate=10000.1",
         "dlq purge --queue=a --limit=0",
         "dlq purge --queue=a --older-than-days=-0.1",
+        "publish order.placed --count=0",
+        "publish order.placed --count=1000000001",
     ],
 )
 def test_a_value_outside_of_its_limits_is_a_wrong_command_line(line: str) -> None:

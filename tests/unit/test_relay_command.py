@@ -232,6 +232,9 @@ class Reading:
     async def read(self) -> BacklogReading | None:
         return self._reading
 
+    def count_unanswered_seconds(self) -> float:
+        return 7.5
+
 
 def report(*, failing: bool = False, reading: BacklogReading | None = None, **transport: Any) -> RelayReport:
     relay: Any = SimpleNamespace(failing=failing, published=5, backlog_reader=Reading(reading))
@@ -262,11 +265,13 @@ async def test_metrics_have_the_backlog_once_it_is_known() -> None:
     assert "# TYPE smartpipe_outbox_parked gauge" in lines
 
 
-async def test_metrics_lack_the_backlog_before_it_is_known() -> None:
+async def test_before_the_backlog_is_known_metrics_have_only_the_time_without_an_answer() -> None:
     text = await report().metrics()
 
     assert "smartpipe_outbox_published_total 5\n" in text
     assert "smartpipe_outbox_waiting" not in text
+    assert "smartpipe_outbox_lag_seconds" not in text
+    assert "smartpipe_outbox_backlog_age_seconds 7.5\n" in text
 
 
 async def test_metrics_have_the_counters_of_the_transport() -> None:

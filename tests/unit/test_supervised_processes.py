@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -104,6 +105,41 @@ def test_a_process_that_keeps_ending_is_restarted_after_waits_that_double(
     assert gaps == pytest.approx([1, 2, 4, 8, 16, 30])
     assert processes.arguments[0] == ("worker", "shop", "--supervised", "/nowhere/1.sock")
     assert caplog.messages[0] == "process mail ended unexpectedly: exit code 9; will restart it in 1 s"
+
+
+def test_a_process_that_cannot_be_started_again_is_tried_again_and_is_no_restart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    processes = Processes(monkeypatch, (9, 2.0), (9, 1_000.0))
+    spawn, failures = child_module._spawn, [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    async def fail_twice(command: Command, *more: str) -> Any:
+        if processes.started and failures:
+            raise failures.pop()
+        return await spawn(command, *more)
+
+    monkeypatch.setattr(child_module, "_spawn", fail_twice)
+
+    async def main() -> None:
+        child = make_child()
+        assert await run_for(child, 100) is None
+        assert child.restarts == 1
+
+    run_virtually(main())
+    assert processes.started == pytest.approx([0, 2 + 1 + 2 + 4])
+    assert caplog.messages[1:] == [
+        f"process mail cannot be started, retrying in {seconds} s: [Errno 24] Too many open files" for seconds in (2, 4)
+    ]
+
+
+def test_a_first_process_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(child_module, "_spawn", fail)
+
+    with pytest.raises(PermissionError):
+        run_virtually(make_child().run(lambda: False))
 
 
 def test_after_a_minute_the_waits_begin_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from smartpipe import ConfigError
 from smartpipe.worker.supervisor import supervisor as supervisor_module
 from smartpipe.worker.supervisor.child import Command
 from smartpipe.worker.supervisor.restarts import ProcessExit
@@ -320,6 +322,24 @@ def test_sockets_are_in_tmp_if_the_usual_directory_has_a_path_too_long_for_them(
     monkeypatch.setattr(tempfile, "gettempdir", lambda: directory)
 
     assert supervisor_module._socket_directory() == expected
+
+
+def test_a_file_system_without_a_writable_temporary_directory_is_an_error_with_a_remedy(
+    children: list[FakeChild], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+
+    with pytest.raises(ConfigError) as raised:
+        run_virtually(run_for(make_supervisor("a"), 3))
+
+    assert str(raised.value) == (
+        "the supervisor needs a temporary directory for its sockets: No usable temporary directory found in "
+        "['/tmp']; mount a writable one at /tmp, or set TMPDIR"
+    )
+    assert children == []
 
 
 def test_the_health_of_all_children_is_served_until_the_end(

@@ -91,6 +91,7 @@ def test_alarms_are_refused_in_other_formats() -> None:
         ("yaml", OPTIONS, [], "--format 'yaml' is unknown: use one of prometheus, cloudwatch"),
         ("prometheus", AlertOptions(promise_seconds=0), [], "--promise 0 must be a number of seconds above 0"),
         ("prometheus", AlertOptions(slow_handler_seconds=float("nan")), [], "--slow-handler nan must be"),
+        ("prometheus", AlertOptions(slow_handler_seconds=300), [], "--slow-handler 300 must be below 300: "),
         ("prometheus", OPTIONS, ["env"], "--label 'env' is not NAME=VALUE, such as env=prod"),
         ("prometheus", OPTIONS, ["1env=prod"], "is not NAME=VALUE"),
         ("prometheus", OPTIONS, ["queue=mailer"], "'queue' is a label that smartpipe sets"),

@@ -292,7 +292,8 @@ def publish(  # noqa: PLR0913 - typer makes an option of each
     ] = None,
     event_id: Annotated[str | None, typer.Option(metavar="ID", help="The id of the event. Default: a new one.")] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Publish the event N times, each with an id of its own.")
+        int | None,
+        typer.Option(min=1, max=10**9, metavar="N", help="Publish the event N times, each with an id of its own."),
     ] = None,
     rate: Annotated[
         float | None,

@@ -131,6 +131,19 @@ def _error_format(arguments: Sequence[str], environment: Mapping[str, str]) -> E
     return "log" if value.strip().lower() == "json" else "text"
 
 
+def end_on_signals_as_pid_1() -> None:
+    """Let signals end this process if it is PID 1, as in a container, until the command has handlers of its own.
+
+    The kernel ignores a signal whose effect is the default one if it is for PID 1. So a worker that is told to stop
+    while it imports its service would start nevertheless, and be killed later, while it handles messages.
+    """
+    if os.getpid() != 1:
+        return
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # Python itself handles SIGINT
+        if signal.getsignal(signum) is signal.SIG_DFL:
+            signal.signal(signum, lambda number, _: os._exit(128 + number))
+
+
 def open_closed_streams() -> None:
     """Open /dev/null in place of closed standard streams, also for child processes.
 

@@ -8,10 +8,10 @@ import typer
 
 from smartpipe.errors import ConfigError, SmartpipeError
 from smartpipe.settings import ServerSettings
+from smartpipe.urls import join_host, reach_locally
 
-LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - the addresses that mean all interfaces
-"""The address at which a server that listens on all interfaces can be reached."""
 MAX_ANSWER_BYTES = 2_000
+MAX_TIMEOUT_SECONDS = 3_600.0
 
 
 def run_health(flags: dict[str, object], *, ready: bool, timeout_seconds: float) -> None:
@@ -24,11 +24,11 @@ def run_health(flags: dict[str, object], *, ready: bool, timeout_seconds: float)
     settings = ServerSettings.load(**flags)
     if settings.port == 0:
         raise ConfigError("port 0 selects a free port, which this command cannot know: set SMARTPIPE_PORT or --port")
-    if timeout_seconds <= 0:
-        raise ConfigError(f"--timeout {timeout_seconds:g} must be a number of seconds above 0")
+    if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        raise ConfigError(f"--timeout {timeout_seconds:g} must be a number of seconds above 0, at most 3600")
     path = "/readyz" if ready else "/livez"
-    host = LOCAL.get(settings.host, settings.host)
-    place = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}{path}"
+    host = reach_locally(settings.host)
+    place = f"http://{join_host(host, settings.port)}{path}"
     connection = HTTPConnection(host, settings.port, timeout=timeout_seconds)
     try:
         connection.request("GET", path)

@@ -123,18 +123,20 @@ class RelayReport:
         if counts is not None:
             families += families_of_transport(counts, {})
         families.append(family_of_dropped_lines({}))
-        reading = await self._relay.backlog_reader.read()
-        if reading is None:
-            return families
-        backlog, age_seconds = reading
-        for name, text, value in (
-            ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
-            ("smartpipe_outbox_parked", "Events that were refused permanently.", backlog.parked),
-            ("smartpipe_outbox_lag_seconds", "Age of the oldest waiting event.", backlog.lag_seconds),
-            ("smartpipe_outbox_backlog_age_seconds", "Time since these were read from the database.", age_seconds),
-        ):
-            families.append(_family(name, "gauge", text, value))
-        return families
+        reader = self._relay.backlog_reader
+        reading = await reader.read()
+        gauges: list[tuple[str, str, float]] = []
+        if reading is not None:
+            backlog = reading.backlog
+            gauges += [
+                ("smartpipe_outbox_waiting", "Events that wait to be published.", backlog.waiting),
+                ("smartpipe_outbox_parked", "Events that were refused permanently.", backlog.parked),
+                ("smartpipe_outbox_lag_seconds", "Age of the oldest waiting event.", backlog.lag_seconds),
+            ]
+        # Also before the first answer, because an alert must notice a relay that has never reached its database.
+        age = reader.count_unanswered_seconds() if reading is None else reading.age_seconds
+        gauges.append(("smartpipe_outbox_backlog_age_seconds", "Time since the database last answered.", age))
+        return [*families, *(_family(name, "gauge", text, value) for name, text, value in gauges)]
 
 
 def _family(name: str, kind: str, text: str, value: float) -> Family:

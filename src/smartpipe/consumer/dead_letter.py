@@ -171,7 +171,7 @@ def _build_reason(message: Message, outcome: DeadLetter, delivery: FailedDeliver
     reason: dict[str, Any] = {
         "kind": outcome.kind,
         "error_type": f"{type(error).__module__}.{type(error).__qualname__}",
-        "message": _describe(error)[:MESSAGE_CHARACTERS],
+        "message": _escape_surrogates(_describe(error))[:MESSAGE_CHARACTERS],
         "service": delivery.service,
         "queue": delivery.queue,
         "handler": delivery.handler,
@@ -188,8 +188,17 @@ def _build_reason(message: Message, outcome: DeadLetter, delivery: FailedDeliver
     if isinstance(error, DecodeError) and error.errors:
         reason["errors"] = error.errors
     if delivery.handler is not None:
-        reason["traceback"] = "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+        lines = traceback.format_exception(error)
+        reason["traceback"] = _escape_surrogates("".join(lines))[-TRACEBACK_CHARACTERS:]
     return reason
+
+
+def _escape_surrogates(text: str) -> str:
+    """Return *text* as it can be read back: Pydantic refuses JSON with a lone surrogate.
+
+    An exception has them if it names a file, or an argument, that is not in UTF-8.
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _describe(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from smartpipe.monitoring.grafana import WINDOW, Panel, Query, Row
 from smartpipe.monitoring.promql import (
     add_up,
+    backlog,
     equals,
     highest,
     increase,
@@ -46,7 +47,6 @@ def _row_of_state(services: Sequence[Declares], matchers: tuple[str, ...]) -> Ro
     alerts = select("ALERTS", 'alertname=~"Smartpipe.+"', 'alertstate="firing"')
     handled = select("smartpipe_messages_total", *matchers, equals("outcome", "handled"))
     dead = highest(_PER_QUEUE, select("smartpipe_dead_letter_messages", *matchers))
-    backlog = select("smartpipe_backlog_seconds", *matchers)
     receiving = f"count(count by (service, queue) ({select('smartpipe_poll_age_seconds', *matchers)}))"
     return Row(
         "Now",
@@ -57,7 +57,7 @@ def _row_of_state(services: Sequence[Declares], matchers: tuple[str, ...]) -> Ro
             _stat(
                 "Longest backlog",
                 "Of all queues: the waiting messages divided by the rate at which they are handled.",
-                f"max({backlog})",
+                f"max({backlog(_PER_QUEUE, matchers, '5m')})",
                 "s",
                 red_from=300,
             ),
@@ -127,7 +127,6 @@ def _row_of_traffic(matchers: tuple[str, ...], processes: tuple[str, ...]) -> Ro
 
 def _row_of_delays(matchers: tuple[str, ...]) -> Row:
     critical_time = select("smartpipe_critical_time_seconds", *matchers)
-    backlog = select("smartpipe_backlog_seconds", *matchers)
     oldest = select("smartpipe_oldest_message_age_seconds", *matchers)
     return Row(
         "Delays",
@@ -135,7 +134,7 @@ def _row_of_delays(matchers: tuple[str, ...]) -> Row:
             Panel(
                 "Backlog",
                 "The waiting messages divided by the rate at which they are handled now.",
-                (Query(highest(_PER_QUEUE, backlog), _QUEUE_LEGEND),),
+                (Query(backlog(_PER_QUEUE, matchers, WINDOW), _QUEUE_LEGEND),),
                 unit="s",
             ),
             Panel(

@@ -70,3 +70,15 @@ def quantile(share: float, labels: str, histogram: str, window: str) -> str:
     name, brace, matchers = histogram.partition("{")
     by = f"{labels}, le" if labels else "le"
     return f"histogram_quantile({share:g}, {rate(by, f'{name}_bucket{brace}{matchers}', window)})"
+
+
+def backlog(labels: str, matchers: tuple[str, ...], window: str) -> str:
+    """Return the seconds that all workers together need for the visible messages of a queue, in parentheses.
+
+    The gauge ``smartpipe_backlog_seconds`` is the estimate of one host for itself alone. Every host reports the same
+    messages and its own rate, so the rates are summed here.
+    """
+    visible = highest(labels, select("smartpipe_queue_messages", *matchers, equals("state", "visible")))
+    settled = select("smartpipe_messages_total", *matchers, 'outcome=~"handled|ignored|dead_lettered"')
+    # An idle queue has 0 / 0, which is not a number, instead of 0.
+    return f"(({visible} > 0) / {rate(labels, settled, window)} or {visible} == 0)"

@@ -12,6 +12,7 @@ from smartpipe.errors import ConfigError
 from smartpipe.monitoring.promql import (
     add_up,
     any_of,
+    backlog,
     equals,
     highest,
     increase,
@@ -22,6 +23,7 @@ from smartpipe.monitoring.promql import (
     select,
 )
 from smartpipe.names import shorten_names
+from smartpipe.telemetry.histograms import AGE_BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +95,7 @@ class _Scope(NamedTuple):
 
 
 def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rule]:
-    """Return the alert rules of *services*.
+    """Return the alert rules of *services*, without those of ``left_out``.
 
     Raises:
         ConfigError: No service has a handler, so no worker runs that could be watched.
@@ -115,7 +117,7 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
             for _, short in sorted(shorten_names(binding.queue.name for binding in one.bindings).items())
         ),
     )
-    return [
+    rules = [
         *_rules_of_workers(scope),
         *_rules_of_processes(scope),
         *_rules_of_delays(scope, options),
@@ -123,12 +125,23 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
         *_rules_of_handlers(scope, options),
         *_rules_of_publishing(scope, options),
     ]
+    return [rule for rule in rules if rule.name not in left_out(options)]
+
+
+def left_out(options: AlertOptions) -> dict[str, str]:
+    """Return the rules that could never fire with these options, by name, each with the reason."""
+    longest = AGE_BOUNDS[-1]
+    if options.promise_seconds < longest:
+        return {}
+    reason = f"smartpipe_critical_time_seconds does not distinguish times above {longest:g} s"
+    return {"SmartpipeCriticalTime": reason}
 
 
 def _rules_of_workers(scope: _Scope) -> list[Rule]:
     poll_age = "smartpipe_poll_age_seconds"
     absent = "\nor\n".join(f"absent({select(poll_age, *queue)})" for queue in scope.queues)
     reported = select(poll_age, *scope.services)
+    relays = select("smartpipe_outbox_published_total", *scope.others)
     return [
         Rule(
             "SmartpipeWorkerDown",
@@ -142,12 +155,13 @@ def _rules_of_workers(scope: _Scope) -> list[Rule]:
         ),
         Rule(
             "SmartpipeInstanceDown",
-            f"up == 0\nand on (job, instance)\ngroup by (job, instance) (last_over_time({reported}[1h]))",
+            "up == 0\nand on (job, instance)\n"
+            f"group by (job, instance) (last_over_time({reported}[1h]) or last_over_time({relays}[1h]))",
             "5m",
             "warning",
-            "A worker does not answer Prometheus.",
+            "A worker or a relay does not answer Prometheus.",
             "Prometheus cannot scrape {{ $labels.instance }} of job {{ $labels.job }}, which has reported as a worker "
-            "within the last hour.",
+            "or a relay within the last hour.",
             "instance-down",
         ),
         Rule(
@@ -165,7 +179,8 @@ def _rules_of_workers(scope: _Scope) -> list[Rule]:
 
 def _rules_of_processes(scope: _Scope) -> list[Rule]:
     restarts = increase("job, instance, process", select("smartpipe_process_restarts_total", *scope.others), "15m")
-    workers = select("smartpipe_poll_age_seconds", *scope.services)
+    # A process that was just restarted reports nothing yet, so its instance is known by the samples of the last hour.
+    workers = f"last_over_time({select('smartpipe_poll_age_seconds', *scope.services)}[1h])"
     return [
         Rule(
             "SmartpipeProcessRestarts",
@@ -196,7 +211,7 @@ def _rules_of_delays(scope: _Scope, options: AlertOptions) -> list[Rule]:
     return [
         Rule(
             "SmartpipeBacklog",
-            f"{highest(PER_QUEUE, select('smartpipe_backlog_seconds', *scope.services))} > {promise}",
+            f"{backlog(PER_QUEUE, scope.services, '5m')} > {promise}",
             "10m",
             "warning",
             "A queue has more messages than its workers can handle in time.",
@@ -327,8 +342,8 @@ def _rules_of_publishing(scope: _Scope, options: AlertOptions) -> list[Rule]:
         ),
         Rule(
             "SmartpipeOutboxLag",
-            # While the database does not answer, the lag is as old as the last answer.
-            f"{highest('job', f'{lag} + {age}')} > {options.promise_seconds:g}",
+            # While the database does not answer, the lag is as old as the last answer. Before the first, there is none.
+            f"{highest('job', f'{lag} + {age} or {age}')} > {options.promise_seconds:g}",
             "5m",
             "critical",
             "Events wait in the outbox for too long.",

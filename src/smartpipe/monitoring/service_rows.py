@@ -5,6 +5,7 @@ from __future__ import annotations
 from smartpipe.monitoring.grafana import WINDOW, Panel, Query, Row
 from smartpipe.monitoring.promql import (
     add_up,
+    backlog,
     equals,
     highest,
     increase,
@@ -73,7 +74,6 @@ def _row_of_traffic(queue: tuple[str, ...]) -> Row:
 
 def _row_of_delays(queue: tuple[str, ...]) -> Row:
     critical_time = select("smartpipe_critical_time_seconds", *queue)
-    backlog = highest("queue", select("smartpipe_backlog_seconds", *queue))
     oldest = highest("queue", select("smartpipe_oldest_message_age_seconds", *queue))
     return Row(
         "Delays",
@@ -102,7 +102,7 @@ def _row_of_delays(queue: tuple[str, ...]) -> Row:
             Panel(
                 "Backlog",
                 "The waiting messages divided by the rate at which they are handled now.",
-                (Query(backlog, "{{queue}}"),),
+                (Query(backlog("queue", queue, WINDOW), "{{queue}}"),),
                 unit="s",
                 width=12,
             ),

@@ -52,17 +52,25 @@ class BacklogReader:
         self._connection: asyncpg.Connection | None = None
         self._query: asyncio.Task[None] | None = None
         self._last: tuple[Backlog, float] | None = None
+        self._first_asked_at: float | None = None
         self._queried_at = float("-inf")
         self._failing = False
 
     async def read(self) -> BacklogReading | None:
         """Return the backlog, at most 5 s old, or older while the database is unreachable; None before the first."""
         clock = asyncio.get_running_loop().time
+        if self._first_asked_at is None:
+            self._first_asked_at = clock()
         if self._query is None and clock() - self._queried_at >= FRESH_SECONDS:
             self._query = asyncio.create_task(self._run_query())
         if self._query is not None:
             await asyncio.wait([self._query], timeout=WAIT_SECONDS)  # after a timeout it keeps running, for others
         return None if self._last is None else BacklogReading(self._last[0], clock() - self._last[1])
+
+    def count_unanswered_seconds(self) -> float:
+        """Return the time since the first call of ``read``, for a database that has not answered yet."""
+        now = asyncio.get_running_loop().time()
+        return 0.0 if self._first_asked_at is None else now - self._first_asked_at
 
     async def aclose(self) -> None:
         """Disconnect. A second call does nothing."""

@@ -108,7 +108,11 @@ class OtlpExport:
         if self._exporter is not None:
             if self._open_call is not None:
                 await asyncio.wait([self._open_call], timeout=until - clock())
-            await self._export(until - clock())
+            if self._open_call is None or self._open_call.done():
+                await self._export(until - clock())
+            elif not self._failing:  # otherwise there is a line already
+                reason = self._reasons.describe() or "no response to the request before"
+                log.warning("Cannot export the last metrics by OTLP to %s: %s", self._options.endpoint, reason)
         self._opening.cancel()
         if self._exporter is not None:
             with suppress(Exception):  # of the exporter, or it takes too long: the thread does not keep the process

@@ -53,12 +53,13 @@ class QueueHistograms:
     computes. Read the histograms after a ``fold``.
 
     Args:
-        types: The types that the handlers of the queue declare. All others share the times of ``OTHER``.
+        types: The types that the handlers of the queue declare. All others share the times of ``OTHER``, and so does
+            a type of this name: two series with one label would be two values of one metric.
     """
 
     def __init__(self, types: Iterable[str]) -> None:
         self.other = EventTimes()
-        self.types = {name: EventTimes() for name in types}
+        self.types = {name: EventTimes() for name in types if name != OTHER}
         self.receive_counts = Histogram(ATTEMPT_BOUNDS)
         self.handlers: dict[str, dict[str, Histogram]] = {}
         self.dead_letters: dict[str, int] = {}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
+import socket
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias, cast
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from smartpipe.errors import ConfigError
 from smartpipe.escaping import escape_json
@@ -16,6 +19,7 @@ from smartpipe.names import shorten_names
 from smartpipe.telemetry.families import Sample, add_samples
 from smartpipe.telemetry.prometheus import TEXT, choose_content_type, join, render
 from smartpipe.telemetry.resource import find_resource
+from smartpipe.urls import join_host, reach_locally
 from smartpipe.worker.log_writer import family_of_dropped_lines
 from smartpipe.worker.metrics import QueueMetrics, families_of, families_of_transport, family_of_overdue
 
@@ -230,7 +234,9 @@ class HealthServer:
         app.router.add_get("/livez", _create_probe(self._report.livez))
         app.router.add_get("/readyz", _create_probe(self._report.readyz))
         app.router.add_get("/metrics", self._metrics)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, lingering_time=0)
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, lingering_time=0, logger=_create_logger()
+        )
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         if self._socket is not None:
@@ -240,11 +246,7 @@ class HealthServer:
             self._server = await loop.create_server(self._create_connection, self._host, self.port)
         except OSError as error:
             await self._runner.cleanup()
-            msg = (
-                f"cannot bind the health port {self._host}:{self.port}: {error.strerror or error}; choose another one "
-                "with --port or SMARTPIPE_PORT (0 selects a free port)"
-            )
-            raise ConfigError(msg) from None
+            raise ConfigError(_describe_bind_error(self._host, self.port, error)) from None
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -256,14 +258,14 @@ class HealthServer:
     @property
     def bound(self) -> str:
         """The bound address and port, or the path of the socket."""
-        return str(self._socket or f"{self._host}:{self.port}")
+        return str(self._socket or join_host(self._host, self.port))
 
     @property
     def url(self) -> str:
         """The URL for clients on this machine."""
         if self._socket is not None:
             return f"unix:{self._socket}"
-        return f"http://{'127.0.0.1' if self._host in ('0.0.0.0', '::') else self._host}:{self.port}"  # noqa: S104
+        return f"http://{join_host(reach_locally(self._host), self.port)}"
 
     @property
     def log_level(self) -> int:
@@ -365,6 +367,33 @@ class _BoundedConnection(asyncio.Protocol):
             self._timer = asyncio.get_running_loop().call_later(RESPONSE_SECONDS, self.abort)
         else:
             self.abort()
+
+
+def _create_logger() -> logging.Logger:
+    """Return a logger for aiohttp that has no line, with a traceback, for each request that is not HTTP.
+
+    Any client can send one, such as a port scanner, and gets the status 400.
+    """
+
+    def is_internal(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+    logger = logging.getLogger("smartpipe.health")
+    logger.filters = [is_internal]
+    return logger
+
+
+def _describe_bind_error(host: str, port: int, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    # From Python 3.13 on, asyncio gives no number if no address of *host* is one of this machine.
+    if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, None):
+        return (
+            f"cannot serve /livez on {host}: {reason}; choose an address of this machine with --host or SMARTPIPE_HOST"
+        )
+    return (
+        f"cannot bind the health port {join_host(host, port)}: {reason}; choose another one with --port or "
+        "SMARTPIPE_PORT (0 selects a free port)"
+    )
 
 
 def _dumps(body: Any) -> str:

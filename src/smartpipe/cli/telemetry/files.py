@@ -11,6 +11,7 @@ from smartpipe.cli.targets import load_services
 from smartpipe.errors import ConfigError
 from smartpipe.monitoring.prometheus_rules import write_rule_file
 from smartpipe.settings import AwsSettings
+from smartpipe.telemetry.histograms import HANDLER_BOUNDS
 from smartpipe.topology.export.cloudformation import build_alarm_template
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def run_alerts(
     services = load_services(targets)
     settings = AwsSettings.load()
     if form == "prometheus":
+        if options.slow_handler_seconds >= HANDLER_BOUNDS[-1]:
+            msg = (
+                f"--slow-handler {options.slow_handler_seconds:g} must be below {HANDLER_BOUNDS[-1]:g}: "
+                "smartpipe_handler_seconds does not distinguish longer calls, so the alert would never fire"
+            )
+            raise ConfigError(msg)
         text = write_rule_file(services, application=settings.application, options=options)
     else:
         template = build_alarm_template(

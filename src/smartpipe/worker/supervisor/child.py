@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from smartpipe.worker.log_writer import standard_output
@@ -18,6 +19,7 @@ from smartpipe.worker.supervisor.restarts import (
     count_failures,
     decide_after_exit,
     describe_exit,
+    wait_seconds,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class Child:
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._started_at = 0.0
+        self._was_started = False
 
     @property
     def pid(self) -> int | None:
@@ -124,11 +127,24 @@ class Child:
         Returns:
             The exit code for all processes if a restart would not help, or else None.
 
+        Raises:
+            OSError: The process cannot be started, before any process has been ready.
+
         A cancel drains the process.
         """
         failures = 0
         while not self._stopping.is_set():
-            ended = await self._run_once()
+            try:
+                ended = await self._run_once()
+            except OSError as error:
+                if not any_was_ready():
+                    raise
+                # The system lacks memory, processes or file descriptors for now. The other processes continue.
+                failures += 1
+                seconds = wait_seconds(failures)
+                log.error("process %s cannot be started, retrying in %g s: %s", self.name, seconds, error)  # noqa: TRY400
+                await self._wait_to_restart(seconds)
+                continue
             if self._stopping.is_set():
                 self.exit_after_stop = ended
                 break
@@ -162,7 +178,9 @@ class Child:
         self.ready.clear()
         self.socket.unlink(missing_ok=True)
         self._started_at = asyncio.get_running_loop().time()
-        process = self._process = await _spawn(self._command, "--supervised", str(self.socket))
+        process = await _spawn(self._command, "--supervised", str(self.socket))
+        self.restarts += self._was_started
+        self._process, self._was_started = process, True
         if self._stopping.is_set():
             self.signal(signal.SIGTERM)
         watching = None if self.external else asyncio.create_task(self._watch_until_ready())
@@ -185,8 +203,6 @@ class Child:
             await asyncio.sleep(READY_CHECK_SECONDS)
 
     async def _wait_to_restart(self, seconds: float) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
-        except TimeoutError:
-            self.restarts += 1

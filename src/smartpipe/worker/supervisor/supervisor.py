@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smartpipe.errors import ConfigError
 from smartpipe.worker.health import HealthServer
 from smartpipe.worker.supervisor.child import Child
 from smartpipe.worker.supervisor.children_handlers import ChildrenLongHandlers
@@ -112,7 +113,7 @@ class Supervisor:
             help.
 
         Raises:
-            ConfigError: The health port cannot be bound.
+            ConfigError: The health port cannot be bound, or no temporary directory is writable.
         """
         async with AsyncExitStack() as stack:
             if self.health is not None:
@@ -123,7 +124,7 @@ class Supervisor:
                 await stack.enter_async_context(self._protection)
             if self._watcher is not None:
                 await stack.enter_async_context(self._watcher)
-            sockets = Path(tempfile.mkdtemp(prefix="smartpipe-", dir=_socket_directory()))  # of mode 0700
+            sockets = _create_socket_directory()
             stack.callback(shutil.rmtree, sockets, ignore_errors=True)
             while not self._stopping.is_set():
                 await self._run_once(sockets)
@@ -235,6 +236,17 @@ async def _wait_for_first(
     finally:
         for task in waiting:
             task.cancel()
+
+
+def _create_socket_directory() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="smartpipe-", dir=_socket_directory()))  # of mode 0700
+    except OSError as error:
+        msg = (
+            f"the supervisor needs a temporary directory for its sockets: {error.strerror or error}; mount a "
+            "writable one at /tmp, or set TMPDIR"
+        )
+        raise ConfigError(msg) from None
 
 
 def _socket_directory() -> str | None:
