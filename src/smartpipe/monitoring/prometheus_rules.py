@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from smartpipe.monitoring.rules import build_rules, left_out
+from smartpipe.monitoring.rules import build_rules, explain_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ def write_rule_file(services: Sequence[Declares], *, application: str, options: 
     lines = [
         "# Alerts for the services " + ", ".join(sorted({one.name for one in services})) + ".",
         "# Written by `smartpipe telemetry alerts --format prometheus`; run it again when services change.",
-        *(f"# {name} is left out, because {reason}." for name, reason in left_out(options).items()),
+        *(f"# {name} is left out, because {reason}." for name, reason in explain_left_out(options).items()),
         "groups:",
         f"- name: {_quote(f'smartpipe {application}')}",
         "  rules:",

@@ -95,7 +95,7 @@ class _Scope(NamedTuple):
 
 
 def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rule]:
-    """Return the alert rules of *services*, without those of ``left_out``.
+    """Return the alert rules of *services*, without those of ``explain_left_out``.
 
     Raises:
         ConfigError: No service has a handler, so no worker runs that could be watched.
@@ -125,10 +125,10 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
         *_rules_of_handlers(scope, options),
         *_rules_of_publishing(scope, options),
     ]
-    return [rule for rule in rules if rule.name not in left_out(options)]
+    return [rule for rule in rules if rule.name not in explain_left_out(options)]
 
 
-def left_out(options: AlertOptions) -> dict[str, str]:
+def explain_left_out(options: AlertOptions) -> dict[str, str]:
     """Return the rules that could never fire with these options, by name, each with the reason."""
     longest = AGE_BOUNDS[-1]
     if options.promise_seconds < longest:

@@ -16,10 +16,10 @@ from smartpipe.worker.supervisor.restarts import (
     AwaitChange,
     GiveUp,
     ProcessExit,
+    choose_wait_seconds,
     count_failures,
     decide_after_exit,
     describe_exit,
-    wait_seconds,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Child:
                     raise
                 # The system lacks memory, processes or file descriptors for now. The other processes continue.
                 failures += 1
-                seconds = wait_seconds(failures)
+                seconds = choose_wait_seconds(failures)
                 log.error("process %s cannot be started, retrying in %g s: %s", self.name, seconds, error)  # noqa: TRY400
                 await self._wait_to_restart(seconds)
                 continue

@@ -56,10 +56,10 @@ def decide_after_exit(
         return AwaitChange()
     if is_misconfigured and not any_was_ready:
         return GiveUp(ended.code)
-    return Restart(wait_seconds(failures))
+    return Restart(choose_wait_seconds(failures))
 
 
-def wait_seconds(failures: int) -> float:
+def choose_wait_seconds(failures: int) -> float:
     """Return the time until the next start after this number of *failures* in a row."""
     return min(MAX_WAIT_SECONDS, MIN_WAIT_SECONDS * 2.0 ** min(failures - 1, 10))
 
