@@ -245,6 +245,13 @@ def test_wrong_values_are_replaced_by_the_defaults_with_a_warning() -> None:
     )
 
 
+def test_an_endpoint_that_is_not_a_url_is_named_once() -> None:
+    options = read_options({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:secret@[::1"})
+
+    assert options.endpoint == "that address"
+    assert options.warnings == ("OTEL_EXPORTER_OTLP_ENDPOINT is not a URL: Invalid IPv6 URL",)
+
+
 def test_a_timeout_of_the_exporter_is_left_to_it() -> None:
     assert not has_exporter_timeout({})
     assert has_exporter_timeout({"OTEL_EXPORTER_OTLP_TIMEOUT": "3"})

@@ -65,7 +65,7 @@ def read_options(environ: Mapping[str, str]) -> OtlpOptions:
         url = urlsplit(_first(environ, "ENDPOINT") or PROTOCOLS[protocol][1])
     except ValueError as error:  # the exporter will report it, too
         warnings.append(f"OTEL_EXPORTER_OTLP_ENDPOINT is not a URL: {error}")
-        url = urlsplit("")
+        url = urlsplit("that address")  # as the lines after the warning call it
     host = url.netloc.rpartition("@")[2]  # without a user and a password
     seconds = [
         _read_milliseconds(environ, name, default, warnings)
