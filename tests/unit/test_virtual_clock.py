@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 import types
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from anyio.pytest_plugin import get_runner
 
 from smartpipe import ConfigError
 from smartpipe.testing import clock as virtual_clock
@@ -23,7 +24,7 @@ from smartpipe.testing import virtual_time
 from smartpipe.testing.clock import SPEEDUP, THREAD_SECONDS, _VirtualSelector, _waits_for_the_world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 
 
 class Inner:
@@ -185,6 +186,29 @@ async def wait_for_a_future() -> None:
     await asyncio.get_running_loop().create_future()
 
 
+async def wait_for_a_shielded_task() -> None:
+    await asyncio.shield(asyncio.create_task(asyncio.sleep(3_600)))
+
+
+async def wait_for_a_shielded_future() -> None:
+    await asyncio.shield(asyncio.get_running_loop().create_future())
+
+
+async def wait_within(wait: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+    await wait()
+    yield
+
+
+async def wait_to_enter(wait: Callable[[], Awaitable[object]]) -> None:
+    async with asynccontextmanager(wait_within)(wait):
+        pass
+
+
+async def wait_to_iterate(wait: Callable[[], Awaitable[object]]) -> None:
+    async for _ in wait_within(wait):
+        pass
+
+
 @types.coroutine
 def wait_in_a_generator() -> Generator[Any, None, None]:
     yield from asyncio.get_running_loop().create_future().__await__()
@@ -200,9 +224,15 @@ def wait_in_a_generator() -> Generator[Any, None, None]:
         (lambda: asyncio.wait_for(asyncio.Event().wait(), 3_600), False),
         (lambda: asyncio.Semaphore(0).acquire(), False),
         (lambda: anyio.sleep(3_600), False),
+        (wait_for_a_shielded_task, False),
+        (lambda: wait_to_enter(asyncio.Semaphore(0).acquire), False),
+        (lambda: wait_to_iterate(lambda: asyncio.sleep(3_600)), False),
         (wait_for_a_connection, True),
         (wait_for_a_connection_of_anyio, True),
         (wait_for_a_future, True),
+        (wait_for_a_shielded_future, True),
+        (lambda: wait_to_enter(wait_for_a_connection), True),
+        (lambda: wait_to_iterate(wait_for_a_connection), True),
         (wait_in_a_generator, True),
     ],
 )
@@ -217,6 +247,16 @@ async def test_only_a_task_that_waits_for_a_timer_or_another_task_does_not_wait_
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+def test_the_test_runner_of_anyio_waits_for_the_test_and_not_for_the_world() -> None:
+    async def run() -> None:
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 2
+        assert not any(map(_waits_for_the_world, asyncio.all_tasks()))
+
+    with get_runner("asyncio", {}) as runner:
+        runner.run_test(run, {})
 
 
 class Slow(threading.Thread):

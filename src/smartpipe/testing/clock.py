@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING, Any
 
 from smartpipe.errors import ConfigError
@@ -26,6 +28,8 @@ _OURS = __name__.partition(".")[0] + "."
 _INNER_WAITS = ("asyncio.task", "asyncio.locks", "asyncio.queues", _OURS)
 """Modules whose coroutines wait for a timer or for another task."""
 _OUTER_WAITS = f"{_OURS}transports.aws."
+_TEST_RUNNER = "_call_in_runner_task"
+"""The function of anyio's pytest plugin that waits for the test, in another task."""
 _FRAMES = ("cr_frame", "gi_frame", "ag_frame")
 _AWAITED = ("cr_await", "gi_yieldfrom", "ag_await")
 
@@ -95,19 +99,34 @@ def _waits_for_the_world(task: asyncio.Task[Any]) -> bool:
     waiter = task._fut_waiter  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio has no public access to it
     if waiter is None or isinstance(waiter, asyncio.Task) or type(waiter).__module__ == "asyncio.tasks":
         return False
-    *_, before, last = ["", "", *_modules_of(task.get_coro())]
+    callbacks = getattr(waiter, "_callbacks", None) or ()
+    if any(_shields_a_task(call) for call, *_ in callbacks):  # the shielded task is checked itself
+        return False
+    *_, (before, _), (last, function) = [("", ""), ("", ""), *_functions_of(task.get_coro())]
     if last == "asyncio.locks":  # anyio waits for its sockets with asyncio's events
         return before.startswith("anyio.")
+    if last.startswith("anyio.") and function == _TEST_RUNNER:
+        return False
     return not last.startswith(_INNER_WAITS) or last.startswith(_OUTER_WAITS)
 
 
-def _modules_of(coroutine: Any) -> Iterator[str]:
-    """Yield the modules of the coroutines that await one another, as far as Python shows them."""
+def _shields_a_task(call: Any) -> bool:
+    """Return whether *call* is the callback with which ``asyncio.shield`` connects a future to a task."""
+    return getattr(call, "__qualname__", "").startswith("shield.") and any(
+        isinstance(cell.cell_contents, asyncio.Task) for cell in call.__closure__ or ()
+    )
+
+
+def _functions_of(coroutine: Any) -> Iterator[tuple[str, str]]:
+    """Yield the modules and names of the coroutines that await one another, as far as Python shows them."""
     while coroutine is not None:
+        if type(coroutine).__name__.startswith("async_generator_"):  # a step of ``async for``, or of its end
+            referents = gc.get_referents(coroutine)
+            coroutine = next((one for one in referents if isinstance(one, AsyncGeneratorType)), None)
         frame = next((found for name in _FRAMES if (found := getattr(coroutine, name, None)) is not None), None)
         if frame is None:
             return
-        yield str(frame.f_globals.get("__name__", ""))
+        yield str(frame.f_globals.get("__name__", "")), frame.f_code.co_name
         coroutine = next((found for name in _AWAITED if (found := getattr(coroutine, name, None)) is not None), None)
 
 
