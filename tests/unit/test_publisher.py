@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -446,6 +447,26 @@ def test_if_the_iterable_of_publish_many_fails_its_exception_has_a_note_of_the_e
     [note] = caught.value.__notes__
     assert note.startswith("publish_many: of the events read before, 1 event was not published: ")
     assert note.endswith("(UserLeft): InvalidMessageContents: bad characters")
+
+
+def test_an_exception_of_the_iterable_that_refuses_the_note_is_raised_nevertheless() -> None:
+    transport = FakeTransport()
+    transport.script["publish"].append([refused(0)])
+
+    @dataclass(frozen=True)
+    class GoneError(Exception):
+        table: str
+
+    def failing() -> Iterator[UserLeft]:
+        yield from leave(1)
+        raise GoneError("orders")
+
+    async def main() -> None:
+        async with publisher(transport) as p:
+            await p.publish_many(failing())
+
+    with pytest.raises(GoneError):
+        run_virtually(main())
 
 
 def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:

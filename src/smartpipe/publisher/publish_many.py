@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -191,9 +192,13 @@ def read_chunks(
 
 
 def add_failures(error: Exception, failures: Sequence[PublishFailure]) -> None:
-    """Add a note about *failures* to the error that ends ``publish_many``. They would be lost with it."""
+    """Add a note about *failures* to the error that ends ``publish_many``. They would be lost with it.
+
+    An error that refuses the note, such as a frozen dataclass, stays as it is, because the caller must get this error.
+    """
     if failures:
-        error.add_note(f"publish_many: of the events read before, {PublishError(failures)}")
+        with suppress(Exception):
+            error.add_note(f"publish_many: of the events read before, {PublishError(failures)}")
 
 
 async def publish_in_chunks(
