@@ -367,3 +367,23 @@ async def test_another_event_loop_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(ConfigError, match=r"virtual time needs asyncio's own event loop, not .*Loop$"):
         virtual_time()
+
+
+async def test_a_task_is_looked_at_once_for_each_future_that_it_waits_for(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = list[str]()
+
+    def look(task: asyncio.Task[Any]) -> bool:
+        looked_at.append(task.get_name())
+        return _waits_for_the_world(task)
+
+    monkeypatch.setattr(virtual_clock, "_waits_for_the_world", look)
+
+    with virtual_time():
+        idle = asyncio.create_task(asyncio.Event().wait(), name="idle")
+        for _ in range(50):
+            await asyncio.sleep(1)
+        assert looked_at.count("idle") == 1
+        idle.cancel()
+    assert slow.is_alive()

@@ -147,6 +147,7 @@ class _VirtualSelector:
         self.busy = list(busy)
         self._next_timer = next_timer
         self._tasks = tasks
+        self._waits: dict[asyncio.Task[Any], tuple[Any, bool]] = {}
         self._sockets_before = len(inner.get_map())
         self._threads_before = set(threading.enumerate())
         # One socket is the loop's own, and one thread is this one.
@@ -174,12 +175,23 @@ class _VirtualSelector:
 
     def _has_unknown_waits(self) -> bool:
         """Return whether there are sockets or threads that a task may wait for."""
-        if self._others_before and any(map(_waits_for_the_world, self._tasks())):
-            return True
-        return len(self.inner.get_map()) > self._sockets_before or any(
+        if len(self.inner.get_map()) > self._sockets_before or any(
             thread not in self._threads_before and not thread.name.startswith(_KNOWN_THREADS)
             for thread in threading.enumerate()
-        )
+        ):
+            return True
+        return self._others_before and self._has_outer_waits()
+
+    def _has_outer_waits(self) -> bool:
+        """Return whether a task waits for the world. Between two timers, most tasks wait for the same future."""
+        known, self._waits = self._waits, {}
+        for task in self._tasks():
+            waiter = task._fut_waiter  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            found = known.get(task)
+            if found is None or found[0] is not waiter:
+                found = waiter, _waits_for_the_world(task)
+            self._waits[task] = found
+        return any(outer for _, outer in self._waits.values())
 
     def __getattr__(self, name: str) -> Any:
         """Forward everything else to the loop's selector."""
