@@ -424,6 +424,19 @@ def test_an_empty_schema_directory_such_as_of_a_submodule_that_was_not_fetched_i
     assert done.returncode == 2
 
 
+def test_a_directory_of_a_type_that_is_a_submodule_and_was_not_fetched_is_an_error(shop: Shop) -> None:
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=shop.directory, text=True).strip()
+    shop.git("rm", "-r", "--quiet", "schemas/order.placed")
+    (shop.directory / "schemas" / "order.placed").mkdir(parents=True)
+    shop.git("update-index", "--add", "--cacheinfo", f"160000,{head},schemas/order.placed")
+    shop.git("commit", "--quiet", "--message", "Link the schemas")
+
+    done = shop.check("--against", "git:HEAD")
+
+    assert "schema directory 'schemas/order.placed' is empty; run `smartpipe schema export` or, if it" in done.stderr
+    assert done.returncode == 2
+
+
 def test_outside_of_a_repository_git_is_not_possible(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(EVENTS)
 

@@ -155,8 +155,9 @@ def read_git(reference: str, directory: Path) -> Versions:
     # git lists a submodule that is not fetched as "./".
     paths = [path for path in modes if path not in {"", "./"} and path.startswith(start)]
     links = [directory / path.removeprefix(start) for path in paths if modes[path].startswith(_NOT_IN_COMMIT)]
-    for link in links:
-        if link.parent == directory and link.is_dir() and (link.is_symlink() or (link / ".git").exists()):
+    for link in (link for link in links if link.parent == directory):
+        refuse_empty(link)
+        if link.is_dir() and (link.is_symlink() or (link / ".git").exists()):
             raise ConfigError(
                 f"{str(link)!r} is a symbolic link or a submodule, and git:{reference} does not have its "
                 "files; pass the directory that has them to --directory"
