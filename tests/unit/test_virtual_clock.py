@@ -210,8 +210,12 @@ async def wait_to_iterate(wait: Callable[[], Awaitable[object]]) -> None:
 
 
 @types.coroutine
-def wait_in_a_generator() -> Generator[Any, None, None]:
+def wait_as_a_generator() -> Generator[Any, None, None]:
     yield from asyncio.get_running_loop().create_future().__await__()
+
+
+async def wait_in_a_generator() -> None:
+    await wait_as_a_generator()
 
 
 @pytest.mark.parametrize(
