@@ -414,19 +414,26 @@ def test_the_deadline_counts_from_the_publish_and_not_from_its_request() -> None
     assert run_virtually(main()) < 60
 
 
-def test_if_the_iterable_of_publish_many_fails_the_events_read_before_are_published() -> None:
-    transport = FakeTransport()
+def publish_until(error: Exception, transport: FakeTransport, count: int) -> None:
+    """Publish *count* events of an iterable that raises *error* then."""
 
     def failing() -> Iterator[UserLeft]:
-        yield from leave(15)
-        raise KeyError("the database went away")
+        yield from leave(count)
+        raise error
 
     async def main() -> None:
         async with publisher(transport) as p:
             await p.publish_many(failing())
 
+    run_virtually(main())
+
+
+def test_if_the_iterable_of_publish_many_fails_the_events_read_before_are_published() -> None:
+    transport = FakeTransport()
+
     with pytest.raises(KeyError):
-        run_virtually(main())
+        publish_until(KeyError("the database went away"), transport, 15)
+
     assert transport.batches("publish") == [10, 5]
 
 
@@ -434,16 +441,9 @@ def test_if_the_iterable_of_publish_many_fails_its_exception_has_a_note_of_the_e
     transport = FakeTransport()
     transport.script["publish"].append([refused(3)])
 
-    def failing() -> Iterator[UserLeft]:
-        yield from leave(15)
-        raise KeyError("the database went away")
-
-    async def main() -> None:
-        async with publisher(transport) as p:
-            await p.publish_many(failing())
-
     with pytest.raises(KeyError) as caught:
-        run_virtually(main())
+        publish_until(KeyError("the database went away"), transport, 15)
+
     [note] = caught.value.__notes__
     assert note.startswith("publish_many: of the events read before, 1 event was not published: ")
     assert note.endswith("(UserLeft): InvalidMessageContents: bad characters")
@@ -457,16 +457,8 @@ def test_an_exception_of_the_iterable_that_refuses_the_note_is_raised_neverthele
     class GoneError(Exception):
         table: str
 
-    def failing() -> Iterator[UserLeft]:
-        yield from leave(1)
-        raise GoneError("orders")
-
-    async def main() -> None:
-        async with publisher(transport) as p:
-            await p.publish_many(failing())
-
     with pytest.raises(GoneError):
-        run_virtually(main())
+        publish_until(GoneError("orders"), transport, 1)
 
 
 def test_an_outage_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
