@@ -48,6 +48,12 @@ class Contract(NamedTuple):
         return int(self.version.partition(".")[0])
 
 
+def parse_version(version: str) -> tuple[int, int]:
+    """Return the major and the minor version as numbers, which have the order of the versions."""
+    major, _, minor = version.partition(".")
+    return int(major), int(minor)
+
+
 class Shared(NamedTuple):
     """The arguments that an event class passes on to its subclasses."""
 

@@ -11,6 +11,7 @@ from smartpipe.contracts.files import ACCEPTED_FILE, write_text
 from smartpipe.contracts.findings import RULES
 from smartpipe.contracts.schemas import render_json
 from smartpipe.errors import ConfigError
+from smartpipe.events import parse_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,9 +44,9 @@ class Accepted(BaseModel):
             return False
         if not self.versions or finding.version in self.versions:
             return True
-        accepted, version = map(_number, self.versions), _number(finding.version)
+        accepted, version = map(parse_version, self.versions), parse_version(finding.version)
         last = max((one for one in accepted if one[0] == version[0]), default=(0,))
-        return bool(finding.against) and all(_number(one) < last for one in finding.against)
+        return bool(finding.against) and all(parse_version(one) < last for one in finding.against)
 
 
 _FILE = TypeAdapter(list[Accepted])
@@ -94,7 +95,7 @@ def add_accepted(directory: Path, findings: Sequence[Finding], reason: str, path
         reason=reason.strip(),
         date=date.today(),  # noqa: DTZ011 - local
         path=path,
-        versions=sorted({one.version for one in findings}, key=_number),
+        versions=sorted({one.version for one in findings}, key=parse_version),
     )
     others = [one for one in read_accepted(directory) if (one.code, one.type, one.path) != (code, type_, path)]
     entries = sorted([*others, added], key=lambda one: (one.type, one.code, one.path or ""))
@@ -114,7 +115,3 @@ def apply_accepted(findings: Iterable[Finding], accepted: Iterable[Accepted]) ->
                 if one in unused:
                     unused.remove(one)
     return unused
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))

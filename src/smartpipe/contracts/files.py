@@ -18,7 +18,7 @@ from smartpipe.contracts.compare import Document
 from smartpipe.contracts.keywords import find_wrong_keyword
 from smartpipe.contracts.schemas import envelope_schema, event_schema, render_json
 from smartpipe.errors import ConfigError
-from smartpipe.events import contract_of
+from smartpipe.events import contract_of, parse_version
 from smartpipe.keys import escape
 
 if TYPE_CHECKING:
@@ -57,8 +57,7 @@ class Declaration(BaseModel):
     @property
     def number(self) -> tuple[int, int]:
         """Major and minor version."""
-        major, _, minor = self.version.partition(".")
-        return int(major), int(minor)
+        return parse_version(self.version)
 
 
 class Described(NamedTuple):

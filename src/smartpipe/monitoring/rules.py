@@ -125,7 +125,8 @@ def build_rules(services: Sequence[Declares], options: AlertOptions) -> list[Rul
         *_rules_of_handlers(scope, options),
         *_rules_of_publishing(scope, options),
     ]
-    return [rule for rule in rules if rule.name not in explain_left_out(options)]
+    left_out = explain_left_out(options)
+    return [rule for rule in rules if rule.name not in left_out]
 
 
 def explain_left_out(options: AlertOptions) -> dict[str, str]:

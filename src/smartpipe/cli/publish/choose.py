@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from smartpipe.errors import ConfigError
-from smartpipe.events import contract_of
+from smartpipe.events import contract_of, parse_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,14 +26,14 @@ def choose_event(events: Sequence[type[Event]], type_: str, version: str | None)
     found = {contract_of(event).version: event for event in events if contract_of(event).type == type_}
     if not found:
         raise ConfigError(_describe_unknown_type(events, type_))
-    declared = _join_words(sorted(found, key=_numbers_of))
+    declared = _join_words(sorted(found, key=parse_version))
     matching = [event for full, event in found.items() if version in (None, full, full.partition(".")[0])]
     if not matching:
         are = "its versions are" if len(found) > 1 else "its version is"
         raise ConfigError(f"{type_} has no version {version}: {are} {declared}")
     if len(matching) > 1:
         raise ConfigError(
-            f"{type_} has the versions {declared}: choose one, as in --version {max(found, key=_numbers_of)}"
+            f"{type_} has the versions {declared}: choose one, as in --version {max(found, key=parse_version)}"
         )
     return matching[0]
 
@@ -54,7 +54,3 @@ def _describe_unknown_type(events: Sequence[type[Event]], type_: str) -> str:
 def _join_words(words: Iterable[str]) -> str:
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _numbers_of(version: str) -> tuple[int, ...]:
-    return tuple(map(int, version.split(".")))
